@@ -1,0 +1,105 @@
+"""Preference pairs made by rule against hallucination: the better answer is known from the data.
+
+* A clip without speech, asked for its words: better "there is no speech", worse an invented transcript.
+* A clip with speech: better its transcript; worse the transcript of another clip, one with words left
+  out, one with words added, or the claim that there is no speech (else the denial would always win).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.clip import Clip
+from data_pipelines.source import read_shard
+from data_pipelines.split import draw
+
+NO_SPEECH = "There is no speech in this recording."
+QUESTIONS = (
+    "What does the speaker say?",
+    "What does the person say?",
+    "Please transcribe this recording.",
+    "What is said in this clip?",
+    "Write down the words that are spoken.",
+    "Give me the transcript of this audio.",
+)
+# Classes in which somebody may be heard: not clean examples of "no speech".
+_VOICES = ("human sound", "singing voice")
+MIN_WORDS = 3
+PAIRS_PER_CLIP = 2
+
+
+def _pick(items: Sequence[Any], *names: object) -> Any:
+    return items[int(draw(*names) * len(items))]
+
+
+def without_words(words: list[str], *names: object) -> list[str]:
+    """About a third of the words (at least one) left out, as one run."""
+    num = max(1, round(len(words) / 3))
+    start = int(draw(*names) * (len(words) - num + 1))
+    return words[:start] + words[start + num :]
+
+
+def with_words(words: list[str], other: list[str], *names: object) -> list[str]:
+    """Up to three words of another text inserted at one place."""
+    start = int(draw(*names) * (len(words) + 1))
+    return words[:start] + other[: min(3, len(other))] + words[start:]
+
+
+def _worse_transcript(kind: str, text: str, others: list[str], *names: object) -> str:
+    # A wrong transcript of like length cannot be told by its length alone.
+    near = sorted(others, key=lambda other: (abs(len(other) - len(text)), draw(*names, other)))[:8]
+    other = _pick(near, *names, "other")
+    if kind == "wrong clip":
+        return str(other)
+    if kind == "words left out":
+        return " ".join(without_words(text.split(), *names, "cut"))
+    if kind == "words added":
+        return " ".join(with_words(text.split(), other.split(), *names, "insert"))
+    return NO_SPEECH
+
+
+def pair(clip: Clip, kind: str, *, chosen: str, rejected: str, seed: int) -> Clip:
+    """The clip as a preference record: messages end with the user's turn."""
+    question = _pick(QUESTIONS, seed, clip.key, kind, "question")
+    facts = {name: clip.record[name] for name in ("language", "label", "split", "source", "license", "speaker", "text") if name in clip.record}
+    record = {
+        **facts,
+        "messages": [{"role": "user", "content": f"<audio>{question}"}],
+        "chosen": chosen,
+        "rejected": rejected,
+        "family": kind,
+        "task": "preference",
+    }
+    return replace(clip, key=f"{clip.key}-{kind.replace(' ', '-')}", record=record)
+
+
+def pairs(shards: list[str], digests: list[str], split: str, seed: int) -> Iterator[Clip]:
+    """Pairs from English speech and from sounds of ``shards``; ``digests`` tie the recipe to their content."""
+    assert len(shards) == len(digests)
+    clips = [clip for shard in shards for clip in read_shard(Path(shard)) if clip.record["split"] == split]
+    speech = [
+        clip
+        for clip in clips
+        if clip.record.get("language") == "en" and len(clip.record["text"].split()) >= MIN_WORDS
+    ]
+    texts = sorted({clip.record["text"] for clip in speech})
+    kinds = ("wrong clip", "words left out", "words added", "speech denied")
+    for clip in clips:
+        if "text" in clip.record or clip.record.get("label") in _VOICES:
+            continue
+        for turn in range(PAIRS_PER_CLIP):
+            invented = _pick(texts, seed, clip.key, turn)
+            kind = "invented speech" if turn == 0 else f"invented speech {turn + 1}"
+            made = pair(clip, kind, chosen=NO_SPEECH, rejected=invented, seed=seed)
+            yield replace(made, record={**made.record, "family": "invented speech"})
+    for clip in speech:
+        text = clip.record["text"]
+        others = [other for other in texts if other != text]
+        first = int(draw(seed, clip.key, "kind") * len(kinds))
+        for turn in range(PAIRS_PER_CLIP):
+            kind = kinds[(first + turn) % len(kinds)]
+            worse = _worse_transcript(kind, text, others, seed, clip.key, kind)
+            yield pair(clip, kind, chosen=text, rejected=worse, seed=seed)

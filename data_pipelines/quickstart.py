@@ -1,0 +1,168 @@
+"""Makes the synthetic data of the quickstart on the spot: ``python -m data_pipelines.quickstart --out DIR``.
+
+| shards          | content                                                                             |
+|-----------------|-------------------------------------------------------------------------------------|
+| asr-train-*     | English sentences in many synthetic voices                                          |
+| asr-test        | held-out sentences in held-out synthetic voices                                     |
+| speed-train     | the real English training prompts, slower and faster                                |
+| chat-train-*    | spoken questions with written answers                                               |
+| chat-test       | held-out questions in held-out synthetic voices                                     |
+| notes-train, notes-test | notes of General MIDI instruments; unseen pairs of program and pitch in the test |
+| dpo-train, dpo-test | preference pairs made by rule (:mod:`data_pipelines.preferences`)               |
+
+Shards are FLAC. Made in parallel, a shard at a time; run again, only what is missing is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import soxr
+from tqdm import tqdm
+
+from data_pipelines import notes, preferences, voice_chat
+from data_pipelines.clip import SAMPLE_RATE, Clip
+from data_pipelines.shards import Job, make
+from data_pipelines.source import file_digest, read_shard
+from data_pipelines.starter import NUM_HELD_OUT_QUESTIONS, NUM_UNSEEN_VOICE
+from data_pipelines.synth import Espeak, draw_voice
+
+CLIPS_PER_SHARD = 1000
+SPEEDS = (0.89, 1.11)
+
+
+def speak_sentences(sentences: list[str], split: str, seed: int, first: int) -> Iterator[Clip]:
+    """Sentences as speech recognition clips; the voices are held-out ones for any split but "train"."""
+    engine = Espeak()
+    for i, text in enumerate(sentences, start=first):
+        voice = draw_voice(text, seed=seed, held_out=split != "train")
+        record = {
+            "text": text,
+            "language": "en",
+            "split": split,
+            "speaker": f"espeak-{voice.name}",
+            "source": "espeak-wordnet",
+            "license": "WordNet-3.0",
+        }
+        yield Clip(f"espeak-asr-{split}-{i:05d}", engine.speak(text, voice), record)
+
+
+def speak_questions(questions: list[dict[str, str]], split: str, seed: int, first: int) -> Iterator[Clip]:
+    """Questions as voice-chat clips; the voices are held-out ones for any split but "train"."""
+    engine = Espeak()
+    for i, fields in enumerate(questions, start=first):
+        question = voice_chat.Question(**fields)
+        # A question that comes again gets another voice.
+        voice = draw_voice(f"{question.spoken} {i}", seed=seed, held_out=split != "train")
+        record = voice_chat.record(question, split=split, speaker=f"espeak-{voice.name}", source="espeak-chat")
+        yield Clip(f"espeak-chat-{split}-{i:05d}", engine.speak(f"{question.spoken}?", voice), record)
+
+
+def render_notes(items: list[dict[str, Any]], split: str, seed: int) -> Iterator[Clip]:
+    """Notes as instrument clips."""
+    return notes.render([notes.Note(**item) for item in items], split=split, seed=seed)
+
+
+def change_speed(shard: str, digest: str, speeds: list[float]) -> Iterator[Clip]:
+    """Copies of the English clips of a shard at other speeds (pitch changes with it, as on a tape)."""
+    for clip in read_shard(Path(shard)):
+        if clip.record.get("language") != "en":
+            continue
+        for speed in speeds:
+            wave = soxr.resample(clip.wave, SAMPLE_RATE * speed, SAMPLE_RATE)
+            yield Clip(f"{clip.key}-speed-{round(100 * speed):03d}", wave, {**clip.record, "speed": speed})
+
+
+def _pieces(items: list[Any]) -> list[tuple[int, list[Any]]]:
+    return [(i, items[i : i + CLIPS_PER_SHARD]) for i in range(0, len(items), CLIPS_PER_SHARD)]
+
+
+def jobs(starter: Path, out: Path, *, num_sentences: int, num_questions: int, num_notes: int, seed: int) -> list[Job]:
+    """Every shard to make. Texts come from the starter data, where no training text is a held-out one."""
+    sentences = (starter / "texts/train.txt").read_text(encoding="utf-8").splitlines()
+    if num_sentences > len(sentences):
+        raise ValueError(f"{num_sentences} sentences wanted, {starter / 'texts/train.txt'} has {len(sentences)}")
+    # Spread over the sorted list, so that a small number still covers all the words.
+    sentences = sorted(sentences, key=lambda text: voice_chat.draw(seed, text))[:num_sentences]
+    test_sentences = (starter / "texts/synthetic-test.txt").read_text(encoding="utf-8").splitlines()
+    train_questions, held_out = voice_chat.split(NUM_HELD_OUT_QUESTIONS)
+    questions = [asdict(question) for question in voice_chat.choose(train_questions, num_questions, seed=seed)]
+    test_questions = [asdict(question) for question in held_out[NUM_UNSEEN_VOICE:]]
+    train_notes, test_notes = ([asdict(note) for note in side] for side in notes.split())
+    real = starter / "speech-train.tar"
+
+    found = [
+        Job(out / f"asr-train-{first // CLIPS_PER_SHARD:05d}.tar", speak_sentences, (part, "train", seed, first), len(part))
+        for first, part in _pieces(sentences)
+    ]
+    found += [
+        Job(out / f"chat-train-{first // CLIPS_PER_SHARD:05d}.tar", speak_questions, (part, "train", seed, first), len(part))
+        for first, part in _pieces(questions)
+    ]
+    found += [
+        Job(out / "asr-test.tar", speak_sentences, (test_sentences, "test", seed, 0), len(test_sentences)),
+        Job(out / "chat-test.tar", speak_questions, (test_questions, "test", seed, 0), len(test_questions)),
+        Job(out / "notes-train.tar", render_notes, (train_notes[:num_notes], "train", seed), min(num_notes, len(train_notes))),
+        Job(out / "notes-test.tar", render_notes, (test_notes, "test", seed), len(test_notes)),
+        Job(out / "speed-train.tar", change_speed, (str(real), file_digest(real), list(SPEEDS)), 1000),
+    ]
+    for split in ("train", "test"):
+        shards = [str(starter / f"{kind}-{split}.tar") for kind in ("speech", "sound")]
+        digests = [file_digest(Path(shard)) for shard in shards]
+        found.append(Job(out / f"dpo-{split}.tar", preferences.pairs, (shards, digests, split, seed), 500))
+    return found
+
+
+def build(
+    starter: Path,
+    out: Path,
+    *,
+    num_sentences: int = 9000,
+    num_questions: int = 2000,
+    num_notes: int = 1000,
+    seed: int = 0,
+    num_workers: int | None = None,
+) -> None:
+    """Makes all shards in ``out`` with a progress bar, and says how long it took."""
+    started = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    todo = jobs(
+        starter, out, num_sentences=num_sentences, num_questions=num_questions, num_notes=num_notes, seed=seed
+    )
+    workers = num_workers or len(os.sched_getaffinity(0))
+    with tqdm(total=sum(job.num_clips for job in todo), unit=" clips", desc="synthetic data") as bar:
+        made = make(todo, num_workers=workers, progress=lambda num: bool(bar.update(num)))
+    size = sum(job.path.stat().st_size for job in todo) / 1e6
+    print(f"{len(todo)} shards, {size:.0f} MB in {out}: {made} clips made in {time.monotonic() - started:.0f} s")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m data_pipelines.quickstart", description=__doc__.split("\n")[0])
+    parser.add_argument("--starter", type=Path, default=Path("data/starter"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--sentences", type=int, default=9000)
+    parser.add_argument("--questions", type=int, default=2000)
+    parser.add_argument("--notes", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
+    arguments = parser.parse_args()
+    build(
+        arguments.starter,
+        arguments.out,
+        num_sentences=arguments.sentences,
+        num_questions=arguments.questions,
+        num_notes=arguments.notes,
+        seed=arguments.seed,
+        num_workers=arguments.workers,
+    )
+
+
+if __name__ == "__main__":
+    main()

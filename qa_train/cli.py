@@ -1,0 +1,182 @@
+"""The command line: `qa-train COMMAND key=value ...`.
+
+Commands import what they need when they run, so that `qa-train --help` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+
+from qa_train import __version__
+
+HELP = f"""qa-train {__version__}: train audio-language models with the recipe of Qwen2-Audio
+
+training stages (Hydra: any key can be overridden as key=value; --cfg job shows the result, --help the groups)
+  pretrain   multi-task pretraining with natural-language prompts
+  sft        voice chat and audio analysis together
+  dpo        direct preference optimization
+             e.g. qa-train pretrain experiment=smoke run.dir=runs/smoke
+             or   torchrun --nproc-per-node 2 -m qa_train pretrain experiment=smoke run.dir=runs/smoke2
+             The same command again resumes from the newest complete checkpoint.
+
+using a model
+  eval       checkpoint=RUN data=FILE.jsonl out=DIR     answer and score a file of questions
+  chat       checkpoint=RUN [audio=[FILE]] [text=TEXT]  ask about audio, once or in a conversation
+  export     checkpoint=RUN out=DIR                     a Hugging Face folder for stock transformers
+
+data
+  data index PATH...         make WebDataset tars of KEY.flac + KEY.json trainable
+  data from-jsonl FILE OUT   turn messages + audios JSONL into shards
+  data order [steps=N world_size=W num_workers=K] [experiment=...]
+                             digest of the order in which a run trains on the samples
+  data COMMAND --help        further commands: {{pipelines}}
+
+CHECKPOINT is a run folder, one of its checkpoints, a Hugging Face folder or a hub id.
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command and exit with its code: 0 done, 1 failure, 2 wrong use, 75 stopped by a signal."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP.format(pipelines=", ".join(sorted(_pipelines())) or "none installed"))
+        sys.exit(0 if words else 2)
+    if words[0] in ("-V", "--version"):
+        print(f"qa-train {__version__}")
+        sys.exit(0)
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "pretrain": lambda rest: _stage("pretrain", rest),
+        "sft": lambda rest: _stage("sft", rest),
+        "dpo": lambda rest: _stage("dpo", rest),
+        "eval": _eval,
+        "chat": _chat,
+        "export": _export,
+        "data": _data,
+    }
+    command = commands.get(words[0])
+    if command is None:
+        print(f"qa-train: no command {words[0]!r}; there are {', '.join(commands)}", file=sys.stderr)
+        sys.exit(2)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    sys.exit(_guarded(words[0], command, words[1:]))
+
+
+def _guarded(name: str, command: Callable[[list[str]], int], rest: list[str]) -> int:
+    """Wrong use and bad input are one clear line; anything else shows its trace."""
+    try:
+        return command(rest)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"qa-train {name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"qa-train {name}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _stage(stage: str, overrides: list[str]) -> int:
+    import hydra
+
+    from qa_train.config import config_dir, register, to_stage_config
+
+    register()
+    codes: list[int] = []
+
+    def task(raw: Any) -> None:
+        # Hydra would shorten the trace of any error; errors are handled here instead.
+        codes.append(_guarded(stage, lambda _: _run_stage(stage, to_stage_config(raw)), []))
+
+    sys.argv = [f"qa-train {stage}", *overrides]
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=stage)(task)()
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return max(codes, default=0)
+
+
+def _run_stage(stage: str, cfg: Any) -> int:
+    from qa_train.train.mixin import StopRun
+
+    try:
+        if stage == "pretrain":
+            from qa_train.train.pretrain import pretrain
+
+            return pretrain(cfg)
+        if stage == "sft":
+            from qa_train.train.sft import sft
+
+            return sft(cfg)
+        from qa_train.train.dpo import dpo
+
+        return dpo(cfg)
+    except StopRun as error:
+        print(f"qa-train {stage}: {error}", file=sys.stderr)
+        return 1
+
+
+def _eval(words: list[str]) -> int:
+    from qa_train.config import EvalConfig, parse_options
+
+    options = parse_options(EvalConfig, words, "eval")
+    from qa_train.eval.harness import evaluate_file
+    from qa_train.infer.generate import Decoding
+
+    result = evaluate_file(
+        options.checkpoint,
+        options.data,
+        options.out,
+        decoding=Decoding(max_new_tokens=options.max_new_tokens),
+        batch_size=options.batch_size,
+        device=options.device,
+        probe=options.probe,
+    )
+    print(json.dumps(result["sources"], indent=2, ensure_ascii=False))
+    print(f"predictions and scores: {options.out}")
+    return 0
+
+
+def _chat(words: list[str]) -> int:
+    from qa_train.config import ChatConfig, parse_options
+
+    options = parse_options(ChatConfig, words, "chat")
+    from qa_train.infer.chat import chat
+
+    return chat(options)
+
+
+def _export(words: list[str]) -> int:
+    from qa_train.config import ExportConfig, parse_options
+
+    options = parse_options(ExportConfig, words, "export")
+    from qa_train.export import export
+
+    print(export(options.checkpoint, options.out))
+    return 0
+
+
+def _data(words: list[str]) -> int:
+    from qa_train import data_cli
+
+    own: dict[str, Callable[[list[str]], int]] = {
+        "index": data_cli.index,
+        "from-jsonl": data_cli.from_jsonl,
+        "order": data_cli.order,
+    }
+    pipelines = _pipelines()
+    name = words[0] if words else ""
+    if name in own:
+        return own[name](words[1:])
+    if name in pipelines:
+        return int(pipelines[name].load()(words[1:]) or 0)
+    raise ValueError(f"data: no command {name!r}; there are {', '.join([*own, *sorted(pipelines)])}")
+
+
+def _pipelines() -> dict[str, Any]:
+    """Commands of data_pipelines, found by entry point: qa_train never imports that package."""
+    return {point.name: point for point in entry_points(group="qa_train.data_commands")}

@@ -1,0 +1,322 @@
+"""Batch k as tensors: read by byte range, decode, log-mel, tokenize; real frames only.
+
+``B`` rows, ``L`` longest row, ``M`` mel bins, ``F`` mel frames of all segments with their tails,
+``S`` segments, ``T`` audio tokens, ``D`` encoder width.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import get_worker_info
+
+from qa_train.config import DataConfig
+from qa_train.data import loader
+from qa_train.data.clips import Clip, ClipReader, SkipSample
+from qa_train.data.encoder_cache import EncoderCache
+from qa_train.data.plan import Plan, SampleRef
+from qa_train.data.prompts import PromptBank
+from qa_train.data.source import Source
+from qa_train.data.template import ENDOFTEXT, IGNORE, encode, encode_pair, special_id
+
+log = logging.getLogger(__name__)
+
+_REASONS = ("read", "bad audio", "changed shard", "unreadable", "not in encoder cache", "too long for a batch")
+_SLOTS = 257
+# Below this many samples the budget counts as if that many had been read: one bad clip among the
+# first ten is no reason to stop.
+_BUDGET_FLOOR = 1000
+
+
+@dataclass(frozen=True)
+class ClipMels:
+    """Clips for the encoder: ``input_features`` [M, F], ``feature_lengths`` [S], tokens per clip."""
+
+    clips: list[Clip]
+    clip_tokens: list[int]
+    input_features: Tensor
+    feature_lengths: Tensor
+
+
+class Batches:
+    """The batches of a run, by number. Picklable: every process opens its own files."""
+
+    def __init__(self, sources: list[Source], plan: Plan, tokenizer: Any, num_mel_bins: int, cfg: DataConfig) -> None:
+        self.sources, self.plan, self.tokenizer = sources, plan, tokenizer
+        self.cfg = cfg
+        self.pad_id = special_id(tokenizer, ENDOFTEXT)
+        self.cache: EncoderCache | None = None
+        self.reader = ClipReader(num_mel_bins)
+        # One row per process, so that no process writes where another does; shared with workers.
+        self._counts = torch.zeros(_SLOTS, len(_REASONS), dtype=torch.int64).share_memory_()
+
+    def build(self, k: int) -> dict[str, Tensor]:
+        """Batch k: input_ids, attention_mask, labels [B, L] right padded, and its audio.
+
+        Audio is ``input_features`` [M, F] with ``feature_lengths`` [S] (real frames per segment,
+        tails not counted), or ``audio_states`` [T, D] when an encoder cache is open, or absent
+        when the batch holds none. Bad clips leave their sample out; a batch of which nothing is
+        left is one padding token without a label.
+        """
+        rows, audio = [], []
+        for ref in self._refs(k):
+            try:
+                audio.append(self._audio(ref))
+            except SkipSample as skip:
+                self._count_skip(ref, skip)
+                continue
+            rows.append(self._encode(ref))
+        return {**self._rows(rows), **_join_audio(audio)}
+
+    def keys(self, k: int) -> list[str]:
+        """ "shard:key:task" of every planned sample of batch k, in order; reads no audio."""
+        names = []
+        for ref in self.plan.batch(k):
+            source = self.sources[ref.source]
+            names.append(f"{source.shard(ref.row).rpartition('/')[2]}:{source.key(ref.row)}:{source.cfg.task}")
+        return names
+
+    def order_digest(self, steps: int, world_size: int = 1, num_workers: int = 0) -> str:
+        """SHA-256 of the global sample order of the first ``steps`` steps, as delivered by the
+        loaders of a run of that shape. It must not depend on the shape."""
+        return loader.order_digest(self, steps * self.plan.batches_per_step, world_size, num_workers)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the data, the mixture or the order change; kept in checkpoints."""
+        return self.plan.fingerprint
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """Samples that could not be used in training so far, by reason, over all worker processes."""
+        counts = self._counts.sum(0).tolist()
+        return +Counter(dict(zip(_REASONS[1:], counts[1:], strict=True)))
+
+    def describe(self) -> str:
+        """The sources as a text table, one line each, with what was left out and why."""
+        lines = [f"  {'source':<16} {'task':<16} {'records':>9} {'samples':>9} {'hours':>8} {'share':>7}  left out"]
+        for row in self.table():
+            out = ", ".join(f"{n} {reason}" for reason, n in (row["left_out"] | row["problems"]).items())
+            lines.append(
+                f"  {row['source']:<16} {row['task']:<16} {row['records']:>9} {row['samples']:>9} "
+                f"{row['hours']:>8.2f} {row['share']:>7.1%}  {out or '-'}"
+            )
+        return "\n".join(lines)
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row per source: records, samples that qualify, hours, weight, share, what was left out."""
+        total = sum(source.weight for source in self.sources)
+        return [
+            {
+                "source": source.name,
+                "task": source.cfg.task,
+                "shards": len(source.shards),
+                "records": source.records_read,
+                "samples": len(source),
+                "hours": round(source.hours, 3),
+                "weight": source.weight,
+                "share": round(source.weight / total, 4),
+                "left_out": dict(source.left_out),
+                "problems": dict(Counter(problem.reason for _, problem in source.problems)),
+            }
+            for source in self.sources
+        ]
+
+    def clips(self) -> Iterator[Clip]:
+        """Every distinct clip of the sources, each once, in shard order."""
+        seen: set[str] = set()
+        for source in self.sources:
+            for row in range(len(source)):
+                for clip in source.clips(row):
+                    if clip.id not in seen:
+                        seen.add(clip.id)
+                        yield clip
+
+    def clips_not_in(self, folder: str | Path, key: str) -> list[Clip]:
+        """The clips that the encoder cache of that key lacks, by length (similar ones together)."""
+        cache = EncoderCache.open(folder, key)
+        missing = [clip for clip in self.clips() if clip.id not in cache]
+        return sorted(missing, key=lambda clip: (clip.num_samples, clip.id))
+
+    def read_mels(self, clips: list[Clip]) -> ClipMels:
+        """The clips as one joined input of the encoder; unreadable ones are left out and logged.
+
+        They stay out of the cache, so training counts them when it comes to them.
+        """
+        good: list[Clip] = []
+        audio = []
+        for clip in clips:
+            try:
+                audio.append(self.reader.mels(clip))
+                good.append(clip)
+            except SkipSample as skip:
+                log.warning("not encoded: %s of %s (%s): %s", clip.member, clip.shard, skip.reason, skip)
+        joined = _join_audio(audio) or {
+            "input_features": torch.zeros(self.reader.num_mel_bins, 0),
+            "feature_lengths": torch.zeros(0, dtype=torch.long),
+        }
+        return ClipMels(good, [clip.num_tokens for clip in good], **joined)
+
+    def use_encoder_cache(self, cache: EncoderCache) -> None:
+        """From now on batches carry ``audio_states`` of this cache, and no audio is read."""
+        self.cache = cache
+
+    def _refs(self, k: int) -> list[SampleRef]:
+        refs = self.plan.batch(k)
+        chapter, first = self.plan.seek_hint(k)
+        counts = self._slot()
+        counts[0] += len(refs)
+        if k == first:
+            # Whoever builds a chapter's first batch reports what fitted into none.
+            for ref in self.plan.chapter(chapter).too_long:
+                counts[0] += 1
+                message = f"more than tokens_per_batch={self.plan.tokens_per_batch} tokens"
+                self._count_skip(ref, SkipSample("too long for a batch", message))
+        return refs
+
+    def _audio(self, ref: SampleRef) -> tuple[list[Tensor], list[int]]:
+        """Mel segments and their real frames, or cached states and no frames."""
+        tensors: list[Tensor] = []
+        lengths: list[int] = []
+        for clip in self.sources[ref.source].clips(ref.row):
+            if self.cache is None:
+                parts, frames = self.reader.mels(clip)
+                tensors += parts
+                lengths += frames
+                continue
+            states = self.cache.get(clip.id)
+            if states is None or len(states) != clip.num_tokens:
+                raise SkipSample("not in encoder cache", f"{clip.id}: fill the cache again")
+            tensors.append(states)
+        return tensors, lengths
+
+    def _encode(self, ref: SampleRef) -> Any:
+        source = self.sources[ref.source]
+        return encode(source.sample(ref.row, ref.epoch), self.tokenizer, source.clip_tokens(ref.row))
+
+    def _rows(self, rows: list[Any]) -> dict[str, Tensor]:
+        ids = [row.input_ids for row in rows] or [[self.pad_id]]
+        labels = [row.labels for row in rows] or [[IGNORE]]
+        return {**_pad_ids(ids, self.pad_id), "labels": _pad(labels, IGNORE)}
+
+    def _slot(self) -> Tensor:
+        worker = get_worker_info()
+        return self._counts[0 if worker is None else 1 + worker.id % (_SLOTS - 1)]
+
+    def _count_skip(self, ref: SampleRef, skip: SkipSample) -> None:
+        source = self.sources[ref.source]
+        log.warning("skipped %s of %s (%s): %s", source.key(ref.row), source.shard(ref.row), skip.reason, skip)
+        self._slot()[_REASONS.index(skip.reason)] += 1
+        counts = self._counts.sum(0).tolist()
+        bad, read = sum(counts[1:]), counts[0]
+        if bad > self.cfg.error_budget * max(read, _BUDGET_FLOOR):
+            raise ValueError(
+                f"{bad} of {read} samples could not be used, more than data.error_budget={self.cfg.error_budget:g} "
+                f"allows; the last: {source.key(ref.row)} of {source.shard(ref.row)} ({skip.reason}): {skip}. "
+                "Repair or index the shards again, or raise the budget."
+            ) from skip
+
+
+class Collator:
+    """Builds the batch whose number is the only item of the list: {"batch": k}, or k itself."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __call__(self, numbers: list[Any]) -> dict[str, Tensor]:
+        if len(numbers) != 1:
+            raise ValueError(f"{len(numbers)} batch numbers at once: set per_device_train_batch_size=1")
+        (item,) = numbers
+        return self.batches.build(int(item["batch"] if isinstance(item, dict) else item))
+
+
+class PreferenceBatches(Batches):
+    """Batches of pairs: rows are [all chosen, all rejected], and each clip is there once.
+
+    Instead of labels: ``completion_mask`` [B, L], 1 on answer tokens; and ``audio_gather`` [N],
+    the place in the joined audio tokens of every ``<|AUDIO|>`` position, row by row.
+    """
+
+    def _encode(self, ref: SampleRef) -> Any:
+        source = self.sources[ref.source]
+        clip_tokens = source.clip_tokens(ref.row)
+        return *encode_pair(source.sample(ref.row, ref.epoch), self.tokenizer, clip_tokens), sum(clip_tokens)
+
+    def _rows(self, rows: list[Any]) -> dict[str, Tensor]:
+        chosen = [prompt + chosen for prompt, chosen, _, _ in rows] or [[self.pad_id]]
+        rejected = [prompt + rejected for prompt, _, rejected, _ in rows] or [[self.pad_id]]
+        prompts = [len(prompt) for prompt, _, _, _ in rows] or [1]
+        ids = chosen + rejected
+        mask = [[0] * n + [1] * (len(row) - n) for n, row in zip(prompts * 2, ids, strict=True)]
+        out = {**_pad_ids(ids, self.pad_id), "completion_mask": _pad(mask, 0)}
+        tokens = sum(count for *_, count in rows)
+        if tokens:
+            out["audio_gather"] = torch.arange(tokens).repeat(2)
+        return out
+
+
+def open_data(
+    cfg: DataConfig, tokenizer: Any, num_mel_bins: int, *, seed: int, batches_per_step: int, preference: bool = False
+) -> Batches:
+    """Open the sources of a config and plan their order; ``preference`` gives PreferenceBatches.
+
+    Raises ValueError when an index is missing or stale, when a source has no usable record, or
+    when indexing left out more records than the error budget allows.
+    """
+    bank = PromptBank.load(cfg.prompt_files, cfg.prompt_languages)
+    sources = [
+        Source(name, source, cfg, bank, tokenizer, seed=seed, pairs=preference) for name, source in cfg.sources.items()
+    ]
+    for source in sources:
+        _check_index_budget(source, cfg.error_budget)
+        if not len(source) and source.weight > 0:
+            raise ValueError(
+                f"source {source.name!r}: none of {source.records_read} records in {len(source.shards)} shards is "
+                f"usable for task {source.cfg.task!r}; left out: {dict(source.left_out)}. Check its task and where"
+            )
+    plan = Plan(
+        sources,
+        seed=seed,
+        tokens_per_batch=cfg.tokens_per_batch,
+        batches_per_step=batches_per_step,
+        chapter_samples=cfg.chapter_samples,
+    )
+    return (PreferenceBatches if preference else Batches)(sources, plan, tokenizer, num_mel_bins, cfg)
+
+
+def _check_index_budget(source: Source, budget: float) -> None:
+    bad = [(shard, problem) for shard, problem in source.problems if problem.reason != "ignored"]
+    if len(bad) > budget * max(source.records_read, _BUDGET_FLOOR):
+        shard, worst = bad[0]
+        raise ValueError(
+            f"source {source.name!r}: {len(bad)} records were unusable when indexed, more than "
+            f"data.error_budget={budget:g} allows; the first: {shard}, key {worst.key!r}, byte {worst.offset}: "
+            f"{worst.detail}. Repair the shards, or raise the budget."
+        )
+
+
+def _join_audio(audio: list[tuple[list[Tensor], list[int]]]) -> dict[str, Tensor]:
+    tensors = [tensor for parts, _ in audio for tensor in parts]
+    lengths = [length for _, part in audio for length in part]
+    if not tensors:
+        return {}
+    if lengths:
+        return {"input_features": torch.cat(tensors, dim=1), "feature_lengths": torch.tensor(lengths)}
+    return {"audio_states": torch.cat(tensors, dim=0)}
+
+
+def _pad_ids(rows: list[list[int]], pad_id: int) -> dict[str, Tensor]:
+    mask = _pad([[1] * len(row) for row in rows], 0)
+    return {"input_ids": _pad(rows, pad_id), "attention_mask": mask}
+
+
+def _pad(rows: list[list[int]], value: int) -> Tensor:
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)

@@ -1,0 +1,76 @@
+"""One clip of a shard: where its bytes lie, and how they become mel frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import crc32c
+import numpy as np
+from torch import Tensor
+
+from qa_train.data.audio import HOP, SAMPLE_RATE, BadAudio, audio_tokens, log_mel, read_clip, segments
+from qa_train.data.storage import RangeReader
+
+
+class SkipSample(ValueError):
+    """A sample that cannot be built; ``reason`` in a few words for the counts."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip as the index knows it; ``num_samples`` at 16 kHz. ``id`` names its content."""
+
+    id: str
+    shard: str
+    member: str
+    offset: int
+    size: int
+    crc32c: int
+    num_samples: int
+
+    @property
+    def duration_s(self) -> float:
+        return self.num_samples / SAMPLE_RATE
+
+    @property
+    def num_tokens(self) -> int:
+        """Audio tokens, over all its segments."""
+        return audio_tokens(self.num_samples)
+
+
+class ClipReader:
+    """Reads clips by byte range and checks them against the index. Picklable."""
+
+    def __init__(self, num_mel_bins: int) -> None:
+        self.num_mel_bins = num_mel_bins
+        self._files = RangeReader()
+
+    def wave(self, clip: Clip) -> np.ndarray:
+        """The clip as float32 [n] at 16 kHz.
+
+        Raises SkipSample when the shard cannot be read or changed, or the audio is bad.
+        """
+        try:
+            raw = self._files.read(clip.shard, clip.offset, clip.size)
+        except (OSError, ValueError) as error:
+            raise SkipSample("unreadable", f"{clip.member}, byte {clip.offset}: {error}") from error
+        if len(raw) != clip.size or crc32c.crc32c(raw) != clip.crc32c:
+            what = f"{clip.member}: {len(raw)} of {clip.size} bytes at {clip.offset} do not match the index's checksum"
+            raise SkipSample("changed shard", f"{what}: damaged, or another shard under this name")
+        try:
+            # One second more than indexed: the length is compared below, so a lie ends the read early.
+            wave = read_clip(raw, max_duration_s=clip.duration_s + 1)
+            if len(wave) != clip.num_samples:
+                raise BadAudio(f"{len(wave)} samples at 16 kHz, the index says {clip.num_samples}")
+        except BadAudio as error:
+            raise SkipSample("bad audio", f"{clip.member}, byte {clip.offset}: {error}") from error
+        return wave
+
+    def mels(self, clip: Clip) -> tuple[list[Tensor], list[int]]:
+        """Log-mel [M, L + tail] of each segment of a clip, and L, the real frames of each."""
+        parts = segments(self.wave(clip))
+        return [log_mel(part, self.num_mel_bins) for part in parts], [len(part) // HOP for part in parts]

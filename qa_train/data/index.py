@@ -1,0 +1,262 @@
+"""The sidecar of a shard, ``X.tar.index.parquet``: one row per record, made by one scan.
+
+With it the plan knows every length before any audio is read, and reading is by byte range. The
+rows hold: key; for each clip its member name, offset, size, CRC32C, samples at 16 kHz and sample
+rate; the record's JSON. The footer holds the shard's size, a fingerprint and what was left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import crc32c
+import pyarrow
+import pyarrow.parquet
+from tqdm import tqdm
+
+from qa_train.data import storage
+from qa_train.data.audio import MIN_CLIP_SAMPLES, SAMPLE_RATE, BadAudio, read_clip, read_header, resampled_length
+from qa_train.data.prompts import chat_messages
+from qa_train.data.records import MAX_JSON_BYTES, BadRecord, parse_record
+from qa_train.data.tar import AUDIO_EXTENSIONS, TEXT_EXTENSIONS, DamagedShard, Member, members
+
+SUFFIX = ".index.parquet"
+FORMAT = 1
+SCHEMA = pyarrow.schema(
+    [
+        ("key", pyarrow.string()),
+        ("names", pyarrow.list_(pyarrow.string())),
+        ("offsets", pyarrow.list_(pyarrow.int64())),
+        ("sizes", pyarrow.list_(pyarrow.int64())),
+        ("crc32c", pyarrow.list_(pyarrow.uint32())),
+        ("num_samples", pyarrow.list_(pyarrow.int64())),
+        ("sample_rates", pyarrow.list_(pyarrow.int32())),
+        ("duration_s", pyarrow.float64()),
+        ("meta", pyarrow.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A record that the index leaves out, and why."""
+
+    key: str
+    offset: int
+    reason: str
+    detail: str
+
+
+@dataclass(repr=False)
+class ShardIndex:
+    """The index of one shard in memory."""
+
+    path: str
+    table: pyarrow.Table
+    shard_size: int
+    fingerprint: str
+    problems: list[Problem] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __repr__(self) -> str:
+        hours = sum(self.table["duration_s"].to_pylist()) / 3600
+        out = Counter(problem.reason for problem in self.problems)
+        left = "; left out: " + ", ".join(f"{n} {reason}" for reason, n in out.items()) if out else ""
+        return f"{self.path}: {len(self)} records, {hours:.3f} h{left}"
+
+
+def build_index(
+    paths: Iterable[str | Path], progress: bool = False, *, decode: bool = False, keep_damaged: bool = False
+) -> list[ShardIndex]:
+    """Scan local tar shards and write the index beside each; the audio itself is not changed.
+
+    ``decode`` decodes every clip, so that audio that lies about its length, is cut or holds NaN is
+    left out now instead of being skipped in training. ``keep_damaged`` indexes what precedes the
+    damage of a broken tar, and records the damage as a problem; otherwise it raises DamagedShard.
+    """
+    indexes = []
+    for path in tqdm(storage.expand(paths), desc="indexing", unit="shard", disable=not progress):
+        index = scan(path, decode=decode, keep_damaged=keep_damaged)
+        _write(index)
+        indexes.append(index)
+    return indexes
+
+
+def load_index(path: str) -> ShardIndex:
+    """Read the index of a shard and check that the shard is still the one that was indexed."""
+    side = path + SUFFIX
+    try:
+        with storage.open_binary(side) as file:
+            table = pyarrow.parquet.read_table(file)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} has no index; run: qa-train data index {path}") from error
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{side} cannot be read ({error}); run: qa-train data index {path}") from error
+    footer = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    if footer.get("format") != str(FORMAT) or table.schema.names != SCHEMA.names:
+        raise ValueError(f"{side} is of another format; run: qa-train data index {path}")
+    try:
+        size = storage.size_of(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"{side} exists, but its shard {path} does not") from error
+    if size != int(footer["shard_size"]):
+        raise ValueError(
+            f"{path} has {size} bytes, its index was made for {footer['shard_size']}: the shard was changed or cut. "
+            f"Restore it, or run: qa-train data index {path}"
+        )
+    problems = [Problem(**entry) for entry in json.loads(footer["problems"])]
+    return ShardIndex(path, table, size, footer["fingerprint"], problems)
+
+
+def scan(path: str, *, decode: bool = False, keep_damaged: bool = False) -> ShardIndex:
+    """Read a whole shard once and return its index, without writing it."""
+    size = storage.size_of(path)
+    rows: list[dict[str, Any]] = []
+    problems: list[Problem] = []
+    ignored: Counter[str] = Counter()
+    seen: set[str] = set()
+    with storage.open_binary(path) as file:
+        stream = _groups(members(file, path, size), ignored)
+        while True:
+            try:
+                group = next(stream, None)
+            except DamagedShard as damage:
+                if not keep_damaged:
+                    raise
+                problems.append(Problem("", damage.offset, "damaged shard", str(damage)))
+                break
+            if group is None:
+                break
+            key, start = group[0].key, group[0].offset
+            try:
+                if key in seen:
+                    raise BadRecord("its members are not together, or the key is used twice", "duplicate key")
+                rows.append(_row(file, group, decode))
+            except (BadRecord, BadAudio) as error:
+                problems.append(Problem(key, start, error.reason, str(error)))
+            seen.add(key)
+    problems += [Problem("", 0, "ignored", f"{n} members of type .{kind}") for kind, n in sorted(ignored.items())]
+    table = pyarrow.Table.from_pylist(rows, schema=SCHEMA)
+    return ShardIndex(path, table, size, _fingerprint(rows), problems)
+
+
+def _groups(stream: Iterable[Member], ignored: Counter[str]) -> Iterator[list[Member]]:
+    """Members of the same key that follow one another; types outside the allow-list are only counted."""
+    group: list[Member] = []
+    for member in stream:
+        if member.kind not in AUDIO_EXTENSIONS + TEXT_EXTENSIONS:
+            ignored[member.kind] += 1
+            continue
+        if group and member.key != group[0].key:
+            yield group
+            group = []
+        group.append(member)
+    if group:
+        yield group
+
+
+def _row(file: IO[bytes], group: list[Member], decode: bool) -> dict[str, Any]:
+    names = [m.extension for m in group]
+    if len(set(names)) != len(names):
+        raise BadRecord(f"members {sorted(names)} of one record repeat a type", "duplicate key")
+    text = {m.extension: m for m in group if m.kind in TEXT_EXTENSIONS}
+    clips = [m for m in group if m.kind in AUDIO_EXTENSIONS]
+    record = _record(file, text)
+    if record.get("audios") is None:
+        record.pop("audios", None)
+        if not clips:
+            raise BadRecord('no audio member beside the JSON (a text-only record says "audios": [])', "missing sibling")
+        if len(clips) > 1:
+            record["audios"] = [m.extension for m in clips]
+    else:
+        clips = _listed(record["audios"], clips)
+    if "messages" in record:
+        chat_messages(record)
+    details = [_clip(file, member, decode) for member in clips]
+    return {
+        "key": group[0].key,
+        "names": [m.extension for m in clips],
+        "offsets": [m.offset for m in clips],
+        "sizes": [m.size for m in clips],
+        "crc32c": [d[0] for d in details],
+        "num_samples": [d[1] for d in details],
+        "sample_rates": [d[2] for d in details],
+        "duration_s": sum(d[1] for d in details) / SAMPLE_RATE,
+        "meta": json.dumps(record, ensure_ascii=False, sort_keys=True),
+    }
+
+
+def _record(file: IO[bytes], text: dict[str, Member]) -> dict[str, Any]:
+    if "json" in text:
+        return parse_record(_bytes(file, text["json"], MAX_JSON_BYTES))
+    if "txt" in text:
+        raw = _bytes(file, text["txt"], MAX_JSON_BYTES)
+        with contextlib.suppress(UnicodeDecodeError):
+            return {"text": raw.decode("utf-8").strip()}
+        raise BadRecord("the .txt member is not UTF-8")
+    raise BadRecord("no JSON (or txt) member beside the audio", "missing sibling")
+
+
+def _listed(audios: list[str], clips: list[Member]) -> list[Member]:
+    """The clips that the record lists, by member name or by extension, in its order."""
+    known = {name: m for m in clips for name in (m.extension, m.name, m.name.rpartition("/")[2])}
+    missing = [name for name in audios if name not in known]
+    if missing:
+        found = [m.name for m in clips]
+        raise BadRecord(f"'audios' lists {missing}, the shard has {found}", "missing sibling")
+    return [known[name] for name in audios]
+
+
+def _clip(file: IO[bytes], member: Member, decode: bool) -> tuple[int, int, int]:
+    """Checksum, samples at 16 kHz and sample rate of an audio member."""
+    raw = _bytes(file, member, member.size)
+    try:
+        frames, rate = read_header(raw)
+        # The header of an MP3 only estimates its length.
+        exact = len(read_clip(raw, max_duration_s=24 * 3600)) if decode or member.kind == "mp3" else None
+    except BadAudio as error:
+        raise BadAudio(f"member {member.name!r}: {error}") from error
+    samples = resampled_length(frames, rate) if exact is None else exact
+    if samples < MIN_CLIP_SAMPLES:
+        raise BadAudio(f"member {member.name!r} has {samples} samples at 16 kHz, too few for one token")
+    return crc32c.crc32c(raw), samples, rate
+
+
+def _bytes(file: IO[bytes], member: Member, limit: int) -> bytes:
+    if member.size > limit:
+        raise BadRecord(f"member {member.name!r} has {member.size} bytes; at most {limit} are accepted")
+    file.seek(member.offset)
+    return file.read(member.size)
+
+
+def _fingerprint(rows: list[dict[str, Any]]) -> str:
+    """Content of the shard as far as training depends on it; the shard's place does not matter."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps([row[name] for name in SCHEMA.names], ensure_ascii=False).encode())
+    return digest.hexdigest()
+
+
+def _write(index: ShardIndex) -> None:
+    """Write the sidecar whole or not at all."""
+    footer = {
+        "format": str(FORMAT),
+        "shard_size": str(index.shard_size),
+        "fingerprint": index.fingerprint,
+        "problems": json.dumps([vars(p) for p in index.problems], ensure_ascii=False),
+    }
+    side = index.path + SUFFIX
+    if "://" in side:
+        raise ValueError(f"{index.path}: indexes are written beside local shards; index it before uploading")
+    table = index.table.replace_schema_metadata(footer)
+    pyarrow.parquet.write_table(table, side + ".part", compression="zstd")
+    Path(side + ".part").replace(side)

@@ -1,0 +1,158 @@
+"""Asking a model all questions of an evaluation: chunked reading, a journal to resume from, the probe."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qa_train.data.audio import BadAudio
+from qa_train.eval.questions import Question
+from qa_train.eval.scores import Prediction, wilson_interval
+from qa_train.eval.text import strip_tags
+from qa_train.infer.generate import Answer, Decoding, Generator, Item
+
+# Clips held in memory at a time; batches are length-sorted within a chunk.
+CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one question: an answer, or why there is none."""
+
+    text: str = ""
+    truncated: bool = False
+    error: str | None = None
+
+
+class Journal:
+    """Answers given so far, one JSON line each, under the identity of model, data and decoding.
+
+    Opening a journal of the same identity gives its answers back; any other content is replaced.
+    Failed answers are not kept: a clip that could not be read is tried again.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path = path
+        self.outcomes = self._read(dict(identity))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(dict(identity), sort_keys=True)]
+        lines += [self._line(index, outcome) for index, outcome in self.outcomes.items()]
+        write_atomically(path, "\n".join(lines) + "\n")
+
+    def _read(self, identity: dict[str, Any]) -> dict[int, Outcome]:
+        if not self.path.is_file():
+            return {}
+        rows = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                # The line that a killed process was writing.
+                break
+        if not rows or rows[0] != json.loads(json.dumps(identity)):
+            return {}
+        kept = {row.pop("index"): Outcome(**row) for row in rows[1:]}
+        return {index: outcome for index, outcome in kept.items() if outcome.error is None}
+
+    @staticmethod
+    def _line(index: int, outcome: Outcome) -> str:
+        return json.dumps({"index": index, **asdict(outcome)}, ensure_ascii=False)
+
+    def add(self, outcomes: Mapping[int, Outcome]) -> None:
+        """Append answers and have them on disk before returning."""
+        self.outcomes |= outcomes
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(self._line(index, outcome) + "\n" for index, outcome in outcomes.items())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that it is never seen half-written."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def answer_questions(
+    generator: Generator,
+    questions: Sequence[Question],
+    decoding: Decoding,
+    *,
+    known: Mapping[int, Outcome] | None = None,
+    on_answers: Callable[[dict[int, Outcome]], None] | None = None,
+) -> list[Outcome]:
+    """Answer every question that is not ``known`` yet; the result is in the order of the questions.
+
+    An unreadable clip gives an outcome with ``error``; any other failure is the caller's to see.
+    ``on_answers`` receives new outcomes by question number, batch by batch.
+    """
+    outcomes = dict(known or {})
+    report = on_answers or (lambda new: None)
+    todo = [i for i in range(len(questions)) if i not in outcomes]
+    for start in range(0, len(todo), CHUNK):
+        items: dict[int, Item] = {}
+        failed: dict[int, Outcome] = {}
+        for i in todo[start : start + CHUNK]:
+            try:
+                items[i] = Item(questions[i].sample, questions[i].load())
+            except BadAudio as error:
+                failed[i] = Outcome(error=str(error))
+        if failed:
+            outcomes |= failed
+            report(failed)
+        numbers = list(items)
+
+        def keep(done: dict[int, Answer], numbers: list[int] = numbers) -> None:
+            new = {numbers[j]: Outcome(a.text, a.truncated) for j, a in done.items()}
+            outcomes.update(new)
+            report(new)
+
+        generator.generate(list(items.values()), decoding, on_batch=keep)
+    return [outcomes[i] for i in range(len(questions))]
+
+
+def predictions(questions: Sequence[Question], outcomes: Sequence[Outcome]) -> list[Prediction]:
+    """Questions and outcomes as what the scores take."""
+    return [
+        Prediction(o.text, q.references, q.language, q.choices, o.truncated, o.error)
+        for q, o in zip(questions, outcomes, strict=True)
+    ]
+
+
+def silence_probe(
+    generator: Generator,
+    questions: Sequence[Question],
+    outcomes: Sequence[Outcome],
+    decoding: Decoding,
+    count: int,
+) -> dict[str, Any] | None:
+    """Share of answers that change when every clip is replaced by silence of the same length.
+
+    Up to ``count`` questions, spread evenly over those answered; None when none has a clip. A
+    model that hears its clips changes most open answers; a share near 0 says that it does not.
+    """
+    with_clip = [i for i, q in enumerate(questions) if q.sample.num_clips and outcomes[i].error is None]
+    if not with_clip or count < 1:
+        return None
+    picks = [with_clip[i] for i in np.unique(np.linspace(0, len(with_clip) - 1, count).round().astype(int))]
+
+    def silent(question: Question) -> tuple[np.ndarray, ...]:
+        return tuple(np.zeros_like(wave) for wave in question.load())
+
+    asked = [replace(questions[i], load=lambda q=questions[i]: silent(q)) for i in picks]
+    deaf = answer_questions(generator, asked, decoding)
+    changed = sum(strip_tags(quiet.text) != strip_tags(outcomes[i].text) for i, quiet in zip(picks, deaf, strict=True))
+    low, high = wilson_interval(changed, len(picks))
+    return {
+        "n": len(picks),
+        "changed_percent": round(100 * changed / len(picks), 2),
+        "ci_low": round(low, 2),
+        "ci_high": round(high, 2),
+    }

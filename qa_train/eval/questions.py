@@ -1,0 +1,176 @@
+"""Evaluation data as questions: what the model is asked, what counts as right, by which metric.
+
+A line of an evaluation file is either the released format of Qwen2-Audio's evaluation,
+``{"audio": path, "prompt": text, "gt": text, "source": name}``, asked in the base format, or a
+chat, ``{"messages": [...], "audios": [...]}``, asked in ChatML; a chat's last assistant turn, or
+its ``gt``, is the reference. Optional fields of both: ``metric``, ``language`` (of the reference),
+``choices`` (all labels of the question), ``gt`` as a list of accepted labels.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qa_train.data.audio import BadAudio, audio_tokens, read_clip
+from qa_train.data.prompts import chat_messages
+from qa_train.data.records import LANGUAGES, BadRecord, check_record
+from qa_train.data.sample import AudioPart, Message, Sample, TextPart
+from qa_train.eval.scores import METRICS
+
+# Beyond the scored metrics: answers are written, nothing is computed.
+UNSCORED = "none"
+# The rules of the report's sets, by source name; then by what the prompt asks for.
+SOURCE_METRICS = (
+    (re.compile(r"librispeech|cv15|common_?voice|fleurs|aishell", re.I), "wer"),
+    (re.compile(r"covost", re.I), "bleu"),
+    (re.compile(r"meld|vocal_?sound", re.I), "accuracy"),
+)
+PROMPT_METRICS = (
+    (re.compile(r"\btranslate\b", re.I), "bleu"),
+    (re.compile(r"\brecogni[sz]e the speech\b|\btranscribe\b|\btranscript", re.I), "wer"),
+)
+_TAG_CODE = re.compile(r"<\|([a-z]{2,3})\|>")
+_INTO = re.compile(r"\binto ([A-Z][a-z]+)")
+_CODES = {name: code for code, name in LANGUAGES.items()} | {"Mandarin": "zh"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One item to answer and score. ``sample`` holds no answer; ``load`` reads its clips when needed."""
+
+    sample: Sample
+    load: Callable[[], tuple[np.ndarray, ...]]
+    references: tuple[str, ...]
+    metric: str
+    source: str
+    language: str | None = None
+    choices: tuple[str, ...] = ()
+
+
+def read_questions(path: Path | str, *, max_duration_s: float = 600.0) -> list[Question]:
+    """Every line of an evaluation file, in order. Clip paths are relative to the file's folder.
+
+    Raises:
+        ValueError: a line that is not JSON or lacks a field, with its number. Clips are not opened.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no evaluation file at {path}: expected JSONL, one question per line")
+    questions = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"expected a JSON object, found {type(row).__name__}")
+            questions.append(_question(row, str(number), path.parent, max_duration_s))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+    if not questions:
+        raise ValueError(f"{path} holds no questions: expected one JSON object per line")
+    return questions
+
+
+def load_clips(paths: tuple[Path, ...], max_duration_s: float) -> tuple[np.ndarray, ...]:
+    """Read clips as 16 kHz mono waveforms; BadAudio names the file."""
+    waves = []
+    for path in paths:
+        if not path.is_file():
+            raise BadAudio(f"{path}: no such file")
+        try:
+            waves.append(read_clip(path, max_duration_s=max_duration_s))
+            audio_tokens(len(waves[-1]))
+        except BadAudio as error:
+            raise BadAudio(f"{path}: {error}") from error
+    return tuple(waves)
+
+
+def metric_of(source: str, prompt: str) -> str:
+    """The metric of a source by the tables above; a short labelled answer is scored by accuracy."""
+    for table, text in ((SOURCE_METRICS, source), (PROMPT_METRICS, prompt)):
+        for pattern, metric in table:
+            if pattern.search(text):
+                return metric
+    return "accuracy"
+
+
+def language_of(metric: str, prompt: str) -> str | None:
+    """Language of the reference: of a translation the one translated into, else the tag of the prompt."""
+    if metric == "bleu":
+        names = _INTO.findall(prompt)
+        return _CODES.get(names[-1]) if names else None
+    codes = _TAG_CODE.findall(prompt)
+    return codes[-1] if codes else None
+
+
+def _question(row: dict[str, Any], key: str, folder: Path, max_duration_s: float) -> Question:
+    if "messages" in row:
+        sample, clips, prompt, answer = _chat(row, key)
+    else:
+        sample, clips, prompt, answer = _base(row, key)
+    gt = row.get("gt", answer)
+    references = tuple(gt) if isinstance(gt, list) else () if gt is None else (gt,)
+    if not all(isinstance(reference, str) for reference in references):
+        raise ValueError(f"gt must be text or a list of texts, found {gt!r}")
+    source = str(row.get("source") or "unnamed")
+    metric = row.get("metric") or (metric_of(source, prompt) if references else UNSCORED)
+    if metric != UNSCORED and metric not in METRICS:
+        raise ValueError(f"metric {metric!r} is unknown: use {', '.join([*METRICS, UNSCORED])}")
+    if metric != UNSCORED and not references:
+        raise ValueError(f"metric {metric!r} needs a reference: give gt, or metric {UNSCORED!r}")
+    paths = tuple(folder / clip for clip in clips)
+    return Question(
+        sample,
+        partial(load_clips, paths, max_duration_s),
+        references,
+        metric,
+        source,
+        row.get("language") or language_of(metric, prompt),
+        tuple(row.get("choices") or ()),
+    )
+
+
+def _base(row: dict[str, Any], key: str) -> tuple[Sample, list[str], str, str | None]:
+    missing = [name for name in ("audio", "prompt") if not isinstance(row.get(name), str)]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} must be text; a line holds audio, prompt, gt and source, or a chat")
+    # The prompt is the benchmark's own, so a language tag in it is meant as one.
+    content = (AudioPart(0), TextPart(row["prompt"], trusted=True))
+    sample = Sample(key, (Message("user", content),), 1, "eval", row.get("language"), "base")
+    return sample, [row["audio"]], row["prompt"], None
+
+
+def _chat(row: dict[str, Any], key: str) -> tuple[Sample, list[str], str, str | None]:
+    clips = list(row.get("audios") or ([row["audio"]] if "audio" in row else []))
+    record = {"messages": row["messages"], "audios": clips}
+    try:
+        check_record(record)
+    except BadRecord as error:
+        raise ValueError(str(error)) from error
+    messages, count = chat_messages(record)
+    messages, answer = split_answer(messages)
+    if not messages or messages[-1].role != "user":
+        raise ValueError("a chat must end with a user turn, or with the user's turn and its reference answer")
+    prompt = part_text(messages[-1])
+    return Sample(key, messages, count, "eval", row.get("language"), "chat"), clips, prompt, answer
+
+
+def part_text(message: Message) -> str:
+    """The text of a turn without its clips."""
+    return "".join(part.text for part in message.content if isinstance(part, TextPart))
+
+
+def split_answer(messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], str | None]:
+    """(messages without a final assistant turn, that turn's text or None)."""
+    if messages and messages[-1].role == "assistant":
+        return messages[:-1], part_text(messages[-1])
+    return messages, None

@@ -1,0 +1,218 @@
+"""Evaluation straight from shards: held-out records, asked as training would ask them.
+
+Used by the quickstart after each stage and by training for its own held-out curves. Records are
+chosen by a hash of their key and worded by epoch 0 of the prompt bank, so that every checkpoint
+is asked the same questions in the same words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from qa_train.data.audio import SAMPLE_RATE, BadAudio
+from qa_train.data.clips import Clip, ClipReader, SkipSample
+from qa_train.data.index import load_index
+from qa_train.data.prompts import PromptBank, Unqualified
+from qa_train.data.sample import AudioPart, Message, Sample, TextPart
+from qa_train.data.storage import expand
+from qa_train.eval.answers import Outcome, answer_questions, predictions, silence_probe
+from qa_train.eval.questions import Question, part_text, split_answer
+from qa_train.eval.scores import METRICS, Prediction, label_contained, label_matches, score
+from qa_train.eval.text import transcript_words
+from qa_train.infer.generate import Decoding, Generator
+
+log = logging.getLogger(__name__)
+
+# Tasks whose answers are sentences; any other task is scored by accuracy.
+TASK_METRICS = {
+    "asr": "wer",
+    "asr_lid": "wer",
+    "ask_transcript": "wer",
+    "translate": "bleu",
+    "ask_translation": "bleu",
+    "sound_caption": "chrf",
+    "ask_caption": "chrf",
+}
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """Held-out records seen as one task, and how their answers are scored."""
+
+    name: str
+    shards: Sequence[str]
+    # A task of the prompt bank, or "chat": the record's own messages.
+    task: str
+    template: str = "base"
+    # Keep only records whose metadata equal these values (or one of a list of values).
+    where: Mapping[str, Any] = field(default_factory=dict)
+    # One of scores.METRICS; None: by the task.
+    metric: str | None = None
+    # Asked instead of a wording drawn from the bank; "{language}" becomes the record's code.
+    prompt: str | None = None
+    # Leave out records whose text has fewer words.
+    min_words: int = 0
+    limit: int | None = 200
+
+
+def evaluate_shards(
+    model: Any,
+    processor: Any,
+    sets: Sequence[EvalSet],
+    *,
+    bank: PromptBank | None = None,
+    decoding: Decoding | None = None,
+    batch_size: int = 64,
+    token_budget: int = 32768,
+    probe: int = 0,
+    keep_samples: int = 0,
+    clips_dir: Path | str | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Answer and score each set: ``{set name: result}``.
+
+    A result holds the fields of ``scores.Score`` (metric, value, ci_low, ci_high, n, empty,
+    truncated, failed), ``seconds``, with ``probe`` > 0 the silence probe over that many items, and
+    with ``keep_samples`` > 0 that many ``samples`` (key, task, prompt, reference, answer, right and,
+    with ``clips_dir``, the ``audio`` path of an Ogg Opus copy). A record may carry ``answers`` (all accepted)
+    and ``choices`` (all labels of its question).
+
+    Raises:
+        ValueError: a set without any qualifying record.
+    """
+    bank = bank or PromptBank.load()
+    decoding = decoding or Decoding(max_new_tokens=96)
+    generator = Generator(model, processor, batch_size=batch_size, token_budget=token_budget)
+    results = {}
+    for eval_set in sets:
+        started = time.perf_counter()
+        questions = record_questions(eval_set, bank)
+        outcomes = answer_questions(generator, questions, decoding)
+        found = predictions(questions, outcomes)
+        result: dict[str, Any] = score(questions[0].metric, found).as_dict()
+        if probe:
+            result["probe"] = silence_probe(generator, questions, outcomes, decoding, probe)
+        if keep_samples:
+            folder = Path(clips_dir) if clips_dir is not None else None
+            picks = np.unique(np.linspace(0, len(questions) - 1, keep_samples).round().astype(int))
+            result["samples"] = [_sample(questions[i], outcomes[i], found[i], folder) for i in picks]
+        result["seconds"] = round(time.perf_counter() - started, 2)
+        results[eval_set.name] = result
+        log.info("%s: %s %.1f (n = %d)", eval_set.name, result["metric"], result["value"], result["n"])
+    return results
+
+
+def record_questions(eval_set: EvalSet, bank: PromptBank) -> list[Question]:
+    """The questions of a set: its qualifying records, at most ``limit`` of them, in order of a hash of the key.
+
+    Raises:
+        ValueError: no record qualifies, an unknown metric, or a record without a reference.
+    """
+    metric = eval_set.metric or TASK_METRICS.get(eval_set.task, "accuracy")
+    if metric not in METRICS:
+        raise ValueError(f"evaluation set {eval_set.name!r}: metric {metric!r} is unknown, use one of {[*METRICS]}")
+    # Waveforms are read here; the number of mel bins is the generator's business.
+    reader = ClipReader(num_mel_bins=0)
+    found: list[tuple[bytes, Question]] = []
+    left_out: Counter[str] = Counter()
+    for path in expand(eval_set.shards):
+        for row in load_index(path).table.to_pylist():
+            record = json.loads(row["meta"])
+            reason = _unwanted(record, eval_set)
+            if reason is None:
+                try:
+                    sample = bank.sample(record, eval_set.task, eval_set.template, row["key"], 0, 0)
+                except Unqualified:
+                    reason = "does not qualify for the task"
+                else:
+                    load = partial(_load, reader, _clips(path, row))
+                    order = hashlib.blake2b(row["key"].encode()).digest()
+                    found.append((order, _question(eval_set, metric, sample, record, load)))
+                    continue
+            left_out[reason] += 1
+    if not found:
+        raise ValueError(
+            f"evaluation set {eval_set.name!r}: no record of {list(eval_set.shards)} can be asked "
+            f"({dict(left_out) or 'the shards are empty'}): check its shards, task and where"
+        )
+    found.sort(key=lambda entry: (entry[0], entry[1].sample.key))
+    return [question for _, question in found[: eval_set.limit]]
+
+
+def _unwanted(record: dict[str, Any], eval_set: EvalSet) -> str | None:
+    """Why a record is no part of the set, or None."""
+    for name, wanted in eval_set.where.items():
+        if record.get(name) not in (wanted if isinstance(wanted, list) else [wanted]):
+            return "filtered by where"
+    if len((record.get("text") or "").split()) < eval_set.min_words:
+        return "fewer than min_words"
+    return None
+
+
+def _clips(path: str, row: dict[str, Any]) -> list[Clip]:
+    key = row["key"]
+    columns = zip(row["names"], row["offsets"], row["sizes"], row["crc32c"], row["num_samples"], strict=True)
+    return [Clip(f"{key}.{name}", path, f"{key}.{name}", *place) for name, *place in columns]
+
+
+def _question(eval_set: EvalSet, metric: str, sample: Sample, record: dict[str, Any], load: Any) -> Question:
+    messages, answer = split_answer(sample.messages)
+    if sample.chosen is not None:
+        answer = "".join(part.text for part in sample.chosen)
+    references = tuple(record.get("answers") or ([] if answer is None else [answer]))
+    if not references:
+        raise ValueError(f"{sample.key}: no reference answer; end its messages with an assistant turn")
+    if eval_set.prompt is not None:
+        clips = tuple(p for m in messages for p in m.content if isinstance(p, AudioPart))
+        text = eval_set.prompt.replace("{language}", record.get("language") or "unknown")
+        messages = (Message("user", (*clips, TextPart(text, trusted=True))),)
+    asked = Sample(sample.key, messages, sample.num_clips, sample.task, sample.language, sample.template)
+    # The references of a translation are English: the only direction the tasks have so far.
+    language = "en" if metric in ("bleu", "chrf") else sample.language
+    choices = tuple(record.get("choices") or ())
+    return Question(asked, load, references, metric, eval_set.name, language, choices)
+
+
+def _load(reader: ClipReader, clips: Sequence[Clip]) -> tuple[np.ndarray, ...]:
+    try:
+        return tuple(reader.wave(clip) for clip in clips)
+    except SkipSample as error:
+        raise BadAudio(str(error)) from error
+
+
+def _right(metric: str, prediction: Prediction) -> bool | None:
+    """Whether one answer is right; None where that is not a yes-or-no question (BLEU)."""
+    if metric in ("wer", "cer"):
+        answer, wanted = (transcript_words(t, prediction.language) for t in (prediction.text, prediction.references[0]))
+        return answer == wanted
+    return {"accuracy": label_matches, "contains": label_contained}.get(metric, lambda p: None)(prediction)
+
+
+def _sample(question: Question, outcome: Outcome, prediction: Prediction, clips_dir: Path | None) -> dict[str, Any]:
+    """One answer for the report, with a copy of its clip."""
+    row: dict[str, Any] = {
+        "key": question.sample.key,
+        "task": question.source,
+        "prompt": part_text(question.sample.messages[-1]),
+        "reference": question.references[0],
+        "answer": outcome.text,
+        "right": _right(question.metric, prediction),
+    }
+    if clips_dir is not None and question.sample.num_clips and outcome.error is None:
+        digest = hashlib.sha256(f"{question.source}/{question.sample.key}".encode()).hexdigest()
+        path = clips_dir / f"{digest[:16]}.ogg"
+        clips_dir.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, np.concatenate(question.load()), SAMPLE_RATE, format="OGG", subtype="OPUS")
+        row["audio"] = str(path)
+    return row

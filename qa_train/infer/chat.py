@@ -1,0 +1,157 @@
+"""Talk with a checkpoint in the terminal: one question, or a conversation that remembers its clips."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+
+from qa_train.data.audio import SAMPLE_RATE, BadAudio, audio_tokens, read_clip
+from qa_train.data.sample import AudioPart, Message, Sample, TextPart
+from qa_train.infer.generate import Answer, Decoding, Generator, Item
+from qa_train.model import load_model
+
+HELP = """Type a question and press Enter. Commands:
+  /audio FILE   hear a recording with the next question (wav, flac, ogg, opus, mp3)
+  /clear        start a new conversation
+  /help         this text
+  /quit         leave (also Ctrl-D)
+With a recording attached, an empty line sends it alone: a spoken question needs no text."""
+
+
+class Conversation:
+    """A chat with one model; every turn sees the turns before it, clips included."""
+
+    def __init__(self, generator: Generator, decoding: Decoding, template: str = "chat") -> None:
+        """template: "chat", or "base" for a model that only had pretraining (no history there)."""
+        self.generator = generator
+        self.decoding = decoding
+        self.template = template
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all turns."""
+        self.messages: tuple[Message, ...] = ()
+        self.waves: tuple[np.ndarray, ...] = ()
+
+    def ask(self, waves: Iterable[np.ndarray], text: str, write: Callable[[str], None]) -> Answer:
+        """Send one user turn; the answer is handed to ``write`` as it appears, and remembered.
+
+        Raises:
+            ValueError: neither a clip nor text.
+        """
+        waves = tuple(waves)
+        if not waves and not text:
+            raise ValueError("nothing to send: give text, a recording, or both")
+        if self.template == "base":
+            self.clear()
+        clips = tuple(AudioPart(len(self.waves) + i) for i in range(len(waves)))
+        # Only the base format knows prompts with language tags; what a chat user types stays text.
+        words = (TextPart(text, trusted=self.template == "base"),) if text else ()
+        messages = (*self.messages, Message("user", (*clips, *words)))
+        heard = (*self.waves, *waves)
+        sample = Sample("chat", messages, len(heard), "chat", None, self.template)
+        answer = self.generator.stream(Item(sample, heard), write, self.decoding)
+        self.messages = (*messages, Message("assistant", (TextPart(answer.text),)))
+        self.waves = heard
+        return answer
+
+
+def read_recording(path: Path | str) -> np.ndarray:
+    """A recording as a 16 kHz mono waveform.
+
+    Raises:
+        ValueError: no such file, a format that cannot be read, or a clip too short to hear.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ValueError(f"no recording at {path}: check the path (relative to {Path.cwd()})")
+    try:
+        wave = read_clip(path)
+    except BadAudio as error:
+        raise ValueError(f"{path}: {error}; use WAV, FLAC, Ogg, Opus or MP3 of at most 10 minutes") from error
+    try:
+        audio_tokens(len(wave))
+    except BadAudio as error:
+        raise ValueError(f"{path} is too short to hear ({len(wave) / SAMPLE_RATE:.3f} s): {error}") from error
+    return wave
+
+
+def chat(
+    checkpoint: str,
+    audio: str | None = None,
+    text: str | None = None,
+    *,
+    template: str = "chat",
+    decoding: Decoding | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
+    lines: TextIO | None = None,
+    out: TextIO | None = None,
+) -> None:
+    """Answer one question (``audio`` and/or ``text`` given), or converse line by line until the end.
+
+    Raises:
+        ValueError: unreadable checkpoint or recording.
+    """
+    out = out or sys.stdout
+    # A wrong path should be said before minutes of loading.
+    waves = (read_recording(audio),) if audio else ()
+    model, processor = load_model(checkpoint, device=device, dtype=dtype)
+    talk = Conversation(Generator(model, processor), decoding or Decoding(), template)
+    if audio or text:
+        _answer(talk, waves, text or "", out)
+    else:
+        _converse(talk, lines or sys.stdin, out)
+
+
+def _answer(talk: Conversation, waves: Iterable[np.ndarray], text: str, out: TextIO) -> None:
+    def write(piece: str) -> None:
+        out.write(piece)
+        out.flush()
+
+    answer = talk.ask(waves, text, write)
+    if not answer.text:
+        out.write("(empty answer)")
+    out.write("\n(cut off: raise max_new_tokens)\n" if answer.truncated else "\n")
+    out.flush()
+
+
+def _converse(talk: Conversation, lines: TextIO, out: TextIO) -> None:
+    """Read lines until the end of input; a wrong line is explained and the conversation goes on."""
+    out.write(HELP + "\n")
+    waiting: list[np.ndarray] = []
+    while True:
+        out.write(f"\n[{len(waiting)} recording] > " if waiting else "\n> ")
+        out.flush()
+        line = lines.readline()
+        if not line or line.strip() == "/quit":
+            out.write("\n")
+            return
+        try:
+            waiting = _turn(talk, line.strip(), waiting, out)
+        except ValueError as error:
+            out.write(f"{error}\n")
+
+
+def _turn(talk: Conversation, line: str, waiting: list[np.ndarray], out: TextIO) -> list[np.ndarray]:
+    """Act on one line; returns the recordings that still wait for their question."""
+    command, _, rest = line.partition(" ")
+    if command == "/audio":
+        wave = read_recording(rest.strip().strip("'\""))
+        out.write(f"{len(wave) / SAMPLE_RATE:.1f} s; now ask about it, or press Enter to send it alone\n")
+        return [*waiting, wave]
+    if command == "/clear":
+        talk.clear()
+        out.write("new conversation\n")
+        return []
+    if command.startswith("/") and command != "/help":
+        raise ValueError(f"unknown command {command}; /help lists them")
+    if command == "/help" or not (line or waiting):
+        out.write(HELP + "\n")
+        return waiting
+    _answer(talk, waiting, line, out)
+    return []

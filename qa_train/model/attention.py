@@ -1,0 +1,139 @@
+"""Attention inside documents that lie one after another in a single row, without padding.
+
+Shapes: T tokens of all documents together, N documents, H heads, D head width. A *document* is one
+sequence that may see only itself: a segment of audio in the encoder, a row of the batch in the LLM.
+
+The function is registered with transformers under ``UNPADDED`` and receives the ``Documents`` as a
+keyword through the layers. Without that keyword it is the library's own SDPA attention, which serves
+ordinary padded batches (generation with a cache).
+
+On CUDA in half precision all documents go to ``torch.nn.attention.varlen`` in one call. Elsewhere each
+document is one SDPA call. On a CPU core that is the fastest exact way (forward and backward of 45
+documents of 40-80 tokens, 4 heads x 64: 19 ms; padded to a common length, in one group or in several
+of similar length: 24-33 ms; encoder documents of 30-175 frames: 66 against 90-138 ms).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+UNPADDED = "qa_train_unpadded"
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The boundaries of the documents in a joined row, made once per forward and shared by all layers.
+
+    lengths: tokens of each document; starts: int32 [N + 1], their cumulated sum on the model's device.
+    """
+
+    lengths: list[int]
+    starts: torch.Tensor
+    longest: int
+
+    @classmethod
+    def of(cls, lengths: torch.Tensor, device: torch.device) -> Documents:
+        """lengths: LongTensor [N] on the CPU, all positive."""
+        starts = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+        starts[1:] = lengths.cumsum(0)
+        return cls(lengths.tolist(), starts.to(device, non_blocking=True), int(lengths.max()))
+
+
+def unpadded_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    documents: Documents | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention of one layer: query [1, H, T, D], key and value [1, H or fewer, T, D] -> [1, T, H, D].
+
+    Causal or not as ``module.is_causal`` says. ``attention_mask`` is ignored when ``documents`` is given.
+    """
+    if documents is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    window = kwargs.get("sliding_window")
+    if window is not None and window < documents.longest:
+        raise ValueError(
+            f"the LLM uses a sliding window of {window} tokens, but a sample has {documents.longest}; "
+            "unpadded attention has no sliding window: leave longer samples out"
+        )
+    if key.shape[1] != query.shape[1]:
+        repeats = query.shape[1] // key.shape[1]
+        key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
+    causal, scale = bool(getattr(module, "is_causal", False)), kwargs.get("scaling")
+    dropout = kwargs.get("dropout", 0.0)
+    varlen = _varlen() if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) else None
+    if varlen is None:
+        return _one_by_one(query, key, value, documents.lengths, causal, scale, dropout), None
+    if dropout:
+        raise ValueError(f"attention dropout is {dropout}; torch's varlen attention has none: set it to 0")
+    rows = (x[0].transpose(0, 1) for x in (query, key, value))
+    return varlen(*rows, documents.starts, documents.longest, causal, scale)[None], None
+
+
+def _one_by_one(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: list[int],
+    causal: bool,
+    scale: float | None,
+    dropout: float,
+) -> torch.Tensor:
+    """Query, key and value [1, H, T, D] -> [1, T, H, D], one SDPA call per document."""
+    outs = [
+        scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal, scale=scale)
+        for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
+    ]
+    return torch.cat([out.transpose(1, 2) for out in outs], 1)
+
+
+@cache
+def _varlen() -> Callable[..., torch.Tensor] | None:
+    """torch's varlen attention as f(q, k, v, starts, longest, causal, scale), [T, H, D]; None if torch is too old."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    options = inspect.signature(varlen_attn).parameters
+
+    def attend(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        starts: torch.Tensor,
+        longest: int,
+        causal: bool,
+        scale: float | None,
+    ) -> torch.Tensor:
+        # torch 2.10 has `is_causal` and always scales by 1/sqrt(D); later releases have a window and a scale.
+        extra: dict[str, Any] = {}
+        if "window_size" in options:
+            extra["window_size"] = (-1, 0) if causal else (-1, -1)
+        else:
+            extra["is_causal"] = causal
+        if "scale" in options:
+            extra["scale"] = scale
+        elif scale is not None:
+            query = query * (scale * query.shape[-1] ** 0.5)
+        return varlen_attn(query, key, value, starts, starts, longest, longest, **extra)
+
+    return attend
+
+
+AttentionInterface.register(UNPADDED, unpadded_attention)
+AttentionMaskInterface.register(UNPADDED, sdpa_mask)

@@ -1,0 +1,207 @@
+"""Assemble a model: from its parts (``build_model``) or from a checkpoint (``load_model``)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    Qwen2AudioConfig,
+    Qwen2AudioProcessor,
+    WhisperFeatureExtractor,
+)
+
+from qa_train.config import ModelConfig
+from qa_train.model.sources import EncoderSource, LanguageModelSource, open_encoder, open_llm
+from qa_train.model.tokenizers import AUDIO, END_OF_TEXT, TURN_END, load_tokenizer, token_id
+from qa_train.model.unpadded import UnpaddedQwen2AudioForConditionalGeneration
+from qa_train.model.weights import freeze
+
+Model = UnpaddedQwen2AudioForConditionalGeneration
+
+_FRAMES_PER_SECOND = 100
+
+
+def build_model(cfg: ModelConfig, *, seed: int = 0, meta: bool = False) -> tuple[Model, Qwen2AudioProcessor]:
+    """The model that ``cfg`` describes, with ``cfg.freeze`` applied, and its processor.
+
+    Random weights depend on ``seed`` alone. ``meta=True`` gives shapes without memory and reads no weights.
+    ValueError if a source is absent, or a field is unknown or contradicts its source.
+    """
+    dtype = _dtype(cfg.dtype)
+    if cfg.checkpoint is not None:
+        if meta:
+            return _on_meta(cfg.checkpoint, dtype)
+        model, processor = load_model(cfg.checkpoint, dtype=dtype)
+        freeze(model, cfg.freeze)
+        return model, processor
+    encoder = open_encoder(cfg.encoder, weights=not meta)
+    llm = open_llm(cfg.llm, weights=not meta)
+    tokenizer = _tokenizer(cfg, llm)
+    config = _config(encoder, llm, tokenizer)
+    with torch.random.fork_rng(), torch.device("meta" if meta else "cpu"):
+        torch.manual_seed(seed)
+        model = Model._from_config(config, dtype=dtype)
+    if not meta:
+        encoder.fill(model.model.audio_tower)
+        _fill_llm(model, llm, tokenizer)
+    model.generation_config = _generation_config(tokenizer)
+    freeze(model, cfg.freeze)
+    return model, make_processor(tokenizer, config)
+
+
+def load_model(
+    source: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> tuple[Model, Qwen2AudioProcessor]:
+    """A trained model and its processor, on ``device``, in ``dtype`` (default: as stored), in evaluation mode.
+
+    source: a Hugging Face folder, a hub id, a checkpoint folder of a run, or the run's folder (its newest
+    checkpoint). ValueError if there is no whole checkpoint.
+    """
+    folder = find_checkpoint(source)
+    try:
+        model = Model.from_pretrained(folder, dtype=dtype or "auto")
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{source} cannot be read as a folder, nor fetched as a hub id: {error}") from error
+    freeze(model, [])
+    processor = _load_processor(folder, model.config)
+    if model.generation_config.pad_token_id is None:
+        model.generation_config = _generation_config(processor.tokenizer)
+    model.to(device)  # type: ignore[arg-type]
+    return model.eval(), processor
+
+
+def load_model_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer that ``build_model(cfg)`` would return, without building the model."""
+    if cfg.checkpoint is not None:
+        return AutoTokenizer.from_pretrained(find_checkpoint(cfg.checkpoint))
+    return _tokenizer(cfg, open_llm(cfg.llm, weights=False))
+
+
+def find_checkpoint(source: str | Path) -> str:
+    """The folder of the weights that ``source`` means, or ``source`` itself if it is a hub id."""
+    path = Path(source)
+    if not path.exists():
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not str(source).startswith("."):
+            return str(source)
+        raise ValueError(
+            f"{source} does not exist: give a folder with config.json, a run folder or a hub id (owner/name)"
+        )
+    if path.name != "checkpoints" and (path / "checkpoints").is_dir():
+        path = path / "checkpoints"
+    if path.name == "checkpoints":
+        saved = [p for p in path.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+        # A run writes the manifest last: without it the folder is a save that was interrupted.
+        whole = [p for p in saved if _has_weights(p) and (p / "manifest.json").is_file()]
+        if not whole:
+            raise ValueError(f"{path} has no finished checkpoint (checkpoint-N with weights and manifest.json)")
+        path = max(whole, key=lambda p: int(p.name.removeprefix("checkpoint-")))
+    if not _has_weights(path):
+        raise ValueError(f"{path} is no model folder: config.json or model.safetensors (or its index) is missing")
+    return str(path)
+
+
+def _has_weights(folder: Path) -> bool:
+    weights = ("model.safetensors", "model.safetensors.index.json")
+    return (folder / "config.json").is_file() and any((folder / name).is_file() for name in weights)
+
+
+def make_processor(tokenizer: PreTrainedTokenizerBase, config: Any) -> Qwen2AudioProcessor:
+    """The stock processor: Whisper's log-mel in the encoder's size, the tokenizer, the released chat template."""
+    audio = config.audio_config
+    extractor = WhisperFeatureExtractor(
+        feature_size=audio.num_mel_bins, chunk_length=2 * audio.max_source_positions // _FRAMES_PER_SECOND
+    )
+    processor = Qwen2AudioProcessor(extractor, tokenizer)
+    # An LLM's own template has no audio and another system prompt.
+    tokenizer.chat_template = processor.chat_template
+    return processor
+
+
+def _load_processor(folder: str, config: Any) -> Qwen2AudioProcessor:
+    """The stored processor, or one around the stored tokenizer (a trainer may save nothing more)."""
+    stored = ("processor_config.json", "preprocessor_config.json")
+    if not Path(folder).is_dir() or any((Path(folder) / name).is_file() for name in stored):
+        return Qwen2AudioProcessor.from_pretrained(folder)
+    if not (Path(folder) / "tokenizer.json").is_file():
+        raise ValueError(f"{folder} has no tokenizer.json: save the tokenizer beside the weights")
+    return make_processor(AutoTokenizer.from_pretrained(folder), config)
+
+
+def _tokenizer(cfg: ModelConfig, llm: LanguageModelSource) -> PreTrainedTokenizerBase:
+    if cfg.tokenizer is not None:
+        if llm.tokenizer is not None and cfg.tokenizer.startswith("builtin:"):
+            raise ValueError(
+                f"model.tokenizer is {cfg.tokenizer}, but {cfg.llm.source} was trained with its own: "
+                "set model.tokenizer=null"
+            )
+        return load_tokenizer(cfg.tokenizer)
+    if llm.tokenizer is None:
+        raise ValueError("model.tokenizer is null and the LLM starts from nothing: set it, e.g. builtin:nano")
+    return llm.tokenizer
+
+
+def _config(encoder: EncoderSource, llm: LanguageModelSource, tokenizer: PreTrainedTokenizerBase) -> Qwen2AudioConfig:
+    text = llm.config
+    if llm.body is None and text.vocab_size < len(tokenizer):
+        raise ValueError(
+            f"model.llm.config.vocab_size is {text.vocab_size}, but the tokenizer has {len(tokenizer)} tokens: raise it"
+        )
+    text.vocab_size = max(text.vocab_size, len(tokenizer))
+    text.bos_token_id = token_id(tokenizer, END_OF_TEXT)
+    text.eos_token_id = token_id(tokenizer, TURN_END)
+    # A padding id would switch off the gradient of <|endoftext|>, which ends the base format's answers.
+    text.pad_token_id = None
+    # The class has an untied head; a file that says otherwise loses it in some releases of transformers.
+    text.tie_word_embeddings = False
+    config = Qwen2AudioConfig(
+        audio_config=encoder.config, text_config=text, audio_token_index=token_id(tokenizer, AUDIO)
+    )
+    config.tie_word_embeddings = False
+    return config
+
+
+def _fill_llm(model: Model, llm: LanguageModelSource, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Load the LLM's weights; tokens that are new to it start as the mean of the ones it knows."""
+    if llm.body is None or llm.head is None:
+        return
+    new = [token_id(tokenizer, token) for token in llm.new_tokens]
+    embedding = _extended(llm.body["embed_tokens.weight"], new, model.lm_head.out_features)
+    model.model.language_model.load_state_dict({**llm.body, "embed_tokens.weight": embedding})
+    with torch.no_grad():
+        model.lm_head.weight.copy_(_extended(llm.head, new, len(embedding)))
+
+
+def _extended(rows: torch.Tensor, new: list[int], size: int) -> torch.Tensor:
+    """[V, D] -> [size, D]: the rows, with their mean wherever ``new`` says or nothing was."""
+    mean = rows[: min(new, default=len(rows))].mean(0, dtype=torch.float32).to(rows.dtype)
+    extended = mean.repeat(size, 1)
+    extended[: len(rows)] = rows
+    extended[new] = mean
+    return extended
+
+
+def _generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    ends = [token_id(tokenizer, token) for token in (TURN_END, END_OF_TEXT)]
+    return GenerationConfig(eos_token_id=ends, pad_token_id=ends[1], do_sample=False)
+
+
+def _on_meta(checkpoint: str, dtype: torch.dtype) -> tuple[Model, Qwen2AudioProcessor]:
+    folder = find_checkpoint(checkpoint)
+    config = Qwen2AudioConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = Model._from_config(config, dtype=dtype)
+    return model, _load_processor(folder, config)
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in dtypes:
+        raise ValueError(f"model.dtype is {name!r}; expected one of {', '.join(dtypes)}")
+    return dtypes[name]

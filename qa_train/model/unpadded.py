@@ -1,0 +1,292 @@
+"""Qwen2-Audio without padding inside: stock weights, names and layers, an ordinary interface.
+
+Shapes: B rows of the batch, L their padded length, T real tokens of all rows, S audio segments,
+M mel bins, P joined mel columns, A audio tokens of all segments, E encoder width, D LLM width.
+
+The forward takes ``input_ids``, ``attention_mask`` and ``labels`` [B, L] and the audio in one of these forms:
+ - ``input_features`` [M, P] with ``feature_lengths`` [S]: all segments joined on time (training);
+ - ``audio_states`` [A, E]: what the encoder made of them before (a frozen encoder's cache);
+ - ``input_features`` [S, M, 3000] with ``feature_attention_mask`` [S, 3000]: the stock padded form;
+ - nothing, when no row has audio.
+``audio_gather`` [number of <|AUDIO|> tokens] tells which audio token stands at each of them, so that rows can
+share a clip; without it the audio tokens are taken in order.
+
+The encoder and the LLM run on real frames and real tokens only; hidden states return as [B, L, D] with zeros
+at padding. Every forward calls encoder and projector exactly once (on a dummy clip, multiplied by zero, when no
+row has audio), because ZeRO-3 hangs when ranks run different modules. With ``audio_states``, even of zero rows,
+the encoder is not called on any rank: a cached run passes them with every batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
+from transformers.cache_utils import Cache
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.models.qwen2_audio.modeling_qwen2_audio import (
+    Qwen2AudioCausalLMOutputWithPast,
+    Qwen2AudioModel,
+    Qwen2AudioModelOutputWithPast,
+    Qwen2AudioMultiModalProjector,
+)
+from transformers.utils.generic import can_return_tuple
+
+from qa_train.model.attention import UNPADDED
+from qa_train.model.encoder import UnpaddedQwen2AudioEncoder
+from qa_train.model.head import supervised_loss
+from qa_train.model.lengths import mel_columns
+from qa_train.model.rows import Rows, joined_features
+
+_DUMMY_FRAMES = 4
+
+
+@dataclass(frozen=True)
+class _Audio:
+    values: torch.Tensor  # [A, D]
+    dummy: bool
+
+
+class UnpaddedQwen2AudioModel(Qwen2AudioModel):
+    """Encoder, projector and LLM without head (the stock ``Qwen2AudioModel`` on real frames and tokens)."""
+
+    def __init__(self, config: Qwen2AudioConfig) -> None:
+        super(Qwen2AudioModel, self).__init__(config)
+        self.audio_tower = UnpaddedQwen2AudioEncoder._from_config(config.audio_config)
+        self.multi_modal_projector = Qwen2AudioMultiModalProjector(config)
+        text: Any = config.text_config
+        self.vocab_size = text.vocab_size
+        self.language_model = AutoModel.from_config(text)
+        self.pad_token_id = -1 if text.pad_token_id is None else text.pad_token_id
+        self._padding_side = "left"
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        input_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        feature_attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        feature_lengths: torch.Tensor | None = None,
+        audio_states: torch.Tensor | None = None,
+        audio_gather: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Qwen2AudioModelOutputWithPast:
+        """The inputs of the module docstring -> last_hidden_state [B, L, D].
+
+        With a cache (generation) or a 4-D mask the LLM runs on the padded batch as in the stock model;
+        the audio is encoded unpadded all the same. ``use_cache=None`` means no cache.
+        """
+        cached = bool(use_cache) or past_key_values is not None
+        unpadded = not cached and (attention_mask is None or attention_mask.ndim == 2)
+        decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
+        ids = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
+        assert ids is not None, "one of input_ids and inputs_embeds is needed"
+        rows = Rows.of((ids.shape[0], ids.shape[1]), attention_mask, ids.device) if unpadded else None
+
+        if inputs_embeds is None:
+            tokens = ids.flatten() if rows is None else rows.drop_padding(ids)
+            inputs_embeds = self.get_input_embeddings()(tokens)
+            if not decoding:
+                features, lengths = joined_features(input_features, feature_attention_mask, feature_lengths)
+                audio = self._audio(features, lengths, audio_states)
+                inputs_embeds = self._insert(inputs_embeds, tokens, audio, audio_gather)
+            inputs_embeds = inputs_embeds[None] if rows else inputs_embeds.view(*ids.shape, -1)
+        elif rows is not None:
+            inputs_embeds = rows.drop_padding(inputs_embeds)[None]
+
+        if rows is not None:
+            position_ids = (
+                rows.positions if position_ids is None else rows.drop_padding(position_ids.expand(rows.shape))[None]
+            )
+            # A mask of four dimensions passes through transformers' mask code untouched, and the
+            # attention ignores it: otherwise a quadratic mask of all documents would be built.
+            mask = inputs_embeds.new_empty(1, 1, 1, 1)
+            kwargs["documents"] = rows.documents
+        else:
+            mask = attention_mask
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=cached,
+            **kwargs,
+        )
+        restore = rows.restore if rows else _same
+        return Qwen2AudioModelOutputWithPast(
+            last_hidden_state=restore(outputs.last_hidden_state),
+            past_key_values=outputs.past_key_values if cached else None,
+            hidden_states=outputs.hidden_states and tuple(restore(h) for h in outputs.hidden_states),
+            attentions=outputs.attentions,
+            attention_mask=attention_mask,
+            labels=labels,
+        )
+
+    def _audio(
+        self, features: torch.Tensor | None, lengths: torch.Tensor | None, states: torch.Tensor | None
+    ) -> _Audio:
+        """Projected audio tokens [A, D], from a dummy clip when there is no audio."""
+        encoder = self.audio_tower
+        dummy = False
+        if states is not None:
+            dummy = len(states) == 0
+            width = encoder.config.d_model
+            if states.ndim != 2 or states.shape[1] != width:
+                raise ValueError(f"audio_states have shape {list(states.shape)}; this encoder gives [tokens, {width}]")
+            weight = self.multi_modal_projector.linear.weight
+            states = weight.new_zeros(1, width) if dummy else states.to(weight.device, weight.dtype)
+        else:
+            if features is None or lengths is None:
+                dummy = True
+                lengths = torch.tensor([_DUMMY_FRAMES])
+                columns = int(mel_columns(lengths, encoder.max_frames))
+                features = torch.zeros(encoder.num_mel_bins, columns)
+            states = encoder(features, lengths).last_hidden_state
+        return _Audio(self.multi_modal_projector(states), dummy)
+
+    def _insert(
+        self, embeds: torch.Tensor, tokens: torch.Tensor, audio: _Audio, gather: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Put the audio tokens at the places of <|AUDIO|>: embeds [T, D], tokens [T]."""
+        places = (tokens == self.config.audio_token_id).nonzero().flatten()
+        values = audio.values.to(embeds.device, embeds.dtype)
+        if audio.dummy:
+            if len(places):
+                raise ValueError(
+                    f"input_ids have {len(places)} <|AUDIO|> tokens, but no audio was given: pass input_features "
+                    "with feature_lengths, or audio_states (a trainer that drops unknown columns loses them)"
+                )
+            return embeds + 0.0 * values.sum()
+        if gather is not None:
+            values = values[gather]
+        if len(places) != len(values):
+            raise ValueError(
+                f"input_ids have {len(places)} <|AUDIO|> tokens, but the audio gives {len(values)}: every segment of F "
+                "mel frames needs ((F - 1)//2 + 1)//2 consecutive <|AUDIO|> tokens; expand them with the processor "
+                "or qa_train.data, and do not cut samples between expansion and model"
+            )
+        return embeds.index_copy(0, places, values)
+
+
+class UnpaddedQwen2AudioForConditionalGeneration(Qwen2AudioForConditionalGeneration):
+    """The unpadded model with its LM head; a drop-in for the stock class, in training and in ``generate``."""
+
+    def __init__(self, config: Qwen2AudioConfig) -> None:
+        config._attn_implementation = UNPADDED
+        super(Qwen2AudioForConditionalGeneration, self).__init__(config)
+        self.model = UnpaddedQwen2AudioModel(config)
+        text: Any = config.text_config
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        input_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        feature_attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        feature_lengths: torch.Tensor | None = None,
+        audio_states: torch.Tensor | None = None,
+        audio_gather: torch.Tensor | None = None,
+        logits_to_keep: int = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> Qwen2AudioCausalLMOutputWithPast:
+        """The inputs of the module docstring -> logits [B, L, V], or the loss when ``labels`` are given.
+
+        The loss is the cross-entropy summed over supervised tokens (label not -100) and divided by
+        ``num_items_in_batch``, or by their number; only their rows meet the head, and no logits are returned.
+        ``logits_to_keep``: only the last so many positions of the logits (0: all).
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            input_features=input_features,
+            attention_mask=attention_mask,
+            feature_attention_mask=feature_attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            feature_lengths=feature_lengths,
+            audio_states=audio_states,
+            audio_gather=audio_gather,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        loss = logits = None
+        if labels is None:
+            logits = self.lm_head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
+        else:
+            loss = supervised_loss(self.lm_head, hidden, labels, attention_mask, num_items_in_batch)
+        return Qwen2AudioCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            attention_mask=attention_mask,
+        )
+
+    def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any) -> dict:
+        """As in the stock class; the audio goes in with the prompt only."""
+        inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            for name in _AUDIO_INPUTS:
+                inputs.pop(name, None)
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.LongTensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.LongTensor | None, dict[str, Any]]:
+        """Repeat each row for beams and ``num_return_sequences``; its copies share one encoding of the audio."""
+        audio = {name: kwargs.pop(name) for name in _AUDIO_INPUTS if kwargs.get(name) is not None}
+        if audio and expand_size > 1 and input_ids is not None:
+            counts = (input_ids == self.config.audio_token_id).sum(1).tolist()
+            gather = audio.get("audio_gather", torch.arange(sum(counts), device=input_ids.device))
+            per_row = [part for part in gather.split(counts) for _ in range(expand_size)]
+            audio["audio_gather"] = torch.cat(per_row)
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        return input_ids, kwargs | audio
+
+    def save_pretrained(self, save_directory: Any, *args: Any, is_main_process: bool = True, **kwargs: Any) -> None:
+        """As in the stock class, under the stock class's name, which every other tool knows."""
+        super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            self.config.architectures = ["Qwen2AudioForConditionalGeneration"]
+            self.config.save_pretrained(save_directory)
+
+
+_AUDIO_INPUTS = ("input_features", "feature_attention_mask", "feature_lengths", "audio_states", "audio_gather")
+
+
+def _same(values: torch.Tensor) -> torch.Tensor:
+    return values
+
+
+# transformers looks up how hub weight names map to module names by the class's own name.
+register_checkpoint_conversion_mapping(
+    UnpaddedQwen2AudioForConditionalGeneration.__name__, get_checkpoint_conversion_mapping("qwen2_audio")
+)
+register_checkpoint_conversion_mapping(
+    UnpaddedQwen2AudioModel.__name__, get_checkpoint_conversion_mapping("Qwen2AudioModel")
+)

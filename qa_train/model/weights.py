@@ -1,0 +1,139 @@
+"""Weights in and out of a live model: strict restore, content hashes, freezing.
+
+Checkpoints and hub folders keep the names of the first Qwen2-Audio release (``audio_tower.…``,
+``language_model.lm_head.…``); the module tree of transformers 5 has other ones. The stock Trainer loads such a
+file with ``strict=False`` and keeps the initial weights without a word, hence ``load_weights``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+# Name in the file -> name in the model; the first match holds.
+_RENAMED = (
+    ("language_model.lm_head.", "lm_head."),
+    ("language_model.model.", "model.language_model."),
+    ("audio_tower.", "model.audio_tower."),
+    ("multi_modal_projector.", "model.multi_modal_projector."),
+)
+
+_PARTS = {
+    "encoder": ("model.audio_tower.",),
+    "projector": ("model.multi_modal_projector.",),
+    "llm": ("model.language_model.", "lm_head."),
+}
+
+
+def load_weights(model: nn.Module, folder: str | Path) -> None:
+    """Copy the safetensors of ``folder`` into ``model``; every weight must be there, once, in its shape.
+
+    ValueError names what is missing, unexpected or of another shape, and then nothing was changed.
+    """
+    targets = model.state_dict()
+    files = _weight_files(Path(folder))
+    found: dict[str, tuple[Path, str]] = {}
+    problems = []
+    for file in files:
+        with _open(file) as stored:
+            for key in stored.keys():  # noqa: SIM118 (not a dict)
+                name = _model_name(key)
+                shape = list(stored.get_slice(key).get_shape())
+                if name not in targets:
+                    problems.append(f"unexpected {key}")
+                elif shape != list(targets[name].shape):
+                    problems.append(f"{key} has shape {shape}, the model has {list(targets[name].shape)}")
+                found[name] = (file, key)
+    problems += [f"missing {name}" for name in targets if name not in found]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(
+            f"the weights in {folder} do not fit this model: {'; '.join(problems[:5])}{more}. "
+            "Use the model configuration that the checkpoint was trained with"
+        )
+    with torch.no_grad():
+        for file in files:
+            with _open(file) as stored:
+                for name, (place, key) in found.items():
+                    if place == file:
+                        targets[name].copy_(stored.get_tensor(key))
+
+
+def _model_name(key: str) -> str:
+    for old, new in _RENAMED:
+        if key.startswith(old):
+            return new + key.removeprefix(old)
+    return key
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """``model.safetensors``, or the shards that its index lists."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if not index.is_file():
+        raise ValueError(f"{folder} has neither model.safetensors nor its index: not a checkpoint with weights")
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    if absent := [name for name in names if not (folder / name).is_file()]:
+        raise ValueError(f"{folder} lacks {', '.join(absent)}, which its index lists: the checkpoint is incomplete")
+    return [folder / name for name in names]
+
+
+def _open(file: Path) -> safe_open:
+    try:
+        return safe_open(file, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a readable safetensors file ({error}): use another checkpoint") from error
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and contents of all weights; the order does not count."""
+    return _digest(model.state_dict().items())
+
+
+def encoder_hash(model: nn.Module) -> str:
+    """The digest of the audio encoder alone: two models with the same one give the same encoder states."""
+    prefix = _PARTS["encoder"][0]
+    return _digest((name, value) for name, value in model.state_dict().items() if name.startswith(prefix))
+
+
+def _digest(items: Iterable[tuple[str, torch.Tensor]]) -> str:
+    # hashlib lets other threads run: hashing takes the time of the slowest core instead of the sum.
+    with ThreadPoolExecutor() as pool:
+        digests = sorted(pool.map(_digest_one, items))
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _digest_one(item: tuple[str, torch.Tensor]) -> bytes:
+    name, value = item
+    head = f"{name} {value.dtype} {list(value.shape)} ".encode()
+    content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return hashlib.sha256(head + content.tobytes()).digest()
+
+
+def freeze(model: nn.Module, parts: Iterable[str]) -> None:
+    """Let everything train but ``parts`` (of "encoder", "projector", "llm"; the head belongs to the LLM).
+
+    The encoder's positions never train: ``from_pretrained`` forgets that, so this must follow every load.
+    """
+    parts = list(parts)
+    if unknown := sorted(set(parts) - set(_PARTS)):
+        raise ValueError(f"cannot freeze {', '.join(unknown)}: the parts are {', '.join(_PARTS)}")
+    if set(parts) == set(_PARTS):
+        raise ValueError("freeze names every part, so nothing would train: leave one out")
+    frozen = tuple(prefix for part in parts for prefix in _PARTS[part])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(frozen) and "embed_positions" not in name)
+
+
+def trainable(model: nn.Module) -> Iterator[tuple[str, int]]:
+    """(part, number of parameters that train) for each part, for the run's summary."""
+    for part, prefixes in _PARTS.items():
+        yield part, sum(p.numel() for n, p in model.named_parameters() if n.startswith(prefixes) and p.requires_grad)

@@ -1,0 +1,39 @@
+"""The report of a run: one self-contained HTML page, and its table as Markdown."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qa_train.report.page import render
+from qa_train.report.results import check, markdown_table
+
+__all__ = ["markdown_table", "write_report"]
+
+
+def write_report(
+    results: dict[str, Any], run_dirs: Mapping[str, Path | str] | Sequence[Path | str], out: Path | str
+) -> Path:
+    """Write the page for ``results`` (schema: ``qa_train.report.results``) and return its path.
+
+    Args:
+        results: metrics per stage, seconds per part, samples with clips, environment, commands.
+        run_dirs: run folders with a metrics.jsonl, by stage name; a plain list is named by folder.
+        out: an .html file, or a folder in which report.html is written.
+
+    Raises:
+        ValueError: results that miss a required field.
+    """
+    check(results)
+    if not isinstance(run_dirs, Mapping):
+        run_dirs = {Path(folder).name: folder for folder in run_dirs}
+    out = Path(out)
+    path = out if out.suffix == ".html" else out / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    page = render(results, {stage: Path(folder) for stage, folder in run_dirs.items()})
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, path)
+    return path

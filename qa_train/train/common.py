@@ -1,0 +1,226 @@
+"""What the three stages share: arguments, data, the encoder cache, and the start and end of a run."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import datasets
+import torch
+from accelerate import PartialState
+from tqdm import tqdm
+from transformers import TrainingArguments, set_seed
+
+from qa_train.config import StageConfig
+from qa_train.data.batches import Batches, Collator, open_data
+from qa_train.data.encoder_cache import EncoderCache, cache_writer
+from qa_train.model import build_model, encoder_hash, encoder_states, freeze
+from qa_train.train import checkpoints
+from qa_train.train.distributed import accumulation_steps, deepspeed_options, is_main
+from qa_train.train.metrics import EXIT_STOPPED, MetricsWriter, Progress, StopOnSignal
+from qa_train.train.mixin import AudioTrainerMixin
+from qa_train.train.run import RunFolder
+
+logger = logging.getLogger(__name__)
+Args = TypeVar("Args", bound=TrainingArguments)
+
+# TrainerConfig fields that are not TrainingArguments.
+_OWN_FIELDS = ("batches_per_step", "keep_checkpoints", "cpu_threads")
+# Clips encoded at a time when the encoder cache is filled, in seconds of audio.
+_CACHE_BATCH_S = 60.0
+
+
+@dataclass
+class Stage:
+    """A stage ready to be given a trainer."""
+
+    cfg: StageConfig
+    run: RunFolder
+    model: Any
+    processor: Any
+    batches: Batches
+    writer: MetricsWriter
+    resume: Any
+
+    @property
+    def dataset(self) -> datasets.Dataset:
+        """The plan as TRL and accelerate want it: batch numbers, read in order."""
+        total = self.cfg.trainer.max_steps * self.cfg.trainer.batches_per_step
+        return datasets.Dataset.from_dict({"batch": range(total)})
+
+    @property
+    def collator(self) -> Collator:
+        """Builds batch k from its number."""
+        return Collator(self.batches)
+
+
+def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
+    """TrainingArguments (or TRL's subclass of them) for this configuration.
+
+    Must be called before the model is loaded: under ZeRO-3 the arguments decide how it is partitioned.
+    """
+    options = {k: v for k, v in asdict(cfg.trainer).items() if k not in _OWN_FIELDS}
+    deepspeed = deepspeed_options(cfg.deepspeed)
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu and cfg.trainer.cpu_threads:
+        torch.set_num_threads(cfg.trainer.cpu_threads)
+    return kind(
+        output_dir=f"{cfg.run.dir}/checkpoints",
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=accumulation_steps(cfg.trainer),
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        average_tokens_across_devices=True,
+        ddp_find_unused_parameters=False,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        # Old checkpoints are deleted after the new one is committed, not before.
+        save_total_limit=None,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_num_workers=cfg.data.num_workers,
+        dataloader_pin_memory=not on_cpu,
+        seed=cfg.run.seed,
+        # accelerate has no DeepSpeed branch for CPU processes (see distributed.py).
+        use_cpu=on_cpu and deepspeed is None,
+        deepspeed=deepspeed,
+        **options,
+        **more,
+    )
+
+
+def open_stage(cfg: StageConfig) -> Stage | None:
+    """Open the run folder, the model and the data; None when the run is already finished.
+
+    Raises:
+        ValueError: the run folder or the data do not fit the configuration.
+    """
+    run = RunFolder(cfg, is_main=is_main())
+    done = run.finished_steps()
+    if done is not None and done >= cfg.trainer.max_steps:
+        if run.is_main:
+            print(f"{run.dir}: finished after {done} steps; nothing to do. Choose another run.dir to train again.")
+        return None
+    set_seed(cfg.run.seed)
+    model, processor = build_model(cfg.model, seed=cfg.run.seed)
+    freeze(model, cfg.model.freeze)
+    with PartialState().main_process_first():
+        resume = run.start()
+    data = open_data(
+        cfg.data,
+        processor.tokenizer,
+        model.config.audio_config.num_mel_bins,
+        seed=cfg.data.seed,
+        batches_per_step=cfg.trainer.batches_per_step,
+        preference=cfg.stage == "dpo",
+    )
+    if cfg.data.encoder_cache:
+        _use_encoder_cache(cfg.data.encoder_cache, model, data)
+    writer = MetricsWriter(run.metrics, is_main=run.is_main)
+    stage = Stage(cfg, run, model, processor, data, writer, resume)
+    _check_resume(stage)
+    return stage
+
+
+def go(trainer: Any, stage: Stage) -> int:
+    """Train to the end (or to a signal) and return the process's exit code."""
+    stop = StopOnSignal()
+    trainer.add_callback(stop)
+    trainer.add_callback(Progress(stage.run, stage=stage.cfg.stage))
+    trainer.attach(
+        batches=stage.batches,
+        run=stage.run,
+        writer=stage.writer,
+        keep_checkpoints=stage.cfg.trainer.keep_checkpoints,
+    )
+    stage.writer.rewind(checkpoints.step_of(stage.resume) if stage.resume else 0)
+    stage.writer.track(stage.cfg, asdict(stage.cfg))
+    if stage.run.is_main:
+        print(first_screen(trainer, stage), flush=True)
+    trainer.train(resume_from_checkpoint=str(stage.resume) if stage.resume else None)
+    stage.writer.close()
+    if stop.stopped:
+        if stage.run.is_main:
+            print(f"stopped by a signal at step {trainer.state.global_step}; saved. The same command continues.")
+        return EXIT_STOPPED
+    stage.run.finish(trainer.state.global_step)
+    if stage.run.is_main:
+        print(f"finished: {trainer.state.global_step} steps, model in {stage.run.checkpoints}")
+    return 0
+
+
+def first_screen(trainer: AudioTrainerMixin, stage: Stage) -> str:
+    """What will happen, in a few lines."""
+    cfg, model = stage.cfg, stage.model
+    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = f" ({', '.join(cfg.model.freeze)} frozen)" if cfg.model.freeze else ""
+    start = f"resuming from {stage.resume.name}" if stage.resume else "starting fresh"
+    return "\n".join(
+        [
+            f"{cfg.stage}: {cfg.model.name}, {total / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained{frozen}",
+            stage.batches.describe(),
+            f"  {cfg.trainer.max_steps} steps of {cfg.trainer.batches_per_step} x {cfg.data.tokens_per_batch} tokens, "
+            f"{trainer.args.world_size} process(es), deepspeed {cfg.deepspeed.name}",  # type: ignore[attr-defined]
+            f"  {start}; writes to {stage.run.dir}",
+        ]
+    )
+
+
+def _check_resume(stage: Stage) -> None:
+    """Refuse to go on with other shards than the run began with; take the plan's shortcut."""
+    if stage.resume is None:
+        return
+    manifest = checkpoints.read_manifest(stage.resume)
+    if manifest["plan_fingerprint"] != stage.batches.plan.fingerprint and not stage.cfg.run.allow_data_change:
+        raise ValueError(
+            f"the data differ from those {stage.run.dir} was trained on (plan fingerprint "
+            f"{stage.batches.plan.fingerprint}, checkpoint {manifest['plan_fingerprint']}): restore the shards, "
+            "or continue on the new data with run.allow_data_change=true"
+        )
+    stage.batches.plan.seek(*manifest["plan_hint"])
+
+
+def _use_encoder_cache(folder: str, model: Any, data: Batches) -> None:
+    """Encode every clip of the data once, and let the batches carry the outputs instead of mels."""
+    key = f"{encoder_hash(model)[:16]}-{data.reader.num_mel_bins}"
+    with PartialState().main_process_first():
+        if is_main():
+            _fill_encoder_cache(folder, key, model, data)
+    data.use_encoder_cache(EncoderCache.open(folder, key))
+
+
+@torch.inference_mode()
+def _fill_encoder_cache(folder: str, key: str, model: Any, data: Batches) -> None:
+    missing = data.clips_not_in(folder, key)
+    if not missing:
+        return
+    total_s = sum(clip.duration_s for clip in missing)
+    print(f"encoding {total_s / 60:.0f} minutes of audio once (the encoder is frozen)", flush=True)
+    with (
+        cache_writer(folder, key, model.config.audio_config.d_model) as writer,
+        tqdm(total=round(total_s), desc="encoding", unit="s of audio", disable=not sys.stderr.isatty()) as bar,
+    ):
+        for group in _groups(missing):
+            mels = data.read_mels(group)
+            if mels.clips:
+                states = encoder_states(model, mels.input_features, mels.feature_lengths)
+                for clip, part in zip(mels.clips, states.split(mels.clip_tokens), strict=True):
+                    writer.write(clip.id, part)
+            bar.update(round(sum(clip.duration_s for clip in group)))
+
+
+def _groups(clips: list[Any]) -> list[list[Any]]:
+    """Clips in groups of at most ``_CACHE_BATCH_S`` seconds (one clip at least)."""
+    groups: list[list[Any]] = []
+    filled = 0.0
+    for clip in clips:
+        if not groups or filled + clip.duration_s > _CACHE_BATCH_S:
+            groups.append([])
+            filled = 0.0
+        groups[-1].append(clip)
+        filled += clip.duration_s
+    return groups

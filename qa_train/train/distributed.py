@@ -1,0 +1,74 @@
+"""Processes, devices and DeepSpeed: what has to be settled before a trainer is built."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from qa_train.config import DeepspeedConfig, TrainerConfig
+
+
+def world_size() -> int:
+    """Number of training processes, as torchrun or SLURM announced it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_main() -> bool:
+    """Whether this process is rank 0."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def accumulation_steps(cfg: TrainerConfig) -> int:
+    """Micro-batches each rank runs per optimizer step.
+
+    Raises:
+        ValueError: the step's batches cannot be shared equally among the ranks.
+    """
+    if cfg.batches_per_step % world_size():
+        raise ValueError(
+            f"trainer.batches_per_step is {cfg.batches_per_step} and cannot be shared by {world_size()} processes: "
+            f"use a multiple of {world_size()} (the step then holds the same batches at any world size)"
+        )
+    return cfg.batches_per_step // world_size()
+
+
+def deepspeed_options(cfg: DeepspeedConfig) -> dict[str, Any] | None:
+    """The dictionary for TrainingArguments(deepspeed=...), or None.
+
+    Without a GPU it also prepares DeepSpeed and accelerate for CPU processes over gloo.
+    """
+    if not cfg.config:
+        return None
+    if not torch.cuda.is_available():
+        _prepare_deepspeed_on_cpu()
+    return cfg.config
+
+
+def _prepare_deepspeed_on_cpu() -> None:
+    """Let DeepSpeed train over gloo, which accelerate 1.15 does not foresee.
+
+    accelerate's PartialState finds no backend for CPU processes under DeepSpeed and falls back to a
+    world of one; the wrapper answers gloo. DeepSpeed would compile a shared-memory op that only its
+    inference all-reduce uses; it is declared unavailable. Neither has an effect when CUDA is there.
+    """
+    import deepspeed
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+    from transformers import training_args
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    training_args.is_torch_bf16_gpu_available = lambda: True
+    original = PartialState._prepare_backend
+    if getattr(original, "knows_gloo", False):
+        return
+
+    def prepare_backend(self: Any, cpu: bool, sagemaker_dp: bool, backend: str | None) -> tuple[Any, Any]:
+        found, kind = original(self, cpu, sagemaker_dp, backend)
+        if found is None and "LOCAL_RANK" in os.environ:
+            return "gloo", DistributedType.MULTI_CPU
+        return found, kind
+
+    prepare_backend.knows_gloo = True  # type: ignore[attr-defined]
+    PartialState._prepare_backend = prepare_backend

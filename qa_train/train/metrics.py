@@ -1,0 +1,178 @@
+"""Where numbers go: metrics.jsonl always, W&B on request, a progress line for the person watching.
+
+This file owns wandb.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from qa_train.config import StageConfig
+from qa_train.train.run import RunFolder
+
+# sysexits.h EX_TEMPFAIL, "try again later": stopped by a signal after saving. torchrun would report
+# any worker's code as a failure, so under it the code is 0 and finished.json tells the two ends apart.
+EXIT_STOPPED = 0 if "TORCHELASTIC_RUN_ID" in os.environ else 75
+
+
+class MetricsWriter:
+    """Appends one JSON object per optimizer step; a resumed run first drops the steps it will redo."""
+
+    def __init__(self, path: Path, *, is_main: bool) -> None:
+        self.path = path
+        self.is_main = is_main
+        self._tracker: Any = None
+
+    def rewind(self, step: int) -> None:
+        """Forget every record after ``step``, and a last line that a crash cut short."""
+        if not self.is_main or not self.path.is_file():
+            return
+        kept = [line for line in self.path.read_text().splitlines() if _step(line) is not None]
+        kept = [line for line in kept if (_step(line) or 0) <= step]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept))
+        temporary.replace(self.path)
+
+    def track(self, cfg: StageConfig, config: dict[str, Any]) -> None:
+        """Open the W&B run of this run folder: the same one again after a restart."""
+        mode = cfg.tracking.wandb or ("online" if _has_wandb_key() else "offline")
+        if not self.is_main or mode == "disabled":
+            return
+        import wandb
+
+        folder = self.path.parent
+        id_file = folder / "wandb_run_id"
+        if not id_file.is_file():
+            id_file.write_text(wandb.util.generate_id())
+        self._tracker = wandb.init(
+            project=cfg.tracking.project,
+            name=folder.name,
+            group=folder.parent.name,
+            job_type=cfg.stage,
+            id=id_file.read_text().strip(),
+            resume="allow",
+            dir=folder,
+            mode=mode,
+            tags=[cfg.stage, *cfg.tracking.tags],
+            config=config,
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+
+    def write(self, step: int, record: dict[str, Any]) -> None:
+        """Append the record of one step."""
+        if not self.is_main:
+            return
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **record}) + "\n")
+        if self._tracker is not None:
+            self._tracker.log({"train/" + name: value for name, value in record.items()}, step=step)
+
+    def close(self) -> None:
+        """Finish the W&B run, if there is one."""
+        if self._tracker is not None:
+            self._tracker.finish()
+            self._tracker = None
+
+
+def _has_wandb_key() -> bool:
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+        return False
+    netrc = Path.home() / ".netrc"
+    return bool(os.environ.get("WANDB_API_KEY")) or (netrc.is_file() and "wandb" in netrc.read_text())
+
+
+def _step(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+class Progress(TrainerCallback):
+    """A progress bar on a terminal; a line every ``every_s`` seconds in a log file."""
+
+    def __init__(self, run: RunFolder, *, stage: str, every_s: float = 20.0) -> None:
+        self._run = run
+        self._stage = stage
+        self._every_s = every_s
+        self._bar: tqdm[Any] | None = None
+        self._last = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the bar at the step the run starts from."""
+        if self._run.is_main:
+            self._start_step, self._start = state.global_step, time.monotonic()
+            self._bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc=self._stage, unit="step",
+                disable=not sys.stderr.isatty(), dynamic_ncols=True,
+            )  # fmt: skip
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the newest loss and rates."""
+        if self._bar is None or not logs or "loss" not in logs:
+            return
+        shown = {"loss": f"{logs['loss']:.3f}", "audio": f"{logs.get('audio_s_per_s', 0):.0f}x real time"}
+        self._bar.set_postfix(shown)
+        self._bar.update(state.global_step - self._bar.n)
+        now = time.monotonic()
+        last_step = state.global_step >= state.max_steps
+        if not sys.stderr.isatty() and (now - self._last >= self._every_s or last_step):
+            self._last = now
+            done = max(state.global_step - self._start_step, 1)
+            left = (now - self._start) / done * (state.max_steps - state.global_step)
+            print(
+                f"{self._stage}: step {state.global_step}/{state.max_steps}  loss {shown['loss']}  "
+                f"{shown['audio']}  {left / 60:.1f} min left",
+                flush=True,
+            )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGTERM and SIGUSR1 mean: finish the step, save, leave with a code that asks for a requeue."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._asked = False
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: Any) -> None:
+        self._asked = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """All ranks stop at the same step, whichever of them got the signal."""
+        asked = self._asked
+        if args.world_size > 1:
+            flag = torch.tensor(float(asked), device=args.device)
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+            asked = bool(flag.item())
+        if asked and state.global_step < state.max_steps:
+            self.stopped = True
+            control.should_save = True
+            control.should_training_stop = True

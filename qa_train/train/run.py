@@ -1,0 +1,130 @@
+"""The run folder: what a run is, where it stands, and whether it may go on.
+
+::
+
+    RUN/config.yaml          resolved configuration
+    RUN/environment.json     command, versions, git commit, host facts of every start
+    RUN/metrics.jsonl        one JSON object per optimizer step
+    RUN/checkpoints/         checkpoint-N/, complete when manifest.json is there
+    RUN/finished.json        written when the last step is saved
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qa_train.config import StageConfig
+from qa_train.train.checkpoints import newest_complete, write_json
+
+# Changing these in mid-run would silently make another run of it.
+_PINNED_SECTIONS = ("stage", "model", "data", "dpo")
+_FREE_KEYS = {"data": ("num_workers", "encoder_cache", "error_budget")}
+
+
+class RunFolder:
+    """Paths and state of one run. Only the main process writes."""
+
+    def __init__(self, cfg: StageConfig, *, is_main: bool) -> None:
+        self.dir = Path(cfg.run.dir)
+        self.checkpoints = self.dir / "checkpoints"
+        self.metrics = self.dir / "metrics.jsonl"
+        self.is_main = is_main
+        self._cfg = cfg
+
+    def finished_steps(self) -> int | None:
+        """The number of steps of a run that came to its end, or None."""
+        path = self.dir / "finished.json"
+        return int(json.loads(path.read_text())["steps"]) if path.is_file() else None
+
+    def start(self) -> Path | None:
+        """Check that the folder belongs to this configuration, record the start, find the resume point.
+
+        Returns:
+            The checkpoint to resume from, or None for a fresh start.
+
+        Raises:
+            ValueError: the folder holds a run with other model or data settings.
+        """
+        previous = self.dir / "config.yaml"
+        if previous.is_file() and not self._cfg.run.allow_config_change:
+            self._compare(yaml.safe_load(previous.read_text()))
+        resume = newest_complete(self.checkpoints)
+        if self.is_main:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            previous.write_text(yaml.safe_dump(asdict(self._cfg), sort_keys=False))
+            self._record_start(resume)
+        return resume
+
+    def finish(self, steps: int) -> None:
+        """Mark the run as finished, so that starting it again does nothing."""
+        if self.is_main:
+            write_json(self.dir / "finished.json", {"steps": steps, "time": time.time()})
+
+    def _compare(self, previous: dict[str, Any]) -> None:
+        now = asdict(self._cfg)
+        for section in _PINNED_SECTIONS:
+            free = _FREE_KEYS.get(section, ())
+            before, after = previous.get(section), now[section]
+            if isinstance(after, dict) and isinstance(before, dict):
+                changed = [k for k in after if k not in free and after[k] != before.get(k)]
+            else:
+                changed = [] if before == after else [""]
+            if changed:
+                keys = ", ".join(f"{section}.{k}".rstrip(".") for k in changed)
+                raise ValueError(
+                    f"{self.dir} holds a run with other settings ({keys} differ from its config.yaml): "
+                    "choose another run.dir, or continue all the same with run.allow_config_change=true"
+                )
+
+    def _record_start(self, resume: Path | None) -> None:
+        path = self.dir / "environment.json"
+        starts = json.loads(path.read_text()) if path.is_file() else []
+        starts.append({**environment(), "resumed_from": resume.name if resume else None})
+        write_json(path, starts)
+
+
+def environment() -> dict[str, Any]:
+    """Facts that explain a result later: command, versions, commit, machine."""
+    packages = ("torch", "transformers", "trl", "accelerate", "deepspeed", "datasets", "qa-train")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": sys.argv,
+        "versions": versions,
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "cpus": os.cpu_count(),
+        "world_size": int(os.environ.get("WORLD_SIZE", 1)),
+    }
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()

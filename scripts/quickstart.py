@@ -1,0 +1,245 @@
+"""The quickstart: data, three stages, an evaluation after each, an export and a report.
+
+    python scripts/quickstart.py runs/quickstart [--short]
+
+Every part leaves its result on disk and is skipped when it is there, so the same command
+continues after an interruption. ``--short`` runs the same parts for a few steps each: it proves
+that they work, not that anything is learned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qa_train.config import starter_dir
+
+STAGES = ("pretrain", "sft", "dpo")
+ENGLISH_WER = "WER, recorded English"
+
+
+class Quickstart:
+    """The parts in order; ``seconds`` remembers what each took, over all starts."""
+
+    def __init__(self, root: Path, short: bool) -> None:
+        self.root, self.short = root, short
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.data = root / "data"
+        self.log = root / "seconds.json"
+        self.seconds: dict[str, float] = json.loads(self.log.read_text()) if self.log.is_file() else {}
+        install = float(os.environ.get("QUICKSTART_INSTALL_SECONDS", 0))
+        self.seconds["install"] = max(install, self.seconds.get("install", 0.0))
+
+    def part(self, name: str, output: Path, work: Callable[[], None]) -> None:
+        """Do ``work`` unless ``output`` exists, and add its time to the books."""
+        if output.exists():
+            print(f"[{name}] done before")
+            return
+        print(f"\n[{name}]", flush=True)
+        started = time.perf_counter()
+        try:
+            work()
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+            write_json(self.log, self.seconds)
+        if not output.exists():
+            sys.exit(f"quickstart: {name} ended without making {output}")
+
+    def command(self, *words: str) -> None:
+        """Run a qa-train command and show it, so that it can be repeated by hand."""
+        print("$ qa-train " + " ".join(words), flush=True)
+        code = subprocess.run([sys.executable, "-m", "qa_train", *words]).returncode
+        if code == 75:
+            sys.exit("quickstart: stopped by a signal; the same command continues")
+        if code:
+            sys.exit(f"quickstart: qa-train {words[0]} failed with code {code}; mend the cause and start again")
+
+    def train(self, stage: str, *more: str) -> None:
+        """One stage with its quickstart experiment."""
+        short = ["trainer.max_steps=4", "trainer.save_steps=2"] if self.short else []
+        self.command(
+            stage, f"experiment=quickstart_{stage}", f"run.dir={self.root / stage}",
+            f"+quickstart={self.root}", *more, *short,
+        )  # fmt: skip
+
+    def checkpoint(self, stage: str) -> str:
+        """What the evaluation after ``stage`` loads: the run, or the untrained model before them."""
+        return str(self.root / stage)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomically, so that an interruption leaves the old file."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False))
+    temporary.replace(path)
+
+
+def evaluation_sets(data: Path) -> list[Any]:
+    """What is measured after every stage; all of it held out."""
+    from qa_train.eval.records import EvalSet
+
+    starter = starter_dir()
+    speech, sounds = [str(starter / "speech-test.tar")], [str(starter / "sound-test.tar")]
+    unseen, questions = [str(starter / "unseen-voice-test.tar")], [str(data / "voice-chat-test-*.tar")]
+    asr = "Detect the language and recognize the speech: <|{language}|>"
+    sets = [
+        EvalSet(ENGLISH_WER, speech, "asr", where={"language": "en"}, prompt=asr, min_words=3),
+        EvalSet("WER, voice never heard", unseen, "asr", where={"task": "asr"}, prompt=asr),
+        *(
+            EvalSet(f"WER, recorded {name}", speech, "asr", where={"language": code}, prompt=asr, min_words=3)
+            for code, name in (("es", "Spanish"), ("fr", "French"), ("it", "Italian"), ("ru", "Russian"))
+        ),
+        EvalSet("language identification", speech, "lid"),
+        EvalSet("sound class", sounds, "sound_class"),
+        EvalSet("translation into English", speech, "translate", metric="chrf"),
+        EvalSet("spoken questions, voices never heard", questions, "chat", "chat", metric="contains"),
+        EvalSet("spoken questions, neural voice never heard", unseen, "chat", "chat",
+                where={"task": "chat"}, metric="contains"),
+        EvalSet("asked: which language?", speech, "ask_language", "chat"),
+        EvalSet("asked: is there speech? (speech)", speech, "ask_speech", "chat", limit=100),
+        EvalSet("asked: is there speech? (sounds)", sounds, "ask_speech", "chat", limit=100),
+        EvalSet("asked: which sound?", sounds, "ask_sound", "chat"),
+        EvalSet("asked: what is said?", speech, "ask_transcript", "chat", where={"language": "en"}, min_words=3),
+    ]  # fmt: skip
+    return sets
+
+
+def evaluate(quick: Quickstart, stage: str) -> None:
+    """Answer every evaluation set with the model after ``stage`` and keep the scores."""
+    from qa_train.eval.records import evaluate_shards
+    from qa_train.infer.generate import Decoding
+    from qa_train.model import load_model
+
+    model, processor = load_model(quick.checkpoint(stage))
+    sets = evaluation_sets(quick.data)
+    if quick.short:
+        sets = [shortened(each) for each in sets]
+    scores = evaluate_shards(
+        model, processor, sets, decoding=Decoding(max_new_tokens=64), keep_samples=3, probe=24,
+        clips_dir=quick.root / "eval" / "clips",
+    )  # fmt: skip
+    for name, result in scores.items():
+        print(f"  {name:<44} {result['value']:6.1f} ({result['ci_low']:.1f} to {result['ci_high']:.1f}), n = {result['n']}")
+    if stage in ("sft", "dpo"):
+        scores |= preference_scores(quick, model)
+    write_json(quick.root / "eval" / f"{stage}.json", scores)
+
+
+def shortened(eval_set: Any) -> Any:
+    """The same set with a handful of items."""
+    import dataclasses
+
+    return dataclasses.replace(eval_set, limit=4)
+
+
+def preference_scores(quick: Quickstart, model: Any) -> dict[str, Any]:
+    """Accuracy on held-out pairs (log-ratio to the model before DPO), and the behaviour DPO is to teach."""
+    from qa_train.config import DataConfig, SourceConfig
+    from qa_train.data.batches import open_data
+    from qa_train.eval.preferences import pair_accuracy
+    from qa_train.model import load_model
+
+    reference, processor = load_model(quick.checkpoint("sft"))
+    shards = [str(quick.data / "pairs-test-*.tar")]
+    source = SourceConfig(name="pairs", shards=shards, task="chat", template="chat")
+    probe = DataConfig(sources={"pairs": source})
+    data = open_data(probe, processor.tokenizer, 80, seed=0, batches_per_step=1, preference=True)
+    # One chapter of that many samples is one pass over the pairs.
+    probe.chapter_samples = sum(map(len, data.sources))
+    data = open_data(probe, processor.tokenizer, 80, seed=0, batches_per_step=1, preference=True)
+    batches = len(data.plan.chapter(0).batches)
+    result = pair_accuracy(model, reference, data, batches)
+    plain = pair_accuracy(model, None, data, batches)
+    print(f"  held-out pairs: {result['value']:.1f} % by reward, {plain['value']:.1f} % by probability")
+    return {"held-out pairs, reward": result, "held-out pairs, probability": plain}
+
+
+def save_untrained(quick: Quickstart) -> None:
+    """The model before any training, so that "before" is measured and not assumed."""
+    from hydra import compose, initialize_config_dir
+
+    from qa_train.config import config_dir, register, to_stage_config
+    from qa_train.model import build_model
+
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir().resolve())):
+        raw = compose("pretrain", ["experiment=quickstart_pretrain", "run.dir=unused", f"+quickstart={quick.root}"])
+    cfg = to_stage_config(raw)
+    model, processor = build_model(cfg.model, seed=cfg.run.seed)
+    folder = quick.root / "before"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def make_data(quick: Quickstart) -> None:
+    """Synthetic speech, notes, spoken questions and rule-made preference pairs."""
+    from data_pipelines.quickstart import make_quickstart_data
+
+    make_quickstart_data(quick.data, short=quick.short)
+    (quick.data / "done").touch()
+
+
+def sample_pairs(quick: Quickstart) -> None:
+    """Pairs from the SFT model's own answers about training clips, ranked by word error rate."""
+    from qa_train.data.prompts import PromptBank
+    from qa_train.data.shards import ShardWriter
+    from qa_train.eval.records import EvalSet
+    from qa_train.infer.generate import Generator
+    from qa_train.model import load_model
+    from qa_train.pairs import sampled_pairs
+
+    model, processor = load_model(quick.checkpoint("sft"))
+    generator = Generator(model, processor, batch_size=64, token_budget=32768)
+    clips = EvalSet("pairs", [str(quick.data / "asr-synthetic-*.tar")], "ask_transcript", "chat", metric="wer",
+                    min_words=3, limit=8 if quick.short else 500)  # fmt: skip
+    count = 0
+    with ShardWriter(str(quick.data / "pairs-sampled-%03d.tar")) as writer:
+        for pair in sampled_pairs(generator, clips, PromptBank.load(), seed=1):
+            writer.write(pair.key, pair.record("train"), [pair.wave])
+            count += 1
+    print(f"{count} pairs from {clips.limit} clips")
+    write_json(quick.data / "pairs-sampled.json", {"pairs": count, "clips": clips.limit})
+
+
+def main() -> None:
+    """Run every part."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where everything is written")
+    parser.add_argument("--short", action="store_true", help="a few steps of everything, to see that it works")
+    options = parser.parse_args()
+    quick = Quickstart(options.folder, options.short)
+    evaluated = quick.root / "eval"
+    evaluated.mkdir(exist_ok=True)
+    print(f"about 20 minutes on two idle cores; everything goes to {quick.root}; stop and start as you like")
+
+    quick.part("data", quick.data / "done", lambda: make_data(quick))
+    quick.part("untrained model", quick.root / "before" / "config.json", lambda: save_untrained(quick))
+    quick.part("evaluate before", evaluated / "before.json", lambda: evaluate(quick, "before"))
+    quick.part("pretrain", quick.root / "pretrain" / "finished.json", lambda: quick.train("pretrain"))
+    quick.part("evaluate pretrain", evaluated / "pretrain.json", lambda: evaluate(quick, "pretrain"))
+    quick.part("sft", quick.root / "sft" / "finished.json", lambda: quick.train("sft"))
+    quick.part("evaluate sft", evaluated / "sft.json", lambda: evaluate(quick, "sft"))
+    quick.part("preference pairs", quick.data / "pairs-sampled.json", lambda: sample_pairs(quick))
+    quick.part("dpo", quick.root / "dpo" / "finished.json", lambda: quick.train("dpo"))
+    quick.part("evaluate dpo", evaluated / "dpo.json", lambda: evaluate(quick, "dpo"))
+    export = quick.root / "export"
+    quick.part("export", export / "config.json",
+               lambda: quick.command("export", f"checkpoint={quick.root / 'dpo'}", f"out={export}"))  # fmt: skip
+
+    from quickstart_report import write_results
+
+    path = write_results(quick)
+    print(f"\nask it about a recording of your own:\n  qa-train chat checkpoint={export} audio=[FILE.wav]")
+    print(f"report:  {quick.root / 'report.html'}")
+    print(f"results: {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,8 @@
+"""The stand-in model lives beside the generator's tests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "infer"))

@@ -1,0 +1,99 @@
+"""Evaluation from shards: selection, prompts, scores, samples for the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from fake_model import FakeModel, processor, tone
+
+from qa_train.config import DataConfig, SourceConfig
+from qa_train.data.shards import ShardWriter
+from qa_train.eval.records import EvalSet, evaluate_shards, record_questions
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("shards") / "test-00000.tar"
+    with ShardWriter(path) as writer:
+        for i in range(12):
+            seconds = 0.5 + 0.1 * i
+            record = {
+                "text": f"tone {int(seconds * 25)}",
+                "language": "en",
+                "label": "silence" if i % 4 == 0 else f"tone {round(seconds * 100) // 4}",
+                "split": "test" if i < 10 else "train",
+                "answers": ["tone", "a tone"],
+                "choices": ["tone", "silence"],
+                "messages": [{"role": "user", "content": "<audio>"}, {"role": "assistant", "content": "It is a tone."}],
+            }
+            writer.write(f"clip{i:02d}", record, tone(round(seconds, 1)))
+    return path
+
+
+def source(shard: Path, name: str, task: str, **more: Any) -> SourceConfig:
+    return SourceConfig(name=name, shards=[str(shard)], task=task, where={"split": "test"}, **more)
+
+
+@pytest.fixture
+def model() -> FakeModel:
+    return FakeModel(processor().tokenizer)
+
+
+def test_sets_are_scored_by_their_task(shard: Path, model: FakeModel, tmp_path: Path) -> None:
+    sets = [
+        EvalSet(source(shard, "asr", "asr"), prompt="Recognize the speech: <|{language}|>"),
+        EvalSet(source(shard, "spoken", "chat", template="chat"), metric="contains"),
+    ]
+    results = evaluate_shards(model, processor(), sets, probe=4, keep_samples=3, clips_dir=tmp_path / "clips")
+    assert list(results) == ["asr", "spoken"]
+    asr, spoken = results["asr"], results["spoken"]
+    assert (asr["metric"], asr["n"], asr["probe"]["changed_percent"]) == ("wer", 10, 100.0)
+    assert (spoken["metric"], spoken["value"], spoken["n"]) == ("contains", 100.0, 10)
+    assert spoken["ci_low"] < 80 < spoken["ci_high"] == 100.0
+    ids = model.calls[0]["input_ids"]
+    assert set(ids[:, -1].tolist()) == {model.tokenizer.convert_tokens_to_ids("<|en|>")}
+    samples = asr["samples"]
+    assert len({s["key"] for s in samples}) == 3
+    assert all(s["right"] == (s["reference"] == s["answer"]) for s in samples)
+    wave, rate = soundfile.read(samples[0]["audio"])
+    assert rate == 16_000
+    assert np.abs(wave).max() > 0.05
+
+
+def test_selection_is_the_same_for_every_checkpoint(shard: Path) -> None:
+    cfg = source(shard, "few", "asr", max_samples=4)
+    keys = [[q.sample.key for q in record_questions(EvalSet(cfg), processor(), DataConfig())] for _ in range(2)]
+    assert keys[0] == keys[1]
+    assert len(keys[0]) == 4
+    everything = record_questions(EvalSet(source(shard, "all", "asr")), processor(), DataConfig())
+    assert {q.sample.key for q in everything} == {f"clip{i:02d}" for i in range(10)}
+
+
+def test_the_answer_is_not_in_the_question(shard: Path) -> None:
+    (question, *_) = record_questions(EvalSet(source(shard, "asr", "asr")), processor(), DataConfig())
+    assert [m.role for m in question.sample.messages] == ["user"]
+    assert question.references == ("tone", "a tone")
+
+
+def test_a_damaged_clip_is_a_failed_answer(shard: Path, model: FakeModel, tmp_path: Path) -> None:
+    copy = tmp_path / shard.name
+    raw = bytearray(shard.read_bytes())
+    # Inside the first clip's data: headers take the first blocks.
+    for i in range(2000, 2040):
+        raw[i] ^= 0xFF
+    copy.write_bytes(bytes(raw))
+    side = shard.with_name(shard.name + ".index.parquet")
+    (tmp_path / side.name).write_bytes(side.read_bytes())
+    (result,) = evaluate_shards(model, processor(), [EvalSet(source(copy, "asr", "asr"))]).values()
+    assert (result["n"], result["failed"]) == (10, 1)
+
+
+def test_a_set_without_records_says_why(shard: Path) -> None:
+    with pytest.raises(ValueError, match="does not qualify"):
+        record_questions(EvalSet(source(shard, "x", "translate")), processor(), DataConfig())
+    with pytest.raises(ValueError, match="metric 'f1' is unknown"):
+        record_questions(EvalSet(source(shard, "x", "asr"), metric="f1"), processor(), DataConfig())

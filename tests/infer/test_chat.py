@@ -1,0 +1,95 @@
+"""The terminal chat: history, clips, commands, and errors that say what to do."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from fake_model import FakeModel, processor, tone
+
+from qa_train.infer import chat as module
+from qa_train.infer.chat import Conversation, chat, read_recording
+from qa_train.infer.generate import Decoding, Generator
+
+
+@pytest.fixture
+def wav(tmp_path: Path) -> Path:
+    path = tmp_path / "my recording.wav"
+    soundfile.write(path, tone(1.0), 16_000)
+    return path
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
+    parts = processor()
+    model = FakeModel(parts.tokenizer)
+    monkeypatch.setattr(module, "load_model", lambda source, device, dtype: (model, parts))
+    return model
+
+
+def test_one_question(loaded: FakeModel, wav: Path) -> None:
+    out = io.StringIO()
+    chat("x", str(wav), "What is it?", out=out)
+    assert out.getvalue() == "tone 25\n"
+
+
+def test_conversation_remembers_clips_and_turns(loaded: FakeModel, wav: Path) -> None:
+    out = io.StringIO()
+    chat("x", lines=io.StringIO(f"/audio '{wav}'\nWhat is it?\nand now?\n/clear\nstill?\n/quit\n"), out=out)
+    said = out.getvalue()
+    # The second turn still hears the clip; after /clear there is none.
+    assert said.count("tone 25\n") == 2
+    assert said.endswith("> 0\n\n> \n")
+    texts = [loaded.tokenizer.decode(call["input_ids"][0]) for call in loaded.calls]
+    assert texts[1].startswith(texts[0] + "tone 25<|im_end|>\n<|im_start|>user\nand now?")
+    assert "tone" not in texts[2]
+
+
+def test_errors_do_not_end_the_conversation(loaded: FakeModel, tmp_path: Path) -> None:
+    out = io.StringIO()
+    chat("x", lines=io.StringIO(f"/audio {tmp_path}/none.wav\n/sing\nhello\n"), out=out)
+    said = out.getvalue()
+    assert "no recording at" in said
+    assert "unknown command /sing" in said
+    assert "> 0\n" in said
+
+
+def test_typed_tags_stay_text_in_a_chat(loaded: FakeModel) -> None:
+    chat("x", text="<|im_end|>", out=io.StringIO())
+    ids = loaded.calls[0]["input_ids"][0].tolist()
+    end = loaded.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    # The system turn and the user turn, and not the typed one.
+    assert ids.count(end) == 2
+
+
+def test_base_template_takes_the_tags_of_a_prompt(loaded: FakeModel, wav: Path) -> None:
+    chat("x", str(wav), "Recognize the speech: <|en|>", template="base", out=io.StringIO())
+    ids = loaded.calls[0]["input_ids"][0].tolist()
+    assert ids[-1] == loaded.tokenizer.convert_tokens_to_ids("<|en|>")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "no recording at"), (b"not audio at all", "use WAV, FLAC"), (0.01, "too short to hear")],
+)
+def test_unusable_recordings_are_explained(tmp_path: Path, content: bytes | float | None, message: str) -> None:
+    path = tmp_path / "clip.wav"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        soundfile.write(path, np.zeros(int(content * 16_000), dtype=np.float32), 16_000)
+    with pytest.raises(ValueError, match=message):
+        read_recording(path)
+
+
+def test_cut_off_and_empty_turns(loaded: FakeModel, wav: Path) -> None:
+    out = io.StringIO()
+    chat("x", str(wav), decoding=Decoding(max_new_tokens=2), out=out)
+    assert "(cut off: raise max_new_tokens)" in out.getvalue()
+    parts = processor()
+    talk = Conversation(Generator(FakeModel(parts.tokenizer), parts), Decoding())
+    with pytest.raises(ValueError, match="nothing to send"):
+        talk.ask([], "", lambda piece: None)

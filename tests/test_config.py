@@ -1,0 +1,84 @@
+"""The configuration is typed: it composes, and wrong keys and contradictions are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+
+from qa_train.config import EvalConfig, StageConfig, config_dir, parse_options, register, to_stage_config
+
+register()
+
+
+@pytest.fixture
+def composed() -> Iterator[Any]:
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir().resolve())):
+        yield lambda stage, *words: to_stage_config(compose(config_name=stage, overrides=["run.dir=unused", *words]))
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
+def test_every_experiment_composes_for_its_stages(composed: Any, stage: str) -> None:
+    for path in sorted((config_dir() / "experiment").glob("*.yaml")):
+        text = path.read_text()
+        if f"qa-train {stage}" in text or "pretrain|sft|dpo" in text:
+            assert isinstance(composed(stage, f"experiment={path.stem}"), StageConfig)
+
+
+def test_every_experiment_opens_with_its_facts() -> None:
+    for path in sorted((config_dir() / "experiment").glob("*.yaml")):
+        head = path.read_text()
+        for fact in ("# Command:", "# Hardware:", "# Time:", "# Expected:"):
+            assert fact in head, f"{path.name} lacks {fact!r}"
+
+
+@pytest.mark.parametrize("group", ["model", "data", "trainer", "deepspeed", "tracking"])
+def test_every_option_of_every_group_composes(composed: Any, group: str) -> None:
+    names = [p.stem for p in sorted((config_dir() / group).glob("*.yaml"))]
+    assert names
+    for name in names:
+        stage = "dpo" if name.endswith("dpo") else "sft" if name.endswith("sft") else "pretrain"
+        composed(stage, f"{group}={name}")
+
+
+@pytest.mark.parametrize("word", ["trainer.max_step=3", "data.token_per_batch=1", "nonsense=1"])
+def test_unknown_keys_fail(composed: Any, word: str) -> None:
+    with pytest.raises(ConfigCompositionException):
+        composed("pretrain", word)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model.freeze=[encoder,projector,llm]"], "nothing would train"),
+        (["model.freeze=[tower]"], "use any of"),
+        (["data.encoder_cache=x", "model.freeze=[]"], "add encoder to model.freeze"),
+        (["trainer.max_steps=0"], "at least 1"),
+    ],
+)
+def test_contradictions_say_the_remedy(composed: Any, words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("[", r"\[")):
+        composed("pretrain", *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["checkpoint=a", "data=b"], "missing out="),
+        (["checkpoint=a", "data=b", "out=c", "batchsize=3"], "known keys"),
+        (["a"], "key=value"),
+        (["checkpoint=a", "data=b", "out=c", "batch_size=many"], "batch_size"),
+    ],
+)
+def test_command_options_are_checked(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_options(EvalConfig, words, "eval")
+
+
+def test_the_wheel_would_hold_every_config(tmp_path: Path) -> None:
+    text = (config_dir().parent / "pyproject.toml").read_text()
+    assert '"configs" = "qa_train/_configs"' in text

@@ -1,0 +1,95 @@
+"""Runs of the real command line in processes of their own, on a small folder of made-up shards."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qa_train.data.shards import ShardWriter
+
+ROOT = Path(__file__).parent.parent.parent
+TIMEOUT_S = 300
+
+
+def environment() -> dict[str, str]:
+    """One thread per process, nothing online."""
+    more = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, **more, "PATH": path, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+
+def command(stage: str, *words: str, processes: int = 1) -> list[str]:
+    """The command line of a stage, under torchrun when there are several processes."""
+    module = ["-m", "qa_train", stage, *words]
+    if processes == 1:
+        return [sys.executable, *module]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [*launcher, *module]
+
+
+def run(stage: str, *words: str, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a stage to its end; its output is in the failure message."""
+    done = subprocess.run(
+        command(stage, *words, processes=processes),
+        env=environment(), capture_output=True, text=True, timeout=TIMEOUT_S, cwd=ROOT,
+    )  # fmt: skip
+    if check and done.returncode:
+        pytest.fail(f"{done.args} ended with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}")
+    return done
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def records(kind: str, count: int) -> list[tuple[str, dict[str, Any]]]:
+    """Keys and JSON of made-up clips: transcripts, or preference pairs about them."""
+    words = "seven green birds sing over the quiet river while we wait".split()
+    made = []
+    for i in range(count):
+        text = " ".join(words[j % len(words)] for j in range(i, i + 2 + i % 4))
+        record: dict[str, Any] = {"text": text, "language": ("en", "fr")[i % 2], "split": "train"}
+        if kind == "pairs":
+            question = {"role": "user", "content": "<audio>What is said?"}
+            record |= {"messages": [question], "chosen": text, "rejected": "no idea"}
+        made.append((f"{kind}-{i:03d}", record))
+    return made
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """speech.tar and pairs.tar: 60 clips of noise each, 0.4 to 1.9 s."""
+    folder = tmp_path_factory.mktemp("shards")
+    for kind in ("speech", "pairs"):
+        rng = np.random.default_rng(0)
+        with ShardWriter(str(folder / f"{kind}-%03d.tar"), max_samples=25) as writer:
+            for key, record in records(kind, 60):
+                wave = rng.normal(0, 0.1, int(16_000 * rng.uniform(0.4, 1.9))).astype(np.float32)
+                writer.write(key, record, [wave])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def options(shards: Path) -> Callable[[str, Path], list[str]]:
+    """Overrides that point a stage at the made-up shards and a run folder."""
+
+    def make(stage: str, folder: Path) -> list[str]:
+        kind = "pairs" if stage == "dpo" else "speech"
+        template = "base" if stage == "pretrain" else "chat"
+        task = "chat" if stage == "dpo" else "asr"
+        source = f"{{shards:['{shards}/{kind}-*.tar'],task:{task},template:{template}}}"
+        return [
+            "experiment=smoke", f"run.dir={folder}", "data=empty", f"+data.sources.made={source}",
+            "data.tokens_per_batch=250", "data.chapter_samples=64", "trainer.max_steps=6",
+        ]  # fmt: skip
+
+    return make

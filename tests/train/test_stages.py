@@ -1,0 +1,139 @@
+"""The three stages through the command line: they run, resume exactly, and agree across processes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qa_train.train import checkpoints
+from tests.train.conftest import ROOT, command, environment, metrics, run
+
+Options = Callable[[str, Path], list[str]]
+STAGES = ("pretrain", "sft", "dpo")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, options: Options) -> Callable[[str], Path]:
+    """An undisturbed run of a stage in one process, made once."""
+    made: dict[str, Path] = {}
+
+    def folder_of(stage: str) -> Path:
+        if stage not in made:
+            made[stage] = tmp_path_factory.mktemp("plain") / stage
+            run(stage, *options(stage, made[stage]))
+        return made[stage]
+
+    return folder_of
+
+
+def losses(folder: Path) -> list[float]:
+    return [record["loss"] for record in metrics(folder)]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_runs_and_explains_itself(stage: str, plain: Callable[[str], Path], options: Options) -> None:
+    folder = plain(stage)
+    records = metrics(folder)
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    for record in records:
+        assert {"loss", "grad_norm", "supervised_tokens", "tokens_per_s", "audio_s_per_s"} <= set(record)
+        assert record["supervised_tokens"] > 0
+        assert record["audio_s"] > 0
+    assert records[-1]["loss"] < records[0]["loss"]
+    assert (folder / "config.yaml").is_file()
+    assert checkpoints.newest_complete(folder / "checkpoints") == folder / "checkpoints" / "checkpoint-6"
+    again = run(stage, *options(stage, folder))
+    assert "finished after 6 steps" in again.stdout
+    assert len(metrics(folder)) == 6
+
+
+def test_dpo_starts_at_ln_2(plain: Callable[[str], Path]) -> None:
+    first = metrics(plain("dpo"))[0]
+    assert first["loss"] == pytest.approx(np.log(2), abs=1e-5)
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "dpo"])
+def test_an_interrupted_run_equals_an_undisturbed_one(
+    stage: str, tmp_path: Path, plain: Callable[[str], Path], options: Options
+) -> None:
+    folder = tmp_path / "run"
+    words = options(stage, folder)
+    process = subprocess.Popen(
+        command(stage, *words), env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if (folder / "metrics.jsonl").is_file() and len(metrics_so_far(folder)) >= 2:
+            process.send_signal(signal.SIGTERM)
+            break
+        time.sleep(0.01)
+    code = process.wait(timeout=60)
+    if not (folder / "finished.json").is_file():
+        assert code == 75
+    # What a crash leaves behind: an unfinished checkpoint and half a line.
+    (folder / "checkpoints" / "checkpoint-5").mkdir(exist_ok=True)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    run(stage, *words)
+    keep = ("step", "loss", "grad_norm", "supervised_tokens")
+    assert [{k: r[k] for k in keep} for r in metrics(folder)] == [
+        {k: r[k] for k in keep} for r in metrics(plain(stage))
+    ]
+    digests = [
+        checkpoints.read_manifest(f / "checkpoints" / "checkpoint-6")["weights_digest"]
+        for f in (folder, plain(stage))
+    ]
+    assert digests[0] == digests[1]
+
+
+def metrics_so_far(folder: Path) -> list[str]:
+    return (folder / "metrics.jsonl").read_text().splitlines()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_equal_one(
+    stage: str, tmp_path: Path, plain: Callable[[str], Path], options: Options
+) -> None:
+    run(stage, *options(stage, tmp_path / "two"), processes=2)
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(plain(stage)), rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_zero3_on_two_processes_equals_one(
+    stage: str, tmp_path: Path, plain: Callable[[str], Path], options: Options
+) -> None:
+    words = options(stage, tmp_path / "zero3")
+    run(stage, *words, "deepspeed=zero3", "deepspeed.config.zero_optimization.stage3_param_persistence_threshold=0",
+        processes=2)  # fmt: skip
+    np.testing.assert_allclose(losses(tmp_path / "zero3"), losses(plain(stage)), rtol=2e-5)
+
+
+def test_other_settings_in_the_same_folder_are_refused(plain: Callable[[str], Path], options: Options) -> None:
+    words = [w for w in options("pretrain", plain("pretrain")) if not w.startswith("trainer.max_steps")]
+    done = run("pretrain", *words, "trainer.max_steps=9", "data.tokens_per_batch=300", check=False)
+    assert done.returncode == 2
+    assert "data.tokens_per_batch" in done.stderr
+    assert "run.allow_config_change=true" in done.stderr
+
+
+def test_weights_that_did_not_arrive_stop_the_run(tmp_path: Path, options: Options) -> None:
+    folder = tmp_path / "run"
+    words = options("pretrain", folder)
+    run("pretrain", *words)
+    (folder / "finished.json").unlink()
+    manifest_file = folder / "checkpoints" / "checkpoint-6" / "manifest.json"
+    manifest = json.loads(manifest_file.read_text())
+    manifest["weights_digest"] = "0" * 64
+    manifest_file.write_text(json.dumps(manifest))
+    done = run("pretrain", *words, "trainer.max_steps=8", check=False)
+    assert done.returncode == 1
+    assert "not those that were saved" in done.stderr
