@@ -112,6 +112,8 @@ class TrainerConfig:
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
     optim: str = "adamw_torch"
+    # Hidden matrices by Muon at this learning rate, the rest by AdamW at learning_rate; null: optim for all.
+    muon_learning_rate: float | None = None
     bf16: bool = False
     gradient_checkpointing: bool = False
     save_steps: int = 500
@@ -238,6 +240,11 @@ def check(cfg: StageConfig) -> None:
         )
     if cfg.trainer.batches_per_step < 1 or cfg.trainer.max_steps < 1:
         raise ValueError("trainer.batches_per_step and trainer.max_steps must be at least 1")
+    if cfg.trainer.muon_learning_rate is not None and cfg.deepspeed.config:
+        raise ValueError(
+            "trainer.muon_learning_rate needs whole matrices, which DeepSpeed partitions: "
+            "set deepspeed=none, or trainer.muon_learning_rate=null"
+        )
     if cfg.stage == "dpo" and any(source.template != "chat" for source in cfg.data.sources.values()):
         raise ValueError("dpo sources must have template: chat (preference pairs are chats)")
 

@@ -66,7 +66,7 @@ class Quickstart:
         short = ["trainer.max_steps=4", "trainer.save_steps=2"] if self.short else []
         self.command(
             stage, f"experiment=quickstart_{stage}", f"run.dir={self.root / stage}",
-            f"+quickstart={self.root}", *more, *short,
+            *more, *short,
         )  # fmt: skip
 
     def checkpoint(self, stage: str) -> str:
@@ -170,7 +170,7 @@ def save_untrained(quick: Quickstart) -> None:
 
     register()
     with initialize_config_dir(version_base="1.3", config_dir=str(config_dir().resolve())):
-        raw = compose("pretrain", ["experiment=quickstart_pretrain", "run.dir=unused", f"+quickstart={quick.root}"])
+        raw = compose("pretrain", ["experiment=quickstart_pretrain", "run.dir=unused"])
     cfg = to_stage_config(raw)
     model, processor = build_model(cfg.model, seed=cfg.run.seed)
     folder = quick.root / "before"

@@ -9,18 +9,17 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import get_worker_info
 
 from qa_train.config import DataConfig
 from qa_train.data import loader
-from qa_train.data.clips import Clip, ClipReader, SkipSample
+from qa_train.data.clips import Clip, ClipMels, ClipReader, SkipSample
+from qa_train.data.collate import join_audio, pad, pad_ids
 from qa_train.data.encoder_cache import EncoderCache
 from qa_train.data.plan import Plan, SampleRef
 from qa_train.data.prompts import PromptBank
@@ -34,16 +33,6 @@ _SLOTS = 257
 # Below this many samples the budget counts as if that many had been read: one bad clip among the
 # first ten is no reason to stop.
 _BUDGET_FLOOR = 1000
-
-
-@dataclass(frozen=True)
-class ClipMels:
-    """Clips for the encoder: ``input_features`` [M, F], ``feature_lengths`` [S], tokens per clip."""
-
-    clips: list[Clip]
-    clip_tokens: list[int]
-    input_features: Tensor
-    feature_lengths: Tensor
 
 
 class Batches:
@@ -74,7 +63,7 @@ class Batches:
                 self._count_skip(ref, skip)
                 continue
             rows.append(self._encode(ref))
-        return {**self._rows(rows), **_join_audio(audio)}
+        return {**self._rows(rows), **join_audio(audio)}
 
     def keys(self, k: int) -> list[str]:
         """ "shard:key:task" of every planned sample of batch k, in order; reads no audio."""
@@ -131,9 +120,9 @@ class Batches:
         ]
 
     def clips(self) -> Iterator[Clip]:
-        """Every distinct clip of the sources, each once, in shard order."""
+        """Every distinct clip of the sources, each once, in shard order (those of weight 0 left out)."""
         seen: set[str] = set()
-        for source in self.sources:
+        for source in (source for source in self.sources if source.weight > 0):
             for row in range(len(source)):
                 for clip in source.clips(row):
                     if clip.id not in seen:
@@ -159,7 +148,7 @@ class Batches:
                 good.append(clip)
             except SkipSample as skip:
                 log.warning("not encoded: %s of %s (%s): %s", clip.member, clip.shard, skip.reason, skip)
-        joined = _join_audio(audio) or {
+        joined = join_audio(audio) or {
             "input_features": torch.zeros(self.reader.num_mel_bins, 0),
             "feature_lengths": torch.zeros(0, dtype=torch.long),
         }
@@ -205,7 +194,7 @@ class Batches:
     def _rows(self, rows: list[Any]) -> dict[str, Tensor]:
         ids = [row.input_ids for row in rows] or [[self.pad_id]]
         labels = [row.labels for row in rows] or [[IGNORE]]
-        return {**_pad_ids(ids, self.pad_id), "labels": _pad(labels, IGNORE)}
+        return {**pad_ids(ids, self.pad_id), "labels": pad(labels, IGNORE)}
 
     def _slot(self) -> Tensor:
         worker = get_worker_info()
@@ -256,7 +245,7 @@ class PreferenceBatches(Batches):
         prompts = [len(prompt) for prompt, _, _, _ in rows] or [1]
         ids = chosen + rejected
         mask = [[0] * n + [1] * (len(row) - n) for n, row in zip(prompts * 2, ids, strict=True)]
-        out = {**_pad_ids(ids, self.pad_id), "completion_mask": _pad(mask, 0)}
+        out = {**pad_ids(ids, self.pad_id), "completion_mask": pad(mask, 0)}
         tokens = sum(count for *_, count in rows)
         if tokens:
             out["audio_gather"] = torch.arange(tokens).repeat(2)
@@ -301,22 +290,3 @@ def _check_index_budget(source: Source, budget: float) -> None:
             f"data.error_budget={budget:g} allows; the first: {shard}, key {worst.key!r}, byte {worst.offset}: "
             f"{worst.detail}. Repair the shards, or raise the budget."
         )
-
-
-def _join_audio(audio: list[tuple[list[Tensor], list[int]]]) -> dict[str, Tensor]:
-    tensors = [tensor for parts, _ in audio for tensor in parts]
-    lengths = [length for _, part in audio for length in part]
-    if not tensors:
-        return {}
-    if lengths:
-        return {"input_features": torch.cat(tensors, dim=1), "feature_lengths": torch.tensor(lengths)}
-    return {"audio_states": torch.cat(tensors, dim=0)}
-
-
-def _pad_ids(rows: list[list[int]], pad_id: int) -> dict[str, Tensor]:
-    mask = _pad([[1] * len(row) for row in rows], 0)
-    return {"input_ids": _pad(rows, pad_id), "attention_mask": mask}
-
-
-def _pad(rows: list[list[int]], value: int) -> Tensor:
-    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)

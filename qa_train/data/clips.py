@@ -42,6 +42,16 @@ class Clip:
         return audio_tokens(self.num_samples)
 
 
+@dataclass(frozen=True)
+class ClipMels:
+    """Clips for the encoder: ``input_features`` [M, F], ``feature_lengths`` [S], tokens per clip."""
+
+    clips: list[Clip]
+    clip_tokens: list[int]
+    input_features: Tensor
+    feature_lengths: Tensor
+
+
 class ClipReader:
     """Reads clips by byte range and checks them against the index. Picklable."""
 

@@ -92,19 +92,18 @@ class CacheWriter:
 
     def write(self, clip_id: str, states: Tensor) -> None:
         """Add a clip's states [T, D]; values beyond float16 are an error, not an infinity."""
-        values = states.detach().to("cpu", torch.float32).numpy()
+        values = states.detach().to("cpu", torch.float16).numpy()
         if values.ndim != 2 or values.shape[1] != self.width:
             raise ValueError(f"{clip_id}: states of shape {values.shape}; expected [T, {self.width}]")
-        half = values.astype(np.float16)
-        if not np.isfinite(half).all():
+        if not np.isfinite(values).all():
             raise ValueError(f"{clip_id}: encoder states that are not finite in float16; train without the cache")
         if clip_id in self.cache._rows:
             return
-        self._states.write(half.tobytes())
+        self._states.write(values.tobytes())
         self._states.flush()
-        self._index.write(_line(clip_id, self._next, len(half), self.width))
-        self.cache._rows[clip_id] = (self._next, len(half))
-        self._next += len(half)
+        self._index.write(_line(clip_id, self._next, len(values), self.width))
+        self.cache._rows[clip_id] = (self._next, len(values))
+        self._next += len(values)
 
     def __exit__(self, *error: object) -> None:
         self._states.flush()

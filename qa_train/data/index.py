@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +19,6 @@ from typing import IO, Any
 import crc32c
 import pyarrow
 import pyarrow.parquet
-from tqdm import tqdm
 
 from qa_train.data import storage
 from qa_train.data.audio import MIN_CLIP_SAMPLES, SAMPLE_RATE, BadAudio, read_clip, read_header, resampled_length
@@ -75,19 +74,26 @@ class ShardIndex:
 
 
 def build_index(
-    paths: Iterable[str | Path], progress: bool = False, *, decode: bool = False, keep_damaged: bool = False
+    paths: Iterable[str | Path],
+    progress: Callable[[str, int], None] | None = None,
+    *,
+    decode: bool = False,
+    keep_damaged: bool = False,
 ) -> list[ShardIndex]:
-    """Scan local tar shards and write the index beside each; the audio itself is not changed.
+    """Scan local tar shards and write the index beside each; the shards are not changed.
 
     ``decode`` decodes every clip, so that audio that lies about its length, is cut or holds NaN is
     left out now instead of being skipped in training. ``keep_damaged`` indexes what precedes the
     damage of a broken tar, and records the damage as a problem; otherwise it raises DamagedShard.
+    ``progress(path, records)`` is called after each shard.
     """
     indexes = []
-    for path in tqdm(storage.expand(paths), desc="indexing", unit="shard", disable=not progress):
+    for path in storage.expand(paths):
         index = scan(path, decode=decode, keep_damaged=keep_damaged)
         _write(index)
         indexes.append(index)
+        if progress is not None:
+            progress(path, len(index))
     return indexes
 
 
@@ -152,14 +158,20 @@ def scan(path: str, *, decode: bool = False, keep_damaged: bool = False) -> Shar
 def _groups(stream: Iterable[Member], ignored: Counter[str]) -> Iterator[list[Member]]:
     """Members of the same key that follow one another; types outside the allow-list are only counted."""
     group: list[Member] = []
-    for member in stream:
-        if member.kind not in AUDIO_EXTENSIONS + TEXT_EXTENSIONS:
-            ignored[member.kind] += 1
-            continue
-        if group and member.key != group[0].key:
+    try:
+        for member in stream:
+            if member.kind not in AUDIO_EXTENSIONS + TEXT_EXTENSIONS:
+                ignored[member.kind] += 1
+                continue
+            if group and member.key != group[0].key:
+                yield group
+                group = []
+            group.append(member)
+    except DamagedShard:
+        # The members before the damage are whole.
+        if group:
             yield group
-            group = []
-        group.append(member)
+        raise
     if group:
         yield group
 

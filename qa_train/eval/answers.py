@@ -77,7 +77,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a file so that it is never seen half-written."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def answer_questions(
@@ -96,25 +96,24 @@ def answer_questions(
     outcomes = dict(known or {})
     report = on_answers or (lambda new: None)
     todo = [i for i in range(len(questions)) if i not in outcomes]
+
+    def keep(new: dict[int, Outcome]) -> None:
+        outcomes.update(new)
+        report(new)
+
     for start in range(0, len(todo), CHUNK):
         items: dict[int, Item] = {}
-        failed: dict[int, Outcome] = {}
         for i in todo[start : start + CHUNK]:
             try:
                 items[i] = Item(questions[i].sample, questions[i].load())
             except BadAudio as error:
-                failed[i] = Outcome(error=str(error))
-        if failed:
-            outcomes |= failed
-            report(failed)
+                keep({i: Outcome(error=str(error))})
         numbers = list(items)
 
-        def keep(done: dict[int, Answer], numbers: list[int] = numbers) -> None:
-            new = {numbers[j]: Outcome(a.text, a.truncated) for j, a in done.items()}
-            outcomes.update(new)
-            report(new)
+        def answered(done: dict[int, Answer], numbers: list[int] = numbers) -> None:
+            keep({numbers[j]: Outcome(a.text, a.truncated) for j, a in done.items()})
 
-        generator.generate(list(items.values()), decoding, on_batch=keep)
+        generator.generate(list(items.values()), decoding, on_batch=answered)
     return [outcomes[i] for i in range(len(questions))]
 
 

@@ -31,6 +31,7 @@ from qa_train.eval.answers import Outcome, answer_questions, predictions, silenc
 from qa_train.eval.questions import Question, part_text, split_answer
 from qa_train.eval.scores import METRICS, Prediction, label_contained, label_matches, score
 from qa_train.eval.text import transcript_words
+from qa_train.infer.encoded import EncodedClips
 from qa_train.infer.generate import Decoding, Generator
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ def evaluate_shards(
     token_budget: int = 32768,
     probe: int = 0,
     keep_samples: int = 0,
+    clips: EncodedClips | None = None,
     clips_dir: Path | str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Answer and score each set: ``{set name: result}``.
@@ -88,12 +90,15 @@ def evaluate_shards(
     with ``clips_dir``, the ``audio`` path of an Ogg Opus copy). A record may carry ``answers`` (all accepted)
     and ``choices`` (all labels of its question).
 
+    ``clips``: encoder states kept from one call to the next, so that a frozen encoder hears each
+    held-out clip once over all stages; by default they are shared by the sets of this call.
+
     Raises:
         ValueError: a set without any qualifying record.
     """
     bank = bank or PromptBank.load()
     decoding = decoding or Decoding(max_new_tokens=96)
-    generator = Generator(model, processor, batch_size=batch_size, token_budget=token_budget)
+    generator = Generator(model, processor, batch_size=batch_size, token_budget=token_budget, clips=clips)
     results = {}
     for eval_set in sets:
         started = time.perf_counter()

@@ -9,6 +9,7 @@ from typing import TextIO
 
 import numpy as np
 
+from qa_train.config import ChatConfig
 from qa_train.data.audio import SAMPLE_RATE, BadAudio, audio_tokens, read_clip
 from qa_train.data.sample import AudioPart, Message, Sample, TextPart
 from qa_train.infer.generate import Answer, Decoding, Generator, Item
@@ -80,18 +81,7 @@ def read_recording(path: Path | str) -> np.ndarray:
     return wave
 
 
-def chat(
-    checkpoint: str,
-    audio: str | None = None,
-    text: str | None = None,
-    *,
-    template: str = "chat",
-    decoding: Decoding | None = None,
-    device: str = "cpu",
-    dtype: str | None = None,
-    lines: TextIO | None = None,
-    out: TextIO | None = None,
-) -> None:
+def chat(options: ChatConfig, *, lines: TextIO | None = None, out: TextIO | None = None) -> int:
     """Answer one question (``audio`` and/or ``text`` given), or converse line by line until the end.
 
     Raises:
@@ -99,13 +89,15 @@ def chat(
     """
     out = out or sys.stdout
     # A wrong path should be said before minutes of loading.
-    waves = (read_recording(audio),) if audio else ()
-    model, processor = load_model(checkpoint, device=device, dtype=dtype)
-    talk = Conversation(Generator(model, processor), decoding or Decoding(), template)
-    if audio or text:
-        _answer(talk, waves, text or "", out)
+    waves = [read_recording(path) for path in options.audio]
+    model, processor = load_model(options.checkpoint, device=options.device)
+    decoding = Decoding(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
+    talk = Conversation(Generator(model, processor), decoding)
+    if waves or options.text:
+        _answer(talk, waves, options.text or "", out)
     else:
         _converse(talk, lines or sys.stdin, out)
+    return 0
 
 
 def _answer(talk: Conversation, waves: Iterable[np.ndarray], text: str, out: TextIO) -> None:

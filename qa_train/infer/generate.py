@@ -1,12 +1,11 @@
 """From samples with their clips to answers: length-sorted batches, unpadded audio, exact order.
 
-1. ``prepare``: a sample and its waveforms become prompt ids and mel frames (the training code's
-   own template and features, so that a model is asked exactly as it was taught).
-2. ``plan_batches``: items of like length share a batch, within a token budget.
-3. ``Generator.generate``: one prefill and decode per batch; answers in the order of the items.
+1. ``plan_batches``: items of like length share a batch, within a token budget.
+2. Prompt ids by the training code's own template, clips encoded unpadded (each once:
+   ``encoded.EncodedClips``), so that a model is asked exactly as it was taught.
+3. One prefill and decode per batch; answers in the order of the items.
 
-Shapes: R rows of a batch, L prompt length, M mel bins, F mel frames of all clips joined,
-S segments (windows of at most 30 s).
+Shapes: R rows of a batch, L prompt length, T audio tokens of all clips, E encoder width.
 """
 
 from __future__ import annotations
@@ -14,16 +13,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import TextStreamer
 
-from qa_train.data.audio import audio_tokens, log_mel, segments
+from qa_train.data.audio import audio_tokens
 from qa_train.data.sample import Sample
 from qa_train.data.template import encode_prompt
+from qa_train.infer.encoded import EncodedClips
+from qa_train.model import encoder_hash
 
 # Ends of an answer: the chat's and the base format's.
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
@@ -84,25 +85,6 @@ class Decoding:
         return options
 
 
-@dataclass
-class Prompt:
-    """An item made ready: token ids with the audio run expanded, and the mel frames of its clips."""
-
-    ids: list[int]
-    mel: torch.Tensor | None
-    feature_lengths: list[int] = field(default_factory=list)
-
-
-def prepare(item: Item, tokenizer: Any, num_mel_bins: int) -> Prompt:
-    """Encode one item: ids of the generation prompt, mel [M, F] of all its segments joined."""
-    ids = encode_prompt(item.sample, tokenizer, [audio_tokens(len(wave)) for wave in item.waves])
-    pieces = [piece for wave in item.waves for piece in segments(wave)]
-    if not pieces:
-        return Prompt(ids, None)
-    mel = torch.cat([log_mel(piece, num_mel_bins) for piece in pieces], dim=1)
-    return Prompt(ids, mel, [len(piece) // 160 for piece in pieces])
-
-
 def plan_batches(lengths: Sequence[int], *, rows: int, tokens: int, new_tokens: int) -> list[list[int]]:
     """Group item numbers, longest first, so that rows x (longest prompt + new tokens) fits ``tokens``.
 
@@ -143,10 +125,24 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 class Generator:
     """Answers items with one model. Not thread-safe; the model is put into eval mode while it answers."""
 
-    def __init__(self, model: Any, processor: Any, *, batch_size: int = 32, token_budget: int = 16384) -> None:
-        """batch_size: most rows of a batch; token_budget: most prompt + new tokens of a batch."""
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        batch_size: int = 32,
+        token_budget: int = 16384,
+        clips: EncodedClips | None = None,
+    ) -> None:
+        """batch_size: most rows of a batch; token_budget: most prompt + new tokens of a batch.
+
+        ``clips``: encoder states to reuse and to add to; by default an empty store of its own. The
+        encoder's weights are hashed here: a generator must not outlive a change of them.
+        """
         if batch_size < 1 or token_budget < 1:
             raise ValueError(f"batch_size {batch_size} and token_budget {token_budget} must be at least 1")
+        self.clips = clips if clips is not None else EncodedClips()
+        self.encoder = encoder_hash(model)
         self.model = model
         self.tokenizer = processor.tokenizer
         self.num_mel_bins = int(processor.feature_extractor.feature_size)
@@ -168,72 +164,95 @@ class Generator:
         Sampled ones are a function of (items, decoding, batch limits). ``on_batch`` receives
         {item number: answer} after each batch, to save or show progress.
         """
-        decoding = decoding or Decoding()
-        lengths = [self._length(item) for item in items]
-        answers: dict[int, Answer] = {}
-        plan = plan_batches(lengths, rows=self.batch_size, tokens=self.token_budget, new_tokens=decoding.max_new_tokens)
-        for number, batch in enumerate(plan):
-            prompts = [prepare(items[i], self.tokenizer, self.num_mel_bins) for i in batch]
-            done = dict(zip(batch, self._answer(prompts, decoding, decoding.seed + number), strict=True))
-            answers |= done
-            if on_batch is not None:
-                on_batch(done)
-        return [answers[i] for i in range(len(items))]
+        relay = (lambda done: on_batch({i: answers[0] for i, answers in done.items()})) if on_batch else None
+        return [answers[0] for answers in self._run(items, decoding or Decoding(), 1, relay)]
 
     def sample(self, items: Sequence[Item], count: int, decoding: Decoding) -> list[list[Answer]]:
-        """Draw ``count`` answers per item by sampling: [items][count].
+        """Draw ``count`` answers per item by sampling: [items][count]; the clips are encoded once.
 
         Raises:
             ValueError: greedy decoding, which would give ``count`` times the same answer.
         """
         if decoding.temperature <= 0:
             raise ValueError("sampling needs decoding.temperature > 0: greedy draws would all be equal")
-        copies = [item for item in items for _ in range(count)]
-        flat = self.generate(copies, decoding)
-        return [flat[i * count : (i + 1) * count] for i in range(len(items))]
+        return self._run(items, decoding, count, None)
 
     def stream(self, item: Item, write: Callable[[str], None], decoding: Decoding | None = None) -> Answer:
         """Answer one item and hand the text to ``write`` piece by piece as it appears."""
         decoding = decoding or Decoding()
-        prompt = prepare(item, self.tokenizer, self.num_mel_bins)
         relay = _Relay(self.tokenizer, write)
-        return self._answer([prompt], decoding, decoding.seed, streamer=relay)[0]
+        return self._answer([item], decoding, decoding.seed, streamer=relay)[0]
+
+    def _run(
+        self,
+        items: Sequence[Item],
+        decoding: Decoding,
+        count: int,
+        on_batch: Callable[[dict[int, list[Answer]]], None] | None,
+    ) -> list[list[Answer]]:
+        """``count`` answers for each item, batch by batch."""
+        answers: dict[int, list[Answer]] = {}
+        plan = plan_batches(
+            [self._length(item) for item in items],
+            rows=max(1, self.batch_size // count),
+            tokens=self.token_budget // count,
+            new_tokens=decoding.max_new_tokens,
+        )
+        for number, batch in enumerate(plan):
+            flat = self._answer([items[i] for i in batch], decoding, decoding.seed + number, count=count)
+            done = {i: flat[row * count : (row + 1) * count] for row, i in enumerate(batch)}
+            answers |= done
+            if on_batch is not None:
+                on_batch(done)
+        return [answers[i] for i in range(len(items))]
 
     def _length(self, item: Item) -> int:
         # Audio tokens are exact and cheap; text is measured in characters, which sorts as well.
         clips = sum(audio_tokens(len(wave)) for wave in item.waves)
         return clips + sum(len(getattr(part, "text", "")) // 3 + 4 for m in item.sample.messages for part in m.content)
 
-    def batch(self, prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
-        """Left-padded ids [R, L], their mask, and mel frames [M, F] with lengths [S], on the model's device."""
-        width = max(len(prompt.ids) for prompt in prompts)
+    @torch.no_grad()
+    def batch(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
+        """Left-padded ids [R, L], their mask, and encoder states [T, E], on the model's device."""
+        prompts = [
+            encode_prompt(item.sample, self.tokenizer, [audio_tokens(len(wave)) for wave in item.waves])
+            for item in items
+        ]
+        width = max(map(len, prompts))
         ids = torch.full((len(prompts), width), self.pad_id, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
-            mask[row, width - len(prompt.ids) :] = 1
-        batch = {"input_ids": ids, "attention_mask": mask}
-        mels = [prompt.mel for prompt in prompts if prompt.mel is not None]
-        if mels:
-            batch["input_features"] = torch.cat(mels, dim=1).to(self.model.dtype)
-            batch["feature_lengths"] = torch.tensor([n for p in prompts for n in p.feature_lengths])
-        return {name: value.to(self.model.device) for name, value in batch.items()}
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        batch = {"input_ids": ids.to(self.model.device), "attention_mask": mask.to(self.model.device)}
+        waves = [wave for item in items for wave in item.waves]
+        if waves:
+            batch["audio_states"] = self.clips.states(self.model, self.encoder, waves, self.num_mel_bins)
+        return batch
 
     @torch.no_grad()
     def _answer(
-        self, prompts: Sequence[Prompt], decoding: Decoding, seed: int, streamer: TextStreamer | None = None
+        self,
+        items: Sequence[Item],
+        decoding: Decoding,
+        seed: int,
+        *,
+        count: int = 1,
+        streamer: TextStreamer | None = None,
     ) -> list[Answer]:
+        """``count`` answers of each item, one item after the other."""
         started = time.perf_counter()
-        batch = self.batch(prompts)
         training = self.model.training
         self.model.eval()
         try:
+            batch = self.batch(items)
             with _seeded(seed, self.model.device):
                 output = self.model.generate(
                     **batch,
                     **decoding.options(),
                     eos_token_id=self.stop_ids,
                     pad_token_id=self.pad_id,
+                    num_return_sequences=count,
                     use_cache=True,
                     streamer=streamer,
                 )

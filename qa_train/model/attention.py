@@ -130,7 +130,8 @@ def _varlen() -> Callable[..., torch.Tensor] | None:
             extra["scale"] = scale
         elif scale is not None:
             query = query * (scale * query.shape[-1] ** 0.5)
-        return varlen_attn(query, key, value, starts, starts, longest, longest, **extra)
+        out: Any = varlen_attn(query, key, value, starts, starts, longest, longest, **extra)
+        return out
 
     return attend
 

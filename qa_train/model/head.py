@@ -1,6 +1,6 @@
-"""The loss, computed on supervised rows only: most positions are audio and prompt, and need no logits.
+"""The LM head, which scores supervised rows only: most positions are audio and prompt, and need no logits.
 
-Shapes: B rows of the batch, L their padded length, D LLM width, V vocabulary.
+Shapes: B rows of the batch, L their padded length, N supervised tokens, D LLM width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,6 +11,29 @@ from torch.utils.checkpoint import checkpoint
 
 # Rows of logits held at a time; 2048 x 156,032 in float32 are 1.3 GB.
 _CHUNK = 2048
+
+
+class Head(nn.Linear):
+    """A linear layer that can also give the loss.
+
+    Scores and loss come from one call of the module, however many rows there are: under ZeRO-3 each call gathers
+    the weights from all ranks, so ranks that called it a different number of times would wait for ever.
+    """
+
+    def forward(self, hidden: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        """hidden [..., D] -> logits [..., V]; with targets [N], hidden [N, D] -> summed cross-entropy, float32."""
+        if targets is None:
+            return super().forward(hidden)
+        chunks = list(zip(hidden.split(_CHUNK), targets.split(_CHUNK), strict=True))
+        if len(chunks) > 1 and torch.is_grad_enabled():
+            losses = [checkpoint(self._cross_entropy, *chunk, use_reentrant=False) for chunk in chunks]
+        else:
+            losses = [self._cross_entropy(*chunk) for chunk in chunks]
+        return torch.stack(losses).sum()
+
+    def _cross_entropy(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = nn.functional.linear(hidden, self.weight).float()
+        return nn.functional.cross_entropy(logits, targets, reduction="sum")
 
 
 def supervised_loss(
@@ -28,14 +51,6 @@ def supervised_loss(
     supervised = labels[:, 1:] != -100
     if mask is not None:
         supervised = supervised & mask[:, 1:].bool() & mask[:, :-1].bool()
-    rows, targets = hidden[:, :-1][supervised], labels[:, 1:][supervised]
-    chunks = list(zip(rows.split(_CHUNK), targets.split(_CHUNK), strict=True))
-    if len(chunks) > 1 and torch.is_grad_enabled():
-        losses = [checkpoint(_cross_entropy, head, *chunk, use_reentrant=False) for chunk in chunks]
-    else:
-        losses = [_cross_entropy(head, *chunk) for chunk in chunks]
-    return torch.stack(losses).sum() / (max(len(targets), 1) if num_items is None else num_items)
-
-
-def _cross_entropy(head: nn.Module, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return nn.functional.cross_entropy(head(rows).float(), targets, reduction="sum")
+    targets = labels[:, 1:][supervised]
+    loss: torch.Tensor = head(hidden[:, :-1][supervised], targets)
+    return loss / (max(len(targets), 1) if num_items is None else num_items)

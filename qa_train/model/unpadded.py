@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoModel, Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 from transformers.cache_utils import Cache
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
@@ -37,7 +36,7 @@ from transformers.utils.generic import can_return_tuple
 
 from qa_train.model.attention import UNPADDED
 from qa_train.model.encoder import UnpaddedQwen2AudioEncoder
-from qa_train.model.head import supervised_loss
+from qa_train.model.head import Head, supervised_loss
 from qa_train.model.lengths import mel_columns
 from qa_train.model.rows import Rows, joined_features
 
@@ -104,25 +103,9 @@ class UnpaddedQwen2AudioModel(Qwen2AudioModel):
         elif rows is not None:
             inputs_embeds = rows.drop_padding(inputs_embeds)[None]
 
-        if rows is not None:
-            position_ids = (
-                rows.positions if position_ids is None else rows.drop_padding(position_ids.expand(rows.shape))[None]
-            )
-            # A mask of four dimensions passes through transformers' mask code untouched, and the
-            # attention ignores it: otherwise a quadratic mask of all documents would be built.
-            mask = inputs_embeds.new_empty(1, 1, 1, 1)
-            kwargs["documents"] = rows.documents
-        else:
-            mask = attention_mask
-        outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=cached,
-            **kwargs,
-        )
-        restore = rows.restore if rows else _same
+        cache = {"past_key_values": past_key_values, "use_cache": cached}
+        outputs = self._run_llm(inputs_embeds, rows, attention_mask, position_ids, **cache, **kwargs)
+        restore = rows.restore if rows else lambda values: values
         return Qwen2AudioModelOutputWithPast(
             last_hidden_state=restore(outputs.last_hidden_state),
             past_key_values=outputs.past_key_values if cached else None,
@@ -131,6 +114,23 @@ class UnpaddedQwen2AudioModel(Qwen2AudioModel):
             attention_mask=attention_mask,
             labels=labels,
         )
+
+    def _run_llm(
+        self,
+        embeds: torch.Tensor,
+        rows: Rows | None,
+        mask: torch.Tensor | None,
+        positions: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> Any:
+        """The LLM on joined rows [1, T, D], or on the padded batch [B, L, D] if ``rows`` is None."""
+        if rows is not None:
+            positions = rows.positions if positions is None else rows.drop_padding(positions.expand(rows.shape))[None]
+            # A mask of four dimensions passes through transformers' mask code untouched, and the
+            # attention ignores it: otherwise a quadratic mask of all documents would be built.
+            mask = embeds.new_empty(1, 1, 1, 1)
+            kwargs["documents"] = rows.documents
+        return self.language_model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, **kwargs)
 
     def _audio(
         self, features: torch.Tensor | None, lengths: torch.Tensor | None, states: torch.Tensor | None
@@ -186,7 +186,7 @@ class UnpaddedQwen2AudioForConditionalGeneration(Qwen2AudioForConditionalGenerat
         super(Qwen2AudioForConditionalGeneration, self).__init__(config)
         self.model = UnpaddedQwen2AudioModel(config)
         text: Any = config.text_config
-        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.lm_head = Head(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
 
     @can_return_tuple
@@ -243,15 +243,18 @@ class UnpaddedQwen2AudioForConditionalGeneration(Qwen2AudioForConditionalGenerat
             attention_mask=attention_mask,
         )
 
-    def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any) -> dict:
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any
+    ) -> dict[str, Any]:
         """As in the stock class; the audio goes in with the prompt only."""
-        inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
+        kwargs["is_first_iteration"] = is_first_iteration
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in _AUDIO_INPUTS:
                 inputs.pop(name, None)
         return inputs
 
-    def _expand_inputs_for_generation(
+    def _expand_inputs_for_generation(  # type: ignore[override]
         self,
         expand_size: int = 1,
         is_encoder_decoder: bool = False,
@@ -265,22 +268,19 @@ class UnpaddedQwen2AudioForConditionalGeneration(Qwen2AudioForConditionalGenerat
             gather = audio.get("audio_gather", torch.arange(sum(counts), device=input_ids.device))
             per_row = [part for part in gather.split(counts) for _ in range(expand_size)]
             audio["audio_gather"] = torch.cat(per_row)
-        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        expand: Any = super()._expand_inputs_for_generation  # type: ignore[misc]
+        input_ids, kwargs = expand(expand_size, is_encoder_decoder, input_ids, **kwargs)
         return input_ids, kwargs | audio
 
     def save_pretrained(self, save_directory: Any, *args: Any, is_main_process: bool = True, **kwargs: Any) -> None:
         """As in the stock class, under the stock class's name, which every other tool knows."""
-        super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
+        super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)  # type: ignore[misc]
         if is_main_process:
             self.config.architectures = ["Qwen2AudioForConditionalGeneration"]
             self.config.save_pretrained(save_directory)
 
 
 _AUDIO_INPUTS = ("input_features", "feature_attention_mask", "feature_lengths", "audio_states", "audio_gather")
-
-
-def _same(values: torch.Tensor) -> torch.Tensor:
-    return values
 
 
 # transformers looks up how hub weight names map to module names by the class's own name.

@@ -111,6 +111,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             key = text()
             shape = [take("I") for _ in range(take("B"))]
             dtype, size = np.dtype(_DTYPES[take("B")]), take("I")
+            if place + size > len(data):
+                raise struct.error("the data end too early")
             variables[key] = np.frombuffer(data, dtype, size // dtype.itemsize, place).reshape(shape)
             place += size
         for _ in range(take("I")):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qa_train.report.page import render
-from qa_train.report.results import check, markdown_table
+from qa_train.report.results import check, markdown_table, merge_samples, metric_entry
 
-__all__ = ["markdown_table", "write_report"]
+__all__ = ["markdown_table", "merge_samples", "metric_entry", "write_report"]
 
 
 def write_report(
@@ -35,5 +34,5 @@ def write_report(
     page = render(results, {stage: Path(folder) for stage, folder in run_dirs.items()})
     partial = path.with_name(path.name + ".partial")
     partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
     return path

@@ -11,7 +11,7 @@ import datasets
 import torch
 from accelerate import PartialState
 from tqdm import tqdm
-from transformers import TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from qa_train.config import StageConfig
 from qa_train.data.batches import Batches, Collator, open_data
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 Args = TypeVar("Args", bound=TrainingArguments)
 
 # TrainerConfig fields that are not TrainingArguments.
-_OWN_FIELDS = ("batches_per_step", "keep_checkpoints", "cpu_threads")
+_OWN_FIELDS = ("batches_per_step", "keep_checkpoints", "cpu_threads", "muon_learning_rate")
 # Clips encoded at a time when the encoder cache is filled, in seconds of audio.
 _CACHE_BATCH_S = 60.0
 

@@ -20,10 +20,12 @@ from typing import Any
 import torch
 from transformers import Trainer
 
+from qa_train.config import TrainerConfig
 from qa_train.data.batches import Batches
 from qa_train.model import load_weights, weights_digest
 from qa_train.train import checkpoints
 from qa_train.train.metrics import MetricsWriter
+from qa_train.train.optimizers import muon_with_adamw
 from qa_train.train.run import RunFolder
 
 # 100 mel frames are one second (hop 160 at 16 kHz), 25 audio tokens are one second.
@@ -38,12 +40,12 @@ class StopRun(RuntimeError):
 class AudioTrainerMixin:
     """See the module docstring. Set up by :meth:`attach` right after construction."""
 
-    def attach(self, *, batches: Batches, run: RunFolder, writer: MetricsWriter, keep_checkpoints: int) -> None:
+    def attach(self, *, batches: Batches, run: RunFolder, writer: MetricsWriter, options: TrainerConfig) -> None:
         """Hand over what the stock constructors have no place for."""
         self.batches = batches
         self.run = run
         self.writer = writer
-        self.keep_checkpoints = keep_checkpoints
+        self.options = options
         self._step_numbers: dict[str, float] = {}
         self._step_started = time.perf_counter()
 
@@ -82,6 +84,21 @@ class AudioTrainerMixin:
         self.check_finite(loss)
         return (loss, outputs) if return_outputs else loss
 
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Muon for the hidden matrices if asked for, else the stock optimizer."""
+        rate = self.options.muon_learning_rate
+        if rate is None or self.optimizer is not None:
+            return super().create_optimizer(model)  # type: ignore[misc]
+        self.optimizer = muon_with_adamw(
+            self.model,  # type: ignore[attr-defined]
+            muon_learning_rate=rate,
+            learning_rate=self.options.learning_rate,
+            betas=(self.options.adam_beta1, self.options.adam_beta2),
+            epsilon=self.options.adam_epsilon,
+            weight_decay=self.options.weight_decay,
+        )
+        return self.optimizer
+
     # --- 3. checkpoints ------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -106,7 +123,7 @@ class AudioTrainerMixin:
                     "weights_digest": None if self.is_deepspeed_enabled else weights_digest(self.model),  # type: ignore[attr-defined]
                 },
             )
-            checkpoints.prune(self.run.checkpoints, self.keep_checkpoints)
+            checkpoints.prune(self.run.checkpoints, self.options.keep_checkpoints)
         self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
         self._step_numbers["checkpoint_s"] = time.perf_counter() - started
 

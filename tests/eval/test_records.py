@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from fake_model import FakeModel, processor, tone
 
-from qa_train.config import DataConfig, SourceConfig
+from qa_train.data.prompts import PromptBank
 from qa_train.data.shards import ShardWriter
 from qa_train.eval.records import EvalSet, evaluate_shards, record_questions
 
@@ -34,8 +34,11 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def source(shard: Path, name: str, task: str, **more: Any) -> SourceConfig:
-    return SourceConfig(name=name, shards=[str(shard)], task=task, where={"split": "test"}, **more)
+BANK = PromptBank.load()
+
+
+def held_out(shard: Path, name: str, task: str, **more: Any) -> EvalSet:
+    return EvalSet(name, [str(shard)], task, where={"split": ["test"]}, **more)
 
 
 @pytest.fixture
@@ -45,8 +48,8 @@ def model() -> FakeModel:
 
 def test_sets_are_scored_by_their_task(shard: Path, model: FakeModel, tmp_path: Path) -> None:
     sets = [
-        EvalSet(source(shard, "asr", "asr"), prompt="Recognize the speech: <|{language}|>"),
-        EvalSet(source(shard, "spoken", "chat", template="chat"), metric="contains"),
+        held_out(shard, "asr", "asr", prompt="Recognize the speech: <|{language}|>"),
+        held_out(shard, "spoken", "chat", template="chat", metric="contains"),
     ]
     results = evaluate_shards(model, processor(), sets, probe=4, keep_samples=3, clips_dir=tmp_path / "clips")
     assert list(results) == ["asr", "spoken"]
@@ -65,16 +68,17 @@ def test_sets_are_scored_by_their_task(shard: Path, model: FakeModel, tmp_path: 
 
 
 def test_selection_is_the_same_for_every_checkpoint(shard: Path) -> None:
-    cfg = source(shard, "few", "asr", max_samples=4)
-    keys = [[q.sample.key for q in record_questions(EvalSet(cfg), processor(), DataConfig())] for _ in range(2)]
+    few = held_out(shard, "few", "asr", limit=4)
+    keys = [[q.sample.key for q in record_questions(few, BANK)] for _ in range(2)]
     assert keys[0] == keys[1]
     assert len(keys[0]) == 4
-    everything = record_questions(EvalSet(source(shard, "all", "asr")), processor(), DataConfig())
+    everything = record_questions(held_out(shard, "all", "asr"), BANK)
+    assert [q.sample.key for q in everything][:4] == keys[0]
     assert {q.sample.key for q in everything} == {f"clip{i:02d}" for i in range(10)}
 
 
 def test_the_answer_is_not_in_the_question(shard: Path) -> None:
-    (question, *_) = record_questions(EvalSet(source(shard, "asr", "asr")), processor(), DataConfig())
+    (question, *_) = record_questions(held_out(shard, "asr", "asr"), BANK)
     assert [m.role for m in question.sample.messages] == ["user"]
     assert question.references == ("tone", "a tone")
 
@@ -88,12 +92,14 @@ def test_a_damaged_clip_is_a_failed_answer(shard: Path, model: FakeModel, tmp_pa
     copy.write_bytes(bytes(raw))
     side = shard.with_name(shard.name + ".index.parquet")
     (tmp_path / side.name).write_bytes(side.read_bytes())
-    (result,) = evaluate_shards(model, processor(), [EvalSet(source(copy, "asr", "asr"))]).values()
+    (result,) = evaluate_shards(model, processor(), [held_out(copy, "asr", "asr")]).values()
     assert (result["n"], result["failed"]) == (10, 1)
 
 
 def test_a_set_without_records_says_why(shard: Path) -> None:
-    with pytest.raises(ValueError, match="does not qualify"):
-        record_questions(EvalSet(source(shard, "x", "translate")), processor(), DataConfig())
+    with pytest.raises(ValueError, match="'does not qualify for the task': 10"):
+        record_questions(held_out(shard, "x", "translate"), BANK)
+    with pytest.raises(ValueError, match="'fewer than min_words': 10"):
+        record_questions(held_out(shard, "x", "asr", min_words=3), BANK)
     with pytest.raises(ValueError, match="metric 'f1' is unknown"):
-        record_questions(EvalSet(source(shard, "x", "asr"), metric="f1"), processor(), DataConfig())
+        record_questions(held_out(shard, "x", "asr", metric="f1"), BANK)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qa_train.data.audio import log_mel, tail_frames
+from qa_train.data.audio import frame_tokens, log_mel, tail_frames
 from qa_train.data.sample import AudioPart, Message, Sample, TextPart
 from qa_train.infer.generate import Item
 from qa_train.model.tokenizers import load_tokenizer
@@ -24,8 +24,27 @@ def processor() -> Any:
     )
 
 
+class FakeEncoder:
+    """States of width 1: 1.0 where the clip has any contrast, 0.0 in silence."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[torch.Tensor, list[int]]] = []
+
+    def __call__(self, features: torch.Tensor, lengths: torch.Tensor) -> Any:
+        """Mel [M, F] of joined segments with their lengths -> states [T, 1]."""
+        self.calls.append((features, lengths.tolist()))
+        states, column = [], 0
+        for frames in lengths.tolist():
+            width = frames + tail_frames(frames)
+            clip = features[:, column : column + width]
+            column += width
+            states.append(torch.full((frame_tokens(frames), 1), float(clip.max() - clip.min() > 0.1)))
+        assert column == features.shape[1]
+        return SimpleNamespace(last_hidden_state=torch.cat(states))
+
+
 class FakeModel:
-    """Says "tone" or "silence", the number of audio tokens of the row, and ends with <|im_end|>."""
+    """Says "tone" or "silence" for each clip, then the row's audio tokens, and ends with <|im_end|>."""
 
     device = torch.device("cpu")
     dtype = torch.float32
@@ -34,6 +53,10 @@ class FakeModel:
         self.tokenizer = tokenizer
         self.training = True
         self.calls: list[dict[str, Any]] = []
+        self.model = SimpleNamespace(audio_tower=FakeEncoder())
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {}
 
     def eval(self) -> None:
         self.training = False
@@ -41,29 +64,29 @@ class FakeModel:
     def train(self, mode: bool = True) -> None:
         self.training = mode
 
+    def answer(self, ids: list[int], states: torch.Tensor) -> str:
+        """The answer to one row, of which ``states`` [T, 1] are the audio tokens."""
+        names = ("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
+        audio, start, end = (self.tokenizer.convert_tokens_to_ids(name) for name in names)
+        said, place = [], 0
+        for first in (i for i, token in enumerate(ids) if token == start):
+            count = ids.index(end, first) - first - 1
+            said.append("tone" if states[place : place + count].any() else "silence")
+            place += count
+        return " ".join([*said, str(ids.count(audio))])
+
     def generate(self, **inputs: Any) -> torch.Tensor:
         """Left-padded ids in, ids with the answers appended out, as transformers does."""
         assert not self.training
         self.calls.append(inputs)
-        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        ids, copies, limit = inputs["input_ids"], inputs["num_return_sequences"], inputs["max_new_tokens"]
         audio = self.tokenizer.convert_tokens_to_ids("<|AUDIO|>")
-        start = self.tokenizer.convert_tokens_to_ids("<|audio_bos|>")
-        lengths = iter(inputs.get("feature_lengths", torch.zeros(0)).tolist())
-        mel, column = inputs.get("input_features"), 0
-        answers = []
-        for row, keep in zip(ids, mask.bool(), strict=True):
-            said = []
-            for _ in range(int((row[keep] == start).sum())):
-                frames = next(lengths)
-                width = frames + tail_frames(frames)
-                clip = mel[:, column : column + width]
-                column += width
-                said.append("tone" if float(clip.max() - clip.min()) > 0.1 else "silence")
-            answers.append(f"{' '.join(said)} {int((row[keep] == audio).sum())}".strip())
-        assert mel is None or column == mel.shape[1]
+        states = inputs.get("audio_states", torch.zeros(0, 1)).split((ids == audio).sum(1).tolist())
         end = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
-        limit = inputs["max_new_tokens"]
-        rows = [[*self.tokenizer.encode(a, add_special_tokens=False), end][:limit] for a in answers]
+        rows = []
+        for row, mask, heard in zip(ids, inputs["attention_mask"].bool(), states, strict=True):
+            answer = self.answer(row[mask].tolist(), heard)
+            rows += [[*self.tokenizer.encode(answer, add_special_tokens=False), end][:limit]] * copies
         if inputs.get("streamer") is not None:
             inputs["streamer"].put(ids)
             for token in rows[0]:
@@ -72,7 +95,7 @@ class FakeModel:
         out = torch.full((len(rows), max(map(len, rows))), inputs["pad_token_id"])
         for i, row in enumerate(rows):
             out[i, : len(row)] = torch.tensor(row)
-        return torch.cat([ids, out], dim=1)
+        return torch.cat([ids.repeat_interleave(copies, dim=0), out], dim=1)
 
 
 def tone(seconds: float) -> np.ndarray:

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 from fake_model import FakeModel, processor, tone
 
+from qa_train.config import ChatConfig
 from qa_train.infer import chat as module
 from qa_train.infer.chat import Conversation, chat, read_recording
 from qa_train.infer.generate import Decoding, Generator
@@ -26,19 +27,19 @@ def wav(tmp_path: Path) -> Path:
 def loaded(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     parts = processor()
     model = FakeModel(parts.tokenizer)
-    monkeypatch.setattr(module, "load_model", lambda source, device, dtype: (model, parts))
+    monkeypatch.setattr(module, "load_model", lambda source, device: (model, parts))
     return model
 
 
 def test_one_question(loaded: FakeModel, wav: Path) -> None:
     out = io.StringIO()
-    chat("x", str(wav), "What is it?", out=out)
+    assert chat(ChatConfig("x", [str(wav)], "What is it?"), out=out) == 0
     assert out.getvalue() == "tone 25\n"
 
 
 def test_conversation_remembers_clips_and_turns(loaded: FakeModel, wav: Path) -> None:
     out = io.StringIO()
-    chat("x", lines=io.StringIO(f"/audio '{wav}'\nWhat is it?\nand now?\n/clear\nstill?\n/quit\n"), out=out)
+    chat(ChatConfig("x"), lines=io.StringIO(f"/audio '{wav}'\nWhat is it?\nand now?\n/clear\nstill?\n/quit\n"), out=out)
     said = out.getvalue()
     # The second turn still hears the clip; after /clear there is none.
     assert said.count("tone 25\n") == 2
@@ -50,7 +51,7 @@ def test_conversation_remembers_clips_and_turns(loaded: FakeModel, wav: Path) ->
 
 def test_errors_do_not_end_the_conversation(loaded: FakeModel, tmp_path: Path) -> None:
     out = io.StringIO()
-    chat("x", lines=io.StringIO(f"/audio {tmp_path}/none.wav\n/sing\nhello\n"), out=out)
+    chat(ChatConfig("x"), lines=io.StringIO(f"/audio {tmp_path}/none.wav\n/sing\nhello\n"), out=out)
     said = out.getvalue()
     assert "no recording at" in said
     assert "unknown command /sing" in said
@@ -58,17 +59,22 @@ def test_errors_do_not_end_the_conversation(loaded: FakeModel, tmp_path: Path) -
 
 
 def test_typed_tags_stay_text_in_a_chat(loaded: FakeModel) -> None:
-    chat("x", text="<|im_end|>", out=io.StringIO())
+    chat(ChatConfig("x", text="<|im_end|>"), out=io.StringIO())
     ids = loaded.calls[0]["input_ids"][0].tolist()
     end = loaded.tokenizer.convert_tokens_to_ids("<|im_end|>")
     # The system turn and the user turn, and not the typed one.
     assert ids.count(end) == 2
 
 
-def test_base_template_takes_the_tags_of_a_prompt(loaded: FakeModel, wav: Path) -> None:
-    chat("x", str(wav), "Recognize the speech: <|en|>", template="base", out=io.StringIO())
-    ids = loaded.calls[0]["input_ids"][0].tolist()
-    assert ids[-1] == loaded.tokenizer.convert_tokens_to_ids("<|en|>")
+def test_base_template_takes_the_tags_of_a_prompt() -> None:
+    parts = processor()
+    model = FakeModel(parts.tokenizer)
+    talk = Conversation(Generator(model, parts), Decoding(), template="base")
+    for _ in range(2):
+        talk.ask([tone(1.0)], "Recognize the speech: <|en|>", lambda piece: None)
+    # No history in the base format: both times the same prompt.
+    assert model.calls[0]["input_ids"].tolist() == model.calls[1]["input_ids"].tolist()
+    assert model.calls[0]["input_ids"][0, -1] == model.tokenizer.convert_tokens_to_ids("<|en|>")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +93,7 @@ def test_unusable_recordings_are_explained(tmp_path: Path, content: bytes | floa
 
 def test_cut_off_and_empty_turns(loaded: FakeModel, wav: Path) -> None:
     out = io.StringIO()
-    chat("x", str(wav), decoding=Decoding(max_new_tokens=2), out=out)
+    chat(ChatConfig("x", [str(wav)], max_new_tokens=2), out=out)
     assert "(cut off: raise max_new_tokens)" in out.getvalue()
     parts = processor()
     talk = Conversation(Generator(FakeModel(parts.tokenizer), parts), Decoding())

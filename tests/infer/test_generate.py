@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from fake_model import FakeModel, item, mel_of, processor, tone
 
 from qa_train.data.audio import audio_tokens
 from qa_train.data.template import encode_prompt
-from qa_train.infer.generate import Decoding, Generator, Item, plan_batches, prepare
+from qa_train.infer.encoded import EncodedClips, encode
+from qa_train.infer.generate import Decoding, Generator, Item, plan_batches
 
 
 @pytest.fixture
@@ -44,27 +46,51 @@ def test_answers_come_in_the_order_of_the_items(generator: Generator) -> None:
     assert generator.model.training, "the model's mode must be given back"
 
 
-def test_batch_is_left_padded_and_joins_unpadded_mels(generator: Generator) -> None:
+def test_batch_is_left_padded_and_clips_are_encoded_unpadded(generator: Generator) -> None:
     waves = [tone(1.0), tone(0.3)]
-    prompts = [prepare(item(w), generator.tokenizer, 80) for w in waves] + [
-        prepare(item(None, "Hello"), generator.tokenizer, 80)
-    ]
-    batch = generator.batch(prompts)
-    assert batch["feature_lengths"].tolist() == [100, 30]
-    assert torch.equal(batch["input_features"], torch.cat([mel_of(w) for w in waves], dim=1))
-    for row, prompt in enumerate(prompts):
+    items = [*map(item, waves), item(None, "Hello")]
+    batch = generator.batch(items)
+    ((features, lengths),) = generator.model.model.audio_tower.calls
+    assert lengths == [100, 30]
+    assert torch.equal(features, torch.cat([mel_of(w) for w in waves], dim=1))
+    assert batch["audio_states"].shape == (25 + audio_tokens(4800), 1)
+    for row, each in enumerate(items):
         kept = batch["attention_mask"][row].bool()
-        assert batch["input_ids"][row][kept].tolist() == prompt.ids
+        tokens = [audio_tokens(len(w)) for w in each.waves]
+        assert batch["input_ids"][row][kept].tolist() == encode_prompt(each.sample, generator.tokenizer, tokens)
         assert kept[-1], "the last position must be real: the answer follows it"
-    assert prompts[0].ids == encode_prompt(item(waves[0]).sample, generator.tokenizer, [25])
 
 
 def test_a_clip_over_30_s_is_given_in_windows(generator: Generator) -> None:
-    prompt = prepare(item(tone(61.0)), generator.tokenizer, 80)
-    assert prompt.feature_lengths == [3000, 3000, 100]
-    assert prompt.ids.count(generator.tokenizer.convert_tokens_to_ids("<|AUDIO|>")) == 750 + 750 + 25
-    assert prompt.mel is not None
-    assert prompt.mel.shape == (80, 3000 + 3000 + 102)
+    batch = generator.batch([item(tone(61.0))])
+    assert generator.model.model.audio_tower.calls[0][1] == [3000, 3000, 100]
+    assert len(batch["audio_states"]) == 750 + 750 + 25
+    assert (batch["input_ids"] == generator.tokenizer.convert_tokens_to_ids("<|AUDIO|>")).sum() == 1525
+
+
+def test_a_clip_is_encoded_once_however_often_it_is_asked_about(generator: Generator) -> None:
+    waves = [tone(0.5), tone(0.8), np.zeros(8000, dtype=np.float32)]
+    first = generator.generate([item(w, text) for w in waves for text in ("What?", "Who?")])
+    assert [a.text.split()[0] for a in first] == ["tone"] * 4 + ["silence"] * 2
+    heard = sum(len(lengths) for _, lengths in generator.model.model.audio_tower.calls)
+    assert heard == 3
+    assert generator.generate([item(w, "Where?") for w in waves])[2].text == first[4].text
+    assert sum(len(lengths) for _, lengths in generator.model.model.audio_tower.calls) == 3
+
+
+def test_encoded_clips_stay_within_their_bytes_and_belong_to_an_encoder(generator: Generator) -> None:
+    clips = EncodedClips(max_bytes=100)
+    waves = [tone(0.1 * i) for i in range(3, 12)]
+    expected = torch.cat(encode(generator.model, waves, 80))
+    for _ in range(2):
+        assert torch.equal(clips.states(generator.model, "a", waves, 80), expected)
+        assert clips.num_bytes <= 100
+    roomy = EncodedClips()
+    calls = generator.model.model.audio_tower.calls
+    before = len(calls)
+    for encoder in ("a", "b", "a"):
+        roomy.states(generator.model, encoder, waves, 80)
+    assert len(calls) == before + 2
 
 
 def test_truncated_answers_are_named(generator: Generator) -> None:
@@ -87,7 +113,7 @@ def test_greedy_is_the_default_and_limits_are_explicit(generator: Generator) -> 
     assert call["do_sample"] is False
     assert (call["max_new_tokens"], call["min_new_tokens"]) == (256, 1)
     assert set(call["eos_token_id"]) == set(generator.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"]))
-    assert "input_features" not in call
+    assert "audio_states" not in call
 
 
 def test_sampling_draws_and_gives_the_random_state_back(generator: Generator) -> None:

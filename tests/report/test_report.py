@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from made_up import metric, results, run_dirs
 
-from qa_train.report import markdown_table, write_report
+from qa_train.report import markdown_table, merge_samples, metric_entry, write_report
 from qa_train.report.charts import Line, line_chart, number, smooth, ticks
 from qa_train.report.clips import data_uri
 from qa_train.report.results import duration, verdict
@@ -129,3 +129,21 @@ def test_chart_parts() -> None:
     assert "nan" not in line_chart("flat", [Line([1, 2, 3], [5, 5, 5])], "step")
     spiked = line_chart("spike", [Line([*range(200)], [900.0] + [1.0] * 199)], "step")
     assert ">1<" in spiked
+
+
+def test_entries_from_scores_of_each_stage() -> None:
+    score = {"value": 40.0, "ci_low": 35.0, "ci_high": 45.0, "n": 9, "metric": "wer"}
+    entry = metric_entry("WER", "%", {"before": score, "sft": None, "dpo": score}, higher_is_better=False, target=45)
+    assert entry["values"] == {"before": 40.0, "dpo": 40.0}
+    assert (entry["n"], entry["ci"]["dpo"], verdict(entry).state) == (9, [35.0, 45.0], "met")
+    with pytest.raises(ValueError, match="measured on different items"):
+        metric_entry("WER", "%", {"sft": score, "dpo": score | {"n": 8}}, higher_is_better=False)
+
+
+def test_samples_of_the_stages_are_merged_by_question() -> None:
+    one = {"task": "asr", "key": "a", "prompt": "?", "reference": "yes", "answer": "no", "right": False}
+    merged = merge_samples({"pretrain": [one, one | {"key": "b"}], "sft": [one | {"answer": "yes", "right": True}]})
+    assert [(m["key"], m["answers"], m["right"]) for m in merged] == [
+        ("a", {"pretrain": "no", "sft": "yes"}, True),
+        ("b", {"pretrain": "no"}, False),
+    ]

@@ -1,0 +1,349 @@
+"""Batches: exact tokens, real frames, the same order for every shape of run, and bad clips counted."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+
+from qa_train.config import DataConfig, SourceConfig
+from qa_train.data.audio import audio_tokens, frame_tokens, log_mel
+from qa_train.data.batches import Batches, Collator, PreferenceBatches, open_data
+from qa_train.data.encoder_cache import EncoderCache, cache_writer
+from qa_train.data.index import build_index, load_index
+from qa_train.data.loader import delivered, rank_numbers
+from qa_train.data.shards import ShardWriter
+from tests.data.conftest import mixture, noise, speech_record
+from tests.data.test_index import flac, plain_tar
+
+STEPS, PER_STEP = 6, 4
+
+
+def open_mixture(shards: dict[str, str], tokenizer: Any, **options: Any) -> Batches:
+    return open_data(mixture(shards, **options), tokenizer, 80, seed=3, batches_per_step=PER_STEP)
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_batch_holds_real_tokens_and_real_frames_only(batches: Batches, tokenizer: Any) -> None:
+    audio_id = tokenizer.convert_tokens_to_ids("<|AUDIO|>")
+    for k in range(12):
+        batch = batches.build(k)
+        assert set(batch) == {"input_ids", "attention_mask", "labels", "input_features", "feature_lengths"}
+        refs = batches.plan.batch(k)
+        counts = [batches.sources[r.source].token_counts(np.array([r.row]), np.array([r.epoch]))[0] for r in refs]
+        # The plan's counts are exact, so the budget is too.
+        assert batch["attention_mask"].sum(1).tolist() == counts
+        assert sum(counts) <= 500
+        assert (batch["input_ids"][batch["attention_mask"] == 0] == tokenizer.pad_token_id).all()
+        assert (batch["labels"][batch["attention_mask"] == 0] == -100).all()
+        supervised = batch["labels"] != -100
+        assert torch.equal(batch["labels"][supervised], batch["input_ids"][supervised])
+        assert supervised.any(1).all()
+        lengths = batch["feature_lengths"].tolist()
+        assert batch["input_features"].shape == (80, sum(n + 2 for n in lengths))
+        assert (batch["input_ids"] == audio_id).sum(1).tolist() == [frame_tokens(n) for n in lengths]
+
+
+def test_batch_equals_its_samples_one_by_one(batches: Batches) -> None:
+    """Plain twin: read each record's clip through the public functions, and join by hand."""
+    batch = batches.build(5)
+    start = 0
+    for i, ref in enumerate(batches.plan.batch(5)):
+        source = batches.sources[ref.source]
+        (clip,) = source.clips(ref.row)
+        mel = log_mel(batches.reader.wave(clip), 80)
+        width = mel.shape[1]
+        assert torch.equal(batch["input_features"][:, start : start + width], mel)
+        start += width
+        assert audio_tokens(clip.num_samples) == source.clip_tokens(ref.row)[0]
+        assert batch["feature_lengths"][i] == clip.num_samples // 160
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_order_does_not_depend_on_the_shape_of_the_run(
+    shards: dict[str, str], tokenizer: Any, world_size: int, num_workers: int
+) -> None:
+    """The loader of accelerate's sharded sampler: rank r of W reads the batches r, r + W, ..."""
+    batches = open_mixture(shards, tokenizer)
+    plain = hashlib.sha256()
+    for k in range(STEPS * PER_STEP):
+        for key in batches.keys(k):
+            plain.update(key.encode() + b"\n")
+    assert batches.order_digest(STEPS, world_size, num_workers) == plain.hexdigest()
+
+
+def test_ranks_read_what_accelerate_gives_them() -> None:
+    for world_size in (1, 2, 4):
+        for rank in range(world_size):
+            sampler = BatchSampler(SequentialSampler(range(24)), batch_size=1, drop_last=False)
+            shard = BatchSamplerShard(sampler, num_processes=world_size, process_index=rank)
+            assert [k for batch in shard for k in batch] == list(rank_numbers(0, 24, rank, world_size))
+
+
+def test_resume_reads_exactly_the_rest_at_another_shape(shards: dict[str, str], tokenizer: Any) -> None:
+    total = STEPS * PER_STEP
+    whole = list(delivered(open_mixture(shards, tokenizer), 0, total, 1, 0))
+    for stop in (4, 8, 20):
+        first = open_mixture(shards, tokenizer)
+        begun = list(delivered(first, 0, stop, 2, 1))
+        rest = open_mixture(shards, tokenizer)
+        rest.plan.seek(*first.plan.seek_hint(stop))
+        assert begun + list(delivered(rest, stop, total - stop, 4, 0)) == whole
+        assert rest.fingerprint == first.fingerprint
+
+
+def test_a_world_size_that_does_not_divide_the_step_is_refused(batches: Batches) -> None:
+    with pytest.raises(ValueError, match="do not divide over 3 ranks"):
+        batches.order_digest(2, world_size=3)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_tensors_do_not_depend_on_workers(shards: dict[str, str], tokenizer: Any, workers: int) -> None:
+    batches = open_mixture(shards, tokenizer)
+    numbers = [{"batch": k} for k in range(4)]
+    loader = DataLoader(numbers, batch_size=1, num_workers=workers, collate_fn=Collator(batches))  # type: ignore[arg-type]
+    alone = open_mixture(shards, tokenizer)
+    for k, batch in enumerate(loader):
+        assert same(batch, alone.build(k))
+    copy = pickle.loads(pickle.dumps(batches))
+    assert same(copy.build(3), alone.build(3))
+
+
+def test_fingerprint_follows_the_data_and_the_mixture(shards: dict[str, str], tokenizer: Any, tmp_path: Path) -> None:
+    base = open_mixture(shards, tokenizer).fingerprint
+    for shard in Path(shards["speech"]).parent.glob("*"):
+        shutil.copy(shard, tmp_path)
+    moved = {name: str(tmp_path / Path(pattern).name) for name, pattern in shards.items()}
+    assert open_mixture(moved, tokenizer).fingerprint == base
+    assert open_mixture(shards, tokenizer, tokens_per_batch=501).fingerprint != base
+    assert open_mixture(shards, tokenizer, min_duration_s=0.5).fingerprint != base
+    (tmp_path / "speech-002.tar").unlink()
+    assert open_mixture(moved, tokenizer).fingerprint != base
+
+
+def one_source(pattern: str, **options: Any) -> DataConfig:
+    names = set(SourceConfig.__dataclass_fields__)
+    source = {"task": "asr", **{k: v for k, v in options.items() if k in names}}
+    rest = {k: v for k, v in options.items() if k not in names}
+    sources = {"s": SourceConfig(name="s", shards=[pattern], **source)}
+    return DataConfig(sources=sources, **{"tokens_per_batch": 500, "chapter_samples": 90, **rest})
+
+
+def opened(cfg: DataConfig, tokenizer: Any, **options: Any) -> Batches:
+    return open_data(cfg, tokenizer, 80, seed=0, batches_per_step=1, **options)
+
+
+def test_filters_are_counted(shards: dict[str, str], tokenizer: Any) -> None:
+    batches = opened(
+        one_source(shards["speech"], where={"language": ["es", "fr"]}, max_samples=20, min_duration_s=0.5), tokenizer
+    )
+    (row,) = batches.table()
+    assert row["samples"] == 20
+    assert sum(row["left_out"].values()) == 70
+    assert set(row["left_out"]) == {"filtered by where", "shorter than min_duration_s", "beyond max_samples"} - (
+        set() if row["left_out"].get("beyond max_samples") else {"beyond max_samples"}
+    )
+    assert {batches.sources[0].record(i)["language"] for i in range(20)} == {"es"}
+    assert "60 filtered by where" in batches.describe()
+
+
+def test_a_source_without_a_usable_record_says_why(shards: dict[str, str], tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match=r"none of 90 records in 3 shards .*'does not qualify for the task': 90"):
+        opened(one_source(shards["speech"], task="sound_class"), tokenizer)
+    with pytest.raises(ValueError, match="task 'asrr' is unknown"):
+        opened(one_source(shards["speech"], task="asrr"), tokenizer)
+    with pytest.raises(ValueError, match="set template: chat"):
+        opened(one_source(shards["speech"], task="chat"), tokenizer)
+    with pytest.raises(ValueError, match="no shard matches"):
+        opened(one_source(shards["speech"] + "nothing*"), tokenizer)
+
+
+def test_the_same_record_twice_is_used_once(shards: dict[str, str], tokenizer: Any, tmp_path: Path) -> None:
+    for side in ("", ".index.parquet"):
+        shutil.copy(shards["speech"].replace("*", "000") + side, tmp_path / ("copy.tar" + side))
+    cfg = one_source(shards["speech"])
+    cfg.sources["s"].shards.append(str(tmp_path / "copy.tar"))
+    (row,) = opened(cfg, tokenizer).table()
+    assert row["samples"] == 90
+    assert row["left_out"] == {"duplicate record": 30}
+
+
+def damaged(tmp_path: Path, flip: list[int]) -> str:
+    """Twenty records, some with a flipped bit in the audio after indexing."""
+    with ShardWriter(tmp_path / "d.tar") as writer:
+        for i in range(20):
+            writer.write(f"k{i}", speech_record(i), noise(0.5, seed=i))
+    path = tmp_path / "d.tar"
+    raw = bytearray(path.read_bytes())
+    for row in flip:
+        raw[load_index(str(path)).table["offsets"][row].as_py()[0] + 200] ^= 4
+    path.write_bytes(raw)
+    return str(path)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_clips_are_left_out_counted_and_named(
+    workers: int, tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = one_source(damaged(tmp_path, [2, 5]), chapter_samples=20)
+    batches = opened(cfg, tokenizer)
+    chapter = batches.plan.chapter(0)
+    numbers: Any = list(range(len(chapter.batches)))
+    with caplog.at_level(logging.WARNING):
+        loader = DataLoader(numbers, batch_size=1, num_workers=workers, collate_fn=Collator(batches))
+        rows = sum(len(batch["feature_lengths"]) for batch in loader)
+    assert rows == 18
+    assert batches.skipped == Counter({"changed shard": 2})
+    if not workers:
+        assert "skipped k2 of" in caplog.text
+        assert "d.tar (changed shard): k2.flac" in caplog.text
+
+
+def test_the_error_budget_stops_the_run(tokenizer: Any, tmp_path: Path) -> None:
+    path = damaged(tmp_path, [2, 5])
+    batches = opened(one_source(path, chapter_samples=20, error_budget=0.0), tokenizer)
+    numbers = range(len(batches.plan.chapter(0).batches))
+    with pytest.raises(ValueError, match=r"samples could not be used, more than data.error_budget=0 .*d\.tar"):
+        [batches.build(k) for k in numbers]
+
+
+def test_a_deleted_shard_is_counted_and_stops_by_budget(tokenizer: Any, tmp_path: Path) -> None:
+    path = damaged(tmp_path, [])
+    batches = opened(one_source(path, chapter_samples=20, tokens_per_batch=150), tokenizer)
+    Path(path).unlink()
+    # Nothing is left of the batch: one padding token without a label, and no audio.
+    batch = batches.build(0)
+    assert batch["input_ids"].tolist() == [[tokenizer.pad_token_id]]
+    assert batch["labels"].tolist() == [[-100]]
+    assert set(batch) == {"input_ids", "attention_mask", "labels"}
+    with pytest.raises(ValueError, match="unreadable"):
+        [batches.build(k) for k in range(1, 50)]
+    assert batches.skipped["unreadable"] == 11
+
+
+def test_problems_of_the_index_count_against_the_budget(tokenizer: Any, tmp_path: Path) -> None:
+    members = {"a.flac": flac(noise(0.5)), "a.json": b'{"text": "hi"}', "b.flac": b"x", "b.json": b"{}"}
+    path = plain_tar(tmp_path / "p.tar", members)
+    build_index([path])
+    assert opened(one_source(path), tokenizer).table()[0]["problems"] == {"bad audio": 1}
+    with pytest.raises(ValueError, match=r"1 records were unusable when indexed.*key 'b', byte .*not a readable"):
+        opened(one_source(path, error_budget=0.0), tokenizer)
+
+
+def test_samples_too_long_for_a_batch_are_counted_once(tokenizer: Any, tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "l.tar") as writer:
+        for i in range(9):
+            writer.write(f"k{i}", {"text": "hi"}, noise(0.5 if i else 5.0))
+    batches = opened(one_source(str(tmp_path / "l.tar"), tokens_per_batch=100, chapter_samples=9), tokenizer)
+    for k in range(len(batches.plan.chapter(0).batches)):
+        batches.build(k)
+    assert batches.skipped == Counter({"too long for a batch": 1})
+
+
+def test_long_clips_are_segmented_and_text_only_chats_have_no_audio(tokenizer: Any, tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "l.tar") as writer:
+        writer.write("long", {"text": "hi"}, noise(61.0))
+    batch = opened(one_source(str(tmp_path / "l.tar"), tokens_per_batch=2000), tokenizer).build(0)
+    assert batch["feature_lengths"].tolist() == [3000, 3000, 100]
+    assert batch["input_features"].shape[1] == 3000 + 3000 + 102
+    audio_id = tokenizer.convert_tokens_to_ids("<|AUDIO|>")
+    assert (batch["input_ids"] == audio_id).sum() == 750 + 750 + 25
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    with ShardWriter(tmp_path / "t.tar") as writer:
+        writer.write("text", {"messages": chat}, [])
+    text = opened(one_source(str(tmp_path / "t.tar"), task="chat", template="chat"), tokenizer).build(0)
+    assert set(text) == {"input_ids", "attention_mask", "labels"}
+
+
+def preference_shard(tmp_path: Path) -> str:
+    with ShardWriter(tmp_path / "p.tar") as writer:
+        for i in range(12):
+            asked = [{"role": "user", "content": "<audio>What is it?"}]
+            record = {"messages": asked, "chosen": "a bell", "rejected": "a dog" * (i + 1)}
+            writer.write(f"p{i}", record, noise(0.4 + i / 10, seed=i))
+        writer.write("plain", {"text": "no pair"}, noise(0.5))
+    return str(tmp_path / "p.tar")
+
+
+def test_pairs_share_one_encoding(tokenizer: Any, tmp_path: Path) -> None:
+    cfg = one_source(preference_shard(tmp_path), task="chat", template="chat", tokens_per_batch=1500)
+    batches = opened(cfg, tokenizer, preference=True)
+    assert isinstance(batches, PreferenceBatches)
+    assert batches.table()[0]["left_out"] == {"no preference pair": 1}
+    batch = batches.build(0)
+    keys = {"input_ids", "attention_mask", "completion_mask", "input_features", "feature_lengths", "audio_gather"}
+    assert set(batch) == keys
+    pairs = len(batches.plan.batch(0))
+    assert batch["attention_mask"].sum() <= 1500
+    assert len(batch["input_ids"]) == 2 * pairs
+    assert len(batch["feature_lengths"]) == pairs
+    tokens = [frame_tokens(n) for n in batch["feature_lengths"].tolist()]
+    audio_id = tokenizer.convert_tokens_to_ids("<|AUDIO|>")
+    assert (batch["input_ids"] == audio_id).sum(1).tolist() == tokens * 2
+    assert batch["audio_gather"].tolist() == list(range(sum(tokens))) * 2
+    for i, ref in enumerate(batches.plan.batch(0)):
+        record = batches.sources[0].record(ref.row)
+        for row, answer in ((i, record["chosen"]), (pairs + i, record["rejected"])):
+            ids = batch["input_ids"][row][batch["completion_mask"][row] == 1]
+            assert tokenizer.decode(ids) == answer + "<|im_end|>"
+    assert ((batch["completion_mask"] == 1) <= (batch["attention_mask"] == 1)).all()
+
+
+def fill(batches: Batches, folder: Path, width: int = 4) -> None:
+    missing = batches.clips_not_in(folder, "enc")
+    with cache_writer(folder, "enc", width) as writer:
+        for start in range(0, len(missing), 7):
+            mels = batches.read_mels(missing[start : start + 7])
+            assert mels.input_features.shape[1] == int((mels.feature_lengths + 2).sum())
+            for clip, count in zip(mels.clips, mels.clip_tokens, strict=True):
+                seed = clip.num_samples
+                writer.write(clip.id, torch.from_numpy(noise(1, seed)[: count * width].reshape(count, width)))
+
+
+def test_cached_states_replace_mels(shards: dict[str, str], tokenizer: Any, tmp_path: Path) -> None:
+    plain, cached = (open_mixture(shards, tokenizer) for _ in range(2))
+    fill(cached, tmp_path)
+    assert cached.clips_not_in(tmp_path, "enc") == []
+    assert len(list(cached.clips())) == 110
+    cached.use_encoder_cache(EncoderCache.open(tmp_path, "enc"))
+    cached = pickle.loads(pickle.dumps(cached))
+    for k in (0, 7):
+        with_mels, with_states = plain.build(k), cached.build(k)
+        assert set(with_states) == {"input_ids", "attention_mask", "labels", "audio_states"}
+        assert torch.equal(with_states["input_ids"], with_mels["input_ids"])
+        start = 0
+        for ref in plain.plan.batch(k):
+            (clip,) = plain.sources[ref.source].clips(ref.row)
+            states = torch.from_numpy(noise(1, clip.num_samples)[: clip.num_tokens * 4].reshape(-1, 4))
+            found = with_states["audio_states"][start : start + clip.num_tokens]
+            torch.testing.assert_close(found, states, atol=1e-3, rtol=1e-3)
+            start += clip.num_tokens
+        assert start == len(with_states["audio_states"])
+
+
+def test_a_clip_missing_from_the_cache_is_counted(shards: dict[str, str], tokenizer: Any, tmp_path: Path) -> None:
+    batches = open_mixture(shards, tokenizer)
+    batches.use_encoder_cache(EncoderCache.open(tmp_path, "enc"))
+    batches.build(0)
+    assert batches.skipped["not in encoder cache"] == len(batches.plan.batch(0))
+
+
+def test_bad_clips_stay_out_of_the_cache(tokenizer: Any, tmp_path: Path) -> None:
+    batches = opened(one_source(damaged(tmp_path, [4]), chapter_samples=20), tokenizer)
+    fill(batches, tmp_path / "cache")
+    assert len(EncoderCache.open(tmp_path / "cache", "enc")) == 19
+    assert batches.read_mels(batches.clips_not_in(tmp_path / "cache", "enc")).clips == []
