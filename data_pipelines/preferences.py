@@ -29,6 +29,8 @@ QUESTIONS = (
 _VOICES = ("human sound", "singing voice")
 MIN_WORDS = 3
 PAIRS_PER_CLIP = 2
+_WORSE = ("wrong clip", "words left out", "words added", "speech denied")
+_KEPT_FIELDS = ("language", "label", "split", "source", "license", "speaker", "text")
 
 
 def _pick(items: Sequence[Any], *names: object) -> Any:
@@ -64,7 +66,7 @@ def _worse_transcript(kind: str, text: str, others: list[str], *names: object) -
 def pair(clip: Clip, kind: str, *, chosen: str, rejected: str, seed: int) -> Clip:
     """The clip as a preference record: messages end with the user's turn."""
     question = _pick(QUESTIONS, seed, clip.key, kind, "question")
-    facts = {name: clip.record[name] for name in ("language", "label", "split", "source", "license", "speaker", "text") if name in clip.record}
+    facts = {name: clip.record[name] for name in _KEPT_FIELDS if name in clip.record}
     record = {
         **facts,
         "messages": [{"role": "user", "content": f"<audio>{question}"}],
@@ -76,30 +78,35 @@ def pair(clip: Clip, kind: str, *, chosen: str, rejected: str, seed: int) -> Cli
     return replace(clip, key=f"{clip.key}-{kind.replace(' ', '-')}", record=record)
 
 
-def pairs(shards: list[str], digests: list[str], split: str, seed: int) -> Iterator[Clip]:
-    """Pairs from English speech and from sounds of ``shards``; ``digests`` tie the recipe to their content."""
-    assert len(shards) == len(digests)
-    clips = [clip for shard in shards for clip in read_shard(Path(shard)) if clip.record["split"] == split]
+def make_pairs(clips: Sequence[Clip], *, seed: int, per_clip: int = PAIRS_PER_CLIP) -> Iterator[Clip]:
+    """``per_clip`` pairs for each sound without voices and each English clip of at least three words.
+
+    At most four for a speech clip: there are four ways to be wrong.
+    """
     speech = [
-        clip
-        for clip in clips
-        if clip.record.get("language") == "en" and len(clip.record["text"].split()) >= MIN_WORDS
-    ]
+        clip for clip in clips
+        if clip.record.get("language") == "en" and len(clip.record.get("text", "").split()) >= MIN_WORDS
+    ]  # fmt: skip
     texts = sorted({clip.record["text"] for clip in speech})
-    kinds = ("wrong clip", "words left out", "words added", "speech denied")
     for clip in clips:
         if "text" in clip.record or clip.record.get("label") in _VOICES:
             continue
-        for turn in range(PAIRS_PER_CLIP):
-            invented = _pick(texts, seed, clip.key, turn)
+        for turn in range(per_clip):
             kind = "invented speech" if turn == 0 else f"invented speech {turn + 1}"
-            made = pair(clip, kind, chosen=NO_SPEECH, rejected=invented, seed=seed)
+            made = pair(clip, kind, chosen=NO_SPEECH, rejected=_pick(texts, seed, clip.key, turn), seed=seed)
             yield replace(made, record={**made.record, "family": "invented speech"})
     for clip in speech:
         text = clip.record["text"]
         others = [other for other in texts if other != text]
-        first = int(draw(seed, clip.key, "kind") * len(kinds))
-        for turn in range(PAIRS_PER_CLIP):
-            kind = kinds[(first + turn) % len(kinds)]
+        first = int(draw(seed, clip.key, "kind") * len(_WORSE))
+        for turn in range(min(per_clip, len(_WORSE))):
+            kind = _WORSE[(first + turn) % len(_WORSE)]
             worse = _worse_transcript(kind, text, others, seed, clip.key, kind)
             yield pair(clip, kind, chosen=text, rejected=worse, seed=seed)
+
+
+def pairs(shards: list[str], digests: list[str], split: str, seed: int) -> Iterator[Clip]:
+    """Pairs from the clips of ``shards`` that lie on side ``split``; ``digests`` tie a recipe to their content."""
+    assert len(shards) == len(digests)
+    clips = [clip for shard in shards for clip in read_shard(Path(shard))]
+    return make_pairs([clip for clip in clips if clip.record["split"] == split], seed=seed)

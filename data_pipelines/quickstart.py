@@ -98,17 +98,15 @@ def jobs(starter: Path, out: Path, *, num_sentences: int, num_questions: int, nu
     real = starter / "speech-train.tar"
 
     found = [
-        Job(out / f"asr-train-{first // CLIPS_PER_SHARD:05d}.tar", speak_sentences, (part, "train", seed, first), len(part))
-        for first, part in _pieces(sentences)
+        Job(out / f"{name}-train-{first // CLIPS_PER_SHARD:05d}.tar", maker, (part, "train", seed, first), len(part))
+        for name, maker, items in (("asr", speak_sentences, sentences), ("chat", speak_questions, questions))
+        for first, part in _pieces(items)
     ]
-    found += [
-        Job(out / f"chat-train-{first // CLIPS_PER_SHARD:05d}.tar", speak_questions, (part, "train", seed, first), len(part))
-        for first, part in _pieces(questions)
-    ]
+    train_notes = train_notes[:num_notes]
     found += [
         Job(out / "asr-test.tar", speak_sentences, (test_sentences, "test", seed, 0), len(test_sentences)),
         Job(out / "chat-test.tar", speak_questions, (test_questions, "test", seed, 0), len(test_questions)),
-        Job(out / "notes-train.tar", render_notes, (train_notes[:num_notes], "train", seed), min(num_notes, len(train_notes))),
+        Job(out / "notes-train.tar", render_notes, (train_notes, "train", seed), len(train_notes)),
         Job(out / "notes-test.tar", render_notes, (test_notes, "test", seed), len(test_notes)),
         Job(out / "speed-train.tar", change_speed, (str(real), file_digest(real), list(SPEEDS)), 1000),
     ]
@@ -132,12 +130,10 @@ def build(
     """Makes all shards in ``out`` with a progress bar, and says how long it took."""
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    todo = jobs(
-        starter, out, num_sentences=num_sentences, num_questions=num_questions, num_notes=num_notes, seed=seed
-    )
+    todo = jobs(starter, out, num_sentences=num_sentences, num_questions=num_questions, num_notes=num_notes, seed=seed)
     workers = num_workers or len(os.sched_getaffinity(0))
     with tqdm(total=sum(job.num_clips for job in todo), unit=" clips", desc="synthetic data") as bar:
-        made = make(todo, num_workers=workers, progress=lambda num: bool(bar.update(num)))
+        made = make(todo, num_workers=workers, progress=bar.update)
     size = sum(job.path.stat().st_size for job in todo) / 1e6
     print(f"{len(todo)} shards, {size:.0f} MB in {out}: {made} clips made in {time.monotonic() - started:.0f} s")
 

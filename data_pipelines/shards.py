@@ -23,6 +23,8 @@ from data_pipelines.clip import SAMPLE_RATE, Clip
 from qa_train.data.shards import ShardWriter
 
 RECIPE_SUFFIX = ".recipe"
+# Part of every recipe: raise it when a change of the code changes what is made.
+RECIPE_VERSION = 2
 
 
 def opus(wave: np.ndarray, compression: float) -> bytes:
@@ -60,7 +62,9 @@ class Job:
     @property
     def recipe(self) -> str:
         """Digest of the maker's name and arguments."""
-        text = json.dumps([self.maker.__module__, self.maker.__qualname__, self.arguments], sort_keys=True)
+        text = json.dumps(
+            [RECIPE_VERSION, self.maker.__module__, self.maker.__qualname__, self.arguments], sort_keys=True
+        )
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
@@ -82,7 +86,7 @@ def _run(job: Job) -> int:
     return num
 
 
-def make(jobs: Sequence[Job], *, num_workers: int, progress: Callable[[int], None] = lambda clips: None) -> int:
+def make(jobs: Sequence[Job], *, num_workers: int, progress: Callable[[int], object] = lambda clips: None) -> int:
     """Runs the unfinished jobs in ``num_workers`` processes; returns the number of clips made.
 
     ``progress`` is called with the number of clips of each shard that is ready (also the skipped ones).

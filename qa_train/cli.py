@@ -27,7 +27,7 @@ training stages (Hydra: any key can be overridden as key=value; --cfg job shows 
 
 using a model
   eval       checkpoint=RUN data=FILE.jsonl out=DIR     answer and score a file of questions
-  chat       checkpoint=RUN [audio=[FILE]] [text=TEXT]  ask about audio, once or in a conversation
+  chat       checkpoint=RUN [audio=FILE] [text=TEXT]    ask about audio, once or in a conversation
   export     checkpoint=RUN out=DIR                     a Hugging Face folder for stock transformers
 
 data

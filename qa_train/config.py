@@ -275,8 +275,11 @@ class ChatConfig:
     """`qa-train chat`: talk to a checkpoint about audio files."""
 
     checkpoint: str = MISSING
-    audio: list[str] = field(default_factory=list)
+    # One file, or a list: audio=[a.wav,b.wav].
+    audio: Any = None
     text: str | None = None
+    # "chat" for a model after SFT; "base" for a pretrained one, which takes audio + a prompt.
+    template: str = "chat"
     max_new_tokens: int = 256
     temperature: float = 0.0
     device: str = "cpu"

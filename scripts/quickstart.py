@@ -36,6 +36,7 @@ class Quickstart:
         self.seconds: dict[str, float] = json.loads(self.log.read_text()) if self.log.is_file() else {}
         install = float(os.environ.get("QUICKSTART_INSTALL_SECONDS", 0))
         self.seconds["install"] = max(install, self.seconds.get("install", 0.0))
+        self.clips: Any = None
 
     def part(self, name: str, output: Path, work: Callable[[], None]) -> None:
         """Do ``work`` unless ``output`` exists, and add its time to the books."""
@@ -87,7 +88,7 @@ def evaluation_sets(data: Path) -> list[Any]:
 
     starter = starter_dir()
     speech, sounds = [str(starter / "speech-test.tar")], [str(starter / "sound-test.tar")]
-    unseen, questions = [str(starter / "unseen-voice-test.tar")], [str(data / "voice-chat-test-*.tar")]
+    unseen, questions = [str(starter / "unseen-voice-test.tar")], [str(data / "chat-test.tar")]
     asr = "Detect the language and recognize the speech: <|{language}|>"
     sets = [
         EvalSet(ENGLISH_WER, speech, "asr", where={"language": "en"}, prompt=asr, min_words=3),
@@ -106,6 +107,8 @@ def evaluation_sets(data: Path) -> list[Any]:
         EvalSet("asked: is there speech? (speech)", speech, "ask_speech", "chat", limit=100),
         EvalSet("asked: is there speech? (sounds)", sounds, "ask_speech", "chat", limit=100),
         EvalSet("asked: which sound?", sounds, "ask_sound", "chat"),
+        EvalSet("silence is called silence", [str(data / "dpo-test.tar")], "chat", "chat",
+                where={"family": "invented speech"}, metric="accuracy"),
         EvalSet("asked: what is said?", speech, "ask_transcript", "chat", where={"language": "en"}, min_words=3),
     ]  # fmt: skip
     return sets
@@ -114,16 +117,19 @@ def evaluation_sets(data: Path) -> list[Any]:
 def evaluate(quick: Quickstart, stage: str) -> None:
     """Answer every evaluation set with the model after ``stage`` and keep the scores."""
     from qa_train.eval.records import evaluate_shards
+    from qa_train.infer.encoded import EncodedClips
     from qa_train.infer.generate import Decoding
     from qa_train.model import load_model
 
+    # The encoder is frozen: each held-out clip is encoded once for all stages.
+    quick.clips = quick.clips or EncodedClips()
     model, processor = load_model(quick.checkpoint(stage))
     sets = evaluation_sets(quick.data)
     if quick.short:
         sets = [shortened(each) for each in sets]
     scores = evaluate_shards(
         model, processor, sets, decoding=Decoding(max_new_tokens=64), keep_samples=3, probe=24,
-        clips_dir=quick.root / "eval" / "clips",
+        clips_dir=quick.root / "eval" / "clips", clips=quick.clips,
     )  # fmt: skip
     for name, result in scores.items():
         print(f"  {name:<44} {result['value']:6.1f} ({result['ci_low']:.1f} to {result['ci_high']:.1f}), n = {result['n']}")
@@ -147,7 +153,7 @@ def preference_scores(quick: Quickstart, model: Any) -> dict[str, Any]:
     from qa_train.model import load_model
 
     reference, processor = load_model(quick.checkpoint("sft"))
-    shards = [str(quick.data / "pairs-test-*.tar")]
+    shards = [str(quick.data / "dpo-test.tar")]
     source = SourceConfig(name="pairs", shards=shards, task="chat", template="chat")
     probe = DataConfig(sources={"pairs": source})
     data = open_data(probe, processor.tokenizer, 80, seed=0, batches_per_step=1, preference=True)
@@ -180,9 +186,10 @@ def save_untrained(quick: Quickstart) -> None:
 
 def make_data(quick: Quickstart) -> None:
     """Synthetic speech, notes, spoken questions and rule-made preference pairs."""
-    from data_pipelines.quickstart import make_quickstart_data
+    from data_pipelines.quickstart import build
 
-    make_quickstart_data(quick.data, short=quick.short)
+    sizes = {"num_sentences": 200, "num_questions": 100, "num_notes": 50} if quick.short else {}
+    build(starter_dir(), quick.data, **sizes)
     (quick.data / "done").touch()
 
 
@@ -197,7 +204,7 @@ def sample_pairs(quick: Quickstart) -> None:
 
     model, processor = load_model(quick.checkpoint("sft"))
     generator = Generator(model, processor, batch_size=64, token_budget=32768)
-    clips = EvalSet("pairs", [str(quick.data / "asr-synthetic-*.tar")], "ask_transcript", "chat", metric="wer",
+    clips = EvalSet("pairs", [str(quick.data / "asr-train-*.tar")], "ask_transcript", "chat", metric="wer",
                     min_words=3, limit=8 if quick.short else 500)  # fmt: skip
     count = 0
     with ShardWriter(str(quick.data / "pairs-sampled-%03d.tar")) as writer:
@@ -236,7 +243,7 @@ def main() -> None:
     from quickstart_report import write_results
 
     path = write_results(quick)
-    print(f"\nask it about a recording of your own:\n  qa-train chat checkpoint={export} audio=[FILE.wav]")
+    print(f"\nask it about a recording of your own:\n  qa-train chat checkpoint={export} audio=FILE.wav")
     print(f"report:  {quick.root / 'report.html'}")
     print(f"results: {path}")
 

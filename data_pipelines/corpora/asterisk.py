@@ -10,6 +10,7 @@ import gzip
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,7 +67,7 @@ def read(root: Path, language: str, dropped: Counter[str]) -> Iterator[Clip]:
         if not CHARS_PER_SECOND[0] <= len(text) / seconds <= CHARS_PER_SECOND[1]:
             dropped["text does not fit the duration"] += 1
             continue
-        record = {
+        record: dict[str, Any] = {
             "text": text,
             "text_raw": texts[key],
             "language": language,

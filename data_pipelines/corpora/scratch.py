@@ -60,7 +60,7 @@ _SUNG_WORDS = {"Come-and-play", "Got-inspiration", "Join-us", "Sing-me-a-song"}
 
 
 def _words(stem: str) -> str:
-    """"CarPassing" -> "car passing", "Laugh-male1" -> "laugh male"."""
+    """ "CarPassing" -> "car passing", "Laugh-male1" -> "laugh male"."""
     split = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", stem.replace("-", " "))
     return re.sub(r"\d+", "", split).strip().lower()
 

@@ -36,7 +36,13 @@ _NAMES = {
     "perc_snap": ("human sound", "a finger snap"),
     "perc_till": ("everyday sound", "a cash register"),
 }
-_DRUMS = {"snare": "a snare drum", "cymbal": "a cymbal", "tom": "a tom drum", "kick": "a bass drum", "bass": "a bass drum"}
+_DRUMS = {
+    "snare": "a snare drum",
+    "cymbal": "a cymbal",
+    "tom": "a tom drum",
+    "kick": "a bass drum",
+    "bass": "a bass drum",
+}
 
 
 def read(root: Path) -> Iterator[Clip]:

@@ -23,7 +23,7 @@ CLASSES = {
 
 
 def _caption(path: Path) -> str | None:
-    """"A baby sheep (a lamb)." -> "a baby sheep"; None when the first line names no object."""
+    """ "A baby sheep (a lamb)." -> "a baby sheep"; None when the first line names no object."""
     line = path.read_text(encoding="utf-8").splitlines()[0] if path.exists() else ""
     caption = re.sub(r"\(.*?\)", "", line).strip().rstrip(".! ").lower()
     return caption if caption.startswith(("a ", "an ")) else None

@@ -39,7 +39,7 @@ def read(root: Path) -> list[str]:
 
 def choose(sentences: list[str], held_out: TextIndex, limit: int) -> list[str]:
     """The first ``limit`` sentences that share no text with ``held_out``, sorted."""
-    kept = []
+    kept: list[str] = []
     for text in sentences:
         if len(kept) == limit:
             break

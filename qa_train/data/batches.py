@@ -63,7 +63,12 @@ class Batches:
                 self._count_skip(ref, skip)
                 continue
             rows.append(self._encode(ref))
-        return {**self._rows(rows), **join_audio(audio)}
+        out = {**self._rows(rows), **join_audio(audio)}
+        if self.cache is not None and "audio_states" not in out:
+            # A batch without audio must say so: ranks that ran the encoder on a dummy clip and ranks
+            # that did not would wait for each other under ZeRO-3.
+            out["audio_states"] = torch.zeros(0, self.cache.width)
+        return out
 
     def keys(self, k: int) -> list[str]:
         """ "shard:key:task" of every planned sample of batch k, in order; reads no audio."""

@@ -89,10 +89,11 @@ def chat(options: ChatConfig, *, lines: TextIO | None = None, out: TextIO | None
     """
     out = out or sys.stdout
     # A wrong path should be said before minutes of loading.
-    waves = [read_recording(path) for path in options.audio]
+    paths = [options.audio] if isinstance(options.audio, str) else list(options.audio or ())
+    waves = [read_recording(path) for path in paths]
     model, processor = load_model(options.checkpoint, device=options.device)
     decoding = Decoding(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
-    talk = Conversation(Generator(model, processor), decoding)
+    talk = Conversation(Generator(model, processor), decoding, options.template)
     if waves or options.text:
         _answer(talk, waves, options.text or "", out)
     else:

@@ -22,7 +22,7 @@ from transformers import Qwen2AudioEncoderConfig
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder
 
-from qa_train.model.attention import UNPADDED, Documents
+from qa_train.model.attention import UNPADDED, Documents, check_unpadded
 from qa_train.model.lengths import audio_tokens, conv_frames, mel_columns, ranges
 
 
@@ -74,6 +74,7 @@ class UnpaddedQwen2AudioEncoder(Qwen2AudioEncoder):
             raise ValueError(
                 f"encoder_layerdrop is {config.encoder_layerdrop}; all ranks must run the same layers: set it to 0"
             )
+        config._attn_implementation = UNPADDED
         super().__init__(config)
 
     @property
@@ -88,6 +89,7 @@ class UnpaddedQwen2AudioEncoder(Qwen2AudioEncoder):
 
         ValueError if the mel bins, the number of columns or a length do not fit.
         """
+        check_unpadded(self.config)
         lengths = feature_lengths.to("cpu", torch.long)
         self._check(input_features, lengths)
         weight = self.conv1.weight
@@ -132,6 +134,3 @@ class UnpaddedQwen2AudioEncoder(Qwen2AudioEncoder):
 def _short(lengths: torch.Tensor) -> str:
     values = lengths.tolist()
     return str(values if len(values) <= 8 else [*values[:7], "..."])
-
-
-__all__ = ["UNPADDED", "UnpaddedQwen2AudioEncoder"]

@@ -34,7 +34,7 @@ from transformers.models.qwen2_audio.modeling_qwen2_audio import (
 )
 from transformers.utils.generic import can_return_tuple
 
-from qa_train.model.attention import UNPADDED
+from qa_train.model.attention import UNPADDED, check_unpadded
 from qa_train.model.encoder import UnpaddedQwen2AudioEncoder
 from qa_train.model.head import Head, supervised_loss
 from qa_train.model.lengths import mel_columns
@@ -125,6 +125,7 @@ class UnpaddedQwen2AudioModel(Qwen2AudioModel):
     ) -> Any:
         """The LLM on joined rows [1, T, D], or on the padded batch [B, L, D] if ``rows`` is None."""
         if rows is not None:
+            check_unpadded(self.language_model.config)
             positions = rows.positions if positions is None else rows.drop_padding(positions.expand(rows.shape))[None]
             # A mask of four dimensions passes through transformers' mask code untouched, and the
             # attention ignores it: otherwise a quadratic mask of all documents would be built.

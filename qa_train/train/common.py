@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -66,6 +67,15 @@ def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
     on_cpu = not torch.cuda.is_available()
     if on_cpu and cfg.trainer.cpu_threads:
         torch.set_num_threads(cfg.trainer.cpu_threads)
+    with warnings.catch_warnings():
+        # TRL turns checkpointing on under the old name, so the old name is the one to set.
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
+        return _construct(kind, cfg, options, deepspeed, on_cpu, more)
+
+
+def _construct(
+    kind: type[Args], cfg: StageConfig, options: dict[str, Any], deepspeed: Any, on_cpu: bool, more: dict[str, Any]
+) -> Args:
     return kind(
         output_dir=f"{cfg.run.dir}/checkpoints",
         per_device_train_batch_size=1,
@@ -118,7 +128,7 @@ def open_stage(cfg: StageConfig) -> Stage | None:
         preference=cfg.stage == "dpo",
     )
     if cfg.data.encoder_cache:
-        _use_encoder_cache(cfg.data.encoder_cache, model, data)
+        _use_encoder_cache(cfg.data.encoder_cache, model, data, bf16=cfg.trainer.bf16)
     writer = MetricsWriter(run.metrics, is_main=run.is_main)
     stage = Stage(cfg, run, model, processor, data, writer, resume)
     _check_resume(stage)
@@ -130,12 +140,8 @@ def go(trainer: Any, stage: Stage) -> int:
     stop = StopOnSignal()
     trainer.add_callback(stop)
     trainer.add_callback(Progress(stage.run, stage=stage.cfg.stage))
-    trainer.attach(
-        batches=stage.batches,
-        run=stage.run,
-        writer=stage.writer,
-        keep_checkpoints=stage.cfg.trainer.keep_checkpoints,
-    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.attach(batches=stage.batches, run=stage.run, writer=stage.writer, options=stage.cfg.trainer)
     stage.writer.rewind(checkpoints.step_of(stage.resume) if stage.resume else 0)
     stage.writer.track(stage.cfg, asdict(stage.cfg))
     if stage.run.is_main:
@@ -184,12 +190,13 @@ def _check_resume(stage: Stage) -> None:
     stage.batches.plan.seek(*manifest["plan_hint"])
 
 
-def _use_encoder_cache(folder: str, model: Any, data: Batches) -> None:
+def _use_encoder_cache(folder: str, model: Any, data: Batches, *, bf16: bool) -> None:
     """Encode every clip of the data once, and let the batches carry the outputs instead of mels."""
-    key = f"{encoder_hash(model)[:16]}-{data.reader.num_mel_bins}"
+    key = f"{encoder_hash(model)[:16]}-{data.reader.num_mel_bins}" + ("-bf16" if bf16 else "")
     with PartialState().main_process_first():
         if is_main():
-            _fill_encoder_cache(folder, key, model, data)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16 and not torch.cuda.is_available()):
+                _fill_encoder_cache(folder, key, model, data)
     data.use_encoder_cache(EncoderCache.open(folder, key))
 
 

@@ -191,3 +191,10 @@ def test_bad_input_is_named(twins: Twins, changes: dict, says: str) -> None:
     assert int((batch.input_ids == AUDIO_ID).sum()) == 38
     with pytest.raises(ValueError, match=re.escape(says)):
         twins.ours(**{**batch.joined(), **changes})
+
+
+@pytest.mark.parametrize("part", ["text_config", "audio_config"])
+def test_another_attention_is_refused(twins: Twins, part: str) -> None:
+    setattr(getattr(twins.ours.config, part), "_attn_implementation", "sdpa")  # noqa: B010 (a private name)
+    with pytest.raises(ValueError, match="which does not know where one sample ends"):
+        twins.ours(**Batch(SHORT).joined())

@@ -1,0 +1,121 @@
+"""The quickstart's results file and page: measured values, their targets, and what was missed."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+from qa_train.report import write_report
+from qa_train.report.results import merge_samples
+
+STAGES = ("before", "pretrain", "sft", "dpo")
+ENGLISH_WER = "WER, recorded English"
+ANALYSIS = (
+    "asked: which language?",
+    "asked: is there speech? (speech)",
+    "asked: is there speech? (sounds)",
+    "asked: which sound?",
+)
+QUESTIONS = ("spoken questions, voices never heard", "spoken questions, neural voice never heard")
+UNITS = {"wer": "%", "accuracy": "%", "contains": "%", "chrf": "chrF"}
+
+# name in the table -> (name of the evaluation set, target, stage of the target, note)
+TARGETS: dict[str, tuple[float, str]] = {
+    ENGLISH_WER: (45.0, "pretrain"),
+    "language identification": (80.0, "pretrain"),
+    "sound class": (40.0, "pretrain"),
+    "spoken questions, all": (60.0, "sft"),
+    "audio analysis questions, all": (60.0, "sft"),
+    "held-out pairs, reward": (70.0, "dpo"),
+}
+NOTES = {
+    ENGLISH_WER: "one speaker, who is also in training: the texts are held out, not the voice",
+    "WER, voice never heard": "a neural voice (piper, joe) that training never hears",
+    "sound class": "nine classes; always answering the most frequent one gives 22 %",
+    "asked: is there speech? (sounds)": "two answers: chance is 50 % together with the row above",
+    "silence is called silence": "asked what is said in a held-out sound without speech, the answer says that there is none",
+}
+
+
+def entry(name: str, results: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """One row of the table from the scores of each stage."""
+    found = {stage: scores for stage, scores in results.items() if scores}
+    if not found:
+        return None
+    last = list(found.values())[-1]
+    metric = last.get("metric", "accuracy")
+    row: dict[str, Any] = {
+        "name": name,
+        "unit": UNITS.get(metric, "%"),
+        "higher_is_better": metric not in ("wer", "cer"),
+        "n": last["n"],
+        "values": {stage: round(scores["value"], 2) for stage, scores in found.items()},
+        "ci": {stage: [round(s["ci_low"], 2), round(s["ci_high"], 2)] for stage, s in found.items()},
+    }
+    if name in TARGETS:
+        row["target"], row["target_stage"] = TARGETS[name]
+    if name in NOTES:
+        row["note"] = NOTES[name]
+    return row
+
+
+def together(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Several accuracies as one over all their items."""
+    from qa_train.eval.scores import wilson_interval
+
+    n = sum(part["n"] for part in parts)
+    right = round(sum(part["value"] * part["n"] / 100 for part in parts))
+    low, high = wilson_interval(right, n)
+    return {"metric": "accuracy", "value": 100 * right / n, "ci_low": low, "ci_high": high, "n": n}
+
+
+def change(name: str, scores: dict[str, dict[str, Any]], stage: str, base: str, limit: float) -> dict[str, Any] | None:
+    """How much the English WER moved from one stage to a later one."""
+    if stage not in scores or base not in scores:
+        return None
+    moved = scores[stage][ENGLISH_WER]["value"] - scores[base][ENGLISH_WER]["value"]
+    return {
+        "name": name,
+        "unit": "points",
+        "higher_is_better": False,
+        "n": scores[stage][ENGLISH_WER]["n"],
+        "values": {stage: round(moved, 2)},
+        "target": limit,
+        "target_stage": stage,
+    }
+
+
+def write_results(quick: Any) -> Path:
+    """results.json and report.html of a finished quickstart; returns the path of the first."""
+    root: Path = quick.root
+    scores = {}
+    for stage in STAGES:
+        path = root / "eval" / f"{stage}.json"
+        if path.is_file():
+            scores[stage] = json.loads(path.read_text())
+    for stage_scores in scores.values():
+        stage_scores["spoken questions, all"] = together([stage_scores[name] for name in QUESTIONS])
+        stage_scores["audio analysis questions, all"] = together([stage_scores[name] for name in ANALYSIS])
+    names = list(dict.fromkeys(name for stage_scores in scores.values() for name in stage_scores))
+    first = [name for name in (*TARGETS, "silence is called silence") if name in names]
+    rows = [entry(name, {s: scores[s].get(name) for s in scores}) for name in [*first, *names] if True]  # type: ignore[misc]
+    rows += [
+        change("WER change by SFT", scores, "sft", "pretrain", 5.0),
+        change("WER change by DPO", scores, "dpo", "sft", 1.0),
+    ]
+    unique = {row["name"]: row for row in rows if row}
+    samples = {stage: [s for each in found.values() for s in each.get("samples", [])] for stage, found in scores.items()}
+    results = {
+        "title": "qa-train quickstart",
+        "metrics": list(unique.values()),
+        "seconds": {name: round(value, 1) for name, value in quick.seconds.items()},
+        "samples": merge_samples(samples),
+        "environment": {"python": platform.python_version(), "machine": platform.machine(), "short run": quick.short},
+        "commands": ["scripts/quickstart.sh"],
+    }
+    write_report(results, {stage: root / stage for stage in STAGES[1:]}, root / "report.html")
+    path = root / "results.json"
+    path.write_text(json.dumps(results, indent=2, ensure_ascii=False))
+    return path

@@ -1,0 +1,70 @@
+"""Train the tokenizer that ships with the package (builtin:nano) on the training texts of the starter data.
+
+    python scripts/train_nano_tokenizer.py [OUT] [VOCABULARY SIZE]
+
+Only training texts are read, never held-out ones. Prompts and chat phrases count many times, so
+that the wordings the model is asked in cost few tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+
+import yaml
+
+from data_pipelines import voice_chat
+from data_pipelines.preferences import NO_SPEECH, QUESTIONS
+from data_pipelines.starter import NUM_HELD_OUT_QUESTIONS
+from qa_train.config import config_dir, starter_dir
+from qa_train.data.index import load_index
+from qa_train.data.records import LANGUAGES
+from qa_train.model.tokenizers import NANO_DIR, train_nano_tokenizer
+
+VOCABULARY = 1024
+PROMPT_WEIGHT = 60
+CHAT_PHRASES = ("system\nYou are a helpful assistant.", "user\n", "assistant\n", "Audio 1: ", NO_SPEECH, "Yes", "No")
+
+
+def prompts() -> Iterator[str]:
+    """Every English wording of the prompt bank, with the language names filled in."""
+    for path in sorted((config_dir() / "prompts").glob("*.yaml")):
+        for task in yaml.safe_load(path.read_text(encoding="utf-8")).values():
+            for wording in task["prompts"].get("en", []):
+                for name in ("English", "Spanish", "French", "Italian", "Russian"):
+                    yield wording.replace("{language_name}", name).replace("<|{language}|>", "")
+
+
+def texts() -> Iterator[str]:
+    """Training texts with the weights of the module docstring."""
+    for kind in ("speech", "sound"):
+        for meta in load_index(str(starter_dir() / f"{kind}-train.tar")).table["meta"].to_pylist():
+            record = json.loads(meta)
+            # English carries most of the training.
+            weight = 4 if record.get("language") == "en" else 1
+            for text in (record.get("text"), record.get("label"), record.get("caption")):
+                if text:
+                    yield from [text] * weight
+    yield from (starter_dir() / "texts" / "train.txt").read_text(encoding="utf-8").splitlines()
+    for question in voice_chat.split(NUM_HELD_OUT_QUESTIONS)[0]:
+        yield question.spoken
+        yield question.reply
+    for phrase in (*prompts(), *QUESTIONS, *CHAT_PHRASES, *LANGUAGES.values()):
+        yield from [phrase] * PROMPT_WEIGHT
+
+
+def main() -> None:
+    """Write the tokenizer, and say how long texts become."""
+    out = sys.argv[1] if len(sys.argv) > 1 else str(NANO_DIR)
+    size = int(sys.argv[2]) if len(sys.argv) > 2 else VOCABULARY
+    tokenizer = train_nano_tokenizer(texts(), size, out)
+    wordings = list(prompts())
+    lines = (starter_dir() / "texts" / "train.txt").read_text(encoding="utf-8").splitlines()
+    for name, sample in (("prompts", wordings), ("sentences", lines)):
+        tokens = sum(len(tokenizer(text).input_ids) for text in sample)
+        print(f"{name}: {tokens / len(sample):.1f} tokens, {tokens / sum(len(t.split()) for t in sample):.2f} per word")
+
+
+if __name__ == "__main__":
+    main()

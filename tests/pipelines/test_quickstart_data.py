@@ -1,0 +1,110 @@
+"""The quickstart's data at a small size, and the preference pairs made by rule."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipelines import preferences, quickstart
+from data_pipelines.clip import Clip
+from data_pipelines.shards import write_shard
+from data_pipelines.source import read_shard
+from data_pipelines.synth import HELD_OUT_ACCENTS
+
+STARTER = Path(__file__).parents[2] / "data/starter"
+
+
+def clips_of(name: str, limit: int) -> list[Clip]:
+    clips = [clip for clip in read_shard(STARTER / f"{name}.tar") if clip.duration_s < 3]
+    return [clip for clip in clips if clip.record.get("language", "en") == "en"][:limit]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A small copy of the starter data, and the quickstart's data made from it."""
+    starter, out = tmp_path_factory.mktemp("starter"), tmp_path_factory.mktemp("out")
+    shutil.copytree(STARTER / "texts", starter / "texts")
+    for name in ("speech-train", "speech-test", "sound-train", "sound-test"):
+        write_shard(starter / f"{name}.tar", clips_of(name, 12))
+    quickstart.build(starter, out, num_sentences=30, num_questions=18, num_notes=10, num_workers=2)
+    return starter, out
+
+
+def test_all_shards_are_made_with_the_right_voices(small: tuple[Path, Path]) -> None:
+    _, out = small
+    held_out = tuple(f"espeak-{accent}+" for accent in HELD_OUT_ACCENTS)
+    assert len(list(read_shard(out / "asr-train-00000.tar"))) == 30
+    for name, split in (("asr-train-00000", "train"), ("chat-train-00000", "train"), ("chat-test", "test")):
+        for clip in read_shard(out / f"{name}.tar"):
+            assert clip.record["split"] == split
+            assert clip.record["speaker"].startswith(held_out) == (split == "test"), clip.key
+    for clip in read_shard(out / "chat-train-00000.tar"):
+        assert [turn["role"] for turn in clip.record["messages"]] == ["user", "assistant"]
+
+
+def test_speed_copies_are_slower_and_faster(small: tuple[Path, Path]) -> None:
+    starter, out = small
+    lengths = {clip.key: len(clip.wave) for clip in read_shard(starter / "speech-train.tar")}
+    copies = list(read_shard(out / "speed-train.tar"))
+    assert len(copies) == 2 * len(lengths)
+    for clip in copies:
+        original = clip.key.rsplit("-speed-", 1)[0]
+        assert len(clip.wave) == pytest.approx(lengths[original] / clip.record["speed"], abs=2)
+
+
+def test_a_second_build_makes_nothing(small: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    starter, out = small
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    quickstart.build(starter, out, num_sentences=30, num_questions=18, num_notes=10, num_workers=2)
+    assert " 0 clips made" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in out.iterdir()}
+
+
+def test_too_many_sentences_say_how_many_there_are(small: tuple[Path, Path]) -> None:
+    starter, out = small
+    with pytest.raises(ValueError, match="has 12000"):
+        quickstart.build(starter, out, num_sentences=20_000)
+
+
+def speech(key: str, text: str) -> Clip:
+    return Clip(key, np.zeros(1600, np.float32), {"text": text, "language": "en", "split": "train"})
+
+
+def test_pairs_prefer_the_truth() -> None:
+    texts = [f"word{i} comes before word{i + 1} and word{i + 2}" for i in range(40)]
+    clips = [speech(f"s{i}", text) for i, text in enumerate(texts)]
+    clips += [
+        Clip(f"n{i}", np.zeros(1600, np.float32), {"label": label, "split": "train"})
+        for i, label in enumerate(["drum", "animal", "human sound", "singing voice"])
+    ]
+    made = list(preferences.make_pairs(clips, seed=0))
+    assert made[0].record == next(preferences.make_pairs(clips, seed=0)).record
+    families = Counter(clip.record["family"] for clip in made)
+    # Voices without words are no clean example of "no speech".
+    assert families["invented speech"] == 4
+    assert set(families) == {"invented speech", "wrong clip", "words left out", "words added", "speech denied"}
+    assert len({clip.key for clip in made}) == len(made) == 84
+    for clip in made:
+        record = clip.record
+        assert record["chosen"] != record["rejected"]
+        assert record["messages"][-1]["role"] == "user"
+        truth, worse = record["chosen"].split(), record["rejected"].split()
+        match record["family"]:
+            case "invented speech":
+                assert record["chosen"] == preferences.NO_SPEECH
+                assert record["rejected"] in texts
+            case "wrong clip":
+                assert record["rejected"] in set(texts) - {record["text"]}
+            case "words left out":
+                assert len(worse) < len(truth)
+                assert all(word in truth for word in worse)
+            case "words added":
+                assert len(worse) > len(truth)
+            case "speech denied":
+                assert record["rejected"] == preferences.NO_SPEECH
+        if record["family"] != "invented speech":
+            assert record["chosen"] == record["text"]
