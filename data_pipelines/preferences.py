@@ -108,5 +108,8 @@ def make_pairs(clips: Sequence[Clip], *, seed: int, per_clip: int = PAIRS_PER_CL
 def pairs(shards: list[str], digests: list[str], split: str, seed: int) -> Iterator[Clip]:
     """Pairs from the clips of ``shards`` that lie on side ``split``; ``digests`` tie a recipe to their content."""
     assert len(shards) == len(digests)
-    clips = [clip for shard in shards for clip in read_shard(Path(shard))]
-    return make_pairs([clip for clip in clips if clip.record["split"] == split], seed=seed)
+
+    def usable(record: dict[str, Any]) -> bool:
+        return record["split"] == split and record.get("language", "en") == "en"
+
+    return make_pairs([clip for shard in shards for clip in read_shard(Path(shard), keep=usable)], seed=seed)

@@ -71,9 +71,7 @@ def render_notes(items: list[dict[str, Any]], split: str, seed: int) -> Iterator
 
 def change_speed(shard: str, digest: str, speeds: list[float]) -> Iterator[Clip]:
     """Copies of the English clips of a shard at other speeds (pitch changes with it, as on a tape)."""
-    for clip in read_shard(Path(shard)):
-        if clip.record.get("language") != "en":
-            continue
+    for clip in read_shard(Path(shard), keep=lambda record: record.get("language") == "en"):
         for speed in speeds:
             wave = soxr.resample(clip.wave, SAMPLE_RATE * speed, SAMPLE_RATE)
             yield Clip(f"{clip.key}-speed-{round(100 * speed):03d}", wave, {**clip.record, "speed": speed})
@@ -97,7 +95,12 @@ def jobs(starter: Path, out: Path, *, num_sentences: int, num_questions: int, nu
     train_notes, test_notes = ([asdict(note) for note in side] for side in notes.split())
     real = starter / "speech-train.tar"
 
-    found = [
+    found: list[Job] = []
+    for split in ("train", "test"):
+        shards = [str(starter / f"{kind}-{split}.tar") for kind in ("speech", "sound")]
+        digests = [file_digest(Path(shard)) for shard in shards]
+        found.append(Job(out / f"dpo-{split}.tar", preferences.pairs, (shards, digests, split, seed), 500))
+    found += [
         Job(out / f"{name}-train-{first // CLIPS_PER_SHARD:05d}.tar", maker, (part, "train", seed, first), len(part))
         for name, maker, items in (("asr", speak_sentences, sentences), ("chat", speak_questions, questions))
         for first, part in _pieces(items)
@@ -110,10 +113,6 @@ def jobs(starter: Path, out: Path, *, num_sentences: int, num_questions: int, nu
         Job(out / "notes-test.tar", render_notes, (test_notes, "test", seed), len(test_notes)),
         Job(out / "speed-train.tar", change_speed, (str(real), file_digest(real), list(SPEEDS)), 1000),
     ]
-    for split in ("train", "test"):
-        shards = [str(starter / f"{kind}-{split}.tar") for kind in ("speech", "sound")]
-        digests = [file_digest(Path(shard)) for shard in shards]
-        found.append(Job(out / f"dpo-{split}.tar", preferences.pairs, (shards, digests, split, seed), 500))
     return found
 
 
@@ -134,6 +133,7 @@ def build(
     workers = num_workers or len(os.sched_getaffinity(0))
     with tqdm(total=sum(job.num_clips for job in todo), unit=" clips", desc="synthetic data") as bar:
         made = make(todo, num_workers=workers, progress=bar.update)
+        bar.total = bar.n  # the number of pairs is known only when they are made
     size = sum(job.path.stat().st_size for job in todo) / 1e6
     print(f"{len(todo)} shards, {size:.0f} MB in {out}: {made} clips made in {time.monotonic() - started:.0f} s")
 

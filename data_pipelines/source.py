@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from data_pipelines.clip import Clip
 from qa_train.data.audio import read_clip
@@ -18,11 +19,17 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_shard(path: Path) -> Iterator[Clip]:
-    """The clips of a shard in its order, each with its first (own) recording decoded to 16 kHz."""
+def read_shard(path: Path, keep: Callable[[dict[str, Any]], bool] = lambda record: True) -> Iterator[Clip]:
+    """The clips of a shard in its order, each with its first (own) recording decoded to 16 kHz.
+
+    Clips for whose record ``keep`` is false are left out without being decoded.
+    """
     rows = load_index(str(path)).table.to_pylist()
     with path.open("rb") as file:
         for row in rows:
+            record = json.loads(row["meta"])
+            if not keep(record):
+                continue
             file.seek(row["offsets"][0])
             wave = read_clip(file.read(row["sizes"][0]))
-            yield Clip(row["key"], wave, json.loads(row["meta"]))
+            yield Clip(row["key"], wave, record)

@@ -47,7 +47,9 @@ def order(words: list[str]) -> int:
     tokenizer = load_model_tokenizer(cfg.model)
     per_step = cfg.trainer.batches_per_step
     # No audio is read, so the number of mel bins does not matter.
-    data = open_data(cfg.data, tokenizer, 80, seed=cfg.data.seed, batches_per_step=per_step, preference=cfg.stage == "dpo")
+    data = open_data(
+        cfg.data, tokenizer, 80, seed=cfg.data.seed, batches_per_step=per_step, preference=cfg.stage == "dpo"
+    )
     print(data.order_digest(options.steps, options.world_size, options.num_workers))
     return 0
 

@@ -72,7 +72,9 @@ def sampled_pairs(
             texts = [answer.text.strip() for answer in answers if not answer.truncated]
             pair = _best_and_worst(question, texts, margin)
             if pair is not None:
-                yield Pair(question.sample.key, part_text(question.sample.messages[-1]), wave[0], *pair, question.language)
+                yield Pair(
+                    question.sample.key, part_text(question.sample.messages[-1]), wave[0], *pair, question.language
+                )
 
 
 def _best_and_worst(question: Question, texts: list[str], margin: float) -> tuple[str, str] | None:

@@ -90,7 +90,7 @@ def evaluation_sets(data: Path) -> list[Any]:
     speech, sounds = [str(starter / "speech-test.tar")], [str(starter / "sound-test.tar")]
     unseen, questions = [str(starter / "unseen-voice-test.tar")], [str(data / "chat-test.tar")]
     asr = "Detect the language and recognize the speech: <|{language}|>"
-    sets = [
+    return [
         EvalSet(ENGLISH_WER, speech, "asr", where={"language": "en"}, prompt=asr, min_words=3),
         EvalSet("WER, voice never heard", unseen, "asr", where={"task": "asr"}, prompt=asr),
         *(
@@ -111,7 +111,6 @@ def evaluation_sets(data: Path) -> list[Any]:
                 where={"family": "invented speech"}, metric="accuracy"),
         EvalSet("asked: what is said?", speech, "ask_transcript", "chat", where={"language": "en"}, min_words=3),
     ]  # fmt: skip
-    return sets
 
 
 def evaluate(quick: Quickstart, stage: str) -> None:
@@ -132,7 +131,10 @@ def evaluate(quick: Quickstart, stage: str) -> None:
         clips_dir=quick.root / "eval" / "clips", clips=quick.clips,
     )  # fmt: skip
     for name, result in scores.items():
-        print(f"  {name:<44} {result['value']:6.1f} ({result['ci_low']:.1f} to {result['ci_high']:.1f}), n = {result['n']}")
+        print(
+            f"  {name:<44} {result['value']:6.1f} "
+            f"({result['ci_low']:.1f} to {result['ci_high']:.1f}), n = {result['n']}"
+        )
     if stage in ("sft", "dpo"):
         scores |= preference_scores(quick, model)
     write_json(quick.root / "eval" / f"{stage}.json", scores)

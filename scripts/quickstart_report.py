@@ -35,7 +35,7 @@ NOTES = {
     "WER, voice never heard": "a neural voice (piper, joe) that training never hears",
     "sound class": "nine classes; always answering the most frequent one gives 22 %",
     "asked: is there speech? (sounds)": "two answers: chance is 50 % together with the row above",
-    "silence is called silence": "asked what is said in a held-out sound without speech, the answer says that there is none",
+    "silence is called silence": "asked what is said in a sound without speech, the answer is that there is none",
 }
 
 
@@ -100,13 +100,15 @@ def write_results(quick: Any) -> Path:
         stage_scores["audio analysis questions, all"] = together([stage_scores[name] for name in ANALYSIS])
     names = list(dict.fromkeys(name for stage_scores in scores.values() for name in stage_scores))
     first = [name for name in (*TARGETS, "silence is called silence") if name in names]
-    rows = [entry(name, {s: scores[s].get(name) for s in scores}) for name in [*first, *names] if True]  # type: ignore[misc]
+    rows = [entry(name, {s: scores[s][name] for s in scores if name in scores[s]}) for name in [*first, *names]]
     rows += [
         change("WER change by SFT", scores, "sft", "pretrain", 5.0),
         change("WER change by DPO", scores, "dpo", "sft", 1.0),
     ]
     unique = {row["name"]: row for row in rows if row}
-    samples = {stage: [s for each in found.values() for s in each.get("samples", [])] for stage, found in scores.items()}
+    samples = {
+        stage: [s for each in found.values() for s in each.get("samples", [])] for stage, found in scores.items()
+    }
     results = {
         "title": "qa-train quickstart",
         "metrics": list(unique.values()),

@@ -41,6 +41,10 @@ def test_every_option_of_every_group_composes(composed: Any, group: str) -> None
     names = [p.stem for p in sorted((config_dir() / group).glob("*.yaml"))]
     assert names
     for name in names:
+        if name == "empty":
+            with pytest.raises(ValueError, match="list at least one source"):
+                composed("pretrain", "data=empty")
+            continue
         stage = "dpo" if name.endswith("dpo") else "sft" if name.endswith("sft") else "pretrain"
         composed(stage, f"{group}={name}")
 

@@ -87,7 +87,8 @@ def evaluate_shards(
     A result holds the fields of ``scores.Score`` (metric, value, ci_low, ci_high, n, empty,
     truncated, failed), ``seconds``, with ``probe`` > 0 the silence probe over that many items, and
     with ``keep_samples`` > 0 that many ``samples`` (key, task, prompt, reference, answer, right and,
-    with ``clips_dir``, the ``audio`` path of an Ogg Opus copy). A record may carry ``answers`` (all accepted)
+    with ``clips_dir``, the ``audio`` path of an Ogg Opus copy). A record may
+    carry ``answers`` (all accepted), or in a chat ``answer`` (the part of the reply that must be right),
     and ``choices`` (all labels of its question).
 
     ``clips``: encoder states kept from one call to the next, so that a frozen encoder hears each
@@ -175,7 +176,8 @@ def _question(eval_set: EvalSet, metric: str, sample: Sample, record: dict[str, 
     messages, answer = split_answer(sample.messages)
     if sample.chosen is not None:
         answer = "".join(part.text for part in sample.chosen)
-    references = tuple(record.get("answers") or ([] if answer is None else [answer]))
+    accepted = record.get("answers") or ([record["answer"]] if eval_set.task == "chat" and "answer" in record else [])
+    references = tuple(accepted or ([] if answer is None else [answer]))
     if not references:
         raise ValueError(f"{sample.key}: no reference answer; end its messages with an assistant turn")
     if eval_set.prompt is not None:

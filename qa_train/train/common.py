@@ -122,7 +122,7 @@ def open_stage(cfg: StageConfig) -> Stage | None:
     data = open_data(
         cfg.data,
         processor.tokenizer,
-        model.config.audio_config.num_mel_bins,
+        int(processor.feature_extractor.feature_size),
         seed=cfg.data.seed,
         batches_per_step=cfg.trainer.batches_per_step,
         preference=cfg.stage == "dpo",

@@ -10,8 +10,9 @@ import os
 import signal
 import sys
 import time
+import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from tqdm import tqdm
@@ -53,7 +54,7 @@ class MetricsWriter:
         folder = self.path.parent
         id_file = folder / "wandb_run_id"
         if not id_file.is_file():
-            id_file.write_text(wandb.util.generate_id())
+            id_file.write_text(uuid.uuid4().hex[:8])
         self._tracker = wandb.init(
             project=cfg.tracking.project,
             name=folder.name,
@@ -62,7 +63,7 @@ class MetricsWriter:
             id=id_file.read_text().strip(),
             resume="allow",
             dir=folder,
-            mode=mode,
+            mode=cast(Literal["online", "offline"], mode),
             tags=[cfg.stage, *cfg.tracking.tags],
             config=config,
             settings=wandb.Settings(silent=True, console="off"),

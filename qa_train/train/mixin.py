@@ -87,9 +87,9 @@ class AudioTrainerMixin:
     def create_optimizer(self, model: Any = None) -> Any:
         """Muon for the hidden matrices if asked for, else the stock optimizer."""
         rate = self.options.muon_learning_rate
-        if rate is None or self.optimizer is not None:
+        if rate is None or getattr(self, "optimizer", None) is not None:
             return super().create_optimizer(model)  # type: ignore[misc]
-        self.optimizer = muon_with_adamw(
+        optimizer = muon_with_adamw(
             self.model,  # type: ignore[attr-defined]
             muon_learning_rate=rate,
             learning_rate=self.options.learning_rate,
@@ -97,7 +97,8 @@ class AudioTrainerMixin:
             epsilon=self.options.adam_epsilon,
             weight_decay=self.options.weight_decay,
         )
-        return self.optimizer
+        setattr(self, "optimizer", optimizer)  # noqa: B010 (the stock class declares it)
+        return optimizer
 
     # --- 3. checkpoints ------------------------------------------------------------------------
 

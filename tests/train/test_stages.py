@@ -88,8 +88,7 @@ def test_an_interrupted_run_equals_an_undisturbed_one(
         {k: r[k] for k in keep} for r in metrics(plain(stage))
     ]
     digests = [
-        checkpoints.read_manifest(f / "checkpoints" / "checkpoint-6")["weights_digest"]
-        for f in (folder, plain(stage))
+        checkpoints.read_manifest(f / "checkpoints" / "checkpoint-6")["weights_digest"] for f in (folder, plain(stage))
     ]
     assert digests[0] == digests[1]
 
@@ -99,9 +98,7 @@ def metrics_so_far(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_processes_equal_one(
-    stage: str, tmp_path: Path, plain: Callable[[str], Path], options: Options
-) -> None:
+def test_two_processes_equal_one(stage: str, tmp_path: Path, plain: Callable[[str], Path], options: Options) -> None:
     run(stage, *options(stage, tmp_path / "two"), processes=2)
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(plain(stage)), rtol=1e-5)
 

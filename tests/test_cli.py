@@ -1,0 +1,89 @@
+"""The command line as a person meets it: help is quick, errors are one clear line, exit codes mean something."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.train.conftest import ROOT, environment
+
+
+def cli(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "qa_train", *words], capture_output=True, text=True, cwd=ROOT, env=environment()
+    )
+
+
+def test_help_is_quick_and_lists_every_command() -> None:
+    started = time.process_time(), time.perf_counter()
+    done = cli("--help")
+    assert time.perf_counter() - started[1] < 10
+    assert done.returncode == 0
+    for command in ("pretrain", "sft", "dpo", "eval", "chat", "export", "data index", "data order"):
+        assert command in done.stdout
+    imported = subprocess.run(
+        [sys.executable, "-c", "import sys, qa_train.cli; print('torch' in sys.modules)"],
+        capture_output=True, text=True, cwd=ROOT, env=environment(),
+    )  # fmt: skip
+    assert imported.stdout.strip() == "False", "qa_train.cli must not import torch for --help"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train"], "no command 'train'"),
+        (["export", "checkpoint=/nowhere", "out=x"], "/nowhere does not exist"),
+        (["eval", "checkpoint=/nowhere"], "missing data=, out="),
+        (["chat", "checkpoint=/nowhere", "voice=x"], "known keys"),
+        (["data", "frobnicate"], "no command 'frobnicate'"),
+        (["data", "index"], "give the .tar files"),
+    ],
+)
+def test_wrong_use_is_one_clear_line(words: list[str], message: str) -> None:
+    done = cli(*words)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_unknown_training_key_is_named() -> None:
+    done = cli("pretrain", "experiment=smoke", "run.dir=unused", "trainer.max_step=3")
+    assert done.returncode != 0
+    assert "max_step" in done.stderr
+
+
+def test_order_does_not_depend_on_the_shape_of_the_run() -> None:
+    digests = {
+        cli("data", "order", "experiment=smoke", "steps=3", f"world_size={w}", f"num_workers={k}").stdout.strip()
+        for w, k in ((1, 0), (2, 2))
+    }
+    assert len(digests) == 1
+    assert len(next(iter(digests))) == 64
+
+
+def test_foreign_tars_become_trainable(tmp_path: Path) -> None:
+    import io
+    import tarfile
+
+    import numpy as np
+    import soundfile
+
+    with tarfile.open(tmp_path / "foreign.tar", "w") as tar:
+        for i in range(6):
+            audio = io.BytesIO()
+            soundfile.write(audio, np.random.default_rng(i).normal(0, 0.1, 8000), 16_000, format="FLAC")
+            for name, content in ((f"x{i}.flac", audio.getvalue()), (f"x{i}.json", b'{"text": "some words"}')):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    done = cli("data", "index", str(tmp_path / "foreign.tar"))
+    assert done.returncode == 0, done.stderr
+    assert "6 records" in done.stdout
+    source = f"+data.sources.mine={{shards:['{tmp_path}/foreign.tar'],task:asr}}"
+    trained = cli("pretrain", "experiment=smoke", "data=empty", source, f"run.dir={tmp_path}/run", "trainer.max_steps=3")
+    assert trained.returncode == 0, trained.stderr
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
