@@ -4,6 +4,7 @@
 |-----------------|-------------------------------------------------------------------------------------|
 | asr-train-*     | English sentences in many synthetic voices                                          |
 | asr-test        | held-out sentences in held-out synthetic voices                                     |
+| domain-train-*  | the recorded English training texts again, in synthetic voices                      |
 | speed-train     | the real English training prompts, slower and faster                                |
 | chat-train-*    | spoken questions with written answers                                               |
 | chat-test       | held-out questions in held-out synthetic voices                                     |
@@ -16,6 +17,7 @@ Shards are FLAC. Made in parallel, a shard at a time; run again, only what is mi
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -32,16 +34,20 @@ from data_pipelines.shards import Job, make
 from data_pipelines.source import file_digest, read_shard
 from data_pipelines.starter import NUM_HELD_OUT_QUESTIONS, NUM_UNSEEN_VOICE
 from data_pipelines.synth import Espeak, draw_voice
+from qa_train.data.index import load_index
 
 CLIPS_PER_SHARD = 1000
 SPEEDS = (0.89, 1.11)
+# How many synthetic voices repeat each recorded English training text.
+DOMAIN_VOICES = 5
 
 
 def speak_sentences(sentences: list[str], split: str, seed: int, first: int) -> Iterator[Clip]:
     """Sentences as speech recognition clips; the voices are held-out ones for any split but "train"."""
     engine = Espeak()
     for i, text in enumerate(sentences, start=first):
-        voice = draw_voice(text, seed=seed, held_out=split != "train")
+        # A text that comes again gets another voice.
+        voice = draw_voice(f"{text} {i}", seed=seed, held_out=split != "train")
         record = {
             "text": text,
             "language": "en",
@@ -94,6 +100,11 @@ def jobs(starter: Path, out: Path, *, num_sentences: int, num_questions: int, nu
     test_questions = [asdict(question) for question in held_out[NUM_UNSEEN_VOICE:]]
     train_notes, test_notes = ([asdict(note) for note in side] for side in notes.split())
     real = starter / "speech-train.tar"
+    recorded = sorted(
+        record["text"]
+        for record in map(json.loads, load_index(str(real)).table["meta"].to_pylist())
+        if record["language"] == "en" and len(record["text"].split()) >= 2
+    )
 
     found: list[Job] = []
     for split in ("train", "test"):
@@ -102,7 +113,11 @@ def jobs(starter: Path, out: Path, *, num_sentences: int, num_questions: int, nu
         found.append(Job(out / f"dpo-{split}.tar", preferences.pairs, (shards, digests, split, seed), 500))
     found += [
         Job(out / f"{name}-train-{first // CLIPS_PER_SHARD:05d}.tar", maker, (part, "train", seed, first), len(part))
-        for name, maker, items in (("asr", speak_sentences, sentences), ("chat", speak_questions, questions))
+        for name, maker, items in (
+            ("asr", speak_sentences, sentences),
+            ("domain", speak_sentences, recorded * DOMAIN_VOICES),
+            ("chat", speak_questions, questions),
+        )
         for first, part in _pieces(items)
     ]
     train_notes = train_notes[:num_notes]

@@ -33,7 +33,7 @@ using a model
 data
   data index PATH...         make WebDataset tars of KEY.flac + KEY.json trainable
   data from-jsonl FILE OUT   turn messages + audios JSONL into shards
-  data order [steps=N world_size=W num_workers=K] [experiment=...]
+  data order [stage=S steps=N world_size=W num_workers=K] [experiment=...]
                              digest of the order in which a run trains on the samples
   data COMMAND --help        further commands: {{pipelines}}
 

@@ -90,6 +90,9 @@ class DataConfig:
     prompt_languages: list[str] = field(default_factory=lambda: ["en"])
     # Bad samples allowed before the run stops, as a share of the samples read.
     error_budget: float = 0.01
+    # Share of the cached encoder outputs set to zero, in spans of at most 8 audio tokens (0.32 s), anew in
+    # every epoch: SpecAugment's time masks (arXiv 1904.08779) for a frozen encoder. Needs encoder_cache.
+    time_mask: float = 0.0
     # Cache of a frozen encoder's outputs (folder), or null.
     encoder_cache: str | None = None
     num_workers: int = 0
@@ -163,7 +166,7 @@ class RunConfig:
 
     dir: str = MISSING
     seed: int = 0
-    # Start although the model or data settings differ from those the run began with.
+    # Start although settings differ from those the run began with (the optimizer keeps its checkpoint's).
     allow_config_change: bool = False
     # Resume although the shards differ from those the run began with.
     allow_data_change: bool = False
@@ -238,6 +241,15 @@ def check(cfg: StageConfig) -> None:
             "data.encoder_cache is set but the encoder trains, so cached outputs would be stale: "
             "add encoder to model.freeze, or set data.encoder_cache=null"
         )
+    if cfg.data.encoder_cache and cfg.deepspeed.config.get("zero_optimization", {}).get("stage") == 3:
+        raise ValueError(
+            "data.encoder_cache needs the encoder's whole weights, which ZeRO-3 cuts: "
+            "use deepspeed=zero2 or none, or set data.encoder_cache=null"
+        )
+    if cfg.data.time_mask and not cfg.data.encoder_cache:
+        raise ValueError("data.time_mask masks cached encoder outputs: set data.encoder_cache, or data.time_mask=0")
+    if not 0 <= cfg.data.time_mask <= 0.5:
+        raise ValueError(f"data.time_mask is {cfg.data.time_mask}: use a share between 0 and 0.5")
     if cfg.trainer.batches_per_step < 1 or cfg.trainer.max_steps < 1:
         raise ValueError("trainer.batches_per_step and trainer.max_steps must be at least 1")
     if cfg.trainer.muon_learning_rate is not None and cfg.deepspeed.config:

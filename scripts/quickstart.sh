@@ -9,5 +9,7 @@ cd "$(dirname "$0")/.."
 SECONDS=0
 make_venv quickstart,tracking
 export QUICKSTART_INSTALL_SECONDS=$SECONDS
+# Waiting threads sleep instead of spinning: a busy laptop would be many times slower otherwise.
+export OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 exec python scripts/quickstart.py "${1:-runs/quickstart}"

@@ -83,7 +83,9 @@ def test_foreign_tars_become_trainable(tmp_path: Path) -> None:
     done = cli("data", "index", str(tmp_path / "foreign.tar"))
     assert done.returncode == 0, done.stderr
     assert "6 records" in done.stdout
-    source = f"+data.sources.mine={{shards:['{tmp_path}/foreign.tar'],task:asr}}"
-    trained = cli("pretrain", "experiment=smoke", "data=empty", source, f"run.dir={tmp_path}/run", "trainer.max_steps=3")
+    source = f"+data.sources={{mine:{{shards:['{tmp_path}/foreign.tar'],task:asr}}}}"
+    trained = cli(
+        "pretrain", "experiment=smoke", "data=empty", source, f"run.dir={tmp_path}/run", "trainer.max_steps=3"
+    )
     assert trained.returncode == 0, trained.stderr
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3

@@ -18,6 +18,7 @@ from torch.utils.data import get_worker_info
 
 from qa_train.config import DataConfig
 from qa_train.data import loader
+from qa_train.data.augment import mask_spans
 from qa_train.data.clips import Clip, ClipMels, ClipReader, SkipSample
 from qa_train.data.collate import join_audio, pad, pad_ids
 from qa_train.data.encoder_cache import EncoderCache
@@ -189,7 +190,7 @@ class Batches:
             states = self.cache.get(clip.id)
             if states is None or len(states) != clip.num_tokens:
                 raise SkipSample("not in encoder cache", f"{clip.id}: fill the cache again")
-            tensors.append(states)
+            tensors.append(mask_spans(states, self.cfg.time_mask, (self.plan.seed, ref.epoch, clip.id)))
         return tensors, lengths
 
     def _encode(self, ref: SampleRef) -> Any:

@@ -83,8 +83,7 @@ class CacheWriter:
         rows = sum(count for _, count in self.cache._rows.values())
         # What a killed writer left half-written goes: first the index's last line, then the states.
         text = "".join(_line(i, s, n, self.width) for i, (s, n) in self.cache._rows.items())
-        self._index.truncate(0)
-        self._index.write(text)
+        self._index.truncate(len(text))
         self._states: IO[bytes] = (folder / "states.f16").open("ab")
         self._states.truncate(rows * self.width * 2)
         self._next = rows
@@ -102,6 +101,7 @@ class CacheWriter:
         self._states.write(values.tobytes())
         self._states.flush()
         self._index.write(_line(clip_id, self._next, len(values), self.width))
+        self._index.flush()
         self.cache._rows[clip_id] = (self._next, len(values))
         self._next += len(values)
 

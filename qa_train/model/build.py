@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from transformers import (
     Qwen2AudioProcessor,
     WhisperFeatureExtractor,
 )
+from transformers.integrations import deepspeed as deepspeed_state
 
 from qa_train.config import ModelConfig
 from qa_train.model.sources import EncoderSource, LanguageModelSource, open_encoder, open_llm
@@ -41,6 +44,12 @@ def build_model(cfg: ModelConfig, *, seed: int = 0, meta: bool = False) -> tuple
         model, processor = load_model(cfg.checkpoint, dtype=dtype)
         freeze(model, cfg.freeze)
         return model, processor
+    with _whole_weights():
+        return _assemble(cfg, dtype, seed=seed, meta=meta)
+
+
+def _assemble(cfg: ModelConfig, dtype: torch.dtype, *, seed: int, meta: bool) -> tuple[Model, Qwen2AudioProcessor]:
+    """The model made of its parts."""
     encoder = open_encoder(cfg.encoder, weights=not meta)
     llm = open_llm(cfg.llm, weights=not meta)
     tokenizer = _tokenizer(cfg, llm)
@@ -54,6 +63,18 @@ def build_model(cfg: ModelConfig, *, seed: int = 0, meta: bool = False) -> tuple
     model.generation_config = _generation_config(tokenizer)
     freeze(model, cfg.freeze)
     return model, make_processor(tokenizer, config)
+
+
+@contextmanager
+def _whole_weights() -> Iterator[None]:
+    """Under ZeRO-3 transformers partitions a model while it is made, and its parts' weights would find empty
+    tensors. Made whole instead, it is partitioned when the trainer hands it to DeepSpeed."""
+    active = deepspeed_state._hf_deepspeed_config_weak_ref
+    deepspeed_state.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed_state._hf_deepspeed_config_weak_ref = active
 
 
 def load_model(

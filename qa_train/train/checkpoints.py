@@ -91,9 +91,15 @@ def prune(root: Path, keep: int) -> None:
     oldest_kept = step_of(complete[: max(keep, 1)][-1])
     for folder in list_folders(root):
         if step_of(folder) < oldest_kept:
-            # The manifest goes first: a crash in the middle must not leave a folder that looks whole.
-            (folder / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(folder)
+            remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """Delete a checkpoint folder, if it is there."""
+    # The manifest goes first: a crash in the middle must not leave a folder that looks whole.
+    (folder / MANIFEST).unlink(missing_ok=True)
+    if folder.is_dir():
+        shutil.rmtree(folder)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from qa_train.data.batches import Batches, Collator, open_data
 from qa_train.data.encoder_cache import EncoderCache, cache_writer
 from qa_train.model import build_model, encoder_hash, encoder_states, freeze
 from qa_train.train import checkpoints
-from qa_train.train.distributed import accumulation_steps, deepspeed_options, is_main
+from qa_train.train.distributed import accumulation_steps, deepspeed_options, is_main, optimizer_layout
 from qa_train.train.metrics import EXIT_STOPPED, MetricsWriter, Progress, StopOnSignal
 from qa_train.train.mixin import AudioTrainerMixin
 from qa_train.train.run import RunFolder
@@ -70,7 +71,13 @@ def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
     with warnings.catch_warnings():
         # TRL turns checkpointing on under the old name, so the old name is the one to set.
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
-        return _construct(kind, cfg, options, deepspeed, on_cpu, more)
+        args = _construct(kind, cfg, options, deepspeed, on_cpu, more)
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"one process sees {args.n_gpu} GPUs: start one process for each with torchrun --nproc-per-node "
+            f"{args.n_gpu} -m qa_train ..., or choose one with CUDA_VISIBLE_DEVICES=0"
+        )
+    return args
 
 
 def _construct(
@@ -161,8 +168,9 @@ def go(trainer: Any, stage: Stage) -> int:
 def first_screen(trainer: AudioTrainerMixin, stage: Stage) -> str:
     """What will happen, in a few lines."""
     cfg, model = stage.cfg, stage.model
-    total = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    # ZeRO-3 leaves an empty tensor and the true size.
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
+    total, trained = sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains)
     frozen = f" ({', '.join(cfg.model.freeze)} frozen)" if cfg.model.freeze else ""
     start = f"resuming from {stage.resume.name}" if stage.resume else "starting fresh"
     return "\n".join(
@@ -181,6 +189,13 @@ def _check_resume(stage: Stage) -> None:
     if stage.resume is None:
         return
     manifest = checkpoints.read_manifest(stage.resume)
+    layout = optimizer_layout(stage.cfg.deepspeed.config)
+    if manifest.get("optimizer", layout) != layout:
+        raise ValueError(
+            f"the optimizer state in {stage.resume} is {manifest['optimizer']}, and this run's would be {layout}: "
+            "use the same deepspeed= and number of processes as before, or start anew from these weights with "
+            f"model.checkpoint={stage.resume} and another run.dir"
+        )
     if manifest["plan_fingerprint"] != stage.batches.plan.fingerprint and not stage.cfg.run.allow_data_change:
         raise ValueError(
             f"the data differ from those {stage.run.dir} was trained on (plan fingerprint "
@@ -195,8 +210,12 @@ def _use_encoder_cache(folder: str, model: Any, data: Batches, *, bf16: bool) ->
     key = f"{encoder_hash(model)[:16]}-{data.reader.num_mel_bins}" + ("-bf16" if bf16 else "")
     with PartialState().main_process_first():
         if is_main():
+            threads = torch.get_num_threads()
+            # The other ranks of this machine wait: their cores are free.
+            torch.set_num_threads(threads * int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16 and not torch.cuda.is_available()):
                 _fill_encoder_cache(folder, key, model, data)
+            torch.set_num_threads(threads)
     data.use_encoder_cache(EncoderCache.open(folder, key))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -34,13 +35,26 @@ def accumulation_steps(cfg: TrainerConfig) -> int:
     return cfg.batches_per_step // world_size()
 
 
+def optimizer_layout(deepspeed: dict[str, Any] | None) -> str:
+    """How a checkpoint holds the optimizer's state: whole, or cut so that only the same shape of run can read it."""
+    if not deepspeed:
+        return "whole"
+    stage = deepspeed.get("zero_optimization", {}).get("stage", 0)
+    return f"cut by DeepSpeed ZeRO-{stage} for {world_size()} process(es)"
+
+
 def deepspeed_options(cfg: DeepspeedConfig) -> dict[str, Any] | None:
     """The dictionary for TrainingArguments(deepspeed=...), or None.
 
     Without a GPU it also prepares DeepSpeed and accelerate for CPU processes over gloo.
+
+    Raises:
+        ValueError: DeepSpeed is asked for and not installed.
     """
     if not cfg.config:
         return None
+    if find_spec("deepspeed") is None:
+        raise ValueError("deepspeed is not installed: pip install 'qa-train[deepspeed]', or set deepspeed=none")
     if not torch.cuda.is_available():
         _prepare_deepspeed_on_cpu()
     return cfg.config

@@ -34,6 +34,9 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
         """TRL's DPO loss, weighted by this batch's share of the step's pairs."""
         result = DPOTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if return_outputs else result
+        if not inputs["completion_mask"].any():
+            # All pairs were skipped; a mean over no answer token is not a number.
+            loss = torch.nan_to_num(loss)
         pairs = inputs["attention_mask"].shape[0] // 2
         # The trainer divides by the accumulation steps, DDP and DeepSpeed average over ranks.
         loss = loss * pairs * self.batches_per_step / self._pairs_of_step

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import uuid
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -48,6 +49,11 @@ class MetricsWriter:
         """Open the W&B run of this run folder: the same one again after a restart."""
         mode = cfg.tracking.wandb or ("online" if _has_wandb_key() else "offline")
         if not self.is_main or mode == "disabled":
+            return
+        if find_spec("wandb") is None:
+            if cfg.tracking.wandb is not None:
+                raise ValueError("tracking.wandb is set, but wandb is not installed: pip install 'qa-train[tracking]'")
+            print("W&B is not installed (pip install 'qa-train[tracking]'): metrics go to metrics.jsonl alone")
             return
         import wandb
 

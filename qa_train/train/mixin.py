@@ -24,6 +24,7 @@ from qa_train.config import TrainerConfig
 from qa_train.data.batches import Batches
 from qa_train.model import load_weights, weights_digest
 from qa_train.train import checkpoints
+from qa_train.train.distributed import optimizer_layout
 from qa_train.train.metrics import MetricsWriter
 from qa_train.train.optimizers import muon_with_adamw
 from qa_train.train.run import RunFolder
@@ -47,7 +48,7 @@ class AudioTrainerMixin:
         self.writer = writer
         self.options = options
         self._step_numbers: dict[str, float] = {}
-        self._step_started = time.perf_counter()
+        self._checkpoint_s = 0.0
 
     # --- 1. data -------------------------------------------------------------------------------
 
@@ -60,12 +61,17 @@ class AudioTrainerMixin:
         started = time.perf_counter()
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
         waited = time.perf_counter() - started
-        numbers = sum((_count(batch) for batch in batches), torch.zeros(6, dtype=torch.float64))
+        if not self._step_numbers:
+            # The first step's time begins here: loading the model and the checkpoint is not part of it.
+            self._step_started = started
+        numbers = sum((_count(batch) for batch in batches), torch.zeros(7, dtype=torch.float64))
+        numbers[6] = sum(self.batches.skipped.values())
         if self.args.world_size > 1:  # type: ignore[attr-defined]
             numbers = self.accelerator.reduce(numbers.float().to(device), "sum").double().cpu()  # type: ignore[attr-defined]
-        names = ("tokens", "padded_tokens", "supervised_tokens", "rows", "audio_s", "pairs")
+        names = ("tokens", "padded_tokens", "supervised_tokens", "rows", "audio_s", "pairs", "skipped")
         self._step_numbers = dict(zip(names, numbers.tolist(), strict=True))
-        self._step_numbers["data_wait_s"] = waited
+        self._step_numbers |= {"data_wait_s": waited, "checkpoint_s": self._checkpoint_s}
+        self._checkpoint_s = 0.0
         return batches, num_items
 
     # --- 2. loss -------------------------------------------------------------------------------
@@ -77,6 +83,9 @@ class AudioTrainerMixin:
 
         DDP and DeepSpeed average gradients over ranks, hence the factor world size.
         """
+        if num_items_in_batch is not None:
+            # Nothing is supervised in a step whose samples were all skipped: its loss is 0, not 0 / 0.
+            num_items_in_batch = torch.as_tensor(num_items_in_batch).clamp(min=1)
         outputs = model(**inputs, use_cache=False, num_items_in_batch=num_items_in_batch)
         loss = outputs.loss
         if num_items_in_batch is not None:
@@ -105,10 +114,16 @@ class AudioTrainerMixin:
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write the checkpoint with the stock code, then commit it."""
         started = time.perf_counter()
+        folder = self.run.checkpoints / f"checkpoint-{self.state.global_step}"  # type: ignore[attr-defined]
+        if self.run.is_main:
+            # What an interrupted save of this step left behind must not become part of the new one.
+            checkpoints.remove(folder)
+        self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
+        # metrics.jsonl has it all; a copy in every checkpoint would grow with the run.
+        self.state.log_history.clear()  # type: ignore[attr-defined]
         # Past TRL's override, which writes a model card and may ask a hub about it.
         Trainer._save_checkpoint(self, model, trial)  # type: ignore[arg-type]
         state = self.state  # type: ignore[attr-defined]
-        folder = self.run.checkpoints / f"checkpoint-{state.global_step}"
         self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
         if self.run.is_main:
             # A pickle of the arguments that nothing here reads back.
@@ -121,12 +136,13 @@ class AudioTrainerMixin:
                     "next_batch": next_batch,
                     "plan_hint": list(self.batches.plan.seek_hint(next_batch)),
                     "plan_fingerprint": self.batches.plan.fingerprint,
+                    "optimizer": optimizer_layout(self.args.deepspeed),  # type: ignore[attr-defined]
                     "weights_digest": None if self.is_deepspeed_enabled else weights_digest(self.model),  # type: ignore[attr-defined]
                 },
             )
             checkpoints.prune(self.run.checkpoints, self.options.keep_checkpoints)
         self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
-        self._step_numbers["checkpoint_s"] = time.perf_counter() - started
+        self._checkpoint_s = time.perf_counter() - started
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Restore the weights through the model's own name mapping, and prove that they arrived."""
@@ -151,13 +167,15 @@ class AudioTrainerMixin:
         """
         value = loss.detach().float().item()
         if not math.isfinite(value):
-            raise StopRun(self._describe_step(f"the loss is {value}"))
+            raise StopRun(self._describe_step(f"the loss is {value}; the weights were not updated"))
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
         value = float(norm) if norm is not None else 0.0
         if not math.isfinite(value):
-            raise StopRun(self._describe_step(f"the gradient norm is {value}"))
+            # DeepSpeed steps inside backward, before it tells the norm.
+            weights = "spoilt in memory, not on disk" if self.is_deepspeed_enabled else "not updated"  # type: ignore[attr-defined]
+            raise StopRun(self._describe_step(f"the gradient norm is {value}; the weights were {weights}"))
         return norm
 
     def _describe_step(self, problem: str) -> str:
@@ -166,7 +184,7 @@ class AudioTrainerMixin:
         keys = [key for k in range(first, first + self.batches_per_step) for key in self.batches.keys(k)]
         shown = ", ".join(keys[:20]) + (f" and {len(keys) - 20} more" if len(keys) > 20 else "")
         return (
-            f"step {step + 1}: {problem}; the weights were not updated. Samples of this step: {shown}. "
+            f"step {step + 1}: {problem}. Samples of this step: {shown}. "
             "Look at them, lower trainer.learning_rate, or resume from the last checkpoint"
         )
 
@@ -183,14 +201,13 @@ class AudioTrainerMixin:
             now = time.perf_counter()
             seconds, self._step_started = now - self._step_started, now
             logs.update(_rates(self._step_numbers, seconds))
-            logs["skipped_samples"] = float(sum(self.batches.skipped.values()))
         super().log(logs, start_time)  # type: ignore[misc]
         if "loss" in logs:
             self.writer.write(self.state.global_step, logs)  # type: ignore[attr-defined]
 
 
 def _count(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Tokens, padded tokens, supervised tokens, rows, audio seconds, pairs of one micro-batch, as a [6] tensor."""
+    """Tokens, padded tokens, supervised tokens, rows, audio seconds, pairs of one micro-batch and a 0, as a tensor."""
     mask = batch["attention_mask"]
     if "labels" in batch:
         supervised, pairs = batch["labels"][:, 1:].ne(-100).sum(), 0
@@ -202,7 +219,7 @@ def _count(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         audio_s = int(batch["feature_lengths"].sum()) / _FRAMES_PER_SECOND
     else:
         audio_s = 0.0
-    values = [int(mask.sum()), mask.numel(), int(supervised), mask.shape[0], audio_s, pairs]
+    values = [int(mask.sum()), mask.numel(), int(supervised), mask.shape[0], audio_s, pairs, 0]
     return torch.tensor(values, dtype=torch.float64)
 
 
@@ -221,7 +238,9 @@ def _rates(numbers: dict[str, float], seconds: float) -> dict[str, float]:
         "tokens_per_s": numbers["tokens"] / seconds,
         "samples_per_s": rows / seconds,
         "audio_s_per_s": numbers["audio_s"] / seconds,
+        "skipped_samples": int(numbers["skipped"]),
     }
-    if "checkpoint_s" in numbers:
+    if numbers["checkpoint_s"]:
+        # The save after the step before; "seconds" holds it too.
         record["checkpoint_s"] = numbers["checkpoint_s"]
     return record

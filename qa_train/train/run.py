@@ -17,19 +17,24 @@ import platform
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from qa_train.config import StageConfig
+from qa_train.config import StageConfig, TrainerConfig
 from qa_train.train.checkpoints import newest_complete, write_json
 
 # Changing these in mid-run would silently make another run of it.
-_PINNED_SECTIONS = ("stage", "model", "data", "dpo")
-_FREE_KEYS = {"data": ("num_workers", "encoder_cache", "error_budget")}
+_PINNED_SECTIONS = ("stage", "model", "data", "trainer", "dpo")
+# A restored optimizer brings its own values of these: new ones would have no effect.
+_CARRIED = ("learning_rate", "muon_learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim")
+_FREE_KEYS = {
+    "data": ("num_workers", "encoder_cache", "error_budget"),
+    "trainer": tuple(f.name for f in fields(TrainerConfig) if f.name not in (*_CARRIED, "batches_per_step")),
+}
 
 
 class RunFolder:
@@ -57,12 +62,16 @@ class RunFolder:
             ValueError: the folder holds a run with other model or data settings.
         """
         previous = self.dir / "config.yaml"
-        if previous.is_file() and not self._cfg.run.allow_config_change:
-            self._compare(yaml.safe_load(previous.read_text()))
         resume = newest_complete(self.checkpoints)
+        # A start that never saved anything binds nobody: its settings may be what had to be mended.
+        bound = resume is not None or self.finished_steps() is not None
+        if bound and previous.is_file() and not self._cfg.run.allow_config_change:
+            self._compare(yaml.safe_load(previous.read_text()))
         if self.is_main:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            previous.write_text(yaml.safe_dump(asdict(self._cfg), sort_keys=False))
+            temporary = previous.with_suffix(".tmp")
+            temporary.write_text(yaml.safe_dump(asdict(self._cfg), sort_keys=False))
+            temporary.replace(previous)
             self._record_start(resume)
         return resume
 

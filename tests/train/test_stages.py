@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -80,6 +81,8 @@ def test_an_interrupted_run_equals_an_undisturbed_one(
         assert code == 75
     # What a crash leaves behind: an unfinished checkpoint and half a line.
     (folder / "checkpoints" / "checkpoint-5").mkdir(exist_ok=True)
+    (folder / "checkpoints" / "checkpoint-6").mkdir(exist_ok=True)
+    (folder / "checkpoints" / "checkpoint-6" / "manifest.json.tmp").write_text("{")
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')
     run(stage, *words)
@@ -101,6 +104,41 @@ def metrics_so_far(folder: Path) -> list[str]:
 def test_two_processes_equal_one(stage: str, tmp_path: Path, plain: Callable[[str], Path], options: Options) -> None:
     run(stage, *options(stage, tmp_path / "two"), processes=2)
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(plain(stage)), rtol=1e-5)
+    # Adam hides a wrong scale of the gradient from the loss, not from this.
+    norms = [[record["grad_norm"] for record in metrics(f)] for f in (tmp_path / "two", plain(stage))]
+    np.testing.assert_allclose(*norms, rtol=1e-3)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(
+    tmp_path: Path, plain: Callable[[str], Path], options: Options
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(plain("pretrain"), folder)
+    shutil.rmtree(folder / "checkpoints" / "checkpoint-6")
+    (folder / "finished.json").unlink()
+    run("pretrain", *options("pretrain", folder), processes=2)
+    np.testing.assert_allclose(losses(folder), losses(plain("pretrain")), rtol=1e-5)
+    # Killed between the last save and the mark of the finish.
+    (folder / "finished.json").unlink()
+    run("pretrain", *options("pretrain", folder))
+    assert (folder / "finished.json").is_file()
+    assert len(metrics(folder)) == 6
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "dpo"])
+def test_a_step_without_a_usable_sample_is_no_end(stage: str, tmp_path: Path, shards: Path, options: Options) -> None:
+    kind = "pairs" if stage == "dpo" else "speech"
+    for path in sorted(shards.glob(f"{kind}-*")):
+        shutil.copy(path, tmp_path)
+        if path.suffix == ".tar":
+            # The index still fits the size, but no clip fits its checksum.
+            (tmp_path / path.name).write_bytes(bytes(path.stat().st_size))
+    words = [word.replace(str(shards), str(tmp_path)) for word in options(stage, tmp_path / "run")]
+    sft_term = ["dpo.loss_type=[sigmoid,sft]", "dpo.loss_weights=[1.0,0.2]"] if stage == "dpo" else []
+    run(stage, *words, *sft_term, "trainer.max_steps=2", "data.error_budget=1")
+    records = metrics(tmp_path / "run")
+    assert [record["grad_norm"] for record in records] == [0, 0]
+    assert records[-1]["skipped_samples"] > 0
 
 
 @pytest.mark.slow
@@ -112,6 +150,20 @@ def test_zero3_on_two_processes_equals_one(
     run(stage, *words, "deepspeed=zero3", "deepspeed.config.zero_optimization.stage3_param_persistence_threshold=0",
         processes=2)  # fmt: skip
     np.testing.assert_allclose(losses(tmp_path / "zero3"), losses(plain(stage)), rtol=2e-5)
+    if stage == "pretrain":
+        _resume_zero3(words, tmp_path / "zero3", losses(plain(stage)))
+
+
+def _resume_zero3(words: list[str], folder: Path, expected: list[float]) -> None:
+    """A ZeRO-3 run goes on as it was, and says what it needs when it is asked to go on otherwise."""
+    shutil.rmtree(folder / "checkpoints" / "checkpoint-6")
+    (folder / "finished.json").unlink()
+    other = run("pretrain", *words, check=False)
+    assert other.returncode == 2
+    assert "use the same deepspeed=" in other.stderr
+    run("pretrain", *words, "deepspeed=zero3",
+        "deepspeed.config.zero_optimization.stage3_param_persistence_threshold=0", processes=2)  # fmt: skip
+    np.testing.assert_allclose(losses(folder), expected, rtol=2e-5)
 
 
 def test_other_settings_in_the_same_folder_are_refused(plain: Callable[[str], Path], options: Options) -> None:

@@ -1,0 +1,41 @@
+"""A run folder belongs to the settings of the run that saved something in it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qa_train.config import DataConfig, RunConfig, StageConfig, TrainerConfig
+from qa_train.train import checkpoints
+from qa_train.train.run import RunFolder
+
+
+def config(folder: Path, **trainer: object) -> StageConfig:
+    return StageConfig(
+        stage="pretrain", run=RunConfig(dir=str(folder)), trainer=replace(TrainerConfig(), **trainer)  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def save(run: RunFolder) -> None:
+    folder = run.checkpoints / "checkpoint-2"
+    folder.mkdir()
+    checkpoints.commit(folder, {"step": 2})
+
+
+def test_a_start_that_saved_nothing_binds_nobody(tmp_path: Path) -> None:
+    RunFolder(config(tmp_path), is_main=True).start()
+    other = config(tmp_path)
+    other.data = DataConfig(tokens_per_batch=7)
+    assert RunFolder(other, is_main=True).start() is None
+    assert "tokens_per_batch: 7" in (tmp_path / "config.yaml").read_text()
+
+
+def test_what_a_restored_optimizer_would_overrule_cannot_be_changed(tmp_path: Path) -> None:
+    run = RunFolder(config(tmp_path), is_main=True)
+    run.start()
+    save(run)
+    with pytest.raises(ValueError, match=r"trainer\.learning_rate differ"):
+        RunFolder(config(tmp_path, learning_rate=3e-3), is_main=True).start()
+    assert RunFolder(config(tmp_path, max_steps=200, save_steps=7), is_main=True).start() is not None
