@@ -81,11 +81,13 @@ class RunFolder:
             write_json(self.dir / "finished.json", {"steps": steps, "time": time.time()})
 
     def _compare(self, previous: dict[str, Any]) -> None:
-        now = asdict(self._cfg)
+        now, defaults = asdict(self._cfg), asdict(StageConfig())
         for section in _PINNED_SECTIONS:
             free = _FREE_KEYS.get(section, ())
             before, after = previous.get(section), now[section]
             if isinstance(after, dict) and isinstance(before, dict):
+                # A key that an older version did not have had its default's effect.
+                before = {**defaults[section], **before}
                 changed = [k for k in after if k not in free and after[k] != before.get(k)]
             else:
                 changed = [] if before == after else [""]
