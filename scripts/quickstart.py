@@ -53,13 +53,10 @@ class Quickstart:
         if not output.exists():
             sys.exit(f"quickstart: {name} ended without making {output}")
 
-    def command(self, *words: str, processes: int = 1) -> None:
+    def command(self, *words: str) -> None:
         """Run a qa-train command and show it, so that it can be repeated by hand."""
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        shown = "qa-train" if processes == 1 else f"torchrun --standalone --nproc-per-node {processes} -m qa_train"
-        print(f"$ {shown} {' '.join(words)}", flush=True)
-        several = launcher if processes > 1 else []
-        code = subprocess.run([sys.executable, *several, "-m", "qa_train", *words]).returncode
+        print("$ qa-train " + " ".join(words), flush=True)
+        code = subprocess.run([sys.executable, "-m", "qa_train", *words]).returncode
         if code == 75:
             sys.exit("quickstart: stopped by a signal; the same command continues")
         if code:
@@ -70,8 +67,6 @@ class Quickstart:
         short = ["trainer.max_steps=4", "trainer.save_steps=2"] if self.short else []
         self.command(
             stage, f"experiment=quickstart_{stage}", f"run.dir={self.root / stage}", *more, *short,
-            # Two processes of one thread are faster than one process of two on small matrices.
-            processes=min(2, os.cpu_count() or 1),
         )  # fmt: skip
 
     def checkpoint(self, stage: str) -> str:
