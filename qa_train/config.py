@@ -252,6 +252,11 @@ def check(cfg: StageConfig) -> None:
         raise ValueError(f"data.time_mask is {cfg.data.time_mask}: use a share between 0 and 0.5")
     if cfg.trainer.batches_per_step < 1 or cfg.trainer.max_steps < 1:
         raise ValueError("trainer.batches_per_step and trainer.max_steps must be at least 1")
+    if cfg.model.dtype != "float32" and not cfg.deepspeed.config:
+        raise ValueError(
+            f"model.dtype={cfg.model.dtype} without DeepSpeed would train weights that have no float32 copy, and small "
+            "updates would vanish: use model.dtype=float32 with trainer.bf16=true, or deepspeed=zero2 with trainer.bf16=true"
+        )
     if cfg.trainer.muon_learning_rate is not None and cfg.deepspeed.config:
         raise ValueError(
             "trainer.muon_learning_rate needs whole matrices, which DeepSpeed partitions: "

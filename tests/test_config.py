@@ -45,8 +45,10 @@ def test_every_option_of_every_group_composes(composed: Any, group: str) -> None
             with pytest.raises(ValueError, match="list at least one source"):
                 composed("pretrain", "data=empty")
             continue
+        # Weights in bfloat16 need DeepSpeed's float32 copies.
+        more = ["deepspeed=zero2"] if name in ("qwen2_audio_7b", "whisper_large_v3_qwen_7b") else []
         stage = "dpo" if name.endswith("dpo") else "sft" if name.endswith("sft") else "pretrain"
-        composed(stage, f"{group}={name}")
+        composed(stage, f"{group}={name}", *more)
 
 
 @pytest.mark.parametrize("word", ["trainer.max_step=3", "data.token_per_batch=1", "nonsense=1"])
@@ -63,6 +65,8 @@ def test_unknown_keys_fail(composed: Any, word: str) -> None:
         (["data.encoder_cache=x", "model.freeze=[]"], "add encoder to model.freeze"),
         (["data.encoder_cache=x", "model.freeze=[encoder]", "deepspeed=zero3"], "use deepspeed=zero2"),
         (["trainer.max_steps=0"], "at least 1"),
+        (["model.dtype=bfloat16"], "small updates would vanish"),
+        (["data.time_mask=0.1"], "set data.encoder_cache"),
     ],
 )
 def test_contradictions_say_the_remedy(composed: Any, words: list[str], message: str) -> None:
