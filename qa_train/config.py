@@ -255,7 +255,7 @@ def check(cfg: StageConfig) -> None:
     if cfg.model.dtype != "float32" and not cfg.deepspeed.config:
         raise ValueError(
             f"model.dtype={cfg.model.dtype} without DeepSpeed would train weights that have no float32 copy, and "
-            "small updates would vanish: use model.dtype=float32 with trainer.bf16=true, or deepspeed=zero2 with trainer.bf16=true"
+            "small updates would vanish: use model.dtype=float32, or deepspeed=zero2, with trainer.bf16=true"
         )
     if cfg.trainer.muon_learning_rate is not None and cfg.deepspeed.config:
         raise ValueError(
