@@ -11,6 +11,8 @@ import soundfile
 import soxr
 
 SAMPLE_RATE = 16_000
+# The waveform of a text-only record.
+NO_SOUND = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ The pieces are made on the spot and never shipped.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -96,7 +96,9 @@ def render(notes: list[Note], *, split: str, seed: int) -> Iterator[Clip]:
             "label": note.label,
             "note": note.name,
             "caption": f"a note played on {_ARTICLES.get(note.label, 'a')} {note.label}".replace("  ", " "),
-            "instrument": asdict(note),
+            "instrument": note.label,
+            "program": note.program,
+            "pitch": note.pitch,
             "split": split,
             "source": "general-midi",
             "license": "GPL-2.0-only",

@@ -1,6 +1,8 @@
 """Preference pairs made by rule against hallucination: the better answer is known from the data.
 
 * A clip without speech, asked for its words: better "there is no speech", worse an invented transcript.
+* A clip with a label, asked for its sound: better its label, worse another one; and any clip, asked whether
+  somebody speaks: better the truth (else learning to deny speech would cost these answers).
 * A clip with speech: better its transcript; worse the transcript of another clip, one with words left
   out, one with words added, or the claim that there is no speech (else the denial would always win).
 """
@@ -25,6 +27,8 @@ QUESTIONS = (
     "Write down the words that are spoken.",
     "Give me the transcript of this audio.",
 )
+SOUND_QUESTIONS = ("What sound is this?", "What do you hear?", "Which sound is in this recording?")
+SPEECH_QUESTIONS = ("Is there any speech here?", "Is somebody speaking in this recording?")
 # Classes in which somebody may be heard: not clean examples of "no speech".
 _VOICES = ("human sound", "singing voice")
 MIN_WORDS = 3
@@ -63,9 +67,9 @@ def _worse_transcript(kind: str, text: str, others: list[str], *names: object) -
     return NO_SPEECH
 
 
-def pair(clip: Clip, kind: str, *, chosen: str, rejected: str, seed: int) -> Clip:
+def pair(clip: Clip, kind: str, *, chosen: str, rejected: str, seed: int, questions: Sequence[str] = QUESTIONS) -> Clip:
     """The clip as a preference record: messages end with the user's turn."""
-    question = _pick(QUESTIONS, seed, clip.key, kind, "question")
+    question = _pick(questions, seed, clip.key, kind, "question")
     facts = {name: clip.record[name] for name in _KEPT_FIELDS if name in clip.record}
     record = {
         **facts,
@@ -79,23 +83,31 @@ def pair(clip: Clip, kind: str, *, chosen: str, rejected: str, seed: int) -> Cli
 
 
 def make_pairs(clips: Sequence[Clip], *, seed: int, per_clip: int = PAIRS_PER_CLIP) -> Iterator[Clip]:
-    """``per_clip`` pairs for each sound without voices and each English clip of at least three words.
+    """``per_clip`` pairs for each sound without voices and each English clip of at least three words,
+    one more for each about whether it holds speech, and one for each label.
 
-    At most four for a speech clip: there are four ways to be wrong.
+    At most four transcripts for a speech clip: there are four ways to be wrong.
     """
     speech = [
         clip for clip in clips
         if clip.record.get("language") == "en" and len(clip.record.get("text", "").split()) >= MIN_WORDS
     ]  # fmt: skip
     texts = sorted({clip.record["text"] for clip in speech})
+    labels = sorted({clip.record["label"] for clip in clips if "label" in clip.record})
     for clip in clips:
-        if "text" in clip.record or clip.record.get("label") in _VOICES:
+        label = clip.record.get("label")
+        if label is not None and len(labels) > 1:
+            other = _pick([each for each in labels if each != label], seed, clip.key, "label")
+            yield pair(clip, "wrong sound", chosen=label, rejected=other, seed=seed, questions=SOUND_QUESTIONS)
+        if "text" in clip.record or label in _VOICES:
             continue
+        yield _speech_or_not(clip, "No", "Yes", seed)
         for turn in range(per_clip):
             kind = "invented speech" if turn == 0 else f"invented speech {turn + 1}"
             made = pair(clip, kind, chosen=NO_SPEECH, rejected=_pick(texts, seed, clip.key, turn), seed=seed)
             yield replace(made, record={**made.record, "family": "invented speech"})
     for clip in speech:
+        yield _speech_or_not(clip, "Yes", "No", seed)
         text = clip.record["text"]
         others = [other for other in texts if other != text]
         first = int(draw(seed, clip.key, "kind") * len(_WORSE))
@@ -103,6 +115,25 @@ def make_pairs(clips: Sequence[Clip], *, seed: int, per_clip: int = PAIRS_PER_CL
             kind = _WORSE[(first + turn) % len(_WORSE)]
             worse = _worse_transcript(kind, text, others, seed, clip.key, kind)
             yield pair(clip, kind, chosen=text, rejected=worse, seed=seed)
+
+
+def _speech_or_not(clip: Clip, chosen: str, rejected: str, seed: int) -> Clip:
+    return pair(clip, "speech or not", chosen=chosen, rejected=rejected, seed=seed, questions=SPEECH_QUESTIONS)
+
+
+def denials(clips: Sequence[Clip], *, seed: int) -> Iterator[Clip]:
+    """Each sound without voices as a chat: asked for its words, the answer is that there are none.
+
+    DPO strengthens an answer that a model gives at times; this teaches it in the first place.
+    """
+    for clip in clips:
+        if "text" in clip.record or clip.record.get("label") in _VOICES:
+            continue
+        made = pair(clip, "denial", chosen=NO_SPEECH, rejected="", seed=seed)
+        asked = made.record["messages"]
+        facts = {name: made.record[name] for name in (*_KEPT_FIELDS, "family") if name in made.record}
+        answer = {"role": "assistant", "content": NO_SPEECH}
+        yield replace(made, record={**facts, "messages": [*asked, answer], "task": "chat"})
 
 
 def pairs(shards: list[str], digests: list[str], split: str, seed: int) -> Iterator[Clip]:

@@ -4,11 +4,16 @@
 |-----------------|-------------------------------------------------------------------------------------|
 | asr-train-*     | English sentences in many synthetic voices                                          |
 | asr-test        | held-out sentences in held-out synthetic voices                                     |
-| domain-train-*  | the recorded English training texts again, in synthetic voices                      |
+| domain-train-*  | the recorded English training texts again, and new ones made of their words         |
+|                 | (:mod:`data_pipelines.recombine`), in synthetic voices                              |
+| joined-train    | real English training prompts joined end to end                                     |
 | speed-train     | the real English training prompts, slower and faster                                |
 | chat-train-*    | spoken questions with written answers                                               |
+| facts-train     | the questions that ask for a fact as text, without a clip                           |
 | chat-test       | held-out questions in held-out synthetic voices                                     |
 | notes-train, notes-test | notes of General MIDI instruments; unseen pairs of program and pitch in the test |
+| denial-train    | sounds without speech, asked for their words                                        |
+| dpo-facts       | spoken questions with the right reply and a wrong one                               |
 | dpo-train, dpo-test | preference pairs made by rule (:mod:`data_pipelines.preferences`)               |
 
 Shards are FLAC. Made in parallel, a shard at a time; run again, only what is missing is made.
@@ -28,18 +33,20 @@ from typing import Any
 import soxr
 from tqdm import tqdm
 
-from data_pipelines import notes, preferences, voice_chat
-from data_pipelines.clip import SAMPLE_RATE, Clip
+from data_pipelines import notes, preferences, recombine, voice_chat
+from data_pipelines.clip import NO_SOUND, SAMPLE_RATE, Clip
 from data_pipelines.shards import Job, make
 from data_pipelines.source import file_digest, read_shard
+from data_pipelines.split import draw
 from data_pipelines.starter import NUM_HELD_OUT_QUESTIONS, NUM_UNSEEN_VOICE
 from data_pipelines.synth import Espeak, draw_voice
+from data_pipelines.text import TextIndex
 from qa_train.data.index import load_index
 
 CLIPS_PER_SHARD = 1000
 SPEEDS = (0.89, 1.11)
 # How many synthetic voices repeat each recorded English training text.
-DOMAIN_VOICES = 5
+DOMAIN_VOICES = 2
 
 
 def speak_sentences(sentences: list[str], split: str, seed: int, first: int) -> Iterator[Clip]:
@@ -70,6 +77,36 @@ def speak_questions(questions: list[dict[str, str]], split: str, seed: int, firs
         yield Clip(f"espeak-chat-{split}-{i:05d}", engine.speak(f"{question.spoken}?", voice), record)
 
 
+def type_questions(questions: list[dict[str, str]]) -> Iterator[Clip]:
+    """Questions as text-only chats, in the words of a transcript: a fact takes fewer tokens read than heard."""
+    for i, fields in enumerate(questions):
+        question = voice_chat.Question(**fields)
+        messages = [{"role": "user", "content": question.spoken}, {"role": "assistant", "content": question.reply}]
+        record = {"messages": messages, "family": question.family, "source": "facts", "license": "CC0-1.0"}
+        yield Clip(f"typed-chat-{i:05d}", NO_SOUND, {**record, "audios": [], "task": "chat", "split": "train"})
+
+
+def speak_pairs(questions: list[dict[str, str]], seed: int) -> Iterator[Clip]:
+    """Spoken questions as preference pairs: the right reply, and the reply with another answer of its family."""
+    engine = Espeak()
+    families = voice_chat.by_family(voice_chat.all_questions(), f"pairs-{seed}")
+    for i, fields in enumerate(questions):
+        question = voice_chat.Question(**fields)
+        answers = [other for other in families[question.family] if other.answer.lower() != question.answer.lower()]
+        other = answers[int(draw(seed, question.spoken, "other") * len(answers))]
+        wrong = question.reply.replace(question.answer, other.answer)
+        voice = draw_voice(f"{question.spoken} pair", seed=seed)
+        record = voice_chat.record(question, split="train", speaker=f"espeak-{voice.name}", source="espeak-chat")
+        record["messages"] = record["messages"][:1]  # type: ignore[index]
+        record |= {"chosen": question.reply, "rejected": wrong if wrong != question.reply else other.reply}
+        yield Clip(f"wrong-answer-{i:04d}", engine.speak(f"{question.spoken}?", voice), record)
+
+
+def deny_speech(shard: str, digest: str, seed: int) -> Iterator[Clip]:
+    """Chats about the sounds of a shard that hold no speech."""
+    return preferences.denials(list(read_shard(Path(shard))), seed=seed)
+
+
 def render_notes(items: list[dict[str, Any]], split: str, seed: int) -> Iterator[Clip]:
     """Notes as instrument clips."""
     return notes.render([notes.Note(**item) for item in items], split=split, seed=seed)
@@ -83,11 +120,19 @@ def change_speed(shard: str, digest: str, speeds: list[float]) -> Iterator[Clip]
             yield Clip(f"{clip.key}-speed-{round(100 * speed):03d}", wave, {**clip.record, "speed": speed})
 
 
+def join_recordings(shard: str, digest: str, num: int, held_out: list[str], seed: int) -> Iterator[Clip]:
+    """English clips of a shard joined end to end into ``num`` new ones; their texts keep off ``held_out``."""
+    clips = list(read_shard(Path(shard), keep=lambda record: record.get("language") == "en"))
+    return recombine.join(clips, num, seed=seed, forbidden=TextIndex(held_out))
+
+
 def _pieces(items: list[Any]) -> list[tuple[int, list[Any]]]:
     return [(i, items[i : i + CLIPS_PER_SHARD]) for i in range(0, len(items), CLIPS_PER_SHARD)]
 
 
-def jobs(starter: Path, out: Path, *, num_sentences: int, num_questions: int, num_notes: int, seed: int) -> list[Job]:
+def jobs(
+    starter: Path, out: Path, *, num_sentences: int, num_domain: int, num_questions: int, num_notes: int, seed: int
+) -> list[Job]:
     """Every shard to make. Texts come from the starter data, where no training text is a held-out one."""
     sentences = (starter / "texts/train.txt").read_text(encoding="utf-8").splitlines()
     if num_sentences > len(sentences):
@@ -98,13 +143,17 @@ def jobs(starter: Path, out: Path, *, num_sentences: int, num_questions: int, nu
     train_questions, held_out = voice_chat.split(NUM_HELD_OUT_QUESTIONS)
     questions = [asdict(question) for question in voice_chat.choose(train_questions, num_questions, seed=seed)]
     test_questions = [asdict(question) for question in held_out[NUM_UNSEEN_VOICE:]]
+    pair_questions = questions[: num_questions // 5]
+    sounds = str(starter / "sound-train.tar")
+    # What is typed is what is trained: the same held-out texts stay out.
+    facts = [asdict(question) for question in train_questions if question.family not in voice_chat.COMMANDS]
     train_notes, test_notes = ([asdict(note) for note in side] for side in notes.split())
     real = starter / "speech-train.tar"
-    recorded = sorted(
-        record["text"]
-        for record in map(json.loads, load_index(str(real)).table["meta"].to_pylist())
-        if record["language"] == "en" and len(record["text"].split()) >= 2
-    )
+    records = map(json.loads, load_index(str(real)).table["meta"].to_pylist())
+    recorded = sorted(record["text"] for record in records if record["language"] == "en")
+    unsaid = (starter / "texts/held-out.txt").read_text(encoding="utf-8").splitlines()
+    domain = [text for text in recorded if len(text.split()) >= 2] * DOMAIN_VOICES
+    domain += recombine.walk(recorded, num_domain, seed=seed, forbidden=TextIndex(unsaid))
 
     found: list[Job] = []
     for split in ("train", "test"):
@@ -115,7 +164,7 @@ def jobs(starter: Path, out: Path, *, num_sentences: int, num_questions: int, nu
         Job(out / f"{name}-train-{first // CLIPS_PER_SHARD:05d}.tar", maker, (part, "train", seed, first), len(part))
         for name, maker, items in (
             ("asr", speak_sentences, sentences),
-            ("domain", speak_sentences, recorded * DOMAIN_VOICES),
+            ("domain", speak_sentences, domain),
             ("chat", speak_questions, questions),
         )
         for first, part in _pieces(items)
@@ -124,8 +173,17 @@ def jobs(starter: Path, out: Path, *, num_sentences: int, num_questions: int, nu
     found += [
         Job(out / "asr-test.tar", speak_sentences, (test_sentences, "test", seed, 0), len(test_sentences)),
         Job(out / "chat-test.tar", speak_questions, (test_questions, "test", seed, 0), len(test_questions)),
+        Job(out / "denial-train.tar", deny_speech, (sounds, file_digest(Path(sounds)), seed), 200),
+        Job(out / "dpo-facts.tar", speak_pairs, (pair_questions, seed), len(pair_questions)),
+        Job(out / "facts-train.tar", type_questions, (facts,), len(facts)),
         Job(out / "notes-train.tar", render_notes, (train_notes, "train", seed), len(train_notes)),
         Job(out / "notes-test.tar", render_notes, (test_notes, "test", seed), len(test_notes)),
+        Job(
+            out / "joined-train.tar",
+            join_recordings,
+            (str(real), file_digest(real), num_domain // 2, unsaid, seed),
+            num_domain // 2,
+        ),
         Job(out / "speed-train.tar", change_speed, (str(real), file_digest(real), list(SPEEDS)), 1000),
     ]
     return found
@@ -135,7 +193,8 @@ def build(
     starter: Path,
     out: Path,
     *,
-    num_sentences: int = 9000,
+    num_sentences: int = 8000,
+    num_domain: int = 2400,
     num_questions: int = 2000,
     num_notes: int = 1000,
     seed: int = 0,
@@ -144,7 +203,15 @@ def build(
     """Makes all shards in ``out`` with a progress bar, and says how long it took."""
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    todo = jobs(starter, out, num_sentences=num_sentences, num_questions=num_questions, num_notes=num_notes, seed=seed)
+    todo = jobs(
+        starter,
+        out,
+        num_sentences=num_sentences,
+        num_domain=num_domain,
+        num_questions=num_questions,
+        num_notes=num_notes,
+        seed=seed,
+    )
     workers = num_workers or len(os.sched_getaffinity(0))
     with tqdm(total=sum(job.num_clips for job in todo), unit=" clips", desc="synthetic data") as bar:
         made = make(todo, num_workers=workers, progress=bar.update)
@@ -158,7 +225,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m data_pipelines.quickstart", description=__doc__.split("\n")[0])
     parser.add_argument("--starter", type=Path, default=Path("data/starter"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--sentences", type=int, default=9000)
+    parser.add_argument("--sentences", type=int, default=8000)
+    parser.add_argument("--domain", type=int, default=2400, help="new sentences from the words of the recordings")
     parser.add_argument("--questions", type=int, default=2000)
     parser.add_argument("--notes", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
@@ -168,6 +236,7 @@ def main() -> None:
         arguments.starter,
         arguments.out,
         num_sentences=arguments.sentences,
+        num_domain=arguments.domain,
         num_questions=arguments.questions,
         num_notes=arguments.notes,
         seed=arguments.seed,

@@ -7,11 +7,14 @@ recipe or a missing digest makes the shard anew.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import multiprocessing
-from collections.abc import Callable, Iterable, Sequence
+import multiprocessing.connection
+import traceback
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +38,16 @@ def opus(wave: np.ndarray, compression: float) -> bytes:
 
 
 def write_shard(path: Path, clips: Iterable[Clip], *, opus_compression: Callable[[Clip], float] | None = None) -> int:
-    """Writes one shard (FLAC, or Opus when ``opus_compression`` says how much); returns the clips written."""
+    """Writes one shard (FLAC, or Opus when ``opus_compression`` says how much); returns the clips written.
+
+    A clip without samples becomes a text-only record.
+    """
     num = 0
     with ShardWriter(path) as writer:
         for clip in clips:
-            if opus_compression is None:
+            if not len(clip.wave):
+                writer.write(clip.key, clip.record, [])
+            elif opus_compression is None:
                 writer.write(clip.key, clip.record, clip.wave, SAMPLE_RATE)
             else:
                 writer.write(clip.key, clip.record, opus(clip.wave, opus_compression(clip)), extension="opus")
@@ -55,7 +63,7 @@ class Job:
     """
 
     path: Path
-    maker: Callable[..., Iterable[Clip]]
+    maker: Callable[..., Any]
     arguments: tuple[Any, ...]
     num_clips: int
 
@@ -72,13 +80,22 @@ class Job:
         """Whether the shard exists whole and was made from this recipe."""
         marker = Path(f"{self.path}{RECIPE_SUFFIX}")
         made = marker.read_text(encoding="utf-8").strip() if marker.exists() else ""
-        return made == self.recipe and self.path.exists() and Path(f"{self.path}.index.parquet").exists()
+        return made == self.recipe and self.complete
+
+    @property
+    def complete(self) -> bool:
+        """Whether the files that ``write`` makes are there."""
+        return self.path.exists() and Path(f"{self.path}.index.parquet").exists()
+
+    def write(self) -> int:
+        """Writes the shard; returns the number of its clips."""
+        return write_shard(self.path, self.maker(*self.arguments))
 
 
 def _run(job: Job) -> int:
     marker = Path(f"{job.path}{RECIPE_SUFFIX}")
     marker.unlink(missing_ok=True)
-    num = write_shard(job.path, job.maker(*job.arguments))
+    num = job.write()
     # The marker comes last and appears whole: a killed job leaves none and is redone.
     part = marker.with_name(marker.name + ".part")
     part.write_text(job.recipe + "\n", encoding="utf-8")
@@ -87,21 +104,67 @@ def _run(job: Job) -> int:
 
 
 def make(jobs: Sequence[Job], *, num_workers: int, progress: Callable[[int], object] = lambda clips: None) -> int:
-    """Runs the unfinished jobs in ``num_workers`` processes; returns the number of clips made.
+    """Runs the unfinished jobs in ``num_workers`` processes (0: in this one); returns the number of clips made.
 
     ``progress`` is called with the number of clips of each shard that is ready (also the skipped ones).
+    Raises ValueError when a job fails or its process dies, naming the shard; the other running jobs are ended.
     """
     todo = [job for job in jobs if not job.finished]
     progress(sum(job.num_clips for job in jobs) - sum(job.num_clips for job in todo))
     if not todo:
         return 0
+    made = 0
+    # Closed at once when progress() raises: no process goes on writing.
+    results = _in_processes(todo, num_workers) if num_workers else (_run(job) for job in todo)
+    with contextlib.closing(results):
+        for num in results:
+            made += num
+            progress(num)
+    return made
+
+
+def _in_processes(jobs: Sequence[Job], num_workers: int) -> Generator[int, None, None]:
+    """Runs each job in a process of its own, so that a decoder that crashes is noticed and named."""
     # Children of a fork server start from a clean process with the libraries already imported:
     # cheap, safe beside threads, and with a speech engine that has spoken nothing yet.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["data_pipelines.shards", "data_pipelines.synth"])
-    made = 0
-    with context.Pool(num_workers, maxtasksperchild=1) as pool:
-        for num in pool.imap_unordered(_run, todo, chunksize=1):
-            made += num
-            progress(num)
-    return made
+    waiting = list(reversed(jobs))
+    running: dict[Any, tuple[Job, Any]] = {}  # receiving end -> (job, process)
+    try:
+        while waiting or running:
+            while waiting and len(running) < num_workers:
+                job = waiting.pop()
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_report, args=(job, sender), daemon=True)
+                process.start()
+                sender.close()
+                running[receiver] = (job, process)
+            for ready in multiprocessing.connection.wait(list(running)):
+                job, process = running.pop(ready)
+                yield _result(job, process, ready)
+    finally:
+        for _, process in running.values():
+            process.terminate()
+            process.join()
+
+
+def _report(job: Job, sender: Any) -> None:
+    try:
+        sender.send(_run(job))
+    except ValueError as error:
+        sender.send(str(error))
+    except Exception:
+        sender.send(traceback.format_exc())
+
+
+def _result(job: Job, process: Any, receiver: Any) -> int:
+    try:
+        answer = receiver.recv()
+    except EOFError:
+        answer = None
+    process.join()
+    if isinstance(answer, int):
+        return answer
+    died = f"its process died (exit code {process.exitcode}): a decoder may have crashed, or memory ran out"
+    raise ValueError(f"{job.path} was not made: {answer or died}")

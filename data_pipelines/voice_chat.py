@@ -37,6 +37,8 @@ CAPITALS = {
     "Portugal": "Lisbon", "Cuba": "Havana", "Peru": "Lima", "Canada": "Ottawa", "Hungary": "Budapest",
 }  # fmt: skip
 DEVICES = ("light", "fan", "heater", "radio", "television", "lamp", "music", "alarm")
+# Families that ask for something to be done, not for a fact.
+COMMANDS = ("device", "timer")
 ROOMS = ("kitchen", "bedroom", "bathroom", "garage", "office", "hall", "garden", "basement")
 
 

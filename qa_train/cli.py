@@ -33,6 +33,16 @@ using a model
 data
   data index PATH...         make WebDataset tars of KEY.flac + KEY.json trainable
   data from-jsonl FILE OUT   turn messages + audios JSONL into shards
+  data to-jsonl PATH... out=FILE.jsonl [task=asr]   and back
+  data import CORPUS path=DIR out=DIR   a public corpus or a foreign list as shards (data import --list)
+  data inspect SHARD[:KEY]   what a shard, or one record, holds
+  data validate PATH...      read everything again and print every fault (exit code 1 when there is one)
+  data stats PATH...         hours by task and language, lengths, tokens (tokenizer=T tasks=asr,lid)
+  data sample PATH...        print a few records; out=DIR writes files to play and plots
+  data clean PATH...         count what the filters refuse; apply=true takes it out of the indexes
+  data catalog OUT SHARDS... one file that opens many shards at once (OUT ends in .catalog.parquet)
+  plan data [stage=S steps=N json=FILE] [experiment=...]
+                             what a run trains on: mixture, epochs, fill, balance over ranks, what is left out
   data order [stage=S steps=N world_size=W num_workers=K] [experiment=...]
                              digest of the order in which a run trains on the samples
   data COMMAND --help        further commands: {{pipelines}}
@@ -57,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
         "eval": _eval,
         "chat": _chat,
         "export": _export,
+        "plan": _plan,
         "data": _data,
     }
     command = commands.get(words[0])
@@ -160,13 +171,22 @@ def _export(words: list[str]) -> int:
     return 0
 
 
+def _plan(words: list[str]) -> int:
+    from qa_train.plan_cli import plan
+
+    return plan(words)
+
+
 def _data(words: list[str]) -> int:
-    from qa_train import data_cli
+    from qa_train import data_cli, data_tools
 
     own: dict[str, Callable[[list[str]], int]] = {
         "index": data_cli.index,
         "from-jsonl": data_cli.from_jsonl,
+        "to-jsonl": data_cli.to_jsonl,
         "order": data_cli.order,
+        "catalog": data_cli.catalog,
+        **data_tools.COMMANDS,
     }
     pipelines = _pipelines()
     name = words[0] if words else ""

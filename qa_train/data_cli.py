@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+from omegaconf import MISSING
+
 from qa_train.config import OrderConfig, config_dir, parse_options, register, to_stage_config
+from qa_train.data_tools import split_words
+
+
+@dataclass
+class IndexOptions:
+    """`qa-train data index PATH...`"""
+
+    # Decode every clip: audio that is cut, or lies about its length, is left out now and not in training.
+    decode: bool = False
+    # Index what precedes the damage of a broken tar instead of refusing it.
+    keep_damaged: bool = False
+    num_workers: int = 0
 
 
 def index(words: list[str]) -> int:
-    """`data index PATH...`: write the sidecar index of every tar given (paths or globs)."""
-    from qa_train.data.index import build_index
+    """`data index PATH... [decode=true keep_damaged=true num_workers=N]`: write the index beside every tar given."""
+    from qa_train.data.index import index_shard
+    from qa_train.data.parallel import each_shard
+    from qa_train.data.storage import expand
 
-    if not words:
-        raise ValueError("data index: give the .tar files to index, e.g. qa-train data index data/*.tar")
-    indexes = build_index(words, progress=lambda path, records: print(f"{path}: {records} records", flush=True))
-    for index in indexes:
+    paths, options = split_words(words, IndexOptions, "data index")
+    done = each_shard(
+        index_shard, expand(paths), options.decode, options.keep_damaged, num_workers=options.num_workers, what="index"
+    )
+    for index in done:
+        print(f"{index.path}: {len(index)} records", flush=True)
         for problem in index.problems:
             print(f"{index.path}: left out {problem.key} at byte {problem.offset}: {problem.reason}, {problem.detail}")
     return 0
@@ -28,6 +47,34 @@ def from_jsonl(words: list[str]) -> int:
         raise ValueError("data from-jsonl: give FILE.jsonl and an output pattern, e.g. out/train-%05d.tar")
     for written in jsonl_to_shards(words[0], words[1]):
         print(f"{written.path}: {len(written)} records")
+    return 0
+
+
+def catalog(words: list[str]) -> int:
+    """`data catalog OUT SHARDS...`: the summaries of all shards in one file, which a source may name as its shards."""
+    from qa_train.data.catalog import write_catalog
+
+    if len(words) < 2:
+        raise ValueError("data catalog: give the file to write and the shards, e.g. all.catalog.parquet data/*.tar")
+    print(f"{words[0]}: {write_catalog(words[1:], words[0])} shards")
+    return 0
+
+
+@dataclass
+class ToJsonlOptions:
+    """`qa-train data to-jsonl PATH... out=FILE.jsonl`"""
+
+    out: str = MISSING
+    # A task of the prompt bank for records without messages; chat: their own.
+    task: str = "chat"
+
+
+def to_jsonl(words: list[str]) -> int:
+    """`data to-jsonl PATH... out=FILE.jsonl [task=NAME]`: indexed shards as messages + audios lines and files."""
+    from qa_train.data.interchange import shards_to_jsonl
+
+    paths, options = split_words(words, ToJsonlOptions, "data to-jsonl")
+    print(f"{options.out}: {shards_to_jsonl(paths, options.out, task=options.task)} lines")
     return 0
 
 

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from transformers import AutoProcessor, BatchFeature, Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 
-from qa_train.model import load_model
+from qa_train.model import find_checkpoint, load_model
+from qa_train.model.build import load_adapted
+from qa_train.model.lora import has_adapters, merge_adapters
 
 _PROBE = "<|audio_bos|><|AUDIO|><|audio_eos|>Detect the language and recognize the speech: <|en|>"
 _SAMPLE_RATE = 16_000
@@ -29,6 +31,8 @@ class Exported:
 def export(checkpoint: str | Path, out: str | Path) -> Exported:
     """Write weights, configuration, tokenizer, processor, chat template and generation settings to ``out``.
 
+    Adapters of a run with ``model.lora`` are merged into the weights.
+
     The folder is then read by the stock classes and must give the same logits for a probe clip, within 1e-4 of
     the largest logit (3e-2 in half precision, where only the order of summation differs). ValueError if ``out``
     is not empty or the checkpoint cannot be read; RuntimeError if the reloaded model answers otherwise, and then
@@ -37,11 +41,15 @@ def export(checkpoint: str | Path, out: str | Path) -> Exported:
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not an empty folder: choose another place for the export")
-    model, processor = load_model(checkpoint)
-    parameters = sum(p.numel() for p in model.parameters())
+    folder = find_checkpoint(checkpoint)
+    # Adapters answer the probe as they were trained, beside their base: so the merge is part of what is proved.
+    model, processor = load_adapted(folder) if has_adapters(folder) else load_model(folder)
     probe = _probe(processor)
     with torch.no_grad():
         expected = model(**probe.to(dtype=model.dtype)).logits.float()
+    if has_adapters(folder):
+        model = merge_adapters(model)
+    parameters = sum(p.numel() for p in model.parameters())
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)

@@ -22,15 +22,22 @@ from qa_train.data.index import load_index
 from qa_train.data.records import LANGUAGES
 from qa_train.model.tokenizers import NANO_DIR, train_nano_tokenizer
 
-VOCABULARY = 1024
+# Small on purpose: with 1,024 tokens the decoder knew more whole words and heard fewer (docs/benchmarks.md).
+VOCABULARY = 550
 PROMPT_WEIGHT = 60
+# The tasks of the quickstart.
+TASKS = (
+    *("asr", "translate", "lid", "sound_class", "sound_caption", "instrument"),
+    *("ask_transcript", "ask_language", "ask_speech", "ask_sound"),
+)
 CHAT_PHRASES = ("system\nYou are a helpful assistant.", "user\n", "assistant\n", "Audio 1: ", NO_SPEECH, "Yes", "No")
 
 
 def prompts() -> Iterator[str]:
-    """Every English wording of the prompt bank, with the language names filled in."""
+    """Every English wording of the tasks, with the language names filled in."""
     for path in sorted((config_dir() / "prompts").glob("*.yaml")):
-        for task in yaml.safe_load(path.read_text(encoding="utf-8")).values():
+        bank = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for task in (bank[name] for name in TASKS if name in bank):
             for wording in task["prompts"].get("en", []):
                 for name in ("English", "Spanish", "French", "Italian", "Russian"):
                     yield wording.replace("{language_name}", name).replace("<|{language}|>", "")

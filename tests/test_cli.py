@@ -40,7 +40,7 @@ def test_help_is_quick_and_lists_every_command() -> None:
         (["eval", "checkpoint=/nowhere"], "missing data=, out="),
         (["chat", "checkpoint=/nowhere", "voice=x"], "known keys"),
         (["data", "frobnicate"], "no command 'frobnicate'"),
-        (["data", "index"], "give the .tar files"),
+        (["data", "index"], "give paths, folders, globs or URLs of .tar shards"),
     ],
 )
 def test_wrong_use_is_one_clear_line(words: list[str], message: str) -> None:

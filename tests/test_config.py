@@ -67,6 +67,15 @@ def test_unknown_keys_fail(composed: Any, word: str) -> None:
         (["trainer.max_steps=0"], "at least 1"),
         (["model.dtype=bfloat16"], "small updates would vanish"),
         (["data.time_mask=0.1"], "set data.encoder_cache"),
+        (["model.lora.parts=[head]"], "use encoder, llm or both"),
+        (["model.lora.parts=[llm]"], "put it into model.lora.parts or model.freeze"),
+        (["model.lora.parts=[llm,encoder]", "model.freeze=[llm]"], "take it out of one of them"),
+        (["model.lora.parts=[llm,encoder]", "model.lora.r=0"], "r must be at least 1"),
+        (["trainer.parts.encoder.learning_rate=1", "model.freeze=[encoder]"], "encoder is in model.freeze"),
+        (["trainer.parts.projector.layer_decay=0.5"], "the projector is one layer"),
+        (["trainer.gradient_checkpointing.llm=some"], "use none, selective or full"),
+        (["trainer.compile_layers=true", "trainer.gradient_checkpointing.llm=full"], "use one of the two"),
+        (["data.augment.gain_db=3", "data.encoder_cache=x", "model.freeze=[encoder]"], "no longer reads"),
     ],
 )
 def test_contradictions_say_the_remedy(composed: Any, words: list[str], message: str) -> None:

@@ -16,24 +16,23 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from qa_train.config import DataConfig
+from qa_train.config import AugmentConfig, DataConfig
 from qa_train.data import loader
-from qa_train.data.augment import mask_spans
+from qa_train.data.augment import ClipAugment, check_augment, mask_spans
 from qa_train.data.clips import Clip, ClipMels, ClipReader, SkipSample
 from qa_train.data.collate import join_audio, pad, pad_ids
 from qa_train.data.encoder_cache import EncoderCache
+from qa_train.data.noise import ordinary_tokens, replace_targets
+from qa_train.data.packing import Cost
 from qa_train.data.plan import Plan, SampleRef
-from qa_train.data.prompts import PromptBank
 from qa_train.data.source import Source
+from qa_train.data.sources import BUDGET_FLOOR, open_sources
 from qa_train.data.template import ENDOFTEXT, IGNORE, encode, encode_pair, special_id
 
 log = logging.getLogger(__name__)
 
 _REASONS = ("read", "bad audio", "changed shard", "unreadable", "not in encoder cache", "too long for a batch")
 _SLOTS = 257
-# Below this many samples the budget counts as if that many had been read: one bad clip among the
-# first ten is no reason to stop.
-_BUDGET_FLOOR = 1000
 
 
 class Batches:
@@ -43,8 +42,11 @@ class Batches:
         self.sources, self.plan, self.tokenizer = sources, plan, tokenizer
         self.cfg = cfg
         self.pad_id = special_id(tokenizer, ENDOFTEXT)
+        self._ordinary = ordinary_tokens(tokenizer)
         self.cache: EncoderCache | None = None
-        self.reader = ClipReader(num_mel_bins)
+        self.reader = ClipReader(num_mel_bins, cfg.storage, cfg.decode_timeout_s)
+        check_augment(cfg.augment)
+        self._augments = cfg.augment != AugmentConfig()
         # One row per process, so that no process writes where another does; shared with workers.
         self._counts = torch.zeros(_SLOTS, len(_REASONS), dtype=torch.int64).share_memory_()
 
@@ -100,14 +102,20 @@ class Batches:
         lines = [f"  {'source':<16} {'task':<16} {'records':>9} {'samples':>9} {'hours':>8} {'share':>7}  left out"]
         for row in self.table():
             out = ", ".join(f"{n} {reason}" for reason, n in (row["left_out"] | row["problems"]).items())
+            about = "" if row["exact"] else "~"
+            if row["max_epochs"]:
+                out += f"; after {row['max_epochs']} epochs its share goes to the others"
             lines.append(
-                f"  {row['source']:<16} {row['task']:<16} {row['records']:>9} {row['samples']:>9} "
-                f"{row['hours']:>8.2f} {row['share']:>7.1%}  {out or '-'}"
+                f"  {row['source']:<16} {row['task']:<16} {row['records']:>9} {about + str(row['samples']):>9} "
+                f"{about + format(row['hours'], '.2f'):>8} {row['share']:>7.1%}  {about if out else ''}{out or '-'}"
             )
         return "\n".join(lines)
 
     def table(self) -> list[dict[str, Any]]:
-        """One row per source: records, samples that qualify, hours, weight, share, what was left out."""
+        """One row per source: records, samples that qualify, hours, weight, share, what was left out.
+
+        Of large sources, samples, hours and left_out are extrapolated from a part (``exact`` is False).
+        """
         total = sum(source.weight for source in self.sources)
         return [
             {
@@ -115,12 +123,14 @@ class Batches:
                 "task": source.cfg.task,
                 "shards": len(source.shards),
                 "records": source.records_read,
-                "samples": len(source),
-                "hours": round(source.hours, 3),
-                "weight": source.weight,
+                "samples": source.overview.samples,
+                "hours": round(source.overview.seconds / 3600, 3),
+                "exact": source.overview.exact,
+                "weight": source.cfg.weight,
                 "share": round(source.weight / total, 4),
-                "left_out": dict(source.left_out),
-                "problems": dict(Counter(problem.reason for _, problem in source.problems)),
+                "max_epochs": source.max_epochs,
+                "left_out": dict(source.overview.left_out),
+                "problems": dict(source.problems),
             }
             for source in self.sources
         ]
@@ -129,7 +139,7 @@ class Batches:
         """Every distinct clip of the sources, each once, in shard order (those of weight 0 left out)."""
         seen: set[str] = set()
         for source in (source for source in self.sources if source.weight > 0):
-            for row in range(len(source)):
+            for row in source.rows():
                 for clip in source.clips(row):
                     if clip.id not in seen:
                         seen.add(clip.id)
@@ -166,7 +176,7 @@ class Batches:
 
     def _refs(self, k: int) -> list[SampleRef]:
         refs = self.plan.batch(k)
-        chapter, first = self.plan.seek_hint(k)
+        chapter, first = self.plan.locate(k)
         counts = self._slot()
         counts[0] += len(refs)
         if k == first:
@@ -181,9 +191,11 @@ class Batches:
         """Mel segments and their real frames, or cached states and no frames."""
         tensors: list[Tensor] = []
         lengths: list[int] = []
-        for clip in self.sources[ref.source].clips(ref.row):
+        source = self.sources[ref.source]
+        for i, clip in enumerate(source.clips(ref.row)):
             if self.cache is None:
-                parts, frames = self.reader.mels(clip)
+                key = (self.plan.seed, source.name, ref.epoch, source.key(ref.row), i)
+                parts, frames = self.reader.mels(clip, ClipAugment(self.cfg.augment, key) if self._augments else None)
                 tensors += parts
                 lengths += frames
                 continue
@@ -195,7 +207,10 @@ class Batches:
 
     def _encode(self, ref: SampleRef) -> Any:
         source = self.sources[ref.source]
-        return encode(source.sample(ref.row, ref.epoch), self.tokenizer, source.clip_tokens(ref.row))
+        encoded = encode(source.sample(ref.row, ref.epoch), self.tokenizer, source.clip_tokens(ref.row))
+        noise = self.cfg.target_noise if source.cfg.target_noise is None else source.cfg.target_noise
+        key = (self.plan.seed, ref.epoch, f"{source.key(ref.row)}:{source.cfg.task}")
+        return replace_targets(encoded, noise, self._ordinary, key)
 
     def _rows(self, rows: list[Any]) -> dict[str, Tensor]:
         ids = [row.input_ids for row in rows] or [[self.pad_id]]
@@ -212,7 +227,7 @@ class Batches:
         self._slot()[_REASONS.index(skip.reason)] += 1
         counts = self._counts.sum(0).tolist()
         bad, read = sum(counts[1:]), counts[0]
-        if bad > self.cfg.error_budget * max(read, _BUDGET_FLOOR):
+        if bad > self.cfg.error_budget * max(read, BUDGET_FLOOR):
             raise ValueError(
                 f"{bad} of {read} samples could not be used, more than data.error_budget={self.cfg.error_budget:g} "
                 f"allows; the last: {source.key(ref.row)} of {source.shard(ref.row)} ({skip.reason}): {skip}. "
@@ -259,40 +274,29 @@ class PreferenceBatches(Batches):
 
 
 def open_data(
-    cfg: DataConfig, tokenizer: Any, num_mel_bins: int, *, seed: int, batches_per_step: int, preference: bool = False
+    cfg: DataConfig,
+    tokenizer: Any,
+    num_mel_bins: int,
+    *,
+    seed: int,
+    batches_per_step: int,
+    preference: bool = False,
+    cost: Cost | None = None,
 ) -> Batches:
     """Open the sources of a config and plan their order; ``preference`` gives PreferenceBatches.
+
+    ``cost`` weighs tokens against audio when batches are made equally costly; null: the released model's shape.
 
     Raises ValueError when an index is missing or stale, when a source has no usable record, or
     when indexing left out more records than the error budget allows.
     """
-    bank = PromptBank.load(cfg.prompt_files, cfg.prompt_languages)
-    sources = [
-        Source(name, source, cfg, bank, tokenizer, seed=seed, pairs=preference) for name, source in cfg.sources.items()
-    ]
-    for source in sources:
-        _check_index_budget(source, cfg.error_budget)
-        if not len(source) and source.weight > 0:
-            raise ValueError(
-                f"source {source.name!r}: none of {source.records_read} records in {len(source.shards)} shards is "
-                f"usable for task {source.cfg.task!r}; left out: {dict(source.left_out)}. Check its task and where"
-            )
+    sources = open_sources(cfg, tokenizer, seed=seed, preference=preference)
     plan = Plan(
         sources,
         seed=seed,
         tokens_per_batch=cfg.tokens_per_batch,
         batches_per_step=batches_per_step,
         chapter_samples=cfg.chapter_samples,
+        cost=cost,
     )
     return (PreferenceBatches if preference else Batches)(sources, plan, tokenizer, num_mel_bins, cfg)
-
-
-def _check_index_budget(source: Source, budget: float) -> None:
-    bad = [(shard, problem) for shard, problem in source.problems if problem.reason != "ignored"]
-    if len(bad) > budget * max(source.records_read, _BUDGET_FLOOR):
-        shard, worst = bad[0]
-        raise ValueError(
-            f"source {source.name!r}: {len(bad)} records were unusable when indexed, more than "
-            f"data.error_budget={budget:g} allows; the first: {shard}, key {worst.key!r}, byte {worst.offset}: "
-            f"{worst.detail}. Repair the shards, or raise the budget."
-        )

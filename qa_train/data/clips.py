@@ -8,7 +8,10 @@ import crc32c
 import numpy as np
 from torch import Tensor
 
-from qa_train.data.audio import HOP, SAMPLE_RATE, BadAudio, audio_tokens, log_mel, read_clip, segments
+from qa_train.config import StorageConfig
+from qa_train.data.audio import SAMPLE_RATE, BadAudio, audio_tokens, log_mel, mel_frames, read_clip, segments
+from qa_train.data.augment import ClipAugment
+from qa_train.data.decoder import KillableDecoder
 from qa_train.data.storage import RangeReader
 
 
@@ -53,11 +56,24 @@ class ClipMels:
 
 
 class ClipReader:
-    """Reads clips by byte range and checks them against the index. Picklable."""
+    """Reads clips by byte range and checks them against the index. Picklable.
 
-    def __init__(self, num_mel_bins: int) -> None:
+    With ``decode_timeout_s`` clips are decoded in a child process that is killed when it takes longer.
+    """
+
+    def __init__(
+        self, num_mel_bins: int, storage: StorageConfig | None = None, decode_timeout_s: float | None = None
+    ) -> None:
         self.num_mel_bins = num_mel_bins
-        self._files = RangeReader()
+        self._files = RangeReader(storage)
+        self._killable = None if decode_timeout_s is None else KillableDecoder(decode_timeout_s)
+        self._decode = read_clip if self._killable is None else self._killable.read_clip
+
+    def close(self) -> None:
+        """Close files, and end the decoder's process."""
+        self._files.close()
+        if self._killable is not None:
+            self._killable.close()
 
     def wave(self, clip: Clip) -> np.ndarray:
         """The clip as float32 [n] at 16 kHz.
@@ -73,14 +89,16 @@ class ClipReader:
             raise SkipSample("changed shard", f"{what}: damaged, or another shard under this name")
         try:
             # One second more than indexed: the length is compared below, so a lie ends the read early.
-            wave = read_clip(raw, max_duration_s=clip.duration_s + 1)
+            wave = self._decode(raw, max_duration_s=clip.duration_s + 1)
             if len(wave) != clip.num_samples:
                 raise BadAudio(f"{len(wave)} samples at 16 kHz, the index says {clip.num_samples}")
         except BadAudio as error:
             raise SkipSample("bad audio", f"{clip.member}, byte {clip.offset}: {error}") from error
         return wave
 
-    def mels(self, clip: Clip) -> tuple[list[Tensor], list[int]]:
+    def mels(self, clip: Clip, augment: ClipAugment | None = None) -> tuple[list[Tensor], list[int]]:
         """Log-mel [M, L + tail] of each segment of a clip, and L, the real frames of each."""
-        parts = segments(self.wave(clip))
-        return [log_mel(part, self.num_mel_bins) for part in parts], [len(part) // HOP for part in parts]
+        wave = self.wave(clip)
+        parts = segments(augment.wave(wave) if augment else wave)
+        mels = [log_mel(part, self.num_mel_bins) for part in parts]
+        return [augment.mel(mel) for mel in mels] if augment else mels, [mel_frames(len(part)) for part in parts]

@@ -1,8 +1,9 @@
 """A frozen encoder's outputs on disk, so that each clip is encoded once for all epochs and stages.
 
-A folder per encoder holds ``states.f16`` (float16, one row of ``D`` values per audio token, clips
-joined) and ``index.jsonl`` (one line per clip: id, first row, rows, D). A line is written after its
-states, so a killed writer loses at most the clip it was at, and a later one goes on from there.
+A folder per encoder holds parts, each filled by one process: ``N.f16`` (float16, one row of ``D`` values
+per audio token, clips joined) and ``N.jsonl`` (one line per clip: id, first row, rows, D). A line is
+written after its states, so a killed writer loses at most the clip it was at; the next writer that takes
+the part goes on from there.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ class EncoderCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._rows: dict[str, tuple[int, int]] = {}
+        # Part, first row and rows of each clip.
+        self._rows: dict[str, tuple[int, int, int]] = {}
         self.width = 0
-        self._states: np.ndarray | None = None
+        self._states: dict[int, np.ndarray] = {}
         self.refresh()
 
     @staticmethod
@@ -37,9 +39,12 @@ class EncoderCache:
         return EncoderCache(path)
 
     def refresh(self) -> None:
-        """Read the index again, after a writer has added to it."""
-        self._rows, self.width = _read_index(self.folder)
-        self._states = None
+        """Read the parts again, after writers have added to them."""
+        self._rows, self.width, self._states = {}, 0, {}
+        for path in sorted(self.folder.glob("*.jsonl")):
+            rows, width = _read_index(path)
+            self._rows |= {clip: (int(path.stem), *place) for clip, place in rows.items()}
+            self.width = self.width or width
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -51,58 +56,61 @@ class EncoderCache:
         """States of a clip, float32 [T, D], or None when it is not cached."""
         if clip_id not in self._rows:
             return None
-        if self._states is None:
-            path = self.folder / "states.f16"
+        part, start, count = self._rows[clip_id]
+        if part not in self._states:
+            path = self.folder / f"{part}.f16"
             rows = path.stat().st_size // (2 * self.width)
-            self._states = np.memmap(path, dtype=np.float16, mode="r", shape=(rows, self.width))
-        start, count = self._rows[clip_id]
-        return torch.from_numpy(self._states[start : start + count].astype(np.float32))
+            self._states[part] = np.memmap(path, dtype=np.float16, mode="r", shape=(rows, self.width))
+        return torch.from_numpy(self._states[part][start : start + count].astype(np.float32))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_states": None}
+        return {**self.__dict__, "_states": {}}
 
 
 class CacheWriter:
-    """Context manager that appends clips; a second writer on the same folder is refused."""
+    """Context manager that appends clips to the first part that no other process is writing."""
 
     def __init__(self, cache: EncoderCache, width: int) -> None:
         self.cache, self.width = cache, width
 
     def __enter__(self) -> CacheWriter:
         folder = self.cache.folder
-        self._index: IO[str] = (folder / "index.jsonl").open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(self._index, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._index.close()
-            raise ValueError(f"{folder} is being filled by another process; wait for it") from error
         self.cache.refresh()
         if len(self.cache) and self.cache.width != self.width:
-            self._index.close()
             raise ValueError(f"{folder} holds states of width {self.cache.width}, not {self.width}: delete the folder")
-        rows = sum(count for _, count in self.cache._rows.values())
+        part = 0
+        while True:
+            self._index: IO[str] = (folder / f"{part}.jsonl").open("a+", encoding="utf-8")
+            try:
+                fcntl.flock(self._index, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                self._index.close()
+                part += 1
+        rows, _ = _read_index(folder / f"{part}.jsonl")
         # What a killed writer left half-written goes: first the index's last line, then the states.
-        text = "".join(_line(i, s, n, self.width) for i, (s, n) in self.cache._rows.items())
+        text = "".join(_line(clip, *place, self.width) for clip, place in rows.items())
         self._index.truncate(len(text))
-        self._states: IO[bytes] = (folder / "states.f16").open("ab")
-        self._states.truncate(rows * self.width * 2)
-        self._next = rows
+        self._next = sum(count for _, count in rows.values())
+        self._states: IO[bytes] = (folder / f"{part}.f16").open("ab")
+        self._states.truncate(self._next * self.width * 2)
+        self._written: set[str] = set()
         return self
 
     def write(self, clip_id: str, states: Tensor) -> None:
-        """Add a clip's states [T, D]; values beyond float16 are an error, not an infinity."""
+        """Add a clip's states [T, D] unless it is there; values beyond float16 are an error, not an infinity."""
         values = states.detach().to("cpu", torch.float16).numpy()
         if values.ndim != 2 or values.shape[1] != self.width:
             raise ValueError(f"{clip_id}: states of shape {values.shape}; expected [T, {self.width}]")
         if not np.isfinite(values).all():
             raise ValueError(f"{clip_id}: encoder states that are not finite in float16; train without the cache")
-        if clip_id in self.cache._rows:
+        if clip_id in self.cache or clip_id in self._written:
             return
         self._states.write(values.tobytes())
         self._states.flush()
         self._index.write(_line(clip_id, self._next, len(values), self.width))
         self._index.flush()
-        self.cache._rows[clip_id] = (self._next, len(values))
+        self._written.add(clip_id)
         self._next += len(values)
 
     def __exit__(self, *error: object) -> None:
@@ -112,11 +120,10 @@ class CacheWriter:
         self._index.flush()
         os.fsync(self._index.fileno())
         self._index.close()
-        self.cache.refresh()
 
 
 def cache_writer(folder: str | Path, key: str, width: int) -> CacheWriter:
-    """Append to the cache of that key, whose states have ``width`` values; one writer at a time."""
+    """Append to the cache of that key, whose states have ``width`` values; processes write to parts of their own."""
     return CacheWriter(EncoderCache.open(folder, key), width)
 
 
@@ -124,13 +131,12 @@ def _line(clip_id: str, start: int, count: int, width: int) -> str:
     return json.dumps([clip_id, start, count, width]) + "\n"
 
 
-def _read_index(folder: Path) -> tuple[dict[str, tuple[int, int]], int]:
-    """Complete entries whose states are on disk, and the width D."""
-    path = folder / "index.jsonl"
+def _read_index(path: Path) -> tuple[dict[str, tuple[int, int]], int]:
+    """Complete entries of a part whose states are on disk (first row, rows), and the width D."""
     rows: dict[str, tuple[int, int]] = {}
     width = 0
-    lines: Iterable[str] = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ()
-    states = folder / "states.f16"
+    lines: Iterable[str] = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    states = path.with_suffix(".f16")
     size = states.stat().st_size if states.exists() else 0
     for line in lines:
         if not line.endswith("\n"):

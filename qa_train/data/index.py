@@ -1,8 +1,7 @@
 """The sidecar of a shard, ``X.tar.index.parquet``: one row per record, made by one scan.
 
-With it the plan knows every length before any audio is read, and reading is by byte range. The
-rows hold: key; for each clip its member name, offset, size, CRC32C, samples at 16 kHz and sample
-rate; the record's JSON. The footer holds the shard's size, a fingerprint and what was left out.
+With it the plan knows every length before any audio is read, and reading is by byte range. What it
+holds is stated in ``sidecar``.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,56 +19,13 @@ import pyarrow
 import pyarrow.parquet
 
 from qa_train.data import storage
-from qa_train.data.audio import MIN_CLIP_SAMPLES, SAMPLE_RATE, BadAudio, read_clip, read_header, resampled_length
+from qa_train.data.audio import MIN_CLIP_SAMPLES, SAMPLE_RATE, BadAudio, decoded_length, read_header, resampled_length
 from qa_train.data.prompts import chat_messages
 from qa_train.data.records import MAX_JSON_BYTES, BadRecord, parse_record
+from qa_train.data.sidecar import SCHEMA, Problem, ShardIndex, write_index
+from qa_train.data.sidecar import SUFFIX as SUFFIX
+from qa_train.data.sidecar import load_index as load_index
 from qa_train.data.tar import AUDIO_EXTENSIONS, TEXT_EXTENSIONS, DamagedShard, Member, members
-
-SUFFIX = ".index.parquet"
-FORMAT = 1
-SCHEMA = pyarrow.schema(
-    [
-        ("key", pyarrow.string()),
-        ("names", pyarrow.list_(pyarrow.string())),
-        ("offsets", pyarrow.list_(pyarrow.int64())),
-        ("sizes", pyarrow.list_(pyarrow.int64())),
-        ("crc32c", pyarrow.list_(pyarrow.uint32())),
-        ("num_samples", pyarrow.list_(pyarrow.int64())),
-        ("sample_rates", pyarrow.list_(pyarrow.int32())),
-        ("duration_s", pyarrow.float64()),
-        ("meta", pyarrow.string()),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A record that the index leaves out, and why."""
-
-    key: str
-    offset: int
-    reason: str
-    detail: str
-
-
-@dataclass(repr=False)
-class ShardIndex:
-    """The index of one shard in memory."""
-
-    path: str
-    table: pyarrow.Table
-    shard_size: int
-    fingerprint: str
-    problems: list[Problem] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return int(self.table.num_rows)
-
-    def __repr__(self) -> str:
-        hours = sum(self.table["duration_s"].to_pylist()) / 3600
-        out = Counter(problem.reason for problem in self.problems)
-        left = "; left out: " + ", ".join(f"{n} {reason}" for reason, n in out.items()) if out else ""
-        return f"{self.path}: {len(self)} records, {hours:.3f} h{left}"
 
 
 def build_index(
@@ -89,38 +44,18 @@ def build_index(
     """
     indexes = []
     for path in storage.expand(paths):
-        index = scan(path, decode=decode, keep_damaged=keep_damaged)
-        _write(index)
+        index = index_shard(path, decode, keep_damaged)
         indexes.append(index)
         if progress is not None:
             progress(path, len(index))
     return indexes
 
 
-def load_index(path: str) -> ShardIndex:
-    """Read the index of a shard and check that the shard is still the one that was indexed."""
-    side = path + SUFFIX
-    try:
-        with storage.open_binary(side) as file:
-            table = pyarrow.parquet.read_table(file)
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} has no index; run: qa-train data index {path}") from error
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{side} cannot be read ({error}); run: qa-train data index {path}") from error
-    footer = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-    if footer.get("format") != str(FORMAT) or table.schema.names != SCHEMA.names:
-        raise ValueError(f"{side} is of another format; run: qa-train data index {path}")
-    try:
-        size = storage.size_of(path)
-    except FileNotFoundError as error:
-        raise ValueError(f"{side} exists, but its shard {path} does not") from error
-    if size != int(footer["shard_size"]):
-        raise ValueError(
-            f"{path} has {size} bytes, its index was made for {footer['shard_size']}: the shard was changed or cut. "
-            f"Restore it, or run: qa-train data index {path}"
-        )
-    problems = [Problem(**entry) for entry in json.loads(footer["problems"])]
-    return ShardIndex(path, table, size, footer["fingerprint"], problems)
+def index_shard(path: str, decode: bool = False, keep_damaged: bool = False) -> ShardIndex:
+    """Scan one local shard and write the index beside it (see ``build_index``)."""
+    index = scan(path, decode=decode, keep_damaged=keep_damaged)
+    write_index(index)
+    return index
 
 
 def scan(path: str, *, decode: bool = False, keep_damaged: bool = False) -> ShardIndex:
@@ -152,7 +87,7 @@ def scan(path: str, *, decode: bool = False, keep_damaged: bool = False) -> Shar
             seen.add(key)
     problems += [Problem("", 0, "ignored", f"{n} members of type .{kind}") for kind, n in sorted(ignored.items())]
     table = pyarrow.Table.from_pylist(rows, schema=SCHEMA)
-    return ShardIndex(path, table, size, _fingerprint(rows), problems)
+    return ShardIndex(path, table, size, shard_fingerprint(rows), problems)
 
 
 def _groups(stream: Iterable[Member], ignored: Counter[str]) -> Iterator[list[Member]]:
@@ -234,7 +169,7 @@ def _clip(file: IO[bytes], member: Member, decode: bool) -> tuple[int, int, int]
     try:
         frames, rate = read_header(raw)
         # The header of an MP3 only estimates its length.
-        exact = len(read_clip(raw, max_duration_s=24 * 3600)) if decode or member.kind == "mp3" else None
+        exact = decoded_length(raw) if decode or member.kind == "mp3" else None
     except BadAudio as error:
         raise BadAudio(f"member {member.name!r}: {error}") from error
     samples = resampled_length(frames, rate) if exact is None else exact
@@ -250,25 +185,9 @@ def _bytes(file: IO[bytes], member: Member, limit: int) -> bytes:
     return file.read(member.size)
 
 
-def _fingerprint(rows: list[dict[str, Any]]) -> str:
+def shard_fingerprint(rows: list[dict[str, Any]]) -> str:
     """Content of the shard as far as training depends on it; the shard's place does not matter."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps([row[name] for name in SCHEMA.names], ensure_ascii=False).encode())
     return digest.hexdigest()
-
-
-def _write(index: ShardIndex) -> None:
-    """Write the sidecar whole or not at all."""
-    footer = {
-        "format": str(FORMAT),
-        "shard_size": str(index.shard_size),
-        "fingerprint": index.fingerprint,
-        "problems": json.dumps([vars(p) for p in index.problems], ensure_ascii=False),
-    }
-    side = index.path + SUFFIX
-    if "://" in side:
-        raise ValueError(f"{index.path}: indexes are written beside local shards; index it before uploading")
-    table = index.table.replace_schema_metadata(footer)
-    pyarrow.parquet.write_table(table, side + ".part", compression="zstd")
-    Path(side + ".part").replace(side)

@@ -1,19 +1,72 @@
-"""JSONL chats with ``messages`` and ``audios`` (paths), as other fine-tuning tools use them."""
+"""JSONL chats with ``messages`` and ``audios`` (paths), as other fine-tuning tools use them: in and out.
+
+Read are the fields of ms-swift (``messages``, ``audios``, ``rejected_response``), of LLaMA-Factory and Audio Flamingo 3
+(``conversations`` of {from, value}, ``sound``), and our own (``chosen``, ``rejected``). Written are ms-swift's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import crc32c
+
+from qa_train.data import storage
 from qa_train.data.audio import BadAudio, read_header
-from qa_train.data.index import ShardIndex
-from qa_train.data.prompts import chat_messages
+from qa_train.data.index import ShardIndex, load_index
+from qa_train.data.prompts import CHAT, PLACEHOLDER, PromptBank, chat_messages
 from qa_train.data.records import BadRecord, parse_record
+from qa_train.data.sample import AudioPart, Sample
 from qa_train.data.shards import ShardWriter
 from qa_train.data.tar import AUDIO_EXTENSIONS
 
 Line = tuple[list[dict[str, Any]], list[Path], dict[str, Any]]
+_ROLES = {"human": "user", "gpt": "assistant"}
+_MARKS = ("<sound>", "<speech>", PLACEHOLDER)
+# What becomes part of the messages or of the list of clips, and is no field of the record.
+_CONSUMED = ("audios", "audio", "sound", "conversations", "rejected_response", "system", "images", "videos", "duration")
+
+
+def chat_record(row: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The record (with ``messages``) and the audio paths of one line.
+
+    Raises BadRecord when the line is no chat, holds images or videos, or its marks and paths do not match.
+    """
+    if not row.get("messages") and not row.get("conversations"):
+        raise BadRecord("no 'messages'")
+    if any(row.get(name) for name in ("images", "videos")):
+        raise BadRecord("it has images or videos")
+    audios = row.get("audios") or row.get("audio") or row.get("sound") or []
+    paths = [audios] if isinstance(audios, str) else list(audios)
+    messages = list(row.get("messages") or _turns(row["conversations"]))
+    if row.get("system"):
+        messages.insert(0, {"role": "system", "content": str(row["system"])})
+    record: dict[str, Any] = {**row, "messages": messages}
+    if "rejected_response" in row:
+        if messages[-1].get("role") != "assistant" or not isinstance(row["rejected_response"], str):
+            raise BadRecord("rejected_response must be text, with the better answer as the last message")
+        record |= {"messages": messages[:-1], "chosen": messages[-1]["content"], "rejected": row["rejected_response"]}
+    for name in _CONSUMED:
+        record.pop(name, None)
+    chat_messages({**record, "audios": paths})
+    return record, paths
+
+
+def _turns(conversations: Any) -> list[dict[str, str]]:
+    """{from, value} as {role, content}; every mark of a clip becomes <audio>."""
+    turns = []
+    for turn in conversations if isinstance(conversations, list) else [None]:
+        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
+            raise BadRecord("'conversations' must be a list of {from, value}")
+        text, role = turn["value"], str(turn.get("from"))
+        for mark in _MARKS:
+            text = text.replace(f"{mark}\n", PLACEHOLDER).replace(mark, PLACEHOLDER)
+        if _ROLES.get(role, role) not in ("system", "user", "assistant"):
+            raise BadRecord(f"conversations: {role!r} is no known speaker; use human or gpt")
+        turns.append({"role": _ROLES.get(role, role), "content": text})
+    return turns
 
 
 def read_jsonl(path: str | Path) -> Iterator[Line]:
@@ -27,17 +80,14 @@ def read_jsonl(path: str | Path) -> Iterator[Line]:
             if not raw.strip():
                 continue
             try:
-                record = parse_record(raw)
-                if "messages" not in record:
-                    raise BadRecord("no 'messages'")
-                audios = [path.parent / name for name in record.setdefault("audios", [])]
-                chat_messages(record)
+                record, names = chat_record(parse_record(raw))
+                audios = [path.parent / name for name in names]
                 for audio in audios:
                     if not audio.is_file():
                         raise BadRecord(f"audio file {audio} does not exist")
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
-            extra = {name: value for name, value in record.items() if name not in ("messages", "audios")}
+            extra = {name: value for name, value in record.items() if name != "messages"}
             yield record["messages"], audios, extra
 
 
@@ -49,9 +99,9 @@ def jsonl_to_shards(jsonl: str | Path, out_pattern: str | Path, **options: Any) 
     with ShardWriter(out_pattern, **options) as writer:
         for number, (messages, audios, extra) in enumerate(read_jsonl(jsonl)):
             where = f"{jsonl}, record {number}"
-            kinds = {audio.suffix[1:].lower() for audio in audios}
-            if len(kinds) > 1 or not kinds <= set(AUDIO_EXTENSIONS):
-                raise ValueError(f"{where}: audio types {sorted(kinds)}; use one of {AUDIO_EXTENSIONS}")
+            kinds = [audio.suffix[1:].lower() for audio in audios]
+            if not set(kinds) <= set(AUDIO_EXTENSIONS):
+                raise ValueError(f"{where}: audio types {sorted(set(kinds))}; use one of {AUDIO_EXTENSIONS}")
             for audio in audios:
                 try:
                     read_header(audio)
@@ -62,6 +112,71 @@ def jsonl_to_shards(jsonl: str | Path, out_pattern: str | Path, **options: Any) 
                 f"{Path(jsonl).stem.replace('.', '-')}-{number:08d}",
                 record,
                 [audio.read_bytes() for audio in audios],
-                extension=next(iter(kinds), None),
+                extension=kinds,
             )
     return writer.indexes
+
+
+def shards_to_jsonl(shards: Sequence[str | Path], out: str | Path, *, task: str = CHAT) -> int:
+    """Write the records of indexed shards as chats to ``out``, and their clips, unchanged, to ``OUT-audio/``.
+
+    ``task`` gives records without messages a question and an answer (the wording of epoch 0); the other fields are
+    kept. Returns the number of lines. Raises ValueError for a record that the task cannot use, or a changed shard.
+    """
+    out = Path(out)
+    folder = out.with_name(f"{out.stem}-audio")
+    folder.mkdir(parents=True, exist_ok=True)
+    bank = PromptBank.load()
+    names: set[str] = set()
+    part = out.with_name(out.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        for shard in storage.expand(shards):
+            for row in load_index(shard).table.to_pylist():
+                record = json.loads(row["meta"])
+                sample = bank.sample(record, task, "chat", row["key"], 0, 0, pair="chosen" in record)
+                audios = [
+                    _save(folder, f"{row['key']}.{name}", raw, names)
+                    for name, raw in zip(row["names"], _clips(shard, row), strict=True)
+                ]
+                line = _line(record, sample) | {"audios": [f"{folder.name}/{name}" for name in audios]}
+                file.write(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n")
+    part.replace(out)
+    return sum(1 for _ in out.open("rb"))
+
+
+def _line(record: dict[str, Any], sample: Sample) -> dict[str, Any]:
+    """The record with its sample's turns as plain messages; a pair in ms-swift's fields."""
+    messages = [
+        {
+            "role": message.role,
+            "content": "".join(PLACEHOLDER if isinstance(part, AudioPart) else part.text for part in message.content),
+        }
+        for message in sample.messages
+    ]
+    line = {name: value for name, value in record.items() if name not in ("audios", "chosen", "rejected")}
+    if sample.chosen is not None and sample.rejected is not None:
+        messages.append({"role": "assistant", "content": "".join(part.text for part in sample.chosen)})
+        line["rejected_response"] = "".join(part.text for part in sample.rejected)
+    return line | {"messages": messages}
+
+
+def _clips(shard: str, row: dict[str, Any]) -> Iterator[bytes]:
+    with storage.open_binary(shard) as file:
+        for offset, size, checksum in zip(row["offsets"], row["sizes"], row["crc32c"], strict=True):
+            file.seek(offset)
+            raw = file.read(size)
+            if crc32c.crc32c(raw) != checksum:
+                raise ValueError(
+                    f"{shard}: the clip of {row['key']} does not match the index; run: qa-train data index"
+                )
+            yield raw
+
+
+def _save(folder: Path, member: str, raw: bytes, names: set[str]) -> str:
+    """Save a clip under a name made of its member's; keys are never used as paths."""
+    name = "".join(char if char.isalnum() or char in "-_." else "_" for char in member).lstrip(".")
+    if name in names:
+        raise ValueError(f"two clips would be saved as {name}: export their shards to different files")
+    names.add(name)
+    (folder / name).write_bytes(raw)
+    return name

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from qa_train.data.batches import Batches
 
 
-class _Keys:
+class Keys:
     """Collator that gives the sample names of a batch number instead of its tensors."""
 
     def __init__(self, batches: Batches) -> None:
@@ -41,7 +41,7 @@ def delivered(batches: Batches, first: int, count: int, world_size: int, num_wor
                 list(rank_numbers(first, count, rank, world_size)),  # type: ignore[arg-type]
                 batch_size=1,
                 num_workers=num_workers,
-                collate_fn=_Keys(batches),
+                collate_fn=Keys(batches),
             )
         )
         for rank in range(world_size)

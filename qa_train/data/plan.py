@@ -1,64 +1,52 @@
 """Which samples make up batch k: a pure function of the index, the mixture, the seed and the budget.
 
-1. A chapter takes from each source its share of ``chapter_samples`` positions. The number taken up
-   to the end of chapter c is floor(share * chapter_samples * c + 1/2), so shares are exact over time.
-2. Position p of a source with n rows is row number p % n of epoch p // n. An epoch visits the
-   shards in a shuffled order; a chapter therefore reads from few shards.
-3. Inside a chapter, the rows of each source and epoch are shuffled among themselves, and the
-   sources are spread evenly over the chapter. Epochs of a small source do not mix.
-4. Samples are packed in that order into batches of at most ``tokens_per_batch`` tokens.
+1. A chapter takes from each source its share of ``chapter_samples`` samples. The number taken up to
+   the end of a chapter is rounded, not that of the chapter, so shares are exact over time.
+2. A source is read in the order of ``EpochOrder``; records that do not qualify are passed over when
+   they are met. Its cursor (epoch, position among all records) is where the next chapter goes on.
+3. Inside a chapter the sources are spread evenly. Epochs of a small source do not mix.
+4. Samples are packed in that order into batches of at most ``tokens_per_batch`` tokens and of equal
+   cost (``packing``).
 
-World size, worker count and interruptions appear nowhere. Orders are sorted hashes, not draws of
-a random generator, so that they are the same in every version of numpy.
+World size, worker count, batches per step and interruptions appear nowhere. The state at any batch
+is a few integers: the chapter, its first batch and the cursors at its start.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import OrderedDict
+from bisect import bisect_right
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-# More open batches fill better and mix the order a little more.
-OPEN_BATCHES = 32
+from qa_train.data import mixture
+from qa_train.data.chapter import Chapter, PlanSource, SampleRef
+from qa_train.data.order import EpochOrder, Ints, hashes
+from qa_train.data.packing import Cost, Floats, pack
+from qa_train.data.seek import Board, Start, decode_state, encode_state
+
 _CHAPTERS_KEPT = 2
-Ints = NDArray[np.int64]
+_STARTS_KEPT = 4096
+_EPOCHS_KEPT = 2
+# Records looked at together when few are missing.
+_BLOCK = 256
 
 
-class PlanSource(Protocol):
-    """What the plan needs to know of a source: rows in shard order, and exact token counts."""
+@dataclass
+class _Part:
+    """What a chapter takes from one source."""
 
-    name: str
-    weight: float
-    fingerprint: str
-    shard_lengths: Sequence[int]
-
-    def token_counts(self, rows: Ints, epochs: Ints) -> Ints:
-        """Tokens of each row with the wording drawn for that epoch."""
-        ...
-
-
-@dataclass(frozen=True)
-class SampleRef:
-    """A sample of the plan: number of the source, row in it, and how often it was seen before."""
-
-    source: int
-    row: int
-    epoch: int
-
-
-@dataclass(frozen=True)
-class Chapter:
-    """The batches of one chapter, its tokens, and the samples that fit in no batch."""
-
-    batches: list[list[SampleRef]]
-    tokens: int
-    too_long: list[SampleRef]
+    rows: Ints
+    epochs: Ints
+    tokens: Ints
+    costs: Floats
+    left_out: Counter[str]
+    cursor: tuple[int, int]
 
 
 class Plan:
@@ -76,13 +64,19 @@ class Plan:
         tokens_per_batch: int,
         batches_per_step: int,
         chapter_samples: int,
+        cost: Cost | None = None,
     ) -> None:
         used = [i for i, s in enumerate(sources) if s.weight > 0]
         if not used:
             raise ValueError("no source has a weight above 0: nothing to plan")
         for i in used:
-            if not sum(sources[i].shard_lengths):
+            if not np.sum(sources[i].shard_lengths):
                 raise ValueError(f"source {sources[i].name!r} has no usable record")
+        if all(sources[i].max_epochs is not None for i in used):
+            raise ValueError(
+                "every source has max_epochs, so the data would end: leave it off at least one source "
+                "(trainer.max_steps ends the run)"
+            )
         if min(tokens_per_batch, batches_per_step, chapter_samples) < 1:
             raise ValueError("tokens_per_batch, batches_per_step and chapter_samples must be 1 or more")
         self.sources = sources
@@ -90,135 +84,194 @@ class Plan:
         self.tokens_per_batch = tokens_per_batch
         self.batches_per_step = batches_per_step
         self.chapter_samples = chapter_samples
-        total = sum(sources[i].weight for i in used)
-        self._shares = {i: sources[i].weight / total for i in used}
+        self.cost = cost or Cost()
+        self._used = used
         self._chapters: OrderedDict[int, Chapter] = OrderedDict()
-        self._orders: OrderedDict[tuple[int, int], Ints] = OrderedDict()
-        # Chapter number -> number of its first batch.
-        self._first = {0: 0}
+        self._epochs: OrderedDict[tuple[int, int], EpochOrder] = OrderedDict()
+        # Starts of chapters, by number; not all of them.
+        self._starts = [Start(0, 0, 0, tuple((0, 0) for _ in used))]
+        self._board = Board(len(used))
 
     @property
     def fingerprint(self) -> str:
         """Changes when anything that the order depends on changes."""
-        parts: list[Any] = [self.seed, self.tokens_per_batch, self.batches_per_step, self.chapter_samples]
-        parts += [[s.name, s.weight, s.fingerprint] for s in self.sources]
+        parts: list[Any] = [self._settings()]
+        parts += [[s.name, s.fingerprint] for s in self.sources]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def batch(self, k: int) -> list[SampleRef]:
         """The samples of batch k."""
-        chapter = self._chapter_of(k)
-        return self.chapter(chapter).batches[k - self._first[chapter]]
+        chapter, first = self.locate(k)
+        return self.chapter(chapter).batches[k - first]
 
-    def seek_hint(self, k: int) -> tuple[int, int]:
+    def locate(self, k: int) -> tuple[int, int]:
         """The chapter that holds batch k, and the number of that chapter's first batch."""
-        chapter = self._chapter_of(k)
-        return chapter, self._first[chapter]
-
-    def seek(self, chapter: int, first_batch: int) -> None:
-        """Continue from a saved ``seek_hint`` instead of walking the chapters before it."""
-        known = self._first.setdefault(chapter, first_batch)
-        if known != first_batch:
-            raise ValueError(f"chapter {chapter} starts at batch {known}, the saved hint says {first_batch}")
+        start = self._start_of(k)
+        return start.chapter, start.first_batch
 
     def chapter(self, number: int) -> Chapter:
         """All batches of a chapter; the last two are kept in memory."""
-        if number not in self._chapters:
-            self._chapters[number] = self._make(number)
-            if len(self._chapters) > _CHAPTERS_KEPT:
-                self._chapters.popitem(last=False)
+        while number not in self._chapters:
+            place = bisect_right(self._starts, number, key=lambda s: s.chapter) - 1
+            if place < 0:
+                raise ValueError(f"chapter {number} lies before the one that this run resumed at")
+            self._make(self._starts[place])
         self._chapters.move_to_end(number)
-        made = self._chapters[number]
-        if number in self._first:
-            self._first.setdefault(number + 1, self._first[number] + len(made.batches))
-        return made
+        return self._chapters[number]
 
-    def _chapter_of(self, k: int) -> int:
-        chapter = max(c for c, first in self._first.items() if first <= k)
-        while k >= self._first[chapter] + len(self.chapter(chapter).batches):
-            chapter += 1
-        return chapter
+    def seek_hint(self, k: int) -> tuple[int, ...]:
+        """The state at batch k as integers, for ``seek`` in another process."""
+        ids = [(s.name, s.fingerprint) for s in (self.sources[i] for i in self._used)]
+        return encode_state(self._start_of(k), k, self.batches_per_step, self._settings(), ids)
 
-    def _make(self, number: int) -> Chapter:
-        parts = [self._share(number, i) for i in self._shares]
-        source, row, epoch, time = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        order = np.argsort(time, kind="stable")
-        source, row, epoch = source[order], row[order], epoch[order]
-        tokens = np.zeros(len(row), dtype=np.int64)
-        for i in self._shares:
-            mine = source == i
-            tokens[mine] = self.sources[i].token_counts(row[mine], epoch[mine])
+    def seek(self, *state: int) -> None:
+        """Continue from a saved ``seek_hint`` instead of walking the chapters before it.
+
+        Batches per step may have changed: the step that came next still comes next, under its new
+        batch number. When the data or their settings changed, unchanged sources go on where they
+        were, changed ones begin their next epoch, and the chapter starts again: nothing is left
+        out, and at most one chapter is seen twice.
+        """
+        ids = [(s.name, s.fingerprint) for s in (self.sources[i] for i in self._used)]
+        start, exact = decode_state(state, self.batches_per_step, self._settings(), ids)
+        if not exact:
+            self._starts = [start]
+            self._board.clear()
+            self._chapters.clear()
+            return
+        for known in self._starts:
+            if known.chapter == start.chapter and known != start:
+                raise ValueError(
+                    f"chapter {known.chapter} starts at batch {known.first_batch}, the saved state says "
+                    f"{start.first_batch}: it is of another run"
+                )
+        self._learn(start)
+
+    def _settings(self) -> str:
+        """All that the order depends on but the sources' data."""
+        parts: list[Any] = [self.seed, self.tokens_per_batch, self.chapter_samples, self.cost.key()]
+        parts += [[s.name, s.weight, s.max_epochs] for s in self.sources]
+        return json.dumps(parts)
+
+    def _start_of(self, k: int) -> Start:
+        """The start of the chapter that holds batch k: known, learnt from another process, or walked to."""
+        asked = False
+        while True:
+            place = bisect_right(self._starts, k, key=lambda s: s.first_batch) - 1
+            if place < 0:
+                raise ValueError(
+                    f"batch {k} lies before batch {self._starts[0].first_batch}, at which this run resumed"
+                )
+            start = self._starts[place]
+            if place + 1 < len(self._starts) and self._starts[place + 1].chapter == start.chapter + 1:
+                return start
+            if asked:
+                self._make(start)
+                continue
+            asked = True
+            for other in self._board.read():
+                self._learn(other, share=False)
+
+    def _learn(self, start: Start, *, share: bool = True) -> None:
+        place = bisect_right(self._starts, start.chapter, key=lambda s: s.chapter)
+        if place and self._starts[place - 1].chapter == start.chapter:
+            return
+        self._starts.insert(place, start)
+        if len(self._starts) > _STARTS_KEPT:
+            del self._starts[1 : _STARTS_KEPT // 2]
+        if share:
+            self._board.write(start)
+
+    def _make(self, start: Start) -> None:
+        """Plan a chapter, and learn where the next one starts."""
+        number = start.chapter
+        active = [
+            u
+            for u, i in enumerate(self._used)
+            if start.cursors[u][0] < (self.sources[i].max_epochs or start.cursors[u][0] + 1)
+        ]
+        weights = [self.sources[self._used[u]].weight for u in active]
+        counts = mixture.take(weights, self.chapter_samples, number - start.base)
+        parts = {u: self._take(self._used[u], *start.cursors[u], n) for u, n in zip(active, counts, strict=True)}
+        chapter = self._packed(number, {self._used[u]: part for u, part in parts.items()})
+        cursors = tuple(parts[u].cursor if u in parts else cursor for u, cursor in enumerate(start.cursors))
+        ran_dry = any(
+            cursors[u][0] >= limit for u in active if (limit := self.sources[self._used[u]].max_epochs) is not None
+        )
+        following = Start(
+            number + 1, start.first_batch + len(chapter.batches), number + 1 if ran_dry else start.base, cursors
+        )
+        self._chapters[number] = chapter
+        if len(self._chapters) > _CHAPTERS_KEPT:
+            self._chapters.popitem(last=False)
+        self._learn(following)
+
+    def _take(self, i: int, epoch: int, position: int, count: int) -> _Part:
+        """The next ``count`` rows of source i that qualify; fewer when it runs dry."""
+        source = self.sources[i]
+        none = np.zeros(0, dtype=np.int64)
+        found: list[tuple[Ints, Ints, Ints, Floats]] = [(none, none, none, np.zeros(0))]
+        left_out: Counter[str] = Counter()
+        missing, since = count, 0
+        while missing and (source.max_epochs is None or epoch < source.max_epochs):
+            order = self._order(i, epoch)
+            rows = order.rows(position, max(missing, _BLOCK))
+            lengths = source.lengths(rows, epoch)
+            good = np.flatnonzero(lengths.reason == "")
+            stop = len(rows) if len(good) < missing else int(good[missing - 1]) + 1
+            good = good[:missing]
+            left_out.update(reason for reason in lengths.reason[:stop] if reason)
+            tokens = lengths.tokens[good]
+            costs = self.cost.of(tokens, lengths.audio[good], lengths.squared[good])
+            found.append((rows[good], np.full(len(good), epoch), tokens, costs))
+            missing -= len(good)
+            since = 0 if len(good) else since + stop
+            if since > 2 * order.total:
+                raise ValueError(
+                    f"source {source.name!r}: none of {order.total} records is usable; left out: {dict(left_out)}. "
+                    "Check its task and where"
+                )
+            position += stop
+            if position >= order.total:
+                epoch, position = epoch + 1, 0
+        rows, epochs, tokens, costs = map(np.concatenate, zip(*found, strict=True))
+        return _Part(rows, epochs, tokens, costs, left_out, (epoch, position))
+
+    def _packed(self, number: int, parts: dict[int, _Part]) -> Chapter:
+        """Spread the sources evenly, set too long samples apart, and pack the others."""
+        places = []
+        for i, part in parts.items():
+            count = len(part.rows)
+            jitter = hashes(count, self.seed, "place", number, self.sources[i].name) / 2.0**64
+            places.append((np.arange(count) + jitter) / max(1, count))
+        order = np.argsort(np.concatenate(places), kind="stable")
+        source = np.concatenate([np.full(len(part.rows), i) for i, part in parts.items()])[order]
+        row, epoch, tokens, costs = (
+            np.concatenate([getattr(part, name) for part in parts.values()])[order]
+            for name in ("rows", "epochs", "tokens", "costs")
+        )
         refs = [SampleRef(*values) for values in zip(source.tolist(), row.tolist(), epoch.tolist(), strict=True)]
         fits = tokens <= self.tokens_per_batch
         kept = np.flatnonzero(fits)
-        if not len(kept):
+        if len(refs) and not len(kept):
             raise ValueError(
                 f"no sample of chapter {number} fits into data.tokens_per_batch={self.tokens_per_batch} "
-                f"(the shortest has {tokens.min() if len(tokens) else 0} tokens): raise it"
+                f"(the shortest has {tokens.min()} tokens): raise it"
             )
-        packed = pack(tokens[kept].tolist(), self.tokens_per_batch)
-        batches = [[refs[kept[i]] for i in batch] for batch in packed]
-        return Chapter(batches, int(tokens[kept].sum()), [refs[i] for i in np.flatnonzero(~fits)])
+        packed = pack(tokens[kept], costs[kept], self.tokens_per_batch)
+        return Chapter(
+            [[refs[kept[i]] for i in batch] for batch in packed],
+            np.asarray([tokens[kept[batch]].sum() for batch in packed], dtype=np.int64),
+            np.asarray([costs[kept[batch]].sum() for batch in packed], dtype=np.float64),
+            [refs[i] for i in np.flatnonzero(~fits)],
+            {i: part.left_out for i, part in parts.items()},
+        )
 
-    def _share(self, chapter: int, i: int) -> tuple[Ints, Ints, Ints, NDArray[np.float64]]:
-        """Source, row, epoch and place in the chapter (0 to 1) of each position of source i."""
-        start, stop = (int(np.floor(self._shares[i] * self.chapter_samples * c + 0.5)) for c in (chapter, chapter + 1))
-        lengths = self.sources[i].shard_lengths
-        rows_per_epoch = int(sum(lengths))
-        rows = []
-        position = start
-        while position < stop:
-            epoch, offset = divmod(position, rows_per_epoch)
-            part = self._epoch_order(i, epoch)[offset : offset + stop - position]
-            rows.append(part[np.argsort(_hashes(len(part), self.seed, "chapter", chapter, i, epoch), kind="stable")])
-            position += len(part)
-        count = stop - start
-        row = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
-        jitter = _hashes(count, self.seed, "place", chapter, i) / 2.0**64
-        place = (np.arange(count) + jitter) / max(count, 1)
-        return np.full(count, i), row, np.arange(start, stop) // rows_per_epoch, place
-
-    def _epoch_order(self, i: int, epoch: int) -> Ints:
-        """Rows of source i in the order of this epoch: shards shuffled, rows shuffled within shards."""
-        if (i, epoch) not in self._orders:
-            lengths = np.asarray(self.sources[i].shard_lengths, dtype=np.int64)
-            shard = np.repeat(_hashes(len(lengths), self.seed, "shards", i, epoch), lengths)
-            within = _hashes(int(lengths.sum()), self.seed, "rows", i, epoch)
-            self._orders[i, epoch] = np.lexsort((within, shard)).astype(np.int64)
-            if len(self._orders) > 2 * len(self._shares):
-                self._orders.popitem(last=False)
-        return self._orders[i, epoch]
-
-
-def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """First fit: item numbers in batches whose lengths sum to at most ``budget``.
-
-    An item goes into the oldest open batch with room. A batch closes when nothing fits any more,
-    or, as the fullest one, when too many are open. Batches are listed in the order of opening.
-    """
-    shortest = min(lengths, default=0)
-    batches: list[list[int]] = []
-    room: OrderedDict[int, int] = OrderedDict()
-    for item, length in enumerate(lengths):
-        number = next((n for n, free in room.items() if free >= length), None)
-        if number is None:
-            if len(room) >= OPEN_BATCHES:
-                del room[min(room, key=lambda n: room[n])]
-            number = len(batches)
-            batches.append([])
-            room[number] = budget
-        batches[number].append(item)
-        room[number] -= length
-        if room[number] < shortest:
-            del room[number]
-    return batches
-
-
-def _hashes(count: int, *key: Any) -> NDArray[np.uint64]:
-    """``count`` 64-bit hashes: splitmix64 (Steele et al. 2014) of a counter, keyed by BLAKE2b of ``key``."""
-    seed = hashlib.blake2b(json.dumps(key).encode(), digest_size=8).digest()
-    with np.errstate(over="ignore"):
-        z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        z += np.uint64(int.from_bytes(seed, "little"))
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+    def _order(self, i: int, epoch: int) -> EpochOrder:
+        if (i, epoch) not in self._epochs:
+            source = self.sources[i]
+            self._epochs[i, epoch] = EpochOrder(np.asarray(source.shard_lengths), self.seed, source.name, epoch)
+            if len(self._epochs) > _EPOCHS_KEPT * len(self._used):
+                self._epochs.popitem(last=False)
+        self._epochs.move_to_end((i, epoch))
+        return self._epochs[i, epoch]

@@ -8,47 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from string import Formatter
 from typing import Any
 
-import yaml
-
 from qa_train.config import config_dir
-from qa_train.data.records import LANGUAGES, BadRecord, fields
+from qa_train.data.records import BadRecord, fields
 from qa_train.data.sample import AudioPart, Message, Sample, TextPart
+from qa_train.data.tasks import Task, read_tasks
 
 CHAT = "chat"
 PLACEHOLDER = "<audio>"
-_TASK_KEYS = {"family", "requires", "target", "prompts"}
-_FIELD = re.compile(r"([a-z_]+)(?:\[([A-Za-z_\-]+)\])?")
 
 
 class Unqualified(ValueError):
     """The record lacks what the task needs; it is counted, not an error of the data."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task of the bank; ``pieces`` are parsed format strings: (literal, field, key) triples."""
-
-    name: str
-    family: str
-    requires: tuple[str, ...]
-    target: tuple[Piece, ...]
-    prompts: tuple[tuple[Piece, ...], ...]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Literal text, then an optional record field, with an optional key into it."""
-
-    literal: str
-    field: str | None = None
-    key: str | None = None
 
 
 class PromptBank:
@@ -62,12 +36,10 @@ class PromptBank:
     def load(files: Iterable[str | Path] = (), languages: Iterable[str] = ("en",)) -> PromptBank:
         """Read the built-in bank and then ``files``, whose tasks replace those of the same name."""
         chosen = tuple(languages)
-        raw: dict[str, dict[str, Any]] = {}
+        tasks: dict[str, Task] = {}
         for path in [*sorted((config_dir() / "prompts").glob("*.yaml")), *map(Path, files)]:
-            raw |= _read(path)
-        tasks = {name: _task(name, spec, chosen) for name, spec in raw.items()}
-        text = json.dumps([raw, chosen], sort_keys=True, ensure_ascii=False)
-        return PromptBank(tasks, hashlib.sha256(text.encode()).hexdigest())
+            tasks |= read_tasks(path, chosen)
+        return PromptBank(tasks, hashlib.sha256(repr(sorted(tasks.items())).encode()).hexdigest())
 
     def task(self, name: str) -> Task:
         """The task of that name; ValueError lists the known ones."""
@@ -127,18 +99,21 @@ class PromptBank:
         missing = [field for field in task.requires if field not in known]
         if missing:
             raise Unqualified(f"{key}: task {name} needs {missing}")
-        # A wording that names a field the record lacks (a language tag, say) is not drawn.
-        options = [prompt for prompt in task.prompts if _complete(prompt, known)]
-        if not options or not (pair or _complete(task.target, known)):
-            raise Unqualified(f"{key}: task {name} needs fields of its prompts or target that the record lacks")
-        prompt = _fill(options[draw(seed, epoch, key, name, len(options))], known)
         clips = len(record["audios"]) if "audios" in record else 1
         if not clips:
             raise Unqualified(f"{key}: task {name} needs a clip, the record is text only")
+        if task.clips not in (None, clips):
+            raise Unqualified(f"{key}: task {name} needs {task.clips} clips, the record has {clips}")
+        # A wording that names a field the record lacks (a language tag, say) is not drawn.
+        options = [prompt for prompt in task.prompts if task.complete(prompt, known)]
+        target = next((target for target in task.targets if task.complete(target, known)), None)
+        if not options or not (pair or target):
+            raise Unqualified(f"{key}: task {name} needs fields of its prompts or target that the record lacks")
+        prompt = task.fill(options[draw(seed, epoch, key, name, len(options))], known)
         user = Message("user", (*(AudioPart(i) for i in range(clips)), *prompt))
-        if pair:
+        if pair or target is None:
             return (user,), clips
-        return (user, Message("assistant", _fill(task.target, known))), clips
+        return (user, Message("assistant", task.fill(target, known))), clips
 
 
 def draw(seed: int, epoch: int, key: str, task: str, count: int) -> int:
@@ -183,68 +158,3 @@ def chat_messages(record: dict[str, Any]) -> tuple[tuple[Message, ...], int]:
     if placed != clips:
         raise BadRecord(f"the messages place {placed} clips, 'audios' lists {clips}: make them agree")
     return tuple(messages), clips
-
-
-def _read(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"prompt file {path} cannot be read: {error}") from error
-    if not isinstance(raw, dict) or not all(isinstance(spec, dict) for spec in raw.values()):
-        raise ValueError(f"prompt file {path}: expected tasks by name, each with {sorted(_TASK_KEYS)}")
-    for name, spec in raw.items():
-        if unknown := set(spec) - _TASK_KEYS:
-            raise ValueError(f"{path}, task {name}: unknown keys {sorted(unknown)}; use {sorted(_TASK_KEYS)}")
-        if not isinstance(spec.get("target"), str) or not isinstance(spec.get("prompts"), dict):
-            raise ValueError(f"{path}, task {name}: 'target' (text) and 'prompts' (by language) are needed")
-    return raw
-
-
-def _task(name: str, spec: dict[str, Any], languages: tuple[str, ...]) -> Task:
-    wordings = [text for language in languages for text in spec["prompts"].get(language, [])]
-    if not wordings:
-        raise ValueError(
-            f"task {name} has no wording in {list(languages)}, only in {sorted(spec['prompts'])}: "
-            "add one, or change data.prompt_languages"
-        )
-    prompts = tuple(_parse(text) for text in wordings)
-    return Task(name, spec.get("family", ""), tuple(spec.get("requires", ())), _parse(spec["target"]), prompts)
-
-
-def _parse(template: str) -> tuple[Piece, ...]:
-    pieces = []
-    for literal, field, _, _ in Formatter().parse(template):
-        match = _FIELD.fullmatch(field) if field is not None else None
-        if field is not None and match is None:
-            raise ValueError(f"{template!r}: {field!r} is not a record field; write {{name}} or {{name[key]}}")
-        pieces.append(Piece(literal, *(match.groups() if match else ())))
-    return tuple(pieces)
-
-
-def _value(piece: Piece, known: dict[str, Any]) -> str | None:
-    value = known.get(piece.field) if piece.field else ""
-    if piece.key is not None:
-        value = value.get(piece.key) if isinstance(value, dict) else None
-    return value if isinstance(value, str) else None
-
-
-def _complete(pieces: tuple[Piece, ...], known: dict[str, Any]) -> bool:
-    return all(piece.field is None or _value(piece, known) for piece in pieces)
-
-
-def _fill(pieces: tuple[Piece, ...], known: dict[str, Any]) -> tuple[TextPart, ...]:
-    """Trusted literals and untrusted values; a language code inside a tag joins its literal."""
-    parts: list[TextPart] = []
-    trusted = ""
-    for piece in pieces:
-        trusted += piece.literal
-        value = _value(piece, known)
-        if not value:
-            continue
-        if piece.field == "language" and trusted.endswith("<|"):
-            trusted += value if value in LANGUAGES else "unknown"
-            continue
-        parts += [TextPart(trusted, trusted=True)] if trusted else []
-        parts.append(TextPart(value))
-        trusted = ""
-    return (*parts, TextPart(trusted, trusted=True)) if trusted else tuple(parts)

@@ -1,8 +1,22 @@
-"""The JSON member of a record: strict reading, and the fields that prompts and targets are built from."""
+"""The JSON member of a record: strict reading, and the fields that prompts and targets are built from.
+
+Fields with a meaning (all optional; others are free and are kept):
+
+- speech: ``text``, ``language`` (code), ``dialect``, ``translation`` {code: text},
+  ``words`` [{word, start, end}], ``speaker``, ``num_speakers``, ``gender``, ``age``, ``emotion``, ``vocal_sound``,
+  ``turns`` [{speaker, start, end, text}], ``intent``, ``slots`` {name: value}, ``entities`` [{type, value}],
+  ``keywords`` [text]
+- sound and music: ``caption``, ``label``, ``labels`` [text], ``events`` [{label, start, end}], ``scene``,
+  ``question``, ``answer``, ``genre``, ``instrument``, ``note``, ``pitch``, ``velocity``, ``mood``, ``singer``
+- chats: ``messages`` [{role, content}], ``audios`` [member], ``chosen``, ``rejected``
+
+Times are seconds from the start of the clip.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -19,9 +33,69 @@ LANGUAGES = {
     "ko": "Korean",
     "cs": "Czech",
     "nl": "Dutch",
+    "ar": "Arabic",
+    "bg": "Bulgarian",
+    "bn": "Bengali",
+    "ca": "Catalan",
+    "da": "Danish",
+    "el": "Greek",
+    "fa": "Persian",
+    "fi": "Finnish",
+    "he": "Hebrew",
+    "hi": "Hindi",
+    "hu": "Hungarian",
+    "id": "Indonesian",
+    "lt": "Lithuanian",
+    "lv": "Latvian",
+    "mn": "Mongolian",
+    "ms": "Malay",
+    "no": "Norwegian",
+    "pl": "Polish",
+    "pt": "Portuguese",
+    "ro": "Romanian",
+    "sk": "Slovak",
+    "sl": "Slovenian",
+    "sv": "Swedish",
+    "sw": "Swahili",
+    "ta": "Tamil",
+    "th": "Thai",
+    "tr": "Turkish",
+    "uk": "Ukrainian",
+    "ur": "Urdu",
+    "vi": "Vietnamese",
 }
 MAX_JSON_BYTES = 1 << 20
-_TEXT_FIELDS = ("text", "language", "label", "caption", "split", "speaker", "source", "license", "task")
+MAX_JSON_DEPTH = 16
+MAX_TEXT_CHARACTERS = 200_000
+_TEXT_FIELDS = (
+    "text",
+    "language",
+    "dialect",
+    "label",
+    "caption",
+    "split",
+    "speaker",
+    "source",
+    "license",
+    "task",
+    "gender",
+    "intent",
+    "vocal_sound",
+    "scene",
+    "question",
+    "answer",
+)
+# One text, or several: a piece has more than one mood.
+_TEXTS_FIELDS = ("genre", "instrument", "mood", "singer", "emotion", "note")
+_NUMBER_FIELDS = ("age", "pitch", "velocity", "num_speakers")
+# Lists of objects: the texts that each item must have, and whether it has a start and an end.
+_LIST_FIELDS: dict[str, tuple[tuple[str, ...], bool]] = {
+    "words": (("word",), True),
+    "turns": (("speaker",), True),
+    "events": (("label",), True),
+    "entities": (("type", "value"), False),
+}
+_NOTES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 _WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*")
 # One character each: scripts written without spaces between words.
 _UNSPACED = ("zh", "yue", "ja")
@@ -45,10 +119,14 @@ def parse_record(raw: bytes) -> dict[str, Any]:
         raise BadRecord(f"not UTF-8 at byte {error.start}") from error
     except RecursionError as error:
         raise BadRecord("JSON nested too deeply") from error
-    except json.JSONDecodeError as error:
+    except BadRecord:
+        raise
+    # Beside JSONDecodeError, a number of thousands of digits is a ValueError.
+    except ValueError as error:
         raise BadRecord(f"not JSON: {error}") from error
     if not isinstance(record, dict):
         raise BadRecord(f"expected a JSON object, found {type(record).__name__}")
+    check_text(record)
     check_record(record)
     return record
 
@@ -63,14 +141,42 @@ def check_record(record: dict[str, Any]) -> None:
             raise BadRecord(f"{name!r} must be text, found {type(record[name]).__name__}")
     if ("chosen" in record) != ("rejected" in record):
         raise BadRecord("a preference pair needs both 'chosen' and 'rejected'")
-    for name in ("labels", "audios"):
-        values = record.get(name) or []
-        if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+    for name in _NUMBER_FIELDS:
+        if isinstance(record.get(name), bool) or not isinstance(record.get(name, 0), str | int | float | None):
+            raise BadRecord(f"{name!r} must be a number or text, found {type(record[name]).__name__}")
+    for name in _TEXTS_FIELDS:
+        if not isinstance(record.get(name), str | None) and not _is_texts(record[name]):
+            raise BadRecord(f"{name!r} must be text or a list of texts")
+    for name in ("labels", "audios", "keywords"):
+        if not _is_texts(record.get(name) or []):
             raise BadRecord(f"{name!r} must be a list of texts")
-    translation = record.get("translation") or {}
-    if not isinstance(translation, dict) or not all(isinstance(v, str) for v in translation.values()):
-        raise BadRecord("'translation' must map language codes to texts")
+    for name, what in (("translation", "language codes to texts"), ("slots", "names to texts")):
+        mapping = record.get(name) or {}
+        if not isinstance(mapping, dict) or not _is_texts(list(mapping.values())):
+            raise BadRecord(f"{name!r} must map {what}")
+    for name, (texts, timed) in _LIST_FIELDS.items():
+        _check_items(name, record.get(name) or [], texts, timed)
     _check_messages(record.get("messages"))
+
+
+def check_text(value: Any) -> None:
+    """Refuse what JSON can spell but text cannot hold: deep nesting, lone surrogates, NUL, endless texts, infinity."""
+    stack = [(value, 1)]
+    while stack:
+        item, depth = stack.pop()
+        if depth > MAX_JSON_DEPTH:
+            raise BadRecord(f"JSON nested deeper than {MAX_JSON_DEPTH} levels")
+        if isinstance(item, dict):
+            stack += [(part, depth + 1) for pair in item.items() for part in pair]
+        elif isinstance(item, list):
+            stack += [(part, depth + 1) for part in item]
+        elif isinstance(item, float) and not math.isfinite(item):
+            raise BadRecord("a number beyond the range of a double")
+        elif isinstance(item, str):
+            if len(item) > MAX_TEXT_CHARACTERS:
+                raise BadRecord(f"a text of {len(item)} characters; at most {MAX_TEXT_CHARACTERS} are accepted")
+            if "\0" in item or not _encodes(item):
+                raise BadRecord("a text holds NUL or half a surrogate pair: not Unicode text")
 
 
 def fields(record: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +184,7 @@ def fields(record: dict[str, Any]) -> dict[str, Any]:
 
     Adds ``language_name`` (English name of a known code), ``num_words``, ``first_word``,
     ``last_word``, ``has_speech`` ("Yes" with a transcript, "No" with only a label or caption),
-    ``labels_text`` (joined labels).
+    ``labels_text`` (joined labels), ``num_speakers`` (of the turns), ``pitch_name`` (of a MIDI pitch; 60 is C4).
     """
     out = {name: value for name, value in record.items() if value not in (None, "", [], {})}
     language = out.get("language")
@@ -94,7 +200,41 @@ def fields(record: dict[str, Any]) -> dict[str, Any]:
         out["has_speech"] = "No"
     if "labels" in out:
         out["labels_text"] = ", ".join(out["labels"])
+    if "turns" in out:
+        out.setdefault("num_speakers", len({turn["speaker"] for turn in out["turns"]}))
+    if str(out.get("pitch", "")).isdecimal():
+        octave, step = divmod(int(out["pitch"]), len(_NOTES))
+        out["pitch_name"] = f"{_NOTES[step]}{octave - 1}"
     return out
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(v, str) for v in values)
+
+
+def _check_items(name: str, items: Any, texts: tuple[str, ...], timed: bool) -> None:
+    needed = [*texts, "start", "end"] if timed else list(texts)
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise BadRecord(f"{name!r} must be a list of objects with {needed}")
+    for number, item in enumerate(items):
+        optional = item.get("text", "") if name == "turns" else ""
+        if not all(isinstance(item.get(text), str) for text in texts) or not isinstance(optional, str | None):
+            raise BadRecord(f"{name!r}, item {number}: expected texts {list(texts)}")
+        if not timed:
+            continue
+        start, end = item.get("start"), item.get("end")
+        if not all(isinstance(t, int | float) and not isinstance(t, bool) for t in (start, end)):
+            raise BadRecord(f"{name!r}, item {number}: expected start and end in seconds")
+        if not 0 <= start <= end:
+            raise BadRecord(f"{name!r}, item {number}: from {start} s to {end} s; expected 0 <= start <= end")
 
 
 def _check_messages(messages: Any) -> None:

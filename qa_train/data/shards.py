@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 
 from qa_train.data.index import ShardIndex, build_index
-from qa_train.data.records import check_record
+from qa_train.data.records import check_record, check_text
 from qa_train.data.tar import AUDIO_EXTENSIONS
 
 _FORMATS: dict[str, tuple[str, str]] = {
@@ -55,25 +55,29 @@ class ShardWriter:
         audio: np.ndarray | bytes | Sequence[np.ndarray | bytes],
         sample_rate: int = 16_000,
         *,
-        extension: str | None = None,
+        extension: str | Sequence[str] | None = None,
     ) -> None:
         """Add a record with its clip, or clips.
 
         ``audio``: mono float waveforms [n] in [-1, 1] at ``sample_rate``, encoded by the writer's
-        codec; or files as bytes, stored as they are under ``extension``. An empty list makes a
-        text-only record.
+        codec; or files as bytes, stored as they are under ``extension`` (one, or one for each clip). An
+        empty list makes a text-only record.
         """
         clips = [audio] if isinstance(audio, np.ndarray | bytes) else list(audio)
         if "." in key.rpartition("/")[2] or not key:
             raise ValueError(f"key {key!r}: a key must not be empty or hold a dot (the type starts at the first dot)")
         if key in self._keys:
             raise ValueError(f"key {key!r} was already written; keys must be unique")
+        check_text(record)
         check_record(record)
         if not clips:
             record = {**record, "audios": []}
         members = []
-        for i, clip in enumerate(clips):
-            kind, raw = self._encoded(key, clip, sample_rate, extension)
+        kinds = [extension] * len(clips) if isinstance(extension, str | None) else list(extension)
+        if len(kinds) != len(clips):
+            raise ValueError(f"{key}: {len(clips)} clips and {len(kinds)} extensions; give one, or one for each clip")
+        for i, (clip, given) in enumerate(zip(clips, kinds, strict=True)):
+            kind, raw = self._encoded(key, clip, sample_rate, given)
             members.append((f"{key}.{kind}" if i == 0 else f"{key}.{i}.{kind}", raw))
         text = json.dumps(record, ensure_ascii=False, sort_keys=True, allow_nan=False)
         members.append((f"{key}.json", text.encode()))

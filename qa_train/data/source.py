@@ -1,31 +1,56 @@
-"""One line of the mixture: indexed shards, filtered, seen as one task."""
+"""One line of the mixture: indexed shards, filtered, seen as one task. Rows are read when they are needed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import Counter
-from functools import lru_cache
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow
+import pyarrow.compute
+from numpy.typing import NDArray
 
 from qa_train.config import DataConfig, SourceConfig
-from qa_train.data import storage
+from qa_train.data import mixture
 from qa_train.data.audio import audio_tokens
+from qa_train.data.catalog import ShardTable, open_shards
+from qa_train.data.chapter import Lengths
 from qa_train.data.clips import Clip
-from qa_train.data.index import ShardIndex, load_index
-from qa_train.data.plan import Ints
-from qa_train.data.prompts import CHAT, PromptBank
+from qa_train.data.order import Ints
+from qa_train.data.prompts import CHAT, PromptBank, Unqualified
+from qa_train.data.rows import CLIP_COLUMNS, PLAN_COLUMNS, RowReader
 from qa_train.data.sample import Sample
 from qa_train.data.template import encode, encode_pair
 
+# Sources of up to so many records are searched for records that two shards share; larger ones only for
+# shards that are copies of another.
+DUPLICATE_RECORDS = 200_000
+# Records looked at for the first screen; more than that are extrapolated.
+OVERVIEW_RECORDS = 20_000
+# The encoder attends within windows of 30 s.
+_SEGMENT_TOKENS = audio_tokens(30 * 16_000)
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Samples that qualify, their seconds of audio, and why other records do not; extrapolated unless ``exact``."""
+
+    samples: int
+    seconds: float
+    left_out: Counter[str]
+    exact: bool
+
 
 class Source:
-    """The records of one source that qualify for its task, in shard order.
+    """The records of one source. A row number counts all records of the shards that may hold a sample.
 
-    A row number counts these records only. ``left_out`` says why others are not among them.
+    Opening it reads no rows. Whether a row qualifies for the task is found when its chapter is planned;
+    ``len``, ``hours``, ``left_out`` and ``rows`` look at every record.
     """
 
     def __init__(
@@ -38,134 +63,261 @@ class Source:
         *,
         seed: int,
         pairs: bool,
+        table: ShardTable | None = None,
     ) -> None:
         self.name, self.cfg, self.bank, self.tokenizer = name, cfg, bank, tokenizer
-        self.weight, self.seed, self.pairs = cfg.weight, seed, pairs
+        self.weight, self.seed, self.pairs, self.max_epochs = cfg.weight, seed, pairs, cfg.max_epochs
+        self._limits = data.min_duration_s, data.max_duration_s
         if cfg.task != CHAT:
             bank.task(cfg.task)
         elif cfg.template != "chat":
             raise ValueError(f"source {name!r}: task chat has its own turns; set template: chat")
-        indexes = [load_index(path) for path in storage.expand(cfg.shards)]
-        self.shards = [index.path for index in indexes]
-        self.problems = [(index.path, problem) for index in indexes for problem in index.problems]
-        self.records_read = sum(map(len, indexes))
-        self.left_out: Counter[str] = Counter()
-        table = pyarrow.concat_tables([index.table.replace_schema_metadata(None) for index in indexes])
-        # Large strings: a combined column may pass 2 GiB.
-        large = [f.with_type(pyarrow.large_string()) if f.type == pyarrow.string() else f for f in table.schema]
-        self._table = table.cast(pyarrow.schema(large)).combine_chunks()
-        shard_of = np.repeat(np.arange(len(indexes)), [len(index) for index in indexes])
-        self._rows = self._select(data)
-        self._shard_of = shard_of[self._rows]
-        self.shard_lengths = np.bincount(self._shard_of, minlength=len(indexes)).tolist()
-        self.fingerprint = self._fingerprint(data, indexes)
-        self._record = lru_cache(maxsize=50_000)(self._parse)
+        self.table = table or open_shards(cfg.shards, cfg.where)
+        self.shards = self.table.paths
+        self.problems = self.table.problems
+        self.records_read = int(self.table.rows.sum()) + self.table.copies
+        # Samples of each shard at most, when max_samples cuts the source.
+        self.quotas = mixture.quotas(self.table.matching, cfg.max_samples)
+        holds = self.table.matching > 0 if self.quotas is None else self.quotas > 0
+        self.shard_lengths: Ints = np.where(holds, self.table.rows, 0)
+        self._at = RowReader(self.table, self.shard_lengths)
+        self._kept_rows: dict[int, frozenset[int]] = {}
+        self.fingerprint = self._fingerprint(data)
+        self._duplicates = self._find_duplicates()
 
     def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_record": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._record = lru_cache(maxsize=50_000)(self._parse)
+        return self.counts.samples
 
     @property
     def hours(self) -> float:
         """Audio of the qualifying records."""
-        return float(self._table["duration_s"].to_numpy()[self._rows].sum()) / 3600
+        return self.counts.seconds / 3600
+
+    @property
+    def left_out(self) -> Counter[str]:
+        """Records that do not qualify, by reason."""
+        return self.counts.left_out
+
+    @cached_property
+    def counts(self) -> Overview:
+        """Exact counts, from every record."""
+        return self._count(range(len(self.shards)), exact=True)
+
+    @cached_property
+    def overview(self) -> Overview:
+        """Exact counts of a small source; of a large one, what some shards spread over it suggest."""
+        if "counts" in self.__dict__ or self.shard_lengths.sum() <= OVERVIEW_RECORDS:
+            return self.counts
+        used = np.flatnonzero(self.shard_lengths)
+        # Shards in an order in which every beginning is spread over the source.
+        spread = sorted(range(len(used)), key=lambda n: int(f"{n:032b}"[::-1], 2))
+        enough = np.searchsorted(np.cumsum(self.shard_lengths[used[spread]]), OVERVIEW_RECORDS) + 1
+        some = self._count(used[spread[:enough]].tolist(), exact=False)
+        scale = self.shard_lengths.sum() / self.shard_lengths[used[spread[:enough]]].sum()
+        left = Counter({reason: round(n * scale) for reason, n in some.left_out.items()}) + self._dropped()
+        return Overview(round(some.samples * scale), some.seconds * scale, left, exact=False)
+
+    def rows(self) -> Iterator[int]:
+        """Numbers of the rows that qualify, in shard order."""
+        for shard in range(len(self.shards)):
+            yield from (np.flatnonzero(self._reasons(shard) == "") + self._at.first(shard)).tolist()
+
+    def check(self) -> None:
+        """Raises ValueError when no record qualifies; stops at the first that does."""
+        reasons = (reason for shard in range(len(self.shards)) for reason in self._each_reason(shard))
+        if all(reasons):
+            raise ValueError(
+                f"source {self.name!r}: none of {self.records_read} records in {len(self.shards)} shards is "
+                f"usable for task {self.cfg.task!r}; left out: {dict(self.left_out)}. Check its task and where"
+            )
 
     def key(self, row: int) -> str:
-        return str(self._cell("key", row))
+        return str(self._at.cell("key", row))
 
     def shard(self, row: int) -> str:
-        return self.shards[self._shard_of[row]]
+        return self.shards[self._at.shard_of(row)]
 
     def record(self, row: int) -> dict[str, Any]:
-        return self._record(row)
+        record: dict[str, Any] = json.loads(self._at.cell("meta", row))
+        return record
 
     def sample(self, row: int, epoch: int) -> Sample:
         """The training sample of a row, with the wording of that epoch."""
-        return self.bank.sample(
-            self.record(row), self.cfg.task, self.cfg.template, self.key(row), self.seed, epoch, pair=self.pairs
-        )
+        return self._sample(self.record(row), self.key(row), epoch)
 
     def clips(self, row: int) -> list[Clip]:
         """The clips of a row, in the order of the sample's audio parts."""
         key, shard = self.key(row), self.shard(row)
-        columns = ("names", "offsets", "sizes", "crc32c", "num_samples")
+        columns = [self._at.cell(c, row, clips=True) for c in CLIP_COLUMNS]
         return [
             Clip(f"{key}.{name}/{size}/{crc:08x}", shard, f"{key}.{name}", offset, size, crc, samples)
-            for name, offset, size, crc, samples in zip(*(self._cell(c, row) for c in columns), strict=True)
+            for name, offset, size, crc, samples in zip(*columns, self._at.cell("num_samples", row), strict=True)
         ]
 
     def clip_tokens(self, row: int) -> list[int]:
-        return [audio_tokens(n) for n in self._cell("num_samples", row)]
+        return [audio_tokens(n) for n in self._at.cell("num_samples", row)]
+
+    def lengths(self, rows: Ints, epoch: int) -> Lengths:
+        """Exact lengths with the wording of that epoch, and why rows are left out; a pair counts its two rows."""
+        numbers = np.zeros((3, len(rows)), dtype=np.int64)
+        reasons = np.full(len(rows), "", dtype=object)
+        shards = self._at.shards_of(rows)
+        for shard in np.unique(shards).tolist():
+            places = np.flatnonzero(shards == shard)
+            local = rows[places] - self._at.first(shard)
+            table = self._at.rows(shard).take(local)
+            columns = [table[name].to_pylist() for name in PLAN_COLUMNS]
+            kept = self._kept(shard)
+            for place, number, *cells in zip(places, local.tolist(), *columns, strict=True):
+                found = self._measure(int(rows[place]), kept is None or number in kept, epoch, *cells)
+                if isinstance(found, str):
+                    reasons[place] = found
+                else:
+                    numbers[:, place] = found
+        tokens, audio, squared = numbers
+        return Lengths(tokens, audio, squared, reasons)
 
     def token_counts(self, rows: Ints, epochs: Ints) -> Ints:
-        """Exact row lengths; a pair counts its two rows."""
-        counts = np.empty(len(rows), dtype=np.int64)
-        for i, (row, epoch) in enumerate(zip(rows.tolist(), epochs.tolist(), strict=True)):
-            sample, clip_tokens = self.sample(row, epoch), self.clip_tokens(row)
-            if self.pairs:
-                prompt, chosen, rejected = encode_pair(sample, self.tokenizer, clip_tokens)
-                counts[i] = 2 * len(prompt) + len(chosen) + len(rejected)
-            else:
-                counts[i] = len(encode(sample, self.tokenizer, clip_tokens).input_ids)
-        return counts
+        """Tokens of each row with the wording of its epoch; 0 for rows left out."""
+        pairs = zip(rows.tolist(), epochs.tolist(), strict=True)
+        return np.asarray([self.lengths(np.asarray([row]), epoch).tokens[0] for row, epoch in pairs], dtype=np.int64)
 
-    def _cell(self, column: str, row: int) -> Any:
-        return self._table[column][int(self._rows[row])].as_py()
+    def _measure(
+        self, row: int, kept: bool, epoch: int, key: str, samples: list[int], seconds: float, meta: str
+    ) -> tuple[int, int, int] | str:
+        """Tokens, audio tokens and their squares by segment; or why the row is left out."""
+        record = json.loads(meta)
+        reason = self._reason(row, record, seconds)
+        if reason is not None or not kept:
+            return reason or "beyond max_samples"
+        clips = [audio_tokens(n) for n in samples]
+        try:
+            sample = self._sample(record, key, epoch)
+        except Unqualified:
+            return "does not qualify for the task"
+        if self.pairs:
+            prompt, chosen, rejected = encode_pair(sample, self.tokenizer, clips)
+            tokens = 2 * len(prompt) + len(chosen) + len(rejected)
+        else:
+            tokens = len(encode(sample, self.tokenizer, clips).input_ids)
+        whole = _SEGMENT_TOKENS
+        return tokens, sum(clips), sum(n // whole * whole**2 + (n % whole) ** 2 for n in clips)
 
-    def _parse(self, row: int) -> dict[str, Any]:
-        record: dict[str, Any] = json.loads(self._cell("meta", row))
-        return record
+    def _sample(self, record: dict[str, Any], key: str, epoch: int) -> Sample:
+        return self.bank.sample(record, self.cfg.task, self.cfg.template, key, self.seed, epoch, pair=self.pairs)
 
-    def _select(self, data: DataConfig) -> Ints:
-        """Numbers of the table's rows that stay; counts the others by reason."""
-        keep = []
-        seen: set[tuple[str, str]] = set()
-        metas = self._table["meta"].to_pylist()
-        durations = self._table["duration_s"].to_pylist()
-        keys = self._table["key"].to_pylist()
-        for row, (key, meta, duration) in enumerate(zip(keys, metas, durations, strict=True)):
-            reason = self._reason(json.loads(meta), duration, data)
-            if reason is None and (key, meta) in seen:
-                # The same record in two shards of one source would silently double its weight.
-                reason = "duplicate record"
-            if reason is None:
-                keep.append(row)
-                seen.add((key, meta))
-            else:
-                self.left_out[reason] += 1
-        limit = self.cfg.max_samples
-        if limit is not None and len(keep) > limit:
-            self.left_out["beyond max_samples"] += len(keep) - limit
-            # By hash of the key: the same subset whatever the seed and the number of shards.
-            keep = sorted(sorted(keep, key=lambda row: hashlib.blake2b(keys[row].encode()).digest())[:limit])
-        return np.asarray(keep, dtype=np.int64)
-
-    def _reason(self, record: dict[str, Any], duration: float, data: DataConfig) -> str | None:
+    def _reason(self, row: int, record: dict[str, Any], seconds: float) -> str | None:
+        """Why a row is left out, but for its task."""
         for name, wanted in self.cfg.where.items():
             if record.get(name) not in (wanted if isinstance(wanted, list) else [wanted]):
                 return "filtered by where"
         if self.pairs and "chosen" not in record:
             return "no preference pair"
-        if record.get("audios") != [] and duration < data.min_duration_s:
+        if record.get("audios") != [] and seconds < self._limits[0]:
             return "shorter than min_duration_s"
-        if duration > data.max_duration_s:
+        if seconds > self._limits[1]:
             return "longer than max_duration_s"
-        if not self.bank.qualifies(record, self.cfg.task, pair=self.pairs):
-            return "does not qualify for the task"
-        return None
+        # The same record in two shards of one source would silently double its weight.
+        return "duplicate record" if row in self._duplicates else None
 
-    def _fingerprint(self, data: DataConfig, indexes: list[ShardIndex]) -> str:
+    def _reasons(self, shard: int, *, quota: bool = True) -> NDArray[np.object_]:
+        """Why each row of a shard is left out; empty for those that qualify."""
+        return np.asarray([*self._each_reason(shard, quota=quota), None], dtype=object)[:-1]
+
+    def _each_reason(self, shard: int, *, quota: bool = True) -> Iterator[str]:
+        if not self.shard_lengths[shard]:
+            return
+        table, first = self._at.rows(shard), self._at.first(shard)
+        kept = self._kept(shard) if quota else None
+        columns = (table[name].to_pylist() for name in ("meta", "duration_s"))
+        for i, (meta, seconds) in enumerate(zip(*columns, strict=True)):
+            record = json.loads(meta)
+            reason = self._reason(first + i, record, seconds)
+            if reason is None and not self.bank.qualifies(record, self.cfg.task, pair=self.pairs):
+                reason = "does not qualify for the task"
+            yield reason or ("" if kept is None or i in kept else "beyond max_samples")
+
+    def _kept(self, shard: int) -> frozenset[int] | None:
+        """Rows of a shard that its part of max_samples has room for: by hash of the key, whatever the seed."""
+        if self.quotas is None:
+            return None
+        if shard not in self._kept_rows:
+            good = np.flatnonzero(self._reasons(shard, quota=False) == "").tolist()
+            keys = self._at.rows(shard)["key"].to_pylist()
+            good.sort(key=lambda row: hashlib.blake2b(keys[row].encode()).digest())
+            self._kept_rows[shard] = frozenset(good[: int(self.quotas[shard])])
+        return self._kept_rows[shard]
+
+    def _count(self, shards: Any, *, exact: bool) -> Overview:
+        samples, seconds = 0, 0.0
+        left = self._dropped() if exact else Counter[str]()
+        for shard in shards:
+            reasons = self._reasons(shard)
+            if len(reasons):
+                samples += int((reasons == "").sum())
+                seconds += float(self._at.rows(shard)["duration_s"].to_numpy()[reasons == ""].sum())
+            left.update(reason for reason in reasons if reason)
+        return Overview(samples, seconds, left, exact)
+
+    def _dropped(self) -> Counter[str]:
+        """Records of shards that no row number leads to."""
+        without = int(self.table.rows[self.table.matching == 0].sum())
+        beyond = int(self.table.rows.sum()) - without - int(self.shard_lengths.sum())
+        return +Counter(
+            {"duplicate record": self.table.copies, "filtered by where": without, "beyond max_samples": beyond}
+        )
+
+    def _find_duplicates(self) -> frozenset[int]:
+        """Rows whose key and record an earlier shard holds as well; looked for in sources of moderate size."""
+        used = np.flatnonzero(self.shard_lengths).tolist()
+        if len(used) < 2 or self.shard_lengths.sum() > DUPLICATE_RECORDS:
+            return frozenset()
+        keys = pyarrow.chunked_array(
+            [chunk for shard in used for chunk in self.table.read(shard, ("key",))["key"].chunks], pyarrow.string()
+        )
+        counts = keys.value_counts()
+        again = counts.field("values").filter(pyarrow.compute.greater(counts.field("counts"), 1))
+        rows = pyarrow.compute.indices_nonzero(pyarrow.compute.is_in(keys, again)).to_pylist()
+        seen: set[tuple[str, str]] = set()
+        out = []
+        for row in rows:
+            record = (self.key(row), str(self._at.cell("meta", row)))
+            if record in seen:
+                out.append(row)
+            seen.add(record)
+        return frozenset(out)
+
+    def _fingerprint(self, data: DataConfig) -> str:
         cfg = self.cfg
         parts: list[Any] = [cfg.task, cfg.template, sorted(cfg.where.items()), cfg.max_samples, self.bank.digest]
-        parts += [data.min_duration_s, data.max_duration_s, self.pairs, self.seed]
-        parts += [[index.path.rpartition("/")[2], index.fingerprint] for index in indexes]
-        # Token counts decide the packing, so the vocabulary is part of the order.
-        vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()), ensure_ascii=False)
-        parts.append(hashlib.sha256(vocabulary.encode()).hexdigest())
-        return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+        parts += [
+            data.min_duration_s,
+            data.max_duration_s,
+            self.pairs,
+            self.seed,
+            vocabulary_digest(_Id(self.tokenizer)),
+        ]
+        digest = hashlib.sha256(json.dumps(parts, default=str).encode())
+        for path, fingerprint in zip(self.shards, self.table.fingerprints, strict=True):
+            digest.update(f"{path.rpartition('/')[2]} {fingerprint}\n".encode())
+        return digest.hexdigest()
+
+
+class _Id:
+    """Hash a tokenizer by identity: it has neither a cheap equality nor a hash."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def __hash__(self) -> int:
+        return id(self.tokenizer)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Id) and other.tokenizer is self.tokenizer
+
+
+@lru_cache(maxsize=4)
+def vocabulary_digest(holder: _Id) -> str:
+    """Token counts decide the packing, so the vocabulary is part of the order."""
+    vocabulary = json.dumps(sorted(holder.tokenizer.get_vocab().items()), ensure_ascii=False)
+    return hashlib.sha256(vocabulary.encode()).hexdigest()

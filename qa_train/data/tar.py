@@ -1,13 +1,13 @@
-"""Strict reading of WebDataset tars: regular files only, and no silent end.
+"""Strict reading of WebDataset tars: regular files only, bounded, and no silent end.
 
 Python's ``tarfile`` stops without a word at a damaged header, at a cut between members and at
-zero blocks in the middle; here each of these is an error that names the shard, the last good key
-and the byte offset. Member names are only ever keys, never paths.
+zero blocks in the middle, and reads extended headers of any size into memory. Here each of these is
+an error that names the shard, the last good key and the byte offset. Member names are only ever
+keys, never paths. The formats are ustar, GNU long names and PAX (POSIX.1-2001, pax, "ustar Interchange Format").
 """
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
@@ -15,8 +15,12 @@ from typing import IO
 AUDIO_EXTENSIONS = ("flac", "wav", "ogg", "opus", "mp3")
 TEXT_EXTENSIONS = ("json", "txt")
 MAX_MEMBER_BYTES = 1 << 29
-MAX_MEMBERS = 2_000_000
+MAX_MEMBERS = 500_000
+MAX_NAME_BYTES = 4096
+MAX_EXTENDED_BYTES = 1 << 16
 _BLOCK = 512
+_REGULAR, _FOLDER = b"0\0", b"5"
+_GNU_NAME, _GNU_LINK, _PAX, _PAX_GLOBAL = b"L", b"K", b"x", b"g"
 
 
 class DamagedShard(ValueError):
@@ -52,46 +56,164 @@ class Member:
         return self.extension.rpartition(".")[2].lower()
 
 
+class _Broken(ValueError):
+    """What is wrong at a header; ``members`` adds the place."""
+
+
+@dataclass
+class _Header:
+    """One 512-byte block, and where the bytes after it start."""
+
+    name: str
+    size: int
+    kind: bytes
+    data: int
+
+    @property
+    def end(self) -> int:
+        """The next header: data fill whole blocks."""
+        return self.data + -(-self.size // _BLOCK) * _BLOCK
+
+
 def members(file: IO[bytes], shard: str, size: int) -> Iterator[Member]:
-    """The regular files of an uncompressed tar in order; raises DamagedShard where it breaks."""
+    """The regular files of an uncompressed tar of ``size`` bytes, in order; raises DamagedShard where it breaks."""
     last: str | None = None
-    count = 0
-    try:
-        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 (closed with its file)
-        while (info := archive.next()) is not None:
-            end = info.offset_data + info.size
-            if info.size < 0 or end > size:
-                what = f"member {info.name!r} of {info.size} bytes ends beyond the file ({size} bytes): cut short"
-                raise DamagedShard(shard, info.offset, last, what)
-            if info.isdir():
-                continue
-            if not info.isreg() or info.issparse():
-                raise DamagedShard(shard, info.offset, last, f"member {info.name!r} is not a regular file: refused")
-            if info.size > MAX_MEMBER_BYTES:
-                what = f"member {info.name!r} has {info.size} bytes; at most {MAX_MEMBER_BYTES} are accepted"
-                raise DamagedShard(shard, info.offset, last, what)
+    offset = count = 0
+    while True:
+        try:
+            header = _next(file, offset, size)
+            if header is None:
+                _check_end(file, offset)
+                return
             count += 1
             if count > MAX_MEMBERS:
-                raise DamagedShard(shard, info.offset, last, f"more than {MAX_MEMBERS} members")
-            yield Member(info.name, info.offset_data, info.size)
-            last = info.name
-            # tarfile keeps every header it has read: a shard of a million members would fill memory.
-            archive.members = []  # type: ignore[attr-defined]
-    except (tarfile.TarError, UnicodeError, ValueError, OverflowError, EOFError) as error:
-        if isinstance(error, DamagedShard):
-            raise
-        raise DamagedShard(shard, file.tell(), last, f"not a readable tar header ({error})") from error
-    _check_end(file, shard, archive.offset, size, last)
+                raise _Broken(f"more than {MAX_MEMBERS} members")
+        except _Broken as broken:
+            raise DamagedShard(shard, offset, last, str(broken)) from broken
+        offset = header.end
+        if header.kind in _REGULAR:
+            yield Member(header.name, header.data, header.size)
+            last = header.name
 
 
-def _check_end(file: IO[bytes], shard: str, offset: int, size: int, last: str | None) -> None:
-    """The archive must end with zero blocks only, and with at least one of them."""
+def _next(file: IO[bytes], offset: int, size: int) -> _Header | None:
+    """The member's header at ``offset``, with what the extended headers before it say; None at a zero block."""
+    long_name: str | None = None
+    long_size: int | None = None
+    while True:
+        header = _header(file, offset, size)
+        if header is None:
+            if long_name is not None or long_size is not None:
+                raise _Broken("an extended header without its member")
+            return None
+        if header.kind not in (_GNU_NAME, _GNU_LINK, _PAX, _PAX_GLOBAL):
+            break
+        if header.size > MAX_EXTENDED_BYTES:
+            raise _Broken(f"an extended header of {header.size} bytes; at most {MAX_EXTENDED_BYTES} are accepted")
+        text = _read(file, header.data, header.size)
+        if header.kind == _GNU_NAME:
+            long_name = _name(text.rstrip(b"\0"))
+        elif header.kind == _PAX:
+            found_name, found_size = _pax(text)
+            long_name, long_size = found_name or long_name, found_size if found_size is not None else long_size
+        offset = header.end
+    name = header.name if long_name is None else long_name
+    length = header.size if long_size is None else long_size
+    if header.kind in _REGULAR and name.endswith("/"):
+        # Tars older than ustar mark folders so.
+        header.kind = _FOLDER
+    if (header.kind not in _REGULAR and header.kind != _FOLDER) or not name:
+        raise _Broken(f"member {name!r} is not a regular file: refused")
+    if header.data + length > size:
+        raise _Broken(f"member {name!r} of {length} bytes ends beyond the file ({size} bytes): cut short")
+    if length > MAX_MEMBER_BYTES:
+        raise _Broken(f"member {name!r} has {length} bytes; at most {MAX_MEMBER_BYTES} are accepted")
+    return _Header(name, length, header.kind, header.data)
+
+
+def _header(file: IO[bytes], offset: int, size: int) -> _Header | None:
+    """One header block; None when it is all zeros."""
     if size - offset < _BLOCK:
-        raise DamagedShard(shard, offset, last, "the end-of-archive blocks are missing: cut between members")
+        raise _Broken("the end-of-archive blocks are missing: cut between members")
+    block = _read(file, offset, _BLOCK)
+    if block.count(0) == _BLOCK:
+        return None
+    try:
+        stated = int(block[148:156].strip(b" \0") or b"-", 8)
+    except ValueError:
+        stated = -1
+    # The sum of all bytes, with the field of the sum itself read as spaces.
+    if stated != sum(block) - sum(block[148:156]) + 8 * ord(" "):
+        raise _Broken("the next header is damaged (not a readable tar header)")
+    name = block[:100].split(b"\0")[0]
+    if block[257:263] == b"ustar\0" and (prefix := block[345:500].split(b"\0")[0]):
+        name = prefix + b"/" + name
+    return _Header(_name(name), _number(block[124:136]), block[156:157], offset + _BLOCK)
+
+
+def _number(field: bytes) -> int:
+    """An octal number, or a base-256 one (GNU) of which the first bit is set."""
+    if field[0] & 0x80:
+        value = int.from_bytes(field, "big", signed=True) + (1 << (8 * len(field) - 1))
+        if field[0] & 0x40:
+            raise _Broken("a member of negative size")
+        return value
+    try:
+        value = int(field.strip(b" \0") or b"0", 8)
+    except ValueError as error:
+        raise _Broken(f"a size of {field!r}: not a number") from error
+    if value < 0:
+        raise _Broken("a member of negative size")
+    return value
+
+
+def _pax(text: bytes) -> tuple[str | None, int | None]:
+    """Name and size of an extended header, whose records are "LENGTH KEYWORD=VALUE\\n"."""
+    name: str | None = None
+    size: int | None = None
+    while text:
+        length, _, _ = text[:10].partition(b" ")
+        if not length.isdigit() or not len(length) + 1 < int(length) <= len(text) or text[int(length) - 1] != ord("\n"):
+            raise _Broken("an extended header that is no list of records")
+        key, _, value = text[len(length) + 1 : int(length) - 1].partition(b"=")
+        text = text[int(length) :]
+        if key.startswith(b"GNU.sparse"):
+            raise _Broken("a sparse member is not a regular file: refused")
+        if key == b"path":
+            name = _name(value)
+        elif key == b"size":
+            if not value.isdigit() or len(value) > 18:
+                raise _Broken(f"a size of {value[:40]!r}: not a number")
+            size = int(value)
+    return name, size
+
+
+def _name(raw: bytes) -> str:
+    if len(raw) > MAX_NAME_BYTES:
+        raise _Broken(f"a name of {len(raw)} bytes; at most {MAX_NAME_BYTES} are accepted")
+    try:
+        name = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _Broken(f"a name that is not UTF-8: {raw[:40]!r}") from error
+    if name.startswith("/") or ".." in name.split("/"):
+        raise _Broken(f"a name that leads out of its folder: {name[:40]!r}")
+    if not name.isprintable():
+        # Names are printed: control characters could rewrite a terminal.
+        raise _Broken(f"a name with control characters: {name[:40]!r}")
+    return name
+
+
+def _read(file: IO[bytes], offset: int, size: int) -> bytes:
     file.seek(offset)
-    first = file.read(_BLOCK)
-    if first.count(0) != len(first):
-        raise DamagedShard(shard, offset, last, "the next header is damaged")
+    raw = file.read(size)
+    if len(raw) != size:
+        raise _Broken(f"{len(raw)} of {size} bytes of a header: cut short")
+    return raw
+
+
+def _check_end(file: IO[bytes], offset: int) -> None:
+    """After the first zero block there must be zeros only."""
+    file.seek(offset)
     while block := file.read(1 << 20):
         if block.count(0) != len(block):
-            raise DamagedShard(shard, offset, last, "zero blocks, and data after them")
+            raise _Broken("zero blocks, and data after them")

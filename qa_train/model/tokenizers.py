@@ -79,7 +79,13 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         source = str(NANO_DIR)
     elif source.startswith("builtin:"):
         raise ValueError(f"unknown built-in tokenizer {source!r}; there is only 'builtin:nano'")
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"model.tokenizer {source} cannot be read as a folder, nor fetched as a hub id: {reason}"
+        ) from error
     add_special_tokens(tokenizer)
     return tokenizer
 

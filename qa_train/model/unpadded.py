@@ -38,6 +38,7 @@ from qa_train.model.attention import UNPADDED, check_unpadded
 from qa_train.model.encoder import UnpaddedQwen2AudioEncoder
 from qa_train.model.head import Head, supervised_loss
 from qa_train.model.lengths import mel_columns
+from qa_train.model.recompute import LayerwiseRecompute
 from qa_train.model.rows import Rows, joined_features
 
 _DUMMY_FRAMES = 4
@@ -179,7 +180,7 @@ class UnpaddedQwen2AudioModel(Qwen2AudioModel):
         return embeds.index_copy(0, places, values)
 
 
-class UnpaddedQwen2AudioForConditionalGeneration(Qwen2AudioForConditionalGeneration):
+class UnpaddedQwen2AudioForConditionalGeneration(LayerwiseRecompute, Qwen2AudioForConditionalGeneration):
     """The unpadded model with its LM head; a drop-in for the stock class, in training and in ``generate``."""
 
     def __init__(self, config: Qwen2AudioConfig) -> None:

@@ -25,6 +25,8 @@ _RENAMED = (
     ("multi_modal_projector.", "model.multi_modal_projector."),
 )
 
+_ADAPTER = "adapter_model.safetensors"
+
 _PARTS = {
     "encoder": ("model.audio_tower.",),
     "projector": ("model.multi_modal_projector.",),
@@ -37,14 +39,15 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
 
     ValueError names what is missing, unexpected or of another shape, and then nothing was changed.
     """
-    targets = model.state_dict()
-    files = _weight_files(Path(folder))
+    adapted = (Path(folder) / _ADAPTER).is_file()
+    targets = _adapter_state(model, folder) if adapted else model.state_dict()
+    files = [Path(folder) / _ADAPTER] if adapted else _weight_files(Path(folder))
     found: dict[str, tuple[Path, str]] = {}
     problems = []
     for file in files:
         with _open(file) as stored:
             for key in stored.keys():  # noqa: SIM118 (not a dict)
-                name = _model_name(key)
+                name = key if adapted else _model_name(key)
                 shape = list(stored.get_slice(key).get_shape())
                 if name not in targets:
                     problems.append(f"unexpected {key}")
@@ -64,6 +67,16 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
                 for name, (place, key) in found.items():
                     if place == file:
                         targets[name].copy_(stored.get_tensor(key))
+
+
+def _adapter_state(model: nn.Module, folder: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a peft model that its checkpoint holds, by their names there; they can be written to."""
+    if not hasattr(model, "peft_config"):
+        raise ValueError(f"{folder} holds adapters, and this model has none: set model.lora as the run had it")
+    from peft import get_peft_model_state_dict
+
+    state: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return state
 
 
 def _model_name(key: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import warnings
 from dataclasses import asdict, dataclass
@@ -18,7 +17,10 @@ from transformers import PrinterCallback, TrainingArguments, set_seed
 from qa_train.config import StageConfig
 from qa_train.data.batches import Batches, Collator, open_data
 from qa_train.data.encoder_cache import EncoderCache, cache_writer
+from qa_train.data.workers import explained_worker_death
 from qa_train.model import build_model, encoder_hash, encoder_states, freeze
+from qa_train.model.lora import Adapters, add_adapters, plan_adapters
+from qa_train.model.recompute import compile_layers
 from qa_train.train import checkpoints
 from qa_train.train.distributed import accumulation_steps, deepspeed_options, is_main, optimizer_layout
 from qa_train.train.metrics import EXIT_STOPPED, MetricsWriter, Progress, StopOnSignal
@@ -29,7 +31,15 @@ logger = logging.getLogger(__name__)
 Args = TypeVar("Args", bound=TrainingArguments)
 
 # TrainerConfig fields that are not TrainingArguments.
-_OWN_FIELDS = ("batches_per_step", "keep_checkpoints", "cpu_threads", "muon_learning_rate")
+_OWN_FIELDS = (
+    "batches_per_step",
+    "keep_checkpoints",
+    "cpu_threads",
+    "muon_learning_rate",
+    "parts",
+    "gradient_checkpointing",
+    "compile_layers",
+)
 # Clips encoded at a time when the encoder cache is filled, in seconds of audio.
 _CACHE_BATCH_S = 60.0
 
@@ -45,12 +55,21 @@ class Stage:
     batches: Batches
     writer: MetricsWriter
     resume: Any
+    adapters: Adapters | None = None
 
     @property
     def dataset(self) -> datasets.Dataset:
         """The plan as TRL and accelerate want it: batch numbers, read in order."""
         total = self.cfg.trainer.max_steps * self.cfg.trainer.batches_per_step
         return datasets.Dataset.from_dict({"batch": range(total)})
+
+    @property
+    def trained_model(self) -> Any:
+        """The model, with its adapters if the configuration has some."""
+        if self.adapters is None:
+            return self.model
+        zero3 = self.cfg.deepspeed.config.get("zero_optimization", {}).get("stage") == 3
+        return add_adapters(self.model, self.adapters, float32=not zero3)
 
     @property
     def collator(self) -> Collator:
@@ -87,6 +106,8 @@ def _construct(
         output_dir=f"{cfg.run.dir}/checkpoints",
         per_device_train_batch_size=1,
         gradient_accumulation_steps=accumulation_steps(cfg.trainer),
+        # The model does it itself, part by part; TRL's own default would be all layers.
+        gradient_checkpointing=False,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         average_tokens_across_devices=True,
@@ -109,7 +130,7 @@ def _construct(
     )
 
 
-def open_stage(cfg: StageConfig) -> Stage | None:
+def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
     """Open the run folder, the model and the data; None when the run is already finished.
 
     Raises:
@@ -124,6 +145,9 @@ def open_stage(cfg: StageConfig) -> Stage | None:
     set_seed(cfg.run.seed)
     model, processor = build_model(cfg.model, seed=cfg.run.seed)
     freeze(model, cfg.model.freeze)
+    model.set_recompute(**asdict(cfg.trainer.gradient_checkpointing))
+    if cfg.trainer.compile_layers:
+        compile_layers(model)
     with PartialState().main_process_first():
         resume = run.start()
     data = open_data(
@@ -135,9 +159,10 @@ def open_stage(cfg: StageConfig) -> Stage | None:
         preference=cfg.stage == "dpo",
     )
     if cfg.data.encoder_cache:
-        _use_encoder_cache(cfg.data.encoder_cache, model, data, bf16=cfg.trainer.bf16)
+        _use_encoder_cache(cfg.data.encoder_cache, model, data, args)
     writer = MetricsWriter(run.metrics, is_main=run.is_main)
-    stage = Stage(cfg, run, model, processor, data, writer, resume)
+    adapters = plan_adapters(model, cfg.model, seed=cfg.run.seed)
+    stage = Stage(cfg, run, model, processor, data, writer, resume, adapters)
     _check_resume(stage)
     return stage
 
@@ -148,12 +173,19 @@ def go(trainer: Any, stage: Stage) -> int:
     trainer.add_callback(stop)
     trainer.add_callback(Progress(stage.run, stage=stage.cfg.stage))
     trainer.remove_callback(PrinterCallback)
-    trainer.attach(batches=stage.batches, run=stage.run, writer=stage.writer, options=stage.cfg.trainer)
+    trainer.attach(
+        batches=stage.batches,
+        run=stage.run,
+        writer=stage.writer,
+        options=stage.cfg.trainer,
+        adapters=stage.adapters,
+    )
     stage.writer.rewind(checkpoints.step_of(stage.resume) if stage.resume else 0)
     stage.writer.track(stage.cfg, asdict(stage.cfg))
     if stage.run.is_main:
         print(first_screen(trainer, stage), flush=True)
-    trainer.train(resume_from_checkpoint=str(stage.resume) if stage.resume else None)
+    with explained_worker_death():
+        trainer.train(resume_from_checkpoint=str(stage.resume) if stage.resume else None)
     stage.writer.close()
     if stop.stopped:
         if stage.run.is_main:
@@ -172,6 +204,7 @@ def first_screen(trainer: AudioTrainerMixin, stage: Stage) -> str:
     sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
     total, trained = sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains)
     frozen = f" ({', '.join(cfg.model.freeze)} frozen)" if cfg.model.freeze else ""
+    frozen += f" ({', '.join(cfg.model.lora.parts)} by LoRA)" if cfg.model.lora.parts else ""
     start = f"resuming from {stage.resume.name}" if stage.resume else "starting fresh"
     return "\n".join(
         [
@@ -205,32 +238,37 @@ def _check_resume(stage: Stage) -> None:
     stage.batches.plan.seek(*manifest["plan_hint"])
 
 
-def _use_encoder_cache(folder: str, model: Any, data: Batches, *, bf16: bool) -> None:
-    """Encode every clip of the data once, and let the batches carry the outputs instead of mels."""
-    key = f"{encoder_hash(model)[:16]}-{data.reader.num_mel_bins}" + ("-bf16" if bf16 else "")
-    with PartialState().main_process_first():
-        if is_main():
-            threads = torch.get_num_threads()
-            # The other ranks of this machine wait: their cores are free.
-            torch.set_num_threads(threads * int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16 and not torch.cuda.is_available()):
-                _fill_encoder_cache(folder, key, model, data)
-            torch.set_num_threads(threads)
+def _use_encoder_cache(folder: str, model: Any, data: Batches, args: TrainingArguments) -> None:
+    """Encode every clip of the data once, and let the batches carry the outputs instead of mels.
+
+    Every process encodes its share, on its own device.
+    """
+    key = f"{encoder_hash(model)[:16]}-{data.reader.num_mel_bins}" + ("-bf16" if args.bf16 else "")
+    missing = data.clips_not_in(folder, key)
+    # Nobody may write before everybody has seen what is missing: the shares would differ.
+    PartialState().wait_for_everyone()
+    # They are sorted by length, so that every share takes the same time.
+    share = missing[args.process_index :: args.world_size]
+    if missing:
+        total_s = sum(clip.duration_s for clip in missing)
+        if args.process_index == 0:
+            print(f"encoding {total_s / 60:.0f} minutes of audio once (the encoder is frozen)", flush=True)
+        encoder = model.model.audio_tower.to(args.device)
+        with torch.inference_mode(), torch.autocast(args.device.type, dtype=torch.bfloat16, enabled=args.bf16):
+            _fill_encoder_cache(folder, key, model, data, share)
+        encoder.to("cpu")
+        PartialState().wait_for_everyone()
     data.use_encoder_cache(EncoderCache.open(folder, key))
 
 
-@torch.inference_mode()
-def _fill_encoder_cache(folder: str, key: str, model: Any, data: Batches) -> None:
-    missing = data.clips_not_in(folder, key)
-    if not missing:
-        return
-    total_s = sum(clip.duration_s for clip in missing)
-    print(f"encoding {total_s / 60:.0f} minutes of audio once (the encoder is frozen)", flush=True)
+def _fill_encoder_cache(folder: str, key: str, model: Any, data: Batches, clips: list[Any]) -> None:
+    width = model.config.audio_config.d_model
+    total_s = round(sum(clip.duration_s for clip in clips))
     with (
-        cache_writer(folder, key, model.config.audio_config.d_model) as writer,
-        tqdm(total=round(total_s), desc="encoding", unit="s of audio", disable=not sys.stderr.isatty()) as bar,
+        cache_writer(folder, key, width) as writer,
+        tqdm(total=total_s, desc="encoding", unit="s of audio", disable=not (is_main() and sys.stderr.isatty())) as bar,
     ):
-        for group in _groups(missing):
+        for group in _groups(clips):
             mels = data.read_mels(group)
             if mels.clips:
                 states = encoder_states(model, mels.input_features, mels.feature_lengths)

@@ -47,14 +47,18 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
 def dpo(cfg: StageConfig) -> int:
     """Run the stage; returns the process's exit code (0 finished, 75 stopped by a signal)."""
     args = training_arguments(cfg, DPOConfig, max_length=None, **asdict(cfg.dpo))
-    stage = open_stage(cfg)
+    stage = open_stage(cfg, args)
     if stage is None:
         return 0
-    reference, _ = build_model(cfg.model, seed=cfg.run.seed)
-    reference.requires_grad_(False)
+    reference = None
+    if stage.adapters is None:
+        reference, _ = build_model(cfg.model, seed=cfg.run.seed)
+        reference.requires_grad_(False)
     trainer = AudioDPOTrainer(
         model=stage.model,
+        # With adapters the reference is the model without them: TRL switches them off, and nothing is held twice.
         ref_model=reference,
+        peft_config=stage.adapters.config if stage.adapters else None,
         args=args,
         train_dataset=stage.dataset,
         data_collator=stage.collator,

@@ -20,11 +20,13 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from qa_train.config import TrainerConfig
+from qa_train.config import PartsConfig, TrainerConfig
 from qa_train.data.batches import Batches
 from qa_train.model import load_weights, weights_digest
+from qa_train.model.lora import Adapters, write_base
 from qa_train.train import checkpoints
 from qa_train.train.distributed import optimizer_layout
+from qa_train.train.groups import PartRates
 from qa_train.train.metrics import MetricsWriter
 from qa_train.train.optimizers import muon_with_adamw
 from qa_train.train.run import RunFolder
@@ -41,12 +43,21 @@ class StopRun(RuntimeError):
 class AudioTrainerMixin:
     """See the module docstring. Set up by :meth:`attach` right after construction."""
 
-    def attach(self, *, batches: Batches, run: RunFolder, writer: MetricsWriter, options: TrainerConfig) -> None:
+    def attach(
+        self,
+        *,
+        batches: Batches,
+        run: RunFolder,
+        writer: MetricsWriter,
+        options: TrainerConfig,
+        adapters: Adapters | None = None,
+    ) -> None:
         """Hand over what the stock constructors have no place for."""
         self.batches = batches
         self.run = run
         self.writer = writer
         self.options = options
+        self.adapters = adapters
         self._step_numbers: dict[str, float] = {}
         self._checkpoint_s = 0.0
 
@@ -94,20 +105,39 @@ class AudioTrainerMixin:
         return (loss, outputs) if return_outputs else loss
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """Muon for the hidden matrices if asked for, else the stock optimizer."""
+        """Muon for the hidden matrices if asked for, else the stock optimizer; rates by part if they differ."""
         rate = self.options.muon_learning_rate
-        if rate is None or getattr(self, "optimizer", None) is not None:
+        apart = self.options.parts != PartsConfig()
+        if (rate is None and not apart) or getattr(self, "optimizer", None) is not None:
             return super().create_optimizer(model)  # type: ignore[misc]
+        net = self.model if model is None else model  # type: ignore[attr-defined]
+        rates = PartRates(net, self.options.parts, self.options.learning_rate) if apart else None
+        if rate is None:
+            assert rates is not None
+            return self._stock_optimizer(net, rates)
         optimizer = muon_with_adamw(
-            self.model,  # type: ignore[attr-defined]
+            net,
             muon_learning_rate=rate,
             learning_rate=self.options.learning_rate,
             betas=(self.options.adam_beta1, self.options.adam_beta2),
             epsilon=self.options.adam_epsilon,
             weight_decay=self.options.weight_decay,
+            rates=rates,
         )
         setattr(self, "optimizer", optimizer)  # noqa: B010 (the stock class declares it)
         return optimizer
+
+    def _stock_optimizer(self, net: Any, rates: PartRates) -> Any:
+        """The optimizer that trainer.optim names, on groups with rates of their own."""
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(self.args, net)  # type: ignore[attr-defined]
+        decayed = set(self.get_decay_parameter_names(net))  # type: ignore[attr-defined]
+        trained = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for n, p in trained if n in decayed], "weight_decay": self.options.weight_decay},
+            {"params": [p for n, p in trained if n not in decayed], "weight_decay": 0.0},
+        ]
+        setattr(self, "optimizer", kind(rates.split(groups), **options))  # noqa: B010 (declared by the stock class)
+        return self.optimizer  # type: ignore[attr-defined]
 
     # --- 3. checkpoints ------------------------------------------------------------------------
 
@@ -128,6 +158,8 @@ class AudioTrainerMixin:
         if self.run.is_main:
             # A pickle of the arguments that nothing here reads back.
             (folder / "training_args.bin").unlink(missing_ok=True)
+            if self.adapters is not None:
+                write_base(folder, self.adapters)
             next_batch = state.global_step * self.batches_per_step
             checkpoints.commit(
                 folder,

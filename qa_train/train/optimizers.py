@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from qa_train.train.groups import PartRates
+
 # Name parts of parameters that are not hidden matrices although they have two dimensions.
-_NOT_HIDDEN = ("embed_tokens", "embed_positions", "lm_head", "multi_modal_projector")
+_NOT_HIDDEN = ("embed_tokens", "embed_positions", "lm_head", "multi_modal_projector", "lora_")
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -58,11 +60,13 @@ def muon_with_adamw(
     betas: tuple[float, float],
     epsilon: float,
     weight_decay: float,
+    rates: PartRates | None = None,
 ) -> MuonWithAdamW:
     """Muon at ``muon_learning_rate`` for the trained hidden matrices of encoder and LLM layers, AdamW for the rest.
 
     Muon's update is scaled to AdamW's usual size (torch's ``match_rms_adamw``), so learning rates of
-    the two are comparable. Biases and norms get no weight decay.
+    the two are comparable. Biases and norms get no weight decay. Low-rank adapters are AdamW's: Muon's update would
+    make each of their two factors orthogonal. ``rates``: the rates of the parts, if they differ.
 
     Raises:
         ValueError: no hidden matrix trains.
@@ -73,14 +77,18 @@ def muon_with_adamw(
         raise ValueError("trainer.muon_learning_rate is set, but no hidden matrix trains: set it to null")
     taken = {id(p) for p in hidden}
     rest = [p for _, p in trained if id(p) not in taken]
+    matrices = [{"params": hidden, "weight_decay": weight_decay}]
+    others = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    if rates is not None:
+        matrices, others = rates.split(matrices, learning_rate=muon_learning_rate), rates.split(others)
     muon = torch.optim.Muon(
-        hidden, lr=muon_learning_rate, momentum=0.95, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+        matrices, lr=muon_learning_rate, momentum=0.95, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
     )
     adamw = torch.optim.AdamW(
-        [
-            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-        ],
+        others,
         lr=learning_rate,
         betas=betas,
         eps=epsilon,

@@ -16,11 +16,11 @@ class PretrainTrainer(AudioTrainerMixin, Trainer):
 def pretrain(cfg: StageConfig) -> int:
     """Run the stage; returns the process's exit code (0 finished, 75 stopped by a signal)."""
     args = training_arguments(cfg, TrainingArguments)
-    stage = open_stage(cfg)
+    stage = open_stage(cfg, args)
     if stage is None:
         return 0
     trainer = PretrainTrainer(
-        model=stage.model,
+        model=stage.trained_model,
         args=args,
         train_dataset=stage.dataset,
         data_collator=stage.collator,

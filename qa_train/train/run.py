@@ -30,7 +30,16 @@ from qa_train.train.checkpoints import newest_complete, write_json
 # Changing these in mid-run would silently make another run of it.
 _PINNED_SECTIONS = ("stage", "model", "data", "trainer", "dpo")
 # A restored optimizer brings its own values of these: new ones would have no effect.
-_CARRIED = ("learning_rate", "muon_learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim")
+_CARRIED = (
+    "learning_rate",
+    "muon_learning_rate",
+    "parts",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "optim",
+)
 _FREE_KEYS = {
     "data": ("num_workers", "encoder_cache", "error_budget"),
     "trainer": tuple(f.name for f in fields(TrainerConfig) if f.name not in (*_CARRIED, "batches_per_step")),

@@ -17,11 +17,11 @@ def sft(cfg: StageConfig) -> int:
     """Run the stage; returns the process's exit code (0 finished, 75 stopped by a signal)."""
     # max_length: nothing is cut here, the plan already bounds every batch.
     args = training_arguments(cfg, SFTConfig, max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
-    stage = open_stage(cfg)
+    stage = open_stage(cfg, args)
     if stage is None:
         return 0
     trainer = AudioSFTTrainer(
-        model=stage.model,
+        model=stage.trained_model,
         args=args,
         train_dataset=stage.dataset,
         data_collator=stage.collator,

@@ -19,6 +19,7 @@ from qa_train.data.audio import (
     audio_tokens,
     frame_tokens,
     log_mel,
+    mel_frames,
     read_clip,
     resampled_length,
     segment_samples,
@@ -34,14 +35,14 @@ def encoded(wave: np.ndarray, rate: int = 16_000, container: str = "FLAC", subty
 
 
 @pytest.mark.parametrize("bins", [80, 128])
-@pytest.mark.parametrize("num_samples", [480, 1601, 12_345, 159 + 160 * 700, 479_680, 479_700, 479_999, 480_000])
+@pytest.mark.parametrize("num_samples", [321, 480, 1601, 12_345, 159 + 160 * 700, 479_680, 479_700, 479_999, 480_000])
 def test_log_mel_equals_the_padded_reference(num_samples: int, bins: int) -> None:
     # Loud first, silent last: the dynamic range depends on the whole clip.
     wave = noise(num_samples / 16_000) * np.linspace(1, 1e-4, num_samples, dtype=np.float32)
     ours = log_mel(wave, bins)
     extractor = WhisperFeatureExtractor(feature_size=bins)
     reference = torch.from_numpy(extractor(wave, sampling_rate=16_000, padding="max_length").input_features[0])
-    frames = num_samples // 160
+    frames = -(-num_samples // 160)
     assert ours.shape == (bins, frames + min(2, 3000 - frames))
     torch.testing.assert_close(ours, reference[:, : ours.shape[1]], atol=1e-5, rtol=0)
 
@@ -61,7 +62,14 @@ def test_segments_cover_the_clip_once(num_samples: int) -> None:
 
 
 def _tail(part: np.ndarray) -> int:
-    return min(2, 3000 - len(part) // 160)
+    return min(2, 3000 - -(-len(part) // 160))
+
+
+@pytest.mark.parametrize("num_samples", [321, 480, 481, 640, 641, 1600, 1601, 12_345, 64_799, 479_999, 480_000])
+def test_frames_are_those_that_the_reference_marks(num_samples: int) -> None:
+    wave = np.zeros(num_samples, dtype=np.float32)
+    marked = WhisperFeatureExtractor()(wave, sampling_rate=16_000, padding="max_length", return_attention_mask=True)
+    assert mel_frames(num_samples) == marked.attention_mask.sum()
 
 
 def test_token_counts_are_those_of_the_stock_encoder() -> None:
@@ -127,7 +135,7 @@ def test_a_bomb_is_refused_without_decoding_it_all() -> None:
 
 
 def test_too_short_for_one_token() -> None:
-    with pytest.raises(BadAudio, match="at least 480"):
-        audio_tokens(479)
+    with pytest.raises(BadAudio, match="at least 321"):
+        audio_tokens(320)
     with pytest.raises(BadAudio):
         log_mel(noise(0.01), 80)

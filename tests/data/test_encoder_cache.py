@@ -23,7 +23,7 @@ def write(folder: Path, *seeds: int) -> None:
 @pytest.mark.parametrize("cut", ["index", "states", "neither"])
 def test_a_killed_writer_loses_at_most_its_last_clip(cut: str, tmp_path: Path) -> None:
     write(tmp_path, 0, 1, 2)
-    index, data = tmp_path / "key" / "index.jsonl", tmp_path / "key" / "states.f16"
+    index, data = tmp_path / "key" / "0.jsonl", tmp_path / "key" / "0.f16"
     if cut == "index":
         index.write_bytes(index.read_bytes()[:-4])
     elif cut == "states":
@@ -44,10 +44,24 @@ def test_a_killed_writer_loses_at_most_its_last_clip(cut: str, tmp_path: Path) -
     assert len(EncoderCache.open(tmp_path, "key2")) == 0
 
 
-def test_one_writer_at_a_time_and_one_width(tmp_path: Path) -> None:
+def test_writers_at_the_same_time_fill_parts_of_their_own(tmp_path: Path) -> None:
     write(tmp_path, 0)
-    with cache_writer(tmp_path, "key", 3), pytest.raises(ValueError, match="filled by another"):
-        cache_writer(tmp_path, "key", 3).__enter__()
+    with cache_writer(tmp_path, "key", 3) as one, cache_writer(tmp_path, "key", 3) as other:
+        one.write("clip1", states(1))
+        other.write("clip2", states(2))
+        # What is there already is not written again, by whichever writer.
+        other.write("clip0", states(0))
+    cache = EncoderCache.open(tmp_path, "key")
+    assert sorted(path.name for path in cache.folder.iterdir()) == ["0.f16", "0.jsonl", "1.f16", "1.jsonl"]
+    assert len(cache) == 3
+    for seed in range(3):
+        found = cache.get(f"clip{seed}")
+        assert found is not None
+        torch.testing.assert_close(found, states(seed), atol=1e-3, rtol=1e-3)
+
+
+def test_one_width_and_finite_values(tmp_path: Path) -> None:
+    write(tmp_path, 0)
     with pytest.raises(ValueError, match="width 3, not 4"):
         cache_writer(tmp_path, "key", 4).__enter__()
     with cache_writer(tmp_path, "key", 3) as writer:

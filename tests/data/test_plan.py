@@ -1,40 +1,58 @@
-"""The plan: pure, exact in its shares, full in its batches, and seekable."""
+"""The plan: pure, exact in its shares, full and even in its batches, and seekable."""
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
-from qa_train.data.plan import Ints, Plan, SampleRef, pack
+from qa_train.data.chapter import Lengths, SampleRef
+from qa_train.data.order import Ints
+from qa_train.data.packing import Cost, pack
+from qa_train.data.plan import Plan
 
 
 @dataclass
 class Fake:
-    """A source whose token counts depend on row and epoch."""
+    """A source whose lengths depend on row and epoch; every ``bad``-th row does not qualify."""
 
     name: str
     weight: float
-    shard_lengths: list[int]
+    shard_lengths: Ints
     fingerprint: str = "f"
     longest: int = 300
+    bad: int = 0
+    max_epochs: int | None = None
     asked: Counter[tuple[int, int]] = field(default_factory=Counter)
 
-    def token_counts(self, rows: Ints, epochs: Ints) -> Ints:
-        self.asked.update(zip(rows.tolist(), epochs.tolist(), strict=True))
-        return 20 + (rows * 7919 + epochs * 104_729) % self.longest
+    def lengths(self, rows: Ints, epoch: int) -> Lengths:
+        self.asked.update((row, epoch) for row in rows.tolist())
+        audio = 10 + (rows * 7919 + epoch * 104_729) % self.longest
+        reason = np.full(len(rows), "", dtype=object)
+        if self.bad:
+            reason[rows % self.bad == 0] = "filtered by where"
+        return Lengths(audio + 10 + rows * 31 % 40, audio, audio**2, reason)
 
 
-GOLDEN = [SampleRef(0, 275, 0), SampleRef(1, 15, 0), SampleRef(2, 208, 0), SampleRef(0, 142, 0)]
+def fake(name: str, weight: float, shards: list[int], **options: object) -> Fake:
+    return Fake(name, weight, np.asarray(shards, dtype=np.int64), **options)  # type: ignore[arg-type]
 
 
-def make(**options: int) -> Plan:
-    sources = [Fake("a", 3, [100, 80, 120]), Fake("b", 1, [40]), Fake("c", 2, [0, 500]), Fake("off", 0, [9])]
+def sources() -> list[Fake]:
+    return [fake("a", 3, [100, 80, 120]), fake("b", 1, [40]), fake("c", 2, [0, 500]), fake("off", 0, [9])]
+
+
+def make(some: list[Fake] | None = None, **options: int) -> Plan:
     return Plan(
-        sources, **{"seed": 1, "tokens_per_batch": 3000, "batches_per_step": 4, "chapter_samples": 900, **options}
+        some or sources(),
+        **{"seed": 1, "tokens_per_batch": 3000, "batches_per_step": 4, "chapter_samples": 900, **options},
     )
+
+
+GOLDEN = [SampleRef(1, 12, 0), SampleRef(1, 5, 0), SampleRef(0, 64, 0), SampleRef(1, 13, 0)]
 
 
 def test_the_plan_is_a_pure_function_of_its_arguments() -> None:
@@ -44,8 +62,12 @@ def test_the_plan_is_a_pure_function_of_its_arguments() -> None:
     assert [backward.batch(k) for k in reversed(range(300))] == wanted[::-1]
     assert [make(seed=2).batch(k) for k in range(3)] != wanted[:3]
     assert forward.fingerprint == make().fingerprint
-    for change in ({"seed": 2}, {"tokens_per_batch": 2999}, {"batches_per_step": 5}, {"chapter_samples": 901}):
-        assert make(**change).fingerprint != forward.fingerprint
+    for change in ({"seed": 2}, {"tokens_per_batch": 2999}, {"chapter_samples": 901}, {"cost": Cost(audio=9)}):
+        assert make(**change).fingerprint != forward.fingerprint  # type: ignore[arg-type]
+    # Batches per step say how many batches make a step, not what is in them.
+    other = make(batches_per_step=5)
+    assert other.fingerprint == forward.fingerprint
+    assert [other.batch(k) for k in range(50)] == wanted[:50]
 
 
 def test_golden_order() -> None:
@@ -60,17 +82,69 @@ def test_seek_needs_no_replay() -> None:
     resumed.seek(*hint)
     assert [resumed.batch(k) for k in range(200, 260)] == [walked.batch(k) for k in range(200, 260)]
     asked = sum(sum(source.asked.values()) for source in resumed.sources if isinstance(source, Fake))
-    chapters = 1 + walked.seek_hint(259)[0] - hint[0]
-    assert asked <= chapters * 902
-    with pytest.raises(ValueError, match="chapter 0 starts at batch 0"):
-        resumed.seek(0, 5)
+    chapters = 1 + walked.locate(259)[0] - walked.locate(200)[0]
+    # Three sources, each of which may look at 256 records more than it needs.
+    assert asked <= chapters * (900 + 3 * 257)
+    with pytest.raises(ValueError, match="chapter 1 starts at batch"):
+        walked.seek(1, 5, *hint[2:])
+    with pytest.raises(ValueError, match="not the state of a plan"):
+        walked.seek(1, 5)
+
+
+def test_other_batches_per_step_continue_at_the_next_step() -> None:
+    """Step 50 of 4 batches is followed by step 50 of 6 batches, which begins at another number."""
+    before = make()
+    after = make(batches_per_step=6)
+    after.seek(*before.seek_hint(200))
+    assert [after.batch(300 + i) for i in range(60)] == [before.batch(200 + i) for i in range(60)]
+    again = make(batches_per_step=6)
+    again.seek(*after.seek_hint(330))
+    assert again.batch(340) == before.batch(240)
+    with pytest.raises(ValueError, match="lies before"):
+        after.batch(0)
+    with pytest.raises(ValueError, match="inside a step of 4 batches"):
+        after.seek(*before.seek_hint(202))
+
+
+def test_changed_data_continue_without_a_gap() -> None:
+    before = make()
+    hint = before.seek_hint(200)
+    chapter, _ = before.locate(200)
+    some = sources()
+    some[1].fingerprint = "changed"
+    some.append(fake("new", 1, [60]))
+    after = make(some)
+    after.seek(*hint)
+    refs = [ref for batch in after.chapter(chapter).batches for ref in batch]
+    assert after.locate(200) == (chapter, 200)
+    # The unchanged sources go on where their chapter began.
+    for source in (0, 2):
+        old = [ref for batch in before.chapter(chapter).batches for ref in batch if ref.source == source]
+        assert Counter(old) - Counter(r for r in refs if r.source == source) == Counter() or len(old) > 200
+        assert min(r.epoch for r in refs if r.source == source) == min(r.epoch for r in old)
+    began = {ref.epoch for batch in before.chapter(chapter).batches for ref in batch if ref.source == 1}
+    assert min(r.epoch for r in refs if r.source == 1) in {min(began) + 1, min(began) + 2}
+    assert min(r.epoch for r in refs if r.source == 4) == 0
+
+
+def test_processes_share_what_they_planned() -> None:
+    """The main process asks for the state at a save though only its workers planned that far."""
+    main = make()
+    worker = pickle.loads(pickle.dumps(main))
+    worker._board = main._board
+    wanted = worker.seek_hint(300)
+    worker.batch(300)
+    assert main.seek_hint(300) == wanted
+    assert not any(source.asked for source in main.sources if isinstance(source, Fake))
 
 
 def test_shares_are_exact_over_time_and_epochs_do_not_mix() -> None:
     plan = make()
     seen: list[list[SampleRef]] = [[], [], [], []]
     for number in range(7):
-        for ref in sorted_by_place(plan, number):
+        chapter = plan.chapter(number)
+        assert chapter.too_long == []
+        for ref in sorted((ref for batch in chapter.batches for ref in batch), key=lambda ref: ref.epoch):
             seen[ref.source].append(ref)
         total = 900 * (number + 1)
         for source, share in ((0, 3 / 6), (1, 1 / 6), (2, 2 / 6)):
@@ -81,71 +155,77 @@ def test_shares_are_exact_over_time_and_epochs_do_not_mix() -> None:
             part = seen[source][epoch * rows : (epoch + 1) * rows]
             assert sorted(ref.row for ref in part) == list(range(rows))
             assert {ref.epoch for ref in part} == {epoch}
-    # Epochs differ in their order.
-    assert [r.row for r in seen[1][:40]] != [r.row for r in seen[1][40:80]]
 
 
-def sorted_by_place(plan: Plan, number: int) -> list[SampleRef]:
-    """The chapter's samples before packing: packing keeps them, but not their order."""
-    chapter = plan.chapter(number)
-    assert chapter.too_long == []
-    packed = [ref for batch in chapter.batches for ref in batch]
-    # Epochs are in order before packing, and packing is checked on its own: sort by epoch.
-    return sorted(packed, key=lambda ref: ref.epoch)
+def test_records_that_do_not_qualify_are_passed_over_and_do_not_change_shares() -> None:
+    some = [fake("a", 1, [100, 80, 120], bad=2), fake("b", 1, [50, 50])]
+    plan = make(some, chapter_samples=100)
+    refs = [ref for number in range(6) for batch in plan.chapter(number).batches for ref in batch]
+    assert Counter(ref.source for ref in refs) == {0: 300, 1: 300}
+    first = [ref for ref in refs if ref.source == 0]
+    # Half of the rows qualify, so 300 samples are two epochs; each of them is there once.
+    assert Counter((ref.row, ref.epoch) for ref in first) == Counter((r, e) for r in range(1, 300, 2) for e in (0, 1))
+    left = sum((plan.chapter(n).left_out[0] for n in (4, 5)), Counter())
+    assert set(left) == {"filtered by where"}
+    with pytest.raises(ValueError, match=r"source 'a': none of 300 records is usable; left out: \{'filtered by where'"):
+        make([fake("a", 1, [100, 80, 120], bad=1)]).batch(0)
 
 
-def test_a_chapter_reads_few_shards_and_spreads_its_sources() -> None:
-    sources = [Fake("a", 1, [100] * 50), Fake("b", 1, [1000])]
-    plan = Plan(sources, seed=0, tokens_per_batch=3000, batches_per_step=1, chapter_samples=400)
-    for number in (0, 3):
+def test_a_source_that_runs_dry_leaves_its_share_to_the_others() -> None:
+    some = [fake("a", 2, [400]), fake("b", 1, [400]), fake("c", 3, [50, 40], max_epochs=2)]
+    plan = make(some, chapter_samples=120)
+    counts = [Counter(r.source for batch in plan.chapter(n).batches for r in batch) for n in range(9)]
+    # 60 of each chapter until 180 were taken: three chapters; then 2 : 1 of all.
+    assert [c[2] for c in counts] == [60, 60, 60, 0, 0, 0, 0, 0, 0]
+    assert counts[0][0] == 40
+    assert counts[0][1] == 20
+    for n in range(3, 9):
+        assert sum(counts[m][0] for m in range(3, n + 1)) == 80 * (n - 2)
+    # The state says so too.
+    resumed = make(some, chapter_samples=120)
+    k = plan._starts[6].first_batch
+    resumed.seek(*plan.seek_hint(k))
+    assert resumed.batch(k) == plan.batch(k)
+    with pytest.raises(ValueError, match="every source has max_epochs"):
+        make([fake("c", 3, [50], max_epochs=2)])
+
+
+def test_a_chapter_mixes_several_shards_but_reads_few() -> None:
+    plan = make([fake("a", 1, [5000] * 50), fake("b", 1, [100_000])], chapter_samples=800)
+    seen = set()
+    for number in range(4):
         refs = [ref for batch in plan.chapter(number).batches for ref in batch]
-        assert len({ref.row // 100 for ref in refs if ref.source == 0}) <= 3
+        shards = Counter(ref.row // 5000 for ref in refs if ref.source == 0)
+        assert len(shards) == 4
+        assert min(shards.values()) > 60
+        seen |= set(shards)
         halves = Counter((i < len(refs) // 2, ref.source) for i, ref in enumerate(refs))
-        assert min(halves.values()) > 80
-
-
-@pytest.mark.parametrize(("longest", "fill"), [(150, 0.99), (700, 0.98)])
-def test_batches_are_full_and_within_the_budget(longest: int, fill: float) -> None:
-    sources = [Fake("a", 1, [5000], longest=longest)]
-    plan = Plan(sources, seed=0, tokens_per_batch=3000, batches_per_step=1, chapter_samples=5000)
-    chapter = plan.chapter(0)
-    sizes = [
-        int(sources[0].token_counts(np.array([r.row for r in b]), np.array([r.epoch for r in b])).sum())
-        for b in chapter.batches
-    ]
-    assert max(sizes) <= 3000
-    assert sum(sizes) == chapter.tokens
-    assert np.mean(sizes) / 3000 >= fill
-    assert sorted(ref.row for batch in chapter.batches for ref in batch) == list(range(5000))
-
-
-def test_packing_by_hand() -> None:
-    assert pack([5, 6, 4, 3, 2], 10) == [[0, 2], [1, 3], [4]]
-    assert pack([], 10) == []
-
-
-def test_what_fits_in_no_batch_is_reported_and_only_that() -> None:
-    plan = Plan(
-        [Fake("a", 1, [200], longest=300)], seed=0, tokens_per_batch=250, batches_per_step=1, chapter_samples=200
-    )
-    chapter = plan.chapter(0)
-    assert len(chapter.too_long) + sum(map(len, chapter.batches)) == 200
-    counts = plan.sources[0].token_counts(np.arange(200), np.zeros(200, dtype=np.int64))
-    assert {ref.row for ref in chapter.too_long} == set(np.flatnonzero(counts > 250).tolist())
-
-
-def test_impossible_plans_fail_clearly() -> None:
-    with pytest.raises(ValueError, match=r"tokens_per_batch=10 \(the shortest has 20"):
-        make(tokens_per_batch=10).batch(0)
-    with pytest.raises(ValueError, match="weight above 0"):
-        Plan([Fake("a", 0, [1])], seed=0, tokens_per_batch=1, batches_per_step=1, chapter_samples=1)
-    with pytest.raises(ValueError, match="'a' has no usable record"):
-        Plan([Fake("a", 1, [0])], seed=0, tokens_per_batch=1, batches_per_step=1, chapter_samples=1)
-    with pytest.raises(ValueError, match="must be 1 or more"):
-        make(batches_per_step=0)
+        assert min(halves.values()) > 100
+    assert len(seen) == 4
 
 
 def test_chapters_smaller_than_the_number_of_sources_still_advance() -> None:
-    plan = make(chapter_samples=2)
-    rows = Counter(ref.source for k in range(600) for ref in plan.batch(k))
-    assert rows[0] > rows[2] > rows[1] > 0
+    for samples in (1, 2):
+        plan = make(chapter_samples=samples)
+        rows = Counter(ref.source for k in range(150) for ref in plan.batch(k))
+        assert rows[0] > rows[2] > rows[1] > 0
+
+
+def test_what_fits_in_no_batch_is_reported_and_only_that() -> None:
+    plan = make([fake("a", 1, [200], longest=300)], tokens_per_batch=250, chapter_samples=200)
+    chapter = plan.chapter(0)
+    assert len(chapter.too_long) + sum(map(len, chapter.batches)) == 200
+    lengths = fake("a", 1, [200]).lengths(np.arange(200), 0)
+    assert {ref.row for ref in chapter.too_long} == set(np.flatnonzero(lengths.tokens > 250).tolist())
+
+
+def test_impossible_plans_fail_clearly() -> None:
+    with pytest.raises(ValueError, match=r"tokens_per_batch=10 \(the shortest has 2"):
+        make(tokens_per_batch=10).batch(0)
+    with pytest.raises(ValueError, match="weight above 0"):
+        make([fake("a", 0, [1])])
+    with pytest.raises(ValueError, match="'a' has no usable record"):
+        make([fake("a", 1, [0])])
+    with pytest.raises(ValueError, match="must be 1 or more"):
+        make(batches_per_step=0)
+    assert pack(np.zeros(0, dtype=np.int64), np.zeros(0), 10) == []

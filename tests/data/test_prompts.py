@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from qa_train.config import config_dir
 from qa_train.data.prompts import PromptBank, Unqualified, chat_messages, draw
 from qa_train.data.records import BadRecord, fields, parse_record
 from qa_train.data.sample import AudioPart, Message, TextPart
@@ -19,7 +18,35 @@ FULL = {
     "label": "bell",
     "caption": "A bell rings.",
     "note": "C4",
+    "dialect": "Andalusian",
+    "words": [{"word": "hola", "start": 0.1, "end": 0.5}, {"word": "mundo", "start": 0.5, "end": 1}],
+    "speaker": "Ana",
+    "gender": "female",
+    "age": 31,
+    "emotion": ["joy", "surprise"],
+    "intent": "greet",
+    "slots": {"to": "world", "tone": "warm"},
+    "entities": [{"type": "place", "value": "world"}, {"type": "word", "value": "hello"}],
+    "keywords": ["hello", "world"],
+    "turns": [
+        {"speaker": "Ana", "start": 0, "end": 1.5, "text": "hola"},
+        {"speaker": "Bo", "start": 1.5, "end": 2, "text": "mundo"},
+        {"speaker": "Ana", "start": 2, "end": 2.25, "text": "adios"},
+    ],
+    "vocal_sound": "Laughter",
+    "labels": ["bell", "wind"],
+    "events": [{"label": "bell", "start": 0.25, "end": 1.125}, {"label": "wind", "start": 0, "end": 3}],
+    "scene": "street",
+    "question": "Is there a bell?",
+    "answer": "Yes",
+    "genre": "rock",
+    "pitch": 69,
+    "velocity": 100,
+    "mood": "calm",
+    "singer": "Ana",
 }
+FULL["translation"] |= {code: f"to {code}" for code in "zh de es fr it ja ko ru nl cs pt yue".split()}
+TWO_CLIPS = {**FULL, "audios": ["flac", "1.flac"]}
 BANK = PromptBank.load()
 
 
@@ -27,22 +54,40 @@ def parts(content: Any) -> str:
     return "".join(p.text if isinstance(p, TextPart) else f"<{p.clip}>" for p in content)
 
 
+FAMILIES = """asr asr_lid translate translate_zh translate_de transcribe_translate lid dialect dialect_asr
+word_timestamps speaker speaker_verification speaker_count gender age emotion intent slots entities keywords
+diarization diarized_asr vocal_sound sound_class sound_caption sound_events scene event_detection audio_qa speech_qa
+music_caption genre instrument note pitch velocity mood singer music_qa speech_or_not ask_language""".split()
+
+
 def test_the_built_in_bank_is_complete() -> None:
-    expected = {"asr", "asr_lid", "translate", "lid", "sound_class", "sound_caption", "instrument", "note"}
-    assert expected | {"speech_or_not", "ask_language", "ask_first_word"} <= set(BANK.tasks)
+    assert set(FAMILIES) <= set(BANK.tasks)
     both = PromptBank.load(languages=["en", "zh"])
     for name, task in BANK.tasks.items():
         assert len(set(task.prompts)) == len(task.prompts) >= 8, name
-        assert len(both.tasks[name].prompts) >= len(task.prompts) + 2, name
-        assert BANK.qualifies(FULL, name), name
-    assert list((config_dir() / "prompts").glob("*.yaml"))
+        assert len(both.tasks[name].prompts) >= len(task.prompts) + 3, name
+        assert BANK.qualifies(TWO_CLIPS if task.clips else FULL, name), name
+        assert not BANK.qualifies({"audios": []}, name), name
+        assert not BANK.qualifies({}, name), name
+
+
+def test_every_task_has_four_chinese_wordings() -> None:
+    for name, task in PromptBank.load(languages=["zh"]).tasks.items():
+        assert len(task.prompts) >= 4, name
+        written = "".join(piece.literal for prompt in task.prompts for piece in prompt)
+        assert any("\u4e00" <= character <= "\u9fff" for character in written), name
 
 
 @pytest.mark.parametrize(
     ("task", "prompt"),
     [
         ("asr", "Detect the language and recognize the speech: <|es|>"),
+        ("asr_lid", "Detect the language and recognize the speech:"),
         ("translate", "Detect the language and translate the speech into English: <|es|>"),
+        ("translate_de", "Detect the language and translate the speech into German: <|es|>"),
+        ("translate_zh", "Detect the language and translate the speech into Mandarin: <|es|>"),
+        ("emotion", "Recognize the emotion with keywords in English:"),
+        ("vocal_sound", "Classify the human vocal sound to VocalSound in English:"),
         ("sound_caption", "Generate the caption in English:"),
     ],
 )
@@ -60,6 +105,21 @@ def test_targets() -> None:
         "lid": "Spanish",
         "instrument": "bell",
         "note": "C4",
+        "translate_de": "to de",
+        "transcribe_translate": "hola mundo\nhello world",
+        "word_timestamps": "[0.10-0.50] hola [0.50-1.00] mundo",
+        "speaker_count": "2",
+        "age": "31",
+        "emotion": "joy, surprise",
+        "slots": "to: world; tone: warm",
+        "entities": "place: world; word: hello",
+        "keywords": "hello, world",
+        "diarization": "[0.00-1.50] Ana\n[1.50-2.00] Bo\n[2.00-2.25] Ana",
+        "diarized_asr": "[0.00-1.50] Ana: hola\n[1.50-2.00] Bo: mundo\n[2.00-2.25] Ana: adios",
+        "sound_events": "bell, wind",
+        "event_detection": "[0.25-1.12] bell\n[0.00-3.00] wind",
+        "audio_qa": "Yes",
+        "pitch": "69",
         "speech_or_not": "Yes",
         "ask_word_count": "2",
         "ask_first_word": "hola",
@@ -67,6 +127,26 @@ def test_targets() -> None:
     }
     for task, target in wanted.items():
         assert parts(BANK.sample(FULL, task, "base", "k", 0, 0).messages[1].content) == target
+
+
+def test_targets_in_order_of_preference_and_derived_fields() -> None:
+    def target(task: str, **record: Any) -> str:
+        return parts(BANK.sample(record, task, "base", "k", 0, 0).messages[1].content)
+
+    assert target("instrument", instrument=["guitar", "drums"]) == "guitar, drums"
+    assert target("note", pitch=61) == "C#4"
+    assert target("note", pitch=0) == "C-1"
+    assert target("speaker_count", num_speakers=3) == "3"
+    silent = [{"speaker": "Ana", "start": 0, "end": 1}]
+    assert BANK.qualifies({"turns": silent}, "diarization")
+    assert not BANK.qualifies({"turns": silent}, "diarized_asr")
+    assert not BANK.qualifies(FULL, "speaker_verification")
+
+
+def test_a_question_of_the_record_is_data_not_a_prompt_of_ours() -> None:
+    record = {"question": "<|im_end|>?", "answer": "No"}
+    content = BANK.sample(record, "audio_qa", "base", "k", 0, 0).messages[0].content
+    assert TextPart("<|im_end|>?") in content
 
 
 def test_only_our_own_words_and_known_tags_are_trusted() -> None:
@@ -140,6 +220,19 @@ def test_pairs() -> None:
         ("asr: {target: '{text}', prompts: {xx: [x]}}", "no wording in"),
         ("[1, 2]", "expected tasks by name"),
         ("a: {", "cannot be read"),
+        ("asr: {target: '{text}', prompts: {en: []}}", "at least one"),
+        ("asr: {target: '{text}', prompts: {en: [x, x]}}", "repeat a wording"),
+        ("asr: {target: '{text}', prompts: {en: [x]}}\nasr: {target: '{label}', prompts: {en: [x]}}", "given twice"),
+        ("asr: {target: '{text', prompts: {en: [x]}}", "write \\{name\\} for a field"),
+        ("asr: {target: '{text!r}', prompts: {en: [x]}}", "not a record field"),
+        ("asr: {target: '{text:>9}', prompts: {en: [x]}}", "not a record field"),
+        ("asr: {target: '{words}', lists: {words: {item: x}}, prompts: {en: [x]}}", "'item' and 'join'"),
+        ("asr: {target: '{text}', clips: 0, prompts: {en: [x]}}", "'clips' must be"),
+        ("asr: {target: '{text}', requires: text, prompts: {en: [x]}}", "'requires' must be"),
+        ("a_@code: {variants: {de: {}}, target: x, prompts: {en: ['@other']}}", "no variant word \\['other'\\]"),
+        ("a_@code: {variants: {no: {}}, target: x, prompts: {en: [x]}}", "quote no"),
+        ("a: {variants: {de: {}}, target: x, prompts: {en: [x]}}", "must hold @code"),
+        ("a: {target: 'x', prompts: {en: [!!python/object/apply:os.getcwd []]}}", "cannot be read"),
     ],
 )
 def test_prompt_files_fail_clearly(text: str, message: str, tmp_path: Path) -> None:
@@ -171,6 +264,20 @@ def test_own_prompt_files_add_and_replace_tasks(tmp_path: Path) -> None:
         (b'{"text": "a", "text": "b"}', "repeated key 'text'"),
         (b'{"text": "\xff"}', "not UTF-8"),
         (b"[" * 100_000, "nested too deeply|not JSON"),
+        (b'{"x": ' + b"[" * 50 + b"]" * 50 + b"}", "nested deeper than 16"),
+        (b'{"x": "\\ud800"}', "surrogate"),
+        (b'{"x\\u0000": 1}', "NUL"),
+        (b'{"x": 1e999}', "range of a double"),
+        (b'{"x": ' + b"9" * 10_000 + b"}", "not JSON"),
+        (b'{"text": "' + b"a" * 300_000 + b'"}', "300000 characters"),
+        (b'{"emotion": 3}', "'emotion' must be text or a list"),
+        (b'{"age": [3]}', "'age' must be a number"),
+        (b'{"keywords": [3]}', "'keywords' must be a list"),
+        (b'{"slots": [3]}', "'slots' must map"),
+        (b'{"words": [3]}', "'words' must be a list of objects"),
+        (b'{"words": [{"word": "a"}]}', "item 0: expected start and end"),
+        (b'{"events": [{"label": "a", "start": 2, "end": 1}]}', "from 2 s to 1 s"),
+        (b'{"entities": [{"type": "a"}]}', "item 0: expected texts"),
         (b'{"x": "' + b"a" * (1 << 20) + b'"}', "at most"),
         (b'{"text": 3}', "'text' must be text"),
         (b'{"labels": "bell"}', "'labels' must be a list"),

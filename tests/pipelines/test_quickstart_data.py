@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -9,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines import preferences, quickstart
+from data_pipelines import preferences, quickstart, recombine, voice_chat
 from data_pipelines.clip import Clip
 from data_pipelines.shards import write_shard
 from data_pipelines.source import read_shard
 from data_pipelines.synth import HELD_OUT_ACCENTS
+from data_pipelines.text import TextIndex
+from qa_train.data.index import load_index
 
 STARTER = Path(__file__).parents[2] / "data/starter"
 
@@ -30,7 +33,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     shutil.copytree(STARTER / "texts", starter / "texts")
     for name in ("speech-train", "speech-test", "sound-train", "sound-test"):
         write_shard(starter / f"{name}.tar", clips_of(name, 12))
-    quickstart.build(starter, out, num_sentences=30, num_questions=18, num_notes=10, num_workers=2)
+    quickstart.build(starter, out, num_sentences=30, num_domain=10, num_questions=18, num_notes=10, num_workers=2)
     return starter, out
 
 
@@ -46,6 +49,68 @@ def test_all_shards_are_made_with_the_right_voices(small: tuple[Path, Path]) -> 
         assert [turn["role"] for turn in clip.record["messages"]] == ["user", "assistant"]
 
 
+def test_new_texts_of_old_words_are_new_and_never_held_out(small: tuple[Path, Path]) -> None:
+    starter, out = small
+    real = {clip.record["text"] for clip in read_shard(starter / "speech-train.tar")}
+    words = {word for text in real for word in text.split()}
+    held_out = TextIndex((starter / "texts/held-out.txt").read_text(encoding="utf-8").splitlines())
+    walked = [clip.record["text"] for clip in read_shard(out / "domain-train-00000.tar")]
+    joined = list(read_shard(out / "joined-train.tar"))
+    assert len(set(walked) - real) == 10
+    assert len(joined) == 5
+    for text in [*walked, *(clip.record["text"] for clip in joined)]:
+        assert set(text.split()) <= words
+        assert not held_out.conflicts(text)
+    assert all(clip.duration_s < 7 and "translation" not in clip.record for clip in joined)
+
+
+def test_walking_and_joining_keep_off_held_out_texts() -> None:
+    texts = ["the call is over now", "the line is busy now"]
+    assert "the call is busy now" in recombine.walk(texts, 6, seed=0, forbidden=TextIndex())
+    found = recombine.walk(texts, 4, seed=0, forbidden=TextIndex(["call is busy"]))
+    assert len(found) == 4
+    assert not any("call is busy" in text for text in found)
+    with pytest.raises(ValueError, match="of 999 new sentences"):
+        recombine.walk(texts, 999, seed=0, forbidden=TextIndex())
+    clips = [speech("a", "press one"), speech("b", "to hang up")]
+    joined = [
+        clip.record["text"] for clip in recombine.join(clips, 30, seed=0, forbidden=TextIndex(["press one to hang up"]))
+    ]
+    assert "to hang up press one" in joined
+    assert not any("press one to hang up" in text for text in joined)
+
+
+def test_facts_are_text_only_and_never_held_out(small: tuple[Path, Path]) -> None:
+    _, out = small
+    records = [json.loads(meta) for meta in load_index(str(out / "facts-train.tar")).table["meta"].to_pylist()]
+    held_out = {question.spoken for question in voice_chat.split(quickstart.NUM_HELD_OUT_QUESTIONS)[1]}
+    assert len(records) > 1000
+    assert all(record["audios"] == [] for record in records)
+    assert not held_out & {record["messages"][0]["content"] for record in records}
+    assert not {record["family"] for record in records} & set(voice_chat.COMMANDS)
+
+
+def test_denials_are_chats_about_sounds_without_voices() -> None:
+    clips = [
+        Clip(name, np.zeros(1600, np.float32), {"label": name, "split": "train"}) for name in ("drum", "singing voice")
+    ]
+    (made,) = preferences.denials([*clips, speech("s", "there are words here")], seed=0)
+    assert made.record["messages"][-1] == {"role": "assistant", "content": preferences.NO_SPEECH}
+    assert (made.record["task"], made.record["label"]) == ("chat", "drum")
+    assert "rejected" not in made.record
+
+
+def test_wrong_answers_are_wrong(small: tuple[Path, Path]) -> None:
+    _, out = small
+    replies = {question.reply for question in voice_chat.all_questions()}
+    pairs = [clip.record for clip in read_shard(out / "dpo-facts.tar")]
+    assert pairs
+    for record in pairs:
+        assert record["chosen"] in replies
+        assert record["chosen"] != record["rejected"]
+        assert [turn["role"] for turn in record["messages"]] == ["user"]
+
+
 def test_speed_copies_are_slower_and_faster(small: tuple[Path, Path]) -> None:
     starter, out = small
     lengths = {clip.key: len(clip.wave) for clip in read_shard(starter / "speech-train.tar")}
@@ -59,7 +124,7 @@ def test_speed_copies_are_slower_and_faster(small: tuple[Path, Path]) -> None:
 def test_a_second_build_makes_nothing(small: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     starter, out = small
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    quickstart.build(starter, out, num_sentences=30, num_questions=18, num_notes=10, num_workers=2)
+    quickstart.build(starter, out, num_sentences=30, num_domain=10, num_questions=18, num_notes=10, num_workers=2)
     assert " 0 clips made" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in out.iterdir()}
 
@@ -77,17 +142,20 @@ def speech(key: str, text: str) -> Clip:
 def test_pairs_prefer_the_truth() -> None:
     texts = [f"word{i} comes before word{i + 1} and word{i + 2}" for i in range(40)]
     clips = [speech(f"s{i}", text) for i, text in enumerate(texts)]
+    labels = ["drum", "animal", "human sound", "singing voice"]
     clips += [
-        Clip(f"n{i}", np.zeros(1600, np.float32), {"label": label, "split": "train"})
-        for i, label in enumerate(["drum", "animal", "human sound", "singing voice"])
+        Clip(f"n{i}", np.zeros(1600, np.float32), {"label": label, "split": "train"}) for i, label in enumerate(labels)
     ]
     made = list(preferences.make_pairs(clips, seed=0))
     assert made[0].record == next(preferences.make_pairs(clips, seed=0)).record
     families = Counter(clip.record["family"] for clip in made)
     # Voices without words are no clean example of "no speech".
     assert families["invented speech"] == 4
-    assert set(families) == {"invented speech", "wrong clip", "words left out", "words added", "speech denied"}
-    assert len({clip.key for clip in made}) == len(made) == 84
+    assert families["wrong sound"] == 4
+    speech_families = {"wrong clip", "words left out", "words added", "speech denied"}
+    assert families["speech or not"] == 42
+    assert set(families) == {"invented speech", "wrong sound", "speech or not", *speech_families}
+    assert len({clip.key for clip in made}) == len(made) == 130
     for clip in made:
         record = clip.record
         assert record["chosen"] != record["rejected"]
@@ -97,6 +165,11 @@ def test_pairs_prefer_the_truth() -> None:
             case "invented speech":
                 assert record["chosen"] == preferences.NO_SPEECH
                 assert record["rejected"] in texts
+            case "wrong sound":
+                assert (record["chosen"], record["rejected"] in labels) == (record["label"], True)
+                assert record["messages"][0]["content"].removeprefix("<audio>") in preferences.SOUND_QUESTIONS
+            case "speech or not":
+                assert record["chosen"] == ("Yes" if "text" in record else "No")
             case "wrong clip":
                 assert record["rejected"] in set(texts) - {record["text"]}
             case "words left out":
@@ -106,5 +179,5 @@ def test_pairs_prefer_the_truth() -> None:
                 assert len(worse) > len(truth)
             case "speech denied":
                 assert record["rejected"] == preferences.NO_SPEECH
-        if record["family"] != "invented speech":
+        if record["family"] in speech_families:
             assert record["chosen"] == record["text"]

@@ -1,0 +1,177 @@
+"""What a corpus reader is made of: a description, and an iterator of items that name their audio lazily.
+
+A reader only looks at the corpus's lists and tables. An :class:`Item` says what is known about a
+recording and where its bytes lie; nobody decodes anything before the shard is made.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from data_pipelines.corpora.tree import Tree
+
+TRAIN, DEV, TEST = "train", "dev", "test"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Where one recording lies.
+
+    A file; or a byte range (``offset``, ``size``) of an uncompressed tar; or the ``member`` of a zip; or a
+    ``row`` of a Parquet or Arrow file, whose ``column`` holds the encoded bytes. ``start_s`` and ``end_s`` cut a
+    segment out of it (seconds), ``channel`` takes one channel instead of their mean.
+    """
+
+    path: str
+    member: str = ""
+    offset: int | None = None
+    size: int = 0
+    row: int | None = None
+    column: str = ""
+    start_s: float = 0.0
+    end_s: float | None = None
+    channel: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The recording as a person would name it, for messages."""
+        place = f"{self.path}[{self.row}]" if self.row is not None else self.path
+        return f"{place}/{self.member}" if self.member else place
+
+    @property
+    def whole(self) -> bool:
+        """Whether the file is taken as it is, not a part of it."""
+        return self.start_s == 0.0 and self.end_s is None and self.channel is None
+
+
+@dataclass(frozen=True)
+class Item:
+    """One record to be: ``record`` has the field names of :mod:`qa_train.data.records`.
+
+    ``ids`` name the underlying recording across corpora ("youtube:ID", "freesound:ID", "clotho:file.wav"): the
+    blocklist is checked against them, against ``file:STEM``, and against ``CORPUS:name``.
+    """
+
+    name: str
+    audio: tuple[Recording, ...]
+    record: dict[str, Any]
+    ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Something of the corpus that does not become a record, and why."""
+
+    name: str
+    reason: str
+    detail: str = ""
+
+
+Found = Iterator[Item | Drop]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a reader is asked for: a split of the corpus that lies at ``paths``."""
+
+    paths: tuple[str, ...]
+    split: str
+    # generic readers: record field -> column of the table
+    columns: dict[str, str] = field(default_factory=dict)
+    # Hugging Face: the dataset's configuration
+    config: str = ""
+
+    @cached_property
+    def tree(self) -> Tree:
+        """The files at ``paths``, listed when first needed."""
+        from data_pipelines.corpora.tree import Tree
+
+        return Tree(self.paths)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A public corpus: what its licence is, which official splits it has, and how it is read.
+
+    ``splits`` maps the official name of a split to what it is for: "train", "dev" or "test". ``license`` is
+    what the holders state; "(unverified)" marks what was not confirmed: check before publishing weights.
+    """
+
+    name: str
+    title: str
+    license: str
+    homepage: str
+    splits: dict[str, str]
+    read: Callable[[Request], Found]
+    gives: tuple[str, ...] = ()
+    note: str = ""
+    # A layout, not a corpus: any split name may be asked for, and its name says what it is for.
+    generic: bool = False
+
+    def role(self, split: str) -> str:
+        """What a split is for: "train", "dev" or "test". ValueError when the corpus has no such split."""
+        if split in self.splits:
+            return self.splits[split]
+        if not self.generic:
+            raise ValueError(f"{self.title} has no split {split!r}; its splits are {', '.join(self.splits)}")
+        words = set(re.split(r"[\W_\d]+", split.lower()))
+        if words & {"test", "eval", "evaluation", "te", "heldout"}:
+            return TEST
+        return DEV if words & {"dev", "devel", "val", "valid", "validation"} else TRAIN
+
+    @property
+    def train_splits(self) -> list[str]:
+        """The splits that may be trained on."""
+        return [name for name, role in self.splits.items() if role == TRAIN]
+
+
+_GENDERS = {
+    "m": "male", "male": "male", "male_masculine": "male", "man": "male",
+    "f": "female", "female": "female", "female_feminine": "female", "woman": "female",
+}  # fmt: skip
+
+
+def gender_of(text: object) -> str | None:
+    """ "male" or "female" from a corpus's own word for it; None for anything else."""
+    return _GENDERS.get(str(text or "").strip().lower())
+
+
+_LANGUAGES = {"cmn": "zh", "zh-hk": "yue", "zh_hk": "yue", "nan-tw": "nan", "iw": "he", "nb": "no", "nn-no": "no"}
+_ENGLISH_NAMES = {"english": "en", "chinese": "zh", "mandarin": "zh", "cantonese": "yue", "german": "de",
+                  "french": "fr", "spanish": "es", "italian": "it", "japanese": "ja", "korean": "ko"}  # fmt: skip
+
+
+def language_code(code: str) -> str:
+    """A locale or configuration name as the short code of this library.
+
+    "zh-CN", "cmn_hans_cn" -> "zh"; "zh-HK", "yue_hant_hk" -> "yue"; "pt_br" -> "pt"; "English" -> "en".
+    """
+    low = code.strip().lower()
+    first = re.split(r"[-_]", low)[0]
+    return _LANGUAGES.get(low) or _ENGLISH_NAMES.get(low) or _LANGUAGES.get(first) or first
+
+
+def words_of(identifier: str) -> str:
+    """ "Electric_guitar" -> "Electric guitar"."""
+    return identifier.replace("_", " ").strip()
+
+
+def without_spaces(text: str) -> str:
+    """Chinese text without the spaces between its characters; spaces between Latin words stay."""
+    return re.sub(r"(?<=[^\x00-\x7F])\s+|\s+(?=[^\x00-\x7F])", "", text.strip())
+
+
+def present(**fields: Any) -> dict[str, Any]:
+    """A record of the fields that hold something."""
+    return {name: value for name, value in fields.items() if value not in (None, "", [], {})}
+
+
+def stem(path: str) -> str:
+    """File name without folder and extension."""
+    return Path(path).stem

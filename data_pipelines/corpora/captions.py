@@ -1,0 +1,133 @@
+"""Captioned sound and music: AudioCaps, Clotho, WavCaps, MusicCaps.
+
+For training, a clip with several captions gives one record per caption; for evaluation one record holds
+the first as ``caption`` and all of them as ``captions``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Recording, Request, present, stem
+from data_pipelines.corpora.tree import Tree
+
+
+def captioned(
+    name: str, audio: Recording, captions: list[str], role: str, ids: tuple[str, ...], **record: Any
+) -> Iterator[Item]:
+    """The records of one clip with its captions."""
+    if role == TRAIN:
+        for i, caption in enumerate(captions, 1):
+            key = name if len(captions) == 1 else f"{name}-{i}"
+            yield Item(key, (audio,), present(caption=caption, **record), ids)
+        return
+    more = captions if len(captions) > 1 else []
+    yield Item(name, (audio,), present(caption=captions[0], captions=more, **record), ids)
+
+
+def youtube_audio(tree: Tree, video: str, start: str) -> str | None:
+    """A clip of a video under the names that the usual download tools give it."""
+    second = start.split(".")[0]
+    stems = (f"{video}_{start}", f"{video}_{second}", f"{video}_{int(second or 0):06d}", f"{video}_{second}000", video)
+    return tree.by_stem(*stems, *(f"Y{name}" for name in stems))
+
+
+_AUDIOCAPS = {"train": TRAIN, "val": DEV, "test": TEST}
+
+
+def _audiocaps(request: Request) -> Found:
+    """``{split}.csv``: audiocap_id, youtube_id, start_time, caption; the audio is the user's own."""
+    tree = request.tree
+    (listed, *_) = tree.need(f"{request.split}.csv", what="AudioCaps list")
+    rows = tree.table(listed, ("audiocap_id", "youtube_id", "start_time", "caption"))
+    if request.split != "train":
+        # Five captions per clip, not always next to one another.
+        rows = iter(sorted(rows, key=lambda row: (row["youtube_id"], row["start_time"])))
+    for (video, start), group in groupby(rows, key=lambda row: (row["youtube_id"], row["start_time"])):
+        captions = list(group)
+        name = captions[0]["audiocap_id"]
+        audio = youtube_audio(tree, video, start)
+        if audio is None:
+            yield Drop(name, "audio not obtained", f"{video} at {start} s")
+            continue
+        yield from captioned(name, tree.recording(audio), [row["caption"].strip() for row in captions],
+                             _AUDIOCAPS[request.split], (f"youtube:{video}",))  # fmt: skip
+
+
+_CLOTHO = {"development": TRAIN, "validation": DEV, "evaluation": TEST}
+
+
+def _clotho(request: Request) -> Found:
+    """``clotho_captions_{split}.csv`` and ``{split}/*.wav``; freesound ids in ``clotho_metadata_{split}.csv``."""
+    tree = request.tree
+    (listed, *_) = tree.need(f"clotho_captions_{request.split}.csv", what="Clotho list")
+    (about, *_) = tree.glob(f"clotho_metadata_{request.split}.csv") or [""]
+    known = {row["file_name"]: row for row in tree.table(about, ("file_name",), encoding="iso-8859-1")} if about else {}
+    for row in tree.table(listed, ("file_name", "caption_1")):
+        file = row["file_name"]
+        facts = known.get(file, {})
+        captions = [text.strip() for name, text in row.items() if name.startswith("caption_") and text.strip()]
+        audio = tree.by_stem(stem(file), within=f"{request.split}/") or tree.by_stem(stem(file))
+        if audio is None or not captions:
+            yield Drop(file, "missing audio" if captions else "no caption")
+            continue
+        ids = (f"clotho:{file}", *([f"freesound:{facts['sound_id']}"] if facts.get("sound_id", "").isdigit() else []))
+        keywords = [word.strip() for word in facts.get("keywords", "").split(";") if word.strip()]
+        yield from captioned(stem(file), tree.recording(audio), captions, _CLOTHO[request.split], ids,
+                             keywords=keywords, license=facts.get("license", "").strip())  # fmt: skip
+
+
+_WAVCAPS_IDS = {"AudioSet_SL": "youtube", "FreeSound": "freesound"}
+
+
+def _wavcaps(request: Request) -> Found:
+    """``json_files/{part}/*.json`` with data[] of {id, caption}; audio ``{id}.flac`` in any folder of the part."""
+    tree = request.tree
+    for listed in tree.need("json_files/*/*.json", what="WavCaps lists (json_files/PART/*.json)"):
+        part = listed.split("json_files/")[1].split("/")[0]
+        for row in tree.objects(listed, "data"):
+            identity = stem(str(row["id"])) if part == "AudioSet_SL" else str(row["id"])
+            audio = tree.by_stem(identity, within=part) or tree.by_stem(identity)
+            name = f"{part}-{identity}"
+            if audio is None or not str(row.get("caption") or "").strip():
+                yield Drop(name, "audio not obtained" if audio is None else "no caption")
+                continue
+            # "Yb0RFKhbpFJA.wav": a Y before the eleven characters of the video.
+            plain = re.sub(r"^Y(?=.{11}$)", "", identity)
+            ids = (f"{_WAVCAPS_IDS.get(part, part.lower())}:{plain}",)
+            record = {"caption": row["caption"].strip(), "subset": part}
+            yield Item(name, (tree.recording(audio),), record, ids)
+
+
+_QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"")
+
+
+def _musiccaps(request: Request) -> Found:
+    """``musiccaps-public.csv``: ytid, start_s, end_s, aspect_list, caption; the audio is the user's own."""
+    tree = request.tree
+    (listed, *_) = tree.need("musiccaps*.csv", what="MusicCaps list (musiccaps-public.csv)")
+    for row in tree.table(listed, ("ytid", "start_s", "caption", "aspect_list")):
+        video = row["ytid"]
+        audio = youtube_audio(tree, video, row["start_s"])
+        if audio is None:
+            yield Drop(video, "audio not obtained", f"{video} at {row['start_s']} s")
+            continue
+        keywords = [one or other for one, other in _QUOTED.findall(row["aspect_list"])]
+        record = present(caption=row["caption"].strip(), keywords=keywords)
+        yield Item(video, (tree.recording(audio),), record, (f"youtube:{video}",))
+
+
+CORPORA = (
+    Corpus("audiocaps", "AudioCaps", "not stated", "https://github.com/cdjkim/audiocaps", _AUDIOCAPS, _audiocaps,
+           ("caption",), "audio is not shipped (YouTube); clips are part of AudioSet"),
+    Corpus("clotho", "Clotho 2.1", "non-commercial, and CC per file", "https://zenodo.org/records/4783391", _CLOTHO,
+           _clotho, ("caption", "keywords"), "clips are from freesound.org"),
+    Corpus("wavcaps", "WavCaps", "academic use (unverified)", "https://github.com/XinhaoMei/WavCaps", {"train": TRAIN},
+           _wavcaps, ("caption",), "drawn from AudioSet and freesound.org: give block= lists of what you test on"),
+    Corpus("musiccaps", "MusicCaps", "CC-BY-SA-4.0", "https://huggingface.co/datasets/google/MusicCaps",
+           {"test": TEST}, _musiccaps, ("caption", "keywords"),
+           "in AIR-Bench chat: evaluation only; audio is not shipped (YouTube)"),
+)  # fmt: skip

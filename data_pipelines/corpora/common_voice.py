@@ -1,0 +1,107 @@
+"""Common Voice (``{corpus}/{lang}/{split}.tsv`` + ``clips/*.mp3``) and CoVoST 2, its translations.
+
+CoVoST 2 adds ``covost_v2.{src}_{tgt}.tsv`` (path, translation, split) to Common Voice version 4.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from data_pipelines.corpora.base import (
+    DEV,
+    TEST,
+    TRAIN,
+    Corpus,
+    Drop,
+    Found,
+    Item,
+    Request,
+    gender_of,
+    language_code,
+    present,
+    stem,
+)  # fmt: skip
+from data_pipelines.corpora.tree import Tree
+
+
+def _held_out(tree: Tree, table: str) -> set[str]:
+    """Clips of the test and dev lists beside ``table``: "validated" and other unions contain them."""
+    names = [tree.beside(table, f"{split}.tsv") for split in ("test", "dev")]
+    return {
+        row["path"] for name in names if name in tree.names for row in tree.table(name, delimiter="\t", quoted=False)
+    }
+
+
+def _common_voice(request: Request) -> Found:
+    tree = request.tree
+    for table in tree.need(f"{request.split}.tsv", what=f"Common Voice list {request.split}.tsv"):
+        locale = PurePosixPath(table).parent.name
+        held_out = _held_out(tree, table) if request.split in ("train", "validated", "other") else set()
+        for row in tree.table(table, ("path", "sentence"), delimiter="\t", quoted=False):
+            name = f"{stem(row['path'])}"
+            if row["path"] in held_out:
+                yield Drop(name, "evaluation clip", "also listed in test.tsv or dev.tsv")
+                continue
+            if not row["sentence"].strip():
+                yield Drop(name, "no text")
+                continue
+            spoken_in = row.get("locale") or locale
+            record = present(
+                text=row["sentence"].strip(),
+                language=language_code(spoken_in),
+                locale=spoken_in,
+                speaker=row.get("client_id", "")[:16],
+                age=row.get("age"),
+                gender=gender_of(row.get("gender")),
+                dialect=row.get("accents") or row.get("accent"),
+            )
+            path = row["path"] if PurePosixPath(row["path"]).suffix else f"{row['path']}.mp3"
+            audio = tree.recording(tree.beside(table, "clips", path))
+            yield Item(name, (audio,), record, (f"commonvoice:{name}",))
+
+
+def _sentences(tree: Tree, source: str) -> dict[str, dict[str, str]]:
+    """Clip -> its row in Common Voice's own list (sentence and speaker)."""
+    tables = tree.glob(f"{source}/validated.tsv", "validated.tsv")
+    if not tables:
+        raise ValueError(f"CoVoST 2 needs Common Voice 4 beside it: no {source}/validated.tsv under {tree.paths}")
+    rows = tree.table(tables[0], ("path", "sentence"), delimiter="\t", quoted=False)
+    return {
+        stem(row["path"]): {"sentence": row["sentence"], "client_id": row.get("client_id", ""), "table": tables[0]}
+        for row in rows
+    }
+
+
+def _covost(request: Request) -> Found:
+    tree = request.tree
+    for table in tree.need("covost_v2.*.tsv", what="CoVoST 2 list covost_v2.SRC_TGT.tsv"):
+        source, target = PurePosixPath(table).name.split(".")[1].rsplit("_", 1)
+        known = _sentences(tree, source)
+        for row in tree.table(table, ("path", "translation", "split"), delimiter="\t", quoted=False, escape="\\"):
+            clip = stem(row["path"])
+            if row["split"] != request.split:
+                continue
+            found = known.get(clip)
+            if found is None or not row["translation"].strip():
+                yield Drop(f"{clip}-{target}", "no source sentence" if found is None else "no translation")
+                continue
+            record = present(
+                text=found["sentence"],
+                language=language_code(source),
+                translation={language_code(target): row["translation"].strip()},
+                speaker=found["client_id"][:16],
+            )
+            audio = tree.recording(tree.beside(found["table"], "clips", f"{clip}.mp3"))
+            yield Item(f"{clip}-{target}", (audio,), record, (f"commonvoice:{clip}",))
+
+
+CORPORA = (
+    Corpus("common_voice", "Common Voice", "CC0-1.0 (unverified)", "https://commonvoice.mozilla.org/datasets",
+           {"train": TRAIN, "validated": TRAIN, "other": TRAIN, "dev": DEV, "test": TEST}, _common_voice,
+           ("text", "language", "speaker", "age", "gender", "dialect"),
+           "validated and other: clips of this release's test and dev lists are dropped; releases re-split, so give "
+           "the lists of the releases you test on as block="),
+    Corpus("covost2", "CoVoST 2", "labels CC0-1.0, code CC-BY-NC-4.0",
+           "https://github.com/facebookresearch/covost", {"train": TRAIN, "dev": DEV, "test": TEST}, _covost,
+           ("text", "language", "translation", "speaker"), "put the covost_v2 lists beside Common Voice 4"),
+)  # fmt: skip

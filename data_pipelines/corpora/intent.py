@@ -1,0 +1,84 @@
+"""Fluent Speech Commands and SLURP: spoken commands with intent, slots and entities."""
+
+from __future__ import annotations
+
+import re
+
+from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Request, gender_of, present, stem
+from data_pipelines.corpora.tree import Tree
+from qa_train.data.records import parse_record
+
+
+def _demographics(tree: Tree) -> dict[str, dict[str, str]]:
+    (name, *_) = tree.glob("speaker_demographics.csv") or [""]
+    return {row["speakerId"]: row for row in tree.table(name, ("speakerId",))} if name else {}
+
+
+def _fluent(request: Request) -> Found:
+    """``data/{split}_data.csv``: path, speakerId, transcription, action, object, location."""
+    tree = request.tree
+    (listed, *_) = tree.need(f"data/{request.split}_data.csv", what="Fluent Speech Commands list")
+    speakers = _demographics(tree)
+    for row in tree.table(listed, ("path", "speakerId", "transcription", "action", "object", "location")):
+        about = speakers.get(row["speakerId"], {})
+        meaning = {name: row[name] for name in ("action", "object", "location") if row[name] != "none"}
+        record = present(
+            text=row["transcription"].strip(),
+            language="en",
+            intent=" ".join(meaning.values()),
+            slots={name: value for name, value in meaning.items() if name != "action"},
+            speaker=f"fsc-{row['speakerId']}",
+            gender=gender_of(about.get("Gender")),
+            age=about.get("ageRange"),
+        )
+        audio = tree.recording(tree.beside(listed, "..", row["path"]))
+        yield Item(f"{row['speakerId']}-{stem(row['path'])}", (audio,), record)
+
+
+_ENTITY = re.compile(r"\[\s*([^:\]]+?)\s*:\s*([^\]]+?)\s*\]")
+
+
+def _slurp(request: Request) -> Found:
+    """``{split}.jsonl``, and the recordings in ``slurp_real/`` or ``slurp_synth/``; one record per recording."""
+    tree = request.tree
+    folder = "slurp_synth" if request.split == "train_synthetic" else "slurp_real"
+    (listed, *_) = tree.need(f"{request.split}.jsonl", what="SLURP list")
+    homes = sorted({name[: name.index(folder)] for name in tree.audio_names(f"{folder}/")})
+    if not homes:
+        raise ValueError(f"no {folder}/*.flac under {', '.join(tree.paths)}: unpack SLURP's audio beside its lists")
+    for number, line in enumerate(tree.lines(listed), 1):
+        try:
+            row = parse_record(line.encode())
+        except ValueError as error:
+            yield Drop(f"line-{number}", "bad line", str(error))
+            continue
+        entities = [
+            {"type": kind, "value": value} for kind, value in _ENTITY.findall(row.get("sentence_annotation", ""))
+        ]
+        slots: dict[str, str] = {}
+        for entity in entities:
+            kind, value = entity["type"], entity["value"]
+            slots[kind] = f"{slots[kind]}, {value}" if kind in slots else value
+        record = present(
+            text=str(row["sentence"]),
+            language="en",
+            intent=row.get("intent") or f"{row['scenario']}_{row['action']}",
+            entities=entities,
+            slots=slots,
+            scenario=row.get("scenario"),
+        )
+        for recording in row.get("recordings", []):
+            name = str(recording["file"])
+            audio = tree.recording(f"{homes[0]}{folder}/{name}")
+            yield Item(stem(name), (audio,), record, (f"slurp:{row.get('slurp_id')}",))
+
+
+CORPORA = (
+    Corpus("fluent_speech_commands", "Fluent Speech Commands", "research (unverified)",
+           "https://fluent.ai/fluent-speech-commands-a-dataset-for-spoken-language-understanding-research/",
+           {"train": TRAIN, "valid": DEV, "test": TEST}, _fluent,
+           ("text", "language", "intent", "slots", "speaker", "gender", "age")),
+    Corpus("slurp", "SLURP", "text CC-BY-4.0, audio CC-BY-NC-4.0", "https://github.com/pswietojanski/slurp",
+           {"train": TRAIN, "train_synthetic": TRAIN, "devel": DEV, "test": TEST}, _slurp,
+           ("text", "language", "intent", "slots", "entities")),
+)  # fmt: skip

@@ -1,0 +1,159 @@
+"""Generic lists of audio files: a CSV or TSV, JSONL (chats or rows), and Kaldi's data folders.
+
+A list may name files anywhere on the machine; it can never run a program: Kaldi's pipes are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.corpora.base import (
+    DEV,
+    TEST,
+    TRAIN,
+    Corpus,
+    Drop,
+    Found,
+    Item,
+    Recording,
+    Request,
+    gender_of,
+    language_code,
+    present,
+)
+from data_pipelines.corpora.fields import local_path, mapping, record_of
+from qa_train.data.interchange import chat_record
+from qa_train.data.records import parse_record
+
+_ANY = {"train": TRAIN, "dev": DEV, "test": TEST}
+
+
+def _tables(request: Request) -> Iterator[tuple[str, str, Path]]:
+    """(name, separator, folder) of the tables: those named in path=, or the one at the top of the folder."""
+    tree = request.tree
+    listed = [Path(path).name for path in tree.files if path.lower().endswith((".csv", ".tsv"))]
+    if not listed:
+        top = [name for name in tree.names if "/" not in name and name.lower().endswith((".csv", ".tsv"))]
+        listed = [name for name in top if name.lower().startswith("metadata.")] or top
+    if len(listed) != 1 and not tree.files:
+        raise ValueError(
+            f"expected one .csv or .tsv at the top of {', '.join(tree.paths)}, found {listed}: name it in path="
+        )
+    for name in listed:
+        folder = next((Path(path).parent for path in tree.files if Path(path).name == name), None)
+        yield name, "\t" if name.lower().endswith(".tsv") else ",", folder or Path(tree.paths[0])
+
+
+def _table(request: Request) -> Found:
+    for listed, separator, folder in _tables(request):
+        columns: dict[str, str] | None = None
+        bases = (folder, *(Path(path) for path in request.tree.folders), Path())
+        for number, row in enumerate(request.tree.table(listed, delimiter=separator), 1):
+            if columns is None:
+                columns = mapping(request.columns, row)
+                if "audio" not in columns:
+                    raise ValueError(
+                        f"{listed}: no column of {list(row)} names the audio: say which, columns.audio=COLUMN"
+                    )
+            if row.get(columns.get("split", ""), request.split) != request.split:
+                continue
+            path = row[columns["audio"]]
+            name = row[columns["key"]] if "key" in columns else f"{number:08d}-{Path(path).stem}"
+            try:
+                record = record_of(row, columns)
+                start, end = (
+                    float(row[columns[n]]) if columns.get(n) and row[columns[n]] else None for n in ("start", "end")
+                )
+            except ValueError as error:
+                yield Drop(name, "bad cell", str(error))
+                continue
+            record.pop("split", None)
+            yield Item(name, (Recording(local_path(path, *bases), start_s=start or 0.0, end_s=end),), record)
+
+
+def _part(row: dict[str, Any], columns: dict[str, str], bases: tuple[Path, ...]) -> Recording:
+    """The recording of a row; ``start`` and ``end``, or NeMo's ``offset`` and ``duration``, cut a segment (seconds)."""
+    start, end = row.get(columns.get("start", "offset")), row.get(columns.get("end", ""))
+    if end is None and start is not None and row.get("duration") is not None:
+        end = float(start) + float(row["duration"])
+    path = local_path(str(row[columns["audio"]]), *bases)
+    return Recording(path, start_s=float(start or 0.0), end_s=None if end is None else float(end))
+
+
+def _jsonl(request: Request) -> Found:
+    tree = request.tree
+    for listed in [Path(p).name for p in tree.files] or tree.need("*.jsonl", what="JSONL file (*.jsonl)"):
+        home = Path(tree.recording(listed).path).parent
+        bases = (home, Path())
+        for number, line in enumerate(tree.lines(listed), 1):
+            name = f"{Path(listed).stem}-{number:08d}"
+            if not line.strip():
+                continue
+            try:
+                row = parse_record(line.encode())
+                if "messages" in row or "conversations" in row:
+                    record, paths = chat_record(row)
+                    audio = tuple(Recording(local_path(path, *bases)) for path in paths)
+                else:
+                    columns = mapping(request.columns, row)
+                    record = record_of(row, columns)
+                    audio = (_part(row, columns, bases),)
+            except (ValueError, KeyError, TypeError) as error:
+                yield Drop(name, "bad line", f"{listed}, line {number}: {error}")
+                continue
+            if record.pop("split", request.split) != request.split:
+                continue
+            yield Item(name, audio, record)
+
+
+def _kaldi(request: Request) -> Found:
+    """``wav.scp`` and ``text``, with ``segments``, ``utt2spk``, ``spk2gender`` and ``utt2lang`` where they exist."""
+    tree = request.tree
+    (listed, *_) = tree.need("wav.scp", what="Kaldi data folder")
+
+    def lines(name: str) -> dict[str, str]:
+        path = tree.beside(listed, name)
+        return dict(tree.pairs(path)) if path in tree.names else {}
+
+    bases = (Path(tree.recording(listed).path).parent, Path())
+    recordings: dict[str, str] = {}
+    for number, (name, place) in enumerate(tree.pairs(listed), 1):
+        if place.endswith("|") or place.startswith("|"):
+            raise ValueError(
+                f"{listed}, line {number}: {name!r} is a command ({place[:60]}): commands in data are never run. "
+                "Run it yourself, and list the audio files it makes"
+            )
+        if ".ark:" in place:
+            raise ValueError(
+                f"{listed}, line {number}: {name!r} lies in a Kaldi archive ({place}); list audio files instead"
+            )
+        recordings[name] = local_path(place, *bases)
+    texts, speakers, genders, languages = (lines(n) for n in ("text", "utt2spk", "spk2gender", "utt2lang"))
+    segments = lines("segments") or {name: name for name in recordings}
+    for name, cut in segments.items():
+        recording, *times = cut.split()
+        if recording not in recordings or name not in texts:
+            yield Drop(name, "no text" if recording in recordings else "unknown recording", cut)
+            continue
+        speaker = speakers.get(name)
+        language = language_code(languages[name]) if name in languages else None
+        record = present(text=texts[name], language=language, speaker=speaker,
+                         gender=gender_of(genders.get(speaker or "")))  # fmt: skip
+        start, end = (float(times[0]), float(times[1])) if len(times) >= 2 else (0.0, None)
+        # Kaldi writes -1 for "to the end".
+        audio = Recording(recordings[recording], start_s=start, end_s=None if end is not None and end < 0 else end)
+        yield Item(name, (audio,), record)
+
+
+CORPORA = (
+    Corpus("table", "a folder of audio with a CSV or TSV", "not stated: say fields.license=", "", _ANY, _table,
+           ("as mapped by columns.FIELD=COLUMN",),
+           "metadata.csv, or the table named in path=; a column split, if there is one, selects rows", generic=True),
+    Corpus("jsonl", "JSONL: chats (messages + audios, conversations + sound) or rows (audio_filepath + fields)",
+           "not stated: say fields.license=", "", _ANY, _jsonl, ("messages", "chosen", "rejected", "or as mapped"),
+           "rejected_response makes a preference pair", generic=True),
+    Corpus("kaldi", "Kaldi data folder: wav.scp, text, segments, utt2spk", "not stated: say fields.license=", "", _ANY,
+           _kaldi, ("text", "language", "speaker", "gender"), "pipes in wav.scp are refused", generic=True),
+)  # fmt: skip

@@ -1,0 +1,216 @@
+"""Reading what a :class:`Recording` points to: encoded bytes as they are, or a waveform at 16 kHz.
+
+Everything is bounded: headers are checked before decoding (:mod:`qa_train.data.audio`), and no read is
+longer than the limit of the import, whatever a header claims.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+import zlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import soundfile
+
+from data_pipelines.corpora.base import Recording
+from data_pipelines.corpora.tree import OTHER_AUDIO, zip_member
+from qa_train.data.audio import MIN_CLIP_SAMPLES, BadAudio, read_clip, read_header, resample
+from qa_train.data.tar import MAX_MEMBER_BYTES
+
+
+class MissingAudio(BadAudio):
+    """The recording is not where the corpus's lists say."""
+
+    reason = "missing audio"
+
+
+class TooLong(BadAudio):
+    """The recording is longer than the import's limit: a filter, not damage."""
+
+    reason = "longer than max_duration_s"
+
+
+def source_of(place: Recording) -> bytes | Path:
+    """What a decoder can open: the path of a plain file, or the bytes of a member or cell.
+
+    Raises MissingAudio or BadAudio.
+    """
+    if place.row is not None:
+        return _cell(place)
+    if place.offset is not None:
+        with Path(place.path).open("rb") as file:
+            file.seek(place.offset)
+            return file.read(place.size)
+    try:
+        if place.member:
+            return zip_member(place.path, place.member).getvalue()
+    except (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise BadAudio(f"{place.name}: {error}") from error
+    path = Path(place.path)
+    if not path.is_file():
+        raise MissingAudio(f"{path} does not exist{_other(path)}")
+    if path.suffix.lower() in OTHER_AUDIO:
+        raise BadAudio(f"{path}: libsndfile does not read {path.suffix}{_other(path)}")
+    return path
+
+
+def raw_bytes(place: Recording) -> bytes:
+    """The encoded bytes of a whole recording. Raises BadAudio when they exceed a shard member's limit."""
+    source = source_of(place)
+    if isinstance(source, bytes):
+        return source
+    if source.stat().st_size > MAX_MEMBER_BYTES:
+        raise BadAudio(f"{place.name}: more than {MAX_MEMBER_BYTES} bytes")
+    return source.read_bytes()
+
+
+def duration_s(source: bytes | Path) -> float:
+    """Length in seconds that the header states."""
+    frames, rate = read_header(source)
+    return frames / rate
+
+
+def wave_of(place: Recording, max_duration_s: float) -> np.ndarray:
+    """The recording, or its segment, as float32 mono [n] at 16 kHz with a peak of at most 1.
+
+    Raises TooLong, MissingAudio, or BadAudio when nothing usable is there.
+    """
+    source = source_of(place)
+    if place.whole:
+        if duration_s(source) > max_duration_s:
+            raise TooLong(f"{place.name}: {duration_s(source):.1f} s")
+        wave = read_clip(source, max_duration_s=max_duration_s + 1)
+    else:
+        wave = _segment(source, place, max_duration_s)
+    if len(wave) < MIN_CLIP_SAMPLES:
+        raise BadAudio(f"{place.name}: {len(wave)} samples at 16 kHz, too few for one token")
+    # Resampling a full-scale recording can overshoot 1.0, which the writer would clip.
+    peak = float(np.abs(wave).max())
+    return wave / peak if peak > 1.0 else wave
+
+
+def _segment(source: bytes | Path, place: Recording, max_duration_s: float) -> np.ndarray:
+    frames, rate = read_header(source)
+    start = round(place.start_s * rate)
+    end = frames if place.end_s is None else round(place.end_s * rate)
+    # Lists round to a hundredth of a second: a segment may end that much behind the recording.
+    if not 0 <= start < min(end, frames) or end > frames + rate // 10:
+        raise BadAudio(
+            f"{place.name}: the segment from {place.start_s} s to {place.end_s} s does not lie within the "
+            f"recording of {frames / rate:.2f} s"
+        )
+    if (min(end, frames) - start) / rate > max_duration_s:
+        raise TooLong(f"{place.name}: a segment of {(end - start) / rate:.1f} s")
+    try:
+        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as file:
+            file.seek(start)
+            wave = file.read(min(end, frames) - start, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
+        raise BadAudio(f"{place.name}: the decoder stopped: {error}") from error
+    if len(wave) < min(end, frames) - start:
+        raise BadAudio(f"{place.name}: the segment holds {len(wave)} of {end - start} samples: damaged or cut")
+    if place.channel is not None and place.channel >= wave.shape[1]:
+        raise BadAudio(f"{place.name}: channel {place.channel} of {wave.shape[1]}")
+    mono = wave.mean(axis=1) if place.channel is None else wave[:, place.channel]
+    if not np.isfinite(mono).all():
+        raise BadAudio(f"{place.name}: it contains NaN or infinite samples")
+    return resample(np.ascontiguousarray(mono), rate)
+
+
+def _other(path: Path) -> str:
+    """What to do when the audio lies there in a format that libsndfile does not read."""
+    for extension in OTHER_AUDIO:
+        other = path.with_suffix(extension)
+        if other.exists():
+            wav = path.with_suffix(".wav").name
+            return f"; extract the sound of {other.name} first: ffmpeg -i {other.name} -ac 1 -ar 16000 {wav}"
+    return ""
+
+
+def _cell(place: Recording) -> bytes:
+    """The encoded audio in a row of a table: bytes, or Hugging Face's struct of bytes and path."""
+    assert place.row is not None
+    value = rows(place.path, place.row, (place.column,))[0][place.column]
+    raw = value.get("bytes") if isinstance(value, dict) else value
+    if isinstance(raw, bytes) and raw:
+        return raw
+    path = Path(str((value or {}).get("path") if isinstance(value, dict) else value))
+    path = path if path.is_absolute() else Path(place.path).parent / path
+    if not path.is_file():
+        raise MissingAudio(f"{place.name}: no audio bytes in column {place.column!r}, and no file {path}")
+    return path.read_bytes()
+
+
+def rows(path: str, start: int, columns: tuple[str, ...], stop: int | None = None) -> list[dict[str, Any]]:
+    """Rows ``start`` to ``stop`` (default: one) of a Parquet or Arrow file, read block by block."""
+    found: list[dict[str, Any]] = []
+    position, stop = start, start + 1 if stop is None else stop
+    starts = block_starts(path)
+    while position < stop:
+        block = next(i for i in range(len(starts) - 1) if starts[i + 1] > position)
+        table = _block(path, block, columns)
+        end = min(stop, starts[block + 1])
+        found += table.slice(position - starts[block], end - position).to_pylist()
+        position = end
+    return found
+
+
+@lru_cache(maxsize=64)
+def block_starts(path: str) -> tuple[int, ...]:
+    """First row of each row group (Parquet) or batch (Arrow), and the number of rows at the end."""
+    starts = [0]
+    if path.endswith(".parquet"):
+        file = pyarrow.parquet.ParquetFile(path)
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    else:
+        sizes = [batch.num_rows for batch in _arrow(path)]
+    for size in sizes:
+        starts.append(starts[-1] + size)
+    return tuple(starts)
+
+
+@lru_cache(maxsize=2)
+def _block(path: str, block: int, columns: tuple[str, ...]) -> pyarrow.Table:
+    if path.endswith(".parquet"):
+        return pyarrow.parquet.ParquetFile(path).read_row_group(block, columns=list(columns))
+    return pyarrow.Table.from_batches([_arrow(path)[block]]).select(list(columns))
+
+
+@lru_cache(maxsize=8)
+def _arrow(path: str) -> list[pyarrow.RecordBatch]:
+    """Record batches of a memory-mapped Arrow stream (what `datasets` saves) or file."""
+    try:
+        return list(pyarrow.ipc.open_stream(pyarrow.memory_map(path)))
+    except pyarrow.ArrowInvalid:
+        reader = pyarrow.ipc.open_file(pyarrow.memory_map(path))
+        return [reader.get_batch(i) for i in range(reader.num_record_batches)]
+
+
+def schema_of(path: str) -> pyarrow.Schema:
+    """Columns of a Parquet or Arrow file; ValueError when it is neither."""
+    try:
+        if path.endswith(".parquet"):
+            return pyarrow.parquet.read_schema(path)
+        return _arrow(path)[0].schema
+    except (pyarrow.ArrowInvalid, OSError, IndexError) as error:
+        raise ValueError(f"{path}: not a readable Parquet or Arrow file, or empty ({error})") from error
+
+
+def class_names(schema: pyarrow.Schema) -> dict[str, list[str]]:
+    """Column -> names of its classes, where the file was written by `datasets` with ClassLabel columns."""
+    raw = (schema.metadata or {}).get(b"huggingface")
+    if not raw:
+        return {}
+    features = json.loads(raw).get("info", {}).get("features", {})
+    return {
+        column: [str(name) for name in feature["names"]]
+        for column, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+    }

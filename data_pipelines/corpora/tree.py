@@ -1,0 +1,264 @@
+"""The files of a corpus: folders, .tar and .zip archives seen as one set of names, read in place.
+
+Names are relative and use "/". Archives are never unpacked, and a name that leaves the corpus is refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import gzip
+import io
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from data_pipelines.corpora.base import Recording
+from qa_train.data.tar import MAX_MEMBER_BYTES, members
+
+AUDIO = (".flac", ".wav", ".ogg", ".opus", ".mp3")
+# Known containers that libsndfile cannot read; a missing file with one of these beside it is explained.
+OTHER_AUDIO = (".m4a", ".mp4", ".aac", ".webm", ".mkv", ".avi")
+_PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+
+
+class Tree:
+    """The union of the given folders and archives. ``names`` are listed once, when first needed."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        if not paths:
+            raise ValueError("no path is given: name the corpus's folder or archives, path=...")
+        self.paths = [str(Path(path).expanduser()) for path in paths]
+        self.folders = [path for path in self.paths if Path(path).is_dir()]
+        self.archives: list[str] = []
+        self.files: list[str] = []
+        for path in self.paths:
+            low = path.lower()
+            if not Path(path).exists():
+                raise ValueError(f"{path} does not exist: give the corpus's folder, or its .tar or .zip archives")
+            if low.endswith(_PACKED):
+                raise ValueError(
+                    f"{path} is a compressed tar, which can only be read from its beginning: unpack it first "
+                    f"(tar xf), or decompress it to a plain .tar"
+                )
+            if low.endswith((".tar", ".zip")):
+                self.archives.append(path)
+            elif not Path(path).is_dir():
+                self.files.append(path)
+
+    @cached_property
+    def _archived(self) -> dict[str, Recording]:
+        found: dict[str, Recording] = {}
+        for path in self.archives:
+            if path.lower().endswith(".zip"):
+                for info in _zip(path).infolist():
+                    if not info.is_dir():
+                        found.setdefault(_clean(info.filename), Recording(path, member=info.filename))
+                continue
+            with Path(path).open("rb") as file:
+                for member in members(file, path, Path(path).stat().st_size):
+                    found.setdefault(
+                        _clean(member.name),
+                        Recording(path, member=member.name, offset=member.offset, size=member.size),
+                    )
+        return found
+
+    @cached_property
+    def names(self) -> list[str]:
+        """All files, sorted."""
+        found = set(self._archived)
+        for root in self.folders:
+            for folder, subfolders, files in os.walk(root):
+                subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+                relative = os.path.relpath(folder, root).replace(os.sep, "/")
+                prefix = "" if relative == "." else relative + "/"
+                found.update(prefix + name for name in files if not name.startswith("."))
+        found.update(Path(path).name for path in self.files)
+        return sorted(found)
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name in self.names:
+            path = PurePosixPath(name)
+            if path.suffix.lower() in (*AUDIO, *OTHER_AUDIO):
+                found.setdefault(path.stem, []).append(name)
+        return found
+
+    def glob(self, *patterns: str) -> list[str]:
+        """Names that match a pattern ("*" crosses folders) at the start of the name or after a folder."""
+        wanted = [p for pattern in patterns for p in (pattern, f"*/{pattern}")]
+        return [name for name in self.names if any(fnmatch.fnmatchcase(name, p) for p in wanted)]
+
+    def need(self, *patterns: str, what: str) -> list[str]:
+        """Like glob; finding nothing is an error that says what was looked for."""
+        found = self.glob(*patterns)
+        if not found:
+            raise ValueError(
+                f"no {what} under {', '.join(self.paths)}: expected {' or '.join(patterns)} (the layout in which the "
+                "corpus is published)"
+            )
+        return found
+
+    def by_stem(self, *stems: str, within: str = "") -> str | None:
+        """The first audio file named like one of ``stems`` whose path holds ``within``; None if there is none.
+
+        Formats that can be read come before those that cannot.
+        """
+        for name in stems:
+            found = [path for path in self._by_stem.get(name, ()) if within in path]
+            if found:
+                return min(found, key=lambda path: (not path.lower().endswith(AUDIO), path))
+        return None
+
+    def audio_names(self, within: str = "") -> Iterator[str]:
+        """All audio files whose path holds ``within``, sorted."""
+        return (name for name in self.names if name.lower().endswith(AUDIO) and within in name)
+
+    def recording(self, name: str, start_s: float = 0.0, end_s: float | None = None) -> Recording:
+        """The file ``name``, or a segment of it; whether it exists is seen when it is read."""
+        name = _clean(name)
+        place = self._archived.get(name) if self.archives else None
+        if place is None:
+            roots = [root for root in self.folders if (Path(root) / name).exists()] or self.folders
+            path = next((path for path in self.files if Path(path).name == name), None)
+            place = Recording(path or str(Path(roots[0]) / name if roots else name))
+        return Recording(place.path, place.member, place.offset, place.size, start_s=start_s, end_s=end_s)
+
+    def open(self, name: str) -> IO[bytes]:
+        """A list or table of the corpus for reading (bytes); ``.gz`` is decompressed."""
+        place = self.recording(name)
+        if place.offset is not None:
+            file = Path(place.path).open("rb")  # noqa: SIM115 (closed by its reader)
+            file.seek(place.offset)
+            stream: IO[bytes] = io.BytesIO(file.read(place.size))
+            file.close()
+        elif place.member:
+            stream = zip_member(place.path, place.member)
+        else:
+            stream = Path(place.path).open("rb")  # noqa: SIM115 (closed by its reader)
+        return gzip.open(stream) if name.endswith(".gz") else stream  # type: ignore[return-value]
+
+    def lines(self, name: str, encoding: str = "utf-8-sig") -> Iterator[str]:
+        """The lines of a text file without their ends; ValueError names the file when it is not text."""
+        with self.open(name) as file:
+            try:
+                for line in io.TextIOWrapper(file, encoding=encoding, newline=None):
+                    yield line.rstrip("\n")
+            except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
+                raise ValueError(f"{name}: cannot be read as {encoding} text: {error}") from error
+
+    def pairs(self, name: str) -> Iterator[tuple[str, str]]:
+        """(first word, rest) of each line that is not empty: transcripts, wav.scp, utt2spk."""
+        for line in self.lines(name):
+            words = line.split(maxsplit=1)
+            if words:
+                yield words[0], words[1].strip() if len(words) > 1 else ""
+
+    def table(self, name: str, needs: Sequence[str] = (), *, header: Sequence[str] | None = None,
+              delimiter: str = ",", quoted: bool = True, escape: str | None = None,
+              encoding: str = "utf-8-sig") -> Iterator[dict[str, str]]:  # fmt: skip
+        """Rows of a CSV or TSV; ``header`` names the columns of a file without a header line.
+
+        Raises ValueError when a column of ``needs`` is missing, or a row has more cells than the header.
+        """
+        with self.open(name) as file:
+            text = io.TextIOWrapper(file, encoding=encoding, newline="")
+            rows: csv.DictReader[str] = csv.DictReader(
+                text,
+                list(header) if header else None,
+                delimiter=delimiter,
+                quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+                skipinitialspace=quoted,
+                escapechar=escape,
+            )
+            missing = [column for column in needs if column not in (rows.fieldnames or ())]
+            if missing:
+                raise ValueError(f"{name}: no column {missing}; it has {list(rows.fieldnames or ())}")
+            try:
+                for row in rows:
+                    if None in row:
+                        raise ValueError(f"{name}, line {rows.line_num}: more cells than the header names")
+                    yield {key: value or "" for key, value in row.items()}
+            except (UnicodeDecodeError, csv.Error) as error:
+                raise ValueError(f"{name}, after line {rows.line_num}: {error}") from error
+
+    def json(self, name: str) -> Any:
+        """A JSON file as a whole."""
+        with self.open(name) as file:
+            try:
+                return json.load(file)
+            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise ValueError(f"{name}: not JSON ({error})") from error
+
+    def objects(self, name: str, key: str | None = None) -> Iterator[dict[str, Any]]:
+        """The objects of the list at the top of a JSON file, or of its list ``key``, one at a time."""
+        with self.open(name) as file:
+            yield from _objects(io.TextIOWrapper(file, encoding="utf-8-sig"), name, key)
+
+    def beside(self, name: str, *parts: str) -> str:
+        """A path relative to the folder of the file ``name``."""
+        return _clean(str(PurePosixPath(name).parent.joinpath(*parts)))
+
+
+def zip_member(path: str, member: str) -> io.BytesIO:
+    """A zip member in memory, bounded by the size that a shard's member may have."""
+    with _zip(path).open(member) as file:
+        raw = file.read(MAX_MEMBER_BYTES + 1)
+    if len(raw) > MAX_MEMBER_BYTES:
+        raise ValueError(f"{path}: member {member!r} has more than {MAX_MEMBER_BYTES} bytes")
+    return io.BytesIO(raw)
+
+
+@lru_cache(maxsize=8)
+def _zip(path: str) -> zipfile.ZipFile:
+    """An open archive; opening reads its whole list of members, so each process does it once."""
+    try:
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path}: not a readable zip archive ({error}); download it again") from error
+
+
+def _clean(name: str) -> str:
+    """The name without "./" and with its ".." resolved; ValueError when it leaves the corpus."""
+    clean = os.path.normpath(name.replace("\\", "/")).replace(os.sep, "/")
+    if clean.startswith(("../", "/")) or clean == "..":
+        raise ValueError(f"{name!r} lies outside the corpus: refused")
+    return clean
+
+
+def _objects(text: IO[str], name: str, key: str | None) -> Iterator[dict[str, Any]]:
+    """Objects of a JSON list without reading the whole file (GigaSpeech's list has gigabytes)."""
+    decoder = json.JSONDecoder()
+    buffer = ""
+    start = f'"{key}"' if key else ""
+    while start not in buffer or "[" not in buffer[buffer.find(start) :]:
+        block = text.read(1 << 16)
+        if not block:
+            raise ValueError(f"{name}: no list {key or 'at its top'}")
+        buffer += block
+    buffer = buffer[buffer.index("[", buffer.find(start)) + 1 :]
+    while True:
+        buffer = buffer.lstrip(" \t\r\n,")
+        if buffer.startswith("]"):
+            return
+        try:
+            found, end = decoder.raw_decode(buffer)
+        except json.JSONDecodeError as error:
+            # Twice as much each time: an object is parsed again only a few times.
+            block = text.read(max(1 << 16, len(buffer)))
+            if not block:
+                raise ValueError(f"{name}: not JSON, or cut short ({error})") from error
+            buffer += block
+            continue
+        except RecursionError as error:
+            raise ValueError(f"{name}: JSON nested too deeply") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{name}: expected a list of objects, found {type(found).__name__}")
+        yield found
+        buffer = buffer[end:]

@@ -1,0 +1,282 @@
+"""`qa-train data import CORPUS path=... out=...`: a public corpus, or a foreign list, as indexed shards.
+
+1. Listing: the corpus's reader yields items; the blocklist and ``where`` leave some out. What stays is written to
+   ``OUT/listing/`` in shards of ``samples_per_shard``. No audio is read.
+2. Making: each shard is written by a process of its own (:mod:`data_pipelines.shards`): FLAC at 16 kHz, or the files
+   as they are (``audio=keep``). A recording that cannot be read is left out, noted in ``SHARD.tar.dropped.jsonl``,
+   and counted against ``error_budget``.
+3. Report: ``OUT/NAME-SPLIT.report.json`` says what came in, what did not, and why.
+
+The same command again makes only what is missing or was made from something else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+from tqdm import tqdm
+
+from data_pipelines import blocklist
+from data_pipelines.blocklist import Blocklist
+from data_pipelines.corpora.base import Corpus, Drop, Found, Item, Recording, Request
+from data_pipelines.corpora.catalogue import corpus_of, table
+from data_pipelines.import_report import Report
+from data_pipelines.import_shard import BAD, DROPPED_SUFFIX, ImportJob, dropped_of, write_entries
+from data_pipelines.shards import RECIPE_SUFFIX, make
+from qa_train.config import parse_options
+from qa_train.data.index import load_index
+
+USAGE = """qa-train data import CORPUS path=FOLDER out=FOLDER [split=SPLIT] [key=value ...]
+qa-train data import --list      every corpus with its licence and splits
+
+  path=FOLDER or [A,B]   the corpus as published: folder, .tar or .zip archives, tables
+  split=NAME or [A,B]    official split; may be left out where only one is for training
+  purpose=train|eval     eval imports evaluation splits, and writes their ids as a blocklist
+  block=[FILE,...]       ids to keep out: *.blocklist.txt, AIR-Bench meta files, CSV files of evaluation sets
+  audio=flac|keep        re-encode at 16 kHz, or keep the files as they are (segments are always cut to FLAC)
+  where.FIELD=VALUE      only records with this value        fields.FIELD=VALUE   set a field of every record
+  columns.FIELD=COLUMN   generic readers: what is what       config=NAME          Hugging Face configuration
+  name=NAME              of the shards and keys              max_samples=N samples_per_shard=N workers=N
+  max_duration_s=S       longer recordings are left out      error_budget=SHARE   unreadable recordings allowed
+  retry_bad=true         make shards with unreadable recordings again
+"""
+_DEFAULTS = asdict(Recording(""))
+
+
+@dataclass
+class ImportConfig:
+    """Options of `qa-train data import`; see USAGE."""
+
+    path: Any = MISSING
+    out: str = MISSING
+    split: Any = None
+    purpose: str = "train"
+    block: list[str] = field(default_factory=list)
+    allow: list[str] = field(default_factory=list)
+    audio: str = "flac"
+    where: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict)
+    config: str = ""
+    name: str | None = None
+    max_samples: int | None = None
+    samples_per_shard: int = 1000
+    workers: int = 2
+    max_duration_s: float = 600.0
+    error_budget: float = 0.01
+    retry_bad: bool = False
+
+
+def main(words: list[str]) -> int:
+    """The command; returns its exit code."""
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if "--list" in words:
+        print(table())
+        return 0
+    corpus = corpus_of(words[0])
+    options: ImportConfig = parse_options(ImportConfig, words[1:], f"data import {corpus.name}")
+    for report in import_corpus(corpus, options):
+        print(report.text(), flush=True)
+    return 0
+
+
+def import_corpus(corpus: Corpus, options: ImportConfig) -> Iterator[Report]:
+    """Import the splits that are asked for, one after the other.
+
+    Raises ValueError for wrong options, refused splits, and when more recordings are unreadable than the budget allows.
+    """
+    if options.audio not in ("flac", "keep"):
+        raise ValueError(f"audio={options.audio!r}: use flac or keep")
+    if options.samples_per_shard < 1 or not 0 <= options.error_budget <= 1 or options.workers < 0:
+        raise ValueError("samples_per_shard must be at least 1, error_budget between 0 and 1, workers 0 or more")
+    block = Blocklist.load(options.block)
+    splits = _splits(corpus, options)
+    for split in splits:
+        blocklist.check_purpose(corpus, split, options.purpose, options.allow)
+    for split in splits:
+        yield _import_split(corpus, split, options, block)
+
+
+def _splits(corpus: Corpus, options: ImportConfig) -> list[str]:
+    if options.split is None:
+        if len(corpus.train_splits) == 1 and options.purpose == "train":
+            return corpus.train_splits
+        raise ValueError(f"{corpus.title}: say which split=...; it has {', '.join(corpus.splits)}")
+    return [str(split) for split in (options.split if isinstance(options.split, list) else [options.split])]
+
+
+def _import_split(corpus: Corpus, split: str, options: ImportConfig, block: Blocklist) -> Report:
+    out = Path(options.out).expanduser()
+    prefix = f"{_safe(options.name or corpus.name)}-{_safe(split)}"
+    report = Report(corpus.name, split, str(options.fields.get("license", corpus.license)))
+    if corpus.name in blocklist.OVERLAPS and options.purpose == "train" and not options.block:
+        report.notes.append(
+            f"not checked against {', '.join(blocklist.OVERLAPS[corpus.name])}: give block= lists of them"
+        )
+    ids: list[str] = []
+    jobs = _listing(corpus, split, options, block, out, prefix, report, ids)
+    if not jobs:
+        raise ValueError(f"{corpus.title}, split {split}: nothing to import\n{report.text()}")
+    _refuse_leftovers(out, prefix, len(jobs))
+    report.listed = sum(job.num_clips for job in jobs)
+    _make(jobs, options, report)
+    for job in jobs:
+        if job.path.exists():  # a shard of which everything was left out is not written
+            index = load_index(str(job.path))
+            report.shards += 1
+            report.made += len(index)
+            report.hours += sum(index.table["duration_s"].to_pylist()) / 3600
+    if not report.made:
+        raise ValueError(f"none of {report.listed} recordings could be imported\n{report.text()}")
+    if options.purpose == "eval":
+        lines = [f"# {corpus.title}, split {split}: evaluation material", *sorted(set(ids))]
+        (out / f"{prefix}{blocklist.SUFFIX}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text = json.dumps(asdict(report), indent=2, ensure_ascii=False, sort_keys=True)
+    (out / f"{prefix}.report.json").write_text(text + "\n", encoding="utf-8")
+    return report
+
+
+def _listing(
+    corpus: Corpus, split: str, options: ImportConfig, block: Blocklist, out: Path, prefix: str, report: Report,
+    ids: list[str],
+) -> list[ImportJob]:  # fmt: skip
+    """Write the listings of all shards; returns the jobs that make them. Ids are gathered for purpose=eval."""
+    paths = options.path if isinstance(options.path, list) else [options.path]
+    request = Request(tuple(map(str, paths)), split, dict(options.columns), options.config)
+    (out / "listing").mkdir(parents=True, exist_ok=True)
+    jobs: list[ImportJob] = []
+    lines: list[str] = []
+    seen: set[bytes] = set()
+    role = corpus.role(split)
+    known = ({} if corpus.generic else {"license": corpus.license}) | ({} if role == split else {"subset": split})
+    constant = {"source": options.name or corpus.name, "split": role}
+
+    def finish() -> None:
+        name = f"{prefix}-{len(jobs):05d}"
+        raw = "\n".join(lines).encode()
+        listing = out / "listing" / f"{name}.jsonl"
+        listing.write_bytes(raw)
+        what = (hashlib.sha256(raw).hexdigest(), options.audio, options.max_duration_s)
+        jobs.append(ImportJob(out / f"{name}.tar", write_entries, what, len(lines), str(listing.resolve())))
+        lines.clear()
+
+    total = 0
+    for found in tqdm(
+        _checked(corpus, request), desc=f"listing {prefix}", unit=" items", disable=None, file=sys.stderr
+    ):
+        if isinstance(found, Drop):
+            report.drop(found.name, found.reason, found.detail)
+            continue
+        record = known | found.record | constant | options.fields
+        reason = _left_out(corpus, found, record, options, block)
+        key = f"{prefix}-{_safe(found.name)}"
+        digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+        if reason is None and digest in seen:
+            reason = ("duplicate name", key)
+        if reason is not None:
+            report.drop(found.name, *reason)
+            continue
+        seen.add(digest)
+        if options.purpose == "eval":
+            ids.extend(blocklist.ids_of(corpus.name, found))
+        audio = [{k: v for k, v in asdict(place).items() if v != _DEFAULTS[k]} for place in found.audio]
+        lines.append(json.dumps({"key": key, "audio": audio, "record": record}, ensure_ascii=False, sort_keys=True))
+        total += 1
+        if len(lines) == options.samples_per_shard:
+            finish()
+        if total == options.max_samples:
+            break
+    if lines:
+        finish()
+    return jobs
+
+
+def _checked(corpus: Corpus, request: Request) -> Found:
+    """The reader's items; a list that is not as published is a clear error."""
+    try:
+        yield from corpus.read(request)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"{corpus.title}, split {request.split}: its lists are not as they are published ({error!r})"
+        ) from error
+
+
+def _left_out(
+    corpus: Corpus, item: Item, record: dict[str, Any], options: ImportConfig, block: Blocklist
+) -> tuple[str, str] | None:
+    """Why an item does not become a record: (reason, detail)."""
+    for name, wanted in options.where.items():
+        if record.get(name) not in (wanted if isinstance(wanted, list) else [wanted]):
+            return f"where {name}", str(record.get(name))
+    if options.purpose == "train":
+        blocked = block.match(corpus.name, item)
+        if blocked is not None:
+            return "blocklist", blocked
+    return None
+
+
+def _refuse_leftovers(out: Path, prefix: str, num_shards: int) -> None:
+    """Shards of an earlier, larger import would be trained on together with the new ones."""
+    names = {f"{prefix}-{i:05d}.tar" for i in range(num_shards)}
+    left = sorted(path.name for path in out.glob(f"{prefix}-[0-9][0-9][0-9][0-9][0-9].tar") if path.name not in names)
+    if left:
+        raise ValueError(
+            f"{out} holds {len(left)} shards of an earlier import ({left[0]}): delete them, or choose another out="
+        )
+
+
+def _make(jobs: list[ImportJob], options: ImportConfig, report: Report) -> None:
+    """Make the shards; adds what they dropped to the report. Raises ValueError beyond the error budget."""
+    total = sum(job.num_clips for job in jobs)
+    allowed = int(options.error_budget * total)
+    jobs = [replace(job, max_bad=allowed) for job in jobs]
+    for job in jobs:
+        if options.retry_bad and any(entry["error"] for entry in dropped_of(job.path)):
+            Path(f"{job.path}{RECIPE_SUFFIX}").unlink(missing_ok=True)
+    waiting = {str(job.path): job for job in jobs}
+    bad = 0
+
+    def tally() -> None:
+        nonlocal bad
+        for path, job in list(waiting.items()):
+            if job.finished:
+                del waiting[path]
+                for entry in dropped_of(job.path):
+                    report.drop(entry["key"], entry["reason"], entry["detail"])
+                    bad += entry["error"]
+
+    with tqdm(total=total, desc="making shards", unit=" clips", disable=None, file=sys.stderr) as bar:
+
+        def progress(num: int) -> None:
+            bar.update(num)
+            tally()
+            if bad > allowed:
+                raise ValueError(
+                    f"{bad} of {total} recordings cannot be read, error_budget={options.error_budget:g} allows "
+                    f"{allowed}: see {options.out}/*{DROPPED_SUFFIX}; repair them, or raise error_budget"
+                    f"\n{report.text()}"
+                )
+
+        try:
+            make(jobs, num_workers=options.workers, progress=progress)
+        except ValueError as error:
+            if BAD not in str(error):
+                raise
+            raise ValueError(
+                f"{error} (error_budget={options.error_budget:g}); repair them, or raise error_budget"
+            ) from error
+
+
+def _safe(name: str) -> str:
+    """A name for keys and files: letters, digits, "_" and "-" only (a dot would begin the file's type)."""
+    return re.sub(r"[^\w\-]+", "_", name).strip("_") or "_"

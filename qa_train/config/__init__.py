@@ -1,0 +1,56 @@
+"""The typed configuration: sections, checks, composition, and the options of the small commands."""
+
+from qa_train.config.checks import check
+from qa_train.config.compose import config_dir, register, starter_dir, to_stage_config
+from qa_train.config.options import ChatConfig, EvalConfig, ExportConfig, OrderConfig, parse_options
+from qa_train.config.sections import (
+    AugmentConfig,
+    CheckpointingConfig,
+    DataConfig,
+    DeepspeedConfig,
+    DpoConfig,
+    EncoderConfig,
+    LanguageModelConfig,
+    LoraSettings,
+    MixtureConfig,
+    ModelConfig,
+    PartConfig,
+    PartsConfig,
+    RunConfig,
+    SourceConfig,
+    StageConfig,
+    StorageConfig,
+    TrackingConfig,
+    TrainerConfig,
+)
+
+__all__ = [
+    "AugmentConfig",
+    "ChatConfig",
+    "CheckpointingConfig",
+    "DataConfig",
+    "DeepspeedConfig",
+    "DpoConfig",
+    "EncoderConfig",
+    "EvalConfig",
+    "ExportConfig",
+    "LanguageModelConfig",
+    "LoraSettings",
+    "MixtureConfig",
+    "ModelConfig",
+    "OrderConfig",
+    "PartConfig",
+    "PartsConfig",
+    "RunConfig",
+    "SourceConfig",
+    "StageConfig",
+    "StorageConfig",
+    "TrackingConfig",
+    "TrainerConfig",
+    "check",
+    "config_dir",
+    "parse_options",
+    "register",
+    "starter_dir",
+    "to_stage_config",
+]

@@ -1,0 +1,109 @@
+"""Checks that look across sections; each error names the key to change."""
+
+from __future__ import annotations
+
+from qa_train.config.sections import AugmentConfig, CheckpointingConfig, ModelConfig, PartConfig, StageConfig
+
+
+def check(cfg: StageConfig) -> None:
+    """Cross-field checks, in one place; each error names the key to change.
+
+    Raises:
+        ValueError: the first contradiction found.
+    """
+    if not cfg.data.sources:
+        raise ValueError("data.sources is empty: choose a data group (data=...) or list at least one source")
+    for name, source in cfg.data.sources.items():
+        if source.template not in ("base", "chat"):
+            raise ValueError(f"data.sources.{name}.template is {source.template!r}: use base or chat")
+        if not source.shards:
+            raise ValueError(f"data.sources.{name}.shards is empty: give paths, globs or URLs of .tar shards")
+        if source.weight < 0:
+            raise ValueError(f"data.sources.{name}.weight is {source.weight}: use 0 or more (0 leaves it out)")
+        for option in ("max_samples", "max_epochs"):
+            value = getattr(source, option)
+            if value is not None and value < 1:
+                raise ValueError(f"data.sources.{name}.{option} is {value}: use 1 or more (weight: 0 leaves it out)")
+    if all(source.weight == 0 for source in cfg.data.sources.values()):
+        raise ValueError("every source has weight 0: nothing to train on")
+    parts = {"encoder", "projector", "llm"}
+    unknown = set(cfg.model.freeze) - parts
+    if unknown:
+        raise ValueError(f"model.freeze holds {sorted(unknown)}: use any of {sorted(parts)}")
+    if set(cfg.model.freeze) == parts:
+        raise ValueError("model.freeze holds every part: nothing would train; unfreeze at least one")
+    if cfg.data.encoder_cache and "encoder" not in cfg.model.freeze:
+        raise ValueError(
+            "data.encoder_cache is set but the encoder trains, so cached outputs would be stale: "
+            "add encoder to model.freeze, or set data.encoder_cache=null"
+        )
+    if cfg.data.encoder_cache and cfg.deepspeed.config.get("zero_optimization", {}).get("stage") == 3:
+        raise ValueError(
+            "data.encoder_cache needs the encoder's whole weights, which ZeRO-3 cuts: "
+            "use deepspeed=zero2 or none, or set data.encoder_cache=null"
+        )
+    if cfg.data.time_mask and not cfg.data.encoder_cache:
+        raise ValueError("data.time_mask masks cached encoder outputs: set data.encoder_cache, or data.time_mask=0")
+    if not 0 <= cfg.data.time_mask <= 0.5:
+        raise ValueError(f"data.time_mask is {cfg.data.time_mask}: use a share between 0 and 0.5")
+    noises = {"data.target_noise": cfg.data.target_noise}
+    noises |= {f"data.sources.{name}.target_noise": each.target_noise or 0.0 for name, each in cfg.data.sources.items()}
+    for key, noise in noises.items():
+        if not 0 <= noise <= 0.5:
+            raise ValueError(f"{key} is {noise}: use a share between 0 and 0.5")
+        if noise and cfg.stage == "dpo":
+            raise ValueError(f"{key}={noise} has no effect on preference pairs: leave it out")
+    _check_parts(cfg)
+    if cfg.data.encoder_cache and cfg.data.augment != AugmentConfig():
+        raise ValueError(
+            "data.augment changes the audio, which data.encoder_cache no longer reads: set data.encoder_cache=null, "
+            "or leave data.augment out and use data.time_mask"
+        )
+    if cfg.trainer.batches_per_step < 1 or cfg.trainer.max_steps < 1:
+        raise ValueError("trainer.batches_per_step and trainer.max_steps must be at least 1")
+    if cfg.model.dtype != "float32" and not cfg.deepspeed.config and not _only_adapters(cfg.model):
+        raise ValueError(
+            f"model.dtype={cfg.model.dtype} without DeepSpeed would train weights that have no float32 copy, and "
+            "small updates would vanish: use model.dtype=float32, or deepspeed=zero2, with trainer.bf16=true"
+        )
+    if cfg.trainer.muon_learning_rate is not None and cfg.deepspeed.config:
+        raise ValueError(
+            "trainer.muon_learning_rate needs whole matrices, which DeepSpeed partitions: "
+            "set deepspeed=none, or trainer.muon_learning_rate=null"
+        )
+    if cfg.stage == "dpo" and any(source.template != "chat" for source in cfg.data.sources.values()):
+        raise ValueError("dpo sources must have template: chat (preference pairs are chats)")
+
+
+def _only_adapters(model: ModelConfig) -> bool:
+    """Whether all that trains are adapters, which peft keeps in float32 beside weights of half precision."""
+    return bool(model.lora.parts) and "projector" in model.freeze
+
+
+def _check_parts(cfg: StageConfig) -> None:
+    """What trains, how fast, and what it keeps in memory, part by part."""
+    lora, frozen = set(cfg.model.lora.parts), set(cfg.model.freeze)
+    if wrong := lora - {"encoder", "llm"}:
+        raise ValueError(f"model.lora.parts holds {sorted(wrong)}: use encoder, llm or both")
+    if both := lora & frozen:
+        raise ValueError(f"{sorted(both)} is in model.lora.parts and in model.freeze: take it out of one of them")
+    if lora and (whole := {"encoder", "llm"} - lora - frozen):
+        raise ValueError(
+            f"model.lora.parts is {sorted(lora)}, and {sorted(whole)} would train whole beside it: "
+            "put it into model.lora.parts or model.freeze"
+        )
+    if lora and (cfg.model.lora.r < 1 or not 0 <= cfg.model.lora.dropout < 1):
+        raise ValueError("model.lora.r must be at least 1, and model.lora.dropout at least 0 and below 1")
+    for part in frozen:
+        if getattr(cfg.trainer.parts, part) != PartConfig():
+            raise ValueError(f"trainer.parts.{part} has no effect: {part} is in model.freeze; remove one of the two")
+    if cfg.trainer.parts.projector.layer_decay is not None:
+        raise ValueError("trainer.parts.projector.layer_decay has no effect: the projector is one layer; remove it")
+    for part in ("encoder", "llm"):
+        if (kind := getattr(cfg.trainer.gradient_checkpointing, part)) not in ("none", "selective", "full"):
+            raise ValueError(f"trainer.gradient_checkpointing.{part} is {kind!r}: use none, selective or full")
+    if cfg.trainer.compile_layers and cfg.trainer.gradient_checkpointing != CheckpointingConfig():
+        raise ValueError(
+            "trainer.compile_layers has no effect on layers with trainer.gradient_checkpointing (torch.compile leaves "
+            "them as they are): use one of the two"
+        )

@@ -1,0 +1,50 @@
+"""Where the YAML files are, and how a composed configuration becomes checked dataclasses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from qa_train.config.checks import check
+from qa_train.config.sections import StageConfig
+
+_PACKAGE = Path(__file__).parent.parent
+
+
+def config_dir() -> Path:
+    """The folder of the YAML files: inside the installed package, or ``configs/`` of a checkout."""
+    packaged = _PACKAGE / "_configs"
+    return packaged if packaged.is_dir() else _PACKAGE.parent / "configs"
+
+
+def starter_dir() -> Path:
+    """The folder of the starter data of a checkout (the data are not part of the wheel)."""
+    return _PACKAGE.parent / "data" / "starter"
+
+
+def to_stage_config(raw: Any) -> StageConfig:
+    """Turn a composed Hydra config into checked dataclasses.
+
+    Raises:
+        ValueError: settings that contradict each other, with what to change.
+    """
+    cfg = OmegaConf.to_object(raw)
+    if not isinstance(cfg, StageConfig):
+        raise ValueError(f"expected a stage config, found {type(cfg).__name__}: compose it from configs/*.yaml")
+    for name, source in cfg.data.sources.items():
+        source.name = name
+    check(cfg)
+    return cfg
+
+
+def register() -> None:
+    """Register the dataclasses with Hydra, so that every composed key is checked against them."""
+    ConfigStore.instance().store(name="stage_schema", node=StageConfig)
+    # ${starter:} in YAML is the folder of the starter data, ${configs:} that of the YAML files.
+    # ${parent:PATH} is the folder around PATH.
+    OmegaConf.register_new_resolver("parent", lambda path: str(Path(path).parent), replace=True)
+    OmegaConf.register_new_resolver("configs", lambda: str(config_dir().resolve()), replace=True)
+    OmegaConf.register_new_resolver("starter", lambda: str(starter_dir()), replace=True)

@@ -1,0 +1,215 @@
+"""Byte ranges of remote files: time-outs, retries with back-off, and errors that name the URL and the attempts.
+
+http and https are read with range requests of the standard library; s3, gs and memory through fsspec.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import logging
+import random
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import fsspec
+
+from qa_train.config import StorageConfig
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+# One request never asks for more, so that its time-out means a least speed too.
+MAX_REQUEST_BYTES = 8 << 20
+_LONGEST_WAIT_S = 30.0
+_RETRIED_STATUS = (408, 425, 429)
+# Of its own: jitter must not move the random numbers of the training.
+_jitter = random.SystemRandom()
+
+
+class RemoteError(OSError):
+    """A remote file that could not be read; the message names the URL, the bytes and the attempts."""
+
+
+class _Permanent(Exception):
+    """Trying again would give the same answer."""
+
+
+@dataclass(frozen=True)
+class RemoteInfo:
+    """Size in bytes, and a text that changes with the content where the server has one (ETag, date)."""
+
+    size: int
+    version: str
+
+
+def remote_info(url: str, cfg: StorageConfig) -> RemoteInfo:
+    """Size and version of a remote file; FileNotFoundError when there is none."""
+    once = _http_info if _is_http(url) else _fsspec_info
+    return _retried(url, "size", partial(once, url, cfg), cfg)
+
+
+def read_range(url: str, offset: int, size: int, cfg: StorageConfig) -> bytes:
+    """``size`` bytes at ``offset``; the range must lie within the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RemoteError: every attempt failed.
+    """
+    once = _http_range if _is_http(url) else _fsspec_range
+    parts = []
+    for start in range(offset, offset + size, MAX_REQUEST_BYTES):
+        length = min(MAX_REQUEST_BYTES, offset + size - start)
+        what = f"bytes {start} to {start + length - 1}"
+        parts.append(_retried(url, what, partial(once, url, start, length, cfg), cfg))
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class RemoteFile(io.RawIOBase):
+    """A remote file as a seekable stream; wrap it in io.BufferedReader."""
+
+    def __init__(self, size: int, read: Callable[[int, int], bytes]) -> None:
+        self._size, self._read, self._at = size, read, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        size = max(0, min(len(buffer), self._size - self._at))
+        if size:
+            buffer[:size] = self._read(self._at, size)
+            self._at += size
+        return size
+
+
+def _retried(url: str, what: str, once: Callable[[], Result], cfg: StorageConfig) -> Result:
+    started = time.monotonic()
+    for attempt in range(1, cfg.retries + 2):
+        try:
+            return once()
+        except FileNotFoundError:
+            raise
+        except (_Permanent, PermissionError) as error:
+            raise RemoteError(f"{url}, {what}: {error}") from error
+        except Exception as error:  # every cloud library has errors of its own
+            last = f"{type(error).__name__}: {error}"
+            if attempt > cfg.retries:
+                spent = time.monotonic() - started
+                message = f"{url}, {what}: not read in {attempt} attempts over {spent:.1f} s; the last: {last}"
+                raise RemoteError(f"{message}. Check the server, or raise data.storage.retries or timeout_s") from error
+            wait = min(_LONGEST_WAIT_S, cfg.first_wait_s * 2 ** (attempt - 1)) * _jitter.uniform(0.5, 1.5)
+            log.warning("%s, %s: attempt %d failed (%s); again in %.1f s", url, what, attempt, last, wait)
+            time.sleep(wait)
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _is_http(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
+
+
+def _http_info(url: str, cfg: StorageConfig) -> RemoteInfo:
+    _, total, version = _http_get(url, 0, 1, cfg)
+    return RemoteInfo(total, version)
+
+
+def _http_range(url: str, offset: int, size: int, cfg: StorageConfig) -> bytes:
+    return _http_get(url, offset, size, cfg)[0]
+
+
+def _http_get(url: str, offset: int, size: int, cfg: StorageConfig) -> tuple[bytes, int, str]:
+    """One range request: its bytes, the size of the whole file and its version."""
+    deadline = time.monotonic() + cfg.timeout_s
+    request = urllib.request.Request(url, headers={"Range": f"bytes={offset}-{offset + size - 1}"})
+    try:
+        with urllib.request.urlopen(request, timeout=cfg.timeout_s) as response:
+            total = _checked_range(response, offset, size)
+            body = _body(response, size, deadline)
+            version = f"{response.headers.get('ETag', '')} {response.headers.get('Last-Modified', '')}"
+    except urllib.error.HTTPError as error:
+        if error.code in (404, 410):
+            raise FileNotFoundError(f"{url}: the server answers {error.code}, no such file") from error
+        if error.code < 500 and error.code not in _RETRIED_STATUS:
+            raise _Permanent(f"the server answers {error.code} {error.reason}") from error
+        raise OSError(f"the server answers {error.code} {error.reason}") from error
+    return body, total, version
+
+
+def _checked_range(response: http.client.HTTPResponse, offset: int, size: int) -> int:
+    """Size of the whole file; OSError when the answer is for other bytes than asked."""
+    if response.status != 206:
+        raise _Permanent(f"the server ignores byte ranges (status {response.status}): copy the shards to another")
+    stated = response.headers.get("Content-Range", "")
+    span, _, total = stated.removeprefix("bytes ").partition("/")
+    if span != f"{offset}-{offset + size - 1}" or not total.isdecimal():
+        raise OSError(f"asked for bytes {offset}-{offset + size - 1}, the answer is for {stated!r}")
+    return int(total)
+
+
+def _body(response: http.client.HTTPResponse, size: int, deadline: float) -> bytes:
+    parts, missing = [], size
+    # read1 returns after one receive: a server that drips single bytes must not outlive the deadline.
+    while missing > 0 and (part := response.read1(missing)):
+        parts.append(part)
+        missing -= len(part)
+        if time.monotonic() > deadline and missing > 0:
+            raise TimeoutError(f"{size - missing} of {size} bytes before the time-out")
+    if missing:
+        raise OSError(f"the answer ends after {size - missing} of {size} bytes")
+    return b"".join(parts)
+
+
+def _fsspec_info(url: str, cfg: StorageConfig) -> RemoteInfo:
+    fs, path = _filesystem(url, cfg)
+    info = _within(cfg.timeout_s, lambda: fs.info(path))
+    version = " ".join(str(info.get(name, "")) for name in ("ETag", "etag", "mtime", "LastModified", "created"))
+    return RemoteInfo(int(info["size"]), version)
+
+
+def _fsspec_range(url: str, offset: int, size: int, cfg: StorageConfig) -> bytes:
+    fs, path = _filesystem(url, cfg)
+    body = _within(cfg.timeout_s, lambda: fs.cat_file(path, start=offset, end=offset + size))
+    if len(body) != size:
+        raise OSError(f"the answer has {len(body)} of {size} bytes")
+    return bytes(body)
+
+
+def _filesystem(url: str, cfg: StorageConfig) -> tuple[Any, str]:
+    scheme, _, path = url.partition("://")
+    try:
+        # fsspec keeps one filesystem per process and options.
+        return fsspec.filesystem(scheme, **cfg.options.get(scheme, {})), path
+    except ImportError as error:
+        raise _Permanent(f"{error}; install qa-train[cloud] to read {scheme}:// data") from error
+
+
+def _within(seconds: float, call: Callable[[], Result]) -> Result:
+    """The call's result, or TimeoutError: its thread is left behind, for no library call can be ended from outside."""
+    out: list[Result] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            out.append(call())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer in {seconds:g} s")
+    if errors:
+        raise errors[0]
+    return out[0]

@@ -1,0 +1,57 @@
+"""The sources of a mixture: opened, checked, and weighted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qa_train.config import DataConfig
+from qa_train.data import mixture
+from qa_train.data.prompts import PromptBank
+from qa_train.data.source import Source
+
+# Below this many records the budget counts as if that many had been read: one bad clip among the
+# first ten is no reason to stop.
+BUDGET_FLOOR = 1000
+
+
+def open_sources(cfg: DataConfig, tokenizer: Any, *, seed: int, preference: bool) -> list[Source]:
+    """The sources of a config; their ``weight`` is the share that ``data.mixture`` gives them.
+
+    Raises ValueError when an index is missing or stale, when a source has no usable record, or
+    when indexing left out more records than the error budget allows.
+    """
+    bank = PromptBank.load(cfg.prompt_files, cfg.prompt_languages)
+    sources = [
+        Source(name, source, cfg, bank, tokenizer, seed=seed, pairs=preference) for name, source in cfg.sources.items()
+    ]
+    for source in sources:
+        _check_index_budget(source, cfg.error_budget)
+        if source.weight > 0:
+            source.check()
+    weigh(sources, cfg)
+    return sources
+
+
+def weigh(sources: list[Source], cfg: DataConfig) -> None:
+    """Set the weight of each source as ``data.mixture`` says; records beyond max_samples count for nothing."""
+    lines = []
+    for source in sources:
+        records = float(source.table.matching.sum())
+        used = 1.0 if source.quotas is None else float(source.quotas.sum()) / records
+        hours = float(source.table.matching_seconds.sum()) / 3600
+        lines.append(mixture.Line(source.name, source.cfg.weight, records * used, hours * used))
+    weights = mixture.effective_weights(lines, cfg.mixture.by, cfg.mixture.temperature)
+    for source, weight in zip(sources, weights, strict=True):
+        source.weight = weight
+
+
+def _check_index_budget(source: Source, budget: float) -> None:
+    bad = sum(n for reason, n in source.problems.items() if reason != "ignored")
+    if bad > budget * max(source.records_read, BUDGET_FLOOR):
+        assert source.table.first_problem is not None
+        shard, worst = source.table.first_problem
+        raise ValueError(
+            f"source {source.name!r}: {bad} records were unusable when indexed, more than "
+            f"data.error_budget={budget:g} allows; the first: {shard}, key {worst.key!r}, byte {worst.offset}: "
+            f"{worst.detail}. Repair the shards, or raise the budget."
+        )

@@ -1,0 +1,149 @@
+"""`qa-train data inspect | validate | stats | sample | clean`: looking at shards, and cleaning them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from qa_train.config import parse_options
+
+
+@dataclass
+class ValidateOptions:
+    """`qa-train data validate PATH...`"""
+
+    decode: bool = True
+    num_workers: int = 0
+    # JSONL file of the faults.
+    report: str | None = None
+
+
+@dataclass
+class StatsOptions:
+    """`qa-train data stats PATH...`"""
+
+    # With a tokenizer (a folder, a hub id, or builtin:nano): tokens by task.
+    tokenizer: str | None = None
+    # Tasks to count tokens for, joined by commas; none: the record's own.
+    tasks: str = ""
+    num_workers: int = 0
+
+
+@dataclass
+class SampleOptions:
+    """`qa-train data sample PATH...`"""
+
+    n: int = 3
+    seed: int = 0
+    # Folder for the audio files, JSON and plots.
+    out: str | None = None
+
+
+def inspect(words: list[str]) -> int:
+    """`data inspect SHARD[:KEY]...`: members, index and first records of a shard, or one record in full."""
+    from qa_train.data.view import describe_record, describe_shard
+
+    if not words:
+        raise ValueError("data inspect: give a shard, or SHARD.tar:KEY for one record")
+    for word in words:
+        shard, mark, key = word.partition(".tar:")
+        print(describe_record(shard + ".tar", key) if mark else describe_shard(word))
+    return 0
+
+
+def validate(words: list[str]) -> int:
+    """`data validate PATH... [decode=true num_workers=0 report=FILE]`: read all again; exit code 1 on any fault."""
+    from qa_train.data.storage import expand
+    from qa_train.data.validate import validate as check
+
+    paths, options = split_words(words, ValidateOptions, "data validate")
+    summary = check(
+        expand(paths),
+        lambda fault: print(fault, flush=True),
+        decode=options.decode,
+        num_workers=options.num_workers,
+        report=options.report,
+    )
+    print(summary)
+    return 1 if summary.faults else 0
+
+
+def stats(words: list[str]) -> int:
+    """`data stats PATH... [tokenizer=T tasks=asr,lid num_workers=0]`: hours, lengths, tokens."""
+    from qa_train.data.stats import stats as count
+    from qa_train.data.storage import expand
+
+    paths, options = split_words(words, StatsOptions, "data stats")
+    tokenizer = None
+    if options.tokenizer is not None:
+        from qa_train.model import load_tokenizer
+
+        tokenizer = load_tokenizer(options.tokenizer)
+    elif options.tasks:
+        raise ValueError("data stats: tasks= counts tokens, which needs tokenizer= (a folder, a hub id, builtin:nano)")
+    tasks = [task for task in options.tasks.split(",") if task]
+    print(count(expand(paths), tokenizer=tokenizer, tasks=tasks, num_workers=options.num_workers))
+    return 0
+
+
+def sample(words: list[str]) -> int:
+    """`data sample PATH... [n=3 seed=0 out=DIR]`: print some records, and write files to play and to look at."""
+    from qa_train.data.storage import expand
+    from qa_train.data.view import describe_row, draw_rows, write_row
+
+    paths, options = split_words(words, SampleOptions, "data sample")
+    for path, row in draw_rows(expand(paths), options.n, options.seed):
+        print(describe_row(path, row))
+        if options.out is not None:
+            for file in write_row(path, row, Path(options.out)):
+                print(f"wrote {file}")
+        print()
+    return 0
+
+
+def clean(words: list[str]) -> int:
+    """`data clean PATH... [apply=true report=FILE LIMIT=...]`: count what the filters refuse, or drop it."""
+    from qa_train.data.clean import CleanConfig
+    from qa_train.data.clean import clean as run
+    from qa_train.data.storage import expand
+
+    limits = {field.name for field in fields(CleanConfig)}
+    own = [word for word in words if word.partition("=")[0] in limits]
+    paths, options = split_words([word for word in words if word not in own], CleanOptions, "data clean")
+    cfg: CleanConfig = parse_options(CleanConfig, own, "data clean")
+    result = run(expand(paths), cfg, apply=options.apply, report=options.report, num_workers=options.num_workers)
+    print(result)
+    if result.dropped and not options.apply:
+        print("nothing was changed; add apply=true to take these records out of the indexes")
+    return 0
+
+
+@dataclass
+class CleanOptions:
+    """`qa-train data clean PATH...`, beside the limits of CleanConfig."""
+
+    apply: bool = False
+    # JSONL file with one line per dropped record.
+    report: str | None = None
+    num_workers: int = 0
+
+
+COMMANDS = {"inspect": inspect, "validate": validate, "stats": stats, "sample": sample, "clean": clean}
+
+
+def split_words(words: list[str], kind: type[Any], command: str) -> tuple[list[str], Any]:
+    """Paths, and options of the form key=value; at least one path is needed."""
+    names = {field.name for field in fields(kind)}
+    own = [word for word in words if word.partition("=")[0] in names and "=" in word]
+    paths = [word for word in words if word not in own]
+    wrong = [path for path in paths if "=" in path and not Path(path).exists() and "://" not in path]
+    if wrong:
+        raise ValueError(
+            f"{command}: {wrong[0]!r} is neither a path nor an option; options: {', '.join(sorted(names))}"
+        )
+    if not paths:
+        raise ValueError(
+            f"{command}: give paths, folders, globs or URLs of .tar shards; options: {', '.join(sorted(names))}"
+        )
+    return paths, parse_options(kind, own, command)

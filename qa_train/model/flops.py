@@ -1,0 +1,203 @@
+"""How many floating-point operations a batch needs, counted on real frames, real tokens and supervised rows only.
+
+One multiply-add is two operations. Only matrix products count (convolutions, linear layers, the two products of
+attention), as in torch's ``FlopCounterMode`` and in published model-FLOPs utilisation; norms, activations, softmax,
+the embedding look-up and the optimizer do not. Plain arithmetic on lengths: a planner can use it without tensors.
+
+T conv frames (20 ms) of a segment, d encoder width, f its MLP width; n tokens of a document, D LLM width:
+ - encoder forward: (8 d^2 + 4 d f) T per layer, 4 d T^2 per layer for attention, 6 M d per mel frame (M bins) and
+   6 d^2 per conv frame for the two convolutions;
+ - projector: 2 d D per audio token;
+ - LLM forward: 2 operations per weight and token, and 4 H h per pair of tokens that sees each other (H heads of width
+   h). A document of n tokens has n (n + 1) / 2 such pairs. Grouped keys and values save weights, not pairs;
+ - head: 2 D V per supervised row.
+
+A backward pass costs each linear layer one forward for the gradient of its weights, if they train, and one for the
+gradient of its input, if something before it trains. Attention has no weights and two inputs: its backward is two
+forwards. That gives 3 x forward for a part that trains, 1 x for a frozen encoder, and 2 x (attention: 3 x) for a
+frozen LLM that gradients pass through. What gradient checkpointing, or the backward kernel of flash attention, computes
+a second time is not useful work and is not in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from qa_train.model.lengths import audio_tokens, conv_frames
+
+_CONV_KERNEL = 3
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The sizes of a model that its cost depends on."""
+
+    mel_bins: int
+    encoder_width: int
+    encoder_ffn: int
+    encoder_layers: int
+    width: int
+    ffn: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    vocab: int
+
+    @classmethod
+    def of(cls, config: Any) -> Shapes:
+        """Those of a ``Qwen2AudioConfig`` whose LLM has gated MLPs (Qwen, Qwen2/2.5/3, Llama)."""
+        audio, text = config.audio_config, config.text_config
+        return cls(
+            mel_bins=audio.num_mel_bins,
+            encoder_width=audio.d_model,
+            encoder_ffn=audio.encoder_ffn_dim,
+            encoder_layers=audio.encoder_layers,
+            width=text.hidden_size,
+            ffn=text.intermediate_size,
+            layers=text.num_hidden_layers,
+            heads=text.num_attention_heads,
+            kv_heads=text.num_key_value_heads,
+            head_width=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+            vocab=text.vocab_size,
+        )
+
+    @property
+    def encoder_weights(self) -> int:
+        """Weights of the encoder's linear layers, all layers."""
+        return self.encoder_layers * (4 * self.encoder_width**2 + 2 * self.encoder_width * self.encoder_ffn)
+
+    @property
+    def qkv_weights(self) -> int:
+        """Weights of query, key and value of one LLM layer."""
+        return self.width * (self.heads + 2 * self.kv_heads) * self.head_width
+
+    @property
+    def llm_weights(self) -> int:
+        """Weights of the LLM's linear layers, all layers, without embedding and head."""
+        return self.layers * (self.qkv_weights + self.heads * self.head_width * self.width + 3 * self.width * self.ffn)
+
+    def adapter_weights(self, rank: int) -> int:
+        """Weights of LoRA adapters of ``rank`` on all seven linear layers of every LLM layer."""
+        query, keys = self.heads * self.head_width, self.kv_heads * self.head_width
+        ends = 2 * (self.width + query) + 2 * (self.width + keys) + 3 * (self.width + self.ffn)
+        return self.layers * rank * ends
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a batch holds: mel frames of its segments, tokens of its documents, rows that the head must score."""
+
+    segments: Sequence[int]
+    documents: Sequence[int]
+    supervised: int
+
+    @classmethod
+    def of(cls, batch: Mapping[str, Any]) -> Work:
+        """That of a batch of the data path: attention_mask and labels [B, L], feature_lengths [S] if it has audio."""
+        mask = batch["attention_mask"].bool()
+        supervised = (batch["labels"][:, 1:] != -100) & mask[:, 1:] & mask[:, :-1]
+        lengths = batch.get("feature_lengths")
+        return cls(
+            segments=[] if lengths is None else lengths.tolist(),
+            documents=mask.sum(1).tolist(),
+            supervised=int(supervised.sum()),
+        )
+
+    @property
+    def frames(self) -> int:
+        """Conv frames of all segments."""
+        return sum(conv_frames(length) for length in self.segments)
+
+
+@dataclass(frozen=True)
+class Regime:
+    """Which parts train. ``lora_rank``: adapters on all linear layers of a frozen LLM."""
+
+    encoder: bool = True
+    projector: bool = True
+    llm: bool = True
+    lora_rank: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.encoder or self.projector or self.llm or self.lora_rank):
+            raise ValueError("nothing trains in this regime: let a part train, or give a lora_rank")
+        if self.llm and self.lora_rank:
+            raise ValueError(f"lora_rank is {self.lora_rank} although the LLM trains: adapters need llm=False")
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations by part of the model."""
+
+    conv1: float = 0
+    conv2: float = 0
+    encoder: float = 0
+    encoder_attention: float = 0
+    projector: float = 0
+    llm: float = 0
+    llm_attention: float = 0
+    adapters: float = 0
+    head: float = 0
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def forward_flops(shapes: Shapes, work: Work, *, lora_rank: int = 0, causal: bool = True) -> Flops:
+    """One forward pass. ``causal=False`` counts whole squares of LLM attention, as kernels with a mask compute them."""
+    frames = [conv_frames(length) for length in work.segments]
+    tokens = sum(work.documents)
+    pairs = sum(n * (n + 1) / 2 if causal else n * n for n in work.documents)
+    kernel = 2 * _CONV_KERNEL * shapes.encoder_width
+    return Flops(
+        conv1=kernel * shapes.mel_bins * sum(work.segments),
+        conv2=kernel * shapes.encoder_width * sum(frames),
+        encoder=2 * shapes.encoder_weights * sum(frames),
+        encoder_attention=4 * shapes.encoder_layers * shapes.encoder_width * sum(n * n for n in frames),
+        projector=2 * shapes.encoder_width * shapes.width * sum(audio_tokens(length) for length in work.segments),
+        llm=2 * shapes.llm_weights * tokens,
+        llm_attention=4 * shapes.layers * shapes.heads * shapes.head_width * pairs,
+        adapters=2 * shapes.adapter_weights(lora_rank) * tokens,
+        head=2 * shapes.width * shapes.vocab * work.supervised,
+    )
+
+
+def training_flops(shapes: Shapes, work: Work, regime: Regime, *, causal: bool = True) -> Flops:
+    """Forward and backward of one batch in a regime; see the module docstring for what a backward pass costs."""
+    forward = forward_flops(shapes, work, lora_rank=regime.lora_rank, causal=causal)
+    before_llm = regime.encoder or regime.projector or regime.llm  # the embedding trains with the LLM
+    encoder, llm = int(regime.encoder), int(regime.llm)
+    rank = regime.lora_rank
+    tokens = sum(work.documents)
+    # With adapters alone nothing trains before the first layer, whose query, key and value pass no gradient on.
+    first = 0 if before_llm else 2 * tokens
+    return Flops(
+        conv1=forward.conv1 * (1 + encoder),  # the mel needs no gradient
+        conv2=forward.conv2 * (1 + 2 * encoder),
+        encoder=forward.encoder * (1 + 2 * encoder),
+        encoder_attention=forward.encoder_attention * (1 + 2 * encoder),
+        projector=forward.projector * (1 + int(regime.projector) + encoder),
+        llm=forward.llm * (2 + llm) - first * shapes.qkv_weights,
+        llm_attention=forward.llm_attention * 3,
+        adapters=forward.adapters * 3 - first * 3 * rank * shapes.width,
+        head=forward.head * (2 + llm),
+    )
+
+
+def six_n_flops(shapes: Shapes, work: Work, regime: Regime) -> float:
+    """The usual estimate "6 N per token", for comparison with published figures.
+
+    N are the weights of linear layers and head; every token meets the head, supervised or not; attention and
+    convolutions are left out. 6 becomes 4 for a frozen LLM and 2 for a frozen encoder.
+    """
+    tokens = sum(work.documents)
+    llm = shapes.llm_weights + shapes.width * shapes.vocab
+    return 2.0 * (
+        shapes.encoder_weights * work.frames * (3 if regime.encoder else 1)
+        + llm * tokens * (3 if regime.llm else 2)
+        + 3 * shapes.adapter_weights(regime.lora_rank) * tokens
+    )

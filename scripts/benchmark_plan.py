@@ -1,0 +1,205 @@
+"""Start-up, seek, memory, fill and balance of the plan, on synthetic indexes.
+
+    python scripts/benchmark_plan.py                # 1 M samples on disk, 190 M samples (520,000 hours) without rows
+    python scripts/benchmark_plan.py --seek         # only the first
+    python scripts/benchmark_plan.py --scale        # only the second
+
+Every figure is of one process; times are wall seconds. The index of 1 M samples is real (100 sidecars of 10,000
+rows, all of which name the same clip); of the 190 M only the catalog is, and rows are made up when they are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+
+from qa_train.config import DataConfig, SourceConfig
+from qa_train.data.batches import Batches, open_data
+from qa_train.data.catalog import CATALOG_SUFFIX, open_shards, write_lines
+from qa_train.data.plan import Plan
+from qa_train.data.prompts import PromptBank
+from qa_train.data.realised import imbalance
+from qa_train.data.shards import ShardWriter
+from qa_train.data.sidecar import SCHEMA, ShardIndex, Summary, load_index, write_index
+from qa_train.data.source import Source
+from qa_train.model.tokenizers import load_tokenizer
+
+ROWS = 10_000
+MEAN_S = 9.85
+WORDS = "the quick brown fox jumps over a lazy dog while seven green birds sing by the quiet river".split()
+
+
+def made_rows(shard: int, columns: Sequence[str], clip: dict[str, Any] | None = None) -> pyarrow.Table:
+    """Rows of a shard that exists nowhere: gamma-distributed lengths, a transcript, one of three languages."""
+    rng = random.Random(shard)
+    out: dict[str, list[Any]] = {name: [] for name in columns}
+    for row in range(ROWS):
+        samples = clip["num_samples"] if clip else [round(16_000 * min(30.0, 0.5 + rng.gammavariate(4, MEAN_S / 4)))]
+        text = " ".join(rng.choice(WORDS) for _ in range(3 + samples[0] // 8000))
+        meta = json.dumps({"language": ("en", "zh", "de")[rng.randrange(3)], "text": text})
+        known: dict[str, Any] = {
+            "names": ["flac"],
+            "offsets": [1024],
+            "sizes": [9],
+            "crc32c": [1],
+            "sample_rates": [16_000],
+        }
+        known |= clip or {}
+        known |= {"key": f"s{shard:06d}-{row:05d}", "num_samples": samples}
+        known |= {"duration_s": samples[0] / 16_000, "meta": meta}
+        for name in columns:
+            out[name].append(known[name])
+    return pyarrow.Table.from_pydict(out, schema=pyarrow.schema([SCHEMA.field(name) for name in columns]))
+
+
+def config(shards: list[str], **options: Any) -> DataConfig:
+    """Recognition of all and of the English part, and language identification, 3 : 2 : 1."""
+    sources = {
+        "asr": SourceConfig(name="asr", shards=shards, task="asr", weight=3),
+        "asr_en": SourceConfig(name="asr_en", shards=shards, task="asr", where={"language": "en"}, weight=2),
+        "lid": SourceConfig(name="lid", shards=shards, task="lid", weight=1),
+    }
+    return DataConfig(sources=sources, tokens_per_batch=8192, **options)
+
+
+def rss_mib() -> float:
+    """Peak resident memory of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def seek(folder: Path, samples: int) -> dict[str, Any]:
+    """Open an index on disk, and go to ten random steps by their saved state; the first batch reads its audio."""
+    with ShardWriter(folder / "00000.tar") as writer:
+        writer.write("clip", {"text": "x"}, np.random.default_rng(0).normal(0, 0.1, 80_000).astype(np.float32))
+    index = load_index(str(folder / "00000.tar"))
+    clip = {name: index.table[name][0].as_py() for name in SCHEMA.names[1:7]}
+    for shard in range(samples // ROWS):
+        path = folder / f"{shard:05d}.tar"
+        if shard:
+            shutil.copy(folder / "00000.tar", path)
+        rows = made_rows(shard, SCHEMA.names, clip)
+        write_index(ShardIndex(str(path), rows, index.shard_size, f"{shard}"))
+    tokenizer = load_tokenizer("builtin:nano")
+
+    def opened() -> Batches:
+        return open_data(config([str(folder)]), tokenizer, 128, seed=0, batches_per_step=8)
+
+    started, worked = time.perf_counter(), time.process_time()
+    opened().build(0)
+    first_s, first_cpu_s = time.perf_counter() - started, time.process_time() - worked
+    walked = opened()
+    for number in range(12):
+        walked.plan.chapter(number)
+    last = walked.plan._starts[-1].first_batch
+    seeks, opens, cpu = [], [], []
+    for k in random.Random(0).sample(range(last), 10):
+        state = walked.plan.seek_hint(k)
+        started = time.perf_counter()
+        fresh = opened()
+        opens.append(time.perf_counter() - started)
+        started, worked = time.perf_counter(), time.process_time()
+        fresh.plan.seek(*state)
+        keys = fresh.keys(k)
+        seeks.append(time.perf_counter() - started)
+        cpu.append(time.process_time() - worked)
+        assert keys == walked.keys(k)
+    return {
+        "samples": samples,
+        "open_and_first_batch_s": first_s,
+        "open_and_first_batch_cpu_s": first_cpu_s,
+        "open_s_max": max(opens),
+        "seek_s_max": max(seeks),
+        "seek_cpu_s_max": max(cpu),
+        "seek_cpu_s_mean": float(np.mean(cpu)),
+    }
+
+
+def scale(folder: Path, samples: int, chapters: int) -> dict[str, Any]:
+    """A corpus of which only the catalog exists: start-up, seek far in, planning, memory, fill and balance."""
+    catalog = folder / f"all{CATALOG_SUFFIX}"
+    thirds = dict.fromkeys(("en", "zh", "de"), (ROWS // 3, ROWS * MEAN_S / 3))
+    summaries = (
+        (f"{n:06d}.tar", Summary(ROWS, ROWS * MEAN_S, f"{n}", {"language": thirds})) for n in range(samples // ROWS)
+    )
+    write_lines(summaries, catalog)
+    tokenizer = load_tokenizer("builtin:nano")
+    before = rss_mib()
+    started, worked = time.perf_counter(), time.process_time()
+    # Making the rows up is no work of the plan.
+    made = [0.0]
+
+    def load(path: str, fingerprint: str, columns: Sequence[str]) -> pyarrow.Table:
+        began = time.process_time()
+        rows = made_rows(int(fingerprint), columns)
+        made[0] += time.process_time() - began
+        return rows
+
+    cfg = config([str(catalog)])
+    bank = PromptBank.load()
+    sources = []
+    for name, line in cfg.sources.items():
+        table = open_shards(line.shards, line.where)
+        table.load = load
+        sources.append(Source(name, line, cfg, bank, tokenizer, seed=0, pairs=False, table=table))
+    plan = Plan(sources, seed=0, tokens_per_batch=8192, batches_per_step=8, chapter_samples=cfg.chapter_samples)
+    open_s, open_cpu_s = time.perf_counter() - started, time.process_time() - worked
+    opened_mib = rss_mib()
+    state = list(plan.seek_hint(0))
+    # The state in the middle of the first epoch of every source.
+    state[0], state[1], state[2] = 10_000, 1_000_000, 1_000_000
+    for i in range(len(sources)):
+        state[9 + 4 * i] = samples // 2
+    fresh = Plan(sources, seed=0, tokens_per_batch=8192, batches_per_step=8, chapter_samples=cfg.chapter_samples)
+    fresh.seek(*state)
+    tokens, costs, times = [], [], []
+    for number in range(10_000, 10_000 + chapters):
+        began = time.process_time() - made[0]
+        chapter = fresh.chapter(number)
+        times.append(time.process_time() - made[0] - began)
+        tokens += chapter.batch_tokens.tolist()
+        costs += chapter.batch_costs.tolist()
+    return {
+        "samples": samples,
+        "open_s": open_s,
+        "open_cpu_s": open_cpu_s,
+        "rss_before_mib": before,
+        "rss_opened_mib": opened_mib,
+        "rss_after_mib": rss_mib(),
+        "chapters": chapters,
+        "chapter_cpu_s_mean": float(np.mean(times)),
+        "fill": float(np.mean(tokens)) / 8192,
+        "imbalance": imbalance(np.asarray(costs), 8),
+    }
+
+
+def main() -> None:
+    """Run what was asked for and print one JSON object each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seek", action="store_true")
+    parser.add_argument("--scale", action="store_true")
+    parser.add_argument("--samples", type=int, default=0, help="instead of 1 M (--seek) or 190 M (--scale)")
+    parser.add_argument("--chapters", type=int, default=8)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        both = options.seek == options.scale
+        if options.scale or both:
+            print(
+                json.dumps({"scale": scale(Path(folder), options.samples or 190_000_000, options.chapters)}), flush=True
+            )
+        if options.seek or both:
+            print(json.dumps({"seek": seek(Path(folder), options.samples or 1_000_000)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

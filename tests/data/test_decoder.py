@@ -1,0 +1,103 @@
+"""The killable decoder: equal to decoding in place, and alive after hangs and crashes."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader
+
+from qa_train.data import decoder as decoder_module
+from qa_train.data.audio import BadAudio, read_clip
+from qa_train.data.clips import Clip, ClipReader, SkipSample
+from qa_train.data.decoder import KillableDecoder
+from qa_train.data.index import load_index
+from qa_train.data.shards import ShardWriter
+from tests.data.conftest import noise
+from tests.data.hostile import encoded
+
+FLAC = encoded("FLAC")
+
+
+@pytest.fixture
+def decoder() -> Iterator[KillableDecoder]:
+    one = KillableDecoder(10)
+    yield one
+    one.close()
+
+
+def test_it_decodes_as_in_place(decoder: KillableDecoder) -> None:
+    for raw in (FLAC, encoded("WAV", "PCM_16", noise(20, rate=44_100), 44_100), encoded("OGG", "OPUS")):
+        assert np.array_equal(decoder.read_clip(raw, max_duration_s=30), read_clip(raw))
+    assert decoder.read_clip(FLAC, max_duration_s=1).flags.writeable
+    with pytest.raises(BadAudio, match="not a readable audio file"):
+        decoder.read_clip(b"nonsense", max_duration_s=1)
+    with pytest.raises(BadAudio, match="longer than max_duration_s=0"):
+        decoder.read_clip(FLAC, max_duration_s=0.1)
+    again = pickle.loads(pickle.dumps(decoder))
+    assert np.array_equal(again.read_clip(FLAC, max_duration_s=1), read_clip(FLAC))
+
+
+def test_a_hang_is_killed_and_the_next_clip_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = KillableDecoder(0.3)
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder_module, "read_clip", lambda raw, **_: time.sleep(60))
+        started = time.monotonic()
+        with pytest.raises(BadAudio, match=r"no result after 0\.3 s and was killed"):
+            one.read_clip(FLAC, max_duration_s=1)
+        assert time.monotonic() - started < 5
+    one.timeout_s = 10
+    assert len(one.read_clip(FLAC, max_duration_s=1)) == 4800
+    one.close()
+
+
+def test_a_crash_is_named_and_the_next_clip_decodes(decoder: KillableDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder_module, "read_clip", lambda raw, **_: os.kill(os.getpid(), signal.SIGKILL))
+        with pytest.raises(BadAudio, match=r"died .signal 9, Killed"):
+            decoder.read_clip(FLAC, max_duration_s=1)
+    assert len(decoder.read_clip(FLAC, max_duration_s=1)) == 4800
+
+
+def test_too_much_memory_is_an_error_of_the_clip(decoder: KillableDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder_module, "read_clip", lambda raw, **_: np.empty(1 << 40, np.float32))
+    with pytest.raises(BadAudio, match="Unable to allocate"):
+        decoder.read_clip(FLAC, max_duration_s=1)
+
+
+def test_the_child_ends_with_its_parent() -> None:
+    one = KillableDecoder(10)
+    one.read_clip(FLAC, max_duration_s=1)
+    assert one._child is not None
+    pid = one._child.pid
+    # What the parent's death does: the pipe closes.
+    os.close(one._child.requests)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    os.close(one._child.replies)
+    one._child = None
+
+
+def test_workers_of_a_dataloader_each_have_their_own(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "a.tar") as writer:
+        for i in range(6):
+            writer.write(f"k{i}", {}, noise(0.3 + i / 10, seed=i))
+    rows = load_index(str(tmp_path / "a.tar")).table.to_pylist()
+    clips = [
+        Clip(r["key"], str(tmp_path / "a.tar"), r["key"], r["offsets"][0], r["sizes"][0], r["crc32c"][0],
+             r["num_samples"][0])
+        for r in rows
+    ]  # fmt: skip
+    killable, plain = ClipReader(80, decode_timeout_s=10), ClipReader(80)
+    killable.wave(clips[0])
+    loader = DataLoader(clips, batch_size=1, num_workers=2, collate_fn=lambda c: killable.wave(c[0]))  # type: ignore[arg-type]
+    for clip, wave in zip(clips, loader, strict=True):
+        assert np.array_equal(wave, plain.wave(clip))
+    bad = Clip("x", clips[0].shard, "x", clips[0].offset, clips[0].size, 0, clips[0].num_samples)
+    with pytest.raises(SkipSample, match="checksum"):
+        killable.wave(bad)

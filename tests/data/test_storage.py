@@ -1,0 +1,265 @@
+"""Remote shards: a real HTTP server with injected faults, fsspec's memory, and the cache on disk."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+
+from qa_train.config import StorageConfig
+from qa_train.data import storage
+from qa_train.data.cache import BLOCK_BYTES, BlockCache
+from qa_train.data.index import load_index, scan
+from qa_train.data.remote import RemoteError
+from qa_train.data.shards import ShardWriter
+from qa_train.data.validate import validate
+from tests.data.conftest import noise
+
+QUICK = StorageConfig(retries=2, first_wait_s=0.01, timeout_s=0.5)
+RAW = np.random.default_rng(0).bytes(3 * BLOCK_BYTES + 1000)
+
+
+@dataclass
+class Server:
+    url: str
+    folder: Path
+    plan: Path
+
+    def fail(self, *faults: str) -> None:
+        """The next requests end so; those after them are served."""
+        self.plan.write_text("\n".join(faults))
+        Path(f"{self.plan}.log").unlink(missing_ok=True)
+
+    @property
+    def requests(self) -> list[str]:
+        log = Path(f"{self.plan}.log")
+        return log.read_text().splitlines() if log.exists() else []
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("served")
+    plan = folder.parent / "plan"
+    plan.write_text("")
+    (folder / "raw.bin").write_bytes(RAW)
+    with ShardWriter(folder / "a.tar") as writer:
+        for i in range(5):
+            writer.write(f"k{i}", {"text": f"number {i}"}, noise(0.5, seed=i))
+    script = str(Path(__file__).with_name("http_server.py"))
+    with subprocess.Popen([sys.executable, script, str(folder), str(plan)], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        yield Server(f"http://127.0.0.1:{child.stdout.readline().strip()}", folder, plan)
+        child.kill()
+
+
+def test_shards_of_a_server_are_those_of_the_disk(server: Server) -> None:
+    server.fail()
+    url, path = f"{server.url}/a.tar", str(server.folder / "a.tar")
+    assert scan(url).fingerprint == scan(path).fingerprint
+    assert load_index(url).table.equals(load_index(path).table)
+    assert str(validate([url], pytest.fail)).endswith("faults: none")
+    for row in load_index(url).table.to_pylist():
+        place = (row["offsets"][0], row["sizes"][0])
+        assert storage.RangeReader().read(url, *place) == storage.RangeReader().read(path, *place)
+
+
+@pytest.mark.parametrize("fault", ["500", "stall", "drip", "cut", "shifted"])
+def test_a_passing_fault_is_tried_again(fault: str, server: Server) -> None:
+    reader = storage.RangeReader(QUICK)
+    server.fail("ok", fault, fault)
+    assert reader.read(f"{server.url}/raw.bin", 1000, 500) == RAW[1000:1500]
+    assert [line.split()[0] for line in server.requests] == ["ok", fault, fault, "ok"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [("500", "answers 500"), ("stall", "[Tt]ime"), ("drip", "[Tt]ime"), ("cut", "IncompleteRead|ends after"),
+     ("shifted", "asked for bytes 1000-1499, the answer is for 'bytes 1001-1500")],
+)  # fmt: skip
+def test_a_lasting_fault_names_url_and_attempts(fault: str, why: str, server: Server) -> None:
+    reader = storage.RangeReader(QUICK)
+    server.fail("ok", *[fault] * 3)
+    started = time.monotonic()
+    with pytest.raises(RemoteError, match=rf"raw.bin, bytes 1000 to 1499: not read in 3 attempts .*({why})"):
+        reader.read(f"{server.url}/raw.bin", 1000, 500)
+    assert time.monotonic() - started < 4
+
+
+def test_what_trying_again_cannot_mend_fails_at_once(server: Server) -> None:
+    server.fail("whole")
+    with pytest.raises(RemoteError, match="ignores byte ranges"):
+        storage.size_of(f"{server.url}/raw.bin", QUICK)
+    server.fail()
+    with pytest.raises(FileNotFoundError, match=r"nothing\.tar.*404"):
+        storage.size_of(f"{server.url}/nothing.tar", QUICK)
+    assert len(server.requests) == 1
+    with pytest.raises(RemoteError, match=r"127.0.0.1:9/x, size: not read in 3 attempts"):
+        storage.size_of("http://127.0.0.1:9/x", QUICK)
+
+
+def test_the_jitter_leaves_the_random_numbers_of_training_alone(server: Server) -> None:
+    import random
+
+    random.seed(1)
+    expected = random.random()
+    random.seed(1)
+    server.fail("500")
+    storage.size_of(f"{server.url}/raw.bin", QUICK)
+    assert random.random() == expected
+
+
+@pytest.mark.parametrize("url", ["pipe:cat /etc/passwd", "pipe://x", "file:///etc/passwd", "ftp://x/y", "hf://x"])
+def test_other_schemes_are_refused(url: str) -> None:
+    if "://" in url:
+        with pytest.raises(ValueError, match="is not allowed"):
+            storage.expand([url])
+        with pytest.raises(ValueError, match="is not allowed"):
+            storage.RangeReader().read(url, 0, 1)
+    else:
+        with pytest.raises(FileNotFoundError):
+            storage.open_binary(url)
+
+
+def test_object_stores_are_read_through_fsspec() -> None:
+    fs: Any = fsspec.filesystem("memory")
+    fs.pipe_file("/bucket/raw.bin", RAW)
+    reader = storage.RangeReader(QUICK)
+    assert reader.read("memory://bucket/raw.bin", 5, 10) == RAW[5:15]
+    assert reader.read("memory://bucket/raw.bin", len(RAW) - 5, 10) == RAW[-5:]
+    assert storage.open_binary("memory://bucket/raw.bin").read() == RAW
+    with pytest.raises(FileNotFoundError):
+        storage.size_of("memory://bucket/none", QUICK)
+
+
+def test_a_hanging_library_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    fs: Any = fsspec.filesystem("memory")
+    monkeypatch.setattr(fs, "info", lambda path: time.sleep(3))
+    with pytest.raises(RemoteError, match=r"no answer in 0\.1 s"):
+        storage.size_of("memory://bucket/x", StorageConfig(retries=1, first_wait_s=0.01, timeout_s=0.1))
+
+
+class Source:
+    """Counts what is fetched."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, int]] = []
+
+    def __call__(self, offset: int, size: int) -> bytes:
+        self.calls.append((offset, size))
+        return RAW[offset : offset + size]
+
+
+def test_the_cache_gives_every_range_and_fetches_each_block_once(tmp_path: Path) -> None:
+    cache, source = BlockCache(tmp_path, 1 << 30), Source()
+    rng = np.random.default_rng(1)
+    for offset in [0, BLOCK_BYTES - 3, len(RAW) - 10, len(RAW) + 5, *rng.integers(0, len(RAW), 50).tolist()]:
+        size = int(rng.integers(1, 2 * BLOCK_BYTES))
+        assert cache.read("a", len(RAW), offset, size, source) == RAW[offset : offset + size]
+    assert sorted(source.calls) == [(i * BLOCK_BYTES, min(BLOCK_BYTES, len(RAW) - i * BLOCK_BYTES)) for i in range(4)]
+    again = Source()
+    assert BlockCache(tmp_path, 1 << 30).read("a", len(RAW), 7, 100, again) == RAW[7:107]
+    assert again.calls == []
+    # Another version of the file is another name.
+    cache.read("b", len(RAW), 0, 1, again)
+    assert len(again.calls) == 1
+
+
+def test_a_damaged_or_missing_block_is_fetched_again(tmp_path: Path) -> None:
+    BlockCache(tmp_path, 1 << 30).read("a", len(RAW), 0, 10, Source())
+    (block,) = tmp_path.glob("??/*")
+    whole = block.read_bytes()
+    for damage in (whole[:-1], b"x" + whole[1:], b""):
+        block.write_bytes(damage)
+        source = Source()
+        assert BlockCache(tmp_path, 1 << 30).read("a", len(RAW), 0, 10, source) == RAW[:10]
+        assert len(source.calls) == 1
+    block.unlink()
+    assert BlockCache(tmp_path, 1 << 30).read("a", len(RAW), 0, 10, Source()) == RAW[:10]
+
+
+def test_the_block_unused_for_longest_goes_first(tmp_path: Path) -> None:
+    limit = 5 * BLOCK_BYTES + 100
+    cache, size = BlockCache(tmp_path, limit), 20 * BLOCK_BYTES
+
+    def fetch(offset: int, length: int) -> bytes:
+        return bytes(length)
+
+    old = time.time() - 1000
+    for number in range(5):
+        cache.read("a", size, number * BLOCK_BYTES, 1, fetch)
+        os.utime(cache._path("a", number), (old + number, old + number))
+    # Block 0 is read again, so block 1 is now the oldest.
+    cache.read("a", size, 0, 1, fetch)
+    (tmp_path / "aa").mkdir(exist_ok=True)
+    stale = tmp_path / "aa" / "left.part"
+    stale.write_bytes(b"x")
+    os.utime(stale, (0, 0))
+    cache.read("a", size, 5 * BLOCK_BYTES, 1, fetch)
+    cache.sweep()
+    left = {int(path.name.rpartition("-")[2]) for path in tmp_path.glob("??/*")}
+    assert {0, 5} <= left
+    assert 1 not in left
+    assert sum(path.stat().st_size for path in tmp_path.glob("??/*")) <= limit
+    assert not stale.exists()
+
+
+_READER = """
+import sys, random
+from qa_train.config import StorageConfig
+from qa_train.data.storage import RangeReader
+url, folder, seed = sys.argv[1], sys.argv[2], int(sys.argv[3])
+raw = open(sys.argv[4], "rb").read()
+reader = RangeReader(StorageConfig(cache_dir=folder, cache_gb=0.018, first_wait_s=0.01))
+draw = random.Random(seed)
+for _ in range(60):
+    offset, size = draw.randrange(len(raw)), draw.randrange(1, 1 << 20)
+    name = draw.choice(["raw.bin", "two.bin"])
+    assert reader.read(f"{url}/{name}", offset, size) == raw[offset : offset + size]
+print(reader.cache.hits, reader.cache.misses)
+"""
+
+
+def test_several_processes_share_a_small_cache(server: Server, tmp_path: Path) -> None:
+    server.fail()
+    (server.folder / "two.bin").write_bytes(RAW)
+    words = [f"{server.url}", str(tmp_path / "cache")]
+    readers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _READER, *words, str(seed), str(server.folder / "raw.bin")],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for seed in range(3)
+    ]  # fmt: skip
+    for reader in readers:
+        out, error = reader.communicate(timeout=100)
+        assert reader.returncode == 0, error
+        hits, misses = map(int, out.split())
+        assert hits > 0
+        assert misses > 0
+    stored = sum(path.stat().st_size for path in (tmp_path / "cache").glob("??/*"))
+    # Another process may store blocks between a sweep and its end.
+    assert stored <= 0.018e9 + 3 * BLOCK_BYTES
+
+
+def test_a_full_disk_reads_on_without_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = BlockCache(tmp_path, 1 << 30)
+
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert cache.read("a", len(RAW), 3, 10, Source()) == RAW[3:13]
+
+
+def test_a_cache_too_small_for_blocks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cache_gb"):
+        storage.RangeReader(StorageConfig(cache_dir=str(tmp_path), cache_gb=0.001))

@@ -1,0 +1,269 @@
+"""Generic formats: Hugging Face tables, CSV, JSONL, Kaldi, Lhotse."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+from typing import Any
+
+from tests.data_pipelines.corpora.made_up import SECONDS, Case, audio_cell, table_bytes, tone
+
+
+def _lines(*lines: Any) -> str:
+    return "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n"
+
+
+def _question(index: int, turn: int) -> dict[str, Any]:
+    return {
+        "split_name": "identity",
+        "index": index,
+        "round": turn,
+        "question": f"Question {index} {turn}?",
+        "question_audio": audio_cell(f"q-{index}-{turn}.wav"),
+        "answer": f"Answer {index} {turn}.",
+        "answer_snac": ": 1 2",
+    }
+
+
+def _chat(*turns: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
+
+
+VOICE_ASSISTANT = Case(
+    "voice_assistant",
+    "train",
+    {"data/train-00000-of-00001.parquet": table_bytes([_question(0, 0), _question(1, 0), _question(1, 1)])},
+    {
+        "identity-0": (
+            "q-0-0.wav",
+            {
+                "messages": _chat("<audio>", "Answer 0 0."),
+                "question": "Question 0 0?",
+                "answer": "Answer 0 0.",
+                "subset": "identity",
+            },
+        ),
+        "identity-1": (
+            "q-1-0.wav",
+            {"messages": _chat("<audio>", "Answer 1 0.", "<audio>", "Answer 1 1."), "subset": "identity"},
+        ),
+    },
+    seconds={"identity-1": SECONDS},
+)
+
+
+def _preference(number: int, better: int) -> dict[str, Any]:
+    return {
+        "prompt": f"What is {number}?",
+        "response_1": "one",
+        "response_2": "two",
+        "overall_response": better,
+        "audio": audio_cell(f"p-{number}.flac"),
+    }
+
+
+ALIGN_ANYTHING = Case(
+    "align_anything",
+    "train",
+    {"text-audio-to-text/train_30k.parquet": table_bytes([_preference(0, 2), _preference(1, 0), _preference(2, 1)])},
+    {
+        f"{number:08d}": (
+            f"p-{number}.flac",
+            {"messages": _chat(f"<audio>What is {number}?"), "chosen": chosen, "rejected": rejected},
+        )
+        for number, chosen, rejected in ((0, "two", "one"), (2, "one", "two"))
+    },
+    {"no preference": 1},
+)
+
+HUGGINGFACE = Case(
+    "huggingface",
+    "train",
+    {
+        "data/train-00000-of-00002.parquet": table_bytes(
+            [
+                {"speech": audio_cell(f"h{i}.wav"), "sentence": f"word {i}", "locale": "en-US", "emotion": i}
+                for i in range(3)
+            ],
+            {"info": {"features": {"emotion": {"names": ["happy", "sad"], "_type": "ClassLabel"}}}},
+        ),
+        "data/test-00000-of-00001.parquet": table_bytes([{"speech": audio_cell("t.wav"), "sentence": "held out"}]),
+    },
+    {
+        "00000000": ("h0.wav", {"text": "word 0", "language": "en", "emotion": "happy"}),
+        "00000001": ("h1.wav", {"text": "word 1", "language": "en", "emotion": "sad"}),
+        "00000002": ("h2.wav", {"text": "word 2", "language": "en"}),
+    },
+    options={"columns": {"text": "sentence", "language": "locale"}},
+)
+
+TABLE = Case(
+    "table",
+    "train",
+    {
+        "metadata.csv": _lines(
+            "file_name,sentence,labels,split,start,end",
+            'a/x.ogg,"hello, you",dog;cat,train,,',
+            "a/y.wav,cut,,train,0.25,0.75",
+            "a/z.wav,other,,test,,",
+            "a/y.wav,bad,,train,zero,1",
+        ),
+        "a/x.ogg": SECONDS,
+        "a/y.wav": 1.0,
+    },
+    {
+        "00000001-x": ("a/x.ogg", {"text": "hello, you", "labels": ["dog", "cat"]}),
+        "00000002-y": ("a/y.wav", {"text": "cut"}),
+    },
+    {"bad cell": 1},
+    options={"columns": {"text": "sentence", "start": "start", "end": "end"}},
+    seconds={"00000002-y": 0.5},
+)
+
+JSONL = Case(
+    "jsonl",
+    "train",
+    {
+        "chats.jsonl": _lines(
+            {"messages": _chat("<audio>What?", "A dog."), "audios": ["a.wav"]},
+            {"messages": _chat("<audio><audio>Same?", "No."), "audios": ["a.wav", "b.wav"]},
+            {"messages": _chat("<audio>What?", "A dog."), "rejected_response": "A cat.", "audio": "b.wav"},
+            {
+                "conversations": [{"from": "human", "value": "<sound>\nWhat?"}, {"from": "gpt", "value": "Rain."}],
+                "sound": "b.wav",
+            },
+            {"audio_filepath": "a.wav", "text": "hello", "duration": 0.4, "language": "en"},
+            {"messages": _chat("<audio>", "Two marks are missing"), "audios": ["a.wav", "b.wav"]},
+            "[1]",
+        ),
+        "a.wav": SECONDS,
+        "b.wav": SECONDS,
+    },
+    {
+        "chats-00000001": ("a.wav", {"messages": _chat("<audio>What?", "A dog.")}),
+        "chats-00000002": ("a.wav", {"messages": _chat("<audio><audio>Same?", "No.")}),
+        "chats-00000003": ("b.wav", {"messages": _chat("<audio>What?"), "chosen": "A dog.", "rejected": "A cat."}),
+        "chats-00000004": ("b.wav", {"messages": _chat("<audio>What?", "Rain.")}),
+        "chats-00000005": ("a.wav", {"text": "hello", "language": "en"}),
+    },
+    {"bad line": 2},
+)
+
+KALDI = Case(
+    "kaldi",
+    "train",
+    {
+        "wav.scp": _lines("rec1 audio/rec1.wav", "rec2 audio/rec2.flac"),
+        "segments": _lines("utt1 rec1 0.5 1.0", "utt2 rec1 1.0 1.5", "utt3 rec2 0 -1", "utt4 rec2 0 0.2"),
+        "text": _lines("utt1 hello there", "utt2\tsecond", "utt3 whole"),
+        "utt2spk": _lines("utt1 anne", "utt2 bob", "utt3 anne"),
+        "spk2gender": _lines("anne f", "bob m"),
+        "utt2lang": _lines("utt1 en"),
+        "audio/rec1.wav": 2.0,
+        "audio/rec2.flac": SECONDS,
+    },
+    {
+        "utt1": ("audio/rec1.wav", {"text": "hello there", "speaker": "anne", "gender": "female", "language": "en"}),
+        "utt2": ("audio/rec1.wav", {"text": "second", "speaker": "bob", "gender": "male"}),
+        "utt3": ("audio/rec2.flac", {"text": "whole", "speaker": "anne", "gender": "female"}),
+    },
+    {"no text": 1},
+    seconds={"utt1": 0.5, "utt2": 0.5},
+)
+
+
+def cut(
+    name: str, kind: str, place: str, *, start: float = 0.0, length: float = SECONDS, total: float = SECONDS
+) -> dict[str, Any]:
+    """A Lhotse MonoCut with one supervision, as its manifests hold it."""
+    return {
+        "id": name,
+        "start": start,
+        "duration": length,
+        "channel": 0,
+        "type": "MonoCut",
+        "supervisions": [
+            {
+                "id": f"{name}-s",
+                "recording_id": "r",
+                "start": 0.0,
+                "duration": length,
+                "channel": 0,
+                "text": f"text of {name}",
+                "language": "English",
+                "speaker": "anne",
+                "gender": "F",
+                "custom": {"emotion": "happy", "other": [1]},
+                "alignment": {"word": [["text", 0.0, 0.1], ["of", 0.1, 0.1, 0.9]]},
+            }
+        ],
+        "recording": {
+            "id": "r",
+            "sources": [{"type": kind, "channels": [0], "source": place}],
+            "sampling_rate": 16000,
+            "num_samples": int(total * 16000),
+            "duration": total,
+        },
+    }
+
+
+def cut_record(name: str) -> dict[str, Any]:
+    """What the import makes of it."""
+    words = [{"word": "text", "start": 0.0, "end": 0.1}, {"word": "of", "start": 0.1, "end": 0.2}]
+    facts = {"language": "en", "speaker": "anne", "gender": "female", "emotion": "happy"}
+    return {"text": f"text of {name}", "words": words, **facts}
+
+
+def _gzipped(*cuts: dict[str, Any]) -> bytes:
+    return gzip.compress(_lines(*cuts).encode())
+
+
+def _shar_tar(*names: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name in names:
+            for member, raw in ((f"{name}.flac", tone(f"{name}.flac")), (f"{name}.json", b"{}\n")):
+                info = tarfile.TarInfo(member)
+                info.size = len(raw)
+                tar.addfile(info, io.BytesIO(raw))
+    return buffer.getvalue()
+
+
+LHOTSE_CUTS = Case(
+    "lhotse",
+    "train",
+    {
+        "cuts.jsonl.gz": _gzipped(
+            cut("whole", "file", "audio/r.wav", length=2.0, total=2.0),
+            cut("part", "file", "audio/r.wav", start=0.5, length=0.75, total=2.0),
+            {"id": "mixed", "type": "MixedCut", "tracks": []},
+            cut("far", "url", "https://example.org/r.wav"),
+        ),
+        "audio/r.wav": 2.0,
+    },
+    {"whole": ("audio/r.wav", cut_record("whole")), "part": ("audio/r.wav", cut_record("part"))},
+    {"MixedCut without one recording": 1, "source of type url": 1},
+    seconds={"whole": 2.0, "part": 0.75},
+)
+
+LHOTSE_SHAR = Case(
+    "lhotse",
+    "train",
+    {
+        "shar/cuts.000000.jsonl.gz": _gzipped(cut("a.1", "shar", ""), cut("b", "shar", "")),
+        "shar/recording.000000.tar": _shar_tar("a.1", "b"),
+        "shar/cuts.000001.jsonl.gz": _gzipped(cut("c", "shar", ""), cut("lost", "shar", "")),
+        "shar/recording.000001.tar": _shar_tar("c"),
+    },
+    {
+        "a_1": ("a.1.flac", cut_record("a.1")),
+        "b": ("b.flac", cut_record("b")),
+        "c": ("c.flac", cut_record("c")),
+    },
+    {"missing audio": 1},
+    options={"path": ["shar"]},
+)
+
+CASES = [VOICE_ASSISTANT, ALIGN_ANYTHING, HUGGINGFACE, TABLE, JSONL, KALDI, LHOTSE_CUTS, LHOTSE_SHAR]

@@ -1,0 +1,88 @@
+"""Foreign data train through the command line with no code: a WebDataset tar, a Hugging Face folder, chats as JSONL."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.data_pipelines.corpora.made_up import audio_cell, table_bytes, tone, write_tree
+from tests.train.conftest import ROOT, environment
+
+NUM = 6
+WORDS = "seven green birds sing over the quiet river".split()
+
+pytestmark = pytest.mark.slow
+
+
+def cli(*words: str) -> str:
+    """Run a command to its end and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "qa_train", *words], capture_output=True, text=True, cwd=ROOT, env=environment()
+    )
+    assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def trained_steps(stage: str, folder: Path, source: dict[str, Any]) -> int:
+    """Train three steps on one source; returns the steps that were logged."""
+    described = "{mine:{" + ",".join(f"{name}:{value}" for name, value in source.items()) + "}}"
+    cli(
+        stage, "experiment=smoke", "data=empty", f"+data.sources={described}", f"run.dir={folder}",
+        "trainer.max_steps=3",
+    )  # fmt: skip
+    return len((folder / "metrics.jsonl").read_text().splitlines())
+
+
+def test_a_foreign_webdataset_tar_trains(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "foreign.tar", "w") as tar:
+        for i in range(NUM):
+            members = {
+                f"x{i}.mp3": tone(f"x{i}.mp3"),
+                f"x{i}.txt": " ".join(WORDS[i : i + 3]).encode(),
+                f"x{i}.cls": b"3",
+            }
+            for name, raw in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(raw)
+                tar.addfile(info, io.BytesIO(raw))
+    assert f"{NUM} records" in cli("data", "index", str(tmp_path / "foreign.tar"))
+    source = {"shards": f"['{tmp_path}/foreign.tar']", "task": "asr"}
+    assert trained_steps("pretrain", tmp_path / "run", source) == 3
+
+
+def test_a_hugging_face_folder_trains(tmp_path: Path) -> None:
+    import datasets
+
+    rows = [{"audio": audio_cell(f"h{i}.wav"), "sentence": " ".join(WORDS[i : i + 3])} for i in range(NUM)]
+    write_tree(tmp_path, {"rows.parquet": table_bytes(rows)})
+    made = datasets.Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path / "cache"))
+    made = made.cast_column("audio", datasets.Audio(decode=False))
+    datasets.DatasetDict({"train": made}).save_to_disk(tmp_path / "hf")
+    out = tmp_path / "shards"
+    shown = cli(
+        "data", "import", "huggingface", f"path={tmp_path}/hf", f"out={out}", "columns.text=sentence", "workers=0"
+    )
+    assert f"{NUM} records" in shown
+    source = {"shards": f"['{out}/*.tar']", "task": "asr"}
+    assert trained_steps("pretrain", tmp_path / "run", source) == 3
+
+
+def test_chats_as_jsonl_train(tmp_path: Path) -> None:
+    lines = [
+        {"messages": [{"role": "user", "content": "<audio>What is it?"}, {"role": "assistant", "content": WORDS[i]}],
+         "audios": [f"{i}.wav"]}
+        for i in range(NUM)
+    ]  # fmt: skip
+    files: dict[str, Any] = {f"{i}.wav": 0.4 for i in range(NUM)}
+    write_tree(tmp_path, files | {"chats.jsonl": "\n".join(map(json.dumps, lines))})
+    out = tmp_path / "shards"
+    cli("data", "import", "jsonl", f"path={tmp_path}/chats.jsonl", f"out={out}", "workers=0")
+    source = {"shards": f"['{out}/*.tar']", "task": "chat", "template": "chat"}
+    assert trained_steps("sft", tmp_path / "run", source) == 3

@@ -1,0 +1,108 @@
+"""Activation checkpointing by part: the same gradients in every mode, and only the asked work done twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from qa_train.model.recompute import MODES, compile_layers
+from tests.model.conftest import Batch, Twins
+
+SHORT = [[3, -20, 2], [5, -133, 4], [9]]
+
+
+def step(model: torch.nn.Module, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    loss = model(**batch.joined(), labels=batch.labels).loss
+    loss.backward()
+    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+class Gelus(TorchDispatchMode):
+    """Counts how often the encoder's activation function runs forward."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten.gelu.default
+        return func(*args, **(kwargs or {}))
+
+
+def work(model: torch.nn.Module, batch: Batch) -> tuple[int, int]:
+    """FLOPs of matrix products, convolutions and attention, and runs of GELU, of one forward and backward."""
+    with FlopCounterMode(display=False) as counter, Gelus() as gelus:
+        step(model, batch)
+    return counter.get_total_flops(), gelus.count
+
+
+@pytest.mark.parametrize("encoder", MODES)
+@pytest.mark.parametrize("llm", MODES)
+def test_gradients_are_equal_in_every_mode(twins: Twins, encoder: str, llm: str) -> None:
+    model, batch = twins.ours.train(), Batch(SHORT)
+    loss, gradients = step(model, batch)
+    model.set_recompute(encoder=encoder, llm=llm)
+    found_loss, found = step(model, batch)
+    assert found_loss == loss
+    assert found.keys() == gradients.keys()
+    assert all(torch.equal(found[name], gradient) for name, gradient in gradients.items())
+
+
+def test_selective_repeats_no_matrix_product_and_full_repeats_all(twins: Twins) -> None:
+    model, batch = twins.ours.train(), Batch(SHORT)
+    layers = len(model.model.audio_tower.layers)
+    plain, gelus = work(model, batch)
+    model.set_recompute(encoder="selective", llm="selective")
+    assert work(model, batch) == (plain, gelus + layers)
+    model.set_recompute(encoder="full", llm="none")
+    flops, count = work(model, batch)
+    encoder = flops - plain
+    assert count == gelus + layers
+    model.set_recompute(encoder="none", llm="full")
+    llm = work(model, batch)[0] - plain
+    model.set_recompute(encoder="full", llm="full")
+    assert encoder > 0
+    assert llm > 0
+    assert work(model, batch)[0] == plain + encoder + llm
+
+
+def test_trl_can_switch_it_off_and_on_again(twins: Twins) -> None:
+    model = twins.ours
+    model.set_recompute(encoder="none", llm="full")
+    model.activation_checkpointing_disable()
+    assert not any(layer.gradient_checkpointing for layer in model.model.language_model.layers)
+    model.activation_checkpointing_enable()
+    assert all(layer.gradient_checkpointing for layer in model.model.language_model.layers)
+    assert not any(layer.gradient_checkpointing for layer in model.model.audio_tower.layers)
+    with pytest.raises(ValueError, match="use one of none, selective, full"):
+        model.set_recompute(encoder="some")
+
+
+def test_compiled_layers_give_the_same_gradients_for_any_length(twins: Twins) -> None:
+    model = twins.ours.train()
+    expected = [step(model, Batch(rows)) for rows in (SHORT, [[4, -77, 3], [6]])]
+    # All that depends on our code: what is traced, and when again. Making machine code of it takes minutes.
+    compile_layers(model, backend="eager")
+    torch._dynamo.utils.counters.clear()
+    (loss, gradients), frames = expected[0], torch._dynamo.utils.counters["frames"]
+    found_loss, found = step(model, Batch(SHORT))
+    assert found_loss == pytest.approx(loss, rel=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
+    compiled = frames["ok"]
+    assert compiled > 0
+    found_loss, _ = step(model, Batch([[4, -77, 3], [6]]))
+    assert found_loss == pytest.approx(expected[1][0], rel=1e-5)
+    assert frames["ok"] == compiled, "another length was compiled again"
+    torch._dynamo.reset()
+
+
+def test_a_missing_compiler_is_named(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match="there is no no-such-compiler"):
+        compile_layers(twins.ours)
