@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from trl import DPOConfig, DPOTrainer
 from qa_train.config import StageConfig
 from qa_train.model import build_model
 from qa_train.train.common import go, open_stage, training_arguments
+from qa_train.train.gather import gather_ragged
 from qa_train.train.mixin import AudioTrainerMixin
 
 
@@ -21,6 +23,12 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
     Batches hold as many pairs as fit the token budget, so TRL's mean over a batch is turned into
     a sum over pairs divided by the pairs of the whole step.
     """
+
+    def attach(self, **parts: Any) -> None:
+        """As the mixin, and let ranks gather rewards of unequal numbers of pairs."""
+        super().attach(**parts)
+        gather = self.accelerator.gather
+        self.accelerator.gather = partial(gather_ragged, gather)  # type: ignore[method-assign]
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """As the mixin, and remember how many pairs the step has on all ranks."""
