@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -134,12 +135,10 @@ def evaluate(quick: Quickstart, stage: str) -> None:
     sets = evaluation_sets(quick.data) + (side_sets() if stage == "dpo" else [])
     if quick.short:
         sets = [shortened(each) for each in sets]
-    # The sets in turn, so that both processes get some of each kind.
-    shares = [sets[i::PROCESSES] for i in range(PROCESSES)]
-    jobs = [
-        quick.pool.submit(evaluate_sets, quick.checkpoint(stage), share, quick.root / "eval" / "clips")
-        for share in shares
-    ]
+    # Before DPO the model is its own reference, and every reward is zero.
+    pairs = quick.pool.submit(preference_scores, quick.root) if stage == "dpo" else None
+    clips = quick.root / "eval" / "clips"
+    jobs = [quick.pool.submit(evaluate_set, quick.checkpoint(stage), each, clips) for each in sets]
     found = {name: result for job in jobs for name, result in job.result().items()}
     scores = {each.name: found[each.name] for each in sets}
     for name, result in scores.items():
@@ -147,30 +146,40 @@ def evaluate(quick: Quickstart, stage: str) -> None:
             f"  {name:<44} {result['value']:6.1f} "
             f"({result['ci_low']:.1f} to {result['ci_high']:.1f}), n = {result['n']}"
         )
-    if stage in ("sft", "dpo"):
-        scores |= preference_scores(quick, stage)
+    for name, result in (pairs.result() if pairs else {}).items():
+        scores[name] = result
+        print(f"  {name:<44} {result['value']:6.1f}, n = {result['n']}")
     write_json(quick.root / "eval" / f"{stage}.json", scores)
 
 
-_HEARD: Any = None
+@lru_cache(maxsize=1)
+def heard() -> Any:
+    """What this process's encoder made of held-out clips: it is frozen, so each is encoded once for all stages."""
+    from qa_train.infer.encoded import EncodedClips
+
+    return EncodedClips()
 
 
-def evaluate_sets(checkpoint: str, sets: list[Any], clips_dir: Path) -> dict[str, Any]:
-    """A share of the evaluation sets, in a process of its own."""
+@lru_cache(maxsize=2)
+def loaded(checkpoint: str) -> tuple[Any, Any]:
+    """Model and processor, kept for the next set."""
     import torch
 
-    from qa_train.eval.records import evaluate_shards
-    from qa_train.infer.encoded import EncodedClips
-    from qa_train.infer.generate import Decoding
     from qa_train.model import load_model
 
-    global _HEARD
     torch.set_num_threads(1)
-    # The encoder is frozen: each held-out clip is encoded once for all stages.
-    _HEARD = _HEARD or EncodedClips()
-    model, processor = load_model(checkpoint)
+    return load_model(checkpoint)
+
+
+def evaluate_set(checkpoint: str, eval_set: Any, clips_dir: Path) -> dict[str, Any]:
+    """One evaluation set, in a process of the pool."""
+    from qa_train.eval.records import evaluate_shards
+    from qa_train.infer.generate import Decoding
+
+    model, processor = loaded(checkpoint)
+    decoding = Decoding(max_new_tokens=48)
     return evaluate_shards(
-        model, processor, sets, decoding=Decoding(max_new_tokens=48), keep_samples=3, clips_dir=clips_dir, clips=_HEARD
+        model, processor, [eval_set], decoding=decoding, keep_samples=3, clips_dir=clips_dir, clips=heard()
     )
 
 
@@ -181,16 +190,15 @@ def shortened(eval_set: Any) -> Any:
     return dataclasses.replace(eval_set, limit=4)
 
 
-def preference_scores(quick: Quickstart, stage: str) -> dict[str, Any]:
-    """Accuracy on held-out pairs (log-ratio to the model before DPO), and the behaviour DPO is to teach."""
+def preference_scores(root: Path) -> dict[str, Any]:
+    """Accuracy on held-out pairs: log-ratio of the last model to the one before DPO."""
     from qa_train.config import DataConfig, SourceConfig
     from qa_train.data.batches import open_data
     from qa_train.eval.preferences import pair_accuracy
-    from qa_train.model import load_model
 
-    reference, processor = load_model(quick.checkpoint("sft"))
-    model = load_model(quick.checkpoint("dpo"))[0] if stage == "dpo" else reference
-    shards = [str(quick.data / "dpo-test.tar")]
+    reference, processor = loaded(str(root / "sft"))
+    model, _ = loaded(str(root / "dpo"))
+    shards = [str(root / "data" / "dpo-test.tar")]
     source = SourceConfig(name="pairs", shards=shards, task="chat", template="chat")
     probe = DataConfig(sources={"pairs": source})
     data = open_data(probe, processor.tokenizer, 80, seed=0, batches_per_step=1, preference=True)
@@ -198,13 +206,7 @@ def preference_scores(quick: Quickstart, stage: str) -> dict[str, Any]:
     probe.chapter_samples = sum(map(len, data.sources))
     data = open_data(probe, processor.tokenizer, 80, seed=0, batches_per_step=1, preference=True)
     batches = len(data.plan.chapter(0).batches)
-    scores = {"held-out pairs, probability": pair_accuracy(model, None, data, batches)}
-    if stage == "dpo":
-        # Before DPO the model is its own reference, and every reward is zero.
-        scores["held-out pairs, reward"] = pair_accuracy(model, reference, data, batches)
-    for name, result in scores.items():
-        print(f"  {name:<44} {result['value']:6.1f}, n = {result['n']}")
-    return scores
+    return {"held-out pairs, reward": pair_accuracy(model, reference, data, batches)}
 
 
 def save_untrained(quick: Quickstart) -> None:
