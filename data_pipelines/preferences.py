@@ -1,6 +1,7 @@
 """Preference pairs made by rule against hallucination: the better answer is known from the data.
 
-* A clip without speech, asked for its words: better "there is no speech", worse an invented transcript.
+* A clip without speech, asked for its words: better "there is no speech", worse an invented transcript or the name of
+  the sound.
 * A clip with a label, asked for its sound: better its label, worse another one; and any clip, asked whether
   somebody speaks: better the truth (else learning to deny speech would cost these answers).
 * A clip with speech: better its transcript; worse the transcript of another clip, one with words left
@@ -104,7 +105,9 @@ def make_pairs(clips: Sequence[Clip], *, seed: int, per_clip: int = PAIRS_PER_CL
         yield _speech_or_not(clip, "No", "Yes", seed)
         for turn in range(per_clip):
             kind = "invented speech" if turn == 0 else f"invented speech {turn + 1}"
-            made = pair(clip, kind, chosen=NO_SPEECH, rejected=_pick(texts, seed, clip.key, turn), seed=seed)
+            # Worse is a transcript of something else, and just as much the answer to another question.
+            rejected = label if turn % 2 and label else _pick(texts, seed, clip.key, turn)
+            made = pair(clip, kind, chosen=NO_SPEECH, rejected=rejected, seed=seed)
             yield replace(made, record={**made.record, "family": "invented speech"})
     for clip in speech:
         yield _speech_or_not(clip, "Yes", "No", seed)

@@ -5,10 +5,9 @@ Commands import what they need when they run, so that `qa-train --help` is quick
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 import sys
-import traceback
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
@@ -27,8 +26,18 @@ training stages (Hydra: any key can be overridden as key=value; --cfg job shows 
 
 using a model
   eval       checkpoint=RUN data=FILE.jsonl out=DIR     answer and score a file of questions
+             checkpoint=RUN benchmarks=[librispeech_clean,my.yaml] data_root=DIR out=DIR   benchmarks, with a report
+             out=DIR step=score                         score again without the model
+             compare=[A,B]                              two evaluations item by item, with significance
   chat       checkpoint=RUN [audio=FILE] [text=TEXT]    ask about audio, once or in a conversation
+  pairs      checkpoint=RUN shards=TARS out=DIR         preference pairs from its own answers, by=wer or by=judge
+  serve      checkpoint=RUN [port=8000]                 OpenAI-compatible server, with a chat page
   export     checkpoint=RUN out=DIR                     a Hugging Face folder for stock transformers
+
+looking after it
+  doctor     [checkpoint=RUN data=SHARDS run=DIR]       is this machine ready, are these files sound; with remedies
+  dashboard  RUNS_DIR [out=page.html]                   runs compared on one page, from their metrics.jsonl
+  completion bash|zsh                                   eval "$(qa-train completion bash)"
 
 data
   data index PATH...         make WebDataset tars of KEY.flac + KEY.json trainable
@@ -41,6 +50,8 @@ data
   data sample PATH...        print a few records; out=DIR writes files to play and plots
   data clean PATH...         count what the filters refuse; apply=true takes it out of the indexes
   data catalog OUT SHARDS... one file that opens many shards at once (OUT ends in .catalog.parquet)
+  plan STAGE [experiment=... gpu=h100 gpus=8 zero=2 price=P]
+                             parameters, memory of each GPU, time and cost, without a GPU
   plan data [stage=S steps=N json=FILE] [experiment=...]
                              what a run trains on: mixture, epochs, fill, balance over ranks, what is left out
   data order [stage=S steps=N world_size=W num_workers=K] [experiment=...]
@@ -66,14 +77,25 @@ def main(argv: list[str] | None = None) -> None:
         "dpo": lambda rest: _stage("dpo", rest),
         "eval": _eval,
         "chat": _chat,
+        "serve": _serve,
+        "pairs": _pairs,
         "export": _export,
         "plan": _plan,
+        "doctor": _doctor,
+        "dashboard": _dashboard,
         "data": _data,
     }
+    commands["completion"] = lambda rest: _completion(rest, list(commands))
     command = commands.get(words[0])
     if command is None:
         print(f"qa-train: no command {words[0]!r}; there are {', '.join(commands)}", file=sys.stderr)
         sys.exit(2)
+    if {"-h", "--help"} & set(words[1:]):
+        from qa_train.completion import command_help
+
+        if (text := command_help(words)) is not None:
+            print(text)
+            sys.exit(0)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     sys.exit(_guarded(words[0], command, words[1:]))
 
@@ -88,14 +110,30 @@ def _guarded(name: str, command: Callable[[list[str]], int], rest: list[str]) ->
     except KeyboardInterrupt:
         print(f"qa-train {name}: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        from qa_train.config.nearest import explain
+
+        if (line := explain(error)) is None:
+            raise
+        print(f"qa-train {name}: {line}", file=sys.stderr)
+        return 2
 
 
 def _stage(stage: str, overrides: list[str]) -> int:
+    if {"-h", "--help"} & set(overrides):
+        from qa_train.config.guide import stage_help
+
+        print(stage_help(stage))
+        return 0
     import hydra
 
     from qa_train.config import config_dir, register, to_stage_config
+    from qa_train.config.guide import check_experiment
 
     register()
+    check_experiment(overrides)
+    # Hydra raises what it refuses, instead of printing it and leaving; _guarded says it in one line.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     codes: list[int] = []
 
     def task(raw: Any) -> None:
@@ -103,11 +141,7 @@ def _stage(stage: str, overrides: list[str]) -> int:
         codes.append(_guarded(stage, lambda _: _run_stage(stage, to_stage_config(raw)), []))
 
     sys.argv = [f"qa-train {stage}", *overrides]
-    try:
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=stage)(task)()
-    except Exception:
-        traceback.print_exc()
-        return 1
+    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=stage)(task)()
     return max(codes, default=0)
 
 
@@ -123,9 +157,10 @@ def _run_stage(stage: str, cfg: Any) -> int:
             from qa_train.train.sft import sft
 
             return sft(cfg)
+        from qa_train.gates import Gates
         from qa_train.train.dpo import dpo
 
-        return dpo(cfg)
+        return dpo(cfg, gates=Gates)
     except StopRun as error:
         print(f"qa-train {stage}: {error}", file=sys.stderr)
         return 1
@@ -135,21 +170,9 @@ def _eval(words: list[str]) -> int:
     from qa_train.config import EvalConfig, parse_options
 
     options = parse_options(EvalConfig, words, "eval")
-    from qa_train.eval.harness import evaluate_file
-    from qa_train.infer.generate import Decoding
+    from qa_train.eval.suite import evaluate
 
-    result = evaluate_file(
-        options.checkpoint,
-        options.data,
-        options.out,
-        decoding=Decoding(max_new_tokens=options.max_new_tokens),
-        batch_size=options.batch_size,
-        device=options.device,
-        probe=options.probe,
-    )
-    print(json.dumps(result["sources"], indent=2, ensure_ascii=False))
-    print(f"predictions and scores: {options.out}")
-    return 0
+    return evaluate(options)
 
 
 def _chat(words: list[str]) -> int:
@@ -161,13 +184,35 @@ def _chat(words: list[str]) -> int:
     return chat(options)
 
 
+def _pairs(words: list[str]) -> int:
+    from qa_train.config import PairsConfig, parse_options
+
+    options = parse_options(PairsConfig, words, "pairs")
+    from qa_train.pairs_cli import pairs
+
+    return pairs(options)
+
+
+def _serve(words: list[str]) -> int:
+    from qa_train.config import ServeConfig, parse_options
+
+    options = parse_options(ServeConfig, words, "serve")
+    from qa_train.infer.server import serve
+
+    return serve(options)
+
+
 def _export(words: list[str]) -> int:
     from qa_train.config import ExportConfig, parse_options
 
     options = parse_options(ExportConfig, words, "export")
     from qa_train.export import export
 
-    print(export(options.checkpoint, options.out))
+    done = export(options.checkpoint, options.out, results=options.results)
+    print(
+        f"{done.path}: {done.parameters / 1e6:,.1f} M parameters, model card in README.md; stock transformers gives "
+        f"the same logits for a probe clip (largest difference {done.max_difference:.1e} of the largest logit)"
+    )
     return 0
 
 
@@ -175,6 +220,24 @@ def _plan(words: list[str]) -> int:
     from qa_train.plan_cli import plan
 
     return plan(words)
+
+
+def _doctor(words: list[str]) -> int:
+    from qa_train.doctor import doctor
+
+    return doctor(words)
+
+
+def _dashboard(words: list[str]) -> int:
+    from qa_train.dashboard import dashboard
+
+    return dashboard(words)
+
+
+def _completion(words: list[str], commands: list[str]) -> int:
+    from qa_train.completion import completion
+
+    return completion(words, commands)
 
 
 def _data(words: list[str]) -> int:

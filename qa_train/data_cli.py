@@ -104,7 +104,10 @@ def order(words: list[str]) -> int:
 def _compose(stage: str, overrides: list[str]) -> Any:
     from hydra import compose, initialize_config_dir
 
+    from qa_train.config.guide import check_experiment
+
     register()
+    check_experiment(overrides)
     if not any(word.startswith("run.dir=") for word in overrides):
         overrides = [*overrides, "run.dir=unused"]
     with initialize_config_dir(version_base="1.3", config_dir=str(config_dir().resolve())):

@@ -14,6 +14,7 @@ from transformers import AutoProcessor, BatchFeature, Qwen2AudioForConditionalGe
 from qa_train.model import find_checkpoint, load_model
 from qa_train.model.build import load_adapted
 from qa_train.model.lora import has_adapters, merge_adapters
+from qa_train.model_card import model_card
 
 _PROBE = "<|audio_bos|><|AUDIO|><|audio_eos|>Detect the language and recognize the speech: <|en|>"
 _SAMPLE_RATE = 16_000
@@ -28,10 +29,11 @@ class Exported:
     max_difference: float
 
 
-def export(checkpoint: str | Path, out: str | Path) -> Exported:
-    """Write weights, configuration, tokenizer, processor, chat template and generation settings to ``out``.
+def export(checkpoint: str | Path, out: str | Path, *, results: str | Path | None = None) -> Exported:
+    """Write weights, configuration, tokenizer, processor, chat template, generation settings and model card to ``out``.
 
-    Adapters of a run with ``model.lora`` are merged into the weights.
+    Adapters of a run with ``model.lora`` are merged into the weights. ``results``: a quickstart's results.json for
+    the card (:mod:`qa_train.model_card`).
 
     The folder is then read by the stock classes and must give the same logits for a probe clip, within 1e-4 of
     the largest logit (3e-2 in half precision, where only the order of summation differs). ValueError if ``out``
@@ -54,6 +56,8 @@ def export(checkpoint: str | Path, out: str | Path) -> Exported:
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     processor.save_pretrained(partial)
+    card = model_card(Path(folder), name=out.name, parameters=parameters, results=results)
+    (partial / "README.md").write_text(card, encoding="utf-8")
     del model
     gc.collect()
     difference = _compare(partial, probe, expected)

@@ -1,18 +1,21 @@
-"""Preference pairs from a model's own answers, ranked by a metric that can be checked.
+"""Preference pairs from a model's own answers, ranked by a metric that can be checked or by a judge.
 
 For every clip, k answers are sampled; the best becomes ``chosen`` and the worst ``rejected`` when
-their scores are far enough apart. Nothing is judged by another model.
+they are far enough apart: by word error rate against the transcript (:class:`ByWordErrors`, no other
+model is asked), or by a language model that is told what the recording holds (:class:`ByJudge`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations, permutations
+from typing import Any, Protocol
 
 import numpy as np
 
 from qa_train.data.prompts import PromptBank
+from qa_train.eval.judge import Judge, Verdict
 from qa_train.eval.questions import Question, part_text
 from qa_train.eval.records import EvalSet, record_questions
 from qa_train.eval.scores import word_edits
@@ -46,6 +49,92 @@ class Pair:
         }
 
 
+class Ranker(Protocol):
+    """Finds the best and the worst of several answers."""
+
+    def rank(self, questions: Sequence[Question], answers: Sequence[list[str]]) -> list[tuple[str, str] | None]:
+        """(best, worst) for each question; None where they are too near one another."""
+        ...
+
+
+@dataclass(frozen=True)
+class ByWordErrors:
+    """By word error rate against the transcript, which must differ by ``margin`` (edits / reference words)."""
+
+    margin: float = 0.15
+
+    def rank(self, questions: Sequence[Question], answers: Sequence[list[str]]) -> list[tuple[str, str] | None]:
+        """See :class:`Ranker`."""
+        return [_best_and_worst(q, texts, self.margin) for q, texts in zip(questions, answers, strict=True)]
+
+
+JUDGE_PROMPT = """You compare two answers to a question about an audio recording that you cannot hear.
+
+What the recording holds, or the right answer: {facts}
+The question: {question}
+
+Answer A: {a}
+Answer B: {b}
+
+Which answer is more correct and more helpful? An answer that claims what the recording does not hold is worse than one
+that says less. Length is no merit. Reply with one word: A, B or TIE."""
+
+
+@dataclass
+class ByJudge:
+    """By a language model that is told the reference: every two answers are compared in both orders.
+
+    An answer wins a comparison only if both orders say so. The best has the most wins and must have beaten the worst.
+    ``unclear`` counts comparisons whose orders disagree, ``failed`` those without a usable verdict.
+    """
+
+    judge: Judge
+    counts: dict[str, int] = field(default_factory=lambda: {"comparisons": 0, "unclear": 0, "failed": 0})
+
+    def rank(self, questions: Sequence[Question], answers: Sequence[list[str]]) -> list[tuple[str, str] | None]:
+        """See :class:`Ranker`; all comparisons are asked together."""
+        distinct = [[text for text in dict.fromkeys(texts) if text] for texts in answers]
+        prompts = {
+            (number, a, b): self._prompt(questions[number], texts[a], texts[b])
+            for number, texts in enumerate(distinct)
+            for a, b in permutations(range(len(texts)), 2)
+        }
+        verdicts = dict(zip(prompts, self.judge.ask(list(prompts.values())), strict=True))
+        return [self._best_and_worst(number, texts, verdicts) for number, texts in enumerate(distinct)]
+
+    def _prompt(self, question: Question, a: str, b: str) -> str:
+        asked = part_text(question.sample.messages[-1]) or "(spoken in the recording)"
+        return JUDGE_PROMPT.format(facts=" / ".join(question.references), question=asked, a=a, b=b)
+
+    def _best_and_worst(
+        self, number: int, texts: list[str], verdicts: dict[tuple[int, int, int], Verdict]
+    ) -> tuple[str, str] | None:
+        beaten: dict[int, set[int]] = {i: set() for i in range(len(texts))}
+        for a, b in combinations(range(len(texts)), 2):
+            first, second = (_choice(verdicts[number, *order]) for order in ((a, b), (b, a)))
+            self.counts["comparisons"] += 1
+            if first is None or second is None:
+                self.counts["failed"] += 1
+            elif first == "A" and second == "B":
+                beaten[a].add(b)
+            elif first == "B" and second == "A":
+                beaten[b].add(a)
+            else:
+                self.counts["unclear"] += first != "TIE" or second != "TIE"
+        if len(texts) < 2:
+            return None
+        best = max(beaten, key=lambda i: (len(beaten[i]), -i))
+        lost = {i: sum(i in others for others in beaten.values()) for i in beaten}
+        worst = max(beaten[best], key=lambda i: (lost[i], -len(beaten[i]), -i), default=None)
+        return None if worst is None else (texts[best], texts[worst])
+
+
+def _choice(verdict: Verdict) -> str | None:
+    """A, B or TIE; None for anything else."""
+    word = "" if verdict.error or verdict.refused else verdict.text.strip().strip(".*\"'").upper()
+    return word if word in ("A", "B", "TIE") else None
+
+
 def sampled_pairs(
     generator: Generator,
     clips: EvalSet,
@@ -56,21 +145,25 @@ def sampled_pairs(
     margin: float = 0.15,
     max_new_tokens: int = 64,
     seed: int = 0,
+    ranker: Ranker | None = None,
 ) -> Iterator[Pair]:
-    """Pairs for the transcription questions about ``clips`` (training data, never held-out data).
+    """Pairs for the questions about ``clips`` (training data, never held-out data).
 
-    ``margin``: least difference of word error rate (edits / reference words) between the two
-    answers. The chosen answer is the best sample, so that the model learns from what it can say.
+    ``ranker``: by default word error rate with ``margin``, for transcription questions. The chosen answer is the best
+    sample, so that the model learns from what it can say.
     """
+    ranker = ranker or ByWordErrors(margin)
     questions = record_questions(clips, bank)
     decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     for start in range(0, len(questions), _CHUNK):
         chunk = questions[start : start + _CHUNK]
         waves = [question.load() for question in chunk]
         items = [Item(question.sample, wave) for question, wave in zip(chunk, waves, strict=True)]
-        for question, wave, answers in zip(chunk, waves, generator.sample(items, samples, decoding), strict=True):
-            texts = [answer.text.strip() for answer in answers if not answer.truncated]
-            pair = _best_and_worst(question, texts, margin)
+        drawn = [
+            [answer.text.strip() for answer in answers if not answer.truncated]
+            for answers in generator.sample(items, samples, decoding)
+        ]
+        for question, wave, pair in zip(chunk, waves, ranker.rank(chunk, drawn), strict=True):
             if pair is not None:
                 yield Pair(
                     question.sample.key, part_text(question.sample.messages[-1]), wave[0], *pair, question.language

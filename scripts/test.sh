@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# The test command: its own virtual environment, then lint, types and every test.
+# The test command: its own virtual environment, then lint, types and the tests.
+#   scripts/test.sh                          lint, types, and all tests but the slow ones
+#   scripts/test.sh -m slow                  the slow ones: end-to-end runs, several processes, SLURM, a browser
 #   scripts/test.sh [pytest arguments]       e.g. scripts/test.sh tests/data -k plan
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,5 +13,6 @@ if [ $# -eq 0 ]; then
   ruff check .
   ruff format --check .
   mypy
+  set -- -m "not slow"
 fi
 exec python -m pytest -n 2 --dist worksteal "$@"

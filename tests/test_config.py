@@ -86,7 +86,6 @@ def test_contradictions_say_the_remedy(composed: Any, words: list[str], message:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["checkpoint=a", "data=b"], "missing out="),
         (["checkpoint=a", "data=b", "out=c", "batchsize=3"], "known keys"),
         (["a"], "key=value"),
         (["checkpoint=a", "data=b", "out=c", "batch_size=many"], "batch_size"),

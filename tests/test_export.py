@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
 from qa_train.config import EncoderConfig, LanguageModelConfig, ModelConfig
 from qa_train.export import export
 from qa_train.model import UnpaddedQwen2AudioForConditionalGeneration, build_model, load_model, weights_digest
+from qa_train.model_card import model_card
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def test_exported_folder_is_whole_and_stock_transformers_reads_it(checkpoint: Pa
     result = export(checkpoint, tmp_path / "out")
     names = {path.name for path in result.path.iterdir()}
     assert names >= {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
-    assert names >= {"processor_config.json", "chat_template.jinja"}
+    assert names >= {"processor_config.json", "chat_template.jinja", "README.md"}
     assert result.max_difference < 1e-4
     assert not list(tmp_path.glob("*.partial"))
     stock = Qwen2AudioForConditionalGeneration.from_pretrained(result.path)
@@ -66,3 +69,41 @@ def test_an_export_that_answers_otherwise_is_refused(
     with pytest.raises(RuntimeError, match="gives other logits"):
         export(checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_card_tells_every_stage_and_no_folder_of_the_machine(checkpoint: Path, tmp_path: Path) -> None:
+    def run(stage: str, before: str | None) -> Path:
+        folder = tmp_path / stage / "checkpoints" / "checkpoint-7"
+        folder.mkdir(parents=True)
+        source = {"shards": [f"{tmp_path}/a-*.tar"], "task": "asr", "template": "base", "weight": 2.0}
+        config = {
+            "stage": stage,
+            "run": {"seed": 3},
+            "model": {
+                "checkpoint": before,
+                "encoder": {"source": "whisper"},
+                "llm": {"source": None},
+                "freeze": ["llm"],
+            },
+            "trainer": {"batches_per_step": 2, "learning_rate": 1e-3, "lr_scheduler_type": "cosine", "max_steps": 9},
+            "data": {"tokens_per_batch": 100, "sources": {"speech": source}},
+        }
+        (folder.parent.parent / "config.yaml").write_text(yaml.safe_dump(config))
+        return folder
+
+    run("pretrain", None)
+    last = run("sft", str(tmp_path / "pretrain"))
+    results = tmp_path / "results.json"
+    metric = {"name": "WER", "unit": "%", "higher_is_better": False, "n": 5, "values": {"sft": 12.5}}
+    results.write_text(json.dumps({"title": "t", "metrics": [metric]}))
+    card = model_card(last, name="mine", parameters=1_000_000, results=results)
+    assert card.index("### pretrain") < card.index("### sft")
+    assert "encoder: whisper; llm: random weights" in card
+    assert "7 steps of 2 x 100 tokens, learning rate 0.001 (cosine), seed 3" in card
+    assert "| speech | asr | base | 2 | `a-*.tar` |" in card
+    assert "12.5" in card
+    assert str(tmp_path) not in card
+    assert yaml.safe_load(card.split("---")[1])["library_name"] == "transformers"
+    assert "nothing is known" in model_card(checkpoint, name="mine", parameters=1)
+    with pytest.raises(ValueError, match="holds no results"):
+        model_card(last, name="mine", parameters=1, results=tmp_path / "none.json")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
+import numpy as np
 import pytest
 
 from qa_train.data.sample import AudioPart, Message, Sample, TextPart
+from qa_train.eval.judge import Verdict
 from qa_train.eval.questions import Question
-from qa_train.pairs import _best_and_worst
+from qa_train.pairs import ByJudge, Pair, _best_and_worst
+from qa_train.pairs_cli import Lesson
 
 
 def question(reference: str) -> Question:
@@ -37,3 +42,58 @@ def test_answers_closer_than_the_margin_make_no_pair() -> None:
     answers = ["red green blue black", "red green blue white"]
     assert _best_and_worst(question("red green blue black"), answers, margin=0.3) is None
     assert _best_and_worst(question("red green blue black"), answers, margin=0.2) == tuple(answers)
+
+
+class ScriptedJudge:
+    """Prefers the answer that stands first in a list; ``biased`` always says A between the named two."""
+
+    def __init__(self, order: list[str], biased: tuple[str, ...] = ()) -> None:
+        self.order, self.biased = order, biased
+        self.asked: list[str] = []
+
+    def ask(self, prompts: list[str]) -> list[Verdict]:
+        self.asked += prompts
+        return [Verdict(self.answer(prompt)) for prompt in prompts]
+
+    def answer(self, prompt: str) -> str:
+        a, b = re.findall(r"^Answer [AB]: (.*)$", prompt, re.MULTILINE)
+        if {a, b} <= set(self.biased):
+            return "A"
+        return "a." if self.order.index(a) < self.order.index(b) else " **B**"
+
+
+def test_a_judge_decides_in_both_orders() -> None:
+    judge = ScriptedJudge(["good", "fair", "poor", "bad"])
+    ranker = ByJudge(judge)  # type: ignore[arg-type]
+    asked = [question("the cat"), question("the dog"), question("one answer")]
+    answers = [["poor", "good", "fair", "good"], ["bad", "fair"], ["good", "good"]]
+    assert ranker.rank(asked, answers) == [("good", "poor"), ("fair", "bad"), None]
+    # Three answers in three comparisons, two in one; each in both orders, all asked at once.
+    assert len(judge.asked) == 8
+    assert ranker.counts == {"comparisons": 4, "unclear": 0, "failed": 0}
+    assert "What the recording holds, or the right answer: the dog" in judge.asked[-1]
+
+
+def test_a_judge_that_looks_at_places_decides_nothing() -> None:
+    ranker = ByJudge(ScriptedJudge(["good", "fair", "poor"], ("good", "fair")))  # type: ignore[arg-type]
+    assert ranker.rank([question("x")], [["good", "fair"]]) == [None]
+    assert ranker.counts["unclear"] == 1
+    assert ranker.rank([question("x")], [["good", "fair", "poor"]]) == [("good", "poor")]
+
+
+def test_a_judge_that_fails_makes_no_pair() -> None:
+    judge = ScriptedJudge([])
+    judge.answer = lambda prompt: "I would say A"  # type: ignore[method-assign]
+    ranker = ByJudge(judge)  # type: ignore[arg-type]
+    assert ranker.rank([question("x")], [["good", "fair"]]) == [None]
+    assert ranker.counts == {"comparisons": 1, "unclear": 0, "failed": 1}
+
+
+def test_the_lesson_says_whether_longer_is_better() -> None:
+    lesson = Lesson()
+    for chosen, rejected in (("a b c", "a"), ("a", "b"), ("a b", "a b c d")):
+        lesson.add(Pair("k", "p", np.zeros(1), chosen, rejected, None))
+    report = lesson.report()
+    assert (report["pairs"], report["chosen_longer"], report["rejected_longer"]) == (3, 1, 1)
+    assert (report["chosen_words"], report["rejected_words"]) == (2.0, 2.0)
+    assert len(report["examples"]) == 3

@@ -2,7 +2,16 @@
 
 from qa_train.config.checks import check
 from qa_train.config.compose import config_dir, register, starter_dir, to_stage_config
-from qa_train.config.options import ChatConfig, EvalConfig, ExportConfig, OrderConfig, parse_options
+from qa_train.config.options import (
+    ChatConfig,
+    EvalConfig,
+    ExportConfig,
+    OrderConfig,
+    PairsConfig,
+    ServeConfig,
+    parse_options,
+)
+from qa_train.config.reliability import ReliabilityConfig
 from qa_train.config.sections import (
     AugmentConfig,
     CheckpointingConfig,
@@ -10,6 +19,7 @@ from qa_train.config.sections import (
     DeepspeedConfig,
     DpoConfig,
     EncoderConfig,
+    GatesConfig,
     LanguageModelConfig,
     LoraSettings,
     MixtureConfig,
@@ -34,14 +44,18 @@ __all__ = [
     "EncoderConfig",
     "EvalConfig",
     "ExportConfig",
+    "GatesConfig",
     "LanguageModelConfig",
     "LoraSettings",
     "MixtureConfig",
     "ModelConfig",
     "OrderConfig",
+    "PairsConfig",
     "PartConfig",
     "PartsConfig",
+    "ReliabilityConfig",
     "RunConfig",
+    "ServeConfig",
     "SourceConfig",
     "StageConfig",
     "StorageConfig",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qa_train.config.reliability_checks import check_deepspeed, check_reliability
 from qa_train.config.sections import AugmentConfig, CheckpointingConfig, ModelConfig, PartConfig, StageConfig
 
 
@@ -54,6 +55,8 @@ def check(cfg: StageConfig) -> None:
         if noise and cfg.stage == "dpo":
             raise ValueError(f"{key}={noise} has no effect on preference pairs: leave it out")
     _check_parts(cfg)
+    check_reliability(cfg)
+    check_deepspeed(cfg)
     if cfg.data.encoder_cache and cfg.data.augment != AugmentConfig():
         raise ValueError(
             "data.augment changes the audio, which data.encoder_cache no longer reads: set data.encoder_cache=null, "
@@ -73,6 +76,42 @@ def check(cfg: StageConfig) -> None:
         )
     if cfg.stage == "dpo" and any(source.template != "chat" for source in cfg.data.sources.values()):
         raise ValueError("dpo sources must have template: chat (preference pairs are chats)")
+    if cfg.stage == "dpo":
+        _check_reference(cfg)
+        _check_gates(cfg)
+
+
+def _check_gates(cfg: StageConfig) -> None:
+    gates = cfg.dpo.gates
+    if not gates.every:
+        return
+    if gates.action not in ("warn", "stop"):
+        raise ValueError(f"dpo.gates.action is {gates.action!r}: use warn or stop")
+    if not gates.shards or gates.every < 0 or gates.clips < 1 or gates.wer_points < 0 or gates.length_ratio < 1:
+        raise ValueError(
+            "dpo.gates needs shards of held-out speech, clips of 1 or more, wer_points of 0 or more and a length_ratio "
+            "of 1 or more; or dpo.gates.every=0"
+        )
+    if cfg.deepspeed.config.get("zero_optimization", {}).get("stage") == 3:
+        raise ValueError("dpo.gates needs whole weights, which ZeRO-3 cuts: use deepspeed=zero2, or dpo.gates.every=0")
+
+
+def _check_reference(cfg: StageConfig) -> None:
+    """A reference that is computed once holds only for pairs that stay as they are."""
+    if cfg.dpo.reference not in ("live", "precomputed"):
+        raise ValueError(f"dpo.reference is {cfg.dpo.reference!r}: use live or precomputed")
+    if cfg.dpo.reference == "live":
+        return
+    if cfg.data.augment != AugmentConfig() or cfg.data.time_mask:
+        raise ValueError(
+            "dpo.reference=precomputed holds for clips that stay as they are: leave data.augment and data.time_mask "
+            "out, or use dpo.reference=live"
+        )
+    if cfg.deepspeed.config.get("zero_optimization", {}).get("stage") == 3:
+        raise ValueError(
+            "dpo.reference=precomputed needs whole weights before training, which ZeRO-3 cuts: use deepspeed=zero2, "
+            "or dpo.reference=live"
+        )
 
 
 def _only_adapters(model: ModelConfig) -> bool:

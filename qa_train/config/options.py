@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
@@ -10,17 +10,57 @@ from omegaconf.errors import OmegaConfBaseException
 
 
 @dataclass
-class EvalConfig:
-    """`qa-train eval`: answer a file of questions about audio, and score the answers."""
+class JudgeConfig:
+    """The language model that rates answers, for the benchmarks that need one (qa_train.eval.judge)."""
 
-    checkpoint: str = MISSING
-    data: str = MISSING
-    out: str = MISSING
+    model: str | None = None
+    # An OpenAI-compatible endpoint, up to and without /chat/completions; none: only what the cache holds.
+    url: str | None = None
+    # The environment variable that holds the key.
+    key_env: str = "OPENAI_API_KEY"
+    # What the judge said so far; by default judge-cache.jsonl in out.
+    cache: str | None = None
+    # The evaluation folder of a fixed system, rated by the same judge beside ours.
+    reference: str | None = None
+    max_tokens: int = 16
+    workers: int = 8
+    timeout_s: float = 120.0
+    # Per million tokens, for the estimate that is printed before anything is asked.
+    price_in: float = 0.0
+    price_out: float = 0.0
+    # Refuse to start when the estimate is above this.
+    max_cost: float | None = None
+
+
+@dataclass
+class EvalConfig:
+    """`qa-train eval`: answer benchmarks, or a file of questions about audio, and score the answers."""
+
+    checkpoint: str | None = None
+    # A file of questions; or benchmarks: names, suites and YAML files of your own, with the folder of their data.
+    data: str | None = None
+    benchmarks: Any = None
+    data_root: str = "."
+    out: str | None = None
+    # all, predict (answer only) or score (read the predictions in out, no model needed).
+    step: str = "all"
+    # Two evaluation folders, compared item by item: compare=[A,B].
+    compare: Any = None
+    # Instead of a checkpoint, a model behind an OpenAI-compatible endpoint that takes audio.
+    endpoint: str | None = None
+    endpoint_model: str | None = None
+    endpoint_key_env: str = "OPENAI_API_KEY"
     batch_size: int = 32
+    # Most prompt + new tokens of a batch.
+    token_budget: int = 16384
+    # Of a file of questions; benchmarks have limits of their own.
     max_new_tokens: int = 256
     device: str = "cpu"
-    # How many questions to ask again with silence in place of the clip, to see whether the model listens.
+    # How many questions to ask again with silence, and with another clip, to see whether the model listens.
     probe: int = 32
+    # Training shards (paths or patterns) in which to look for the items: training=[a.tar,b.tar].
+    training: Any = None
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
 
 
 @dataclass
@@ -39,11 +79,69 @@ class ChatConfig:
 
 
 @dataclass
+class ServeConfig:
+    """`qa-train serve`: an OpenAI-compatible server with a chat page."""
+
+    # One checkpoint, a list [A,B], or names for them {first: A, second: B}: clients choose by "model".
+    checkpoint: Any = MISSING
+    # 127.0.0.1: this machine only. There is no login: think before opening it to others.
+    host: str = "127.0.0.1"
+    # 0: any free port; the first line printed says which.
+    port: int = 8000
+    device: str = "cpu"
+    # "chat" for models after SFT; "base" for pretrained ones.
+    template: str = "chat"
+    # Most requests answered together, and most tokens (prompts + answers) of such a batch.
+    batch_size: int = 8
+    token_budget: int = 16384
+    # Most requests at a time; more are told to come back (429).
+    max_requests: int = 32
+    max_body_mb: float = 32.0
+    max_duration_s: float = 120.0
+    max_clips: int = 16
+    max_new_tokens: int = 1024
+    # Folder of clips that the page offers.
+    examples: str | None = None
+
+
+@dataclass
+class PairsConfig:
+    """`qa-train pairs`: preference pairs from a checkpoint's own answers, as shards for `qa-train dpo`."""
+
+    checkpoint: str = MISSING
+    # Indexed shards of training clips, and which of their records.
+    shards: Any = MISSING
+    where: dict[str, Any] = field(default_factory=dict)
+    out: str = MISSING
+    # A task of the prompt bank, or "chat".
+    task: str = "ask_transcript"
+    # wer: word error rate against the transcript. judge: a language model that is told the reference.
+    by: str = "wer"
+    # Least difference of word error rate.
+    margin: float = 0.15
+    # Answers sampled for each clip.
+    samples: int = 4
+    temperature: float = 0.9
+    max_new_tokens: int = 64
+    limit: int | None = None
+    batch_size: int = 64
+    # An OpenAI-compatible endpoint, up to and without /chat/completions; null: replay the cache.
+    judge_url: str | None = None
+    judge_model: str = ""
+    # Name of the environment variable that holds the key.
+    judge_key_env: str = "OPENAI_API_KEY"
+    device: str = "cpu"
+    seed: int = 0
+
+
+@dataclass
 class ExportConfig:
     """`qa-train export`: a Hugging Face folder that stock transformers loads."""
 
     checkpoint: str = MISSING
     out: str = MISSING
+    # A quickstart's results.json, shown in the model card.
+    results: str | None = None
 
 
 @dataclass

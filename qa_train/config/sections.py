@@ -11,6 +11,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from qa_train.config.reliability import ReliabilityConfig
+
 
 @dataclass
 class EncoderConfig:
@@ -201,7 +203,7 @@ class CheckpointingConfig:
 
 
 @dataclass
-class TrainerConfig:
+class TrainerConfig(ReliabilityConfig):
     """Options of transformers' TrainingArguments, under the library's own names."""
 
     max_steps: int = 100
@@ -229,21 +231,43 @@ class TrainerConfig:
     ddp_timeout: int = 1800
     # Micro-batches of one optimizer step over all ranks; must be divisible by the world size.
     batches_per_step: int = 2
-    # Complete checkpoints kept; the newest is never deleted.
-    keep_checkpoints: int = 2
     # Intra-op threads of each process on CPU; null: torch's choice.
     cpu_threads: int | None = None
 
 
 @dataclass
-class DpoConfig:
-    """Options of TRL's DPOConfig, under the library's own names."""
+class GatesConfig:
+    """Word error rate and answer length on held-out clips beside the reward; off while ``every`` is 0."""
 
+    # Steps between two measurements.
+    every: int = 0
+    shards: list[str] = field(default_factory=list)
+    where: dict[str, Any] = field(default_factory=dict)
+    # A task of the prompt bank that asks for a transcript.
+    task: str = "ask_transcript"
+    clips: int = 32
+    max_new_tokens: int = 64
+    # How far word error rate may rise above that of the start, in points.
+    wer_points: float = 1.0
+    # How many times longer, or shorter, answers may become.
+    length_ratio: float = 1.3
+    # warn or stop.
+    action: str = "warn"
+
+
+@dataclass
+class DpoConfig:
+    """Options of TRL's DPOConfig, under the library's own names, and where the reference comes from."""
+
+    # live: a second, frozen model in memory (with adapters: the model without them). precomputed: every pair's
+    # log-probabilities are computed once, when the run starts, and kept in its folder.
+    reference: str = "live"
     beta: float = 0.1
     loss_type: list[str] = field(default_factory=lambda: ["sigmoid"])
     loss_weights: list[float] | None = None
     label_smoothing: float = 0.0
     ld_alpha: float | None = None
+    gates: GatesConfig = field(default_factory=GatesConfig)
 
 
 @dataclass

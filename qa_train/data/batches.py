@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -255,21 +257,64 @@ class PreferenceBatches(Batches):
     the place in the joined audio tokens of every ``<|AUDIO|>`` position, row by row.
     """
 
-    def _encode(self, ref: SampleRef) -> Any:
+    # Reference log-probabilities of (chosen, rejected) by ``pair_id``, once they are known; batches then carry them.
+    references: Mapping[str, tuple[float, float]] | None = None
+
+    def pair_id(self, ref: SampleRef) -> tuple[str, int]:
+        """What the pair is by its tokens and clips, whatever it is called, and its number of tokens."""
+        prompt, chosen, rejected, _ = self._tokens(ref)
+        clips = [clip.id for clip in self.sources[ref.source].clips(ref.row)]
+        text = json.dumps([prompt, chosen, rejected, clips])
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), 2 * len(prompt) + len(chosen + rejected)
+
+    def build_pairs(self, refs: Sequence[SampleRef]) -> tuple[dict[str, Tensor], list[str]]:
+        """Any pairs as one batch, with the id of each; unreadable ones are left out and logged.
+
+        They are not counted here: training counts them when it comes to them.
+        """
+        kept, rows, audio = [], [], []
+        for ref in refs:
+            try:
+                audio.append(self._audio(ref))
+            except SkipSample as skip:
+                log.warning("no reference for %s (%s): %s", self.sources[ref.source].key(ref.row), skip.reason, skip)
+                continue
+            kept.append(self.pair_id(ref)[0])
+            rows.append((*self._tokens(ref), None))
+        out = {**self._rows(rows), **join_audio(audio)}
+        if self.cache is not None and "audio_states" not in out:
+            out["audio_states"] = torch.zeros(0, self.cache.width)
+        return out, kept
+
+    def _tokens(self, ref: SampleRef) -> tuple[list[int], list[int], list[int], int]:
         source = self.sources[ref.source]
         clip_tokens = source.clip_tokens(ref.row)
         return *encode_pair(source.sample(ref.row, ref.epoch), self.tokenizer, clip_tokens), sum(clip_tokens)
 
+    def _encode(self, ref: SampleRef) -> Any:
+        known = None
+        if self.references is not None:
+            known = self.references.get(self.pair_id(ref)[0])
+            if known is None:
+                raise ValueError(
+                    f"no reference log-probabilities for {self.sources[ref.source].key(ref.row)}: it could not be read "
+                    "when they were computed; start the run again to compute what is missing"
+                )
+        return *self._tokens(ref), known
+
     def _rows(self, rows: list[Any]) -> dict[str, Tensor]:
-        chosen = [prompt + chosen for prompt, chosen, _, _ in rows] or [[self.pad_id]]
-        rejected = [prompt + rejected for prompt, _, rejected, _ in rows] or [[self.pad_id]]
-        prompts = [len(prompt) for prompt, _, _, _ in rows] or [1]
+        chosen = [row[0] + row[1] for row in rows] or [[self.pad_id]]
+        rejected = [row[0] + row[2] for row in rows] or [[self.pad_id]]
+        prompts = [len(row[0]) for row in rows] or [1]
         ids = chosen + rejected
         mask = [[0] * n + [1] * (len(row) - n) for n, row in zip(prompts * 2, ids, strict=True)]
         out = {**pad_ids(ids, self.pad_id), "completion_mask": pad(mask, 0)}
-        tokens = sum(count for *_, count in rows)
+        tokens = sum(row[3] for row in rows)
         if tokens:
             out["audio_gather"] = torch.arange(tokens).repeat(2)
+        if self.references is not None:
+            known = [row[4] for row in rows] or [(0.0, 0.0)]
+            out["ref_chosen_logps"], out["ref_rejected_logps"] = torch.tensor(known).unbind(1)
         return out
 
 

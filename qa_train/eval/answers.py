@@ -6,8 +6,9 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from qa_train.data.audio import BadAudio
 from qa_train.eval.questions import Question
 from qa_train.eval.scores import Prediction, wilson_interval
 from qa_train.eval.text import strip_tags
-from qa_train.infer.generate import Answer, Decoding, Generator, Item
+from qa_train.infer.generate import Answer, Decoding, Item
 
 # Clips held in memory at a time; batches are length-sorted within a chunk.
 CHUNK = 512
@@ -39,26 +40,11 @@ class Journal:
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path = path
-        self.outcomes = self._read(dict(identity))
+        self.outcomes = {i: o for i, o in read_journal(path, identity).items() if o.error is None}
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(dict(identity), sort_keys=True)]
         lines += [self._line(index, outcome) for index, outcome in self.outcomes.items()]
         write_atomically(path, "\n".join(lines) + "\n")
-
-    def _read(self, identity: dict[str, Any]) -> dict[int, Outcome]:
-        if not self.path.is_file():
-            return {}
-        rows = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                # The line that a killed process was writing.
-                break
-        if not rows or rows[0] != json.loads(json.dumps(identity)):
-            return {}
-        kept = {row.pop("index"): Outcome(**row) for row in rows[1:]}
-        return {index: outcome for index, outcome in kept.items() if outcome.error is None}
 
     @staticmethod
     def _line(index: int, outcome: Outcome) -> str:
@@ -73,6 +59,23 @@ class Journal:
             os.fsync(file.fileno())
 
 
+def read_journal(path: Path, identity: Mapping[str, Any]) -> dict[int, Outcome]:
+    """The outcomes of a journal of this identity, failed ones too; {} for another one or none."""
+    if not path.is_file():
+        return {}
+    rows = []
+    # Not splitlines(): an answer may hold other line separators (U+2028), which JSON does not escape.
+    for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n"):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            # The line that a killed process was writing.
+            break
+    if not rows or rows[0] != json.loads(json.dumps(dict(identity))):
+        return {}
+    return {row.pop("index"): Outcome(**row) for row in rows[1:]}
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that it is never seen half-written."""
     partial = path.with_name(path.name + ".partial")
@@ -80,8 +83,22 @@ def write_atomically(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+class Answerer(Protocol):
+    """Whatever answers items in order: a ``Generator``, or an endpoint."""
+
+    def generate(
+        self,
+        items: Sequence[Item],
+        decoding: Decoding | None = None,
+        *,
+        on_batch: Callable[[dict[int, Answer]], None] | None = None,
+    ) -> list[Answer]:
+        """Answers in the order of the items; ``on_batch`` receives {item number: answer} as they come."""
+        ...
+
+
 def answer_questions(
-    generator: Generator,
+    generator: Answerer,
     questions: Sequence[Question],
     decoding: Decoding,
     *,
@@ -126,7 +143,7 @@ def predictions(questions: Sequence[Question], outcomes: Sequence[Outcome]) -> l
 
 
 def silence_probe(
-    generator: Generator,
+    generator: Answerer,
     questions: Sequence[Question],
     outcomes: Sequence[Outcome],
     decoding: Decoding,
@@ -137,21 +154,74 @@ def silence_probe(
     Up to ``count`` questions, spread evenly over those answered; None when none has a clip. A
     model that hears its clips changes most open answers; a share near 0 says that it does not.
     """
-    with_clip = [i for i, q in enumerate(questions) if q.sample.num_clips and outcomes[i].error is None]
-    if not with_clip or count < 1:
-        return None
-    picks = [with_clip[i] for i in np.unique(np.linspace(0, len(with_clip) - 1, count).round().astype(int))]
+    picks = _probed(questions, outcomes, count)
 
     def silent(question: Question) -> tuple[np.ndarray, ...]:
         return tuple(np.zeros_like(wave) for wave in question.load())
 
-    asked = [replace(questions[i], load=lambda q=questions[i]: silent(q)) for i in picks]
-    deaf = answer_questions(generator, asked, decoding)
-    changed = sum(strip_tags(quiet.text) != strip_tags(outcomes[i].text) for i, quiet in zip(picks, deaf, strict=True))
-    low, high = wilson_interval(changed, len(picks))
+    asked = [replace(questions[i], load=partial(silent, questions[i])) for i in picks]
+    return _changed(generator, asked, [outcomes[i] for i in picks], decoding) if picks else None
+
+
+# Both shares of changed answers surely below this: the model does not listen.
+DEAF_PERCENT = 25.0
+
+
+def listening_probe(
+    generator: Answerer,
+    questions: Sequence[Question],
+    outcomes: Sequence[Outcome],
+    decoding: Decoding,
+    count: int,
+) -> dict[str, Any] | None:
+    """The silence probe, and the same with another item's clip: {"silence", "other_clip", "listens"}.
+
+    ``listens`` is False when both shares of changed answers are below ``DEAF_PERCENT`` by their 95 %
+    intervals, True when one is above it, None when there are too few items to tell.
+    """
+    silence = silence_probe(generator, questions, outcomes, decoding, count)
+    picks = _probed(questions, outcomes, count)
+    if silence is None or not picks:
+        return None
+    pool = _probed(questions, outcomes, 2 * count)
+
+    def exchanged(i: int) -> tuple[np.ndarray, ...]:
+        # Half the probed items further on: neighbours are often cut from one recording.
+        others = [j for j in pool if j != i] or [i]
+        place = sum(j < i for j in others)
+        other = questions[others[(place + len(others) // 2) % len(others)]]
+        waves = other.load()
+        return tuple(waves[k % len(waves)] for k in range(questions[i].sample.num_clips))
+
+    asked = [replace(questions[i], load=partial(exchanged, i)) for i in picks]
+    other_clip = _changed(generator, asked, [outcomes[i] for i in picks], decoding)
+    shares = (silence, other_clip)
+    listens: bool | None = None
+    if all(share["ci_high"] < DEAF_PERCENT for share in shares):
+        listens = False
+    elif any(share["ci_low"] > DEAF_PERCENT for share in shares):
+        listens = True
+    return {"silence": silence, "other_clip": other_clip, "listens": listens}
+
+
+def _probed(questions: Sequence[Question], outcomes: Sequence[Outcome], count: int) -> list[int]:
+    """Up to ``count`` answered questions with a clip, spread evenly."""
+    with_clip = [i for i, q in enumerate(questions) if q.sample.num_clips and outcomes[i].error is None]
+    if not with_clip or count < 1:
+        return []
+    places = np.unique(np.linspace(0, len(with_clip) - 1, count).round().astype(int))
+    return [with_clip[i] for i in places]
+
+
+def _changed(
+    generator: Answerer, asked: Sequence[Question], before: Sequence[Outcome], decoding: Decoding
+) -> dict[str, Any]:
+    after = answer_questions(generator, asked, decoding)
+    changed = sum(strip_tags(new.text) != strip_tags(old.text) for new, old in zip(after, before, strict=True))
+    low, high = wilson_interval(changed, len(after))
     return {
-        "n": len(picks),
-        "changed_percent": round(100 * changed / len(picks), 2),
+        "n": len(after),
+        "changed_percent": round(100 * changed / len(after), 2),
         "ci_low": round(low, 2),
         "ci_high": round(high, 2),
     }

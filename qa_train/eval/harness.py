@@ -21,8 +21,8 @@ from qa_train.eval.answers import (
     Journal,
     Outcome,
     answer_questions,
+    listening_probe,
     predictions,
-    silence_probe,
     write_atomically,
 )
 from qa_train.eval.questions import UNSCORED, Question, read_questions
@@ -80,15 +80,25 @@ def evaluate_file(
         "checkpoint": str(checkpoint),
         **identity,
         "sources": score_sources(questions, outcomes),
-        "probe": silence_probe(generator, questions, outcomes, decoding, probe),
+        "probe": _probe(generator, questions, outcomes, decoding, probe),
     }
     write_atomically(out_dir / "scores.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return result
 
 
+def _probe(
+    generator: Generator, questions: Sequence[Question], outcomes: Sequence[Outcome], decoding: Decoding, count: int
+) -> dict[str, Any] | None:
+    """The silence probe's figures, with ``other_clip`` and ``listens`` of ``answers.listening_probe`` beside."""
+    found = listening_probe(generator, questions, outcomes, decoding, count)
+    if found is None:
+        return None
+    return {**found["silence"], "other_clip": found["other_clip"], "listens": found["listens"]}
+
+
 def write_predictions(path: Path, data: Path, outcomes: Sequence[Outcome]) -> None:
     """The lines of ``data`` with what the model said, in the same order."""
-    lines = [line for line in data.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in data.read_text(encoding="utf-8").split("\n") if line.strip()]
     rows = []
     for line, outcome in zip(lines, outcomes, strict=True):
         row = json.loads(line) | {"prediction": outcome.text, "truncated": outcome.truncated}

@@ -18,7 +18,12 @@ CHRF_BETA = 2
 
 @lru_cache(maxsize=4)
 def _scorer(tokenizer: str) -> BLEU:
-    return BLEU(tokenize=tokenizer)
+    try:
+        return BLEU(tokenize=tokenizer)
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(
+            f"BLEU with the tokenizer {tokenizer} needs mecab-python3 and ipadic: pip install 'qa-train[eval]'"
+        ) from error
 
 
 def bleu_statistics(answer: str, reference: str, tokenizer: str = "13a") -> list[int]:

@@ -65,7 +65,7 @@ def read_questions(path: Path | str, *, max_duration_s: float = 600.0) -> list[Q
     if not path.is_file():
         raise ValueError(f"no evaluation file at {path}: expected JSONL, one question per line")
     questions = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:

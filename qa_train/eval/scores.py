@@ -9,57 +9,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
 import jiwer
 import numpy as np
 
+from qa_train.eval.labels import (
+    airbench_right,
+    choice_right,
+    exact_match,
+    label_contained,
+    label_matches,
+    macro_f1_points,
+    macro_f1_rows,
+    map_points,
+    map_rows,
+    option_tokens_right,
+    tokens_right,
+    unparsed_labels,
+)
 from qa_train.eval.overlap import bleu_points, bleu_statistics, chrf_points, chrf_statistics
+from qa_train.eval.prediction import Prediction, Score, answer_of
 from qa_train.eval.text import (
     CHARACTER_LANGUAGES,
-    label_form,
-    label_words,
+    released_normalise,
     strip_tags,
     transcript_words,
-    whisper_normalise,
+    without_tags,
 )
 
 RESAMPLES = 1000
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """One answer beside what it should have been."""
-
-    text: str
-    # Accepted answers; several only for labels ("contains" and "accuracy").
-    references: tuple[str, ...]
-    language: str | None = None
-    # Other labels of the same question: an answer that names one of them too is wrong ("contains").
-    choices: tuple[str, ...] = ()
-    truncated: bool = False
-    # Why there is no answer (unreadable clip, ...); the item is then scored as an empty answer.
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class Score:
-    """A score over ``n`` items with a 95 % confidence interval and the counts of odd answers."""
-
-    metric: str
-    value: float
-    ci_low: float
-    ci_high: float
-    n: int
-    empty: int = 0
-    truncated: int = 0
-    failed: int = 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready, numbers rounded to two decimals."""
-        return {k: round(v, 2) if isinstance(v, float) else v for k, v in asdict(self).items()}
+# (rows [n, k] of per-item statistics, sums [r, k] -> scores [r]): all that intervals and tests need.
+Statistics = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]
 
 
 def word_edits(references: Sequence[Sequence[str]], hypotheses: Sequence[Sequence[str]]) -> np.ndarray:
@@ -112,136 +95,116 @@ def wilson_interval(right: int, n: int, z: float = 1.959964) -> tuple[float, flo
     return max(0.0, (centre - half) * scale), min(100.0, (centre + half) * scale)
 
 
-def _finish(metric: str, predictions: Sequence[Prediction], value: float, low: float, high: float) -> Score:
+Normaliser = Callable[[str, str | None], str]
+
+
+def _error_statistics(metric: str, predictions: Sequence[Prediction], normalise: Normaliser) -> Statistics:
+    """Rows of (edits, reference units)."""
+
+    def units(text: str, language: str | None) -> list[str]:
+        words = transcript_words(text, language, normalise)
+        return words if metric == "wer" or language in CHARACTER_LANGUAGES else list(" ".join(words))
+
+    references = [units(p.references[0], p.language) for p in predictions]
+    edits = word_edits(references, [units(answer_of(p), p.language) for p in predictions])
+    if not edits[:, 1].sum():
+        raise ValueError(
+            f"{metric}: no reference has any word left after normalisation ({len(predictions)} items); "
+            "check the gt field of the data"
+        )
+    return edits, lambda sums: 100.0 * sums[:, 0] / np.maximum(sums[:, 1], 1)
+
+
+def _bleu_statistics(predictions: Sequence[Prediction]) -> Statistics:
+    """Corpus BLEU without normalisation; ``language`` is that of the references.
+
+    Tokenised as in the released ``evaluate_st.py``: zh, ja-mecab, else 13a.
+    """
+    tokenizer = {"zh": "zh", "ja": "ja-mecab"}.get(predictions[0].language or "", "13a")
+    return _overlap_statistics(predictions, partial(bleu_statistics, tokenizer=tokenizer)), bleu_points
+
+
+def _overlap_statistics(predictions: Sequence[Prediction], one: Callable[[str, str], list[int]]) -> np.ndarray:
+    return np.array([one(without_tags(answer_of(p)), p.references[0]) for p in predictions], dtype=np.int64)
+
+
+def _share_statistics(right: Callable[[Prediction], bool], predictions: Sequence[Prediction]) -> Statistics:
+    """Rows of (right, 1)."""
+    rows = np.array([(right(p), 1) for p in predictions], dtype=np.int64)
+    return rows, lambda sums: 100.0 * sums[:, 0] / np.maximum(sums[:, 1], 1)
+
+
+# Metrics that are a share of right answers.
+SHARES: dict[str, Callable[[Prediction], bool]] = {
+    # The label, whatever its letter case and punctuation.
+    "accuracy": label_matches,
+    # The label letter for letter (MELD, VocalSound).
+    "exact": exact_match,
+    # The right label inside a sentence, and no other one.
+    "contains": label_contained,
+    # A multiple-choice option by letter or text.
+    "choice": choice_right,
+    # AIR-Bench Foundation's reading of letters.
+    "airbench": airbench_right,
+    # MMAU's and MMAR's word rule, on the answer as it is, or after a letter became its option's text.
+    "tokens": tokens_right,
+    "mmau": option_tokens_right,
+}
+_OTHERS: dict[str, Callable[[Sequence[Prediction]], Statistics]] = {
+    "wer": lambda predictions: _error_statistics("wer", predictions, released_normalise),
+    "cer": lambda predictions: _error_statistics("cer", predictions, released_normalise),
+    "bleu": _bleu_statistics,
+    "chrf": lambda predictions: (_overlap_statistics(predictions, chrf_statistics), chrf_points),
+    "macro_f1": lambda predictions: (macro_f1_rows(predictions), macro_f1_points),
+    "map": lambda predictions: (map_rows(predictions), map_points),
+}
+STATISTICS = {name: partial(_share_statistics, right) for name, right in SHARES.items()} | _OTHERS
+METRICS = tuple(STATISTICS)
+LOWER_IS_BETTER = frozenset({"wer", "cer"})
+
+
+def item_statistics(metric: str, predictions: Sequence[Prediction]) -> Statistics:
+    """Per-item rows of a metric and the function from their sums to its value.
+
+    Raises:
+        ValueError: an unknown metric, no items, or references that the metric cannot use.
+    """
+    if metric not in STATISTICS:
+        raise ValueError(f"unknown metric {metric!r}: expected one of {', '.join(sorted(METRICS))}")
+    if not predictions:
+        raise ValueError(f"no items to score by {metric}: the source is empty")
+    return STATISTICS[metric](predictions)
+
+
+def score(metric: str, predictions: Sequence[Prediction]) -> Score:
+    """Score all predictions of one source by the named metric."""
+    return _score(metric, predictions, item_statistics(metric, predictions))
+
+
+def wer(predictions: Sequence[Prediction], normalise: Normaliser = released_normalise) -> Score:
+    """Word error rate: sum of edits / sum of reference words (characters for zh, yue, ja), in percent."""
+    return _score("wer", predictions, _error_statistics("wer", predictions, normalise))
+
+
+def cer(predictions: Sequence[Prediction], normalise: Normaliser = released_normalise) -> Score:
+    """Character error rate over the normalised text, the spaces between words included, in percent."""
+    return _score("cer", predictions, _error_statistics("cer", predictions, normalise))
+
+
+def _score(metric: str, predictions: Sequence[Prediction], statistics: Statistics) -> Score:
+    rows, value = statistics
+    if metric in SHARES:
+        low, high = wilson_interval(int(rows[:, 0].sum()), len(rows))
+    else:
+        low, high = bootstrap_interval(rows, value)
     return Score(
         metric,
-        value,
+        float(value(rows.sum(axis=0, keepdims=True))[0]),
         low,
         high,
         len(predictions),
         empty=sum(p.error is None and not strip_tags(p.text) for p in predictions),
         truncated=sum(p.truncated for p in predictions),
         failed=sum(p.error is not None for p in predictions),
+        unparsed=unparsed_labels(metric, predictions),
     )
-
-
-def _answer(prediction: Prediction) -> str:
-    return "" if prediction.error is not None else prediction.text
-
-
-def _error_rate(metric: str, predictions: Sequence[Prediction], units: Callable[[str, str | None], list[str]]) -> Score:
-    references = [units(p.references[0], p.language) for p in predictions]
-    edits = word_edits(references, [units(_answer(p), p.language) for p in predictions])
-    if not edits[:, 1].sum():
-        raise ValueError(
-            f"{metric}: no reference has any word left after normalisation ({len(predictions)} items); "
-            "check the gt field of the data"
-        )
-
-    def rate(sums: np.ndarray) -> np.ndarray:
-        return 100.0 * sums[:, 0] / np.maximum(sums[:, 1], 1)
-
-    value = float(rate(edits.sum(axis=0, keepdims=True))[0])
-    return _finish(metric, predictions, value, *bootstrap_interval(edits, rate))
-
-
-def wer(
-    predictions: Sequence[Prediction],
-    normalise: Callable[[str, str | None], str] = whisper_normalise,
-) -> Score:
-    """Word error rate: sum of edits / sum of reference words (characters for zh, yue, ja), in percent."""
-    return _error_rate("wer", predictions, lambda t, language: transcript_words(t, language, normalise))
-
-
-def cer(
-    predictions: Sequence[Prediction],
-    normalise: Callable[[str, str | None], str] = whisper_normalise,
-) -> Score:
-    """Character error rate over the normalised text, the spaces between words included, in percent."""
-
-    def characters(text: str, language: str | None) -> list[str]:
-        units = transcript_words(text, language, normalise)
-        return units if language in CHARACTER_LANGUAGES else list(" ".join(units))
-
-    return _error_rate("cer", predictions, characters)
-
-
-def label_matches(prediction: Prediction) -> bool:
-    """Whether the answer is one of the accepted labels (``text.label_form`` equality)."""
-    answer = label_form(_answer(prediction))
-    return bool(answer) and answer in {label_form(reference) for reference in prediction.references}
-
-
-def label_contained(prediction: Prediction) -> bool:
-    """Whether the answer says an accepted label as whole words, and none of the other choices."""
-    words = f" {' '.join(label_words(_answer(prediction)))} "
-
-    def says(label: str) -> bool:
-        wanted = label_words(label)
-        return bool(wanted) and f" {' '.join(wanted)} " in words
-
-    accepted = {label_form(reference) for reference in prediction.references}
-    # A choice that is a part of an accepted label ("guitar", "bass guitar") is no second answer.
-    others = [c for c in prediction.choices if not any(f" {label_form(c)} " in f" {label} " for label in accepted)]
-    return any(says(label) for label in prediction.references) and not any(says(c) for c in others)
-
-
-def _share(metric: str, predictions: Sequence[Prediction], right: Callable[[Prediction], bool]) -> Score:
-    count = sum(map(right, predictions))
-    n = len(predictions)
-    return _finish(metric, predictions, 100.0 * count / n, *wilson_interval(count, n))
-
-
-def accuracy(predictions: Sequence[Prediction]) -> Score:
-    """Share of answers that equal an accepted label, in percent; anything else is wrong."""
-    return _share("accuracy", predictions, label_matches)
-
-
-def contains(predictions: Sequence[Prediction]) -> Score:
-    """Share of answers that name the right label inside a sentence, in percent (``label_contained``)."""
-    return _share("contains", predictions, label_contained)
-
-
-def bleu(predictions: Sequence[Prediction]) -> Score:
-    """Corpus BLEU of sacrebleu without further normalisation; ``language`` is that of the references.
-
-    Tokenised as in the released ``evaluate_st.py``: zh, ja-mecab, else 13a.
-    """
-    tokenizer = {"zh": "zh", "ja": "ja-mecab"}.get(predictions[0].language or "", "13a")
-    return _overlap("bleu", predictions, partial(bleu_statistics, tokenizer=tokenizer), bleu_points)
-
-
-def chrf(predictions: Sequence[Prediction]) -> Score:
-    """Corpus chrF2 as sacrebleu computes it: kinder than BLEU to short sentences and small models."""
-    return _overlap("chrf", predictions, chrf_statistics, chrf_points)
-
-
-def _overlap(
-    metric: str,
-    predictions: Sequence[Prediction],
-    statistics: Callable[[str, str], list[int]],
-    points: Callable[[np.ndarray], np.ndarray],
-) -> Score:
-    rows = np.array([statistics(strip_tags(_answer(p)), p.references[0]) for p in predictions], dtype=np.int64)
-    value = float(points(rows.sum(axis=0, keepdims=True))[0])
-    return _finish(metric, predictions, value, *bootstrap_interval(rows, points))
-
-
-METRICS: dict[str, Callable[[Sequence[Prediction]], Score]] = {
-    "wer": wer,
-    "cer": cer,
-    "accuracy": accuracy,
-    "contains": contains,
-    "bleu": bleu,
-    "chrf": chrf,
-}
-LOWER_IS_BETTER = frozenset({"wer", "cer"})
-
-
-def score(metric: str, predictions: Sequence[Prediction]) -> Score:
-    """Score all predictions of one source by the named metric."""
-    if metric not in METRICS:
-        raise ValueError(f"unknown metric {metric!r}: expected one of {', '.join(sorted(METRICS))}")
-    if not predictions:
-        raise ValueError(f"no items to score by {metric}: the source is empty")
-    return METRICS[metric](predictions)

@@ -1,10 +1,12 @@
 """Text normalisation before scoring: what two answers may differ in without being different.
 
 The order of steps for transcripts is that of the released evaluation script of Qwen2-Audio
-(``eval_audio/evaluate_asr.py``): remove ``<|tags|>``, tidy spaces, Whisper's normaliser, drop
-punctuation, lower case, split into words (or characters, where words are not written apart).
-Two of its steps need packages that are not installed here and are therefore not applied:
-traditional-to-simplified conversion for Cantonese, and ``cn_tn`` number rewriting for Chinese.
+(``eval_audio/evaluate_asr.py``), which tests compare on 500 pairs per language:
+
+- all: remove ``<|tags|>``, collapse spaces, close the gap before ``! , . ? ; :``; zh: no spaces;
+- en: Whisper's English normaliser, then its basic one (the script does both); fr and the rest: basic;
+- zh: the rules of ``cn_tn`` (``qa_train.eval.mandarin``); yue: simplified characters, then basic;
+- all: words of punctuation alone left out, lower case; zh and yue (and ja): single characters.
 """
 
 from __future__ import annotations
@@ -17,10 +19,15 @@ from functools import lru_cache
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
+from qa_train.eval.mandarin import normalise_mandarin
+
 # Written without spaces between words: an error is counted per character (WER is then CER).
 CHARACTER_LANGUAGES = frozenset({"zh", "yue", "ja"})
 
 _TAG = re.compile(r"<\|[^|<>]*\|>")
+# As the released scripts look for tags and gaps.
+_ANY_TAG = re.compile(r"<\|.*?\|>")
+_ONE_SPACE_BEFORE_MARK = re.compile(r" ?([!,.?;:])")
 _SPACE_BEFORE_MARK = re.compile(r"\s+([!,.?;:])")
 
 
@@ -52,17 +59,46 @@ def _is_punctuation(token: str) -> bool:
     return all(unicodedata.category(character).startswith("P") for character in token)
 
 
+def _simplified(text: str) -> str:
+    """Cantonese in simplified characters as zhconv writes them (zh-cn)."""
+    try:
+        import zhconv
+    except ImportError as error:
+        raise ValueError(
+            "scoring Cantonese (yue) needs zhconv for simplified characters: pip install 'qa-train[eval]'"
+        ) from error
+    return str(zhconv.convert(text, "zh-cn"))
+
+
+def released_normalise(text: str, language: str | None) -> str:
+    """The normaliser that the released evaluation applies to a transcript of ``language``.
+
+    Raises:
+        ValueError: yue without the package zhconv.
+    """
+    if language == "zh":
+        return normalise_mandarin(text)
+    return whisper_normalise(_simplified(text) if language == "yue" else text, language)
+
+
+def without_tags(text: str) -> str:
+    """The answer as the released scripts read it: special tokens left out, nothing else changed but the ends."""
+    return _ANY_TAG.sub("", text).strip()
+
+
 def transcript_words(
-    text: str, language: str | None, normalise: Callable[[str, str | None], str] = whisper_normalise
+    text: str, language: str | None, normalise: Callable[[str, str | None], str] = released_normalise
 ) -> list[str]:
     """The units a transcript is scored in: words, or characters for zh, yue and ja.
 
     ``normalise(text, language)`` is the normaliser; pass ``lambda text, language: text`` for none.
     """
-    text = strip_tags(text)
-    if language in CHARACTER_LANGUAGES:
+    text = re.sub(r"\s+", " ", _ANY_TAG.sub(" ", text))
+    text = _ONE_SPACE_BEFORE_MARK.sub(r"\1", text).lstrip(" ")
+    if language in ("zh", "ja"):
         text = "".join(text.split())
-    words = [word for word in normalise(text, language).lower().split() if not _is_punctuation(word)]
+    kept = (word for word in normalise(text, language).split(" ") if not _is_punctuation(word))
+    words = " ".join(kept).lower().split()
     return list("".join(words)) if language in CHARACTER_LANGUAGES else words
 
 

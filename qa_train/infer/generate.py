@@ -13,17 +13,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import TextStreamer
+from transformers import StoppingCriteriaList
 
 from qa_train.data.audio import audio_tokens
 from qa_train.data.sample import Sample
 from qa_train.data.template import encode_prompt
 from qa_train.infer.encoded import EncodedClips
+from qa_train.infer.rows import Row, RowsEnded, RowsStreamer
 from qa_train.model import encoder_hash
 
 # Ends of an answer: the chat's and the base format's.
@@ -102,17 +103,6 @@ def plan_batches(lengths: Sequence[int], *, rows: int, tokens: int, new_tokens: 
     return batches
 
 
-class _Relay(TextStreamer):
-    """Hands finished pieces of the answer to a function instead of printing them."""
-
-    def __init__(self, tokenizer: Any, write: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._write = write
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self._write(text)
-
-
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Sampling draws from torch's global generators: set them, and give them back as they were."""
@@ -180,8 +170,15 @@ class Generator:
     def stream(self, item: Item, write: Callable[[str], None], decoding: Decoding | None = None) -> Answer:
         """Answer one item and hand the text to ``write`` piece by piece as it appears."""
         decoding = decoding or Decoding()
-        relay = _Relay(self.tokenizer, write)
-        return self._answer([item], decoding, decoding.seed, streamer=relay)[0]
+        return self.stream_rows([Row(item.sample, item.waves, write, decoding.max_new_tokens)], decoding)[0]
+
+    def stream_rows(self, rows: Sequence[Row], decoding: Decoding) -> list[Answer]:
+        """Answer all rows in one batch; each writes its text as it appears and ends at its own limit.
+
+        ``decoding`` says how tokens are drawn; its ``max_new_tokens`` is not used here. The caller bounds the batch.
+        """
+        options = replace(decoding, max_new_tokens=max(row.max_new_tokens for row in rows))
+        return self._answer([Item(row.sample, row.waves) for row in rows], options, decoding.seed, rows=rows)
 
     def _run(
         self,
@@ -238,14 +235,18 @@ class Generator:
         seed: int,
         *,
         count: int = 1,
-        streamer: TextStreamer | None = None,
+        rows: Sequence[Row] | None = None,
     ) -> list[Answer]:
-        """``count`` answers of each item, one item after the other."""
+        """``count`` answers of each item, one item after the other; ``rows`` to hand the text on (count 1)."""
         started = time.perf_counter()
         training = self.model.training
         self.model.eval()
         try:
             batch = self.batch(items)
+            streaming: dict[str, Any] = {}
+            if rows is not None:
+                streaming["streamer"] = RowsStreamer(rows, self.tokenizer, self.stop_ids)
+                streaming["stopping_criteria"] = StoppingCriteriaList([RowsEnded(rows)])
             with _seeded(seed, self.model.device):
                 output = self.model.generate(
                     **batch,
@@ -254,13 +255,16 @@ class Generator:
                     pad_token_id=self.pad_id,
                     num_return_sequences=count,
                     use_cache=True,
-                    streamer=streamer,
+                    **streaming,
                 )
         finally:
             self.model.train(training)
-        rows = output[:, batch["input_ids"].shape[1] :].tolist()
-        seconds = (time.perf_counter() - started) / len(rows)
-        return [Answer(*self._text(row), seconds) for row in rows]
+        answers = output[:, batch["input_ids"].shape[1] :].tolist()
+        seconds = (time.perf_counter() - started) / len(answers)
+        if rows is not None:
+            # A row that ended before the others is filled up with padding, which looks like an end token.
+            return [Answer(self._text(row.ids)[0], row.truncated, seconds) for row in rows]
+        return [Answer(*self._text(answer), seconds) for answer in answers]
 
     def _text(self, ids: list[int]) -> tuple[str, bool]:
         """Decode up to the first end token; without one, the answer was cut short."""

@@ -20,11 +20,16 @@ MAX_POINTS = 300
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: x and y values of equal length; ``faint`` draws it thin, behind the others."""
+    """One curve: x and y values of equal length; ``faint`` draws it thin, behind the others.
+
+    hue: one of the page's colours, by number, to tell runs apart; label: shown at the curve's end on hovering.
+    """
 
     xs: Sequence[float]
     ys: Sequence[float]
     faint: bool = False
+    hue: int | None = None
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,9 @@ def number(value: float) -> str:
     if value == 0:
         return "0"
     if abs(value) >= 1000:
-        return f"{value:,.0f}"
+        return f"{value:,.0f}" if abs(value) < 1e6 else f"{value / 1e6:,.3g} M"
+    if abs(value) < 0.001:
+        return f"{value:.1e}".replace("e-0", "e-")
     return f"{value:.{3 if abs(value) < 0.1 else 2 if abs(value) < 10 else 1}f}".rstrip("0").rstrip(".")
 
 
@@ -119,11 +126,16 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str) -> str:
         points = " ".join(
             f"{x_slope * x + x_offset:.1f},{max(TOP, y_slope * y + y_offset):.1f}" for x, y in _thin(line)
         )
-        body.append(f'<polyline class="curve{" faint" if line.faint else ""}" points="{points}"/>')
-    last = next((line for line in lines if not line.faint), lines[-1])
-    x, y = x_slope * last.xs[-1] + x_offset, y_slope * last.ys[-1] + y_offset
-    body.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3.5">{_hint(number(last.ys[-1]))}</circle>')
+        body.append(f'<polyline class="curve{" faint" if line.faint else ""}{_hue(line)}" points="{points}"/>')
+    for last in [line for line in lines if not line.faint] or lines[-1:]:
+        x, y = x_slope * last.xs[-1] + x_offset, max(TOP, y_slope * last.ys[-1] + y_offset)
+        hint = _hint((f"{last.label}: " if last.label else "") + number(last.ys[-1]))
+        body.append(f'<circle class="dot{_hue(last)}" cx="{x:.1f}" cy="{y:.1f}" r="3.5">{hint}</circle>')
     return _frame(title, body)
+
+
+def _hue(line: Line) -> str:
+    return "" if line.hue is None else f" hue{line.hue}"
 
 
 def _hint(text: str) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from qa_train.report.charts import Bar, Line, bar_chart, line_chart, smooth, stage_chart
-from qa_train.report.clips import MAX_SECONDS, data_uri
 from qa_train.report.results import (
     CLOSE,
     duration,
@@ -166,6 +165,9 @@ _RIGHT = {True: "right", False: "wrong"}
 
 def sample_cards(samples: Sequence[Mapping[str, Any]]) -> str:
     """Held-out clips with a player and every stage's answer; at most ``MAX_CLIPS`` clips are embedded."""
+    # Here, because the dashboard shares this module and plays nothing: reading audio means importing torch.
+    from qa_train.report.clips import MAX_SECONDS, data_uri
+
     cards, players = [], 0
     for sample in samples[: 2 * MAX_CLIPS]:
         player = ""

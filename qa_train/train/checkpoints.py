@@ -1,18 +1,24 @@
 """Checkpoints that exist whole or not at all.
 
 A checkpoint folder counts only once ``manifest.json`` lies in it. The manifest is written last,
-after every other file is on disk, and lists each file with its size, so a folder cut short by a
-crash is recognised and skipped. It also holds a digest of the weights, which a resumed run
-compares with what it restored: stock Trainer resume can keep the initial weights of this model
-and only log a warning.
+after every other file is on disk, and lists each file with its size and checksum, so a folder cut
+short by a crash is recognised and skipped, and a damaged or foreign file is found before anything
+unpickles it. It also holds a digest of the weights, which a resumed run compares with what it
+restored: stock Trainer resume can keep the initial weights of this model and only log a warning.
+
+A checksum is the SHA-256 of the SHA-256s of a file's 64 MiB pieces, which threads compute side by side.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
+import re
 import shutil
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +26,13 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 _PREFIX = "checkpoint-"
+# What torch.load would unpickle; anything else is safetensors, JSON or text.
+_PICKLES = {".pt", ".pth", ".bin", ".pkl"}
+# Files that rank R writes by itself: DeepSpeed's partitions and the random states.
+_OWN_FILE = re.compile(r"(?:^|/)(?:(?:\w+_)?zero_pp_rank_|rng_state_)(\d+)[_.]")
+_PIECE = 64 << 20
+# Folders of a conversion that was not finished (see reshape.py); nothing reads them.
+UNIVERSAL = "_universal"
 
 
 def step_of(folder: Path) -> int:
@@ -35,31 +48,52 @@ def list_folders(root: Path) -> list[Path]:
     return sorted((p for p in names if p.name.removeprefix(_PREFIX).isdigit()), key=step_of, reverse=True)
 
 
-def commit(folder: Path, manifest: dict[str, Any]) -> None:
-    """Make ``folder`` a complete checkpoint: flush every file, then write the manifest.
+def flush(folder: Path, rank: int = 0, ranks: int = 1) -> dict[str, str]:
+    """Flush the files that ``rank`` wrote, and the folders that hold them, to disk; return their checksums by name.
+
+    Every rank flushes its own: on a network file system only the node that wrote a file can. Files that belong to no
+    rank are rank 0's.
+    """
+    mine = [path for path in _files(folder) if _owner(path.relative_to(folder)) % ranks == rank]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(_fsync, mine))
+    sums = _checksums(mine)
+    for parent in {path.parent for path in mine} | {folder}:
+        _fsync(parent)
+    return {str(path.relative_to(folder)): found for path, found in zip(mine, sums, strict=True)}
+
+
+def commit(folder: Path, manifest: dict[str, Any], sums: dict[str, str] | None = None) -> None:
+    """Make ``folder`` a complete checkpoint: everything is flushed, then the manifest is written.
 
     Args:
         folder: holds all files of the checkpoint already.
         manifest: JSON-able facts (step, data position, weights digest, ...).
+        sums: what :func:`flush` returned on all ranks together; None: this process flushes everything.
+
+    Raises:
+        ValueError: a file is there that no rank flushed.
     """
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    sizes = {}
-    for path in files:
-        _fsync(path)
-        sizes[str(path.relative_to(folder))] = path.stat().st_size
-    write_json(folder / MANIFEST, {**manifest, "files": sizes})
+    sums = flush(folder) if sums is None else sums
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
+    if set(sizes) != set(sums):
+        raise ValueError(
+            f"{folder} changed while it was saved ({sorted(set(sizes) ^ set(sums))}): is another run there?"
+        )
+    write_json(folder / MANIFEST, {**manifest, "files": sizes, "checksums": sums})
     _fsync(folder.parent)
 
 
 def problem(folder: Path) -> str | None:
-    """Why ``folder`` is not a usable checkpoint, or None when it is complete."""
+    """Why ``folder`` is not a usable checkpoint, judged by names and sizes, or None when it is complete."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
+        files = dict(manifest["files"])
     except FileNotFoundError:
         return "it has no manifest: the save was interrupted"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"its manifest cannot be read: {error}"
-    for name, size in manifest["files"].items():
+    for name, size in files.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
@@ -68,10 +102,37 @@ def problem(folder: Path) -> str | None:
     return None
 
 
-def newest_complete(root: Path) -> Path | None:
-    """The newest complete checkpoint under ``root``; says which newer ones it skipped and why."""
+def damage(folder: Path) -> str | None:
+    """As :func:`problem`, and compare every file with its checksum; no pickle that the manifest does not list."""
+    found = problem(folder)
+    if found is not None:
+        return found
+    manifest = read_manifest(folder)
+    sums = manifest.get("checksums")
+    if sums is None:
+        zero = any(name.startswith("global_step") for name in manifest["files"])
+        # Without DeepSpeed everything is loaded as weights only, so an older version's checkpoint does no harm.
+        return "it has no checksums (an older version saved it), and DeepSpeed would unpickle it" if zero else None
+    for path in _files(folder):
+        name = str(path.relative_to(folder))
+        unfinished = any(part.endswith(UNIVERSAL) for part in path.relative_to(folder).parts)
+        if path.suffix in _PICKLES and name not in sums and not unfinished:
+            return f"{name} is not in its manifest: not from this run"
+    for (name, expected), digest in zip(sums.items(), _checksums([folder / name for name in sums]), strict=True):
+        if digest != expected:
+            return f"{name} is not what was saved (checksum {digest[:12]}, manifest {expected[:12]})"
+    return None
+
+
+def newest_complete(root: Path, *, checked: bool = False) -> Path | None:
+    """The newest complete checkpoint under ``root``; says which newer ones it skipped and why.
+
+    Args:
+        root: the run's ``checkpoints`` folder.
+        checked: read every file and compare its checksum, as a resume must.
+    """
     for folder in list_folders(root):
-        reason = problem(folder)
+        reason = damage(folder) if checked else problem(folder)
         if reason is None:
             return folder
         logger.warning("skipping checkpoint %s: %s", folder, reason)
@@ -83,14 +144,29 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / MANIFEST).read_text()))
 
 
-def prune(root: Path, keep: int) -> None:
-    """Delete complete checkpoints beyond the ``keep`` newest, and unfinished ones older than those."""
+def best(root: Path, *, largest: bool) -> Path | None:
+    """The complete checkpoint whose manifest holds the best ``best_value``; the newest of equals."""
+    found = [(read_manifest(f).get("best_value"), f) for f in list_folders(root) if problem(f) is None]
+    known = [(value if largest else -value, step_of(f), f) for value, f in found if value is not None]
+    return max(known)[2] if known else None
+
+
+def prune(root: Path, keep: int, *, every: int | None = None, also: Iterable[Path] = ()) -> None:
+    """Delete complete checkpoints beyond the ``keep`` newest, and unfinished ones older than those.
+
+    Args:
+        root: the run's ``checkpoints`` folder.
+        keep: so many of the newest stay, at least one.
+        every: complete checkpoints whose step is a multiple of it stay too.
+        also: complete checkpoints that stay too.
+    """
     complete = [folder for folder in list_folders(root) if problem(folder) is None]
     if not complete:
         return
     oldest_kept = step_of(complete[: max(keep, 1)][-1])
+    spared = {f for f in complete if every and step_of(f) % every == 0} | (set(also) & set(complete))
     for folder in list_folders(root):
-        if step_of(folder) < oldest_kept:
+        if step_of(folder) < oldest_kept and folder not in spared:
             remove(folder)
 
 
@@ -99,6 +175,7 @@ def remove(folder: Path) -> None:
     # The manifest goes first: a crash in the middle must not leave a folder that looks whole.
     (folder / MANIFEST).unlink(missing_ok=True)
     if folder.is_dir():
+        _fsync(folder)
         shutil.rmtree(folder)
 
 
@@ -112,6 +189,34 @@ def write_json(path: Path, value: Any) -> None:
         os.fsync(file.fileno())
     temporary.replace(path)
     _fsync(path.parent)
+
+
+def _files(folder: Path) -> list[Path]:
+    """Every file of a checkpoint but the manifest (and what is left of writing one)."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST, MANIFEST + ".tmp"))
+
+
+def _owner(name: Path) -> int:
+    match = _OWN_FILE.search(name.as_posix())
+    return int(match[1]) if match else 0
+
+
+def _checksums(paths: list[Path]) -> list[str]:
+    """The checksum of every file (see the module docstring)."""
+    pieces = [(path, start) for path in paths for start in range(0, max(path.stat().st_size, 1), _PIECE)]
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(_digest_piece, pieces))
+    wholes = {path: hashlib.sha256() for path in paths}
+    for (path, _), digest in zip(pieces, digests, strict=True):
+        wholes[path].update(digest)
+    return [wholes[path].hexdigest() for path in paths]
+
+
+def _digest_piece(piece: tuple[Path, int]) -> bytes:
+    path, start = piece
+    with path.open("rb") as file:
+        file.seek(start)
+        return hashlib.sha256(file.read(_PIECE)).digest()
 
 
 def _fsync(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
 import datasets
@@ -14,7 +14,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
-from qa_train.config import StageConfig
+from qa_train.config import ReliabilityConfig, StageConfig
 from qa_train.data.batches import Batches, Collator, open_data
 from qa_train.data.encoder_cache import EncoderCache, cache_writer
 from qa_train.data.workers import explained_worker_death
@@ -22,10 +22,14 @@ from qa_train.model import build_model, encoder_hash, encoder_states, freeze
 from qa_train.model.lora import Adapters, add_adapters, plan_adapters
 from qa_train.model.recompute import compile_layers
 from qa_train.train import checkpoints
-from qa_train.train.distributed import accumulation_steps, deepspeed_options, is_main, optimizer_layout
-from qa_train.train.metrics import EXIT_STOPPED, MetricsWriter, Progress, StopOnSignal
+from qa_train.train.distributed import accumulation_steps, deepspeed_options, from_main, is_main, optimizer_layout
+from qa_train.train.guards import read_tail
+from qa_train.train.metrics import EXIT_STOPPED, MetricsWriter, Progress, StopOnRequest
 from qa_train.train.mixin import AudioTrainerMixin
+from qa_train.train.reshape import read_in_another_shape
 from qa_train.train.run import RunFolder
+from qa_train.train.selfcheck import check_ranks, check_storage, require_optimizer
+from qa_train.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 Args = TypeVar("Args", bound=TrainingArguments)
@@ -33,7 +37,7 @@ Args = TypeVar("Args", bound=TrainingArguments)
 # TrainerConfig fields that are not TrainingArguments.
 _OWN_FIELDS = (
     "batches_per_step",
-    "keep_checkpoints",
+    *(f.name for f in fields(ReliabilityConfig)),
     "cpu_threads",
     "muon_learning_rate",
     "parts",
@@ -82,6 +86,7 @@ def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
 
     Must be called before the model is loaded: under ZeRO-3 the arguments decide how it is partitioned.
     """
+    require_optimizer(cfg.trainer.optim)
     options = {k: v for k, v in asdict(cfg.trainer).items() if k not in _OWN_FIELDS}
     deepspeed = deepspeed_options(cfg.deepspeed)
     on_cpu = not torch.cuda.is_available()
@@ -148,8 +153,7 @@ def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
     model.set_recompute(**asdict(cfg.trainer.gradient_checkpointing))
     if cfg.trainer.compile_layers:
         compile_layers(model)
-    with PartialState().main_process_first():
-        resume = run.start()
+    resume = run.start()
     data = open_data(
         cfg.data,
         processor.tokenizer,
@@ -163,13 +167,13 @@ def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
     writer = MetricsWriter(run.metrics, is_main=run.is_main)
     adapters = plan_adapters(model, cfg.model, seed=cfg.run.seed)
     stage = Stage(cfg, run, model, processor, data, writer, resume, adapters)
-    _check_resume(stage)
+    _check_resume(stage, args)
     return stage
 
 
 def go(trainer: Any, stage: Stage) -> int:
     """Train to the end (or to a signal) and return the process's exit code."""
-    stop = StopOnSignal()
+    stop = StopOnRequest(stage.run.dir, is_main=stage.run.is_main)
     trainer.add_callback(stop)
     trainer.add_callback(Progress(stage.run, stage=stage.cfg.stage))
     trainer.remove_callback(PrinterCallback)
@@ -181,15 +185,25 @@ def go(trainer: Any, stage: Stage) -> int:
         adapters=stage.adapters,
     )
     stage.writer.rewind(checkpoints.step_of(stage.resume) if stage.resume else 0)
+    window = stage.cfg.trainer.loss_spike_window
+    trainer.guards.restore(from_main(read_tail(stage.run.metrics, window) if stage.run.is_main else None))
+    if stage.cfg.trainer.self_check:
+        trainer.self_check = [check_ranks(stage.cfg), check_storage(stage.run.dir, stage.model)]
     stage.writer.track(stage.cfg, asdict(stage.cfg))
     if stage.run.is_main:
         print(first_screen(trainer, stage), flush=True)
-    with explained_worker_death():
-        trainer.train(resume_from_checkpoint=str(stage.resume) if stage.resume else None)
+    trainer.watchdog = Watchdog(stage.run.dir / "logs", trainer.args.process_index, stage.cfg.trainer.hang_timeout_s)
+    trainer.watchdog.start()
+    try:
+        with explained_worker_death():
+            trainer.train(resume_from_checkpoint=str(stage.resume) if stage.resume else None)
+    finally:
+        trainer.watchdog.stop()
     stage.writer.close()
-    if stop.stopped:
+    if stop.stopped_by:
         if stage.run.is_main:
-            print(f"stopped by a signal at step {trainer.state.global_step}; saved. The same command continues.")
+            by, step = stop.stopped_by, trainer.state.global_step
+            print(f"stopped by {by} at step {step}; saved. The same command continues.")
         return EXIT_STOPPED
     stage.run.finish(trainer.state.global_step)
     if stage.run.is_main:
@@ -217,18 +231,14 @@ def first_screen(trainer: AudioTrainerMixin, stage: Stage) -> str:
     )
 
 
-def _check_resume(stage: Stage) -> None:
+def _check_resume(stage: Stage, args: TrainingArguments) -> None:
     """Refuse to go on with other shards than the run began with; take the plan's shortcut."""
     if stage.resume is None:
         return
     manifest = checkpoints.read_manifest(stage.resume)
     layout = optimizer_layout(stage.cfg.deepspeed.config)
     if manifest.get("optimizer", layout) != layout:
-        raise ValueError(
-            f"the optimizer state in {stage.resume} is {manifest['optimizer']}, and this run's would be {layout}: "
-            "use the same deepspeed= and number of processes as before, or start anew from these weights with "
-            f"model.checkpoint={stage.resume} and another run.dir"
-        )
+        read_in_another_shape(stage.resume, manifest["optimizer"], layout, args)
     if manifest["plan_fingerprint"] != stage.batches.plan.fingerprint and not stage.cfg.run.allow_data_change:
         raise ValueError(
             f"the data differ from those {stage.run.dir} was trained on (plan fingerprint "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,6 +22,15 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
+def from_main(value: Any) -> Any:
+    """Rank 0's ``value`` on every rank; a collective call when several processes have met."""
+    if world_size() == 1 or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
 def accumulation_steps(cfg: TrainerConfig) -> int:
     """Micro-batches each rank runs per optimizer step.
 
@@ -35,12 +45,16 @@ def accumulation_steps(cfg: TrainerConfig) -> int:
     return cfg.batches_per_step // world_size()
 
 
+def zero_stage(deepspeed: dict[str, Any] | None) -> int:
+    """The ZeRO stage of DeepSpeed's settings; 0 without DeepSpeed."""
+    return int((deepspeed or {}).get("zero_optimization", {}).get("stage", 0))
+
+
 def optimizer_layout(deepspeed: dict[str, Any] | None) -> str:
     """How a checkpoint holds the optimizer's state: whole, or cut so that only the same shape of run can read it."""
     if not deepspeed:
         return "whole"
-    stage = deepspeed.get("zero_optimization", {}).get("stage", 0)
-    return f"cut by DeepSpeed ZeRO-{stage} for {world_size()} process(es)"
+    return f"cut by DeepSpeed ZeRO-{zero_stage(deepspeed)} for {world_size()} process(es)"
 
 
 def deepspeed_options(cfg: DeepspeedConfig) -> dict[str, Any] | None:
@@ -55,9 +69,36 @@ def deepspeed_options(cfg: DeepspeedConfig) -> dict[str, Any] | None:
         return None
     if find_spec("deepspeed") is None:
         raise ValueError("deepspeed is not installed: pip install 'qa-train[deepspeed]', or set deepspeed=none")
+    _announce_a_single_process()
     if not torch.cuda.is_available():
         _prepare_deepspeed_on_cpu()
+    _check_zero_keys(cfg.config.get("zero_optimization", {}))
     return cfg.config
+
+
+def _announce_a_single_process() -> None:
+    """Tell DeepSpeed about a run without torchrun; it would look for MPI otherwise."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def _check_zero_keys(zero: dict[str, Any]) -> None:
+    """DeepSpeed's own class judges names and types of the ZeRO settings.
+
+    Raises:
+        ValueError: an unknown name or a wrong type, in DeepSpeed's words.
+    """
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValueError as error:
+        raise ValueError(f"deepspeed.config.zero_optimization is refused by DeepSpeed: {error}") from error
 
 
 def _prepare_deepspeed_on_cpu() -> None:

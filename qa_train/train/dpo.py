@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from qa_train.config import StageConfig
-from qa_train.model import build_model
-from qa_train.train.common import go, open_stage, training_arguments
+from qa_train.data.batches import PreferenceBatches
+from qa_train.model import build_model, weights_digest
+from qa_train.train.common import Stage, go, open_stage, training_arguments
+from qa_train.train.distributed import from_main
 from qa_train.train.gather import gather_ragged
 from qa_train.train.mixin import AudioTrainerMixin
+from qa_train.train.reference import Reference
 
 
 class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
@@ -36,6 +40,10 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
         self._pairs_of_step = self._step_numbers["pairs"]
         return found
 
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        """TRL would pad the dataset's rows here; our batches bring the values (``Reference.fill``)."""
+        return dataset
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -52,20 +60,28 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
         return (loss, result[1]) if return_outputs else loss
 
 
-def dpo(cfg: StageConfig) -> int:
-    """Run the stage; returns the process's exit code (0 finished, 75 stopped by a signal)."""
-    args = training_arguments(cfg, DPOConfig, max_length=None, **asdict(cfg.dpo))
+def dpo(cfg: StageConfig, *, gates: Callable[..., TrainerCallback] | None = None) -> int:
+    """Run the stage; returns the process's exit code (0 finished, 75 stopped by a signal).
+
+    ``gates(options, processor, run_dir, is_main=...)`` makes the callback that watches for drift; it is handed in,
+    because it asks the model questions, which training knows nothing about.
+    """
+    options = asdict(cfg.dpo)
+    precomputed = options.pop("reference") == "precomputed"
+    del options["gates"]
+    args = training_arguments(cfg, DPOConfig, max_length=None, precompute_ref_log_probs=precomputed, **options)
     stage = open_stage(cfg, args)
     if stage is None:
         return 0
-    reference = None
-    if stage.adapters is None:
-        reference, _ = build_model(cfg.model, seed=cfg.run.seed)
-        reference.requires_grad_(False)
+    reference = Reference(stage.run.dir / "reference", _facts(stage), is_main=stage.run.is_main)
+    model = None
+    if stage.adapters is None and not precomputed:
+        model, _ = build_model(cfg.model, seed=cfg.run.seed)
+        model.requires_grad_(False)
     trainer = AudioDPOTrainer(
         model=stage.model,
         # With adapters the reference is the model without them: TRL switches them off, and nothing is held twice.
-        ref_model=reference,
+        ref_model=model,
         peft_config=stage.adapters.config if stage.adapters else None,
         args=args,
         train_dataset=stage.dataset,
@@ -73,4 +89,26 @@ def dpo(cfg: StageConfig) -> int:
         # The tokenizer, not the processor: TRL takes a processor to mean vision data.
         processing_class=stage.processor.tokenizer,
     )
+    if precomputed:
+        assert isinstance(stage.batches, PreferenceBatches)
+        num_batches = cfg.trainer.max_steps * cfg.trainer.batches_per_step
+        reference.fill(trainer, stage.batches, num_batches, cfg.data.tokens_per_batch)
+    else:
+        reference.pin()
+    if cfg.dpo.gates.every and gates is not None:
+        trainer.add_callback(gates(cfg.dpo.gates, stage.processor, stage.run.dir, is_main=stage.run.is_main))
     return go(trainer, stage)
+
+
+def _facts(stage: Stage) -> dict[str, Any]:
+    """What the reference is: the model that the stage starts from, and the arithmetic it is run in."""
+    cfg = stage.cfg
+    # ZeRO-3 has cut the weights: their digest would say nothing.
+    cut = any(hasattr(weight, "ds_numel") for weight in stage.model.parameters())
+    return {
+        "kind": cfg.dpo.reference,
+        # Every process holds the same weights: one of them hashes.
+        "weights_digest": None if cut else from_main(weights_digest(stage.model) if stage.run.is_main else None),
+        "dtype": cfg.model.dtype + (" in bfloat16 autocast" if cfg.trainer.bf16 else ""),
+        "ld_alpha": cfg.dpo.ld_alpha,
+    }

@@ -6,6 +6,7 @@ This file owns wandb.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -34,6 +35,7 @@ class MetricsWriter:
         self.path = path
         self.is_main = is_main
         self._tracker: Any = None
+        self._since_save: list[dict[str, Any]] = []
 
     def rewind(self, step: int) -> None:
         """Forget every record after ``step``, and a last line that a crash cut short."""
@@ -79,10 +81,34 @@ class MetricsWriter:
         """Append the record of one step."""
         if not self.is_main:
             return
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **record}) + "\n")
+        self._since_save.append(record)
+        # JSON has no NaN: a norm that is not finite becomes null.
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **finite}) + "\n")
+        except OSError as error:
+            told = f"{error.strerror}: step {step} cannot be added; make room and give the same command again"
+            raise OSError(error.errno, told, str(self.path)) from error
         if self._tracker is not None:
             self._tracker.log({"train/" + name: value for name, value in record.items()}, step=step)
+
+    def mean_since_save(self, name: str | None) -> float | None:
+        """The mean of one value over the steps since the last call, for choosing the best checkpoint.
+
+        A resumed run starts at a save, so it finds the same mean as an undisturbed one.
+
+        Raises:
+            ValueError: no step has a value of this name.
+        """
+        records, self._since_save = self._since_save, []
+        if name is None or not records:
+            return None
+        values = [record[name] for record in records if isinstance(record.get(name), (int, float))]
+        if not values:
+            known = sorted(k for k, v in records[-1].items() if isinstance(v, (int, float)))
+            raise ValueError(f"trainer.keep_best is {name!r}, which no step has: use one of {', '.join(known)}")
+        return sum(values) / len(values)
 
     def close(self) -> None:
         """Finish the W&B run, if there is one."""
@@ -160,26 +186,47 @@ class Progress(TrainerCallback):
             self._bar.close()
 
 
-class StopOnSignal(TrainerCallback):
-    """SIGTERM and SIGUSR1 mean: finish the step, save, leave with a code that asks for a requeue."""
+# What the ranks agree on at the end of a step; the largest wins.
+_NOTHING, _SAVE, _STOP, _STOP_BY_SIGNAL = 0.0, 1.0, 2.0, 3.0
 
-    def __init__(self) -> None:
-        self.stopped = False
-        self._asked = False
+
+class StopOnRequest(TrainerCallback):
+    """Requests from outside, met at the end of a step by all ranks together.
+
+    SIGTERM and SIGUSR1: save, and leave with a code that asks for a requeue. A file ``RUN/SAVE``: save and go on.
+    A file ``RUN/STOP``: save and leave. The files are deleted when they are seen.
+    """
+
+    def __init__(self, folder: Path, *, is_main: bool) -> None:
+        self.stopped_by: str | None = None
+        self._folder = folder
+        self._is_main = is_main
+        self._asked = _NOTHING
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: Any) -> None:
-        self._asked = True
+        self._asked = _STOP_BY_SIGNAL
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """All ranks stop at the same step, whichever of them got the signal."""
-        asked = self._asked
+        """All ranks do the same at the same step, whichever of them was asked."""
+        asked = max(self._asked, self._files() if self._is_main else _NOTHING)
         if args.world_size > 1:
-            flag = torch.tensor(float(asked), device=args.device)
+            flag = torch.tensor(asked, device=args.device)
             torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-            asked = bool(flag.item())
-        if asked and state.global_step < state.max_steps:
-            self.stopped = True
+            asked = float(flag.item())
+        if asked >= _SAVE:
             control.should_save = True
+        if asked >= _STOP and state.global_step < state.max_steps:
+            self.stopped_by = "a signal" if asked == _STOP_BY_SIGNAL else f"the file {self._folder / 'STOP'}"
             control.should_training_stop = True
+
+    def _files(self) -> float:
+        """What the files in the run folder ask for; they are used up."""
+        asked = _NOTHING
+        for name, request in (("SAVE", _SAVE), ("STOP", _STOP)):
+            path = self._folder / name
+            if path.exists():
+                path.unlink(missing_ok=True)
+                asked = max(asked, request)
+        return asked

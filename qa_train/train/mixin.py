@@ -5,13 +5,13 @@ It adds what audio and exactness need, and nothing else:
 1. data: the dataset is a list of batch numbers, read in order; the collator builds batch k;
 2. loss: a sum over supervised tokens divided by their number in the whole optimizer step;
 3. checkpoints: committed with a manifest, restored with a check of the weights;
-4. guards: a loss or gradient that is not finite stops the run before it is used further;
+4. guards: a loss or gradient that is not finite, or a loss that jumps, stops the run or skips the step;
 5. numbers: every step's tokens, clips, seconds of audio and waiting time.
 """
 
 from __future__ import annotations
 
-import math
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,29 +19,32 @@ from typing import Any
 
 import torch
 from transformers import Trainer
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from qa_train.config import PartsConfig, TrainerConfig
 from qa_train.data.batches import Batches
 from qa_train.model import load_weights, weights_digest
 from qa_train.model.lora import Adapters, write_base
-from qa_train.train import checkpoints
-from qa_train.train.distributed import optimizer_layout
+from qa_train.train import checkpoints, saving
+from qa_train.train.distributed import optimizer_layout, zero_stage
 from qa_train.train.groups import PartRates
+from qa_train.train.guards import Guards, StopRun
 from qa_train.train.metrics import MetricsWriter
 from qa_train.train.optimizers import muon_with_adamw
 from qa_train.train.run import RunFolder
+from qa_train.train.selfcheck import probe_audio
+from qa_train.train.throughput import count, rates
+from qa_train.train.watchdog import Watchdog
 
-# 100 mel frames are one second (hop 160 at 16 kHz), 25 audio tokens are one second.
-_FRAMES_PER_SECOND = 100
-_AUDIO_TOKENS_PER_SECOND = 25
-
-
-class StopRun(RuntimeError):
-    """The run must not go on; the message says why and what to do."""
+logger = logging.getLogger(__name__)
 
 
 class AudioTrainerMixin:
     """See the module docstring. Set up by :meth:`attach` right after construction."""
+
+    watchdog: Watchdog | None = None
+    # What the start-up checks found so far; the probe of the first step completes and prints it. None: switched off.
+    self_check: list[str] | None = None
 
     def attach(
         self,
@@ -58,6 +61,7 @@ class AudioTrainerMixin:
         self.writer = writer
         self.options = options
         self.adapters = adapters
+        self.guards = Guards(options)
         self._step_numbers: dict[str, float] = {}
         self._checkpoint_s = 0.0
 
@@ -75,7 +79,7 @@ class AudioTrainerMixin:
         if not self._step_numbers:
             # The first step's time begins here: loading the model and the checkpoint is not part of it.
             self._step_started = started
-        numbers = sum((_count(batch) for batch in batches), torch.zeros(7, dtype=torch.float64))
+        numbers = sum((count(batch) for batch in batches), torch.zeros(7, dtype=torch.float64))
         numbers[6] = sum(self.batches.skipped.values())
         if self.args.world_size > 1:  # type: ignore[attr-defined]
             numbers = self.accelerator.reduce(numbers.float().to(device), "sum").double().cpu()  # type: ignore[attr-defined]
@@ -86,6 +90,27 @@ class AudioTrainerMixin:
         return batches, num_items
 
     # --- 2. loss -------------------------------------------------------------------------------
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """One micro-batch forward and backward; tells the watchdog, and probes the first batch of every start."""
+        self.beat()
+        if self.self_check is not None:
+            if self.options.compile_layers or is_deepspeed_zero3_enabled():
+                # ZeRO-3 follows the order of modules in every step, and forwards without a backward upset it in DPO.
+                found = "audio not probed (trainer.compile_layers or ZeRO-3)"
+            else:
+                found = probe_audio(model, self._prepare_inputs(inputs))  # type: ignore[attr-defined]
+            if self.run.is_main:
+                print("self-check: " + "; ".join([*self.self_check, found]), flush=True)
+            self.self_check = None
+        loss = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        # The sum of a run's losses must not become NaN by a step that was skipped.
+        return torch.nan_to_num(loss, nan=0.0, posinf=0.0, neginf=0.0)
+
+    def beat(self) -> None:
+        """Tell the watchdog that there is progress."""
+        if self.watchdog is not None:
+            self.watchdog.beat()
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -144,46 +169,68 @@ class AudioTrainerMixin:
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write the checkpoint with the stock code, then commit it."""
         started = time.perf_counter()
+        self.beat()
         folder = self.run.checkpoints / f"checkpoint-{self.state.global_step}"  # type: ignore[attr-defined]
+        saving.written(folder, lambda: self._write_and_commit(folder, model, trial))
+        self.beat()
+        self._checkpoint_s = time.perf_counter() - started
+
+    def _write_and_commit(self, folder: Path, model: Any, trial: Any) -> None:
+        args, state = self.args, self.state  # type: ignore[attr-defined]
         if self.run.is_main:
             # What an interrupted save of this step left behind must not become part of the new one.
             checkpoints.remove(folder)
         self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
         # metrics.jsonl has it all; a copy in every checkpoint would grow with the run.
-        self.state.log_history.clear()  # type: ignore[attr-defined]
+        state.log_history.clear()
         # Past TRL's override, which writes a model card and may ask a hub about it.
         Trainer._save_checkpoint(self, model, trial)  # type: ignore[arg-type]
-        state = self.state  # type: ignore[attr-defined]
-        self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
         if self.run.is_main:
             # A pickle of the arguments that nothing here reads back.
             (folder / "training_args.bin").unlink(missing_ok=True)
             if self.adapters is not None:
                 write_base(folder, self.adapters)
-            next_batch = state.global_step * self.batches_per_step
-            checkpoints.commit(
-                folder,
-                {
-                    "step": state.global_step,
-                    "next_batch": next_batch,
-                    "plan_hint": list(self.batches.plan.seek_hint(next_batch)),
-                    "plan_fingerprint": self.batches.plan.fingerprint,
-                    "optimizer": optimizer_layout(self.args.deepspeed),  # type: ignore[attr-defined]
-                    "weights_digest": None if self.is_deepspeed_enabled else weights_digest(self.model),  # type: ignore[attr-defined]
-                },
-            )
-            checkpoints.prune(self.run.checkpoints, self.options.keep_checkpoints)
         self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
-        self._checkpoint_s = time.perf_counter() - started
+        sums = saving.flush_on_all_ranks(folder, args.process_index, args.world_size)
+        if self.run.is_main:
+            next_batch = state.global_step * self.batches_per_step
+            manifest = {
+                "step": state.global_step,
+                "next_batch": next_batch,
+                "plan_hint": list(self.batches.plan.seek_hint(next_batch)),
+                "plan_fingerprint": self.batches.plan.fingerprint,
+                "optimizer": optimizer_layout(args.deepspeed),
+                "param_groups": saving.group_settings(self.optimizer),  # type: ignore[attr-defined]
+                "weights_digest": None if zero_stage(args.deepspeed) == 3 else weights_digest(self.model),  # type: ignore[attr-defined]
+                "best_value": self.writer.mean_since_save(self.options.keep_best),
+            }
+            checkpoints.commit(folder, manifest, sums)
+            saving.prune(self.run.checkpoints, self.options)
+        self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        deepspeed = getattr(self.args, "hf_deepspeed_config", None)  # type: ignore[attr-defined]
+        if checkpoint is None or deepspeed is None:
+            return
+        # DeepSpeed has loaded the weights and the optimizer by now.
+        if "checkpoint" in deepspeed.config:
+            settings = checkpoints.read_manifest(Path(checkpoint))["param_groups"]
+            saving.restore_group_settings(self.optimizer, settings)  # type: ignore[attr-defined]
+        self._compare_digest(Path(checkpoint), self.model)  # type: ignore[attr-defined]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Restore the weights through the model's own name mapping, and prove that they arrived."""
         target = model if model is not None else self.model  # type: ignore[attr-defined]
         folder = Path(resume_from_checkpoint)
         load_weights(target, folder)
+        self._compare_digest(folder, target)
+
+    def _compare_digest(self, folder: Path, model: Any) -> None:
+        """Prove that the weights in memory are those that were saved (ZeRO-3 cuts them: its files are checked)."""
         expected = checkpoints.read_manifest(folder).get("weights_digest")
-        found = weights_digest(target)
-        if expected is not None and found != expected:
+        found = weights_digest(model) if expected is not None else None
+        if found != expected:
             raise StopRun(
                 f"the weights restored from {folder} are not those that were saved "
                 f"(digest {found}, manifest {expected}): delete this checkpoint to resume from an older one"
@@ -192,26 +239,35 @@ class AudioTrainerMixin:
     # --- 4. guards -----------------------------------------------------------------------------
 
     def check_finite(self, loss: torch.Tensor) -> None:
-        """Stop before a loss that is not finite reaches the weights.
+        """Stop before a loss that is not finite reaches the weights, or remember to skip its step.
 
         Raises:
             StopRun: names the step and its samples.
         """
-        value = loss.detach().float().item()
-        if not math.isfinite(value):
-            raise StopRun(self._describe_step(f"the loss is {value}; the weights were not updated"))
+        problem = self.guards.check_loss(loss)
+        if problem is not None:
+            raise StopRun(self._describe_step(f"{problem}; the weights were not updated"))
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
-        value = float(norm) if norm is not None else 0.0
-        if not math.isfinite(value):
-            # DeepSpeed steps inside backward, before it tells the norm.
-            weights = "spoilt in memory, not on disk" if self.is_deepspeed_enabled else "not updated"  # type: ignore[attr-defined]
-            raise StopRun(self._describe_step(f"the gradient norm is {value}; the weights were {weights}"))
+        self.beat()
+        reason = self.guards.verdict(float(norm) if norm is not None else 0.0, self._tr_loss)  # type: ignore[attr-defined]
+        if reason is None:
+            return norm
+        # DeepSpeed steps inside backward, before it tells the norm; ZeRO-1 and ZeRO-2 skip a norm that is not finite.
+        updated = self.is_deepspeed_enabled and not self.accelerator.optimizer_step_was_skipped  # type: ignore[attr-defined]
+        if updated or (self.guards.nonfinite and self.options.on_nonfinite == "stop"):
+            weights = "spoilt in memory, not on disk" if updated else "not updated"
+            raise StopRun(self._describe_step(f"{reason}; the weights were {weights}"))
+        self.guards.skip(reason, self._describe_step(reason))
+        for parameter in model.parameters():
+            # Without a gradient the optimizer leaves a parameter and its moments as they are.
+            parameter.grad = None
         return norm
 
-    def _describe_step(self, problem: str) -> str:
-        step = self.state.global_step  # type: ignore[attr-defined]
+    def _describe_step(self, problem: str, *, done: bool = False) -> str:
+        """The problem with the step's number and samples; ``done``: the step is already counted."""
+        step = self.state.global_step - int(done)  # type: ignore[attr-defined]
         first = step * self.batches_per_step
         keys = [key for k in range(first, first + self.batches_per_step) for key in self.batches.keys(k)]
         shown = ", ".join(keys[:20]) + (f" and {len(keys) - 20} more" if len(keys) > 20 else "")
@@ -232,47 +288,10 @@ class AudioTrainerMixin:
         if "loss" in logs and self.model.training:  # type: ignore[attr-defined]
             now = time.perf_counter()
             seconds, self._step_started = now - self._step_started, now
-            logs.update(_rates(self._step_numbers, seconds))
+            logs.update(rates(self._step_numbers, seconds))
+            warning = self.guards.logged(logs)
+            if warning is not None and self.run.is_main:
+                logger.warning("%s", self._describe_step(warning, done=True))
         super().log(logs, start_time)  # type: ignore[misc]
         if "loss" in logs:
             self.writer.write(self.state.global_step, logs)  # type: ignore[attr-defined]
-
-
-def _count(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Tokens, padded tokens, supervised tokens, rows, audio seconds, pairs of one micro-batch and a 0, as a tensor."""
-    mask = batch["attention_mask"]
-    if "labels" in batch:
-        supervised, pairs = batch["labels"][:, 1:].ne(-100).sum(), 0
-    else:
-        supervised, pairs = batch["completion_mask"][:, 1:].sum(), mask.shape[0] // 2
-    if "audio_states" in batch:
-        audio_s = batch["audio_states"].shape[0] / _AUDIO_TOKENS_PER_SECOND
-    elif "feature_lengths" in batch:
-        audio_s = int(batch["feature_lengths"].sum()) / _FRAMES_PER_SECOND
-    else:
-        audio_s = 0.0
-    values = [int(mask.sum()), mask.numel(), int(supervised), mask.shape[0], audio_s, pairs, 0]
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def _rates(numbers: dict[str, float], seconds: float) -> dict[str, float]:
-    """Counts of a step and what they mean per second."""
-    if not numbers:
-        return {"seconds": seconds}
-    rows = numbers["pairs"] or numbers["rows"]
-    record = {
-        "supervised_tokens": int(numbers["supervised_tokens"]),
-        "tokens": int(numbers["tokens"]),
-        "samples": int(rows),
-        "audio_s": round(numbers["audio_s"], 2),
-        "seconds": seconds,
-        "data_wait_s": numbers["data_wait_s"],
-        "tokens_per_s": numbers["tokens"] / seconds,
-        "samples_per_s": rows / seconds,
-        "audio_s_per_s": numbers["audio_s"] / seconds,
-        "skipped_samples": int(numbers["skipped"]),
-    }
-    if numbers["checkpoint_s"]:
-        # The save after the step before; "seconds" holds it too.
-        record["checkpoint_s"] = numbers["checkpoint_s"]
-    return record

@@ -25,7 +25,9 @@ from typing import Any
 import yaml
 
 from qa_train.config import StageConfig, TrainerConfig
-from qa_train.train.checkpoints import newest_complete, write_json
+from qa_train.train import checkpoints
+from qa_train.train.checkpoints import write_json
+from qa_train.train.distributed import from_main
 
 # Changing these in mid-run would silently make another run of it.
 _PINNED_SECTIONS = ("stage", "model", "data", "trainer", "dpo")
@@ -64,25 +66,55 @@ class RunFolder:
     def start(self) -> Path | None:
         """Check that the folder belongs to this configuration, record the start, find the resume point.
 
+        Rank 0 looks, and all ranks get what it found; a collective call.
+
         Returns:
-            The checkpoint to resume from, or None for a fresh start.
+            The checkpoint to resume from, every file of it compared with its checksum, or None for a fresh start.
 
         Raises:
-            ValueError: the folder holds a run with other model or data settings.
+            ValueError: the folder holds a run with other model or data settings, cannot be written, or holds
+                checkpoints that are all damaged.
         """
+        resume, refusal = from_main(self._start_or_refuse() if self.is_main else None)
+        if refusal is not None:
+            raise ValueError(refusal)
+        return Path(resume) if resume is not None else None
+
+    def _start_or_refuse(self) -> tuple[str | None, str | None]:
+        """The resume point and why there is no start, as words that travel to the other ranks."""
+        try:
+            resume = self._start()
+        except ValueError as error:
+            return None, str(error)
+        except OSError as error:
+            return None, f"run.dir={self.dir} cannot be written: {error}; choose a folder on storage with write access"
+        return str(resume) if resume is not None else None, None
+
+    def _start(self) -> Path | None:
         previous = self.dir / "config.yaml"
-        resume = newest_complete(self.checkpoints)
+        resume = checkpoints.newest_complete(self.checkpoints, checked=True)
+        if resume is None:
+            self._refuse_to_lose_a_run()
         # A start that never saved anything binds nobody: its settings may be what had to be mended.
         bound = resume is not None or self.finished_steps() is not None
         if bound and previous.is_file() and not self._cfg.run.allow_config_change:
             self._compare(yaml.safe_load(previous.read_text()))
-        if self.is_main:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            temporary = previous.with_suffix(".tmp")
-            temporary.write_text(yaml.safe_dump(asdict(self._cfg), sort_keys=False))
-            temporary.replace(previous)
-            self._record_start(resume)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        temporary = previous.with_suffix(".tmp")
+        temporary.write_text(yaml.safe_dump(asdict(self._cfg), sort_keys=False))
+        temporary.replace(previous)
+        self._record_start(resume)
         return resume
+
+    def _refuse_to_lose_a_run(self) -> None:
+        """A folder whose checkpoints were all committed and are all damaged now must not start at step 0 unasked."""
+        committed = [f for f in checkpoints.list_folders(self.checkpoints) if (f / checkpoints.MANIFEST).is_file()]
+        if committed:
+            newest = committed[0]
+            raise ValueError(
+                f"no checkpoint in {self.checkpoints} can be used ({newest.name}: {checkpoints.damage(newest)}): "
+                "restore one, or delete them all to begin anew"
+            )
 
     def finish(self, steps: int) -> None:
         """Mark the run as finished, so that starting it again does nothing."""

@@ -93,6 +93,7 @@ def test_predictions_keep_the_order_and_failures_count(model: FakeModel, data: P
 def test_probe_hears_the_difference(model: FakeModel, data: Path, tmp_path: Path) -> None:
     probe = evaluate_file("x", data, tmp_path / "out", probe=10, progress=False)["probe"]
     assert (probe["n"], probe["changed_percent"]) == (4, 100.0)
+    assert probe["other_clip"]["n"] == 4
     hear = model.answer
     model.answer = lambda ids, states: hear(ids, states * 0)  # type: ignore[method-assign]
     probe = evaluate_file("x", data, tmp_path / "other", probe=10, progress=False)["probe"]

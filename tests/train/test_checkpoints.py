@@ -59,3 +59,78 @@ def test_manifest_lists_every_file(tmp_path: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["files"] == {"model.safetensors": 101, "trainer_state.json": 2}
     assert manifest["step"] == 1
+
+
+def test_damage_that_sizes_do_not_show_is_found_by_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "_PIECE", 40)
+    make(tmp_path, 2)
+    newer = make(tmp_path, 3)
+    (newer / "model.safetensors").write_bytes(b"x" * 102 + b"y")
+    assert checkpoints.problem(newer) is None
+    assert "model.safetensors is not what was saved" in str(checkpoints.damage(newer))
+    assert checkpoints.newest_complete(tmp_path) == newer
+    assert checkpoints.newest_complete(tmp_path, checked=True) == tmp_path / "checkpoint-2"
+
+
+def test_a_pickle_that_was_not_saved_is_never_loaded(tmp_path: Path) -> None:
+    folder = make(tmp_path, 1)
+    # A conversion that was killed: nothing reads it, and the next one begins anew.
+    (folder / "global_step1_universal" / "zero").mkdir(parents=True)
+    (folder / "global_step1_universal" / "zero" / "fp32.pt").write_bytes(b"part")
+    assert checkpoints.damage(folder) is None
+    (folder / "global_step1").mkdir()
+    (folder / "global_step1" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(b"foreign")
+    assert "not in its manifest" in str(checkpoints.damage(folder))
+
+
+def test_zero_checkpoints_without_checksums_are_refused_and_others_taken(tmp_path: Path) -> None:
+    folder = make(tmp_path, 1)
+    manifest = checkpoints.read_manifest(folder)
+    del manifest["checksums"]
+    checkpoints.write_json(folder / "manifest.json", manifest)
+    assert checkpoints.damage(folder) is None
+    (folder / "global_step1").mkdir()
+    (folder / "global_step1" / "mp_rank_00_model_states.pt").write_bytes(b"old")
+    manifest["files"]["global_step1/mp_rank_00_model_states.pt"] = 3
+    checkpoints.write_json(folder / "manifest.json", manifest)
+    assert "no checksums" in str(checkpoints.damage(folder))
+
+
+def test_every_file_is_flushed_by_exactly_one_rank(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-1"
+    (folder / "global_step1").mkdir(parents=True)
+    names = [
+        "model.safetensors", "rng_state_0.pth", "rng_state_1.pth", "global_step1/mp_rank_00_model_states.pt",
+        "global_step1/zero_pp_rank_0_mp_rank_00_optim_states.pt",
+        "global_step1/bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt",
+    ]  # fmt: skip
+    for name in names:
+        (folder / name).write_text(name)
+    parts = [checkpoints.flush(folder, rank, 2) for rank in range(2)]
+    assert set(parts[1]) == {name for name in names if "rank_1" in name or "state_1" in name}
+    assert not set(parts[0]) & set(parts[1])
+    checkpoints.commit(folder, {"step": 1}, parts[0] | parts[1])
+    assert checkpoints.damage(folder) is None
+    with pytest.raises(ValueError, match="changed while it was saved"):
+        checkpoints.commit(folder, {"step": 1}, parts[0])
+
+
+def test_commit_flushes_files_before_the_manifest_and_the_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(checkpoints, "_fsync", lambda path: seen.append(path.name))
+    make(tmp_path, 1)
+    assert seen.index("model.safetensors") < seen.index("checkpoint-1")
+    assert seen[-1] == tmp_path.name
+
+
+def test_prune_spares_every_kth_and_the_best(tmp_path: Path) -> None:
+    for step, loss in enumerate((3.0, 1.0, 2.0, 1.5, 1.7, 1.6), start=1):
+        checkpoints.commit(make(tmp_path, step, commit=False), {"step": step, "best_value": loss})
+    best = checkpoints.best(tmp_path, largest=False)
+    assert best == tmp_path / "checkpoint-2"
+    assert checkpoints.best(tmp_path, largest=True) == tmp_path / "checkpoint-1"
+    assert best is not None
+    checkpoints.prune(tmp_path, keep=1, every=3, also=[best])
+    assert [checkpoints.step_of(f) for f in checkpoints.list_folders(tmp_path)] == [6, 3, 2]

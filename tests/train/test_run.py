@@ -42,3 +42,18 @@ def test_what_a_restored_optimizer_would_overrule_cannot_be_changed(tmp_path: Pa
     stored = tmp_path / "config.yaml"
     stored.write_text("".join(line for line in stored.open() if "muon_learning_rate" not in line))
     assert RunFolder(config(tmp_path, max_steps=200, save_steps=7), is_main=True).start() is not None
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew_unasked(tmp_path: Path) -> None:
+    run = RunFolder(config(tmp_path), is_main=True)
+    run.start()
+    save(run)
+    (run.checkpoints / "checkpoint-2" / "rng_state.pth").write_bytes(b"foreign")
+    with pytest.raises(ValueError, match=r"checkpoint-2: rng_state.pth is not in its manifest.*delete them all"):
+        RunFolder(config(tmp_path), is_main=True).start()
+
+
+def test_storage_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ValueError, match=r"run.dir=.*cannot be written"):
+        RunFolder(config(tmp_path / "file" / "run"), is_main=True).start()

@@ -1,0 +1,228 @@
+"""`qa-train data voice-chat path=FILE.jsonl out=FOLDER`: text instruction data, spoken.
+
+1. Dialogues are read from JSONL (messages, ShareGPT conversations, instruction/output or prompt/response).
+2. Those that cannot be spoken (code, addresses, tables, long texts ...) are left out and counted.
+3. Every user turn is spoken (voice and speed drawn from the text), put into a room, and given noise. The answers
+   stay text: a chat whose user says everything aloud.
+
+Draws depend on (seed, text) and (seed, key) alone. A shard is made by one process, whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import MISSING
+
+from data_pipelines.acoustics import at_snr, coloured_noise, in_room, unclipped
+from data_pipelines.chat_shards import Chat, ChatJob, Place, build, in_parts, places
+from data_pipelines.import_report import Report
+from data_pipelines.speakable import one_line, unspeakable
+from data_pipelines.speakers import Speaker, SpeakerOptions, open_speaker
+from data_pipelines.split import draw
+from qa_train.config import parse_options
+
+USAGE = """qa-train data voice-chat path=FILE.jsonl out=FOLDER [key=value ...]
+
+  path=FILE or [A,B]       JSONL: messages, conversations (ShareGPT), instruction/input/output, or prompt/response
+  tts=espeak               built in (pip install espeakng-loader); English voices
+  tts='command:PROGRAM --voice {voice} --out {out}' or tts=http://HOST/v1/audio/speech, with voices=[A,B,...]
+  tts_model=NAME key_env=VARIABLE      of the endpoint
+  rooms=SHARE              utterances in a room (rt60 0.15 to 0.6 s)
+  noise_share=SHARE noise_snr_db=[LOW,HIGH]   noise[]=SHARDS: their clips without speech, else coloured noise
+  max_words=N max_answer_words=N max_turns=N  longer questions and answers are left out, further turns dropped
+  split=train|test         test speaks with voices that train never uses
+  language=en license=TEXT name=NAME max_samples=N samples_per_shard=N workers=N seed=N
+"""
+_RT60_S = (0.15, 0.6)
+_DIRECT_DB = (0.0, 12.0)
+_ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
+Turns = list[tuple[str, str]]
+
+
+@dataclass
+class VoiceChatConfig:
+    """Options of `qa-train data voice-chat`; see USAGE."""
+
+    path: Any = MISSING
+    out: str = MISSING
+    tts: str = "espeak"
+    voices: list[str] = field(default_factory=list)
+    tts_model: str = "tts-1"
+    key_env: str = ""
+    rooms: float = 0.3
+    noise_share: float = 0.5
+    noise_snr_db: list[float] = field(default_factory=lambda: [5.0, 30.0])
+    noise: list[str] = field(default_factory=list)
+    max_words: int = 60
+    max_answer_words: int = 200
+    max_turns: int = 3
+    split: str = "train"
+    language: str = "en"
+    license: str = ""
+    name: str = "voice-chat"
+    max_samples: int | None = None
+    samples_per_shard: int = 200
+    workers: int = 2
+    seed: int = 0
+
+
+def main(words: list[str]) -> int:
+    """The command; returns its exit code."""
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    print(build_voice_chat(parse_options(VoiceChatConfig, words, "data voice-chat")).text())
+    return 0
+
+
+def build_voice_chat(options: VoiceChatConfig) -> Report:
+    """Build the shards; ValueError for wrong options, files that cannot be read, or a synthesiser that fails."""
+    if options.split not in ("train", "test") or len(options.noise_snr_db) != 2:
+        raise ValueError("data voice-chat: split is train or test, and noise_snr_db has two numbers [LOW,HIGH]")
+    if min(options.samples_per_shard, options.max_turns, options.max_words, options.max_answer_words) < 1:
+        raise ValueError("data voice-chat: samples_per_shard, max_turns, max_words, max_answer_words: at least 1")
+    report = Report("voice chat", options.split, options.license or "not given")
+    files = options.path if isinstance(options.path, list) else [options.path]
+    items: list[dict[str, Any]] = []
+    for path in map(Path, files):
+        for name, turns in read_dialogues(path):
+            reason = _left_out(turns, options)
+            if reason is not None:
+                report.drop(name, reason, turns[0][1][:80] if isinstance(turns, list) and turns else "")
+                continue
+            assert isinstance(turns, list)
+            kept = _shortened(turns, options.max_turns)
+            if len(kept) < len(turns):
+                report.drop(name, f"turns after the first {options.max_turns} (the dialogue is kept)")
+            items.append({"key": f"{options.name}-{options.split}-{name}", "turns": kept})
+            if len(items) == options.max_samples:
+                break
+    settings = {name: value for name, value in asdict(options).items() if name not in ("path", "out", "workers")}
+    noises = [asdict(place) for place in places(options.noise, lambda record: "text" not in record)]
+    prefix = f"{options.name}-{options.split}"
+    jobs = [
+        ChatJob(Path(options.out) / f"{prefix}-{i:05d}.tar", speak, (part, settings, noises), len(part))
+        for i, part in enumerate(in_parts(items, options.samples_per_shard))
+    ]
+    return build(prefix, jobs, report, options.workers)
+
+
+def read_dialogues(path: Path) -> Iterator[tuple[str, Turns | str]]:
+    """(name, turns) of each line of a JSONL file; in place of turns, two words about why there are none."""
+    if not path.is_file():
+        raise ValueError(f"data voice-chat: no file {path}")
+    stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in path.stem)
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file):
+            if line.strip():
+                yield f"{stem}-{number:07d}", _turns(line)
+
+
+def _turns(line: str) -> Turns | str:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return "not JSON"
+    if not isinstance(row, dict):
+        return "not an object"
+    listed = row.get("messages", row.get("conversations"))
+    if listed is None:
+        asked = row.get("instruction", row.get("prompt"))
+        given = row.get("output", row.get("response", row.get("completion")))
+        if not isinstance(asked, str) or not isinstance(given, str):
+            return "unknown fields"
+        more = row.get("input")
+        return [("user", f"{asked}\n{more}" if isinstance(more, str) and more.strip() else asked), ("assistant", given)]
+    if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+        return "unknown fields"
+    turns = [(_ROLES.get(str(t.get("role", t.get("from")))), t.get("content", t.get("value"))) for t in listed]
+    if not all(role and isinstance(text, str) for role, text in turns):
+        return "unknown fields"
+    found = [(str(role), str(text)) for role, text in turns]
+    first = 1 if found and found[0][0] == "system" else 0
+    spoken = [role for role, _ in found[first:]]
+    if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2):
+        return "turns do not alternate"
+    return found
+
+
+def _left_out(turns: Turns | str, options: VoiceChatConfig) -> str | None:
+    if isinstance(turns, str):
+        return turns
+    for role, text in _shortened(turns, options.max_turns):
+        if role == "user" and (reason := unspeakable(text, max_words=options.max_words, latin=options.tts == "espeak")):
+            return f"question: {reason}"
+        # What is said in a voice chat could be said aloud.
+        if role == "assistant" and (reason := unspeakable(text, max_words=options.max_answer_words, latin=False)):
+            return f"answer: {reason}"
+    return None
+
+
+def _shortened(turns: Turns, max_turns: int) -> Turns:
+    first = 1 if turns[0][0] == "system" else 0
+    return turns[: first + 2 * max_turns]
+
+
+def speak(items: list[dict[str, Any]], settings: dict[str, Any], noises: list[dict[str, Any]]) -> Iterator[Chat]:
+    """The chats of one shard; every user turn becomes a clip."""
+    speaker = open_speaker(
+        SpeakerOptions(settings["tts"], tuple(settings["voices"]), settings["tts_model"], settings["key_env"])
+    )
+    found = [Place(**noise) for noise in noises]
+    for item in items:
+        waves: list[np.ndarray] = []
+        made: list[dict[str, Any]] = []
+        messages = []
+        for role, text in item["turns"]:
+            if role != "user":
+                messages.append({"role": role, "content": text})
+                continue
+            wave, how = _utterance(speaker, one_line(text), settings, found, item["key"], len(waves))
+            waves.append(wave)
+            made.append(how)
+            messages.append({"role": "user", "content": "<audio>"})
+        record = {
+            "messages": messages, "language": settings["language"], "task": "chat", "split": settings["split"],
+            "source": settings["name"], "spoken": made, "synthetic": settings["tts"].partition(":")[0],
+        }  # fmt: skip
+        if settings["license"]:
+            record["license"] = settings["license"]
+        if len(waves) == 1:
+            # The transcript of the only clip: the record can be a sample of speech recognition too.
+            record["text"] = made[0]["text"]
+        yield Chat(item["key"], record, tuple(waves))
+
+
+def _utterance(
+    speaker: Speaker, text: str, settings: dict[str, Any], noises: list[Place], key: str, turn: int
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """One spoken text as the microphone hears it, and how that came about."""
+    names = (settings["seed"], key, turn)
+    speech = speaker(text, settings["seed"], settings["split"] == "test")
+    how: dict[str, Any] = {"text": text, "voice": speech.voice, "speed": speech.speed}
+    wave = unclipped(speech.wave)
+    if draw(*names, "in a room") < settings["rooms"]:
+        rt60 = round(_between(_RT60_S, *names, "rt60"), 3)
+        direct = round(_between(_DIRECT_DB, *names, "direct"), 1)
+        wave = in_room(wave, rt60, direct, *names)
+        how |= {"rt60_s": rt60, "direct_db": direct}
+    if draw(*names, "noisy") < settings["noise_share"]:
+        low, high = settings["noise_snr_db"]
+        how["snr_db"] = round(_between((low, high), *names, "snr"), 1)
+        if noises:
+            place = noises[int(draw(*names, "which") * len(noises))]
+            other, how["noise"] = place.wave(), place.origin
+        else:
+            other, how["noise"] = coloured_noise(len(wave), *names), "coloured"
+        wave = at_snr(wave, other, how["snr_db"])
+    return wave, how
+
+
+def _between(bounds: tuple[float, float], *names: object) -> float:
+    return bounds[0] + draw(*names) * (bounds[1] - bounds[0])

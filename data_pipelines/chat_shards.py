@@ -1,0 +1,142 @@
+"""What the builders of chats share: chats with several clips as shards, the clips of other shards, and the report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from data_pipelines.clip import SAMPLE_RATE
+from data_pipelines.import_report import Report
+from data_pipelines.shards import Job, make
+from qa_train.data.audio import read_clip
+from qa_train.data.index import load_index
+from qa_train.data.shards import ShardWriter
+
+
+@dataclass(frozen=True)
+class Chat:
+    """One chat: its shard record, and a mono float32 waveform at 16 kHz for each ``<audio>`` in its messages."""
+
+    key: str
+    record: dict[str, Any]
+    waves: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class ChatJob(Job):
+    """A shard of chats; ``maker(*arguments)`` yields them."""
+
+    def write(self) -> int:
+        """Write the shard; returns the number of its chats. ValueError when there is none."""
+        made = 0
+        with ShardWriter(self.path, max_samples=1 << 40, max_bytes=1 << 50) as writer:
+            for chat in self.maker(*self.arguments):
+                writer.write(chat.key, chat.record, list(chat.waves), SAMPLE_RATE)
+                made += 1
+        if not made:
+            raise ValueError(f"{self.path}: nothing could be made for it")
+        return made
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a clip lies: a shard, the byte range of its first recording, and what is known about it."""
+
+    shard: str
+    key: str
+    offset: int
+    size: int
+    duration_s: float
+    record: dict[str, Any]
+
+    def wave(self) -> np.ndarray:
+        """The recording, mono float32 [n] at 16 kHz."""
+        with Path(self.shard).open("rb") as file:
+            file.seek(self.offset)
+            return read_clip(file.read(self.size))
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Provenance, as it is kept in the record of what is made from the clip."""
+        origin = {"shard": Path(self.shard).name, "key": self.key}
+        kept = {name: str(self.record[name]) for name in ("source", "license") if self.record.get(name)}
+        return origin | kept
+
+
+def places(paths: Iterable[str], keep: Callable[[dict[str, Any]], bool]) -> list[Place]:
+    """The clips of indexed shards (paths or globs) for whose record ``keep`` is true, in order.
+
+    Records with several recordings are left out.
+
+    Raises:
+        ValueError: a path without shards, or a shard without a sound index.
+    """
+    found = []
+    for path in shard_paths(paths):
+        for row in load_index(str(path)).table.to_pylist():
+            record = json.loads(row["meta"])
+            if len(row["offsets"]) == 1 and keep(record):
+                found.append(
+                    Place(str(path), row["key"], row["offsets"][0], row["sizes"][0], row["duration_s"], record)
+                )
+    return found
+
+
+def shard_paths(paths: Iterable[str]) -> list[Path]:
+    """The shards that paths and globs name; ValueError when one names none."""
+    found: list[Path] = []
+    for pattern in paths:
+        path = Path(pattern).expanduser()
+        some = sorted(path.parent.glob(path.name)) if any(c in path.name for c in "*?[") else [path]
+        if not some or not all(each.is_file() for each in some):
+            raise ValueError(f"no shards at {pattern}: give .tar files or globs of them")
+        found += some
+    return found
+
+
+def index_digest(path: Path) -> str:
+    """What a shard's index says about its content, as one text (part of the recipes of what is made from it)."""
+    return load_index(str(path)).fingerprint
+
+
+def in_parts(items: Sequence[Any], size: int) -> list[list[Any]]:
+    """The items in lists of at most ``size``."""
+    return [list(items[i : i + size]) for i in range(0, len(items), size)]
+
+
+def build(name: str, jobs: Sequence[ChatJob], report: Report, workers: int) -> Report:
+    """Make the shards, and write ``OUT/NAME.report.json``; shards that are there already are not made again.
+
+    Raises:
+        ValueError: nothing to make, shards of an earlier and larger build in the way, or a shard that failed.
+    """
+    if not jobs:
+        raise ValueError(f"nothing to make\n{report.text()}")
+    out = jobs[0].path.parent
+    out.mkdir(parents=True, exist_ok=True)
+    ours = {job.path.name for job in jobs}
+    left = sorted(path.name for path in out.glob(f"{name}-[0-9][0-9][0-9][0-9][0-9].tar") if path.name not in ours)
+    if left:
+        raise ValueError(
+            f"{out} holds {len(left)} shards of another build ({left[0]}): delete them, or choose another out="
+        )
+    report.listed = sum(job.num_clips for job in jobs)
+    with tqdm(total=report.listed, desc=f"making {name}", unit=" chats", disable=None, file=sys.stderr) as bar:
+        make(jobs, num_workers=workers, progress=bar.update)
+    for job in jobs:
+        index = load_index(str(job.path))
+        report.shards += 1
+        report.made += len(index)
+        report.hours += sum(index.table["duration_s"].to_pylist()) / 3600
+        for problem in index.problems:
+            report.drop(problem.key, problem.reason, problem.detail)
+    text = json.dumps(asdict(report), indent=2, ensure_ascii=False, sort_keys=True)
+    (out / f"{name}.report.json").write_text(text + "\n", encoding="utf-8")
+    return report

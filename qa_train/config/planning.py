@@ -1,0 +1,29 @@
+"""The options of `qa-train plan STAGE`, apart from the planner so that reading them needs no model code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class PlanConfig:
+    """`qa-train plan STAGE`: the machine, its efficiency and price, and what is known about the data."""
+
+    gpu: str = "h100"
+    gpus: int = 8
+    # ZeRO stage 1, 2 or 3; 0: plain training; null: as the configuration says.
+    zero: int | None = None
+    # optimizer: its states live in host memory; all: the weights too (ZeRO-3).
+    offload: str | None = None
+    # Share of the card's bfloat16 peak that useful and recomputed operations reach, communication included.
+    mfu: float | None = None
+    # Price of one GPU for one hour, in any currency.
+    price: float | None = None
+    # Used where the shards are not at hand: seconds of audio and tokens of text per sample, and tokens of its answer.
+    clip_s: float = 10.0
+    text_tokens: int = 50
+    answer_tokens: int = 20
+    # Hours of every source, e.g. hours.asr=20000: for epochs, and for mixtures by temperature or epochs.
+    hours: dict[str, float] = field(default_factory=dict)
+    # Also write the estimate to this file.
+    json: str | None = None

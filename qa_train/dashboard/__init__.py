@@ -1,0 +1,43 @@
+"""`qa-train dashboard RUNS_DIR`: runs shown and compared on one page, made from their files alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qa_train.config import parse_options
+
+
+@dataclass
+class DashboardConfig:
+    """`qa-train dashboard RUNS_DIR...`"""
+
+    # The page; default: dashboard.html in the first folder.
+    out: str | None = None
+    title: str = "Runs"
+
+
+def dashboard(words: list[str]) -> int:
+    """Write the page of all runs below the given folders. ValueError if there is none."""
+    from qa_train.dashboard.page import render
+    from qa_train.dashboard.runs import find_runs
+
+    names = set(DashboardConfig.__dataclass_fields__)
+    own = [word for word in words if word.partition("=")[0] in names and "=" in word]
+    folders = [Path(word) for word in words if word not in own]
+    options: DashboardConfig = parse_options(DashboardConfig, own, "dashboard")
+    if not folders:
+        raise ValueError("dashboard: give the folder that holds the runs: qa-train dashboard runs/ [out=page.html]")
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"dashboard: {folder} is not a folder")
+    runs = find_runs(folders)
+    if not runs:
+        raise ValueError(f"dashboard: no metrics.jsonl below {', '.join(map(str, folders))}: give a folder of runs")
+    out = Path(options.out) if options.out else folders[0] / "dashboard.html"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(out.name + ".partial")
+    partial.write_text(render(runs, options.title), encoding="utf-8")
+    partial.replace(out)
+    print(f"{out}: {len(runs)} run(s)")
+    return 0

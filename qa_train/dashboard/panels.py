@@ -1,0 +1,90 @@
+"""Which curves a stage has, and how each follows from what metrics.jsonl holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from qa_train.dashboard.runs import Run
+from qa_train.report.charts import Line, line_chart, smooth
+
+Curve = tuple[list[float], list[float]]
+# A run with more steps than this gets its average beside its raw values.
+_DENSE = 20
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart: a title and the curve that each run gives (empty: the run has none)."""
+
+    title: str
+    curve: Callable[[Run], Curve]
+    # Values that jump from step to step are shown as a moving average.
+    smoothed: bool = True
+
+
+def _share(part: str, whole: str) -> Callable[[Run], Curve]:
+    """One metric as percent of another."""
+
+    def curve(run: Run) -> Curve:
+        rows = [r for r in run.rows if isinstance(r.get(part), int | float) and (r.get(whole) or 0) > 0]
+        return [float(r["step"]) for r in rows], [100.0 * r[part] / r[whole] for r in rows]
+
+    return curve
+
+
+def _unused(run: Run) -> Curve:
+    """Percent of the token budget that a step's batches leave empty."""
+    budget = (run.setting("data.tokens_per_batch") or 0) * (run.setting("trainer.batches_per_step") or 0)
+    xs, ys = run.curve("tokens")
+    return (xs, [100 * (1 - y / budget) for y in ys]) if budget else ([], [])
+
+
+def _key(name: str) -> Callable[[Run], Curve]:
+    return lambda run: run.curve(name)
+
+
+PANELS = (
+    Panel("training loss", _key("loss")),
+    Panel("learning rate", _key("learning_rate"), smoothed=False),
+    Panel("gradient norm", _key("grad_norm")),
+    Panel("tokens per second", _key("tokens_per_s")),
+    Panel("hours of audio per hour", _key("audio_s_per_s")),
+    Panel("samples per second", _key("samples_per_s")),
+    Panel("seconds per step", _key("seconds")),
+    Panel("token budget left empty, %", _unused),
+    Panel("waiting for data, % of the step", _share("data_wait_s", "seconds")),
+    Panel("checkpoint stall, seconds", _key("checkpoint_s"), smoothed=False),
+    Panel("skipped samples, so far", _key("skipped_samples"), smoothed=False),
+    Panel("skipped steps, so far", _key("skipped_steps"), smoothed=False),
+    Panel("pairs ranked right, share", _key("rewards/accuracies")),
+    Panel("reward margin, chosen over rejected", _key("rewards/margins")),
+    Panel("reward of chosen answers", _key("rewards/chosen")),
+    Panel("reward of rejected answers", _key("rewards/rejected")),
+)
+# Logged only by some runs, under names that are not known beforehand: one chart each.
+PREFIXES = ("loss/", "learning_rate/", "grad_norm/", "epoch/", "skipped/", "memory", "mfu", "useful_mfu", "eval")
+
+
+def panels_of(runs: Sequence[Run]) -> list[Panel]:
+    """The panels for which a run has a curve: those above, then whatever else is logged by task, part or source."""
+    logged = sorted({key for run in runs for key in run.keys if key.startswith(PREFIXES)})
+    return [*PANELS, *(Panel(key.replace("/", ", "), _key(key)) for key in logged)]
+
+
+def draw(panel: Panel, runs: Sequence[tuple[int, Run]]) -> str | None:
+    """The panel as SVG with one curve for each (colour, run); None when no run has two points, or all are zero."""
+    lines: list[Line] = []
+    for hue, run in runs:
+        xs, ys = panel.curve(run)
+        if len(xs) < 2:
+            continue
+        if not panel.smoothed or len(xs) <= _DENSE:
+            lines.append(Line(xs, ys, hue=hue, label=run.name))
+            continue
+        lines.append(Line(xs, smooth(ys, 1 - 1 / max(1.0, len(xs) / 30)), hue=hue, label=run.name))
+        if len(runs) == 1:
+            lines.append(Line(xs, ys, faint=True, hue=hue))
+    if not lines or not any(y for line in lines for y in line.ys):
+        return None
+    return line_chart(panel.title, lines, "step")

@@ -1,0 +1,73 @@
+"""`qa-train doctor`: is this machine ready, and are these files sound? Every finding comes with what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from qa_train.config import parse_options
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. state: "ok", "note" (works, but know it) or "problem"; remedy: what to do, unless ok."""
+
+    name: str
+    state: str
+    found: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        mark = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}[self.state]
+        text = f"{mark}  {self.name:<22} {self.found}"
+        return f"{text}\n{'':>33}-> {self.remedy}" if self.remedy else text
+
+
+def ok(name: str, found: str) -> Finding:
+    return Finding(name, "ok", found)
+
+
+def note(name: str, found: str, remedy: str) -> Finding:
+    return Finding(name, "note", found, remedy)
+
+
+def problem(name: str, found: str, remedy: str) -> Finding:
+    return Finding(name, "problem", found, remedy)
+
+
+@dataclass
+class DoctorConfig:
+    """`qa-train doctor`: the environment, and whichever files are named."""
+
+    # A run folder, one of its checkpoints, or a Hugging Face folder.
+    checkpoint: str | None = None
+    # Shards, a folder of shards or a glob; several joined by commas.
+    data: str | None = None
+    # A run folder: does it go on from where it stands?
+    run: str | None = None
+
+
+def doctor(words: list[str]) -> int:
+    """Print findings as they come; exit code 1 when one of them is a problem."""
+    options: DoctorConfig = parse_options(DoctorConfig, words, "doctor")
+    problems = notes = 0
+    for finding in _examine(options):
+        print(finding, flush=True)
+        problems += finding.state == "problem"
+        notes += finding.state == "note"
+    print(f"\n{problems} problem(s), {notes} note(s)")
+    return 1 if problems else 0
+
+
+def _examine(options: DoctorConfig) -> Iterator[Finding]:
+    from qa_train.doctor import environment, files
+
+    examinations: list[Iterable[Finding]] = [environment.examine(options.run or ".")]
+    if options.data is not None:
+        examinations.append(files.examine_data(options.data.split(",")))
+    if options.checkpoint is not None:
+        examinations.append(files.examine_checkpoint(options.checkpoint))
+    if options.run is not None:
+        examinations.append(files.examine_run(options.run))
+    for each in examinations:
+        yield from each

@@ -1,0 +1,140 @@
+"""A small client of OpenAI-compatible chat endpoints: one call, retried with growing pauses.
+
+Retried: no connection, time-outs, 408, 409, 429 and 5xx, and answers that are not the JSON expected. Not retried:
+other 4xx, which say that the request or the key is wrong. The key comes from an environment variable
+and is never written anywhere.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import os
+import random
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+RETRIED_CODES = frozenset({408, 409, 425, 429})
+
+
+class CallFailed(Exception):
+    """A call that failed after all retries; the text says why, last cause first."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the endpoint said."""
+
+    text: str
+    # "stop", "length", "content_filter", ...
+    finish: str = "stop"
+    # The endpoint declined; ``text`` is what it said instead.
+    refused: bool = False
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where to send calls and how long to try. ``url`` ends before /chat/completions."""
+
+    url: str
+    model: str
+    key_env: str = "OPENAI_API_KEY"
+    timeout_s: float = 120.0
+    # Calls in all, the first included.
+    attempts: int = 6
+    # First pause; it doubles each time, up to a minute, and a tenth of it is random.
+    pause_s: float = 1.0
+    sleep: Callable[[float], None] = time.sleep
+
+    def complete(self, messages: Sequence[dict[str, Any]], *, temperature: float, max_tokens: int) -> Completion:
+        """One chat completion.
+
+        Raises:
+            CallFailed: all attempts failed for reasons that may pass.
+            ValueError: the endpoint refuses the request itself (wrong key, model or form).
+        """
+        body = {
+            "model": self.model,
+            "messages": list(messages),
+            "temperature": temperature,
+            "max_tokens": max_tokens,
+        }
+        causes = []
+        for attempt in range(self.attempts):
+            try:
+                return _completion(self._post(body))
+            except _TryAgainError as error:
+                causes.append(str(error))
+                log.info("call %d to %s failed: %s", attempt + 1, self.url, error)
+                pause = min(60.0, self.pause_s * 2**attempt) * (1 + 0.1 * random.random())
+                if attempt + 1 < self.attempts:
+                    self.sleep(max(pause, min(error.wait_s, 300.0)))
+        raise CallFailed(f"{self.attempts} attempts failed, the last by: {causes[-1]}")
+
+    def _post(self, body: dict[str, Any]) -> bytes:
+        headers = {"Content-Type": "application/json"}
+        key = os.environ.get(self.key_env)
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        address = f"{self.url.rstrip('/')}/chat/completions"
+        if not address.startswith(("http://", "https://")):
+            raise ValueError(f"the endpoint's url is {self.url!r}: expected http:// or https://")
+        request = urllib.request.Request(address, json.dumps(body).encode(), headers)
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
+                return bytes(response.read())
+        except urllib.error.HTTPError as error:
+            detail = error.read(500).decode("utf-8", "replace")
+            if error.code in RETRIED_CODES or error.code >= 500:
+                raise _TryAgainError(f"HTTP {error.code} {detail}", _retry_after(error)) from error
+            raise ValueError(
+                f"{address} refused the request: HTTP {error.code} {detail}; check the model {self.model!r} "
+                f"and the key in ${self.key_env} ({'set' if key else 'not set'})"
+            ) from error
+        except (OSError, http.client.HTTPException) as error:
+            # URLError, TimeoutError and broken connections.
+            raise _TryAgainError(f"{type(error).__name__}: {error}") from error
+
+
+class _TryAgainError(Exception):
+    def __init__(self, cause: str, wait_s: float = 0.0) -> None:
+        super().__init__(cause)
+        self.wait_s = wait_s
+
+
+def _retry_after(error: urllib.error.HTTPError) -> float:
+    try:
+        return float(error.headers.get("Retry-After") or 0)
+    except ValueError:
+        # A date: the growing pauses do.
+        return 0.0
+
+
+def _completion(raw: bytes) -> Completion:
+    try:
+        answer = json.loads(raw)
+        choice = answer["choices"][0]
+        message = choice["message"]
+        usage = answer.get("usage") or {}
+        text, refusal = message.get("content"), message.get("refusal")
+        finish = str(choice.get("finish_reason") or "stop")
+        if text is None and refusal is None and finish != "content_filter":
+            raise _TryAgainError("an answer without content")
+        return Completion(
+            str(text if text is not None else refusal or ""),
+            finish,
+            refusal is not None or finish == "content_filter",
+            int(usage.get("prompt_tokens") or 0),
+            int(usage.get("completion_tokens") or 0),
+        )
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise _TryAgainError(f"an answer that is not a chat completion: {raw[:200]!r}") from error

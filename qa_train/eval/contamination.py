@@ -1,0 +1,86 @@
+"""Are items of a benchmark in the training data? By the clip's bytes, and by the words of its reference.
+
+What this finds is certain (the same file) or likely (the same words, at least ``MIN_WORDS`` of them);
+what it does not find may still be there: re-encoded clips and paraphrases are not seen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import crc32c
+
+from qa_train.data.index import load_index
+from qa_train.data.storage import expand
+from qa_train.eval.text import CHARACTER_LANGUAGES, label_words
+
+# Shorter references ("yes", "turn left") are equal by chance.
+MIN_WORDS = 5
+EXAMPLES = 5
+
+
+def contamination(rows: Sequence[Mapping[str, Any]], shards: Sequence[str], data_root: Path) -> dict[str, Any]:
+    """How many items of a benchmark the shards' indexes hold: {"n", "same_clip", "same_words", "checked_clips", ...}.
+
+    ``rows``: rows of predictions.jsonl (``id``, ``audio``, ``gt``, ``language``). Clips are compared by
+    size and CRC32C of their bytes; clips that are not there are counted as not checked.
+
+    Raises:
+        ValueError: shards that do not exist or have no index.
+    """
+    words: dict[tuple[str, ...], list[str]] = {}
+    clips: dict[tuple[int, int], list[str]] = {}
+    checked = 0
+    for row in rows:
+        for text in row["gt"] if isinstance(row["gt"], list) else [row["gt"]]:
+            if (form := _words(text, row.get("language"))) is not None:
+                words.setdefault(form, []).append(str(row["id"]))
+        path = data_root / row["audio"] if row["audio"] else None
+        if path is not None and path.is_file():
+            raw = path.read_bytes()
+            clips.setdefault((len(raw), crc32c.crc32c(raw)), []).append(str(row["id"]))
+            checked += 1
+    same_words: dict[str, str] = {}
+    same_clip: dict[str, str] = {}
+    for shard in expand(shards):
+        for record in load_index(shard).table.select(["key", "sizes", "crc32c", "meta"]).to_pylist():
+            place = f"{shard}:{record['key']}"
+            for pair in zip(record["sizes"], record["crc32c"], strict=True):
+                for item in clips.get(pair, []):
+                    same_clip.setdefault(item, place)
+            for text in _texts(json.loads(record["meta"])):
+                for form in {_words(text, None), _words(text, "zh")} - {None}:
+                    for item in words.get(form or (), []):
+                        same_words.setdefault(item, place)
+    found = [*same_clip.items(), *same_words.items()]
+    return {
+        "n": len(rows),
+        "same_clip": len(same_clip),
+        "same_words": len(same_words),
+        "checked_clips": checked,
+        "checked_texts": len({item for items in words.values() for item in items}),
+        "examples": [{"id": item, "where": where} for item, where in found[:EXAMPLES]],
+    }
+
+
+def _words(text: str, language: str | None) -> tuple[str, ...] | None:
+    """The words (characters, where words are not written apart) without case and marks; None when too few."""
+    words = label_words(text)
+    if language in CHARACTER_LANGUAGES:
+        words = list("".join(words))
+    return tuple(words) if len(words) >= MIN_WORDS else None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text of a record, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _texts(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _texts(part)

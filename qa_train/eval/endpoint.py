@@ -1,0 +1,72 @@
+"""A model behind an OpenAI-compatible endpoint, asked the same questions as a checkpoint."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from qa_train.data.audio import SAMPLE_RATE
+from qa_train.data.sample import AudioPart
+from qa_train.eval.client import Endpoint
+from qa_train.infer.generate import Answer, Decoding, Item
+
+
+def audio_messages(item: Item) -> list[dict[str, Any]]:
+    """An item as chat messages: clips are ``input_audio`` parts (16-bit WAV, 16 kHz, base64)."""
+    messages = []
+    for message in item.sample.messages:
+        content: list[dict[str, Any]] = []
+        for part in message.content:
+            if isinstance(part, AudioPart):
+                sound = {"data": base64.b64encode(_wav(item.waves[part.clip])).decode(), "format": "wav"}
+                content.append({"type": "input_audio", "input_audio": sound})
+            else:
+                content.append({"type": "text", "text": part.text})
+        messages.append({"role": message.role, "content": content})
+    return messages
+
+
+def _wav(wave: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, wave, SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+class EndpointModel:
+    """Answers items through an endpoint, several at a time."""
+
+    def __init__(self, endpoint: Endpoint, workers: int = 8) -> None:
+        self.endpoint = endpoint
+        self.workers = workers
+
+    def generate(
+        self,
+        items: Sequence[Item],
+        decoding: Decoding | None = None,
+        *,
+        on_batch: Callable[[dict[int, Answer]], None] | None = None,
+    ) -> list[Answer]:
+        """Answers in the order of the items.
+
+        Raises:
+            CallFailed: a call failed after all retries; answers given so far are with ``on_batch``'s owner.
+        """
+        decoding = decoding or Decoding()
+
+        def ask(item: Item) -> Answer:
+            done = self.endpoint.complete(
+                audio_messages(item), temperature=decoding.temperature, max_tokens=decoding.max_new_tokens
+            )
+            return Answer(done.text, done.finish == "length", 0.0)
+
+        with ThreadPoolExecutor(self.workers) as pool:
+            answers = list(pool.map(ask, items))
+        if on_batch is not None:
+            on_batch(dict(enumerate(answers)))
+        return answers

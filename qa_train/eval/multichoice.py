@@ -1,0 +1,162 @@
+"""Readers of the benchmarks that bring their own questions: AIR-Bench, MMAU, MMAR, MMSU, VoiceBench.
+
+Rows as in ``qa_train.eval.layouts``. Prompts are those of the named source, letter for letter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from qa_train.eval.benchmarks import Benchmark
+from qa_train.eval.labels import LETTERS
+from qa_train.eval.tables import read_json_lines
+
+Row = dict[str, Any]
+
+# AIR-Bench, Inference_Foundation.py: a missing option is written as "None".
+AIRBENCH_LEAD = (
+    "Choose the most suitable answer from options A, B, C, and D to respond the question in next line, "
+    "you may only choose A or B or C or D."
+)
+# lmms-eval 0.7.3, tasks mmau and mmar (the benchmarks prescribe no prompt).
+MMAU_TAIL = "Answer with the option's letter from the given choices directly."
+MMAR_LEAD = (
+    "Listen to the audio and answer the following multiple-choice question. "
+    "Respond with only the letter (A, B, C, or D) of the correct option."
+)
+LETTER_TAIL = "Answer with the letter of the correct option only."
+
+
+def _json_list(path: Path) -> list[Row]:
+    """A .json list or a .jsonl file."""
+    if path.suffix == ".jsonl":
+        return read_json_lines(path)
+    if not path.is_file():
+        raise ValueError(f"no file {path}")
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: expected a JSON list, found {type(rows).__name__}")
+    return rows
+
+
+def _airbench_clip(root: Path, row: Row) -> str:
+    """{task}_{dataset}/{path}; the clips of Audio_Grounding are .flac although the list says .wav."""
+    path = str(row["path"])
+    if row["task_name"] == "Audio_Grounding":
+        path = path[:-3] + "flac"
+    return str(root / f"{row['task_name']}_{row['dataset_name']}" / path)
+
+
+def _airbench_foundation(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+    for row in _json_list(root / "Foundation_meta.json"):
+        options = [row.get(f"choice_{letter}") for letter in "abcd"]
+        lines = [AIRBENCH_LEAD, row["question"]]
+        lines += [f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=True)]
+        group = f"{row['task_name']}_{row['dataset_name']}"
+        choices = [option for option in options if option is not None]
+        if row["answer_gt"] not in choices:
+            raise ValueError(f"AIR-Bench item {row['uniq_id']} ({group}): the answer is none of its options")
+        yield {
+            "id": f"{group}/{row['uniq_id']}",
+            "audio": _airbench_clip(root, row),
+            "prompt": "\n".join(lines),
+            "gt": row["answer_gt"],
+            "choices": choices,
+            "group": group,
+            "task_name": row["task_name"],
+            "dataset_name": row["dataset_name"],
+        }
+
+
+def _airbench_chat(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+    for row in _json_list(root / "Chat_meta.json"):
+        group = f"{row['task_name']}_{row['dataset_name']}"
+        yield {
+            "id": f"{group}/{row['uniq_id']}",
+            "audio": _airbench_clip(root, row),
+            "prompt": row["question"],
+            "question": row["question"],
+            "gt": row["answer_gt"],
+            "meta_info": row["meta_info"],
+            "task_name": row["task_name"],
+            "dataset_name": row["dataset_name"],
+            "group": group,
+        }
+
+
+def _lettered(choices: list[str]) -> list[str]:
+    return [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
+
+
+def _mmau(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+    """``root`` is the .json list of the version; clips lie beside it under their audio_id."""
+    for row in _json_list(root):
+        choices = json.loads(row["choices"]) if isinstance(row["choices"], str) else row["choices"]
+        yield {
+            "id": row["id"],
+            "audio": str(root.parent / (row.get("audio_id") or row["audio_path"])),
+            "prompt": "\n".join([row["question"], *_lettered(choices), MMAU_TAIL]),
+            "gt": row["answer"],
+            "choices": choices,
+            "group": row.get("task") or row.get("category"),
+            "difficulty": row.get("difficulty"),
+        }
+
+
+def _mmar(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+    for row in _json_list(root):
+        choices = json.loads(row["choices"]) if isinstance(row["choices"], str) else row["choices"]
+        yield {
+            "id": row["id"],
+            "audio": str(root.parent / row["audio_path"]),
+            "prompt": "\n".join([MMAR_LEAD, row["question"], *_lettered(choices)]),
+            "gt": row["answer"],
+            "choices": choices,
+            "group": row.get("modality"),
+        }
+
+
+def _mmsu(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+    for row in _json_list(root):
+        choices = [row[f"choice_{letter}"] for letter in "abcd" if row.get(f"choice_{letter}")]
+        answer = row["answer_gt"]
+        if answer not in choices and answer in LETTERS[: len(choices)]:
+            answer = choices[LETTERS.index(answer)]
+        yield {
+            "id": row["id"],
+            "audio": str(root.parent / row["audio_path"]),
+            "prompt": "\n".join([row["question"], *_lettered(choices), LETTER_TAIL]),
+            "gt": answer,
+            "choices": choices,
+            "group": row.get("category"),
+        }
+
+
+def _voicebench(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+    """A subset as JSONL: prompt (what the clip says), audio (path), and output or reference where there is one.
+
+    The clip is the question: nothing is asked beside it. Multiple-choice answers are letters.
+    """
+    for number, row in enumerate(_json_list(root)):
+        row_id = str(row.get("id", row.get("key", number)))
+        found: Row = {"id": row_id, "audio": str(root.parent / row["audio"]), "prompt": "", "question": row["prompt"]}
+        reference = row.get("reference", row.get("output", ""))
+        if benchmark.metric == "choice":
+            # Only letters: the options themselves are spoken.
+            found |= {"gt": reference, "choices": list("ABCD")}
+        else:
+            found |= {"gt": reference}
+        yield found | {"group": row.get("domain") or row.get("category")}
+
+
+MULTICHOICE: dict[str, Callable[[Path, Benchmark], Iterator[Row]]] = {
+    "airbench_foundation": _airbench_foundation,
+    "airbench_chat": _airbench_chat,
+    "mmau": _mmau,
+    "mmar": _mmar,
+    "mmsu": _mmsu,
+    "voicebench": _voicebench,
+}

@@ -1,0 +1,283 @@
+"""The first half of an evaluation: answer every item of a benchmark, to ``predictions.jsonl``.
+
+1. Items become questions; batches are planned over all of them, longest first, whatever the number of
+   ranks: rank r answers the batches r, r + W, ... So the arithmetic of an answer, and with it the
+   file, does not depend on the number of ranks or on when a process was killed.
+2. Each rank appends its answers to a journal of its own, on disk after every batch.
+3. Rank 0 joins the journals, in the order of the items, and asks the probe's questions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import soundfile
+
+from qa_train.data.audio import BadAudio, audio_tokens
+from qa_train.data.sample import AudioPart, Message, Sample, TextPart
+from qa_train.eval.answers import Answerer, Journal, Outcome, listening_probe, read_journal, write_atomically
+from qa_train.eval.benchmarks import JUDGED, UNSCORED, Benchmark
+from qa_train.eval.questions import Question, load_clips, part_text
+from qa_train.eval.ranks import Ranks
+from qa_train.infer.generate import Decoding, Item, plan_batches
+
+log = logging.getLogger(__name__)
+
+SAMPLE_RATE = 16_000
+# Longer clips are failed answers: no benchmark here has any.
+MAX_CLIP_S = 1800.0
+# Fields of a row that its prediction keeps.
+KEPT = ("group", "question", "meta_info", "task_name", "dataset_name", "choices", "difficulty")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds a batch: most rows, and most prompt + new tokens."""
+
+    batch_size: int = 32
+    token_budget: int = 16384
+
+
+def question_of(benchmark: Benchmark, row: Mapping[str, Any]) -> Question:
+    """A row as a question to the model.
+
+    Raises:
+        ValueError: neither the benchmark nor the row has a prompt, or the row has no reference to score by.
+    """
+    prompt = benchmark.prompt if benchmark.prompt is not None else row.get("prompt")
+    if not isinstance(prompt, str):
+        raise ValueError(
+            f"benchmark {benchmark.name}, item {row['id']}: no prompt, neither of the benchmark nor of the row"
+        )
+    gt = row["gt"]
+    references = tuple(gt) if isinstance(gt, list) else (gt,)
+    if benchmark.metric not in (UNSCORED, *JUDGED) and not any(references):
+        raise ValueError(f"benchmark {benchmark.name}, item {row['id']}: no reference to score by {benchmark.metric}")
+    clips = (AudioPart(0),) if row["audio"] else ()
+    # A benchmark's own base prompt holds language tags that are meant as such; a question of its rows does not.
+    text = (TextPart(prompt, trusted=benchmark.template == "base"),) if prompt else ()
+    language = row.get("language") or benchmark.language
+    sample = Sample(
+        str(row["id"]), (Message("user", (*clips, *text)),), len(clips), "eval", language, benchmark.template
+    )
+    paths = (Path(row["audio"]),) if row["audio"] else ()
+    load = partial(load_clips, paths, MAX_CLIP_S)
+    return Question(
+        sample, load, references, benchmark.metric, benchmark.name, language, tuple(row.get("choices") or ())
+    )
+
+
+def duration_s(path: str) -> float | None:
+    """The length a clip's header gives, or None: no clip, or none that can be read."""
+    try:
+        return float(soundfile.info(path).duration) if path else None
+    except (RuntimeError, OSError):
+        return None
+
+
+def predict(
+    benchmark: Benchmark,
+    rows: Sequence[Mapping[str, Any]],
+    answerer: Answerer,
+    out: Path,
+    *,
+    identity: Mapping[str, Any],
+    decoding: Decoding | None = None,
+    limits: Limits | None = None,
+    ranks: Ranks | None = None,
+    probe: int = 32,
+    data_root: Path | None = None,
+    who: str = "",
+    on_answers: Callable[[int], None] = lambda n: None,
+) -> None:
+    """Answer all rows of a benchmark; writes ``out/predictions.jsonl`` and ``out/run.json`` (rank 0).
+
+    ``identity`` is that of the model (hash of the weights, or endpoint and name); with the rows, the
+    decoding and the limits it decides whether answers already on disk are kept. ``who`` names it for
+    the reader. A clip that cannot
+    be read gives a row with ``error``; it is tried again by the next run. Paths below ``data_root``
+    are written relative to it.
+
+    Raises:
+        ValueError: rows that cannot be asked.
+    """
+    limits, ranks = limits or Limits(), ranks or Ranks()
+    decoding = replace(decoding or Decoding(), max_new_tokens=benchmark.max_new_tokens)
+    questions = [question_of(benchmark, row) for row in rows]
+    seconds = [duration_s(row["audio"]) for row in rows]
+    full = {
+        **identity,
+        "benchmark": benchmark.name,
+        "rows": _digest(rows, questions),
+        "decoding": asdict(decoding),
+        "limits": asdict(limits),
+    }
+    known = _known(out, full)
+    if ranks.rank == 0:
+        _clear_other_run(out, full)
+    ranks.meet()
+    journal = Journal(out / f"journal-{ranks.rank}.jsonl", full)
+    if known and ranks.rank == 0:
+        log.info("%s: %d of %d answers are already there", benchmark.name, len(known), len(rows))
+    on_answers(len(known))
+    for batch in _my_batches(questions, seconds, limits, decoding, ranks):
+        new = _answer_batch(answerer, questions, batch, decoding, known)
+        journal.add(new)
+        on_answers(len(new.keys() - known.keys()))
+    ranks.meet()
+    if ranks.rank == 0:
+        outcomes = _joined(out, full, len(rows))
+        _write(benchmark, rows, questions, seconds, outcomes, out, data_root)
+        run = {"identity": full, "benchmark": benchmark.as_dict(), "data_root": str(data_root or ""), "n": len(rows)}
+        run |= {"answered_by": who, "probe": _probe(answerer, questions, outcomes, decoding, probe, out, full)}
+        write_atomically(out / "run.json", json.dumps(run, indent=2, ensure_ascii=False) + "\n")
+    ranks.meet()
+
+
+def _digest(rows: Sequence[Mapping[str, Any]], questions: Sequence[Question]) -> str:
+    """Of everything asked: ids, names of clips, prompts with their format, references."""
+    listing = [
+        [row["id"], Path(row["audio"]).name, q.sample.template, [part_text(m) for m in q.sample.messages], q.references]
+        for row, q in zip(rows, questions, strict=True)
+    ]
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+
+def _clear_other_run(out: Path, identity: Mapping[str, Any]) -> None:
+    """Results of another model, data or decoding go before the first answer that replaces them."""
+    if _recorded(out).get("identity") not in (None, json.loads(json.dumps(dict(identity)))):
+        log.warning("%s: the answers there are of another model, data or decoding; they are replaced", out)
+        for name in ("run.json", "predictions.jsonl", "scores.json"):
+            (out / name).unlink(missing_ok=True)
+
+
+def _recorded(out: Path) -> dict[str, Any]:
+    """The run.json of the folder; {} where there is none that can be read."""
+    try:
+        return dict(json.loads((out / "run.json").read_text(encoding="utf-8")))
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
+def _known(out: Path, identity: Mapping[str, Any]) -> dict[int, Outcome]:
+    """Answers on disk of this identity, by whichever ranks gave them."""
+    found: dict[int, Outcome] = {}
+    for path in sorted(out.glob("journal-*.jsonl")):
+        found |= {i: o for i, o in read_journal(path, identity).items() if o.error is None}
+    return found
+
+
+def _joined(out: Path, identity: Mapping[str, Any], n: int) -> list[Outcome]:
+    found: dict[int, Outcome] = {}
+    for path in sorted(out.glob("journal-*.jsonl")):
+        found = read_journal(path, identity) | found
+    found |= _known(out, identity)
+    missing = [i for i in range(n) if i not in found]
+    if missing:
+        raise RuntimeError(f"{out}: no outcome for {len(missing)} items, the first is number {missing[0]}")
+    return [found[i] for i in range(n)]
+
+
+def _my_batches(
+    questions: Sequence[Question],
+    seconds: Sequence[float | None],
+    limits: Limits,
+    decoding: Decoding,
+    ranks: Ranks,
+) -> Iterator[list[int]]:
+    """The batches of this rank, of the plan over all questions. Audio by its header, text by its characters."""
+    lengths = []
+    for question, duration in zip(questions, seconds, strict=True):
+        text = sum(len(getattr(part, "text", "")) // 3 + 4 for m in question.sample.messages for part in m.content)
+        lengths.append(text + (_tokens(duration) if duration else 0))
+    plan = plan_batches(lengths, rows=limits.batch_size, tokens=limits.token_budget, new_tokens=decoding.max_new_tokens)
+    yield from (batch for number, batch in enumerate(plan) if number % ranks.world == ranks.rank)
+
+
+def _tokens(duration: float) -> int:
+    try:
+        return audio_tokens(round(duration * SAMPLE_RATE))
+    except BadAudio:
+        return 0
+
+
+def _answer_batch(
+    answerer: Answerer,
+    questions: Sequence[Question],
+    batch: Sequence[int],
+    decoding: Decoding,
+    known: Mapping[int, Outcome],
+) -> dict[int, Outcome]:
+    """Outcomes of a batch that is not answered in full yet: all of it is asked, so that its arithmetic is the same."""
+    missing = [i for i in batch if i not in known]
+    items: dict[int, Item] = {}
+    failed: dict[int, Outcome] = {}
+    # Clips that failed before come first: while they still fail, nothing is asked again.
+    for i in [*missing, *(i for i in batch if i in known)] if missing else []:
+        if i in known and not items:
+            return failed
+        try:
+            items[i] = Item(questions[i].sample, questions[i].load())
+        except BadAudio as error:
+            failed[i] = Outcome(error=str(error))
+    if not items:
+        return failed
+    order = [i for i in batch if i in items]
+    answers = answerer.generate([items[i] for i in order], decoding)
+    return failed | {i: Outcome(a.text, a.truncated) for i, a in zip(order, answers, strict=True)}
+
+
+def _write(
+    benchmark: Benchmark,
+    rows: Sequence[Mapping[str, Any]],
+    questions: Sequence[Question],
+    seconds: Sequence[float | None],
+    outcomes: Sequence[Outcome],
+    out: Path,
+    data_root: Path | None,
+) -> None:
+    lines = []
+    for row, question, duration, outcome in zip(rows, questions, seconds, outcomes, strict=True):
+        audio = str(row["audio"])
+        if data_root is not None and audio and Path(audio).is_relative_to(data_root):
+            audio = str(Path(audio).relative_to(data_root))
+        line = {
+            "id": str(row["id"]),
+            "benchmark": benchmark.name,
+            "audio": audio,
+            "prompt": benchmark.prompt if benchmark.prompt is not None else row.get("prompt"),
+            "gt": row["gt"],
+            "metric": benchmark.metric,
+            "language": question.language,
+            "duration_s": None if duration is None else round(duration, 3),
+            **{name: row[name] for name in KEPT if row.get(name) is not None},
+            "prediction": outcome.text,
+            "truncated": outcome.truncated,
+        }
+        lines.append(json.dumps(line | ({"error": outcome.error} if outcome.error else {}), ensure_ascii=False) + "\n")
+    write_atomically(out / "predictions.jsonl", "".join(lines))
+
+
+def _probe(
+    answerer: Answerer,
+    questions: Sequence[Question],
+    outcomes: Sequence[Outcome],
+    decoding: Decoding,
+    count: int,
+    out: Path,
+    identity: Mapping[str, Any],
+) -> dict[str, Any] | None:
+    """The probe's result; that of an earlier run of the same identity and size is kept."""
+    before = _recorded(out)
+    same = before.get("identity") == json.loads(json.dumps(dict(identity)))
+    if same and (before.get("probe") or {}).get("asked") == count:
+        return dict(before["probe"])
+    found = listening_probe(answerer, questions, outcomes, decoding, count)
+    return None if found is None else {"asked": count, **found}

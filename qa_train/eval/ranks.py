@@ -1,0 +1,30 @@
+"""The processes that share an evaluation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that share the work, and a meeting point of all."""
+
+    rank: int = 0
+    world: int = 1
+    meet: Callable[[], None] = lambda: None
+
+
+def ranks_from_environment(timeout_s: float = 24 * 3600) -> Ranks:
+    """The ranks that torchrun or SLURM announced, joined by gloo; one process without them."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world == 1:
+        return Ranks()
+    from datetime import timedelta
+
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
+    return Ranks(rank, world, dist.barrier)

@@ -1,0 +1,136 @@
+"""The second half of an evaluation: predictions.jsonl -> scores.json, without the model and without the clips."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qa_train.eval.airbench import mean_over_tasks
+from qa_train.eval.answers import write_atomically
+from qa_train.eval.benchmarks import JUDGED, UNSCORED, Benchmark, from_dict
+from qa_train.eval.judge import Judge
+from qa_train.eval.judged import judged_result
+from qa_train.eval.scores import item_statistics, score
+from qa_train.eval.tables import read_predictions, to_prediction
+
+Row = dict[str, Any]
+
+# Upper ends of the length classes in seconds.
+LENGTHS_S = (5.0, 10.0, 20.0, 30.0)
+WORST = 5
+# The metric whose number is the benchmark's own, where ours is stricter or kinder.
+OFFICIAL_METRICS = {"mmau": ("tokens", "the benchmark's word rule on the raw answer; a bare letter never meets it")}
+
+
+def score_folder(folder: Path, judge: Judge | None = None, reference: Path | None = None) -> dict[str, Any]:
+    """Score one benchmark's folder (predictions.jsonl, run.json); writes and returns its scores.json.
+
+    ``reference``: the folder of the same benchmark of a fixed system, which the judge rates beside.
+
+    Raises:
+        ValueError: a folder without predictions, or predictions that the metric cannot use.
+    """
+    run_path = folder / "run.json"
+    if not run_path.is_file():
+        raise ValueError(f"{folder} holds no run.json: run the prediction step first (step=predict)")
+    run = json.loads(run_path.read_text(encoding="utf-8"))
+    benchmark = from_dict(run["benchmark"])
+    rows = read_predictions(folder / "predictions.jsonl")
+    if len(rows) != run["n"]:
+        raise ValueError(f"{folder}: {len(rows)} predictions for {run['n']} items; run the prediction step again")
+    others = read_predictions(reference / "predictions.jsonl") if reference is not None else None
+    result = {
+        "benchmark": run["benchmark"],
+        "identity": run["identity"],
+        "answered_by": run["answered_by"],
+        "data_root": run["data_root"],
+        **score_rows(benchmark, rows, judge, others),
+        "probe": run.get("probe"),
+        "items_expected": benchmark.items,
+        "items_differ": benchmark.items is not None and benchmark.items != len(rows),
+    }
+    write_atomically(folder / "scores.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    return result
+
+
+def score_rows(
+    benchmark: Benchmark, rows: Sequence[Row], judge: Judge | None = None, reference: Sequence[Row] | None = None
+) -> dict[str, Any]:
+    """Value, interval, counts, breakdowns and worst cases of a benchmark's predictions.
+
+    Without a judge, a judged benchmark has ``value`` None and says what is missing.
+    """
+    if benchmark.metric == UNSCORED:
+        return {"value": None, "n": len(rows), "why": benchmark.rule or "no metric: answers only"}
+    if benchmark.metric in JUDGED:
+        if judge is None:
+            return {"value": None, "n": len(rows), "why": "needs a judge: give judge.model= and judge.url= or a cache"}
+        return judged_result(benchmark.metric, rows, judge, reference)
+    result = score(benchmark.metric, [to_prediction(row) for row in rows]).as_dict()
+    if benchmark.reader == "airbench_foundation":
+        found = mean_over_tasks(rows)
+        result |= {k: round(found[k], 2) for k in ("value", "ci_low", "ci_high")}
+        result |= {"groups": found["tasks"], "official": found["official"], "what": "mean over tasks"}
+    elif benchmark.metric in OFFICIAL_METRICS:
+        metric, what = OFFICIAL_METRICS[benchmark.metric]
+        official = score(metric, [to_prediction(row) for row in rows])
+        result["official"] = {"value": round(official.value, 2), "what": what}
+    result["by_length"] = breakdown(benchmark.metric, rows, length_class)
+    result["by_language"] = breakdown(benchmark.metric, rows, lambda row: row.get("language"))
+    if benchmark.group_by is not None:
+        result["by_group"] = breakdown(benchmark.metric, rows, lambda row: row.get(benchmark.group_by or ""))
+    result["worst"] = worst_cases(benchmark, rows)
+    return result
+
+
+def length_class(row: Row) -> str | None:
+    """The clip's length class: "0-5 s", ..., "30 s and more"; None without a length."""
+    seconds = row.get("duration_s")
+    if seconds is None:
+        return None
+    ends = (0.0, *LENGTHS_S)
+    for low, high in zip(ends, LENGTHS_S, strict=False):
+        if seconds < high:
+            return f"{low:.0f}-{high:.0f} s"
+    return f"{LENGTHS_S[-1]:.0f} s and more"
+
+
+def breakdown(metric: str, rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[str, dict[str, Any]]:
+    """The score of every class of items: {class: {value, ci_low, ci_high, n}}; items without one are "unknown"."""
+    classes: dict[str, list[Row]] = {}
+    for row in rows:
+        found = key(row)
+        classes.setdefault("unknown" if found is None else str(found), []).append(row)
+    if set(classes) == {"unknown"}:
+        return {}
+    result: dict[str, dict[str, Any]] = {}
+    for name in sorted(classes, key=_natural):
+        predictions = [to_prediction(row) for row in classes[name]]
+        try:
+            found = score(metric, predictions).as_dict()
+        except ValueError as error:
+            # No reference words in this class (of clips without speech): the whole still has a score.
+            result[name] = {"value": None, "n": len(predictions), "why": str(error)}
+            continue
+        result[name] = {k: found[k] for k in ("value", "ci_low", "ci_high", "n")}
+    return result
+
+
+def _natural(name: str) -> tuple[float, str]:
+    head = name.split("-")[0].split(" ")[0]
+    return (float(head) if head.isdigit() else float("inf"), name)
+
+
+def worst_cases(benchmark: Benchmark, rows: Sequence[Row], count: int = WORST) -> list[Row]:
+    """The items with the worst score of their own, wrong ones only; the first of equals."""
+    statistics, value = item_statistics(benchmark.metric, [to_prediction(row) for row in rows])
+    values = value(statistics)
+    badness = -values if benchmark.higher_is_better else values
+    best = -100.0 if benchmark.higher_is_better else 0.0
+    picks = [int(i) for i in np.argsort(-badness, kind="stable")[:count] if badness[i] > best]
+    keep = ("id", "audio", "prompt", "gt", "prediction", "error", "duration_s", "truncated")
+    return [{k: rows[i][k] for k in keep if k in rows[i]} | {"item_score": round(float(values[i]), 2)} for i in picks]

@@ -1,0 +1,230 @@
+"""`qa-train eval`: benchmarks from a checkpoint to a report; predicting and scoring can be run apart."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from qa_train.config import EvalConfig
+from qa_train.eval.answers import Answerer, write_atomically
+from qa_train.eval.benchmarks import JUDGED, find_benchmarks, from_dict
+from qa_train.eval.client import CallFailed, Endpoint
+from qa_train.eval.compare import compare_folders, comparison_table
+from qa_train.eval.contamination import contamination
+from qa_train.eval.judge import Judge
+from qa_train.eval.judged import prompts_of
+from qa_train.eval.layouts import read_rows
+from qa_train.eval.predict import Limits, predict
+from qa_train.eval.ranks import ranks_from_environment
+from qa_train.eval.scoring import score_folder
+from qa_train.eval.tables import read_predictions
+
+log = logging.getLogger(__name__)
+
+STEPS = ("all", "predict", "score")
+
+
+def evaluate(options: EvalConfig) -> int:
+    """Run the command; returns its exit code.
+
+    Raises:
+        ValueError: options that do not belong together, unknown benchmarks, missing data.
+    """
+    if options.compare is not None:
+        return _compare(options)
+    if options.step not in STEPS:
+        raise ValueError(f"eval: step={options.step!r} is unknown: use one of {', '.join(STEPS)}")
+    if options.benchmarks is None and options.step == "all":
+        return _evaluate_file(options)
+    if options.out is None:
+        raise ValueError("eval: missing out=")
+    out = Path(options.out)
+    if options.step in ("all", "predict"):
+        main = predict_benchmarks(options, out)
+        if not main or options.step == "predict":
+            return 0
+    results = score_benchmarks(options, out)
+    print(write_reports(out, results))
+    print(f"predictions, scores and report.html: {out}")
+    return 0
+
+
+def _compare(options: EvalConfig) -> int:
+    folders = options.compare
+    if isinstance(folders, str):
+        folders = folders.split(",")
+    if len(folders) != 2:
+        raise ValueError(f"eval: compare= takes two evaluation folders, compare=[A,B]; found {len(folders)}")
+    results = compare_folders(*folders)
+    table = comparison_table(results, str(folders[0]), str(folders[1]))
+    print(table, end="")
+    if options.out is not None:
+        Path(options.out).mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(options.out) / "comparison.json", json.dumps(results, indent=2) + "\n")
+    return 0
+
+
+def _evaluate_file(options: EvalConfig) -> int:
+    missing = [name for name in ("checkpoint", "data", "out") if getattr(options, name) is None]
+    if missing:
+        raise ValueError(
+            f"eval: missing {', '.join(name + '=' for name in missing)} (or benchmarks=[...] instead of data=)"
+        )
+    from qa_train.eval.harness import evaluate_file
+    from qa_train.infer.generate import Decoding
+
+    result = evaluate_file(
+        str(options.checkpoint),
+        str(options.data),
+        str(options.out),
+        decoding=Decoding(max_new_tokens=options.max_new_tokens),
+        batch_size=options.batch_size,
+        device=options.device,
+        probe=options.probe,
+    )
+    print(json.dumps(result["sources"], indent=2, ensure_ascii=False))
+    if (result["probe"] or {}).get("listens") is False:
+        print("the model DOES NOT LISTEN: its answers stay the same without the clips (see probe in scores.json)")
+    print(f"predictions and scores: {options.out}")
+    return 0
+
+
+def predict_benchmarks(options: EvalConfig, out: Path) -> bool:
+    """Answer all benchmarks of the options into ``out/NAME``; whether this is rank 0, which goes on to score.
+
+    All data are read before the model is loaded, so that a missing folder is known at once.
+
+    Raises:
+        ValueError: no benchmarks or model named, or data that are missing.
+    """
+    names = [options.benchmarks] if isinstance(options.benchmarks, str) else list(options.benchmarks or [])
+    if not names:
+        raise ValueError("eval: missing benchmarks=[...] (names, suites or YAML files)")
+    if options.data is not None:
+        raise ValueError("eval: give data= or benchmarks=, not both")
+    root = Path(options.data_root).resolve()
+    tasks = [(benchmark, read_rows(benchmark, root)) for benchmark in find_benchmarks(names)]
+    ranks = ranks_from_environment()
+    answerer, identity = _answerer(options)
+    limits = Limits(options.batch_size, options.token_budget)
+    try:
+        for benchmark, rows in tasks:
+            with closing(tqdm(total=len(rows), desc=benchmark.name, disable=ranks.rank > 0)) as bar:
+                predict(
+                    benchmark,
+                    rows,
+                    answerer,
+                    out / benchmark.name,
+                    identity=identity,
+                    limits=limits,
+                    ranks=ranks,
+                    probe=options.probe,
+                    data_root=root,
+                    who=str(options.checkpoint or f"{options.endpoint_model} at {options.endpoint}"),
+                    on_answers=bar.update,
+                )
+    except CallFailed as error:
+        raise ValueError(f"{options.endpoint}: {error}; the same command again continues from here") from error
+    return ranks.rank == 0
+
+
+def _answerer(options: EvalConfig) -> tuple[Answerer, dict[str, Any]]:
+    """Who answers, and what names its answers."""
+    if (options.checkpoint is None) == (options.endpoint is None):
+        raise ValueError("eval: give checkpoint= or endpoint= (with endpoint_model=), one of them")
+    if options.endpoint is not None:
+        if options.endpoint_model is None:
+            raise ValueError("eval: missing endpoint_model=, the name of the model behind endpoint=")
+        from qa_train.eval.endpoint import EndpointModel
+
+        endpoint = Endpoint(options.endpoint, options.endpoint_model, options.endpoint_key_env)
+        return EndpointModel(endpoint), {"endpoint": options.endpoint, "model": options.endpoint_model}
+    import os
+
+    from qa_train.infer.generate import Generator
+    from qa_train.model import load_model
+    from qa_train.model.weights import weights_digest
+
+    device = options.device
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    model, processor = load_model(str(options.checkpoint), device=device)
+    generator = Generator(model, processor, batch_size=options.batch_size, token_budget=options.token_budget)
+    return generator, {"weights": weights_digest(model)}
+
+
+def score_benchmarks(options: EvalConfig, out: Path) -> dict[str, dict[str, Any]]:
+    """Score the folders of ``out`` that hold predictions: {benchmark: result}.
+
+    Raises:
+        ValueError: no predictions in ``out``, or a judge's refusal to start (cost, offline).
+    """
+    folders = sorted(path.parent for path in out.glob("*/run.json"))
+    if options.benchmarks is not None:
+        names = [options.benchmarks] if isinstance(options.benchmarks, str) else list(options.benchmarks)
+        wanted = {benchmark.name for benchmark in find_benchmarks(names)}
+        folders = [folder for folder in folders if folder.name in wanted]
+    if not folders:
+        raise ValueError(f"{out} holds no predictions: run the prediction step first (checkpoint=, benchmarks=)")
+    judge = _judge(options, out)
+    if judge is not None:
+        print(judge.estimate(_prompts(folders)).line())
+    results = {}
+    for folder in folders:
+        reference = Path(options.judge.reference) / folder.name if options.judge.reference is not None else None
+        if reference is not None and not reference.is_dir():
+            reference = None
+        results[folder.name] = score_folder(folder, judge, reference)
+        if options.training is not None:
+            shards = [options.training] if isinstance(options.training, str) else list(options.training)
+            rows = read_predictions(folder / "predictions.jsonl")
+            found = contamination(rows, shards, Path(results[folder.name]["data_root"]))
+            results[folder.name]["contamination"] = found
+    return results
+
+
+def _judge(options: EvalConfig, out: Path) -> Judge | None:
+    config = options.judge
+    if config.model is None:
+        if config.url is not None:
+            raise ValueError("eval: judge.url= needs judge.model=, the name of the judge")
+        return None
+    endpoint = None
+    if config.url is not None:
+        endpoint = Endpoint(config.url, config.model, config.key_env, config.timeout_s)
+    return Judge(
+        config.model,
+        Path(config.cache) if config.cache is not None else out / "judge-cache.jsonl",
+        endpoint,
+        max_tokens=config.max_tokens,
+        workers=config.workers,
+        price_in=config.price_in,
+        price_out=config.price_out,
+        max_cost=config.max_cost,
+    )
+
+
+def _prompts(folders: list[Path]) -> list[str]:
+    found: list[str] = []
+    for folder in folders:
+        benchmark = from_dict(json.loads((folder / "run.json").read_text(encoding="utf-8"))["benchmark"])
+        if benchmark.metric in JUDGED:
+            found += prompts_of(benchmark.metric, read_predictions(folder / "predictions.jsonl"))
+    return found
+
+
+def write_reports(out: Path, results: Mapping[str, Mapping[str, Any]]) -> str:
+    """results.json, report.md and report.html in ``out``; returns the Markdown table."""
+    from qa_train.report.benchmarks import markdown_report, render_benchmarks
+
+    write_atomically(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    text = markdown_report(results)
+    write_atomically(out / "report.md", text)
+    write_atomically(out / "report.html", render_benchmarks(results))
+    return text

@@ -1,0 +1,267 @@
+"""OpenAI's chat-completions requests and answers: JSON in, a sample with its waveforms out, and back.
+
+Audio comes as ``input_audio`` parts ({"data": base64, "format": "wav"}). Nothing is fetched from an address.
+A setting that would change the answer and is not known here is refused, not ignored.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qa_train.data.audio import BadAudio, audio_tokens, read_clip
+from qa_train.data.sample import AudioPart, Message, Sample, TextPart
+
+FORMATS = ("wav", "flac", "mp3", "ogg", "opus")
+_KNOWN = ("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stream",
+          "stream_options")  # fmt: skip
+# Settings whose only value here is what they mean when absent.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "n": (None, 1),
+    "stop": (None, []),
+    "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "logprobs": (None, False),
+    "frequency_penalty": (None, 0),
+    "presence_penalty": (None, 0),
+    "logit_bias": (None, {}),
+    "response_format": (None, {"type": "text"}),
+    "modalities": (None, ["text"]),
+}
+# Said about a request, without influence on its answer.
+_HARMLESS = (
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "parallel_tool_calls",
+)
+
+
+class ApiError(Exception):
+    """A request that is answered with an error; the message says what was found and what to do."""
+
+    def __init__(self, status: int, message: str, *, code: str = "invalid_request", param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+
+    def body(self) -> dict[str, Any]:
+        """The JSON that OpenAI's clients expect."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for."""
+
+    max_duration_s: float = 120.0
+    max_clips: int = 16
+    max_new_tokens: int = 1024
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that can be answered."""
+
+    model: str
+    sample: Sample
+    waves: tuple[np.ndarray, ...]
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int | None
+    stream: bool
+    include_usage: bool
+
+
+def parse(body: bytes, limits: Limits, models: list[str], template: str = "chat") -> Request:
+    """Read a request; decodes its audio (slow: not for an event loop).
+
+    Raises:
+        ApiError: malformed JSON, an unknown model or setting, unreadable, empty or too long audio.
+    """
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the body is not JSON ({error})", code="invalid_json") from error
+    if not isinstance(found, dict):
+        raise ApiError(400, f"the body is a JSON {type(found).__name__}; expected an object with model and messages")
+    model = found.get("model")
+    if model not in models:
+        raise ApiError(404, f"no model {model!r} here; there are {', '.join(models)}", code="model_not_found",
+                       param="model")  # fmt: skip
+    _check_settings(found)
+    sample, waves = _conversation(found.get("messages"), limits, template)
+    stream_options = found.get("stream_options") or {}
+    return Request(
+        model=str(model),
+        sample=sample,
+        waves=waves,
+        max_new_tokens=_max_new_tokens(found, limits),
+        temperature=_number(found, "temperature", 0.0, 0.0, 2.0),
+        top_p=_number(found, "top_p", 1.0, 1e-6, 1.0),
+        seed=_seed(found.get("seed")),
+        stream=_flag(found, "stream"),
+        include_usage=isinstance(stream_options, dict) and stream_options.get("include_usage") is True,
+    )
+
+
+def _check_settings(found: dict[str, Any]) -> None:
+    for name, value in found.items():
+        if name in _FIXED and value not in _FIXED[name]:
+            raise ApiError(400, f"{name}={value!r} is not supported here; leave it out", param=name)
+        if name not in _KNOWN and name not in _FIXED and name not in _HARMLESS:
+            raise ApiError(400, f"unknown setting {name!r}; known are {', '.join(_KNOWN)}", param=name)
+
+
+def _number(found: dict[str, Any], name: str, default: float, low: float, high: float) -> float:
+    value = found.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ApiError(400, f"{name} is {value!r}; expected a number from {low:g} to {high:g}", param=name)
+    return float(value)
+
+
+def _flag(found: dict[str, Any], name: str) -> bool:
+    value = found.get(name)
+    if value not in (None, True, False):
+        raise ApiError(400, f"{name} is {value!r}; expected true or false", param=name)
+    return bool(value)
+
+
+def _seed(value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
+        raise ApiError(400, f"seed is {value!r}; expected a whole number of 64 bits", param="seed")
+    return value
+
+
+def _max_new_tokens(found: dict[str, Any], limits: Limits) -> int:
+    name = "max_completion_tokens" if found.get("max_completion_tokens") is not None else "max_tokens"
+    value = found.get(name)
+    if value is None:
+        return limits.max_new_tokens
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limits.max_new_tokens:
+        raise ApiError(
+            400,
+            f"{name} is {value!r}; expected a whole number from 1 to {limits.max_new_tokens} (the server's "
+            "max_new_tokens)",
+            param=name,
+        )
+    return value
+
+
+def _conversation(messages: Any, limits: Limits, template: str) -> tuple[Sample, tuple[np.ndarray, ...]]:
+    if not isinstance(messages, list) or not messages:
+        raise ApiError(400, "messages must be a list with at least one message", param="messages")
+    waves: list[np.ndarray] = []
+    made: list[Message] = []
+    for number, message in enumerate(messages):
+        where = f"messages[{number}]"
+        role = message.get("role") if isinstance(message, dict) else None
+        if role not in ("system", "user", "assistant"):
+            raise ApiError(400, f"{where} has role {role!r}; expected system, user or assistant", param=where)
+        if role == "system" and number:
+            raise ApiError(400, f"{where}: a system message may only come first", param=where)
+        made.append(Message(str(role), _content(message.get("content"), where, str(role), waves, limits, template)))
+    if made[-1].role != "user":
+        raise ApiError(400, f"the last message is from {made[-1].role!r}; expected user", param="messages")
+    if template == "base" and len(made) > 1:
+        raise ApiError(400, "a pretrained model takes one user message, without system or history", param="messages")
+    return Sample("request", tuple(made), len(waves), "chat", None, template), tuple(waves)
+
+
+def _content(
+    content: Any, where: str, role: str, waves: list[np.ndarray], limits: Limits, template: str
+) -> tuple[TextPart | AudioPart, ...]:
+    """The parts of one message; its clips are appended to ``waves``."""
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list):
+        raise ApiError(
+            400, f"{where}.content is {type(content).__name__}; expected text or a list of parts", param=where
+        )
+    made: list[TextPart | AudioPart] = []
+    for number, part in enumerate(parts):
+        place = f"{where}.content[{number}]"
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            if part["text"]:
+                # Only the base format knows prompts with language tags; what a chat user types stays text.
+                made.append(TextPart(part["text"], trusted=template == "base"))
+        elif kind == "input_audio" and role == "user":
+            if len(waves) == limits.max_clips:
+                raise ApiError(400, f"{place}: more than {limits.max_clips} clips in one conversation", param=place)
+            waves.append(_wave(part.get("input_audio"), place, limits))
+            made.append(AudioPart(len(waves) - 1))
+        else:
+            raise ApiError(
+                400,
+                f"{place} is of type {kind!r} in a message of {role}; expected text, or input_audio from user",
+                param=place,
+            )
+    if not made and role == "user":
+        raise ApiError(400, f"{where} is empty: give text, a clip, or both", param=where)
+    return tuple(made)
+
+
+def _wave(audio: Any, place: str, limits: Limits) -> np.ndarray:
+    """One clip as a 16 kHz mono waveform."""
+    data = audio.get("data") if isinstance(audio, dict) else None
+    kind = audio.get("format") if isinstance(audio, dict) else None
+    if not isinstance(data, str) or kind not in FORMATS:
+        raise ApiError(
+            400, f"{place} has format {kind!r}; expected input_audio {{data: base64, format: {'|'.join(FORMATS)}}}",
+            code="audio_format", param=place,
+        )  # fmt: skip
+    try:
+        raw = base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ApiError(400, f"{place}: data is not base64 ({error})", code="audio_base64", param=place) from error
+    try:
+        wave = read_clip(raw, max_duration_s=limits.max_duration_s)
+        audio_tokens(len(wave))
+    except BadAudio as error:
+        raise ApiError(
+            400,
+            f"{place} cannot be heard: {error}. Send a {', '.join(FORMATS)} file of 0.1 to {limits.max_duration_s:g} s",
+            code="audio_unreadable",
+            param=place,
+        ) from error
+    return wave
+
+
+class Reply:
+    """The JSON of one answer, whole or in chunks."""
+
+    def __init__(self, model: str, created: int) -> None:
+        self.head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": created, "model": model}
+
+    def whole(self, text: str, finish: str, usage: dict[str, int]) -> dict[str, Any]:
+        """A ``chat.completion``."""
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
+        return {**self.head, "object": "chat.completion", "choices": [choice], "usage": usage}
+
+    def chunk(self, delta: dict[str, str], finish: str | None = None) -> str:
+        """One server-sent event with the next piece of the text."""
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        return event({**self.head, "object": "chat.completion.chunk", "choices": [choice]})
+
+    def usage(self, usage: dict[str, int]) -> str:
+        """The event with the number of tokens, for clients that asked for it."""
+        return event({**self.head, "object": "chat.completion.chunk", "choices": [], "usage": usage})
+
+
+def event(data: dict[str, Any]) -> str:
+    """A server-sent event."""
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"

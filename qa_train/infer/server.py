@@ -1,0 +1,276 @@
+"""`qa-train serve`: OpenAI's ``/v1/chat/completions`` with audio, and a chat page, from one or several checkpoints.
+
+1. Limits come first: the number of requests, the size of the body, the time it may take to arrive.
+2. The body is read into a sample and waveforms in a thread (:mod:`qa_train.infer.protocol`).
+3. The engine's thread answers requests together (:mod:`qa_train.infer.engine`); pieces go back as they appear.
+
+There is no login: the default address is this machine only, and requests must name it (no other web page may ask).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qa_train.config import ServeConfig
+from qa_train.infer.encoded import EncodedClips
+from qa_train.infer.engine import Engine
+from qa_train.infer.generate import Generator
+from qa_train.infer.protocol import ApiError, Limits, parse
+from qa_train.infer.turn import Turn
+from qa_train.model import load_model
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+log = logging.getLogger(__name__)
+CHAT = "/v1/chat/completions"
+PAGE = Path(__file__).parent / "page"
+_PAGE_FILES = {"": ("page.html", "text/html"), "page.js": ("page.js", "text/javascript"),
+               "page.css": ("page.css", "text/css")}  # fmt: skip
+_EXAMPLES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_BODY_TIMEOUT_S = 60.0
+# The page may use its own files and nothing from elsewhere; clips are played from memory.
+_PAGE_HEADERS = {"Content-Security-Policy": "default-src 'self'; media-src 'self' blob:", "Cache-Control": "no-cache"}
+
+
+class Service:
+    """The state of a running server: its models, its limits, and how many are being answered."""
+
+    def __init__(self, generators: dict[str, Generator], options: ServeConfig) -> None:
+        self.generators, self.options = generators, options
+        self.limits = Limits(options.max_duration_s, options.max_clips, options.max_new_tokens)
+        self.engine = Engine(generators, batch_size=options.batch_size, token_budget=options.token_budget)
+        self.examples = _examples(options.examples)
+        self.active = 0
+        self.started = int(time.time())
+
+    async def chat(self, request: Request) -> Response:
+        """POST /v1/chat/completions."""
+        from starlette.responses import JSONResponse, StreamingResponse
+
+        body = await _body(request, self.options.max_body_mb)
+        asked = await asyncio.to_thread(parse, body, self.limits, list(self.generators), self.options.template)
+        turn = Turn(self.generators[asked.model], asked, self.engine)
+        if asked.stream:
+            headers = {"Cache-Control": "no-store"}
+            return StreamingResponse(turn.events(), media_type="text/event-stream", headers=headers)
+        return JSONResponse(await turn.whole(request.is_disconnected))
+
+    async def health(self, request: Request) -> Response:
+        """GET /health: up, and how busy."""
+        from starlette.responses import JSONResponse
+
+        return JSONResponse({"status": "ok", "active": self.active, "batches": self.engine.batches})
+
+    async def models(self, request: Request) -> Response:
+        """GET /v1/models."""
+        from starlette.responses import JSONResponse
+
+        made = {"object": "model", "created": self.started, "owned_by": "qa-train"}
+        return JSONResponse({"object": "list", "data": [{"id": name, **made} for name in self.generators]})
+
+    async def page(self, request: Request) -> Response:
+        """GET / and the page's own files."""
+        from starlette.responses import FileResponse
+
+        name, kind = _PAGE_FILES[request.url.path.removeprefix("/")]
+        return FileResponse(PAGE / name, media_type=kind, headers=_PAGE_HEADERS)
+
+    async def example_names(self, request: Request) -> Response:
+        """GET /examples: the names of the example clips, and the limits that the page has to know."""
+        from starlette.responses import JSONResponse
+
+        return JSONResponse({"examples": sorted(self.examples), "max_duration_s": self.options.max_duration_s})
+
+    async def example(self, request: Request) -> Response:
+        """GET /examples/NAME: only names that the list holds."""
+        from starlette.responses import FileResponse
+
+        path = self.examples.get(request.path_params["name"])
+        if path is None:
+            raise ApiError(404, "no example of that name; GET /examples lists them", code="not_found")
+        return FileResponse(path)
+
+
+class Admission:
+    """ASGI middleware: at most ``max_requests`` questions at a time, from the first byte to the last one sent."""
+
+    def __init__(self, app: Any, service: Service) -> None:
+        self.app, self.service = app, service
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Let a request in, or answer 429."""
+        from starlette.responses import JSONResponse
+
+        service = self.service
+        if scope["type"] != "http" or scope["path"] != CHAT:
+            await self.app(scope, receive, send)
+            return
+        if service.active >= service.options.max_requests:
+            message = f"{service.active} requests are being answered, the most allowed: try again shortly"
+            body = ApiError(429, message, code="too_many_requests").body()
+            await JSONResponse(body, status_code=429, headers={"Retry-After": "1"})(scope, receive, send)
+            return
+        service.active += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            service.active -= 1
+
+
+def application(service: Service) -> Starlette:
+    """The ASGI application of a service."""
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from starlette.responses import JSONResponse
+    from starlette.routing import Route
+
+    async def api_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        return JSONResponse(error.body(), status_code=error.status)
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return JSONResponse(ApiError(error.status_code, message, code="http").body(), status_code=error.status_code)
+
+    async def failure(request: Request, error: Exception) -> Response:
+        return JSONResponse(
+            ApiError(500, "the server failed; its log says why", code="internal").body(), status_code=500
+        )
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(service.engine.close)
+
+    # A page of another site can make a browser send requests here under a name of its own (DNS rebinding).
+    hosts = ["*"] if service.options.host not in _LOOPBACK else [*_LOOPBACK[:2], "[::1]"]
+    return Starlette(
+        routes=[
+            Route(CHAT, service.chat, methods=["POST"]),
+            Route("/v1/models", service.models),
+            Route("/health", service.health),
+            Route("/examples", service.example_names),
+            Route("/examples/{name}", service.example),
+            *(Route(f"/{name}", service.page) for name in _PAGE_FILES),
+        ],
+        exception_handlers={ApiError: api_error, HTTPException: http_error, Exception: failure},
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(Admission, service=service)],
+        lifespan=lifespan,
+    )
+
+
+async def _body(request: Request, max_body_mb: float) -> bytes:
+    """The body, refused as soon as it is known to be too large."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        # Browsers send other types across sites without asking first.
+        raise ApiError(415, f"content-type is {kind!r}; expected application/json", code="content_type")
+    limit = int(max_body_mb * 1e6)
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT_S):
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    message = f"the body has more than {max_body_mb:g} MB: send shorter clips, or compressed ones"
+                    raise ApiError(413, message, code="too_large")
+                parts.append(part)
+    except TimeoutError as error:
+        raise ApiError(408, f"the body did not arrive in {_BODY_TIMEOUT_S:g} s", code="timeout") from error
+    return b"".join(parts)
+
+
+def _examples(folder: str | None) -> dict[str, Path]:
+    if folder is None:
+        return {}
+    if not Path(folder).is_dir():
+        raise ValueError(f"serve: no folder {folder} with example clips: correct examples=, or leave it out")
+    return {path.name: path for path in sorted(Path(folder).iterdir()) if path.suffix.lower() in _EXAMPLES}
+
+
+def open_models(options: ServeConfig) -> dict[str, Generator]:
+    """The checkpoints by the name that clients use: ``checkpoint`` is one, a list, or {name: checkpoint}.
+
+    Raises:
+        ValueError: none, or two of one name.
+    """
+    given = options.checkpoint
+    pairs = list(given.items()) if isinstance(given, dict) else [
+        (_name(str(each)), each) for each in ([given] if isinstance(given, str) else given)
+    ]  # fmt: skip
+    names = [str(name) for name, _ in pairs]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"serve: the checkpoints are called {names}; expected one or several with a name each: "
+            "checkpoint={first: DIR, second: DIR}"
+        )
+    clips = EncodedClips()
+    made = {}
+    for name, checkpoint in pairs:
+        model, processor = load_model(str(checkpoint), device=options.device)
+        made[str(name)] = Generator(
+            model, processor, batch_size=options.batch_size, token_budget=options.token_budget, clips=clips
+        )
+    return made
+
+
+def _name(checkpoint: str) -> str:
+    """A checkpoint of a run is called after the run's folder."""
+    path = Path(checkpoint.rstrip("/"))
+    while path.name.startswith("checkpoint") and path.parent.name:
+        path = path.parent
+    return path.name
+
+
+def serve(options: ServeConfig) -> int:
+    """Load the checkpoints and serve until a signal ends it.
+
+    Raises:
+        ValueError: the extra is not installed, a checkpoint cannot be read, or the address is taken.
+    """
+    if find_spec("uvicorn") is None or find_spec("starlette") is None:
+        raise ValueError("serving needs starlette and uvicorn: pip install 'qa-train[serve]'")
+    import uvicorn
+
+    if min(options.max_requests, options.batch_size, options.max_new_tokens, options.max_clips) < 1:
+        raise ValueError("serve: max_requests, batch_size, max_new_tokens and max_clips must be at least 1")
+    # A wrong address should be said before minutes of loading.
+    listener = _listen(options.host, options.port)
+    host, port = listener.getsockname()[:2]
+    service = Service(open_models(options), options)
+    if options.host not in _LOOPBACK:
+        print(f"warning: anybody who reaches {options.host} may use this server; it has no login", flush=True)
+    shown = f"[{host}]" if ":" in host else host
+    listener.listen(128)
+    print(f"serving {', '.join(service.generators)} at http://{shown}:{port} (page: /, API: /v1)", flush=True)
+    config: Any = uvicorn.Config(application(service), log_level="warning", timeout_graceful_shutdown=5)
+    uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ValueError(f"serve: cannot listen on {host}:{port} ({error.strerror}): choose another port=") from error
+    return listener

@@ -1,0 +1,110 @@
+"""One request on its way through the engine, seen from the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from qa_train.data.audio import audio_tokens
+from qa_train.data.template import encode_prompt
+from qa_train.infer.engine import Engine, Job
+from qa_train.infer.generate import Answer, Decoding, Generator
+from qa_train.infer.protocol import ApiError, Reply, Request, event
+from qa_train.infer.rows import Row
+
+_ASK_AGAIN_S = 0.5
+
+
+class Turn:
+    """Sends a request to the engine and hands its answer on; must be made inside the event loop.
+
+    The row of a client that has gone is given up.
+    """
+
+    def __init__(self, generator: Generator, asked: Request, engine: Engine) -> None:
+        """ApiError when the prompt and its answer do not fit the model or the server's token budget."""
+        clips = [audio_tokens(len(wave)) for wave in asked.waves]
+        self.prompt_tokens = len(encode_prompt(asked.sample, generator.tokenizer, clips))
+        self.new_tokens = 0
+        room = min(generator.model.config.text_config.max_position_embeddings, engine.token_budget)
+        if self.prompt_tokens + asked.max_new_tokens > room:
+            raise ApiError(
+                400,
+                f"the conversation has {self.prompt_tokens} tokens, and {asked.max_new_tokens} for the answer come to "
+                f"more than the {room} that fit: start a new conversation, send shorter clips, or ask for fewer tokens",
+                code="context_length_exceeded",
+                param="messages",
+            )
+        self.reply = Reply(asked.model, int(time.time()))
+        self._asked, self._engine = asked, engine
+        self._finish = "stop"
+        self._given_up = threading.Event()
+        self._loop = asyncio.get_running_loop()
+        # Pieces of text, then the answer or the error.
+        self._news: asyncio.Queue[str | Answer | BaseException] = asyncio.Queue()
+
+    async def whole(self, gone: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
+        """The answer in one piece; ``gone`` tells whether the client still waits."""
+        pieces = [piece async for piece in self._pieces(gone)]
+        return self.reply.whole("".join(pieces), self._finish, self._usage())
+
+    async def events(self) -> AsyncIterator[str]:
+        """The answer as server-sent events; closing the iterator gives the row up."""
+        try:
+            yield self.reply.chunk({"role": "assistant", "content": ""})
+            async for piece in self._pieces():
+                yield self.reply.chunk({"content": piece})
+        except ApiError as error:
+            # The status line is long gone.
+            yield event(error.body())
+            return
+        finally:
+            self._given_up.set()
+        yield self.reply.chunk({}, self._finish)
+        if self._asked.include_usage:
+            yield self.reply.usage(self._usage())
+        yield "data: [DONE]\n\n"
+
+    async def _pieces(self, gone: Callable[[], Awaitable[bool]] | None = None) -> AsyncIterator[str]:
+        asked = self._asked
+        row = Row(asked.sample, asked.waves, self._tell, asked.max_new_tokens, self._given_up.is_set)
+        seed = random.getrandbits(62) if asked.seed is None else asked.seed
+        # Requests that leave the seed open may share a batch: its first row's seed serves all of them.
+        decoding = Decoding(asked.max_new_tokens, 1, asked.temperature, asked.top_p, seed)
+        shared = asked.seed is None
+        self._engine.submit(Job(asked.model, row, decoding, self.prompt_tokens, self._tell, shared))
+        try:
+            while True:
+                news = await self._next_news(gone)
+                if isinstance(news, BaseException):
+                    raise ApiError(500, "the model failed; the server's log says why", code="model") from news
+                if isinstance(news, Answer):
+                    break
+                yield news
+        finally:
+            self._given_up.set()
+        self.new_tokens = len(row.ids)
+        self._finish = "length" if news.truncated else "stop"
+
+    async def _next_news(self, gone: Callable[[], Awaitable[bool]] | None) -> str | Answer | BaseException:
+        while True:
+            try:
+                return await asyncio.wait_for(self._news.get(), _ASK_AGAIN_S)
+            except TimeoutError:
+                if gone is not None and await gone():
+                    raise ApiError(499, "the client has gone", code="gone") from None
+
+    def _tell(self, news: str | Answer | BaseException) -> None:
+        """Called in the engine's thread."""
+        # At the very end of the server's life the loop is closed, and nobody is left to hear it.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._news.put_nowait, news)
+
+    def _usage(self) -> dict[str, int]:
+        total = self.prompt_tokens + self.new_tokens
+        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.new_tokens, "total_tokens": total}

@@ -1,0 +1,111 @@
+"""The model card of an export: what was trained on what, how, and what was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qa_train import __version__
+from qa_train.report.results import markdown_table
+
+_USE = """```python
+from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
+
+processor = AutoProcessor.from_pretrained("FOLDER")
+model = Qwen2AudioForConditionalGeneration.from_pretrained("FOLDER")
+question = [{"type": "audio", "audio_url": "clip.wav"}, {"type": "text", "text": "What is said?"}]
+chat = [{"role": "user", "content": question}]
+text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+inputs = processor(text=text, audio=wave, sampling_rate=16_000, return_tensors="pt")  # wave: float32 [n] at 16 kHz
+reply = model.generate(**inputs, max_new_tokens=128)[:, inputs["input_ids"].shape[1]:]
+print(processor.batch_decode(reply, skip_special_tokens=True)[0])
+```"""
+
+
+def model_card(checkpoint: Path, *, name: str, parameters: int, results: str | Path | None = None) -> str:
+    """A README.md in Markdown with the front matter that model hubs read.
+
+    ``checkpoint``: a checkpoint's folder. If it belongs to a run, the card lists the run's stage, data and settings,
+    and those of the runs that it started from, as long as they are found. ``results``: a quickstart's
+    ``results.json``, shown as a table. Shards are named without their folders, so that a published card says
+    nothing of the machine. ValueError if ``results`` cannot be read.
+    """
+    front = {"library_name": "transformers", "pipeline_tag": "audio-text-to-text", "tags": ["audio", "qwen2_audio"]}
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
+        f"# {name}",
+        "An audio-language model of the Qwen2-Audio architecture "
+        f"([arXiv 2407.10759](https://arxiv.org/abs/2407.10759)), {parameters / 1e6:,.1f} M parameters, trained with "
+        f"qa-train {__version__}. It takes audio and text, and answers in text.",
+        "## Use",
+        _USE,
+        "## Training",
+        *(_stage(*run) for run in _runs(checkpoint)),
+    ]
+    if parts[-1] == "## Training":
+        parts.append("The checkpoint does not belong to a run of qa-train, so nothing is known of its training.")
+    if results is not None:
+        parts += ["## Results", "On held-out items, with 95 % intervals, after each stage.", _table(Path(results))]
+    parts += [
+        "## Licence",
+        "Weights follow the licences of the checkpoints and of the data above; check them before you publish.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _runs(checkpoint: Path) -> list[tuple[dict[str, Any], list[dict[str, Any]], int]]:
+    """Configuration, environments and last step of the run around ``checkpoint`` and of those before, oldest first."""
+    found: list[tuple[dict[str, Any], list[dict[str, Any]], int]] = []
+    seen: set[Path] = set()
+    folder: Path | None = checkpoint.resolve()
+    while folder is not None:
+        run = next(
+            (each for each in (folder, folder.parent, folder.parent.parent) if (each / "config.yaml").is_file()), None
+        )
+        if run is None or run in seen:
+            break
+        seen.add(run)
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        starts = run / "environment.json"
+        environments = json.loads(starts.read_text(encoding="utf-8")) if starts.is_file() else []
+        step = folder.name.removeprefix("checkpoint-")
+        found.append((config, environments, int(step) if step.isdigit() else config["trainer"]["max_steps"]))
+        before = config["model"].get("checkpoint")
+        folder = Path(before).resolve() if before and Path(before).is_dir() else None
+    return found[::-1]
+
+
+def _stage(config: dict[str, Any], environments: list[dict[str, Any]], step: int) -> str:
+    model, trainer, data = config["model"], config["trainer"], config["data"]
+    start = model.get("checkpoint") or "; ".join(
+        f"{part}: {model[part].get('source') or 'random weights'}" for part in ("encoder", "llm")
+    )
+    if model.get("checkpoint") and Path(start).is_dir():
+        start = "the model before it" if (Path(start) / "config.yaml").is_file() else Path(start).name
+    lines = [
+        f"### {config['stage']}",
+        f"- from {start}; frozen: {', '.join(model.get('freeze') or []) or 'nothing'}",
+        f"- {step} steps of {trainer['batches_per_step']} x {data['tokens_per_batch']} tokens, "
+        f"learning rate {trainer['learning_rate']:g} ({trainer['lr_scheduler_type']}), seed {config['run']['seed']}",
+    ]
+    if adapted := (model.get("lora") or {}).get("parts"):
+        lines.append(f"- adapters (LoRA, rank {model['lora']['r']}) on {', '.join(adapted)}, merged here")
+    if environments:
+        last = environments[-1]
+        versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items() if version[:1].isdigit())
+        lines.append(f"- {last['world_size']} process(es); {versions}; commit {last.get('git_commit') or 'unknown'}")
+    lines += ["", "| source | task | template | weight | shards |", "|---|---|---|---:|---|"]
+    for name, source in data["sources"].items():
+        shards = ", ".join(f"`{str(path).rpartition('/')[2]}`" for path in source["shards"])
+        lines.append(f"| {name} | {source['task']} | {source['template']} | {source['weight']:g} | {shards} |")
+    return "\n".join(lines)
+
+
+def _table(path: Path) -> str:
+    try:
+        return markdown_table(json.loads(path.read_text(encoding="utf-8"))).strip()
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no results to show ({error}): give a quickstart's results.json") from error

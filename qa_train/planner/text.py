@@ -1,0 +1,120 @@
+"""An estimate as a person reads it, and as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qa_train.planner.estimate import MFU_SOURCE, Estimate
+from qa_train.planner.memory import GIB, zero_stage
+
+
+def as_text(made: Estimate) -> str:
+    """Parameters, memory, operations, time, money and tasks, on about thirty lines."""
+    return "\n".join([*_head(made), *_parameters(made), *_memory(made), *_time(made), *_tasks(made)])
+
+
+def as_dict(made: Estimate) -> dict[str, Any]:
+    """The same for programs: bytes, operations, seconds."""
+    kept = made.memory.activations
+    return {
+        "stage": made.cfg.stage,
+        "gpu": made.options.gpu,
+        "gpus": made.options.gpus,
+        "zero": zero_stage(made.cfg),
+        "parameters": made.sizes.total,
+        "trained": made.sizes.trained,
+        "memory_bytes": {
+            **made.memory.kinds,
+            "activations": kept.total - kept.logits,
+            "logits": kept.logits,
+            "optimizer step": made.memory.step,
+            "total": made.memory.total,
+            "host": made.memory.host,
+        },
+        "gpu_bytes": made.gpu.memory_gib * GIB,
+        "fits": made.fits,
+        "suggestions": made.suggestions,
+        "flops_per_step": {
+            "useful": made.useful.total,
+            "reference": made.reference_flops,
+            "recomputed": made.recomputed_flops,
+        },
+        "mfu": made.mfu,
+        "step_s": made.step_s,
+        "wall_hours": made.wall_hours,
+        "gpu_hours": made.gpu_hours,
+        "cost": None if made.options.price is None else made.gpu_hours * made.options.price,
+        "tasks": [vars(task) for task in made.load.tasks],
+        "lengths": made.load.origin,
+    }
+
+
+def _head(made: Estimate) -> list[str]:
+    cfg, count = made.cfg, made.options.gpus
+    kind = f"ZeRO-{zero_stage(cfg)}" if cfg.deepspeed.config else "plain training"
+    lines = [f"{cfg.stage} of {cfg.model.name} on {count} x {made.gpu.name}, {kind}"]
+    return [*lines, f"  note: {made.sizes.note}"] if made.sizes.note else lines
+
+
+def _parameters(made: Estimate) -> list[str]:
+    sizes = made.sizes
+    lines = ["", f"{'parameters':<28} {'total':>12} {'trained':>12}"]
+    for part, count in sizes.total.items():
+        lines.append(f"  {part:<26} {_millions(count):>12} {_millions(sizes.trained.get(part, 0)):>12}")
+    return [*lines, f"  {'all':<26} {_millions(sizes.parameters):>12} {_millions(sizes.trained_parameters):>12}"]
+
+
+def _memory(made: Estimate) -> list[str]:
+    memory, kept, modes = made.memory, made.memory.activations, made.cfg.trainer.gradient_checkpointing
+    lines = ["", "memory of one GPU, GiB"]
+    lines += [f"  {name:<34} {size / GIB:>8.2f}" for name, size in memory.kinds.items() if size]
+    rows = [
+        (f"activations, encoder ({modes.encoder})", kept.encoder),
+        (f"activations, LLM ({modes.llm})", kept.llm),
+        ("activations, recomputed layer", kept.recomputed),
+        ("logits and their gradient", kept.logits),
+    ]
+    lines += [f"  {name:<34} {size / GIB:>8.2f}" for name, size in rows if size]
+    if memory.step > kept.total:
+        lines.append(f"  {'optimizer step instead of these':<34} {memory.step / GIB:>8.2f}")
+    verdict = "fits" if made.fits else "DOES NOT FIT"
+    lines.append(f"  {'at most':<34} {memory.total / GIB:>8.2f}  of {made.gpu.memory_gib:.1f}: {verdict}")
+    if memory.host:
+        lines.append(f"  host memory for what is offloaded, per machine: {memory.host / GIB:.0f} GiB")
+    return lines + [f"  -> {suggestion}" for suggestion in made.suggestions]
+
+
+def _time(made: Estimate) -> list[str]:
+    cfg, load, options = made.cfg, made.load, made.options
+    per_gpu = cfg.trainer.batches_per_step // options.gpus
+    source = MFU_SOURCE if options.mfu is None else "as given"
+    audio_h = load.audio_s * cfg.trainer.batches_per_step / 3600
+    lines = [
+        "",
+        f"one step: {cfg.trainer.batches_per_step} batches of {cfg.data.tokens_per_batch} tokens ({per_gpu} per GPU)",
+        f"  lengths from {load.origin}",
+        f"  {load.samples * cfg.trainer.batches_per_step:,.0f} samples, {audio_h:.2f} hours of audio, "
+        f"{made.useful.total / 1e15:,.2f} PFLOP useful"
+        + (f", {made.reference_flops / 1e15:,.2f} for the reference" if made.reference_flops else "")
+        + (f", {made.recomputed_flops / 1e15:,.2f} recomputed" if made.recomputed_flops else ""),
+        f"  {made.step_s:.3g} s at {made.mfu:.0%} of {made.gpu.bf16_tflops:g} TFLOP/s (efficiency: {source})",
+        f"the run: {cfg.trainer.max_steps:,} steps, {made.wall_hours:,.1f} hours, {made.gpu_hours:,.0f} GPU-hours",
+    ]
+    if options.price is not None:
+        lines[-1] += f", costs {made.gpu_hours * options.price:,.0f} at {options.price:g} per GPU-hour"
+    return lines
+
+
+def _tasks(made: Estimate) -> list[str]:
+    lines = ["", f"{'source':<18} {'task':<18} {'share':>7} {'samples':>12} {'tokens':>16} {'hours':>11} {'epochs':>8}"]
+    for row in made.load.tasks:
+        epochs = "?" if row.epochs is None else f"{row.epochs:.2f}"
+        lines.append(
+            f"{row.source:<18} {row.task:<18} {row.share:>7.1%} {row.samples:>12,.0f} {row.tokens:>16,.0f} "
+            f"{row.hours:>11,.0f} {epochs:>8}"
+        )
+    return lines + [f"  {problem}" for problem in made.load.problems]
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.2f} M" if count else "-"

@@ -1,0 +1,139 @@
+"""What one micro-batch holds, and how the tasks share a run: from the shards if they are there, else as declared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from qa_train.config import StageConfig
+from qa_train.model.flops import Work
+
+AUDIO_TOKENS_PER_SECOND = 25
+_MEL_PER_SECOND = 100
+_WINDOW_S = 30.0
+# Steps whose batches are planned to see how long the samples are.
+_LOOK = 20
+
+
+@dataclass(frozen=True)
+class Task:
+    """One source over the whole run. epochs: passes over it; None when its size is unknown."""
+
+    source: str
+    task: str
+    share: float
+    samples: float
+    tokens: float
+    hours: float
+    epochs: float | None
+
+
+@dataclass(frozen=True)
+class Load:
+    """One micro-batch, and the run's samples, tokens and hours by source. origin: where the lengths come from."""
+
+    work: Work
+    samples: float
+    clip_s: float
+    tasks: list[Task]
+    origin: str
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio of one micro-batch."""
+        return self.samples * self.clip_s
+
+
+def declared(cfg: StageConfig, *, clip_s: float, text_tokens: int, answer_tokens: int, hours: dict[str, float]) -> Load:
+    """The load when every sample is one clip of ``clip_s`` seconds with ``text_tokens`` tokens of text."""
+    if not 0 < answer_tokens <= text_tokens or clip_s < 0:
+        raise ValueError(
+            f"plan: clip_s={clip_s} text_tokens={text_tokens} answer_tokens={answer_tokens}: use sizes > 0"
+        )
+    load = _load(cfg, clip_s, text_tokens, answer_tokens, 1.0)
+    total = load[1] * cfg.trainer.batches_per_step * cfg.trainer.max_steps
+    shares, problems = _shares(cfg, hours)
+    per_sample = sum(load[0].documents) / load[1]
+    tasks = []
+    for name, share in shares.items():
+        samples = share * total
+        heard = samples * clip_s / 3600
+        epochs = heard / hours[name] if hours.get(name) else None
+        tasks.append(Task(name, cfg.data.sources[name].task, share, samples, samples * per_sample, heard, epochs))
+    origin = f"declared: clips of {clip_s:g} s, {text_tokens} text tokens, {answer_tokens} of them answers"
+    return Load(load[0], load[1], clip_s, tasks, origin, problems)
+
+
+def from_data(cfg: StageConfig, *, text_tokens: int, answer_tokens: int) -> Load:
+    """The load as the plan of the shards gives it. ValueError or FileNotFoundError if they cannot be opened."""
+    from qa_train.data.batches import open_data
+    from qa_train.data.realised import realised
+    from qa_train.model import load_model_tokenizer
+
+    data = open_data(
+        cfg.data,
+        load_model_tokenizer(cfg.model),
+        80,  # no audio is read
+        seed=cfg.data.seed,
+        batches_per_step=cfg.trainer.batches_per_step,
+        preference=cfg.stage == "dpo",
+    )
+    steps = min(cfg.trainer.max_steps, _LOOK)
+    seen: dict[str, Any] = realised(data.plan, data.sources, steps)
+    times = cfg.trainer.max_steps / steps
+    samples = max(1, seen["samples"])
+    hours = sum(row["hours"] for row in seen["sources"])
+    clip_s = hours * 3600 / samples
+    text = max(1.0, seen["tokens"] / samples - clip_s * AUDIO_TOKENS_PER_SECOND)
+    answers = min(1.0, answer_tokens / text_tokens) * text
+    work, per_batch = _load(cfg, clip_s, text, answers, seen["fill"])
+    tasks = [
+        Task(row["source"], row["task"], row["share"], row["samples"] * times, row["tokens"] * times,
+             row["hours"] * times, row["epochs"] * times)
+        for row in seen["sources"]
+    ]  # fmt: skip
+    origin = f"the shards: {steps} steps planned, {clip_s:.1f} s and {text:.0f} text tokens per sample on average"
+    return Load(work, per_batch, clip_s, tasks, origin)
+
+
+def _load(cfg: StageConfig, clip_s: float, text: float, answers: float, fill: float) -> tuple[Work, float]:
+    """(what a micro-batch of equal samples holds, how many samples); a pair has two rows and one clip."""
+    rows = 2 if cfg.stage == "dpo" else 1
+    document = max(1, round(clip_s * AUDIO_TOKENS_PER_SECOND + text))
+    samples = max(1.0, cfg.data.tokens_per_batch * fill / (rows * document))
+    segments: list[int] = []
+    if not cfg.data.encoder_cache and clip_s > 0:
+        whole, rest = divmod(clip_s, _WINDOW_S)
+        clip = [int(_WINDOW_S * _MEL_PER_SECOND)] * int(whole)
+        if rest * _MEL_PER_SECOND >= 3:
+            clip.append(round(rest * _MEL_PER_SECOND))
+        segments = clip * round(samples)
+    documents = [document] * round(rows * samples)
+    return Work(segments, documents, round(rows * samples * answers)), samples
+
+
+def _shares(cfg: StageConfig, hours: dict[str, float]) -> tuple[dict[str, float], list[str]]:
+    """Shares of the samples by source, as the mixture says; hours by source where it asks for them."""
+    sources = {name: source for name, source in cfg.data.sources.items() if source.weight > 0}
+    if unknown := sorted(set(hours) - set(cfg.data.sources)):
+        raise ValueError(f"plan: hours.{unknown[0]}: no such source; there are {', '.join(cfg.data.sources)}")
+    by, problems = cfg.data.mixture.by, []
+    missing = [name for name in sources if not hours.get(name)]
+    if by != "weight" and missing:
+        problems.append(
+            f"data.mixture.by={by} needs the hours of every source: give hours.{missing[0]}=... (shown: by weight)"
+        )
+        by = "weight"
+    raw = {
+        name: source.weight
+        * (
+            1.0
+            if by == "weight"
+            else hours[name]
+            if by == "epochs"
+            else hours[name] ** (1 / cfg.data.mixture.temperature)
+        )
+        for name, source in sources.items()
+    }
+    return {name: value / sum(raw.values()) for name, value in raw.items()}, problems

@@ -1,0 +1,217 @@
+"""The report of an evaluation: our numbers beside the published ones, what may be compared, what went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from qa_train.data.audio import BadAudio
+from qa_train.report.clips import MAX_SECONDS, data_uri
+from qa_train.report.style import STYLE
+
+MAX_PLAYERS = 30
+# Columns of their own; every other system is a baseline.
+COLUMNS = {"hf": "HF weights", "paper": "paper"}
+COUNTS = ("empty", "unparsed", "failed", "truncated", "judge_failed", "judge_refused", "judge_unread")
+
+Results = Mapping[str, Mapping[str, Any]]
+
+
+def _number(value: Any) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _ours(result: Mapping[str, Any]) -> str:
+    if result.get("value") is None:
+        return "–"
+    interval = f" [{result['ci_low']:.2f}, {result['ci_high']:.2f}]" if "ci_low" in result else ""
+    return f"{result['value']:.2f}{interval}"
+
+
+def _baselines(benchmark: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k} {v}" for k, v in benchmark["numbers"].items() if k not in COLUMNS)
+
+
+def _counts(result: Mapping[str, Any]) -> str:
+    return ", ".join(f"{result[k]} {k.replace('_', ' ')}" for k in COUNTS if result.get(k)) or "none"
+
+
+def listening(result: Mapping[str, Any]) -> str:
+    """The probe in words."""
+    probe = result.get("probe")
+    if not probe:
+        return "not probed"
+    shares = f"changed by silence {probe['silence']['changed_percent']:.0f} %"
+    if probe.get("other_clip"):
+        shares += f", by another clip {probe['other_clip']['changed_percent']:.0f} %"
+    word = {True: "listens", False: "DOES NOT LISTEN", None: "too few to tell"}[probe["listens"]]
+    return f"{word} ({shares}, n = {probe['silence']['n']})"
+
+
+def _notes(results: Results) -> list[str]:
+    notes = []
+    for name, result in results.items():
+        benchmark = result["benchmark"]
+        if result.get("why"):
+            notes.append(f"{name}: no score: {result['why']}")
+        if result.get("items_differ"):
+            notes.append(f"{name}: {result['n']} items, published are {result['items_expected']}: other data")
+        if (result.get("probe") or {}).get("listens") is False:
+            notes.append(f"{name}: the model does not listen; its score says nothing about hearing")
+        official = result.get("official")
+        if official and "value" in official:
+            left = f"; {official['left_out']} answers left out" if official.get("left_out") else ""
+            notes.append(f"{name}: official number {_number(official['value'])} ({official['what']}{left})")
+        if result.get("strict") is not None:
+            notes.append(
+                f"{name}: judge {result['judge']}, unread lines as 0: {_number(result['strict'])}; "
+                f"order agreement {_number(result.get('order_agreement_percent'))} %"
+            )
+        if (found := result.get("contamination")) is not None:
+            notes.append(
+                f"{name}: in the training shards: {found['same_clip']} of {found['checked_clips']} clips by bytes, "
+                f"{found['same_words']} of {found['checked_texts']} references by words"
+            )
+        if result.get("reference_system"):
+            reference = result["reference_system"]
+            notes.append(
+                f"{name}: reference system {_number(reference['value'])}, difference {reference['difference']:+.2f}"
+            )
+        notes.append(f"{name}: rule: {benchmark['rule'] or benchmark['metric']}")
+        if benchmark["comparable"]:
+            notes.append(f"{name}: comparable: {benchmark['comparable']}")
+    return notes
+
+
+def _parts(result: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """The breakdowns that have more than one class, or belong to a benchmark of tasks."""
+    titles = {"groups": "task", "by_group": "group", "by_length": "clip length", "by_language": "language"}
+    return {title: result[key] for key, title in titles.items() if len(result.get(key) or {}) > 1}
+
+
+def markdown_report(results: Results) -> str:
+    """One table with a row per benchmark, notes, and the breakdowns."""
+    lines = [
+        "| benchmark | metric | ours [95 %] | HF weights | paper | other systems | n | odd answers | probe |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, result in results.items():
+        benchmark = result["benchmark"]
+        numbers = benchmark["numbers"]
+        cells = [
+            benchmark["title"] or name,
+            benchmark["metric"],
+            _ours(result),
+            _number(numbers.get("hf")),
+            _number(numbers.get("paper")),
+            _baselines(benchmark) or "–",
+            str(result["n"]),
+            _counts(result),
+            listening(result),
+        ]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    lines += ["", *(f"- {note}" for note in _notes(results))]
+    for name, result in results.items():
+        for title, classes in _parts(result).items():
+            lines += ["", f"{name} by {title}:", "", f"| {title} | value | n |", "|---|---|---|"]
+            lines += [f"| {k} | {_number(v.get('value'))} | {v.get('n', '')} |" for k, v in classes.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str, kind: str = "") -> str:
+    return f'<td class="{kind}">{escape(text)}</td>'
+
+
+def _table(results: Results) -> str:
+    heads = ["ours", *COLUMNS.values(), "other systems", "n", "odd answers", "probe"]
+    rows = []
+    for name, result in results.items():
+        benchmark = result["benchmark"]
+        title = escape(benchmark["title"] or name)
+        direction = "higher is better" if benchmark["metric"] not in ("wer", "cer") else "lower is better"
+        rows.append(
+            f'<tr><th scope="row">{title}<small>{escape(benchmark["metric"])}, {direction}</small></th>'
+            + _cell(_ours(result), "num")
+            + "".join(_cell(_number(benchmark["numbers"].get(column)), "num") for column in COLUMNS)
+            + _cell(_baselines(benchmark) or "–")
+            + _cell(str(result["n"]), "num")
+            + _cell(_counts(result))
+            + _cell(listening(result))
+            + "</tr>"
+        )
+    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in heads)
+    return f'<table><thead><tr><th scope="col">benchmark</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+
+
+def _breakdowns(results: Results) -> str:
+    tables = []
+    for name, result in results.items():
+        published = result["benchmark"]["group_numbers"]
+        for title, classes in _parts(result).items():
+            rows = "".join(
+                f'<tr><th scope="row">{escape(k)}</th>{_cell(_number(v.get("value")), "num")}'
+                f"{_cell(str(v.get('n', '')), 'num')}"
+                f"{_cell(', '.join(f'{s} {x}' for s, x in published.get(k, {}).items()))}</tr>"
+                for k, v in classes.items()
+            )
+            heads = "".join(f'<th scope="col">{escape(h)}</th>' for h in (title, "ours", "n", "published"))
+            tables.append(f"<h3>{escape(name)}</h3><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>")
+    return "".join(tables)
+
+
+def _player(root: str, audio: str) -> str:
+    try:
+        uri, cut = data_uri(Path(root) / audio)
+    except (BadAudio, OSError) as error:
+        return f'<p class="note">no player: {escape(str(error))}</p>'
+    note = f'<p class="note">first {MAX_SECONDS:.0f} s of the clip</p>' if cut else ""
+    return f'<audio controls preload="none" src="{uri}"></audio>{note}'
+
+
+def _worst(results: Results) -> str:
+    cards: list[str] = []
+    players = 0
+    for name, result in results.items():
+        for item in result.get("worst") or []:
+            player = ""
+            if item.get("audio") and players < MAX_PLAYERS:
+                player, players = _player(result.get("data_root", ""), item["audio"]), players + 1
+            wanted = item["gt"] if isinstance(item["gt"], str) else " / ".join(item["gt"])
+            said = escape(item.get("error") or "") or escape(item["prediction"]) or "<i>(empty answer)</i>"
+            cards.append(
+                f'<article><header><span class="task">{escape(name)} · {escape(str(item["id"]))}</span></header>'
+                f"{player}"
+                f'<p class="prompt">{escape(item.get("prompt") or "")}</p>'
+                f"<dl><dt>expected</dt><dd>{escape(wanted)}</dd><dt>said</dt><dd>{said}</dd></dl></article>"
+            )
+    return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
+
+
+def _sections(parts: Sequence[tuple[str, str]]) -> str:
+    return "".join(f"<section><h2>{escape(title)}</h2>{body}</section>" for title, body in parts if body)
+
+
+def render_benchmarks(results: Results, title: str = "Evaluation") -> str:
+    """The whole page, self-contained; clips of the worst cases are read from the data root and embedded."""
+    notes = "".join(f"<li>{escape(note)}</li>" for note in _notes(results))
+    first = next(iter(results.values()), {})
+    facts = {"answered by": first.get("answered_by", ""), **first.get("identity", {})}
+    facts = {k: v for k, v in facts.items() if k not in ("benchmark", "rows")}
+    body = _sections(
+        [
+            ("Results", _table(results)),
+            ("What is comparable, and how it was scored", f"<ul>{notes}</ul>"),
+            ("Breakdowns", _breakdowns(results)),
+            ("Worst cases", _worst(results)),
+            ("Model", "".join(f"<p>{escape(k)}: {escape(str(v))}</p>" for k, v in facts.items())),
+        ]
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
+        f"<header class='top'><h1>{escape(title)}</h1><p>Figures in brackets are 95 % intervals. Empty, unparsed, "
+        f"cut-short and failed answers are in every denominator.</p></header>{body}</main></body></html>\n"
+    )

@@ -1,0 +1,146 @@
+"""The reference of a DPO run: which weights it is, pinned in the run folder, and its log-probabilities if precomputed.
+
+``run.dir/reference/reference.json`` says what the reference is: kind, digest of the weights, arithmetic, ``ld_alpha``.
+A resumed run whose reference would be another one is refused. Beside it, for a precomputed reference, lies
+``logps.parquet``: one row per pair (by its tokens and clips) with the log-probabilities of its two answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from qa_train.data.batches import PreferenceBatches
+from qa_train.data.plan import SampleRef
+from qa_train.train.distributed import from_main
+
+_TABLE = "logps.parquet"
+_FACTS = "reference.json"
+
+
+class Reference:
+    """What the run's reference is, and what is known of it."""
+
+    def __init__(self, folder: Path, facts: dict[str, Any], *, is_main: bool) -> None:
+        """``facts`` of the reference this run would use now. All processes must come here together.
+
+        Raises:
+            ValueError: the run began with another reference, or its table is damaged.
+        """
+        self.folder, self.facts, self.is_main = folder, facts, is_main
+        self.table: dict[str, tuple[float, float]] = {}
+        # What the table was filled for: (plan fingerprint, number of batches).
+        self._filled: list[Any] = []
+        path = folder / _FACTS
+        if is_main and path.exists():
+            self._take(json.loads(path.read_text(encoding="utf-8")))
+        # The folder may be on a disk that only the first process sees.
+        self.table, self._filled = from_main((self.table, self._filled))
+
+    def pin(self) -> None:
+        """Write down what the reference is (main process; again after every change of the table)."""
+        if not self.is_main:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        record: dict[str, Any] = {"facts": self.facts}
+        if self.facts["kind"] == "precomputed":
+            self._write_table()
+            record |= {"table": _sha256(self.folder / _TABLE), "pairs": len(self.table), "filled": self._filled}
+        part = self.folder / f"{_FACTS}.part"
+        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        part.replace(self.folder / _FACTS)
+
+    def fill(self, trainer: Any, batches: PreferenceBatches, num_batches: int, tokens_per_batch: int) -> int:
+        """Compute what the table lacks for the run's first ``num_batches`` batches; every process a share.
+
+        Returns the number of pairs computed (over all processes). The batches carry the values from then on.
+        """
+        wanted = [batches.fingerprint, num_batches]
+        missing: dict[str, tuple[SampleRef, int]] = {}
+        if self._filled != wanted:
+            for k in range(num_batches):
+                for ref in batches.plan.batch(k):
+                    name, tokens = batches.pair_id(ref)
+                    if name not in self.table:
+                        missing[name] = (ref, tokens)
+        if missing and self.is_main:
+            print(f"reference log-probabilities of {len(missing)} pairs, computed once", flush=True)
+        groups = _groups(list(missing.values()), tokens_per_batch)
+        found = []
+        state = PartialState()
+        model = trainer.model.to(trainer.args.device)
+        training = model.training
+        model.eval()
+        for group in groups[state.process_index :: state.num_processes]:
+            batch, names = batches.build_pairs(group)
+            if names:
+                inputs = {key: value.to(trainer.args.device) for key, value in batch.items()}
+                chosen, rejected = trainer.compute_ref_log_probs(model, inputs)
+                found += list(zip(names, chosen.tolist(), rejected.tolist(), strict=True))
+        model.train(training)
+        for name, chosen, rejected in gather_object(found):
+            self.table[name] = (chosen, rejected)
+        if self._filled != wanted:
+            self._filled = wanted
+            self.pin()
+        batches.references = self.table
+        return len(missing)
+
+    def _take(self, record: dict[str, Any]) -> None:
+        """What the run began with, if it is the same reference."""
+        before = record["facts"]
+        changed = [name for name in self.facts if before.get(name) != self.facts[name]]
+        if changed:
+            was = ", ".join(f"{name} {str(before.get(name))[:16]} -> {str(self.facts[name])[:16]}" for name in changed)
+            raise ValueError(
+                f"the run in {self.folder.parent} began with another reference ({was}): restore the model and the "
+                "settings it began with, or train in another run.dir"
+            )
+        if self.facts["kind"] != "precomputed":
+            return
+        path = self.folder / _TABLE
+        if not path.exists() or _sha256(path) != record["table"]:
+            raise ValueError(
+                f"{path} is not the file that {_FACTS} speaks of: restore it, or remove the folder {self.folder} "
+                "to compute the reference again"
+            )
+        table = pq.read_table(path).to_pydict()
+        pairs = zip(table["chosen"], table["rejected"], strict=True)
+        self.table = dict(zip(table["pair"], pairs, strict=True))
+        self._filled = record["filled"]
+
+    def _write_table(self) -> None:
+        names = sorted(self.table)
+        columns = {
+            "pair": pa.array(names, pa.string()),
+            "chosen": pa.array([self.table[name][0] for name in names], pa.float64()),
+            "rejected": pa.array([self.table[name][1] for name in names], pa.float64()),
+        }
+        part = self.folder / f"{_TABLE}.part"
+        pq.write_table(pa.table(columns), part)
+        part.replace(self.folder / _TABLE)
+
+
+def _groups(pairs: list[tuple[SampleRef, int]], tokens: int) -> list[list[SampleRef]]:
+    """Pairs in batches of at most ``tokens`` tokens, longest first: a memory shortage shows at once."""
+    groups: list[list[SampleRef]] = []
+    filled = 0
+    for ref, size in sorted(pairs, key=lambda pair: -pair[1]):
+        if not groups or filled + size > tokens:
+            groups.append([])
+            filled = 0
+        groups[-1].append(ref)
+        filled += size
+    return groups
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

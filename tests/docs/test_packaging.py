@@ -1,0 +1,40 @@
+"""Container recipes and citation name files, extras and the version as they are."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+
+import yaml
+
+from qa_train import __version__
+from tests.train.conftest import ROOT
+
+RECIPES = {name: (ROOT / name).read_text() for name in ("Dockerfile", "apptainer.def")}
+
+
+def test_recipes_copy_files_that_exist() -> None:
+    copied = re.findall(r"^COPY (.+) \./", RECIPES["Dockerfile"], flags=re.MULTILINE)
+    copied += re.findall(r"^    (\S+) /qa-train/", RECIPES["apptainer.def"], flags=re.MULTILINE)
+    names = [name for line in copied for name in line.split()]
+    assert len(names) >= 12
+    for name in names:
+        assert (ROOT / name).exists(), name
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert not set(names) & set(ignored)
+
+
+def test_recipes_install_extras_that_exist_with_the_pinned_versions() -> None:
+    known = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    asked = {name: re.search(r'"\.\[([\w,]+)\]"', text) for name, text in RECIPES.items()}
+    chosen = {name: set(found[1].split(",")) for name, found in asked.items() if found}
+    assert chosen["Dockerfile"] == chosen["apptainer.def"]
+    assert chosen["Dockerfile"] <= known
+    for text in RECIPES.values():
+        assert text.count("-c constraints.txt") == 2
+
+
+def test_citation() -> None:
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert found["version"] == __version__
+    assert found["license"] == "Apache-2.0"

@@ -1,0 +1,201 @@
+"""The table of benchmarks, a user's own, and the readers on tiny copies of the official layouts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qa_train.eval.benchmarks import Benchmark, find_benchmarks, from_dict, read_table
+from qa_train.eval.layouts import read_rows
+from qa_train.eval.predict import question_of
+
+SUITES = ["qwen2_audio", "airbench", "mcq", "voicebench"]
+
+
+def text(path: Path, lines: str | list[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(lines if isinstance(lines, str) else json.dumps(lines), encoding="utf-8")
+    return path
+
+
+def test_the_reports_table_is_there_in_full() -> None:
+    found = {b.name: b for b in find_benchmarks(["qwen2_audio"])}
+    assert len(found) == 4 + 4 + 1 + 3 + 7 + 2
+    assert all({"paper", "hf"} <= b.numbers.keys() for b in found.values())
+    assert all(b.template == "base" and b.rule and b.comparable for b in found.values())
+    asr = [b for b in found.values() if b.metric == "wer"]
+    assert {b.prompt for b in asr} == {f"Detect the language and recognize the speech: <|{b.language}|>" for b in asr}
+    assert found["librispeech_clean"].numbers["hf"] == 1.7
+    assert found["covost2_en_zh"].prompt == "Detect the language and translate the speech into Mandarin: <|en|>"
+    assert found["covost2_zh_en"].prompt == "Detect the language and translate the speech into English: <|zh|>"
+    assert {b.language for n, b in found.items() if n.startswith("covost2")} == {"de", "en", "zh"}
+    assert found["meld"].metric == found["vocalsound"].metric == "exact"
+
+
+def test_airbench_table() -> None:
+    foundation, chat = find_benchmarks(["airbench"])
+    assert len(foundation.group_numbers) == 19
+    assert chat.group_numbers["mixed"]["paper"] == 6.77
+    for entry in find_benchmarks(SUITES):
+        assert from_dict(json.loads(json.dumps(entry.as_dict()))) == entry
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("a: {reader: jsonl, path: x}", "metric must be given as text"),
+        ("a: {reader: jsonl, path: x, metric: f2}", "metric 'f2' is unknown: use one of"),
+        ("a: {reader: zip, path: x, metric: wer}", "reader 'zip' is unknown"),
+        ("a: {reader: jsonl, path: x, metric: wer, colour: red}", r"unknown keys \['colour'\]"),
+        ("a: {reader: jsonl, path: x, metric: wer, template: qa}", "use base or chat"),
+        ("a: 3", "a: expected a mapping"),
+    ],
+)
+def test_a_wrong_entry_names_file_and_entry(tmp_path: Path, entry: str, message: str) -> None:
+    path = text(tmp_path / "mine.yaml", f"benchmarks:\n  {entry}\n")
+    with pytest.raises(ValueError, match=message) as error:
+        read_table(path)
+    assert "mine.yaml" in str(error.value)
+
+
+def test_unknown_names_and_files() -> None:
+    with pytest.raises(ValueError, match="no benchmark 'librispeach'; suites are airbench, mcq"):
+        find_benchmarks(["librispeach"])
+    with pytest.raises(ValueError, match="named twice: meld"):
+        find_benchmarks(["meld", "qwen2_audio"])
+    with pytest.raises(ValueError, match="no benchmark file"):
+        find_benchmarks(["none.yaml"])
+
+
+def test_a_benchmark_of_ones_own(tmp_path: Path) -> None:
+    text(tmp_path / "calls.jsonl", "\n".join(json.dumps(r) for r in [
+        {"audio": "a.wav", "gt": ["yes", "yeah"], "source": "calls_en"},
+        {"audio": "b.wav", "gt": "no", "source": "calls_en", "language": "en"},
+        {"audio": "c.wav", "gt": "non", "source": "calls_fr"},
+    ]))  # fmt: skip
+    path = text(
+        tmp_path / "mine.yaml",
+        "benchmarks:\n  calls:\n    reader: jsonl\n    path: calls.jsonl\n    source: _en$\n"
+        "    prompt: Did they agree?\n    metric: accuracy\n    template: chat\n",
+    )
+    (mine,) = find_benchmarks([str(path)])
+    rows = read_rows(mine, tmp_path / "elsewhere")
+    assert [row["gt"] for row in rows] == [["yes", "yeah"], "no"]
+    question = question_of(mine, rows[0])
+    assert question.references == ("yes", "yeah")
+    assert question.sample.template == "chat"
+    with pytest.raises(ValueError, match=r"sources are \['calls_en', 'calls_fr'\]"):
+        read_rows(from_dict(mine.as_dict() | {"source": "calls_de"}), tmp_path)
+    with pytest.raises(ValueError, match="no prompt"):
+        question_of(from_dict(mine.as_dict() | {"prompt": None}), rows[0])
+    text(tmp_path / "calls.jsonl", '{"audio": "http://x/a.wav", "gt": "a", "source": "calls_en"}')
+    with pytest.raises(ValueError, match="line 1: audio is a URL"):
+        read_rows(mine, tmp_path)
+
+
+def only(name: str) -> Benchmark:
+    (found,) = find_benchmarks([name])
+    return found
+
+
+def test_missing_data_say_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no .*LibriSpeech/test-clean, nor the released librispeech_eval.jsonl"):
+        read_rows(only("librispeech_clean"), tmp_path)
+
+
+def test_speech_layouts(tmp_path: Path) -> None:
+    text(tmp_path / "LibriSpeech/test-clean/1/2/1-2.trans.txt", "1-2-0000 HELLO THERE\n1-2-0001 YES\n")
+    rows = read_rows(only("librispeech_clean"), tmp_path)
+    assert [(r["id"], r["gt"]) for r in rows] == [("1-2-0000", "HELLO THERE"), ("1-2-0001", "YES")]
+    assert Path(rows[0]["audio"]).name == "1-2-0000.flac"
+    text(tmp_path / "cv-corpus-15.0-2023-09-08/fr/test.tsv", 'client_id\tpath\tsentence\nx\ta.mp3\tIl dit "oui\n')
+    (row,) = read_rows(only("common_voice_fr"), tmp_path)
+    assert (row["gt"], Path(row["audio"]).parts[-2:]) == ('Il dit "oui', ("clips", "a.mp3"))
+    text(
+        tmp_path / "fleurs/cmn_hans_cn/test.tsv",
+        "7\ta.wav\t你好。\t你 好\tx\t1\tMALE\n7\tb.wav\t好。\t好\tx\t1\tMALE\n",
+    )
+    assert [r["gt"] for r in read_rows(only("fleurs_zh"), tmp_path)] == ["你好。", "好。"]
+    text(tmp_path / "AISHELL-2/ios/test/wav.scp", "K1\twav/C1/K1.wav\n")
+    text(tmp_path / "AISHELL-2/ios/test/trans.txt", "K1\t今天 天气\n")
+    assert read_rows(only("aishell2_ios"), tmp_path)[0]["gt"] == "今天 天气"
+    text(tmp_path / "covost2/en/covost_v2.en_de.test.tsv", "path\tsentence\ttranslation\nc.mp3\tHi\tHallo\n")
+    assert read_rows(only("covost2_en_de"), tmp_path)[0]["gt"] == "Hallo"
+    with pytest.raises(ValueError, match="expected one covost_v2"):
+        read_rows(only("covost2_en_zh"), tmp_path)
+
+
+def test_the_released_file_goes_before_the_layout(tmp_path: Path) -> None:
+    rows = [
+        {"audio": "clean/a.flac", "prompt": "p", "gt": "a", "source": "librispeech_test_clean"},
+        {"audio": "other/b.flac", "prompt": "p", "gt": "b", "source": "librispeech_test_other"},
+    ]
+    text(tmp_path / "librispeech_eval.jsonl", "\n".join(json.dumps(r) for r in rows))
+    (row,) = read_rows(only("librispeech_other"), tmp_path)
+    assert (row["gt"], row["audio"]) == ("b", str(tmp_path / "other/b.flac"))
+
+
+def test_label_layouts(tmp_path: Path) -> None:
+    text(tmp_path / "MELD/test_sent_emo.csv", 'Utterance,Emotion,Dialogue_ID,Utterance_ID\n"Oh, no",sadness,3,4\n')
+    (row,) = read_rows(only("meld"), tmp_path)
+    assert (row["id"], row["gt"]) == ("dia3_utt4", "sadness")
+    text(tmp_path / "vocalsound/class_labels_indices_vs.csv", "index,mid,display_name\n0,/m/1,Laughter\n1,/m/2,Sigh\n")
+    text(tmp_path / "vocalsound/datafiles/te.json", '{"data": [{"wav": "/old/f1_sigh.wav", "labels": "/m/2"}]}')
+    (row,) = read_rows(only("vocalsound"), tmp_path)
+    assert (row["gt"], Path(row["audio"]).parts[-2:]) == ("Sigh", ("audio_16k", "f1_sigh.wav"))
+
+
+def test_airbench_layouts(tmp_path: Path) -> None:
+    items = [
+        {"path": "x.wav", "question": "When?", "choice_a": "now", "choice_b": "then", "answer_gt": "then",
+         "task_name": "Audio_Grounding", "dataset_name": "AudioGrounding", "uniq_id": 5},
+        {"path": "y.wav", "question": "Who?", "choice_a": "a", "choice_b": "b", "choice_c": "c", "choice_d": "d",
+         "answer_gt": "c", "task_name": "Sound_AQA", "dataset_name": "avqa", "uniq_id": 5},
+    ]  # fmt: skip
+    text(tmp_path / "Foundation/Foundation_meta.json", items)
+    foundation = only("airbench_foundation")
+    first, second = read_rows(foundation, tmp_path)
+    assert Path(first["audio"]).parts[-2:] == ("Audio_Grounding_AudioGrounding", "x.flac")
+    assert first["prompt"].split("\n")[1:] == ["When?", "A. now", "B. then", "C. None", "D. None"]
+    assert second["choices"] == ["a", "b", "c", "d"]
+    assert question_of(foundation, second).references == ("c",)
+    task = from_dict(foundation.as_dict() | {"where": {"task_name": "Sound_AQA"}})
+    assert [row["group"] for row in read_rows(task, tmp_path)] == ["Sound_AQA_avqa"]
+    items[0]["answer_gt"] = "never"
+    text(tmp_path / "Foundation/Foundation_meta.json", items)
+    with pytest.raises(ValueError, match="the answer is none of its options"):
+        read_rows(foundation, tmp_path)
+    chat = [{"path": "z.wav", "question": "Q", "answer_gt": "A", "meta_info": "M", "task_name": "sound_QA",
+             "dataset_name": "clotho", "uniq_id": 1}]  # fmt: skip
+    text(tmp_path / "Chat/Chat_meta.json", chat)
+    (row,) = read_rows(only("airbench_chat"), tmp_path)
+    assert (row["prompt"], row["meta_info"], row["gt"]) == ("Q", "M", "A")
+
+
+def test_question_benchmarks(tmp_path: Path) -> None:
+    mmau = [
+        {
+            "id": "1",
+            "audio_id": "./clips/1.wav",
+            "question": "Q?",
+            "choices": ["x", "y"],
+            "answer": "y",
+            "task": "music",
+        }
+    ]
+    text(tmp_path / "MMAU/mmau-test-mini.json", mmau)
+    (row,) = read_rows(only("mmau_mini"), tmp_path)
+    assert row["prompt"] == "Q?\nA. x\nB. y\nAnswer with the option's letter from the given choices directly."
+    assert (row["gt"], row["group"], Path(row["audio"])) == ("y", "music", tmp_path / "MMAU/clips/1.wav")
+    mmsu = {"id": "1", "audio_path": "a.wav", "question": "Q", "choice_a": "x", "choice_b": "y", "answer_gt": "B"}
+    text(tmp_path / "MMSU/mmsu.jsonl", json.dumps(mmsu))
+    assert read_rows(only("mmsu"), tmp_path)[0]["gt"] == "y"
+    text(tmp_path / "voicebench/openbookqa.jsonl", json.dumps({"prompt": "Say", "audio": "q.wav", "reference": "C"}))
+    spoken = only("voicebench_openbookqa")
+    (row,) = read_rows(spoken, tmp_path)
+    question = question_of(spoken, row)
+    assert (question.references, question.choices) == (("C",), ("A", "B", "C", "D"))
+    assert len(question.sample.messages[0].content) == 1, "the clip is the question"

@@ -1,0 +1,189 @@
+"""The judge against a server process with faults: complete, correct, resumable, cached, priced."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_model import item, tone
+
+from qa_train.eval.airbench import judge_prompts
+from qa_train.eval.client import CallFailed, Endpoint
+from qa_train.eval.endpoint import EndpointModel
+from qa_train.eval.judge import Judge
+from qa_train.eval.judged import judged_result, prompts_of
+from qa_train.infer.generate import Decoding
+
+HERE = Path(__file__).parent
+
+
+class Server:
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "calls.jsonl"
+        port = folder / "port"
+        self.process = subprocess.Popen([sys.executable, str(HERE / "judge_server.py"), str(port), str(self.log)])
+        deadline = time.monotonic() + 20
+        while not port.is_file():
+            assert time.monotonic() < deadline, "the stub server did not start"
+            time.sleep(0.02)
+        self.url = f"http://127.0.0.1:{port.read_text()}/v1"
+
+    def calls(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.is_file() else []
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    running = Server(tmp_path)
+    yield running
+    running.process.kill()
+    running.process.wait()
+
+
+def endpoint(server: Server, **more: Any) -> Endpoint:
+    return Endpoint(server.url, "stub", **{"timeout_s": 0.3, "attempts": 4, "pause_s": 0.01, **more})
+
+
+FAULTS = ["429", "500", "timeout", "malformed", "empty", "hangup"]
+
+
+def test_every_fault_is_survived_and_cached(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUB_KEY", "secret-word")
+    cache = tmp_path / "cache.jsonl"
+    prompts = [f"rate:{i} {i + 1} fault:{fault}" for i, fault in enumerate(FAULTS)] + ["rate:9 9"]
+    judge = Judge("stub", cache, endpoint(server, key_env="STUB_KEY"))
+    verdicts = judge.ask(prompts)
+    assert [v.text for v in verdicts] == [f"{i} {i + 1}" for i in range(len(FAULTS))] + ["9 9"]
+    assert all(v.error is None and v.prompt_tokens == 10 for v in verdicts)
+    calls = server.calls()
+    assert len(calls) == 3 * len(FAULTS) + 1
+    assert {(c["path"], c["temperature"], c["model"], c["auth"]) for c in calls} == {
+        ("/v1/chat/completions", 0.0, "stub", "Bearer secret-word")
+    }
+    assert "secret-word" not in cache.read_text()
+    # Replayed from the cache, without a server.
+    assert Judge("stub", cache).ask(prompts) == verdicts
+    assert len(server.calls()) == len(calls)
+
+
+def test_what_fails_for_good_is_counted_and_asked_again(server: Server, tmp_path: Path) -> None:
+    cache = tmp_path / "cache.jsonl"
+    prompts = ["rate:8 7", "rate:1 1 fault:always-500", "fault:refusal", "rate:6 5"]
+    first = Judge("stub", cache, endpoint(server, attempts=2)).ask(prompts)
+    assert [v.text for v in first] == ["8 7", "", "I cannot rate this.", "6 5"]
+    assert first[1].error is not None
+    assert "HTTP 500" in first[1].error
+    assert first[2].refused
+    before = len(server.calls())
+    Judge("stub", cache, endpoint(server, attempts=2)).ask(prompts)
+    assert len(server.calls()) == before + 2, "only the failed prompt is asked again"
+
+
+def test_a_cut_line_of_the_cache_is_asked_again(server: Server, tmp_path: Path) -> None:
+    cache = tmp_path / "cache.jsonl"
+    Judge("stub", cache, endpoint(server), workers=1).ask(["rate:1 2", "rate:3 4"])
+    raw = cache.read_bytes()
+    cache.write_bytes(raw[:-20])
+    again = Judge("stub", cache, endpoint(server))
+    assert [v.text for v in again.ask(["rate:1 2", "rate:3 4"])] == ["1 2", "3 4"]
+    assert len(server.calls()) == 3
+    assert [v.text for v in Judge("stub", cache).ask(["rate:1 2", "rate:3 4"])] == ["1 2", "3 4"]
+
+
+def test_a_wrong_key_is_said_at_once(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"HTTP 401.*\$OPENAI_API_KEY"):
+        Judge("stub", tmp_path / "c", endpoint(server)).ask(["fault:wrong-key"])
+    assert len(server.calls()) == 1
+
+
+def test_the_price_is_known_and_bounded_before_any_call(server: Server, tmp_path: Path) -> None:
+    prompts = ["rate:1 2" + "x" * 3992, "rate:1 2" + "x" * 3992, "评" * 1000]
+    judge = Judge("stub", tmp_path / "c", endpoint(server), price_in=10, price_out=30, max_tokens=100, max_cost=0.01)
+    estimate = judge.estimate(prompts)
+    # A repeated prompt is asked once: 4000 / 4 and 1000 tokens in, 2 x 100 out.
+    assert (estimate.prompt_tokens, estimate.completion_tokens) == (2000, 200)
+    assert estimate.cost == pytest.approx((2000 * 10 + 200 * 30) / 1e6)
+    with pytest.raises(ValueError, match=r"more than judge.max_cost=0.01"):
+        judge.ask(prompts)
+    assert server.calls() == []
+    with pytest.raises(ValueError, match="offline and 2 of 3"):
+        Judge("stub", tmp_path / "c").ask(prompts)
+
+
+def chat_rows(scores: list[tuple[str, str, str]]) -> list[dict[str, Any]]:
+    """(task, what the judge says to reference first, to answer first): in the meta_info and in the answer."""
+    return [
+        {"id": str(i), "task_name": task, "meta_info": "a bell", "question": "What?", "gt": f"ref {i} {a}",
+         "prediction": f"ans {i} {b}"}
+        for i, (task, a, b) in enumerate(scores)
+    ]  # fmt: skip
+
+
+def test_airbench_prompts_hold_both_orders_and_stay_text() -> None:
+    (row,) = chat_rows([("sound_QA", "{second} XQuestionX", "{meta_info}")])
+    first, second = judge_prompts(row)
+    assert "Assistant 1s Answer]\nref 0 {second} XQuestionX\n[The End" in first
+    assert "Assistant 2s Answer]\nans 0 {meta_info}\n[The End" in first
+    assert "Assistant 1s Answer]\nans 0 {meta_info}\n[The End" in second
+    assert first.endswith("The two scores are separated by a space.")
+
+
+class Scripted(Judge):
+    """A judge that says what it is told, prompt by prompt."""
+
+    def __init__(self, lines: list[str], folder: Path) -> None:
+        super().__init__("scripted", folder / "cache.jsonl")
+        self.lines = lines
+
+    def ask(self, prompts: Any) -> list[Any]:
+        from qa_train.eval.judge import Verdict
+
+        return [Verdict(line) for line in self.lines[: len(prompts)]]
+
+
+def test_airbench_chat_categories_orders_and_the_strict_number(tmp_path: Path) -> None:
+    tasks = "speech_QA speech_dialogue_QA sound_QA music_QA speech_and_sound_QA speech_and_music_QA".split()
+    rows = chat_rows([(task, "", "") for task in tasks])
+    # Reference first, then answer first. The second item's swapped line cannot be read.
+    lines = ["8 6", "6 8", "8 4", "no", "9 9", "9 9", "5 10", "10 5", "8 2", "4 8", "8 6", "7 8"]
+    found = judged_result("airbench_chat", rows, Scripted(lines, tmp_path))
+    groups = found["groups"]
+    assert (groups["speech"]["value"], groups["speech"]["strict"]) == (5.0, (6 + 2) / 2)
+    assert (groups["sound"]["value"], groups["music"]["value"]) == (9.0, 10.0)
+    assert groups["mixed"]["value"] == pytest.approx((3 + 6.5) / 2)
+    assert found["value"] == pytest.approx((5 + 9 + 10 + 4.75) / 4)
+    assert (found["n"], found["judge_unread"]) == (6, 1)
+    # Five items were read in both orders; all agree in who is better.
+    assert found["order_agreement_percent"] == 100.0
+    assert found["win_rate_percent"] == 20.0
+    assert found["judge"] == "scripted"
+    assert len(found["judge_prompt_sha256"]) == 64
+    assert found["official"]["answer_first"]["fail_num"] == 1
+
+
+def test_a_reference_system_is_rated_by_the_same_judge(server: Server, tmp_path: Path) -> None:
+    rows = [{"id": str(i), "question": f"rate:{3 + i} 5 fault:no", "prediction": "x", "gt": ""} for i in range(2)]
+    judge = Judge("stub", tmp_path / "cache.jsonl", endpoint(server))
+    texts = prompts_of("voicebench_open", rows)
+    assert all("### [Response]: x\n" in text for text in texts)
+    qa = [{"id": str(i), "question": f"what {i}", "prediction": p, "gt": "cat"} for i, p in enumerate(["cat", ""])]
+    found = judged_result("voicebench_qa", qa, judge, [dict(row, prediction="dog") for row in qa])
+    assert (found["value"], found["strict"], found["empty"]) == (100.0, 100.0, 1)
+    assert found["reference_system"] == {"value": 100.0, "difference": 0.0}
+    with pytest.raises(ValueError, match="other items"):
+        judged_result("voicebench_qa", qa, judge, qa[:1])
+
+
+def test_an_endpoint_is_a_model_under_test(server: Server) -> None:
+    model = EndpointModel(endpoint(server), workers=2)
+    answers = model.generate([item(tone(0.5), "What is it?"), item(None, "Hello")], Decoding(max_new_tokens=7))
+    assert [a.text for a in answers] == ["heard 1 clips", "heard 0 clips"]
+    assert {(c["temperature"], c["max_tokens"]) for c in server.calls()} == {(0.0, 7)}
+    with pytest.raises(CallFailed, match="attempts failed"):
+        EndpointModel(endpoint(server, attempts=2)).generate([item(None, "fault:always-500")])

@@ -1,0 +1,130 @@
+"""Labels and options: parsing, the word rule of MMAU, macro-F1 and mAP against plain counts."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from qa_train.eval.labels import (
+    airbench_letter,
+    average_precision,
+    chosen_option,
+    split_labels,
+    tokens_match,
+)
+from qa_train.eval.prediction import Prediction
+from qa_train.eval.scores import score
+
+OPTIONS = ("guitar", "bass guitar", "A dog", "Piano")
+
+
+@pytest.mark.parametrize(
+    ("answer", "option"),
+    [
+        ("B", 1), ("B.", 1), ("(B)", 1), ("**B**", 1), ("B. bass guitar", 1), ("B) it is low", 1), (" D ", 3),
+        ("'C'", 2),
+        ("The answer is B.", 1), ("The correct answer is: (D)", 3), ("I would choose option A", 0), ("bass guitar", 1),
+        ("It is a bass guitar.", 1), ("A dog barks", 2), ("<|en|>Piano!", 3), ("guitar", 0),
+        ("Because I hear a bell", None), ("Can't say", None), ("a guitar or a piano", None), ("", None), ("E", None),
+        ("The answer is A or the answer is B", None), ("None of them", None), ("answer: drums", None), ("dogs", None),
+    ],
+)  # fmt: skip
+def test_chosen_option_never_guesses(answer: str, option: int | None) -> None:
+    assert chosen_option(answer, OPTIONS) == option
+
+
+def test_single_letters_as_options_are_not_looked_for_in_sentences() -> None:
+    assert chosen_option("A dog is heard", list("ABCD")) is None
+    assert chosen_option("C", list("ABCD")) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("Can't say", "C"),
+        ("A dog", "A"),
+        ("The answer is B.", "B"),
+        ("b", None),
+        ("", None),
+        ("None", None),
+        ("Ax", "A"),
+    ],
+)
+def test_airbench_letter_keeps_its_oddities(answer: str, letter: str | None) -> None:
+    assert airbench_letter(answer) == letter
+
+
+def test_choice_scores_count_the_unparsed() -> None:
+    texts = ["B", "no idea", "", "A", "bass guitar"]
+    items = [Prediction(t, ("bass guitar",), choices=OPTIONS) for t in texts]
+    items.append(Prediction("", ("bass guitar",), choices=OPTIONS, error="unreadable"))
+    found = score("choice", items)
+    assert (found.value, found.n, found.unparsed, found.empty, found.failed) == (pytest.approx(100 / 3), 6, 1, 1, 1)
+
+
+def test_mmau_rule_and_its_letter_variant() -> None:
+    choices = ("A man sings", "A woman sings", "A child speaks")
+    assert tokens_match(choices[0], "a man sings", choices)
+    assert not tokens_match(choices[0], "a man, not a woman, sings", choices)
+    assert not tokens_match(choices[0], "sings", choices)
+    assert not tokens_match(choices[0], "", choices)
+    letter = [Prediction("A", (choices[0],), choices=choices)]
+    assert score("mmau", letter).value == 100
+    assert score("tokens", letter).value == 0
+
+
+def test_exact_is_letter_for_letter() -> None:
+    items = [Prediction(t, ("joy",)) for t in ("joy", "<|en|> joy", "Joy", "joy.")]
+    assert score("exact", items).value == 50
+    assert score("accuracy", items).value == 100
+
+
+def test_macro_f1_equals_plain_counts() -> None:
+    draw = random.Random(2)
+    names = ["a b", "c", "d", "e"]
+    pairs = [(draw.choice(names), draw.choice([*names, "other", ""])) for _ in range(500)]
+    f1 = []
+    for name in names:
+        hit = sum(w == g == name for w, g in pairs)
+        precision = hit / sum(g == name for _, g in pairs)
+        recall = hit / sum(w == name for w, _ in pairs)
+        f1.append(2 * precision * recall / (precision + recall))
+    found = score("macro_f1", [Prediction(g.upper(), (w,)) for w, g in pairs])
+    assert found.value == pytest.approx(100 * np.mean(f1))
+    assert found.unparsed == sum(g == "other" for _, g in pairs)
+
+
+def plain_average_precision(scores: list[float], relevant: list[bool]) -> float:
+    total, before = 0.0, 0.0
+    for threshold in sorted(set(scores), reverse=True):
+        taken = [r for s, r in zip(scores, relevant, strict=True) if s >= threshold]
+        recall = sum(taken) / sum(relevant)
+        total += (recall - before) * sum(taken) / len(taken)
+        before = recall
+    return total
+
+
+def test_average_precision_equals_the_threshold_loop() -> None:
+    draw = random.Random(4)
+    for _ in range(500):
+        n = draw.randrange(1, 12)
+        scores = [draw.randrange(5) / 4 for _ in range(n)]
+        relevant = [draw.random() < 0.4 for _ in range(n)]
+        relevant[draw.randrange(n)] = True
+        found = average_precision(np.array(scores), np.array(relevant))
+        assert found == pytest.approx(plain_average_precision(scores, relevant))
+    with pytest.raises(ValueError, match="relevant item"):
+        average_precision(np.array([1.0]), np.array([False]))
+
+
+def test_map_of_listed_labels_equals_the_threshold_loop() -> None:
+    draw = random.Random(5)
+    names = ["dog", "cat", "rain", "bell"]
+    wanted = [draw.sample(names, draw.randrange(1, 4)) for _ in range(200)]
+    listed = [draw.sample([*names, "wind"], draw.randrange(0, 4)) for _ in range(200)]
+    parts = [plain_average_precision([float(n in given) for given in listed], [n in w for w in wanted]) for n in names]
+    items = [Prediction("; ".join(given).title(), tuple(w)) for given, w in zip(listed, wanted, strict=True)]
+    assert score("map", items).value == pytest.approx(100 * np.mean(parts))
+    assert split_labels("Dog, cat;\nBell.") == {"dog", "cat", "bell"}

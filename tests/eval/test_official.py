@@ -1,0 +1,124 @@
+"""Our rules against what the public scripts say of generated pairs (fixtures; made by make_*fixtures.py)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qa_train.eval.airbench import honest_pair, mean_over_tasks, official_chat, official_foundation
+from qa_train.eval.mandarin import normalise_mandarin, spoken
+from qa_train.eval.prediction import Prediction
+from qa_train.eval.scores import item_statistics, score
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def fixture(name: str) -> Any:
+    return json.loads((FIXTURES / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("language", ["en", "zh", "yue", "fr"])
+def test_error_counts_equal_the_released_script(language: str) -> None:
+    if language == "yue":
+        pytest.importorskip("zhconv")
+    rows = fixture(f"asr_{language}")
+    assert len(rows) == 500
+    predictions = [Prediction(answer, (reference,), language) for reference, answer, _, _ in rows]
+    found, _ = item_statistics("wer", predictions)
+    assert found.tolist() == [row[2:] for row in rows]
+    value = 100 * sum(row[2] for row in rows) / sum(row[3] for row in rows)
+    assert score("wer", predictions).value == pytest.approx(value)
+
+
+def test_mandarin_numbers_equal_cn_tn() -> None:
+    rows = fixture("cn_tn")
+    assert len(rows) == 500
+    assert [normalise_mandarin(text) for text, _ in rows] == [expected for _, expected in rows]
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [("0", "零"), ("10", "十"), ("21", "二十一"), ("110", "一百一十"), ("2200", "两千两百"), ("20002", "两万零二"),
+     ("100000000", "一亿"), ("120000", "十二万"), ("0.5", "零点五"), ("007", "零七"), ("12.05", "十二点零五")],
+)  # fmt: skip
+def test_numbers_as_spoken(number: str, said: str) -> None:
+    assert spoken(number) == said
+
+
+def test_a_number_with_two_points_is_refused() -> None:
+    with pytest.raises(ValueError, match="more than one decimal point"):
+        spoken("1.2.3")
+
+
+@pytest.mark.parametrize(("tokenizer", "language"), [("13a", "de"), ("zh", "zh"), ("ja-mecab", "ja")])
+def test_bleu_equals_sacrebleu_by_target_language(tokenizer: str, language: str) -> None:
+    if language == "ja":
+        pytest.importorskip("MeCab")
+        pytest.importorskip("ipadic")
+    made = fixture(f"bleu_{tokenizer}")
+    predictions = [Prediction(answer, (reference,), language) for reference, answer in made["pairs"]]
+    assert len(predictions) == 500
+    rows, value = item_statistics("bleu", predictions)
+    assert value(rows.sum(0, keepdims=True))[0] == pytest.approx(made["corpus"])
+    blocks = [value(rows[i : i + 50].sum(0, keepdims=True))[0] for i in range(0, 500, 50)]
+    assert blocks == pytest.approx(made["blocks_of_50"])
+
+
+def foundation_rows(made: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for row in made["rows"]:
+        choices = [row.get(f"choice_{letter}") for letter in "abcd"]
+        rows.append(
+            {
+                "id": str(row["uniq_id"]), "gt": row["answer_gt"], "prediction": row["response"], "metric": "choice",
+                "choices": [choice for choice in choices if choice is not None],
+                "task_name": row["task_name"], "dataset_name": row["dataset_name"],
+            }
+        )  # fmt: skip
+    return rows
+
+
+def test_foundation_equals_the_published_script_on_odd_answers() -> None:
+    made = fixture("airbench_foundation")
+    assert len(made["rows"]) == 600
+    assert official_foundation(foundation_rows(made)) == {"tasks": made["tasks"], "fail_num": made["fail_num"]}
+
+
+def test_foundation_keeps_unread_answers_in_the_honest_number() -> None:
+    rows = foundation_rows(fixture("airbench_foundation"))
+    result = mean_over_tasks(rows)
+    assert sum(task["n"] for task in result["tasks"].values()) == 600
+    assert result["official"]["left_out"] == 180
+    assert result["ci_low"] < result["value"] < result["ci_high"]
+    # All answers right but one unread: the script says 100 %, we do not.
+    four = [
+        dict(row, prediction="ABCD"[row["choices"].index(row["gt"])], task_name="t", dataset_name="d")
+        for row in rows[:4]
+    ]
+    four[0]["prediction"] = "no idea"
+    assert mean_over_tasks(four)["official"]["value"] == 100.0
+    assert mean_over_tasks(four)["value"] == 75.0
+
+
+@pytest.mark.parametrize("name", ["chat", "chat_swapped"])
+def test_chat_equals_the_published_script_on_odd_judge_lines(name: str) -> None:
+    made = fixture(f"airbench_{name}")
+    assert len(made["rows"]) == 600
+    found = official_chat(made["rows"], [row["gpt-score"] for row in made["rows"]], swapped=name == "chat_swapped")
+    assert found["fail_num"] == made["fail_num"]
+    assert found["success_num"] == made["success_num"]
+    assert found["groups"].keys() == made["groups"].keys()
+    for group, values in made["groups"].items():
+        assert found["groups"][group] == pytest.approx(values)
+
+
+@pytest.mark.parametrize(
+    ("line", "pair"),
+    [("8 7", (8, 7)), ("8  7", (8, 7)), ("8, 7\n", (8, 7)), ("10 1", (10, 1)), ("8\n7", (8, 7)), ("8", None),
+     ("8.5 7", None), ("11 5", None), ("8 7 6", None), ("0 5", None), ("I cannot.", None), ("", None)],
+)  # fmt: skip
+def test_honest_reading_of_a_judge_line(line: str, pair: tuple[int, int] | None) -> None:
+    assert honest_pair(line) == pair

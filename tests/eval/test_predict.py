@@ -1,0 +1,213 @@
+"""Predictions: the same file for one and two ranks, killed and resumed, with repaired clips; the probe."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+from fake_model import FakeModel, processor, tone
+
+from qa_train.eval.answers import DEAF_PERCENT
+from qa_train.eval.benchmarks import Benchmark, find_benchmarks
+from qa_train.eval.layouts import read_rows
+from qa_train.eval.predict import Limits, predict
+from qa_train.eval.ranks import Ranks
+from qa_train.eval.tables import read_predictions
+from qa_train.infer.generate import Generator
+
+HERE = Path(__file__).parent
+YAML = (
+    "benchmarks:\n  tones:\n    reader: jsonl\n    path: tones.jsonl\n    prompt: What is it?\n    metric: accuracy\n"
+)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rows = []
+    for i in range(20):
+        seconds = 0.3 + 0.1 * (i * 7 % 20)
+        soundfile.write(tmp_path / f"{i}.wav", tone(seconds), 16_000)
+        rows.append({"audio": f"{i}.wav", "gt": f"tone {round(seconds * 25)}"})
+    (tmp_path / "4.wav").write_bytes(b"RIFF and no more")
+    (tmp_path / "tones.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mine.yaml").write_text(YAML)
+    return tmp_path
+
+
+def run(
+    data: Path, out: str, model: FakeModel | None = None, limits: Limits | None = None, probe: int = 0
+) -> FakeModel:
+    parts = processor()
+    model = model or FakeModel(parts.tokenizer)
+    (benchmark,) = find_benchmarks([str(data / "mine.yaml")])
+    limits = limits or Limits(3)
+    generator = Generator(model, parts, batch_size=limits.batch_size)
+    rows = read_rows(benchmark, data)
+    predict(
+        benchmark, rows, generator, data / out, identity={"weights": "w"}, limits=limits, probe=probe, data_root=data
+    )
+    return model
+
+
+def rows_of(data: Path, out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (data / out / "predictions.jsonl").read_text().splitlines()]
+
+
+def test_rows_are_complete_in_order_and_relative(data: Path) -> None:
+    run(data, "out")
+    rows = rows_of(data, "out")
+    assert [row["id"] for row in rows] == [str(i) for i in range(1, 21)]
+    assert [row["audio"] for row in rows] == [f"{i}.wav" for i in range(20)]
+    assert "error" in rows[4]
+    assert rows[4]["prediction"] == ""
+    assert all(row["prediction"].startswith("tone ") for i, row in enumerate(rows) if i != 4)
+    assert rows[0]["duration_s"] == 0.3
+    recorded = json.loads((data / "out" / "run.json").read_text())
+    assert recorded["identity"]["decoding"]["temperature"] == 0.0
+    assert recorded["benchmark"]["name"] == "tones"
+
+
+def test_a_finished_run_asks_nothing_and_a_repaired_clip_only_its_batch(data: Path) -> None:
+    calls = len(run(data, "out").calls)
+    assert len(run(data, "out").calls) == 0
+    soundfile.write(data / "4.wav", tone(1.0), 16_000)
+    again = run(data, "out")
+    # A readable header gives the clip another place in the plan: only batches with it are asked.
+    assert 1 <= len(again.calls) < calls
+    assert rows_of(data, "out")[4]["prediction"] == "tone 25"
+
+
+def test_other_limits_are_another_run(data: Path) -> None:
+    calls = len(run(data, "out").calls)
+    assert len(run(data, "out", limits=Limits(4)).calls) > 0
+    assert len(run(data, "out").calls) == calls
+
+
+def test_the_probe_names_a_model_that_does_not_listen(data: Path) -> None:
+    hears = FakeModel(processor().tokenizer)
+    run(data, "hears", hears, probe=16)
+    probe = json.loads((data / "hears" / "run.json").read_text())["probe"]
+    # The stand-in says "tone" for any sound and its length in tokens.
+    assert probe["silence"]["changed_percent"] == 100
+    assert probe["other_clip"]["changed_percent"] > 50
+    assert probe["listens"] is True
+    deaf = FakeModel(processor().tokenizer)
+    deaf.answer = lambda ids, states: "always this"  # type: ignore[method-assign]
+    run(data, "deaf", deaf, probe=16)
+    probe = json.loads((data / "deaf" / "run.json").read_text())["probe"]
+    assert probe["listens"] is False
+    assert probe["other_clip"]["ci_high"] < DEAF_PERCENT
+    calls = len(deaf.calls)
+    run(data, "deaf", deaf, probe=16)
+    assert len(deaf.calls) == calls, "the probe of a finished run is kept"
+    run(data, "few", FakeModel(processor().tokenizer), probe=1)
+    few = FakeModel(processor().tokenizer)
+    few.answer = lambda ids, states: "always this"  # type: ignore[method-assign]
+    run(data, "few_deaf", few, probe=4)
+    assert json.loads((data / "few_deaf" / "run.json").read_text())["probe"]["listens"] is None
+
+
+def program(data: Path, out: str, world: int = 1, die: dict[int, int] | None = None) -> list[int]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = []
+    for rank in range(world):
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        if world > 1:
+            env |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        words = [sys.executable, str(HERE / "rank_program.py"), str(data / out), str(data / "mine.yaml")]
+        running.append(subprocess.Popen([*words, str((die or {}).get(rank, 0))], env=env, stderr=subprocess.DEVNULL))
+    codes = []
+    for process in running:
+        codes.append(process.wait(timeout=300))
+        if codes[-1]:
+            # The others wait for it at the next meeting point.
+            for other in running:
+                other.kill()
+    return codes
+
+
+@pytest.mark.slow
+def test_two_ranks_and_a_kill_give_the_same_file(data: Path) -> None:
+    assert program(data, "one") == [0]
+    whole = (data / "one" / "predictions.jsonl").read_bytes()
+    assert program(data, "two", world=2) == [0, 0]
+    assert (data / "two" / "predictions.jsonl").read_bytes() == whole
+    shares = [int((data / "two" / f"calls-{rank}").read_text()) for rank in (0, 1)]
+    assert min(shares) >= 3, "both ranks worked"
+    # Rank 0 dies after two batches; one process finishes what both began.
+    assert program(data, "cut", world=2, die={0: 2})[0] == 9
+    assert not (data / "cut" / "predictions.jsonl").exists()
+    assert program(data, "cut") == [0]
+    assert (data / "cut" / "predictions.jsonl").read_bytes() == whole
+    assert (data / "cut" / "run.json").read_bytes() == (data / "one" / "run.json").read_bytes()
+
+
+def test_rows_without_reference_are_refused(tmp_path: Path) -> None:
+    benchmark = Benchmark("b", "wer", "jsonl", "x", prompt="p")
+    with pytest.raises(ValueError, match="no reference to score by wer"):
+        predict(benchmark, [{"id": "1", "audio": "a.wav", "gt": ""}], FakeModel(None), tmp_path, identity={})  # type: ignore[arg-type]
+
+
+def test_odd_line_separators_in_answers_stay_inside_them(data: Path) -> None:
+    odd = FakeModel(processor().tokenizer)
+    odd.answer = lambda ids, states: "one\u2028two\x85three\nfour"  # type: ignore[method-assign]
+    run(data, "odd", odd)
+    calls = len(odd.calls)
+    rows = read_predictions(data / "odd" / "predictions.jsonl")
+    assert len(rows) == 20
+    assert {row["prediction"] for row in rows if "error" not in row} == {"one\u2028two\x85three\nfour"}
+    run(data, "odd", odd)
+    assert len(odd.calls) == calls, "the journal is read back whole"
+
+
+def share(data: Path, out: str, world: int, model: FakeModel) -> list[int]:
+    """Ranks as threads of this process: [calls of each]."""
+    meet = threading.Barrier(world)
+    models = [FakeModel(model.tokenizer) for _ in range(world)]
+    (benchmark,) = find_benchmarks([str(data / "mine.yaml")])
+    rows = read_rows(benchmark, data)
+
+    def work(rank: int) -> None:
+        generator = Generator(models[rank], processor(), batch_size=3)
+        predict(
+            benchmark, rows, generator, data / out, identity={"weights": "w"}, limits=Limits(3), probe=0,
+            data_root=data, ranks=Ranks(rank, world, lambda: meet.wait(60) and None),
+        )  # fmt: skip
+
+    with ThreadPoolExecutor(world) as pool:
+        list(pool.map(work, range(world)))
+    return [len(m.calls) for m in models]
+
+
+def test_a_kill_and_a_change_of_ranks_give_the_same_file(data: Path) -> None:
+    model = run(data, "whole")
+    whole = (data / "whole" / "predictions.jsonl").read_bytes()
+    shares = share(data, "two", 2, model)
+    assert sum(shares) == len(model.calls)
+    assert min(shares) >= 3
+    assert (data / "two" / "predictions.jsonl").read_bytes() == whole
+    dying = FakeModel(model.tokenizer)
+    generate = dying.generate
+
+    def dies(**inputs: Any) -> Any:
+        if len(dying.calls) == 2:
+            raise KeyboardInterrupt
+        return generate(**inputs)
+
+    dying.generate = dies  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run(data, "cut", dying)
+    assert not (data / "cut" / "predictions.jsonl").exists()
+    assert sum(share(data, "cut", 3, model)) == len(model.calls) - 2
+    assert (data / "cut" / "predictions.jsonl").read_bytes() == whole

@@ -1,0 +1,90 @@
+"""A headless Chromium driven through its debugging pipe: enough to use a page as a person would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+
+class Browser:
+    """One page. Its microphone is Chromium's built-in fake, which beeps once a second."""
+
+    def __init__(self, program: str, profile: Path) -> None:
+        in_read, self._in = os.pipe()
+        self._out, out_write = os.pipe()
+        command = [
+            program, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+            "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream", f"--user-data-dir={profile}",
+            "--remote-debugging-pipe", "about:blank",
+        ]  # fmt: skip
+
+        def pipes() -> None:
+            # Chromium reads commands from 3 and answers on 4; first out of the way of those numbers.
+            read, write = os.dup(in_read), os.dup(out_write)
+            read, write = [os.dup2(fd, 50 + i) for i, fd in enumerate((read, write))]
+            os.dup2(read, 3)
+            os.dup2(write, 4)
+
+        self.process = subprocess.Popen(
+            command, preexec_fn=pipes, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        os.close(in_read)
+        os.close(out_write)
+        self._waiting = b""
+        self._number = 0
+        self._session: str | None = None
+        target = next(t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page")
+        attached = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        self._session = attached["sessionId"]
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """One command and its result; events are passed over."""
+        self._number += 1
+        message: dict[str, Any] = {"id": self._number, "method": method, "params": params}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._in, json.dumps(message).encode() + b"\0")
+        while True:
+            while b"\0" not in self._waiting:
+                read = os.read(self._out, 1 << 20)
+                assert read, "the browser has ended"
+                self._waiting += read
+            line, _, self._waiting = self._waiting.partition(b"\0")
+            answer = json.loads(line)
+            if answer.get("id") == self._number:
+                assert "error" not in answer, answer
+                return dict(answer["result"])
+
+    def run(self, script: str) -> Any:
+        """The value of a JavaScript expression (promises are awaited)."""
+        found = self.call(
+            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True
+        )
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def wait(self, script: str, seconds: float = 30) -> Any:
+        """Wait until the expression is true."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if value := self.run(script):
+                return value
+            time.sleep(0.1)
+        raise AssertionError(f"still not true: {script}\n{self.run('document.body.innerText')}")
+
+    def upload(self, selector: str, path: Path) -> None:
+        """Choose a file in a file input."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+
+    def close(self) -> None:
+        """End the browser."""
+        self.process.terminate()
+        self.process.wait(timeout=20)
+        os.close(self._in)
+        os.close(self._out)

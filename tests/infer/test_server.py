@@ -1,0 +1,255 @@
+"""The server as clients meet it: a real process, real HTTP, a small random model."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from fake_model import tone
+
+from qa_train.config import EncoderConfig, LanguageModelConfig, ModelConfig, ServeConfig
+from qa_train.infer.generate import Decoding, Generator, Item
+from qa_train.infer.protocol import Limits, parse
+from qa_train.infer.server import open_models
+from qa_train.model import build_model, load_model
+
+ROOT = Path(__file__).parent.parent.parent
+NEW_TOKENS = 16
+
+
+def tiny(folder: Path, seed: int) -> None:
+    """A Hugging Face folder of a small random model whose answers depend on what it hears."""
+    encoder = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64,
+               "num_mel_bins": 80}  # fmt: skip
+    llm = {"model_type": "qwen2", "vocab_size": 1024, "hidden_size": 32, "num_hidden_layers": 2,
+           "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 64,
+           "max_position_embeddings": 4096}  # fmt: skip
+    cfg = ModelConfig(
+        name="test",
+        encoder=EncoderConfig(config=encoder),
+        llm=LanguageModelConfig(config=llm),
+        tokenizer="builtin:nano",
+    )
+    model, processor = build_model(cfg, seed=seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1 and "embed_positions" not in name:
+                weight.mul_(4.0)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    tiny(folder / "first", 1)
+    tiny(folder / "second", 2)
+    (folder / "clips").mkdir()
+    soundfile.write(folder / "clips" / "bird.wav", tone(1.0), 16_000)
+    (folder / "clips" / "secret.txt").write_text("not a clip")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(checkpoints: Path) -> Iterator[str]:
+    """The address of a running server."""
+    command = [
+        sys.executable, "-m", "qa_train", "serve", f"checkpoint=[{checkpoints}/first,{checkpoints}/second]", "port=0",
+        f"max_new_tokens={NEW_TOKENS}", "max_duration_s=30", "max_body_mb=2", "max_requests=16",
+        f"examples={checkpoints}/clips",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:\d+", line)
+        assert found, line
+        assert "first, second" in line
+        yield found.group()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) in (0, -signal.SIGTERM)
+    finally:
+        process.kill()
+
+
+def wav(seconds: float, seed: int = 0) -> str:
+    """A noisy tone as base64 of a WAV file."""
+    noise = 0.05 * np.random.default_rng(seed).standard_normal(int(seconds * 16_000))
+    buffer = io.BytesIO()
+    soundfile.write(buffer, tone(seconds) + noise.astype(np.float32), 16_000, format="WAV")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def clip(data: str, kind: str = "wav") -> dict[str, Any]:
+    return {"type": "input_audio", "input_audio": {"data": data, "format": kind}}
+
+
+def user(*parts: Any) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "text", "text": p} if isinstance(p, str) else p for p in parts]}
+
+
+def post(server: str, messages: Any, *, raw: bytes | None = None, headers: Any = None, **more: Any) -> Any:
+    """(status, JSON), or (status, text) of a stream."""
+    body = raw if raw is not None else json.dumps({"model": "first", "messages": messages, **more}).encode()
+    request = urllib.request.Request(
+        f"{server}/v1/chat/completions", body, {"Content-Type": "application/json", **(headers or {})}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            text = response.read().decode()
+            return response.status, text if more.get("stream") else json.loads(text)
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read() or b"{}")
+
+
+def get(server: str, path: str, **headers: str) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(server + path, headers=headers), timeout=30) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def said(answer: tuple[int, Any]) -> str:
+    status, body = answer
+    assert status == 200, body
+    return str(body["choices"][0]["message"]["content"])
+
+
+def expected(checkpoint: Path, messages: list[dict[str, Any]]) -> str:
+    """What the plain generator says to the same conversation."""
+    body = json.dumps({"model": "x", "messages": messages}).encode()
+    asked = parse(body, Limits(max_new_tokens=NEW_TOKENS), ["x"])
+    generator = Generator(*load_model(checkpoint))
+    answer = generator.generate([Item(asked.sample, asked.waves)], Decoding(max_new_tokens=NEW_TOKENS))[0]
+    ids = generator.tokenizer.encode(answer.text, add_special_tokens=False)
+    return str(generator.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+def test_two_turns_from_two_checkpoints(server: str, checkpoints: Path) -> None:
+    messages: list[dict[str, Any]] = [user(clip(wav(1.2)))]
+    first = said(post(server, messages))
+    assert first == expected(checkpoints / "first", messages)
+    messages += [
+        {"role": "assistant", "content": first},
+        user(clip(wav(0.7, 1)), clip(wav(0.4, 2)), "Which is longer?"),
+    ]
+    status, body = post(server, messages, max_tokens=NEW_TOKENS)
+    assert said((status, body)) == expected(checkpoints / "first", messages) != first
+    usage = body["usage"]
+    assert usage["prompt_tokens"] > 57
+    assert 0 < usage["completion_tokens"] <= NEW_TOKENS
+    assert body["choices"][0]["finish_reason"] == ("length" if usage["completion_tokens"] == NEW_TOKENS else "stop")
+    other = said(post(server, messages, model="second"))
+    assert other == expected(checkpoints / "second", messages)
+
+
+def test_a_stream_says_the_same_in_pieces(server: str) -> None:
+    messages = [user(clip(wav(1.0)), "What is it?")]
+    plain = said(post(server, messages))
+    status, text = post(server, messages, stream=True, stream_options={"include_usage": True})
+    events = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+    assert status == 200
+    assert events[-1] == "[DONE]"
+    found = [json.loads(event) for event in events[:-1]]
+    assert "".join(c["delta"].get("content", "") for each in found for c in each["choices"]) == plain
+    assert [c["finish_reason"] for each in found for c in each["choices"]][-1] in ("stop", "length")
+    assert found[-1]["usage"]["completion_tokens"] > 0
+    assert len(found) > 4
+
+
+def test_ten_clients_at_once_share_batches(server: str) -> None:
+    questions = [[user(clip(wav(0.3 + 0.1 * i, i)), f"Question {i}?")] for i in range(10)]
+    alone = [said(post(server, messages)) for messages in questions]
+    before = json.loads(get(server, "/health")[1])["batches"]
+    with ThreadPoolExecutor(10) as pool:
+        together = list(pool.map(lambda messages: said(post(server, messages)), questions))
+    after = json.loads(get(server, "/health")[1])
+    assert together == alone
+    assert len(set(alone)) > 3
+    assert after["batches"] - before < 10
+    assert after["active"] == 0
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (user(clip(base64.b64encode(b"%PDF-1.4 not audio at all").decode())), "cannot be heard"),
+        (user(clip(wav(1.0), "docx")), "format 'docx'"),
+        (user(clip(wav(31.0))), "longer than"),
+        (user(clip("")), "cannot be heard"),
+        (user(clip(wav(0.001))), "cannot be heard"),
+        (user(clip("äöü")), "not base64"),
+        (user(), "empty"),
+        (user({"type": "image_url", "image_url": {"url": "http://127.0.0.1/"}}), "'image_url'"),
+        ({"role": "tool", "content": "x"}, "role 'tool'"),
+    ],
+)
+def test_what_cannot_be_answered_is_explained(server: str, message: Any, words: str) -> None:
+    status, body = post(server, [message])
+    assert status == 400
+    assert words in body["error"]["message"]
+    assert body["error"]["type"] == "invalid_request_error"
+
+
+def test_limits_and_wrong_use(server: str) -> None:
+    asked = [user("Hello")]
+    assert post(server, asked, raw=b"{")[0] == 400
+    assert post(server, asked, raw=b"[" * 100_000)[0] == 400
+    assert post(server, asked, model="third")[0] == 404
+    assert "n=3" in post(server, asked, n=3)[1]["error"]["message"]
+    assert "unknown setting" in post(server, asked, temprature=1)[1]["error"]["message"]
+    assert "from 1 to 16" in post(server, asked, max_tokens=100)[1]["error"]["message"]
+    status, body = post(server, [user("word " * 20_000)])
+    assert status == 400
+    assert body["error"]["code"] == "context_length_exceeded"
+    assert post(server, asked, raw=b" " * 2_100_000)[0] == 413
+    assert post(server, asked, headers={"Content-Type": "text/plain"})[0] == 415
+    assert get(server, "/health", Host="evil.example")[0] == 400
+    assert get(server, "/nowhere")[0] == 404
+    assert said(post(server, asked, temperature=0.8, seed=5)) == said(post(server, asked, temperature=0.8, seed=5))
+
+
+def test_more_clients_than_allowed_are_told_to_come_back(server: str) -> None:
+    messages = [user(clip(wav(2.0)), "What is it?")]
+    with ThreadPoolExecutor(48) as pool:
+        found = list(pool.map(lambda _: post(server, messages), range(48)))
+    statuses = {status for status, _ in found}
+    assert statuses <= {200, 429}
+    assert 200 in statuses
+    assert len({said(each) for each in found if each[0] == 200}) == 1
+    assert json.loads(get(server, "/health")[1])["active"] == 0
+
+
+def test_page_and_examples(server: str) -> None:
+    assert b"Voice chat" in get(server, "/")[1]
+    assert get(server, "/page.js")[0] == get(server, "/page.css")[0] == 200
+    assert json.loads(get(server, "/examples")[1])["examples"] == ["bird.wav"]
+    assert get(server, "/examples/bird.wav")[1][:4] == b"RIFF"
+    for name in ("secret.txt", "..%2ffirst%2fconfig.json", "%2e%2e/first/config.json"):
+        assert get(server, f"/examples/{name}")[0] == 404
+    names = [model["id"] for model in json.loads(get(server, "/v1/models")[1])["data"]]
+    assert names == ["first", "second"]
+
+
+def test_names_of_checkpoints(checkpoints: Path) -> None:
+    with pytest.raises(ValueError, match=r"called \['first', 'first'\]"):
+        open_models(ServeConfig(checkpoint=[f"{checkpoints}/first"] * 2))
+    assert list(open_models(ServeConfig(checkpoint={"mine": f"{checkpoints}/first"}))) == ["mine"]

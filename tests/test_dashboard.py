@@ -1,0 +1,145 @@
+"""The dashboard: every run of a folder on one page that needs no network, and that damaged files do not break."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qa_train.dashboard import dashboard
+from qa_train.dashboard.page import HUES
+from qa_train.dashboard.panels import PANELS, draw, panels_of
+from qa_train.dashboard.runs import differences, find_runs
+
+
+class Balanced(HTMLParser):
+    """Fails on tags that are closed out of order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "line", "circle", "polyline"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("meta", "line", "circle", "polyline"):
+            assert self.open.pop() == tag
+
+
+def make(folder: Path, stage: str, *, steps: int = 40, **settings: object) -> Path:
+    """A run folder like those of training: metrics, configuration, one start."""
+    folder.mkdir(parents=True)
+    rows = []
+    for step in range(1, steps + 1):
+        row = {"step": step, "loss": 3.0 / step, "grad_norm": 1.0, "learning_rate": 1e-5 * step, "tokens": 900,
+               "seconds": 2.0, "data_wait_s": 0.1, "tokens_per_s": 450.0, "samples_per_s": 5.0, "audio_s": 36.0,
+               "audio_s_per_s": 18.0, "skipped_samples": step // 10, "loss/asr": 2.0 / step}  # fmt: skip
+        if stage == "dpo":
+            row |= {"rewards/accuracies": 0.5 + step / 100, "rewards/margins": step / 10}
+        if step % 10 == 0:
+            row["checkpoint_s"] = 1.5
+        rows.append(json.dumps(row))
+    (folder / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    trainer = {"max_steps": steps, "batches_per_step": 2, "learning_rate": 1e-5} | settings
+    cfg = {"stage": stage, "run": {"dir": str(folder)}, "model": {"name": "nano"}, "trainer": trainer,
+           "data": {"tokens_per_batch": 500}}  # fmt: skip
+    (folder / "config.yaml").write_text(yaml.safe_dump(cfg))
+    (folder / "environment.json").write_text(json.dumps([{"git_commit": "0123456789abcdef"}]))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    root = tmp_path / "runs"
+    make(root / "dpo", "dpo")
+    make(root / "first" / "pretrain", "pretrain")
+    make(root / "second" / "pretrain", "pretrain", learning_rate="<script>")
+    make(root / "sft", "sft", steps=1)
+    (root / "sft" / "finished.json").write_text("{}")
+    return root
+
+
+def test_the_page_holds_every_run_and_needs_nothing_else(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dashboard([str(runs), "title=My & runs"]) == 0
+    page = (runs / "dashboard.html").read_text()
+    parser = Balanced()
+    parser.feed(page)
+    assert parser.open == []
+    assert not re.search(r"(?:src|href)=", page)
+    assert "<script" not in page
+    assert "My &amp; runs" in page
+    for text in (
+        "stage 1: pretrain",
+        "stage 2: sft",
+        "stage 3: dpo",
+        "first/pretrain",
+        "commit 01234567",
+        "loss, asr",
+        "pairs ranked right",
+        "token budget left empty",
+        "checkpoint stall",
+        "skipped samples",
+    ):
+        assert text in page, text
+    # Two runs of one stage: two colours, and the one setting in which they differ.
+    assert "&lt;script&gt;" in page
+    assert "trainer.learning_rate" in page
+    assert "trainer.max_steps" not in page
+    assert "4 run(s)" in capsys.readouterr().out
+
+
+def test_curves_follow_from_the_metrics(runs: Path) -> None:
+    found = {run.name: run for run in find_runs([runs])}
+    curves = {panel.title: panel.curve(found["dpo"]) for panel in panels_of(list(found.values()))}
+    assert curves["token budget left empty, %"][1][0] == pytest.approx(10.0)
+    assert curves["waiting for data, % of the step"][1][0] == pytest.approx(5.0)
+    assert curves["checkpoint stall, seconds"] == ([10.0, 20.0, 30.0, 40.0], [1.5] * 4)
+    assert curves["loss, asr"][1][1] == 1.0
+    assert draw(PANELS[0], [(0, found["sft"])]) is None
+    two = draw(PANELS[0], [(0, found["dpo"]), (3, found["first/pretrain"])])
+    assert two is not None
+    assert "hue0" in two
+    assert "hue3" in two
+
+
+def test_stages_come_in_order_and_only_differences_count(runs: Path) -> None:
+    found = find_runs([runs])
+    assert [run.stage for run in found] == ["pretrain", "pretrain", "sft", "dpo"]
+    assert list(differences(found[:2])) == ["trainer.learning_rate"]
+
+
+def test_damaged_files_hide_no_run(runs: Path) -> None:
+    (runs / "dpo" / "config.yaml").write_text("stage: [")
+    (runs / "dpo" / "environment.json").write_text("{")
+    with (runs / "dpo" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 41, "loss": null, "grad_norm": NaN}\n{"step": 42, "lo')
+    assert dashboard([str(runs), f"out={runs}/x/page.html"]) == 0
+    page = (runs / "x" / "page.html").read_text()
+    assert "other" in page
+    assert ",nan" not in page
+
+
+def test_more_runs_than_colours(tmp_path: Path) -> None:
+    for i in range(HUES + 2):
+        make(tmp_path / f"r{i}", "sft", steps=3)
+    assert dashboard([str(tmp_path)]) == 0
+    page = (tmp_path / "dashboard.html").read_text()
+    assert "r0<" in page
+    assert "the 8 newest of 10 runs" in page
+    assert f"hue{HUES}" not in page
+
+
+def test_wrong_use(tmp_path: Path) -> None:
+    for words, message in (
+        ([], "give the folder"),
+        ([str(tmp_path)], r"no metrics\.jsonl"),
+        (["nowhere"], "not a folder"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dashboard(words)

@@ -1,0 +1,108 @@
+"""What a person sees before a run: help, completion, and errors that name the nearest valid word."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qa_train.completion import command_help, complete
+from qa_train.config import config_dir
+from qa_train.config.guide import GROUPS, STAGES, stage_help
+from qa_train.config.nearest import explain, nearest, valid_keys
+from tests.train.conftest import ROOT, environment
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("trainer.max_step", "trainer.max_steps"),
+        ("max_steps", "trainer.max_steps"),
+        ("learning_rate", "trainer.learning_rate"),
+        ("data.token_per_batch", "data.tokens_per_batch"),
+        ("modle", "model"),
+        ("data.sources.mine.wieght", "data.sources.mine.weight"),
+        ("trainer.gradient_checkpointing.lm", "trainer.gradient_checkpointing.llm"),
+        ("trainer.lr", None),
+        ("nonsense", None),
+    ],
+)
+def test_nearest_key(wrong: str, right: str | None) -> None:
+    assert nearest(wrong) == right
+
+
+def test_only_errors_of_the_configuration_are_explained() -> None:
+    assert explain(ValueError("Key 'x' not in 'y'")) is None
+
+
+def test_every_key_that_is_offered_exists() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "qa_train", "pretrain", "--cfg", "job", "experiment=smoke", "run.dir=unused"],
+        capture_output=True, text=True, cwd=ROOT, env=environment(), check=True,
+    )  # fmt: skip
+    shown = {line.strip().partition(":")[0] for line in done.stdout.splitlines()}
+    assert {key.rpartition(".")[2] for key in valid_keys()} <= shown
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage_help_lists_every_option_of_every_group(stage: str) -> None:
+    text = stage_help(stage)
+    for group in GROUPS[1:]:
+        for path in (config_dir() / group).glob("*.yaml"):
+            assert f"  {path.stem} " in text or f"  {path.stem}\n" in text
+    assert f"{stage}_7b" in text
+    assert "experiment=" in text
+    assert "smoke" in text
+
+
+def test_unknown_words_of_a_stage_are_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "qa_train", "sft", "experiment=smok", "run.dir=unused"],
+        capture_output=True, text=True, cwd=ROOT, env=environment(),
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "did you mean experiment=smoke" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_of_a_command_explains_its_options() -> None:
+    shown = command_help(["plan", "sft", "--help"]) or ""
+    assert "gpu=h100" in shown
+    assert "ZeRO stage 1, 2 or 3" in shown
+    assert "steps=" in (command_help(["plan", "data", "--help"]) or "")
+    assert "checkpoint=" in (command_help(["eval", "--help"]) or "")
+    assert command_help(["data", "--help"]) is None
+
+
+def test_completion() -> None:
+    commands = ["pretrain", "plan", "data"]
+    assert complete("qa-train p", commands) == ["pretrain", "plan"]
+    assert complete("qa-train pretrain experiment=smo", commands) == ["experiment=smoke"]
+    assert complete("qa-train pretrain trainer.max_st", commands) == ["trainer.max_steps="]
+    assert "gpu=" in complete("qa-train plan sft g", commands)
+    assert complete("qa-train data st", commands) == ["stats"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_completion_in_bash(tmp_path: Path) -> None:
+    """The script as bash runs it, where "=" ends a word."""
+    (tmp_path / "qa-train").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m qa_train "$@"\n')
+    (tmp_path / "qa-train").chmod(0o755)
+    script = """
+eval "$(qa-train completion bash)"
+ask() { COMP_LINE=$1 COMP_POINT=${#1}; COMPREPLY=(); _qa_train; echo "${COMPREPLY[*]}"; }
+ask "qa-train sft experiment=smo"
+ask "qa-train dash"
+"""
+    env = environment()
+    done = subprocess.run(
+        ["bash", "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=env | {"PATH": f"{tmp_path}:{env['PATH']}"},
+    )
+    assert done.stdout.splitlines() == ["smoke", "dashboard"], done.stderr

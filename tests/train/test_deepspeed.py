@@ -1,0 +1,118 @@
+"""DeepSpeed's settings: they compose, contradictions are refused, and checkpoints change shape."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+
+from qa_train.config import config_dir, register, to_stage_config
+from qa_train.train import checkpoints
+from qa_train.train.reshape import read_in_another_shape
+from tests.train.conftest import metrics, run
+
+register()
+ZERO = "deepspeed.config.zero_optimization"
+
+
+@pytest.fixture
+def composed() -> Iterator[Any]:
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir().resolve())):
+        yield lambda *words: to_stage_config(compose(config_name="pretrain", overrides=["run.dir=unused", *words]))
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero3_offload"])
+@pytest.mark.parametrize("bf16", [True, False])
+def test_deepspeed_accepts_our_files(name: str, bf16: bool) -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    words = yaml.safe_load((config_dir() / "deepspeed" / f"{name}.yaml").read_text())["config"]
+    words |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 2, "gradient_clipping": 1.0}
+    words["bf16"] = {"enabled": bf16}
+    read = DeepSpeedConfig(words)
+    assert read.zero_optimization_stage == int(name[4])
+    assert read.bfloat16_config.enabled is bf16
+    offloaded = {part: getattr(read.zero_config, part) for part in ("offload_param", "offload_optimizer")}
+    if name == "zero3_offload":
+        assert all(part.device == "cpu" for part in offloaded.values())
+    else:
+        assert not any(offloaded.values())
+
+
+@pytest.mark.parametrize("bf16", ["true", "false"])
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero3_offload"])
+def test_they_compose_with_both_precisions(composed: Any, name: str, bf16: str) -> None:
+    assert composed(f"deepspeed={name}", f"trainer.bf16={bf16}").deepspeed.name == name
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["deepspeed=zero2", "+deepspeed.config.optimizer={type: Adam}"], "use trainer.optim"),
+        (["deepspeed=zero2", "+deepspeed.config.gradient_cliping=1"], "mend its spelling"),
+        (["deepspeed=zero2", "deepspeed.config.gradient_clipping=0.3"], "contradicts trainer.max_grad_norm"),
+        (["deepspeed=zero2", "deepspeed.config.gradient_accumulation_steps=4"], "trainer.batches_per_step"),
+        (["deepspeed=zero2", "deepspeed.config.bf16.enabled=true"], "contradicts trainer.bf16"),
+        (["deepspeed=zero2", f"+{ZERO}.stage3_max_live_parameters=5"], "has no effect in ZeRO-2"),
+        (["deepspeed=zero1", f"+{ZERO}.offload_param={{device: cpu}}"], "has no effect in ZeRO-1"),
+        (["deepspeed=zero2", f"{ZERO}.stage=0"], "use 1, 2 or 3"),
+        (["deepspeed=zero3_offload", f"{ZERO}.offload_param.device=nvme"], "needs nvme_path"),
+        (["deepspeed=zero3", "trainer.on_nonfinite=skip"], "use stop"),
+        (["deepspeed=zero2", "trainer.on_loss_spike=skip"], "use warn"),
+        (["trainer.on_nonfinite=ignore"], "use stop or skip"),
+        (["trainer.keep_every_steps=1500", "trainer.save_steps=1000"], "no multiple of trainer.save_steps"),
+        (["trainer.hang_timeout_s=0"], "above 0"),
+        (["trainer.keep_best=loss", "trainer.keep_best_is=lowest"], "use smallest or largest"),
+    ],
+)
+def test_settings_without_effect_or_against_the_trainer_are_refused(
+    composed: Any, words: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        composed(*words)
+
+
+def test_overrides_that_agree_are_taken(composed: Any) -> None:
+    cfg = composed("deepspeed=zero2", "deepspeed.config.gradient_clipping=1.0", f"{ZERO}.reduce_bucket_size=1000")
+    assert cfg.deepspeed.config["zero_optimization"]["reduce_bucket_size"] == 1000
+
+
+def test_zero_and_plain_runs_do_not_mix(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="use the same deepspeed= as before"):
+        read_in_another_shape(tmp_path, "whole", "cut by DeepSpeed ZeRO-2 for 2 process(es)", None)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, options: Callable[[str, Path], list[str]]) -> list[float]:
+    """Losses of an undisturbed run in one process, without DeepSpeed."""
+    folder = tmp_path_factory.mktemp("plain") / "run"
+    run("pretrain", *options("pretrain", folder))
+    return [record["loss"] for record in metrics(folder)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_zero_run_goes_on_with_fewer_processes(
+    stage: int, tmp_path: Path, plain: list[float], options: Callable[[str, Path], list[str]]
+) -> None:
+    folder = tmp_path / "run"
+    words = [*options("pretrain", folder), f"deepspeed=zero{stage}"]
+    if stage == 3:
+        words.append(f"{ZERO}.stage3_param_persistence_threshold=0")
+    run("pretrain", *words, processes=2)
+    shutil.rmtree(folder / "checkpoints" / "checkpoint-6")
+    (folder / "finished.json").unlink()
+    # DeepSpeed forgets under ZeRO-3 that biases and norms do not decay; the losses below would tell.
+    settings = checkpoints.read_manifest(folder / "checkpoints" / "checkpoint-4")["param_groups"]
+    assert {group["weight_decay"] for group in settings} == {0.0, 0.05}
+    # Without torchrun, too.
+    done = run("pretrain", *words)
+    assert "joining the ZeRO parts of checkpoint-4" in done.stdout
+    assert checkpoints.damage(folder / "checkpoints" / "checkpoint-4") is None
+    np.testing.assert_allclose([record["loss"] for record in metrics(folder)], plain, rtol=2e-6)

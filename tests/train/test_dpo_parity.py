@@ -1,0 +1,144 @@
+"""Our DPO loss against TRL's own trainer on the stock model: one padded copy of every clip for each row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from transformers import Qwen2AudioForConditionalGeneration
+from trl import DPOConfig, DPOTrainer
+
+from qa_train.config import DataConfig, EncoderConfig, LanguageModelConfig, ModelConfig, SourceConfig, TrainerConfig
+from qa_train.data.audio import read_clip
+from qa_train.data.batches import PreferenceBatches, open_data
+from qa_train.model import build_model
+from qa_train.train.dpo import AudioDPOTrainer
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "sigmoid": {},
+    "hinge": {},
+    "ipo": {},
+    "robust": {"label_smoothing": 0.1},
+    "nca_pair": {},
+    "sppo_hard": {},
+    "apo_zero": {},
+    "sigmoid with a length limit": {"ld_alpha": 0.5},
+    "sigmoid and sft": {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2]},
+}
+
+
+class StockTrainer(DPOTrainer):
+    """TRL's trainer as it is, but for the dataset, which is not asked for anything here."""
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+
+@pytest.fixture(scope="module")
+def parts() -> tuple[Any, Any]:
+    """A policy and a processor; small random weights that react to what they hear."""
+    encoder = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64,
+               "num_mel_bins": 80}  # fmt: skip
+    llm = {"model_type": "qwen2", "vocab_size": 1024, "hidden_size": 32, "num_hidden_layers": 2,
+           "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 64}  # fmt: skip
+    cfg = ModelConfig(
+        name="test",
+        encoder=EncoderConfig(config=encoder),
+        llm=LanguageModelConfig(config=llm),
+        tokenizer="builtin:nano",
+    )
+    model, processor = build_model(cfg, seed=1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1 and "embed_positions" not in name:
+                weight.mul_(2.0)
+    return model.eval(), processor
+
+
+@pytest.fixture(scope="module")
+def batches(parts: tuple[Any, Any], shards: Path) -> PreferenceBatches:
+    source = SourceConfig(name="made", shards=[f"{shards}/pairs-*.tar"], task="chat", template="chat")
+    cfg = DataConfig(sources={"made": source}, tokens_per_batch=900, chapter_samples=64)
+    opened = open_data(cfg, parts[1].tokenizer, 80, seed=0, batches_per_step=1, preference=True)
+    assert isinstance(opened, PreferenceBatches)
+    return opened
+
+
+def perturbed(model: Any) -> Any:
+    """The same model with other weights: the reference, so that margins are not zero."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.05 * weight.std().nan_to_num() * torch.randn(weight.shape, generator=generator))
+    return model.requires_grad_(False).eval()
+
+
+def stock_inputs(batches: PreferenceBatches, ours: dict[str, torch.Tensor], processor: Any) -> dict[str, torch.Tensor]:
+    """The rows of batch 0 with their clips padded to 30 s, once for chosen and once for rejected."""
+    waves = []
+    for ref in batches.plan.batch(0):
+        for clip in batches.sources[ref.source].clips(ref.row):
+            raw = Path(clip.shard).read_bytes()[clip.offset : clip.offset + clip.size]
+            waves.append(read_clip(raw))
+    audio = processor.feature_extractor(
+        waves * 2, sampling_rate=16_000, padding="max_length", return_attention_mask=True, return_tensors="pt"
+    )
+    text = {name: ours[name] for name in ("input_ids", "attention_mask", "completion_mask")}
+    return {**text, "input_features": audio["input_features"], "feature_attention_mask": audio["attention_mask"]}
+
+
+def make_trainer(kind: type[DPOTrainer], model: Any, reference: Any, processor: Any, folder: Path, **more: Any) -> Any:
+    args = DPOConfig(
+        output_dir=str(folder), use_cpu=True, report_to="none", beta=0.3, max_length=None,
+        gradient_checkpointing=False, bf16=False, remove_unused_columns=False, **more,
+    )  # fmt: skip
+    return kind(
+        model=model, ref_model=reference, args=args, train_dataset=datasets.Dataset.from_dict({"batch": [0]}),
+        data_collator=lambda rows: rows, processing_class=processor.tokenizer,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_loss_and_gradients_equal_trl_on_the_stock_model(
+    variant: str, parts: tuple[Any, Any], batches: PreferenceBatches, tmp_path: Path
+) -> None:
+    model, processor = parts
+    model.zero_grad(set_to_none=True)
+    model.save_pretrained(tmp_path / "policy")
+    reference = perturbed(type(model).from_pretrained(tmp_path / "policy"))
+    reference.save_pretrained(tmp_path / "reference")
+    stock, stock_reference = (
+        Qwen2AudioForConditionalGeneration.from_pretrained(tmp_path / name, dtype=torch.float32).eval()
+        for name in ("policy", "reference")
+    )
+    options = {"loss_type": [variant.partition(" ")[0]], **VARIANTS[variant]}
+    ours = make_trainer(AudioDPOTrainer, model, reference, processor, tmp_path, **options)
+    theirs = make_trainer(StockTrainer, stock, stock_reference, processor, tmp_path, **options)
+    batch = batches.build(0)
+    pairs = len(batch["input_ids"]) // 2
+    assert pairs >= 3
+    ours.attach(
+        batches=batches,
+        run=SimpleNamespace(),
+        writer=SimpleNamespace(),
+        options=TrainerConfig(),
+    )
+    ours._pairs_of_step = pairs
+    found = ours.compute_loss(ours.model, batch)
+    expected = theirs.compute_loss(theirs.model, stock_inputs(batches, batch, processor))
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), abs=1e-5)
+    margin = ours._metrics["train"]["rewards/margins"] + ours._metrics["eval"]["rewards/margins"]
+    assert abs(float(margin[0])) > 1e-3, "without a margin, the variants could not be told apart"
+    found.backward()
+    expected.backward()
+    norms = [
+        float(torch.cat([w.grad.flatten() for w in m.parameters() if w.grad is not None]).norm())
+        for m in (model, stock)
+    ]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    assert norms[0] > 1e-4

@@ -1,0 +1,25 @@
+"""A run that is killed at random moments ends as one that was not; the long version is scripts/check_faults.py."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.train.conftest import ROOT, TIMEOUT_S, environment
+
+
+@pytest.mark.slow
+def test_three_kills_change_nothing() -> None:
+    words = ["--kills", "3", "--steps", "8", "--save-steps", "2", "--seed", "1"]
+    done = subprocess.run(
+        [sys.executable, "scripts/check_faults.py", *words], env=environment(), cwd=ROOT, capture_output=True,
+        text=True, timeout=TIMEOUT_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    figures = json.loads(done.stdout.splitlines()[-1].removeprefix("results: "))
+    assert figures["kills"] == 3
+    assert figures["faults"] == []
+    assert figures["most_lost_steps"] <= 2

@@ -1,0 +1,111 @@
+"""Storage that fails costs the new checkpoint and nothing else."""
+
+from __future__ import annotations
+
+import errno
+import resource
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from qa_train.config import ReliabilityConfig
+from qa_train.train import checkpoints, saving
+from qa_train.train.guards import StopRun
+from qa_train.train.metrics import MetricsWriter
+from tests.train.conftest import ROOT, TIMEOUT_S, command, environment, run
+from tests.train.test_checkpoints import make
+
+
+def fail_with(error: Exception, folder: Path) -> Callable[[], None]:
+    def write() -> None:
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise error
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EROFS, "Read-only file system"),
+        RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+    ids=["full", "read-only", "torch", "safetensors"],
+)
+def test_a_failed_save_is_explained_and_leaves_the_older_one_alone(tmp_path: Path, error: Exception) -> None:
+    make(tmp_path, 2)
+    folder = tmp_path / "checkpoint-4"
+    with pytest.raises(StopRun, match=r"checkpoint-4 could not be written .*checkpoint-2 is the newest complete one"):
+        saving.written(folder, fail_with(error, folder))
+    assert not folder.exists()
+    assert checkpoints.damage(tmp_path / "checkpoint-2") is None
+
+
+def test_other_failures_of_a_save_stay_what_they_are(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-4"
+    with pytest.raises(KeyError):
+        saving.written(folder, fail_with(KeyError("bug"), folder))
+    assert folder.exists()
+
+
+def test_group_settings_come_back(tmp_path: Path) -> None:
+    weights = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    groups = [{"params": [weights[0]], "weight_decay": 0.1}, {"params": [weights[1]], "weight_decay": 0.0, "lr": 2e-4}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    settings = saving.group_settings(optimizer)
+    checkpoints.write_json(tmp_path / "groups.json", settings)
+    for group in optimizer.param_groups:
+        group.update(weight_decay=0.1, lr=0.0, betas=(0, 0))
+    saving.restore_group_settings(optimizer, settings)
+    assert [(g["weight_decay"], g["lr"], g["betas"]) for g in optimizer.param_groups] == [
+        (0.1, 1e-3, (0.9, 0.999)), (0.0, 2e-4, (0.9, 0.999)),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="2 parameter groups, the checkpoint 1"):
+        saving.restore_group_settings(optimizer, settings[:1])
+
+
+def test_the_best_checkpoint_is_chosen_by_a_mean_since_the_save_before(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path / "metrics.jsonl", is_main=True)
+    for step, loss in enumerate((4.0, 2.0, 1.0), start=1):
+        writer.write(step, {"loss": loss, "grad_norm": float("nan")})
+        if step == 2:
+            assert writer.mean_since_save("loss") == 3.0
+    assert "NaN" not in writer.path.read_text()
+    with pytest.raises(ValueError, match=r"trainer.keep_best is 'los', which no step has: use one of grad_norm, loss"):
+        writer.mean_since_save("los")
+    writer.write(4, {"loss": 7.0})
+    assert writer.mean_since_save("loss") == 7.0
+
+
+def test_what_is_kept_follows_the_options(tmp_path: Path) -> None:
+    for step, loss in enumerate((3.0, 1.0, 2.0, 1.5), start=1):
+        checkpoints.commit(make(tmp_path, step, commit=False), {"step": step, "best_value": loss})
+    saving.prune(tmp_path, ReliabilityConfig(keep_checkpoints=1, keep_best="loss", keep_every_steps=3))
+    assert [checkpoints.step_of(f) for f in checkpoints.list_folders(tmp_path)] == [4, 3, 2]
+
+
+@pytest.mark.slow
+def test_a_run_on_full_storage_says_so_and_goes_on_later(
+    tmp_path: Path, options: Callable[[str, Path], list[str]]
+) -> None:
+    folder = tmp_path / "run"
+    words = [w for w in options("pretrain", folder) if not w.startswith("trainer.max_steps")]
+    run("pretrain", *words, "trainer.max_steps=2")
+    # The kernel refuses every file beyond this size: less than the weights, more than metrics.jsonl.
+    limit = (400_000, 400_000)
+    full = subprocess.run(
+        command("pretrain", *words, "trainer.max_steps=4"), env=environment(), cwd=ROOT, capture_output=True,
+        text=True, timeout=TIMEOUT_S, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )  # fmt: skip
+    assert full.returncode == 1, full.stderr[-2000:]
+    assert "checkpoint-4 could not be written" in full.stderr
+    assert checkpoints.damage(folder / "checkpoints" / "checkpoint-2") is None
+    assert not (folder / "checkpoints" / "checkpoint-4").exists()
+    run("pretrain", *words, "trainer.max_steps=4")
+    assert (folder / "finished.json").is_file()
