@@ -74,7 +74,7 @@ def add_adapters(model: nn.Module, adapters: Adapters, *, float32: bool = True) 
     # With recomputation on, peft makes the inputs require gradients for its older variant, which ours is not: a
     # frozen encoder would keep its activations and pay a whole backward for nothing.
     if getattr(model, "_require_grads_hooks", None):
-        model.disable_input_require_grads()
+        model.disable_input_require_grads()  # type: ignore[operator]
     return adapted
 
 
