@@ -96,8 +96,16 @@ def main(argv: list[str] | None = None) -> None:
         if (text := command_help(words)) is not None:
             print(text)
             sys.exit(0)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    _show_warnings()
     sys.exit(_guarded(words[0], command, words[1:]))
+
+
+def _show_warnings() -> None:
+    """Warnings and errors of every library go to stderr."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", force=True)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("qa_train") and isinstance(logger, logging.Logger):
+            logger.disabled = False
 
 
 def _guarded(name: str, command: Callable[[list[str]], int], rest: list[str]) -> int:
@@ -137,6 +145,8 @@ def _stage(stage: str, overrides: list[str]) -> int:
     codes: list[int] = []
 
     def task(raw: Any) -> None:
+        # Hydra's setup takes the handlers away and switches loggers off: skipped samples and steps would go unsaid.
+        _show_warnings()
         # Hydra would shorten the trace of any error; errors are handled here instead.
         codes.append(_guarded(stage, lambda _: _run_stage(stage, to_stage_config(raw)), []))
 

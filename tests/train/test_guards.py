@@ -141,6 +141,7 @@ def test_a_nan_on_one_rank_skips_the_step_on_both(tmp_path: Path, options: Calla
     assert [record.get("skipped_steps") for record in records] == [None, None, 1, 1, 1, 1]
     assert "not finite" in records[2]["skipped_because"]
     assert all(record["grad_norm"] > 0 for record in records[3:])
+    assert "Samples of this step: speech-" in done.stderr
 
 
 @pytest.fixture
