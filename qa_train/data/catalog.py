@@ -166,7 +166,8 @@ def read_catalog(path: str, *, values: bool = True) -> Iterator[tuple[str, Summa
     """
     try:
         with storage.open_binary(path) as file:
-            table = pyarrow.parquet.read_table(file)
+            # On this thread alone, as the sidecars (qa_train.data.sidecar).
+            table = pyarrow.parquet.read_table(file, use_threads=False, pre_buffer=False)
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist; make it with: qa-train data catalog {path} SHARDS") from error
     except (pyarrow.ArrowInvalid, OSError) as error:

@@ -89,7 +89,7 @@ class Summary:
 def load_index(path: str) -> ShardIndex:
     """Read the index of a shard and check that the shard is still the one that was indexed."""
     with _sidecar(path) as (file, footer):
-        table = file.read()
+        table = file.read(use_threads=False)
     size = _check_size(path, int(footer["shard_size"]))
     problems = [Problem(**entry) for entry in json.loads(footer["problems"])]
     return ShardIndex(path, table.replace_schema_metadata(footer), size, footer["fingerprint"], problems)
@@ -99,7 +99,7 @@ def load_summary(path: str) -> Summary:
     """What the index says of a shard, from its footer alone; checks that the shard is still the one indexed."""
     with _sidecar(path) as (file, footer):
         # Indexes written by earlier versions hold no summary.
-        rows = None if "summary" in footer else file.read(columns=["duration_s", "meta"])
+        rows = None if "summary" in footer else file.read(columns=["duration_s", "meta"], use_threads=False)
     said = _summarize(rows) if rows is not None else json.loads(footer["summary"])
     _check_size(path, int(footer["shard_size"]))
     problems = [Problem(**entry) for entry in json.loads(footer["problems"])]
@@ -120,13 +120,17 @@ def load_rows(path: str, fingerprint: str, columns: Sequence[str]) -> pyarrow.Ta
                 f"the index of {path} was made anew since the data were opened or their catalog was written: "
                 "restore the shard, or make the catalog again with qa-train data catalog"
             )
-        table = file.read(columns=list(columns))
+        table = file.read(columns=list(columns), use_threads=False)
     return table.replace_schema_metadata(None)
 
 
 @contextlib.contextmanager
 def _sidecar(path: str) -> Iterator[tuple[pyarrow.parquet.ParquetFile, dict[str, str]]]:
-    """The open index of a shard, and its footer."""
+    """The open index of a shard, and its footer.
+
+    Read it with ``use_threads=False``: Arrow's threads hold the Python file a moment longer than the read takes, and
+    one that lets it go while the interpreter ends aborts the process ("terminate called without an active exception").
+    """
     side = path + SUFFIX
     try:
         with storage.open_binary(side) as handle:
