@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qa_train.data.order import Ints
-from qa_train.data.packing import Floats
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Chapter:
 
     batches: list[list[SampleRef]]
     batch_tokens: Ints
-    batch_costs: Floats
+    batch_costs: Ints
     too_long: list[SampleRef]
     left_out: dict[int, Counter[str]]
 

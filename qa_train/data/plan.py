@@ -27,7 +27,7 @@ import numpy as np
 from qa_train.data import mixture
 from qa_train.data.chapter import Chapter, PlanSource, SampleRef
 from qa_train.data.order import EpochOrder, Ints, hashes
-from qa_train.data.packing import Cost, Floats, pack
+from qa_train.data.packing import Cost, pack
 from qa_train.data.seek import Board, Start, decode_state, encode_state
 
 _CHAPTERS_KEPT = 2
@@ -35,6 +35,8 @@ _STARTS_KEPT = 4096
 _EPOCHS_KEPT = 2
 # Records looked at together when few are missing.
 _BLOCK = 256
+# Raised when other samples make up batch k of the same data: a run of an older version is then not continued unnoticed.
+_VERSION = 2
 
 
 @dataclass
@@ -44,7 +46,7 @@ class _Part:
     rows: Ints
     epochs: Ints
     tokens: Ints
-    costs: Floats
+    costs: Ints
     left_out: Counter[str]
     cursor: tuple[int, int]
 
@@ -149,7 +151,7 @@ class Plan:
 
     def _settings(self) -> str:
         """All that the order depends on but the sources' data."""
-        parts: list[Any] = [self.seed, self.tokens_per_batch, self.chapter_samples, self.cost.key()]
+        parts: list[Any] = [_VERSION, self.seed, self.tokens_per_batch, self.chapter_samples, self.cost.key()]
         parts += [[s.name, s.weight, s.max_epochs] for s in self.sources]
         return json.dumps(parts)
 
@@ -210,7 +212,7 @@ class Plan:
         """The next ``count`` rows of source i that qualify; fewer when it runs dry."""
         source = self.sources[i]
         none = np.zeros(0, dtype=np.int64)
-        found: list[tuple[Ints, Ints, Ints, Floats]] = [(none, none, none, np.zeros(0))]
+        found: list[tuple[Ints, Ints, Ints, Ints]] = [(none, none, none, none)]
         left_out: Counter[str] = Counter()
         missing, since = count, 0
         while missing and (source.max_epochs is None or epoch < source.max_epochs):
@@ -262,7 +264,7 @@ class Plan:
         return Chapter(
             [[refs[kept[i]] for i in batch] for batch in packed],
             np.asarray([tokens[kept[batch]].sum() for batch in packed], dtype=np.int64),
-            np.asarray([costs[kept[batch]].sum() for batch in packed], dtype=np.float64),
+            np.asarray([costs[kept[batch]].sum() for batch in packed], dtype=np.int64),
             [refs[i] for i in np.flatnonzero(~fits)],
             {i: part.left_out for i, part in parts.items()},
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qa_train.data.packing import Floats
+from qa_train.data.order import Ints
 from qa_train.data.plan import Plan
 from qa_train.data.source import Source
 
@@ -24,7 +24,7 @@ def realised(plan: Plan, sources: list[Source], steps: int) -> dict[str, Any]:
     batches = steps * plan.batches_per_step
     rows = {i: _Line() for i, source in enumerate(sources) if source.weight > 0}
     tokens: list[int] = []
-    costs: list[float] = []
+    costs: list[int] = []
     number, (last, _) = 0, plan.locate(batches - 1)
     while number <= last:
         chapter = plan.chapter(number)
@@ -53,7 +53,7 @@ def realised(plan: Plan, sources: list[Source], steps: int) -> dict[str, Any]:
     }
 
 
-def imbalance(costs: Floats, per_step: int) -> dict[int, dict[str, float]]:
+def imbalance(costs: Ints, per_step: int) -> dict[int, dict[str, float]]:
     """By world size: (costliest rank / mean rank - 1) of the steps, their mean and the worst."""
     steps = costs[: len(costs) // per_step * per_step].reshape(-1, per_step)
     out = {}
