@@ -12,7 +12,7 @@ AUDIO_TOKENS_PER_SECOND = 25
 _MEL_PER_SECOND = 100
 _WINDOW_S = 30.0
 # Steps whose batches are planned to see how long the samples are.
-_LOOK = 20
+LOOK = 20
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,13 @@ def from_data(cfg: StageConfig, *, text_tokens: int, answer_tokens: int) -> Load
         batches_per_step=cfg.trainer.batches_per_step,
         preference=cfg.stage == "dpo",
     )
-    steps = min(cfg.trainer.max_steps, _LOOK)
-    seen: dict[str, Any] = realised(data.plan, data.sources, steps)
+    seen = realised(data.plan, data.sources, min(cfg.trainer.max_steps, LOOK))
+    return from_realised(cfg, seen, text_tokens=text_tokens, answer_tokens=answer_tokens)
+
+
+def from_realised(cfg: StageConfig, seen: dict[str, Any], *, text_tokens: int, answer_tokens: int) -> Load:
+    """The load of a run whose first steps are ``seen`` (:func:`qa_train.data.realised.realised`)."""
+    steps = seen["steps"]
     times = cfg.trainer.max_steps / steps
     samples = max(1, seen["samples"])
     hours = sum(row["hours"] for row in seen["sources"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from dataclasses import asdict, dataclass, fields
@@ -13,6 +14,8 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainingArguments, set_seed
+from transformers.trainer_utils import align_special_tokens
+from transformers.utils.logging import disable_progress_bar
 
 from qa_train.config import ReliabilityConfig, StageConfig
 from qa_train.data.batches import Batches, Collator, open_data
@@ -23,9 +26,9 @@ from qa_train.model.lora import Adapters, add_adapters, plan_adapters
 from qa_train.model.recompute import compile_layers
 from qa_train.train import checkpoints
 from qa_train.train.distributed import accumulation_steps, deepspeed_options, from_main, is_main, optimizer_layout
+from qa_train.train.first_screen import first_screen
 from qa_train.train.guards import read_tail
 from qa_train.train.metrics import EXIT_STOPPED, MetricsWriter, Progress, StopOnRequest
-from qa_train.train.mixin import AudioTrainerMixin
 from qa_train.train.reshape import read_in_another_shape
 from qa_train.train.run import RunFolder
 from qa_train.train.selfcheck import check_ranks, check_storage, require_optimizer
@@ -90,6 +93,9 @@ def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
     options = {k: v for k, v in asdict(cfg.trainer).items() if k not in _OWN_FIELDS}
     deepspeed = deepspeed_options(cfg.deepspeed)
     on_cpu = not torch.cuda.is_available()
+    if on_cpu:
+        # Else DeepSpeed, which transformers imports when it is there, warns that it finds no GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if on_cpu and cfg.trainer.cpu_threads:
         torch.set_num_threads(cfg.trainer.cpu_threads)
     with warnings.catch_warnings():
@@ -149,6 +155,7 @@ def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
         return None
     set_seed(cfg.run.seed)
     model, processor = build_model(cfg.model, seed=cfg.run.seed)
+    _silence_libraries(model, processor)
     freeze(model, cfg.model.freeze)
     model.set_recompute(**asdict(cfg.trainer.gradient_checkpointing))
     if cfg.trainer.compile_layers:
@@ -171,6 +178,18 @@ def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
     return stage
 
 
+def _silence_libraries(model: Any, processor: Any) -> None:
+    """Do quietly what the trainers would announce in every run; no bars for files that are written."""
+    disable_progress_bar()
+    # TRL asks under a name that transformers is about to drop.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+    library = logging.getLogger("transformers.trainer_utils")
+    level = library.level
+    library.setLevel(logging.ERROR)
+    align_special_tokens(model, processor)
+    library.setLevel(level)
+
+
 def go(trainer: Any, stage: Stage) -> int:
     """Train to the end (or to a signal) and return the process's exit code."""
     stop = StopOnRequest(stage.run.dir, is_main=stage.run.is_main)
@@ -191,7 +210,8 @@ def go(trainer: Any, stage: Stage) -> int:
         trainer.self_check = [check_ranks(stage.cfg), check_storage(stage.run.dir, stage.model)]
     stage.writer.track(stage.cfg, asdict(stage.cfg))
     if stage.run.is_main:
-        print(first_screen(trainer, stage), flush=True)
+        (stage.run.dir / "data.txt").write_text(stage.batches.describe() + "\n")
+        print(first_screen(stage, trainer.model), flush=True)
     trainer.watchdog = Watchdog(stage.run.dir / "logs", trainer.args.process_index, stage.cfg.trainer.hang_timeout_s)
     trainer.watchdog.start()
     try:
@@ -209,26 +229,6 @@ def go(trainer: Any, stage: Stage) -> int:
     if stage.run.is_main:
         print(f"finished: {trainer.state.global_step} steps, model in {stage.run.checkpoints}")
     return 0
-
-
-def first_screen(trainer: AudioTrainerMixin, stage: Stage) -> str:
-    """What will happen, in a few lines."""
-    cfg, model = stage.cfg, stage.model
-    # ZeRO-3 leaves an empty tensor and the true size.
-    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
-    total, trained = sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains)
-    frozen = f" ({', '.join(cfg.model.freeze)} frozen)" if cfg.model.freeze else ""
-    frozen += f" ({', '.join(cfg.model.lora.parts)} by LoRA)" if cfg.model.lora.parts else ""
-    start = f"resuming from {stage.resume.name}" if stage.resume else "starting fresh"
-    return "\n".join(
-        [
-            f"{cfg.stage}: {cfg.model.name}, {total / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained{frozen}",
-            stage.batches.describe(),
-            f"  {cfg.trainer.max_steps} steps of {cfg.trainer.batches_per_step} x {cfg.data.tokens_per_batch} tokens, "
-            f"{trainer.args.world_size} process(es), deepspeed {cfg.deepspeed.name}",  # type: ignore[attr-defined]
-            f"  {start}; writes to {stage.run.dir}",
-        ]
-    )
 
 
 def _check_resume(stage: Stage, args: TrainingArguments) -> None:

@@ -12,8 +12,10 @@ import signal
 import sys
 import time
 import uuid
+from collections import deque
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal, cast
 
 import torch
@@ -34,6 +36,8 @@ class MetricsWriter:
     def __init__(self, path: Path, *, is_main: bool) -> None:
         self.path = path
         self.is_main = is_main
+        # online or offline while a W&B run is open.
+        self.tracked: str | None = None
         self._tracker: Any = None
         self._since_save: list[dict[str, Any]] = []
 
@@ -76,6 +80,7 @@ class MetricsWriter:
             config=config,
             settings=wandb.Settings(silent=True, console="off"),
         )
+        self.tracked = mode
 
     def write(self, step: int, record: dict[str, Any]) -> None:
         """Append the record of one step."""
@@ -115,6 +120,8 @@ class MetricsWriter:
         if self._tracker is not None:
             self._tracker.finish()
             self._tracker = None
+            if self.tracked == "offline":
+                print(f"W&B was offline; to upload this run: wandb sync {self.path.parent}/wandb/offline-run-*")
 
 
 def _has_wandb_key() -> bool:
@@ -140,13 +147,13 @@ class Progress(TrainerCallback):
         self._every_s = every_s
         self._bar: tqdm[Any] | None = None
         self._last = 0.0
+        self._seconds: deque[float] = deque(maxlen=50)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Open the bar at the step the run starts from."""
         if self._run.is_main:
-            self._start_step, self._start = state.global_step, time.monotonic()
             self._bar = tqdm(
                 total=state.max_steps, initial=state.global_step, desc=self._stage, unit="step",
                 disable=not sys.stderr.isatty(), dynamic_ncols=True,
@@ -164,17 +171,20 @@ class Progress(TrainerCallback):
         if self._bar is None or not logs or "loss" not in logs:
             return
         shown = {"loss": f"{logs['loss']:.3f}", "audio": f"{logs.get('audio_s_per_s', 0):.0f}x real time"}
+        self._seconds.append(logs.get("seconds", 0.0))
         self._bar.set_postfix(shown)
         self._bar.update(state.global_step - self._bar.n)
         now = time.monotonic()
         last_step = state.global_step >= state.max_steps
         if not sys.stderr.isatty() and (now - self._last >= self._every_s or last_step):
             self._last = now
-            done = max(state.global_step - self._start_step, 1)
-            left = (now - self._start) / done * (state.max_steps - state.global_step)
+            # The median: one slow step, as the first or a save, is not what the others will take.
+            step_s = median(self._seconds)
+            left = step_s * (state.max_steps - state.global_step)
             print(
                 f"{self._stage}: step {state.global_step}/{state.max_steps}  loss {shown['loss']}  "
-                f"{shown['audio']}  {left / 60:.1f} min left",
+                f"{step_s:.2g} s/step  {logs.get('tokens_per_s', 0):,.0f} tokens/s  {shown['audio']}  "
+                f"{left / 60:.1f} min left",
                 flush=True,
             )
 

@@ -28,7 +28,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory, options: Options) -> Callabl
     def folder_of(stage: str) -> Path:
         if stage not in made:
             made[stage] = tmp_path_factory.mktemp("plain") / stage
-            run(stage, *options(stage, made[stage]))
+            done = run(stage, *options(stage, made[stage]))
+            (made[stage] / "screen.txt").write_text(done.stdout + done.stderr)
         return made[stage]
 
     return folder_of
@@ -50,6 +51,15 @@ def test_a_stage_runs_and_explains_itself(stage: str, plain: Callable[[str], Pat
     assert records[-1]["loss"] < records[0]["loss"]
     assert (folder / "config.yaml").is_file()
     assert checkpoints.newest_complete(folder / "checkpoints") == folder / "checkpoints" / "checkpoint-6"
+    screen = (folder / "screen.txt").read_text()
+    assert [line.partition(" ")[0] for line in screen.splitlines()[:9]] == [
+        stage, "data", "left", "mixture", "steps", "machine", "time", "saves", "writes"
+    ]  # fmt: skip
+    # Nothing of the libraries in between: no bars, no warnings; steps as plain lines.
+    assert len(screen.splitlines()) < 16
+    assert "\r" not in screen
+    assert "min left" in screen
+    assert "made" in (folder / "data.txt").read_text()
     again = run(stage, *options(stage, folder))
     assert "finished after 6 steps" in again.stdout
     assert len(metrics(folder)) == 6
