@@ -158,19 +158,24 @@ def _stage(stage: str, overrides: list[str]) -> int:
 def _run_stage(stage: str, cfg: Any) -> int:
     from qa_train.train.mixin import StopRun
 
+    evaluation: Any = None
+    if cfg.evaluation.every:
+        from qa_train.held_out import HeldOut
+
+        evaluation = HeldOut
     try:
         if stage == "pretrain":
             from qa_train.train.pretrain import pretrain
 
-            return pretrain(cfg)
+            return pretrain(cfg, evaluation=evaluation)
         if stage == "sft":
             from qa_train.train.sft import sft
 
-            return sft(cfg)
+            return sft(cfg, evaluation=evaluation)
         from qa_train.gates import Gates
         from qa_train.train.dpo import dpo
 
-        return dpo(cfg, gates=Gates)
+        return dpo(cfg, gates=Gates, evaluation=evaluation)
     except StopRun as error:
         print(f"qa-train {stage}: {error}", file=sys.stderr)
         return 1

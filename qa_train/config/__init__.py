@@ -2,6 +2,7 @@
 
 from qa_train.config.checks import check
 from qa_train.config.compose import config_dir, register, starter_dir, to_stage_config
+from qa_train.config.evaluation import EvalSetConfig, EvaluationConfig
 from qa_train.config.options import (
     ChatConfig,
     EvalConfig,
@@ -43,6 +44,8 @@ __all__ = [
     "DpoConfig",
     "EncoderConfig",
     "EvalConfig",
+    "EvalSetConfig",
+    "EvaluationConfig",
     "ExportConfig",
     "GatesConfig",
     "LanguageModelConfig",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qa_train.config.evaluation import check_evaluation
 from qa_train.config.reliability_checks import check_deepspeed, check_reliability
 from qa_train.config.sections import AugmentConfig, CheckpointingConfig, ModelConfig, PartConfig, StageConfig
 
@@ -57,6 +58,7 @@ def check(cfg: StageConfig) -> None:
     _check_parts(cfg)
     check_reliability(cfg)
     check_deepspeed(cfg)
+    check_evaluation(cfg)
     if cfg.data.encoder_cache and cfg.data.augment != AugmentConfig():
         raise ValueError(
             "data.augment changes the audio, which data.encoder_cache no longer reads: set data.encoder_cache=null, "

@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from qa_train.config.evaluation import EvaluationConfig
 from qa_train.config.reliability import ReliabilityConfig
 
 
@@ -311,5 +312,6 @@ class StageConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     # Read by the dpo stage only.
     dpo: DpoConfig = field(default_factory=DpoConfig)

@@ -53,6 +53,8 @@ class Question:
     source: str
     language: str | None = None
     choices: tuple[str, ...] = ()
+    # About as many as the prompt has, where that is known without reading the clips: for planning batches.
+    tokens: int = 0
 
 
 def read_questions(path: Path | str, *, max_duration_s: float = 600.0) -> list[Question]:

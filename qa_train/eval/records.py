@@ -13,7 +13,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from qa_train.config import StorageConfig
 from qa_train.data.audio import SAMPLE_RATE, BadAudio
 from qa_train.data.clips import Clip, ClipReader, SkipSample
 from qa_train.data.index import load_index
@@ -119,8 +120,10 @@ def evaluate_shards(
     return results
 
 
-def record_questions(eval_set: EvalSet, bank: PromptBank) -> list[Question]:
+def record_questions(eval_set: EvalSet, bank: PromptBank, storage: StorageConfig | None = None) -> list[Question]:
     """The questions of a set: its qualifying records, at most ``limit`` of them, in order of a hash of the key.
+
+    ``storage``: how remote shards are read.
 
     Raises:
         ValueError: no record qualifies, an unknown metric, or a record without a reference.
@@ -129,7 +132,7 @@ def record_questions(eval_set: EvalSet, bank: PromptBank) -> list[Question]:
     if metric not in METRICS:
         raise ValueError(f"evaluation set {eval_set.name!r}: metric {metric!r} is unknown, use one of {[*METRICS]}")
     # Waveforms are read here; the number of mel bins is the generator's business.
-    reader = ClipReader(num_mel_bins=0)
+    reader = ClipReader(num_mel_bins=0, storage=storage)
     found: list[tuple[bytes, Question]] = []
     left_out: Counter[str] = Counter()
     for path in expand(eval_set.shards):
@@ -142,9 +145,12 @@ def record_questions(eval_set: EvalSet, bank: PromptBank) -> list[Question]:
                 except Unqualified:
                     reason = "does not qualify for the task"
                 else:
-                    load = partial(_load, reader, _clips(path, row))
+                    clips = _clips(path, row)
                     order = hashlib.blake2b(row["key"].encode()).digest()
-                    found.append((order, _question(eval_set, metric, sample, record, load)))
+                    question = _question(eval_set, metric, sample, record, partial(_load, reader, clips))
+                    heard = sum(clip.num_tokens for clip in clips)
+                    text = sum(len(part_text(message)) for message in question.sample.messages)
+                    found.append((order, replace(question, tokens=heard + text // 3)))
                     continue
             left_out[reason] += 1
     if not found:

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ import datasets
 import torch
 from accelerate import PartialState
 from tqdm import tqdm
-from transformers import PrinterCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import align_special_tokens
 from transformers.utils.logging import disable_progress_bar
 
@@ -49,6 +50,10 @@ _OWN_FIELDS = (
 )
 # Clips encoded at a time when the encoder cache is filled, in seconds of audio.
 _CACHE_BATCH_S = 60.0
+
+
+# (stage, trainer) -> the callback of evaluation during training.
+Evaluation = Callable[[Any, Any], TrainerCallback]
 
 
 @dataclass
@@ -190,8 +195,12 @@ def _silence_libraries(model: Any, processor: Any) -> None:
     library.setLevel(level)
 
 
-def go(trainer: Any, stage: Stage) -> int:
-    """Train to the end (or to a signal) and return the process's exit code."""
+def go(trainer: Any, stage: Stage, evaluation: Evaluation | None = None) -> int:
+    """Train to the end (or to a signal) and return the process's exit code.
+
+    ``evaluation(stage, trainer)`` makes the callback that answers ``evaluation.sets``; it is handed in, because
+    training knows nothing of questions and scores.
+    """
     stop = StopOnRequest(stage.run.dir, is_main=stage.run.is_main)
     trainer.add_callback(stop)
     trainer.add_callback(Progress(stage.run, stage=stage.cfg.stage))
@@ -203,7 +212,11 @@ def go(trainer: Any, stage: Stage) -> int:
         options=stage.cfg.trainer,
         adapters=stage.adapters,
     )
-    stage.writer.rewind(checkpoints.step_of(stage.resume) if stage.resume else 0)
+    # A fresh start also forgets an evaluation of step 0: it may have been of another model.
+    stage.writer.rewind(checkpoints.step_of(stage.resume) if stage.resume else -1)
+    if stage.cfg.evaluation.every and evaluation is not None:
+        # After the callback that hears of a stop: saving goes first.
+        trainer.add_callback(evaluation(stage, trainer))
     window = stage.cfg.trainer.loss_spike_window
     trainer.guards.restore(from_main(read_tail(stage.run.metrics, window) if stage.run.is_main else None))
     if stage.cfg.trainer.self_check:

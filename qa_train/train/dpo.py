@@ -14,7 +14,7 @@ from trl import DPOConfig, DPOTrainer
 from qa_train.config import StageConfig
 from qa_train.data.batches import PreferenceBatches
 from qa_train.model import build_model, weights_digest
-from qa_train.train.common import Stage, go, open_stage, training_arguments
+from qa_train.train.common import Evaluation, Stage, go, open_stage, training_arguments
 from qa_train.train.distributed import from_main
 from qa_train.train.gather import gather_ragged
 from qa_train.train.mixin import AudioTrainerMixin
@@ -60,7 +60,12 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
         return (loss, result[1]) if return_outputs else loss
 
 
-def dpo(cfg: StageConfig, *, gates: Callable[..., TrainerCallback] | None = None) -> int:
+def dpo(
+    cfg: StageConfig,
+    *,
+    gates: Callable[..., TrainerCallback] | None = None,
+    evaluation: Evaluation | None = None,
+) -> int:
     """Run the stage; returns the process's exit code (0 finished, 75 stopped by a signal).
 
     ``gates(options, processor, run_dir, is_main=...)`` makes the callback that watches for drift; it is handed in,
@@ -97,7 +102,7 @@ def dpo(cfg: StageConfig, *, gates: Callable[..., TrainerCallback] | None = None
         reference.pin()
     if cfg.dpo.gates.every and gates is not None:
         trainer.add_callback(gates(cfg.dpo.gates, stage.processor, stage.run.dir, is_main=stage.run.is_main))
-    return go(trainer, stage)
+    return go(trainer, stage, evaluation)
 
 
 def _facts(stage: Stage) -> dict[str, Any]:

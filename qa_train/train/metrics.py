@@ -110,6 +110,9 @@ class MetricsWriter:
         if name is None or not records:
             return None
         values = [record[name] for record in records if isinstance(record.get(name), (int, float))]
+        if not values and name.startswith("eval/"):
+            # A save between two evaluations (a stop, RUN/SAVE) is not a candidate.
+            return None
         if not values:
             known = sorted(k for k, v in records[-1].items() if isinstance(v, (int, float)))
             raise ValueError(f"trainer.keep_best is {name!r}, which no step has: use one of {', '.join(known)}")

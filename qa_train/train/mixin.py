@@ -64,6 +64,8 @@ class AudioTrainerMixin:
         self.guards = Guards(options)
         self._step_numbers: dict[str, float] = {}
         self._checkpoint_s = 0.0
+        # Scores of the step that ends, for its record.
+        self._scores: dict[str, Any] = {}
 
     # --- 1. data -------------------------------------------------------------------------------
 
@@ -283,12 +285,21 @@ class AudioTrainerMixin:
         """Micro-batches of one optimizer step over all ranks."""
         return int(self.args.gradient_accumulation_steps * self.args.world_size)  # type: ignore[attr-defined]
 
+    def report(self, scores: dict[str, Any], *, own_record: bool = False) -> None:
+        """Put an evaluation's scores into the record of the step that ends, or into one of their own."""
+        if own_record:
+            self.writer.write(self.state.global_step, scores)  # type: ignore[attr-defined]
+        else:
+            self._scores = scores
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Complete the step's record with counts and rates, and write it."""
         if "loss" in logs and self.model.training:  # type: ignore[attr-defined]
             now = time.perf_counter()
-            seconds, self._step_started = now - self._step_started, now
-            logs.update(rates(self._step_numbers, seconds))
+            # An evaluation is no part of the step's time.
+            seconds, self._step_started = now - self._step_started - self._scores.get("eval_s", 0.0), now
+            logs.update(rates(self._step_numbers, seconds) | self._scores)
+            self._scores = {}
             warning = self.guards.logged(logs)
             if warning is not None and self.run.is_main:
                 logger.warning("%s", self._describe_step(warning, done=True))

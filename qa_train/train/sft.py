@@ -5,7 +5,7 @@ from __future__ import annotations
 from trl import SFTConfig, SFTTrainer
 
 from qa_train.config import StageConfig
-from qa_train.train.common import go, open_stage, training_arguments
+from qa_train.train.common import Evaluation, go, open_stage, training_arguments
 from qa_train.train.mixin import AudioTrainerMixin
 
 
@@ -13,7 +13,7 @@ class AudioSFTTrainer(AudioTrainerMixin, SFTTrainer):
     """TRL's SFTTrainer on audio batches, whose labels are made in the data."""
 
 
-def sft(cfg: StageConfig) -> int:
+def sft(cfg: StageConfig, *, evaluation: Evaluation | None = None) -> int:
     """Run the stage; returns the process's exit code (0 finished, 75 stopped by a signal)."""
     # max_length: nothing is cut here, the plan already bounds every batch.
     args = training_arguments(cfg, SFTConfig, max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
@@ -27,4 +27,4 @@ def sft(cfg: StageConfig) -> int:
         data_collator=stage.collator,
         processing_class=stage.processor,
     )
-    return go(trainer, stage)
+    return go(trainer, stage, evaluation)

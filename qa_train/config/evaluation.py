@@ -1,0 +1,86 @@
+"""Evaluation during training: held-out sets that a run answers every few steps."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class EvalSetConfig:
+    """Held-out records of shards, asked as one task."""
+
+    # Paths, globs or URLs of indexed .tar shards.
+    shards: list[str] = field(default_factory=list)
+    # A task of the prompt bank (configs/prompts), or "chat": the record's own messages.
+    task: str = "asr"
+    # "base" or "chat"; null: base in pretraining, chat after it.
+    template: str | None = None
+    # Keep only records whose metadata equal these values (or one of a list of values), e.g. {split: test}.
+    where: dict[str, Any] = field(default_factory=dict)
+    # wer, cer, bleu, chrf, accuracy, contains, ...; null: by the task.
+    metric: str | None = None
+    # Asked instead of a wording of the prompt bank; "{language}" becomes the record's code.
+    prompt: str | None = None
+    # Leave out records whose text has fewer words.
+    min_words: int = 0
+    # At most so many records: the same ones every time, spread by a hash of their keys.
+    limit: int | None = 100
+    # The set may hold records that the run trains on (to see what it memorises).
+    seen_in_training: bool = False
+
+
+@dataclass
+class EvaluationConfig:
+    """A small suite answered during training; off while ``every`` is 0."""
+
+    # Steps between two evaluations. The start and the last step are evaluated too.
+    every: int = 0
+    # By name: evaluation.sets.asr_en={shards: [...], task: asr, where: {split: test}}.
+    sets: dict[str, EvalSetConfig] = field(default_factory=dict)
+    # Of an answer; longer ones are cut short, which is counted.
+    max_new_tokens: int = 96
+    # Most answers at a time, and most prompt + new tokens of such a batch.
+    batch_size: int = 32
+    token_budget: int = 16384
+
+
+def check_evaluation(cfg: Any) -> None:
+    """Cross-field checks of ``cfg.evaluation`` (of a StageConfig); each error names the key to change.
+
+    Raises:
+        ValueError: the first contradiction found.
+    """
+    options = cfg.evaluation
+    best = cfg.trainer.keep_best or ""
+    if best.startswith("eval/") and (not options.every or best.removeprefix("eval/") not in options.sets):
+        raise ValueError(
+            f"trainer.keep_best is {best!r}, which the run will not measure: set evaluation.every and evaluation.sets."
+            f"{best.removeprefix('eval/')}"
+        )
+    if best.startswith("eval/") and cfg.trainer.save_steps % options.every:
+        raise ValueError(
+            f"trainer.keep_best={best} needs an evaluation before every save: make trainer.save_steps "
+            f"({cfg.trainer.save_steps}) a multiple of evaluation.every ({options.every})"
+        )
+    if not options.every:
+        return
+    if options.every < 0 or min(options.max_new_tokens, options.batch_size, options.token_budget) < 1:
+        raise ValueError("evaluation.every must not be negative, and its other numbers must be at least 1")
+    if not options.sets:
+        raise ValueError("evaluation.every is set without evaluation.sets: name at least one, or use every=0")
+    for name, held_out in options.sets.items():
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise ValueError(f"evaluation.sets: {name!r} is no name for a column: use letters, digits, '_', '-', '.'")
+        if not held_out.shards:
+            raise ValueError(f"evaluation.sets.{name}.shards is empty: give paths, globs or URLs of .tar shards")
+        if held_out.template not in (None, "base", "chat"):
+            raise ValueError(f"evaluation.sets.{name}.template is {held_out.template!r}: use base or chat")
+        if held_out.limit is not None and held_out.limit < 1:
+            raise ValueError(f"evaluation.sets.{name}.limit is {held_out.limit}: use 1 or more, or null for all")
+    if cfg.deepspeed.config.get("zero_optimization", {}).get("stage") == 3:
+        raise ValueError(
+            "evaluation.every needs whole weights on every process, which ZeRO-3 cuts: use deepspeed=zero2, or "
+            "evaluation.every=0 and `qa-train eval` on the run's checkpoints"
+        )

@@ -1,0 +1,160 @@
+"""Evaluation during training: real runs that are killed, stopped and shared, beside undisturbed ones."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qa_train.config import EvalSetConfig, EvaluationConfig, StageConfig
+from qa_train.config.evaluation import check_evaluation
+from qa_train.data.shards import ShardWriter
+from qa_train.held_out import _apart, summary
+from tests.train.conftest import ROOT, command, environment, metrics, options, run, shards  # noqa: F401
+
+Options = Callable[[str, Path], list[str]]
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine records that no run trains on."""
+    path = tmp_path_factory.mktemp("held") / "held.tar"
+    rng = np.random.default_rng(7)
+    with ShardWriter(str(path)) as writer:
+        for i in range(9):
+            wave = rng.normal(0, 0.1, int(16_000 * rng.uniform(0.4, 1.9))).astype(np.float32)
+            record = {"text": f"held out text number {i}", "language": ("en", "fr")[i % 2]}
+            writer.write(f"held-{i}", record, [wave])
+    return path
+
+
+def words(held_out: Path, every: int) -> list[str]:
+    sets = f"{{asr: {{shards: ['{held_out}']}}, lid: {{shards: ['{held_out}'], task: lid, limit: 7}}}}"
+    return [f"evaluation.every={every}", f"+evaluation.sets={sets}", "evaluation.batch_size=3",
+            "evaluation.max_new_tokens=6"]  # fmt: skip
+
+
+def scores(folder: Path) -> list[tuple[int, Any, Any, Any]]:
+    return [(r["step"], r["eval/asr"], r["eval/lid"], r["evaluation"]) for r in metrics(folder) if "evaluation" in r]
+
+
+def answers(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.glob("held_out/*/*/predictions.jsonl"))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "dpo"])
+def test_a_killed_run_has_every_number_once_and_training_does_not_notice(
+    stage: str, tmp_path: Path, held_out: Path, options: Options  # noqa: F811
+) -> None:  # fmt: skip
+    plain, whole, killed = tmp_path / "plain", tmp_path / "whole", tmp_path / "killed"
+    run(stage, *options(stage, plain))
+    run(stage, *options(stage, whole), *words(held_out, 1))
+    lines = [r for r in metrics(whole) if "loss" in r]
+    assert [(r["step"], r["loss"], r["grad_norm"]) for r in lines] == [
+        (r["step"], r["loss"], r["grad_norm"]) for r in metrics(plain)
+    ]
+    assert [step for step, *_ in scores(whole)] == [0, 1, 2, 3, 4, 5, 6]
+    assert all(found["asr"]["n"] == 9 and found["lid"]["n"] == 7 for *_, found in scores(whole))
+
+    process = subprocess.Popen(
+        command(stage, *options(stage, killed), *words(held_out, 1)), env=environment(), cwd=ROOT,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    # The checkpoint is of step 4: step 5 is evaluated twice, and its number must be there once.
+    while process.poll() is None and '"step": 5' not in _text(killed / "metrics.jsonl"):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(60) == -signal.SIGKILL, "the run was over before it could be killed"
+    run(stage, *options(stage, killed), *words(held_out, 1))
+    assert scores(killed) == scores(whole)
+    assert answers(killed) == answers(whole)
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_questions_and_a_stop_makes_up_for_what_it_left_out(
+    tmp_path: Path, held_out: Path, options: Options  # noqa: F811
+) -> None:  # fmt: skip
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, processes in ((one, 1), (two, 2)):
+        folder.mkdir()
+        # Stops after the first step, saving first: its evaluation comes when the run goes on.
+        (folder / "STOP").touch()
+        more = [*words(held_out, 1), "trainer.max_steps=2"]
+        run("sft", *options("sft", folder), *more, processes=processes, check=False)
+        assert [step for step, *_ in scores(folder)] == [0]
+        run("sft", *options("sft", folder), *more, processes=processes)
+        assert [step for step, *_ in scores(folder)] == [0, 1, 2]
+    # Before the first step both have the same weights to the last bit.
+    assert scores(two)[0] == scores(one)[0]
+    first = {k: v for k, v in answers(one).items() if "step-0" in k}
+    assert first
+    assert first.items() <= answers(two).items()
+    row = json.loads(first["held_out/step-0/asr/predictions.jsonl"].splitlines()[0])
+    assert {"id", "gt", "metric", "prediction", "truncated"} <= row.keys()
+
+
+@pytest.mark.slow
+def test_training_data_are_refused(tmp_path: Path, shards: Path, options: Options) -> None:  # noqa: F811
+    sets = f"{{asr: {{shards: ['{shards}/speech-000.tar']}}}}"
+    done = run("pretrain", *options("pretrain", tmp_path / "run"), "evaluation.every=1", f"+evaluation.sets={sets}",
+               check=False)  # fmt: skip
+    assert done.returncode == 2
+    assert "data.sources.made read the same records" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "apart"),
+    [
+        ({"split": "test"}, {"split": "train"}, True),
+        ({"split": ["test", "dev"]}, {"split": ["train", "dev"]}, False),
+        ({"split": "test"}, {"language": "en"}, False),
+        ({}, {"split": "train"}, False),
+    ],
+)
+def test_filters_that_keep_records_apart(one: dict[str, Any], other: dict[str, Any], apart: bool) -> None:
+    assert _apart(one, other) is apart
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sets": {}}, "without evaluation.sets"),
+        ({"sets": {"a b": EvalSetConfig(["x.tar"])}}, "no name for a column"),
+        ({"sets": {"a": EvalSetConfig()}}, "sets.a.shards is empty"),
+        ({"sets": {"a": EvalSetConfig(["x.tar"], template="x")}}, "use base or chat"),
+        ({"sets": {"a": EvalSetConfig(["x.tar"], limit=0)}}, "limit is 0"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"zero": 3}, "ZeRO-3"),
+        ({"keep_best": "eval/b"}, "will not measure"),
+        ({"keep_best": "eval/a", "save_steps": 3}, "multiple of evaluation.every"),
+        ({"keep_best": "eval/a", "save_steps": 4}, None),
+    ],
+)
+def test_settings_that_contradict_each_other(change: dict[str, Any], message: str | None) -> None:
+    cfg = StageConfig(evaluation=EvaluationConfig(every=2, sets={"a": EvalSetConfig(["x.tar"])}))
+    cfg.deepspeed.config = {"zero_optimization": {"stage": change.pop("zero", 0)}}
+    for name, value in change.items():
+        setattr(cfg.trainer if hasattr(cfg.trainer, name) else cfg.evaluation, name, value)
+    if message is None:
+        check_evaluation(cfg)
+        return
+    with pytest.raises(ValueError, match=message):
+        check_evaluation(cfg)
+
+
+def test_the_line_counts_odd_answers() -> None:
+    found = {"metric": "wer", "ci_low": 20.0, "ci_high": 40.0, "n": 9, "empty": 1, "truncated": 0, "failed": 2}
+    line = summary(4, {"eval/asr": 31.26, "evaluation": {"asr": found | {"unparsed": 0}}, "eval_s": 1.5})
+    assert line == "evaluation at step 4: asr 31.3 (wer, 20.0 to 40.0, n = 9; 1 empty, 2 failed); 1.5 s"
