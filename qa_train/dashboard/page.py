@@ -75,7 +75,8 @@ def _numbered(runs: list[Run]) -> list[tuple[int, Run]]:
 def _tiles(runs: Sequence[Run]) -> str:
     seconds = sum(sum(run.curve("seconds")[1]) for run in runs)
     hours = sum(sum(run.curve("audio_s")[1]) for run in runs) / 3600
-    steps = sum(len(run.rows) for run in runs)
+    # An evaluation before the first step has a row of its own.
+    steps = sum(row["step"] > 0 for run in runs for row in run.rows)
     tiles = [
         (str(len(runs)), "runs"),
         (f"{steps:,}", "optimizer steps"),

@@ -69,7 +69,16 @@ PREFIXES = ("loss/", "learning_rate/", "grad_norm/", "epoch/", "skipped/", "memo
 def panels_of(runs: Sequence[Run]) -> list[Panel]:
     """The panels for which a run has a curve: those above, then whatever else is logged by task, part or source."""
     logged = sorted({key for run in runs for key in run.keys if key.startswith(PREFIXES)})
-    return [*PANELS, *(Panel(key.replace("/", ", "), _key(key)) for key in logged)]
+    return [*PANELS, *(Panel(_title(key, runs), _key(key), not key.startswith("eval")) for key in logged)]
+
+
+def _title(key: str, runs: Sequence[Run]) -> str:
+    """The metric's name; of an evaluation during training also how it is scored, and over how many items."""
+    name = key.removeprefix("eval/")
+    found = [row["evaluation"][name] for run in runs for row in run.rows if name in (row.get("evaluation") or {})]
+    if not key.startswith("eval/") or not found:
+        return "seconds of evaluation" if key == "eval_s" else key.replace("/", ", ")
+    return f"held out: {name} ({found[-1]['metric']}, n = {found[-1]['n']})"
 
 
 def draw(panel: Panel, runs: Sequence[tuple[int, Run]]) -> str | None:
