@@ -30,6 +30,8 @@ READERS = (
     "covost2",
     "meld",
     "vocalsound",
+    "clotho",
+    "audiocaps",
     "airbench_foundation",
     "airbench_chat",
     "mmau",

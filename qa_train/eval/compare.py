@@ -39,10 +39,15 @@ def compare_predictions(
         raise ValueError(
             f"the two sets do not hold the same items ({len(first)} and {len(second)}): compare like with like"
         )
-    # Scored together: classes and tokenizers must be the same on both sides.
-    rows, value = item_statistics(metric, [*first, *second])
-    sides = rows[: len(first)], rows[len(first) :]
     n = len(first)
+    if metric == "cider":
+        # Its weights count the items: twice as many would be others.
+        (one, value), (other, _) = (item_statistics(metric, side) for side in (first, second))
+        sides = one, other
+    else:
+        # Scored together: classes must be the same on both sides.
+        rows, value = item_statistics(metric, [*first, *second])
+        sides = rows[:n], rows[n:]
     generator = np.random.default_rng(seed)
     drawn, swapped = [], []
     change = sides[1] - sides[0]

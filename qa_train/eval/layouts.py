@@ -154,6 +154,32 @@ def _vocalsound(root: Path, benchmark: Benchmark) -> Iterator[Row]:
         yield {"id": name, "audio": str(root / "audio_16k" / name), "gt": labels[0], "choices": [*names.values()]}
 
 
+def _clotho(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+    path = root / "clotho_captions_evaluation.csv"
+    if not path.is_file():
+        raise ValueError(f"no file {path}: expected file_name, caption_1 to caption_5")
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            captions = [text.strip() for name, text in row.items() if name.startswith("caption_") and text.strip()]
+            yield {"id": row["file_name"], "audio": str(root / "evaluation" / row["file_name"]), "gt": captions}
+
+
+def _audiocaps(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+    """test.csv; the clips are the user's own, in audio/ or test/, as VIDEO, VIDEO_START or YVIDEO, in any format."""
+    path = root / "test.csv"
+    if not path.is_file():
+        raise ValueError(f"no file {path}: expected audiocap_id, youtube_id, start_time, caption")
+    captions: dict[tuple[str, str], list[str]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            captions.setdefault((row["youtube_id"], row["start_time"]), []).append(row["caption"].strip())
+    folder = root / "audio" if (root / "audio").is_dir() else root / "test"
+    for (video, start), texts in captions.items():
+        stems = [f"{y}{name}" for name in (f"{video}_{start}", video) for y in ("", "Y")]
+        there = [clip for stem in stems if Path(clip := _clip(folder, stem)).is_file()]
+        yield {"id": f"{video}_{start}", "audio": there[0] if there else _clip(folder, stems[0]), "gt": texts}
+
+
 _READERS: dict[str, Callable[[Path, Benchmark], Iterator[Row]]] = {
     "jsonl": lambda root, benchmark: _jsonl(root, benchmark, root.parent),
     "librispeech": _librispeech,
@@ -163,5 +189,7 @@ _READERS: dict[str, Callable[[Path, Benchmark], Iterator[Row]]] = {
     "covost2": _covost2,
     "meld": _meld,
     "vocalsound": _vocalsound,
+    "clotho": _clotho,
+    "audiocaps": _audiocaps,
     **MULTICHOICE,
 }

@@ -2,7 +2,7 @@
 
 An answer that is empty, cut short or that never came (unreadable clip) is an item like any
 other: it is scored against its reference and counted beside the score, never dropped.
-All values are percentages (BLEU and chrF: their usual 0-100 points).
+All values are percentages (BLEU and chrF: their usual 0-100 points; CIDEr-D: 100 times its usual value).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import partial
 import jiwer
 import numpy as np
 
+from qa_train.eval.captions import caption_rows
 from qa_train.eval.labels import (
     airbench_right,
     choice_right,
@@ -134,6 +135,11 @@ def _share_statistics(right: Callable[[Prediction], bool], predictions: Sequence
     return rows, lambda sums: 100.0 * sums[:, 0] / np.maximum(sums[:, 1], 1)
 
 
+def _mean_statistics(rows: np.ndarray) -> Statistics:
+    """Rows of (score of the item, 1)."""
+    return rows, lambda sums: sums[:, 0] / np.maximum(sums[:, 1], 1)
+
+
 # Metrics that are a share of right answers.
 SHARES: dict[str, Callable[[Prediction], bool]] = {
     # The label, whatever its letter case and punctuation.
@@ -155,6 +161,8 @@ _OTHERS: dict[str, Callable[[Sequence[Prediction]], Statistics]] = {
     "cer": lambda predictions: _error_statistics("cer", predictions, released_normalise),
     "bleu": _bleu_statistics,
     "chrf": lambda predictions: (_overlap_statistics(predictions, chrf_statistics), chrf_points),
+    "cider": lambda predictions: _mean_statistics(caption_rows("cider", predictions)),
+    "rouge_l": lambda predictions: _mean_statistics(caption_rows("rouge_l", predictions)),
     "macro_f1": lambda predictions: (macro_f1_rows(predictions), macro_f1_points),
     "map": lambda predictions: (map_rows(predictions), map_points),
 }

@@ -14,7 +14,7 @@ from qa_train.eval.answers import write_atomically
 from qa_train.eval.benchmarks import JUDGED, UNSCORED, Benchmark, from_dict
 from qa_train.eval.judge import Judge
 from qa_train.eval.judged import judged_result
-from qa_train.eval.scores import item_statistics, score
+from qa_train.eval.scores import bootstrap_interval, item_statistics, score
 from qa_train.eval.tables import read_predictions, to_prediction
 
 Row = dict[str, Any]
@@ -108,8 +108,14 @@ def breakdown(metric: str, rows: Sequence[Row], key: Callable[[Row], Any]) -> di
     if set(classes) == {"unknown"}:
         return {}
     result: dict[str, dict[str, Any]] = {}
+    # CIDEr-D weighs n-grams over all items: a class must not have weights of its own.
+    shared = item_statistics(metric, [to_prediction(row) for row in rows]) if metric == "cider" else None
     for name in sorted(classes, key=_natural):
         predictions = [to_prediction(row) for row in classes[name]]
+        if shared is not None:
+            members = {id(row) for row in classes[name]}
+            result[name] = _interval_of(shared[0][[id(row) in members for row in rows]], shared[1])
+            continue
         try:
             found = score(metric, predictions).as_dict()
         except ValueError as error:
@@ -118,6 +124,12 @@ def breakdown(metric: str, rows: Sequence[Row], key: Callable[[Row], Any]) -> di
             continue
         result[name] = {k: found[k] for k in ("value", "ci_low", "ci_high", "n")}
     return result
+
+
+def _interval_of(rows: np.ndarray, value: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
+    low, high = bootstrap_interval(rows, value)
+    found = {"value": float(value(rows.sum(0, keepdims=True))[0]), "ci_low": low, "ci_high": high}
+    return {k: round(v, 2) for k, v in found.items()} | {"n": len(rows)}
 
 
 def _natural(name: str) -> tuple[float, str]:

@@ -12,7 +12,7 @@ from qa_train.eval.benchmarks import Benchmark, find_benchmarks, from_dict, read
 from qa_train.eval.layouts import read_rows
 from qa_train.eval.predict import question_of
 
-SUITES = ["qwen2_audio", "airbench", "mcq", "voicebench"]
+SUITES = ["qwen2_audio", "airbench", "mcq", "voicebench", "captions"]
 
 
 def text(path: Path, lines: str | list[Any]) -> Path:
@@ -62,7 +62,7 @@ def test_a_wrong_entry_names_file_and_entry(tmp_path: Path, entry: str, message:
 
 
 def test_unknown_names_and_files() -> None:
-    with pytest.raises(ValueError, match="no benchmark 'librispeach'; suites are airbench, mcq"):
+    with pytest.raises(ValueError, match="no benchmark 'librispeach'; suites are airbench, captions, mcq"):
         find_benchmarks(["librispeach"])
     with pytest.raises(ValueError, match="named twice: meld"):
         find_benchmarks(["meld", "qwen2_audio"])
@@ -146,6 +146,20 @@ def test_label_layouts(tmp_path: Path) -> None:
     text(tmp_path / "vocalsound/datafiles/te.json", '{"data": [{"wav": "/old/f1_sigh.wav", "labels": "/m/2"}]}')
     (row,) = read_rows(only("vocalsound"), tmp_path)
     assert (row["gt"], Path(row["audio"]).parts[-2:]) == ("Sigh", ("audio_16k", "f1_sigh.wav"))
+
+
+def test_caption_layouts(tmp_path: Path) -> None:
+    head = "file_name," + ",".join(f"caption_{i}" for i in range(1, 6))
+    text(tmp_path / "clotho/clotho_captions_evaluation.csv", f'{head}\nrain 1.wav,"Rain, falls.",b,c,d,e\n')
+    (row,) = read_rows(only("clotho"), tmp_path)
+    assert row["gt"] == ["Rain, falls.", "b", "c", "d", "e"]
+    assert Path(row["audio"]).parts[-2:] == ("evaluation", "rain 1.wav")
+    lines = "audiocap_id,youtube_id,start_time,caption\n1,vid,30,a\n2,other,0,x\n3,vid,30,b\n"
+    text(tmp_path / "audiocaps/test.csv", lines)
+    text(tmp_path / "audiocaps/audio/Yvid_30.flac", "")
+    rows = read_rows(only("audiocaps"), tmp_path)
+    assert [(r["id"], r["gt"]) for r in rows] == [("vid_30", ["a", "b"]), ("other_0", ["x"])]
+    assert [Path(r["audio"]).name for r in rows] == ["Yvid_30.flac", "other_0.wav"]
 
 
 def test_airbench_layouts(tmp_path: Path) -> None:
