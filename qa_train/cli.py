@@ -137,21 +137,34 @@ def _stage(stage: str, overrides: list[str]) -> int:
 
     from qa_train.config import config_dir, register, to_stage_config
     from qa_train.config.guide import check_experiment
+    from qa_train.config.sweep import check_sweep, is_sweep, objective
 
     register()
     check_experiment(overrides)
+    check_sweep(overrides)
     # Hydra raises what it refuses, instead of printing it and leaving; _guarded says it in one line.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     codes: list[int] = []
+    results: dict[str, float] = {}
 
-    def task(raw: Any) -> None:
+    def task(raw: Any) -> float | None:
+        # A launcher may run this in another process, on another machine.
+        register()
         # Hydra's setup takes the handlers away and switches loggers off: skipped samples and steps would go unsaid.
         _show_warnings()
         # Hydra would shorten the trace of any error; errors are handled here instead.
         codes.append(_guarded(stage, lambda _: _run_stage(stage, to_stage_config(raw)), []))
+        if not is_sweep(overrides):
+            return None
+        if codes[-1]:
+            raise ValueError(f"the job with run.dir={raw.run.dir} ended with code {codes[-1]} (its message is above)")
+        results[raw.run.dir] = objective(raw.run.dir, raw.run.objective)
+        return results[raw.run.dir]
 
     sys.argv = [f"qa-train {stage}", *overrides]
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=stage)(task)()
+    for folder, value in sorted(results.items(), key=lambda result: result[1]):
+        print(f"{folder}: run.objective {value:.4g}")
     return max(codes, default=0)
 
 

@@ -295,6 +295,8 @@ class RunConfig:
 
     dir: str = MISSING
     seed: int = 0
+    # What a sweeper such as Optuna compares: a value of metrics.jsonl, its mean over the last tenth of the run.
+    objective: str = "loss"
     # Start although settings differ from those the run began with (the optimizer keeps its checkpoint's).
     allow_config_change: bool = False
     # Resume although the shards differ from those the run began with.
