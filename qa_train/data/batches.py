@@ -26,6 +26,7 @@ from qa_train.data.collate import join_audio, pad, pad_ids
 from qa_train.data.encoder_cache import EncoderCache
 from qa_train.data.noise import ordinary_tokens, replace_targets
 from qa_train.data.packing import Cost
+from qa_train.data.passes import Passes
 from qa_train.data.plan import Plan, SampleRef
 from qa_train.data.source import Source
 from qa_train.data.sources import BUDGET_FLOOR, open_sources
@@ -60,7 +61,11 @@ class Batches:
         when the batch holds none. Bad clips leave their sample out; a batch of which nothing is
         left is one padding token without a label.
         """
-        rows, audio = [], []
+        return self.build_named(k)[0]
+
+    def build_named(self, k: int) -> tuple[dict[str, Tensor], list[SampleRef]]:
+        """Batch k, and the samples that are in it, in the order of its rows (of its pairs)."""
+        rows, audio, kept = [], [], []
         for ref in self._refs(k):
             try:
                 audio.append(self._audio(ref))
@@ -68,12 +73,13 @@ class Batches:
                 self._count_skip(ref, skip)
                 continue
             rows.append(self._encode(ref))
+            kept.append(ref)
         out = {**self._rows(rows), **join_audio(audio)}
         if self.cache is not None and "audio_states" not in out:
             # A batch without audio must say so: ranks that ran the encoder on a dummy clip and ranks
             # that did not would wait for each other under ZeRO-3.
             out["audio_states"] = torch.zeros(0, self.cache.width)
-        return out
+        return out, kept
 
     def keys(self, k: int) -> list[str]:
         """ "shard:key:task" of every planned sample of batch k, in order; reads no audio."""
@@ -238,16 +244,30 @@ class Batches:
 
 
 class Collator:
-    """Builds the batch whose number is the only item of the list: {"batch": k}, or k itself."""
+    """Builds the batch whose number is the only item of the list: {"batch": k}, or k itself.
+
+    To what the model takes it adds ``row_sources`` [B] (of pairs: [B / 2]), the number of each row's source,
+    and ``passes`` [sources], how often each source has been gone through when the step is done: zeros but for
+    the last batch of a step, so that the ranks may add them up.
+    """
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
+        self._passes = Passes(batches.plan)
 
     def __call__(self, numbers: list[Any]) -> dict[str, Tensor]:
         if len(numbers) != 1:
             raise ValueError(f"{len(numbers)} batch numbers at once: set per_device_train_batch_size=1")
         (item,) = numbers
-        return self.batches.build(int(item["batch"] if isinstance(item, dict) else item))
+        k = int(item["batch"] if isinstance(item, dict) else item)
+        built, refs = self.batches.build_named(k)
+        plan = self.batches.plan
+        last = (k + 1) % plan.batches_per_step == 0
+        passes = self._passes.after(k) if last else [0.0] * len(plan.sources)
+        return built | {
+            "row_sources": torch.tensor([ref.source for ref in refs], dtype=torch.long),
+            "passes": torch.tensor(passes, dtype=torch.float64),
+        }
 
 
 class PreferenceBatches(Batches):

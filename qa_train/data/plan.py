@@ -111,6 +111,16 @@ class Plan:
         start = self._start_of(k)
         return start.chapter, start.first_batch
 
+    def bounds(self, k: int) -> tuple[Start, Start]:
+        """The start of the chapter that holds batch k, and the start of the one after it."""
+        start = self._start_of(k)
+        return start, self._starts[bisect_right(self._starts, k, key=lambda s: s.first_batch)]
+
+    @property
+    def used(self) -> list[int]:
+        """The numbers of the sources whose weight is above 0; cursors of a start come in this order."""
+        return self._used
+
     def chapter(self, number: int) -> Chapter:
         """All batches of a chapter; the last two are kept in memory."""
         while number not in self._chapters:

@@ -21,7 +21,7 @@ class Head(nn.Linear):
     """
 
     def forward(self, hidden: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
-        """hidden [..., D] -> logits [..., V]; with targets [N], hidden [N, D] -> summed cross-entropy, float32."""
+        """hidden [..., D] -> logits [..., V]; with targets [N], hidden [N, D] -> cross-entropy of each [N], float32."""
         if targets is None:
             return super().forward(hidden)
         chunks = list(zip(hidden.split(_CHUNK), targets.split(_CHUNK), strict=True))
@@ -29,11 +29,11 @@ class Head(nn.Linear):
             losses = [checkpoint(self._cross_entropy, *chunk, use_reentrant=False) for chunk in chunks]
         else:
             losses = [self._cross_entropy(*chunk) for chunk in chunks]
-        return torch.stack(losses).sum()
+        return torch.cat(losses)
 
     def _cross_entropy(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         logits = nn.functional.linear(hidden, self.weight).float()
-        return nn.functional.cross_entropy(logits, targets, reduction="sum")
+        return nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
 def supervised_loss(
@@ -42,8 +42,10 @@ def supervised_loss(
     labels: torch.Tensor,
     mask: torch.Tensor | None,
     num_items: torch.Tensor | int | None,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of the next token, summed over supervised tokens / ``num_items`` (None: their number).
+
+    Also its sum by row [B], float32, not divided and without a gradient: for the record of each source.
 
     hidden [B, L, D]; labels [B, L], not shifted, -100 where nothing is asked; mask [B, L], 0 on padding. A token
     counts if it and the one before it are real. Zero, with a gradient of zero, if no token counts.
@@ -52,5 +54,8 @@ def supervised_loss(
     if mask is not None:
         supervised = supervised & mask[:, 1:].bool() & mask[:, :-1].bool()
     targets = labels[:, 1:][supervised]
-    loss: torch.Tensor = head(hidden[:, :-1][supervised], targets)
-    return loss / (max(len(targets), 1) if num_items is None else num_items)
+    losses: torch.Tensor = head(hidden[:, :-1][supervised], targets)
+    # Through a rectangle: adding up by index is not deterministic on CUDA.
+    by_token = losses.new_zeros(supervised.shape)
+    by_token[supervised] = losses.detach()
+    return losses.sum() / (max(len(targets), 1) if num_items is None else num_items), by_token.sum(1)

@@ -50,6 +50,13 @@ class _Audio:
     dummy: bool
 
 
+@dataclass
+class UnpaddedOutput(Qwen2AudioCausalLMOutputWithPast):
+    """The stock output, and the cross-entropy of each row, summed over its supervised tokens [B], no gradient."""
+
+    row_losses: torch.Tensor | None = None
+
+
 class UnpaddedQwen2AudioModel(Qwen2AudioModel):
     """Encoder, projector and LLM without head (the stock ``Qwen2AudioModel`` on real frames and tokens)."""
 
@@ -209,7 +216,7 @@ class UnpaddedQwen2AudioForConditionalGeneration(LayerwiseRecompute, Qwen2AudioF
         logits_to_keep: int = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
-    ) -> Qwen2AudioCausalLMOutputWithPast:
+    ) -> UnpaddedOutput:
         """The inputs of the module docstring -> logits [B, L, V], or the loss when ``labels`` are given.
 
         The loss is the cross-entropy summed over supervised tokens (label not -100) and divided by
@@ -231,13 +238,14 @@ class UnpaddedQwen2AudioForConditionalGeneration(LayerwiseRecompute, Qwen2AudioF
             **kwargs,
         )
         hidden = outputs.last_hidden_state
-        loss = logits = None
+        loss = row_losses = logits = None
         if labels is None:
             logits = self.lm_head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         else:
-            loss = supervised_loss(self.lm_head, hidden, labels, attention_mask, num_items_in_batch)
-        return Qwen2AudioCausalLMOutputWithPast(
+            loss, row_losses = supervised_loss(self.lm_head, hidden, labels, attention_mask, num_items_in_batch)
+        return UnpaddedOutput(
             loss=loss,
+            row_losses=row_losses,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,

@@ -26,6 +26,7 @@ from qa_train.model import build_model, encoder_hash, encoder_states, freeze
 from qa_train.model.lora import Adapters, add_adapters, plan_adapters
 from qa_train.model.recompute import compile_layers
 from qa_train.train import checkpoints
+from qa_train.train.checkpoints import write_json
 from qa_train.train.distributed import accumulation_steps, deepspeed_options, from_main, is_main, optimizer_layout
 from qa_train.train.first_screen import first_screen
 from qa_train.train.guards import read_tail
@@ -221,9 +222,11 @@ def go(trainer: Any, stage: Stage, evaluation: Evaluation | None = None) -> int:
     trainer.guards.restore(from_main(read_tail(stage.run.metrics, window) if stage.run.is_main else None))
     if stage.cfg.trainer.self_check:
         trainer.self_check = [check_ranks(stage.cfg), check_storage(stage.run.dir, stage.model)]
-    stage.writer.track(stage.cfg, asdict(stage.cfg))
+    mixture = stage.batches.table()
+    stage.writer.track(stage.cfg, asdict(stage.cfg) | {"mixture": {row["source"]: row["share"] for row in mixture}})
     if stage.run.is_main:
         (stage.run.dir / "data.txt").write_text(stage.batches.describe() + "\n")
+        write_json(stage.run.dir / "mixture.json", mixture)
         print(first_screen(stage, trainer.model), flush=True)
     trainer.watchdog = Watchdog(stage.run.dir / "logs", trainer.args.process_index, stage.cfg.trainer.hang_timeout_s)
     trainer.watchdog.start()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +16,9 @@ from qa_train.data.batches import PreferenceBatches
 from qa_train.model import build_model, weights_digest
 from qa_train.train.common import Evaluation, Stage, go, open_stage, training_arguments
 from qa_train.train.distributed import from_main
-from qa_train.train.gather import gather_ragged
 from qa_train.train.mixin import AudioTrainerMixin
 from qa_train.train.reference import Reference
+from qa_train.train.tally import PAIR_VALUES, pair_curves, pair_values
 
 
 class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
@@ -28,11 +28,37 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
     a sum over pairs divided by the pairs of the whole step.
     """
 
-    def attach(self, **parts: Any) -> None:
-        """As the mixin, and let ranks gather rewards of unequal numbers of pairs."""
-        super().attach(**parts)
+    tallied = PAIR_VALUES
+
+    @contextmanager
+    def _kept_at_home(self) -> Iterator[list[torch.Tensor]]:
+        """Keep what TRL would gather from all ranks, in its order: the tally adds it up once per step.
+
+        TRL takes it that all ranks have the same number of pairs; batches filled to a token budget have not, and
+        gloo would abort (NCCL hang, or mix values up).
+        """
+        kept: list[torch.Tensor] = []
         gather = self.accelerator.gather
-        self.accelerator.gather = partial(gather_ragged, gather)  # type: ignore[method-assign]
+
+        def keep(values: torch.Tensor) -> torch.Tensor:
+            kept.append(values.detach())
+            return values
+
+        self.accelerator.gather = keep  # type: ignore[method-assign]
+        try:
+            yield kept
+        finally:
+            self.accelerator.gather = gather  # type: ignore[method-assign]
+
+    def curves(self) -> dict[str, float]:
+        """Rewards, margins, accuracies, KL and lengths of the step, over all its pairs and by source."""
+        return pair_curves(self.tally.record(self.accelerator), self.beta)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As the mixin; TRL's means over one rank's micro-batches do not come in the way of the step's."""
+        for metrics in self._metrics.values():
+            metrics.clear()
+        super().log(logs, start_time)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """As the mixin, and remember how many pairs the step has on all ranks."""
@@ -48,7 +74,9 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """TRL's DPO loss, weighted by this batch's share of the step's pairs."""
-        result = DPOTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+        with self._kept_at_home() as kept:
+            result = DPOTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+        self.tally.add(pair_values(kept, inputs["completion_mask"], training=self.model.training))
         loss = result[0] if return_outputs else result
         if not inputs["completion_mask"].any():
             # All pairs were skipped; a mean over no answer token is not a number.

@@ -6,7 +6,7 @@ It adds what audio and exactness need, and nothing else:
 2. loss: a sum over supervised tokens divided by their number in the whole optimizer step;
 3. checkpoints: committed with a manifest, restored with a check of the weights;
 4. guards: a loss or gradient that is not finite, or a loss that jumps, stops the run or skips the step;
-5. numbers: every step's tokens, clips, seconds of audio and waiting time.
+5. numbers: every step's tokens, clips, seconds of audio and waiting time, and the loss by source.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from qa_train.train.metrics import MetricsWriter
 from qa_train.train.optimizers import muon_with_adamw
 from qa_train.train.run import RunFolder
 from qa_train.train.selfcheck import probe_audio
+from qa_train.train.tally import Tally, token_curves
 from qa_train.train.throughput import count, rates
 from qa_train.train.watchdog import Watchdog
 
@@ -43,6 +44,8 @@ class AudioTrainerMixin:
     """See the module docstring. Set up by :meth:`attach` right after construction."""
 
     watchdog: Watchdog | None = None
+    # What is added up by source: see train/tally.py.
+    tallied: tuple[str, ...] = ("loss",)
     # What the start-up checks found so far; the probe of the first step completes and prints it. None: switched off.
     self_check: list[str] | None = None
 
@@ -62,6 +65,7 @@ class AudioTrainerMixin:
         self.options = options
         self.adapters = adapters
         self.guards = Guards(options)
+        self.tally = Tally([source.name for source in batches.sources], batches.plan.used, self.tallied)
         self._step_numbers: dict[str, float] = {}
         self._checkpoint_s = 0.0
         # Scores of the step that ends, for its record.
@@ -78,6 +82,7 @@ class AudioTrainerMixin:
         started = time.perf_counter()
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
         waited = time.perf_counter() - started
+        self.tally.begin(batches)
         if not self._step_numbers:
             # The first step's time begins here: loading the model and the checkpoint is not part of it.
             self._step_started = started
@@ -125,6 +130,7 @@ class AudioTrainerMixin:
             # Nothing is supervised in a step whose samples were all skipped: its loss is 0, not 0 / 0.
             num_items_in_batch = torch.as_tensor(num_items_in_batch).clamp(min=1)
         outputs = model(**inputs, use_cache=False, num_items_in_batch=num_items_in_batch)
+        self.tally.add(outputs.row_losses[:, None])
         loss = outputs.loss
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # type: ignore[attr-defined]
@@ -292,13 +298,17 @@ class AudioTrainerMixin:
         else:
             self._scores = scores
 
+    def curves(self) -> dict[str, float]:
+        """The step's record by source; a collective call."""
+        return token_curves(self.tally.record(self.accelerator))  # type: ignore[attr-defined]
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Complete the step's record with counts and rates, and write it."""
         if "loss" in logs and self.model.training:  # type: ignore[attr-defined]
             now = time.perf_counter()
             # An evaluation is no part of the step's time.
             seconds, self._step_started = now - self._step_started - self._scores.get("eval_s", 0.0), now
-            logs.update(rates(self._step_numbers, seconds) | self._scores)
+            logs.update(rates(self._step_numbers, seconds) | self.curves() | self._scores)
             self._scores = {}
             warning = self.guards.logged(logs)
             if warning is not None and self.run.is_main:

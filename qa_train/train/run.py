@@ -5,6 +5,7 @@
     RUN/config.yaml          resolved configuration
     RUN/environment.json     command, versions, git commit, host facts of every start
     RUN/data.txt             the sources of the newest start: samples, hours, share, what is left out and why
+    RUN/mixture.json         the same for programs
     RUN/metrics.jsonl        one JSON object per optimizer step
     RUN/checkpoints/         checkpoint-N/, complete when manifest.json is there
     RUN/finished.json        written when the last step is saved

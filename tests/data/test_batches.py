@@ -22,6 +22,7 @@ from qa_train.data.batches import Batches, Collator, PreferenceBatches, open_dat
 from qa_train.data.encoder_cache import EncoderCache, cache_writer
 from qa_train.data.index import build_index, load_index
 from qa_train.data.loader import delivered, rank_numbers
+from qa_train.data.passes import Passes
 from qa_train.data.shards import ShardWriter
 from tests.data.conftest import mixture, noise, speech_record
 from tests.data.test_index import flac, plain_tar
@@ -117,7 +118,11 @@ def test_tensors_do_not_depend_on_workers(shards: dict[str, str], tokenizer: Any
     numbers = [{"batch": k} for k in range(4)]
     loader = DataLoader(numbers, batch_size=1, num_workers=workers, collate_fn=Collator(batches))  # type: ignore[arg-type]
     alone = open_mixture(shards, tokenizer)
+    passes = Passes(alone.plan)
     for k, batch in enumerate(loader):
+        assert batch.pop("row_sources").tolist() == [ref.source for ref in alone.plan.batch(k)]
+        # The last batch of the step carries how far the sources are.
+        assert batch.pop("passes").tolist() == (passes.after(k) if k == 3 else [0.0] * len(alone.sources))
         assert same(batch, alone.build(k))
     copy = pickle.loads(pickle.dumps(batches))
     assert same(copy.build(3), alone.build(3))

@@ -85,6 +85,17 @@ def test_loss_is_divided_by_the_given_number(twins: Twins) -> None:
     nothing.backward()
 
 
+def test_losses_by_row_equal_those_of_rows_alone(twins: Twins) -> None:
+    found = twins.ours(**Batch(SHORT).joined(), labels=Batch(SHORT).labels, num_items_in_batch=7)
+    torch.testing.assert_close(found.row_losses.sum(), found.loss.detach() * 7)
+    assert not found.row_losses.requires_grad
+    for i in range(len(SHORT)):
+        labels = Batch(SHORT).labels
+        labels[[j for j in range(len(SHORT)) if j != i]] = -100
+        alone = twins.ours(**Batch(SHORT).joined(), labels=labels, num_items_in_batch=1).loss
+        torch.testing.assert_close(found.row_losses[i], alone.detach())
+
+
 def test_many_supervised_rows_are_scored_in_chunks(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = Batch(SHORT)
     whole = twins.ours(**batch.joined(), labels=batch.labels).loss

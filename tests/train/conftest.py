@@ -86,7 +86,9 @@ def options(shards: Path) -> Callable[[str, Path], list[str]]:
         kind = "pairs" if stage == "dpo" else "speech"
         template = "base" if stage == "pretrain" else "chat"
         task = "chat" if stage == "dpo" else "asr"
-        source = f"{{made:{{shards:['{shards}/{kind}-*.tar'],task:{task},template:{template}}}}}"
+        made = f"shards:['{shards}/{kind}-*.tar'],task:{task},template:{template}"
+        # Two sources, so that what is recorded by source can go wrong.
+        source = f"{{made:{{{made},weight:2}},french:{{{made},where:{{language:fr}}}}}}"
         return [
             "experiment=smoke", f"run.dir={folder}", "data=empty", f"+data.sources={source}",
             "data.tokens_per_batch=250", "data.chapter_samples=64", "trainer.max_steps=6",

@@ -14,9 +14,10 @@ from trl import DPOConfig, DPOTrainer
 
 from qa_train.config import DataConfig, EncoderConfig, LanguageModelConfig, ModelConfig, SourceConfig, TrainerConfig
 from qa_train.data.audio import read_clip
-from qa_train.data.batches import PreferenceBatches, open_data
+from qa_train.data.batches import Collator, PreferenceBatches, open_data
 from qa_train.model import build_model
 from qa_train.train.dpo import AudioDPOTrainer
+from qa_train.train.tally import pair_curves
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "sigmoid": {},
@@ -129,11 +130,16 @@ def test_loss_and_gradients_equal_trl_on_the_stock_model(
         options=TrainerConfig(),
     )
     ours._pairs_of_step = pairs
+    ours.tally.begin([Collator(batches)([0])])
     found = ours.compute_loss(ours.model, batch)
     expected = theirs.compute_loss(theirs.model, stock_inputs(batches, batch, processor))
     assert float(found.detach()) == pytest.approx(float(expected.detach()), abs=1e-5)
-    margin = ours._metrics["train"]["rewards/margins"] + ours._metrics["eval"]["rewards/margins"]
-    assert abs(float(margin[0])) > 1e-3, "without a margin, the variants could not be told apart"
+    record = pair_curves(ours.tally.record(ours.accelerator), ours.beta)
+    assert abs(record["rewards/margins"]) > 1e-3, "without a margin, the variants could not be told apart"
+    names = [f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")]
+    for name in (*names, "logps/chosen", "logps/rejected", "entropy", "logits/rejected", "mean_token_accuracy"):
+        (value,) = theirs._metrics["train"][name] or theirs._metrics["eval"][name]
+        assert record[name] == pytest.approx(value, abs=1e-4), name
     found.backward()
     expected.backward()
     norms = [

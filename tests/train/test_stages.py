@@ -48,6 +48,17 @@ def test_a_stage_runs_and_explains_itself(stage: str, plain: Callable[[str], Pat
         assert {"loss", "grad_norm", "supervised_tokens", "tokens_per_s", "audio_s_per_s"} <= set(record)
         assert record["supervised_tokens"] > 0
         assert record["audio_s"] > 0
+        assert record["tokens/made"] + record["tokens/french"] == record["supervised_tokens"]
+        if stage == "dpo":
+            assert {"rewards/margins", "kl/chosen", "lengths/rejected"} <= set(record)
+            assert ("rewards/margins/french" in record) == (record["tokens/french"] > 0)
+        else:
+            parts = [record.get(f"loss/{source}", 0) * record[f"tokens/{source}"] for source in ("made", "french")]
+            assert sum(parts) / record["supervised_tokens"] == pytest.approx(record["loss"], rel=1e-5)
+    assert 0 < records[0]["epoch/french"] < records[-1]["epoch/french"]
+    assert {row["source"]: row["weight"] for row in json.loads((folder / "mixture.json").read_text())} == {
+        "made": 2, "french": 1,
+    }  # fmt: skip
     assert records[-1]["loss"] < records[0]["loss"]
     assert (folder / "config.yaml").is_file()
     assert checkpoints.newest_complete(folder / "checkpoints") == folder / "checkpoints" / "checkpoint-6"
@@ -117,6 +128,11 @@ def test_two_processes_equal_one(stage: str, tmp_path: Path, plain: Callable[[st
     # Adam hides a wrong scale of the gradient from the loss, not from this.
     norms = [[record["grad_norm"] for record in metrics(f)] for f in (tmp_path / "two", plain(stage))]
     np.testing.assert_allclose(*norms, rtol=1e-3)
+    for found, expected in zip(metrics(tmp_path / "two"), metrics(plain(stage)), strict=True):
+        by_source = {name: value for name, value in expected.items() if "/" in name}
+        assert {f"tokens/{source}" for source in ("made", "french")} <= set(by_source)
+        for name, value in by_source.items():
+            assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
 
 
 def test_a_run_goes_on_with_another_number_of_processes(

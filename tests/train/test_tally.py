@@ -1,0 +1,98 @@
+"""The sums of a step by source, against a plain loop; what two ranks add up, against one."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from qa_train.train.tally import PAIR_VALUES, Tally, pair_curves, pair_values, token_curves
+
+ALONE = SimpleNamespace(num_processes=1, process_index=0)
+
+
+def micro_batch(sources: list[int], labels: list[list[int]], passes: list[float]) -> dict[str, torch.Tensor]:
+    return {
+        "labels": torch.tensor(labels),
+        "row_sources": torch.tensor(sources, dtype=torch.long),
+        "passes": torch.tensor(passes, dtype=torch.float64),
+    }
+
+
+BATCHES = [
+    ([0, 2, 0], [[-100, 5, 6, 7], [-100, -100, 8, -100], [9, -100, -100, 3]], [0.0, 0.0, 0.0]),
+    ([2], [[-100, 4, 4, 4]], [1.5, 0.0, 0.25]),
+]
+LOSSES = [torch.tensor([6.0, 2.0, 0.5]), torch.tensor([1.0])]
+
+
+def step(batches: list[Any], losses: list[torch.Tensor]) -> Tally:
+    tally = Tally(["a", "never", "c"], [0, 2], ("loss",))
+    given = [micro_batch(*batch) for batch in batches]
+    tally.begin(given)
+    assert all(set(batch) == {"labels"} for batch in given), "the model knows nothing of sources"
+    for loss in losses:
+        tally.add(loss[:, None])
+    return tally
+
+
+def test_loss_is_per_supervised_token_of_its_source() -> None:
+    record = token_curves(step(BATCHES, LOSSES).record(ALONE))
+    # The first label of a row is predicted from nothing and does not count.
+    assert record["tokens/a"] == 4
+    assert record["tokens/c"] == 4
+    assert record["loss/a"] == pytest.approx(6.5 / 4)
+    assert record["loss/c"] == pytest.approx(3.0 / 4)
+    assert (record["epoch/a"], record["epoch/c"]) == (1.5, 0.25)
+    assert not [name for name in record if "never" in name]
+    assert 0 < record["peak_memory_gb"] < 1000
+
+
+def test_two_ranks_add_up_to_one() -> None:
+    halves = [step(BATCHES[:1], LOSSES[:1]), step(BATCHES[1:], LOSSES[1:])]
+    sent: list[torch.Tensor] = []
+    accelerator = SimpleNamespace(num_processes=2, device="cpu", reduce=lambda value, how: sent.append(value) or value)
+    for rank, half in enumerate(halves):
+        accelerator.process_index = rank
+        half.record(accelerator)
+    accelerator.reduce = lambda value, how: sum(sent)
+    together = token_curves(halves[0].record(accelerator))
+    alone = token_curves(step(BATCHES, LOSSES).record(ALONE))
+    together.pop("peak_memory_gb"), alone.pop("peak_memory_gb")
+    assert together == alone
+
+
+def test_a_batch_without_a_usable_sample_counts_nowhere() -> None:
+    tally = step([([], [[-100, -100]], [0.1, 0.0, 0.0])], [torch.tensor([0.0])])
+    record = token_curves(tally.record(ALONE))
+    assert record["tokens/a"] == 0
+    assert "loss/a" not in record
+
+
+def test_pairs_by_source() -> None:
+    chosen, rejected = torch.tensor([0.3, -0.1]), torch.tensor([0.1, 0.2])
+    margins, right = chosen - rejected, (chosen > rejected).float()
+    logps = [torch.tensor([-3.0, -4.0]), torch.tensor([-5.0, -6.0])]
+    mask = torch.tensor([[0, 1, 1, 1], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1]])
+    tally = Tally(["speech", "sounds"], [0, 1], PAIR_VALUES)
+    pairs = {"completion_mask": mask, "row_sources": torch.tensor([1, 0]), "passes": torch.zeros(2).double()}
+    tally.begin([pairs])
+    # Entropy, tokens of answers, of the batch, logits and tokens of both answers, right tokens: sums, in TRL's order.
+    sums = [torch.tensor(value) for value in (18.0, 9, 30, 8.0, 4, 15.0, 5, 3, 4)]
+    kept = [*sums, chosen, rejected, right, margins, *logps]
+    tally.add(pair_values(kept, mask, training=True))
+    with pytest.raises(RuntimeError, match="constraints.txt"):
+        pair_values([*sums[::-1], chosen, rejected, right, margins, *logps], mask, training=True)
+    record = pair_curves(tally.record(ALONE), beta=0.5)
+    assert record["rewards/accuracies"] == 0.5
+    assert record["rewards/accuracies/sounds"] == 1
+    assert record["rewards/margins/speech"] == pytest.approx(-0.3)
+    assert record["rewards/margins"] == pytest.approx(-0.05)
+    assert record["kl/chosen"] == pytest.approx(0.2)
+    assert (record["lengths/chosen"], record["lengths/rejected"]) == (2, 2.5)
+    assert (record["logps/chosen"], record["logps/rejected"]) == (-3.5, -5.5)
+    assert (record["entropy"], record["mean_token_accuracy"]) == (2, 0.75)
+    assert (record["logits/chosen"], record["logits/rejected"]) == (2, 3)
+    assert (record["tokens/speech"], record["tokens/sounds"]) == (4, 5)
