@@ -76,7 +76,7 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
         """TRL's DPO loss, weighted by this batch's share of the step's pairs."""
         with self._kept_at_home() as kept:
             result = DPOTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
-        self.tally.add(pair_values(kept, inputs["completion_mask"], training=self.model.training))
+        self.tally.add(pair_values(kept, inputs["completion_mask"], training=model.training))
         loss = result[0] if return_outputs else result
         if not inputs["completion_mask"].any():
             # All pairs were skipped; a mean over no answer token is not a number.

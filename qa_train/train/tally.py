@@ -67,8 +67,8 @@ class Tally:
         if ranks > 1:
             everything = accelerator.reduce(everything.to(accelerator.device), "sum").cpu()
         columns = ("tokens", "rows", "passes", *self.values)
-        rows = everything[: table.numel()].view_as(table).tolist()
-        found = {self.sources[i]: dict(zip(columns, rows[i], strict=True)) for i in self.used}
+        by_source = everything[: table.numel()].view_as(table).tolist()
+        found = {self.sources[i]: dict(zip(columns, by_source[i], strict=True)) for i in self.used}
         return {"sources": found, "peak_memory_gb": round(everything[table.numel() :].max().item(), 3)}
 
     def _by_source(self, row_sources: Tensor, values: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ def pair_values(kept: list[Tensor], completion_mask: Tensor, *, training: bool) 
             spread = [(value / pairs).expand(pairs) for value in (entropy, chosen_logits, rejected_logits, right)]
             return torch.stack([*by_pair, *lengths, *spread], dim=1)
     raise RuntimeError(
-        f"TRL's DPO loss gathers {len(by_pair)} values by pair and {len(sums)} sums, and not those that are known here: "
+        f"TRL's DPO loss gathers {len(by_pair)} values by pair and {len(sums)} sums, and not those known here: "
         "use the TRL version of constraints.txt"
     )
 

@@ -83,7 +83,7 @@ def test_pairs_by_source() -> None:
     sums = [torch.tensor(value) for value in (18.0, 9, 30, 8.0, 4, 15.0, 5, 3, 4)]
     kept = [*sums, chosen, rejected, right, margins, *logps]
     tally.add(pair_values(kept, mask, training=True))
-    with pytest.raises(RuntimeError, match="constraints.txt"):
+    with pytest.raises(RuntimeError, match=r"constraints\.txt"):
         pair_values([*sums[::-1], chosen, rejected, right, margins, *logps], mask, training=True)
     record = pair_curves(tally.record(ALONE), beta=0.5)
     assert record["rewards/accuracies"] == 0.5
