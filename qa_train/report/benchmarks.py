@@ -14,7 +14,32 @@ from qa_train.report.style import STYLE
 MAX_PLAYERS = 30
 # Columns of their own; every other system is a baseline.
 COLUMNS = {"hf": "HF weights", "paper": "paper"}
+LOWER_IS_BETTER = ("wer", "cer")
+# How a metric scores where a benchmark does not say it itself.
+RULES = {
+    "wer": "tags out; normalised as the released evaluation does for the language of the row; corpus word error rate "
+    "(characters for zh, yue and ja)",
+    "cer": "as wer, over characters",
+    "bleu": "sacrebleu corpus BLEU, tokenised by the language of the reference (zh, ja-mecab, else 13a)",
+    "chrf": "sacrebleu corpus chrF",
+    "accuracy": "the answer is the label, whatever case and marks",
+    "exact": "the answer is the label letter for letter",
+    "contains": "the answer says the label and no other choice",
+    "choice": "the chosen option by letter or text; an answer that chooses none is wrong",
+    "macro_f1": "mean of the labels' F1",
+    "map": "mean average precision of the labels that are listed",
+    "cider": "CIDEr-D x 100 (pycocoevalcap, PTB tokens)",
+    "rouge_l": "ROUGE-L x 100 (pycocoevalcap, PTB tokens)",
+}
 COUNTS = ("empty", "unparsed", "failed", "truncated", "judge_failed", "judge_refused", "judge_unread")
+
+_MORE = """
+h3 { font-size: 1rem; margin: 0 0 10px; } thead th.num { text-align: right; }
+.scroll { overflow-x: auto; } .scroll td:not(.num) { min-width: 120px; }
+.breakdowns { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(420px, 100%), 1fr)); gap: 26px 36px; }
+.facts { display: grid; grid-template-columns: max-content 1fr; gap: 4px 16px; }
+@media (max-width: 720px) { .scroll td:not(.num) { min-width: 0; } .num { white-space: normal; } }
+"""
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -79,7 +104,7 @@ def _notes(results: Results) -> list[str]:
             notes.append(
                 f"{name}: reference system {_number(reference['value'])}, difference {reference['difference']:+.2f}"
             )
-        notes.append(f"{name}: rule: {benchmark['rule'] or benchmark['metric']}")
+        notes.append(f"{name}: rule: {benchmark['rule'] or RULES.get(benchmark['metric'], benchmark['metric'])}")
         if benchmark["comparable"]:
             notes.append(f"{name}: comparable: {benchmark['comparable']}")
     return notes
@@ -115,34 +140,40 @@ def markdown_report(results: Results) -> str:
     lines += ["", *(f"- {note}" for note in _notes(results))]
     for name, result in results.items():
         for title, classes in _parts(result).items():
-            lines += ["", f"{name} by {title}:", "", f"| {title} | value | n |", "|---|---|---|"]
-            lines += [f"| {k} | {_number(v.get('value'))} | {v.get('n', '')} |" for k, v in classes.items()]
+            lines += ["", f"{name} by {title}:", "", f"| {title} | value [95 %] | n |", "|---|---|---|"]
+            lines += [f"| {k} | {_ours(v)} | {v.get('n', '')} |" for k, v in classes.items()]
     return "\n".join(lines) + "\n"
 
 
-def _cell(text: str, kind: str = "") -> str:
-    return f'<td class="{kind}">{escape(text)}</td>'
+def _cell(label: str, text: str, kind: str = "") -> str:
+    """A cell that shows its column's name where the page is narrow."""
+    return f'<td data-label="{escape(label, quote=True)}" class="{kind}"><span>{escape(text)}</span></td>'
+
+
+def _heads(first: str, *others: tuple[str, str]) -> str:
+    cells = "".join(f'<th scope="col" class="{kind}">{escape(name)}</th>' for name, kind in others)
+    return f'<thead><tr><th scope="col">{escape(first)}</th>{cells}</tr></thead>'
 
 
 def _table(results: Results) -> str:
-    heads = ["ours", *COLUMNS.values(), "other systems", "n", "odd answers", "probe"]
     rows = []
     for name, result in results.items():
         benchmark = result["benchmark"]
         title = escape(benchmark["title"] or name)
-        direction = "higher is better" if benchmark["metric"] not in ("wer", "cer") else "lower is better"
+        direction = "higher is better" if benchmark["metric"] not in LOWER_IS_BETTER else "lower is better"
         rows.append(
             f'<tr><th scope="row">{title}<small>{escape(benchmark["metric"])}, {direction}</small></th>'
-            + _cell(_ours(result), "num")
-            + "".join(_cell(_number(benchmark["numbers"].get(column)), "num") for column in COLUMNS)
-            + _cell(_baselines(benchmark) or "–")
-            + _cell(str(result["n"]), "num")
-            + _cell(_counts(result))
-            + _cell(listening(result))
+            + _cell("ours", _ours(result), "num")
+            + "".join(_cell(title, _number(benchmark["numbers"].get(key)), "num") for key, title in COLUMNS.items())
+            + _cell("n", str(result["n"]), "num")
+            + _cell("other systems", _baselines(benchmark) or "–")
+            + _cell("odd answers", _counts(result))
+            + _cell("probe", listening(result))
             + "</tr>"
         )
-    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in heads)
-    return f'<table><thead><tr><th scope="col">benchmark</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    numeric = [(head, "num") for head in ("ours", *COLUMNS.values(), "n")]
+    head = _heads("benchmark", *numeric, *((head, "") for head in ("other systems", "odd answers", "probe")))
+    return f'<div class="scroll"><table>{head}<tbody>{"".join(rows)}</tbody></table></div>'
 
 
 def _breakdowns(results: Results) -> str:
@@ -150,15 +181,21 @@ def _breakdowns(results: Results) -> str:
     for name, result in results.items():
         published = result["benchmark"]["group_numbers"]
         for title, classes in _parts(result).items():
+            others = {k: ", ".join(f"{s} {x}" for s, x in published.get(k, {}).items()) for k in classes}
+            compared = any(others.values())
             rows = "".join(
-                f'<tr><th scope="row">{escape(k)}</th>{_cell(_number(v.get("value")), "num")}'
-                f"{_cell(str(v.get('n', '')), 'num')}"
-                f"{_cell(', '.join(f'{s} {x}' for s, x in published.get(k, {}).items()))}</tr>"
+                f'<tr><th scope="row">{escape(k)}</th>{_cell("ours", _ours(v), "num")}'
+                + _cell("n", str(v.get("n", "")), "num")
+                + (_cell("published", others[k] or "–") if compared else "")
+                + "</tr>"
                 for k, v in classes.items()
             )
-            heads = "".join(f'<th scope="col">{escape(h)}</th>' for h in (title, "ours", "n", "published"))
-            tables.append(f"<h3>{escape(name)}</h3><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>")
-    return "".join(tables)
+            head = _heads(title, ("ours", "num"), ("n", "num"), *([("published", "")] if compared else []))
+            tables.append(
+                f"<div><h3>{escape(result['benchmark']['title'] or name)}, by {escape(title)}</h3>"
+                f"<table>{head}<tbody>{rows}</tbody></table></div>"
+            )
+    return f'<div class="breakdowns">{"".join(tables)}</div>' if tables else ""
 
 
 def _player(root: str, audio: str) -> str:
@@ -174,6 +211,7 @@ def _worst(results: Results) -> str:
     cards: list[str] = []
     players = 0
     for name, result in results.items():
+        title = escape(result["benchmark"]["title"] or name)
         for item in result.get("worst") or []:
             player = ""
             if item.get("audio") and players < MAX_PLAYERS:
@@ -181,12 +219,16 @@ def _worst(results: Results) -> str:
             wanted = item["gt"] if isinstance(item["gt"], str) else " / ".join(item["gt"])
             said = escape(item.get("error") or "") or escape(item["prediction"]) or "<i>(empty answer)</i>"
             cards.append(
-                f'<article><header><span class="task">{escape(name)} · {escape(str(item["id"]))}</span></header>'
+                f'<article><header><span class="task">{title} · {escape(str(item["id"]))}</span></header>'
                 f"{player}"
                 f'<p class="prompt">{escape(item.get("prompt") or "")}</p>'
                 f"<dl><dt>expected</dt><dd>{escape(wanted)}</dd><dt>said</dt><dd>{said}</dd></dl></article>"
             )
     return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
+
+
+def _fact(value: Any) -> str:
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
 
 
 def _sections(parts: Sequence[tuple[str, str]]) -> str:
@@ -199,19 +241,20 @@ def render_benchmarks(results: Results, title: str = "Evaluation") -> str:
     first = next(iter(results.values()), {})
     facts = {"answered by": first.get("answered_by", ""), **first.get("identity", {})}
     facts = {k: v for k, v in facts.items() if k not in ("benchmark", "rows")}
+    model = "".join(f"<dt>{escape(k)}</dt><dd>{escape(_fact(v))}</dd>" for k, v in facts.items())
     body = _sections(
         [
             ("Results", _table(results)),
             ("What is comparable, and how it was scored", f"<ul>{notes}</ul>"),
             ("Breakdowns", _breakdowns(results)),
             ("Worst cases", _worst(results)),
-            ("Model", "".join(f"<p>{escape(k)}: {escape(str(v))}</p>" for k, v in facts.items())),
+            ("Model", f'<dl class="facts">{model}</dl>'),
         ]
     )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
+        f"<title>{escape(title)}</title><style>{STYLE}{_MORE}</style></head><body><main>"
         f"<header class='top'><h1>{escape(title)}</h1><p>Figures in brackets are 95 % intervals. Empty, unparsed, "
         f"cut-short and failed answers are in every denominator.</p></header>{body}</main></body></html>\n"
     )
