@@ -14,6 +14,7 @@ from transformers import AutoProcessor, BatchFeature, Qwen2AudioForConditionalGe
 from qa_train.model import find_checkpoint, load_model
 from qa_train.model.build import load_adapted
 from qa_train.model.lora import has_adapters, merge_adapters
+from qa_train.model.weights import weights_digest
 from qa_train.model_card import model_card
 
 _PROBE = "<|audio_bos|><|AUDIO|><|audio_eos|>Detect the language and recognize the speech: <|en|>"
@@ -32,8 +33,8 @@ class Exported:
 def export(checkpoint: str | Path, out: str | Path, *, results: str | Path | None = None) -> Exported:
     """Write weights, configuration, tokenizer, processor, chat template, generation settings and model card to ``out``.
 
-    Adapters of a run with ``model.lora`` are merged into the weights. ``results``: a quickstart's results.json for
-    the card (:mod:`qa_train.model_card`).
+    Adapters of a run with ``model.lora`` are merged into the weights. ``results``: the folder of an evaluation of
+    these weights, or a quickstart's results.json, for the card (:mod:`qa_train.model_card`).
 
     The folder is then read by the stock classes and must give the same logits for a probe clip, within 1e-4 of
     the largest logit (3e-2 in half precision, where only the order of summation differs). ValueError if ``out``
@@ -52,11 +53,12 @@ def export(checkpoint: str | Path, out: str | Path, *, results: str | Path | Non
     if has_adapters(folder):
         model = merge_adapters(model)
     parameters = sum(p.numel() for p in model.parameters())
+    digest = weights_digest(model) if results is not None else None
+    card = model_card(Path(folder), name=out.name, parameters=parameters, results=results, weights=digest)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     processor.save_pretrained(partial)
-    card = model_card(Path(folder), name=out.name, parameters=parameters, results=results)
     (partial / "README.md").write_text(card, encoding="utf-8")
     del model
     gc.collect()

@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import EvalResult
+from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from qa_train import __version__
+from qa_train.report.benchmarks import markdown_report
+from qa_train.report.page import read_metrics
 from qa_train.report.results import markdown_table
 
 _USE = """```python
@@ -25,15 +29,25 @@ print(processor.batch_decode(reply, skip_special_tokens=True)[0])
 ```"""
 
 
-def model_card(checkpoint: Path, *, name: str, parameters: int, results: str | Path | None = None) -> str:
+def model_card(
+    checkpoint: Path, *, name: str, parameters: int, results: str | Path | None = None, weights: str | None = None
+) -> str:
     """A README.md in Markdown with the front matter that model hubs read.
 
     ``checkpoint``: a checkpoint's folder. If it belongs to a run, the card lists the run's stage, data and settings,
-    and those of the runs that it started from, as long as they are found. ``results``: a quickstart's
-    ``results.json``, shown as a table. Shards are named without their folders, so that a published card says
-    nothing of the machine. ValueError if ``results`` cannot be read.
+    and those of the runs that it started from, as long as they are found. ``results``: the folder of a
+    ``qa-train eval``, shown as a table and in the front matter as model hubs read it (its answers must be of these
+    ``weights``, a digest); or a quickstart's ``results.json``. Shards are named without their folders, so that a
+    published card says nothing of the machine. ValueError if ``results`` cannot be read.
     """
-    front = {"library_name": "transformers", "pipeline_tag": "audio-text-to-text", "tags": ["audio", "qwen2_audio"]}
+    front: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "audio-text-to-text",
+        "tags": ["audio", "qwen2_audio"],
+    }
+    shown, found = _results(Path(results), name, weights) if results is not None else ([], [])
+    if found:
+        front |= {"model-index": eval_results_to_model_index(name, found)}
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {name}",
@@ -47,8 +61,7 @@ def model_card(checkpoint: Path, *, name: str, parameters: int, results: str | P
     ]
     if parts[-1] == "## Training":
         parts.append("The checkpoint does not belong to a run of qa-train, so nothing is known of its training.")
-    if results is not None:
-        parts += ["## Results", "On held-out items, with 95 % intervals, after each stage.", _table(Path(results))]
+    parts += shown
     parts += [
         "## Licence",
         "Weights follow the licences of the checkpoints and of the data above; check them before you publish.",
@@ -56,9 +69,40 @@ def model_card(checkpoint: Path, *, name: str, parameters: int, results: str | P
     return "\n\n".join(parts) + "\n"
 
 
-def _runs(checkpoint: Path) -> list[tuple[dict[str, Any], list[dict[str, Any]], int]]:
-    """Configuration, environments and last step of the run around ``checkpoint`` and of those before, oldest first."""
-    found: list[tuple[dict[str, Any], list[dict[str, Any]], int]] = []
+def _results(path: Path, name: str, weights: str | None) -> tuple[list[str], list[EvalResult]]:
+    """The card's section of results, and its lines for the front matter."""
+    path = path / "results.json" if path.is_dir() else path
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if "metrics" in found:
+            table = markdown_table(found).strip()
+            return ["## Results", "On held-out items, with 95 % intervals, after each stage.", table], []
+        answered = {result["identity"].get("weights") for result in found.values()}
+        table = markdown_report(found).strip()
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} holds no results to show ({error!r}): give the folder of a qa-train eval, or a quickstart's "
+            "results.json"
+        ) from error
+    if weights is not None and answered != {weights}:
+        raise ValueError(
+            f"the answers in {path} are of other weights than these: evaluate this checkpoint, then export"
+        )
+    lines = [
+        EvalResult("audio-text-to-text", key, r["benchmark"]["title"] or key, r["benchmark"]["metric"], r["value"])
+        for key, r in found.items()
+        if r.get("value") is not None
+    ]
+    what = "By qa-train eval: greedy answers, 95 % intervals; odd answers are in every denominator."
+    return ["## Results", what, table], lines
+
+
+def _runs(checkpoint: Path) -> list[tuple[dict[str, Any], list[dict[str, Any]], int, dict[str, Any]]]:
+    """Configuration, environments, last step and its record of the run around ``checkpoint`` and of those before.
+
+    Oldest first.
+    """
+    found: list[tuple[dict[str, Any], list[dict[str, Any]], int, dict[str, Any]]] = []
     seen: set[Path] = set()
     folder: Path | None = checkpoint.resolve()
     while folder is not None:
@@ -72,13 +116,15 @@ def _runs(checkpoint: Path) -> list[tuple[dict[str, Any], list[dict[str, Any]], 
         starts = run / "environment.json"
         environments = json.loads(starts.read_text(encoding="utf-8")) if starts.is_file() else []
         step = folder.name.removeprefix("checkpoint-")
-        found.append((config, environments, int(step) if step.isdigit() else config["trainer"]["max_steps"]))
+        last = int(step) if step.isdigit() else config["trainer"]["max_steps"]
+        rows = [row for row in read_metrics(run) if row["step"] == last and "evaluation" in row]
+        found.append((config, environments, last, rows[-1] if rows else {}))
         before = config["model"].get("checkpoint")
         folder = Path(before).resolve() if before and Path(before).is_dir() else None
     return found[::-1]
 
 
-def _stage(config: dict[str, Any], environments: list[dict[str, Any]], step: int) -> str:
+def _stage(config: dict[str, Any], environments: list[dict[str, Any]], step: int, record: dict[str, Any]) -> str:
     model, trainer, data = config["model"], config["trainer"], config["data"]
     start = model.get("checkpoint") or "; ".join(
         f"{part}: {model[part].get('source') or 'random weights'}" for part in ("encoder", "llm")
@@ -97,15 +143,11 @@ def _stage(config: dict[str, Any], environments: list[dict[str, Any]], step: int
         last = environments[-1]
         versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items() if version[:1].isdigit())
         lines.append(f"- {last['world_size']} process(es); {versions}; commit {last.get('git_commit') or 'unknown'}")
+    for name, found in record.get("evaluation", {}).items():
+        value, interval = record[f"eval/{name}"], f"{found['ci_low']} to {found['ci_high']}"
+        lines.append(f"- held out, {name}: {found['metric']} {value} ({interval}, n = {found['n']})")
     lines += ["", "| source | task | template | weight | shards |", "|---|---|---|---:|---|"]
     for name, source in data["sources"].items():
         shards = ", ".join(f"`{str(path).rpartition('/')[2]}`" for path in source["shards"])
         lines.append(f"| {name} | {source['task']} | {source['template']} | {source['weight']:g} | {shards} |")
     return "\n".join(lines)
-
-
-def _table(path: Path) -> str:
-    try:
-        return markdown_table(json.loads(path.read_text(encoding="utf-8"))).strip()
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds no results to show ({error}): give a quickstart's results.json") from error

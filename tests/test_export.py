@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,35 @@ def test_the_card_tells_every_stage_and_no_folder_of_the_machine(checkpoint: Pat
     assert "nothing is known" in model_card(checkpoint, name="mine", parameters=1)
     with pytest.raises(ValueError, match="holds no results"):
         model_card(last, name="mine", parameters=1, results=tmp_path / "none.json")
+
+
+def test_an_evaluation_of_these_weights_is_on_the_card(checkpoint: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    folder = run / "checkpoints" / "checkpoint-4"
+    shutil.copytree(checkpoint, folder)
+    data = {"tokens_per_batch": 1, "sources": {}}
+    trainer = {"batches_per_step": 1, "learning_rate": 1.0, "lr_scheduler_type": "linear", "max_steps": 4}
+    config = {"stage": "sft", "run": {"seed": 0}, "model": {"encoder": {}, "llm": {}}, "trainer": trainer, "data": data}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    scores = {"metric": "wer", "ci_low": 7.0, "ci_high": 9.0, "n": 20}
+    rows = [{"step": step, "eval/dev": 8.0 + step, "evaluation": {"dev": scores}} for step in (2, 4)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model, _ = load_model(folder)
+    benchmark = {"title": "My calls", "metric": "wer", "rule": "", "comparable": "", "numbers": {"hf": 6.0},
+                 "group_numbers": {}}  # fmt: skip
+    result = {"benchmark": benchmark, "value": 12.34, "ci_low": 11.0, "ci_high": 13.5, "n": 50}
+    for name, digest in (("mine", weights_digest(model)), ("other", "0" * 64)):
+        (tmp_path / name).mkdir()
+        found = {"calls": result | {"identity": {"weights": digest}}}
+        (tmp_path / name / "results.json").write_text(json.dumps(found))
+    with pytest.raises(ValueError, match="are of other weights"):
+        export(folder, tmp_path / "refused", results=tmp_path / "other")
+    assert not (tmp_path / "refused").exists()
+    done = export(folder, tmp_path / "exported", results=tmp_path / "mine")
+    card = (done.path / "README.md").read_text()
+    assert "| My calls | wer | 12.34 [11.00, 13.50] | 6.00 |" in card
+    assert "held out, dev: wer 12.0 (7.0 to 9.0, n = 20)" in card
+    assert "10.0" not in card
+    (entry,) = yaml.safe_load(card.split("---")[1])["model-index"]
+    assert entry["results"][0]["metrics"] == [{"type": "wer", "value": 12.34}]
+    assert entry["results"][0]["dataset"] == {"name": "My calls", "type": "calls"}

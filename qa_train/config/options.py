@@ -140,7 +140,7 @@ class ExportConfig:
 
     checkpoint: str = MISSING
     out: str = MISSING
-    # A quickstart's results.json, shown in the model card.
+    # For the model card: the folder of a qa-train eval of this checkpoint, or a quickstart's results.json.
     results: str | None = None
 
 
