@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 
 from qa_train.config import EvalConfig, StageConfig, config_dir, parse_options, register, to_stage_config
+from qa_train.config.nearest import explain
+from qa_train.config.sections import BY_NAME
 
 register()
 
@@ -49,6 +52,32 @@ def test_every_option_of_every_group_composes(composed: Any, group: str) -> None
         more = ["deepspeed=zero2"] if name in ("qwen2_audio_7b", "whisper_large_v3_qwen_7b") else []
         stage = "dpo" if name.endswith("dpo") else "sft" if name.endswith("sft") else "pretrain"
         composed(stage, f"{group}={name}", *more)
+
+
+@pytest.mark.parametrize("section", ["data.sources", "evaluation.sets"])
+def test_the_command_line_adds_to_a_section_by_name(composed: Any, section: str) -> None:
+    group, _, name = section.partition(".")
+    whole = [f"+{section}.mine={{shards: [a.tar], task: asr, where: {{language: [en, fr]}}}}"]
+    apart = [f"+{section}.mine.shards=[a.tar]", f"+{section}.mine.task=asr", f"+{section}.mine.where.language=[en,fr]"]
+    for words in (whole, apart):
+        entries = getattr(getattr(composed("pretrain", "experiment=smoke", *words), group), name)
+        mine = entries["mine"]
+        assert type(mine) is BY_NAME[section]
+        assert (mine.shards, mine.task, mine.where) == (["a.tar"], "asr", {"language": ["en", "fr"]})
+
+
+@pytest.mark.parametrize("section", ["data.sources", "evaluation.sets"])
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("+{}.mine={{shards: [a.tar], tsk: asr}}", "no key {}.mine.tsk: did you mean {}.mine.task?"),
+        ("{}.mine.task=asr", r"no {}.mine; to add it: '\+{}.mine="),
+    ],
+)
+def test_a_wrong_key_in_a_section_by_name_is_explained(composed: Any, section: str, word: str, said: str) -> None:
+    with pytest.raises(Exception) as caught:
+        composed("pretrain", "experiment=smoke", word.format(section))
+    assert re.search(said.format(section, section), explain(caught.value) or "")
 
 
 @pytest.mark.parametrize("word", ["trainer.max_step=3", "data.token_per_batch=1", "nonsense=1"])

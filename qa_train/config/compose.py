@@ -9,7 +9,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from qa_train.config.checks import check
-from qa_train.config.sections import StageConfig
+from qa_train.config.sections import BY_NAME, StageConfig
 
 _PACKAGE = Path(__file__).parent.parent
 
@@ -31,6 +31,8 @@ def to_stage_config(raw: Any) -> StageConfig:
     Raises:
         ValueError: settings that contradict each other, with what to change.
     """
+    for path, kind in BY_NAME.items():
+        _fill(raw, path, kind)
     cfg = OmegaConf.to_object(raw)
     if not isinstance(cfg, StageConfig):
         raise ValueError(f"expected a stage config, found {type(cfg).__name__}: compose it from configs/*.yaml")
@@ -38,6 +40,21 @@ def to_stage_config(raw: Any) -> StageConfig:
         source.name = name
     check(cfg)
     return cfg
+
+
+def _fill(raw: Any, path: str, kind: type[Any]) -> None:
+    """Make every entry of a section by name a ``kind``: an unknown key or a wrong type fails, defaults are filled in.
+
+    Hydra composes these sections as plain dicts, because OmegaConf lets no override add an entry to a typed one.
+    """
+    entries: Any = OmegaConf.to_container(OmegaConf.select(raw, path) or OmegaConf.create())
+    for name, given in entries.items():
+        # Merged at their place in the tree, so that an error names the whole key.
+        key = f"{path}.{name}"
+        typed, plain = OmegaConf.create(), OmegaConf.create()
+        OmegaConf.update(typed, key, OmegaConf.structured(kind))
+        OmegaConf.update(plain, key, given)
+        OmegaConf.update(raw, key, OmegaConf.select(OmegaConf.merge(typed, plain), key), merge=False)
 
 
 def register() -> None:

@@ -37,8 +37,8 @@ class EvaluationConfig:
 
     # Steps between two evaluations. The start and the last step are evaluated too.
     every: int = 0
-    # By name: evaluation.sets.asr_en={shards: [...], task: asr, where: {split: test}}.
-    sets: dict[str, EvalSetConfig] = field(default_factory=dict)
+    # By name, each an EvalSetConfig: +evaluation.sets.asr_en={shards: [...], task: asr, where: {split: test}}.
+    sets: dict[str, Any] = field(default_factory=dict)
     # Of an answer; longer ones are cut short, which is counted.
     max_new_tokens: int = 96
     # Most answers at a time, and most prompt + new tokens of such a batch.

@@ -9,9 +9,9 @@ import re
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
-from qa_train.config.sections import StageConfig
+from qa_train.config.sections import BY_NAME, StageConfig
 
 _NO_KEY = re.compile(r"Key '[^']*' (?:is not in struct|not in '|is not in )")
 _FULL_KEY = re.compile(r"full_key: (\S+)")
@@ -47,6 +47,10 @@ def _no_option(group: str, option: str, text: str) -> str:
 
 
 def _no_key(key: str) -> str:
+    for section in BY_NAME:
+        name = key.removeprefix(section + ".")
+        if name != key and "." not in name:
+            return f"there is no {key}; to add it: '+{key}={{shards: [PATHS], task: TASK}}'"
     near = nearest(key)
     if near:
         return f"there is no key {key}: did you mean {near}? (--cfg job shows every key)"
@@ -59,10 +63,11 @@ def _no_key(key: str) -> str:
 def nearest(key: str) -> str | None:
     """The valid dotted key that ``key`` most probably stands for, or None."""
     known = list(valid_keys())
-    if key.startswith("data.sources.") and key.count(".") >= 3:
-        name, _, option = key.removeprefix("data.sources.").partition(".")
-        near = get_close_matches(option, _source_options(), n=1)
-        return f"data.sources.{name}.{near[0]}" if near else None
+    for section, kind in BY_NAME.items():
+        if key.startswith(section + ".") and key.count(".") > section.count(".") + 1:
+            name, _, option = key.removeprefix(section + ".").partition(".")
+            near = get_close_matches(option, _keys(kind, ""), n=1)
+            return f"{section}.{name}.{near[0]}" if near else None
     last = key.rpartition(".")[2]
     # The right word in the wrong section is likelier than a slip in every letter of another key.
     if same := [each for each in known if each.rpartition(".")[2] == last]:
@@ -91,9 +96,3 @@ def _keys(kind: Any, prefix: str) -> list[str]:
         if is_dataclass(hints[field.name]):
             found += _keys(hints[field.name], name + ".")
     return found
-
-
-@cache
-def _source_options() -> tuple[str, ...]:
-    _, kind = get_args(get_type_hints(get_type_hints(StageConfig)["data"])["sources"])
-    return tuple(_keys(kind, ""))

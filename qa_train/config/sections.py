@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from qa_train.config.evaluation import EvaluationConfig
+from qa_train.config.evaluation import EvalSetConfig, EvaluationConfig
 from qa_train.config.reliability import ReliabilityConfig
 
 
@@ -142,7 +142,8 @@ class StorageConfig:
 class DataConfig:
     """What is trained on, in which proportions, and how much of it makes one batch."""
 
-    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    # By name, each a SourceConfig; +data.sources.NAME={shards: [...], task: asr} adds one on the command line.
+    sources: dict[str, Any] = field(default_factory=dict)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     # Budget of one batch in LLM tokens: audio tokens + text tokens.
     tokens_per_batch: int = 3000
@@ -317,3 +318,7 @@ class StageConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     # Read by the dpo stage only.
     dpo: DpoConfig = field(default_factory=DpoConfig)
+
+
+# Sections whose entries have names of the user's choice, and what each entry is.
+BY_NAME: dict[str, type[Any]] = {"data.sources": SourceConfig, "evaluation.sets": EvalSetConfig}
