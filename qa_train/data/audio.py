@@ -162,7 +162,8 @@ def log_mel(wave: np.ndarray, num_mel_bins: int) -> Tensor:
     padded[length + half :] = padded[length - 1 : length + half - 1].flip(0)
     spectrum = torch.fft.rfft(padded.unfold(0, N_FFT, HOP)[: length // HOP] * _window())
     power = spectrum.real.square().add_(spectrum.imag.square())
-    mel = torch.mm(_filters(num_mel_bins), power.T).clamp_(min=1e-10).log10_()
+    mel = torch.cat([bank @ power[:, low:high].T for low, high, bank in _filters(num_mel_bins)])
+    mel.clamp_(min=1e-10).log10_()
     mel.clamp_(min=float(mel.max()) - 8.0)
     return mel[:, :kept].add_(4.0).mul_(0.25)
 
@@ -173,7 +174,11 @@ def _window() -> Tensor:
 
 
 @lru_cache(maxsize=4)
-def _filters(num_mel_bins: int) -> Tensor:
+def _filters(num_mel_bins: int) -> list[tuple[int, int, Tensor]]:
+    """The filter bank in groups of 16 filters, each with the frequency bins ``low`` to ``high`` that it hears.
+
+    Filters are narrow: the whole matrix [M, 201] is nearly all zeros, and multiplying by it takes three times as long.
+    """
     bank = mel_filter_bank(
         num_frequency_bins=N_FFT // 2 + 1,
         num_mel_filters=num_mel_bins,
@@ -183,7 +188,13 @@ def _filters(num_mel_bins: int) -> Tensor:
         norm="slaney",
         mel_scale="slaney",
     )
-    return torch.from_numpy(np.ascontiguousarray(bank.T, dtype=np.float32))  # [M, 201]
+    groups = []
+    for start in range(0, num_mel_bins, 16):
+        part = bank[:, start : start + 16]
+        heard = np.flatnonzero(part.any(axis=1))
+        low, high = int(heard[0]), int(heard[-1]) + 1
+        groups.append((low, high, torch.from_numpy(np.ascontiguousarray(part[low:high].T, dtype=np.float32))))
+    return groups
 
 
 def _open(source: bytes | str | Path) -> soundfile.SoundFile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import subprocess
 import sys
 import tarfile
@@ -30,14 +31,21 @@ def cli(*words: str) -> str:
     return done.stdout
 
 
-def trained_steps(stage: str, folder: Path, source: dict[str, Any]) -> int:
-    """Train three steps on one source; returns the steps that were logged."""
+def train(stage: str, folder: Path, source: dict[str, Any]) -> None:
+    """Train three steps on one source; each must have heard audio and learnt text."""
     described = "{mine:{" + ",".join(f"{name}:{value}" for name, value in source.items()) + "}}"
     cli(
         stage, "experiment=smoke", "data=empty", f"+data.sources={described}", f"run.dir={folder}",
         "trainer.max_steps=3",
     )  # fmt: skip
-    return len((folder / "metrics.jsonl").read_text().splitlines())
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in steps] == [1, 2, 3]
+    for step in steps:
+        assert step["audio_s"] > 1
+        assert step["supervised_tokens"] > step["samples"]
+        assert step["skipped_samples"] == 0
+        assert math.isfinite(step["loss"])
+        assert step["loss"] > 0
 
 
 def test_a_foreign_webdataset_tar_trains(tmp_path: Path) -> None:
@@ -54,7 +62,7 @@ def test_a_foreign_webdataset_tar_trains(tmp_path: Path) -> None:
                 tar.addfile(info, io.BytesIO(raw))
     assert f"{NUM} records" in cli("data", "index", str(tmp_path / "foreign.tar"))
     source = {"shards": f"['{tmp_path}/foreign.tar']", "task": "asr"}
-    assert trained_steps("pretrain", tmp_path / "run", source) == 3
+    train("pretrain", tmp_path / "run", source)
 
 
 def test_a_hugging_face_folder_trains(tmp_path: Path) -> None:
@@ -71,7 +79,7 @@ def test_a_hugging_face_folder_trains(tmp_path: Path) -> None:
     )
     assert f"{NUM} records" in shown
     source = {"shards": f"['{out}/*.tar']", "task": "asr"}
-    assert trained_steps("pretrain", tmp_path / "run", source) == 3
+    train("pretrain", tmp_path / "run", source)
 
 
 def test_chats_as_jsonl_train(tmp_path: Path) -> None:
@@ -85,4 +93,4 @@ def test_chats_as_jsonl_train(tmp_path: Path) -> None:
     out = tmp_path / "shards"
     cli("data", "import", "jsonl", f"path={tmp_path}/chats.jsonl", f"out={out}", "workers=0")
     source = {"shards": f"['{out}/*.tar']", "task": "chat", "template": "chat"}
-    assert trained_steps("sft", tmp_path / "run", source) == 3
+    train("sft", tmp_path / "run", source)
