@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 import tarfile
@@ -13,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from qa_train.config import starter_dir
+from qa_train.data.index import load_index
+from qa_train.data.storage import RangeReader
 from tests.data_pipelines.corpora.made_up import audio_cell, table_bytes, tone, write_tree
 from tests.train.conftest import ROOT, environment
 
@@ -94,3 +98,31 @@ def test_chats_as_jsonl_train(tmp_path: Path) -> None:
     cli("data", "import", "jsonl", f"path={tmp_path}/chats.jsonl", f"out={out}", "workers=0")
     source = {"shards": f"['{out}/*.tar']", "task": "chat", "template": "chat"}
     train("sft", tmp_path / "run", source)
+
+
+def test_recorded_speech_of_five_languages_trains(tmp_path: Path) -> None:
+    """Plain audio files and a TSV, as a data engineer finds them: the starter recordings, unpacked."""
+    shard = str(starter_dir() / "speech-train.tar")
+    reader, lines, left = RangeReader(), ["path\tsentence\tlocale"], dict.fromkeys(("en", "es", "fr", "it", "ru"), 8)
+    (tmp_path / "audio").mkdir()
+    for row in load_index(shard).table.to_pylist():
+        record = json.loads(row["meta"])
+        if left[record["language"]] and row["duration_s"] > 1:
+            left[record["language"]] -= 1
+            name = f"audio/{row['key']}.{row['names'][0]}"
+            (tmp_path / name).write_bytes(reader.read(shard, row["offsets"][0], row["sizes"][0]))
+            lines.append(f"{name}\t{record['text']}\t{record['language']}")
+    (tmp_path / "speech.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    out = tmp_path / "shards"
+    shown = cli(
+        "data", "import", "table", f"path={tmp_path}/speech.tsv", f"out={out}", "audio=keep", "name=mine",
+        "columns.audio=path", "columns.text=sentence", "columns.language=locale", "samples_per_shard=20", "workers=2",
+    )  # fmt: skip
+    assert "40 records" in shown
+    shards = sorted(map(str, out.glob("*.tar")))
+    assert len(shards) == 2
+    counted = cli("data", "stats", *shards, "tokenizer=builtin:nano", "tasks=asr,lid")
+    for language in left:
+        assert re.search(rf"^{language} +8 ", counted, re.MULTILINE), counted
+    assert re.search(r"^asr +40 ", counted, re.MULTILINE), counted
+    train("pretrain", tmp_path / "run", {"shards": f"['{out}/*.tar']", "task": "asr"})
