@@ -40,7 +40,7 @@ _qa_train() {
 compdef _qa_train qa-train
 """
 
-_DATA = "index from-jsonl to-jsonl inspect validate stats sample clean catalog order"
+_DATA = "index from-jsonl to-jsonl inspect validate stats sample clean catalog rewrite order"
 
 
 def completion(words: list[str], commands: list[str]) -> int:

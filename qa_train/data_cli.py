@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from qa_train.config import OrderConfig, config_dir, parse_options, register, to_stage_config
+from qa_train.config import OrderConfig, RewriteConfig, config_dir, parse_options, register, to_stage_config
 from qa_train.data_tools import split_words
 
 
@@ -76,6 +76,13 @@ def to_jsonl(words: list[str]) -> int:
     paths, options = split_words(words, ToJsonlOptions, "data to-jsonl")
     print(f"{options.out}: {shards_to_jsonl(paths, options.out, task=options.task)} lines")
     return 0
+
+
+def rewrite(words: list[str]) -> int:
+    """`data rewrite shards=... out=FOLDER url=... model=NAME`: chats said anew by a model, checked."""
+    from qa_train import rewrite as rewriting
+
+    return rewriting.rewrite(parse_options(RewriteConfig, words, "data rewrite"))
 
 
 def order(words: list[str]) -> int:

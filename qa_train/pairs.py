@@ -1,14 +1,16 @@
 """Preference pairs from a model's own answers, ranked by a metric that can be checked or by a judge.
 
 For every clip, k answers are sampled; the best becomes ``chosen`` and the worst ``rejected`` when
-they are far enough apart: by word error rate against the transcript (:class:`ByWordErrors`, no other
-model is asked), or by a language model that is told what the recording holds (:class:`ByJudge`).
+they are far enough apart: by word error rate against the transcript (:class:`ByWordErrors`), by whether
+it says the right label (:class:`ByLabel`; neither asks another model), or by a language model that is told
+what the recording holds (:class:`ByJudge`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations, permutations
 from typing import Any, Protocol
 
@@ -16,6 +18,8 @@ import numpy as np
 
 from qa_train.data.prompts import PromptBank
 from qa_train.eval.judge import Judge, Verdict
+from qa_train.eval.labels import label_contained
+from qa_train.eval.prediction import Prediction
 from qa_train.eval.questions import Question, part_text
 from qa_train.eval.records import EvalSet, record_questions
 from qa_train.eval.scores import word_edits
@@ -32,10 +36,15 @@ class Pair:
 
     key: str
     prompt: str
-    wave: np.ndarray
+    load: Callable[[], np.ndarray]
     chosen: str
     rejected: str
     language: str | None
+
+    @property
+    def wave(self) -> np.ndarray:
+        """The clip, float32 [n] at 16 kHz; read when it is asked for, so that many pairs can be held at once."""
+        return self.load()
 
     def record(self, split: str) -> dict[str, Any]:
         """The JSON member of the pair's shard record."""
@@ -66,6 +75,47 @@ class ByWordErrors:
     def rank(self, questions: Sequence[Question], answers: Sequence[list[str]]) -> list[tuple[str, str] | None]:
         """See :class:`Ranker`."""
         return [_best_and_worst(q, texts, self.margin) for q, texts in zip(questions, answers, strict=True)]
+
+
+@dataclass(frozen=True)
+class ByLabel:
+    """By whether an answer says the record's label (and no other of its ``choices``): a right one against a wrong one.
+
+    Of several, the two whose numbers of words are nearest, so that length teaches nothing.
+    """
+
+    def rank(self, questions: Sequence[Question], answers: Sequence[list[str]]) -> list[tuple[str, str] | None]:
+        """See :class:`Ranker`."""
+        return [self._right_and_wrong(q, [t for t in texts if t]) for q, texts in zip(questions, answers, strict=True)]
+
+    def _right_and_wrong(self, question: Question, texts: list[str]) -> tuple[str, str] | None:
+        right = [text for text in texts if label_contained(_prediction(question, text))]
+        wrong = [text for text in texts if text not in right]
+        pairs = [(a, b) for a in right for b in wrong]
+        return min(pairs, key=lambda pair: abs(_words(pair[0]) - _words(pair[1])), default=None)
+
+
+def _prediction(question: Question, text: str) -> Prediction:
+    return Prediction(text, question.references, language=question.language, choices=question.choices)
+
+
+def _words(text: str) -> int:
+    return len(text.split())
+
+
+def balanced(pairs: Sequence[Pair]) -> list[Pair]:
+    """As many pairs whose chosen answer has more words as pairs whose rejected one has, and all of equal length.
+
+    Those farthest apart in length are left out. A set in which the better answers are all the longer ones has only
+    pairs of equal length left: it cannot teach anything but length.
+    """
+    gaps = [_words(pair.chosen) - _words(pair.rejected) for pair in pairs]
+    longer, shorter = ([i for i, gap in enumerate(gaps) if gap * sign > 0] for sign in (1, -1))
+    count = min(len(longer), len(shorter))
+    kept = {i for i, gap in enumerate(gaps) if not gap}
+    for side in (longer, shorter):
+        kept.update(sorted(side, key=lambda i: (abs(gaps[i]), i))[:count])
+    return [pair for i, pair in enumerate(pairs) if i in kept]
 
 
 JUDGE_PROMPT = """You compare two answers to a question about an audio recording that you cannot hear.
@@ -163,11 +213,14 @@ def sampled_pairs(
             [answer.text.strip() for answer in answers if not answer.truncated]
             for answers in generator.sample(items, samples, decoding)
         ]
-        for question, wave, pair in zip(chunk, waves, ranker.rank(chunk, drawn), strict=True):
+        for question, pair in zip(chunk, ranker.rank(chunk, drawn), strict=True):
             if pair is not None:
-                yield Pair(
-                    question.sample.key, part_text(question.sample.messages[-1]), wave[0], *pair, question.language
-                )
+                prompt = part_text(question.sample.messages[-1])
+                yield Pair(question.sample.key, prompt, partial(_first_clip, question), *pair, question.language)
+
+
+def _first_clip(question: Question) -> np.ndarray:
+    return question.load()[0]
 
 
 def _best_and_worst(question: Question, texts: list[str], margin: float) -> tuple[str, str] | None:

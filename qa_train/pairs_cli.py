@@ -15,7 +15,7 @@ from qa_train.eval.judge import Judge
 from qa_train.eval.records import EvalSet
 from qa_train.infer.generate import Generator
 from qa_train.model import load_model
-from qa_train.pairs import ByJudge, ByWordErrors, Pair, Ranker, sampled_pairs
+from qa_train.pairs import ByJudge, ByLabel, ByWordErrors, Pair, Ranker, balanced, sampled_pairs
 
 _EXAMPLES = 10
 
@@ -29,6 +29,8 @@ class Lesson:
     rejected_words: float = 0.0
     chosen_longer: int = 0
     rejected_longer: int = 0
+    # Share, in percent, of the pairs of unequal length whose longer answer is the chosen one: 50 teaches nothing of it.
+    longer_wins_percent: float | None = None
     examples: list[dict[str, str]] = field(default_factory=list)
 
     def add(self, pair: Pair) -> None:
@@ -49,7 +51,9 @@ class Lesson:
         means = {
             name: round(getattr(self, name) / max(1, self.pairs), 2) for name in ("chosen_words", "rejected_words")
         }
-        return asdict(self) | means
+        unequal = self.chosen_longer + self.rejected_longer
+        wins = round(100 * self.chosen_longer / unequal, 1) if unequal else None
+        return asdict(self) | means | {"longer_wins_percent": wins}
 
 
 def pairs(options: PairsConfig) -> int:
@@ -60,26 +64,34 @@ def pairs(options: PairsConfig) -> int:
     """
     ranker = _ranker(options)
     shards = options.shards if isinstance(options.shards, list) else [options.shards]
-    metric = "wer" if options.by == "wer" else None
+    metric = {"wer": "wer", "label": "contains"}.get(options.by)
     clips = EvalSet("pairs", shards, options.task, "chat", options.where, metric, limit=options.limit)
     model, processor = load_model(options.checkpoint, device=options.device)
     generator = Generator(model, processor, batch_size=options.batch_size, token_budget=32768)
     out = Path(options.out)
     if left := sorted(out.glob("pairs-*.tar")):
         raise ValueError(f"pairs: {out} holds pairs already ({left[0].name}): delete them, or choose another out=")
-    lesson = Lesson()
-    with ShardWriter(out / "pairs-%03d.tar") as writer:
-        for pair in sampled_pairs(
+    found = list(
+        sampled_pairs(
             generator, clips, PromptBank.load(), samples=options.samples, temperature=options.temperature,
             max_new_tokens=options.max_new_tokens, seed=options.seed, ranker=ranker,
-        ):  # fmt: skip
-            writer.write(pair.key, pair.record("train"), [pair.wave])
-            lesson.add(pair)
-    if not lesson.pairs:
+        )
+    )  # fmt: skip
+    kept = balanced(found) if options.balance else found
+    if not found:
         raise ValueError(
             "pairs: no two answers were far enough apart: raise temperature= or samples=, or lower margin="
         )
-    report = lesson.report() | {"by": options.by} | ({"judged": ranker.counts} if isinstance(ranker, ByJudge) else {})
+    if not kept:
+        raise ValueError("pairs: all longer answers were the better ones, or all shorter ones: use balance=false")
+    lesson = Lesson()
+    with ShardWriter(out / "pairs-%03d.tar") as writer:
+        for pair in kept:
+            writer.write(pair.key, pair.record("train"), [pair.wave])
+            lesson.add(pair)
+    report = lesson.report() | {"by": options.by, "left_out_for_length": len(found) - len(kept)}
+    if isinstance(ranker, ByJudge):
+        report["judged"] = ranker.counts
     (out / "pairs.report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(json.dumps({name: value for name, value in report.items() if name != "examples"}, indent=2))
     print(f"pairs and examples to read: {out}")
@@ -89,8 +101,10 @@ def pairs(options: PairsConfig) -> int:
 def _ranker(options: PairsConfig) -> Ranker:
     if options.by == "wer":
         return ByWordErrors(options.margin)
+    if options.by == "label":
+        return ByLabel()
     if options.by != "judge":
-        raise ValueError(f"pairs: by={options.by!r}: use wer or judge")
+        raise ValueError(f"pairs: by={options.by!r}: use wer, label or judge")
     if not options.judge_model:
         raise ValueError("pairs: by=judge needs judge_model=NAME, and judge_url=ADDRESS unless its cache is replayed")
     endpoint = None

@@ -94,6 +94,8 @@ def test_unknown_keys_fail(composed: Any, word: str) -> None:
         (["data.encoder_cache=x", "model.freeze=[]"], "add encoder to model.freeze"),
         (["data.encoder_cache=x", "model.freeze=[encoder]", "deepspeed=zero3"], "use deepspeed=zero2"),
         (["trainer.max_steps=0"], "at least 1"),
+        (["+data.sources.asr_en.loss_weight=0"], "use a factor above 0"),
+        (["+data.sources.asr_en.last_turn_only=true"], "no effect on template base"),
         (["model.dtype=bfloat16"], "small updates would vanish"),
         (["data.time_mask=0.1"], "set data.encoder_cache"),
         (["model.lora.parts=[head]"], "use encoder, llm or both"),

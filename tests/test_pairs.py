@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from qa_train.data.sample import AudioPart, Message, Sample, TextPart
 from qa_train.eval.judge import Verdict
 from qa_train.eval.questions import Question
-from qa_train.pairs import ByJudge, Pair, _best_and_worst
+from qa_train.pairs import ByJudge, ByLabel, Pair, _best_and_worst, balanced
 from qa_train.pairs_cli import Lesson
 
 
@@ -89,11 +90,32 @@ def test_a_judge_that_fails_makes_no_pair() -> None:
     assert ranker.counts == {"comparisons": 1, "unclear": 0, "failed": 1}
 
 
+def test_a_right_label_against_a_wrong_one_of_like_length() -> None:
+    asked = replace(question("dog bark"), choices=("dog bark", "rain"))
+    answers = ["A dog bark, quite loud.", "It is rain.", "", "Dog bark", "I hear rain on a roof, and some wind."]
+    assert ByLabel().rank([asked], [answers]) == [("Dog bark", "It is rain.")]
+    # Naming both is no right answer; without a right one there is no pair.
+    assert ByLabel().rank([asked], [["a dog bark in the rain", "rain"]]) == [None]
+    assert ByLabel().rank([asked], [["Dog bark", "dog bark!"]]) == [None]
+
+
+def pair(chosen: str, rejected: str) -> Pair:
+    return Pair("k", "p", lambda: np.zeros(1), chosen, rejected, None)
+
+
+def test_balance_leaves_no_lesson_about_length() -> None:
+    longer = [pair("a b c d", "a"), pair("a b", "a"), pair("a b c", "a")]
+    found = balanced([*longer, pair("a", "b"), pair("a", "b c")])
+    assert [(p.chosen, p.rejected) for p in found] == [("a b", "a"), ("a", "b"), ("a", "b c")]
+    assert balanced(longer) == []
+
+
 def test_the_lesson_says_whether_longer_is_better() -> None:
     lesson = Lesson()
     for chosen, rejected in (("a b c", "a"), ("a", "b"), ("a b", "a b c d")):
-        lesson.add(Pair("k", "p", np.zeros(1), chosen, rejected, None))
+        lesson.add(pair(chosen, rejected))
     report = lesson.report()
     assert (report["pairs"], report["chosen_longer"], report["rejected_longer"]) == (3, 1, 1)
     assert (report["chosen_words"], report["rejected_words"]) == (2.0, 2.0)
     assert len(report["examples"]) == 3
+    assert report["longer_wins_percent"] == 50

@@ -9,6 +9,7 @@ from qa_train.config.options import (
     ExportConfig,
     OrderConfig,
     PairsConfig,
+    RewriteConfig,
     ServeConfig,
     parse_options,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "PartConfig",
     "PartsConfig",
     "ReliabilityConfig",
+    "RewriteConfig",
     "RunConfig",
     "ServeConfig",
     "SourceConfig",

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from qa_train.config.evaluation import check_evaluation
 from qa_train.config.reliability_checks import check_deepspeed, check_reliability
-from qa_train.config.sections import AugmentConfig, CheckpointingConfig, ModelConfig, PartConfig, StageConfig
+from qa_train.config.sections import (
+    AugmentConfig,
+    CheckpointingConfig,
+    ModelConfig,
+    PartConfig,
+    SourceConfig,
+    StageConfig,
+)
 
 
 def check(cfg: StageConfig) -> None:
@@ -26,6 +33,7 @@ def check(cfg: StageConfig) -> None:
             value = getattr(source, option)
             if value is not None and value < 1:
                 raise ValueError(f"data.sources.{name}.{option} is {value}: use 1 or more (weight: 0 leaves it out)")
+        _check_learning(cfg.stage, name, source)
     if all(source.weight == 0 for source in cfg.data.sources.values()):
         raise ValueError("every source has weight 0: nothing to train on")
     parts = {"encoder", "projector", "llm"}
@@ -81,6 +89,19 @@ def check(cfg: StageConfig) -> None:
     if cfg.stage == "dpo":
         _check_reference(cfg)
         _check_gates(cfg)
+
+
+def _check_learning(stage: str, name: str, source: SourceConfig) -> None:
+    """What of a source is learned, and how strongly."""
+    if not 0 < source.loss_weight < float("inf"):
+        raise ValueError(f"data.sources.{name}.loss_weight is {source.loss_weight}: use a factor above 0")
+    if source.last_turn_only and source.template != "chat":
+        raise ValueError(f"data.sources.{name}.last_turn_only has no effect on template {source.template}: remove it")
+    if stage == "dpo" and (source.last_turn_only or source.loss_weight != 1):
+        raise ValueError(
+            f"data.sources.{name}: last_turn_only and loss_weight have no effect on preference pairs: leave them out "
+            "(weight says how often a source comes)"
+        )
 
 
 def _check_gates(cfg: StageConfig) -> None:

@@ -115,8 +115,11 @@ class PairsConfig:
     out: str = MISSING
     # A task of the prompt bank, or "chat".
     task: str = "ask_transcript"
-    # wer: word error rate against the transcript. judge: a language model that is told the reference.
+    # wer: word error rate against the transcript. label: whether the answer says the label (task=ask_sound or another
+    # that asks for one). judge: a language model that is told the reference.
     by: str = "wer"
+    # Keep as many pairs whose longer answer is the better one as pairs whose shorter one is.
+    balance: bool = False
     # Least difference of word error rate.
     margin: float = 0.15
     # Answers sampled for each clip.
@@ -132,6 +135,27 @@ class PairsConfig:
     judge_key_env: str = "OPENAI_API_KEY"
     device: str = "cpu"
     seed: int = 0
+
+
+@dataclass
+class RewriteConfig:
+    """`qa-train data rewrite`: chats said anew by a language model, checked, with a cache."""
+
+    # Indexed shards of chats (data analysis makes some).
+    shards: Any = MISSING
+    out: str = MISSING
+    # An OpenAI-compatible endpoint, up to and without /chat/completions; null: replay OUT/rewrite.jsonl.
+    url: str | None = None
+    model: str = ""
+    # Name of the environment variable that holds the key.
+    key_env: str = "OPENAI_API_KEY"
+    # Share of the turns that are asked for; the others stay as they are.
+    share: float = 1.0
+    # Greatest length of new words, relative to the old ones.
+    max_ratio: float = 3.0
+    max_tokens: int = 256
+    workers: int = 8
+    samples_per_shard: int = 5000
 
 
 @dataclass

@@ -91,6 +91,11 @@ class SourceConfig:
     max_epochs: int | None = None
     # Overrides data.target_noise for this source.
     target_noise: float | None = None
+    # Learn the last answer of a chat only; null: all answers.
+    last_turn_only: bool = False
+    # Factor on the loss of this source's tokens. The step's sum is divided by the number of supervised tokens all the
+    # same, so a source of factor 2 pulls twice as hard as it would, and the others as before.
+    loss_weight: float = 1.0
 
 
 @dataclass

@@ -48,6 +48,7 @@ class Batches:
         self._ordinary = ordinary_tokens(tokenizer)
         self.cache: EncoderCache | None = None
         self.reader = ClipReader(num_mel_bins, cfg.storage, cfg.decode_timeout_s)
+        self._weighted = any(source.cfg.loss_weight != 1 for source in sources)
         check_augment(cfg.augment)
         self._augments = cfg.augment != AugmentConfig()
         # One row per process, so that no process writes where another does; shared with workers.
@@ -58,8 +59,9 @@ class Batches:
 
         Audio is ``input_features`` [M, F] with ``feature_lengths`` [S] (real frames per segment,
         tails not counted), or ``audio_states`` [T, D] when an encoder cache is open, or absent
-        when the batch holds none. Bad clips leave their sample out; a batch of which nothing is
-        left is one padding token without a label.
+        when the batch holds none. ``row_weights`` [B] is there if a source has another loss_weight
+        than 1. Bad clips leave their sample out; a batch of which nothing is left is one padding
+        token without a label.
         """
         return self.build_named(k)[0]
 
@@ -75,6 +77,10 @@ class Batches:
             rows.append(self._encode(ref))
             kept.append(ref)
         out = {**self._rows(rows), **join_audio(audio)}
+        if self._weighted:
+            # A batch of nothing has one row.
+            weights = [self.sources[ref.source].cfg.loss_weight for ref in kept] or [1.0]
+            out["row_weights"] = torch.tensor(weights)
         if self.cache is not None and "audio_states" not in out:
             # A batch without audio must say so: ranks that ran the encoder on a dummy clip and ranks
             # that did not would wait for each other under ZeRO-3.
@@ -215,7 +221,8 @@ class Batches:
 
     def _encode(self, ref: SampleRef) -> Any:
         source = self.sources[ref.source]
-        encoded = encode(source.sample(ref.row, ref.epoch), self.tokenizer, source.clip_tokens(ref.row))
+        sample, tokens = source.sample(ref.row, ref.epoch), source.clip_tokens(ref.row)
+        encoded = encode(sample, self.tokenizer, tokens, last_turn_only=source.cfg.last_turn_only)
         noise = self.cfg.target_noise if source.cfg.target_noise is None else source.cfg.target_noise
         key = (self.plan.seed, ref.epoch, f"{source.key(ref.row)}:{source.cfg.task}")
         return replace_targets(encoded, noise, self._ordinary, key)

@@ -29,16 +29,22 @@ class Encoded:
     labels: list[int]
 
 
-def encode(sample: Sample, tokenizer: Any, clip_tokens: list[int]) -> Encoded:
-    """The whole training row; ``clip_tokens[i]`` is the number of audio tokens of clip i."""
+def encode(sample: Sample, tokenizer: Any, clip_tokens: list[int], *, last_turn_only: bool = False) -> Encoded:
+    """The whole training row; ``clip_tokens[i]`` is the number of audio tokens of clip i.
+
+    ``last_turn_only``: of a chat, learn the last assistant turn and not those before it.
+    """
     row = _Row(tokenizer, clip_tokens, sample)
     if sample.template == "base":
         row.base_prompt(sample)
         row.parts(_base_target(sample), learn=True)
         row.special(ENDOFTEXT, learn=True)
     else:
-        for message in _with_system(sample.messages):
-            row.turn(message, learn=message.role == "assistant")
+        messages = _with_system(sample.messages)
+        answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
+        learned = answers[-1:] if last_turn_only else answers
+        for i, message in enumerate(messages):
+            row.turn(message, answer=message.role == "assistant", learn=i in learned)
     return row.finish()
 
 
@@ -52,7 +58,7 @@ def encode_prompt(sample: Sample, tokenizer: Any, clip_tokens: list[int]) -> lis
     if messages and messages[-1].role == "assistant":
         messages = messages[:-1]
     for message in _with_system(messages):
-        row.turn(message, learn=False)
+        row.turn(message, answer=message.role == "assistant", learn=False)
     row.special(IM_START)
     row.text("assistant\n")
     return row.finish().input_ids
@@ -144,11 +150,11 @@ class _Row:
                 self.parts(message.content, learn=False)
         self.flush(False)
 
-    def turn(self, message: Message, *, learn: bool) -> None:
+    def turn(self, message: Message, *, answer: bool, learn: bool) -> None:
         """One ChatML turn. An answer starts a token of its own, as after the generation prompt."""
         self.special(IM_START)
         self.text(message.role + "\n")
-        if learn:
+        if answer:
             self.flush(False)
         self.parts(message.content, learn=learn, numbered=True)
         self.special(IM_END, learn=learn)

@@ -42,10 +42,12 @@ def supervised_loss(
     labels: torch.Tensor,
     mask: torch.Tensor | None,
     num_items: torch.Tensor | int | None,
+    row_weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of the next token, summed over supervised tokens / ``num_items`` (None: their number).
 
     Also its sum by row [B], float32, not divided and without a gradient: for the record of each source.
+    ``row_weights`` [B] are factors on the loss of the rows; neither the number nor the sums by row change.
 
     hidden [B, L, D]; labels [B, L], not shifted, -100 where nothing is asked; mask [B, L], 0 on padding. A token
     counts if it and the one before it are real. Zero, with a gradient of zero, if no token counts.
@@ -58,4 +60,6 @@ def supervised_loss(
     # Through a rectangle: adding up by index is not deterministic on CUDA.
     by_token = losses.new_zeros(supervised.shape)
     by_token[supervised] = losses.detach()
+    if row_weights is not None:
+        losses = losses * row_weights[:, None].expand(supervised.shape)[supervised]
     return losses.sum() / (max(len(targets), 1) if num_items is None else num_items), by_token.sum(1)

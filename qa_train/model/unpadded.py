@@ -215,12 +215,14 @@ class UnpaddedQwen2AudioForConditionalGeneration(LayerwiseRecompute, Qwen2AudioF
         audio_gather: torch.Tensor | None = None,
         logits_to_keep: int = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
+        row_weights: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> UnpaddedOutput:
         """The inputs of the module docstring -> logits [B, L, V], or the loss when ``labels`` are given.
 
         The loss is the cross-entropy summed over supervised tokens (label not -100) and divided by
         ``num_items_in_batch``, or by their number; only their rows meet the head, and no logits are returned.
+        ``row_weights`` [B]: factors on the loss of the rows.
         ``logits_to_keep``: only the last so many positions of the logits (0: all).
         """
         outputs = self.model(
@@ -242,7 +244,9 @@ class UnpaddedQwen2AudioForConditionalGeneration(LayerwiseRecompute, Qwen2AudioF
         if labels is None:
             logits = self.lm_head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         else:
-            loss, row_losses = supervised_loss(self.lm_head, hidden, labels, attention_mask, num_items_in_batch)
+            loss, row_losses = supervised_loss(
+                self.lm_head, hidden, labels, attention_mask, num_items_in_batch, row_weights
+            )
         return UnpaddedOutput(
             loss=loss,
             row_losses=row_losses,

@@ -224,6 +224,16 @@ def test_bad_clips_are_left_out_counted_and_named(
         assert "d.tar (changed shard): k2.flac" in caplog.text
 
 
+def test_weights_of_tasks_come_with_the_rows(shards: dict[str, str], tokenizer: Any) -> None:
+    cfg = mixture(shards)
+    names = list(cfg.sources)
+    cfg.sources[names[1]].loss_weight = 2.5
+    batches = open_data(cfg, tokenizer, 80, seed=3, batches_per_step=PER_STEP)
+    found = [(ref.source, weight) for k in range(6) for ref, weight in zip(
+        batches.plan.batch(k), batches.build(k)["row_weights"].tolist(), strict=True)]  # fmt: skip
+    assert set(found) == {(i, 2.5 if i == 1 else 1.0) for i in range(len(names))}
+
+
 def test_the_error_budget_stops_the_run(tokenizer: Any, tmp_path: Path) -> None:
     path = damaged(tmp_path, [2, 5])
     batches = opened(one_source(path, chapter_samples=20, error_budget=0.0), tokenizer)

@@ -73,6 +73,15 @@ def test_chat_learns_every_assistant_turn_and_nothing_else(tokenizer: Any) -> No
     assert learned(sample, tokenizer, [3, 4, 5]) == "The second one.<|im_end|>¡Más! 你好<|im_end|>"
 
 
+def test_only_the_last_answer_is_learned_if_asked(tokenizer: Any) -> None:
+    sample = Sample("k", CHATS["two turns, three clips"], 3, "chat")
+    every, last = encode(sample, tokenizer, [3, 4, 5]), encode(sample, tokenizer, [3, 4, 5], last_turn_only=True)
+    assert last.input_ids == every.input_ids
+    learned = [label for label in last.labels if label != IGNORE]
+    assert tokenizer.decode(learned) == "¡Más! 你好<|im_end|>"
+    assert last.labels[-len(learned) - 1 :] == every.labels[-len(learned) - 1 :]
+
+
 def test_base_layout_and_labels(tokenizer: Any) -> None:
     prompt = turn("user", 0, "Recognize the speech: <|en|>", trusted=True)
     sample = Sample("k", (prompt, turn("assistant", "hello")), 1, "asr", template="base")

@@ -96,6 +96,15 @@ def test_losses_by_row_equal_those_of_rows_alone(twins: Twins) -> None:
         torch.testing.assert_close(found.row_losses[i], alone.detach())
 
 
+def test_weights_of_rows_scale_their_part_of_the_loss(twins: Twins) -> None:
+    batch = Batch(SHORT)
+    rows = twins.ours(**batch.joined(), labels=batch.labels, num_items_in_batch=5).row_losses
+    weights = torch.tensor([1.0, 0.0, 2.5])
+    found = twins.ours(**batch.joined(), labels=batch.labels, num_items_in_batch=5, row_weights=weights)
+    torch.testing.assert_close(found.loss.detach(), (rows * weights).sum() / 5)
+    torch.testing.assert_close(found.row_losses, rows)
+
+
 def test_many_supervised_rows_are_scored_in_chunks(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = Batch(SHORT)
     whole = twins.ours(**batch.joined(), labels=batch.labels).loss
