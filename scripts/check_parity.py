@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """Compare the unpadded model with the stock Qwen2AudioForConditionalGeneration, from waveforms to gradients.
 
-Random batches (clips of 0.1 to 30 s, several clips in a sample, samples and batches without audio) go through the
-stock processor and the stock model, padded to 30 s, and through our log-mel and our model. In float32 on the CPU,
-logits, loss and the gradient of every parameter must agree to 1e-4 of their largest value; and a sample whose
-neighbour changes must keep its logits to the bit.
+Random batches (clips of 0.1 to 30 s, clips of a single audio token, clips of up to 75 s in windows, several clips in a
+sample, samples and batches without audio) go through the stock processor and the stock model, padded to 30 s, and
+through our log-mel and our model. In float32 on the CPU, logits, loss and the gradient of every parameter must agree to
+1e-4 of their largest value; and a sample whose neighbour changes must keep its logits to the bit.
 
     python scripts/check_parity.py [--batches 200] [--seed 0] [--family qwen2]
 """
@@ -22,12 +22,15 @@ import torch
 from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 
 from qa_train.config import EncoderConfig, LanguageModelConfig, ModelConfig
-from qa_train.data.audio import SAMPLE_RATE, log_mel, mel_frames
+from qa_train.data.audio import MIN_CLIP_SAMPLES, SAMPLE_RATE, audio_tokens, log_mel, mel_frames, segments
 from qa_train.model import build_model
 
 LIMIT = 1e-4
 MEL_BINS = 80
-MAX_CLIPS = 6
+MAX_SEGMENTS = 6
+COUNTED = ("batches", "samples", "text only", "clips", "clips of one token", "clips above 30 s", "segments")
+# Six mel frames; one more gives two tokens.
+ONE_TOKEN_SAMPLES = 960
 WORDS = "the quick brown fox jumps over a lazy dog while we wait for seven green birds".split()
 
 Inputs = dict[str, torch.Tensor]
@@ -42,7 +45,7 @@ class Differences:
     gradient: float = 0.0
     neighbour: float = 0.0
     worst_parameter: str = ""
-    counts: dict[str, int] = field(default_factory=lambda: {"batches": 0, "samples": 0, "clips": 0, "text only": 0})
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
 
     @property
     def within(self) -> bool:
@@ -76,16 +79,27 @@ def make_models(family: str, moved: bool) -> tuple[Any, Any, Any]:
 
 def make_batch(rng: np.random.Generator, processor: Any, counts: dict[str, int]) -> tuple[Inputs, Inputs, torch.Tensor]:
     """One random batch as the stock model takes it, as ours takes it, and its labels [B, L]."""
-    texts, waves = [], []
+    texts: list[str] = []
+    waves: list[np.ndarray] = []
     silent = rng.random() < 0.05
     for _ in range(int(rng.integers(1, 5))):
-        clips = 0 if silent else min(int(rng.choice([0, 1, 1, 1, 2, 3])), MAX_CLIPS - len(waves))
-        waves += [make_wave(rng) for _ in range(clips)]
+        text = ""
+        for _ in range(0 if silent else int(rng.choice([0, 1, 1, 1, 2, 3]))):
+            parts = segments(make_wave(rng))
+            if not waves and audio_tokens(len(parts[0])) == 1:
+                # Where no two <|AUDIO|> are neighbours the stock model takes the batch for one of an older kind.
+                parts = segments(make_wave(rng, usual=True))
+            if len(waves) + len(parts) > MAX_SEGMENTS:
+                break
+            waves += parts
+            counts["clips"] += 1
+            counts["clips of one token"] += sum(map(len, parts)) <= ONE_TOKEN_SAMPLES
+            counts["clips above 30 s"] += len(parts) > 1
+            text += "<|audio_bos|>" + "<|AUDIO|>" * len(parts) + "<|audio_eos|>"
         counts["samples"] += 1
-        counts["clips"] += clips
-        counts["text only"] += not clips
-        words = " ".join(rng.choice(WORDS, int(rng.integers(1, 30))))
-        texts.append("<|audio_bos|><|AUDIO|><|audio_eos|>" * clips + words)
+        counts["text only"] += not text
+        texts.append(text + " ".join(rng.choice(WORDS, int(rng.integers(1, 30)))))
+    counts["segments"] += len(waves)
     audio = {"audio": waves, "sampling_rate": SAMPLE_RATE} if waves else {}
     padded = dict(processor(text=texts, return_tensors="pt", padding=True, **audio))
     joined = {name: padded[name] for name in ("input_ids", "attention_mask")}
@@ -100,10 +114,16 @@ def make_batch(rng: np.random.Generator, processor: Any, counts: dict[str, int])
     return padded, joined, torch.where(answer, padded["input_ids"], -100)
 
 
-def make_wave(rng: np.random.Generator) -> np.ndarray:
-    """0.1 to 30 s (short ones as often as long ones) of noise that swells and a tone, at a random volume."""
-    # Whole frames: of a last frame that is not full, the stock processor makes one more frame than qa_train.data.
-    count = int(SAMPLE_RATE * np.exp(rng.uniform(np.log(0.1), np.log(30))))
+def make_wave(rng: np.random.Generator, usual: bool = False) -> np.ndarray:
+    """Noise that swells and a tone, at a random volume: 0.1 to 30 s (short ones as often as long ones) or, one time
+    in twelve each, a clip of one audio token and one of 30 to 75 s. Most lengths are no whole number of hops."""
+    kind = 1.0 if usual else rng.random()
+    if kind < 1 / 12:
+        count = int(rng.integers(MIN_CLIP_SAMPLES, ONE_TOKEN_SAMPLES + 1))
+    elif kind < 2 / 12:
+        count = int(SAMPLE_RATE * rng.uniform(30, 75))
+    else:
+        count = int(SAMPLE_RATE * np.exp(rng.uniform(np.log(0.1), np.log(30))))
     time_s = np.arange(count) / SAMPLE_RATE
     tone = np.sin(2 * np.pi * rng.uniform(80, 4000) * time_s)
     noise = rng.standard_normal(count) * (1 + np.sin(2 * np.pi * rng.uniform(0.2, 3) * time_s))

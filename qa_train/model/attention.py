@@ -7,8 +7,8 @@ The function is registered with transformers under ``UNPADDED`` and receives the
 keyword through the layers. Without that keyword it is the library's own SDPA attention, which serves
 ordinary padded batches (generation with a cache).
 
-On CUDA in half precision all documents go to ``torch.nn.attention.varlen`` in one call. Elsewhere each
-document is one SDPA call. On a CPU core that is the fastest exact way (forward and backward of 45
+On CUDA in half precision, autocast's included, all documents go to ``torch.nn.attention.varlen`` in one call.
+Elsewhere each document is one SDPA call. On a CPU core that is the fastest exact way (forward and backward of 45
 documents of 40-80 tokens, 4 heads x 64: 19 ms; padded to a common length, in one group or in several
 of similar length: 24-33 ms; encoder documents of 30-175 frames: 66 against 90-138 ms).
 """
@@ -71,18 +71,30 @@ def unpadded_attention(
             f"the LLM uses a sliding window of {window} tokens, but a sample has {documents.longest}; "
             "unpadded attention has no sliding window: leave longer samples out"
         )
-    if key.shape[1] != query.shape[1]:
+    causal, scale = bool(getattr(module, "is_causal", False)), kwargs.get("scaling")
+    dropout, dtype = kwargs.get("dropout", 0.0), _compute_dtype(query)
+    attend = _varlen(query, dtype)
+    if attend is None:
         repeats = query.shape[1] // key.shape[1]
         key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
-    causal, scale = bool(getattr(module, "is_causal", False)), kwargs.get("scaling")
-    dropout = kwargs.get("dropout", 0.0)
-    varlen = _varlen() if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) else None
-    if varlen is None:
-        return _one_by_one(query, key, value, documents.lengths, causal, scale, dropout), None
+        return _one_by_one(query, key, value, documents.lengths, causal, scale, dropout, dtype), None
     if dropout:
         raise ValueError(f"attention dropout is {dropout}; torch's varlen attention has none: set it to 0")
-    rows = (x[0].transpose(0, 1) for x in (query, key, value))
-    return varlen(*rows, documents.starts, documents.longest, causal, scale)[None], None
+    rows = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
+    return attend(*rows, documents.starts, documents.longest, causal, scale)[None], None
+
+
+def _compute_dtype(query: torch.Tensor) -> torch.dtype:
+    """What attention computes in: autocast's type where it is on, as in SDPA; on the CPU always float32.
+
+    Float32 weights under autocast give a query and key in float32 (rotary positions are not cast) and a value in
+    half precision. The CPU's bfloat16 kernel takes twice the time of float32 (28 documents of 40 to 110 tokens,
+    4 x 64, forward and backward: 25 ms against 12 ms with the casts).
+    """
+    kind = query.device.type
+    if kind == "cpu":
+        return torch.float32
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
 
 
 def _one_by_one(
@@ -93,13 +105,9 @@ def _one_by_one(
     causal: bool,
     scale: float | None,
     dropout: float,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Query, key and value [1, H, T, D] -> [1, T, H, D], one SDPA call per document.
-
-    In float32 on the CPU whatever the input: its bfloat16 kernel takes twice the time (28 documents
-    of 40 to 110 tokens, 4 x 64, forward and backward: 25 ms against 12 ms with the casts).
-    """
-    dtype = torch.float32 if query.device.type == "cpu" else query.dtype
+    """Query, key and value [1, H, T, D] -> [1, T, H, D], in the query's type: one SDPA call in ``dtype`` a document."""
     with torch.autocast(query.device.type, enabled=False):
         parts = zip(*(x.to(dtype).split(lengths, 2) for x in (query, key, value)), strict=True)
         outs = [
@@ -109,13 +117,35 @@ def _one_by_one(
         return torch.cat(outs, 1).to(query.dtype)
 
 
+def _varlen(query: torch.Tensor, dtype: torch.dtype) -> Callable[..., torch.Tensor] | None:
+    """torch's varlen attention, adapted, if it can take this query [1, H, T, D] in ``dtype``; else None.
+
+    Its kernels are flash attention's: half precision, heads of 8, 16, ... or 256, compute capability 8 (Ampere).
+    """
+    width = query.shape[-1]
+    if not query.is_cuda or dtype not in (torch.float16, torch.bfloat16) or width % 8 or width > 256:
+        return None
+    return _varlen_of(query.device)
+
+
 @cache
-def _varlen() -> Callable[..., torch.Tensor] | None:
-    """torch's varlen attention as f(q, k, v, starts, longest, causal, scale), [T, H, D]; None if torch is too old."""
+def _varlen_of(device: torch.device) -> Callable[..., torch.Tensor] | None:
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return None
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
+    return adapt_varlen(varlen_attn)
+
+
+def adapt_varlen(varlen_attn: Callable[..., Any]) -> Callable[..., torch.Tensor]:
+    """``varlen_attn`` of any release of torch as f(query, key, value, starts, longest, causal, scale) -> [T, H, D].
+
+    query [T, H, D]; key and value [T, H or fewer, D]; starts int32 [N + 1]. In 2.10 and 2.11 it is causal by
+    ``is_causal``, always scales by 1/sqrt(D) and wants as many heads everywhere; later it has a window, a scale and
+    ``enable_gqa``.
+    """
     options = inspect.signature(varlen_attn).parameters
 
     def attend(
@@ -127,7 +157,6 @@ def _varlen() -> Callable[..., torch.Tensor] | None:
         causal: bool,
         scale: float | None,
     ) -> torch.Tensor:
-        # torch 2.10 has `is_causal` and always scales by 1/sqrt(D); later releases have a window and a scale.
         extra: dict[str, Any] = {}
         if "window_size" in options:
             extra["window_size"] = (-1, 0) if causal else (-1, -1)
@@ -137,6 +166,11 @@ def _varlen() -> Callable[..., torch.Tensor] | None:
             extra["scale"] = scale
         elif scale is not None:
             query = query * (scale * query.shape[-1] ** 0.5)
+        repeats = query.shape[1] // key.shape[1]
+        if repeats > 1 and "enable_gqa" in options:
+            extra["enable_gqa"] = True
+        elif repeats > 1:
+            key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
         out: Any = varlen_attn(query, key, value, starts, starts, longest, longest, **extra)
         return out
 
