@@ -1,9 +1,10 @@
 """Does stock transformers say the same as qa-train? Greedy text of an export on held-out recordings, both ways.
 
-    python scripts/check_export.py EXPORT [--clips 50] [--out result.json]
+    python scripts/check_export.py EXPORT [--run RUN] [--clips 50] [--out result.json]
 
-Ours: the unpadded model in batches with its own generator. Theirs: ``Qwen2AudioForConditionalGeneration`` and
-``Qwen2AudioProcessor``, each clip padded to 30 s, one at a time. Exits with 1 if any text differs.
+Ours: the unpadded model in batches with its own generator; with ``--run``, the model of the run that was exported, its
+adapters beside the weights and not merged, else that of the export. Theirs: ``Qwen2AudioForConditionalGeneration`` and
+``Qwen2AudioProcessor`` on the export, each clip padded to 30 s, one at a time. Exits with 1 if any text differs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from qa_train.data.prompts import PromptBank
 from qa_train.eval.questions import part_text
 from qa_train.eval.records import EvalSet, record_questions
 from qa_train.infer.generate import Decoding, Generator, Item
-from qa_train.model import load_model
+from qa_train.model import find_checkpoint, load_model
+from qa_train.model.build import load_adapted
+from qa_train.model.lora import has_adapters
 
 MAX_NEW_TOKENS = 48
 
@@ -58,16 +61,26 @@ def stock_text(model: Any, processor: Any, question: Any, wave: Any) -> str:
     return str(processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
 
 
+def our_model(export: Path, run: Path | None) -> tuple[Any, Any]:
+    """The model that was exported, with its adapters in place if it has some, or the export; and its processor."""
+    folder = find_checkpoint(run or export)
+    if not has_adapters(folder):
+        return load_model(folder)
+    model, processor = load_adapted(folder)
+    return model.get_base_model(), processor
+
+
 def main() -> int:
     """Compare, print the differences and how long both took."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("export", type=Path)
+    parser.add_argument("--run", type=Path, help="the run or checkpoint that was exported")
     parser.add_argument("--clips", type=int, default=50)
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
     asked = questions(options.clips)
     waves = [question.load() for question in asked]
-    model, processor = load_model(str(options.export))
+    model, processor = our_model(options.export, options.run)
     started = time.process_time()
     items = [Item(question.sample, wave) for question, wave in zip(asked, waves, strict=True)]
     ours = [answer.text.strip() for answer in Generator(model, processor).generate(items, Decoding(MAX_NEW_TOKENS))]
@@ -83,6 +96,8 @@ def main() -> int:
         "clips": len(asked),
         "same": len(asked) - len(different),
         "empty": sum(not text for text in ours),
+        "distinct": len(set(ours)),
+        "adapters": any("lora_A" in name for name, _ in model.named_modules()),
         "cpu_s_ours": round(middle - started, 2),
         "cpu_s_stock": round(ended - middle, 2),
     }

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +17,10 @@ from transformers import (
     Qwen2AudioProcessor,
     WhisperFeatureExtractor,
 )
-from transformers.integrations import deepspeed as deepspeed_state
 
 from qa_train.config import ModelConfig
 from qa_train.model.lora import apply_adapters, has_adapters, merge_adapters, read_base
+from qa_train.model.sharded import made_once, shards_weights, whole_weights
 from qa_train.model.sources import EncoderSource, LanguageModelSource, open_encoder, open_llm
 from qa_train.model.tokenizers import AUDIO, END_OF_TEXT, TURN_END, load_tokenizer, token_id
 from qa_train.model.unpadded import UnpaddedQwen2AudioForConditionalGeneration
@@ -46,11 +44,23 @@ def build_model(cfg: ModelConfig, *, seed: int = 0, meta: bool = False) -> tuple
         _announce_unread(cfg)
         if meta:
             return _on_meta(cfg.checkpoint, dtype)
-        model, processor = load_model(cfg.checkpoint, dtype=dtype)
-        freeze(model, cfg.freeze)
-        return model, processor
-    with _whole_weights():
+        if not (shards_weights() and has_adapters(find_checkpoint(cfg.checkpoint))):
+            model, processor = load_model(cfg.checkpoint, dtype=dtype)
+            freeze(model, cfg.freeze)
+            return model, processor
+
+    def make() -> tuple[Model, Qwen2AudioProcessor]:
+        if cfg.checkpoint is not None:
+            return load_model(cfg.checkpoint, dtype=dtype)
         return _assemble(cfg, dtype, seed=seed, meta=meta)
+
+    if not shards_weights() or meta:
+        with whole_weights():
+            return make()
+    with made_once(make) as folder:
+        model, processor = load_model(folder, dtype=dtype)
+    freeze(model, cfg.freeze)
+    return model, processor
 
 
 def _assemble(cfg: ModelConfig, dtype: torch.dtype, *, seed: int, meta: bool) -> tuple[Model, Qwen2AudioProcessor]:
@@ -68,18 +78,6 @@ def _assemble(cfg: ModelConfig, dtype: torch.dtype, *, seed: int, meta: bool) ->
     model.generation_config = _generation_config(tokenizer)
     freeze(model, cfg.freeze)
     return model, make_processor(tokenizer, config)
-
-
-@contextmanager
-def _whole_weights() -> Iterator[None]:
-    """Under ZeRO-3 transformers partitions a model while it is made, and its parts' weights would find empty
-    tensors. Made whole instead, it is partitioned when the trainer hands it to DeepSpeed."""
-    active = deepspeed_state._hf_deepspeed_config_weak_ref
-    deepspeed_state.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed_state._hf_deepspeed_config_weak_ref = active
 
 
 def load_model(
