@@ -7,7 +7,7 @@ import inspect
 import textwrap
 from dataclasses import fields, is_dataclass
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, cast
 
 import omegaconf
 
@@ -83,17 +83,26 @@ def command_help(words: list[str]) -> str | None:
     kind = plan if words[0] == "plan" else _commands().get(words[0])
     if kind is None:
         return None
+    return "\n".join([(kind.__doc__ or "").strip(), "", *_described(kind, "")])
+
+
+def _described(kind: type[Any], prefix: str) -> list[str]:
+    """Every option with its default and comment, those of a section inside it by their dotted names."""
     defaults = {field.name: field.default for field in fields(kind)}
-    lines, comment = [(kind.__doc__ or "").strip(), ""], list[str]()
+    sections = {field.name: field.default_factory for field in fields(kind) if is_dataclass(field.default_factory)}
+    lines, comment = list[str](), list[str]()
     for line in map(str.strip, inspect.getsource(kind).splitlines()):
         name = line.partition(":")[0]
         if line.startswith("#"):
             comment.append(line.lstrip("# "))
+        elif name in sections:
+            lines += _described(cast(type[Any], sections[name]), f"{prefix}{name}.")
+            comment = []
         elif name in defaults:
-            lines.append(f"  {name}={_default(defaults[name])}")
+            lines.append(f"  {prefix}{name}={_default(defaults[name])}")
             lines += textwrap.wrap(" ".join(comment), 100, initial_indent="      ", subsequent_indent="      ")
             comment = []
-    return "\n".join(lines)
+    return lines
 
 
 def _default(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
@@ -195,4 +196,6 @@ def parse_options(kind: type[Any], words: list[str], command: str) -> Any:
             raise ValueError(f"{command}: missing {', '.join(m + '=' for m in missing)}; known keys: {known}")
         return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ValueError(f"{command}: {str(error).splitlines()[0]}; known keys: {known}") from error
+        near = get_close_matches(str(getattr(error, "key", "") or ""), [f.name for f in fields(kind)], n=1)
+        hint = f"did you mean {near[0]}=? " if near and "not in" in str(error) else ""
+        raise ValueError(f"{command}: {str(error).splitlines()[0]}; {hint}known keys: {known}") from error

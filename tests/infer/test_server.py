@@ -23,7 +23,9 @@ import soundfile
 import torch
 from fake_model import tone
 
-from qa_train.config import EncoderConfig, LanguageModelConfig, ModelConfig, ServeConfig
+from qa_train.config import EncoderConfig, EvalConfig, LanguageModelConfig, ModelConfig, ServeConfig, parse_options
+from qa_train.eval.suite import evaluate
+from qa_train.eval.tables import read_predictions
 from qa_train.infer.generate import Decoding, Generator, Item
 from qa_train.infer.protocol import Limits, parse
 from qa_train.infer.server import open_models
@@ -159,6 +161,35 @@ def test_two_turns_from_two_checkpoints(server: str, checkpoints: Path) -> None:
     assert body["choices"][0]["finish_reason"] == ("length" if usage["completion_tokens"] == NEW_TOKENS else "stop")
     other = said(post(server, messages, model="second"))
     assert other == expected(checkpoints / "second", messages)
+
+
+def test_a_served_model_is_evaluated_like_its_checkpoint(server: str, checkpoints: Path, tmp_path: Path) -> None:
+    rows = []
+    for i in range(5):
+        (tmp_path / f"{i}.wav").write_bytes(base64.b64decode(wav(0.5 + 0.3 * i, i)))
+        rows.append({"audio": f"{i}.wav", "prompt": f"What is {'very ' * i}loud?", "gt": "a bell"})
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    entry = f"{{reader: jsonl, path: mine.jsonl, metric: chrf, template: chat, max_new_tokens: {NEW_TOKENS}}}"
+    (tmp_path / "mine.yaml").write_text(f"benchmarks: {{mine: {entry}}}")
+    found = {}
+    for name, who in {
+        "served": [f"endpoint={server}/v1", "endpoint_model=first"],
+        "local": [f"checkpoint={checkpoints}/first"],
+    }.items():
+        words = [*who, f"out={tmp_path / name}", f"benchmarks=[{tmp_path}/mine.yaml]", "probe=3"]
+        assert evaluate(parse_options(EvalConfig, words, "eval")) == 0
+        found[name] = read_predictions(tmp_path / name / "mine" / "predictions.jsonl")
+        probe = json.loads((tmp_path / name / "mine" / "run.json").read_text())["probe"]
+        assert probe["silence"]["n"] == 3
+    tokenizer = Generator(*load_model(checkpoints / "first")).tokenizer
+
+    def spoken(text: str) -> str:
+        """A server leaves tags out of what it says."""
+        return str(tokenizer.decode(tokenizer.encode(text, add_special_tokens=False), skip_special_tokens=True)).strip()
+
+    assert [r["prediction"] for r in found["served"]] == [spoken(r["prediction"]) for r in found["local"]]
+    assert [r["truncated"] for r in found["served"]] == [r["truncated"] for r in found["local"]]
+    assert len({r["prediction"] for r in found["served"]}) > 2
 
 
 def test_a_stream_says_the_same_in_pieces(server: str) -> None:
