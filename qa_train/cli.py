@@ -113,7 +113,7 @@ def _guarded(name: str, command: Callable[[list[str]], int], rest: list[str]) ->
     try:
         return command(rest)
     except (ValueError, FileNotFoundError) as error:
-        print(f"qa-train {name}: {error}", file=sys.stderr)
+        print(f"qa-train {name}: {str(error).removeprefix(f'{name}: ')}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"qa-train {name}: interrupted", file=sys.stderr)
