@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,6 @@ from qa_train.model.tokenizers import AUDIO, END_OF_TEXT, TURN_END, load_tokeniz
 from qa_train.model.unpadded import UnpaddedQwen2AudioForConditionalGeneration
 from qa_train.model.weights import freeze
 
-logger = logging.getLogger(__name__)
-
 Model = UnpaddedQwen2AudioForConditionalGeneration
 
 _FRAMES_PER_SECOND = 100
@@ -41,7 +38,6 @@ def build_model(cfg: ModelConfig, *, seed: int = 0, meta: bool = False) -> tuple
     """
     dtype = _dtype(cfg.dtype)
     if cfg.checkpoint is not None:
-        _announce_unread(cfg)
         if meta:
             return _on_meta(cfg.checkpoint, dtype)
         if not (shards_weights() and has_adapters(find_checkpoint(cfg.checkpoint))):
@@ -180,15 +176,6 @@ def _load_processor(folder: str, config: Any) -> Qwen2AudioProcessor:
             "put the processor's files of this model beside the weights"
         )
     return processor
-
-
-def _announce_unread(cfg: ModelConfig) -> None:
-    """A checkpoint brings its own parts: say which other sources the configuration names in vain."""
-    tokenizer = None if (cfg.tokenizer or "").startswith("builtin:") else cfg.tokenizer
-    sources = {"model.encoder.source": cfg.encoder.source, "model.llm.source": cfg.llm.source}
-    unread = [f"{key}={source}" for key, source in (sources | {"model.tokenizer": tokenizer}).items() if source]
-    if unread:
-        logger.warning("model.checkpoint=%s brings all parts; not read: %s", cfg.checkpoint, ", ".join(unread))
 
 
 def _read_processor(folder: str, config: Any) -> Qwen2AudioProcessor:

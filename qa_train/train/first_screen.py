@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import PartialState
 
+from qa_train.config import ModelConfig
 from qa_train.data.realised import realised
 from qa_train.model.flops import Shapes, forward_flops, training_flops
 from qa_train.planner.estimate import MFU, regime_of
@@ -48,6 +49,7 @@ def first_screen(stage: Stage, model: Any) -> str:
     precision = "bfloat16" if cfg.trainer.bf16 or cfg.model.dtype == "bfloat16" else "float32"
     lines = {
         cfg.stage: f"{cfg.model.name}: {parameters(model)}{_adapted(stage)}",
+        "weights": weights(cfg.model),
         "data": f"{len(table)} sources with {sum(row['samples'] for row in table):,} samples, "
         f"{sum(row['hours'] for row in table):,.2f} hours (what several share counts in each)",
         "left out": f"{_counts(left_out)}; by source in {stage.run.dir / 'data.txt'}",
@@ -60,6 +62,15 @@ def first_screen(stage: Stage, model: Any) -> str:
         "writes to": f"{stage.run.dir} ({f'resuming from {stage.resume.name}' if stage.resume else 'a fresh start'})",
     }
     return "\n".join(f"{name:<10}{shorten(text, _WIDTH, placeholder=' ...')}" for name, text in lines.items())
+
+
+def weights(cfg: ModelConfig) -> str:
+    """Where each part's weights come from; a checkpoint brings all of them, and other sources are not read."""
+    if cfg.checkpoint is None:
+        return f"encoder {cfg.encoder.source or 'random'}, projector random, llm {cfg.llm.source or 'random'}"
+    sources = {"encoder.source": cfg.encoder.source, "llm.source": cfg.llm.source, "tokenizer": cfg.tokenizer}
+    unread = [f"model.{name}" for name, source in sources.items() if source]
+    return f"{cfg.checkpoint}, all parts" + (f" (not read: {', '.join(unread)})" if unread else "")
 
 
 def parameters(model: Any) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from qa_train.config import RunConfig, StageConfig
-from qa_train.train.first_screen import expected_time, parameters, product_rate
+from qa_train.config import EncoderConfig, ModelConfig, RunConfig, StageConfig
+from qa_train.train.first_screen import expected_time, parameters, product_rate, weights
 from qa_train.train.run import RunFolder
 
 
@@ -23,6 +23,13 @@ def test_parameters_by_part() -> None:
     assert parameters(model) == "0.3 M parameters, 0.0 M of them train (llm 0.0 M)"
     model.requires_grad_(False)
     assert parameters(model).endswith("(nothing)")
+
+
+def test_a_checkpoint_says_which_sources_it_replaces() -> None:
+    fresh = ModelConfig(name="nano", encoder=EncoderConfig(source="package:whisper-tiny.en"))
+    assert weights(fresh) == "encoder package:whisper-tiny.en, projector random, llm random"
+    fresh.checkpoint = "runs/pretrain"
+    assert weights(fresh) == "runs/pretrain, all parts (not read: model.encoder.source)"
 
 
 def test_a_resumed_run_takes_as_long_as_its_steps_did(tmp_path: Path) -> None:
