@@ -283,6 +283,9 @@ def _data(words: list[str]) -> int:
     pipelines = _pipelines()
     name = words[0] if words else ""
     if name in own:
+        if {"-h", "--help"} & set(words[1:]):
+            print(data_cli.command_help(name, own[name]))
+            return 0
         return own[name](words[1:])
     if name in pipelines:
         return int(pipelines[name].load()(words[1:]) or 0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import MISSING
 
+from qa_train import data_tools
 from qa_train.config import OrderConfig, RewriteConfig, config_dir, parse_options, register, to_stage_config
 from qa_train.data_tools import split_words
 
@@ -106,6 +108,24 @@ def order(words: list[str]) -> int:
     )
     print(data.order_digest(options.steps, options.world_size, options.num_workers))
     return 0
+
+
+def command_help(name: str, command: Any) -> str:
+    """What `qa-train data NAME --help` prints: its docstring, and its options with their defaults."""
+    from qa_train.config.guide import options_help
+    from qa_train.data.clean import CleanConfig
+
+    kinds: dict[str, tuple[type[Any], ...]] = {
+        "index": (IndexOptions,),
+        "to-jsonl": (ToJsonlOptions,),
+        "order": (OrderConfig,),
+        "validate": (data_tools.ValidateOptions,),
+        "stats": (data_tools.StatsOptions,),
+        "sample": (data_tools.SampleOptions,),
+        "clean": (data_tools.CleanOptions, CleanConfig),
+    }
+    usage = inspect.cleandoc(command.__doc__).replace("`data ", "`qa-train data ")
+    return "\n".join([usage, *(f"\n{options_help(kind)}" for kind in kinds.get(name, ()))])
 
 
 def _compose(stage: str, overrides: list[str]) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from difflib import get_close_matches
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import yaml
 
@@ -53,6 +55,21 @@ def stage_help(stage: str) -> str:
         if re.search(rf"(?:qa-train|qa_train) {stage}\b|pretrain\|sft\|dpo", facts.get("Command", "")):
             lines.append(f"  {path.stem:<26} {shorten(facts.get('Hardware', ''), 92, placeholder=' ...')}")
     return "\n".join(lines) + "\n" + _KEYS.format(stage=stage)
+
+
+def options_help(kind: type[Any]) -> str:
+    """The fields of a command's dataclass as ``key=default``, each with the comment above it."""
+    lines: list[str] = []
+    comment: list[str] = []
+    for line in inspect.getsource(kind).splitlines():
+        if line.lstrip().startswith("#"):
+            comment.append(line.strip().lstrip("# "))
+        elif found := re.fullmatch(r"    (\w+): [^=]+(?: = (.*))?", line):
+            name, default = found.groups()
+            value = {"MISSING": "(required)", "None": "null", "True": "true", "False": "false"}.get(default, default)
+            lines.append(f"  {f'{name}={value}':<28} {' '.join(comment)}".rstrip())
+            comment = []
+    return "\n".join(lines)
 
 
 def check_experiment(words: list[str]) -> None:

@@ -31,8 +31,8 @@ class Stats:
     groups: dict[str, dict[str, list[float]]] = field(default_factory=lambda: {name: {} for name in GROUPS})
     lengths: Counter[float] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
-    # Per task: records that qualify, all tokens, audio tokens, supervised tokens.
-    tokens: dict[str, list[int]] = field(default_factory=dict)
+    # Per task: records that qualify, their seconds of audio, all tokens, audio tokens, supervised tokens.
+    tokens: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, other: Stats) -> None:
         """Include the numbers of one more shard."""
@@ -48,7 +48,7 @@ class Stats:
                 entry[0] += count
                 entry[1] += seconds
         for task, counts in other.tokens.items():
-            old = self.tokens.setdefault(task, [0, 0, 0, 0])
+            old = self.tokens.setdefault(task, [0.0] * 5)
             self.tokens[task] = [a + b for a, b in zip(old, counts, strict=True)]
 
     def __str__(self) -> str:
@@ -65,13 +65,14 @@ class Stats:
                     lines.append(f"{value[:24]:<24} {count:>10} {seconds / 3600:>10.2f} {share:>7.1%}")
         lines += ["", "seconds    records", *self._histogram()]
         if self.tokens:
-            lines += [
-                "",
-                f"{'task':<24} {'records':>10} {'tokens':>12} {'audio':>12} {'supervised':>12} {'per record':>10}",
-            ]
-            for task, (count, total, audio, learned) in sorted(self.tokens.items()):
+            head = ("records", 10), ("hours", 10), ("tokens", 12), ("audio", 12), ("supervised", 12), ("per record", 10)
+            lines += ["", f"{'task':<24} " + " ".join(f"{name:>{width}}" for name, width in head)]
+            for task, (count, seconds, total, audio, learned) in sorted(self.tokens.items()):
                 mean = total / count if count else 0.0
-                lines.append(f"{task:<24} {count:>10} {total:>12} {audio:>12} {learned:>12} {mean:>10.1f}")
+                lines.append(
+                    f"{task:<24} {count:>10.0f} {seconds / 3600:>10.2f} {total:>12.0f} {audio:>12.0f} {learned:>12.0f} "
+                    f"{mean:>10.1f}"
+                )
         return "\n".join(lines)
 
     def _histogram(self) -> list[str]:
@@ -124,7 +125,7 @@ def shard_stats(path: str, tokenizer: Any, tasks: tuple[str, ...], bank: PromptB
             entry[0] += 1
             entry[1] += seconds
         if bank is not None:
-            _count_tokens(out, record, key, samples, tokenizer, tasks, bank)
+            _count_tokens(out, record, key, seconds, samples, tokenizer, tasks, bank)
     return out
 
 
@@ -132,6 +133,7 @@ def _count_tokens(
     out: Stats,
     record: dict[str, Any],
     key: str,
+    seconds: float,
     samples: list[int],
     tokenizer: Any,
     tasks: tuple[str, ...],
@@ -139,7 +141,7 @@ def _count_tokens(
 ) -> None:
     own = [record["task"]] if record.get("task") in bank.tasks else []
     for task in tasks or own or ([CHAT] if record.get("messages") else []):
-        entry = out.tokens.setdefault(task, [0, 0, 0, 0])
+        entry = out.tokens.setdefault(task, [0.0] * 5)
         if not bank.qualifies(record, task):
             continue
         try:
@@ -149,6 +151,5 @@ def _count_tokens(
         template = "chat" if task == CHAT else "base"
         row = encode(bank.sample(record, task, template, key, 0, 0), tokenizer, clip_tokens)
         learned = sum(label != IGNORE for label in row.labels)
-        out.tokens[task] = [
-            entry[0] + 1, entry[1] + len(row.input_ids), entry[2] + sum(clip_tokens), entry[3] + learned
-        ]  # fmt: skip
+        found = (1, seconds, len(row.input_ids), sum(clip_tokens), learned)
+        out.tokens[task] = [a + b for a, b in zip(entry, found, strict=True)]

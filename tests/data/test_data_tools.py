@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 import soundfile
 
-from qa_train import data_cli, data_tools
+from qa_train import cli, data_cli, data_tools
+from qa_train.data.clean import CleanConfig
 from qa_train.data.index import SUFFIX, build_index, load_index
 from qa_train.data.parallel import each_shard
 from qa_train.data.shards import ShardWriter
@@ -89,7 +91,9 @@ def test_stats_count_hours_and_exact_tokens(corpus: list[str], tokenizer: Any) -
     assert found.lengths[5.0] == 1
     assert found.tokens["asr"][0] == 8
     assert found.tokens["sound_class"][0] == 1
-    assert found.tokens["sound_class"][2] == 75
+    # Three seconds are 75 audio tokens of 40 ms.
+    assert found.tokens["sound_class"][1] == 3.0
+    assert found.tokens["sound_class"][3] == 75
     text = str(found)
     assert "3 shards, 9 records" in text
     assert "2-5              1  #" in text
@@ -139,6 +143,19 @@ def test_clean_says_what_it_would_do(corpus: list[str], capsys: pytest.CaptureFi
     assert "add apply=true" in out
     assert data_tools.clean([*corpus, "min_duration_s=2.5", "apply=true"]) == 0
     assert [len(load_index(path)) for path in corpus] == [0, 0, 1]
+
+
+def test_every_command_explains_itself_and_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("index", "from-jsonl", "to-jsonl", "order", "catalog", *data_tools.COMMANDS):
+        assert cli._data([name, "--help"]) == 0
+        assert capsys.readouterr().out.startswith(f"`qa-train data {name} ")
+    assert cli._data(["clean", "-h"]) == 0
+    out = capsys.readouterr().out
+    for field in dataclasses.fields(CleanConfig):
+        assert f"  {field.name}=" in out
+    assert "max_silence=0.95             Share of 20 ms frames" in out
+    cli._data(["to-jsonl", "--help"])
+    assert "out=(required)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", sorted(data_tools.COMMANDS))
