@@ -51,7 +51,7 @@ FAMILIES = (
 _HEARD = ("Can you hear {}?", "Is there {} in this recording?", "Do you hear {} here?")
 _ORDER = ("What do you hear first, and what then?", "In which order do the sounds come?")
 _EXAMPLES = 3
-_ANY = "any language"
+_SAID = 500
 _NEAR = 8
 
 
@@ -94,6 +94,9 @@ def build_preferences(options: PreferencesConfig) -> Report:
     labels = sorted({label for some in found.values() for place in some for label in labels_of(place.record)})
     names = ("where", "families", "per_clip", "voices", "name", "seed")
     settings = {name: getattr(options, name) for name in names}
+    # Sounds and speech often lie in different shards: what nobody said may come from any of them.
+    said = {place.record["text"] for some in found.values() for place in some if place.record.get("text")}
+    settings["said"] = sorted(said, key=lambda text: draw(options.seed, text, "said"))[:_SAID]
     jobs: list[ChatJob] = []
     for path, some in found.items():
         counts = [len(pairs_of(place, _texts(some), labels, settings)) for place in some]
@@ -114,12 +117,11 @@ def _places(path: Path, where: dict[str, Any]) -> list[Place]:
 
 
 def _texts(some: list[Place]) -> dict[str, list[str]]:
-    """The transcripts of a shard, all and by language, by their length: what else could have been said."""
-    found: dict[str, set[str]] = {_ANY: set()}
+    """The transcripts of a shard by language, each by its length: what else could have been said."""
+    found: dict[str, set[str]] = {}
     for place in some:
         if place.record.get("text"):
-            for language in (_ANY, str(place.record.get("language"))):
-                found.setdefault(language, set()).add(place.record["text"])
+            found.setdefault(str(place.record.get("language")), set()).add(place.record["text"])
     return {language: sorted(texts, key=lambda text: (len(text), text)) for language, texts in found.items()}
 
 
@@ -163,8 +165,8 @@ def _about_words(place: Place, texts: dict[str, list[str]], settings: dict[str, 
     if not text:
         heard = labels_of(record)
         # Without a label, nobody has listened: there may be speech.
-        if heard and texts[_ANY] and not set(heard) & set(settings["voices"]):
-            yield "invented speech", question, NO_SPEECH, _pick(texts[_ANY], *names, "invented")
+        if heard and settings["said"] and not set(heard) & set(settings["voices"]):
+            yield "invented speech", question, NO_SPEECH, _pick(settings["said"], *names, "invented")
         return
     words = text.split()
     if len(words) < MIN_WORDS:

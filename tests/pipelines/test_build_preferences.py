@@ -32,6 +32,18 @@ RECORDS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def test_sounds_in_a_shard_of_their_own_get_invented_speech(tmp_path: Path) -> None:
+    wave = np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32)
+    for name, key in (("a-speech.tar", "speech-1"), ("b-sounds.tar", "dog")):
+        with ShardWriter(tmp_path / name) as writer:
+            writer.write(key, RECORDS[key], wave)
+    options = PreferencesConfig(shards=f"{tmp_path}/*.tar", out=str(tmp_path / "out"), workers=0)
+    options.families = ["invented speech"]
+    build_preferences(options)
+    (record,) = made(tmp_path / "out")
+    assert (record["chosen"], record["rejected"]) == (NO_SPEECH, RECORDS["speech-1"]["text"])
+
+
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
     wave = np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32)
