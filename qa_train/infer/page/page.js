@@ -83,7 +83,7 @@ function showClips() {
     remove.type = "button";
     remove.title = `Remove ${clip.name}`;
     remove.onclick = () => { clips.splice(i, 1); showClips(); };
-    line.append(player(clip), remove);
+    line.append(element("span", "name", clip.name), player(clip), remove);
     return line;
   }));
 }
@@ -213,6 +213,7 @@ async function start() {
     $("models").append(label);
     const made = element("section", "column");
     made.dataset.model = model;
+    made.dataset.hint = "Record a question, or choose a clip.";
     made.append(element("h2", "", model));
     $("columns").append(made);
   });
