@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator  # noqa: F401 (pdoc looks up inherited annotations here)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

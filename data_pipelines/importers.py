@@ -2,7 +2,7 @@
 
 1. Listing: the corpus's reader yields items; the blocklist and ``where`` leave some out. What stays is written to
    ``OUT/listing/`` in shards of ``samples_per_shard``. No audio is read.
-2. Making: each shard is written by a process of its own (:mod:`data_pipelines.shards`): FLAC at 16 kHz, or the files
+2. Making: each shard is written by a process of its own (`data_pipelines.shards`): FLAC at 16 kHz, or the files
    as they are (``audio=keep``). A recording that cannot be read is left out, noted in ``SHARD.tar.dropped.jsonl``,
    and counted against ``error_budget``.
 3. Report: ``OUT/NAME-SPLIT.report.json`` says what came in, what did not, and why.

@@ -5,7 +5,7 @@
 | asr-train-*     | English sentences in many synthetic voices                                          |
 | asr-test        | held-out sentences in held-out synthetic voices                                     |
 | domain-train-*  | the recorded English training texts again, and new ones made of their words         |
-|                 | (:mod:`data_pipelines.recombine`), in synthetic voices                              |
+|                 | (`data_pipelines.recombine`), in synthetic voices                              |
 | joined-train    | real English training prompts joined end to end                                     |
 | speed-train     | the real English training prompts, slower and faster                                |
 | chat-train-*    | spoken questions with written answers                                               |
@@ -14,7 +14,7 @@
 | notes-train, notes-test | notes of General MIDI instruments; unseen pairs of program and pitch in the test |
 | denial-train    | sounds without speech, asked for their words                                        |
 | dpo-facts       | spoken questions with the right reply and a wrong one                               |
-| dpo-train, dpo-test | preference pairs made by rule (:mod:`data_pipelines.preferences`)               |
+| dpo-train, dpo-test | preference pairs made by rule (`data_pipelines.preferences`)               |
 
 Shards are FLAC. Made in parallel, a shard at a time; run again, only what is missing is made.
 """

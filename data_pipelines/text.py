@@ -1,7 +1,7 @@
 """Texts as they are spoken: normalisation, and the rules by which two texts count as the same.
 
-Every transcript that this project trains on or tests with has passed :func:`spoken`, and every split
-between training and test is decided by :func:`conflicts`, so that the two always agree.
+Every transcript that this project trains on or tests with has passed `spoken`, and every split
+between training and test is decided by `conflicts`, so that the two always agree.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def export(checkpoint: str | Path, out: str | Path, *, results: str | Path | Non
     """Write weights, configuration, tokenizer, processor, chat template, generation settings and model card to ``out``.
 
     Adapters of a run with ``model.lora`` are merged into the weights. ``results``: the folder of an evaluation of
-    these weights, or a quickstart's results.json, for the card (:mod:`qa_train.model_card`).
+    these weights, or a quickstart's results.json, for the card (`qa_train.model_card`).
 
     The folder is then read by the stock classes and must give the same logits for a probe clip, within 1e-4 of
     the largest logit (3e-2 in half precision, where only the order of summation differs). ValueError if ``out``

@@ -73,7 +73,7 @@ class ByWordErrors:
     margin: float = 0.15
 
     def rank(self, questions: Sequence[Question], answers: Sequence[list[str]]) -> list[tuple[str, str] | None]:
-        """See :class:`Ranker`."""
+        """See `Ranker`."""
         return [_best_and_worst(q, texts, self.margin) for q, texts in zip(questions, answers, strict=True)]
 
 
@@ -142,7 +142,7 @@ class ByJudge:
     counts: dict[str, int] = field(default_factory=lambda: {"comparisons": 0, "unclear": 0, "failed": 0})
 
     def rank(self, questions: Sequence[Question], answers: Sequence[list[str]]) -> list[tuple[str, str] | None]:
-        """See :class:`Ranker`; all comparisons are asked together."""
+        """See `Ranker`; all comparisons are asked together."""
         distinct = [[text for text in dict.fromkeys(texts) if text] for texts in answers]
         prompts = {
             (number, a, b): self._prompt(questions[number], texts[a], texts[b])

@@ -1,0 +1,1 @@
+"""One small reader for each public corpus, and for each foreign format."""

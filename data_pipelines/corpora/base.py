@@ -1,6 +1,6 @@
 """What a corpus reader is made of: a description, and an iterator of items that name their audio lazily.
 
-A reader only looks at the corpus's lists and tables. An :class:`Item` says what is known about a
+A reader only looks at the corpus's lists and tables. An `Item` says what is known about a
 recording and where its bytes lie; nobody decodes anything before the shard is made.
 """
 
@@ -52,7 +52,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Item:
-    """One record to be: ``record`` has the field names of :mod:`qa_train.data.records`.
+    """One record to be: ``record`` has the field names of `qa_train.data.records`.
 
     ``ids`` name the underlying recording across corpora ("youtube:ID", "freesound:ID", "clotho:file.wav"): the
     blocklist is checked against them, against ``file:STEM``, and against ``CORPUS:name``.

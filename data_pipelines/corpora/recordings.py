@@ -1,6 +1,6 @@
-"""Reading what a :class:`Recording` points to: encoded bytes as they are, or a waveform at 16 kHz.
+"""Reading what a `Recording` points to: encoded bytes as they are, or a waveform at 16 kHz.
 
-Everything is bounded: headers are checked before decoding (:mod:`qa_train.data.audio`), and no read is
+Everything is bounded: headers are checked before decoding (`qa_train.data.audio`), and no read is
 longer than the limit of the import, whatever a header claims.
 """
 

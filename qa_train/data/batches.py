@@ -263,6 +263,7 @@ class Collator:
         self._passes = Passes(batches.plan)
 
     def __call__(self, numbers: list[Any]) -> dict[str, Tensor]:
+        """Build the one batch of ``numbers``, a list of one batch number (or of a row with it under "batch")."""
         if len(numbers) != 1:
             raise ValueError(f"{len(numbers)} batch numbers at once: set per_device_train_batch_size=1")
         (item,) = numbers

@@ -37,6 +37,7 @@ class Clip:
 
     @property
     def duration_s(self) -> float:
+        """Length in seconds."""
         return self.num_samples / SAMPLE_RATE
 
     @property

@@ -19,6 +19,7 @@ class Keys:
         self.batches = batches
 
     def __call__(self, numbers: list[int]) -> list[str]:
+        """The keys of the samples of these batches, in order."""
         return [key for k in numbers for key in self.batches.keys(k)]
 
 

@@ -77,16 +77,20 @@ class RemoteFile(io.RawIOBase):
         self._size, self._read, self._at = size, read, 0
 
     def readable(self) -> bool:
+        """True: a file for reading."""
         return True
 
     def seekable(self) -> bool:
+        """True: every read names its range."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to ``offset`` and return the new position, as ``io`` defines it; nothing is read."""
         self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
         return self._at
 
     def readinto(self, buffer: Any) -> int:
+        """Fill ``buffer`` from the position on; returns the number of bytes, 0 at the end."""
         size = max(0, min(len(buffer), self._size - self._at))
         if size:
             buffer[:size] = self._read(self._at, size)

@@ -132,12 +132,15 @@ class Source:
             )
 
     def key(self, row: int) -> str:
+        """The key of a row's record in its shard."""
         return str(self._at.cell("key", row))
 
     def shard(self, row: int) -> str:
+        """The path of a row's shard."""
         return self.shards[self._at.shard_of(row)]
 
     def record(self, row: int) -> dict[str, Any]:
+        """The JSON of a row's record."""
         record: dict[str, Any] = json.loads(self._at.cell("meta", row))
         return record
 
@@ -155,6 +158,7 @@ class Source:
         ]
 
     def clip_tokens(self, row: int) -> list[int]:
+        """Audio tokens of each clip of a row."""
         return [audio_tokens(n) for n in self._at.cell("num_samples", row)]
 
     def lengths(self, rows: Ints, epoch: int) -> Lengths:

@@ -98,6 +98,7 @@ class RangeReader:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def close(self) -> None:
+        """Close every open file."""
         while self._files:
             self._files.popitem()[1].close()
 

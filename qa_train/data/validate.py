@@ -60,6 +60,7 @@ class Summary:
 
     @property
     def faults(self) -> int:
+        """How many faults were found."""
         return sum(self.reasons.values())
 
     def __str__(self) -> str:

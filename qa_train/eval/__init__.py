@@ -1,0 +1,1 @@
+"""Evaluation: benchmarks, answers, scores, judges, comparisons and reports."""

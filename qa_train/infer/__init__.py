@@ -1,0 +1,1 @@
+"""Using a model: generation, chat, and an OpenAI-compatible server."""

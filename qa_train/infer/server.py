@@ -1,8 +1,8 @@
 """`qa-train serve`: OpenAI's ``/v1/chat/completions`` with audio, and a chat page, from one or several checkpoints.
 
 1. Limits come first: the number of requests, the size of the body, the time it may take to arrive.
-2. The body is read into a sample and waveforms in a thread (:mod:`qa_train.infer.protocol`).
-3. The engine's thread answers requests together (:mod:`qa_train.infer.engine`); pieces go back as they appear.
+2. The body is read into a sample and waveforms in a thread (`qa_train.infer.protocol`).
+3. The engine's thread answers requests together (`qa_train.infer.engine`); pieces go back as they appear.
 
 There is no login: the default address is this machine only, and requests must name it (no other web page may ask).
 """

@@ -144,6 +144,7 @@ class Flops:
 
     @property
     def total(self) -> float:
+        """The sum over the parts."""
         return sum(getattr(self, field.name) for field in fields(self))
 
 

@@ -24,6 +24,7 @@ class Rows:
 
     @classmethod
     def of(cls, shape: tuple[int, int], mask: torch.Tensor | None, device: torch.device) -> Rows:
+        """The real positions of rows x length ``shape``; ``mask`` (rows, length) is 1 on them, None: all are real."""
         if mask is None:
             mask = torch.ones(shape, dtype=torch.long, device=device)
         lengths = mask.bool().sum(1).to("cpu", torch.long)

@@ -75,6 +75,7 @@ class Activations:
 
     @property
     def total(self) -> float:
+        """Bytes that are held at the same time."""
         return self.encoder + self.llm + self.recomputed + self.logits
 
 

@@ -41,10 +41,12 @@ class Estimate:
 
     @property
     def fits(self) -> bool:
+        """Whether the memory of one GPU is enough."""
         return self.memory.total <= self.gpu.memory_gib * GIB
 
     @property
     def mfu(self) -> float:
+        """The share of the peak that is assumed, or was given."""
         return MFU if self.options.mfu is None else self.options.mfu
 
     @property
@@ -54,14 +56,17 @@ class Estimate:
 
     @property
     def step_s(self) -> float:
+        """Seconds of one optimizer step."""
         return self.step_flops / (self.options.gpus * self.gpu.bf16_tflops * 1e12 * self.mfu)
 
     @property
     def wall_hours(self) -> float:
+        """Hours of the whole run."""
         return self.step_s * self.cfg.trainer.max_steps / 3600
 
     @property
     def gpu_hours(self) -> float:
+        """Hours of the run times the number of GPUs."""
         return self.wall_hours * self.options.gpus
 
 

@@ -34,10 +34,12 @@ class Sizes:
 
     @property
     def parameters(self) -> int:
+        """All of them."""
         return sum(self.total.values())
 
     @property
     def trained_parameters(self) -> int:
+        """Those that train."""
         return sum(self.trained.values())
 
 

@@ -84,7 +84,7 @@ def from_data(cfg: StageConfig, *, text_tokens: int, answer_tokens: int) -> Load
 
 
 def from_realised(cfg: StageConfig, seen: dict[str, Any], *, text_tokens: int, answer_tokens: int) -> Load:
-    """The load of a run whose first steps are ``seen`` (:func:`qa_train.data.realised.realised`)."""
+    """The load of a run whose first steps are ``seen`` (`qa_train.data.realised.realised`)."""
     steps = seen["steps"]
     times = cfg.trainer.max_steps / steps
     samples = max(1, seen["samples"])

@@ -1,0 +1,1 @@
+"""Training: the three stages, the trainer mixin, checkpoints, guards and metrics."""

@@ -69,7 +69,7 @@ def commit(folder: Path, manifest: dict[str, Any], sums: dict[str, str] | None =
     Args:
         folder: holds all files of the checkpoint already.
         manifest: JSON-able facts (step, data position, weights digest, ...).
-        sums: what :func:`flush` returned on all ranks together; None: this process flushes everything.
+        sums: what `flush` returned on all ranks together; None: this process flushes everything.
 
     Raises:
         ValueError: a file is there that no rank flushed.
@@ -103,7 +103,7 @@ def problem(folder: Path) -> str | None:
 
 
 def damage(folder: Path) -> str | None:
-    """As :func:`problem`, and compare every file with its checksum; no pickle that the manifest does not list."""
+    """As `problem`, and compare every file with its checksum; no pickle that the manifest does not list."""
     found = problem(folder)
     if found is not None:
         return found

@@ -67,7 +67,7 @@ class Guards:
         """Look at one micro-batch's loss on this rank.
 
         Returns:
-            Why the run must stop, or None. Under ``on_nonfinite: skip`` the verdict waits for :meth:`verdict`.
+            Why the run must stop, or None. Under ``on_nonfinite: skip`` the verdict waits for `verdict`.
         """
         value = loss.detach().float().item()
         if math.isfinite(value):

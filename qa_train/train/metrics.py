@@ -148,7 +148,7 @@ class Progress(TrainerCallback):
         self._run = run
         self._stage = stage
         self._every_s = every_s
-        self._bar: tqdm[Any] | None = None
+        self._bar: Any = None
         self._last = 0.0
         self._seconds: deque[float] = deque(maxlen=50)
 

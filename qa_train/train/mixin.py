@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 class AudioTrainerMixin:
-    """See the module docstring. Set up by :meth:`attach` right after construction."""
+    """See the module docstring. Set up by `attach` right after construction."""
 
     watchdog: Watchdog | None = None
     # What is added up by source: see train/tally.py.

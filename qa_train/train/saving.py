@@ -80,7 +80,7 @@ def group_settings(optimizer: Any) -> list[dict[str, Any]]:
 
 
 def restore_group_settings(optimizer: Any, settings: list[dict[str, Any]]) -> None:
-    """Put the values of :func:`group_settings` back.
+    """Put the values of `group_settings` back.
 
     DeepSpeed 0.19 gives every group the first one's values when it loads a universal checkpoint into ZeRO-3: biases
     and norms would decay, and rates by part would be lost.

@@ -13,7 +13,7 @@ from typing import TextIO
 
 
 class Watchdog:
-    """One rank's clock. ``start``, then :meth:`beat` at every sign of progress, then ``stop``."""
+    """One rank's clock. ``start``, then `beat` at every sign of progress, then ``stop``."""
 
     def __init__(self, folder: Path, rank: int, timeout_s: float | None) -> None:
         """Args:
