@@ -12,7 +12,7 @@ import yaml
 
 from qa_train.dashboard import dashboard
 from qa_train.dashboard.page import HUES
-from qa_train.dashboard.panels import PANELS, draw, panels_of
+from qa_train.dashboard.panels import PANELS, draw, draw_family, family, panels_of
 from qa_train.dashboard.runs import differences, find_runs
 
 
@@ -37,9 +37,24 @@ def make(folder: Path, stage: str, *, steps: int = 40, **settings: object) -> Pa
     folder.mkdir(parents=True)
     rows = []
     for step in range(1, steps + 1):
-        row = {"step": step, "loss": 3.0 / step, "grad_norm": 1.0, "learning_rate": 1e-5 * step, "tokens": 900,
-               "seconds": 2.0, "data_wait_s": 0.1, "tokens_per_s": 450.0, "samples_per_s": 5.0, "audio_s": 36.0,
-               "audio_s_per_s": 18.0, "skipped_samples": step // 10, "loss/asr": 2.0 / step}  # fmt: skip
+        row = {
+            "step": step,
+            "loss": 3.0 / step,
+            "grad_norm": 1.0,
+            "learning_rate": 1e-5 * step,
+            "tokens": 900,
+            "seconds": 2.0,
+            "data_wait_s": 0.1,
+            "tokens_per_s": 450.0,
+            "samples_per_s": 5.0,
+            "audio_s": 36.0,
+            "audio_s_per_s": 18.0,
+            "skipped_samples": step // 10,
+            "skipped/bad audio": step // 10,
+            "learning_rate/llm": 1e-5,
+            "useful_tflops_per_s": 0.02,
+        }
+        row |= {f"{name}/source{i}": 2.0 / step + i for name in ("loss", "epoch") for i in range(HUES + 3)}  # fmt: skip
         if stage == "dpo":
             row |= {"rewards/accuracies": 0.5 + step / 100, "rewards/margins": step / 10}
         if step % 10 == 0:
@@ -80,7 +95,11 @@ def test_the_page_holds_every_run_and_needs_nothing_else(runs: Path, capsys: pyt
         "stage 3: dpo",
         "first/pretrain",
         "commit 01234567",
-        "loss, asr",
+        "first/pretrain: by source, part and reason",
+        "loss by source",
+        "passes through each source",
+        "learning rate by part",
+        "skipped samples by reason",
         "pairs ranked right",
         "token budget left empty",
         "checkpoint stall",
@@ -100,7 +119,13 @@ def test_curves_follow_from_the_metrics(runs: Path) -> None:
     assert curves["token budget left empty, %"][1][0] == pytest.approx(10.0)
     assert curves["waiting for data, % of the step"][1][0] == pytest.approx(5.0)
     assert curves["checkpoint stall, seconds"] == ([10.0, 20.0, 30.0, 40.0], [1.5] * 4)
-    assert curves["loss, asr"][1][1] == 1.0
+    assert curves["useful GFLOP per second"][1] == [pytest.approx(20.0)] * 40
+    names, more = family(found["dpo"], "loss/", HUES)
+    assert (names[0], len(names), more) == ("source0", HUES, 3)
+    chart = draw_family(found["dpo"], "loss/", names)
+    assert chart is not None
+    assert all(f"hue{i}" in chart for i in range(HUES))
+    assert draw_family(found["sft"], "loss/", names) is None
     assert draw(PANELS[0], [(0, found["sft"])]) is None
     two = draw(PANELS[0], [(0, found["dpo"]), (3, found["first/pretrain"])])
     assert two is not None

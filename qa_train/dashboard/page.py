@@ -8,7 +8,7 @@ from html import escape
 from statistics import median
 from typing import Any
 
-from qa_train.dashboard.panels import draw, panels_of
+from qa_train.dashboard.panels import FAMILIES, draw, draw_family, family, panels_of
 from qa_train.dashboard.runs import STAGES, Run, differences
 from qa_train.report.charts import number
 from qa_train.report.results import duration
@@ -29,6 +29,8 @@ main { max-width: 1240px; }
 .curve.faint { opacity: .3; }
 .swatch { display: inline-block; width: .75em; height: .75em; border-radius: 3px; margin-right: 8px; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 0 0 14px; font-size: .875rem; }
+.legend.small { font-size: .75rem; margin: 4px 0 0; }
+details { margin-top: 18px; } summary { cursor: pointer; font-weight: 600; font-size: .9375rem; margin-bottom: 10px; }
 .scroll { overflow-x: auto; } .below { margin-top: 24px; }
 .settings td, .settings th { font-size: .8125rem; overflow-wrap: anywhere; min-width: 90px; }
 .settings tbody th { font-weight: 500; font-family: ui-monospace, Menlo, Consolas, monospace; white-space: nowrap;
@@ -148,7 +150,28 @@ def _stage_section(stage: str, runs: list[tuple[int, Run]], count: int) -> str:
     )
     return (
         f'<section><h2>{escape(order + stage)}</h2><p class="note">{note}</p><div class="legend">{legend}</div>{charts}'
-        f"{_differences(runs)}</section>"
+        f"{''.join(_families(run, unfolded=len(runs) == 1) for _, run in runs)}{_differences(runs)}</section>"
+    )
+
+
+def _families(run: Run, *, unfolded: bool) -> str:
+    """What a run logged by source, part and reason: charts of many curves, folded away when there are several runs."""
+    figures = []
+    for prefix, title in FAMILIES.items():
+        names, more = family(run, prefix, HUES)
+        if (chart := draw_family(run, prefix, names)) is None:
+            continue
+        legend = "".join(
+            f'<span><span class="swatch hue{i}"></span>{escape(name)}</span>' for i, name in enumerate(names)
+        )
+        rest = f"<span>and {more} more in metrics.jsonl</span>" if more else ""
+        below = f'<div class="legend small">{legend}{rest}</div>'
+        figures.append(f"<figure><figcaption>{escape(title)}</figcaption>{chart}{below}</figure>")
+    if not figures:
+        return ""
+    return (
+        f"<details open><summary>{escape(run.name)}: by source, part and reason</summary>"
+        f'<div class="charts">{"".join(figures)}</div></details>'
     )
 
 

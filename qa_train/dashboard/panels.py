@@ -44,6 +44,14 @@ def _key(name: str) -> Callable[[Run], Curve]:
     return lambda run: run.curve(name)
 
 
+def _times(name: str, factor: float) -> Callable[[Run], Curve]:
+    def curve(run: Run) -> Curve:
+        xs, ys = run.curve(name)
+        return xs, [factor * y for y in ys]
+
+    return curve
+
+
 PANELS = (
     Panel("training loss", _key("loss")),
     Panel("learning rate", _key("learning_rate"), smoothed=False),
@@ -51,25 +59,64 @@ PANELS = (
     Panel("tokens per second", _key("tokens_per_s")),
     Panel("hours of audio per hour", _key("audio_s_per_s")),
     Panel("samples per second", _key("samples_per_s")),
+    Panel("useful GFLOP per second", _times("useful_tflops_per_s", 1000)),
+    Panel("useful operations, share of the card's peak", _key("useful_mfu")),
     Panel("seconds per step", _key("seconds")),
     Panel("token budget left empty, %", _unused),
     Panel("waiting for data, % of the step", _share("data_wait_s", "seconds")),
     Panel("checkpoint stall, seconds", _key("checkpoint_s"), smoothed=False),
+    Panel("peak memory, GB", _key("peak_memory_gb"), smoothed=False),
     Panel("skipped samples, so far", _key("skipped_samples"), smoothed=False),
     Panel("skipped steps, so far", _key("skipped_steps"), smoothed=False),
     Panel("pairs ranked right, share", _key("rewards/accuracies")),
     Panel("reward margin, chosen over rejected", _key("rewards/margins")),
     Panel("reward of chosen answers", _key("rewards/chosen")),
     Panel("reward of rejected answers", _key("rewards/rejected")),
+    Panel("log-ratio to the reference, chosen", _key("kl/chosen")),
+    Panel("log-ratio to the reference, rejected", _key("kl/rejected")),
 )
-# Logged only by some runs, under names that are not known beforehand: one chart each.
-PREFIXES = ("loss/", "learning_rate/", "grad_norm/", "epoch/", "skipped/", "memory", "mfu", "useful_mfu", "eval")
+# One value for each source, part or reason, under names that are not known beforehand.
+FAMILIES = {
+    "loss/": "loss by source",
+    "tokens/": "supervised tokens of a step, by source",
+    "epoch/": "passes through each source",
+    "rewards/accuracies/": "pairs ranked right, by source",
+    "rewards/margins/": "reward margin, by source",
+    "learning_rate/": "learning rate by part",
+    "skipped/": "skipped samples by reason, so far",
+}
+# The same, where every name needs a chart of its own: their units differ.
+PREFIXES = ("grad_norm/", "eval")
 
 
 def panels_of(runs: Sequence[Run]) -> list[Panel]:
-    """The panels for which a run has a curve: those above, then whatever else is logged by task, part or source."""
+    """The panels for which a run has a curve: those above, then evaluations and whatever else is logged by name."""
     logged = sorted({key for run in runs for key in run.keys if key.startswith(PREFIXES)})
     return [*PANELS, *(Panel(_title(key, runs), _key(key), not key.startswith("eval")) for key in logged)]
+
+
+def family(run: Run, prefix: str, most: int) -> tuple[list[str], int]:
+    """Names of a family that a run has, those with the most points first; and how many more than ``most`` there are."""
+    names = [key.removeprefix(prefix) for key in run.keys if key.startswith(prefix)]
+    names = sorted((name for name in names if "/" not in name), key=lambda n: (-len(run.curve(prefix + n)[0]), n))
+    return sorted(names[:most]), max(0, len(names) - most)
+
+
+def draw_family(run: Run, prefix: str, names: Sequence[str]) -> str | None:
+    """One chart with a curve for each of the names; None when none has two points."""
+    lines: list[Line] = []
+    for hue, name in enumerate(names):
+        xs, ys = run.curve(prefix + name)
+        if len(xs) < 2:
+            continue
+        smoothed = len(xs) > _DENSE and prefix not in ("epoch/", "learning_rate/", "skipped/")
+        lines.append(Line(xs, smooth(ys, _weight(xs)) if smoothed else ys, hue=hue, label=name))
+    return line_chart(FAMILIES[prefix], lines, "step") if lines else None
+
+
+def _weight(xs: Sequence[float]) -> float:
+    """Of the moving average: over about a thirtieth of the run."""
+    return 1 - 1 / max(1.0, len(xs) / 30)
 
 
 def _title(key: str, runs: Sequence[Run]) -> str:
@@ -91,7 +138,7 @@ def draw(panel: Panel, runs: Sequence[tuple[int, Run]]) -> str | None:
         if not panel.smoothed or len(xs) <= _DENSE:
             lines.append(Line(xs, ys, hue=hue, label=run.name))
             continue
-        lines.append(Line(xs, smooth(ys, 1 - 1 / max(1.0, len(xs) / 30)), hue=hue, label=run.name))
+        lines.append(Line(xs, smooth(ys, _weight(xs)), hue=hue, label=run.name))
         if len(runs) == 1:
             lines.append(Line(xs, ys, faint=True, hue=hue))
     if not lines or not any(y for line in lines for y in line.ys):

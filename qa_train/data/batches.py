@@ -35,6 +35,8 @@ from qa_train.data.template import ENDOFTEXT, IGNORE, encode, encode_pair, speci
 log = logging.getLogger(__name__)
 
 _REASONS = ("read", "bad audio", "changed shard", "unreadable", "not in encoder cache", "too long for a batch")
+# Why training leaves a sample out.
+SKIP_REASONS = _REASONS[1:]
 _SLOTS = 257
 
 
@@ -109,7 +111,7 @@ class Batches:
     def skipped(self) -> Counter[str]:
         """Samples that could not be used in training so far, by reason, over all worker processes."""
         counts = self._counts.sum(0).tolist()
-        return +Counter(dict(zip(_REASONS[1:], counts[1:], strict=True)))
+        return +Counter(dict(zip(SKIP_REASONS, counts[1:], strict=True)))
 
     def describe(self) -> str:
         """The sources as a text table, one line each, with what was left out and why."""

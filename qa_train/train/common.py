@@ -34,6 +34,7 @@ from qa_train.train.metrics import EXIT_STOPPED, MetricsWriter, Progress, StopOn
 from qa_train.train.reshape import read_in_another_shape
 from qa_train.train.run import RunFolder
 from qa_train.train.selfcheck import check_ranks, check_storage, require_optimizer
+from qa_train.train.throughput import UsefulWork
 from qa_train.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -211,6 +212,7 @@ def go(trainer: Any, stage: Stage, evaluation: Evaluation | None = None) -> int:
         run=stage.run,
         writer=stage.writer,
         options=stage.cfg.trainer,
+        work=UsefulWork(stage.cfg, stage.model.config),
         adapters=stage.adapters,
     )
     # A fresh start also forgets an evaluation of step 0: it may have been of another model.

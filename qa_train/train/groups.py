@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from qa_train.config import PartConfig, PartsConfig
+from qa_train.config import PartConfig, PartsConfig, TrainerConfig
 
 _PREFIXES = {"model.audio_tower.": "encoder", "model.multi_modal_projector.": "projector"}
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
@@ -93,6 +93,23 @@ _NAMES = ("encoder", "projector", "llm")
 def part_of(name: str) -> str:
     """The part ("encoder", "projector" or "llm") that a parameter of the model belongs to; the head is the LLM's."""
     return next((part for prefix, part in _PREFIXES.items() if name.startswith(prefix)), "llm")
+
+
+def learning_rates(first: float, scheduler: Any, options: TrainerConfig) -> dict[str, float]:
+    """``learning_rate/PART``: of the part's last layer, where parts differ; else nothing.
+
+    first: the rate of the optimizer's first group in this step.
+    """
+    bases = getattr(scheduler, "base_lrs", None)
+    if options.parts == PartsConfig() or not bases or not bases[0]:
+        return {}
+    # Every group follows the same schedule.
+    factor = first / bases[0]
+    rates = {name: getattr(options.parts, name).learning_rate for name in _NAMES}
+    return {
+        f"learning_rate/{name}": factor * (options.learning_rate if rate is None else rate)
+        for name, rate in rates.items()
+    }
 
 
 def _count(names: Iterable[str]) -> int:

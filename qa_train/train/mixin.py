@@ -22,19 +22,19 @@ from transformers import Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from qa_train.config import PartsConfig, TrainerConfig
-from qa_train.data.batches import Batches
+from qa_train.data.batches import SKIP_REASONS, Batches
 from qa_train.model import load_weights, weights_digest
 from qa_train.model.lora import Adapters, write_base
 from qa_train.train import checkpoints, saving
 from qa_train.train.distributed import optimizer_layout, zero_stage
-from qa_train.train.groups import PartRates
+from qa_train.train.groups import PartRates, learning_rates
 from qa_train.train.guards import Guards, StopRun
 from qa_train.train.metrics import MetricsWriter
 from qa_train.train.optimizers import muon_with_adamw
 from qa_train.train.run import RunFolder
 from qa_train.train.selfcheck import probe_audio
 from qa_train.train.tally import Tally, token_curves
-from qa_train.train.throughput import count, rates
+from qa_train.train.throughput import NAMES, UsefulWork, count, peak_flops, rates
 from qa_train.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class AudioTrainerMixin:
         run: RunFolder,
         writer: MetricsWriter,
         options: TrainerConfig,
+        work: UsefulWork,
         adapters: Adapters | None = None,
     ) -> None:
         """Hand over what the stock constructors have no place for."""
@@ -63,10 +64,12 @@ class AudioTrainerMixin:
         self.run = run
         self.writer = writer
         self.options = options
+        self.work = work
+        self._peak = peak * self.args.world_size if (peak := peak_flops()) is not None else None  # type: ignore[attr-defined]
         self.adapters = adapters
         self.guards = Guards(options)
         self.tally = Tally([source.name for source in batches.sources], batches.plan.used, self.tallied)
-        self._step_numbers: dict[str, float] = {}
+        self._step_numbers: dict[str, Any] = {}
         self._checkpoint_s = 0.0
         # Scores of the step that ends, for its record.
         self._scores: dict[str, Any] = {}
@@ -86,12 +89,13 @@ class AudioTrainerMixin:
         if not self._step_numbers:
             # The first step's time begins here: loading the model and the checkpoint is not part of it.
             self._step_started = started
-        numbers = sum((count(batch) for batch in batches), torch.zeros(7, dtype=torch.float64))
-        numbers[6] = sum(self.batches.skipped.values())
+        counts = sum((count(batch, self.work) for batch in batches), torch.zeros(len(NAMES), dtype=torch.float64))
+        skipped = torch.tensor([self.batches.skipped[reason] for reason in SKIP_REASONS], dtype=torch.float64)
+        numbers = torch.cat([counts, skipped])
         if self.args.world_size > 1:  # type: ignore[attr-defined]
             numbers = self.accelerator.reduce(numbers.float().to(device), "sum").double().cpu()  # type: ignore[attr-defined]
-        names = ("tokens", "padded_tokens", "supervised_tokens", "rows", "audio_s", "pairs", "skipped")
-        self._step_numbers = dict(zip(names, numbers.tolist(), strict=True))
+        self._step_numbers = dict(zip(NAMES, numbers.tolist()[: len(NAMES)], strict=True))
+        self._step_numbers["skipped"] = dict(zip(SKIP_REASONS, map(int, numbers.tolist()[len(NAMES) :]), strict=True))
         self._step_numbers |= {"data_wait_s": waited, "checkpoint_s": self._checkpoint_s}
         self._checkpoint_s = 0.0
         return batches, num_items
@@ -308,7 +312,8 @@ class AudioTrainerMixin:
             now = time.perf_counter()
             # An evaluation is no part of the step's time.
             seconds, self._step_started = now - self._step_started - self._scores.get("eval_s", 0.0), now
-            logs.update(rates(self._step_numbers, seconds) | self.curves() | self._scores)
+            logs.update(rates(self._step_numbers, seconds, self._peak) | self.curves() | self._scores)
+            logs.update(learning_rates(logs["learning_rate"], self.lr_scheduler, self.options))  # type: ignore[attr-defined]
             self._scores = {}
             warning = self.guards.logged(logs)
             if warning is not None and self.run.is_main:

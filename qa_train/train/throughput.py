@@ -2,15 +2,50 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import torch
+
+from qa_train.config import StageConfig
+from qa_train.model.flops import Shapes, Work, training_flops
+from qa_train.planner.estimate import regime_of
+from qa_train.planner.gpus import GPUS
 
 # 100 mel frames are one second (hop 160 at 16 kHz), 25 audio tokens are one second.
 _FRAMES_PER_SECOND = 100
 _AUDIO_TOKENS_PER_SECOND = 25
 
 
-def count(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Tokens, padded tokens, supervised tokens, rows, audio seconds, pairs of one micro-batch and a 0, as a tensor."""
+NAMES = ("tokens", "padded_tokens", "supervised_tokens", "rows", "audio_s", "pairs", "useful_flops")
+
+
+class UsefulWork:
+    """Useful floating-point operations of micro-batches: real frames, real tokens, supervised rows, once each."""
+
+    def __init__(self, cfg: StageConfig, model_config: Any) -> None:
+        """What trains, and the sizes of the model."""
+        self._shapes, (self._regime, _, _) = Shapes.of(model_config), regime_of(cfg)
+
+    def flops(self, batch: dict[str, torch.Tensor], supervised: int) -> float:
+        """Those of one micro-batch (see ``qa_train.model.flops``); the reference of DPO is left out."""
+        segments = batch["feature_lengths"].tolist() if "feature_lengths" in batch else []
+        documents = [n for n in batch["attention_mask"].sum(1).tolist() if n]
+        return training_flops(self._shapes, Work(segments, documents, supervised), self._regime).total
+
+
+def peak_flops() -> float | None:
+    """The data sheet's bfloat16 rate of this process's GPU, operations per second; None if it is not in the table."""
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name().lower()
+    return next(
+        (gpu.bf16_tflops * 1e12 for key, gpu in GPUS.items() if key.partition("-")[0] in re.split(r"[ -]", name)), None
+    )
+
+
+def count(batch: dict[str, torch.Tensor], work: UsefulWork) -> torch.Tensor:
+    """``NAMES`` of one micro-batch, as a tensor."""
     mask = batch["attention_mask"]
     if "labels" in batch:
         supervised, pairs = batch["labels"][:, 1:].ne(-100).sum(), 0
@@ -22,12 +57,17 @@ def count(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         audio_s = int(batch["feature_lengths"].sum()) / _FRAMES_PER_SECOND
     else:
         audio_s = 0.0
-    values = [int(mask.sum()), mask.numel(), int(supervised), mask.shape[0], audio_s, pairs, 0]
+    flops = work.flops(batch, int(supervised))
+    values = [int(mask.sum()), mask.numel(), int(supervised), mask.shape[0], audio_s, pairs, flops]
     return torch.tensor(values, dtype=torch.float64)
 
 
-def rates(numbers: dict[str, float], seconds: float) -> dict[str, float]:
-    """Counts of a step and what they mean per second."""
+def rates(numbers: dict[str, Any], seconds: float, peak: float | None) -> dict[str, float]:
+    """Counts of a step and what they mean per second.
+
+    numbers: ``NAMES`` over all ranks, "skipped" by reason, "data_wait_s", "checkpoint_s"; peak: operations per second
+    of all ranks together by the data sheet, if it is known.
+    """
     if not numbers:
         return {"seconds": seconds}
     rows = numbers["pairs"] or numbers["rows"]
@@ -41,8 +81,12 @@ def rates(numbers: dict[str, float], seconds: float) -> dict[str, float]:
         "tokens_per_s": numbers["tokens"] / seconds,
         "samples_per_s": rows / seconds,
         "audio_s_per_s": numbers["audio_s"] / seconds,
-        "skipped_samples": int(numbers["skipped"]),
+        "useful_tflops_per_s": numbers["useful_flops"] / seconds / 1e12,
+        "skipped_samples": sum(numbers["skipped"].values()),
     }
+    record |= {f"skipped/{reason}": n for reason, n in numbers["skipped"].items() if n}
+    if peak is not None:
+        record["useful_mfu"] = numbers["useful_flops"] / seconds / peak
     if numbers["checkpoint_s"]:
         # The save after the step before; "seconds" holds it too.
         record["checkpoint_s"] = numbers["checkpoint_s"]
