@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from data_pipelines.clip import SAMPLE_RATE
 from data_pipelines.import_report import Report
@@ -18,6 +16,7 @@ from data_pipelines.shards import Job, make
 from qa_train.data.audio import read_clip
 from qa_train.data.index import load_index
 from qa_train.data.shards import ShardWriter
+from qa_train.progress import progress
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def build(name: str, jobs: Sequence[ChatJob], report: Report, workers: int) -> R
             f"{out} holds {len(left)} shards of another build ({left[0]}): delete them, or choose another out="
         )
     report.listed = sum(job.num_clips for job in jobs)
-    with tqdm(total=report.listed, desc=f"making {name}", unit=" chats", disable=None, file=sys.stderr) as bar:
+    with progress(total=report.listed, desc=f"making {name}", unit="chats") as bar:
         make(jobs, num_workers=workers, progress=bar.update)
     for job in jobs:
         index = load_index(str(job.path))

@@ -15,14 +15,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
-from tqdm import tqdm
 
 from data_pipelines import blocklist
 from data_pipelines.blocklist import Blocklist
@@ -33,6 +31,7 @@ from data_pipelines.import_shard import BAD, DROPPED_SUFFIX, ImportJob, dropped_
 from data_pipelines.shards import RECIPE_SUFFIX, make
 from qa_train.config import parse_options
 from qa_train.data.index import load_index
+from qa_train.progress import progress
 
 USAGE = """qa-train data import CORPUS path=FOLDER out=FOLDER [split=SPLIT] [key=value ...]
 qa-train data import --list      every corpus with its licence and splits
@@ -171,9 +170,7 @@ def _listing(
         lines.clear()
 
     total = 0
-    for found in tqdm(
-        _checked(corpus, request), desc=f"listing {prefix}", unit=" items", disable=None, file=sys.stderr
-    ):
+    for found in progress(_checked(corpus, request), desc=f"listing {prefix}", unit="items"):
         if isinstance(found, Drop):
             report.drop(found.name, found.reason, found.detail)
             continue
@@ -255,9 +252,9 @@ def _make(jobs: list[ImportJob], options: ImportConfig, report: Report) -> None:
                     report.drop(entry["key"], entry["reason"], entry["detail"])
                     bad += entry["error"]
 
-    with tqdm(total=total, desc="making shards", unit=" clips", disable=None, file=sys.stderr) as bar:
+    with progress(total=total, desc="making shards", unit="clips") as bar:
 
-        def progress(num: int) -> None:
+        def made(num: int) -> None:
             bar.update(num)
             tally()
             if bad > allowed:
@@ -268,7 +265,7 @@ def _make(jobs: list[ImportJob], options: ImportConfig, report: Report) -> None:
                 )
 
         try:
-            make(jobs, num_workers=options.workers, progress=progress)
+            make(jobs, num_workers=options.workers, progress=made)
         except ValueError as error:
             if BAD not in str(error):
                 raise

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from tqdm import tqdm
+from qa_train.progress import progress
 
 Result = TypeVar("Result")
 # Shards handed out per process before the first result is taken: results wait in memory no longer than that.
@@ -18,14 +18,13 @@ _AHEAD = 4
 def each_shard(
     work: Callable[..., Result], paths: Sequence[str], *arguments: Any, num_workers: int = 0, what: str = "shards"
 ) -> Iterator[Result]:
-    """``work(path, *arguments)`` for every path, in order, with a progress bar on a terminal.
+    """``work(path, *arguments)`` for every path, in order, telling its progress.
 
     ``num_workers`` 0 or 1 works in this process. With more, ``work`` must be a function of a module, and a
     process that dies (a crash of a native decoder, the kernel's out-of-memory killer) is a ValueError that
     names the shards in work.
     """
-    bar = tqdm(total=len(paths), desc=what, unit="shard", disable=None)
-    with bar:
+    with progress(total=len(paths), desc=what, unit="shards") as bar:
         for result in _results(work, paths, arguments, num_workers):
             bar.update()
             yield result

@@ -15,8 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from qa_train.eval.answers import (
     Journal,
     Outcome,
@@ -30,6 +28,7 @@ from qa_train.eval.scores import LOWER_IS_BETTER, score
 from qa_train.infer.generate import Decoding, Generator
 from qa_train.model import load_model
 from qa_train.model.weights import weights_digest
+from qa_train.progress import progress as progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +67,9 @@ def evaluate_file(
     if journal.outcomes:
         log.info("%d of %d answers are already in %s", len(journal.outcomes), len(questions), journal.path)
     generator = Generator(model, processor, batch_size=batch_size, token_budget=token_budget)
-    with tqdm(total=len(questions), initial=len(journal.outcomes), desc="answers", disable=not progress) as bar:
+    with progress_bar(
+        total=len(questions), initial=len(journal.outcomes), desc="answers", unit="questions", disable=not progress
+    ) as bar:
 
         def keep(new: dict[int, Outcome]) -> None:
             journal.add(new)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from qa_train.config import EvalConfig
 from qa_train.eval.answers import Answerer, write_atomically
@@ -24,6 +21,7 @@ from qa_train.eval.predict import Limits, predict
 from qa_train.eval.ranks import ranks_from_environment
 from qa_train.eval.scoring import score_folder
 from qa_train.eval.tables import read_predictions
+from qa_train.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +113,7 @@ def predict_benchmarks(options: EvalConfig, out: Path) -> bool:
     limits = Limits(options.batch_size, options.token_budget)
     try:
         for benchmark, rows in tasks:
-            with closing(tqdm(total=len(rows), desc=benchmark.name, disable=ranks.rank > 0)) as bar:
+            with progress(total=len(rows), desc=benchmark.name, unit="questions", disable=ranks.rank > 0) as bar:
                 predict(
                     benchmark,
                     rows,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -13,7 +12,6 @@ from typing import Any, TypeVar
 import datasets
 import torch
 from accelerate import PartialState
-from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import align_special_tokens
 from transformers.utils.logging import disable_progress_bar
@@ -25,6 +23,7 @@ from qa_train.data.workers import explained_worker_death
 from qa_train.model import build_model, encoder_hash, encoder_states, freeze
 from qa_train.model.lora import Adapters, add_adapters, plan_adapters
 from qa_train.model.recompute import compile_layers
+from qa_train.progress import progress
 from qa_train.train import checkpoints
 from qa_train.train.checkpoints import write_json
 from qa_train.train.distributed import accumulation_steps, deepspeed_options, from_main, is_main, optimizer_layout
@@ -294,7 +293,7 @@ def _fill_encoder_cache(folder: str, key: str, model: Any, data: Batches, clips:
     total_s = round(sum(clip.duration_s for clip in clips))
     with (
         cache_writer(folder, key, width) as writer,
-        tqdm(total=total_s, desc="encoding", unit="s of audio", disable=not (is_main() and sys.stderr.isatty())) as bar,
+        progress(total=total_s, desc="encoding", unit="s of audio", disable=not is_main()) as bar,
     ):
         for group in _groups(clips):
             mels = data.read_mels(group)

@@ -1,0 +1,78 @@
+"""How far a long command is: a bar on a terminal, a plain line now and then in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from tqdm import tqdm
+
+# Between two lines in a log file. A job that is shorter than this says nothing of its progress.
+EVERY_S = 30.0
+
+
+def progress(
+    items: Iterable[Any] | None = None,
+    *,
+    total: int | None = None,
+    initial: int = 0,
+    desc: str,
+    unit: str = "it",
+    disable: bool = False,
+) -> Any:
+    """tqdm on stderr if that is a terminal, else ``Lines``: both iterate, ``update``, ``close``, and work in ``with``.
+
+    total: how many there will be, None if that is not known; initial: how many were done before.
+    """
+    if not disable and sys.stderr.isatty():
+        return tqdm(items, total=total, initial=initial, desc=desc, unit=f" {unit}", dynamic_ncols=True)
+    return Lines(items, total, initial, desc, unit, EVERY_S if not disable else float("inf"))
+
+
+class Lines:
+    """Counts like a bar of tqdm, and prints "desc: 120 of 300 clips, 4.2/s, 0.7 min left" to stderr."""
+
+    def __init__(
+        self, items: Iterable[Any] | None, total: int | None, initial: int, desc: str, unit: str, every_s: float
+    ) -> None:
+        self.total, self.n = total, initial
+        self._items, self._initial, self._desc, self._unit, self._every_s = items, initial, desc, unit, every_s
+        self._start = self._last = time.monotonic()
+        self._spoke = False
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self._items or ():
+            yield item
+            self.update()
+        self.close()
+
+    def update(self, n: int = 1) -> None:
+        """``n`` more are done."""
+        self.n += n
+        if time.monotonic() - self._last >= self._every_s:
+            self._say()
+
+    def close(self) -> None:
+        """The last line, if there was one before it."""
+        if self._spoke and time.monotonic() > self._last:
+            self._say()
+        self._spoke = False
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _say(self) -> None:
+        self._last, self._spoke = time.monotonic(), True
+        rate = (self.n - self._initial) / max(self._last - self._start, 1e-9)
+        text = f"{self._desc}: {self.n:,}"
+        if self.total is not None:
+            text += f" of {self.total:,}"
+        text += f" {self._unit}, {rate:.3g}/s"
+        if self.total is not None and rate > 0:
+            text += f", {max(0, self.total - self.n) / rate / 60:.1f} min left"
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,51 @@
+"""Progress in a log file: plain lines with rate and time left, none for what is quick."""
+
+from __future__ import annotations
+
+import pytest
+
+from qa_train import progress as module
+from qa_train.progress import progress
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(module, "time", made)
+    return made
+
+
+def test_lines_tell_rate_and_time_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(total=300, initial=20, desc="making shards", unit="clips") as bar:
+        bar.update(10)
+        clock.now = 40.0
+        bar.update(70)
+        clock.now = 50.0
+        bar.update(200)
+    assert capsys.readouterr().err.splitlines() == [
+        "making shards: 100 of 300 clips, 2/s, 1.7 min left",
+        "making shards: 300 of 300 clips, 5.6/s, 0.0 min left",
+    ]
+
+
+def test_what_is_quick_or_switched_off_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(progress(range(3), desc="listing")) == [0, 1, 2]
+    with progress(total=5, desc="answers", disable=True) as bar:
+        clock.now = 1000.0
+        bar.update(5)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_total_that_is_not_known(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in progress(range(2), desc="listing", unit="items"):
+        clock.now += 31.0
+    assert capsys.readouterr().err.splitlines() == ["listing: 1 items, 0.0323/s", "listing: 2 items, 0.0323/s"]
