@@ -1,9 +1,9 @@
 """Preference pairs from a model's own answers, ranked by a metric that can be checked or by a judge.
 
 For every clip, k answers are sampled; the best becomes ``chosen`` and the worst ``rejected`` when
-they are far enough apart: by word error rate against the transcript (:class:`ByWordErrors`), by whether
-it says the right label (:class:`ByLabel`; neither asks another model), or by a language model that is told
-what the recording holds (:class:`ByJudge`).
+they are far enough apart: by word error rate against the transcript (`ByWordErrors`), by whether
+it says the right label (`ByLabel`; neither asks another model), or by a language model that is told
+what the recording holds (`ByJudge`).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class ByLabel:
     """
 
     def rank(self, questions: Sequence[Question], answers: Sequence[list[str]]) -> list[tuple[str, str] | None]:
-        """See :class:`Ranker`."""
+        """See `Ranker`."""
         return [self._right_and_wrong(q, [t for t in texts if t]) for q, texts in zip(questions, answers, strict=True)]
 
     def _right_and_wrong(self, question: Question, texts: list[str]) -> tuple[str, str] | None:
