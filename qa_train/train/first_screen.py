@@ -23,9 +23,9 @@ from qa_train.train.guards import read_tail
 if TYPE_CHECKING:
     from qa_train.train.common import Stage
 
-# A CPU's matrix products run at this share of their best rate inside a training step (docs/benchmarks.md: 75 to 90 %
-# of it at useful sizes, less in small models).
-_CPU_EFFICIENCY = 0.6
+# A CPU's training step runs at about this share of its matrix products' rate at useful sizes (docs/benchmarks.md: 75 to
+# 90 %; the quickstart's pretraining step: 0.84 s by this, 0.8 s measured alone on the machine). Less in tiny models.
+_CPU_EFFICIENCY = 0.75
 _WIDTH = 118
 
 
