@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from qa_train.doctor import Finding, doctor
+from qa_train.doctor import Finding, doctor, network
 from qa_train.doctor.environment import audio_formats, disk, packages, wandb_key
 from qa_train.doctor.files import damage, examine_checkpoint, examine_data, examine_run
 from qa_train.train.checkpoints import commit
@@ -116,3 +117,19 @@ def test_the_command_ends_with_one_when_something_is_wrong(
     shown = capsys.readouterr().out
     assert "1 problem(s)" in shown
     assert "->" in shown
+
+
+def test_names_that_other_machines_could_not_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(*addresses: str) -> None:
+        found = [(socket.AF_INET, 0, 0, "", (address, 0)) for address in addresses]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_: found)
+
+    resolve("127.0.1.1")
+    finding = network.name_of_this_machine("node7")
+    assert finding.state == "note"
+    assert "NCCL_SOCKET_IFNAME" in str(finding)
+    resolve("127.0.1.1", "10.0.0.7")
+    assert network.name_of_this_machine("node7").state == "ok"
+    monkeypatch.undo()
+    assert network.name_of_this_machine("no-such-name.invalid").state == "note"
+    assert [finding.name for finding in network.examine()] == ["loopback", "network"]

@@ -63,9 +63,9 @@ def doctor(words: list[str]) -> int:
 
 
 def _examine(options: DoctorConfig) -> Iterator[Finding]:
-    from qa_train.doctor import environment, files
+    from qa_train.doctor import environment, files, network
 
-    examinations: list[Iterable[Finding]] = [environment.examine(options.run or ".")]
+    examinations: list[Iterable[Finding]] = [environment.examine(options.run or "."), network.examine()]
     if options.data is not None:
         examinations.append(files.examine_data(options.data.split(",")))
     if options.checkpoint is not None:
