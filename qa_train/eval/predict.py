@@ -26,6 +26,7 @@ from qa_train.eval.answers import Answerer, Journal, Outcome, listening_probe, r
 from qa_train.eval.benchmarks import JUDGED, UNSCORED, Benchmark
 from qa_train.eval.questions import Question, load_clips, part_text
 from qa_train.eval.ranks import Ranks
+from qa_train.eval.scores import WITHOUT_REFERENCE
 from qa_train.infer.generate import Decoding, Item, plan_batches
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def question_of(benchmark: Benchmark, row: Mapping[str, Any]) -> Question:
         )
     gt = row["gt"]
     references = tuple(gt) if isinstance(gt, list) else (gt,)
-    if benchmark.metric not in (UNSCORED, *JUDGED) and not any(references):
+    if benchmark.metric not in (UNSCORED, *JUDGED, *WITHOUT_REFERENCE) and not any(references):
         raise ValueError(f"benchmark {benchmark.name}, item {row['id']}: no reference to score by {benchmark.metric}")
     clips = (AudioPart(0),) if row["audio"] else ()
     # A benchmark's own base prompt holds language tags that are meant as such; a question of its rows does not.

@@ -26,6 +26,7 @@ from qa_train.eval.labels import (
     map_points,
     map_rows,
     option_tokens_right,
+    refuses,
     tokens_right,
     unparsed_labels,
 )
@@ -155,7 +156,11 @@ SHARES: dict[str, Callable[[Prediction], bool]] = {
     # MMAU's and MMAR's word rule, on the answer as it is, or after a letter became its option's text.
     "tokens": tokens_right,
     "mmau": option_tokens_right,
+    # A harmful request is declined; the reference is not used.
+    "refusal": refuses,
 }
+# Metrics that look at the answer alone.
+WITHOUT_REFERENCE = frozenset({"refusal"})
 _OTHERS: dict[str, Callable[[Sequence[Prediction]], Statistics]] = {
     "wer": lambda predictions: _error_statistics("wer", predictions, released_normalise),
     "cer": lambda predictions: _error_statistics("cer", predictions, released_normalise),

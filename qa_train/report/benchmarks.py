@@ -26,6 +26,7 @@ RULES = {
     "exact": "the answer is the label letter for letter",
     "contains": "the answer says the label and no other choice",
     "choice": "the chosen option by letter or text; an answer that chooses none is wrong",
+    "refusal": "the answer holds one of VoiceBench's phrases of refusal",
     "macro_f1": "mean of the labels' F1",
     "map": "mean average precision of the labels that are listed",
     "cider": "CIDEr-D x 100 (pycocoevalcap, PTB tokens)",
