@@ -210,7 +210,8 @@ def sampled_pairs(
         waves = [question.load() for question in chunk]
         items = [Item(question.sample, wave) for question, wave in zip(chunk, waves, strict=True)]
         drawn = [
-            [answer.text.strip() for answer in answers if not answer.truncated]
+            # A byte of 0, which a byte-level model may say, is no text that a shard may hold.
+            [answer.text.strip() for answer in answers if not answer.truncated and "\0" not in answer.text]
             for answers in generator.sample(items, samples, decoding)
         ]
         for question, pair in zip(chunk, ranker.rank(chunk, drawn), strict=True):

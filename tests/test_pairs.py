@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from qa_train.data.sample import AudioPart, Message, Sample, TextPart
 from qa_train.eval.judge import Verdict
 from qa_train.eval.questions import Question
-from qa_train.pairs import ByJudge, ByLabel, Pair, _best_and_worst, balanced
+from qa_train.pairs import ByJudge, ByLabel, Pair, _best_and_worst, balanced, sampled_pairs
 from qa_train.pairs_cli import Lesson
 
 
@@ -43,6 +44,16 @@ def test_answers_closer_than_the_margin_make_no_pair() -> None:
     answers = ["red green blue black", "red green blue white"]
     assert _best_and_worst(question("red green blue black"), answers, margin=0.3) is None
     assert _best_and_worst(question("red green blue black"), answers, margin=0.2) == tuple(answers)
+
+
+def test_cut_and_unprintable_answers_make_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = {"a hat\0": False, "a": True, "the cat sat down": False, "a cat": False}
+    said = [SimpleNamespace(text=text, truncated=truncated) for text, truncated in cut.items()]
+    asked = replace(question("the cat sat down"), load=lambda: (np.zeros(16_000, np.float32),))
+    monkeypatch.setattr("qa_train.pairs.record_questions", lambda clips, bank: [asked])
+    generator = SimpleNamespace(sample=lambda items, count, decoding: [said for _ in items])
+    made = list(sampled_pairs(generator, None, None))  # type: ignore[arg-type]
+    assert [(pair.chosen, pair.rejected) for pair in made] == [("the cat sat down", "a cat")]
 
 
 class ScriptedJudge:
