@@ -1,7 +1,8 @@
 """JSONL chats with ``messages`` and ``audios`` (paths), as other fine-tuning tools use them: in and out.
 
 Read are the fields of ms-swift (``messages``, ``audios``, ``rejected_response``), of LLaMA-Factory and Audio Flamingo 3
-(``conversations`` of {from, value}, ``sound``), and our own (``chosen``, ``rejected``). Written are ms-swift's.
+(``conversations`` of {from, value}, ``sound``), of align-anything (``prompt``, ``response_1``, ``response_2``,
+``overall_response``), and our own (``chosen``, ``rejected``). Written are ms-swift's.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from qa_train.data.tar import AUDIO_EXTENSIONS
 Line = tuple[list[dict[str, Any]], list[Path], dict[str, Any]]
 _ROLES = {"human": "user", "gpt": "assistant"}
 _MARKS = ("<sound>", "<speech>", PLACEHOLDER)
+_COMPARED = ("prompt", "response_1", "response_2", "overall_response")
 # What becomes part of the messages or of the list of clips, and is no field of the record.
 _CONSUMED = ("audios", "audio", "sound", "conversations", "rejected_response", "system", "images", "videos", "duration")
 
@@ -34,6 +36,8 @@ def chat_record(row: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
     Raises BadRecord when the line is no chat, holds images or videos, or its marks and paths do not match.
     """
+    if "overall_response" in row:
+        row = _compared(row)
     if not row.get("messages") and not row.get("conversations"):
         raise BadRecord("no 'messages'")
     if any(row.get(name) for name in ("images", "videos")):
@@ -52,6 +56,18 @@ def chat_record(row: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         record.pop(name, None)
     chat_messages({**record, "audios": paths})
     return record, paths
+
+
+def _compared(row: dict[str, Any]) -> dict[str, Any]:
+    """Two answers of which people preferred one, as align-anything has them: the question, chosen and rejected."""
+    answers = [row.get("response_1"), row.get("response_2")]
+    better = str(row["overall_response"])
+    if better not in ("1", "2") or not all(isinstance(text, str) for text in (row.get("prompt"), *answers)):
+        raise BadRecord("'overall_response' must be 1 or 2: which of response_1 and response_2 suits prompt better")
+    rest = {name: value for name, value in row.items() if name not in _COMPARED}
+    chosen, rejected = answers if better == "1" else answers[::-1]
+    question = {"role": "user", "content": f"{PLACEHOLDER}{row['prompt']}"}
+    return {**rest, "messages": [question], "chosen": chosen, "rejected": rejected, "family": "human"}
 
 
 def _turns(conversations: Any) -> list[dict[str, str]]:

@@ -45,6 +45,22 @@ def test_jsonl_becomes_shards_that_train(tmp_path: Path, tokenizer: Any) -> None
     assert sorted(batch["feature_lengths"].tolist()) == [50, 70, 90]
 
 
+@pytest.mark.parametrize(("better", "chosen", "rejected"), [(1, "A dog.", "A cat."), ("2", "A cat.", "A dog.")])
+def test_pairs_judged_by_people(better: Any, chosen: str, rejected: str, tmp_path: Path, tokenizer: Any) -> None:
+    line = {"prompt": "What is it?", "audio": "0.wav", "response_1": "A dog.", "response_2": "A cat."}
+    jsonl_to_shards(write_jsonl(tmp_path, [line | {"overall_response": better}]), tmp_path / "pairs-%03d.tar")
+    sources = {"p": SourceConfig(name="p", shards=[f"{tmp_path}/*.tar"], task="chat", template="chat")}
+    data = open_data(DataConfig(sources=sources), tokenizer, 80, seed=0, batches_per_step=1, preference=True)
+    (ref,) = data.plan.batch(0)[:1]
+    sample = data.sources[0].sample(ref.row, 0)
+    assert sample.chosen is not None
+    assert sample.rejected is not None
+    assert (sample.chosen[0].text, sample.rejected[0].text) == (chosen, rejected)
+    rows = data.build(0)["input_ids"]
+    assert "Audio 1: " in tokenizer.decode(rows[0])
+    assert "What is it?" in tokenizer.decode(rows[0])
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -52,6 +68,7 @@ def test_jsonl_becomes_shards_that_train(tmp_path: Path, tokenizer: Any) -> None
         ({"text": "x"}, "no 'messages'"),
         (chat("<audio>?", "none.wav"), "does not exist"),
         (chat("<audio><audio>?", "0.wav"), "place 2 clips"),
+        ({"prompt": "?", "response_1": "a", "response_2": "b", "overall_response": 3}, "must be 1 or 2"),
     ],
 )
 def test_bad_lines_are_located(line: Any, message: str, tmp_path: Path) -> None:
