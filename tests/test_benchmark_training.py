@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import pytest
 import torch
@@ -125,3 +126,18 @@ def test_a_pair_costs_less_and_starts_at_the_same_loss(tmp_path: Path) -> None:
     assert flops["stock"] > 3 * flops["ours, precomputed"]
     # A forward more than forward and backward together: a third.
     assert flops["ours, live"] == pytest.approx(4 / 3 * flops["ours, precomputed"], rel=0.01)
+
+
+def test_a_cell_that_does_not_fit_takes_no_other_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = benchmark_training.Benchmark.cell
+
+    def full(self: Any, sides: Any, optimizer: Any, regime: str, corpus: str, peak: float) -> Any:
+        if corpus == "audiocaps":
+            raise torch.OutOfMemoryError("no room for this\nand a trace")
+        return cell(self, sides, optimizer, regime, corpus, peak)
+
+    monkeypatch.setattr(benchmark_training.Benchmark, "cell", full)
+    options = ["--data", "audiocaps", "vocalsound", "--regimes", "frozen-llm", "--batch-sizes", "2"]
+    results = run(tmp_path, *options)
+    assert results["out_of_memory"] == [["frozen-llm", "audiocaps", "no room for this"]]
+    assert [found["corpus"] for found in results["cells"]] == ["vocalsound"]

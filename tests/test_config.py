@@ -106,6 +106,8 @@ def test_unknown_keys_fail(composed: Any, word: str) -> None:
         (["trainer.parts.projector.layer_decay=0.5"], "the projector is one layer"),
         (["trainer.gradient_checkpointing.llm=some"], "use none, selective or full"),
         (["trainer.compile_layers=true", "trainer.gradient_checkpointing.llm=full"], "use one of the two"),
+        (["trainer.use_liger_kernel=true", "trainer.compile_layers=true"], "fuse the same operations"),
+        (["trainer.use_liger_kernel=true", "trainer.gradient_checkpointing.llm=selective"], "use none or full"),
         (["data.augment.gain_db=3", "data.encoder_cache=x", "model.freeze=[encoder]"], "no longer reads"),
     ],
 )

@@ -169,3 +169,12 @@ def _check_parts(cfg: StageConfig) -> None:
             "trainer.compile_layers has no effect on layers with trainer.gradient_checkpointing (torch.compile leaves "
             "them as they are): use one of the two"
         )
+    if cfg.trainer.use_liger_kernel and cfg.trainer.gradient_checkpointing.llm == "selective":
+        raise ValueError(
+            "trainer.use_liger_kernel rotates queries and keys in place, and "
+            "trainer.gradient_checkpointing.llm=selective would rotate those that it kept once more: use none or full"
+        )
+    if cfg.trainer.use_liger_kernel and cfg.trainer.compile_layers:
+        raise ValueError(
+            "trainer.use_liger_kernel and trainer.compile_layers fuse the same operations: use one of the two"
+        )

@@ -234,6 +234,8 @@ class TrainerConfig(ReliabilityConfig):
     save_steps: int = 500
     # torch.compile for each encoder and decoder layer by itself; needs a C++ compiler (CPU) or triton (CUDA).
     compile_layers: bool = False
+    # Liger's fused RMSNorm, rotary positions and SwiGLU in the LLM; CUDA only, not yet run.
+    use_liger_kernel: bool = False
     dataloader_prefetch_factor: int | None = None
     ddp_timeout: int = 1800
     # Micro-batches of one optimizer step over all ranks; must be divisible by the world size.

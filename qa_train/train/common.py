@@ -21,6 +21,7 @@ from qa_train.data.batches import Batches, Collator, open_data
 from qa_train.data.encoder_cache import EncoderCache, cache_writer
 from qa_train.data.workers import explained_worker_death
 from qa_train.model import build_model, encoder_hash, encoder_states, freeze
+from qa_train.model.kernels import use_liger_kernels
 from qa_train.model.lora import Adapters, add_adapters, plan_adapters
 from qa_train.model.recompute import compile_layers
 from qa_train.progress import progress
@@ -48,6 +49,7 @@ _OWN_FIELDS = (
     "parts",
     "gradient_checkpointing",
     "compile_layers",
+    "use_liger_kernel",
 )
 # Clips encoded at a time when the encoder cache is filled, in seconds of audio.
 _CACHE_BATCH_S = 60.0
@@ -164,6 +166,8 @@ def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
     _silence_libraries(model, processor)
     freeze(model, cfg.model.freeze)
     model.set_recompute(**asdict(cfg.trainer.gradient_checkpointing))
+    if cfg.trainer.use_liger_kernel:
+        use_liger_kernels(model)
     if cfg.trainer.compile_layers:
         compile_layers(model)
     resume = run.start()

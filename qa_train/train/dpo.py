@@ -14,6 +14,7 @@ from trl import DPOConfig, DPOTrainer
 from qa_train.config import StageConfig
 from qa_train.data.batches import PreferenceBatches
 from qa_train.model import build_model, weights_digest
+from qa_train.model.kernels import use_liger_kernels
 from qa_train.train.common import Evaluation, Stage, go, open_stage, training_arguments
 from qa_train.train.distributed import from_main
 from qa_train.train.mixin import AudioTrainerMixin
@@ -110,6 +111,8 @@ def dpo(
     model = None
     if stage.adapters is None and not precomputed:
         model, _ = build_model(cfg.model, seed=cfg.run.seed)
+        if cfg.trainer.use_liger_kernel:
+            use_liger_kernels(model)
         model.requires_grad_(False)
     trainer = AudioDPOTrainer(
         model=stage.model,
