@@ -170,8 +170,13 @@ def _smollm_file(source: str) -> Path:
 
 def _read_config(key: str, source: str, **options: Any) -> Any:
     try:
-        return AutoConfig.from_pretrained(source, **options)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{key} {source} brings code of its own, which is never run here: give a model that transformers knows "
+                "by itself (for the first Qwen: Qwen1.5 or later, or the released Qwen2-Audio as model.checkpoint)"
+            ) from error
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{key} {source} cannot be read as a folder, nor fetched as a hub id: {reason}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import (
     Qwen2AudioForConditionalGeneration,
     Wav2Vec2Config,
     WhisperConfig,
+    WhisperFeatureExtractor,
     WhisperModel,
 )
 
@@ -97,6 +99,10 @@ def test_parts_that_cannot_be_joined_are_named(whisper: Path, tmp_path: Path) ->
     refuses("model.encoder.source .*none cannot be read", encoder=EncoderConfig(str(tmp_path / "none")))
     refuses("model.llm.source .*none cannot be read", llm=LanguageModelConfig(str(tmp_path / "none")))
     refuses("is of type bert; use an LLM of the families", llm=LanguageModelConfig(str(tmp_path / "bert")))
+    (tmp_path / "qwen").mkdir()
+    code = {"AutoConfig": "configuration_qwen.QWenConfig", "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel"}
+    (tmp_path / "qwen" / "config.json").write_text(json.dumps({"model_type": "qwen", "auto_map": code}))
+    refuses("code of its own, which is never run here", llm=LanguageModelConfig(str(tmp_path / "qwen")))
     refuses("model_type gpt2; use one of", llm=LanguageModelConfig(config={"model_type": "gpt2"}))
     refuses("num_mel_bins=128, but .* has 80", encoder=EncoderConfig(str(whisper), config={"num_mel_bins": 128}))
     refuses("model.tokenizer .*none cannot be read", tokenizer=str(tmp_path / "none"))
@@ -143,6 +149,15 @@ def test_a_tokenizer_of_another_model_is_refused(saved: Path, tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"<\|AUDIO\|> is token 3 of the tokenizer and 4 of the model"):
         load_model(tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path).get_vocab()["<|AUDIO|>"] == 3
+
+
+def test_a_feature_extractor_of_another_model_is_refused(saved: Path, tmp_path: Path) -> None:
+    model, processor = load_model(saved)
+    model.save_pretrained(tmp_path)
+    processor.feature_extractor = WhisperFeatureExtractor(feature_size=128)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="makes 128 mel bins and the encoder takes 80: put the processor's files"):
+        load_model(tmp_path)
 
 
 def test_clips_and_tokens_that_differ_are_named(saved: Path) -> None:
