@@ -79,9 +79,12 @@ def test_the_smaller_recipes_fit_where_they_say(stage: str, experiment: str, gpu
 
 
 def test_states_of_the_released_model_are_those_of_the_zero_paper() -> None:
-    """8.397 B parameters at 16 bytes each, shared by 8: 15.6 GiB (ZeRO-3), 29.3 (ZeRO-2), 43.0 (ZeRO-1)."""
+    """8.397 B parameters at 16 bytes each, shared by 8: 15.6 GiB (ZeRO-3), 29.3 (ZeRO-2), 43.0 (ZeRO-1).
+
+    Adding up gradients in float32 takes 2 bytes more for each parameter that a GPU has the gradient of: 2.0 GiB.
+    """
     words = ["model=qwen2_audio_7b", "trainer.bf16=true"]
-    for stage, expected in ((3, 15.6), (2, 29.3), (1, 43.0)):
+    for stage, expected in ((3, 15.6 + 2.0), (2, 29.3 + 2.0), (1, 43.0)):
         kinds = plan("pretrain", f"deepspeed=zero{stage}", *words).memory.kinds
         states = sum(kinds[name] for name in ("weights", "gradients", "optimizer states"))
         assert states / GIB == pytest.approx(expected, abs=0.1)

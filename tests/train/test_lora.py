@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from qa_train.export import export
 from qa_train.model import load_model
 from qa_train.model.build import find_checkpoint, load_adapted
 from qa_train.train import checkpoints
-from tests.train.conftest import metrics, run
+from tests.train.conftest import ROOT, environment, metrics, run
 
 Options = Callable[[str, Path], list[str]]
 LORA = ["model.lora.parts=[encoder,llm]", "model.lora.r=4"]
@@ -91,6 +93,18 @@ def test_dpo_against_the_model_without_adapters_and_export(plain: Path, tmp_path
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
     settings = {"max_new_tokens": 12, "do_sample": False}
     assert torch.equal(stock.generate(**inputs, **settings), adapted.generate(**inputs, **settings))
+
+
+@pytest.mark.slow
+def test_answers_of_the_merged_export_are_those_of_the_adapters(plain: Path, tmp_path: Path) -> None:
+    exported = export(plain, tmp_path / "out").path
+    words = [str(exported), "--run", str(plain), "--clips", "4", "--out", str(tmp_path / "figures.json")]
+    program = [sys.executable, "scripts/check_export.py", *words]
+    done = subprocess.run(program, env=environment(), capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["adapters"]
+    assert figures["same"] == figures["clips"] == 4
 
 
 def test_another_base_is_refused(plain: Path, tmp_path: Path) -> None:
