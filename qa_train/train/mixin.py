@@ -12,12 +12,14 @@ It adds what audio and exactness need, and nothing else:
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 from transformers import Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
@@ -112,7 +114,9 @@ class AudioTrainerMixin:
             else:
                 found = probe_audio(model, self._prepare_inputs(inputs))  # type: ignore[attr-defined]
             if self.run.is_main:
-                print("self-check: " + "; ".join([*self.self_check, found]), flush=True)
+                # Above the bar that is on the screen by now.
+                tqdm.write("self-check: " + "; ".join([*self.self_check, found]))
+                sys.stdout.flush()
             self.self_check = None
         loss = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
         # The sum of a run's losses must not become NaN by a step that was skipped.
