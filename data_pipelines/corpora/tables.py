@@ -38,7 +38,10 @@ def table_files(request: Request) -> list[str]:
         else:
             raise ValueError(f"{path}: neither a folder, a .parquet or .arrow file, nor a hub id such as org/name")
     if not found:
-        raise ValueError(f"no table of split {request.split!r} in {', '.join(request.paths)}")
+        raise ValueError(
+            f"no table of split {request.split!r} in {', '.join(request.paths)}: expected .parquet or .arrow files "
+            "with the split in their name, or a folder of save_to_disk"
+        )
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,27 @@ def to_stage_config(raw: Any) -> StageConfig:
     cfg = OmegaConf.to_object(raw)
     if not isinstance(cfg, StageConfig):
         raise ValueError(f"expected a stage config, found {type(cfg).__name__}: compose it from configs/*.yaml")
+    _refuse_added(cfg)
     for name, source in cfg.data.sources.items():
         source.name = name
     check(cfg)
     return cfg
+
+
+def _refuse_added(value: Any, path: str = "") -> None:
+    """ValueError for a key that "+" added to a typed section: Hydra lets it pass, and nothing would read it."""
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            _refuse_added(entry, f"{path}{name}.")
+    if not is_dataclass(value):
+        return
+    known = {field.name for field in fields(value)}
+    for name, entry in vars(value).items():
+        if name not in known:
+            raise ValueError(
+                f"there is no key {path}{name}; {path.rstrip('.') or 'the configuration'} has {sorted(known)}"
+            )
+        _refuse_added(entry, f"{path}{name}.")
 
 
 def _fill(raw: Any, path: str, kind: type[Any]) -> None:

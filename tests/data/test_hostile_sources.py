@@ -1,0 +1,59 @@
+"""Hostile inputs around the shards: source patterns, endless tars, prompt files, configurations, model folders."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import time
+from pathlib import Path
+
+import pytest
+
+from qa_train.data import storage, tar
+from qa_train.data.prompts import PromptBank
+from qa_train.data_cli import _compose
+from qa_train.model import load_model
+from tests.data.hostile import header
+
+
+def test_a_brace_pattern_is_a_file_name() -> None:
+    """Other readers expand it, into a billion names here."""
+    (path,) = storage.expand(["/nowhere/{0..999999999}.tar"])
+    with pytest.raises(FileNotFoundError):
+        storage.open_binary(path)
+
+
+def test_a_tar_of_endless_empty_members_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar, "MAX_MEMBERS", 1000)
+    raw = header() * 1001 + bytes(1024)
+    with pytest.raises(tar.DamagedShard, match=r"x\.tar: more than 1000 members, at byte 512000"):
+        list(tar.members(io.BytesIO(raw), "x.tar", len(raw)))
+
+
+@pytest.mark.parametrize("opening", ["", "mine: {prompts: {en: *i}, target: '{text}'}\n"])
+def test_a_yaml_bomb_is_no_prompt_file(opening: str, tmp_path: Path) -> None:
+    levels = "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+    path = tmp_path / "bomb.yaml"
+    path.write_text("a: &a [x, x, x, x, x, x, x, x, x]\n" + levels + opening)
+    started = time.process_time()
+    with pytest.raises(ValueError, match=r"bomb\.yaml"):
+        PromptBank.load([str(path)])
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize("key", ["_target_", "model._target_", "model.lora.more"])
+def test_a_configuration_names_no_code_and_no_unknown_key(key: str) -> None:
+    with pytest.raises(ValueError, match=f"there is no key {key}; .* has "):
+        _compose("pretrain", ["experiment=smoke", f"+{key}=os.system"])
+
+
+def test_a_model_folder_runs_no_code_and_lies_about_nothing(tmp_path: Path) -> None:
+    owned = tmp_path / "owned"
+    names = {"AutoConfig": "evil.C", "AutoModel": "evil.M", "AutoModelForCausalLM": "evil.M"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": names}))
+    (tmp_path / "evil.py").write_text(f"open({str(owned)!r}, 'w').close()\nclass C: pass\nclass M: pass\n")
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", 2**63) + b"{}")
+    with pytest.raises(ValueError, match="header too large"):
+        load_model(str(tmp_path))
+    assert not owned.exists()
