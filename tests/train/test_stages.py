@@ -63,8 +63,8 @@ def test_a_stage_runs_and_explains_itself(stage: str, plain: Callable[[str], Pat
     assert (folder / "config.yaml").is_file()
     assert checkpoints.newest_complete(folder / "checkpoints") == folder / "checkpoints" / "checkpoint-6"
     screen = (folder / "screen.txt").read_text()
-    assert [line.partition(" ")[0] for line in screen.splitlines()[:9]] == [
-        stage, "data", "left", "mixture", "steps", "machine", "time", "saves", "writes"
+    assert [line.partition(" ")[0] for line in screen.splitlines()[:10]] == [
+        stage, "weights", "data", "left", "mixture", "steps", "machine", "time", "saves", "writes"
     ]  # fmt: skip
     # Nothing of the libraries in between: no bars, no warnings; steps as plain lines.
     assert len(screen.splitlines()) < 16
