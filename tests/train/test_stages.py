@@ -67,7 +67,7 @@ def test_a_stage_runs_and_explains_itself(stage: str, plain: Callable[[str], Pat
         stage, "weights", "data", "left", "mixture", "steps", "machine", "time", "saves", "writes"
     ]  # fmt: skip
     # Nothing of the libraries in between: no bars, no warnings; steps as plain lines.
-    assert len(screen.splitlines()) < 16
+    assert len(screen.splitlines()) < 18
     assert "\r" not in screen
     assert "min left" in screen
     assert "made" in (folder / "data.txt").read_text()
