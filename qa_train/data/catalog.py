@@ -167,7 +167,7 @@ def read_catalog(path: str, *, values: bool = True) -> Iterator[tuple[str, Summa
     try:
         with storage.open_binary(path) as file:
             # On this thread alone, as the sidecars (qa_train.data.sidecar).
-            table = pyarrow.parquet.read_table(file, use_threads=False, pre_buffer=False)
+            table = pyarrow.parquet.ParquetFile(file, pre_buffer=False).read(use_threads=False)
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist; make it with: qa-train data catalog {path} SHARDS") from error
     except (pyarrow.ArrowInvalid, OSError) as error:

@@ -128,13 +128,14 @@ def load_rows(path: str, fingerprint: str, columns: Sequence[str]) -> pyarrow.Ta
 def _sidecar(path: str) -> Iterator[tuple[pyarrow.parquet.ParquetFile, dict[str, str]]]:
     """The open index of a shard, and its footer.
 
-    Read it with ``use_threads=False``: Arrow's threads hold the Python file a moment longer than the read takes, and
-    one that lets it go while the interpreter ends aborts the process ("terminate called without an active exception").
+    Read it with ``use_threads=False``, and nothing is read ahead: Arrow's threads hold the Python file a moment longer
+    than the read takes, and one that lets it go while the interpreter ends aborts the process ("terminate called
+    without an active exception", apache/arrow#34314 and #33975).
     """
     side = path + SUFFIX
     try:
         with storage.open_binary(side) as handle:
-            file = pyarrow.parquet.ParquetFile(handle)
+            file = pyarrow.parquet.ParquetFile(handle, pre_buffer=False)
             schema = file.schema_arrow
             footer = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
             if footer.get("format") != str(FORMAT) or schema.names != SCHEMA.names:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -241,3 +243,22 @@ def test_a_failed_writer_leaves_no_shard(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         fail()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_an_index_starts_no_thread(tmp_path: Path) -> None:
+    """A thread of Arrow's that still holds a Python file when the interpreter ends would abort the process."""
+    shard = ten_records(tmp_path)
+    program = """
+import os, sys
+import numpy, torch, pyarrow.parquet
+from qa_train.data.catalog import read_catalog, write_catalog
+from qa_train.data.sidecar import load_index, load_rows, load_summary
+shard, catalog = sys.argv[1:]
+write_catalog([shard], catalog)
+before = os.listdir("/proc/self/task")
+summary = load_summary(shard)
+load_index(shard), load_rows(shard, summary.fingerprint, ["key"]), list(read_catalog(catalog))
+print(len(os.listdir("/proc/self/task")) - len(before))
+"""
+    words = [sys.executable, "-c", program, str(shard), str(tmp_path / "all.catalog.parquet")]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == "0\n"
