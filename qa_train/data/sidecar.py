@@ -142,6 +142,8 @@ def _sidecar(path: str) -> Iterator[tuple[pyarrow.parquet.ParquetFile, dict[str,
                 raise ValueError(f"{side} is of another format; run: qa-train data index {path}")
             yield file, footer
     except FileNotFoundError as error:
+        if not storage.exists(path):
+            raise ValueError(f"there is no {path}, and no index of it: check the path of the shard") from error
         raise ValueError(f"{path} has no index; run: qa-train data index {path}") from error
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise ValueError(f"{side} cannot be read ({error}); run: qa-train data index {path}") from error

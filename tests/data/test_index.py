@@ -209,6 +209,8 @@ def test_a_changed_shard_or_index_is_refused(tmp_path: Path) -> None:
     side.unlink()
     with pytest.raises(ValueError, match="has no index; run: qa-train data index"):
         load_index(str(path))
+    with pytest.raises(ValueError, match="check the path of the shard"):
+        load_index(str(path) + ".elsewhere.tar")
     build_index([path])
     assert len(load_index(str(path))) == 10
 
