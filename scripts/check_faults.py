@@ -3,11 +3,11 @@
     python scripts/check_faults.py --kills 100                  one process
     python scripts/check_faults.py --kills 20 --ranks 2 --deepspeed zero2
 
-Half of the kills (SIGKILL, or another --signal) come at a moment drawn evenly over the time of an undisturbed run,
-half while a checkpoint is being written. After the last one the run goes on to its end. Weights, optimizer state,
-learning rate schedule and metrics.jsonl (less its timings) must then equal those of the undisturbed run bit by bit.
-The imports are made once and every attempt is forked from there, so the times to recover are without them. Exit code
-1 when anything differs.
+Of the kills (SIGKILL, or another --signal) four in ten come while a checkpoint is being written, four in ten at a
+random moment of a random later step, and two in ten during the start. After the last one the run goes on to its end.
+Weights, optimizer state, learning rate schedule and metrics.jsonl (less its timings) must then equal those of the
+undisturbed run bit by bit. The imports are made once and every attempt is forked from there, so the times to recover
+are without them. Exit code 1 when anything differs.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"}
 TIMINGS = {"seconds", "data_wait_s", "tokens_per_s", "samples_per_s", "audio_s_per_s", "checkpoint_s"}
-# How long a kill in a save waits for one to begin before it strikes all the same.
-PATIENCE_S = 60.0
+# How long a kill waits for its moment before it strikes all the same.
+PATIENCE_S = 120.0
 STUCK_S = 300.0
 
 
@@ -46,6 +46,15 @@ class Tally:
     lost_steps: list[int] = field(default_factory=list)
     recovery_s: list[float] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Pace:
+    """How an undisturbed run went: until its first step, and from step to step."""
+
+    steps: int
+    start_s: float
+    step_s: float
 
 
 class Attempt:
@@ -126,28 +135,51 @@ def saved_step(run: Path) -> int:
     return max((int(p.parent.name[11:]) for p in run.glob("checkpoints/*/manifest.json")), default=0)
 
 
-def strike(attempt: Attempt, run: Path, whole_s: float, number: int, dice: random.Random, tally: Tally) -> bool:
+class Progress:
+    """What the run folder shows of an attempt: whether it takes steps again, and whether it is saving."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._file = self._inode()
+        self.base = saved_step(run)
+        self._began = save_begun(run)
+
+    def _inode(self) -> int:
+        path = self._run / "metrics.jsonl"
+        return path.stat().st_ino if path.is_file() else 0
+
+    def step(self) -> int:
+        """The newest step of this attempt; 0 before its first."""
+        # A resume replaces the file by one that ends at the checkpoint: what it held before says nothing.
+        rewound = self._inode() != self._file
+        return steps if rewound and (steps := steps_in(self._run)) > self.base else 0
+
+    def saving(self) -> bool:
+        """Whether a save is under way that an earlier kill did not leave behind."""
+        return save_begun(self._run) and (not self._began or self.step() > 0)
+
+
+def strike(attempt: Attempt, run: Path, pace: Pace, dice: random.Random, tally: Tally, number: int) -> bool:
     """Kill the attempt at a random moment, or see it end before; whether it was killed."""
-    in_save = dice.random() < 0.5
-    moment = attempt.started + dice.uniform(0, whole_s)
-    before, recovered = steps_in(run), None
-    base, began = saved_step(run), save_begun(run)
+    aim = dice.choices(("save", "step", "start"), (4, 4, 2))[0]
+    seen = Progress(run)
+    target = dice.randint(min(seen.base + 1, pace.steps - 1), pace.steps - 1)
+    start_s, delay_s = dice.uniform(0, pace.start_s), dice.uniform(0, 0.08 if aim == "save" else pace.step_s)
+    recovered = None
     while not attempt.over():
-        now = time.monotonic()
-        if recovered is None and steps_in(run) != before:
-            recovered = now - attempt.started
-        # What an earlier kill left unfinished is no new save, until the run has written another step.
-        saving = save_begun(run) and (not began or recovered is not None)
-        due = (saving and now - attempt.started > 0.2) if in_save else now >= moment
-        if due or now - attempt.started > max(PATIENCE_S, whole_s):
-            if in_save:
-                time.sleep(dice.uniform(0, 0.08))
+        passed = time.monotonic() - attempt.started
+        step, saving = seen.step(), seen.saving()
+        if recovered is None and step:
+            recovered = passed
+        due = {"save": saving, "step": step >= target, "start": passed > start_s}[aim]
+        if due or passed > PATIENCE_S:
+            time.sleep(delay_s if aim != "start" else 0)
             attempt.kill(dice.randrange(len(attempt.pids)), number)
-            phase = "in a save" if saving and save_begun(run) else "in steps" if recovered else "before the first step"
-            tally.kills[phase] += 1
+            step, saving = seen.step(), seen.saving()
+            tally.kills["in a save" if saving else "in steps" if step else "before the first step"] += 1
             if recovered is not None:
-                tally.lost_steps.append(max(steps_in(run) - saved_step(run), 0))
-                if base:
+                tally.lost_steps.append(max(step - saved_step(run), 0))
+                if seen.base:
                     tally.recovery_s.append(recovered)
             return True
         time.sleep(0.001)
@@ -206,18 +238,22 @@ def torture(options: argparse.Namespace, words: list[str], folder: Path) -> Tall
     number = signal.Signals[f"SIG{options.signal}"]
     reference, log = folder / "undisturbed", folder / "log.txt"
     attempt = Attempt([*words, f"run.dir={reference}"], options.ranks, log)
+    while not attempt.over() and not steps_in(reference):
+        time.sleep(0.01)
+    start_s = time.monotonic() - attempt.started
     if not attempt.finish():
         raise SystemExit(f"the undisturbed run failed:\n{log.read_text()[-4000:]}")
     whole_s = time.monotonic() - attempt.started
+    pace = Pace(options.steps, start_s, (whole_s - start_s) / options.steps)
     deadline = time.monotonic() + options.minutes * 60
-    print(f"undisturbed: {options.steps} steps in {whole_s:.1f} s", flush=True)
+    print(f"undisturbed: {options.steps} steps in {whole_s:.1f} s, the first after {start_s:.1f} s", flush=True)
     while sum(tally.kills.values()) < options.kills and time.monotonic() < deadline:
         run = folder / f"killed-{tally.runs:03d}"
         finished = False
         while not finished:
             attempt = Attempt([*words, f"run.dir={run}"], options.ranks, log)
             enough = sum(tally.kills.values()) >= options.kills or time.monotonic() > deadline
-            if enough or not strike(attempt, run, whole_s, number, dice, tally):
+            if enough or not strike(attempt, run, pace, dice, tally, number):
                 finished = True
                 if not attempt.finish():
                     tally.faults.append(f"{run.name} could not resume (exit codes {sorted(attempt.codes.values())})")
