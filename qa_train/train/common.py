@@ -240,6 +240,7 @@ def go(trainer: Any, stage: Stage, evaluation: Evaluation | None = None) -> int:
             trainer.train(resume_from_checkpoint=str(stage.resume) if stage.resume else None)
     finally:
         trainer.watchdog.stop()
+    stop.close()
     stage.writer.close()
     if stop.stopped_by:
         if stage.run.is_main:

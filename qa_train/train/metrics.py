@@ -221,6 +221,15 @@ class StopOnRequest(TrainerCallback):
     def _remember(self, number: int, frame: Any) -> None:
         self._asked = _STOP_BY_SIGNAL
 
+    @staticmethod
+    def close() -> None:
+        """Training is over: a signal that is repeated must not kill the process while it shuts down.
+
+        Python puts the default action, which is death, in the place of a handler before its last threads have ended.
+        """
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """All ranks do the same at the same step, whichever of them was asked."""
         asked = max(self._asked, self._files() if self._is_main else _NOTHING)

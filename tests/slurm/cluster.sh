@@ -3,6 +3,7 @@
 #
 #   cluster.sh check              says why a cluster cannot be started here, and fails; else says nothing
 #   cluster.sh start|stop STATE   STATE: an absolute path of at most 80 characters
+#   cluster.sh kill|boot STATE    the second node loses its power; it comes back (with namespaces only)
 #
 # After start, SLURM_CONF=STATE/slurm.conf makes sbatch and the rest talk to it. Each node lives in a network
 # namespace of its own, with its own name and address. Where namespaces are not allowed, both nodes share the
@@ -83,6 +84,8 @@ SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0,sched_min
 # The nodes may have more CPUs than the machine.
 SlurmdParameters=config_overrides
 KillWait=5
+# A dead node is noticed within some 20 s, instead of five minutes.
+SlurmdTimeout=15
 ReturnToService=2
 END
   local i
@@ -159,6 +162,21 @@ stop() {
   delete_network
 }
 
+in_namespaces() {
+  [ -e "/run/netns/${nodes[1]}" ] || { echo "the nodes share this machine's network: none can be killed alone"; return 1; }
+}
+
+kill_node() {
+  in_namespaces
+  # Twice: a process may have started another one meanwhile.
+  for _ in 1 2; do ip netns pids "${nodes[1]}" | xargs -r kill -9; done
+}
+
+boot_node() {
+  in_namespaces
+  start_in_namespace "${nodes[1]}"
+}
+
 action=${1:-}
 state=${2:-}
 export SLURM_CONF=$state/slurm.conf
@@ -166,5 +184,7 @@ case $action in
   check) check ;;
   start) start ;;
   stop) stop ;;
-  *) echo "usage: $0 check | start STATE | stop STATE" >&2; exit 2 ;;
+  kill) kill_node ;;
+  boot) boot_node ;;
+  *) echo "usage: $0 check | start STATE | stop STATE | kill STATE | boot STATE" >&2; exit 2 ;;
 esac

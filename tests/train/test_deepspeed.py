@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from qa_train.config import config_dir, register, to_stage_config
 from qa_train.train import checkpoints
 from qa_train.train.reshape import read_in_another_shape
-from tests.train.conftest import metrics, run
+from tests.train.conftest import ROOT, TIMEOUT_S, environment, metrics, run
 
 register()
 ZERO = "deepspeed.config.zero_optimization"
@@ -89,30 +92,60 @@ def test_zero_and_plain_runs_do_not_mix(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory, options: Callable[[str, Path], list[str]]) -> list[float]:
-    """Losses of an undisturbed run in one process, without DeepSpeed."""
+def plain(tmp_path_factory: pytest.TempPathFactory, options: Callable[[str, Path], list[str]]) -> dict[str, list[Any]]:
+    """The columns of metrics.jsonl of an undisturbed run in one process, without DeepSpeed."""
     folder = tmp_path_factory.mktemp("plain") / "run"
     run("pretrain", *options("pretrain", folder))
-    return [record["loss"] for record in metrics(folder)]
+    records = metrics(folder)
+    return {name: [record[name] for record in records] for name in records[0]}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
-def test_a_zero_run_goes_on_with_fewer_processes(
-    stage: int, tmp_path: Path, plain: list[float], options: Callable[[str, Path], list[str]]
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_zero_run_goes_on_with_fewer_processes_and_with_more_again(
+    stage: int, tmp_path: Path, plain: dict[str, list[Any]], options: Callable[[str, Path], list[str]]
 ) -> None:
     folder = tmp_path / "run"
-    words = [*options("pretrain", folder), f"deepspeed=zero{stage}"]
+    words = [*options("pretrain", folder), f"deepspeed=zero{stage}", "trainer.save_steps=2", "trainer.keep_checkpoints=9"]
     if stage == 3:
         words.append(f"{ZERO}.stage3_param_persistence_threshold=0")
     run("pretrain", *words, processes=2)
-    shutil.rmtree(folder / "checkpoints" / "checkpoint-6")
-    (folder / "finished.json").unlink()
+    forget_after(folder, 2)
     # DeepSpeed forgets under ZeRO-3 that biases and norms do not decay; the losses below would tell.
-    settings = checkpoints.read_manifest(folder / "checkpoints" / "checkpoint-4")["param_groups"]
+    settings = checkpoints.read_manifest(folder / "checkpoints" / "checkpoint-2")["param_groups"]
     assert {group["weight_decay"] for group in settings} == {0.0, 0.05}
     # Without torchrun, too.
     done = run("pretrain", *words)
+    assert "joining the ZeRO parts of checkpoint-2" in done.stdout
+    assert checkpoints.damage(folder / "checkpoints" / "checkpoint-2") is None
+    assert metrics(folder)[-1]["step"] == 6
+    forget_after(folder, 4)
+    done = run("pretrain", *words, processes=2)
     assert "joining the ZeRO parts of checkpoint-4" in done.stdout
-    assert checkpoints.damage(folder / "checkpoints" / "checkpoint-4") is None
-    np.testing.assert_allclose([record["loss"] for record in metrics(folder)], plain, rtol=2e-6)
+    records = metrics(folder)
+    np.testing.assert_allclose([record["loss"] for record in records], plain["loss"], rtol=2e-6)
+    np.testing.assert_allclose([record["grad_norm"] for record in records], plain["grad_norm"], rtol=1e-3)
+    # The same samples: a step's numbers of tokens and seconds give the batches away.
+    for name in ("tokens", "supervised_tokens", "audio_s"):
+        np.testing.assert_allclose([record[name] for record in records], plain[name], rtol=1e-6)
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Make a finished run one that was killed after saving ``step``."""
+    for checkpoint in checkpoints.list_folders(folder / "checkpoints"):
+        if checkpoints.step_of(checkpoint) > step:
+            shutil.rmtree(checkpoint)
+    (folder / "finished.json").unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero3_offload"])
+def test_ranks_with_and_without_audio_meet(name: str) -> None:
+    words = ["--steps", "20", "--deepspeed", name]
+    done = subprocess.run(
+        [sys.executable, "scripts/check_mixed_ranks.py", *words], env=environment(), cwd=ROOT, capture_output=True,
+        text=True, timeout=TIMEOUT_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    figures = json.loads(done.stdout.splitlines()[-1].removeprefix("results: "))
+    assert figures["mixed_steps"] >= 5
