@@ -169,7 +169,7 @@ def _stage(stage: str, overrides: list[str]) -> int:
 
 
 def _run_stage(stage: str, cfg: Any) -> int:
-    from qa_train.train.mixin import StopRun
+    from qa_train.train.rollback import RollBack, StopRun
 
     evaluation: Any = None
     if cfg.evaluation.every:
@@ -191,7 +191,7 @@ def _run_stage(stage: str, cfg: Any) -> int:
         return dpo(cfg, gates=Gates, evaluation=evaluation)
     except StopRun as error:
         print(f"qa-train {stage}: {error}", file=sys.stderr)
-        return 1
+        return 75 if isinstance(error, RollBack) else 1
 
 
 def _eval(words: list[str]) -> int:

@@ -41,14 +41,14 @@ def check_reliability(cfg: StageConfig) -> None:
     """
     trainer = cfg.trainer
     choices = {
-        "on_nonfinite": ("stop", "skip"),
-        "on_loss_spike": ("off", "warn", "skip"),
+        "on_nonfinite": ("stop", "skip", "rollback"),
+        "on_loss_spike": ("off", "warn", "skip", "rollback"),
         "keep_best_is": ("smallest", "largest"),
     }
     for name, allowed in choices.items():
         if (value := getattr(trainer, name)) not in allowed:
-            raise ValueError(f"trainer.{name} is {value!r}: use {' or '.join(allowed)}")
-    for name in ("keep_checkpoints", "max_skipped_steps"):
+            raise ValueError(f"trainer.{name} is {value!r}: use {', '.join(allowed[:-1])} or {allowed[-1]}")
+    for name in ("keep_checkpoints", "max_skipped_steps", "rollback_steps"):
         if getattr(trainer, name) < 1:
             raise ValueError(f"trainer.{name} is {getattr(trainer, name)}: use 1 or more")
     if trainer.keep_every_steps is not None and trainer.keep_every_steps < 1:
@@ -66,12 +66,12 @@ def check_reliability(cfg: StageConfig) -> None:
     if trainer.on_nonfinite == "skip" and stage == 3:
         raise ValueError(
             "trainer.on_nonfinite=skip cannot be kept under ZeRO-3, which updates the weights before it tells the "
-            "norm: use stop (the run resumes from its newest checkpoint), or deepspeed=zero2"
+            "norm: use stop or rollback, or deepspeed=zero2"
         )
     if trainer.on_loss_spike == "skip" and cfg.deepspeed.config:
         raise ValueError(
             "trainer.on_loss_spike=skip cannot be kept under DeepSpeed, which updates the weights inside the backward "
-            "pass: use warn, or deepspeed=none"
+            "pass: use warn or rollback, or deepspeed=none"
         )
 
 

@@ -67,7 +67,7 @@ class Guards:
         """Look at one micro-batch's loss on this rank.
 
         Returns:
-            Why the run must stop, or None. Under ``on_nonfinite: skip`` the verdict waits for `verdict`.
+            Why the run must stop, or None. Under skip and rollback the verdict waits for `verdict`.
         """
         value = loss.detach().float().item()
         if math.isfinite(value):
@@ -91,7 +91,7 @@ class Guards:
         if bad:
             reason = self._bad_loss or "the loss of another rank is not finite"
         self.nonfinite = reason is not None
-        if self._options.on_loss_spike == "skip" and reason is None:
+        if self._options.on_loss_spike in ("skip", "rollback") and reason is None:
             reason = self._spike(step_loss)
         self._bad_loss = None
         return reason
@@ -108,6 +108,12 @@ class Guards:
         if self._in_a_row >= self._options.max_skipped_steps:
             raise StopRun(f"{samples}; {self._in_a_row} steps in a row were skipped (trainer.max_skipped_steps)")
         logger.warning("%s; the step was skipped", samples)
+
+    def leave_out(self, reason: str) -> None:
+        """Count a step that a roll-back leaves out."""
+        self.reason = f"left out: {reason}"
+        self.skipped += 1
+        self._in_a_row += 1
 
     def logged(self, logs: dict[str, Any]) -> str | None:
         """Take note of a step's record and complete it.
@@ -139,7 +145,7 @@ class Guards:
 
     def _agree(self, loss: torch.Tensor) -> tuple[bool, float]:
         """Whether any rank met a bad loss, and the mean loss of the ranks."""
-        asks = "skip" in (self._options.on_nonfinite, self._options.on_loss_spike)
+        asks = {"skip", "rollback"} & {self._options.on_nonfinite, self._options.on_loss_spike}
         if not asks or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return self._bad_loss is not None, float(loss)
         numbers = torch.stack([loss.detach().float(), loss.new_tensor(float(self._bad_loss is not None)).float()])

@@ -27,7 +27,7 @@ from qa_train.config import PartsConfig, TrainerConfig
 from qa_train.data.batches import SKIP_REASONS, Batches
 from qa_train.model import load_weights, weights_digest
 from qa_train.model.lora import Adapters, write_base
-from qa_train.train import checkpoints, saving
+from qa_train.train import checkpoints, rollback, saving
 from qa_train.train.distributed import optimizer_layout, zero_stage
 from qa_train.train.groups import PartRates, learning_rates
 from qa_train.train.guards import Guards, StopRun
@@ -72,6 +72,8 @@ class AudioTrainerMixin:
         self.guards = Guards(options)
         self.tally = Tally([source.name for source in batches.sources], batches.plan.used, self.tallied)
         self._step_numbers: dict[str, Any] = {}
+        # Steps that a roll-back leaves out, and why.
+        self.left_out: dict[int, str] = {}
         self._checkpoint_s = 0.0
         # Scores of the step that ends, for its record.
         self._scores: dict[str, Any] = {}
@@ -107,6 +109,8 @@ class AudioTrainerMixin:
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """One micro-batch forward and backward; tells the watchdog, and probes the first batch of every start."""
         self.beat()
+        if self.state.global_step + 1 in self.left_out:  # type: ignore[attr-defined]
+            return torch.zeros((), device=self.args.device)  # type: ignore[attr-defined]
         if self.self_check is not None:
             if self.options.compile_layers or is_deepspeed_zero3_enabled():
                 # ZeRO-3 follows the order of modules in every step, and forwards without a backward upset it in DPO.
@@ -265,11 +269,20 @@ class AudioTrainerMixin:
             raise StopRun(self._describe_step(f"{problem}; the weights were not updated"))
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        left_out = self.left_out.get(self.state.global_step + 1)  # type: ignore[attr-defined]
+        if left_out is not None:
+            self.guards.leave_out(left_out)
+            if self.is_deepspeed_enabled:  # type: ignore[attr-defined]
+                # It moves the schedule on in its own step, which there was none of.
+                self.model_wrapped.lr_scheduler.step()  # type: ignore[attr-defined]
+            return 0.0
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
         self.beat()
         reason = self.guards.verdict(float(norm) if norm is not None else 0.0, self._tr_loss)  # type: ignore[attr-defined]
         if reason is None:
             return norm
+        if (self.options.on_nonfinite if self.guards.nonfinite else self.options.on_loss_spike) == "rollback":
+            self._roll_back(reason)
         # DeepSpeed steps inside backward, before it tells the norm; ZeRO-1 and ZeRO-2 skip a norm that is not finite.
         updated = self.is_deepspeed_enabled and not self.accelerator.optimizer_step_was_skipped  # type: ignore[attr-defined]
         if updated or (self.guards.nonfinite and self.options.on_nonfinite == "stop"):
@@ -280,6 +293,21 @@ class AudioTrainerMixin:
             # Without a gradient the optimizer leaves a parameter and its moments as they are.
             parameter.grad = None
         return norm
+
+    def _roll_back(self, reason: str) -> None:
+        """Write down what the next start leaves out, and end this one; every rank calls it.
+
+        Raises:
+            RollBack: always, unless too much would be left out (StopRun).
+        """
+        step, number = self.state.global_step + 1, self.options.rollback_steps  # type: ignore[attr-defined]
+        told = self._describe_step(reason)
+        if len(self.left_out) + number > self.options.max_skipped_steps:
+            raise StopRun(f"{told}; {len(self.left_out)} steps are left out already (trainer.max_skipped_steps)")
+        if self.run.is_main:
+            rollback.leave_out(self.run.dir, step, number, reason)
+        self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
+        raise rollback.RollBack(f"{told}. The same command does so and leaves the steps in {rollback.FILE} out")
 
     def _describe_step(self, problem: str, *, done: bool = False) -> str:
         """The problem with the step's number and samples; ``done``: the step is already counted."""

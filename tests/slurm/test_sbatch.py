@@ -57,7 +57,13 @@ class Slurm:
 
     def facts(self, job: str) -> dict[str, str]:
         """JobState, Restarts, ExitCode, ... of a job."""
-        words = self.call("scontrol", "--oneliner", "show", "job", job).split()
+        show = ["scontrol", "--oneliner", "show", "job", job]
+        for _ in range(3):
+            done = subprocess.run(show, env=self.env, capture_output=True, text=True, timeout=120)
+            if done.returncode != -signal.SIGPIPE:  # a controller that is short of time hangs up on it
+                break
+        assert done.returncode == 0, done
+        words = done.stdout.split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def ask_to_stop(self, job: str) -> None:

@@ -66,9 +66,9 @@ def test_they_compose_with_both_precisions(composed: Any, name: str, bf16: str) 
         (["deepspeed=zero1", f"+{ZERO}.offload_param={{device: cpu}}"], "has no effect in ZeRO-1"),
         (["deepspeed=zero2", f"{ZERO}.stage=0"], "use 1, 2 or 3"),
         (["deepspeed=zero3_offload", f"{ZERO}.offload_param.device=nvme"], "needs nvme_path"),
-        (["deepspeed=zero3", "trainer.on_nonfinite=skip"], "use stop"),
-        (["deepspeed=zero2", "trainer.on_loss_spike=skip"], "use warn"),
-        (["trainer.on_nonfinite=ignore"], "use stop or skip"),
+        (["deepspeed=zero3", "trainer.on_nonfinite=skip"], "use stop or rollback"),
+        (["deepspeed=zero2", "trainer.on_loss_spike=skip"], "use warn or rollback"),
+        (["trainer.on_nonfinite=ignore"], "use stop, skip or rollback"),
         (["trainer.keep_every_steps=1500", "trainer.save_steps=1000"], "no multiple of trainer.save_steps"),
         (["trainer.hang_timeout_s=0"], "above 0"),
         (["trainer.keep_best=loss", "trainer.keep_best_is=lowest"], "use smallest or largest"),
@@ -106,7 +106,12 @@ def test_a_zero_run_goes_on_with_fewer_processes_and_with_more_again(
     stage: int, tmp_path: Path, plain: dict[str, list[Any]], options: Callable[[str, Path], list[str]]
 ) -> None:
     folder = tmp_path / "run"
-    words = [*options("pretrain", folder), f"deepspeed=zero{stage}", "trainer.save_steps=2", "trainer.keep_checkpoints=9"]
+    words = [
+        *options("pretrain", folder),
+        f"deepspeed=zero{stage}",
+        "trainer.save_steps=2",
+        "trainer.keep_checkpoints=9",
+    ]
     if stage == 3:
         words.append(f"{ZERO}.stage3_param_persistence_threshold=0")
     run("pretrain", *words, processes=2)
