@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from hydra import compose, initialize_config_dir
 
 from qa_train.config import config_dir, register, to_stage_config
+from qa_train.model import load_model
 from qa_train.train import checkpoints
 from qa_train.train.reshape import read_in_another_shape
 from tests.train.conftest import ROOT, TIMEOUT_S, environment, metrics, run
@@ -127,12 +129,22 @@ def test_a_zero_run_goes_on_with_fewer_processes_and_with_more_again(
     forget_after(folder, 4)
     done = run("pretrain", *words, processes=2)
     assert "joining the ZeRO parts of checkpoint-4" in done.stdout
+    check_weights(folder / "checkpoints" / "checkpoint-2")
     records = metrics(folder)
     np.testing.assert_allclose([record["loss"] for record in records], plain["loss"], rtol=2e-6)
     np.testing.assert_allclose([record["grad_norm"] for record in records], plain["grad_norm"], rtol=1e-3)
     # The same samples: a step's numbers of tokens and seconds give the batches away.
     for name in ("tokens", "supervised_tokens", "audio_s"):
         np.testing.assert_allclose([record[name] for record in records], plain[name], rtol=1e-6)
+
+
+def check_weights(folder: Path) -> None:
+    """The weights that a checkpoint (and so an export of it) holds are those that the ranks trained, bit by bit."""
+    model, _ = load_model(str(folder))
+    (joined,) = folder.glob("global_step*_universal/zero")
+    for name, parameter in model.named_parameters():
+        held = torch.load(joined / name / "fp32.pt", weights_only=True)["param"]
+        assert torch.equal(held.reshape(parameter.shape), parameter), name
 
 
 def forget_after(folder: Path, step: int) -> None:
@@ -153,4 +165,4 @@ def test_ranks_with_and_without_audio_meet(name: str) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     figures = json.loads(done.stdout.splitlines()[-1].removeprefix("results: "))
-    assert figures["mixed_steps"] >= 5
+    assert figures["mixed_steps"] >= 3

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from qa_train.config import DataConfig, RunConfig, StageConfig, TrainerConfig
 from qa_train.train import checkpoints
+from qa_train.train.metrics import MetricsWriter
 from qa_train.train.run import RunFolder
 
 
@@ -57,3 +60,17 @@ def test_storage_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(ValueError, match=r"run.dir=.*cannot be written"):
         RunFolder(config(tmp_path / "file" / "run"), is_main=True).start()
+
+
+def test_a_restart_goes_on_in_the_same_tracking_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, object]] = []
+    wandb = SimpleNamespace(init=lambda **words: calls.append(words), Settings=lambda **words: words)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)  # type: ignore[arg-type]
+    monkeypatch.setattr("qa_train.train.metrics.find_spec", lambda name: name)
+    cfg = config(tmp_path)
+    cfg.tracking.wandb = "offline"
+    for _ in range(2):
+        MetricsWriter(tmp_path / "metrics.jsonl", is_main=True).track(cfg, {})
+    assert calls[0]["id"] == calls[1]["id"]
+    assert [call["resume"] for call in calls] == ["allow", "allow"]
+    assert (tmp_path / "wandb_run_id").read_text() == calls[0]["id"]

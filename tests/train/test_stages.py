@@ -168,16 +168,23 @@ def test_a_step_without_a_usable_sample_is_no_end(stage: str, tmp_path: Path, sh
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-def test_zero3_on_two_processes_equals_one(
-    stage: str, tmp_path: Path, plain: Callable[[str], Path], options: Options
+@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize("stage", [*STAGES, "dpo with a precomputed reference"])
+def test_zero_on_two_processes_equals_one(
+    stage: str, zero: int, tmp_path: Path, plain: Callable[[str], Path], options: Options
 ) -> None:
-    words = options(stage, tmp_path / "zero3")
-    run(stage, *words, "deepspeed=zero3", "deepspeed.config.zero_optimization.stage3_param_persistence_threshold=0",
-        processes=2)  # fmt: skip
-    np.testing.assert_allclose(losses(tmp_path / "zero3"), losses(plain(stage)), rtol=2e-5)
-    if stage == "pretrain":
-        _resume_zero3(words, tmp_path / "zero3", losses(plain(stage)))
+    folder = tmp_path / "zero"
+    stage, _, reference = stage.partition(" with a ")
+    words = options(stage, folder)
+    more = [f"deepspeed=zero{zero}"]
+    more += ["dpo.reference=precomputed"] if reference else []
+    if zero == 3:
+        # Every parameter is cut, however small.
+        more.append("deepspeed.config.zero_optimization.stage3_param_persistence_threshold=0")
+    run(stage, *words, *more, processes=2)
+    np.testing.assert_allclose(losses(folder), losses(plain(stage)), rtol=1e-5)
+    if stage == "pretrain" and zero == 3:
+        _resume_zero3(words, folder, losses(plain(stage)))
 
 
 def _resume_zero3(words: list[str], folder: Path, expected: list[float]) -> None:
