@@ -31,7 +31,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"}
-TIMINGS = {"seconds", "data_wait_s", "tokens_per_s", "samples_per_s", "audio_s_per_s", "checkpoint_s"}
+TIMINGS = {"seconds", "data_wait_s", "tokens_per_s", "samples_per_s", "audio_s_per_s", "checkpoint_s", "peak_memory_gb"}
 # How long a kill waits for its moment before it strikes all the same.
 PATIENCE_S = 120.0
 STUCK_S = 300.0
@@ -204,7 +204,9 @@ def differences(run: Path, reference: Path, step: int) -> list[str]:
             found.append(path.name)
     records = [[comparable(line) for line in (folder / "metrics.jsonl").open()] for folder in (run, reference)]
     if records[0] != records[1]:
-        found.append("metrics.jsonl")
+        pairs = zip(*([json.loads(line) for line in each] for each in records), strict=False)
+        names = {name for a, b in pairs for name in {*a, *b} if a.get(name) != b.get(name)}
+        found.append(f"metrics.jsonl ({len(records[0])} and {len(records[1])} records; {', '.join(sorted(names))})")
     return found
 
 

@@ -237,6 +237,7 @@ class AudioTrainerMixin:
         if "checkpoint" in deepspeed.config:
             settings = checkpoints.read_manifest(Path(checkpoint))["param_groups"]
             saving.restore_group_settings(self.optimizer, settings)  # type: ignore[attr-defined]
+            saving.separate_steps(self.optimizer)  # type: ignore[attr-defined]
         self._compare_digest(Path(checkpoint), self.model)  # type: ignore[attr-defined]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -272,9 +273,6 @@ class AudioTrainerMixin:
         left_out = self.left_out.get(self.state.global_step + 1)  # type: ignore[attr-defined]
         if left_out is not None:
             self.guards.leave_out(left_out)
-            if self.is_deepspeed_enabled:  # type: ignore[attr-defined]
-                # It moves the schedule on in its own step, which there was none of.
-                self.model_wrapped.lr_scheduler.step()  # type: ignore[attr-defined]
             return 0.0
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
         self.beat()
@@ -344,7 +342,9 @@ class AudioTrainerMixin:
             now = time.perf_counter()
             # An evaluation is no part of the step's time.
             seconds, self._step_started = now - self._step_started - self._scores.get("eval_s", 0.0), now
-            logs.update(rates(self._step_numbers, seconds, self._peak) | self.curves() | self._scores)
+            # A step that was left out has no losses.
+            curves = {} if self.state.global_step in self.left_out else self.curves()  # type: ignore[attr-defined]
+            logs.update(rates(self._step_numbers, seconds, self._peak) | curves | self._scores)
             logs.update(learning_rates(logs["learning_rate"], self.lr_scheduler, self.options))  # type: ignore[attr-defined]
             self._scores = {}
             warning = self.guards.logged(logs)

@@ -97,6 +97,17 @@ def restore_group_settings(optimizer: Any, settings: list[dict[str, Any]]) -> No
         group.update({key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
+def separate_steps(optimizer: Any) -> None:
+    """Give every parameter a step counter of its own.
+
+    DeepSpeed 0.19 puts one tensor into all of them when it loads a universal checkpoint into ZeRO-3; AdamW counts in
+    place, so it would go up once for every group in each step, and the moments would be corrected for a later one.
+    """
+    for state in optimizer.state.values():
+        if torch.is_tensor(state.get("step")):
+            state["step"] = state["step"].clone()
+
+
 def _storage_problem(error: BaseException) -> str | None:
     """The storage's complaint behind an error, or None when it is about something else."""
     link: BaseException | None = error

@@ -95,11 +95,12 @@ def test_zero_and_plain_runs_do_not_mix(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory, options: Callable[[str, Path], list[str]]) -> dict[str, list[Any]]:
-    """The columns of metrics.jsonl of an undisturbed run in one process, without DeepSpeed."""
+    """Columns of metrics.jsonl of an undisturbed run in one process, without DeepSpeed."""
     folder = tmp_path_factory.mktemp("plain") / "run"
     run("pretrain", *options("pretrain", folder))
     records = metrics(folder)
-    return {name: [record[name] for record in records] for name in records[0]}
+    names = ("loss", "grad_norm", "tokens", "supervised_tokens", "audio_s")
+    return {name: [record[name] for record in records] for name in names}
 
 
 @pytest.mark.slow
@@ -143,8 +144,10 @@ def check_weights(folder: Path) -> None:
     model, _ = load_model(str(folder))
     (joined,) = folder.glob("global_step*_universal/zero")
     for name, parameter in model.named_parameters():
-        held = torch.load(joined / name / "fp32.pt", weights_only=True)["param"]
-        assert torch.equal(held.reshape(parameter.shape), parameter), name
+        held = torch.load(joined / name / "fp32.pt", weights_only=True)
+        # ZeRO-3's are flat, and may end with padding.
+        flat = (held["param"] if isinstance(held, dict) else held).flatten()
+        assert torch.equal(flat[: parameter.numel()].view(parameter.shape), parameter), name
 
 
 def forget_after(folder: Path, step: int) -> None:
