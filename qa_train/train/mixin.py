@@ -110,6 +110,8 @@ class AudioTrainerMixin:
         """One micro-batch forward and backward; tells the watchdog, and probes the first batch of every start."""
         self.beat()
         if self.state.global_step + 1 in self.left_out:  # type: ignore[attr-defined]
+            # As the stock step does: what is logged depends on it, and this may be the first step after a resume.
+            model.train()
             return torch.zeros((), device=self.args.device)  # type: ignore[attr-defined]
         if self.self_check is not None:
             if self.options.compile_layers or is_deepspeed_zero3_enabled():

@@ -144,6 +144,8 @@ def check_weights(folder: Path) -> None:
     model, _ = load_model(str(folder))
     (joined,) = folder.glob("global_step*_universal/zero")
     for name, parameter in model.named_parameters():
+        if name.endswith("embed_positions.weight"):
+            continue  # fixed sinusoids, which no rank trains
         held = torch.load(joined / name / "fp32.pt", weights_only=True)
         # ZeRO-3's are flat, and may end with padding.
         flat = (held["param"] if isinstance(held, dict) else held).flatten()
@@ -159,7 +161,7 @@ def forget_after(folder: Path, step: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero3_offload"])
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
 def test_ranks_with_and_without_audio_meet(name: str) -> None:
     words = ["--steps", "20", "--deepspeed", name]
     done = subprocess.run(
