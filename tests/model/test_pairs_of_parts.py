@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -122,15 +121,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
-
-
-def test_sources_beside_a_checkpoint_are_announced(saved: Path, whisper: Path, caplog: Any) -> None:
-    cfg = ModelConfig(name="both", checkpoint=str(saved), encoder=EncoderConfig(str(whisper)), tokenizer="builtin:nano")
-    with caplog.at_level(logging.WARNING):
-        build_model(cfg)
-    assert "model.checkpoint" in caplog.text
-    assert f"model.encoder.source={whisper}" in caplog.text
-    assert "tokenizer" not in caplog.text
 
 
 def test_a_checkpoint_whose_tokenizer_lacks_the_audio_token_is_refused(saved: Path, tmp_path: Path) -> None:
