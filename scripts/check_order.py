@@ -3,14 +3,15 @@
     python scripts/check_order.py --kills 50
 
 A job of W rank processes reads batches through DataLoaders, as a run does, and commits its state (integers, as
-JSON) every few steps. It is killed (SIGKILL) at random: a loader worker, a rank, or the whole job. The next life
-resumes from the last commit with another world size and number of workers. At the end the committed order is
-compared with that of one undisturbed process. No audio is read.
+JSON) every few steps. It is killed (SIGKILL) at random, once in a life: a loader worker, a rank, or the whole job.
+The next life resumes from the last commit with another world size and number of workers. At the end the committed
+order is compared with that of one undisturbed process. No audio is read.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import Counter
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -82,7 +84,7 @@ def delivered_numbers(batches: Batches, numbers: list[int], workers: int) -> Any
     return iter(DataLoader(numbers, batch_size=1, num_workers=workers, collate_fn=Keys(batches)))  # type: ignore[arg-type]
 
 
-def life(cfg: DataConfig, folder: Path, steps: int, world: int, workers: int, die_after: float | None) -> bool:
+def life(cfg: DataConfig, folder: Path, steps: int, world: int, workers: int, killer: Killer) -> bool:
     """One life of the job: True when it reached the last step, False when it was killed."""
     state = json.loads((folder / "state.json").read_text()) if (folder / "state.json").exists() else None
     done = state["step"] if state else 0
@@ -98,11 +100,10 @@ def life(cfg: DataConfig, folder: Path, steps: int, world: int, workers: int, di
         process.start()
         theirs.close()
         ranks.append((process, ours))
-    deadline = time.monotonic() + die_after if die_after is not None else None
     log: list[str] = list(state["log"]) if state else []
     try:
         while done < steps:
-            parts = [_receive(pipe, deadline, [p.pid for p, _ in ranks]) for _, pipe in ranks]
+            parts = [killer.receive(pipe, [p.pid for p, _ in ranks]) for _, pipe in ranks]
             # Batch first + i is the (i // W)-th of rank i % W.
             names = [parts[i % world][i // world] for i in range(PER_STEP)]
             log += [",".join(batch) for batch in names]
@@ -125,27 +126,31 @@ def life(cfg: DataConfig, folder: Path, steps: int, world: int, workers: int, di
             process.join()
 
 
-def _receive(pipe: Connection, deadline: float | None, pids: list[int | None]) -> Any:
-    """The next step of a rank; when the time has come, kill a worker or a rank first."""
-    while not pipe.poll(0.005):
-        _strike(deadline, pids)
-    _strike(deadline, pids)
-    return pipe.recv()
+class Killer:
+    """Strikes once in a life, when its time has come: at a loader worker, a rank or the whole job, equally often."""
 
+    def __init__(self, after_s: float | None) -> None:
+        self.deadline = None if after_s is None else time.monotonic() + after_s
+        self.struck: str | None = None
 
-def _strike(deadline: float | None, pids: list[int | None]) -> None:
-    if deadline is None or time.monotonic() < deadline:
-        return
-    victim = random.choice([pid for pid in pids if pid])
-    children = Path(f"/proc/{victim}/task/{victim}/children")
-    workers = children.read_text().split() if children.exists() else []
-    if random.random() < 0.3:
-        # The whole job at once.
-        raise EOFError
-    try:
-        os.kill(int(random.choice(workers)) if workers else victim, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+    def receive(self, pipe: Connection, pids: list[int | None]) -> Any:
+        """The next step of a rank, unless it is time to strike. A death ends the life as an end of file."""
+        while not pipe.poll(0.005):
+            self._strike(pids)
+        self._strike(pids)
+        return pipe.recv()
+
+    def _strike(self, pids: list[int | None]) -> None:
+        if self.struck or self.deadline is None or time.monotonic() < self.deadline:
+            return
+        victim = random.choice([pid for pid in pids if pid])
+        children = Path(f"/proc/{victim}/task/{victim}/children")
+        workers = children.read_text().split() if children.exists() else []
+        self.struck = random.choice(["worker", "rank", "job"] if workers else ["rank", "job"])
+        if self.struck == "job":
+            raise EOFError
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(random.choice(workers)) if self.struck == "worker" else victim, signal.SIGKILL)
 
 
 def check(kills: int, steps: int, seed: int = 0) -> dict[str, Any]:
@@ -157,12 +162,13 @@ def check(kills: int, steps: int, seed: int = 0) -> dict[str, Any]:
         whole = [",".join(batch) for batch in delivered(opened(cfg), 0, steps * PER_STEP, 1, 0)]
         died, lives, reached = 0, 0, 0
         shapes: set[tuple[int, int]] = set()
+        killed: Counter[str] = Counter()
         while True:
             world, workers = random.choice([1, 2, 4]), random.choice([0, 1, 3])
-            die_after = random.uniform(0.0, 0.5) if died < kills else None
+            killer = Killer(random.uniform(0.0, 0.5) if died < kills else None)
             lives += 1
             shapes.add((world, workers))
-            ended = life(cfg, folder, steps, world, workers, die_after)
+            ended = life(cfg, folder, steps, world, workers, killer)
             state = folder / "state.json"
             saved: dict[str, Any] = json.loads(state.read_text()) if state.exists() else {"step": 0, "log": []}
             reached = saved["step"]
@@ -171,12 +177,21 @@ def check(kills: int, steps: int, seed: int = 0) -> dict[str, Any]:
                     f"life {lives} ({world} ranks, {workers} workers): the order differs before step {reached}"
                 )
             died += not ended
+            if not ended:
+                killed[killer.struck or "by itself"] += 1
             if ended and died >= kills:
                 break
             if ended:
                 # Not killed enough yet: train on from the start.
                 state.unlink()
-        return {"kills": died, "lives": lives, "shapes": len(shapes), "steps": reached, "batches": len(whole)}
+        return {
+            "kills": died,
+            "killed": dict(killed),
+            "lives": lives,
+            "shapes": len(shapes),
+            "steps": reached,
+            "batches": len(whole),
+        }
 
 
 def main() -> None:

@@ -130,11 +130,6 @@ def _check_reference(cfg: StageConfig) -> None:
             "dpo.reference=precomputed holds for clips that stay as they are: leave data.augment and data.time_mask "
             "out, or use dpo.reference=live"
         )
-    if cfg.deepspeed.config.get("zero_optimization", {}).get("stage") == 3:
-        raise ValueError(
-            "dpo.reference=precomputed needs whole weights before training, which ZeRO-3 cuts: use deepspeed=zero2, "
-            "or dpo.reference=live"
-        )
 
 
 def _only_adapters(model: ModelConfig) -> bool:

@@ -17,6 +17,7 @@ from qa_train.model import load_model
 
 HELP = """Type a question and press Enter. Commands:
   /audio FILE   hear a recording with the next question (wav, flac, ogg, opus, mp3)
+  /record SEC   hear the microphone for so many seconds with the next question
   /clear        start a new conversation
   /help         this text
   /quit         leave (also Ctrl-D)
@@ -81,6 +82,30 @@ def read_recording(path: Path | str) -> np.ndarray:
     return wave
 
 
+def record(seconds: float) -> np.ndarray:
+    """So many seconds of the default microphone, 16 kHz mono.
+
+    Raises:
+        ValueError: the length is not sensible, or there is no library or microphone to record with.
+    """
+    if not 0.1 <= seconds <= 600:
+        raise ValueError(f"/record takes 0.1 to 600 seconds, not {seconds:g}")
+    try:
+        import sounddevice
+    except (ImportError, OSError) as error:
+        # OSError: the Python package is there and the system's library is not.
+        raise ValueError(
+            f"cannot record ({error}): pip install 'qa-train[microphone]', and on Linux the system's PortAudio "
+            "(libportaudio2); or give a file with /audio"
+        ) from error
+    frames = round(seconds * SAMPLE_RATE)
+    try:
+        wave = sounddevice.rec(frames, samplerate=SAMPLE_RATE, channels=1, dtype="float32", blocking=True)
+    except sounddevice.PortAudioError as error:
+        raise ValueError(f"no microphone to record from ({error}): give a file with /audio") from error
+    return np.ascontiguousarray(wave[:, 0])
+
+
 def chat(options: ChatConfig, *, lines: TextIO | None = None, out: TextIO | None = None) -> int:
     """Answer one question (``audio`` and/or ``text`` given), or converse line by line until the end.
 
@@ -130,11 +155,21 @@ def _converse(talk: Conversation, lines: TextIO, out: TextIO) -> None:
             out.write(f"{error}\n")
 
 
+def _recorded(seconds: str, out: TextIO) -> np.ndarray:
+    try:
+        length = float(seconds)
+    except ValueError as error:
+        raise ValueError(f"/record takes a number of seconds, not {seconds!r}: /record 5") from error
+    out.write("recording ... ")
+    out.flush()
+    return record(length)
+
+
 def _turn(talk: Conversation, line: str, waiting: list[np.ndarray], out: TextIO) -> list[np.ndarray]:
     """Act on one line; returns the recordings that still wait for their question."""
     command, _, rest = line.partition(" ")
-    if command == "/audio":
-        wave = read_recording(rest.strip().strip("'\""))
+    if command in ("/audio", "/record"):
+        wave = read_recording(rest.strip().strip("'\"")) if command == "/audio" else _recorded(rest, out)
         out.write(f"{len(wave) / SAMPLE_RATE:.1f} s; now ask about it, or press Enter to send it alone\n")
         return [*waiting, wave]
     if command == "/clear":

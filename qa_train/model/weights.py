@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -106,9 +108,18 @@ def _open(file: Path) -> safe_open:
         raise ValueError(f"{file} is not a readable safetensors file ({error}): use another checkpoint") from error
 
 
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and contents of all weights; the order does not count."""
-    return _digest(model.state_dict().items())
+def weights_digest(model: nn.Module, whole: Callable[[torch.Tensor], AbstractContextManager[Any]] | None = None) -> str:
+    """SHA-256 over names, types, shapes and contents of all weights; the order does not count.
+
+    ``whole``: a context for each weight in which it is whole, when it has been cut.
+    """
+    if whole is None:
+        return _digest(model.state_dict().items())
+    digests = []
+    for name, value in model.state_dict(keep_vars=True).items():
+        with whole(value):
+            digests.append(_digest_one((name, value)))
+    return _joined(digests)
 
 
 def encoder_hash(model: nn.Module) -> str:
@@ -120,8 +131,11 @@ def encoder_hash(model: nn.Module) -> str:
 def _digest(items: Iterable[tuple[str, torch.Tensor]]) -> str:
     # hashlib lets other threads run: hashing takes the time of the slowest core instead of the sum.
     with ThreadPoolExecutor() as pool:
-        digests = sorted(pool.map(_digest_one, items))
-    return hashlib.sha256(b"".join(digests)).hexdigest()
+        return _joined(pool.map(_digest_one, items))
+
+
+def _joined(digests: Iterable[bytes]) -> str:
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
 def _digest_one(item: tuple[str, torch.Tensor]) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from typing import Any
 
@@ -43,6 +44,16 @@ def accumulation_steps(cfg: TrainerConfig) -> int:
             f"use a multiple of {world_size()} (the step then holds the same batches at any world size)"
         )
     return cfg.batches_per_step // world_size()
+
+
+def whole(weight: torch.Tensor) -> AbstractContextManager[Any]:
+    """A context in which a weight that ZeRO-3 has cut is whole: a collective call. For any other, nothing happens."""
+    if not hasattr(weight, "ds_id"):
+        return nullcontext()
+    import deepspeed
+
+    gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters([weight])
+    return gathered
 
 
 def zero_stage(deepspeed: dict[str, Any] | None) -> int:

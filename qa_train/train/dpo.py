@@ -16,7 +16,7 @@ from qa_train.data.batches import PreferenceBatches
 from qa_train.model import build_model, weights_digest
 from qa_train.model.kernels import use_liger_kernels
 from qa_train.train.common import Evaluation, Stage, go, open_stage, training_arguments
-from qa_train.train.distributed import from_main
+from qa_train.train.distributed import from_main, whole, zero_stage
 from qa_train.train.mixin import AudioTrainerMixin
 from qa_train.train.reference import Reference
 from qa_train.train.tally import PAIR_VALUES, pair_curves, pair_values
@@ -109,7 +109,8 @@ def dpo(
         return 0
     reference = Reference(stage.run.dir / "reference", _facts(stage), is_main=stage.run.is_main)
     model = None
-    if stage.adapters is None and not precomputed:
+    cut = zero_stage(cfg.deepspeed.config) == 3
+    if cut if precomputed else stage.adapters is None:
         model, _ = build_model(cfg.model, seed=cfg.run.seed)
         if cfg.trainer.use_liger_kernel:
             use_liger_kernels(model)
@@ -117,6 +118,7 @@ def dpo(
     trainer = AudioDPOTrainer(
         model=stage.model,
         # With adapters the reference is the model without them: TRL switches them off, and nothing is held twice.
+        # A model that ZeRO-3 has cut answers only inside an engine, so a second one does until the training begins.
         ref_model=model,
         peft_config=stage.adapters.config if stage.adapters else None,
         args=args,
@@ -129,6 +131,7 @@ def dpo(
         assert isinstance(stage.batches, PreferenceBatches)
         num_batches = cfg.trainer.max_steps * cfg.trainer.batches_per_step
         reference.fill(trainer, stage.batches, num_batches, cfg.data.tokens_per_batch)
+        trainer.ref_model = None
     else:
         reference.pin()
     if cfg.dpo.gates.every and gates is not None:
@@ -139,12 +142,14 @@ def dpo(
 def _facts(stage: Stage) -> dict[str, Any]:
     """What the reference is: the model that the stage starts from, and the arithmetic it is run in."""
     cfg = stage.cfg
-    # ZeRO-3 has cut the weights: their digest would say nothing.
-    cut = any(hasattr(weight, "ds_numel") for weight in stage.model.parameters())
+    if any(hasattr(weight, "ds_id") for weight in stage.model.parameters()):
+        digest = weights_digest(stage.model, whole)
+    else:
+        # Every process holds the same weights: one of them hashes.
+        digest = from_main(weights_digest(stage.model) if stage.run.is_main else None)
     return {
         "kind": cfg.dpo.reference,
-        # Every process holds the same weights: one of them hashes.
-        "weights_digest": None if cut else from_main(weights_digest(stage.model) if stage.run.is_main else None),
+        "weights_digest": digest,
         "dtype": cfg.model.dtype + (" in bfloat16 autocast" if cfg.trainer.bf16 else ""),
         "ld_alpha": cfg.dpo.ld_alpha,
     }

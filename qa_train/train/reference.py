@@ -60,6 +60,7 @@ class Reference:
     def fill(self, trainer: Any, batches: PreferenceBatches, num_batches: int, tokens_per_batch: int) -> int:
         """Compute what the table lacks for the run's first ``num_batches`` batches; every process a share.
 
+        The model before its first step answers, or ``trainer.ref_model`` where there is one (an engine of DeepSpeed's).
         Returns the number of pairs computed (over all processes). The batches carry the values from then on.
         """
         wanted = [batches.fingerprint, num_batches]
@@ -75,15 +76,19 @@ class Reference:
         groups = _groups(list(missing.values()), tokens_per_batch)
         found = []
         state = PartialState()
-        model = trainer.model.to(trainer.args.device)
+        together = trainer.ref_model is not None
+        if together and len(groups) % state.num_processes:
+            # All processes take part in every forward of a model that is cut: some do the first group once more.
+            groups += groups[:1] * (state.num_processes - len(groups) % state.num_processes)
+        model = trainer.ref_model if together else trainer.model.to(trainer.args.device)
         training = model.training
         model.eval()
         for group in groups[state.process_index :: state.num_processes]:
             batch, names = batches.build_pairs(group)
-            if names:
+            if names or together:
                 inputs = {key: value.to(trainer.args.device) for key, value in batch.items()}
                 chosen, rejected = trainer.compute_ref_log_probs(model, inputs)
-                found += list(zip(names, chosen.tolist(), rejected.tolist(), strict=True))
+                found += list(zip(names, chosen.tolist(), rejected.tolist(), strict=bool(names)))
         model.train(training)
         for name, chosen, rejected in gather_object(found):
             self.table[name] = (chosen, rejected)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from fake_model import FakeModel, processor, tone
 
 from qa_train.config import ChatConfig
 from qa_train.infer import chat as module
-from qa_train.infer.chat import Conversation, chat, read_recording
+from qa_train.infer.chat import Conversation, chat, read_recording, record
 from qa_train.infer.generate import Decoding, Generator
 
 
@@ -99,3 +101,32 @@ def test_cut_off_and_empty_turns(loaded: FakeModel, wav: Path) -> None:
     talk = Conversation(Generator(FakeModel(parts.tokenizer), parts), Decoding())
     with pytest.raises(ValueError, match="nothing to send"):
         talk.ask([], "", lambda piece: None)
+
+
+def test_a_recording_from_the_microphone(loaded: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    class PortAudioError(Exception):
+        pass
+
+    asked = []
+
+    def rec(frames: int, **options: object) -> np.ndarray:
+        asked.append((frames, options["samplerate"], options["channels"]))
+        if frames > 16_000:
+            raise PortAudioError("no default input device")
+        return tone(frames / 16_000)[:, None]
+
+    device = SimpleNamespace(rec=rec, PortAudioError=PortAudioError)
+    monkeypatch.setitem(sys.modules, "sounddevice", device)
+    out = io.StringIO()
+    chat(ChatConfig("x"), lines=io.StringIO("/record 1\nWhat is it?\n/record 2\n/record soon\n/record 0\n"), out=out)
+    assert asked[0] == (16_000, 16_000, 1)
+    assert "recording ... 1.0 s; now ask" in out.getvalue()
+    assert "> tone 25" in out.getvalue()
+    for said in ("no microphone to record from (no default input device)", "not 'soon'", "0.1 to 600 seconds, not 0"):
+        assert said in out.getvalue()
+
+
+def test_without_the_library_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    with pytest.raises(ValueError, match=r"pip install 'qa-train\[microphone\]'.*/audio"):
+        record(1.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -92,6 +94,22 @@ def stock_inputs(batches: PreferenceBatches, ours: dict[str, torch.Tensor], proc
     return {**text, "input_features": audio["input_features"], "feature_attention_mask": audio["attention_mask"]}
 
 
+@contextmanager
+def encoded(*models: Any) -> Iterator[list[list[int]]]:
+    """Mel frames of the clips that each call of an encoder was given."""
+    calls: list[list[int]] = []
+
+    def hear(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append((kwargs["feature_lengths"] if "feature_lengths" in kwargs else args[1]).tolist())
+
+    hooks = [model.model.audio_tower.register_forward_pre_hook(hear, with_kwargs=True) for model in models]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def make_trainer(kind: type[DPOTrainer], model: Any, reference: Any, processor: Any, folder: Path, **more: Any) -> Any:
     args = DPOConfig(
         output_dir=str(folder), use_cpu=True, report_to="none", beta=0.3, max_length=None,
@@ -128,10 +146,15 @@ def test_loss_and_gradients_equal_trl_on_the_stock_model(
         run=SimpleNamespace(),
         writer=SimpleNamespace(),
         options=TrainerConfig(),
+        work=SimpleNamespace(),
     )
     ours._pairs_of_step = pairs
     ours.tally.begin([Collator(batches)([0])])
-    found = ours.compute_loss(ours.model, batch)
+    with encoded(model, reference) as passes:
+        found = ours.compute_loss(ours.model, batch)
+    # Each clip once for chosen and rejected together, by the policy and by the reference.
+    assert len(batch["feature_lengths"]) == pairs
+    assert passes == [batch["feature_lengths"].tolist()] * 2
     expected = theirs.compute_loss(theirs.model, stock_inputs(batches, batch, processor))
     assert float(found.detach()) == pytest.approx(float(expected.detach()), abs=1e-5)
     record = pair_curves(ours.tally.record(ours.accelerator), ours.beta)
