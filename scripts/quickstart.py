@@ -266,7 +266,7 @@ def main() -> None:
     quick = Quickstart(options.folder, options.short)
     evaluated = quick.root / "eval"
     evaluated.mkdir(exist_ok=True)
-    print(f"about 25 minutes on two cores; everything goes to {quick.root}; stop and start as you like")
+    print(f"15 to 25 minutes on two cores; everything goes to {quick.root}; stop and start as you like")
 
     quick.part("data", quick.data / "done", lambda: make_data(quick))
     quick.part("untrained model", quick.root / "before" / "config.json", lambda: save_untrained(quick))

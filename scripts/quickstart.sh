@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a bare machine to a model that has learned from real speech: installs, makes data, trains
-# the three stages, evaluates after each, exports, and writes a report. About 25 minutes on two
+# the three stages, evaluates after each, exports, and writes a report. 15 to 25 minutes on two
 # cores; the same command continues after an interruption and does nothing twice.
 #   scripts/quickstart.sh [FOLDER] [--short]        (default: runs/quickstart)
 set -euo pipefail
