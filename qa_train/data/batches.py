@@ -29,12 +29,12 @@ from qa_train.data.packing import Cost
 from qa_train.data.passes import Passes
 from qa_train.data.plan import Plan, SampleRef
 from qa_train.data.source import Source
-from qa_train.data.sources import BUDGET_FLOOR, open_sources
+from qa_train.data.sources import BUDGET_FLOOR, TOO_LONG, check_lengths, open_sources
 from qa_train.data.template import ENDOFTEXT, IGNORE, encode, encode_pair, special_id
 
 log = logging.getLogger(__name__)
 
-_REASONS = ("read", "bad audio", "changed shard", "unreadable", "not in encoder cache", "too long for a batch")
+_REASONS = ("read", "bad audio", "changed shard", "unreadable", "not in encoder cache", TOO_LONG)
 # Why training leaves a sample out.
 SKIP_REASONS = _REASONS[1:]
 _SLOTS = 257
@@ -192,15 +192,15 @@ class Batches:
 
     def _refs(self, k: int) -> list[SampleRef]:
         refs = self.plan.batch(k)
-        chapter, first = self.plan.locate(k)
-        counts = self._slot()
-        counts[0] += len(refs)
+        number, first = self.plan.locate(k)
+        chapter = self.plan.chapter(number)
+        check_lengths(chapter, self.cfg)
+        self._slot()[0] += len(refs)
         if k == first:
             # Whoever builds a chapter's first batch reports what fitted into none.
-            for ref in self.plan.chapter(chapter).too_long:
-                counts[0] += 1
-                message = f"more than tokens_per_batch={self.plan.tokens_per_batch} tokens"
-                self._count_skip(ref, SkipSample("too long for a batch", message))
+            message = f"more than tokens_per_batch={self.plan.tokens_per_batch} tokens"
+            for ref in chapter.too_long:
+                self._report(ref, SkipSample(TOO_LONG, message))
         return refs
 
     def _audio(self, ref: SampleRef) -> tuple[list[Tensor], list[int]]:
@@ -238,13 +238,18 @@ class Batches:
         worker = get_worker_info()
         return self._counts[0 if worker is None else 1 + worker.id % (_SLOTS - 1)]
 
-    def _count_skip(self, ref: SampleRef, skip: SkipSample) -> None:
+    def _report(self, ref: SampleRef, skip: SkipSample) -> None:
         source = self.sources[ref.source]
         log.warning("skipped %s of %s (%s): %s", source.key(ref.row), source.shard(ref.row), skip.reason, skip)
         self._slot()[_REASONS.index(skip.reason)] += 1
-        counts = self._counts.sum(0).tolist()
+
+    def _count_skip(self, ref: SampleRef, skip: SkipSample) -> None:
+        self._report(ref, skip)
+        # Samples too long for a batch were never read: each chapter is judged for them as a whole.
+        counts = self._counts.sum(0)[: _REASONS.index(TOO_LONG)].tolist()
         bad, read = sum(counts[1:]), counts[0]
         if bad > self.cfg.error_budget * max(read, BUDGET_FLOOR):
+            source = self.sources[ref.source]
             raise ValueError(
                 f"{bad} of {read} samples could not be used, more than data.error_budget={self.cfg.error_budget:g} "
                 f"allows; the last: {source.key(ref.row)} of {source.shard(ref.row)} ({skip.reason}): {skip}. "

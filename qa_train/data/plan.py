@@ -36,7 +36,7 @@ _EPOCHS_KEPT = 2
 # Records looked at together when few are missing.
 _BLOCK = 256
 # Raised when other samples make up batch k of the same data: a run of an older version is then not continued unnoticed.
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass

@@ -10,6 +10,7 @@ import numpy as np
 from qa_train.data.order import Ints
 from qa_train.data.plan import Plan
 from qa_train.data.source import Source
+from qa_train.data.sources import TOO_LONG
 
 _TOKEN_S = 0.04
 
@@ -35,7 +36,7 @@ def realised(plan: Plan, sources: list[Source], steps: int) -> dict[str, Any]:
         for i, left in chapter.left_out.items():
             rows[i].left_out.update(left)
         for ref in chapter.too_long:
-            rows[ref.source].left_out["too long for a batch"] += 1
+            rows[ref.source].left_out[TOO_LONG] += 1
         tokens += chapter.batch_tokens[:used].tolist()
         costs += chapter.batch_costs[:used].tolist()
         for i, line in rows.items():

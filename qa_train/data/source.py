@@ -272,7 +272,10 @@ class Source:
         )
 
     def _find_duplicates(self) -> frozenset[int]:
-        """Rows whose key and record an earlier shard holds as well; looked for in sources of moderate size."""
+        """Rows whose key, JSON and audio an earlier shard holds as well; looked for in sources of moderate size.
+
+        Key and JSON alone say little: many sets number their keys anew in every shard, and labels are few.
+        """
         used = np.flatnonzero(self.shard_lengths).tolist()
         if len(used) < 2 or self.shard_lengths.sum() > DUPLICATE_RECORDS:
             return frozenset()
@@ -281,14 +284,20 @@ class Source:
         )
         counts = keys.value_counts()
         again = counts.field("values").filter(pyarrow.compute.greater(counts.field("counts"), 1))
-        rows = pyarrow.compute.indices_nonzero(pyarrow.compute.is_in(keys, again)).to_pylist()
-        seen: set[tuple[str, str]] = set()
+        rows = pyarrow.compute.indices_nonzero(pyarrow.compute.is_in(keys, again)).to_numpy().astype(np.int64)
+        seen: set[tuple[str, str, tuple[int, ...]]] = set()
         out = []
-        for row in rows:
-            record = (self.key(row), str(self._at.cell("meta", row)))
-            if record in seen:
-                out.append(row)
-            seen.add(record)
+        shards = self._at.shards_of(rows)
+        for shard in np.unique(shards).tolist():
+            numbers = rows[shards == shard]
+            local = numbers - self._at.first(shard)
+            said, clips = (self._at.rows(shard, clips=clips).take(local) for clips in (False, True))
+            columns = (said["key"].to_pylist(), said["meta"].to_pylist(), clips["crc32c"].to_pylist())
+            for row, key, meta, crcs in zip(numbers.tolist(), *columns, strict=True):
+                record = (key, meta, tuple(crcs))
+                if record in seen:
+                    out.append(row)
+                seen.add(record)
         return frozenset(out)
 
     def _fingerprint(self, data: DataConfig) -> str:

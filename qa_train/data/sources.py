@@ -6,12 +6,15 @@ from typing import Any
 
 from qa_train.config import DataConfig
 from qa_train.data import mixture
+from qa_train.data.chapter import Chapter
 from qa_train.data.prompts import PromptBank
 from qa_train.data.source import Source
 
 # Below this many records the budget counts as if that many had been read: one bad clip among the
 # first ten is no reason to stop.
 BUDGET_FLOOR = 1000
+# Why the plan leaves samples of a chapter in no batch.
+TOO_LONG = "too long for a batch"
 
 
 def open_sources(cfg: DataConfig, tokenizer: Any, *, seed: int, preference: bool) -> list[Source]:
@@ -43,6 +46,24 @@ def weigh(sources: list[Source], cfg: DataConfig) -> None:
     weights = mixture.effective_weights(lines, cfg.mixture.by, cfg.mixture.temperature)
     for source, weight in zip(sources, weights, strict=True):
         source.weight = weight
+
+
+def check_lengths(chapter: Chapter, cfg: DataConfig) -> None:
+    """ValueError when more samples of a chapter than the error budget allows are too long for a batch.
+
+    The plan is the same for every rank, so they all stop, or none.
+    """
+    if not chapter.too_long:
+        return
+    long = len(chapter.too_long)
+    total = long + sum(map(len, chapter.batches))
+    if long > cfg.error_budget * max(total, BUDGET_FLOOR):
+        raise ValueError(
+            f"{long} of the {total} samples planned next are longer than data.tokens_per_batch={cfg.tokens_per_batch} "
+            f"tokens and fit into no batch, more than data.error_budget={cfg.error_budget:g} allows. Raise "
+            f"data.tokens_per_batch, or lower data.max_duration_s={cfg.max_duration_s:g} to leave long recordings out "
+            "(25 tokens a second, and the text)."
+        )
 
 
 def _check_index_budget(source: Source, budget: float) -> None:

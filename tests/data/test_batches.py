@@ -193,6 +193,19 @@ def test_the_same_record_twice_is_used_once(shards: dict[str, str], tokenizer: A
     assert row["left_out"] == {"duplicate record": 30}
 
 
+def test_other_audio_under_the_same_key_and_text_is_another_record(tokenizer: Any, tmp_path: Path) -> None:
+    for name, seeds in (("a", (0, 1, 2, 3)), ("b", (10, 11, 12, 3))):
+        with ShardWriter(tmp_path / f"{name}.tar") as writer:
+            for i, seed in enumerate(seeds):
+                writer.write(f"{i:06d}", {"text": "dog"}, noise(0.5, seed=seed))
+    batches = opened(one_source(str(tmp_path / "*.tar"), chapter_samples=7), tokenizer)
+    (row,) = batches.table()
+    assert (row["samples"], row["left_out"]) == (7, {"duplicate record": 1})
+    # Row 7 says what row 3 says, and sounds like it.
+    refs = [ref for batch in batches.plan.chapter(0).batches for ref in batch]
+    assert sorted((ref.row, ref.epoch) for ref in refs) == [(i, 0) for i in range(7)]
+
+
 def damaged(tmp_path: Path, flip: list[int]) -> str:
     """Twenty records, some with a flipped bit in the audio after indexing."""
     with ShardWriter(tmp_path / "d.tar") as writer:
@@ -273,6 +286,28 @@ def test_samples_too_long_for_a_batch_are_counted_once(tokenizer: Any, tmp_path:
     for k in range(len(batches.plan.chapter(0).batches)):
         batches.build(k)
     assert batches.skipped == Counter({"too long for a batch": 1})
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("long", [1, 15])
+def test_samples_too_long_for_a_batch_are_judged_by_the_chapter(
+    long: int, ranks: int, tokenizer: Any, tmp_path: Path
+) -> None:
+    """One in 300 passes an error budget of 1 %, 15 do not: from the first batch on, for every rank."""
+    with ShardWriter(tmp_path / "l.tar") as writer:
+        for i in range(300):
+            turns = [("user", "Hi"), ("assistant", "no " * 200 if i < long else "no")]
+            writer.write(f"k{i}", {"messages": [{"role": role, "content": text} for role, text in turns]}, [])
+    cfg = one_source(str(tmp_path / "l.tar"), task="chat", template="chat", tokens_per_batch=300, chapter_samples=3600)
+    copies = [opened(cfg, tokenizer) for _ in range(ranks)]
+    for rank, batches in enumerate(copies):
+        if long == 1:
+            [batches.build(k) for k in range(rank, 6, ranks)]
+            continue
+        with pytest.raises(ValueError, match=r"180 of the 3600 samples .* data.tokens_per_batch=300 .*max_duration_s"):
+            batches.build(rank)
+    found = sum((batches.skipped for batches in copies), Counter())
+    assert found == ({"too long for a batch": 12} if long == 1 else {})
 
 
 def test_long_clips_are_segmented_and_text_only_chats_have_no_audio(tokenizer: Any, tmp_path: Path) -> None:
