@@ -8,6 +8,7 @@ what the recording holds (`ByJudge`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from qa_train.data.audio import BadAudio
 from qa_train.data.prompts import PromptBank
 from qa_train.eval.judge import Judge, Verdict
 from qa_train.eval.labels import label_contained
@@ -196,19 +198,24 @@ def sampled_pairs(
     max_new_tokens: int = 64,
     seed: int = 0,
     ranker: Ranker | None = None,
+    left_out: Counter[str] | None = None,
 ) -> Iterator[Pair]:
     """Pairs for the questions about ``clips`` (training data, never held-out data).
 
     ``ranker``: by default word error rate with ``margin``, for transcription questions. The chosen answer is the best
-    sample, so that the model learns from what it can say.
+    sample, so that the model learns from what it can say. ``left_out`` counts, by reason, the questions that are not
+    asked: a pair holds one user message about one clip, and an unreadable clip cannot be asked about.
     """
+    left_out = Counter() if left_out is None else left_out
     ranker = ranker or ByWordErrors(margin)
     questions = record_questions(clips, bank)
     decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     for start in range(0, len(questions), _CHUNK):
-        chunk = questions[start : start + _CHUNK]
-        waves = [question.load() for question in chunk]
-        items = [Item(question.sample, wave) for question, wave in zip(chunk, waves, strict=True)]
+        loaded = list(_loaded(questions[start : start + _CHUNK], left_out))
+        if not loaded:
+            continue
+        chunk = [question for question, _ in loaded]
+        items = [Item(question.sample, waves) for question, waves in loaded]
         drawn = [
             # A byte of 0, which a byte-level model may say, is no text that a shard may hold.
             [answer.text.strip() for answer in answers if not answer.truncated and "\0" not in answer.text]
@@ -218,6 +225,20 @@ def sampled_pairs(
             if pair is not None:
                 prompt = part_text(question.sample.messages[-1])
                 yield Pair(question.sample.key, prompt, partial(_first_clip, question), *pair, question.language)
+
+
+def _loaded(questions: Sequence[Question], left_out: Counter[str]) -> Iterator[tuple[Question, tuple[np.ndarray, ...]]]:
+    """The questions that a pair can hold, with their clips."""
+    for question in questions:
+        if len(question.sample.messages) > 1:
+            left_out["several turns or a system prompt"] += 1
+        elif question.sample.num_clips != 1:
+            left_out["not exactly one clip"] += 1
+        else:
+            try:
+                yield question, question.load()
+            except BadAudio:
+                left_out["unreadable clip"] += 1
 
 
 def _first_clip(question: Question) -> np.ndarray:

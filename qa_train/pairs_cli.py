@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,25 +72,31 @@ def pairs(options: PairsConfig) -> int:
     out = Path(options.out)
     if left := sorted(out.glob("pairs-*.tar")):
         raise ValueError(f"pairs: {out} holds pairs already ({left[0].name}): delete them, or choose another out=")
+    left_out: Counter[str] = Counter()
     found = list(
         sampled_pairs(
             generator, clips, PromptBank.load(), samples=options.samples, temperature=options.temperature,
             max_new_tokens=options.max_new_tokens, seed=options.seed, ranker=ranker,
+            left_out=left_out,
         )
     )  # fmt: skip
     kept = balanced(found) if options.balance else found
     if not found:
         raise ValueError(
-            "pairs: no two answers were far enough apart: raise temperature= or samples=, or lower margin="
+            "pairs: no two answers were far enough apart: raise temperature= or samples=, or lower margin= "
+            f"(left out before: {dict(left_out) or 'nothing'})"
         )
     if not kept:
         raise ValueError("pairs: all longer answers were the better ones, or all shorter ones: use balance=false")
     lesson = Lesson()
     with ShardWriter(out / "pairs-%03d.tar") as writer:
         for pair in kept:
+            pair = replace(pair, key=writer.free_key(pair.key))
             writer.write(pair.key, pair.record("train"), [pair.wave])
             lesson.add(pair)
-    report = lesson.report() | {"by": options.by, "left_out_for_length": len(found) - len(kept)}
+    report = lesson.report() | {
+        "by": options.by, "left_out": dict(left_out), "left_out_for_length": len(found) - len(kept),
+    }  # fmt: skip
     if isinstance(ranker, ByJudge):
         report["judged"] = ranker.counts
     (out / "pairs.report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -124,7 +124,8 @@ def _rewrite_shard(path: str, options: RewriteConfig, writer: Judge, shard: Shar
         for row, record in rows:
             made = _rewritten(row["key"], record, verdicts, options, outcome)
             clips = list(_clips(file, row))
-            shard.write(row["key"], made, [raw for _, raw in clips], extension=[kind for kind, _ in clips])
+            key = shard.free_key(row["key"])
+            shard.write(key, made, [raw for _, raw in clips], extension=[kind for kind, _ in clips])
 
 
 def _clips(file: Any, row: dict[str, Any]) -> Iterator[tuple[str, bytes]]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from qa_train.config import PairsConfig
+from qa_train.data.audio import BadAudio
+from qa_train.data.index import load_index
 from qa_train.data.sample import AudioPart, Message, Sample, TextPart
 from qa_train.eval.judge import Verdict
 from qa_train.eval.questions import Question
 from qa_train.pairs import ByJudge, ByLabel, Pair, _best_and_worst, balanced, sampled_pairs
-from qa_train.pairs_cli import Lesson
+from qa_train.pairs_cli import Lesson, pairs
 
 
 def question(reference: str) -> Question:
@@ -54,6 +59,39 @@ def test_cut_and_unprintable_answers_make_no_pair(monkeypatch: pytest.MonkeyPatc
     generator = SimpleNamespace(sample=lambda items, count, decoding: [said for _ in items])
     made = list(sampled_pairs(generator, None, None))  # type: ignore[arg-type]
     assert [(pair.chosen, pair.rejected) for pair in made] == [("the cat sat down", "a cat")]
+
+
+def test_what_a_pair_cannot_hold_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable() -> tuple[np.ndarray, ...]:
+        raise BadAudio("broken")
+
+    good = replace(question("the cat"), load=lambda: (np.zeros(16_000, np.float32),))
+    (message,) = good.sample.messages
+    more = Message("user", (TextPart("And then?"),))
+    chats = [
+        (1, (message, Message("assistant", (TextPart("A cat."),)), more)),
+        (1, (Message("system", (TextPart("Be brief."),)), message)),
+        (0, (more,)),
+        (2, (Message("user", (AudioPart(0), AudioPart(1))),)),
+    ]
+    asked = [good, replace(good, load=unreadable)]
+    asked += [replace(good, sample=replace(good.sample, num_clips=n, messages=chat)) for n, chat in chats]
+    monkeypatch.setattr("qa_train.pairs.record_questions", lambda clips, bank: asked)
+    said = [SimpleNamespace(text=text, truncated=False) for text in ("the cat", "a hat")]
+    generator = SimpleNamespace(sample=lambda items, count, decoding: [said for _ in items])
+    left_out: Counter[str] = Counter()
+    made = list(sampled_pairs(generator, None, None, left_out=left_out))  # type: ignore[arg-type]
+    assert [(pair.key, pair.chosen) for pair in made] == [("clip", "the cat")]
+    assert left_out == {"several turns or a system prompt": 2, "not exactly one clip": 2, "unreadable clip": 1}
+
+
+def test_shards_that_share_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [replace(pair("a b", "c"), load=lambda: np.zeros(16_000, np.float32)) for _ in range(3)]
+    monkeypatch.setattr("qa_train.pairs_cli.load_model", lambda *args, **more: (None, None))
+    monkeypatch.setattr("qa_train.pairs_cli.Generator", lambda *args, **more: None)
+    monkeypatch.setattr("qa_train.pairs_cli.sampled_pairs", lambda *args, **more: iter(made))
+    assert pairs(PairsConfig(checkpoint="x", shards="x", out=str(tmp_path))) == 0
+    assert load_index(str(tmp_path / "pairs-000.tar")).table["key"].to_pylist() == ["k", "k-2", "k-3"]
 
 
 class ScriptedJudge:

@@ -125,6 +125,15 @@ def test_a_run_a_replay_and_a_second_run(tmp_path: Path, url: str) -> None:
     assert len(Writer.asked) == 3
 
 
+def test_shards_that_share_keys(tmp_path: Path, url: str) -> None:
+    shards = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        shards.append(chats(tmp_path / name))
+    rewrite(RewriteConfig(shards=shards, out=str(tmp_path / "out"), url=url, model="m"))
+    assert [*read(tmp_path / "out")] == ["one", "two", "three", "one-2", "two-2", "three-2"]
+
+
 def test_a_part_is_the_same_part_every_time(tmp_path: Path, url: str) -> None:
     options = RewriteConfig(shards=chats(tmp_path), out=str(tmp_path / "out"), url=url, model="m", share=0.5)
     rewrite(options)

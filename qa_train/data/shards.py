@@ -48,6 +48,13 @@ class ShardWriter:
             raise ValueError(f"{self.pattern}: shards are uncompressed tars, the name must end in .tar")
         Path(self.pattern).parent.mkdir(parents=True, exist_ok=True)
 
+    def free_key(self, key: str) -> str:
+        """``key``, or ``key-2``, ``key-3`` ... when it was written already (shards may share keys)."""
+        number, free = 2, key
+        while free in self._keys:
+            number, free = number + 1, f"{key}-{number}"
+        return free
+
     def write(
         self,
         key: str,
