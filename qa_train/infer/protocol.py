@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from qa_train.data.audio import BadAudio, audio_tokens, read_clip
+from qa_train.data.records import MAX_TEXT_CHARACTERS, BadRecord, check_text
 from qa_train.data.sample import AudioPart, Message, Sample, TextPart
+from qa_train.data.template import AUDIO, AUDIO_BOS, AUDIO_EOS
 
 FORMATS = ("wav", "flac", "mp3", "ogg", "opus")
 _KNOWN = ("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stream",
@@ -179,7 +181,31 @@ def _conversation(messages: Any, limits: Limits, template: str) -> tuple[Sample,
         raise ApiError(400, f"the last message is from {made[-1].role!r}; expected user", param="messages")
     if template == "base" and len(made) > 1:
         raise ApiError(400, "a pretrained model takes one user message, without system or history", param="messages")
+    _check_texts(made)
     return Sample("request", tuple(made), len(waves), "chat", None, template), tuple(waves)
+
+
+def _check_texts(messages: list[Message]) -> None:
+    """Refuse what would take seconds to tokenize, is no Unicode, or stands for a clip that is not there."""
+    parts = [part for message in messages for part in message.content if isinstance(part, TextPart)]
+    characters = sum(len(part.text) for part in parts)
+    if characters > MAX_TEXT_CHARACTERS:
+        raise ApiError(
+            400,
+            f"the texts of the conversation have {characters} characters; at most {MAX_TEXT_CHARACTERS} are accepted: "
+            "start a new conversation, or send less text",
+            code="context_length_exceeded",
+            param="messages",
+        )
+    try:
+        check_text([part.text for part in parts])
+    except BadRecord as error:
+        raise ApiError(400, f"a text of the conversation: {error}", param="messages") from error
+    for token in (AUDIO, AUDIO_BOS, AUDIO_EOS):
+        if any(part.trusted and token in part.text for part in parts):
+            raise ApiError(
+                400, f"a text holds {token}, which stands for sound: send the clip as input_audio", param="messages"
+            )
 
 
 def _content(

@@ -24,7 +24,7 @@ from qa_train.infer.encoded import EncodedClips
 from qa_train.infer.engine import Engine
 from qa_train.infer.generate import Generator
 from qa_train.infer.protocol import ApiError, Limits, parse
-from qa_train.infer.turn import Turn
+from qa_train.infer.turn import Turn, count_tokens
 from qa_train.model import load_model
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ class Service:
 
         body = await _body(request, self.options.max_body_mb)
         asked = await asyncio.to_thread(parse, body, self.limits, list(self.generators), self.options.template)
-        turn = Turn(self.generators[asked.model], asked, self.engine)
+        generator = self.generators[asked.model]
+        prompt_tokens = await asyncio.to_thread(count_tokens, generator, asked, self.engine.token_budget)
+        turn = Turn(asked, prompt_tokens, self.engine)
         if asked.stream:
             headers = {"Cache-Control": "no-store"}
             return StreamingResponse(turn.events(), media_type="text/event-stream", headers=headers)

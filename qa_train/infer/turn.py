@@ -20,26 +20,34 @@ from qa_train.infer.rows import Row
 _ASK_AGAIN_S = 0.5
 
 
+def count_tokens(generator: Generator, asked: Request, token_budget: int) -> int:
+    """Number of tokens of the prompt (slow for long texts: not for an event loop).
+
+    Raises:
+        ApiError: the prompt and its answer do not fit the model or the server's token budget.
+    """
+    clips = [audio_tokens(len(wave)) for wave in asked.waves]
+    tokens = len(encode_prompt(asked.sample, generator.tokenizer, clips))
+    room = min(generator.model.config.text_config.max_position_embeddings, token_budget)
+    if tokens + asked.max_new_tokens > room:
+        raise ApiError(
+            400,
+            f"the conversation has {tokens} tokens, and {asked.max_new_tokens} for the answer come to "
+            f"more than the {room} that fit: start a new conversation, send shorter clips, or ask for fewer tokens",
+            code="context_length_exceeded",
+            param="messages",
+        )
+    return tokens
+
+
 class Turn:
     """Sends a request to the engine and hands its answer on; must be made inside the event loop.
 
     The row of a client that has gone is given up.
     """
 
-    def __init__(self, generator: Generator, asked: Request, engine: Engine) -> None:
-        """ApiError when the prompt and its answer do not fit the model or the server's token budget."""
-        clips = [audio_tokens(len(wave)) for wave in asked.waves]
-        self.prompt_tokens = len(encode_prompt(asked.sample, generator.tokenizer, clips))
-        self.new_tokens = 0
-        room = min(generator.model.config.text_config.max_position_embeddings, engine.token_budget)
-        if self.prompt_tokens + asked.max_new_tokens > room:
-            raise ApiError(
-                400,
-                f"the conversation has {self.prompt_tokens} tokens, and {asked.max_new_tokens} for the answer come to "
-                f"more than the {room} that fit: start a new conversation, send shorter clips, or ask for fewer tokens",
-                code="context_length_exceeded",
-                param="messages",
-            )
+    def __init__(self, asked: Request, prompt_tokens: int, engine: Engine) -> None:
+        self.prompt_tokens, self.new_tokens = prompt_tokens, 0
         self.reply = Reply(asked.model, int(time.time()))
         self._asked, self._engine = asked, engine
         self._finish = "stop"

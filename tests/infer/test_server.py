@@ -27,7 +27,7 @@ from qa_train.config import EncoderConfig, EvalConfig, LanguageModelConfig, Mode
 from qa_train.eval.suite import evaluate
 from qa_train.eval.tables import read_predictions
 from qa_train.infer.generate import Decoding, Generator, Item
-from qa_train.infer.protocol import Limits, parse
+from qa_train.infer.protocol import ApiError, Limits, parse
 from qa_train.infer.server import open_models
 from qa_train.model import build_model, load_model
 
@@ -240,6 +240,28 @@ def test_what_cannot_be_answered_is_explained(server: str, message: Any, words: 
     assert body["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("message", "template", "words"),
+    [
+        (user("a" * 120_000, "b" * 80_001), "chat", "200001 characters"),
+        (user("half a pair: \ud83d"), "chat", "half a surrogate pair"),
+        (user("What is this? <|AUDIO|>"), "base", "holds <|AUDIO|>"),
+        (user("<|audio_bos|>"), "base", "input_audio"),
+        (user("<|audio_eos|>"), "base", "input_audio"),
+    ],
+)
+def test_texts_that_are_refused_before_they_are_tokenized(message: Any, template: str, words: str) -> None:
+    body = json.dumps({"model": "m", "messages": [message]}).encode()
+    with pytest.raises(ApiError, match=re.escape(words)) as caught:
+        parse(body, Limits(), ["m"], template)
+    assert caught.value.status == 400
+
+
+def test_special_text_of_a_chat_user_stays_text() -> None:
+    body = json.dumps({"model": "m", "messages": [user("What does <|AUDIO|> mean?")]}).encode()
+    assert not any(part.trusted for part in parse(body, Limits(), ["m"]).sample.messages[0].content)  # type: ignore[union-attr]
+
+
 def test_limits_and_wrong_use(server: str) -> None:
     asked = [user("Hello")]
     assert post(server, asked, raw=b"{")[0] == 400
@@ -251,6 +273,7 @@ def test_limits_and_wrong_use(server: str) -> None:
     status, body = post(server, [user("word " * 20_000)])
     assert status == 400
     assert body["error"]["code"] == "context_length_exceeded"
+    assert post(server, [user("half a pair: \ud83d")])[0] == 400
     assert post(server, asked, raw=b" " * 2_100_000)[0] == 413
     assert post(server, asked, headers={"Content-Type": "text/plain"})[0] == 415
     assert get(server, "/health", Host="evil.example")[0] == 400
