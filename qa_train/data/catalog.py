@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pyarrow
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from qa_train.config import StorageConfig
 from qa_train.data import storage
 from qa_train.data.order import Ints
 from qa_train.data.sidecar import Problem, Summary, load_rows, load_summary
@@ -67,19 +69,23 @@ class ShardTable:
         return self.load(self.paths[shard], self.fingerprints[shard], columns)
 
 
-def open_shards(patterns: Iterable[str | Path], where: Mapping[str, Any] | None = None) -> ShardTable:
-    """The table of all shards of paths, folders, globs, URLs and catalogs.
+def open_shards(
+    patterns: Iterable[str | Path], where: Mapping[str, Any] | None = None, cfg: StorageConfig | None = None
+) -> ShardTable:
+    """The table of all shards of paths, folders, globs, URLs and catalogs; ``cfg`` says how remote ones are read.
 
     Raises ValueError when a shard has no index, or is no longer the one that was indexed.
     """
     catalogs = [str(p) for p in patterns if str(p).endswith(CATALOG_SUFFIX)]
     others = [p for p in patterns if not str(p).endswith(CATALOG_SUFFIX)]
-    listed = [line for path in catalogs for line in read_catalog(path, values=bool(where))]
+    listed = [line for path in catalogs for line in read_catalog(path, cfg, values=bool(where))]
     if others or not catalogs:
         paths = storage.expand(others)
         with ThreadPoolExecutor(_THREADS) as threads:
-            listed += zip(paths, threads.map(load_summary, paths), strict=True)
-    return make_table(listed, where or {})
+            listed += zip(paths, threads.map(partial(load_summary, cfg=cfg), paths), strict=True)
+    table = make_table(listed, where or {})
+    table.load = partial(load_rows, cfg=cfg)
+    return table
 
 
 def make_table(listed: Iterable[tuple[str, Summary]], where: Mapping[str, Any]) -> ShardTable:
@@ -159,13 +165,13 @@ def write_lines(listed: Iterable[tuple[str, Summary]], out: str | Path) -> int:
     return len(rows)
 
 
-def read_catalog(path: str, *, values: bool = True) -> Iterator[tuple[str, Summary]]:
+def read_catalog(path: str, cfg: StorageConfig | None = None, *, values: bool = True) -> Iterator[tuple[str, Summary]]:
     """Paths and summaries of a catalog; the shards themselves are checked when their rows are read.
 
     ``values=False`` leaves out the counts by value, most of the work when there are many shards.
     """
     try:
-        with storage.open_binary(path) as file:
+        with storage.open_binary(path, cfg) as file:
             # On this thread alone, as the sidecars (qa_train.data.sidecar).
             table = pyarrow.parquet.ParquetFile(file, pre_buffer=False).read(use_threads=False)
     except FileNotFoundError as error:

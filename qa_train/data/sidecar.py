@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from qa_train.config import StorageConfig
 from qa_train.data import storage
 
 SUFFIX = ".index.parquet"
@@ -86,22 +87,25 @@ class Summary:
     first_problem: Problem | None = None
 
 
-def load_index(path: str) -> ShardIndex:
-    """Read the index of a shard and check that the shard is still the one that was indexed."""
-    with _sidecar(path) as (file, footer):
+def load_index(path: str, cfg: StorageConfig | None = None) -> ShardIndex:
+    """Read the index of a shard and check that the shard is still the one that was indexed.
+
+    ``cfg`` says how remote ones are read, here and below.
+    """
+    with _sidecar(path, cfg) as (file, footer):
         table = file.read(use_threads=False)
-    size = _check_size(path, int(footer["shard_size"]))
+    size = _check_size(path, int(footer["shard_size"]), cfg)
     problems = [Problem(**entry) for entry in json.loads(footer["problems"])]
     return ShardIndex(path, table.replace_schema_metadata(footer), size, footer["fingerprint"], problems)
 
 
-def load_summary(path: str) -> Summary:
+def load_summary(path: str, cfg: StorageConfig | None = None) -> Summary:
     """What the index says of a shard, from its footer alone; checks that the shard is still the one indexed."""
-    with _sidecar(path) as (file, footer):
+    with _sidecar(path, cfg) as (file, footer):
         # Indexes written by earlier versions hold no summary.
         rows = None if "summary" in footer else file.read(columns=["duration_s", "meta"], use_threads=False)
     said = _summarize(rows) if rows is not None else json.loads(footer["summary"])
-    _check_size(path, int(footer["shard_size"]))
+    _check_size(path, int(footer["shard_size"]), cfg)
     problems = [Problem(**entry) for entry in json.loads(footer["problems"])]
     bad = [problem for problem in problems if problem.reason != "ignored"]
     counts = Counter(problem.reason for problem in problems)
@@ -109,12 +113,12 @@ def load_summary(path: str) -> Summary:
     return Summary(said["rows"], said["seconds"], footer["fingerprint"], said["values"], counts, first)
 
 
-def load_rows(path: str, fingerprint: str, columns: Sequence[str]) -> pyarrow.Table:
+def load_rows(path: str, fingerprint: str, columns: Sequence[str], cfg: StorageConfig | None = None) -> pyarrow.Table:
     """Some columns of an index; ValueError when it is not the one that was planned with.
 
     The shard itself is not looked at: every clip is checked against the index when it is read.
     """
-    with _sidecar(path) as (file, footer):
+    with _sidecar(path, cfg) as (file, footer):
         if footer["fingerprint"] != fingerprint:
             raise ValueError(
                 f"the index of {path} was made anew since the data were opened or their catalog was written: "
@@ -125,7 +129,7 @@ def load_rows(path: str, fingerprint: str, columns: Sequence[str]) -> pyarrow.Ta
 
 
 @contextlib.contextmanager
-def _sidecar(path: str) -> Iterator[tuple[pyarrow.parquet.ParquetFile, dict[str, str]]]:
+def _sidecar(path: str, cfg: StorageConfig | None) -> Iterator[tuple[pyarrow.parquet.ParquetFile, dict[str, str]]]:
     """The open index of a shard, and its footer.
 
     Read it with ``use_threads=False``, and nothing is read ahead: Arrow's threads hold the Python file a moment longer
@@ -134,7 +138,7 @@ def _sidecar(path: str) -> Iterator[tuple[pyarrow.parquet.ParquetFile, dict[str,
     """
     side = path + SUFFIX
     try:
-        with storage.open_binary(side) as handle:
+        with storage.open_binary(side, cfg) as handle:
             file = pyarrow.parquet.ParquetFile(handle, pre_buffer=False)
             schema = file.schema_arrow
             footer = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
@@ -142,16 +146,16 @@ def _sidecar(path: str) -> Iterator[tuple[pyarrow.parquet.ParquetFile, dict[str,
                 raise ValueError(f"{side} is of another format; run: qa-train data index {path}")
             yield file, footer
     except FileNotFoundError as error:
-        if not storage.exists(path):
+        if not storage.exists(path, cfg):
             raise ValueError(f"there is no {path}, and no index of it: check the path of the shard") from error
         raise ValueError(f"{path} has no index; run: qa-train data index {path}") from error
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise ValueError(f"{side} cannot be read ({error}); run: qa-train data index {path}") from error
 
 
-def _check_size(path: str, expected: int) -> int:
+def _check_size(path: str, expected: int, cfg: StorageConfig | None) -> int:
     try:
-        size = storage.size_of(path)
+        size = storage.size_of(path, cfg)
     except FileNotFoundError as error:
         raise ValueError(f"{path + SUFFIX} exists, but its shard {path} does not") from error
     if size != expected:

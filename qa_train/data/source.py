@@ -72,7 +72,7 @@ class Source:
             bank.task(cfg.task)
         elif cfg.template != "chat":
             raise ValueError(f"source {name!r}: task chat has its own turns; set template: chat")
-        self.table = table or open_shards(cfg.shards, cfg.where)
+        self.table = table or open_shards(cfg.shards, cfg.where, data.storage)
         self.shards = self.table.paths
         self.problems = self.table.problems
         self.records_read = int(self.table.rows.sum()) + self.table.copies

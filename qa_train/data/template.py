@@ -18,6 +18,8 @@ from qa_train.data.sample import AudioPart, Message, Sample, TextPart
 IGNORE = -100
 AUDIO, AUDIO_BOS, AUDIO_EOS = "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"
 IM_START, IM_END, ENDOFTEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+# So many texts, of at most so many characters, are remembered with their ids by each process.
+_TEXTS_KEPT, _KEPT_LENGTH = 50_000, 500
 DEFAULT_SYSTEM = "You are a helpful assistant."
 
 
@@ -189,12 +191,16 @@ class _Vocabulary:
         names = sorted(self.special_ids, key=len, reverse=True)
         self.pattern = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else re.compile("(?!)")
         # encode_plain is the hot call of planning; wordings and targets come back every epoch.
-        self.encode_text = lru_cache(maxsize=200_000)(self._encode_text)
+        self._cached = lru_cache(maxsize=_TEXTS_KEPT)(self._encode_text)
         self.encode_plain = lambda text: tokenizer.encode(text, add_special_tokens=False)
 
     def split(self, text: str) -> list[tuple[str, bool]]:
         """Trusted text in pieces; True marks a special token."""
         return [(piece, i % 2 == 1) for i, piece in enumerate(self.pattern.split(text)) if piece]
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of plain text, in which no special token is read."""
+        return self._cached(text) if len(text) <= _KEPT_LENGTH else self._encode_text(text)
 
     def _encode_text(self, text: str) -> list[int]:
         """Ids of plain text. A spelled special token is cut after its first character, so that

@@ -136,7 +136,7 @@ def record_questions(eval_set: EvalSet, bank: PromptBank, storage: StorageConfig
     found: list[tuple[bytes, Question]] = []
     left_out: Counter[str] = Counter()
     for path in expand(eval_set.shards):
-        for row in load_index(path).table.to_pylist():
+        for row in load_index(path, storage).table.to_pylist():
             record = json.loads(row["meta"])
             reason = _unwanted(record, eval_set)
             if reason is None:

@@ -15,13 +15,17 @@ import fsspec
 import numpy as np
 import pytest
 
-from qa_train.config import StorageConfig
+from qa_train.config import DataConfig, SourceConfig, StorageConfig
 from qa_train.data import storage
+from qa_train.data.batches import open_data
 from qa_train.data.cache import BLOCK_BYTES, BlockCache
+from qa_train.data.catalog import write_catalog
 from qa_train.data.index import load_index, scan
+from qa_train.data.prompts import PromptBank
 from qa_train.data.remote import RemoteError
 from qa_train.data.shards import ShardWriter
 from qa_train.data.validate import validate
+from qa_train.eval.records import EvalSet, record_questions
 from tests.data.conftest import noise
 
 QUICK = StorageConfig(retries=2, first_wait_s=0.01, timeout_s=0.5)
@@ -70,6 +74,33 @@ def test_shards_of_a_server_are_those_of_the_disk(server: Server) -> None:
     for row in load_index(url).table.to_pylist():
         place = (row["offsets"][0], row["sizes"][0])
         assert storage.RangeReader().read(url, *place) == storage.RangeReader().read(path, *place)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_the_settings_reach_indexes_and_catalogs(listed: bool, server: Server, tokenizer: Any) -> None:
+    """Of all requests, up to the rows of the first batch, none is tried more often than the settings say."""
+    if listed:
+        write_catalog([server.folder / "a.tar"], server.folder / "all.catalog.parquet")
+    name = "all.catalog.parquet" if listed else "a.tar"
+    cfg = DataConfig({"s": SourceConfig(shards=[f"{server.url}/{name}"], task="asr")}, storage=QUICK)
+
+    def plan() -> None:
+        open_data(cfg, tokenizer, 80, seed=0, batches_per_step=1).plan.batch(0)
+
+    server.fail()
+    plan()
+    needed = len(server.requests)
+    assert needed >= 4
+    for before in range(needed):
+        server.fail(*["ok"] * before, *["500"] * 3)
+        with pytest.raises((RemoteError, ValueError), match="not read in 3 attempts"):
+            plan()
+
+
+def test_the_settings_reach_the_indexes_of_evaluation_sets(server: Server) -> None:
+    server.fail(*["500"] * 3)
+    with pytest.raises((RemoteError, ValueError), match="not read in 3 attempts"):
+        record_questions(EvalSet("s", [f"{server.url}/a.tar"], "asr"), PromptBank.load(), QUICK)
 
 
 @pytest.mark.parametrize("fault", ["500", "stall", "drip", "cut", "shifted"])

@@ -136,3 +136,14 @@ def test_samples_are_checked_at_birth(tokenizer: Any) -> None:
         Sample("k", (), 0, "t", chosen=(TextPart("a"),))
     with pytest.raises(ValueError, match="has no special token"):
         special_id(tokenizer, "<|nope|>")
+
+
+def test_only_short_texts_are_remembered(tokenizer: Any) -> None:
+    """Planning a corpus of long answers would otherwise keep them all."""
+    from qa_train.data.template import _vocabulary
+
+    vocabulary = _vocabulary(tokenizer)
+    kept = vocabulary._cached.cache_info().currsize
+    for text in ("never seen before", "never seen before " * 100):
+        assert vocabulary.encode_text(text) == tokenizer.encode(text, add_special_tokens=False)
+    assert vocabulary._cached.cache_info().currsize == kept + 1
