@@ -110,10 +110,9 @@ def _able(bank: PromptBank, place: Place, tasks: list[str], labels: list[str]) -
 
 def labels_of(record: dict[str, Any]) -> list[str]:
     """What is heard in a recording by its label, labels, and events, each once."""
-    events = [event["label"] for event in record.get("events", [])]
-    return list(
-        dict.fromkeys([*([record["label"]] if record.get("label") else []), *record.get("labels", []), *events])
-    )
+    events = [event["label"] for event in record.get("events") or []]
+    single = [record["label"]] if record.get("label") else []
+    return list(dict.fromkeys([*single, *(record.get("labels") or []), *events]))
 
 
 def ask(shard: str, digest: str, keys: list[str], labels: list[str], settings: dict[str, Any]) -> Iterator[Chat]:

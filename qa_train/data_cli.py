@@ -118,6 +118,7 @@ def command_help(name: str, command: Any) -> str:
     kinds: dict[str, tuple[type[Any], ...]] = {
         "index": (IndexOptions,),
         "to-jsonl": (ToJsonlOptions,),
+        "rewrite": (RewriteConfig,),
         "order": (OrderConfig,),
         "validate": (data_tools.ValidateOptions,),
         "stats": (data_tools.StatsOptions,),

@@ -106,6 +106,9 @@ def test_the_page_holds_every_run_and_needs_nothing_else(runs: Path, capsys: pyt
         "skipped samples",
     ):
         assert text in page, text
+    # Unfolded where a stage has one run (of sft one step alone, nothing to draw), folded where it has two.
+    assert page.count("<details open>") == 1
+    assert page.count("<details>") == 2
     # Two runs of one stage: two colours, and the one setting in which they differ.
     assert "&lt;script&gt;" in page
     assert "trainer.learning_rate" in page

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from qa_train import data_cli
 from qa_train.completion import command_help, complete
 from qa_train.config import config_dir
 from qa_train.config.guide import GROUPS, STAGES, stage_help
@@ -75,6 +76,7 @@ def test_help_of_a_command_explains_its_options() -> None:
     assert "steps=" in (command_help(["plan", "data", "--help"]) or "")
     assert "checkpoint=" in (command_help(["eval", "--help"]) or "")
     assert command_help(["data", "--help"]) is None
+    assert "max_ratio=" in data_cli.command_help("rewrite", data_cli.rewrite)
 
 
 def test_completion() -> None:

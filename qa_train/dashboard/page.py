@@ -170,7 +170,7 @@ def _families(run: Run, *, unfolded: bool) -> str:
     if not figures:
         return ""
     return (
-        f"<details open><summary>{escape(run.name)}: by source, part and reason</summary>"
+        f"<details{' open' if unfolded else ''}><summary>{escape(run.name)}: by source, part and reason</summary>"
         f'<div class="charts">{"".join(figures)}</div></details>'
     )
 

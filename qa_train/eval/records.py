@@ -37,10 +37,11 @@ from qa_train.infer.generate import Decoding, Generator
 
 log = logging.getLogger(__name__)
 
-# Tasks whose answers are sentences; any other task is scored by accuracy.
+# Tasks whose answers are sentences; translate_zh and the like are scored by BLEU, any other task by accuracy.
 TASK_METRICS = {
     "asr": "wer",
     "asr_lid": "wer",
+    "dialect_asr": "wer",
     "ask_transcript": "wer",
     "translate": "bleu",
     "ask_translation": "bleu",
@@ -128,7 +129,7 @@ def record_questions(eval_set: EvalSet, bank: PromptBank, storage: StorageConfig
     Raises:
         ValueError: no record qualifies, an unknown metric, or a record without a reference.
     """
-    metric = eval_set.metric or TASK_METRICS.get(eval_set.task, "accuracy")
+    metric = eval_set.metric or _task_metric(eval_set.task)
     if metric not in METRICS:
         raise ValueError(f"evaluation set {eval_set.name!r}: metric {metric!r} is unknown, use one of {[*METRICS]}")
     # Waveforms are read here; the number of mel bins is the generator's business.
@@ -162,6 +163,15 @@ def record_questions(eval_set: EvalSet, bank: PromptBank, storage: StorageConfig
     return [question for _, question in found[: eval_set.limit]]
 
 
+def _task_metric(task: str) -> str:
+    return TASK_METRICS.get(task, "bleu" if _into(task) else "accuracy")
+
+
+def _into(task: str) -> str | None:
+    """The language into which translate_zh and the like translate; None for other tasks."""
+    return task.removeprefix("translate_") if task.startswith("translate_") else None
+
+
 def _unwanted(record: dict[str, Any], eval_set: EvalSet) -> str | None:
     """Why a record is no part of the set, or None."""
     for name, wanted in eval_set.where.items():
@@ -191,8 +201,8 @@ def _question(eval_set: EvalSet, metric: str, sample: Sample, record: dict[str, 
         text = eval_set.prompt.replace("{language}", record.get("language") or "unknown")
         messages = (Message("user", (*clips, TextPart(text, trusted=True))),)
     asked = Sample(sample.key, messages, sample.num_clips, sample.task, sample.language, sample.template)
-    # The references of a translation are English: the only direction the tasks have so far.
-    language = "en" if metric in ("bleu", "chrf") else sample.language
+    # Of references in the language translated into: English, but for translate_zh and the like.
+    language = (_into(eval_set.task) or "en") if metric in ("bleu", "chrf") else sample.language
     choices = tuple(record.get("choices") or ())
     return Question(asked, load, references, metric, eval_set.name, language, choices)
 

@@ -77,6 +77,28 @@ def test_selection_is_the_same_for_every_checkpoint(shard: Path) -> None:
     assert {q.sample.key for q in everything} == {f"clip{i:02d}" for i in range(10)}
 
 
+@pytest.mark.parametrize(
+    ("task", "metric", "expected"),
+    [
+        ("translate_zh", None, ("bleu", "zh")),
+        ("translate_zh", "chrf", ("chrf", "zh")),
+        ("translate", None, ("bleu", "en")),
+        ("ask_translation", None, ("bleu", "en")),
+        ("dialect_asr", None, ("wer", "de")),
+        ("dialect", None, ("accuracy", "de")),
+    ],
+)
+def test_metric_and_language_of_a_task(
+    tmp_path: Path, task: str, metric: str | None, expected: tuple[str, str]
+) -> None:
+    with ShardWriter(tmp_path / "t-00000.tar") as writer:
+        translation = {"en": "good day", "zh": "你好世界"}
+        record = {"text": "Guten Tag", "language": "de", "translation": translation, "dialect": "Swabian"}
+        writer.write("clip", record, tone(0.5))
+    (question,) = record_questions(EvalSet("x", [str(tmp_path / "t-00000.tar")], task, metric=metric), BANK)
+    assert (question.metric, question.language) == expected
+
+
 def test_the_answer_is_not_in_the_question(shard: Path) -> None:
     (question, *_) = record_questions(held_out(shard, "asr", "asr"), BANK)
     assert [m.role for m in question.sample.messages] == ["user"]

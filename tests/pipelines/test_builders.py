@@ -291,3 +291,9 @@ def test_clips_of_a_chat_are_what_was_made(annotated: Path, tmp_path: Path) -> N
     source = load_index(str(annotated / "speech.tar")).table.to_pylist()[0]
     first = (annotated / "speech.tar").read_bytes()[source["offsets"][0] : source["offsets"][0] + source["sizes"][0]]
     np.testing.assert_allclose(read_clip(raw), read_clip(first), atol=1e-4)
+
+
+def test_labels_of_records_with_empty_fields() -> None:
+    assert build_analysis.labels_of({"label": None, "labels": None, "events": None}) == []
+    record = {"label": "dog", "labels": ["rain", "dog"], "events": [{"label": "wind"}]}
+    assert build_analysis.labels_of(record) == ["dog", "rain", "wind"]
