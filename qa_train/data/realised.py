@@ -19,8 +19,8 @@ def realised(plan: Plan, sources: list[Source], steps: int) -> dict[str, Any]:
     """Plan the first ``steps`` steps without reading audio, and count.
 
     ``fill`` is tokens / budget over all batches. ``imbalance`` is, by world size, how far the costliest rank of a
-    step is above the mean of its ranks: mean over the steps, and worst step. Records left out are those of the
-    chapters that were planned.
+    step is above the mean of its ranks, in the plan's cost: mean over the steps, and worst step.
+    Records left out are those of the chapters that were planned.
     """
     batches = steps * plan.batches_per_step
     rows = {i: _Line() for i, source in enumerate(sources) if source.weight > 0}
@@ -82,6 +82,10 @@ def as_text(result: dict[str, Any]) -> str:
         f"  {result['steps']} steps, {result['batches']} batches, {result['samples']} samples, "
         f"{result['tokens']} tokens; batches are {result['fill']:.1%} full"
     )
+    if result["imbalance"]:
+        lines.append(
+            "  balance, in the cost of the released 8.4B model (other shapes, freezing or an encoder cache: less even):"
+        )
     for world, over in result["imbalance"].items():
         lines.append(
             f"  {world} ranks: the costliest rank of a step does {over['mean']:.2%} more than the mean rank "
