@@ -15,8 +15,8 @@ from qa_train.data.sources import TOO_LONG
 _TOKEN_S = 0.04
 
 
-def realised(plan: Plan, sources: list[Source], steps: int) -> dict[str, Any]:
-    """Plan the first ``steps`` steps without reading audio, and count.
+def realised(plan: Plan, sources: list[Source], steps: int, *, first: int = 0) -> dict[str, Any]:
+    """Plan ``steps`` steps from step ``first`` (counted from 0) on without reading audio, and count.
 
     ``fill`` is tokens / budget over all batches. ``imbalance`` is, by world size, how far the costliest rank of a
     step is above the mean of its ranks, in the plan's cost: mean over the steps, and worst step.
@@ -26,19 +26,24 @@ def realised(plan: Plan, sources: list[Source], steps: int) -> dict[str, Any]:
     rows = {i: _Line() for i, source in enumerate(sources) if source.weight > 0}
     tokens: list[int] = []
     costs: list[int] = []
-    number, (last, _) = 0, plan.locate(batches - 1)
+    begin = first * plan.batches_per_step
+    number, start = plan.locate(begin)
+    last, _ = plan.locate(begin + batches - 1)
+    # Batches of the first chapter that lie before the first step.
+    passed = begin - start
     while number <= last:
         chapter = plan.chapter(number)
-        used = min(len(chapter.batches), batches - len(tokens))
-        for batch in chapter.batches[:used]:
+        used = slice(passed, passed + batches - len(tokens))
+        passed = 0
+        for batch in chapter.batches[used]:
             for ref in batch:
                 rows[ref.source].add(ref.row, ref.epoch)
         for i, left in chapter.left_out.items():
             rows[i].left_out.update(left)
         for ref in chapter.too_long:
             rows[ref.source].left_out[TOO_LONG] += 1
-        tokens += chapter.batch_tokens[:used].tolist()
-        costs += chapter.batch_costs[:used].tolist()
+        tokens += chapter.batch_tokens[used].tolist()
+        costs += chapter.batch_costs[used].tolist()
         for i, line in rows.items():
             line.measure(sources[i])
         number += 1

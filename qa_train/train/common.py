@@ -235,6 +235,7 @@ def go(trainer: Any, stage: Stage, evaluation: Evaluation | None = None) -> int:
         (stage.run.dir / "data.txt").write_text(stage.batches.describe() + "\n")
         write_json(stage.run.dir / "mixture.json", mixture)
         print(first_screen(stage, trainer.model), flush=True)
+    stage.run.record(stage.resume)
     trainer.watchdog = Watchdog(stage.run.dir / "logs", trainer.args.process_index, stage.cfg.trainer.hang_timeout_s)
     trainer.watchdog.start()
     try:

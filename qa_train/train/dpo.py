@@ -15,6 +15,7 @@ from qa_train.config import StageConfig
 from qa_train.data.batches import PreferenceBatches
 from qa_train.model import build_model, weights_digest
 from qa_train.model.kernels import use_liger_kernels
+from qa_train.train import checkpoints
 from qa_train.train.common import Evaluation, Stage, go, open_stage, training_arguments
 from qa_train.train.distributed import from_main, whole, zero_stage
 from qa_train.train.mixin import AudioTrainerMixin
@@ -130,7 +131,8 @@ def dpo(
     if precomputed:
         assert isinstance(stage.batches, PreferenceBatches)
         num_batches = cfg.trainer.max_steps * cfg.trainer.batches_per_step
-        reference.fill(trainer, stage.batches, num_batches, cfg.data.tokens_per_batch)
+        first = checkpoints.step_of(stage.resume) * cfg.trainer.batches_per_step if stage.resume else 0
+        reference.fill(trainer, stage.batches, num_batches, cfg.data.tokens_per_batch, first=first)
         trainer.ref_model = None
     else:
         reference.pin()

@@ -38,8 +38,10 @@ def first_screen(stage: Stage, model: Any) -> str:
     """
     cfg, plan = stage.cfg, stage.batches.plan
     steps = cfg.trainer.max_steps
-    look = min(steps, LOOK)
-    ahead = realised(plan, stage.batches.sources, look)
+    # On data that changed, the plan knows nothing of what came before the resume.
+    first = checkpoints.step_of(stage.resume) if stage.resume else 0
+    look = max(min(steps - first, LOOK), 1)
+    ahead = realised(plan, stage.batches.sources, look, first=first)
     world = PartialState().num_processes
     table = stage.batches.table()
     times = steps / look

@@ -36,7 +36,7 @@ class Reference:
         """
         self.folder, self.facts, self.is_main = folder, facts, is_main
         self.table: dict[str, tuple[float, float]] = {}
-        # What the table was filled for: (plan fingerprint, number of batches).
+        # What the table was filled for: plan fingerprint, end and first of its batches; empty while pairs are missing.
         self._filled: list[Any] = []
         path = folder / _FACTS
         if is_main and path.exists():
@@ -57,16 +57,20 @@ class Reference:
         part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         part.replace(self.folder / _FACTS)
 
-    def fill(self, trainer: Any, batches: PreferenceBatches, num_batches: int, tokens_per_batch: int) -> int:
-        """Compute what the table lacks for the run's first ``num_batches`` batches; every process a share.
+    def fill(
+        self, trainer: Any, batches: PreferenceBatches, num_batches: int, tokens_per_batch: int, *, first: int = 0
+    ) -> int:
+        """Compute what the table lacks for the batches from ``first`` to before ``num_batches``; every process a share.
 
         The model before its first step answers, or ``trainer.ref_model`` where there is one (an engine of DeepSpeed's).
         Returns the number of pairs computed (over all processes). The batches carry the values from then on.
         """
-        wanted = [batches.fingerprint, num_batches]
+        wanted = [batches.fingerprint, num_batches, first]
         missing: dict[str, tuple[SampleRef, int]] = {}
-        if self._filled != wanted:
-            for k in range(num_batches):
+        # A table of an older version begins at batch 0 and does not say so.
+        filled = self._filled[:2] == wanted[:2] and (self._filled[2:] or [0])[0] <= first
+        if not filled:
+            for k in range(first, num_batches):
                 for ref in batches.plan.batch(k):
                     name, tokens = batches.pair_id(ref)
                     if name not in self.table:
@@ -92,8 +96,9 @@ class Reference:
         model.train(training)
         for name, chosen, rejected in gather_object(found):
             self.table[name] = (chosen, rejected)
-        if self._filled != wanted:
-            self._filled = wanted
+        if not filled:
+            # Pairs that could not be read now may be readable at the next start, which looks for them again.
+            self._filled = wanted if missing.keys() <= self.table.keys() else []
             self.pin()
         batches.references = self.table
         return len(missing)

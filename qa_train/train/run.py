@@ -27,6 +27,7 @@ from typing import Any
 import yaml
 
 from qa_train.config import StageConfig, TrainerConfig
+from qa_train.config.sections import BY_NAME
 from qa_train.train import checkpoints
 from qa_train.train.checkpoints import write_json
 from qa_train.train.distributed import from_main
@@ -66,7 +67,7 @@ class RunFolder:
         return int(json.loads(path.read_text())["steps"]) if path.is_file() else None
 
     def start(self) -> Path | None:
-        """Check that the folder belongs to this configuration, record the start, find the resume point.
+        """Check that the folder belongs to this configuration, and find the resume point; `record` follows.
 
         Rank 0 looks, and all ranks get what it found; a collective call.
 
@@ -102,11 +103,25 @@ class RunFolder:
         if bound and previous.is_file() and not self._cfg.run.allow_config_change:
             self._compare(yaml.safe_load(previous.read_text()))
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        temporary = previous.with_suffix(".tmp")
-        temporary.write_text(yaml.safe_dump(asdict(self._cfg), sort_keys=False))
-        temporary.replace(previous)
-        self._record_start(resume)
+        if not os.access(self.dir, os.W_OK):
+            raise PermissionError("no write access")
         return resume
+
+    def record(self, resume: Path | None) -> None:
+        """Write down the configuration and the start; only once nothing refuses them any more (main process).
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        if not self.is_main:
+            return
+        # A finished run that is extended is unfinished again.
+        (self.dir / "finished.json").unlink(missing_ok=True)
+        path = self.dir / "config.yaml"
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(yaml.safe_dump(asdict(self._cfg), sort_keys=False))
+        temporary.replace(path)
+        self._record_start(resume)
 
     def _refuse_to_lose_a_run(self) -> None:
         """A folder whose checkpoints were all committed and are all damaged now must not start at step 0 unasked."""
@@ -130,7 +145,7 @@ class RunFolder:
             before, after = previous.get(section), now[section]
             if isinstance(after, dict) and isinstance(before, dict):
                 # A key that an older version did not have had its default's effect.
-                before = {**defaults[section], **before}
+                before = _filled(section, {**defaults[section], **before})
                 changed = [k for k in after if k not in free and after[k] != before.get(k)]
             else:
                 changed = [] if before == after else [""]
@@ -146,6 +161,16 @@ class RunFolder:
         starts = json.loads(path.read_text()) if path.is_file() else []
         starts.append({**environment(), "resumed_from": resume.name if resume else None})
         write_json(path, starts)
+
+
+def _filled(section: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The section with the defaults of what is set by name in it, as ``data.sources``."""
+    for path, kind in BY_NAME.items():
+        owner, _, key = path.partition(".")
+        if owner == section:
+            default = asdict(kind())
+            values = {**values, key: {name: {**default, **entry} for name, entry in values[key].items()}}
+    return values
 
 
 def environment() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from qa_train.config import DataConfig, RunConfig, StageConfig, TrainerConfig
+from qa_train.config import DataConfig, RunConfig, SourceConfig, StageConfig, TrainerConfig
 from qa_train.train import checkpoints
 from qa_train.train.metrics import MetricsWriter
 from qa_train.train.run import RunFolder
@@ -21,6 +21,12 @@ def config(folder: Path, **trainer: object) -> StageConfig:
     )  # fmt: skip
 
 
+def begin(run: RunFolder) -> Path | None:
+    resume = run.start()
+    run.record(resume)
+    return resume
+
+
 def save(run: RunFolder) -> None:
     folder = run.checkpoints / "checkpoint-2"
     folder.mkdir()
@@ -28,16 +34,16 @@ def save(run: RunFolder) -> None:
 
 
 def test_a_start_that_saved_nothing_binds_nobody(tmp_path: Path) -> None:
-    RunFolder(config(tmp_path), is_main=True).start()
+    begin(RunFolder(config(tmp_path), is_main=True))
     other = config(tmp_path)
     other.data = DataConfig(tokens_per_batch=7)
-    assert RunFolder(other, is_main=True).start() is None
+    assert begin(RunFolder(other, is_main=True)) is None
     assert "tokens_per_batch: 7" in (tmp_path / "config.yaml").read_text()
 
 
 def test_what_a_restored_optimizer_would_overrule_cannot_be_changed(tmp_path: Path) -> None:
     run = RunFolder(config(tmp_path), is_main=True)
-    run.start()
+    begin(run)
     save(run)
     with pytest.raises(ValueError, match=r"trainer\.learning_rate differ"):
         RunFolder(config(tmp_path, learning_rate=3e-3), is_main=True).start()
@@ -47,9 +53,38 @@ def test_what_a_restored_optimizer_would_overrule_cannot_be_changed(tmp_path: Pa
     assert RunFolder(config(tmp_path, max_steps=200, save_steps=7), is_main=True).start() is not None
 
 
+def test_a_source_of_a_version_that_did_not_know_a_key_is_the_same_source(tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    cfg.data = DataConfig(sources={"one": SourceConfig(name="one", shards=["a.tar"], task="asr")})
+    run = RunFolder(cfg, is_main=True)
+    begin(run)
+    save(run)
+    stored = tmp_path / "config.yaml"
+    before = stored.read_text()
+    assert "loss_weight: 1.0" in before
+    stored.write_text("".join(line for line in stored.open() if "loss_weight" not in line))
+    assert RunFolder(cfg, is_main=True).start() is not None
+    stored.write_text(before.replace("loss_weight: 1.0", "loss_weight: 2.0"))
+    with pytest.raises(ValueError, match=r"data\.sources differ"):
+        RunFolder(cfg, is_main=True).start()
+
+
+def test_a_finished_run_that_is_extended_is_unfinished_again(tmp_path: Path) -> None:
+    run = RunFolder(config(tmp_path), is_main=True)
+    begin(run)
+    save(run)
+    run.finish(2)
+    assert run.finished_steps() == 2
+    resume = run.start()
+    # A start that is refused after this changes nothing.
+    assert run.finished_steps() == 2
+    run.record(resume)
+    assert run.finished_steps() is None
+
+
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew_unasked(tmp_path: Path) -> None:
     run = RunFolder(config(tmp_path), is_main=True)
-    run.start()
+    begin(run)
     save(run)
     (run.checkpoints / "checkpoint-2" / "rng_state.pth").write_bytes(b"foreign")
     with pytest.raises(ValueError, match=r"checkpoint-2: rng_state.pth is not in its manifest.*delete them all"):
