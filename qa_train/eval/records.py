@@ -46,6 +46,7 @@ TASK_METRICS = {
     "translate": "bleu",
     "ask_translation": "bleu",
     "sound_caption": "chrf",
+    "music_caption": "chrf",
     "ask_caption": "chrf",
 }
 

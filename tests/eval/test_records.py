@@ -86,6 +86,7 @@ def test_selection_is_the_same_for_every_checkpoint(shard: Path) -> None:
         ("ask_translation", None, ("bleu", "en")),
         ("dialect_asr", None, ("wer", "de")),
         ("dialect", None, ("accuracy", "de")),
+        ("music_caption", None, ("chrf", "en")),
     ],
 )
 def test_metric_and_language_of_a_task(
@@ -93,7 +94,13 @@ def test_metric_and_language_of_a_task(
 ) -> None:
     with ShardWriter(tmp_path / "t-00000.tar") as writer:
         translation = {"en": "good day", "zh": "你好世界"}
-        record = {"text": "Guten Tag", "language": "de", "translation": translation, "dialect": "Swabian"}
+        record = {
+            "text": "Guten Tag",
+            "language": "de",
+            "translation": translation,
+            "dialect": "Swabian",
+            "caption": "A choir.",
+        }
         writer.write("clip", record, tone(0.5))
     (question,) = record_questions(EvalSet("x", [str(tmp_path / "t-00000.tar")], task, metric=metric), BANK)
     assert (question.metric, question.language) == expected
