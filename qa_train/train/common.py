@@ -32,6 +32,7 @@ from qa_train.train.first_screen import first_screen
 from qa_train.train.guards import read_tail
 from qa_train.train.metrics import EXIT_STOPPED, MetricsWriter, Progress, StopOnRequest
 from qa_train.train.reshape import read_in_another_shape
+from qa_train.train.rollback import FILE as LEFT_OUT
 from qa_train.train.rollback import left_out
 from qa_train.train.run import RunFolder
 from qa_train.train.selfcheck import check_ranks, check_storage, require_optimizer
@@ -227,6 +228,9 @@ def go(trainer: Any, stage: Stage, evaluation: Evaluation | None = None) -> int:
     window = stage.cfg.trainer.loss_spike_window
     trainer.guards.restore(from_main(read_tail(stage.run.metrics, window) if stage.run.is_main else None))
     trainer.left_out = from_main(left_out(stage.run.dir) if stage.run.is_main else None)
+    if trainer.left_out and stage.run.is_main:
+        steps = ", ".join(map(str, trainer.left_out))
+        logger.warning("this run leaves steps out, as %s says: %s", stage.run.dir / LEFT_OUT, steps)
     if stage.cfg.trainer.self_check:
         trainer.self_check = [check_ranks(stage.cfg), check_storage(stage.run.dir, stage.model)]
     mixture = stage.batches.table()

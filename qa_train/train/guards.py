@@ -58,6 +58,9 @@ class Guards:
     def restore(self, records: list[dict[str, Any]]) -> None:
         """Take up the memory of the steps before a resume from their records in metrics.jsonl."""
         for record in records:
+            if "loss" not in record:
+                # An evaluation alone is no step.
+                continue
             self.skipped = int(record.get("skipped_steps", self.skipped))
             self._in_a_row = self._in_a_row + 1 if "skipped_because" in record else 0
             if "skipped_because" not in record and record.get("loss") is not None:
@@ -161,7 +164,7 @@ def read_tail(path: Path, num_losses: int) -> list[dict[str, Any]]:
     tail: list[dict[str, Any]] = []
     for line in reversed(path.read_text().splitlines() if path.is_file() else []):
         tail.append(json.loads(line))
-        num_losses -= "skipped_because" not in tail[-1]
+        num_losses -= "loss" in tail[-1] and "skipped_because" not in tail[-1]
         if num_losses <= 0:
             break
     return tail[::-1]

@@ -101,6 +101,8 @@ class MetricsWriter:
     def mean_since_save(self, name: str | None) -> float | None:
         """The mean of one value over the steps since the last call, for choosing the best checkpoint.
 
+        Steps that were skipped or left out do not count. Of an evaluation's value it is the last.
+
         A resumed run starts at a save, so it finds the same mean as an undisturbed one.
 
         Raises:
@@ -109,9 +111,14 @@ class MetricsWriter:
         records, self._since_save = self._since_save, []
         if name is None or not records:
             return None
-        values = [record[name] for record in records if isinstance(record.get(name), (int, float))]
-        if not values and name.startswith("eval/"):
+        trained = [record for record in records if "loss" in record]
+        records = [record for record in trained if "skipped_because" not in record]
+        if name.startswith("eval/"):
+            values = [record[name] for record in trained if isinstance(record.get(name), (int, float))]
             # A save between two evaluations (a stop, RUN/SAVE) is not a candidate.
+            return values[-1] if values else None
+        values = [record[name] for record in records if isinstance(record.get(name), (int, float))]
+        if not records:
             return None
         if not values:
             known = sorted(k for k, v in records[-1].items() if isinstance(v, (int, float)))

@@ -28,7 +28,7 @@ from qa_train.data.batches import SKIP_REASONS, Batches
 from qa_train.model import load_weights, weights_digest
 from qa_train.model.lora import Adapters, write_base
 from qa_train.train import checkpoints, rollback, saving
-from qa_train.train.distributed import optimizer_layout, zero_stage
+from qa_train.train.distributed import from_main, optimizer_layout, zero_stage
 from qa_train.train.groups import PartRates, learning_rates
 from qa_train.train.guards import Guards, StopRun
 from qa_train.train.metrics import MetricsWriter
@@ -230,11 +230,21 @@ class AudioTrainerMixin:
             saving.prune(self.run.checkpoints, self.options)
         self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
 
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        """As the stock one, but trainer.save_steps of now counts and not the one that the checkpoint remembers."""
+        found = super()._init_training_state(*args, **kwargs)  # type: ignore[misc]
+        self.state.compute_steps(self.args, self.state.max_steps)  # type: ignore[attr-defined]
+        return found
+
     def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
         deepspeed = getattr(self.args, "hf_deepspeed_config", None)  # type: ignore[attr-defined]
         if checkpoint is None or deepspeed is None:
             return
+        zero = getattr(self.optimizer, "optimizer", None)  # type: ignore[attr-defined]
+        if hasattr(zero, "clip_grad"):
+            # ZeRO-1 and ZeRO-2 take it from the checkpoint.
+            zero.clip_grad = self.args.max_grad_norm  # type: ignore[attr-defined]
         # DeepSpeed has loaded the weights and the optimizer by now.
         if "checkpoint" in deepspeed.config:
             settings = checkpoints.read_manifest(Path(checkpoint))["param_groups"]
@@ -304,9 +314,19 @@ class AudioTrainerMixin:
         told = self._describe_step(reason)
         if len(self.left_out) + number > self.options.max_skipped_steps:
             raise StopRun(f"{told}; {len(self.left_out)} steps are left out already (trainer.max_skipped_steps)")
+        refusal = None
         if self.run.is_main:
-            rollback.leave_out(self.run.dir, step, number, reason)
-        self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
+            try:
+                removed = rollback.remove_spoilt(
+                    self.run.checkpoints, rollback.leave_out(self.run.dir, step, number, reason)
+                )
+                if removed:
+                    logger.warning("%s deleted: they hold updates that are left out", ", ".join(removed))
+            except StopRun as error:
+                refusal = str(error)
+        refusal = from_main(refusal)
+        if refusal is not None:
+            raise StopRun(f"{told}; {refusal}")
         raise rollback.RollBack(f"{told}. The same command does so and leaves the steps in {rollback.FILE} out")
 
     def _describe_step(self, problem: str, *, done: bool = False) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from qa_train.train import checkpoints
 from qa_train.train.checkpoints import write_json
 from qa_train.train.guards import StopRun
 
@@ -37,7 +38,28 @@ def left_out(run: Path) -> dict[int, str]:
         raise ValueError(f'{path} cannot be read ({error}): it should look like {{"17": "the loss is nan"}}') from error
 
 
-def leave_out(run: Path, last: int, number: int, reason: str) -> None:
-    """Add the ``number`` steps that end with ``last`` to the file."""
-    steps = dict.fromkeys(range(max(last - number + 1, 1), last + 1), f"{reason} (step {last})")
+def leave_out(run: Path, last: int, number: int, reason: str) -> int:
+    """Add the ``number`` steps that end with ``last`` to the file; the first of them."""
+    first = max(last - number + 1, 1)
+    steps = dict.fromkeys(range(first, last + 1), f"{reason} (step {last})")
     write_json(run / FILE, {str(step): why for step, why in sorted((steps | left_out(run)).items())})
+    return first
+
+
+def remove_spoilt(root: Path, first: int) -> list[str]:
+    """Delete the checkpoints under ``root`` that hold an update of step ``first`` or later; their names.
+
+    Raises:
+        StopRun: no complete checkpoint is older, and the run would begin at step 0.
+    """
+    spoilt = [folder for folder in checkpoints.list_folders(root) if checkpoints.step_of(folder) >= first]
+    older = [folder for folder in checkpoints.list_folders(root) if checkpoints.step_of(folder) < first]
+    if spoilt and first > 1 and not any(checkpoints.problem(folder) is None for folder in older):
+        raise StopRun(
+            f"every checkpoint in {root} holds the update of step {first} or a later one, which {FILE} leaves out: "
+            "raise trainer.keep_checkpoints, delete them to begin anew without those steps, or lower "
+            "trainer.rollback_steps"
+        )
+    for folder in spoilt:
+        checkpoints.remove(folder)
+    return [folder.name for folder in spoilt]

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from qa_train.config import ReliabilityConfig
-from qa_train.train import rollback
-from qa_train.train.guards import Guards
+from qa_train.train import checkpoints, rollback
+from qa_train.train.guards import Guards, StopRun
 from tests.train.conftest import ROOT, TIMEOUT_S, environment, metrics, run
 
 Options = Callable[[str, Path], list[str]]
@@ -46,6 +46,22 @@ def test_the_file_names_steps_and_reasons(tmp_path: Path) -> None:
     (tmp_path / rollback.FILE).write_text('["17"]')
     with pytest.raises(ValueError, match=r"left_out.json cannot be read .*should look like"):
         rollback.left_out(tmp_path)
+
+
+def test_checkpoints_with_the_spoilt_update_go(tmp_path: Path) -> None:
+    def save(step: int) -> None:
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        checkpoints.commit(tmp_path / f"checkpoint-{step}", {"step": step})
+
+    save(3)
+    with pytest.raises(StopRun, match=r"every checkpoint in .* holds the update of step 3"):
+        rollback.remove_spoilt(tmp_path, 3)
+    assert rollback.remove_spoilt(tmp_path, 4) == []
+    save(2)
+    assert rollback.remove_spoilt(tmp_path, 3) == ["checkpoint-3"]
+    assert checkpoints.newest_complete(tmp_path) == tmp_path / "checkpoint-2"
+    # From the first step on nothing older is needed: the run begins anew.
+    assert rollback.remove_spoilt(tmp_path, 1) == ["checkpoint-2"]
 
 
 def test_a_jump_is_judged_under_rollback_too() -> None:

@@ -83,6 +83,20 @@ def test_the_best_checkpoint_is_chosen_by_a_mean_since_the_save_before(tmp_path:
     assert writer.mean_since_save("loss") == 7.0
 
 
+def test_skipped_steps_and_evaluations_alone_say_nothing_about_a_checkpoint(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path / "metrics.jsonl", is_main=True)
+    writer.write(0, {"eval/a": 9.0})
+    writer.write(1, {"loss": 2.0, "eval/a": 5.0})
+    writer.write(2, {"loss": 0.0, "skipped_because": "left out"})
+    assert writer.mean_since_save("loss") == 2.0
+    writer.write(3, {"loss": 0.0, "skipped_because": "left out"})
+    assert writer.mean_since_save("loss") is None
+    writer.write(3, {"eval/a": 9.0})
+    for step, value in ((4, 5.0), (5, 3.0)):
+        writer.write(step, {"loss": 1.0, "eval/a": value})
+    assert writer.mean_since_save("eval/a") == 3.0
+
+
 def test_what_is_kept_follows_the_options(tmp_path: Path) -> None:
     for step, loss in enumerate((3.0, 1.0, 2.0, 1.5), start=1):
         checkpoints.commit(make(tmp_path, step, commit=False), {"step": step, "best_value": loss})
