@@ -241,8 +241,8 @@ class AudioTrainerMixin:
         deepspeed = getattr(self.args, "hf_deepspeed_config", None)  # type: ignore[attr-defined]
         if checkpoint is None or deepspeed is None:
             return
-        zero = getattr(self.optimizer, "optimizer", None)  # type: ignore[attr-defined]
-        if hasattr(zero, "clip_grad"):
+        zero: Any = getattr(self.optimizer, "optimizer", None)  # type: ignore[attr-defined]
+        if zero is not None and hasattr(zero, "clip_grad"):
             # ZeRO-1 and ZeRO-2 take it from the checkpoint.
             zero.clip_grad = self.args.max_grad_norm  # type: ignore[attr-defined]
         # DeepSpeed has loaded the weights and the optimizer by now.
