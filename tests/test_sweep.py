@@ -38,6 +38,12 @@ def test_the_objective_is_the_end_of_the_run(tmp_path: Path) -> None:
         objective(tmp_path, "bad")
 
 
+def test_skipped_steps_do_not_count(tmp_path: Path) -> None:
+    lines = ['{"step": 19, "loss": 2.0}', '{"step": 20, "loss": 0.0, "skipped_because": "left out"}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert objective(tmp_path, "loss") == 2.0
+
+
 @pytest.mark.slow
 def test_one_job_after_another(tmp_path: Path) -> None:
     done = sweep(tmp_path, "run.dir=s-${hydra:job.num}", "trainer.learning_rate=1e-3,1e-4")

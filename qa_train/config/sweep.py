@@ -29,7 +29,9 @@ def objective(folder: str | Path, name: str) -> float:
         ValueError: no step has the value.
     """
     rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    points = [(row["step"], float(row[name])) for row in rows if isinstance(row.get(name), int | float)]
+    # The loss of a skipped step says nothing; an evaluation after it does.
+    told = [row for row in rows if "skipped_because" not in row or name.startswith("eval/")]
+    points = [(row["step"], float(row[name])) for row in told if isinstance(row.get(name), int | float)]
     if not points:
         known = sorted({key for row in rows for key, value in row.items() if isinstance(value, int | float)})
         raise ValueError(f"run.objective={name}: no step of {folder} has it; there are {', '.join(known)}")

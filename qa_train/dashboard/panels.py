@@ -66,7 +66,7 @@ PANELS = (
     Panel("waiting for data, % of the step", _share("data_wait_s", "seconds")),
     Panel("checkpoint stall, seconds", _key("checkpoint_s"), smoothed=False),
     Panel("peak memory, GB", _key("peak_memory_gb"), smoothed=False),
-    Panel("skipped samples, so far", _key("skipped_samples"), smoothed=False),
+    Panel("skipped samples, since the last start", _key("skipped_samples"), smoothed=False),
     Panel("skipped steps, so far", _key("skipped_steps"), smoothed=False),
     Panel("pairs ranked right, share", _key("rewards/accuracies")),
     Panel("reward margin, chosen over rejected", _key("rewards/margins")),
@@ -83,7 +83,7 @@ FAMILIES = {
     "rewards/accuracies/": "pairs ranked right, by source",
     "rewards/margins/": "reward margin, by source",
     "learning_rate/": "learning rate by part",
-    "skipped/": "skipped samples by reason, so far",
+    "skipped/": "skipped samples by reason, since the last start",
 }
 # The same, where every name needs a chart of its own: their units differ.
 PREFIXES = ("grad_norm/", "eval")
