@@ -71,6 +71,8 @@ def _write(make: Callable[[], tuple[Any, Any]], folder: str) -> str | None:
     try:
         with whole_weights():
             model, processor = make()
+            # transformers lets rank 0 alone write; here one process of every machine has a folder of its own.
+            model.should_save_on_this_rank = lambda is_main_process: True
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
     except ValueError as error:
