@@ -97,7 +97,21 @@ def main(argv: list[str] | None = None) -> None:
             print(text)
             sys.exit(0)
     _show_warnings()
-    sys.exit(_guarded(words[0], command, words[1:]))
+    code = _guarded(words[0], command, words[1:])
+    if code not in (2, 130):  # After an error other ranks may still wait for this one: torchrun ends them.
+        _leave_the_group()
+    sys.exit(code)
+
+
+def _leave_the_group() -> None:
+    """Join the threads of torch's process group while Python still runs.
+
+    A gloo thread that lets go of its last tensors while Python shuts down asks for a lock that is gone, and the
+    process ends with SIGABRT although all was done.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _show_warnings() -> None:

@@ -121,3 +121,5 @@ if __name__ == "__main__":
     rank = torch.distributed.get_rank()
     Path(folder, f"rank-{rank}.json").write_text(json.dumps(result))
     torch.distributed.barrier()
+    # Threads of the group must end before Python does: one that frees a tensor later aborts the process.
+    torch.distributed.destroy_process_group()
