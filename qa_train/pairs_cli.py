@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +14,21 @@ from typing import Any
 from qa_train.config import PairsConfig
 from qa_train.data.prompts import PromptBank
 from qa_train.data.shards import ShardWriter
+from qa_train.eval.answers import Journal, Outcome, read_journal, write_atomically
 from qa_train.eval.client import Endpoint
 from qa_train.eval.judge import Judge
-from qa_train.eval.records import EvalSet
-from qa_train.infer.generate import Generator
+from qa_train.eval.questions import Question, part_text
+from qa_train.eval.ranks import Ranks, ranks_from_environment
+from qa_train.eval.records import EvalSet, record_questions
+from qa_train.infer.generate import Decoding, Generator
 from qa_train.model import load_model
-from qa_train.pairs import ByJudge, ByLabel, ByWordErrors, Pair, Ranker, balanced, sampled_pairs
+from qa_train.model.weights import weights_digest
+from qa_train.pairs import ByJudge, ByLabel, ByWordErrors, Pair, Ranker, askable, balanced, draw_answers, ranked
+from qa_train.progress import progress
 
 _EXAMPLES = 10
+# Written last: with it the pairs are complete.
+REPORT = "pairs.report.json"
 
 
 @dataclass
@@ -58,28 +68,28 @@ class Lesson:
 
 
 def pairs(options: PairsConfig) -> int:
-    """Make ``out/pairs-NNN.tar`` and ``out/pairs.report.json``.
+    """Make ``out/pairs-NNN.tar`` and ``out/pairs.report.json``; several processes share the questions.
+
+    The answers are kept in ``out/answers-RANK.jsonl``: the same command goes on after a kill, on any number of
+    processes, and another ``by`` or ``margin`` ranks the same answers anew.
 
     Raises:
         ValueError: wrong options, an unreadable checkpoint, no record to ask about, or no pair far enough apart.
     """
     ranker = _ranker(options)
+    ranks = ranks_from_environment()
+    out = Path(options.out)
+    if left := _finished(out):
+        raise ValueError(f"pairs: {out} holds pairs already ({left.name}): delete them, or choose another out=")
     shards = options.shards if isinstance(options.shards, list) else [options.shards]
     metric = {"wer": "wer", "label": "contains"}.get(options.by)
     clips = EvalSet("pairs", shards, options.task, "chat", options.where, metric, limit=options.limit)
-    model, processor = load_model(options.checkpoint, device=options.device)
-    generator = Generator(model, processor, batch_size=options.batch_size, token_budget=32768)
-    out = Path(options.out)
-    if left := sorted(out.glob("pairs-*.tar")):
-        raise ValueError(f"pairs: {out} holds pairs already ({left[0].name}): delete them, or choose another out=")
     left_out: Counter[str] = Counter()
-    found = list(
-        sampled_pairs(
-            generator, clips, PromptBank.load(), samples=options.samples, temperature=options.temperature,
-            max_new_tokens=options.max_new_tokens, seed=options.seed, ranker=ranker,
-            left_out=left_out,
-        )
-    )  # fmt: skip
+    questions = askable(record_questions(clips, PromptBank.load()), left_out)
+    drawn = _drawn(options, questions, out, ranks)
+    if ranks.rank > 0:
+        return 0
+    found = list(ranked(questions, drawn, options.samples, ranker, left_out))
     kept = balanced(found) if options.balance else found
     if not found:
         raise ValueError(
@@ -88,6 +98,9 @@ def pairs(options: PairsConfig) -> int:
         )
     if not kept:
         raise ValueError("pairs: all longer answers were the better ones, or all shorter ones: use balance=false")
+    for path in out.glob("pairs-*.tar*"):
+        # Of a try that ended before its report.
+        path.unlink()
     lesson = Lesson()
     with ShardWriter(out / "pairs-%03d.tar") as writer:
         for pair in kept:
@@ -99,10 +112,58 @@ def pairs(options: PairsConfig) -> int:
     }  # fmt: skip
     if isinstance(ranker, ByJudge):
         report["judged"] = ranker.counts
-    (out / "pairs.report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_atomically(out / REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     print(json.dumps({name: value for name, value in report.items() if name != "examples"}, indent=2))
     print(f"pairs and examples to read: {out}")
     return 0
+
+
+def _finished(out: Path) -> Path | None:
+    """A shard that must not be replaced: all but those of a try that ended before its report."""
+    left = sorted(out.glob("pairs-*.tar"))
+    unfinished = not (out / REPORT).is_file() and any(out.glob("answers-*.jsonl"))
+    return left[0] if left and not unfinished else None
+
+
+def _drawn(options: PairsConfig, questions: Sequence[Question], out: Path, ranks: Ranks) -> dict[int, Outcome]:
+    """The answers of all ranks and earlier tries, on rank 0."""
+    device = options.device
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    model, processor = load_model(options.checkpoint, device=device)
+    generator = Generator(model, processor, batch_size=options.batch_size, token_budget=32768)
+    decoding = Decoding(max_new_tokens=options.max_new_tokens, temperature=options.temperature, seed=options.seed)
+    asked = [[q.sample.key, part_text(q.sample.messages[-1]), q.references] for q in questions]
+    identity = {
+        "weights": weights_digest(model), "questions": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
+        "samples": options.samples, "batch_size": options.batch_size, "decoding": asdict(decoding),
+    }  # fmt: skip
+    known = _known(out, identity)
+    ranks.meet()
+    journal = Journal(out / f"answers-{ranks.rank}.jsonl", identity)
+    before = len(known) // options.samples
+    with progress(
+        total=len(questions), initial=before, desc="questions", unit="questions", disable=ranks.rank > 0
+    ) as bar:
+
+        def keep(new: dict[int, Outcome]) -> None:
+            journal.add(new)
+            # The other ranks are about as far.
+            bar.update(min(len(new) // options.samples * ranks.world, len(questions) - bar.n))
+
+        drawn = draw_answers(generator, questions, options.samples, decoding, known=known, ranks=ranks, keep=keep)
+    ranks.meet()
+    return drawn if ranks.world == 1 else _known(out, identity, failed=True)
+
+
+def _known(out: Path, identity: dict[str, Any], *, failed: bool = False) -> dict[int, Outcome]:
+    """Answers on disk, by whichever ranks gave them; and, if asked for, those that failed."""
+    found: dict[int, Outcome] = {}
+    for path in sorted(out.glob("answers-*.jsonl")):
+        for place, outcome in read_journal(path, identity).items():
+            if outcome.error is None or (failed and place not in found):
+                found[place] = outcome
+    return found
 
 
 def _ranker(options: PairsConfig) -> Ranker:

@@ -16,6 +16,7 @@ import torch
 from qa_train.cli import main
 from qa_train.config import EncoderConfig, LanguageModelConfig, ModelConfig
 from qa_train.data.index import load_index
+from qa_train.infer.generate import Generator
 from qa_train.model import build_model
 from tests.train.conftest import metrics, options, run, shards  # noqa: F401
 
@@ -127,6 +128,36 @@ def test_pairs_by_word_errors_are_ranked_and_reproducible(
     report = json.loads((tmp_path / "one/pairs.report.json").read_text())
     assert report["pairs"] == len(made(tmp_path / "one")) == len(report["examples"]) > 0
     assert command(*pairs_words(checkpoint, shards, tmp_path / "one")) == 2, "pairs are not overwritten"
+
+
+def test_pairs_go_on_after_a_kill(
+    checkpoint: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    words = [*pairs_words(checkpoint, shards, tmp_path / "out"), "temperature=1.5", "margin=0.1"]
+    assert command(*words) == 0
+    whole, report = tmp_path / "out/pairs-000.tar", tmp_path / "out/pairs.report.json"
+    expected = whole.read_bytes(), report.read_bytes()
+    # As if killed while the shards were written: they are there, the report is not, and one shard too many.
+    report.unlink()
+    whole.write_bytes(b"half")
+    (tmp_path / "out/pairs-001.tar").write_bytes(b"of other options")
+    monkeypatch.setattr(Generator, "sample", lambda *args: pytest.fail("asked again"))
+    assert command(*words) == 0
+    assert (whole.read_bytes(), report.read_bytes()) == expected
+    assert not (tmp_path / "out/pairs-001.tar").exists()
+
+
+def test_pairs_of_two_processes_are_those_of_one(
+    checkpoint: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    for processes in (1, 2):
+        more = ("temperature=1.5", "margin=0.1", "limit=null", "batch_size=6")
+        words = [*pairs_words(checkpoint, shards, tmp_path / str(processes)), *more]
+        run(words[0], *words[1:], processes=processes)
+    one, two = (tmp_path / name / "pairs-000.tar" for name in ("1", "2"))
+    assert one.read_bytes() == two.read_bytes()
+    for rank in range(2):
+        assert len((tmp_path / f"2/answers-{rank}.jsonl").read_text().splitlines()) > 1, "each answered some"
 
 
 def test_pairs_by_a_judge_train_a_model(
