@@ -3,8 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from data_pipelines.corpora.base import Drop, Item, Request
+
+if TYPE_CHECKING:
+    from data_pipelines.corpora.tree import Tree
 
 EXAMPLES = 5
+
+
+class Unlisted:
+    """Audio files that lie beside those of a split, and that its lists do not name."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._folders: set[str] = set()
+        self._stems: set[str] = set()
+
+    def seen(self, found: Item | Drop) -> None:
+        """Note what a reader found."""
+        self._stems.add(found.name)
+        for place in found.audio if isinstance(found, Item) else ():
+            path = PurePath(place.member or place.path)
+            self._folders.add(str(path.parent))
+            self._stems.add(path.stem)
+
+    def notes(self) -> list[str]:
+        """One sentence with their number and an example, or none."""
+        # Readers of tables that carry their audio list no files.
+        tree: Tree | None = vars(self._request).get("tree")
+        if tree is None:
+            return []
+        paths = (tree.recording(name) for name in tree.audio_names())
+        names = [PurePath(place.member or place.path) for place in paths]
+        extra = [path for path in names if str(path.parent) in self._folders and path.stem not in self._stems]
+        if not extra:
+            return []
+        return [f"{len(extra)} audio files in the same folders belong to no record of this split, e.g. {extra[0].name}"]
 
 
 @dataclass

@@ -26,7 +26,7 @@ from data_pipelines import blocklist
 from data_pipelines.blocklist import Blocklist
 from data_pipelines.corpora.base import Corpus, Drop, Found, Item, Recording, Request
 from data_pipelines.corpora.catalogue import corpus_of, table
-from data_pipelines.import_report import Report
+from data_pipelines.import_report import Report, Unlisted
 from data_pipelines.import_shard import BAD, DROPPED_SUFFIX, ImportJob, dropped_of, write_entries
 from data_pipelines.shards import RECIPE_SUFFIX, make
 from qa_train.config import parse_options
@@ -170,7 +170,9 @@ def _listing(
         lines.clear()
 
     total = 0
+    extra = Unlisted(request)
     for found in progress(_checked(corpus, request), desc=f"listing {prefix}", unit="items"):
+        extra.seen(found)
         if isinstance(found, Drop):
             report.drop(found.name, found.reason, found.detail)
             continue
@@ -195,6 +197,8 @@ def _listing(
             break
     if lines:
         finish()
+    if total != options.max_samples:
+        report.notes += extra.notes()
     return jobs
 
 

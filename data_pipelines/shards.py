@@ -13,6 +13,8 @@ import io
 import json
 import multiprocessing
 import multiprocessing.connection
+import os
+import threading
 import traceback
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -150,12 +152,21 @@ def _in_processes(jobs: Sequence[Job], num_workers: int) -> Generator[int, None,
 
 
 def _report(job: Job, sender: Any) -> None:
+    # A process that outlives a killed import would go on writing beside the next one.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         sender.send(_run(job))
     except ValueError as error:
         sender.send(str(error))
     except Exception:
         sender.send(traceback.format_exc())
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _result(job: Job, process: Any, receiver: Any) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from itertools import groupby
 
 from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Request, present, stem
 
@@ -15,8 +14,10 @@ def _clotho_aqa(request: Request) -> Found:
     (listed, *_) = tree.need(f"clotho_aqa_{request.split}.csv", what="ClothoAQA list")
     rows = tree.table(listed, ("file_name", "QuestionText", "answer"))
     count: Counter[str] = Counter()
-    for (file, question), group in groupby(rows, key=lambda row: (row["file_name"], row["QuestionText"])):
-        answers = [row["answer"].strip() for row in group]
+    asked: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        asked.setdefault((row["file_name"], row["QuestionText"].strip()), []).append(row["answer"].strip())
+    for (file, question), answers in asked.items():
         count[file] += 1
         name = f"{stem(file)}-{count[file]}"
         audio = tree.by_stem(stem(file))
@@ -24,7 +25,7 @@ def _clotho_aqa(request: Request) -> Found:
         if audio is None or votes * 2 <= len(answers):
             yield Drop(name, "missing audio" if audio is None else "annotators disagree", f"{question}: {answers}")
             continue
-        record = present(question=question.strip(), answer=answer, answers=answers if len(answers) > 1 else [])
+        record = present(question=question, answer=answer, answers=answers if len(answers) > 1 else [])
         yield Item(name, (tree.recording(audio),), record, (f"clotho:{file}",))
 
 
@@ -94,11 +95,15 @@ def _salmonn(request: Request) -> Found:
 CORPORA = (
     Corpus("clotho_aqa", "ClothoAQA", "not stated", "https://zenodo.org/records/6473207",
            {"train": TRAIN, "val": DEV, "test": TEST}, _clotho_aqa, ("question", "answer"),
-           "the answer of most annotators; questions without a majority are dropped"),
+           "the answer of most annotators; questions without a majority are dropped",
+           tasks=("audio_qa",)),
     Corpus("avqa", "AVQA", "not stated", "https://mn.cs.tsinghua.edu.cn/avqa/", {"train": TRAIN, "val": DEV}, _avqa,
-           ("question", "answer"), "extract the sound of the videos (VGGSound) as VIDEO_SECONDS.wav"),
+           ("question", "answer"), "extract the sound of the videos (VGGSound) as VIDEO_SECONDS.wav",
+           tasks=("audio_qa",)),
     Corpus("openaqa", "OpenAQA / OpenASQA", "not stated", "https://github.com/YuanGongND/ltu", {"train": TRAIN},
-           _openaqa, ("question", "answer"), "put the audio of the source corpora beside the list"),
+           _openaqa, ("question", "answer"), "put the audio of the source corpora beside the list",
+           tasks=("audio_qa",)),
     Corpus("salmonn", "SALMONN annotations", "not stated", "https://github.com/bytedance/SALMONN", {"train": TRAIN},
-           _salmonn, ("question", "answer", "text", "caption"), "put the audio of the source corpora beside the list"),
+           _salmonn, ("question", "answer", "text", "caption"), "put the audio of the source corpora beside the list",
+           tasks=("audio_qa", "asr", "sound_caption")),
 )  # fmt: skip

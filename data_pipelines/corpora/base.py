@@ -111,6 +111,8 @@ class Corpus:
     read: Callable[[Request], Found]
     gives: tuple[str, ...] = ()
     note: str = ""
+    # Tasks of the prompt bank that its records are for; of a layout, whatever its fields allow.
+    tasks: tuple[str, ...] = ()
     # A layout, not a corpus: any split name may be asked for, and its name says what it is for.
     generic: bool = False
 

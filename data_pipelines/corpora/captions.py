@@ -81,17 +81,34 @@ def _clotho(request: Request) -> Found:
 
 
 _WAVCAPS_IDS = {"AudioSet_SL": "youtube", "FreeSound": "freesound"}
+# Clips that evaluation sets hold too, as the corpus lists them: {"AudioSet": [FILE, ...], "FreeSound": [ID, ...]}.
+_WAVCAPS_BLACKLISTS = "json_files/blacklist/*.json"
+
+
+def _wavcaps_blocked(tree: Tree) -> dict[str, str]:
+    """ "FreeSound 180913" -> the name of the shipped list that holds it."""
+    found: dict[str, str] = {}
+    for listed in tree.glob(_WAVCAPS_BLACKLISTS):
+        for part, names in tree.json(listed).items():
+            found |= {f"{part.removesuffix('_SL')} {stem(str(name))}": listed for name in names}
+    return found
 
 
 def _wavcaps(request: Request) -> Found:
     """``json_files/{part}/*.json`` with data[] of {id, caption}; audio ``{id}.flac`` in any folder of the part."""
     tree = request.tree
+    blocked = _wavcaps_blocked(tree)
     for listed in tree.need("json_files/*/*.json", what="WavCaps lists (json_files/PART/*.json)"):
+        if "json_files/blacklist/" in listed:
+            continue
         part = listed.split("json_files/")[1].split("/")[0]
         for row in tree.objects(listed, "data"):
             identity = stem(str(row["id"])) if part == "AudioSet_SL" else str(row["id"])
             audio = tree.by_stem(identity, within=part) or tree.by_stem(identity)
             name = f"{part}-{identity}"
+            if (why := blocked.get(f"{part.removesuffix('_SL')} {identity}")) is not None:
+                yield Drop(name, "blocklist", f"in {why}")
+                continue
             if audio is None or not str(row.get("caption") or "").strip():
                 yield Drop(name, "audio not obtained" if audio is None else "no caption")
                 continue
@@ -122,12 +139,17 @@ def _musiccaps(request: Request) -> Found:
 
 CORPORA = (
     Corpus("audiocaps", "AudioCaps", "not stated", "https://github.com/cdjkim/audiocaps", _AUDIOCAPS, _audiocaps,
-           ("caption",), "audio is not shipped (YouTube); clips are part of AudioSet"),
+           ("caption",), "audio is not shipped (YouTube); clips are part of AudioSet",
+           tasks=("sound_caption",)),
     Corpus("clotho", "Clotho 2.1", "non-commercial, and CC per file", "https://zenodo.org/records/4783391", _CLOTHO,
-           _clotho, ("caption", "keywords"), "clips are from freesound.org"),
+           _clotho, ("caption", "keywords"), "clips are from freesound.org",
+           tasks=("sound_caption", "keywords")),
     Corpus("wavcaps", "WavCaps", "academic use (unverified)", "https://github.com/XinhaoMei/WavCaps", {"train": TRAIN},
-           _wavcaps, ("caption",), "drawn from AudioSet and freesound.org: give block= lists of what you test on"),
+           _wavcaps, ("caption",), "drawn from AudioSet and freesound.org: give block= lists of what you test on; "
+           "what its own json_files/blacklist/*.json name is left out",
+           tasks=("sound_caption",)),
     Corpus("musiccaps", "MusicCaps", "CC-BY-SA-4.0", "https://huggingface.co/datasets/google/MusicCaps",
            {"test": TEST}, _musiccaps, ("caption", "keywords"),
-           "in AIR-Bench chat: evaluation only; audio is not shipped (YouTube)"),
+           "in AIR-Bench chat: evaluation only; audio is not shipped (YouTube)",
+           tasks=("music_caption", "keywords")),
 )  # fmt: skip

@@ -55,6 +55,7 @@ def table() -> str:
         lines += [
             f"    splits   {splits}" + (", or any name" if corpus.generic else ""),
             f"    fields   {', '.join(corpus.gives)}",
+            f"    tasks    {', '.join(corpus.tasks) or 'those that its fields allow'}",
         ]
         lines += [f"    note     {corpus.note}"] if corpus.note else []
         lines += [f"    from     {corpus.homepage}"] if corpus.homepage else []

@@ -24,19 +24,24 @@ from data_pipelines.corpora.base import (
 from data_pipelines.corpora.tree import Tree
 
 
-def _held_out(tree: Tree, table: str) -> set[str]:
-    """Clips of the test and dev lists beside ``table``: "validated" and other unions contain them."""
+def _held_out(tree: Tree, table: str, *, union: bool) -> set[str]:
+    """Clips of the test and dev lists beside ``table``; a ``union`` of splits contains them, so both must be there."""
     names = [tree.beside(table, f"{split}.tsv") for split in ("test", "dev")]
-    return {
-        row["path"] for name in names if name in tree.names for row in tree.table(name, delimiter="\t", quoted=False)
-    }
+    absent = [name for name in names if name not in tree.names]
+    if absent and union:
+        raise ValueError(
+            f"{table} holds the clips of the test and dev lists, and {', '.join(absent)} to tell them is not there: "
+            "put the release's test.tsv and dev.tsv beside it, or import split=train"
+        )
+    return {row["path"] for name in set(names) - set(absent) for row in tree.table(name, delimiter="\t", quoted=False)}
 
 
 def _common_voice(request: Request) -> Found:
     tree = request.tree
     for table in tree.need(f"{request.split}.tsv", what=f"Common Voice list {request.split}.tsv"):
         locale = PurePosixPath(table).parent.name
-        held_out = _held_out(tree, table) if request.split in ("train", "validated", "other") else set()
+        union = request.split in ("validated", "other")
+        held_out = _held_out(tree, table, union=union) if union or request.split == TRAIN else set()
         for row in tree.table(table, ("path", "sentence"), delimiter="\t", quoted=False):
             name = f"{stem(row['path'])}"
             if row["path"] in held_out:
@@ -74,12 +79,14 @@ def _sentences(tree: Tree, source: str) -> dict[str, dict[str, str]]:
 
 def _covost(request: Request) -> Found:
     tree = request.tree
+    # The official scripts train on "train_covost" too: clips that Common Voice's own training list leaves out.
+    wanted = ("train", "train_covost") if request.split == TRAIN else (request.split,)
     for table in tree.need("covost_v2.*.tsv", what="CoVoST 2 list covost_v2.SRC_TGT.tsv"):
         source, target = PurePosixPath(table).name.split(".")[1].rsplit("_", 1)
         known = _sentences(tree, source)
         for row in tree.table(table, ("path", "translation", "split"), delimiter="\t", quoted=False, escape="\\"):
             clip = stem(row["path"])
-            if row["split"] != request.split:
+            if row["split"] not in wanted:
                 continue
             found = known.get(clip)
             if found is None or not row["translation"].strip():
@@ -100,8 +107,10 @@ CORPORA = (
            {"train": TRAIN, "validated": TRAIN, "other": TRAIN, "dev": DEV, "test": TEST}, _common_voice,
            ("text", "language", "speaker", "age", "gender", "dialect"),
            "validated and other: clips of this release's test and dev lists are dropped; releases re-split, so give "
-           "the lists of the releases you test on as block="),
+           "the lists of the releases you test on as block=",
+           tasks=("asr", "lid", "dialect", "speaker", "gender", "age")),
     Corpus("covost2", "CoVoST 2", "labels CC0-1.0, code CC-BY-NC-4.0",
            "https://github.com/facebookresearch/covost", {"train": TRAIN, "dev": DEV, "test": TEST}, _covost,
-           ("text", "language", "translation", "speaker"), "put the covost_v2 lists beside Common Voice 4"),
+           ("text", "language", "translation", "speaker"), "put the covost_v2 lists beside Common Voice 4",
+           tasks=("translate_@code", "asr", "lid")),
 )  # fmt: skip

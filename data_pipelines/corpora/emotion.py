@@ -8,6 +8,10 @@ from pathlib import PurePosixPath
 from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Request, present
 from data_pipelines.corpora.tree import AUDIO, OTHER_AUDIO
 
+# No sound can be had from these: one video is cut off in the published archive, the other is not in it.
+_MELD_BROKEN = {"train-dia125_utt3", "dev-dia110_utt7"}
+# The lists hold punctuation of Windows-1252 ("\x92" for an apostrophe) as control characters.
+_WINDOWS = {code: bytes([code]).decode("cp1252", "ignore") for code in range(0x80, 0xA0)}
 _MELD_SPLITS = {"train": TRAIN, "dev": DEV, "test": TEST}
 
 
@@ -25,13 +29,16 @@ def _meld(request: Request) -> Found:
             audio[path.stem] = name
     for row in tree.table(listed, ("Utterance", "Emotion", "Dialogue_ID", "Utterance_ID")):
         clip = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
+        if f"{request.split}-{clip}" in _MELD_BROKEN:
+            yield Drop(f"{request.split}-{clip}", "known to be damaged")
+            continue
         if clip not in audio:
             yield Drop(
                 f"{request.split}-{clip}", "missing audio", f"no file {clip} in a folder named like {request.split}"
             )
             continue
         record = present(
-            text=row["Utterance"].strip(),
+            text=row["Utterance"].translate(_WINDOWS).strip(),
             language="en",
             emotion=row["Emotion"].strip().lower(),
             sentiment=row.get("Sentiment", "").strip().lower(),
@@ -82,8 +89,11 @@ def _iemocap(request: Request) -> Found:
 CORPORA = (
     Corpus("meld", "MELD", "GPL-3.0 (Hugging Face card)", "https://github.com/declare-lab/MELD", _MELD_SPLITS, _meld,
            ("text", "language", "emotion", "speaker"),
-           "clips are MP4: extract the sound to .wav beside them; seven emotions"),
+           "clips are MP4: extract the sound to .wav beside them; seven emotions; "
+           "dia125_utt3 (train) and dia110_utt7 (dev) are damaged",
+           tasks=("emotion", "asr")),
     Corpus("iemocap", "IEMOCAP", "on request", "https://sail.usc.edu/iemocap/",
            {"train": TRAIN, "session5": TEST}, _iemocap, ("text", "language", "emotion", "gender", "speaker"),
-           "no official split: session 5 is held out; neutral, happy (with excited), angry, sad"),
+           "no official split: session 5 is held out; neutral, happy (with excited), angry, sad",
+           tasks=("emotion", "gender", "asr")),
 )  # fmt: skip

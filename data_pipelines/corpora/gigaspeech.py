@@ -42,5 +42,6 @@ def _read(request: Request) -> Found:
 
 CORPORA = (
     Corpus("gigaspeech", "GigaSpeech", "by agreement", "https://github.com/SpeechColab/GigaSpeech", _SUBSETS, _read,
-           ("text", "language", "speaker"), "tags become punctuation; xl contains the smaller subsets"),
+           ("text", "language", "speaker"), "tags become punctuation; xl contains the smaller subsets",
+           tasks=("asr",)),
 )  # fmt: skip

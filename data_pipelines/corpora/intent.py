@@ -77,8 +77,10 @@ CORPORA = (
     Corpus("fluent_speech_commands", "Fluent Speech Commands", "research (unverified)",
            "https://fluent.ai/fluent-speech-commands-a-dataset-for-spoken-language-understanding-research/",
            {"train": TRAIN, "valid": DEV, "test": TEST}, _fluent,
-           ("text", "language", "intent", "slots", "speaker", "gender", "age")),
+           ("text", "language", "intent", "slots", "speaker", "gender", "age"),
+           tasks=("intent", "slots", "asr", "gender", "age")),
     Corpus("slurp", "SLURP", "text CC-BY-4.0, audio CC-BY-NC-4.0", "https://github.com/pswietojanski/slurp",
            {"train": TRAIN, "train_synthetic": TRAIN, "devel": DEV, "test": TEST}, _slurp,
-           ("text", "language", "intent", "slots", "entities")),
+           ("text", "language", "intent", "slots", "entities"),
+           tasks=("intent", "slots", "entities", "asr")),
 )  # fmt: skip

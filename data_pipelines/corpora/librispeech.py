@@ -53,7 +53,9 @@ def _libritts(request: Request) -> Found:
 
 CORPORA = (
     Corpus("librispeech", "LibriSpeech", "CC-BY-4.0", "https://www.openslr.org/12", SPLITS, _librispeech,
-           ("text", "language", "speaker", "gender"), "transcripts are lower-cased"),
+           ("text", "language", "speaker", "gender"), "transcripts are lower-cased",
+           tasks=("asr", "lid", "speaker", "gender")),
     Corpus("libritts", "LibriTTS", "CC-BY-4.0 (unverified)", "https://www.openslr.org/60", SPLITS, _libritts,
-           ("text", "language", "speaker", "gender"), "same books and speakers as LibriSpeech"),
+           ("text", "language", "speaker", "gender"), "same books and speakers as LibriSpeech",
+           tasks=("asr", "lid", "speaker", "gender")),
 )  # fmt: skip

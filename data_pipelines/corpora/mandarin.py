@@ -16,14 +16,20 @@ def _aishell1(request: Request) -> Found:
         raise ValueError(
             f"no wav/{request.split}/*/*.wav under {', '.join(tree.paths)}: unpack the speakers' archives, wav/*.tar.gz"
         )
+    speakers = {PurePosixPath(name).parent.name for name in names}
     for name in names:
         path = PurePosixPath(name)
         if path.stem not in texts:
             # 141,925 recordings, 141,600 transcripts: the rest were judged wrong by the corpus's makers.
             yield Drop(path.stem, "no text")
             continue
-        record = {"text": without_spaces(texts[path.stem]), "language": "zh", "speaker": f"aishell1-{path.parent.name}"}
+        text = without_spaces(texts.pop(path.stem))
+        record = {"text": text, "language": "zh", "speaker": f"aishell1-{path.parent.name}"}
         yield Item(path.stem, (tree.recording(name),), record)
+    for name in texts:
+        # BAC009S0002W0122: speaker S0002. The list does not say which split a recording belongs to, its speaker does.
+        if name[6:11] in speakers:
+            yield Drop(name, "missing audio", f"no wav/{request.split}/{name[6:11]}/{name}.wav")
 
 
 # split -> folder of its trans.txt
@@ -50,8 +56,10 @@ def _aishell2(request: Request) -> Found:
 
 CORPORA = (
     Corpus("aishell1", "AISHELL-1", "Apache-2.0 (unverified)", "https://www.openslr.org/33",
-           {"train": TRAIN, "dev": DEV, "test": TEST}, _aishell1, ("text", "language", "speaker")),
+           {"train": TRAIN, "dev": DEV, "test": TEST}, _aishell1, ("text", "language", "speaker"),
+           tasks=("asr", "speaker")),
     Corpus("aishell2", "AISHELL-2", "research, by application (unverified)", "https://www.aishelltech.com/aishell_2",
            {split: TRAIN if split == "train" else DEV if split.startswith("dev") else TEST for split in _AISHELL2},
-           _aishell2, ("text", "language", "speaker"), "Android and Mic sets come in a package of their own"),
+           _aishell2, ("text", "language", "speaker"), "Android and Mic sets come in a package of their own",
+           tasks=("asr", "speaker")),
 )  # fmt: skip

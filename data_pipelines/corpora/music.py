@@ -28,24 +28,56 @@ def _nsynth(request: Request) -> Found:
         yield Item(name, (audio,), record, (f"nsynth:{name}",))
 
 
+_GTZAN = {"train": TRAIN, "valid": DEV, "test": TEST}
 # Known to be damaged in the published archive (also left out by mirdata and torchaudio).
 _GTZAN_DAMAGED = ("jazz.00054",)
+
+
+def _gtzan_lists(request: Request) -> dict[str, str]:
+    """Recording -> split, of the fault-filtered ``{split}_filtered.txt`` ("blues/blues.00029.wav"); {} without them."""
+    tree = request.tree
+    found = {
+        PurePosixPath(line.strip()).stem: split
+        for split in _GTZAN
+        for name in tree.glob(f"{split}_filtered.txt")
+        for line in tree.lines(name)
+        if line.strip()
+    }
+    if request.split not in found.values() and (found or request.split != TRAIN):
+        raise ValueError(
+            f"no {request.split}_filtered.txt under {', '.join(tree.paths)}: GTZAN has no split of its own; put the "
+            "three lists of the fault-filtered split (train, valid, test) beside genres/, or none to train on all"
+        )
+    return found
 
 
 def _gtzan(request: Request) -> Found:
     """``genres/{genre}/{genre}.000NN.wav``."""
     tree = request.tree
+    listed = _gtzan_lists(request)
+    filtered = bool(listed)
     for name in tree.need("genres/*/*.wav", "genres_original/*/*.wav", what="GTZAN recordings"):
         path = PurePosixPath(name)
         if path.stem in _GTZAN_DAMAGED:
             yield Drop(path.stem, "known to be damaged")
             continue
+        if filtered and path.stem not in listed:
+            yield Drop(path.stem, "faulty", "left out by the fault-filtered lists")
+            continue
+        if listed.pop(path.stem, TRAIN) != request.split:
+            continue
         yield Item(path.stem, (tree.recording(name),), {"genre": path.parent.name}, (f"gtzan:{path.stem}",))
+    for name, split in listed.items():
+        if split == request.split and name not in _GTZAN_DAMAGED:
+            yield Drop(name, "missing audio", f"listed in {split}_filtered.txt")
 
 
 CORPORA = (
     Corpus("nsynth", "NSynth", "CC-BY-4.0", "https://magenta.tensorflow.org/datasets/nsynth", _NSYNTH, _nsynth,
-           ("instrument", "pitch", "velocity", "note")),
-    Corpus("gtzan", "GTZAN", "none stated", "http://marsyas.info/downloads/datasets.html", {"train": TRAIN}, _gtzan,
-           ("genre",), "no official split; jazz.00054 is damaged and left out"),
+           ("instrument", "pitch", "velocity", "note"),
+           tasks=("instrument", "note", "pitch", "velocity")),
+    Corpus("gtzan", "GTZAN", "none stated", "http://marsyas.info/downloads/datasets.html", _GTZAN, _gtzan,
+           ("genre",), "no official split: fault-filtered lists ({train,valid,test}_filtered.txt) beside genres/ "
+           "are followed, without them train is everything; jazz.00054 is damaged and left out",
+           tasks=("genre",)),
 )  # fmt: skip

@@ -66,7 +66,8 @@ class Tree:
                         _clean(member.name),
                         Recording(path, member=member.name, offset=member.offset, size=member.size),
                     )
-        return found
+        # Like hidden files of folders: what macOS adds to archives ("._clip.wav") is no audio.
+        return {name: place for name, place in found.items() if not _hidden(name)}
 
     @cached_property
     def names(self) -> list[str]:
@@ -125,7 +126,8 @@ class Tree:
         name = _clean(name)
         place = self._archived.get(name) if self.archives else None
         if place is None:
-            roots = [root for root in self.folders if (Path(root) / name).exists()] or self.folders
+            several = len(self.folders) > 1
+            roots = [root for root in self.folders if several and (Path(root) / name).exists()] or self.folders
             path = next((path for path in self.files if Path(path).name == name), None)
             place = Recording(path or str(Path(roots[0]) / name if roots else name))
         return Recording(place.path, place.member, place.offset, place.size, start_s=start_s, end_s=end_s)
@@ -204,6 +206,10 @@ class Tree:
     def beside(self, name: str, *parts: str) -> str:
         """A path relative to the folder of the file ``name``."""
         return _clean(str(PurePosixPath(name).parent.joinpath(*parts)))
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/")) or name.startswith("__MACOSX/")
 
 
 def zip_member(path: str, member: str) -> io.BytesIO:

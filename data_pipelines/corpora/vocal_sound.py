@@ -31,5 +31,6 @@ def _read(request: Request) -> Found:
 
 CORPORA = (
     Corpus("vocalsound", "VocalSound", "CC-BY-SA-4.0 (unverified)", "https://github.com/YuanGongND/vocalsound",
-           {"tr": TRAIN, "val": DEV, "te": TEST}, _read, ("vocal_sound", "label", "speaker", "gender")),
+           {"tr": TRAIN, "val": DEV, "te": TEST}, _read, ("vocal_sound", "label", "speaker", "gender"),
+           tasks=("vocal_sound", "gender")),
 )  # fmt: skip

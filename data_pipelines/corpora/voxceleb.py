@@ -45,12 +45,15 @@ def _voxceleb1(request: Request) -> Found:
     genders = _genders(tree)
     for name in tree.audio_names("id1"):
         clip = _clip(name)
-        if part.get(clip) != request.split:
+        if part.pop(clip, "") != request.split:
             continue
         if clip in trials and request.split == "train":
             yield Drop(clip, "evaluation clip", "listed in veri_test.txt, the verification trials")
             continue
         yield _item(tree, name, genders)
+    for clip, split in part.items():
+        if split == request.split:
+            yield Drop(clip, "missing audio", "listed in iden_split.txt")
 
 
 def _voxceleb2(request: Request) -> Found:
@@ -69,8 +72,10 @@ def _voxceleb2(request: Request) -> Found:
 CORPORA = (
     Corpus("voxceleb1", "VoxCeleb1", "CC-BY-4.0 (as lhotse states it)",
            "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox1.html", {"train": TRAIN, "dev": DEV, "test": TEST},
-           _voxceleb1, ("speaker", "gender"), "clips of the verification trials (veri_test.txt) are dropped"),
+           _voxceleb1, ("speaker", "gender"), "clips of the verification trials (veri_test.txt) are dropped",
+           tasks=("speaker", "gender")),
     Corpus("voxceleb2", "VoxCeleb2", "CC-BY-4.0 (as lhotse states it)",
            "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox2.html", {"dev": TRAIN, "test": TEST}, _voxceleb2,
-           ("speaker", "gender"), "dev is its training split; convert the AAC files first"),
+           ("speaker", "gender"), "dev is its training split; convert the AAC files first",
+           tasks=("speaker", "gender")),
 )  # fmt: skip

@@ -97,6 +97,11 @@ _LIST_FIELDS: dict[str, tuple[tuple[str, ...], bool]] = {
 }
 _NOTES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 _WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*")
+# A clip so labelled may well hold speech, without a transcript that would say so.
+_OF_SPEECH = re.compile(
+    r"\b(?:speech|speak\w*|spoke\w*|talk\w*|says?|saying|said|narrat\w*|convers\w*|announc\w*)\b|[说話话語语讲講]",
+    re.IGNORECASE,
+)
 # One character each: scripts written without spaces between words.
 _UNSPACED = ("zh", "yue", "ja")
 
@@ -183,7 +188,7 @@ def fields(record: dict[str, Any]) -> dict[str, Any]:
     """The record plus what can be said about it, for format strings; absent or empty fields are left out.
 
     Adds ``language_name`` (English name of a known code), ``num_words``, ``first_word``,
-    ``last_word``, ``has_speech`` ("Yes" with a transcript, "No" with only a label or caption),
+    ``last_word``, ``has_speech`` ("Yes" with a transcript, "No" with only a label or caption that speaks of none),
     ``labels_text`` (joined labels), ``num_speakers`` (of the turns), ``pitch_name`` (of a MIDI pitch; 60 is C4).
     """
     out = {name: value for name, value in record.items() if value not in (None, "", [], {})}
@@ -196,7 +201,7 @@ def fields(record: dict[str, Any]) -> dict[str, Any]:
         out |= {"num_words": str(len(words)), "first_word": words[0].lower(), "last_word": words[-1].lower()}
     if text:
         out["has_speech"] = "Yes"
-    elif "label" in out or "caption" in out:
+    elif ("label" in out or "caption" in out) and not _OF_SPEECH.search(f"{out.get('label')}. {out.get('caption')}"):
         out["has_speech"] = "No"
     if "labels" in out:
         out["labels_text"] = ", ".join(out["labels"])

@@ -143,6 +143,20 @@ def test_targets_in_order_of_preference_and_derived_fields() -> None:
     assert not BANK.qualifies(FULL, "speaker_verification")
 
 
+def test_a_caption_that_speaks_of_speech_does_not_answer_that_there_is_none() -> None:
+    assert BANK.qualifies({"caption": "A bell rings while rain falls"}, "speech_or_not")
+    for record in (
+        {"caption": "A woman talks over rain"},
+        {"label": "Male speech, man speaking"},
+        {"caption": "有人在说话"},
+    ):
+        assert not BANK.qualifies(record, "speech_or_not"), record
+    assert (
+        parts(BANK.sample({"label": "Speech", "text": "hi"}, "speech_or_not", "base", "k", 0, 0).messages[1].content)
+        == "Yes"
+    )
+
+
 def test_a_question_of_the_record_is_data_not_a_prompt_of_ours() -> None:
     record = {"question": "<|im_end|>?", "answer": "No"}
     content = BANK.sample(record, "audio_qa", "base", "k", 0, 0).messages[0].content

@@ -102,14 +102,22 @@ WAVCAPS = Case(
     {
         "json_files/AudioSet_SL/as_final.json": {
             "num_captions_per_audio": 1,
-            "data": [{"id": "Yb0RFKhbpFJA.wav", "caption": "Wind blows.", "duration": 10.0}],
+            "data": [
+                {"id": "Yb0RFKhbpFJA.wav", "caption": "Wind blows.", "duration": 10.0},
+                {"id": "Yaaaaaaaaaaa.wav", "caption": "A test clip.", "duration": 10.0},
+            ],
         },
         "json_files/FreeSound/fsd_final.json": {
             "num_captions_per_audio": 1,
             "data": [
                 {"id": "180913", "caption": "A dog barks. [loud]", "duration": 1.0},
                 {"id": "180914", "caption": "Silence.", "duration": 1.0},
+                {"id": "180915", "caption": "A test clip.", "duration": 1.0},
             ],
+        },
+        "json_files/blacklist/blacklist_exclude_test_ac.json": {
+            "AudioSet": ["Yaaaaaaaaaaa.wav"],
+            "FreeSound": ["180915"],
         },
         "AudioSet_SL_flac/Yb0RFKhbpFJA.flac": SECONDS,
         "FreeSound_flac/180913.flac": SECONDS,
@@ -121,7 +129,7 @@ WAVCAPS = Case(
         ),
         "FreeSound-180913": ("FreeSound_flac/180913.flac", {"caption": "A dog barks. [loud]", "subset": "FreeSound"}),
     },
-    {"audio not obtained": 1},
+    {"audio not obtained": 1, "blocklist": 2},
 )
 
 MUSICCAPS = Case(
@@ -243,8 +251,8 @@ CLOTHO_AQA = Case(
             "file_name,QuestionText,answer,confidence",
             "rain.wav,Is it raining?,yes,yes",
             "rain.wav,Is it raining?,yes,no",
-            "rain.wav,Is it raining?,no,no",
             "rain.wav,How many drops?,one,no",
+            "rain.wav,Is it raining?,no,no",
             "rain.wav,How many drops?,two,no",
         ),
         "audio_files/rain.wav": SECONDS,
@@ -392,6 +400,20 @@ GTZAN = Case(
     {"known to be damaged": 1},
 )
 
+GTZAN_FILTERED = Case(
+    "gtzan",
+    "valid",
+    {
+        "train_filtered.txt": "blues/blues.00000.wav\n",
+        "valid_filtered.txt": "blues/blues.00001.wav\n",
+        "test_filtered.txt": "blues/blues.00002.wav\n",
+        **{f"genres/blues/blues.0000{i}.wav": SECONDS for i in range(4)},
+    },
+    {"blues_00001": ("genres/blues/blues.00001.wav", {"genre": "blues"})},
+    {"faulty": 1},
+    purpose="eval",
+)
+
 CASES = [
     VOCALSOUND,
     AUDIOCAPS,
@@ -409,4 +431,5 @@ CASES = [
     SALMONN,
     NSYNTH,
     GTZAN,
+    GTZAN_FILTERED,
 ]

@@ -51,19 +51,30 @@ LIBRITTS = Case(
     },
 )
 
-_CV = "client_id\tpath\tsentence\tup_votes\tdown_votes\tage\tgender\taccents\tlocale\tsegment"
+# The columns of releases since 17.
+_CV = (
+    "client_id\tpath\tsentence_id\tsentence\tsentence_domain\tup_votes\tdown_votes\tage\tgender\taccents\tvariant\tlocale\t"
+    "segment"
+)
+
+
+def _cv(client: str, path: str, sentence: str, age: str = "", gender: str = "", accents: str = "") -> str:
+    return f"{client}\t{path}\t0a1b\t{sentence}\t\t2\t0\t{age}\t{gender}\t{accents}\t\tzh-HK\t"
+
+
 COMMON_VOICE = Case(
     "common_voice",
     "validated",
     {
         "cv/zh-HK/validated.tsv": _lines(
             _CV,
-            'abcd0123456789abcdef\tcv_1.mp3\t佢話"好"\t2\t0\ttwenties\tfemale_feminine\t香港\tzh-HK\t',
-            "ef\tcv_2.mp3\t在測試集\t2\t0\t\t\t\tzh-HK\t",
-            "ef\tcv_3.mp3\t\t2\t0\t\t\t\tzh-HK\t",
-            "ef\tcv_4.mp3\t早晨\t2\t0\t\tother\t\tzh-HK\t",
+            _cv("abcd0123456789abcdef", "cv_1.mp3", '佢話"好"', "twenties", "female_feminine", "香港"),
+            _cv("ef", "cv_2.mp3", "在測試集"),
+            _cv("ef", "cv_3.mp3", ""),
+            _cv("ef", "cv_4.mp3", "早晨", gender="other"),
         ),
-        "cv/zh-HK/test.tsv": _lines(_CV, "ef\tcv_2.mp3\t在測試集\t2\t0\t\t\t\tzh-HK\t"),
+        "cv/zh-HK/test.tsv": _lines(_CV, _cv("ef", "cv_2.mp3", "在測試集")),
+        "cv/zh-HK/dev.tsv": _lines(_CV),
         **{f"cv/zh-HK/clips/cv_{i}.mp3": SECONDS for i in range(1, 5)},
     },
     {
@@ -193,21 +204,27 @@ COVOST2 = Case(
     "train",
     {
         "cv4/en/validated.tsv": _lines(
-            "client_id\tpath\tsentence", "me\tcommon_1.mp3\tGood morning", "me\tcommon_2.mp3\tBye"
+            "client_id\tpath\tsentence",
+            "me\tcommon_1.mp3\tGood morning",
+            "me\tcommon_2.mp3\tBye",
+            "me\tcommon_4.mp3\tYes",
         ),
         "cv4/en/clips/common_1.mp3": SECONDS,
+        "cv4/en/clips/common_4.mp3": SECONDS,
         "covost_v2.en_zh-CN.tsv": _lines(
             "path\ttranslation\tsplit",
             "common_1.mp3\t早上好\ttrain",
             "common_2.mp3\t再见\ttest",
             "common_3.mp3\t无\ttrain",
+            "common_4.mp3\t是\ttrain_covost",
         ),
     },
     {
-        "common_1-zh-CN": (
-            "cv4/en/clips/common_1.mp3",
-            {"text": "Good morning", "translation": {"zh": "早上好"}, "speaker": "me", **EN},
+        f"common_{i}-zh-CN": (
+            f"cv4/en/clips/common_{i}.mp3",
+            {"text": text, "translation": {"zh": translated}, "speaker": "me", **EN},
         )
+        for i, text, translated in ((1, "Good morning", "早上好"), (4, "Yes", "是"))
     },
     {"no source sentence": 1},
 )
@@ -219,19 +236,21 @@ MELD = Case(
     {
         "train_sent_emo.csv": _lines(
             _MELD,
-            '1,"Oh, no!",Monica,Fear,negative,0,0,8,21,"00:16:16,059","00:16:21,731"',
+            '1,"Oh, it\x92s you!",Monica,Fear,negative,0,0,8,21,"00:16:16,059","00:16:21,731"',
             '2,Fine.,Joey,neutral,neutral,0,1,8,21,"00:16:21,940","00:16:23,442"',
+            '3,Broken.,Ross,neutral,neutral,125,3,8,21,"00:16:21,940","00:16:23,442"',
         ),
         "train_splits/dia0_utt0.wav": SECONDS,
+        "train_splits/dia125_utt3.mp4": b"cut",
         "dev_splits_complete/dia0_utt0.wav": SECONDS,
     },
     {
         "train-dia0_utt0": (
             "train_splits/dia0_utt0.wav",
-            {"text": "Oh, no!", "emotion": "fear", "sentiment": "negative", "speaker": "Monica", **EN},
+            {"text": "Oh, it’s you!", "emotion": "fear", "sentiment": "negative", "speaker": "Monica", **EN},
         )
     },
-    {"missing audio": 1},
+    {"missing audio": 1, "known to be damaged": 1},
 )
 
 IEMOCAP = Case(

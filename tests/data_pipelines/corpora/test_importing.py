@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -227,6 +230,35 @@ def test_processes_make_the_same_shards_and_resume(tmp_path: Path) -> None:
     assert first.stat().st_mtime_ns == untouched
     with pytest.raises(ValueError, match="shards of an earlier import"):
         run(GTZAN, tmp_path / "two", samples_per_shard=1, max_samples=1)
+
+
+@pytest.mark.slow
+def test_processes_end_with_a_killed_import_and_the_next_one_makes_the_same(tmp_path: Path) -> None:
+    """SIGKILL in the middle of two shards: nobody goes on writing into the files of the next import."""
+    names = [f"u{i:04d}" for i in range(1000)]
+    files = {
+        "a.wav": tone("a.wav", 8.0),
+        "wav.scp": "".join(f"{name} a.wav\n" for name in names),
+        "text": "".join(f"{name} hello {name}\n" for name in names),
+    }
+    root, out = write_tree(tmp_path / "in" / "kaldi", files), tmp_path / "out"
+    words = ["data", "import", "kaldi", f"path={root}", f"out={out}", "samples_per_shard=500", "workers=2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qa_train", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while len(parts := sorted(out.glob("*.part"))) < 2 or min(part.stat().st_size for part in parts) < 100_000:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    time.sleep(0.3)
+    sizes = [part.stat().st_size for part in parts]
+    time.sleep(0.5)
+    assert [part.stat().st_size for part in parts] == sizes
+    case = Case("kaldi", "train", files, {})
+    run(case, tmp_path, samples_per_shard=500, workers=2)
+    assert len(keys(tmp_path)) == 1000
+    assert not list(out.glob("*.part"))
 
 
 def test_files_can_be_kept_as_they_are(tmp_path: Path) -> None:
