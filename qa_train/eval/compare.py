@@ -1,20 +1,25 @@
 """Two sets of predictions on the same items: is the difference more than chance?
 
 The interval of the difference is a paired bootstrap over items; the p-value is that of a paired
-permutation test (each item's two answers change places at random; Noreen 1989), two-sided.
+permutation test (each item's two answers change places at random; Noreen 1989), two-sided. Of judged
+benchmarks the judge's scores of the items are compared in the same way, of one judge with one prompt only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from qa_train.eval.benchmarks import JUDGED
+from qa_train.eval.judged import JUDGE_FACTS, judged_statistics
 from qa_train.eval.prediction import Prediction
 from qa_train.eval.scores import LOWER_IS_BETTER, METRICS, RESAMPLES, item_statistics
-from qa_train.eval.tables import read_predictions, to_prediction
+from qa_train.eval.scoring import file_digest
+from qa_train.eval.tables import read_json_lines, read_predictions, to_prediction
 
 SIGNIFICANT = 0.05
 
@@ -39,7 +44,6 @@ def compare_predictions(
         raise ValueError(
             f"the two sets do not hold the same items ({len(first)} and {len(second)}): compare like with like"
         )
-    n = len(first)
     if metric == "cider":
         # Its weights count the items: twice as many would be others.
         (one, value), (other, _) = (item_statistics(metric, side) for side in (first, second))
@@ -47,14 +51,27 @@ def compare_predictions(
     else:
         # Scored together: classes must be the same on both sides.
         rows, value = item_statistics(metric, [*first, *second])
-        sides = rows[:n], rows[n:]
+        sides = rows[: len(first)], rows[len(first) :]
+    return _compared(metric, *sides, value, resamples, seed)
+
+
+def _compared(
+    metric: str,
+    first: np.ndarray,
+    second: np.ndarray,
+    value: Callable[[np.ndarray], np.ndarray],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The result of two sides' rows [n, k], whose sums [r, k] ``value`` turns into scores [r]."""
+    n = len(first)
     generator = np.random.default_rng(seed)
     drawn, swapped = [], []
-    change = sides[1] - sides[0]
-    totals = sides[0].sum(0), sides[1].sum(0)
+    change = second - first
+    totals = first.sum(0), second.sum(0)
     for _ in range(resamples):
         picks = generator.integers(0, n, size=n)
-        drawn.append((sides[0][picks].sum(0), sides[1][picks].sum(0)))
+        drawn.append((first[picks].sum(0), second[picks].sum(0)))
         moved = change[generator.random(n) < 0.5].sum(0)
         swapped.append((totals[0] + moved, totals[1] - moved))
 
@@ -85,10 +102,12 @@ def compare_predictions(
 def compare_folders(first: Path | str, second: Path | str) -> dict[str, dict[str, Any]]:
     """``compare_predictions`` for every benchmark that two evaluation folders have in common: {name: result}.
 
-    Also takes two predictions.jsonl files. Items are matched by id.
+    Also takes two predictions.jsonl files. Items are matched by id. A judged benchmark is compared by the judge's score
+    of each item; items that it did not rate on both sides are left out and counted (``left_out``).
 
     Raises:
-        ValueError: nothing in common, or different items of a benchmark (how many on each side).
+        ValueError: nothing in common, different items of a benchmark (how many on each side), another metric, or
+            ratings of another judge, of another prompt, or of other answers than are there now.
     """
     files = [_prediction_files(Path(folder)) for folder in (first, second)]
     common = [name for name in files[0] if name in files[1]]
@@ -103,13 +122,61 @@ def compare_folders(first: Path | str, second: Path | str) -> dict[str, dict[str
                 f"{name}: {missing[0]} items are only in {first} and {missing[1]} only in {second}; "
                 "evaluate both on the same data"
             )
-        metric = next(iter(rows[0].values()))["metric"]
+        metrics = [_metric(side[name], answers) for side, answers in zip(files, rows, strict=True)]
+        metric = metrics[0]
+        if metrics[1] != metric:
+            raise ValueError(f"{name}: {first} is scored by {metric} and {second} by {metrics[1]}: score both alike")
+        if metric in JUDGED:
+            results[name] = _compare_judged(name, metric, [side[name].parent for side in files], rows)
+            continue
         if metric not in METRICS:
-            results[name] = {"metric": metric, "n": len(rows[0]), "why": "scored by a judge or not at all"}
+            results[name] = {"metric": metric, "n": len(rows[0]), "why": "it has no metric"}
             continue
         sides = [[to_prediction(rows[side][key]) for key in rows[0]] for side in (0, 1)]
         results[name] = compare_predictions(metric, sides[0], sides[1])
     return results
+
+
+def _metric(path: Path, rows: dict[str, dict[str, Any]]) -> str:
+    """The metric by which the answers were scored; before they are, that of their benchmark."""
+    scores = path.parent / "scores.json"
+    if scores.is_file() and "benchmark" in (found := json.loads(scores.read_text(encoding="utf-8"))):
+        return str(found["benchmark"]["metric"])
+    return str(next(iter(rows.values()))["metric"])
+
+
+def _compare_judged(
+    name: str, metric: str, folders: Sequence[Path], rows: Sequence[dict[str, dict[str, Any]]]
+) -> dict[str, Any]:
+    """Two folders of one judged benchmark. ValueError: see ``compare_folders``."""
+    keys = [*rows[0]]
+    unrated = [str(folder) for folder in folders if not (folder / "judgements.jsonl").is_file()]
+    if unrated:
+        why = f"no judge has rated {' and '.join(unrated)}: step=score with judge.model="
+        return {"metric": metric, "n": len(keys), "why": why}
+    facts = []
+    for folder in folders:
+        scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+        if scores.get("predictions_sha256") != file_digest(folder / "predictions.jsonl"):
+            raise ValueError(f"{folder}: the judge rated other answers than are there now: run step=score again")
+        facts.append({fact: scores.get(fact) for fact in JUDGE_FACTS})
+    if facts[0] != facts[1]:
+        other = [f"{k} {facts[0][k]!r} and {facts[1][k]!r}" for k in JUDGE_FACTS if facts[0][k] != facts[1][k]]
+        raise ValueError(
+            f"{name}: the two were rated by different judges ({'; '.join(other)}), whose scores are not comparable: "
+            "run step=score on both with the same judge"
+        )
+    for key in keys:
+        if any(rows[0][key].get(field) != rows[1][key].get(field) for field in ("gt", "question", "meta_info")):
+            raise ValueError(f"{name}: item {key} is another question in {folders[1]}: evaluate both on the same data")
+    scores_of = [{row["id"]: row["score"] for row in read_json_lines(f / "judgements.jsonl")} for f in folders]
+    rated = [key for key in keys if all(side[key] is not None for side in scores_of)]
+    if not rated:
+        return {"metric": metric, "n": 0, "left_out": len(keys), "why": "the judge rated no item on both sides"}
+    (one, value), (other_side, _) = (
+        judged_statistics(metric, [rows[0][key] for key in rated], [side[key] for key in rated]) for side in scores_of
+    )
+    return _compared(metric, one, other_side, value) | {"left_out": len(keys) - len(rated), "judge": facts[0]["judge"]}
 
 
 def _prediction_files(path: Path) -> dict[str, Path]:
@@ -129,9 +196,10 @@ def comparison_table(results: dict[str, dict[str, Any]], first: str, second: str
             lines.append(f"| {name} | {r['metric']} | {r['n']} | – | – | – | – | not compared: {r['why']} |")
             continue
         verdict = {"first": f"{first} is better", "second": f"{second} is better", None: "may be chance"}[r["better"]]
+        items = f"{r['n']}" + (f" ({r['left_out']} unrated left out)" if r.get("left_out") else "")
         interval = f"{r['difference']:+.2f} [{r['ci_low']:+.2f}, {r['ci_high']:+.2f}]"
         lines.append(
-            f"| {name} | {r['metric']} | {r['n']} | {r['first']:.2f} | {r['second']:.2f} | {interval} "
+            f"| {name} | {r['metric']} | {items} | {r['first']:.2f} | {r['second']:.2f} | {interval} "
             f"| {r['p_value']:.4f} | {verdict} |"
         )
     return "\n".join(lines) + "\n"

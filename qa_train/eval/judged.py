@@ -1,20 +1,21 @@
 """Benchmarks that a judge scores: AIR-Bench Chat in both orders, VoiceBench's open and reference-based questions.
 
 Everything the judge did not rate counts: an item whose judge line cannot be read is reported, left out
-of the mean in the "official" number and rated 0 in the "strict" one beside it.
+of the mean and rated 0 in the "strict" number beside it. What the judge said of each item is kept.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from qa_train.eval.airbench import CATEGORIES, JUDGE_PROMPT, honest_pair, judge_prompts, official_chat
 from qa_train.eval.judge import Judge, Verdict
-from qa_train.eval.scores import bootstrap_interval
+from qa_train.eval.scores import Statistics, bootstrap_interval
 
 Row = dict[str, Any]
 
@@ -54,7 +55,23 @@ _NEEDED = {
     "voicebench_open": ("question",),
     "voicebench_qa": ("question",),
 }
+# What a result says about its judge: scores are comparable only where all of it is the same.
+JUDGE_FACTS = ("judge", "judge_temperature", "judge_max_tokens", "judge_prompt_sha256")
 _TEMPLATES = {"airbench_chat": JUDGE_PROMPT, "voicebench_open": OPEN_PROMPT, "voicebench_qa": QA_PROMPT}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What became of one item."""
+
+    # Mean of the orders that could be read; None: none could.
+    score: float | None
+    # The same with unread orders as 0.
+    strict: float
+    # What the judge said, order by order, for a reader.
+    said: tuple[str, ...]
+    # How many of its lines could not be read, or never came.
+    unread: int
 
 
 def prompts_of(metric: str, rows: Sequence[Row]) -> list[str]:
@@ -77,26 +94,154 @@ def prompts_of(metric: str, rows: Sequence[Row]) -> list[str]:
 
 def judged_result(
     metric: str, rows: Sequence[Row], judge: Judge, reference: Sequence[Row] | None = None
-) -> dict[str, Any]:
-    """The score of one benchmark by a judge; with ``reference`` (another system's rows) that one's beside it.
+) -> tuple[dict[str, Any], list[Judgement]]:
+    """The score of one benchmark by a judge, and its items; ``reference``: another system's rows, rated beside.
 
     Raises:
-        ValueError: a reference system with other items; the judge's own refusals to start (``Judge.ask``).
+        ValueError: a reference system with other items; no line that could be read; the judge's own refusals to start
+            (``Judge.ask``).
     """
-    result = _SCORERS[metric](rows, judge.ask(prompts_of(metric, rows)))
+    verdicts = judge.ask(prompts_of(metric, rows))
+    items = judgements(metric, rows, verdicts)
+    result = _result(metric, rows, items) | _counts(rows, verdicts, items)
+    if metric == "airbench_chat":
+        result |= _airbench_facts(rows, verdicts)
     result |= judge.facts(_TEMPLATES[metric])
     if reference is not None:
         if {row["id"] for row in reference} != {row["id"] for row in rows}:
             raise ValueError("judge.reference holds other items than the predictions: evaluate it on the same data")
-        other = _SCORERS[metric](reference, judge.ask(prompts_of(metric, reference)))
+        other = _result(metric, reference, judgements(metric, reference, judge.ask(prompts_of(metric, reference))))
         result["reference_system"] = {
             "value": other["value"],
             "difference": round(result["value"] - other["value"], 4),
         }
-    return result
+    return result, items
 
 
-def _counts(rows: Sequence[Row], verdicts: Sequence[Verdict], unread: int) -> dict[str, int]:
+def judgements(metric: str, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Judgement]:
+    """One per row, from the verdicts on ``prompts_of`` it."""
+    if metric != "airbench_chat":
+        return [_rated(metric, verdict) for verdict in verdicts]
+    return [_both_orders(*pair) for pair in zip(verdicts[0::2], verdicts[1::2], strict=True)]
+
+
+def _rated(metric: str, verdict: Verdict) -> Judgement:
+    score = None if verdict.error is not None else _READ[metric](verdict.text)
+    said = _said(verdict) if score is None else verdict.text.strip()
+    return Judgement(score, score or 0.0, (said,), int(score is None))
+
+
+def _both_orders(first: Verdict, second: Verdict) -> Judgement:
+    """Reference first, then answer first."""
+    a, b = (None if v.error is not None else honest_pair(v.text) for v in (first, second))
+    scores = [s for s in (a[1] if a else None, b[0] if b else None) if s is not None]
+    said = (
+        "reference first: " + (f"reference {a[0]}, answer {a[1]}" if a else _said(first)),
+        "answer first: " + (f"answer {b[0]}, reference {b[1]}" if b else _said(second)),
+    )
+    return Judgement(float(np.mean(scores)) if scores else None, sum(scores) / 2, said, 2 - len(scores))
+
+
+def _said(verdict: Verdict) -> str:
+    """Of a verdict that could not be read."""
+    return f"no answer ({verdict.error})" if verdict.error is not None else f"unread: {verdict.text.strip()!r}"
+
+
+def _result(metric: str, rows: Sequence[Row], items: Sequence[Judgement]) -> dict[str, Any]:
+    if all(item.score is None for item in items):
+        raise ValueError("no line of the judge could be read; see the cache for what it said")
+    read = [i for i, item in enumerate(items) if item.score is not None]
+    some, scores = [rows[i] for i in read], [items[i].score or 0.0 for i in read]
+    statistics, value = judged_statistics(metric, some, scores)
+    strict, of_all = judged_statistics(metric, rows, [item.strict for item in items])
+    low, high = bootstrap_interval(statistics, value)
+    result = {
+        "value": round(float(value(statistics.sum(0, keepdims=True))[0]), 4),
+        "strict": round(float(of_all(strict.sum(0, keepdims=True))[0]), 4),
+        "unit": {"airbench_chat": "1-10", "voicebench_open": "1-5", "voicebench_qa": "percent"}[metric],
+        "ci_low": round(low, 3),
+        "ci_high": round(high, 3),
+    }
+    return result | ({"groups": _categories(rows, items)} if metric == "airbench_chat" else {})
+
+
+def judged_statistics(metric: str, rows: Sequence[Row], scores: Sequence[float]) -> Statistics:
+    """Per-item rows and the function from their sums to the benchmark's number, as ``scores.item_statistics`` gives.
+
+    The mean; of AIR-Bench Chat the mean of the categories' means, mixed being that of its two.
+    """
+    if metric != "airbench_chat":
+        plain = np.array([(score, 1.0) for score in scores])
+        return plain, lambda sums: sums[:, 0] / np.maximum(sums[:, 1], 1)
+    table = np.zeros((len(rows), len(_GROUPS), 2))
+    for line, row, score in zip(table, rows, scores, strict=True):
+        line[_GROUPS.index(CATEGORIES[row["task_name"]])] = score, 1.0
+    return table.reshape(len(rows), -1), _mean_of_categories
+
+
+def _mean_of_categories(sums: np.ndarray) -> np.ndarray:
+    """[r, 2 G] sums and counts of the groups -> [r]; a category without an item is left out."""
+    parts = sums.reshape(len(sums), len(_GROUPS), 2)
+    # nan: without an item.
+    means = np.divide(parts[:, :, 0], parts[:, :, 1], out=np.full(parts.shape[:2], np.nan), where=parts[:, :, 1] > 0)
+    mixed = np.array([name in _MIXED for name in _GROUPS])
+    return _nanmean(np.column_stack([means[:, ~mixed], _nanmean(means[:, mixed])]))
+
+
+def _nanmean(values: np.ndarray) -> np.ndarray:
+    """Mean of each row over what is not nan; nan where nothing is (np.nanmean warns then)."""
+    there = ~np.isnan(values)
+    count = there.sum(1)
+    return np.where(count > 0, np.where(there, values, 0.0).sum(1) / np.maximum(count, 1), np.nan)
+
+
+def _categories(rows: Sequence[Row], items: Sequence[Judgement]) -> dict[str, dict[str, Any]]:
+    """Per category: value with its interval, strict value, n; "mixed" is the mean of its two."""
+    of_row = [CATEGORIES[row["task_name"]] for row in rows]
+    table: dict[str, dict[str, Any]] = {}
+    for name, members in {**{group: (group,) for group in _GROUPS}, "mixed": _MIXED}.items():
+        picks = [i for i, group in enumerate(of_row) if group in members]
+        read = [i for i in picks if items[i].score is not None]
+        if not read:
+            continue
+        found, value = judged_statistics("airbench_chat", [rows[i] for i in read], [items[i].score or 0 for i in read])
+        strict, _ = judged_statistics("airbench_chat", [rows[i] for i in picks], [items[i].strict for i in picks])
+        low, high = bootstrap_interval(found, value)
+        table[name] = {
+            "value": round(float(value(found.sum(0, keepdims=True))[0]), 4),
+            "ci_low": round(low, 3),
+            "ci_high": round(high, 3),
+            "strict": round(float(value(strict.sum(0, keepdims=True))[0]), 4),
+            "n": len(picks),
+        }
+    return table
+
+
+def judged_breakdown(
+    rows: Sequence[Row], items: Sequence[Judgement], key: Callable[[Row], Any]
+) -> dict[str, dict[str, Any]]:
+    """The plain mean of every class of items with its interval: {class: {value, ci_low, ci_high, n}}.
+
+    Items that the judge did not rate count in ``n`` and not in the mean, as in the whole.
+    """
+    classes: dict[str, list[Judgement]] = {}
+    for row, item in zip(rows, items, strict=True):
+        found = key(row)
+        classes.setdefault("unknown" if found is None else str(found), []).append(item)
+    if set(classes) == {"unknown"}:
+        return {}
+    table: dict[str, dict[str, Any]] = {}
+    for name, members in classes.items():
+        scores = np.array([(item.score, 1.0) for item in members if item.score is not None])
+        table[name] = {"value": None, "n": len(members)}
+        if len(scores):
+            low, high = bootstrap_interval(scores, lambda sums: sums[:, 0] / sums[:, 1])
+            table[name] |= {"value": round(float(scores[:, 0].mean()), 4)}
+            table[name] |= {"ci_low": round(low, 3), "ci_high": round(high, 3)}
+    return table
+
+
+def _counts(rows: Sequence[Row], verdicts: Sequence[Verdict], items: Sequence[Judgement]) -> dict[str, int]:
     return {
         "n": len(rows),
         "empty": sum(not row.get("error") and not row["prediction"].strip() for row in rows),
@@ -104,88 +249,26 @@ def _counts(rows: Sequence[Row], verdicts: Sequence[Verdict], unread: int) -> di
         "truncated": sum(bool(row.get("truncated")) for row in rows),
         "judge_failed": sum(v.error is not None for v in verdicts),
         "judge_refused": sum(v.refused for v in verdicts),
-        "judge_unread": unread,
+        "judge_unread": sum(item.unread for item in items),
     }
 
 
-def _airbench(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """Model's mean of both orders per category; mixed = mean of its two; average of the four."""
+def _airbench_facts(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Agreement of the orders, win rate against the reference, and what cal_score.py makes of the same lines."""
     lines = [v.text for v in verdicts]
     first, second = lines[0::2], lines[1::2]
-    pairs = [(honest_pair(a), honest_pair(b)) for a, b in zip(first, second, strict=True)]
-    unread = sum(pair is None for both in pairs for pair in both)
-    groups: dict[str, list[tuple[float, float]]] = {name: [] for name in dict.fromkeys(CATEGORIES.values())}
-    agreed = both_read = won = 0
-    for row, (a, b) in zip(rows, pairs, strict=True):
-        scores = [s for s in (a[1] if a else None, b[0] if b else None) if s is not None]
-        # (mean over the orders that were read or nan, mean with unread ones as 0)
-        groups[CATEGORIES[row["task_name"]]].append((float(np.mean(scores)) if scores else np.nan, sum(scores) / 2))
-        if a and b:
-            both_read += 1
-            agreed += int(np.sign(a[1] - a[0]) == np.sign(b[0] - b[1]))
-            won += int(a[1] + b[0] > a[0] + b[1])
-    means = {n: [float(np.nanmean([g[k] for g in v])) for k in (0, 1)] for n, v in groups.items() if _any_read(v)}
-    table = {
-        name: {"value": round(m[0], 4), "strict": round(m[1], 4), "n": len(groups[name])} for name, m in means.items()
-    }
-    mixed = [means[n] for n in ("speech_and_sound", "speech_and_music") if n in means]
-    if mixed:
-        parts = [float(np.mean([m[k] for m in mixed])) for k in (0, 1)]
-        table["mixed"] = {
-            "value": round(parts[0], 4),
-            "strict": round(parts[1], 4),
-            "n": sum(len(groups[n]) for n in ("speech_and_sound", "speech_and_music")),
-        }
-    four = [table[n] for n in ("speech", "sound", "music", "mixed") if n in table]
-    if not four:
-        raise ValueError("AIR-Bench Chat: no line of the judge could be read; see the cache for what it said")
+    read = [(a, b) for x, y in zip(first, second, strict=True) if (a := honest_pair(x)) and (b := honest_pair(y))]
+    agreed = sum(int(np.sign(a[1] - a[0]) == np.sign(b[0] - b[1])) for a, b in read)
+    won = sum(a[1] + b[0] > a[0] + b[1] for a, b in read)
     return {
-        "value": round(float(np.mean([g["value"] for g in four])), 4),
-        "strict": round(float(np.mean([g["strict"] for g in four])), 4),
-        "unit": "1-10",
-        **_interval([v for values in groups.values() for v in values]),
-        **_counts(rows, verdicts, unread),
-        "groups": table,
-        "order_agreement_percent": round(100 * agreed / both_read, 2) if both_read else None,
-        "win_rate_percent": round(100 * won / both_read, 2) if both_read else None,
+        "order_agreement_percent": round(100 * agreed / len(read), 2) if read else None,
+        "win_rate_percent": round(100 * won / len(read), 2) if read else None,
         "official": {
             "reference_first": official_chat(rows, first, swapped=False),
             "answer_first": official_chat(rows, second, swapped=True),
             "what": "cal_score.py on each order, its counters and its reading of lines as published",
         },
     }
-
-
-def _any_read(values: Sequence[tuple[float, float]]) -> bool:
-    return any(not np.isnan(v[0]) for v in values)
-
-
-def _interval(values: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """95 % bootstrap interval of the mean over all items (a guide: the average of categories weighs them equally)."""
-    rows = np.array([(v[0], 1.0) for v in values if not np.isnan(v[0])])
-    low, high = bootstrap_interval(rows, lambda sums: sums[:, 0] / sums[:, 1])
-    return {"ci_low": round(low, 3), "ci_high": round(high, 3)}
-
-
-def _rated(
-    unit: str, read: Callable[[str], float | None]
-) -> Callable[[Sequence[Row], Sequence[Verdict]], dict[str, Any]]:
-    """A scorer that averages one number per item; unread items count 0 in "strict"."""
-
-    def scorer(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> dict[str, Any]:
-        scores = [None if v.error is not None else read(v.text) for v in verdicts]
-        given = [s for s in scores if s is not None]
-        if not given:
-            raise ValueError("no line of the judge could be read; see the cache for what it said")
-        return {
-            "value": round(sum(given) / len(given), 4),
-            "strict": round(sum(given) / len(scores), 4),
-            "unit": unit,
-            **_interval([(s, s) for s in given]),
-            **_counts(rows, verdicts, len(scores) - len(given)),
-        }
-
-    return scorer
 
 
 def _one_to_five(text: str) -> float | None:
@@ -198,8 +281,6 @@ def _yes(text: str) -> float | None:
     return {"yes": 100.0, "no": 0.0}.get(words[0]) if len(words) == 1 else None
 
 
-_SCORERS: Mapping[str, Callable[[Sequence[Row], Sequence[Verdict]], dict[str, Any]]] = {
-    "airbench_chat": _airbench,
-    "voicebench_open": _rated("1-5", _one_to_five),
-    "voicebench_qa": _rated("percent", _yes),
-}
+_READ: Mapping[str, Callable[[str], float | None]] = {"voicebench_open": _one_to_five, "voicebench_qa": _yes}
+_GROUPS = tuple(dict.fromkeys(CATEGORIES.values()))
+_MIXED = ("speech_and_sound", "speech_and_music")

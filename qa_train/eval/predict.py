@@ -155,7 +155,7 @@ def _clear_other_run(out: Path, identity: Mapping[str, Any]) -> None:
     """Results of another model, data or decoding go before the first answer that replaces them."""
     if _recorded(out).get("identity") not in (None, json.loads(json.dumps(dict(identity)))):
         log.warning("%s: the answers there are of another model, data or decoding; they are replaced", out)
-        for name in ("run.json", "predictions.jsonl", "scores.json"):
+        for name in ("run.json", "predictions.jsonl", "scores.json", "judgements.jsonl"):
             (out / name).unlink(missing_ok=True)
 
 

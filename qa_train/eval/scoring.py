@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from qa_train.eval.airbench import mean_over_tasks
 from qa_train.eval.answers import write_atomically
 from qa_train.eval.benchmarks import JUDGED, UNSCORED, Benchmark, from_dict
 from qa_train.eval.judge import Judge
-from qa_train.eval.judged import judged_result
+from qa_train.eval.judged import Judgement, judged_breakdown, judged_result
 from qa_train.eval.scores import bootstrap_interval, item_statistics, score
 from qa_train.eval.tables import read_predictions, to_prediction
 
@@ -29,7 +31,8 @@ OFFICIAL_METRICS = {"mmau": ("tokens", "the benchmark's word rule on the raw ans
 def score_folder(folder: Path, judge: Judge | None = None, reference: Path | None = None) -> dict[str, Any]:
     """Score one benchmark's folder (predictions.jsonl, run.json); writes and returns its scores.json.
 
-    ``reference``: the folder of the same benchmark of a fixed system, which the judge rates beside.
+    ``reference``: the folder of the same benchmark of a fixed system, which the judge rates beside. What a judge said
+    of each item is written to judgements.jsonl.
 
     Raises:
         ValueError: a folder without predictions, or predictions that the metric cannot use.
@@ -43,33 +46,64 @@ def score_folder(folder: Path, judge: Judge | None = None, reference: Path | Non
     if len(rows) != run["n"]:
         raise ValueError(f"{folder}: {len(rows)} predictions for {run['n']} items; run the prediction step again")
     others = read_predictions(reference / "predictions.jsonl") if reference is not None else None
+    scored, judged = score_rows(benchmark, rows, judge, others)
     result = {
         "benchmark": run["benchmark"],
         "identity": run["identity"],
         "answered_by": run["answered_by"],
         "data_root": run["data_root"],
-        **score_rows(benchmark, rows, judge, others),
+        **scored,
+        "predictions_sha256": file_digest(folder / "predictions.jsonl"),
         "probe": run.get("probe"),
         "items_expected": benchmark.items,
         "items_differ": benchmark.items is not None and benchmark.items != len(rows),
     }
+    (folder / "judgements.jsonl").unlink(missing_ok=True)
+    if judged:
+        lines = [{"id": str(row["id"]), **asdict(item)} for row, item in zip(rows, judged, strict=True)]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_atomically(folder / "judgements.jsonl", text)
     write_atomically(folder / "scores.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return result
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def score_rows(
     benchmark: Benchmark, rows: Sequence[Row], judge: Judge | None = None, reference: Sequence[Row] | None = None
-) -> dict[str, Any]:
-    """Value, interval, counts, breakdowns and worst cases of a benchmark's predictions.
+) -> tuple[dict[str, Any], list[Judgement]]:
+    """Value, interval, counts, breakdowns and worst cases of a benchmark's predictions; and a judge's items.
 
     Without a judge, a judged benchmark has ``value`` None and says what is missing.
     """
     if benchmark.metric == UNSCORED:
-        return {"value": None, "n": len(rows), "why": benchmark.rule or "no metric: answers only"}
-    if benchmark.metric in JUDGED:
-        if judge is None:
-            return {"value": None, "n": len(rows), "why": "needs a judge: give judge.model= and judge.url= or a cache"}
-        return judged_result(benchmark.metric, rows, judge, reference)
+        return {"value": None, "n": len(rows), "why": benchmark.rule or "no metric: answers only"}, []
+    if benchmark.metric not in JUDGED:
+        return _by_metric(benchmark, rows), []
+    if judge is None:
+        return {"value": None, "n": len(rows), "why": "needs a judge: give judge.model= and judge.url= or a cache"}, []
+    result, items = judged_result(benchmark.metric, rows, judge, reference)
+    result["by_length"] = _sorted(judged_breakdown(rows, items, length_class))
+    result["by_language"] = judged_breakdown(rows, items, lambda row: row.get("language"))
+    if benchmark.group_by is not None:
+        result["by_group"] = _sorted(judged_breakdown(rows, items, lambda row: row.get(benchmark.group_by or "")))
+    values = np.array([item.strict for item in items])
+    best = {"1-10": 10.0, "1-5": 5.0, "percent": 100.0}[result["unit"]]
+    result["worst"] = [
+        case | {"question": rows[i].get("question"), "judge": list(items[i].said)}
+        for i, case in _worst(rows, values, -values, -best, WORST)
+    ]
+    return result, items
+
+
+def _sorted(classes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: classes[name] for name in sorted(classes, key=_natural)}
+
+
+def _by_metric(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
     result = score(benchmark.metric, [to_prediction(row) for row in rows]).as_dict()
     if benchmark.reader == "airbench_foundation":
         found = mean_over_tasks(rows)
@@ -143,6 +177,14 @@ def worst_cases(benchmark: Benchmark, rows: Sequence[Row], count: int = WORST) -
     values = value(statistics)
     badness = -values if benchmark.higher_is_better else values
     best = -100.0 if benchmark.higher_is_better else 0.0
+    return [case for _, case in _worst(rows, values, badness, best, count)]
+
+
+def _worst(
+    rows: Sequence[Row], values: np.ndarray, badness: np.ndarray, best: float, count: int
+) -> list[tuple[int, Row]]:
+    """(place, item) of the ``count`` largest of ``badness`` that are above ``best``; the first of equals."""
     picks = [int(i) for i in np.argsort(-badness, kind="stable")[:count] if badness[i] > best]
     keep = ("id", "audio", "prompt", "gt", "prediction", "error", "duration_s", "truncated")
-    return [{k: rows[i][k] for k in keep if k in rows[i]} | {"item_score": round(float(values[i]), 2)} for i in picks]
+    items = [{k: rows[i][k] for k in keep if k in rows[i]} | {"item_score": round(float(values[i]), 2)} for i in picks]
+    return list(zip(picks, items, strict=True))

@@ -218,12 +218,14 @@ def _worst(results: Results) -> str:
             if item.get("audio") and players < MAX_PLAYERS:
                 player, players = _player(result.get("data_root", ""), item["audio"]), players + 1
             wanted = item["gt"] if isinstance(item["gt"], str) else " / ".join(item["gt"])
+            judge = "".join(f"<dt>judge</dt><dd>{escape(words)}</dd>" for words in item.get("judge") or [])
             said = escape(item.get("error") or "") or escape(item["prediction"]) or "<i>(empty answer)</i>"
             cards.append(
                 f'<article><header><span class="task">{title} · {escape(str(item["id"]))}</span></header>'
                 f"{player}"
-                f'<p class="prompt">{escape(item.get("prompt") or "")}</p>'
-                f"<dl><dt>expected</dt><dd>{escape(wanted)}</dd><dt>said</dt><dd>{said}</dd></dl></article>"
+                f'<p class="prompt">{escape(item.get("prompt") or item.get("question") or "")}</p>'
+                f"<dl><dt>expected</dt><dd>{escape(wanted) or '–'}</dd><dt>said</dt><dd>{said}</dd>{judge}</dl>"
+                "</article>"
             )
     return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import random
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from qa_train.eval.benchmarks import from_dict
 from qa_train.eval.compare import compare_folders, compare_predictions, comparison_table
+from qa_train.eval.judge import Judge, Verdict
+from qa_train.eval.judged import judged_statistics
 from qa_train.eval.prediction import Prediction
+from qa_train.eval.scoring import score_folder
+from qa_train.report.benchmarks import render_benchmarks
 
 
 def noisy(count: int, share: float, seed: int) -> list[Prediction]:
@@ -87,3 +95,89 @@ def test_classes_are_those_of_both_sides() -> None:
     found = compare_predictions("macro_f1", first, second)
     assert found["first"] == 100
     assert found["second"] == pytest.approx(100 * np.mean([2 / 3, 0]), abs=0.01)
+
+
+class Scripted(Judge):
+    """Says the answer itself: "3" is rated 3, "?" is not rated."""
+
+    def ask(self, prompts: Sequence[str]) -> list[Verdict]:
+        return [Verdict(re.findall(r"\[Response\]: (.*)\n", prompt)[-1]) for prompt in prompts]
+
+
+def judged_folder(folder: Path, answers: Sequence[str], judge: str = "stub") -> dict[str, Any]:
+    """An evaluation of one judged benchmark whose answers are the scores they get."""
+    here = folder / "opinions"
+    here.mkdir(parents=True)
+    rows = [
+        {"id": str(i), "prediction": text, "gt": "", "metric": "voicebench_open", "question": f"q {i}", "prompt": "",
+         "audio": "", "duration_s": 3.0 + 4 * (i % 2), "group": "abc"[i % 3]}
+        for i, text in enumerate(answers)
+    ]  # fmt: skip
+    (here / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    benchmark = {
+        "name": "opinions",
+        "metric": "voicebench_open",
+        "reader": "voicebench",
+        "path": "x",
+        "group_by": "group",
+    }
+    run = {"benchmark": benchmark, "identity": {}, "n": len(rows), "answered_by": "x", "data_root": ""}
+    (here / "run.json").write_text(json.dumps(run))
+    return score_folder(here, Scripted(judge, folder / "cache.jsonl"))
+
+
+def test_judged_benchmarks_are_compared_by_the_scores_of_their_items(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    low = [str(draw.choice([1, 2, 3])) for _ in range(80)]
+    high = [str(min(5, int(text) + draw.choice([0, 1, 2]))) for text in low]
+    high[7] = "?"
+    judged_folder(tmp_path / "a", low)
+    judged_folder(tmp_path / "b", high)
+    found = compare_folders(tmp_path / "a", tmp_path / "b")["opinions"]
+    kept = [i for i in range(80) if i != 7]
+    means = [np.mean([int(side[i]) for i in kept]) for side in (low, high)]
+    assert (found["n"], found["left_out"], found["judge"]) == (79, 1, "stub")
+    assert [found["first"], found["second"]] == pytest.approx(means, abs=0.001)
+    assert found["ci_low"] > 0
+    assert found["better"] == "second"
+    assert "79 (1 unrated left out)" in comparison_table({"opinions": found}, "a", "b")
+    same = compare_folders(tmp_path / "a", tmp_path / "a")["opinions"]
+    assert (same["difference"], same["better"]) == (0, None)
+
+
+def test_ratings_of_other_judges_and_of_other_answers_are_not_compared(tmp_path: Path) -> None:
+    judged_folder(tmp_path / "a", ["1", "2"])
+    judged_folder(tmp_path / "b", ["2", "3"], judge="another")
+    with pytest.raises(ValueError, match="different judges \\(judge 'stub' and 'another'\\)"):
+        compare_folders(tmp_path / "a", tmp_path / "b")
+    judged_folder(tmp_path / "c", ["2", "3"])
+    path = tmp_path / "c" / "opinions" / "predictions.jsonl"
+    path.write_text(path.read_text().replace('"prediction": "2"', '"prediction": "5"'))
+    with pytest.raises(ValueError, match="rated other answers than are there now"):
+        compare_folders(tmp_path / "a", tmp_path / "c")
+    (tmp_path / "b" / "opinions" / "judgements.jsonl").unlink()
+    assert "no judge has rated" in compare_folders(tmp_path / "a", tmp_path / "b")["opinions"]["why"]
+
+
+def test_judged_benchmarks_have_breakdowns_and_worst_cases(tmp_path: Path) -> None:
+    result = judged_folder(tmp_path, ["5", "4", "?", "1", "5", "<3"])
+    assert {k: (v["value"], v["n"]) for k, v in result["by_length"].items()} == {
+        "0-5 s": (5.0, 3),
+        "5-10 s": (2.6667, 3),
+    }
+    assert result["by_group"]["c"] == {"value": 3.0, "n": 2, "ci_low": 3.0, "ci_high": 3.0}
+    assert (result["value"], result["strict"], result["judge_unread"]) == (3.6, 3.0, 1)
+    assert [(case["id"], case["judge"]) for case in result["worst"]] == [
+        ("2", ["unread: '?'"]), ("3", ["1"]), ("5", ["<3"]), ("1", ["4"])
+    ]  # fmt: skip
+    page = render_benchmarks({"opinions": result | {"benchmark": from_dict(result["benchmark"]).as_dict()}})
+    assert "<dt>judge</dt><dd>&lt;3</dd>" in page
+    assert '<p class="prompt">q 2</p>' in page
+
+
+def test_airbench_chat_weighs_its_categories_equally() -> None:
+    tasks = ["speech_QA"] * 6 + ["sound_QA", "music_QA", "speech_and_sound_QA", "speech_and_music_QA"]
+    rows, value = judged_statistics("airbench_chat", [{"task_name": t} for t in tasks], [9] * 6 + [5, 6, 1, 3])
+    assert value(rows.sum(0, keepdims=True))[0] == pytest.approx((9 + 5 + 6 + (1 + 3) / 2) / 4)
+    # A resample without music or one of the mixed ones averages what is there.
+    assert value(rows[[0, 6, 8]].sum(0, keepdims=True))[0] == pytest.approx((9 + 5 + 1) / 3)

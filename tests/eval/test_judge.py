@@ -152,7 +152,7 @@ def test_airbench_chat_categories_orders_and_the_strict_number(tmp_path: Path) -
     rows = chat_rows([(task, "", "") for task in tasks])
     # Reference first, then answer first. The second item's swapped line cannot be read.
     lines = ["8 6", "6 8", "8 4", "no", "9 9", "9 9", "5 10", "10 5", "8 2", "4 8", "8 6", "7 8"]
-    found = judged_result("airbench_chat", rows, Scripted(lines, tmp_path))
+    found, items = judged_result("airbench_chat", rows, Scripted(lines, tmp_path))
     groups = found["groups"]
     assert (groups["speech"]["value"], groups["speech"]["strict"]) == (5.0, (6 + 2) / 2)
     assert (groups["sound"]["value"], groups["music"]["value"]) == (9.0, 10.0)
@@ -165,6 +165,9 @@ def test_airbench_chat_categories_orders_and_the_strict_number(tmp_path: Path) -
     assert found["judge"] == "scripted"
     assert len(found["judge_prompt_sha256"]) == 64
     assert found["official"]["answer_first"]["fail_num"] == 1
+    assert items[0].score == 6.0
+    assert items[0].said == ("reference first: reference 8, answer 6", "answer first: answer 6, reference 8")
+    assert (items[1].score, items[1].strict, items[1].said[1]) == (4.0, 2.0, "answer first: unread: 'no'")
 
 
 def test_a_reference_system_is_rated_by_the_same_judge(server: Server, tmp_path: Path) -> None:
@@ -173,7 +176,7 @@ def test_a_reference_system_is_rated_by_the_same_judge(server: Server, tmp_path:
     texts = prompts_of("voicebench_open", rows)
     assert all("### [Response]: x\n" in text for text in texts)
     qa = [{"id": str(i), "question": f"what {i}", "prediction": p, "gt": "cat"} for i, p in enumerate(["cat", ""])]
-    found = judged_result("voicebench_qa", qa, judge, [dict(row, prediction="dog") for row in qa])
+    found, _ = judged_result("voicebench_qa", qa, judge, [dict(row, prediction="dog") for row in qa])
     assert (found["value"], found["strict"], found["empty"]) == (100.0, 100.0, 1)
     assert found["reference_system"] == {"value": 100.0, "difference": 0.0}
     with pytest.raises(ValueError, match="other items"):
