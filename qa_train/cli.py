@@ -134,8 +134,10 @@ def _guarded(name: str, command: Callable[[list[str]], int], rest: list[str]) ->
         return 130
     except Exception as error:
         from qa_train.config.nearest import explain
+        from qa_train.data.remote import RemoteError
 
-        if (line := explain(error)) is None:
+        line = str(error) if isinstance(error, RemoteError | PermissionError) else explain(error)
+        if line is None:
             raise
         print(f"qa-train {name}: {line}", file=sys.stderr)
         return 2

@@ -10,7 +10,7 @@ from omegaconf import MISSING
 
 from qa_train import data_tools
 from qa_train.config import OrderConfig, RewriteConfig, config_dir, parse_options, register, to_stage_config
-from qa_train.data_tools import split_words
+from qa_train.data_tools import StorageOptions, split_words
 
 
 @dataclass
@@ -53,17 +53,18 @@ def from_jsonl(words: list[str]) -> int:
 
 
 def catalog(words: list[str]) -> int:
-    """`data catalog OUT SHARDS...`: the summaries of all shards in one file, which a source may name as its shards."""
+    """`data catalog OUT SHARDS... [storage.KEY=...]`: summaries of all shards in one file that a source may name."""
     from qa_train.data.catalog import write_catalog
 
-    if len(words) < 2:
+    paths, options = split_words(words, StorageOptions, "data catalog")
+    if len(paths) < 2:
         raise ValueError("data catalog: give the file to write and the shards, e.g. all.catalog.parquet data/*.tar")
-    print(f"{words[0]}: {write_catalog(words[1:], words[0])} shards")
+    print(f"{paths[0]}: {write_catalog(paths[1:], paths[0], options.storage)} shards")
     return 0
 
 
 @dataclass
-class ToJsonlOptions:
+class ToJsonlOptions(StorageOptions):
     """`qa-train data to-jsonl PATH... out=FILE.jsonl`"""
 
     out: str = MISSING
@@ -76,7 +77,7 @@ def to_jsonl(words: list[str]) -> int:
     from qa_train.data.interchange import shards_to_jsonl
 
     paths, options = split_words(words, ToJsonlOptions, "data to-jsonl")
-    print(f"{options.out}: {shards_to_jsonl(paths, options.out, task=options.task)} lines")
+    print(f"{options.out}: {shards_to_jsonl(paths, options.out, task=options.task, cfg=options.storage)} lines")
     return 0
 
 
@@ -120,6 +121,8 @@ def command_help(name: str, command: Any) -> str:
         "to-jsonl": (ToJsonlOptions,),
         "rewrite": (RewriteConfig,),
         "order": (OrderConfig,),
+        "inspect": (StorageOptions,),
+        "catalog": (StorageOptions,),
         "validate": (data_tools.ValidateOptions,),
         "stats": (data_tools.StatsOptions,),
         "sample": (data_tools.SampleOptions,),

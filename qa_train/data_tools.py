@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from qa_train.config import parse_options
+from qa_train.config import StorageConfig, parse_options
 
 
 @dataclass
-class ValidateOptions:
+class StorageOptions:
+    """How remote shards are read, for the commands that have no other option."""
+
+    # The keys of data.storage, e.g. storage.timeout_s=60 or storage.options.s3.anon=true.
+    storage: StorageConfig = field(default_factory=StorageConfig)
+
+
+@dataclass
+class ValidateOptions(StorageOptions):
     """`qa-train data validate PATH...`"""
 
     decode: bool = True
@@ -20,7 +28,7 @@ class ValidateOptions:
 
 
 @dataclass
-class StatsOptions:
+class StatsOptions(StorageOptions):
     """`qa-train data stats PATH...`"""
 
     # With a tokenizer (a folder, a hub id, or builtin:nano): tokens by task.
@@ -31,7 +39,7 @@ class StatsOptions:
 
 
 @dataclass
-class SampleOptions:
+class SampleOptions(StorageOptions):
     """`qa-train data sample PATH...`"""
 
     n: int = 3
@@ -41,14 +49,14 @@ class SampleOptions:
 
 
 def inspect(words: list[str]) -> int:
-    """`data inspect SHARD[:KEY]...`: members, index and first records of a shard, or one record in full."""
+    """`data inspect SHARD[:KEY]... [storage.KEY=...]`: members, index, first records; or one record in full."""
     from qa_train.data.view import describe_record, describe_shard
 
-    if not words:
-        raise ValueError("data inspect: give a shard, or SHARD.tar:KEY for one record")
-    for word in words:
+    paths, options = split_words(words, StorageOptions, "data inspect")
+    for word in paths:
         shard, mark, key = word.partition(".tar:")
-        print(describe_record(shard + ".tar", key) if mark else describe_shard(word))
+        cfg = options.storage
+        print(describe_record(shard + ".tar", key, cfg) if mark else describe_shard(word, cfg=cfg))
     return 0
 
 
@@ -64,6 +72,7 @@ def validate(words: list[str]) -> int:
         decode=options.decode,
         num_workers=options.num_workers,
         report=options.report,
+        storage=options.storage,
     )
     print(summary)
     return 1 if summary.faults else 0
@@ -83,7 +92,8 @@ def stats(words: list[str]) -> int:
     elif options.tasks:
         raise ValueError("data stats: tasks= counts tokens, which needs tokenizer= (a folder, a hub id, builtin:nano)")
     tasks = [task for task in options.tasks.split(",") if task]
-    print(count(expand(paths), tokenizer=tokenizer, tasks=tasks, num_workers=options.num_workers))
+    given = {"num_workers": options.num_workers, "storage": options.storage}
+    print(count(expand(paths), tokenizer=tokenizer, tasks=tasks, **given))
     return 0
 
 
@@ -93,10 +103,10 @@ def sample(words: list[str]) -> int:
     from qa_train.data.view import describe_row, draw_rows, write_row
 
     paths, options = split_words(words, SampleOptions, "data sample")
-    for path, row in draw_rows(expand(paths), options.n, options.seed):
-        print(describe_row(path, row))
+    for path, row in draw_rows(expand(paths), options.n, options.seed, options.storage):
+        print(describe_row(path, row, options.storage))
         if options.out is not None:
-            for file in write_row(path, row, Path(options.out)):
+            for file in write_row(path, row, Path(options.out), options.storage):
                 print(f"wrote {file}")
         print()
     return 0
@@ -112,7 +122,8 @@ def clean(words: list[str]) -> int:
     own = [word for word in words if word.partition("=")[0] in limits]
     paths, options = split_words([word for word in words if word not in own], CleanOptions, "data clean")
     cfg: CleanConfig = parse_options(CleanConfig, own, "data clean")
-    result = run(expand(paths), cfg, apply=options.apply, report=options.report, num_workers=options.num_workers)
+    given = {"num_workers": options.num_workers, "storage": options.storage}
+    result = run(expand(paths), cfg, apply=options.apply, report=options.report, **given)
     print(result)
     if result.dropped and not options.apply:
         print("nothing was changed; add apply=true to take these records out of the indexes")
@@ -120,7 +131,7 @@ def clean(words: list[str]) -> int:
 
 
 @dataclass
-class CleanOptions:
+class CleanOptions(StorageOptions):
     """`qa-train data clean PATH...`, beside the limits of CleanConfig."""
 
     apply: bool = False
@@ -135,7 +146,7 @@ COMMANDS = {"inspect": inspect, "validate": validate, "stats": stats, "sample": 
 def split_words(words: list[str], kind: type[Any], command: str) -> tuple[list[str], Any]:
     """Paths, and options of the form key=value; at least one path is needed."""
     names = {field.name for field in fields(kind)}
-    own = [word for word in words if word.partition("=")[0] in names and "=" in word]
+    own = [word for word in words if word.partition("=")[0].partition(".")[0] in names and "=" in word]
     paths = [word for word in words if word not in own]
     wrong = [path for path in paths if "=" in path and not Path(path).exists() and "://" not in path]
     if wrong:

@@ -15,7 +15,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
-from qa_train.config import GatesConfig
+from qa_train.config import GatesConfig, StorageConfig
 from qa_train.data.prompts import PromptBank
 from qa_train.eval.records import EvalSet, record_questions
 from qa_train.eval.scores import word_edits
@@ -37,13 +37,15 @@ class Reading:
 class Gates(TrainerCallback):
     """Measures at the start and every few steps, and warns or stops when the model drifts."""
 
-    def __init__(self, options: GatesConfig, processor: Any, run_dir: Path, *, is_main: bool) -> None:
-        """ValueError when no record of ``options.shards`` can be asked."""
+    def __init__(
+        self, options: GatesConfig, processor: Any, run_dir: Path, *, is_main: bool, storage: StorageConfig
+    ) -> None:
+        """ValueError when no record of ``options.shards`` can be asked. ``storage``: how remote shards are read."""
         self.options, self.processor, self.is_main = options, processor, is_main
         self.path = run_dir / "gates.jsonl"
         bank = PromptBank.load()
         held_out = EvalSet("gates", options.shards, options.task, "chat", options.where, "wer", limit=options.clips)
-        self.questions = record_questions(held_out, bank) if is_main else []
+        self.questions = record_questions(held_out, bank, storage) if is_main else []
         self._clips = EncodedClips()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:

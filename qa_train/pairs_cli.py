@@ -85,7 +85,7 @@ def pairs(options: PairsConfig) -> int:
     metric = {"wer": "wer", "label": "contains"}.get(options.by)
     clips = EvalSet("pairs", shards, options.task, "chat", options.where, metric, limit=options.limit)
     left_out: Counter[str] = Counter()
-    questions = askable(record_questions(clips, PromptBank.load()), left_out)
+    questions = askable(record_questions(clips, PromptBank.load(), options.storage), left_out)
     drawn = _drawn(options, questions, out, ranks)
     if ranks.rank > 0:
         return 0

@@ -25,7 +25,7 @@ from typing import Any
 from qa_train.config.options import RewriteConfig
 from qa_train.data.index import load_index
 from qa_train.data.shards import ShardWriter
-from qa_train.data.storage import expand
+from qa_train.data.storage import expand, open_binary
 from qa_train.eval.client import Endpoint
 from qa_train.eval.judge import Judge, Verdict
 
@@ -112,7 +112,7 @@ def rewrite(options: RewriteConfig) -> int:
 
 
 def _rewrite_shard(path: str, options: RewriteConfig, writer: Judge, shard: ShardWriter, outcome: Outcome) -> None:
-    rows = [(row, json.loads(row["meta"])) for row in load_index(path).table.to_pylist()]
+    rows = [(row, json.loads(row["meta"])) for row in load_index(path, options.storage).table.to_pylist()]
     asked = {
         (row["key"], turn.user): _prompt(turn, row["key"])
         for row, record in rows
@@ -120,7 +120,7 @@ def _rewrite_shard(path: str, options: RewriteConfig, writer: Judge, shard: Shar
         if _drawn(row["key"], turn.user) < options.share
     }
     verdicts = dict(zip(asked, writer.ask(list(asked.values())), strict=True))
-    with Path(path).open("rb") as file:
+    with open_binary(path, options.storage) as file:
         for row, record in rows:
             made = _rewritten(row["key"], record, verdicts, options, outcome)
             clips = list(_clips(file, row))

@@ -9,6 +9,8 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from qa_train.config.sections import StorageConfig
+
 
 @dataclass
 class JudgeConfig:
@@ -61,6 +63,8 @@ class EvalConfig:
     probe: int = 32
     # Training shards (paths or patterns) in which to look for the items: training=[a.tar,b.tar].
     training: Any = None
+    # How remote ones are read: the keys of data.storage.
+    storage: StorageConfig = field(default_factory=StorageConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 
 
@@ -113,6 +117,8 @@ class PairsConfig:
     # Indexed shards of training clips, and which of their records.
     shards: Any = MISSING
     where: dict[str, Any] = field(default_factory=dict)
+    # How remote ones are read: the keys of data.storage.
+    storage: StorageConfig = field(default_factory=StorageConfig)
     out: str = MISSING
     # A task of the prompt bank, or "chat".
     task: str = "ask_transcript"
@@ -144,6 +150,8 @@ class RewriteConfig:
 
     # Indexed shards of chats (data analysis makes some).
     shards: Any = MISSING
+    # How remote ones are read: the keys of data.storage.
+    storage: StorageConfig = field(default_factory=StorageConfig)
     out: str = MISSING
     # An OpenAI-compatible endpoint, up to and without /chat/completions; null: replay OUT/rewrite.jsonl.
     url: str | None = None

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from qa_train.config import StorageConfig
 from qa_train.data import storage
 from qa_train.data.order import Ints
+from qa_train.data.remote import RemoteError
 from qa_train.data.sidecar import Problem, Summary, load_rows, load_summary
 
 CATALOG_SUFFIX = ".catalog.parquet"
@@ -129,8 +130,8 @@ def matching(summary: Summary, where: Mapping[str, Any]) -> tuple[int, float]:
     return rows, max(0.0, seconds)
 
 
-def write_catalog(patterns: Iterable[str | Path], out: str | Path) -> int:
-    """Write the table of all shards into one file; returns their number.
+def write_catalog(patterns: Iterable[str | Path], out: str | Path, cfg: StorageConfig | None = None) -> int:
+    """Write the table of all shards into one file; returns their number. ``cfg`` says how remote ones are read.
 
     Local shards are named relative to the catalog's folder, so that both can move together.
     """
@@ -138,7 +139,7 @@ def write_catalog(patterns: Iterable[str | Path], out: str | Path) -> int:
     folder = Path(out).parent.resolve()
     names = [path if "://" in path else os.path.relpath(Path(path).resolve(), folder) for path in paths]
     with ThreadPoolExecutor(_THREADS) as threads:
-        return write_lines(zip(names, threads.map(load_summary, paths), strict=True), out)
+        return write_lines(zip(names, threads.map(partial(load_summary, cfg=cfg), paths), strict=True), out)
 
 
 def write_lines(listed: Iterable[tuple[str, Summary]], out: str | Path) -> int:
@@ -177,7 +178,9 @@ def read_catalog(path: str, cfg: StorageConfig | None = None, *, values: bool = 
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist; make it with: qa-train data catalog {path} SHARDS") from error
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); make it again with qa-train data catalog") from error
+        if isinstance(error, RemoteError) or getattr(error, "errno", None) is not None:  # as in qa_train.data.sidecar
+            raise
+        raise ValueError(f"{path} is damaged ({error}); make it again with qa-train data catalog") from error
     if table.schema.names != _SCHEMA.names:
         raise ValueError(f"{path} is no catalog of this version; make it again with qa-train data catalog")
     folder = path.rpartition("/")[0]

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from qa_train.config import StorageConfig
 from qa_train.data.audio import SAMPLE_RATE, BadAudio, read_clip
 from qa_train.data.index import ShardIndex, load_index, shard_fingerprint, write_index
 from qa_train.data.parallel import each_shard
@@ -112,16 +113,21 @@ def clean(
     apply: bool = False,
     report: str | Path | None = None,
     num_workers: int = 0,
+    storage: StorageConfig | None = None,
 ) -> Cleaned:
     """Measure indexed shards and drop what breaks a limit; with ``apply`` the indexes are written anew.
 
     ``report`` is a JSONL file with one line per dropped record. Records dropped by an earlier run stay dropped.
+    ``storage`` says how remote shards are read; their indexes cannot be written.
     """
+    remote = [path for path in paths if "://" in path]
+    if apply and remote:
+        raise ValueError(f"{remote[0]}: indexes are written beside local shards; clean a copy, and upload its index")
     total = Cleaned(dropped=Counter())
     seen: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(Path(report).open("w", encoding="utf-8")) if report is not None else None
-        measured = each_shard(measure_shard, paths, cfg.silence_db, num_workers=num_workers, what="clean")
+        measured = each_shard(measure_shard, paths, cfg.silence_db, storage, num_workers=num_workers, what="clean")
         for path, measures in zip(paths, measured, strict=True):
             drops = []
             for measure in measures:
@@ -175,10 +181,10 @@ def decide(m: Measures, cfg: CleanConfig, seen: tuple[Counter[int], Counter[int]
     return None
 
 
-def measure_shard(path: str, silence_db: float) -> list[Measures]:
+def measure_shard(path: str, silence_db: float, storage: StorageConfig | None = None) -> list[Measures]:
     """Every record of an indexed shard, decoded and measured."""
-    reader = RangeReader()
-    return [_measure(reader, path, row, silence_db) for row in load_index(path).table.to_pylist()]
+    reader = RangeReader(storage)
+    return [_measure(reader, path, row, silence_db) for row in load_index(path, storage).table.to_pylist()]
 
 
 def _measure(reader: RangeReader, path: str, row: dict[str, Any], silence_db: float) -> Measures:
@@ -202,7 +208,8 @@ def _measure(reader: RangeReader, path: str, row: dict[str, Any], silence_db: fl
             silence, clipped = max(silence, silent_share(wave, silence_db)), max(clipped, clipped_share(wave))
             # The sound itself, at 16 bits: the same recording in another lossless container counts as the same.
             digest.update((wave * 32767).round().astype(np.int16).tobytes())
-    except (BadAudio, OSError) as error:
+    except BadAudio as error:
+        # What a disk or a server does not hand out is no fault of the record: that ends the command.
         return replace(common, problem=str(error))
     return replace(common, silence=silence, clipped=clipped, audio=int.from_bytes(digest.digest()))
 

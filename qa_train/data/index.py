@@ -18,6 +18,7 @@ import crc32c
 import pyarrow
 import pyarrow.parquet
 
+from qa_train.config import StorageConfig
 from qa_train.data import storage
 from qa_train.data.audio import MIN_CLIP_SAMPLES, SAMPLE_RATE, BadAudio, decoded_length, read_header, resampled_length
 from qa_train.data.prompts import chat_messages
@@ -53,19 +54,24 @@ def build_index(
 
 def index_shard(path: str, decode: bool = False, keep_damaged: bool = False) -> ShardIndex:
     """Scan one local shard and write the index beside it (see ``build_index``)."""
+    if "://" in path:
+        # Said before the whole shard was fetched.
+        raise ValueError(f"{path}: indexes are written beside local shards; index it before uploading")
     index = scan(path, decode=decode, keep_damaged=keep_damaged)
     write_index(index)
     return index
 
 
-def scan(path: str, *, decode: bool = False, keep_damaged: bool = False) -> ShardIndex:
-    """Read a whole shard once and return its index, without writing it."""
-    size = storage.size_of(path)
+def scan(
+    path: str, *, decode: bool = False, keep_damaged: bool = False, cfg: StorageConfig | None = None
+) -> ShardIndex:
+    """Read a whole shard once and return its index, without writing it. ``cfg`` says how a remote one is read."""
+    size = storage.size_of(path, cfg)
     rows: list[dict[str, Any]] = []
     problems: list[Problem] = []
     ignored: Counter[str] = Counter()
     seen: set[str] = set()
-    with storage.open_binary(path) as file:
+    with storage.open_binary(path, cfg) as file:
         stream = _groups(members(file, path, size), ignored)
         while True:
             try:

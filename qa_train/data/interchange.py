@@ -14,6 +14,7 @@ from typing import Any
 
 import crc32c
 
+from qa_train.config import StorageConfig
 from qa_train.data import storage
 from qa_train.data.audio import BadAudio, read_header
 from qa_train.data.index import ShardIndex, load_index
@@ -133,11 +134,14 @@ def jsonl_to_shards(jsonl: str | Path, out_pattern: str | Path, **options: Any) 
     return writer.indexes
 
 
-def shards_to_jsonl(shards: Sequence[str | Path], out: str | Path, *, task: str = CHAT) -> int:
+def shards_to_jsonl(
+    shards: Sequence[str | Path], out: str | Path, *, task: str = CHAT, cfg: StorageConfig | None = None
+) -> int:
     """Write the records of indexed shards as chats to ``out``, and their clips, unchanged, to ``OUT-audio/``.
 
     ``task`` gives records without messages a question and an answer (the wording of epoch 0); the other fields are
-    kept. Returns the number of lines. Raises ValueError for a record that the task cannot use, or a changed shard.
+    kept. ``cfg`` says how remote shards are read. Returns the number of lines. Raises ValueError for a record that the
+    task cannot use, or a changed shard.
     """
     out = Path(out)
     folder = out.with_name(f"{out.stem}-audio")
@@ -147,12 +151,12 @@ def shards_to_jsonl(shards: Sequence[str | Path], out: str | Path, *, task: str 
     part = out.with_name(out.name + ".part")
     with part.open("w", encoding="utf-8") as file:
         for shard in storage.expand(shards):
-            for row in load_index(shard).table.to_pylist():
+            for row in load_index(shard, cfg).table.to_pylist():
                 record = json.loads(row["meta"])
                 sample = bank.sample(record, task, "chat", row["key"], 0, 0, pair="chosen" in record)
                 audios = [
                     _save(folder, f"{row['key']}.{name}", raw, names)
-                    for name, raw in zip(row["names"], _clips(shard, row), strict=True)
+                    for name, raw in zip(row["names"], _clips(shard, row, cfg), strict=True)
                 ]
                 line = _line(record, sample) | {"audios": [f"{folder.name}/{name}" for name in audios]}
                 file.write(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n")
@@ -176,8 +180,8 @@ def _line(record: dict[str, Any], sample: Sample) -> dict[str, Any]:
     return line | {"messages": messages}
 
 
-def _clips(shard: str, row: dict[str, Any]) -> Iterator[bytes]:
-    with storage.open_binary(shard) as file:
+def _clips(shard: str, row: dict[str, Any], cfg: StorageConfig | None) -> Iterator[bytes]:
+    with storage.open_binary(shard, cfg) as file:
         for offset, size, checksum in zip(row["offsets"], row["sizes"], row["crc32c"], strict=True):
             file.seek(offset)
             raw = file.read(size)

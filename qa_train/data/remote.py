@@ -145,7 +145,8 @@ def _http_get(url: str, offset: int, size: int, cfg: StorageConfig) -> tuple[byt
         if error.code in (404, 410):
             raise FileNotFoundError(f"{url}: the server answers {error.code}, no such file") from error
         if error.code < 500 and error.code not in _RETRIED_STATUS:
-            raise _Permanent(f"the server answers {error.code} {error.reason}") from error
+            hint = "; stores answer so for what may not be read, and for what is not there" if error.code == 403 else ""
+            raise _Permanent(f"the server answers {error.code} {error.reason}{hint}") from error
         raise OSError(f"the server answers {error.code} {error.reason}") from error
     return body, total, version
 

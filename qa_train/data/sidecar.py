@@ -20,6 +20,7 @@ import pyarrow.parquet
 
 from qa_train.config import StorageConfig
 from qa_train.data import storage
+from qa_train.data.remote import RemoteError
 
 SUFFIX = ".index.parquet"
 FORMAT = 1
@@ -143,14 +144,25 @@ def _sidecar(path: str, cfg: StorageConfig | None) -> Iterator[tuple[pyarrow.par
             schema = file.schema_arrow
             footer = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
             if footer.get("format") != str(FORMAT) or schema.names != SCHEMA.names:
-                raise ValueError(f"{side} is of another format; run: qa-train data index {path}")
+                raise ValueError(f"{side} is of another format; {_remedy(path)}")
             yield file, footer
     except FileNotFoundError as error:
         if not storage.exists(path, cfg):
             raise ValueError(f"there is no {path}, and no index of it: check the path of the shard") from error
-        raise ValueError(f"{path} has no index; run: qa-train data index {path}") from error
+        raise ValueError(f"{path} has no index; {_remedy(path)}") from error
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{side} cannot be read ({error}); run: qa-train data index {path}") from error
+        # A server that does not answer, a file that may not be read: another index would change nothing. Arrow's own
+        # errors of damaged files are OSErrors too, without a number.
+        if isinstance(error, RemoteError) or getattr(error, "errno", None) is not None:
+            raise
+        raise ValueError(f"{side} is damaged ({error}); {_remedy(path)}") from error
+
+
+def _remedy(path: str) -> str:
+    if "://" in path:
+        name = path.rpartition("/")[2]
+        return f"index a local copy, qa-train data index {name}, and upload {name}{SUFFIX} beside the shard"
+    return f"run: qa-train data index {path}"
 
 
 def _check_size(path: str, expected: int, cfg: StorageConfig | None) -> int:
@@ -161,7 +173,7 @@ def _check_size(path: str, expected: int, cfg: StorageConfig | None) -> int:
     if size != expected:
         raise ValueError(
             f"{path} has {size} bytes, its index was made for {expected}: the shard was changed or cut. "
-            f"Restore it, or run: qa-train data index {path}"
+            f"Restore it, or {_remedy(path)}"
         )
     return size
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from qa_train.config import StorageConfig
 from qa_train.data.audio import BadAudio, audio_tokens
 from qa_train.data.index import load_index
 from qa_train.data.parallel import each_shard
@@ -94,25 +95,30 @@ def stats(
     prompt_files: Sequence[str] = (),
     languages: Sequence[str] = ("en",),
     num_workers: int = 0,
+    storage: StorageConfig | None = None,
 ) -> Stats:
     """Numbers of indexed shards, from their indexes alone.
 
     With a ``tokenizer``, exact rows are made of every record for every task of ``tasks`` that it qualifies for;
-    with no ``tasks``, for the task that the record names itself, or for its own chat.
+    with no ``tasks``, for the task that the record names itself, or for its own chat. ``storage`` says how remote
+    indexes are read.
     """
     bank = PromptBank.load(prompt_files, languages) if tokenizer is not None else None
     for task in tasks:
         if bank is not None and task != CHAT:
             bank.task(task)
     total = Stats()
-    for one in each_shard(shard_stats, paths, tokenizer, tuple(tasks), bank, num_workers=num_workers, what="stats"):
+    given = (tokenizer, tuple(tasks), bank, storage)
+    for one in each_shard(shard_stats, paths, *given, num_workers=num_workers, what="stats"):
         total.add(one)
     return total
 
 
-def shard_stats(path: str, tokenizer: Any, tasks: tuple[str, ...], bank: PromptBank | None) -> Stats:
+def shard_stats(
+    path: str, tokenizer: Any, tasks: tuple[str, ...], bank: PromptBank | None, storage: StorageConfig | None = None
+) -> Stats:
     """Numbers of one indexed shard."""
-    index = load_index(path)
+    index = load_index(path, storage)
     out = Stats(shards=1, records=len(index), bytes=index.shard_size)
     out.left_out.update(problem.reason for problem in index.problems)
     columns = ("key", "meta", "duration_s", "num_samples")

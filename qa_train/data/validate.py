@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from qa_train.config import StorageConfig
 from qa_train.data.index import SUFFIX, ShardIndex, load_index, scan
 from qa_train.data.parallel import each_shard
 from qa_train.data.storage import exists
@@ -80,15 +81,16 @@ def validate(
     decode: bool = True,
     num_workers: int = 0,
     report: str | Path | None = None,
+    storage: StorageConfig | None = None,
 ) -> Summary:
     """Check tar structure, JSON, audio (decoded to the end when ``decode``), checksums against the index, and
     records that occur twice over all shards. ``show`` gets each fault as it is found; ``report`` is a JSONL
-    file of them."""
+    file of them, ``storage`` says how remote shards are read."""
     summary = Summary()
     contents: list[Digests] = []
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(Path(report).open("w", encoding="utf-8")) if report is not None else None
-        for fault in _faults(paths, decode, num_workers, summary, contents):
+        for fault in _faults(paths, decode, num_workers, summary, contents, storage):
             summary.reasons[fault.reason] += 1
             show(fault)
             if file is not None:
@@ -96,27 +98,28 @@ def validate(
     return summary
 
 
-def validate_shard(path: str, decode: bool = True) -> ShardReport:
+def validate_shard(path: str, decode: bool = True, storage: StorageConfig | None = None) -> ShardReport:
     """Read one shard whole and compare it with its index, when it has one."""
     try:
-        fresh = scan(path, decode=decode, keep_damaged=True)
+        fresh = scan(path, decode=decode, keep_damaged=True, cfg=storage)
+        indexed = exists(path + SUFFIX, storage)
     except OSError as error:
         fault = Fault(path, "", 0, "unreadable", str(error))
         return ShardReport(path, 0, 0.0, False, 0, [fault], np.empty(0, np.uint64))
     problems = [p for p in fresh.problems if p.reason != "ignored"]
     faults = [Fault(path, p.key, p.offset, p.reason, p.detail) for p in problems]
-    indexed = exists(path + SUFFIX)
     if indexed:
-        faults += _against_index(path, fresh)
+        faults += _against_index(path, fresh, storage)
     hours = float(sum(fresh.table["duration_s"].to_pylist())) / 3600
     ignored = len(fresh.problems) - len(problems)
     return ShardReport(path, len(fresh), hours, indexed, ignored, faults, _contents(fresh))
 
 
 def _faults(
-    paths: Sequence[str], decode: bool, num_workers: int, summary: Summary, contents: list[Digests]
-) -> Iterator[Fault]:
-    for report in each_shard(validate_shard, paths, decode, num_workers=num_workers, what="validate"):
+    paths: Sequence[str], decode: bool, num_workers: int, summary: Summary, contents: list[Digests],
+    storage: StorageConfig | None,
+) -> Iterator[Fault]:  # fmt: skip
+    for report in each_shard(validate_shard, paths, decode, storage, num_workers=num_workers, what="validate"):
         summary.shards += 1
         summary.records += report.records
         summary.hours += report.hours
@@ -124,15 +127,16 @@ def _faults(
         summary.ignored += report.ignored
         contents.append(report.contents)
         yield from report.faults
-    yield from _repeated(paths, contents)
+    yield from _repeated(paths, contents, storage)
 
 
-def _against_index(path: str, fresh: ShardIndex) -> Iterator[Fault]:
+def _against_index(path: str, fresh: ShardIndex, storage: StorageConfig | None) -> Iterator[Fault]:
     """Records that the index describes otherwise, or that are no longer there."""
     try:
-        known = load_index(path)
-    except ValueError as error:
-        yield Fault(path, "", 0, "stale index", str(error))
+        known = load_index(path, storage)
+    except (ValueError, OSError) as error:
+        reason = "stale index" if isinstance(error, ValueError) else "unreadable index"
+        yield Fault(path, "", 0, reason, str(error))
         return
     if known.fingerprint == fresh.fingerprint:
         return
@@ -158,7 +162,7 @@ def _contents(index: ShardIndex) -> Digests:
     return np.frombuffer(b"".join(digests), dtype=np.uint64)
 
 
-def _repeated(paths: Sequence[str], contents: list[Digests]) -> Iterator[Fault]:
+def _repeated(paths: Sequence[str], contents: list[Digests], storage: StorageConfig | None) -> Iterator[Fault]:
     """Records with the key, audio and JSON of an earlier one. (Equal keys alone are usual in other people's shards.)"""
     everything = np.concatenate([np.empty(0, np.uint64), *contents])
     values, counts = np.unique(everything, return_counts=True)
@@ -167,7 +171,7 @@ def _repeated(paths: Sequence[str], contents: list[Digests]) -> Iterator[Fault]:
     for path, digests in zip(paths, contents, strict=True):
         if twice.isdisjoint(digests.tolist()):
             continue
-        table = scan(path, keep_damaged=True).table
+        table = scan(path, keep_damaged=True, cfg=storage).table
         for row, digest in zip(table.to_pylist(), _contents_of(table, path), strict=True):
             if digest not in twice:
                 continue

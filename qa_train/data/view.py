@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from qa_train.config import StorageConfig
 from qa_train.data import storage
 from qa_train.data.audio import SAMPLE_RATE, BadAudio, log_mel, mel_frames, read_clip, segments
 from qa_train.data.clean import clipped_share
@@ -24,20 +25,23 @@ from qa_train.data.tar import DamagedShard, members
 Row = dict[str, Any]
 
 
-def open_index(path: str) -> tuple[ShardIndex, bool]:
-    """The index beside a shard, or one made by a scan now (and not written); True when it was there."""
-    if storage.exists(path + SUFFIX):
-        return load_index(path), True
-    return scan(path, keep_damaged=True), False
+def open_index(path: str, cfg: StorageConfig | None = None) -> tuple[ShardIndex, bool]:
+    """The index beside a shard, or one made by a scan now (and not written); True when it was there.
+
+    ``cfg`` says how remote shards are read, here and below.
+    """
+    if storage.exists(path + SUFFIX, cfg):
+        return load_index(path, cfg), True
+    return scan(path, keep_damaged=True, cfg=cfg), False
 
 
-def describe_shard(path: str, most: int = 10) -> str:
+def describe_shard(path: str, most: int = 10, cfg: StorageConfig | None = None) -> str:
     """Members by type, the index, what it leaves out, and the first records."""
-    index, stored = open_index(path)
+    index, stored = open_index(path, cfg)
     kinds: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     damage = ""
-    with storage.open_binary(path) as file:
+    with storage.open_binary(path, cfg) as file:
         try:
             for member in members(file, path, index.shard_size):
                 kinds[member.kind] += 1
@@ -58,22 +62,22 @@ def describe_shard(path: str, most: int = 10) -> str:
     return "\n".join(lines)
 
 
-def describe_record(path: str, key: str) -> str:
+def describe_record(path: str, key: str, cfg: StorageConfig | None = None) -> str:
     """One record in full: its JSON, where its clips lie and how they decode, and the tasks it qualifies for."""
-    index, _ = open_index(path)
+    index, _ = open_index(path, cfg)
     keys = index.table["key"].to_pylist()
     if key not in keys:
         known = [p for p in index.problems if p.key == key]
         why = f"; left out: {known[0].reason}, {known[0].detail}" if known else f"; the first keys are {keys[:5]}"
         raise ValueError(f"{path} has no record {key!r}{why}")
-    return describe_row(path, index.table.slice(keys.index(key), 1).to_pylist()[0])
+    return describe_row(path, index.table.slice(keys.index(key), 1).to_pylist()[0], cfg)
 
 
-def describe_row(path: str, row: Row) -> str:
+def describe_row(path: str, row: Row, cfg: StorageConfig | None = None) -> str:
     """A row of an index as ``describe_record`` prints it."""
     record = json.loads(row["meta"])
     lines = [f"{path}: {row['key']}, {row['duration_s']:.2f} s", json.dumps(record, ensure_ascii=False, indent=2)]
-    reader = storage.RangeReader()
+    reader = storage.RangeReader(cfg)
     for name, offset, size in zip(row["names"], row["offsets"], row["sizes"], strict=True):
         raw = reader.read(path, offset, size)
         lines.append(f".{name}: {size} bytes at {offset}: {_describe_clip(raw)}")
@@ -85,11 +89,13 @@ def describe_row(path: str, row: Row) -> str:
     return "\n".join(lines)
 
 
-def draw_rows(paths: Sequence[str], count: int, seed: int) -> Iterator[tuple[str, Row]]:
+def draw_rows(
+    paths: Sequence[str], count: int, seed: int, cfg: StorageConfig | None = None
+) -> Iterator[tuple[str, Row]]:
     """``count`` records, one shard after another in a random order; the same for the same seed."""
     order = sorted(paths, key=lambda path: hashlib.blake2b(f"{seed} {Path(path).name}".encode()).digest())
     rng = np.random.default_rng(seed)
-    indexes = [open_index(path)[0] for path in order[:count]]
+    indexes = [open_index(path, cfg)[0] for path in order[:count]]
     for turn in range(count):
         index = indexes[turn % len(indexes)]
         if len(index):
@@ -97,14 +103,14 @@ def draw_rows(paths: Sequence[str], count: int, seed: int) -> Iterator[tuple[str
             yield index.path, index.table.slice(row, 1).to_pylist()[0]
 
 
-def write_row(path: str, row: Row, folder: Path) -> list[Path]:
+def write_row(path: str, row: Row, folder: Path, cfg: StorageConfig | None = None) -> list[Path]:
     """Write a record's clips as they are (playable files), its JSON, and a PNG of waveform and log-mel of each clip."""
     folder.mkdir(parents=True, exist_ok=True)
     # A key is data, not a path.
     stem = re.sub(r"[^\w\-]+", "_", row["key"])[:100]
     written = [folder / f"{stem}.json"]
     written[0].write_text(json.dumps(json.loads(row["meta"]), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    reader = storage.RangeReader()
+    reader = storage.RangeReader(cfg)
     for name, offset, size in zip(row["names"], row["offsets"], row["sizes"], strict=True):
         raw = reader.read(path, offset, size)
         target = folder / f"{stem}.{re.sub(r'[^0-9a-z.]+', '_', name.lower())}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from qa_train.config import parse_options
+from qa_train.config import StorageConfig, parse_options
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class DoctorConfig:
     checkpoint: str | None = None
     # Shards, a folder of shards or a glob; several joined by commas.
     data: str | None = None
+    # How remote shards are read: the keys of data.storage.
+    storage: StorageConfig = field(default_factory=StorageConfig)
     # A run folder: does it go on from where it stands?
     run: str | None = None
 
@@ -67,7 +69,7 @@ def _examine(options: DoctorConfig) -> Iterator[Finding]:
 
     examinations: list[Iterable[Finding]] = [environment.examine(options.run or "."), network.examine()]
     if options.data is not None:
-        examinations.append(files.examine_data(options.data.split(",")))
+        examinations.append(files.examine_data(options.data.split(","), options.storage))
     if options.checkpoint is not None:
         examinations.append(files.examine_checkpoint(options.checkpoint))
     if options.run is not None:

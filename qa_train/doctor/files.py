@@ -9,14 +9,15 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from qa_train.config import StorageConfig
 from qa_train.doctor import Finding, note, ok, problem
 
 # A safetensors file begins with the length of its JSON header, eight bytes.
 _HEADER = struct.Struct("<Q")
 
 
-def examine_data(patterns: list[str]) -> Iterator[Finding]:
-    """Are there shards, has each an index that fits it; nothing is decoded."""
+def examine_data(patterns: list[str], storage: StorageConfig | None = None) -> Iterator[Finding]:
+    """Are there shards, has each an index that fits it; nothing is decoded. ``storage``: how remote ones are read."""
     from qa_train.data.sidecar import load_summary
     from qa_train.data.storage import expand
 
@@ -28,15 +29,15 @@ def examine_data(patterns: list[str]) -> Iterator[Finding]:
     records, broken, left_out = 0, 0, Counter[str]()
     for path in paths:
         try:
-            summary = load_summary(path)
+            summary = load_summary(path, storage)
             records += summary.rows
             left_out.update({reason: n for reason, n in summary.problems.items() if reason != "ignored"})
         except (ValueError, OSError) as error:
             broken += 1
             if broken <= 5:
-                yield problem("shard", f"{path}: {error}", f"qa-train data index {path}")
+                yield problem("shard", f"{path}: {error}", _data_remedy(path, error))
     if broken > 5:
-        yield problem("shards", f"{broken - 5} more without a sound index", "qa-train data index SHARDS")
+        yield problem("shards", f"{broken - 5} more without a sound index", "see those above")
     if left_out:
         reasons = ", ".join(f"{n} {reason}" for reason, n in left_out.most_common())
         yield note("data", f"left out when indexed: {reasons}", "qa-train data inspect SHARD names them")
@@ -45,6 +46,13 @@ def examine_data(patterns: list[str]) -> Iterator[Finding]:
         yield note("data", "the audio itself was not read", "qa-train data validate SHARDS reads every clip")
     elif not broken:
         yield problem("data", f"{len(paths)} shards without a record", "see qa-train data inspect SHARD")
+
+
+def _data_remedy(path: str, error: Exception) -> str:
+    """A new index mends an index that is absent or damaged, and nothing else."""
+    if isinstance(error, OSError):
+        return "check the server, the network and the rights" if "://" in path else "check the rights and the disk"
+    return "index the shard where it was made, and upload both" if "://" in path else f"qa-train data index {path}"
 
 
 def examine_checkpoint(source: str) -> Iterator[Finding]:

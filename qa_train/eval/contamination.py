@@ -13,6 +13,7 @@ from typing import Any
 
 import crc32c
 
+from qa_train.config import StorageConfig
 from qa_train.data.index import load_index
 from qa_train.data.storage import expand
 from qa_train.eval.text import CHARACTER_LANGUAGES, label_words
@@ -22,11 +23,14 @@ MIN_WORDS = 5
 EXAMPLES = 5
 
 
-def contamination(rows: Sequence[Mapping[str, Any]], shards: Sequence[str], data_root: Path) -> dict[str, Any]:
+def contamination(
+    rows: Sequence[Mapping[str, Any]], shards: Sequence[str], data_root: Path, storage: StorageConfig | None = None
+) -> dict[str, Any]:
     """How many items of a benchmark the shards' indexes hold: {"n", "same_clip", "same_words", "checked_clips", ...}.
 
     ``rows``: rows of predictions.jsonl (``id``, ``audio``, ``gt``, ``language``). Clips are compared by
-    size and CRC32C of their bytes; clips that are not there are counted as not checked.
+    size and CRC32C of their bytes; clips that are not there are counted as not checked. ``storage``: how remote indexes
+    are read.
 
     Raises:
         ValueError: shards that do not exist or have no index.
@@ -46,7 +50,7 @@ def contamination(rows: Sequence[Mapping[str, Any]], shards: Sequence[str], data
     same_words: dict[str, str] = {}
     same_clip: dict[str, str] = {}
     for shard in expand(shards):
-        for record in load_index(shard).table.select(["key", "sizes", "crc32c", "meta"]).to_pylist():
+        for record in load_index(shard, storage).table.select(["key", "sizes", "crc32c", "meta"]).to_pylist():
             place = f"{shard}:{record['key']}"
             for pair in zip(record["sizes"], record["crc32c"], strict=True):
                 for item in clips.get(pair, []):

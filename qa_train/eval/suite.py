@@ -182,7 +182,7 @@ def score_benchmarks(options: EvalConfig, out: Path) -> dict[str, dict[str, Any]
         if options.training is not None:
             shards = [options.training] if isinstance(options.training, str) else list(options.training)
             rows = read_predictions(folder / "predictions.jsonl")
-            found = contamination(rows, shards, Path(results[folder.name]["data_root"]))
+            found = contamination(rows, shards, Path(results[folder.name]["data_root"]), options.storage)
             results[folder.name]["contamination"] = found
     return results
 

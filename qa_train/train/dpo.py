@@ -98,8 +98,8 @@ def dpo(
 ) -> int:
     """Run the stage; returns the process's exit code (0 finished, 75 stopped by a signal).
 
-    ``gates(options, processor, run_dir, is_main=...)`` makes the callback that watches for drift; it is handed in,
-    because it asks the model questions, which training knows nothing about.
+    ``gates(options, processor, run_dir, is_main=..., storage=...)`` makes the callback that watches for drift; it is
+    handed in, because it asks the model questions, which training knows nothing about.
     """
     options = asdict(cfg.dpo)
     precomputed = options.pop("reference") == "precomputed"
@@ -137,7 +137,8 @@ def dpo(
     else:
         reference.pin()
     if cfg.dpo.gates.every and gates is not None:
-        trainer.add_callback(gates(cfg.dpo.gates, stage.processor, stage.run.dir, is_main=stage.run.is_main))
+        is_main, storage = stage.run.is_main, cfg.data.storage
+        trainer.add_callback(gates(cfg.dpo.gates, stage.processor, stage.run.dir, is_main=is_main, storage=storage))
     return go(trainer, stage, evaluation)
 
 

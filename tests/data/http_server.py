@@ -2,7 +2,7 @@
 
     python http_server.py FOLDER PLAN
 
-PLAN is a file of one fault a line, used up request by request: ok, 500, 404, stall, drip, cut, shifted, whole.
+PLAN is a file of one fault a line, used up request by request: ok, stall, drip, cut, shifted, whole, or a status (503).
 The requests are appended to PLAN.log as "FAULT RANGE". The port is the first line of standard output.
 """
 
@@ -24,7 +24,7 @@ class Handler(BaseHTTPRequestHandler):
         with Path(f"{PLAN}.log").open("a") as log:
             log.write(f"{fault} {self.headers['Range']}\n")
         path = FOLDER / self.path.lstrip("/")
-        if fault in ("500", "404") or not path.is_file():
+        if fault.isdigit() or not path.is_file():
             self.send_error(int(fault) if fault.isdigit() else 404)
             return
         raw = path.read_bytes()

@@ -15,17 +15,22 @@ import fsspec
 import numpy as np
 import pytest
 
-from qa_train.config import DataConfig, SourceConfig, StorageConfig
+from qa_train.cli import main
+from qa_train.config import DataConfig, RewriteConfig, SourceConfig, StorageConfig, parse_options
 from qa_train.data import storage
 from qa_train.data.batches import open_data
 from qa_train.data.cache import BLOCK_BYTES, BlockCache
 from qa_train.data.catalog import write_catalog
-from qa_train.data.index import load_index, scan
+from qa_train.data.index import index_shard, load_index, scan
 from qa_train.data.prompts import PromptBank
 from qa_train.data.remote import RemoteError
 from qa_train.data.shards import ShardWriter
 from qa_train.data.validate import validate
+from qa_train.doctor import DoctorConfig
+from qa_train.doctor.files import examine_data
+from qa_train.eval.contamination import contamination
 from qa_train.eval.records import EvalSet, record_questions
+from qa_train.rewrite import rewrite
 from tests.data.conftest import noise
 
 QUICK = StorageConfig(retries=2, first_wait_s=0.01, timeout_s=0.5)
@@ -101,6 +106,110 @@ def test_the_settings_reach_the_indexes_of_evaluation_sets(server: Server) -> No
     server.fail(*["500"] * 3)
     with pytest.raises((RemoteError, ValueError), match="not read in 3 attempts"):
         record_questions(EvalSet("s", [f"{server.url}/a.tar"], "asr"), PromptBank.load(), QUICK)
+
+
+def _commands(url: str, folder: Path) -> dict[str, list[str]]:
+    """Every command that reads shards, with a shard at ``url``."""
+    return {
+        "inspect": ["data", "inspect", url],
+        "inspect a record": ["data", "inspect", f"{url}:k1"],
+        "validate": ["data", "validate", url],
+        "stats": ["data", "stats", url],
+        "sample": ["data", "sample", url, "n=2"],
+        "clean": ["data", "clean", url, "max_silence=null"],
+        "catalog": ["data", "catalog", str(folder / "x.catalog.parquet"), url],
+        "to-jsonl": ["data", "to-jsonl", url, f"out={folder}/x.jsonl", "task=ask_transcript"],
+    }
+
+
+def _run(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    shown = capsys.readouterr()
+    return int(ended.value.code or 0), shown.out, shown.out + shown.err
+
+
+@pytest.mark.parametrize("name", _commands("", Path()))
+def test_every_command_takes_the_settings_of_training(
+    name: str, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Passing faults change nothing; a lasting one ends the command after the attempts that were asked for."""
+    settings = ["storage.retries=2", "storage.first_wait_s=0.01", "storage.timeout_s=0.5"]
+    words = _commands(f"{server.url}/a.tar", tmp_path)[name]
+    local = _commands(str(server.folder / "a.tar"), tmp_path)[name]
+    server.fail()
+    code, wanted, _ = _run(local, capsys)
+    assert code == 0
+    server.fail("503", "cut", "ok", "stall", "503", "ok", "503")
+    found = _run([*words, *settings], capsys)[:2]
+    assert len(server.requests) > 6
+    assert found == (code, wanted.replace(str(server.folder / "a.tar"), f"{server.url}/a.tar"))
+    needed = len([line for line in server.requests if line.startswith("ok")])
+    for before in {0, needed // 2, needed - 1}:
+        server.fail(*["ok"] * before, *["503"] * 3)
+        code, _, shown = _run([*words, *settings], capsys)
+        assert code != 0
+        assert "not read in 3 attempts" in shown
+        assert "the server answers 503" in shown
+        assert "data index" not in shown.split("not read in 3 attempts")[1].replace("data index PATH", "")
+        assert "Traceback" not in shown
+
+
+def test_the_doctor_takes_them_too_and_prescribes_no_index_for_a_dead_server(server: Server) -> None:
+    options = parse_options(DoctorConfig, ["data=x", "storage.retries=2", "storage.first_wait_s=0.01"], "doctor")
+    server.fail("503", "cut")
+    assert [f.state for f in examine_data([f"{server.url}/a.tar"], options.storage)] == ["ok", "note"]
+    server.fail(*["503"] * 3)
+    (finding,) = examine_data([f"{server.url}/a.tar"], options.storage)
+    assert "not read in 3 attempts" in finding.found
+    assert finding.remedy == "check the server, the network and the rights"
+    server.fail("ok", "ok", *["404"] * 2)
+    (finding,) = examine_data([f"{server.url}/nowhere.tar"], options.storage)
+    assert "upload both" in finding.remedy
+
+
+def test_the_settings_reach_what_compares_and_rewrites(server: Server, tmp_path: Path) -> None:
+    options = RewriteConfig(shards=f"{server.url}/a.tar", out=str(tmp_path), model="none", share=0.0, storage=QUICK)
+    for work in (
+        lambda: contamination([], [f"{server.url}/a.tar"], tmp_path, QUICK),
+        lambda: rewrite(options),
+    ):
+        server.fail(*["503"] * 3)
+        with pytest.raises(RemoteError, match="not read in 3 attempts"):
+            work()
+    server.fail("503", "cut")
+    with pytest.raises(ValueError, match="no chat in"):
+        rewrite(options)
+
+
+def test_no_index_is_told_from_a_server_that_does_not_answer(server: Server, tmp_path: Path) -> None:
+    server.fail()
+    shard = server.folder / "bare.tar"
+    shard.write_bytes((server.folder / "a.tar").read_bytes())
+    url = f"{server.url}/bare.tar"
+    with pytest.raises(
+        ValueError, match=r"bare\.tar has no index; index a local copy, qa-train data index bare\.tar, and up"
+    ):
+        load_index(url, QUICK)
+    with pytest.raises(ValueError, match=r"there is no .*/nowhere\.tar, and no index of it"):
+        load_index(f"{server.url}/nowhere.tar", QUICK)
+    with pytest.raises(ValueError, match=r"bare\.tar has no index; run: qa-train data index"):
+        load_index(str(shard), QUICK)
+    for fault, why in (("503", "not read in 3 attempts .*answers 503"), ("403", "403 Forbidden; stores answer so for")):
+        server.fail(*[fault] * 3)
+        with pytest.raises(RemoteError, match=why) as error:
+            load_index(url, QUICK)
+        assert "data index" not in str(error.value)
+    side = Path(f"{shard}.index.parquet")
+    side.write_bytes(b"PAR1 no index")
+    server.fail()
+    with pytest.raises(ValueError, match=r"bare\.tar\.index\.parquet is damaged .*; index a local copy"):
+        load_index(url, QUICK)
+    with pytest.raises(ValueError, match="written beside local shards"):
+        index_shard(url)
+    assert [line for line in server.requests if "bare" in line] == []
+    side.unlink()
+    shard.unlink()
 
 
 @pytest.mark.parametrize("fault", ["500", "stall", "drip", "cut", "shifted"])
