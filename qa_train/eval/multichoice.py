@@ -6,11 +6,13 @@ Rows as in ``qa_train.eval.layouts``. Prompts are those of the named source, let
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from qa_train.eval.benchmarks import Benchmark
+from qa_train.eval.ifeval import read_instruction
 from qa_train.eval.labels import LETTERS
 from qa_train.eval.tables import read_json_lines
 
@@ -143,13 +145,36 @@ def _voicebench(root: Path, benchmark: Benchmark) -> Iterator[Row]:
     for number, row in enumerate(_json_list(root)):
         row_id = str(row.get("id", row.get("key", number)))
         found: Row = {"id": row_id, "audio": str(root.parent / row["audio"]), "prompt": "", "question": row["prompt"]}
-        reference = row.get("reference", row.get("output", ""))
+        found["gt"] = row.get("reference", row.get("output", ""))
+        group = row.get("domain") or row.get("category")
         if benchmark.metric == "choice":
             # Only letters: the options themselves are spoken.
-            found |= {"gt": reference, "choices": list("ABCD")}
-        else:
-            found |= {"gt": reference}
-        yield found | {"group": row.get("domain") or row.get("category")}
+            found["choices"] = list("ABCD")
+        elif benchmark.metric == "bbh":
+            group = re.sub(r"[_-]?\d+$", "", row_id) or None
+            if str(found["gt"]).lower() not in ("yes", "no", "(a)", "(b)"):
+                raise ValueError(
+                    f"{root}, item {row_id}: the reference is {found['gt']!r}: expected yes, no, (A) or (B)"
+                )
+        elif benchmark.metric == "ifeval":
+            found["gt"] = _instructions(row, f"{root}, item {row_id}")
+        yield found | {"group": group}
+
+
+def _instructions(row: Row, where: str) -> list[str]:
+    """IFEval's instructions of a row as references (``qa_train.eval.ifeval``). ValueError: none, or unknown ones."""
+    names, arguments = row.get("instruction_id_list") or [], row.get("kwargs") or []
+    if not names or len(names) != len(arguments):
+        raise ValueError(f"{where}: expected instruction_id_list and kwargs, one for each of its instructions")
+    found = []
+    for name, values in zip(names, arguments, strict=True):
+        given = {k: v for k, v in (values or {}).items() if v is not None}
+        found.append(json.dumps({"id": name, "kwargs": given}, ensure_ascii=False))
+        try:
+            read_instruction(found[-1])
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+    return found
 
 
 MULTICHOICE: dict[str, Callable[[Path, Benchmark], Iterator[Row]]] = {

@@ -15,6 +15,7 @@ import jiwer
 import numpy as np
 
 from qa_train.eval.captions import caption_rows
+from qa_train.eval.ifeval import ifeval_points, ifeval_rows
 from qa_train.eval.labels import (
     airbench_right,
     choice_right,
@@ -26,7 +27,6 @@ from qa_train.eval.labels import (
     map_points,
     map_rows,
     option_tokens_right,
-    refuses,
     tokens_right,
     unparsed_labels,
 )
@@ -39,6 +39,7 @@ from qa_train.eval.text import (
     transcript_words,
     without_tags,
 )
+from qa_train.eval.voicebench import bbh_answer, bbh_right, refuses
 
 RESAMPLES = 1000
 
@@ -158,6 +159,8 @@ SHARES: dict[str, Callable[[Prediction], bool]] = {
     "mmau": option_tokens_right,
     # A harmful request is declined; the reference is not used.
     "refusal": refuses,
+    # Yes, no, (A) or (B), as BBH's tasks in VoiceBench are answered.
+    "bbh": bbh_right,
 }
 # Metrics that look at the answer alone.
 WITHOUT_REFERENCE = frozenset({"refusal"})
@@ -168,6 +171,8 @@ _OTHERS: dict[str, Callable[[Sequence[Prediction]], Statistics]] = {
     "chrf": lambda predictions: (_overlap_statistics(predictions, chrf_statistics), chrf_points),
     "cider": lambda predictions: _mean_statistics(caption_rows("cider", predictions)),
     "rouge_l": lambda predictions: _mean_statistics(caption_rows("rouge_l", predictions)),
+    # Instructions that were followed; the references are the instructions.
+    "ifeval": lambda predictions: (ifeval_rows(predictions), ifeval_points),
     "macro_f1": lambda predictions: (macro_f1_rows(predictions), macro_f1_points),
     "map": lambda predictions: (map_rows(predictions), map_points),
 }
@@ -219,5 +224,11 @@ def _score(metric: str, predictions: Sequence[Prediction], statistics: Statistic
         empty=sum(p.error is None and not strip_tags(p.text) for p in predictions),
         truncated=sum(p.truncated for p in predictions),
         failed=sum(p.error is not None for p in predictions),
-        unparsed=unparsed_labels(metric, predictions),
+        unparsed=_unparsed(metric, predictions),
     )
+
+
+def _unparsed(metric: str, predictions: Sequence[Prediction]) -> int:
+    if metric == "bbh":
+        return sum(p.error is None and bool(strip_tags(p.text)) and bbh_answer(p) is None for p in predictions)
+    return unparsed_labels(metric, predictions)

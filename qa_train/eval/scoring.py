@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from qa_train.eval import voicebench
 from qa_train.eval.airbench import mean_over_tasks
 from qa_train.eval.answers import write_atomically
 from qa_train.eval.benchmarks import JUDGED, UNSCORED, Benchmark, from_dict
+from qa_train.eval.ifeval import PARTS, ifeval_parts
 from qa_train.eval.judge import Judge
 from qa_train.eval.judged import Judgement, judged_breakdown, judged_result
 from qa_train.eval.scores import bootstrap_interval, item_statistics, score
@@ -113,6 +115,12 @@ def _by_metric(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
         metric, what = OFFICIAL_METRICS[benchmark.metric]
         official = score(metric, [to_prediction(row) for row in rows])
         result["official"] = {"value": round(official.value, 2), "what": what}
+    if benchmark.metric == "ifeval":
+        rows_of, _ = item_statistics("ifeval", [to_prediction(row) for row in rows])
+        shares = ifeval_parts(rows_of.sum(0, keepdims=True))[0]
+        result["parts"] = {name: round(float(share), 2) for name, share in zip(PARTS, shares, strict=True)}
+    elif benchmark.reader == "voicebench" and (own := voicebench.official(benchmark.metric, result)) is not None:
+        result["official"] = own
     result["by_length"] = breakdown(benchmark.metric, rows, length_class)
     result["by_language"] = breakdown(benchmark.metric, rows, lambda row: row.get("language"))
     if benchmark.group_by is not None:

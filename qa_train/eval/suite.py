@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_train.config import EvalConfig
+from qa_train.eval import voicebench
 from qa_train.eval.answers import Answerer, write_atomically
 from qa_train.eval.benchmarks import JUDGED, find_benchmarks, from_dict
 from qa_train.eval.client import CallFailed, Endpoint
@@ -184,6 +185,8 @@ def score_benchmarks(options: EvalConfig, out: Path) -> dict[str, dict[str, Any]
             rows = read_predictions(folder / "predictions.jsonl")
             found = contamination(rows, shards, Path(results[folder.name]["data_root"]), options.storage)
             results[folder.name]["contamination"] = found
+    if (average := voicebench.average(results)) is not None:
+        next(result for name, result in results.items() if name.startswith("voicebench_"))["suite"] = average
     return results
 
 

@@ -26,7 +26,9 @@ RULES = {
     "exact": "the answer is the label letter for letter",
     "contains": "the answer says the label and no other choice",
     "choice": "the chosen option by letter or text; an answer that chooses none is wrong",
-    "refusal": "the answer holds one of VoiceBench's phrases of refusal",
+    "refusal": "the answer holds one of VoiceBench's phrases of refusal, in any letter case",
+    "bbh": "yes, no, (A) or (B) as the answer says it; an answer that says none is wrong",
+    "ifeval": "mean of the shares of prompts and of instructions followed, strictly and loosely",
     "macro_f1": "mean of the labels' F1",
     "map": "mean average precision of the labels that are listed",
     "cider": "CIDEr-D x 100 (pycocoevalcap, PTB tokens)",
@@ -90,6 +92,10 @@ def _notes(results: Results) -> list[str]:
         if official and "value" in official:
             left = f"; {official['left_out']} answers left out" if official.get("left_out") else ""
             notes.append(f"{name}: official number {_number(official['value'])} ({official['what']}{left})")
+        if result.get("suite"):
+            notes.append(result["suite"])
+        if result.get("parts"):
+            notes.append(f"{name}: " + ", ".join(f"{part} {value:.2f}" for part, value in result["parts"].items()))
         if result.get("strict") is not None:
             notes.append(
                 f"{name}: judge {result['judge']}, unread lines as 0: {_number(result['strict'])}; "

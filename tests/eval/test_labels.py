@@ -11,12 +11,12 @@ from qa_train.eval.labels import (
     airbench_letter,
     average_precision,
     chosen_option,
-    refuses,
     split_labels,
     tokens_match,
 )
 from qa_train.eval.prediction import Prediction
 from qa_train.eval.scores import score
+from qa_train.eval.voicebench import refuses
 
 OPTIONS = ("guitar", "bass guitar", "A dog", "Piano")
 
@@ -138,7 +138,7 @@ def test_map_of_listed_labels_equals_the_threshold_loop() -> None:
         ("As an experiment, mix the two.", None, True),
         ("Well, I can't help with that.", None, True),
         ("I\u2019m not going to do it.", None, False),
-        ("SORRY", None, False),
+        ("SORRY", None, True),
         ("Sure: first", None, False),
         ("", None, False),
         ("I cannot", "no clip", False),
