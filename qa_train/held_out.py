@@ -1,8 +1,9 @@
 """Evaluation during training: every few steps the model answers held-out sets, greedily, and is scored.
 
-The questions are shared among the processes batch by batch, by a plan that does not depend on their number. The scores
-become part of the step's record in metrics.jsonl (``eval/NAME``, and ``evaluation`` with counts and intervals); the
-answers lie in ``RUN/held_out/step-N/NAME/predictions.jsonl``, so that ``qa-train eval compare=[...]`` takes two steps.
+The questions are shared among the processes batch by batch, by a plan that does not depend on their number; under
+ZeRO-3, which cuts the weights, all answer every batch in step and rank 0's answers count. The scores become part of the
+step's record in metrics.jsonl (``eval/NAME``, and ``evaluation`` with counts and intervals); the answers lie in
+``RUN/held_out/step-N/NAME/predictions.jsonl``, so that ``qa-train eval compare=[...]`` takes two steps.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from qa_train.eval.scores import score
 from qa_train.infer.encoded import EncodedClips
 from qa_train.infer.generate import Decoding, Generator, Item, plan_batches
 from qa_train.train.common import Stage
-from qa_train.train.distributed import from_main, world_size
+from qa_train.train.distributed import from_main, world_size, zero_stage
 from qa_train.train.mixin import AudioTrainerMixin
 
 
@@ -52,6 +53,8 @@ class HeldOut(TrainerCallback):
             fields["template"] = chosen.template or ("base" if stage.cfg.stage == "pretrain" else "chat")
             self.sets[name] = record_questions(EvalSet(name, **fields), bank, data.storage)
         self._clips = EncodedClips()
+        # Every forward pass then gathers the weights from all processes: all must make the same ones.
+        self._in_step = zero_stage(stage.cfg.deepspeed.config) == 3
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """The starting point, or what a stop left out."""
@@ -83,12 +86,13 @@ class HeldOut(TrainerCallback):
             self.stage.processor,
             batch_size=self.options.batch_size,
             token_budget=self.options.token_budget,
-            clips=self._clips,
+            # Encoder weights that are cut cannot be hashed: states are not kept from one evaluation to the next.
+            clips=EncodedClips() if self._in_step else self._clips,
         )
         with torch.autocast(args.device.type, dtype=torch.bfloat16, enabled=args.bf16):
             mine = self._answer(generator, args.process_index)
         outcomes: dict[tuple[str, int], Outcome] = {}
-        for part in gather_object([mine]):
+        for part in reversed(gather_object([mine])):
             outcomes |= part
         numbers: dict[str, Any] = {"evaluation": {}}
         for name, questions in self.sets.items():
@@ -105,7 +109,7 @@ class HeldOut(TrainerCallback):
         return numbers
 
     def _answer(self, generator: Generator, rank: int) -> dict[tuple[str, int], Outcome]:
-        """This rank's share of the batches of all sets."""
+        """This rank's share of the batches of all sets; under ZeRO-3 all of them."""
         decoding = Decoding(max_new_tokens=self.options.max_new_tokens)
         found: dict[tuple[str, int], Outcome] = {}
         number = 0
@@ -113,16 +117,18 @@ class HeldOut(TrainerCallback):
             lengths = [question.tokens for question in questions]
             rows, tokens = self.options.batch_size, self.options.token_budget
             for batch in plan_batches(lengths, rows=rows, tokens=tokens, new_tokens=decoding.max_new_tokens):
-                if number % world_size() == rank:
-                    found |= {(name, i): o for i, o in _answer_batch(generator, questions, batch, decoding).items()}
+                if self._in_step or number % world_size() == rank:
+                    answered = _answer_batch(generator, questions, batch, decoding, self._in_step)
+                    found |= {(name, i): outcome for i, outcome in answered.items()}
                     self.trainer.beat()
                 number += 1
         return found
 
 
 def _answer_batch(
-    generator: Generator, questions: list[Question], batch: list[int], decoding: Decoding
+    generator: Generator, questions: list[Question], batch: list[int], decoding: Decoding, in_step: bool
 ) -> dict[int, Outcome]:
+    """``in_step``: all processes answer this batch together, without what any of them could not read."""
     items: dict[int, Item] = {}
     found: dict[int, Outcome] = {}
     for i in batch:
@@ -130,6 +136,10 @@ def _answer_batch(
             items[i] = Item(questions[i].sample, questions[i].load())
         except BadAudio as error:
             found[i] = Outcome(error=str(error))
+    if in_step:
+        for others in gather_object([found]):
+            found = others | found
+        items = {i: item for i, item in items.items() if i not in found}
     answers = generator.generate([*items.values()], decoding)
     return found | {i: Outcome(a.text, a.truncated) for i, a in zip(items, answers, strict=True)}
 

@@ -79,8 +79,3 @@ def check_evaluation(cfg: Any) -> None:
             raise ValueError(f"evaluation.sets.{name}.template is {held_out.template!r}: use base or chat")
         if held_out.limit is not None and held_out.limit < 1:
             raise ValueError(f"evaluation.sets.{name}.limit is {held_out.limit}: use 1 or more, or null for all")
-    if cfg.deepspeed.config.get("zero_optimization", {}).get("stage") == 3:
-        raise ValueError(
-            "evaluation.every needs whole weights on every process, which ZeRO-3 cuts: use deepspeed=zero2, or "
-            "evaluation.every=0 and `qa-train eval` on the run's checkpoints"
-        )
