@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from qa_train.config import GatesConfig, StorageConfig
 from qa_train.data.prompts import PromptBank
+from qa_train.eval.answers import write_atomically
 from qa_train.eval.records import EvalSet, record_questions
 from qa_train.eval.scores import word_edits
 from qa_train.eval.text import transcript_words
@@ -50,11 +51,8 @@ class Gates(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """The reading to compare with: of the model before its first step."""
-        if self.is_main:
-            if state.global_step == 0:
-                self.path.unlink(missing_ok=True)
-            if not self.path.exists():
-                self._keep(self.read(model, state.global_step))
+        if self.is_main and not self._forget_after(state.global_step):
+            self._keep(self.read(model, state.global_step))
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Measure, if it is time.
@@ -76,6 +74,20 @@ class Gates(TrainerCallback):
         if verdict[0] and self.options.action == "stop":
             raise StopRun(f"{verdict[0]}. Use an earlier checkpoint, a lower learning rate, a larger dpo.beta, or an "
                           "SFT term (dpo.loss_type=[sigmoid,sft])")  # fmt: skip
+
+    def _forget_after(self, step: int) -> bool:
+        """Drop the readings of steps that are taken again, and of an earlier run from step 0; whether any is left."""
+        lines = self.path.read_text(encoding="utf-8").splitlines() if step and self.path.exists() else []
+        kept = []
+        for line in lines:
+            try:
+                reading = Reading(**json.loads(line))
+            except ValueError:
+                # The line that a killed process was writing.
+                break
+            kept += [line] if reading.step <= step else []
+        write_atomically(self.path, "".join(f"{line}\n" for line in kept))
+        return bool(kept)
 
     def read(self, model: Any, step: int) -> Reading:
         """Ask every question and score the answers together."""

@@ -105,6 +105,7 @@ def test_unknown_keys_fail(composed: Any, word: str) -> None:
         (["trainer.parts.encoder.learning_rate=1", "model.freeze=[encoder]"], "encoder is in model.freeze"),
         (["trainer.parts.projector.layer_decay=0.5"], "the projector is one layer"),
         (["trainer.gradient_checkpointing.llm=some"], "use none, selective or full"),
+        (["trainer.on_nonfinite=rollback", "trainer.rollback_steps=11"], "no roll-back could ever happen"),
         (["trainer.compile_layers=true", "trainer.gradient_checkpointing.llm=full"], "use one of the two"),
         (["trainer.use_liger_kernel=true", "trainer.compile_layers=true"], "fuse the same operations"),
         (["trainer.use_liger_kernel=true", "trainer.gradient_checkpointing.llm=selective"], "use none or full"),

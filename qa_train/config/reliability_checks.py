@@ -51,6 +51,12 @@ def check_reliability(cfg: StageConfig) -> None:
     for name in ("keep_checkpoints", "max_skipped_steps", "rollback_steps"):
         if getattr(trainer, name) < 1:
             raise ValueError(f"trainer.{name} is {getattr(trainer, name)}: use 1 or more")
+    rolls_back = "rollback" in (trainer.on_nonfinite, trainer.on_loss_spike)
+    if rolls_back and trainer.rollback_steps > trainer.max_skipped_steps:
+        raise ValueError(
+            f"trainer.rollback_steps is {trainer.rollback_steps} and trainer.max_skipped_steps "
+            f"{trainer.max_skipped_steps}: no roll-back could ever happen; raise the second or lower the first"
+        )
     if trainer.keep_every_steps is not None and trainer.keep_every_steps < 1:
         raise ValueError(f"trainer.keep_every_steps is {trainer.keep_every_steps}: use 1 or more, or null")
     if trainer.keep_every_steps is not None and trainer.keep_every_steps % trainer.save_steps:

@@ -16,6 +16,7 @@ from transformers import (
     Qwen2AudioProcessor,
     WhisperFeatureExtractor,
 )
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from qa_train.config import ModelConfig
 from qa_train.model.lora import apply_adapters, has_adapters, merge_adapters, read_base
@@ -40,14 +41,17 @@ def build_model(cfg: ModelConfig, *, seed: int = 0, meta: bool = False) -> tuple
     if cfg.checkpoint is not None:
         if meta:
             return _on_meta(cfg.checkpoint, dtype)
-        if not (shards_weights() and has_adapters(find_checkpoint(cfg.checkpoint))):
+        # Adapters are merged into whole weights.
+        if not (is_deepspeed_zero3_enabled() and has_adapters(find_checkpoint(cfg.checkpoint))):
             model, processor = load_model(cfg.checkpoint, dtype=dtype)
             freeze(model, cfg.freeze)
             return model, processor
 
     def make() -> tuple[Model, Qwen2AudioProcessor]:
         if cfg.checkpoint is not None:
-            return load_model(cfg.checkpoint, dtype=dtype)
+            model, processor = load_model(cfg.checkpoint, dtype=dtype)
+            freeze(model, cfg.freeze)
+            return model, processor
         return _assemble(cfg, dtype, seed=seed, meta=meta)
 
     if not shards_weights() or meta:

@@ -96,6 +96,20 @@ def test_dpo_against_the_model_without_adapters_and_export(plain: Path, tmp_path
 
 
 @pytest.mark.slow
+def test_one_process_of_zero3_starts_from_adapters_on_a_checkpoint(
+    plain: Path, tmp_path: Path, options: Options
+) -> None:
+    # The base of these adapters is a checkpoint itself, and ZeRO-3 would cut it while it is read.
+    run("pretrain", *options("pretrain", tmp_path / "base"), "trainer.max_steps=1")
+    start = f"model.checkpoint={tmp_path}"
+    run("pretrain", *options("pretrain", tmp_path / "lora"), *LORA, f"{start}/base", "trainer.max_steps=1")
+    for name in ("none", "zero3"):
+        words = [f"{start}/lora", f"deepspeed={name}", "trainer.max_steps=2"]
+        run("pretrain", *options("pretrain", tmp_path / name), *words)
+    np.testing.assert_allclose(losses(tmp_path / "zero3"), losses(tmp_path / "none"), rtol=1e-5)
+
+
+@pytest.mark.slow
 def test_answers_of_the_merged_export_are_those_of_the_adapters(plain: Path, tmp_path: Path) -> None:
     exported = export(plain, tmp_path / "out").path
     words = [str(exported), "--run", str(plain), "--clips", "4", "--out", str(tmp_path / "figures.json")]
