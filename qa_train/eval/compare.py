@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from qa_train.eval.answers import file_digest
 from qa_train.eval.benchmarks import JUDGED
 from qa_train.eval.judged import JUDGE_FACTS, judged_statistics
 from qa_train.eval.prediction import Prediction
 from qa_train.eval.scores import LOWER_IS_BETTER, METRICS, RESAMPLES, item_statistics
-from qa_train.eval.scoring import file_digest
 from qa_train.eval.tables import read_json_lines, read_predictions, to_prediction
 
 SIGNIFICANT = 0.05
@@ -115,6 +115,7 @@ def compare_folders(first: Path | str, second: Path | str) -> dict[str, dict[str
         raise ValueError(f"no benchmark in common: {first} has {[*files[0]]}, {second} has {[*files[1]]}")
     results: dict[str, dict[str, Any]] = {}
     for name in common:
+        asked_otherwise = _asked_otherwise([side[name].parent for side in files])
         rows = [{str(row["id"]): row for row in read_predictions(side[name])} for side in files]
         missing = [len(rows[0].keys() - rows[1].keys()), len(rows[1].keys() - rows[0].keys())]
         if any(missing):
@@ -127,14 +128,27 @@ def compare_folders(first: Path | str, second: Path | str) -> dict[str, dict[str
         if metrics[1] != metric:
             raise ValueError(f"{name}: {first} is scored by {metric} and {second} by {metrics[1]}: score both alike")
         if metric in JUDGED:
-            results[name] = _compare_judged(name, metric, [side[name].parent for side in files], rows)
+            results[name] = _compare_judged(name, metric, [side[name].parent for side in files], rows) | asked_otherwise
             continue
         if metric not in METRICS:
             results[name] = {"metric": metric, "n": len(rows[0]), "why": "it has no metric"}
             continue
         sides = [[to_prediction(rows[side][key]) for key in rows[0]] for side in (0, 1)]
-        results[name] = compare_predictions(metric, sides[0], sides[1])
+        results[name] = compare_predictions(metric, sides[0], sides[1]) | asked_otherwise
     return results
+
+
+def _asked_otherwise(folders: Sequence[Path]) -> dict[str, str]:
+    """{"differs": what}: prompt, format or decoding of the two, where both are known; {}: they were asked alike."""
+    asked = []
+    for folder in folders:
+        if not (folder / "run.json").is_file():
+            return {}
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        benchmark = {k: run["benchmark"].get(k) for k in ("prompt", "template")}
+        asked.append(benchmark | {"decoding": run["identity"].get("decoding")})
+    differs = [name for name in asked[0] if asked[0][name] != asked[1][name]]
+    return {"differs": " and ".join(differs)} if differs else {}
 
 
 def _metric(path: Path, rows: dict[str, dict[str, Any]]) -> str:
@@ -195,11 +209,12 @@ def comparison_table(results: dict[str, dict[str, Any]], first: str, second: str
         if "why" in r:
             lines.append(f"| {name} | {r['metric']} | {r['n']} | – | – | – | – | not compared: {r['why']} |")
             continue
+        but = f" (another {r['differs']})" if r.get("differs") else ""
         verdict = {"first": f"{first} is better", "second": f"{second} is better", None: "may be chance"}[r["better"]]
         items = f"{r['n']}" + (f" ({r['left_out']} unrated left out)" if r.get("left_out") else "")
         interval = f"{r['difference']:+.2f} [{r['ci_low']:+.2f}, {r['ci_high']:+.2f}]"
         lines.append(
             f"| {name} | {r['metric']} | {items} | {r['first']:.2f} | {r['second']:.2f} | {interval} "
-            f"| {r['p_value']:.4f} | {verdict} |"
+            f"| {r['p_value']:.4f} | {verdict}{but} |"
         )
     return "\n".join(lines) + "\n"

@@ -22,7 +22,15 @@ import soundfile
 
 from qa_train.data.audio import BadAudio, audio_tokens
 from qa_train.data.sample import AudioPart, Message, Sample, TextPart
-from qa_train.eval.answers import Answerer, Journal, Outcome, listening_probe, read_journal, write_atomically
+from qa_train.eval.answers import (
+    Answerer,
+    Journal,
+    Outcome,
+    file_digest,
+    listening_probe,
+    read_journal,
+    write_atomically,
+)
 from qa_train.eval.benchmarks import JUDGED, UNSCORED, Benchmark
 from qa_train.eval.questions import Question, load_clips, part_text
 from qa_train.eval.ranks import Ranks
@@ -137,6 +145,7 @@ def predict(
         outcomes = _joined(out, full, len(rows))
         _write(benchmark, rows, questions, seconds, outcomes, out, data_root)
         run = {"identity": full, "benchmark": benchmark.as_dict(), "data_root": str(data_root or ""), "n": len(rows)}
+        run |= {"predictions_sha256": file_digest(out / "predictions.jsonl")}
         run |= {"answered_by": who, "probe": _probe(answerer, questions, outcomes, decoding, probe, out, full)}
         write_atomically(out / "run.json", json.dumps(run, indent=2, ensure_ascii=False) + "\n")
     ranks.meet()

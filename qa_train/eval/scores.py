@@ -118,12 +118,21 @@ def _error_statistics(metric: str, predictions: Sequence[Prediction], normalise:
     return edits, lambda sums: 100.0 * sums[:, 0] / np.maximum(sums[:, 1], 1)
 
 
+_BLEU_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab"}
+
+
 def _bleu_statistics(predictions: Sequence[Prediction]) -> Statistics:
     """Corpus BLEU without normalisation; ``language`` is that of the references.
 
-    Tokenised as in the released ``evaluate_st.py``: zh, ja-mecab, else 13a.
+    Tokenised as in the released ``evaluate_st.py``: zh, ja-mecab, else 13a. ValueError: languages that need several.
     """
-    tokenizer = {"zh": "zh", "ja": "ja-mecab"}.get(predictions[0].language or "", "13a")
+    found = sorted({_BLEU_TOKENIZERS.get(p.language or "", "13a") for p in predictions})
+    if len(found) > 1:
+        languages = sorted({p.language or "unknown" for p in predictions})
+        raise ValueError(
+            f"BLEU of one corpus has one tokenizer; the references are in {', '.join(languages)}: part them"
+        )
+    tokenizer = found[0]
     return _overlap_statistics(predictions, partial(bleu_statistics, tokenizer=tokenizer)), bleu_points
 
 

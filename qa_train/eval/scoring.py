@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -13,7 +12,7 @@ import numpy as np
 
 from qa_train.eval import voicebench
 from qa_train.eval.airbench import mean_over_tasks
-from qa_train.eval.answers import write_atomically
+from qa_train.eval.answers import file_digest, write_atomically
 from qa_train.eval.benchmarks import JUDGED, UNSCORED, Benchmark, from_dict
 from qa_train.eval.ifeval import PARTS, ifeval_parts
 from qa_train.eval.judge import Judge
@@ -30,32 +29,46 @@ WORST = 5
 OFFICIAL_METRICS = {"mmau": ("tokens", "the benchmark's word rule on the raw answer; a bare letter never meets it")}
 
 
-def score_folder(folder: Path, judge: Judge | None = None, reference: Path | None = None) -> dict[str, Any]:
+# Keys of a benchmark that decide what the model was asked: answers to other questions are not scored as if to these.
+ASKED = ("reader", "path", "released", "source", "prompt", "template", "language", "max_new_tokens", "where")
+
+
+def score_folder(
+    folder: Path, judge: Judge | None = None, reference: Path | None = None, current: Benchmark | None = None
+) -> dict[str, Any]:
     """Score one benchmark's folder (predictions.jsonl, run.json); writes and returns its scores.json.
 
     ``reference``: the folder of the same benchmark of a fixed system, which the judge rates beside. What a judge said
-    of each item is written to judgements.jsonl.
+    of each item is written to judgements.jsonl. ``current``: the benchmark as its table has it now; its metric, rule
+    and published numbers are used then.
 
     Raises:
-        ValueError: a folder without predictions, or predictions that the metric cannot use.
+        ValueError: a folder without predictions, predictions that were changed, that answer other questions than
+            ``current`` asks, or that the metric cannot use.
     """
     run_path = folder / "run.json"
     if not run_path.is_file():
         raise ValueError(f"{folder} holds no run.json: run the prediction step first (step=predict)")
     run = json.loads(run_path.read_text(encoding="utf-8"))
-    benchmark = from_dict(run["benchmark"])
+    benchmark = _benchmark_now(folder, from_dict(run["benchmark"]), current)
+    if run.get("predictions_sha256", (found := file_digest(folder / "predictions.jsonl"))) != found:
+        raise ValueError(
+            f"{folder}/predictions.jsonl is not what the model answered: it was changed since. Run the prediction step "
+            "again (answers that are in the journal are kept)"
+        )
     rows = read_predictions(folder / "predictions.jsonl")
     if len(rows) != run["n"]:
         raise ValueError(f"{folder}: {len(rows)} predictions for {run['n']} items; run the prediction step again")
     others = read_predictions(reference / "predictions.jsonl") if reference is not None else None
     scored, judged = score_rows(benchmark, rows, judge, others)
     result = {
-        "benchmark": run["benchmark"],
+        "benchmark": benchmark.as_dict(),
         "identity": run["identity"],
         "answered_by": run["answered_by"],
         "data_root": run["data_root"],
         **scored,
-        "predictions_sha256": file_digest(folder / "predictions.jsonl"),
+        **_doubts(benchmark, rows),
+        "predictions_sha256": found,
         "probe": run.get("probe"),
         "items_expected": benchmark.items,
         "items_differ": benchmark.items is not None and benchmark.items != len(rows),
@@ -69,9 +82,29 @@ def score_folder(folder: Path, judge: Judge | None = None, reference: Path | Non
     return result
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _benchmark_now(folder: Path, asked: Benchmark, current: Benchmark | None) -> Benchmark:
+    if current is None:
+        return asked
+    other = [name for name in ASKED if getattr(asked, name) != getattr(current, name)]
+    if other:
+        changes = "; ".join(f"{name} was {getattr(asked, name)!r}, is {getattr(current, name)!r}" for name in other)
+        raise ValueError(
+            f"{folder} answers benchmark {current.name} as it was before a change ({changes}): run the prediction step "
+            "again, or score without benchmarks="
+        )
+    return current
+
+
+def _doubts(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
+    """What a reader must know to believe the number: failures, references no answer can meet, unknown languages."""
+    found: dict[str, Any] = {}
+    if errors := [row["error"] for row in rows if row.get("error")]:
+        found["first_error"] = errors[0]
+    if benchmark.metric in ("choice", "airbench", "mmau", "tokens"):
+        found["right_is_no_option"] = sum(row["gt"] not in (row.get("choices") or ()) for row in rows)
+    if benchmark.metric in ("wer", "cer", "bleu"):
+        found["language_unknown"] = sum(not row.get("language") for row in rows)
+    return {name: value for name, value in found.items() if value}
 
 
 def score_rows(

@@ -11,7 +11,7 @@ from typing import Any
 from qa_train.config import EvalConfig
 from qa_train.eval import voicebench
 from qa_train.eval.answers import Answerer, write_atomically
-from qa_train.eval.benchmarks import JUDGED, find_benchmarks, from_dict
+from qa_train.eval.benchmarks import JUDGED, Benchmark, find_benchmarks, from_dict
 from qa_train.eval.client import CallFailed, Endpoint
 from qa_train.eval.compare import compare_folders, comparison_table
 from qa_train.eval.contamination import contamination
@@ -165,21 +165,19 @@ def score_benchmarks(options: EvalConfig, out: Path) -> dict[str, dict[str, Any]
         ValueError: no predictions in ``out``, or a judge's refusal to start (cost, offline).
     """
     folders = sorted(path.parent for path in out.glob("*/run.json"))
+    current: dict[str, Benchmark] = {}
     if options.benchmarks is not None:
         names = [options.benchmarks] if isinstance(options.benchmarks, str) else list(options.benchmarks)
-        wanted = {benchmark.name for benchmark in find_benchmarks(names)}
-        folders = [folder for folder in folders if folder.name in wanted]
+        current = {benchmark.name: benchmark for benchmark in find_benchmarks(names)}
+        folders = [folder for folder in folders if folder.name in current]
     if not folders:
         raise ValueError(f"{out} holds no predictions: run the prediction step first (checkpoint=, benchmarks=)")
     judge = _judge(options, out)
     if judge is not None:
-        print(judge.estimate(_prompts(folders)).line())
+        print(judge.estimate(_prompts(folders, current)).line())
     results = {}
     for folder in folders:
-        reference = Path(options.judge.reference) / folder.name if options.judge.reference is not None else None
-        if reference is not None and not reference.is_dir():
-            reference = None
-        results[folder.name] = score_folder(folder, judge, reference)
+        results[folder.name] = score_folder(folder, judge, _reference(options, folder), current.get(folder.name))
         if options.training is not None:
             shards = [options.training] if isinstance(options.training, str) else list(options.training)
             rows = read_predictions(folder / "predictions.jsonl")
@@ -188,6 +186,19 @@ def score_benchmarks(options: EvalConfig, out: Path) -> dict[str, dict[str, Any]
     if (average := voicebench.average(results)) is not None:
         next(result for name, result in results.items() if name.startswith("voicebench_"))["suite"] = average
     return results
+
+
+def _reference(options: EvalConfig, folder: Path) -> Path | None:
+    """Where the reference system's answers to a judged benchmark lie. ValueError: they are not there."""
+    metric = json.loads((folder / "run.json").read_text(encoding="utf-8"))["benchmark"]["metric"]
+    if options.judge.reference is None or metric not in JUDGED:
+        return None
+    reference = Path(options.judge.reference) / folder.name
+    if not (reference / "predictions.jsonl").is_file():
+        raise ValueError(
+            f"judge.reference={options.judge.reference} has no answers to {folder.name}: evaluate it first"
+        )
+    return reference
 
 
 def _judge(options: EvalConfig, out: Path) -> Judge | None:
@@ -211,10 +222,11 @@ def _judge(options: EvalConfig, out: Path) -> Judge | None:
     )
 
 
-def _prompts(folders: list[Path]) -> list[str]:
+def _prompts(folders: list[Path], current: Mapping[str, Benchmark]) -> list[str]:
     found: list[str] = []
     for folder in folders:
-        benchmark = from_dict(json.loads((folder / "run.json").read_text(encoding="utf-8"))["benchmark"])
+        asked = from_dict(json.loads((folder / "run.json").read_text(encoding="utf-8"))["benchmark"])
+        benchmark = current.get(folder.name, asked)
         if benchmark.metric in JUDGED:
             found += prompts_of(benchmark.metric, read_predictions(folder / "predictions.jsonl"))
     return found

@@ -86,6 +86,17 @@ def _notes(results: Results) -> list[str]:
             notes.append(f"{name}: no score: {result['why']}")
         if result.get("items_differ"):
             notes.append(f"{name}: {result['n']} items, published are {result['items_expected']}: other data")
+        if result.get("first_error"):
+            notes.append(
+                f"{name}: {result['failed']} items without an answer, which count as empty; {result['first_error']}"
+            )
+        if result.get("right_is_no_option"):
+            notes.append(f"{name}: of {result['right_is_no_option']} items the right answer is no option: never right")
+        if result.get("language_unknown"):
+            notes.append(
+                f"{name}: of {result['language_unknown']} items the language is unknown: scored by words, without the "
+                "rules of a language"
+            )
         if (result.get("probe") or {}).get("listens") is False:
             notes.append(f"{name}: the model does not listen; its score says nothing about hearing")
         official = result.get("official")

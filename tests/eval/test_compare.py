@@ -88,6 +88,26 @@ def test_folders_are_matched_by_id(tmp_path: Path) -> None:
         compare_folders(a, tmp_path / "none")
 
 
+def test_other_prompts_are_named_beside_the_difference(tmp_path: Path) -> None:
+    keys = [str(i) for i in range(9)]
+    for name, prompt in (("a", "Say:"), ("b", "Say it:")):
+        write(tmp_path / name, dict.fromkeys(keys, "cat"))
+        run = {
+            "benchmark": {"prompt": prompt, "template": "base"},
+            "identity": {"decoding": {"max_new_tokens": len(name)}},
+        }
+        (tmp_path / name / "mine" / "run.json").write_text(json.dumps(run))
+    found = compare_folders(tmp_path / "a", tmp_path / "b")
+    assert found["mine"]["differs"] == "prompt"
+    assert "may be chance (another prompt)" in comparison_table(found, "a", "b")
+
+
+def test_bleu_over_languages_with_other_tokenizers_is_refused() -> None:
+    items = [Prediction("a b c d", ("a b c d",), "en"), Prediction("一二三四", ("一二三四",), "zh")]
+    with pytest.raises(ValueError, match="the references are in en, zh"):
+        compare_predictions("bleu", items, items)
+
+
 def test_classes_are_those_of_both_sides() -> None:
     names = ["a", "b"]
     first = [Prediction(names[i % 2], (names[i % 2],)) for i in range(10)]

@@ -183,7 +183,7 @@ def test_chrf_equals_sacrebleu() -> None:
 
 
 def test_unknown_metric_and_empty_source_say_so() -> None:
-    with pytest.raises(ValueError, match="accuracy, airbench, bleu, cer, choice, chrf"):
+    with pytest.raises(ValueError, match="accuracy, airbench, bbh, bleu, cer, choice, chrf"):
         score("f1", [pair("a", "a")])
     with pytest.raises(ValueError, match="empty"):
         score("wer", [])

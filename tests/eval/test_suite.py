@@ -139,6 +139,52 @@ def test_two_evaluations_are_compared(folder: Path, capsys: pytest.CaptureFixtur
     assert json.loads((folder / "out" / "comparison.json").read_text())["words"]["difference"] == 0
 
 
+def test_answers_to_other_questions_are_not_scored(folder: Path) -> None:
+    mine = [f"benchmarks=[{folder / 'my.yaml'}]", "checkpoint=a", "probe=0", "step=predict"]
+    evaluate(options(folder, *mine))
+    path = folder / "my.yaml"
+    # Another rule of scoring is taken without asking again.
+    path.write_text(YAML.replace("metric: wer", "metric: cer").replace("paper: 1.6", "paper: 9.9"))
+    evaluate(options(folder, "step=score", mine[0]))
+    result = json.loads((folder / "out" / "results.json").read_text())["words"]
+    assert (result["metric"], result["benchmark"]["numbers"]["paper"]) == ("cer", 9.9)
+    assert result["first_error"].endswith("gone.wav: no such file")
+    path.write_text(YAML.replace("recognize the speech", "write down the speech"))
+    with pytest.raises(
+        ValueError, match=r"as it was before a change \(prompt was .*recognize the speech.*score without"
+    ):
+        evaluate(options(folder, "step=score", mine[0]))
+
+
+def test_changed_predictions_are_not_scored(folder: Path) -> None:
+    mine = [f"benchmarks=[{folder / 'my.yaml'}]", "checkpoint=a", "probe=0"]
+    evaluate(options(folder, *mine, "step=predict"))
+    path = folder / "out" / "words" / "predictions.jsonl"
+    path.write_text(path.read_text().replace("tone 30", "tone ten"))
+    with pytest.raises(ValueError, match="not what the model answered: it was changed"):
+        evaluate(options(folder, "step=score"))
+    # The journal has the answers: the prediction step writes the file anew.
+    evaluate(options(folder, *mine))
+
+
+def test_doubts_are_in_the_report(folder: Path) -> None:
+    text = YAML.replace("    language: en\n", "").replace("metric: none", "metric: choice")
+    (folder / "my.yaml").write_text(text)
+    opinion = {"audio": "1.wav", "gt": "yes", "choices": ["Yes", "no"], "question": "Nice?"}
+    (folder / "opinions.jsonl").write_text(json.dumps(opinion) + "\n")
+    evaluate(options(folder, f"benchmarks=[{folder / 'my.yaml'}]", "checkpoint=a", "probe=0"))
+    report = (folder / "out" / "report.md").read_text()
+    assert "words: of 10 items the language is unknown: scored by words" in report
+    assert "words: 1 items without an answer, which count as empty" in report
+    assert "kept: of 1 items the right answer is no option: never right" in report
+
+
+def test_a_reference_system_that_is_not_there_is_said(folder: Path) -> None:
+    evaluate(options(folder, f"benchmarks=[{folder / 'my.yaml'}]", "checkpoint=a", "probe=0", "step=predict"))
+    with pytest.raises(ValueError, match="has no answers to opinions: evaluate it first"):
+        evaluate(options(folder, "step=score", "judge.model=stub", f"judge.reference={folder}"))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
