@@ -37,7 +37,7 @@ def index(words: list[str]) -> int:
     for index in done:
         print(f"{index.path}: {len(index)} records", flush=True)
         for problem in index.problems:
-            print(f"{index.path}: left out {problem.key} at byte {problem.offset}: {problem.reason}, {problem.detail}")
+            print(f"{index.path}: {problem}")
     return 0
 
 

@@ -159,7 +159,7 @@ class DataConfig:
     # Extra prompt files (YAML) beside the built-in bank.
     prompt_files: list[str] = field(default_factory=list)
     prompt_languages: list[str] = field(default_factory=lambda: ["en"])
-    # Bad samples allowed before the run stops, as a share of the samples read.
+    # Bad samples allowed before the run stops, as a share of the samples; of less than 1,000 more (docs/data.md).
     error_budget: float = 0.01
     # Share of the cached encoder outputs set to zero, in spans of at most 8 audio tokens (0.32 s), anew in
     # every epoch: SpecAugment's time masks (arXiv 1904.08779) for a frozen encoder. Needs encoder_cache.

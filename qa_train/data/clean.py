@@ -24,7 +24,7 @@ from qa_train.data.audio import SAMPLE_RATE, BadAudio, read_clip
 from qa_train.data.index import ShardIndex, load_index, shard_fingerprint, write_index
 from qa_train.data.parallel import each_shard
 from qa_train.data.script import script_share, spoken_characters
-from qa_train.data.sidecar import Problem
+from qa_train.data.sidecar import IGNORED, Problem
 from qa_train.data.storage import RangeReader
 
 _SILENCE_FRAME = SAMPLE_RATE // 50
@@ -245,5 +245,5 @@ def _take_out(path: str, drops: list[Drop]) -> None:
     dropped = {drop.key: drop for drop in drops}
     rows = [row for row in index.table.to_pylist() if row["key"] not in dropped]
     table = index.table.schema.remove_metadata().empty_table().from_pylist(rows, index.table.schema.remove_metadata())
-    problems = [Problem(drop.key, drop.offset, "ignored", f"data clean, {drop}") for drop in drops]
+    problems = [Problem(drop.key, drop.offset, IGNORED, f"data clean, {drop}") for drop in drops]
     write_index(ShardIndex(path, table, index.shard_size, shard_fingerprint(rows), index.problems + problems))

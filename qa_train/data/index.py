@@ -23,7 +23,7 @@ from qa_train.data import storage
 from qa_train.data.audio import MIN_CLIP_SAMPLES, SAMPLE_RATE, BadAudio, decoded_length, read_header, resampled_length
 from qa_train.data.prompts import chat_messages
 from qa_train.data.records import MAX_JSON_BYTES, BadRecord, parse_record
-from qa_train.data.sidecar import SCHEMA, Problem, ShardIndex, write_index
+from qa_train.data.sidecar import IGNORED, SCHEMA, Problem, ShardIndex, write_index
 from qa_train.data.sidecar import SUFFIX as SUFFIX
 from qa_train.data.sidecar import load_index as load_index
 from qa_train.data.tar import AUDIO_EXTENSIONS, TEXT_EXTENSIONS, DamagedShard, Member, members
@@ -91,7 +91,7 @@ def scan(
             except (BadRecord, BadAudio) as error:
                 problems.append(Problem(key, start, error.reason, str(error)))
             seen.add(key)
-    problems += [Problem("", 0, "ignored", f"{n} members of type .{kind}") for kind, n in sorted(ignored.items())]
+    problems += [Problem("", 0, IGNORED, f"{n} members of type .{kind}") for kind, n in sorted(ignored.items())]
     table = pyarrow.Table.from_pylist(rows, schema=SCHEMA)
     return ShardIndex(path, table, size, shard_fingerprint(rows), problems)
 
@@ -103,6 +103,9 @@ def _groups(stream: Iterable[Member], ignored: Counter[str]) -> Iterator[list[Me
         for member in stream:
             if member.kind not in AUDIO_EXTENSIONS + TEXT_EXTENSIONS:
                 ignored[member.kind] += 1
+                continue
+            if member.kind in TEXT_EXTENSIONS and member.extension not in TEXT_EXTENSIONS:
+                ignored[member.extension] += 1  # KEY.speaker.txt: text, but whose?
                 continue
             if group and member.key != group[0].key:
                 yield group
@@ -149,13 +152,15 @@ def _row(file: IO[bytes], group: list[Member], decode: bool) -> dict[str, Any]:
 
 
 def _record(file: IO[bytes], text: dict[str, Member]) -> dict[str, Any]:
-    if "json" in text:
-        return parse_record(_bytes(file, text["json"], MAX_JSON_BYTES))
-    if "txt" in text:
+    record = parse_record(_bytes(file, text["json"], MAX_JSON_BYTES)) if "json" in text else {}
+    # Beside a JSON of facts, a text file is the transcript.
+    if "txt" in text and not {"text", "messages"} & set(record):
         raw = _bytes(file, text["txt"], MAX_JSON_BYTES)
         with contextlib.suppress(UnicodeDecodeError):
-            return {"text": raw.decode("utf-8").strip()}
+            return record | {"text": raw.decode("utf-8").strip()}
         raise BadRecord("the .txt member is not UTF-8")
+    if "json" in text:
+        return record
     raise BadRecord("no JSON (or txt) member beside the audio", "missing sibling")
 
 

@@ -101,7 +101,8 @@ def read_jsonl(path: str | Path) -> Iterator[Line]:
                 audios = [path.parent / name for name in names]
                 for audio in audios:
                     if not audio.is_file():
-                        raise BadRecord(f"audio file {audio} does not exist")
+                        hint = "qa-train data import jsonl counts such lines and goes on"
+                        raise BadRecord(f"audio file {audio} does not exist ({hint})")
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
             extra = {name: value for name, value in record.items() if name != "messages"}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from qa_train.data import storage
 from qa_train.data.remote import RemoteError
 
 SUFFIX = ".index.parquet"
+# Reason of what an index leaves out without a fault: members that are no audio, JSON or text (no key), and records
+# that `data clean` took out.
+IGNORED, CLEANED = "ignored", "taken out by data clean"
 FORMAT = 1
 # Fields of the records with at most so many different short texts are counted in the footer.
 _SUMMARY_VALUES = 64
@@ -51,6 +54,11 @@ class Problem:
     reason: str
     detail: str
 
+    def __str__(self) -> str:
+        if self.reason == IGNORED and not self.key:
+            return f"ignored {self.detail}"
+        return f"left out {self.key or '-'} at byte {self.offset}: {self.reason}, {self.detail}"
+
 
 @dataclass(repr=False)
 class ShardIndex:
@@ -67,7 +75,7 @@ class ShardIndex:
 
     def __repr__(self) -> str:
         hours = sum(self.table["duration_s"].to_pylist()) / 3600
-        out = Counter(problem.reason for problem in self.problems)
+        out = left_out(self.problems)
         left = "; left out: " + ", ".join(f"{n} {reason}" for reason, n in out.items()) if out else ""
         return f"{self.path}: {len(self)} records, {hours:.3f} h{left}"
 
@@ -108,10 +116,16 @@ def load_summary(path: str, cfg: StorageConfig | None = None) -> Summary:
     said = _summarize(rows) if rows is not None else json.loads(footer["summary"])
     _check_size(path, int(footer["shard_size"]), cfg)
     problems = [Problem(**entry) for entry in json.loads(footer["problems"])]
-    bad = [problem for problem in problems if problem.reason != "ignored"]
-    counts = Counter(problem.reason for problem in problems)
+    bad = [problem for problem in problems if problem.reason != IGNORED]
+    counts = left_out(problems)
     first = bad[0] if bad else None
     return Summary(said["rows"], said["seconds"], footer["fingerprint"], said["values"], counts, first)
+
+
+def left_out(problems: Iterable[Problem]) -> Counter[str]:
+    """Records that an index leaves out, by reason; members of other types are no records."""
+    reasons = ((problem.key, problem.reason) for problem in problems)
+    return Counter(CLEANED if reason == IGNORED else reason for key, reason in reasons if key or reason != IGNORED)
 
 
 def load_rows(path: str, fingerprint: str, columns: Sequence[str], cfg: StorageConfig | None = None) -> pyarrow.Table:

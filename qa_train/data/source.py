@@ -128,8 +128,20 @@ class Source:
         if all(reasons):
             raise ValueError(
                 f"source {self.name!r}: none of {self.records_read} records in {len(self.shards)} shards is "
-                f"usable for task {self.cfg.task!r}; left out: {dict(self.left_out)}. Check its task and where"
+                f"usable for task {self.cfg.task!r}; left out: {dict(self.left_out)}. Check its task and "
+                f"where{self._fits()}"
             )
+
+    def _fits(self) -> str:
+        """What the first record could be used for, for a message."""
+        if not self.shard_lengths.sum():
+            return ""
+        record, bank = self.record(0), self.bank
+        chat = [f"{CHAT} (with template: chat)"] if record.get("messages") and bank.qualifies(record, CHAT) else []
+        # Questions of audio analysis fit almost everything: last.
+        names = sorted(bank.tasks, key=lambda name: (bank.tasks[name].family == "analysis", name))
+        tasks = [*chat, *(name for name in names if bank.qualifies(record, name))]
+        return f"; its first record fits {', '.join(tasks[:8]) or 'no task of the bank'}"
 
     def key(self, row: int) -> str:
         """The key of a row's record in its shard."""

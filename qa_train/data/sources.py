@@ -8,11 +8,13 @@ from qa_train.config import DataConfig
 from qa_train.data import mixture
 from qa_train.data.chapter import Chapter
 from qa_train.data.prompts import PromptBank
+from qa_train.data.sidecar import CLEANED, IGNORED
 from qa_train.data.source import Source
 
-# Below this many records the budget counts as if that many had been read: one bad clip among the
-# first ten is no reason to stop.
+# Below this many records the budget counts as if there were that many: one bad clip among the first ten that are read
+# is no reason to stop. Of a small set it never allows more than SMALL_SET times its share: 5 of 50, not 10, by 1 %.
 BUDGET_FLOOR = 1000
+SMALL_SET = 10
 # Why the plan leaves samples of a chapter in no batch.
 TOO_LONG = "too long for a batch"
 
@@ -33,6 +35,16 @@ def open_sources(cfg: DataConfig, tokenizer: Any, *, seed: int, preference: bool
             source.check()
     weigh(sources, cfg)
     return sources
+
+
+def share_allowed(budget: float, total: int) -> float:
+    """Share of ``total`` samples that may be bad: the budget, and for less than ``BUDGET_FLOOR`` samples more."""
+    return budget * min(SMALL_SET, max(1.0, BUDGET_FLOOR / max(total, 1)))
+
+
+def too_many(bad: int, total: int, budget: float) -> bool:
+    """Whether ``bad`` of ``total`` samples are more than the budget allows; a single one passes unless it is 0."""
+    return bad > max(share_allowed(budget, total) * total, 1 if budget else 0)
 
 
 def weigh(sources: list[Source], cfg: DataConfig) -> None:
@@ -57,22 +69,26 @@ def check_lengths(chapter: Chapter, cfg: DataConfig) -> None:
         return
     long = len(chapter.too_long)
     total = long + sum(map(len, chapter.batches))
-    if long > cfg.error_budget * max(total, BUDGET_FLOOR):
+    if too_many(long, total, cfg.error_budget):
+        share = share_allowed(cfg.error_budget, total)
         raise ValueError(
             f"{long} of the {total} samples planned next are longer than data.tokens_per_batch={cfg.tokens_per_batch} "
-            f"tokens and fit into no batch, more than data.error_budget={cfg.error_budget:g} allows. Raise "
+            f"tokens and fit into no batch, more than data.error_budget={cfg.error_budget:g} allows "
+            f"({share:.1%} of so many). Raise "
             f"data.tokens_per_batch, or lower data.max_duration_s={cfg.max_duration_s:g} to leave long recordings out "
             "(25 tokens a second, and the text)."
         )
 
 
 def _check_index_budget(source: Source, budget: float) -> None:
-    bad = sum(n for reason, n in source.problems.items() if reason != "ignored")
-    if bad > budget * max(source.records_read, BUDGET_FLOOR):
+    bad = sum(n for reason, n in source.problems.items() if reason not in (IGNORED, CLEANED))
+    # What the index holds, and what it left out.
+    total = source.records_read + bad
+    if too_many(bad, total, budget):
         assert source.table.first_problem is not None
         shard, worst = source.table.first_problem
         raise ValueError(
-            f"source {source.name!r}: {bad} records were unusable when indexed, more than "
-            f"data.error_budget={budget:g} allows; the first: {shard}, key {worst.key!r}, byte {worst.offset}: "
-            f"{worst.detail}. Repair the shards, or raise the budget."
+            f"source {source.name!r}: {bad} of {total} records were unusable when indexed, more than "
+            f"data.error_budget={budget:g} allows ({share_allowed(budget, total):.1%} of so many); the first: {shard}, "
+            f"key {worst.key!r}, byte {worst.offset}: {worst.detail}. Repair the shards, or raise the budget."
         )

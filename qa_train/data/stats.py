@@ -13,6 +13,7 @@ from qa_train.data.audio import BadAudio, audio_tokens
 from qa_train.data.index import load_index
 from qa_train.data.parallel import each_shard
 from qa_train.data.prompts import CHAT, PromptBank
+from qa_train.data.sidecar import left_out
 from qa_train.data.template import IGNORE, encode
 
 GROUPS = ("task", "language", "source", "split")
@@ -120,7 +121,7 @@ def shard_stats(
     """Numbers of one indexed shard."""
     index = load_index(path, storage)
     out = Stats(shards=1, records=len(index), bytes=index.shard_size)
-    out.left_out.update(problem.reason for problem in index.problems)
+    out.left_out.update(left_out(index.problems))
     columns = ("key", "meta", "duration_s", "num_samples")
     for key, meta, seconds, samples in zip(*(index.table[name].to_pylist() for name in columns), strict=True):
         record = json.loads(meta)

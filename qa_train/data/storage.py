@@ -23,10 +23,29 @@ MAX_OPEN_FILES = 64
 _READ_AHEAD_BYTES = 1 << 20
 
 
+# Files that are taken for shards, and what to do with them.
+_OTHER_KINDS = {
+    ".jsonl": "a list: make shards of it with qa-train data from-jsonl, or qa-train data import jsonl",
+    ".csv": "a table: make shards of it with qa-train data import table",
+    ".tsv": "a table: make shards of it with qa-train data import table",
+    ".index.parquet": "the index of one: name the .tar",
+    ".parquet": "a table: make shards of it with qa-train data import huggingface",
+    ".arrow": "a table: make shards of it with qa-train data import huggingface",
+    ".gz": "a compressed file, in which nothing has a place of its own: unpack it (gunzip) and index the .tar",
+    ".tgz": "a compressed tar, in which nothing has a place of its own: unpack it (gunzip) and index the .tar",
+}
+
+
 def expand(patterns: Iterable[str | Path]) -> list[str]:
-    """Sorted shard paths of paths, folders and globs; URLs pass unchanged. Nothing found is an error."""
+    """Sorted shard paths of paths, folders and globs; URLs pass unchanged. Nothing found is an error.
+
+    So is a file of another kind that is named itself; the message says what makes shards of it.
+    """
     found: list[str] = []
     for pattern in map(str, patterns):
+        kind = next((kind for kind in _OTHER_KINDS if pattern.lower().endswith(kind)), None)
+        if kind is not None and not glob.has_magic(pattern):
+            raise ValueError(f"{pattern} is no shard but {_OTHER_KINDS[kind]}")
         if "://" in pattern:
             found.append(_checked(pattern))
             continue

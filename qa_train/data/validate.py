@@ -16,6 +16,7 @@ import numpy as np
 from qa_train.config import StorageConfig
 from qa_train.data.index import SUFFIX, ShardIndex, load_index, scan
 from qa_train.data.parallel import each_shard
+from qa_train.data.sidecar import IGNORED
 from qa_train.data.storage import exists
 
 Digests = np.ndarray[Any, np.dtype[np.uint64]]
@@ -106,7 +107,7 @@ def validate_shard(path: str, decode: bool = True, storage: StorageConfig | None
     except OSError as error:
         fault = Fault(path, "", 0, "unreadable", str(error))
         return ShardReport(path, 0, 0.0, False, 0, [fault], np.empty(0, np.uint64))
-    problems = [p for p in fresh.problems if p.reason != "ignored"]
+    problems = [p for p in fresh.problems if p.reason != IGNORED]
     faults = [Fault(path, p.key, p.offset, p.reason, p.detail) for p in problems]
     if indexed:
         faults += _against_index(path, fresh, storage)

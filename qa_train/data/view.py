@@ -54,7 +54,7 @@ def describe_shard(path: str, most: int = 10, cfg: StorageConfig | None = None) 
     source = "index" if stored else "no index beside it; a scan finds"
     hours = float(sum(index.table["duration_s"].to_pylist())) / 3600
     lines.append(f"{source}: {len(index)} records, {hours:.3f} h, fingerprint {index.fingerprint[:16]}")
-    lines += [f"  left out {p.key or '-'} at byte {p.offset}: {p.reason}, {p.detail}" for p in index.problems[:most]]
+    lines += [f"  {problem}" for problem in index.problems[:most]]
     lines += [f"  ... and {len(index.problems) - most} more"] if len(index.problems) > most else []
     for row in index.table.slice(0, most).to_pylist():
         lines.append(f"  {row['key']}  {row['duration_s']:.2f} s  {_short(row['meta'])}")

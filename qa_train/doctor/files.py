@@ -18,7 +18,7 @@ _HEADER = struct.Struct("<Q")
 
 def examine_data(patterns: list[str], storage: StorageConfig | None = None) -> Iterator[Finding]:
     """Are there shards, has each an index that fits it; nothing is decoded. ``storage``: how remote ones are read."""
-    from qa_train.data.sidecar import load_summary
+    from qa_train.data.sidecar import CLEANED, IGNORED, load_summary
     from qa_train.data.storage import expand
 
     try:
@@ -31,7 +31,7 @@ def examine_data(patterns: list[str], storage: StorageConfig | None = None) -> I
         try:
             summary = load_summary(path, storage)
             records += summary.rows
-            left_out.update({reason: n for reason, n in summary.problems.items() if reason != "ignored"})
+            left_out.update({reason: n for reason, n in summary.problems.items() if reason not in (IGNORED, CLEANED)})
         except (ValueError, OSError) as error:
             broken += 1
             if broken <= 5:

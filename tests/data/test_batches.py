@@ -24,6 +24,7 @@ from qa_train.data.index import build_index, load_index
 from qa_train.data.loader import delivered, rank_numbers
 from qa_train.data.passes import Passes
 from qa_train.data.shards import ShardWriter
+from qa_train.data.sources import share_allowed
 from tests.data.conftest import mixture, noise, speech_record
 from tests.data.test_index import flac, plain_tar
 
@@ -255,6 +256,40 @@ def test_the_error_budget_stops_the_run(tokenizer: Any, tmp_path: Path) -> None:
         [batches.build(k) for k in numbers]
 
 
+def fifty(tmp_path: Path, *, silent: int = 0, flip: int = 0) -> str:
+    """Fifty records; the audio of some is no audio when they are indexed, that of others is changed afterwards."""
+    made = {f"k{i}": b"x" if i < silent else flac(noise(0.3, seed=i)) for i in range(50)}
+    members = [pair for key, raw in made.items() for pair in ((f"{key}.flac", raw), (f"{key}.json", b'{"text": "hi"}'))]
+    path = plain_tar(tmp_path / "f.tar", members)
+    build_index([path])
+    raw = bytearray(Path(path).read_bytes())
+    for offsets in load_index(path).table["offsets"].to_pylist()[:flip]:
+        raw[offsets[0] + 200] ^= 4
+    Path(path).write_bytes(raw)
+    return path
+
+
+def test_a_small_set_may_lose_a_tenth_and_no_more(tokenizer: Any, tmp_path: Path) -> None:
+    """By the default budget of 1 %: five of fifty, when indexed, and in each of many epochs."""
+    assert opened(one_source(fifty(tmp_path, silent=5)), tokenizer).table()[0]["problems"] == {"bad audio": 5}
+    with pytest.raises(ValueError, match=r"6 of 50 records were unusable .* allows \(10\.0% of so many\)"):
+        opened(one_source(fifty(tmp_path, silent=6)), tokenizer)
+    with pytest.raises(ValueError, match="1 of 50 records were unusable"):
+        opened(one_source(fifty(tmp_path, silent=1), error_budget=0.0), tokenizer)
+
+    def read(flip: int) -> Counter[str]:
+        batches = opened(one_source(fifty(tmp_path, flip=flip), chapter_samples=1000), tokenizer)
+        for k in range(len(batches.plan.chapter(0).batches)):
+            batches.build(k)
+        return batches.skipped
+
+    assert read(3) == {"changed shard": 60}  # twenty epochs
+    with pytest.raises(ValueError, match=r"samples could not be used, more than data\.error_budget"):
+        read(8)
+    shares = [share_allowed(0.01, total) for total in (1, 50, 100, 200, 1000, 10**9)]
+    assert shares == pytest.approx([0.1, 0.1, 0.1, 0.05, 0.01, 0.01])
+
+
 def test_a_deleted_shard_is_counted_and_stops_by_budget(tokenizer: Any, tmp_path: Path) -> None:
     path = damaged(tmp_path, [])
     batches = opened(one_source(path, chapter_samples=20, tokens_per_batch=150), tokenizer)
@@ -274,7 +309,7 @@ def test_problems_of_the_index_count_against_the_budget(tokenizer: Any, tmp_path
     path = plain_tar(tmp_path / "p.tar", members)
     build_index([path])
     assert opened(one_source(path), tokenizer).table()[0]["problems"] == {"bad audio": 1}
-    with pytest.raises(ValueError, match=r"1 records were unusable when indexed.*key 'b', byte .*not a readable"):
+    with pytest.raises(ValueError, match=r"1 of 2 records were unusable when indexed.*key 'b', byte .*not a readable"):
         opened(one_source(path, error_budget=0.0), tokenizer)
 
 

@@ -18,6 +18,8 @@ import webdataset
 
 from qa_train.data.index import SUFFIX, build_index, load_index, scan
 from qa_train.data.shards import ShardWriter
+from qa_train.data.sidecar import load_summary
+from qa_train.data.storage import expand
 from qa_train.data.tar import DamagedShard
 from tests.data.conftest import noise, speech_record
 
@@ -264,3 +266,29 @@ print(len(os.listdir("/proc/self/task")) - len(before))
 """
     words = [sys.executable, "-c", program, str(shard), str(tmp_path / "all.catalog.parquet")]
     assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == "0\n"
+
+
+def test_files_that_are_no_shards_say_what_makes_some() -> None:
+    for name, remedy in (
+        ("a.jsonl", "from-jsonl"), ("https://h/a.tar.gz", "gunzip"), ("a.tar.index.parquet", r"name the \.tar"),
+        ("b.parquet", "import huggingface"), ("a.csv", "import table"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{name} is no shard but .*{remedy}"):
+            expand([name])
+
+
+def test_a_text_beside_a_json_of_facts_is_the_transcript_and_other_texts_are_counted(tmp_path: Path) -> None:
+    sound = flac(noise(0.5))
+    members = [
+        ("d/a.flac", sound), ("d/a.json", b'{"language": "en"}'), ("d/a.spk.txt", b"anne"), ("d/a.txt", b"hello \n"),
+        ("d/b.flac", sound), ("d/b.json", b'{"text": "mine"}'), ("d/b.txt", b"other"), ("d/b.cls", b"3"),
+    ]  # fmt: skip
+    path = plain_tar(tmp_path / "foreign.tar", members)
+    (index,) = build_index([path])
+    assert [json.loads(meta) for meta in index.table["meta"].to_pylist()] == [
+        {"language": "en", "text": "hello"}, {"text": "mine"},
+    ]  # fmt: skip
+    assert [str(problem) for problem in index.problems] == [
+        "ignored 1 members of type .cls", "ignored 1 members of type .spk.txt",
+    ]  # fmt: skip
+    assert not load_summary(path).problems
