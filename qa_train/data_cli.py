@@ -96,18 +96,11 @@ def order(words: list[str]) -> int:
     """
     names = set(OrderConfig.__dataclass_fields__)
     own = [word for word in words if word.split("=", 1)[0] in names]
-    from qa_train.data.batches import open_data
-    from qa_train.model import load_model_tokenizer
+    from qa_train.planner.balance import open_planned
 
     options: OrderConfig = parse_options(OrderConfig, own, "data order")
     cfg = _compose(options.stage, [word for word in words if word not in own])
-    tokenizer = load_model_tokenizer(cfg.model)
-    per_step = cfg.trainer.batches_per_step
-    # No audio is read, so the number of mel bins does not matter.
-    data = open_data(
-        cfg.data, tokenizer, 80, seed=cfg.data.seed, batches_per_step=per_step, preference=cfg.stage == "dpo"
-    )
-    print(data.order_digest(options.steps, options.world_size, options.num_workers))
+    print(open_planned(cfg).order_digest(options.steps, options.world_size, options.num_workers))
     return 0
 
 

@@ -58,10 +58,9 @@ def plan_stage(stage: str, words: list[str]) -> int:
 def plan_data(words: list[str]) -> int:
     """Print samples, hours, tokens and epochs of every source over the steps, how full the batches are, how evenly
     they load the ranks, and what is left out and why."""
-    from qa_train.data.batches import open_data
     from qa_train.data.realised import as_text, realised
     from qa_train.data_cli import _compose
-    from qa_train.model import load_model_tokenizer
+    from qa_train.planner.balance import open_planned
 
     names = set(PlanDataConfig.__dataclass_fields__)
     own = [word for word in words if word.split("=", 1)[0] in names]
@@ -70,15 +69,7 @@ def plan_data(words: list[str]) -> int:
     steps = cfg.trainer.max_steps if options.steps is None else options.steps
     if steps < 1:
         raise ValueError(f"plan data: steps={steps}: use 1 or more")
-    # No audio is read, so the number of mel bins does not matter.
-    data = open_data(
-        cfg.data,
-        load_model_tokenizer(cfg.model),
-        80,
-        seed=cfg.data.seed,
-        batches_per_step=cfg.trainer.batches_per_step,
-        preference=cfg.stage == "dpo",
-    )
+    data = open_planned(cfg)
     result = {**realised(data.plan, data.sources, steps), "available": data.table()}
     print(f"available (~ extrapolated)\n{data.describe()}\n\nplanned\n{as_text(result)}")
     if options.json:

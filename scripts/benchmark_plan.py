@@ -3,6 +3,7 @@
     python scripts/benchmark_plan.py                # 1 M samples on disk, 190 M samples (520,000 hours) without rows
     python scripts/benchmark_plan.py --seek         # only the first
     python scripts/benchmark_plan.py --scale        # only the second
+    python scripts/benchmark_plan.py --balance      # work of the ranks by model, in exact operations; no files
 
 Every figure is of one process; times are wall seconds. The index of 1 M samples is real (100 sidecars of 10,000
 rows, all of which name the same clip); of the 190 M only the catalog is, and rows are made up when they are read.
@@ -27,13 +28,20 @@ import pyarrow
 from qa_train.config import DataConfig, SourceConfig
 from qa_train.data.batches import Batches, open_data
 from qa_train.data.catalog import CATALOG_SUFFIX, open_shards, write_lines
+from qa_train.data.chapter import Lengths
+from qa_train.data.packing import Cost, pack
 from qa_train.data.plan import Plan
 from qa_train.data.prompts import PromptBank
 from qa_train.data.realised import imbalance
 from qa_train.data.shards import ShardWriter
 from qa_train.data.sidecar import SCHEMA, ShardIndex, Summary, load_index, write_index
 from qa_train.data.source import Source
+from qa_train.data_cli import _compose
+from qa_train.model import load_model_config
+from qa_train.model.flops import Shapes, Work, training_flops
 from qa_train.model.tokenizers import load_tokenizer
+from qa_train.planner.balance import cost_of
+from qa_train.planner.estimate import regime_of
 
 ROWS = 10_000
 MEAN_S = 9.85
@@ -183,14 +191,75 @@ def scale(folder: Path, samples: int, chapters: int) -> dict[str, Any]:
     }
 
 
+SMALL_LLM = (
+    "model_type: qwen2, vocab_size: 151936, hidden_size: 896, num_hidden_layers: 24, num_attention_heads: 14, "
+    "num_key_value_heads: 2, intermediate_size: 4864"
+)
+FROZEN = "model.freeze=[encoder]"
+MODELS = {
+    "8.4B": ["model=qwen2_audio_7b"],
+    "0.5B LLM, large-v3": ["model=qwen2_audio_7b", f"model.llm.config={{{SMALL_LLM}}}"],
+    "0.5B LLM, large-v3 frozen": ["model=qwen2_audio_7b", f"model.llm.config={{{SMALL_LLM}}}", FROZEN],
+    "0.5B LLM, large-v3 cached": [
+        "model=qwen2_audio_7b", f"model.llm.config={{{SMALL_LLM}}}", FROZEN, "data.encoder_cache=c"
+    ],
+    "nano, cached (quickstart)": ["model=nano", FROZEN, "data.encoder_cache=c"],
+    "tiny": ["model=tiny"],
+}  # fmt: skip
+
+
+def made_lengths(count: int) -> Lengths:
+    """A mixture of short and long clips up to 30 s, some with long answers, and a fifth of text without audio."""
+    rng = np.random.default_rng(0)
+    seconds = np.clip(np.where(rng.random(count) < 0.5, rng.gamma(6, 5 / 6, count), rng.gamma(8, 2, count)), 1, 30)
+    audio = np.where(rng.random(count) < 0.2, 0, np.round(seconds * 25)).astype(np.int64)
+    prompt = 15 + rng.poisson(10, count)
+    scored = np.where(audio > 0, rng.poisson(2.7 * seconds), rng.integers(50, 500, count))
+    scored = scored + np.where(rng.random(count) < 0.2, rng.integers(50, 300, count), 0)
+    tokens = audio + prompt + scored
+    return Lengths(tokens, tokens**2, audio, audio**2, scored, np.full(count, "", dtype=object))
+
+
+def balance(budget: int) -> None:
+    """Print, by model, what the costliest of 8 ranks does above the mean: packed by the 8.4B model's cost, and by its
+    own."""
+    lengths = made_lengths(8192)
+    for name, words in MODELS.items():
+        cfg = _compose("pretrain", ["experiment=smoke", "model.dtype=float32", *words])
+        shapes, regime = Shapes.of(load_model_config(cfg.model)), regime_of(cfg)[0]
+        found = {}
+        for kind, cost in {"8.4B": Cost(), "own": cost_of(cfg, shapes)}.items():
+            batches = pack(lengths.tokens, cost.of(lengths), budget)
+            done = []
+            for batch in batches:
+                heard = lengths.audio[batch]
+                work = Work(
+                    [4 * n for n in heard.tolist() if n],
+                    lengths.tokens[batch].tolist(),
+                    int(lengths.scored[batch].sum()),
+                )
+                flops = training_flops(shapes, work, regime)
+                encoder = flops.conv1 + flops.conv2 + flops.encoder + flops.encoder_attention
+                done.append(flops.total - (encoder if cfg.data.encoder_cache else 0))
+            over = imbalance(np.asarray(done), 8)[8]
+            fill = float(np.mean([lengths.tokens[batch].sum() for batch in batches])) / budget
+            found[kind] = {key: round(value, 4) for key, value in {**over, "fill": fill}.items()}
+        print(json.dumps({"model": name, "tokens_per_batch": budget, **found}), flush=True)
+
+
 def main() -> None:
     """Run what was asked for and print one JSON object each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seek", action="store_true")
     parser.add_argument("--scale", action="store_true")
+    parser.add_argument("--balance", action="store_true")
     parser.add_argument("--samples", type=int, default=0, help="instead of 1 M (--seek) or 190 M (--scale)")
     parser.add_argument("--chapters", type=int, default=8)
     options = parser.parse_args()
+    if options.balance:
+        for budget in (2500, 8192):
+            balance(budget)
+        return
     with tempfile.TemporaryDirectory() as folder:
         both = options.seek == options.scale
         if options.scale or both:

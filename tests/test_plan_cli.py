@@ -40,7 +40,7 @@ def test_the_dry_run_says_what_a_run_trains_on(
     assert run(["plan", "data", "steps=6", f"json={out}", *words]) == 0
     shown = capsys.readouterr().out
     assert "after 1 epochs its share goes to the others" in shown
-    assert "balance, in the cost of the released 8.4B model" in shown
+    assert "balance, in useful operations of this model" in shown
     assert "4 ranks: the costliest rank of a step does" in shown
     result = json.loads(out.read_text())
     asr, lid = result["sources"]

@@ -367,8 +367,8 @@ def open_data(
 ) -> Batches:
     """Open the sources of a config and plan their order; ``preference`` gives PreferenceBatches.
 
-    ``cost`` weighs tokens against audio when batches are made equally costly; null: the released model's shape,
-    which training and every command take.
+    ``cost`` weighs tokens against audio when batches are made equally costly; null: the released model's shape.
+    Training and its commands take that of the run's own model (``qa_train.planner.balance``).
 
     Raises ValueError when an index is missing or stale, when a source has no usable record, or
     when indexing left out more records than the error budget allows.

@@ -14,15 +14,17 @@ from qa_train.data.order import Ints
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of each row: its tokens, its audio tokens, the sum of their squares by segment, and why it is left out.
+    """Of each row: its tokens, audio tokens and scored rows, sums of squares, and why it is left out.
 
-    ``reason`` is empty for rows that qualify; the other fields of a row left out are 0. The field ``squared`` is
-    over segments of at most 30 s, which the encoder attends within.
+    ``reason`` is empty for rows that qualify; the other fields of a row left out are 0. ``tokens_squared`` is over
+    the documents (a pair has two), ``audio_squared`` over segments of at most 30 s: attention stays inside them.
     """
 
     tokens: Ints
+    tokens_squared: Ints
     audio: Ints
-    squared: Ints
+    audio_squared: Ints
+    scored: Ints
     reason: NDArray[np.object_]
 
 

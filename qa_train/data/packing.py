@@ -15,6 +15,7 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 
+from qa_train.data.chapter import Lengths
 from qa_train.data.order import Ints
 
 POOL = 32
@@ -31,23 +32,22 @@ _SWAPS = 8
 
 @dataclass(frozen=True)
 class Cost:
-    """Forward cost of a sample from its lengths: coefficients of tokens, tokens^2, audio tokens and, per clip
-    segment, audio tokens^2.
+    """Cost of a sample from its lengths, in LLM tokens: coefficients of tokens^2 per document, audio tokens, audio
+    tokens^2 per clip segment, and scored rows.
 
-    The default is in GFLOP for the released model's shape: the LLM's matrices 2 x 6.476e9 per token
-    and its causal attention 32 x 2 x 4096; the encoder's layers 2 x 1.258e9 per audio token (two
-    frames) with the convolutions, and its attention 32 x 4 x 1280 x 2^2. Only ratios matter.
+    The default is that of the released 8.4B model when all of it trains (``qa_train.planner.balance`` has others).
     """
 
-    token: float = 12.95
-    token_squared: float = 2.62e-4
-    audio: float = 2.55
-    audio_squared: float = 6.55e-4
+    token_squared: float = 2.02e-5
+    audio: float = 0.197
+    audio_squared: float = 5.06e-5
+    scored: float = 0.0987
 
-    def of(self, tokens: Ints, audio: Ints, audio_squared: Ints) -> Ints:
-        """Cost of each sample in thousandths; ``audio_squared`` sums the squared audio tokens of its segments."""
-        cost = self.token * tokens + self.token_squared * tokens**2
-        return np.rint(1000 * (cost + self.audio * audio + self.audio_squared * audio_squared)).astype(np.int64)
+    def of(self, lengths: Lengths) -> Ints:
+        """Cost of each sample in thousandths of a token."""
+        cost = lengths.tokens + self.token_squared * lengths.tokens_squared + self.scored * lengths.scored
+        cost = cost + self.audio * lengths.audio + self.audio_squared * lengths.audio_squared
+        return np.rint(1000 * cost).astype(np.int64)
 
     def key(self) -> list[float]:
         """The coefficients, for fingerprints."""

@@ -36,7 +36,7 @@ _EPOCHS_KEPT = 2
 # Records looked at together when few are missing.
 _BLOCK = 256
 # Raised when other samples make up batch k of the same data: a run of an older version is then not continued unnoticed.
-_VERSION = 3
+_VERSION = 4
 
 
 @dataclass
@@ -234,7 +234,7 @@ class Plan:
             good = good[:missing]
             left_out.update(reason for reason in lengths.reason[:stop] if reason)
             tokens = lengths.tokens[good]
-            costs = self.cost.of(tokens, lengths.audio[good], lengths.squared[good])
+            costs = self.cost.of(lengths)[good]
             found.append((rows[good], np.full(len(good), epoch), tokens, costs))
             missing -= len(good)
             since = 0 if len(good) else since + stop

@@ -88,9 +88,7 @@ def as_text(result: dict[str, Any]) -> str:
         f"{result['tokens']} tokens; batches are {result['fill']:.1%} full"
     )
     if result["imbalance"]:
-        lines.append(
-            "  balance, in the cost of the released 8.4B model (other shapes, freezing or an encoder cache: less even):"
-        )
+        lines.append("  balance, in useful operations of this model:")
     for world, over in result["imbalance"].items():
         lines.append(
             f"  {world} ranks: the costliest rank of a step does {over['mean']:.2%} more than the mean rank "

@@ -25,7 +25,7 @@ from qa_train.data.order import Ints
 from qa_train.data.prompts import CHAT, PromptBank, Unqualified
 from qa_train.data.rows import CLIP_COLUMNS, PLAN_COLUMNS, RowReader
 from qa_train.data.sample import Sample
-from qa_train.data.template import encode, encode_pair
+from qa_train.data.template import IGNORE, encode, encode_pair
 
 # Sources of up to so many records are searched for records that two shards share; larger ones only for
 # shards that are copies of another.
@@ -175,7 +175,7 @@ class Source:
 
     def lengths(self, rows: Ints, epoch: int) -> Lengths:
         """Exact lengths with the wording of that epoch, and why rows are left out; a pair counts its two rows."""
-        numbers = np.zeros((3, len(rows)), dtype=np.int64)
+        numbers = np.zeros((5, len(rows)), dtype=np.int64)
         reasons = np.full(len(rows), "", dtype=object)
         shards = self._at.shards_of(rows)
         for shard in np.unique(shards).tolist():
@@ -190,8 +190,7 @@ class Source:
                     reasons[place] = found
                 else:
                     numbers[:, place] = found
-        tokens, audio, squared = numbers
-        return Lengths(tokens, audio, squared, reasons)
+        return Lengths(*numbers, reasons)
 
     def token_counts(self, rows: Ints, epochs: Ints) -> Ints:
         """Tokens of each row with the wording of its epoch; 0 for rows left out."""
@@ -200,8 +199,8 @@ class Source:
 
     def _measure(
         self, row: int, kept: bool, epoch: int, key: str, samples: list[int], seconds: float, meta: str
-    ) -> tuple[int, int, int] | str:
-        """Tokens, audio tokens and their squares by segment; or why the row is left out."""
+    ) -> tuple[int, int, int, int, int] | str:
+        """The numbers of ``Lengths``, in its order; or why the row is left out."""
         record = json.loads(meta)
         reason = self._reason(row, record, seconds)
         if reason is not None or not kept:
@@ -213,11 +212,15 @@ class Source:
             return "does not qualify for the task"
         if self.pairs:
             prompt, chosen, rejected = encode_pair(sample, self.tokenizer, clips)
-            tokens = 2 * len(prompt) + len(chosen) + len(rejected)
+            documents = [len(prompt) + len(answer) for answer in (chosen, rejected)]
+            scored = len(chosen) + len(rejected)
         else:
-            tokens = len(encode(sample, self.tokenizer, clips).input_ids)
+            row_ids = encode(sample, self.tokenizer, clips, last_turn_only=self.cfg.last_turn_only)
+            documents = [len(row_ids.input_ids)]
+            scored = documents[0] - row_ids.labels.count(IGNORE)
         whole = _SEGMENT_TOKENS
-        return tokens, sum(clips), sum(n // whole * whole**2 + (n % whole) ** 2 for n in clips)
+        squared = sum(n // whole * whole**2 + (n % whole) ** 2 for n in clips)
+        return sum(documents), sum(n**2 for n in documents), sum(clips), squared, scored
 
     def _sample(self, record: dict[str, Any], key: str, epoch: int) -> Sample:
         return self.bank.sample(record, self.cfg.task, self.cfg.template, key, self.seed, epoch, pair=self.pairs)
@@ -315,6 +318,8 @@ class Source:
     def _fingerprint(self, data: DataConfig) -> str:
         cfg = self.cfg
         parts: list[Any] = [cfg.task, cfg.template, sorted(cfg.where.items()), cfg.max_samples, self.bank.digest]
+        # What is scored is part of the cost.
+        parts.append(cfg.last_turn_only)
         parts += [
             data.min_duration_s,
             data.max_duration_s,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from qa_train.model.build import build_model, find_checkpoint, load_model, load_model_tokenizer
+from qa_train.model.build import build_model, find_checkpoint, load_model, load_model_config, load_model_tokenizer
 from qa_train.model.tokenizers import load_tokenizer, train_nano_tokenizer
 from qa_train.model.unpadded import UnpaddedQwen2AudioForConditionalGeneration
 from qa_train.model.weights import encoder_hash, freeze, load_weights, weights_digest
@@ -17,6 +17,7 @@ __all__ = [
     "find_checkpoint",
     "freeze",
     "load_model",
+    "load_model_config",
     "load_model_tokenizer",
     "load_tokenizer",
     "load_weights",

@@ -124,6 +124,17 @@ def load_model_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
     return _tokenizer(cfg, open_llm(cfg.llm, weights=False))
 
 
+def load_model_config(cfg: ModelConfig) -> Qwen2AudioConfig:
+    """The configuration of the model that ``build_model(cfg)`` would return; no weights are read."""
+    if cfg.checkpoint is not None:
+        folder = find_checkpoint(cfg.checkpoint)
+        if has_adapters(folder):
+            return load_model_config(read_base(folder)[0])
+        return Qwen2AudioConfig.from_pretrained(folder)
+    llm = open_llm(cfg.llm, weights=False)
+    return _config(open_encoder(cfg.encoder, weights=False), llm, _tokenizer(cfg, llm))
+
+
 def find_checkpoint(source: str | Path) -> str:
     """The folder of the weights that ``source`` means, or ``source`` itself if it is a hub id."""
     path = Path(source)
@@ -207,7 +218,7 @@ def _tokenizer(cfg: ModelConfig, llm: LanguageModelSource) -> PreTrainedTokenize
 
 def _config(encoder: EncoderSource, llm: LanguageModelSource, tokenizer: PreTrainedTokenizerBase) -> Qwen2AudioConfig:
     text = llm.config
-    if llm.body is None and text.vocab_size < len(tokenizer):
+    if llm.tokenizer is None and text.vocab_size < len(tokenizer):
         raise ValueError(
             f"model.llm.config.vocab_size is {text.vocab_size}, but the tokenizer has {len(tokenizer)} tokens: raise it"
         )

@@ -67,18 +67,10 @@ def declared(cfg: StageConfig, *, clip_s: float, text_tokens: int, answer_tokens
 
 def from_data(cfg: StageConfig, *, text_tokens: int, answer_tokens: int) -> Load:
     """The load as the plan of the shards gives it. ValueError or FileNotFoundError if they cannot be opened."""
-    from qa_train.data.batches import open_data
     from qa_train.data.realised import realised
-    from qa_train.model import load_model_tokenizer
+    from qa_train.planner.balance import open_planned
 
-    data = open_data(
-        cfg.data,
-        load_model_tokenizer(cfg.model),
-        80,  # no audio is read
-        seed=cfg.data.seed,
-        batches_per_step=cfg.trainer.batches_per_step,
-        preference=cfg.stage == "dpo",
-    )
+    data = open_planned(cfg)
     seen = realised(data.plan, data.sources, min(cfg.trainer.max_steps, LOOK))
     return from_realised(cfg, seen, text_tokens=text_tokens, answer_tokens=answer_tokens)
 

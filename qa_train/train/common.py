@@ -21,9 +21,11 @@ from qa_train.data.batches import Batches, Collator, open_data
 from qa_train.data.encoder_cache import EncoderCache, cache_writer
 from qa_train.data.workers import explained_worker_death
 from qa_train.model import build_model, encoder_hash, encoder_states, freeze
+from qa_train.model.flops import Shapes
 from qa_train.model.kernels import use_liger_kernels
 from qa_train.model.lora import Adapters, add_adapters, plan_adapters
 from qa_train.model.recompute import compile_layers
+from qa_train.planner.balance import cost_of
 from qa_train.progress import progress
 from qa_train.train import checkpoints
 from qa_train.train.checkpoints import write_json
@@ -180,6 +182,7 @@ def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
         seed=cfg.data.seed,
         batches_per_step=cfg.trainer.batches_per_step,
         preference=cfg.stage == "dpo",
+        cost=cost_of(cfg, Shapes.of(model.config)),
     )
     if cfg.data.encoder_cache:
         _use_encoder_cache(cfg.data.encoder_cache, model, data, args)
@@ -270,9 +273,10 @@ def _check_resume(stage: Stage, args: TrainingArguments) -> None:
         read_in_another_shape(stage.resume, manifest["optimizer"], layout, args)
     if manifest["plan_fingerprint"] != stage.batches.plan.fingerprint and not stage.cfg.run.allow_data_change:
         raise ValueError(
-            f"the data differ from those {stage.run.dir} was trained on (plan fingerprint "
-            f"{stage.batches.plan.fingerprint}, checkpoint {manifest['plan_fingerprint']}): restore the shards, "
-            "or continue on the new data with run.allow_data_change=true"
+            f"the data differ from those {stage.run.dir} was trained on, or the order of their samples does (plan "
+            f"fingerprint {stage.batches.plan.fingerprint}, checkpoint {manifest['plan_fingerprint']}). The order also "
+            "hangs on the version of qa-train, on what trains, and on whether data.encoder_cache is set: restore what "
+            "changed, or continue in the new order, with at most a chapter seen twice, with run.allow_data_change=true"
         )
     stage.batches.plan.seek(*manifest["plan_hint"])
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from qa_train.data import mixture
+from qa_train.data.chapter import Lengths
 from qa_train.data.order import EpochOrder
 from qa_train.data.packing import Cost, fill, level, pack
 from qa_train.data.realised import imbalance
@@ -86,11 +87,17 @@ def corpus(kind: str) -> tuple[np.ndarray, np.ndarray]:
     return audio, 15 + rng.poisson(10, 8192) + rng.poisson(2.7 * seconds[kind])
 
 
+def lengths(audio: np.ndarray, text: np.ndarray) -> Lengths:
+    """One clip and one document each; half of the text is the answer."""
+    tokens = audio + text
+    return Lengths(tokens, tokens**2, audio, audio**2, text // 2, np.full(len(text), "", dtype=object))
+
+
 @pytest.mark.parametrize("kind", ["read", "short", "sounds", "mixed"])
 def test_batches_are_full_and_cost_the_same(kind: str) -> None:
     audio, text = corpus(kind)
     tokens = audio + text
-    costs = Cost().of(tokens, audio, audio**2)
+    costs = Cost().of(lengths(audio, text))
     batches = pack(tokens, costs, 8192)
     assert sorted(i for batch in batches for i in batch) == list(range(8192))
     sums = np.asarray([tokens[batch].sum() for batch in batches])
@@ -153,7 +160,7 @@ def plainly_level(
 def test_levelling_equals_its_plain_twin(kind: str) -> None:
     audio, text = (part[:150] for part in corpus(kind))
     tokens = audio + text
-    costs = Cost().of(tokens, audio, audio**2)
+    costs = Cost().of(lengths(audio, text))
     filled = fill(tokens, 2500)
     expected = plainly_level(filled, tokens.tolist(), costs.tolist(), 2500, swaps=8 * len(filled))
     found = level(filled, tokens, costs, 2500)

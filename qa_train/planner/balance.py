@@ -1,0 +1,60 @@
+"""What a sample costs the model of a run beside others: so batches are packed to keep all ranks busy equally long.
+
+A pure function of the configuration and of the model's shapes. Recomputation (``trainer.gradient_checkpointing``) is
+left out: it may change when a run is resumed, and the order of samples must not change with it.
+"""
+
+from __future__ import annotations
+
+from qa_train.config import StageConfig
+from qa_train.data.batches import Batches, open_data
+from qa_train.data.packing import Cost
+from qa_train.model import load_model_config, load_model_tokenizer
+from qa_train.model.flops import Flops, Shapes, Work, forward_flops, training_flops
+from qa_train.planner.estimate import regime_of
+
+# Four mel frames, which are one audio token; a document of one token, which sees itself; one scored row.
+_UNIT = Work([4], [1], 1)
+
+
+def cost_of(cfg: StageConfig, shapes: Shapes) -> Cost:
+    """The cost of a sample by its lengths, in forward and backward passes of one LLM token.
+
+    Counted as in ``qa_train.model.flops``: what is frozen has no backward pass of its own, cached encoder outputs cost
+    no encoder, and a live DPO reference is one more forward.
+    """
+    parts = [training_flops(shapes, _UNIT, regime_of(cfg)[0])]
+    if cfg.stage == "dpo" and cfg.dpo.reference == "live":
+        parts.append(forward_flops(shapes, _UNIT))
+    heard = [Flops(projector=each.projector) for each in parts] if cfg.data.encoder_cache else parts
+    # n tokens have n (n + 1) / 2 pairs: half a pair for each token, and half a pair for its square.
+    half_a_pair = sum(each.llm_attention for each in parts) / 2
+    token = sum(each.llm + each.adapters for each in parts) + half_a_pair
+    return Cost(
+        token_squared=_rounded(half_a_pair / token),
+        audio=_rounded(sum(each.conv1 + each.conv2 + each.encoder + each.projector for each in heard) / token),
+        audio_squared=_rounded(sum(each.encoder_attention for each in heard) / token),
+        scored=_rounded(sum(each.head for each in parts) / token),
+    )
+
+
+def open_planned(cfg: StageConfig) -> Batches:
+    """The data of a run in its order, without its model: for commands that read no audio.
+
+    Raises ValueError or OSError if the model's configuration, its tokenizer or the shards cannot be opened.
+    """
+    return open_data(
+        cfg.data,
+        load_model_tokenizer(cfg.model),
+        # No audio is read, so the number of mel bins does not matter.
+        80,
+        seed=cfg.data.seed,
+        batches_per_step=cfg.trainer.batches_per_step,
+        preference=cfg.stage == "dpo",
+        cost=cost_of(cfg, Shapes.of(load_model_config(cfg.model))),
+    )
+
+
+def _rounded(ratio: float) -> float:
+    """Three significant digits: the order must not hang on the last bit of a float."""
+    return float(f"{ratio:.3g}")
