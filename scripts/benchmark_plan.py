@@ -232,13 +232,9 @@ def balance(budget: int) -> None:
             batches = pack(lengths.tokens, cost.of(lengths), budget)
             done = []
             for batch in batches:
-                heard = lengths.audio[batch]
-                work = Work(
-                    [4 * n for n in heard.tolist() if n],
-                    lengths.tokens[batch].tolist(),
-                    int(lengths.scored[batch].sum()),
-                )
-                flops = training_flops(shapes, work, regime)
+                segments = [4 * n for n in lengths.audio[batch].tolist() if n]
+                scored = int(lengths.scored[batch].sum())
+                flops = training_flops(shapes, Work(segments, lengths.tokens[batch].tolist(), scored), regime)
                 encoder = flops.conv1 + flops.conv2 + flops.encoder + flops.encoder_attention
                 done.append(flops.total - (encoder if cfg.data.encoder_cache else 0))
             over = imbalance(np.asarray(done), 8)[8]
