@@ -190,7 +190,8 @@ class Source:
                     reasons[place] = found
                 else:
                     numbers[:, place] = found
-        return Lengths(*numbers, reasons)
+        tokens, tokens_squared, audio, audio_squared, scored = numbers
+        return Lengths(tokens, tokens_squared, audio, audio_squared, scored, reasons)
 
     def token_counts(self, rows: Ints, epochs: Ints) -> Ints:
         """Tokens of each row with the wording of its epoch; 0 for rows left out."""
