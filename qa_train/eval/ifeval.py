@@ -19,7 +19,7 @@ import numpy as np
 from qa_train.eval.prediction import Prediction, answer_of
 from qa_train.eval.text import without_tags
 
-PARTS = ("strict, prompts", "loose, prompts", "strict, instructions", "loose, instructions")
+PARTS = ("prompts strictly", "prompts loosely", "instructions strictly", "instructions loosely")
 Check = Callable[[str, Mapping[str, Any]], bool]
 
 

@@ -40,6 +40,8 @@ _MORE = """
 h3 { font-size: 1rem; margin: 0 0 10px; } thead th.num { text-align: right; }
 .scroll { overflow-x: auto; } .scroll td:not(.num) { min-width: 120px; }
 .breakdowns { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(420px, 100%), 1fr)); gap: 26px 36px; }
+.prompt, article dd { white-space: pre-line; } .breakdowns { grid-auto-flow: dense; }
+.breakdowns .wide { grid-column: 1 / -1; } td.bad, .doubts { color: var(--bad); } ul + h3 { margin-top: 14px; }
 .facts { display: grid; grid-template-columns: max-content 1fr; gap: 4px 16px; }
 @media (max-width: 720px) { .scroll td:not(.num) { min-width: 0; } .num { white-space: normal; } }
 """
@@ -78,12 +80,14 @@ def listening(result: Mapping[str, Any]) -> str:
     return f"{word} ({shares}, n = {probe['silence']['n']})"
 
 
-def _notes(results: Results) -> list[str]:
+def _warnings(results: Results) -> list[str]:
+    """What a reader must know before believing a number."""
     notes = []
     for name, result in results.items():
-        benchmark = result["benchmark"]
         if result.get("why"):
             notes.append(f"{name}: no score: {result['why']}")
+        if (result.get("probe") or {}).get("listens") is False:
+            notes.append(f"{name}: the model does not listen; its score says nothing about hearing")
         if result.get("items_differ"):
             notes.append(f"{name}: {result['n']} items, published are {result['items_expected']}: other data")
         if result.get("first_error"):
@@ -97,35 +101,46 @@ def _notes(results: Results) -> list[str]:
                 f"{name}: of {result['language_unknown']} items the language is unknown: scored by words, without the "
                 "rules of a language"
             )
-        if (result.get("probe") or {}).get("listens") is False:
-            notes.append(f"{name}: the model does not listen; its score says nothing about hearing")
-        official = result.get("official")
-        if official and "value" in official:
-            left = f"; {official['left_out']} answers left out" if official.get("left_out") else ""
-            notes.append(f"{name}: official number {_number(official['value'])} ({official['what']}{left})")
-        if result.get("suite"):
-            notes.append(result["suite"])
-        if result.get("parts"):
-            notes.append(f"{name}: " + ", ".join(f"{part} {value:.2f}" for part, value in result["parts"].items()))
-        if result.get("strict") is not None:
-            notes.append(
-                f"{name}: judge {result['judge']}, unread lines as 0: {_number(result['strict'])}; "
-                f"order agreement {_number(result.get('order_agreement_percent'))} %"
-            )
-        if (found := result.get("contamination")) is not None:
-            notes.append(
-                f"{name}: in the training shards: {found['same_clip']} of {found['checked_clips']} clips by bytes, "
-                f"{found['same_words']} of {found['checked_texts']} references by words"
-            )
-        if result.get("reference_system"):
-            reference = result["reference_system"]
-            notes.append(
-                f"{name}: reference system {_number(reference['value'])}, difference {reference['difference']:+.2f}"
-            )
-        notes.append(f"{name}: rule: {benchmark['rule'] or RULES.get(benchmark['metric'], benchmark['metric'])}")
-        if benchmark["comparable"]:
-            notes.append(f"{name}: comparable: {benchmark['comparable']}")
+        found = result.get("contamination")
+        if found is not None and (found["same_clip"] or found["same_words"]):
+            notes.append(f"{name}: {_contaminated(found)}")
     return notes
+
+
+def _contaminated(found: Mapping[str, Any]) -> str:
+    return (
+        f"in the training shards: {found['same_clip']} of {found['checked_clips']} clips by bytes, "
+        f"{found['same_words']} of {found['checked_texts']} references by words"
+    )
+
+
+def _notes(name: str, result: Mapping[str, Any]) -> list[str]:
+    """How one benchmark was scored, and what may be compared."""
+    benchmark = result["benchmark"]
+    notes = [f"rule: {benchmark['rule'] or RULES.get(benchmark['metric'], benchmark['metric'])}"]
+    if benchmark["comparable"]:
+        notes.append(f"comparable: {benchmark['comparable']}")
+    official = result.get("official")
+    if official and "value" in official:
+        left = f"; {official['left_out']} answers left out" if official.get("left_out") else ""
+        notes.append(f"official number {_number(official['value'])} ({official['what']}{left})")
+    if result.get("parts"):
+        notes.append(", ".join(f"{part} {value:.2f}" for part, value in result["parts"].items()))
+    if result.get("suite"):
+        notes.append(result["suite"])
+    if result.get("strict") is not None:
+        agreed = result.get("order_agreement_percent")
+        notes.append(
+            f"judge {result['judge']}, unread lines as 0: {_number(result['strict'])}"
+            + ("" if agreed is None else f"; order agreement {agreed:.2f} %")
+        )
+    found = result.get("contamination")
+    if found is not None and not (found["same_clip"] or found["same_words"]):
+        notes.append(_contaminated(found))
+    if result.get("reference_system"):
+        reference = result["reference_system"]
+        notes.append(f"reference system {_number(reference['value'])}, difference {reference['difference']:+.2f}")
+    return [f"{name}: {note}" for note in notes]
 
 
 def _parts(result: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]]]:
@@ -155,7 +170,10 @@ def markdown_report(results: Results) -> str:
             listening(result),
         ]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    lines += ["", *(f"- {note}" for note in _notes(results))]
+    if warnings := _warnings(results):
+        lines += ["", "Before believing these numbers:", "", *(f"- {note}" for note in warnings)]
+    lines += ["", "How they were scored:", ""]
+    lines += [f"- {note}" for name, result in results.items() for note in _notes(name, result)]
     for name, result in results.items():
         for title, classes in _parts(result).items():
             lines += ["", f"{name} by {title}:", "", f"| {title} | value [95 %] | n |", "|---|---|---|"]
@@ -186,7 +204,7 @@ def _table(results: Results) -> str:
             + _cell("n", str(result["n"]), "num")
             + _cell("other systems", _baselines(benchmark) or "–")
             + _cell("odd answers", _counts(result))
-            + _cell("probe", listening(result))
+            + _cell("probe", listening(result), "bad" if (result.get("probe") or {}).get("listens") is False else "")
             + "</tr>"
         )
     numeric = [(head, "num") for head in ("ours", *COLUMNS.values(), "n")]
@@ -209,11 +227,21 @@ def _breakdowns(results: Results) -> str:
                 for k, v in classes.items()
             )
             head = _heads(title, ("ours", "num"), ("n", "num"), *([("published", "")] if compared else []))
+            wide = ' class="wide"' if compared else ""
             tables.append(
-                f"<div><h3>{escape(result['benchmark']['title'] or name)}, by {escape(title)}</h3>"
+                f"<div{wide}><h3>{escape(result['benchmark']['title'] or name)}, by {escape(title)}</h3>"
                 f"<table>{head}<tbody>{rows}</tbody></table></div>"
             )
     return f'<div class="breakdowns">{"".join(tables)}</div>' if tables else ""
+
+
+def _scored(results: Results) -> str:
+    """The notes of each benchmark under its title."""
+    parts = []
+    for name, result in results.items():
+        items = "".join(f"<li>{escape(note.removeprefix(f'{name}: '))}</li>" for note in _notes(name, result))
+        parts.append(f"<h3>{escape(result['benchmark']['title'] or name)}</h3><ul>{items}</ul>")
+    return "".join(parts)
 
 
 def _player(root: str, audio: str) -> str:
@@ -236,12 +264,14 @@ def _worst(results: Results) -> str:
                 player, players = _player(result.get("data_root", ""), item["audio"]), players + 1
             wanted = item["gt"] if isinstance(item["gt"], str) else " / ".join(item["gt"])
             judge = "".join(f"<dt>judge</dt><dd>{escape(words)}</dd>" for words in item.get("judge") or [])
-            said = escape(item.get("error") or "") or escape(item["prediction"]) or "<i>(empty answer)</i>"
+            said = f"<dt>said</dt><dd>{escape(item['prediction']) or '<i>(empty answer)</i>'}</dd>"
+            if item.get("error"):
+                said = f"<dt>no answer</dt><dd>{escape(item['error'])}</dd>"
             cards.append(
                 f'<article><header><span class="task">{title} · {escape(str(item["id"]))}</span></header>'
                 f"{player}"
                 f'<p class="prompt">{escape(item.get("prompt") or item.get("question") or "")}</p>'
-                f"<dl><dt>expected</dt><dd>{escape(wanted) or '–'}</dd><dt>said</dt><dd>{said}</dd>{judge}</dl>"
+                f"<dl><dt>expected</dt><dd>{escape(wanted) or '–'}</dd>{said}{judge}</dl>"
                 "</article>"
             )
     return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
@@ -257,7 +287,7 @@ def _sections(parts: Sequence[tuple[str, str]]) -> str:
 
 def render_benchmarks(results: Results, title: str = "Evaluation") -> str:
     """The whole page, self-contained; clips of the worst cases are read from the data root and embedded."""
-    notes = "".join(f"<li>{escape(note)}</li>" for note in _notes(results))
+    warnings = "".join(f"<li>{escape(note)}</li>" for note in _warnings(results))
     first = next(iter(results.values()), {})
     facts = {"answered by": first.get("answered_by", ""), **first.get("identity", {})}
     facts = {k: v for k, v in facts.items() if k not in ("benchmark", "rows")}
@@ -265,7 +295,8 @@ def render_benchmarks(results: Results, title: str = "Evaluation") -> str:
     body = _sections(
         [
             ("Results", _table(results)),
-            ("What is comparable, and how it was scored", f"<ul>{notes}</ul>"),
+            ("Before believing these numbers", f'<ul class="doubts">{warnings}</ul>' if warnings else ""),
+            ("What is comparable, and how it was scored", _scored(results)),
             ("Breakdowns", _breakdowns(results)),
             ("Worst cases", _worst(results)),
             ("Model", f'<dl class="facts">{model}</dl>'),

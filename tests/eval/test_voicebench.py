@@ -120,7 +120,7 @@ def test_rows_of_ifeval_and_bbh_are_read(tmp_path: Path) -> None:
     assert question_of(benchmark("voicebench_ifeval"), found).references == tuple(found["gt"])
     rows = prediction_rows(["The sun is up", "Sun, and rain"], found["gt"], "ifeval")
     result, _ = score_rows(benchmark("voicebench_ifeval"), rows)
-    assert result["parts"]["strict, instructions"] == 75.0
+    assert result["parts"]["instructions strictly"] == 75.0
     assert result["worst"][0]["id"] == "1"
     (folder / "ifeval.jsonl").write_text(json.dumps(row | {"kwargs": []}) + "\n")
     with pytest.raises(ValueError, match="item 7: expected instruction_id_list and kwargs"):
