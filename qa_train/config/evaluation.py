@@ -19,7 +19,7 @@ class EvalSetConfig:
     template: str | None = None
     # Keep only records whose metadata equal these values (or one of a list of values), e.g. {split: test}.
     where: dict[str, Any] = field(default_factory=dict)
-    # wer, cer, bleu, chrf, accuracy, contains, ...; null: by the task.
+    # wer, cer, bleu, chrf, cp_wer, word_times, accuracy, contains, ...; null: by the task.
     metric: str | None = None
     # Asked instead of a wording of the prompt bank; "{language}" becomes the record's code.
     prompt: str | None = None

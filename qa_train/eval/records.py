@@ -48,7 +48,11 @@ TASK_METRICS = {
     "sound_caption": "chrf",
     "music_caption": "chrf",
     "ask_caption": "chrf",
+    "diarized_asr": "cp_wer",
+    "word_timestamps": "word_times",
 }
+# No single number is theirs: one is chosen by name.
+_NO_DEFAULT = {"transcribe_translate": "first_line_wer (of the transcript) or rest_bleu (of the translation)"}
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,11 @@ def record_questions(eval_set: EvalSet, bank: PromptBank, storage: StorageConfig
     Raises:
         ValueError: no record qualifies, an unknown metric, or a record without a reference.
     """
+    if eval_set.metric is None and eval_set.task in _NO_DEFAULT:
+        raise ValueError(
+            f"evaluation set {eval_set.name!r}: task {eval_set.task} has no metric of its own: give "
+            f"metric: {_NO_DEFAULT[eval_set.task]}, or two sets with one each"
+        )
     metric = eval_set.metric or _task_metric(eval_set.task)
     if metric not in METRICS:
         raise ValueError(f"evaluation set {eval_set.name!r}: metric {metric!r} is unknown, use one of {[*METRICS]}")
@@ -160,8 +169,19 @@ def record_questions(eval_set: EvalSet, bank: PromptBank, storage: StorageConfig
             f"evaluation set {eval_set.name!r}: no record of {list(eval_set.shards)} can be asked "
             f"({dict(left_out) or 'the shards are empty'}): check its shards, task and where"
         )
+    _one_tokenizer(eval_set.name, metric, [question for _, question in found])
     found.sort(key=lambda entry: (entry[0], entry[1].sample.key))
     return [question for _, question in found[: eval_set.limit]]
+
+
+def _one_tokenizer(name: str, metric: str, questions: Sequence[Question]) -> None:
+    """ValueError now, not after the first step, where BLEU cannot be computed over the languages of a set."""
+    languages = sorted({question.language or "unknown" for question in questions})
+    if metric == "bleu" and len(languages) > 1 and {"zh", "ja"} & {*languages}:
+        raise ValueError(
+            f"evaluation set {name!r}: its answers are in {', '.join(languages)}, which BLEU tokenises differently: "
+            "make one set of each with where: {language: ...}"
+        )
 
 
 def _task_metric(task: str) -> str:
@@ -202,10 +222,16 @@ def _question(eval_set: EvalSet, metric: str, sample: Sample, record: dict[str, 
         text = eval_set.prompt.replace("{language}", record.get("language") or "unknown")
         messages = (Message("user", (*clips, TextPart(text, trusted=True))),)
     asked = Sample(sample.key, messages, sample.num_clips, sample.task, sample.language, sample.template)
-    # Of references in the language translated into: English, but for translate_zh and the like.
-    language = (_into(eval_set.task) or "en") if metric in ("bleu", "chrf") else sample.language
+    language = _reference_language(eval_set.task, record, sample) if metric in ("bleu", "chrf") else sample.language
     choices = tuple(record.get("choices") or ())
     return Question(asked, load, references, metric, eval_set.name, language, choices)
+
+
+def _reference_language(task: str, record: dict[str, Any], sample: Sample) -> str | None:
+    """Of a translation or caption: the one translated into; of a chat, whose answer may be in any, the record's own."""
+    if task == "chat":
+        return record.get("language") or sample.language
+    return _into(task) or "en"
 
 
 def _load(reader: ClipReader, clips: Sequence[Clip]) -> tuple[np.ndarray, ...]:

@@ -39,6 +39,7 @@ from qa_train.eval.text import (
     transcript_words,
     without_tags,
 )
+from qa_train.eval.timed import after_first_lines, cp_rows, first_lines, word_time_rows
 from qa_train.eval.voicebench import bbh_answer, bbh_right, refuses
 
 RESAMPLES = 1000
@@ -115,7 +116,7 @@ def _error_statistics(metric: str, predictions: Sequence[Prediction], normalise:
             f"{metric}: no reference has any word left after normalisation ({len(predictions)} items); "
             "check the gt field of the data"
         )
-    return edits, lambda sums: 100.0 * sums[:, 0] / np.maximum(sums[:, 1], 1)
+    return edits, _percent
 
 
 _BLEU_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab"}
@@ -143,7 +144,12 @@ def _overlap_statistics(predictions: Sequence[Prediction], one: Callable[[str, s
 def _share_statistics(right: Callable[[Prediction], bool], predictions: Sequence[Prediction]) -> Statistics:
     """Rows of (right, 1)."""
     rows = np.array([(right(p), 1) for p in predictions], dtype=np.int64)
-    return rows, lambda sums: 100.0 * sums[:, 0] / np.maximum(sums[:, 1], 1)
+    return rows, _percent
+
+
+def _percent(sums: np.ndarray) -> np.ndarray:
+    """[r, 2] sums of (part, whole) -> [r] percent."""
+    return 100.0 * sums[:, 0] / np.maximum(sums[:, 1], 1)
 
 
 def _mean_statistics(rows: np.ndarray) -> Statistics:
@@ -177,6 +183,11 @@ _OTHERS: dict[str, Callable[[Sequence[Prediction]], Statistics]] = {
     "wer": lambda predictions: _error_statistics("wer", predictions, released_normalise),
     "cer": lambda predictions: _error_statistics("cer", predictions, released_normalise),
     "bleu": _bleu_statistics,
+    # Transcripts with a translation below, with speakers, with the times of words.
+    "first_line_wer": lambda predictions: _error_statistics("wer", first_lines(predictions), released_normalise),
+    "rest_bleu": lambda predictions: _bleu_statistics(after_first_lines(predictions)),
+    "cp_wer": lambda predictions: (cp_rows(predictions, transcript_words), _percent),
+    "word_times": lambda predictions: (word_time_rows(predictions), _percent),
     "chrf": lambda predictions: (_overlap_statistics(predictions, chrf_statistics), chrf_points),
     "cider": lambda predictions: _mean_statistics(caption_rows("cider", predictions)),
     "rouge_l": lambda predictions: _mean_statistics(caption_rows("rouge_l", predictions)),
@@ -187,7 +198,7 @@ _OTHERS: dict[str, Callable[[Sequence[Prediction]], Statistics]] = {
 }
 STATISTICS = {name: partial(_share_statistics, right) for name, right in SHARES.items()} | _OTHERS
 METRICS = tuple(STATISTICS)
-LOWER_IS_BETTER = frozenset({"wer", "cer"})
+LOWER_IS_BETTER = frozenset({"wer", "cer", "first_line_wer", "cp_wer"})
 
 
 def item_statistics(metric: str, predictions: Sequence[Prediction]) -> Statistics:

@@ -102,7 +102,7 @@ def _doubts(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
         found["first_error"] = errors[0]
     if benchmark.metric in ("choice", "airbench", "mmau", "tokens"):
         found["right_is_no_option"] = sum(row["gt"] not in (row.get("choices") or ()) for row in rows)
-    if benchmark.metric in ("wer", "cer", "bleu"):
+    if benchmark.metric in ("wer", "cer", "bleu", "first_line_wer", "cp_wer"):
         found["language_unknown"] = sum(not row.get("language") for row in rows)
     return {name: value for name, value in found.items() if value}
 

@@ -14,12 +14,16 @@ from qa_train.report.style import STYLE
 MAX_PLAYERS = 30
 # Columns of their own; every other system is a baseline.
 COLUMNS = {"hf": "HF weights", "paper": "paper"}
-LOWER_IS_BETTER = ("wer", "cer")
+LOWER_IS_BETTER = ("wer", "cer", "first_line_wer", "cp_wer")
 # How a metric scores where a benchmark does not say it itself.
 RULES = {
     "wer": "tags out; normalised as the released evaluation does for the language of the row; corpus word error rate "
     "(characters for zh, yue and ja)",
     "cer": "as wer, over characters",
+    "first_line_wer": "as wer, of the first line",
+    "rest_bleu": "BLEU of what follows the first line, as English",
+    "cp_wer": "words of each speaker, speakers assigned for the fewest errors (cpWER); names and times do not count",
+    "word_times": "share of reference words said with start and end within 0.2 s",
     "bleu": "sacrebleu corpus BLEU, tokenised by the language of the reference (zh, ja-mecab, else 13a)",
     "chrf": "sacrebleu corpus chrF",
     "accuracy": "the answer is the label, whatever case and marks",

@@ -87,6 +87,9 @@ def test_selection_is_the_same_for_every_checkpoint(shard: Path) -> None:
         ("dialect_asr", None, ("wer", "de")),
         ("dialect", None, ("accuracy", "de")),
         ("music_caption", None, ("chrf", "en")),
+        ("diarized_asr", None, ("cp_wer", "de")),
+        ("word_timestamps", None, ("word_times", "de")),
+        ("transcribe_translate", "rest_bleu", ("rest_bleu", "de")),
     ],
 )
 def test_metric_and_language_of_a_task(
@@ -100,10 +103,32 @@ def test_metric_and_language_of_a_task(
             "translation": translation,
             "dialect": "Swabian",
             "caption": "A choir.",
+            "turns": [{"start": 0.0, "end": 1.0, "speaker": "Ann", "text": "Guten Tag"}],
+            "words": [{"start": 0.0, "end": 0.5, "word": "Guten"}],
         }
         writer.write("clip", record, tone(0.5))
     (question,) = record_questions(EvalSet("x", [str(tmp_path / "t-00000.tar")], task, metric=metric), BANK)
     assert (question.metric, question.language) == expected
+
+
+def test_a_task_without_a_number_of_its_own_wants_one_named(shard: Path) -> None:
+    with pytest.raises(ValueError, match=r"first_line_wer \(of the transcript\) or rest_bleu"):
+        record_questions(held_out(shard, "both", "transcribe_translate"), BANK)
+
+
+def test_a_chat_is_in_the_language_of_its_record(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "<audio>?"}, {"role": "assistant", "content": "你好世界"}]
+    path = tmp_path / "c-00000.tar"
+    for languages in (["zh", "zh"], ["zh", "en"]):
+        with ShardWriter(path) as writer:
+            for i, language in enumerate(languages):
+                writer.write(f"k{i}", {"messages": turns, "language": language}, tone(0.5))
+        chats = EvalSet("x", [str(path)], "chat", "chat", metric="bleu")
+        if languages == ["zh", "zh"]:
+            assert {q.language for q in record_questions(chats, BANK)} == {"zh"}
+        else:
+            with pytest.raises(ValueError, match="are in en, zh, which BLEU tokenises differently"):
+                record_questions(chats, BANK)
 
 
 def test_the_answer_is_not_in_the_question(shard: Path) -> None:

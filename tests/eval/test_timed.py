@@ -1,0 +1,63 @@
+"""Transcripts with a translation, with speakers, with times: counted by hand, and against every assignment."""
+
+from __future__ import annotations
+
+import random
+from itertools import permutations
+
+import pytest
+
+from qa_train.eval.prediction import Prediction
+from qa_train.eval.scores import score, word_edits
+from qa_train.eval.timed import cp_rows, speakers, timed_words, word_time_rows
+
+
+def test_the_two_parts_of_a_transcript_with_translation() -> None:
+    item = Prediction("hola mundos\nhello big world again", ("hola mundo\nhello big world again",), "es")
+    assert score("first_line_wer", [item]).value == 50.0
+    assert score("rest_bleu", [item]).value == pytest.approx(100)
+    # Without a second line there is no translation.
+    assert score("rest_bleu", [Prediction("hello big world again", item.references, "es")]).value == 0.0
+    assert score("first_line_wer", [Prediction("hola mundo\nx", item.references, "es", error="lost")]).value == 100.0
+
+
+def test_speakers_and_their_words() -> None:
+    text = "[0.00-1.50] Ana: hola a todos\n[1.50-2.00] Bo: sí: claro\n[2.00-2.25] Ana: adiós\n[3-4] nobody named"
+    assert speakers(text) == {"Ana": "hola a todos adiós", "Bo": "sí: claro", "": "nobody named"}
+
+
+def test_names_do_not_count_and_speakers_are_assigned() -> None:
+    reference = "[0.00-1.00] Ann: one two three\n[1.00-2.00] Bob: four five"
+    assert score("cp_wer", [Prediction("[0-1] S2: four five\n[1-2] S1: one two three", (reference,))]).value == 0.0
+    # One speaker's words given to the other: two inserted, two missing, of five.
+    assert score("cp_wer", [Prediction("A: one two three four five", (reference,))]).value == 80.0
+    assert score("cp_wer", [Prediction("", (reference,))]).value == 100.0
+    assert score("cp_wer", [Prediction("A: one two three\nB: four five\nC: six", (reference,))]).value == 20.0
+
+
+def test_the_assignment_is_the_best_of_all() -> None:
+    draw = random.Random(1)
+
+    def turns(count: int) -> list[str]:
+        return [" ".join(draw.choices("a b c d".split(), k=draw.randint(1, 6))) for _ in range(count)]
+
+    for _ in range(60):
+        said, wanted = turns(draw.randint(0, 4)), turns(draw.randint(1, 4))
+        size = max(len(said), len(wanted))
+        padded = [[text.split() for text in [*side, *[""] * (size - len(side))]] for side in (said, wanted)]
+        every = [int(word_edits(padded[1], list(order))[:, 0].sum()) for order in permutations(padded[0])]
+        texts = ["\n".join(f"S{i}: {text}" for i, text in enumerate(side)) for side in (said, wanted)]
+        ((edits, _),) = cp_rows([Prediction(texts[0], (texts[1],))], lambda text, language: text.split()).tolist()
+        assert edits == min(every)
+
+
+def test_words_at_their_times() -> None:
+    reference = "[0.10-0.50] Hola, [0.50-1.00] mundo [1.00-1.40] mundo"
+    assert timed_words(reference)[0] == (0.1, 0.5, "hola")
+    late = "[0.30-0.70] hola [0.50-1.30] mundo [1.00-1.40] mundo"
+    # The first is 0.2 s late, the second ends 0.3 s late.
+    assert word_time_rows([Prediction(late, (reference,))]).tolist() == [[2, 3]]
+    assert score("word_times", [Prediction("[1.00-1.40] mundo", (reference,))]).value == pytest.approx(100 / 3)
+    assert score("word_times", [Prediction("hola mundo mundo", (reference,))]).value == 0.0
+    with pytest.raises(ValueError, match="no word with its times"):
+        score("word_times", [Prediction("x", ("hola",))])
