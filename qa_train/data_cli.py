@@ -11,6 +11,7 @@ from omegaconf import MISSING
 from qa_train import data_tools
 from qa_train.config import OrderConfig, RewriteConfig, config_dir, parse_options, register, to_stage_config
 from qa_train.data_tools import StorageOptions, split_words
+from qa_train.progress import say
 
 
 @dataclass
@@ -35,9 +36,9 @@ def index(words: list[str]) -> int:
         index_shard, expand(paths), options.decode, options.keep_damaged, num_workers=options.num_workers, what="index"
     )
     for index in done:
-        print(f"{index.path}: {len(index)} records", flush=True)
+        say(f"{index.path}: {len(index)} records")
         for problem in index.problems:
-            print(f"{index.path}: {problem}")
+            say(f"{index.path}: {problem}")
     return 0
 
 

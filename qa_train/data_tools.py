@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_train.config import StorageConfig, parse_options
+from qa_train.progress import say
 
 
 @dataclass
@@ -68,7 +69,7 @@ def validate(words: list[str]) -> int:
     paths, options = split_words(words, ValidateOptions, "data validate")
     summary = check(
         expand(paths),
-        lambda fault: print(fault, flush=True),
+        say,
         decode=options.decode,
         num_workers=options.num_workers,
         report=options.report,

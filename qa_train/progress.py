@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -27,8 +28,19 @@ def progress(
     total: how many there will be, None if that is not known; initial: how many were done before.
     """
     if not disable and sys.stderr.isatty():
-        return tqdm(items, total=total, initial=initial, desc=desc, unit=f" {unit}", dynamic_ncols=True)
+        # Some remote terminals (srun --pty, containers) do not say how wide they are; tqdm would show nothing there.
+        wide = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+        width: dict[str, Any] = {"dynamic_ncols": True} if wide else {"ncols": 80}
+        return tqdm(items, total=total, initial=initial, desc=desc, unit=f" {unit}", **width)
     return Lines(items, total, initial, desc, unit, EVERY_S if not disable else float("inf"))
+
+
+def say(line: object) -> None:
+    """Print a line to stdout while a bar may be on the screen: above the bar, not behind it."""
+    if sys.stderr.isatty() and sys.stdout.isatty():
+        tqdm.write(str(line), file=sys.stdout)
+    else:
+        print(line, flush=True)
 
 
 class Lines:

@@ -57,6 +57,7 @@ class Summary:
     records: int = 0
     hours: float = 0.0
     without_index: int = 0
+    # Shards that hold members of other types.
     ignored: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
@@ -69,7 +70,7 @@ class Summary:
         found = ", ".join(f"{n} {reason}" for reason, n in self.reasons.most_common()) or "none"
         text = f"{self.shards} shards, {self.records} sound records, {self.hours:.2f} h; faults: {found}"
         if self.ignored:
-            text += f"; {self.ignored} kinds of members were ignored (not audio, JSON or text)"
+            text += f"; members that are no audio, JSON or text were ignored in {self.ignored} shards"
         if self.without_index:
             text += f"; {self.without_index} shards have no index, so their checksums could not be compared"
         return text
@@ -125,7 +126,7 @@ def _faults(
         summary.records += report.records
         summary.hours += report.hours
         summary.without_index += not report.indexed
-        summary.ignored += report.ignored
+        summary.ignored += bool(report.ignored)
         contents.append(report.contents)
         yield from report.faults
     yield from _repeated(paths, contents, storage)

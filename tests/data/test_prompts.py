@@ -60,6 +60,34 @@ diarization diarized_asr vocal_sound sound_class sound_caption sound_events scen
 music_caption genre instrument note pitch velocity mood singer music_qa speech_or_not ask_language""".split()
 
 
+# The task families of Qwen-Audio (arXiv 2311.07919, table 1) and Qwen2-Audio, each with the tasks that stand for it.
+OF_THE_PAPERS = {
+    "speech recognition": "asr asr_lid", "speech translation": "translate translate_zh translate_de",
+    "language identification": "lid", "dialect": "dialect dialect_asr", "word timestamps": "word_timestamps",
+    "speaker": "speaker speaker_verification speaker_count", "gender": "gender", "age": "age", "emotion": "emotion",
+    "intent": "intent", "slots": "slots", "entities": "entities", "keywords": "keywords",
+    "diarization": "diarization diarized_asr", "vocal sound": "vocal_sound", "captioning": "sound_caption",
+    "event classification": "sound_class sound_events", "scene classification": "scene",
+    "event detection with times": "event_detection", "audio QA": "audio_qa speech_qa",
+    "music caption": "music_caption", "genre": "genre", "instrument": "instrument", "note": "note pitch velocity",
+    "mood": "mood", "singer": "singer", "music QA": "music_qa",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_every_family_has_several_wordings_in_its_language(language: str) -> None:
+    """By their letters: Chinese wordings hold Chinese, English ones none; the bare question counts for neither."""
+    bank = PromptBank.load(languages=[language])
+    for family, names in OF_THE_PAPERS.items():
+        for name in names.split():
+            wordings = {"".join(piece.literal for piece in prompt).strip() for prompt in bank.tasks[name].prompts}
+            wordings.discard("")
+            assert len(wordings) >= 4, (family, name, wordings)
+            for wording in wordings:
+                chinese = [c for c in wording if "\u4e00" <= c <= "\u9fff"]
+                assert bool(chinese) == (language == "zh"), (family, name, wording)
+
+
 def test_the_built_in_bank_is_complete() -> None:
     assert set(FAMILIES) <= set(BANK.tasks)
     both = PromptBank.load(languages=["en", "zh"])
