@@ -39,6 +39,8 @@ READERS = (
     "mmsu",
     "voicebench",
 )
+# Readers that can show options in another order.
+SHUFFLED = ("mmau", "mmar", "mmsu")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Benchmark:
     items: int | None = None
     # A field of the rows to break the score down by.
     group_by: str | None = None
+    # Show the options of MMAU, MMAR and MMSU in an order of each item's own that this seed decides; None: as published.
+    shuffle_options: int | None = None
     # Keep only rows with these values.
     where: Mapping[str, Any] = field(default_factory=dict)
     # Published results: {"paper": .., "hf": .., any other system: ..}, in ``numbers_unit``.
@@ -87,6 +91,8 @@ class Benchmark:
             problems.append(f"reader {self.reader!r} is unknown: use one of {', '.join(READERS)}")
         if self.template not in ("base", "chat"):
             problems.append(f"template is {self.template!r}: use base or chat")
+        if self.shuffle_options is not None and self.reader not in SHUFFLED:
+            problems.append(f"shuffle_options has no effect on reader {self.reader!r}: it is for {', '.join(SHUFFLED)}")
         if self.max_new_tokens < 1:
             problems.append(f"max_new_tokens is {self.max_new_tokens}: it must be at least 1")
         if problems:

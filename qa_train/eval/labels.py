@@ -115,13 +115,17 @@ def tokens_right(prediction: Prediction) -> bool:
     return tokens_match(prediction.references[0], without_tags(answer_of(prediction)), prediction.choices)
 
 
+def option_text(text: str, choices: Sequence[str]) -> str:
+    """The text of the option that an answer chooses; the answer without tags where it chooses none."""
+    text = without_tags(text)
+    chosen = chosen_option(text, choices)
+    return text if chosen is None else choices[chosen]
+
+
 def option_tokens_right(prediction: Prediction) -> bool:
     """``tokens_match`` after a chosen letter was replaced by its option's text, as harnesses do before scoring."""
-    text = without_tags(answer_of(prediction))
-    chosen = chosen_option(text, prediction.choices)
-    return tokens_match(
-        prediction.references[0], text if chosen is None else prediction.choices[chosen], prediction.choices
-    )
+    text = option_text(answer_of(prediction), prediction.choices)
+    return tokens_match(prediction.references[0], text, prediction.choices)
 
 
 def unparsed_labels(metric: str, predictions: Sequence[Prediction]) -> int:

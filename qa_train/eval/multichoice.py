@@ -5,7 +5,9 @@ Rows as in ``qa_train.eval.layouts``. Prompts are those of the named source, let
 
 from __future__ import annotations
 
+import hashlib
 import json
+import random
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -93,24 +95,40 @@ def _lettered(choices: list[str]) -> list[str]:
     return [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
 
 
+def _ordered(choices: list[str], benchmark: Benchmark, key: object) -> list[str]:
+    """The options as they are, or with ``shuffle_options`` in an order of the item's own that the seed decides."""
+    if benchmark.shuffle_options is None:
+        return choices
+    digest = hashlib.sha256(f"{benchmark.shuffle_options}/{key}".encode()).digest()
+    return random.Random(digest).sample(choices, len(choices))
+
+
 def _mmau(root: Path, benchmark: Benchmark) -> Iterator[Row]:
-    """``root`` is the .json list of the version; clips lie beside it under their audio_id."""
+    """``root`` is the .json list of the version; clips lie beside it under their audio_id. The test split lacks answers.
+
+    ``official``: the row as it is, for the file that MMAU's own script takes.
+    """
     for row in _json_list(root):
         choices = json.loads(row["choices"]) if isinstance(row["choices"], str) else row["choices"]
+        choices = _ordered(choices, benchmark, row["id"])
+        if benchmark.metric != "none" and not row.get("answer"):
+            raise ValueError(f"{root}, item {row['id']}: no answer; the test split is answered as mmau_test")
         yield {
             "id": row["id"],
             "audio": str(root.parent / (row.get("audio_id") or row["audio_path"])),
             "prompt": "\n".join([row["question"], *_lettered(choices), MMAU_TAIL]),
-            "gt": row["answer"],
+            "gt": row.get("answer") or "",
             "choices": choices,
             "group": row.get("task") or row.get("category"),
             "difficulty": row.get("difficulty"),
+            "official": row,
         }
 
 
 def _mmar(root: Path, benchmark: Benchmark) -> Iterator[Row]:
     for row in _json_list(root):
         choices = json.loads(row["choices"]) if isinstance(row["choices"], str) else row["choices"]
+        choices = _ordered(choices, benchmark, row["id"])
         yield {
             "id": row["id"],
             "audio": str(root.parent / row["audio_path"]),
@@ -127,6 +145,7 @@ def _mmsu(root: Path, benchmark: Benchmark) -> Iterator[Row]:
         answer = row["answer_gt"]
         if answer not in choices and answer in LETTERS[: len(choices)]:
             answer = choices[LETTERS.index(answer)]
+        choices = _ordered(choices, benchmark, row["id"])
         yield {
             "id": row["id"],
             "audio": str(root.parent / row["audio_path"]),

@@ -32,6 +32,7 @@ from qa_train.eval.answers import (
     write_atomically,
 )
 from qa_train.eval.benchmarks import JUDGED, UNSCORED, Benchmark
+from qa_train.eval.labels import option_text
 from qa_train.eval.questions import Question, load_clips, part_text
 from qa_train.eval.ranks import Ranks
 from qa_train.eval.scores import WITHOUT_REFERENCE
@@ -42,6 +43,9 @@ log = logging.getLogger(__name__)
 SAMPLE_RATE = 16_000
 # Longer clips are failed answers: no benchmark here has any.
 MAX_CLIP_S = 1800.0
+# MMAU's list with the answers, for its own script and its submission page. The option's text stands for a chosen
+# letter, which the script would not know; its README and its code name the key differently, so both are there.
+OFFICIAL = "model_output.json"
 # Fields of a row that its prediction keeps.
 KEPT = ("group", "question", "meta_info", "task_name", "dataset_name", "choices", "difficulty")
 
@@ -164,7 +168,7 @@ def _clear_other_run(out: Path, identity: Mapping[str, Any]) -> None:
     """Results of another model, data or decoding go before the first answer that replaces them."""
     if _recorded(out).get("identity") not in (None, json.loads(json.dumps(dict(identity)))):
         log.warning("%s: the answers there are of another model, data or decoding; they are replaced", out)
-        for name in ("run.json", "predictions.jsonl", "scores.json", "judgements.jsonl"):
+        for name in ("run.json", "predictions.jsonl", "scores.json", "judgements.jsonl", OFFICIAL):
             (out / name).unlink(missing_ok=True)
 
 
@@ -273,6 +277,12 @@ def _write(
         }
         lines.append(json.dumps(line | ({"error": outcome.error} if outcome.error else {}), ensure_ascii=False) + "\n")
     write_atomically(out / "predictions.jsonl", "".join(lines))
+    if any("official" in row for row in rows):
+        filled = []
+        for row, outcome in zip(rows, outcomes, strict=True):
+            said = option_text("" if outcome.error else outcome.text, row["choices"])
+            filled.append(row["official"] | {"model_output": said, "model_prediction": said})
+        write_atomically(out / OFFICIAL, json.dumps(filled, indent=2, ensure_ascii=False) + "\n")
 
 
 def _probe(

@@ -17,6 +17,7 @@ from qa_train.eval.benchmarks import JUDGED, UNSCORED, Benchmark, from_dict
 from qa_train.eval.ifeval import PARTS, ifeval_parts
 from qa_train.eval.judge import Judge
 from qa_train.eval.judged import Judgement, judged_breakdown, judged_result
+from qa_train.eval.labels import LETTERS, gold_option
 from qa_train.eval.scores import bootstrap_interval, item_statistics, score
 from qa_train.eval.tables import read_predictions, to_prediction
 
@@ -30,7 +31,8 @@ OFFICIAL_METRICS = {"mmau": ("tokens", "the benchmark's word rule on the raw ans
 
 
 # Keys of a benchmark that decide what the model was asked: answers to other questions are not scored as if to these.
-ASKED = ("reader", "path", "released", "source", "prompt", "template", "language", "max_new_tokens", "where")
+ASKED = ("reader", "path", "released", "source", "prompt", "template", "language", "max_new_tokens", "where",
+         "shuffle_options")  # fmt: skip
 
 
 def score_folder(
@@ -156,6 +158,8 @@ def _by_metric(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
         result["official"] = own
     result["by_length"] = breakdown(benchmark.metric, rows, length_class)
     result["by_language"] = breakdown(benchmark.metric, rows, lambda row: row.get("language"))
+    if benchmark.metric in ("choice", "airbench", "mmau"):
+        result["by_position"] = breakdown(benchmark.metric, rows, _position)
     if benchmark.group_by is not None:
         result["by_group"] = breakdown(benchmark.metric, rows, lambda row: row.get(benchmark.group_by or ""))
     result["worst"] = worst_cases(benchmark, rows)
@@ -172,6 +176,12 @@ def length_class(row: Row) -> str | None:
         if seconds < high:
             return f"{low:.0f}-{high:.0f} s"
     return f"{LENGTHS_S[-1]:.0f} s and more"
+
+
+def _position(row: Row) -> str | None:
+    """The letter of the right option: a model that favours a place shows here."""
+    place = gold_option(row.get("choices") or (), row["gt"] if isinstance(row["gt"], str) else row["gt"][0])
+    return None if place is None else LETTERS[place]
 
 
 def breakdown(metric: str, rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[str, dict[str, Any]]:

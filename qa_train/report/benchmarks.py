@@ -150,6 +150,7 @@ def _notes(name: str, result: Mapping[str, Any]) -> list[str]:
 def _parts(result: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]]]:
     """The breakdowns that have more than one class, or belong to a benchmark of tasks."""
     titles = {"groups": "task", "by_group": "group", "by_length": "clip length", "by_language": "language"}
+    titles["by_position"] = "place of the right option"
     return {title: result[key] for key, title in titles.items() if len(result.get(key) or {}) > 1}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from qa_train.eval.benchmarks import Benchmark, find_benchmarks, from_dict, read_table
 from qa_train.eval.layouts import read_rows
 from qa_train.eval.predict import question_of
+from qa_train.eval.scoring import score_rows
 
 SUITES = ["qwen2_audio", "airbench", "mcq", "voicebench", "captions"]
 
@@ -204,6 +206,12 @@ def test_question_benchmarks(tmp_path: Path) -> None:
     (row,) = read_rows(only("mmau_mini"), tmp_path)
     assert row["prompt"] == "Q?\nA. x\nB. y\nAnswer with the option's letter from the given choices directly."
     assert (row["gt"], row["group"], Path(row["audio"])) == ("y", "music", tmp_path / "MMAU/clips/1.wav")
+    del mmau[0]["answer"]
+    text(tmp_path / "MMAU/mmau-test.json", mmau)
+    assert read_rows(only("mmau_test"), tmp_path)[0]["gt"] == ""
+    text(tmp_path / "MMAU/mmau-test-mini.json", mmau)
+    with pytest.raises(ValueError, match="the test split is answered as mmau_test"):
+        read_rows(only("mmau_mini"), tmp_path)
     mmsu = {"id": "1", "audio_path": "a.wav", "question": "Q", "choice_a": "x", "choice_b": "y", "answer_gt": "B"}
     text(tmp_path / "MMSU/mmsu.jsonl", json.dumps(mmsu))
     assert read_rows(only("mmsu"), tmp_path)[0]["gt"] == "y"
@@ -213,3 +221,25 @@ def test_question_benchmarks(tmp_path: Path) -> None:
     question = question_of(spoken, row)
     assert (question.references, question.choices) == (("C",), ("A", "B", "C", "D"))
     assert len(question.sample.messages[0].content) == 1, "the clip is the question"
+
+
+def test_options_in_another_order(tmp_path: Path) -> None:
+    rows = [{"id": f"{i}", "audio_id": "x.wav", "question": "Q?", "choices": ["a", "b", "c", "d"], "answer": "b"}
+            for i in range(40)]  # fmt: skip
+    text(tmp_path / "MMAU/mmau-test-mini.json", rows)
+    published, found = only("mmau_mini"), replace(only("mmau_mini"), shuffle_options=1)
+    orders = [tuple(row["choices"]) for row in read_rows(found, tmp_path)]
+    assert all(sorted(order) == ["a", "b", "c", "d"] for order in orders)
+    assert len(set(orders)) > 12
+    assert {order.index("b") for order in orders} == {0, 1, 2, 3}
+    assert orders == [tuple(row["choices"]) for row in read_rows(found, tmp_path)], "the seed decides"
+    assert orders != [tuple(row["choices"]) for row in read_rows(replace(found, shuffle_options=2), tmp_path)]
+    row = read_rows(found, tmp_path)[0]
+    assert "\n".join(f"{x}. {c}" for x, c in zip("ABCD", row["choices"], strict=True)) in row["prompt"]
+    assert {tuple(row["choices"]) for row in read_rows(published, tmp_path)} == {("a", "b", "c", "d")}
+    # A model that always says A is right where the right one stands first, and nowhere else.
+    answered = [row | {"prediction": "A", "metric": "mmau"} for row in read_rows(found, tmp_path)]
+    result, _ = score_rows(found, answered)
+    assert {place: part["value"] for place, part in result["by_position"].items()} == {"A": 100, "B": 0, "C": 0, "D": 0}
+    with pytest.raises(ValueError, match="shuffle_options has no effect on reader"):
+        replace(only("meld"), shuffle_options=1)

@@ -18,9 +18,11 @@ from fake_model import FakeModel, processor, tone
 
 from qa_train.eval.answers import DEAF_PERCENT
 from qa_train.eval.benchmarks import Benchmark, find_benchmarks
+from qa_train.eval.labels import option_text, tokens_match
 from qa_train.eval.layouts import read_rows
 from qa_train.eval.predict import Limits, predict
 from qa_train.eval.ranks import Ranks
+from qa_train.eval.scoring import score_rows
 from qa_train.eval.tables import read_predictions
 from qa_train.infer.generate import Generator
 
@@ -211,3 +213,28 @@ def test_a_kill_and_a_change_of_ranks_give_the_same_file(data: Path) -> None:
     assert not (data / "cut" / "predictions.jsonl").exists()
     assert sum(share(data, "cut", 3, model)) == len(model.calls) - 2
     assert (data / "cut" / "predictions.jsonl").read_bytes() == whole
+
+
+def test_mmau_answers_in_the_form_of_its_own_script(data: Path) -> None:
+    rows = [
+        {"id": str(i), "audio_id": f"{i}.wav", "question": "Q?", "choices": ["tone 8", "tone 20"], "answer": answer,
+         "task": "sound", "sub-category": "x"}
+        for i, answer in ((0, "tone 8"), (4, "tone 8"), (1, "tone 20"))
+    ]  # fmt: skip
+    (data / "MMAU").mkdir()
+    (data / "MMAU" / "mmau-test-mini.json").write_text(json.dumps(rows))
+    for i in (0, 1, 4):
+        (data / "MMAU" / f"{i}.wav").write_bytes((data / f"{i}.wav").read_bytes())
+    (benchmark,) = find_benchmarks(["mmau_mini"])
+    parts = processor()
+    generator = Generator(FakeModel(parts.tokenizer), parts)
+    predict(benchmark, read_rows(benchmark, data), generator, data / "out", identity={}, probe=0, data_root=data)
+    filled = json.loads((data / "out" / "model_output.json").read_text())
+    assert [{k: v for k, v in row.items() if k in rows[0]} for row in filled] == rows
+    assert filled[1]["model_output"] == "", "the clip that cannot be read"
+    assert all(row["model_output"] == row["model_prediction"] for row in filled)
+    # The script's rule on that file is our number.
+    right = [tokens_match(row["answer"], row["model_output"], row["choices"]) for row in filled]
+    result, _ = score_rows(benchmark, rows_of(data, "out"))
+    assert result["value"] == pytest.approx(100 * sum(right) / 3, abs=0.01)
+    assert option_text("The answer is (B).", ["dog", "cat"]) == "cat"
