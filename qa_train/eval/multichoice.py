@@ -104,7 +104,7 @@ def _ordered(choices: list[str], benchmark: Benchmark, key: object) -> list[str]
 
 
 def _mmau(root: Path, benchmark: Benchmark) -> Iterator[Row]:
-    """``root`` is the .json list of the version; clips lie beside it under their audio_id. The test split lacks answers.
+    """``root`` is the .json list of the version; its clips lie beside it. The test split has no answers.
 
     ``official``: the row as it is, for the file that MMAU's own script takes.
     """
