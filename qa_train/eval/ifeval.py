@@ -178,8 +178,10 @@ def _two_answers(answer: str, a: Mapping[str, Any]) -> bool:
 
 
 def _capital_words(answer: str, a: Mapping[str, Any]) -> bool:
-    from nltk.tokenize import NLTKWordTokenizer
-
+    try:
+        from nltk.tokenize import NLTKWordTokenizer
+    except ImportError as error:
+        raise _missing("counting words in capitals") from error
     words = [word for sentence in _sentences(answer) for word in NLTKWordTokenizer().tokenize(sentence)]
     return _compare(sum(word.isupper() for word in words), a["capital_relation"], a["capital_frequency"])
 

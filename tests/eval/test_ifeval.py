@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
-from qa_train.eval.ifeval import CHECKS, follows, ifeval_parts, ifeval_rows, loose_variants, read_instruction
+from qa_train.eval.ifeval import CHECKS, _detector, follows, ifeval_parts, ifeval_rows, loose_variants, read_instruction
 from qa_train.eval.prediction import Prediction
 from qa_train.eval.scores import score
 
@@ -118,3 +119,25 @@ def test_an_unknown_relation_is_refused() -> None:
     text = instruction("length_constraints:number_words", {"num_words": 3, "relation": "around"})
     with pytest.raises(ValueError, match="'around' is unknown"):
         score("ifeval", [Prediction("a b c", (text,))])
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "arguments"),
+    [
+        (
+            "nltk.tokenize",
+            "change_case:capital_word_frequency",
+            {"capital_frequency": 1, "capital_relation": "at least"},
+        ),
+        ("punkt", "length_constraints:number_sentences", {"num_sentences": 1, "relation": "at least"}),
+        ("langdetect", "language:response_language", {"language": "en"}),
+    ],
+)
+def test_missing_packages_are_named(
+    package: str, name: str, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _detector.cache_clear()
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=r"pip install 'qa-train\[ifeval\]'"):
+        score("ifeval", [Prediction("Some words.", (instruction(name, arguments),))])
+    _detector.cache_clear()
