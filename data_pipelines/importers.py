@@ -28,7 +28,7 @@ from data_pipelines.corpora.base import Corpus, Drop, Found, Item, Recording, Re
 from data_pipelines.corpora.catalogue import corpus_of, table
 from data_pipelines.import_report import Report, Unlisted
 from data_pipelines.import_shard import BAD, DROPPED_SUFFIX, ImportJob, dropped_of, write_entries
-from data_pipelines.shards import RECIPE_SUFFIX, make
+from data_pipelines.shards import RECIPE_SUFFIX, Job, make
 from qa_train.config import parse_options
 from qa_train.data.index import load_index
 from qa_train.progress import progress
@@ -244,23 +244,18 @@ def _make(jobs: list[ImportJob], options: ImportConfig, report: Report) -> None:
     for job in jobs:
         if options.retry_bad and any(entry["error"] for entry in dropped_of(job.path)):
             Path(f"{job.path}{RECIPE_SUFFIX}").unlink(missing_ok=True)
-    waiting = {str(job.path): job for job in jobs}
     bad = 0
 
-    def tally() -> None:
+    def tally(job: Job) -> None:
         nonlocal bad
-        for path, job in list(waiting.items()):
-            if job.finished:
-                del waiting[path]
-                for entry in dropped_of(job.path):
-                    report.drop(entry["key"], entry["reason"], entry["detail"])
-                    bad += entry["error"]
+        for entry in dropped_of(job.path):
+            report.drop(entry["key"], entry["reason"], entry["detail"])
+            bad += entry["error"]
 
     with progress(total=total, desc="making shards", unit="clips") as bar:
 
         def made(num: int) -> None:
             bar.update(num)
-            tally()
             if bad > allowed:
                 raise ValueError(
                     f"{bad} of {total} recordings cannot be read, error_budget={options.error_budget:g} allows "
@@ -269,7 +264,7 @@ def _make(jobs: list[ImportJob], options: ImportConfig, report: Report) -> None:
                 )
 
         try:
-            make(jobs, num_workers=options.workers, progress=made)
+            make(jobs, num_workers=options.workers, progress=made, ready=tally)
         except ValueError as error:
             if BAD not in str(error):
                 raise

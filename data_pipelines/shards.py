@@ -105,27 +105,36 @@ def _run(job: Job) -> int:
     return num
 
 
-def make(jobs: Sequence[Job], *, num_workers: int, progress: Callable[[int], object] = lambda clips: None) -> int:
+def make(
+    jobs: Sequence[Job], *, num_workers: int, progress: Callable[[int], object] = lambda clips: None,
+    ready: Callable[[Job], object] = lambda job: None,
+) -> int:  # fmt: skip
     """Runs the unfinished jobs in ``num_workers`` processes (0: in this one); returns the number of clips made.
 
-    ``progress`` is called with the number of clips of each shard that is ready (also the skipped ones).
+    ``ready`` is called with each job whose shard is there, ``progress`` then with its clips (skipped ones: together).
     Raises ValueError when a job fails or its process dies, naming the shard; the other running jobs are ended.
     """
-    todo = [job for job in jobs if not job.finished]
+    todo: list[Job] = []
+    for job in jobs:
+        if job.finished:
+            ready(job)
+        else:
+            todo.append(job)
     progress(sum(job.num_clips for job in jobs) - sum(job.num_clips for job in todo))
     if not todo:
         return 0
     made = 0
     # Closed at once when progress() raises: no process goes on writing.
-    results = _in_processes(todo, num_workers) if num_workers else (_run(job) for job in todo)
+    results = _in_processes(todo, num_workers) if num_workers else ((job, _run(job)) for job in todo)
     with contextlib.closing(results):
-        for num in results:
+        for job, num in results:
             made += num
+            ready(job)
             progress(num)
     return made
 
 
-def _in_processes(jobs: Sequence[Job], num_workers: int) -> Generator[int, None, None]:
+def _in_processes(jobs: Sequence[Job], num_workers: int) -> Generator[tuple[Job, int], None, None]:
     """Runs each job in a process of its own, so that a decoder that crashes is noticed and named."""
     # Children of a fork server start from a clean process with the libraries already imported:
     # cheap, safe beside threads, and with a speech engine that has spoken nothing yet.
@@ -144,7 +153,7 @@ def _in_processes(jobs: Sequence[Job], num_workers: int) -> Generator[int, None,
                 running[receiver] = (job, process)
             for ready in multiprocessing.connection.wait(list(running)):
                 job, process = running.pop(ready)
-                yield _result(job, process, ready)
+                yield job, _result(job, process, ready)
     finally:
         for _, process in running.values():
             process.terminate()

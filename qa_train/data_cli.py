@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,24 +23,57 @@ class IndexOptions:
     decode: bool = False
     # Index what precedes the damage of a broken tar instead of refusing it.
     keep_damaged: bool = False
+    # Leave alone what has an index that fits: to go on after an interruption.
+    missing: bool = False
     num_workers: int = 0
 
 
 def index(words: list[str]) -> int:
-    """`data index PATH... [decode=true keep_damaged=true num_workers=N]`: write the index beside every tar given."""
-    from qa_train.data.index import index_shard
+    """`data index PATH... [decode=true keep_damaged=true missing=true num_workers=N]`: write the index of every tar.
+
+    A damaged tar is named and gets no index; the others do, and the exit code is 2.
+    """
     from qa_train.data.parallel import each_shard
     from qa_train.data.storage import expand
 
-    paths, options = split_words(words, IndexOptions, "data index")
-    done = each_shard(
-        index_shard, expand(paths), options.decode, options.keep_damaged, num_workers=options.num_workers, what="index"
-    )
-    for index in done:
-        say(f"{index.path}: {len(index)} records")
-        for problem in index.problems:
-            say(f"{index.path}: {problem}")
-    return 0
+    given, options = split_words(words, IndexOptions, "data index")
+    paths = expand(given)
+    waiting = [path for path in paths if not (options.missing and _has_index(path))]
+    if len(waiting) < len(paths):
+        print(f"{len(paths) - len(waiting)} of {len(paths)} shards have their index", flush=True)
+    refused = 0
+    arguments = options.decode, options.keep_damaged
+    for done in each_shard(_index_or_reason, waiting, *arguments, num_workers=options.num_workers, what="index"):
+        if isinstance(done, str):
+            refused += 1
+            say(done, error=True)
+            continue
+        say(f"{done.path}: {len(done)} records")
+        for problem in done.problems:
+            say(f"{done.path}: {problem}")
+    if refused and len(paths) > 1:
+        print(f"qa-train data index: {refused} of {len(paths)} shards were refused: they got no index", file=sys.stderr)
+    return 2 if refused else 0
+
+
+def _index_or_reason(path: str, decode: bool, keep_damaged: bool) -> Any:
+    """The index of a shard, or why there is none: one bad tar of thousands does not end the work on the others."""
+    from qa_train.data.index import index_shard
+
+    try:
+        return index_shard(path, decode, keep_damaged)
+    except (ValueError, OSError) as error:
+        return f"qa-train data index: {error}"
+
+
+def _has_index(path: str) -> bool:
+    from qa_train.data.sidecar import load_summary
+
+    try:
+        load_summary(path)
+    except (ValueError, OSError):
+        return False
+    return True
 
 
 def from_jsonl(words: list[str]) -> int:

@@ -35,12 +35,13 @@ def progress(
     return Lines(items, total, initial, desc, unit, EVERY_S if not disable else float("inf"))
 
 
-def say(line: object) -> None:
-    """Print a line to stdout while a bar may be on the screen: above the bar, not behind it."""
-    if sys.stderr.isatty() and sys.stdout.isatty():
-        tqdm.write(str(line), file=sys.stdout)
+def say(line: object, *, error: bool = False) -> None:
+    """Print a line to stdout (stderr) while a bar may be on the screen: above the bar, not behind it."""
+    file = sys.stderr if error else sys.stdout
+    if sys.stderr.isatty() and file.isatty():
+        tqdm.write(str(line), file=file)
     else:
-        print(line, flush=True)
+        print(line, file=file, flush=True)
 
 
 class Lines:

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -36,13 +37,37 @@ def test_index_shows_what_it_leaves_out(corpus: list[str], capsys: pytest.Captur
         Path(path + SUFFIX).unlink()
     whole = Path(corpus[0]).read_bytes()
     Path(corpus[0]).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"cut short|end-of-archive"):
-        data_cli.index(corpus)
+    # A damaged shard is named, and does not keep the others from their indexes.
+    for workers in (0, 2):
+        assert data_cli.index([*corpus, f"num_workers={workers}"]) == 2
+        shown = capsys.readouterr()
+        assert re.search(rf"{corpus[0]}: .*(cut short|end-of-archive)", shown.err)
+        assert "1 of 3 shards were refused" in shown.err
+        assert not Path(corpus[0] + SUFFIX).exists()
+        assert [len(load_index(path)) for path in corpus[1:]] == [4, 1]
+        Path(corpus[2] + SUFFIX).unlink()
     assert data_cli.index([*corpus, "keep_damaged=true", "num_workers=2", "decode=true"]) == 0
     out = capsys.readouterr().out
     assert "damaged shard" in out
     assert f"{corpus[1]}: 4 records" in out
     assert 1 <= len(load_index(corpus[0])) < 4
+
+
+def test_an_interrupted_index_goes_on_with_what_is_missing(
+    corpus: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(corpus[1] + SUFFIX).unlink()
+    Path(corpus[2] + SUFFIX).write_bytes(b"PAR1 cut")
+    before = Path(corpus[0] + SUFFIX).stat().st_mtime_ns
+    assert data_cli.index([*corpus, "missing=true"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown == ["1 of 3 shards have their index", f"{corpus[1]}: 4 records", f"{corpus[2]}: 1 records"]
+    assert Path(corpus[0] + SUFFIX).stat().st_mtime_ns == before
+    assert data_cli.index([*corpus, "missing=true"]) == 0
+    assert capsys.readouterr().out == "3 of 3 shards have their index\n"
+    # Without it all are made anew, which brings back what `data clean` took out.
+    assert data_cli.index(corpus) == 0
+    assert Path(corpus[0] + SUFFIX).stat().st_mtime_ns > before
 
 
 def test_validate_names_shard_key_and_offset(corpus: list[str], capsys: pytest.CaptureFixture[str]) -> None:
