@@ -4,6 +4,7 @@ The questions are shared among the processes batch by batch, by a plan that does
 ZeRO-3, which cuts the weights, all answer every batch in step and rank 0's answers count. The scores become part of the
 step's record in metrics.jsonl (``eval/NAME``, and ``evaluation`` with counts and intervals); the answers lie in
 ``RUN/held_out/step-N/NAME/predictions.jsonl``, so that ``qa-train eval compare=[...]`` takes two steps.
+The clips of the first questions of each set are kept as well, and W&B gets these answers as tables with players.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ from qa_train.data.prompts import PromptBank
 from qa_train.data.storage import expand
 from qa_train.eval.answers import Outcome, predictions, write_atomically
 from qa_train.eval.questions import Question, part_text
-from qa_train.eval.records import EvalSet, record_questions
-from qa_train.eval.scores import score
+from qa_train.eval.records import EvalSet, is_right, keep_clip, record_questions
+from qa_train.eval.scores import Prediction, score
 from qa_train.infer.encoded import EncodedClips
 from qa_train.infer.generate import Decoding, Generator, Item, plan_batches
 from qa_train.train.common import Stage
 from qa_train.train.distributed import from_main, world_size, zero_stage
 from qa_train.train.mixin import AudioTrainerMixin
+
+# In the run folder.
+FOLDER = "held_out"
 
 
 class HeldOut(TrainerCallback):
@@ -55,6 +59,8 @@ class HeldOut(TrainerCallback):
         self._clips = EncodedClips()
         # Every forward pass then gathers the weights from all processes: all must make the same ones.
         self._in_step = zero_stage(stage.cfg.deepspeed.config) == 3
+        run = stage.run
+        self._kept = keep_clips(self.sets, run.dir / FOLDER, self.options) if run.is_main else {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """The starting point, or what a stop left out."""
@@ -97,16 +103,27 @@ class HeldOut(TrainerCallback):
         numbers: dict[str, Any] = {"evaluation": {}}
         for name, questions in self.sets.items():
             answers = [outcomes[name, i] for i in range(len(questions))]
-            found = score(questions[0].metric, predictions(questions, answers)).as_dict()
+            answered = predictions(questions, answers)
+            found = score(questions[0].metric, answered).as_dict()
             numbers[f"eval/{name}"] = found.pop("value")
             numbers["evaluation"][name] = found
             if self.stage.run.is_main:
-                folder = self.stage.run.dir / "held_out" / f"step-{step}" / name
-                _write(folder / "predictions.jsonl", questions, answers)
+                clips = self._kept.get(name, {})
+                rows = _rows(questions, answers, answered, clips)
+                _write(self.stage.run.dir / FOLDER / f"step-{step}" / name / "predictions.jsonl", rows)
+                self._show(step, name, [row for row in rows if row["id"] in clips])
         numbers["eval_s"] = round(time.perf_counter() - started, 3)
         if self.stage.run.is_main:
             print(summary(step, numbers), flush=True)
         return numbers
+
+    def _show(self, step: int, name: str, rows: list[dict[str, Any]]) -> None:
+        """W&B's table of the questions whose clips are kept."""
+        clip = self.stage.run.dir / FOLDER
+        cells = [[r["prompt"], clip / r["clip"], r["gt"], r["prediction"], r["right"]] for r in rows]
+        if cells:
+            columns = ["question", "audio", "reference", "prediction", "right"]
+            self.stage.writer.table(step, f"held_out/{name}", columns, cells)
 
     def _answer(self, generator: Generator, rank: int) -> dict[tuple[str, int], Outcome]:
         """This rank's share of the batches of all sets; under ZeRO-3 all of them."""
@@ -154,10 +171,36 @@ def summary(step: int, numbers: Mapping[str, Any]) -> str:
     return f"evaluation at step {step}: " + "; ".join(parts) + f"; {numbers['eval_s']:.1f} s"
 
 
-def _write(path: Path, questions: list[Question], outcomes: list[Outcome]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for question, outcome in zip(questions, outcomes, strict=True):
+def keep_clips(sets: Mapping[str, list[Question]], folder: Path, options: Any) -> dict[str, dict[str, str]]:
+    """Keep the clips of the first ``options.samples`` questions of each set, all within ``options.samples_mib``.
+
+    Questions are in an order that says nothing of them. Returns by set: key of the question -> path below ``folder``.
+    """
+    kept: dict[str, dict[str, str]] = {name: {} for name in sets}
+    room = options.samples_mib * 2**20
+    # Question by question over all sets, so that a small allowance does not go to the first set alone.
+    for i in range(options.samples):
+        for name, questions in sets.items():
+            if i >= len(questions) or not questions[i].sample.num_clips:
+                continue
+            try:
+                path = keep_clip(questions[i], folder / "clips" / name)
+            except BadAudio:
+                continue  # its answer says why
+            room -= path.stat().st_size
+            if room < 0:
+                path.unlink()
+                return kept
+            kept[name][questions[i].sample.key] = str(path.relative_to(folder))
+    return kept
+
+
+def _rows(
+    questions: list[Question], outcomes: list[Outcome], answered: list[Prediction], clips: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """The lines of predictions.jsonl."""
+    rows = []
+    for question, outcome, answer in zip(questions, outcomes, answered, strict=True):
         references = question.references
         row = {
             "id": question.sample.key,
@@ -168,9 +211,17 @@ def _write(path: Path, questions: list[Question], outcomes: list[Outcome]) -> No
             "choices": list(question.choices),
             "prediction": outcome.text,
             "truncated": outcome.truncated,
+            # null: no matter of right and wrong, as a translation.
+            "right": is_right(question.metric, answer),
         }
-        lines.append(json.dumps(row | ({"error": outcome.error} if outcome.error else {}), ensure_ascii=False) + "\n")
-    write_atomically(path, "".join(lines))
+        clip = {"clip": clips[question.sample.key]} if question.sample.key in clips else {}
+        rows.append(row | clip | ({"error": outcome.error} if outcome.error else {}))
+    return rows
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _refuse_training_data(name: str, held_out: EvalSetConfig, stage: Stage) -> None:

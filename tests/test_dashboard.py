@@ -171,3 +171,35 @@ def test_wrong_use(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             dashboard(words)
+
+
+def answered(run: Path, *, clip_bytes: int) -> None:
+    """Held-out answers of four evaluations, of two questions, one of which kept its clip."""
+    clip = run / "held_out" / "clips" / "asr" / "a.ogg"
+    clip.parent.mkdir(parents=True)
+    clip.write_bytes(b"O" * clip_bytes)
+    for step, right in ((0, False), (10, False), (20, True), (40, True)):
+        row = {"id": "a", "prompt": "What <is> said?", "gt": "yes", "prediction": f"said at {step}", "right": right}
+        path = run / "held_out" / f"step-{step}" / "asr" / "predictions.jsonl"
+        path.parent.mkdir(parents=True)
+        rows = [row | {"clip": "clips/asr/a.ogg"}, row | {"id": "b", "prompt": "no clip was kept"}]
+        path.write_text("".join(json.dumps(each) + "\n" for each in rows) + '{"id": "c", "pro')
+
+
+def test_held_out_answers_can_be_heard(runs: Path) -> None:
+    answered(runs / "dpo", clip_bytes=3000)
+    assert dashboard([str(runs)]) == 0
+    page = (runs / "dashboard.html").read_text()
+    parser = Balanced()
+    parser.feed(page)
+    assert parser.open == []
+    assert page.count('src="data:audio/ogg;base64,') == 1
+    assert "What &lt;is&gt; said?" in page
+    assert "no clip was kept" not in page
+    # First, middle and last evaluation, with what is right and wrong.
+    assert [f"said at {step}" in page for step in (0, 10, 20, 40)] == [True, False, True, True]
+    assert (page.count('class="wrong"'), page.count('class="right"')) == (1, 2)
+    # Without room in the page, the player links to the file, from wherever the page lies.
+    assert dashboard([str(runs), f"out={runs}/x/page.html", "audio_mib=0.001"]) == 0
+    (source,) = re.findall(r'src="([^"]+)"', (runs / "x" / "page.html").read_text())
+    assert (runs / "x" / source).resolve() == (runs / "dpo" / "held_out" / "clips" / "asr" / "a.ogg").resolve()

@@ -102,7 +102,11 @@ def test_two_processes_share_the_questions_and_a_stop_makes_up_for_what_it_left_
     assert first
     assert first.items() <= answers(two).items()
     row = json.loads(first["held_out/step-0/asr/predictions.jsonl"].splitlines()[0])
-    assert {"id", "gt", "metric", "prediction", "truncated"} <= row.keys()
+    assert {"id", "gt", "metric", "prediction", "truncated", "right"} <= row.keys()
+    # The clips of the first questions lie beside the answers, as far as was asked for.
+    kept = [json.loads(line).get("clip") for line in first["held_out/step-0/asr/predictions.jsonl"].splitlines()]
+    assert [clip is not None for clip in kept] == [True] * 8 + [False]
+    assert (two / "held_out" / kept[0]).stat().st_size > 500
 
 
 @pytest.fixture(scope="module")

@@ -44,6 +44,10 @@ class EvaluationConfig:
     # Most answers at a time, and most prompt + new tokens of such a batch.
     batch_size: int = 32
     token_budget: int = 16384
+    # Questions of each set whose clips are kept (RUN/held_out/clips), for tables with players in the dashboard and W&B.
+    samples: int = 8
+    # Most MiB of kept clips.
+    samples_mib: float = 8.0
 
 
 def check_evaluation(cfg: Any) -> None:
@@ -68,6 +72,8 @@ def check_evaluation(cfg: Any) -> None:
         return
     if options.every < 0 or min(options.max_new_tokens, options.batch_size, options.token_budget) < 1:
         raise ValueError("evaluation.every must not be negative, and its other numbers must be at least 1")
+    if options.samples < 0 or options.samples_mib < 0:
+        raise ValueError("evaluation.samples and evaluation.samples_mib must not be negative; 0 keeps no clips")
     if not options.sets:
         raise ValueError("evaluation.every is set without evaluation.sets: name at least one, or use every=0")
     for name, held_out in options.sets.items():

@@ -295,6 +295,8 @@ class TrackingConfig:
     wandb: str | None = None
     project: str = "qa-train"
     tags: list[str] = field(default_factory=list)
+    # Most MiB of clips that the tables of held-out answers hand to W&B in one start; later tables are text alone.
+    tables_mib: float = 64.0
 
 
 @dataclass

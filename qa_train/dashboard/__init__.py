@@ -15,12 +15,15 @@ class DashboardConfig:
     # The page; default: dashboard.html in the first folder.
     out: str | None = None
     title: str = "Runs"
+    # MiB of clips inside the page; what is beyond is linked to the run folders.
+    audio_mib: float = 8.0
 
 
 def dashboard(words: list[str]) -> int:
     """Write the page of all runs below the given folders. ValueError if there is none."""
     from qa_train.dashboard.page import render
     from qa_train.dashboard.runs import find_runs
+    from qa_train.dashboard.samples import Clips
 
     names = set(DashboardConfig.__dataclass_fields__)
     own = [word for word in words if word.partition("=")[0] in names and "=" in word]
@@ -37,7 +40,7 @@ def dashboard(words: list[str]) -> int:
     out = Path(options.out) if options.out else folders[0] / "dashboard.html"
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".partial")
-    partial.write_text(render(runs, options.title), encoding="utf-8")
+    partial.write_text(render(runs, options.title, Clips(out, options.audio_mib)), encoding="utf-8")
     partial.replace(out)
     print(f"{out}: {len(runs)} run(s)")
     return 0

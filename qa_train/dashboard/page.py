@@ -10,6 +10,7 @@ from typing import Any
 
 from qa_train.dashboard.panels import FAMILIES, draw, draw_family, family, panels_of
 from qa_train.dashboard.runs import STAGES, Run, differences
+from qa_train.dashboard.samples import Clips, samples_table
 from qa_train.report.charts import number
 from qa_train.report.results import duration
 from qa_train.report.style import STYLE
@@ -37,11 +38,16 @@ details { margin-top: 18px; } summary { cursor: pointer; font-weight: 600; font-
   max-width: none; padding-right: 20px; }
 .settings td, .settings tbody th { padding-top: 5px; padding-bottom: 5px; }
 tbody th small { font-weight: 400; overflow-wrap: anywhere; }
+.samples td, .samples tbody th { font-size: .875rem; overflow-wrap: anywhere; min-width: 110px; }
+.samples tbody th { font-weight: 500; } .samples td:nth-child(2) { width: 260px; min-width: 220px; }
+.samples audio { margin: 0; } .samples small.mark { display: inline; font-weight: 600; }
+td.right small.mark { color: var(--good); } td.wrong small.mark { color: var(--bad); }
 @media (max-width: 720px) {
   .settings thead { display: table-header-group; } .settings table { display: table; }
   .settings tbody { display: table-row-group; } .settings tr { display: table-row; }
   .settings td, .settings tbody th { display: table-cell; text-align: left; padding: 6px 8px 6px 0; }
   .settings td::before { content: none; }
+  .samples td:nth-child(2) { width: auto; } .samples td:nth-child(2) span { flex: 1; }
 }
 """
 _COLOURS += "".join(
@@ -51,8 +57,8 @@ _COLOURS += "".join(
 )
 
 
-def render(runs: Sequence[Run], title: str) -> str:
-    """The whole page; it needs no other file and no network."""
+def render(runs: Sequence[Run], title: str, clips: Clips) -> str:
+    """The whole page; it needs no network, and no other file but clips for which it has no room."""
     stages = list(dict.fromkeys(run.stage for run in runs))
     shown = {stage: _numbered([run for run in runs if run.stage == stage]) for stage in stages}
     head = escape(title)
@@ -60,7 +66,7 @@ def render(runs: Sequence[Run], title: str) -> str:
         f"<header class='top'><h1>{head}</h1><p>made {time.strftime('%Y-%m-%d %H:%M')} from metrics.jsonl</p>"
         f"<div class='tiles'>{_tiles(runs)}</div></header>",
         f"<section><h2>Runs</h2>{_runs_table(shown, runs)}</section>",
-        *(_stage_section(stage, shown[stage], sum(run.stage == stage for run in runs)) for stage in stages),
+        *(_stage_section(stage, shown[stage], sum(run.stage == stage for run in runs), clips) for stage in stages),
     ]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -134,7 +140,7 @@ def _typical(run: Run, key: str) -> str:
     return number(median(values)) if values else "–"
 
 
-def _stage_section(stage: str, runs: list[tuple[int, Run]], count: int) -> str:
+def _stage_section(stage: str, runs: list[tuple[int, Run]], count: int, clips: Clips) -> str:
     figures = []
     for panel in panels_of([run for _, run in runs]):
         chart = draw(panel, runs)
@@ -150,8 +156,16 @@ def _stage_section(stage: str, runs: list[tuple[int, Run]], count: int) -> str:
     )
     return (
         f'<section><h2>{escape(order + stage)}</h2><p class="note">{note}</p><div class="legend">{legend}</div>{charts}'
-        f"{''.join(_families(run, unfolded=len(runs) == 1) for _, run in runs)}{_differences(runs)}</section>"
+        f"{''.join(_families(run, unfolded=len(runs) == 1) for _, run in runs)}"
+        f"{''.join(_samples(run, clips, unfolded=len(runs) == 1) for _, run in runs)}{_differences(runs)}</section>"
     )
+
+
+def _samples(run: Run, clips: Clips, *, unfolded: bool) -> str:
+    if not (table := samples_table(run, clips)):
+        return ""
+    title = f"{escape(run.name)}: held-out questions, and what it answered"
+    return f"<details{' open' if unfolded else ''}><summary>{title}</summary>{table}</details>"
 
 
 def _families(run: Run, *, unfolded: bool) -> str:

@@ -241,7 +241,7 @@ def _load(reader: ClipReader, clips: Sequence[Clip]) -> tuple[np.ndarray, ...]:
         raise BadAudio(str(error)) from error
 
 
-def _right(metric: str, prediction: Prediction) -> bool | None:
+def is_right(metric: str, prediction: Prediction) -> bool | None:
     """Whether one answer is right; None where that is not a yes-or-no question (BLEU)."""
     if metric in ("wer", "cer"):
         answer, wanted = (transcript_words(t, prediction.language) for t in (prediction.text, prediction.references[0]))
@@ -257,12 +257,17 @@ def _sample(question: Question, outcome: Outcome, prediction: Prediction, clips_
         "prompt": part_text(question.sample.messages[-1]),
         "reference": question.references[0],
         "answer": outcome.text,
-        "right": _right(question.metric, prediction),
+        "right": is_right(question.metric, prediction),
     }
     if clips_dir is not None and question.sample.num_clips and outcome.error is None:
-        digest = hashlib.sha256(f"{question.source}/{question.sample.key}".encode()).hexdigest()
-        path = clips_dir / f"{digest[:16]}.ogg"
-        clips_dir.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, np.concatenate(question.load()), SAMPLE_RATE, format="OGG", subtype="OPUS")
-        row["audio"] = str(path)
+        row["audio"] = str(keep_clip(question, clips_dir))
     return row
+
+
+def keep_clip(question: Question, folder: Path) -> Path:
+    """Write a question's clips, one after the other, as one Ogg Opus file into ``folder``; BadAudio if unreadable."""
+    digest = hashlib.sha256(f"{question.source}/{question.sample.key}".encode()).hexdigest()
+    path = folder / f"{digest[:16]}.ogg"
+    folder.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.concatenate(question.load()), SAMPLE_RATE, format="OGG", subtype="OPUS")
+    return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import soundfile as sf
 
 from qa_train.data.audio import read_clip
+from qa_train.report.player import ogg_uri
 
 SAMPLE_RATE_HZ = 16_000
 MAX_SECONDS = 20.0
@@ -26,5 +26,4 @@ def data_uri(clip: str | Path | np.ndarray) -> tuple[str, bool]:
     """(``data:`` URI, whether the clip was shortened to ``MAX_SECONDS`` for the page)."""
     wave = clip if isinstance(clip, np.ndarray) else read_clip(Path(clip), max_duration_s=3600.0)
     limit = int(MAX_SECONDS * SAMPLE_RATE_HZ)
-    encoded = base64.b64encode(opus_bytes(wave[:limit])).decode("ascii")
-    return f"data:audio/ogg;base64,{encoded}", len(wave) > limit
+    return ogg_uri(opus_bytes(wave[:limit])), len(wave) > limit

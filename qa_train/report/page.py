@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_train.report.charts import Bar, Line, bar_chart, line_chart, smooth, stage_chart
+from qa_train.report.player import player
 from qa_train.report.results import (
     CLOSE,
     duration,
@@ -145,7 +146,7 @@ def time_chart(seconds: Mapping[str, float]) -> str:
     return bar_chart(bars)
 
 
-def _sample(sample: Mapping[str, Any], player: str) -> str:
+def _sample(sample: Mapping[str, Any], sound: str) -> str:
     answers = "".join(
         f"<dt>{escape(stage)}</dt><dd>{escape(text) or '<i>(empty answer)</i>'}</dd>"
         for stage, text in sample.get("answers", {}).items()
@@ -155,7 +156,7 @@ def _sample(sample: Mapping[str, Any], player: str) -> str:
     prompt = f'<p class="prompt">{escape(sample["prompt"])}</p>' if sample.get("prompt") else ""
     return (
         f'<article><header><span class="task">{escape(str(sample.get("task", "")))}</span>{badge}</header>'
-        f"{player}{prompt}<dl><dt>expected</dt><dd>{escape(str(sample.get('reference', '')))}</dd>{answers}</dl>"
+        f"{sound}{prompt}<dl><dt>expected</dt><dd>{escape(str(sample.get('reference', '')))}</dd>{answers}</dl>"
         "</article>"
     )
 
@@ -165,19 +166,19 @@ _RIGHT = {True: "right", False: "wrong"}
 
 def sample_cards(samples: Sequence[Mapping[str, Any]]) -> str:
     """Held-out clips with a player and every stage's answer; at most ``MAX_CLIPS`` clips are embedded."""
-    # Here, because the dashboard shares this module and plays nothing: reading audio means importing torch.
+    # Here, because the dashboard shares this module and plays files as they are: reading audio means importing torch.
     from qa_train.report.clips import MAX_SECONDS, data_uri
 
     cards, players = [], 0
     for sample in samples[: 2 * MAX_CLIPS]:
-        player = ""
+        sound = ""
         if sample.get("audio") is not None and players < MAX_CLIPS:
             uri, cut = data_uri(sample["audio"])
             players += 1
-            player = f'<audio controls preload="none" src="{uri}"></audio>'
+            sound = player(uri)
             if cut:
-                player += f'<p class="note">first {MAX_SECONDS:.0f} s of the clip</p>'
-        cards.append(_sample(sample, player))
+                sound += f'<p class="note">first {MAX_SECONDS:.0f} s of the clip</p>'
+        cards.append(_sample(sample, sound))
     return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
 
 

@@ -39,6 +39,8 @@ class MetricsWriter:
         # online or offline while a W&B run is open.
         self.tracked: str | None = None
         self._tracker: Any = None
+        # Bytes of clips that tables may still hand to W&B.
+        self._table_room = 0.0
         self._since_save: list[dict[str, Any]] = []
 
     def rewind(self, step: int) -> None:
@@ -67,6 +69,8 @@ class MetricsWriter:
         id_file = folder / "wandb_run_id"
         if not id_file.is_file():
             id_file.write_text(uuid.uuid4().hex[:8])
+        # Tables' files wait there for `wandb sync`: beside the run, not in a home that a job's end may take away.
+        os.environ.setdefault("WANDB_DATA_DIR", str(folder.absolute() / "wandb"))
         self._tracker = wandb.init(
             project=cfg.tracking.project,
             name=folder.name,
@@ -81,6 +85,7 @@ class MetricsWriter:
             settings=wandb.Settings(silent=True, console="off"),
         )
         self.tracked = mode
+        self._table_room = cfg.tracking.tables_mib * 2**20
 
     def write(self, step: int, record: dict[str, Any]) -> None:
         """Append the record of one step."""
@@ -97,6 +102,27 @@ class MetricsWriter:
             raise OSError(error.errno, told, str(self.path)) from error
         if self._tracker is not None:
             self._tracker.log({"train/" + name: value for name, value in record.items()}, step=step)
+
+    def table(self, step: int, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """Show a table in W&B, if a run is open there; a cell that is a Path of a recording becomes a player.
+
+        Once ``tracking.tables_mib`` is used up, such cells hold the file's name.
+        """
+        if self._tracker is None:
+            return
+        import wandb
+
+        def cell(value: Any) -> Any:
+            if not isinstance(value, Path):
+                return value if isinstance(value, (str, bool, int, float)) or value is None else json.dumps(value)
+            if self._table_room < (size := value.stat().st_size):
+                self._table_room = 0.0  # from here on text, whatever the size of the next one
+                return value.name
+            self._table_room -= size
+            return wandb.Audio(str(value))
+
+        data = [[cell(value) for value in row] for row in rows]
+        self._tracker.log({name: wandb.Table(columns=columns, data=data, allow_mixed_types=True)}, step=step)
 
     def mean_since_save(self, name: str | None) -> float | None:
         """The mean of one value over the steps since the last call, for choosing the best checkpoint.

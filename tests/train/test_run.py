@@ -97,6 +97,31 @@ def test_storage_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         RunFolder(config(tmp_path / "file" / "run"), is_main=True).start()
 
 
+def test_tables_hand_clips_to_the_tracker_until_their_room_is_used_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[tuple[int, dict[str, object]]] = []
+    tracker = SimpleNamespace(log=lambda values, step: logged.append((step, values)))
+    wandb = SimpleNamespace(Table=lambda **words: words["data"], Audio=lambda path: ("plays", path),
+                            init=lambda **words: tracker, Settings=lambda **words: words)  # fmt: skip
+    monkeypatch.setitem(sys.modules, "wandb", wandb)  # type: ignore[arg-type]
+    monkeypatch.setattr("qa_train.train.metrics.find_spec", lambda name: name)
+    clip = tmp_path / "a.ogg"
+    clip.write_bytes(b"O" * 1024)
+    cfg = config(tmp_path)
+    cfg.tracking.wandb, cfg.tracking.tables_mib = "offline", 1.5 / 1024
+    writer = MetricsWriter(tmp_path / "metrics.jsonl", is_main=True)
+    writer.table(1, "held_out/asr", ["audio"], [[clip]])
+    assert logged == [], "no run is open yet"
+    writer.track(cfg, {})
+    for step in (2, 4):
+        writer.table(step, "held_out/asr", ["audio", "reference", "right"], [[clip, ["yes", "yeah"], True]])
+    assert logged == [
+        (2, {"held_out/asr": [[("plays", str(clip)), '["yes", "yeah"]', True]]}),
+        (4, {"held_out/asr": [["a.ogg", '["yes", "yeah"]', True]]}),
+    ]
+
+
 def test_a_restart_goes_on_in_the_same_tracking_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, object]] = []
     wandb = SimpleNamespace(init=lambda **words: calls.append(words), Settings=lambda **words: words)
