@@ -122,7 +122,7 @@ class MetricsWriter:
             return wandb.Audio(str(value))
 
         data = [[cell(value) for value in row] for row in rows]
-        self._tracker.log({name: wandb.Table(columns=columns, data=data, allow_mixed_types=True)}, step=step)
+        self._tracker.log({name: wandb.Table(columns=[*columns], data=data, allow_mixed_types=True)}, step=step)
 
     def mean_since_save(self, name: str | None) -> float | None:
         """The mean of one value over the steps since the last call, for choosing the best checkpoint.
