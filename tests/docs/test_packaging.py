@@ -38,3 +38,12 @@ def test_citation() -> None:
     found = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert found["version"] == __version__
     assert found["license"] == "Apache-2.0"
+
+
+def test_extras_that_stand_for_others_name_extras_that_exist() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {"gpu", "tracking", "demo", "dev"} <= extras.keys()
+    for needs in extras.values():
+        for need in needs:
+            if found := re.fullmatch(r"qa-train\[([\w,]+)\]", need):
+                assert set(found[1].split(",")) <= extras.keys(), need
