@@ -91,7 +91,9 @@ def _described(kind: type[Any], prefix: str) -> list[str]:
     defaults = {field.name: field.default for field in fields(kind)}
     sections = {field.name: field.default_factory for field in fields(kind) if is_dataclass(field.default_factory)}
     lines, comment = list[str](), list[str]()
-    for line in map(str.strip, inspect.getsource(kind).splitlines()):
+    # Options that a class inherits come first, as among its fields.
+    classes = [base for base in reversed(kind.__mro__) if is_dataclass(base)]
+    for line in map(str.strip, "\n".join(map(inspect.getsource, classes)).splitlines()):
         name = line.partition(":")[0]
         if line.startswith("#"):
             comment.append(line.lstrip("# "))

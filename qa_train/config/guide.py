@@ -61,13 +61,20 @@ def options_help(kind: type[Any]) -> str:
     """The fields of a command's dataclass as ``key=default``, each with the comment above it."""
     lines: list[str] = []
     comment: list[str] = []
-    for line in inspect.getsource(kind).splitlines():
+    # Its own options, then those it inherits.
+    classes = [base for base in kind.__mro__ if base is not object]
+    for line in "\n".join(map(inspect.getsource, classes)).splitlines():
         if line.lstrip().startswith("#"):
             comment.append(line.strip().lstrip("# "))
         elif found := re.fullmatch(r"    (\w+): [^=]+(?: = (.*))?", line):
             name, default = found.groups()
-            value = {"MISSING": "(required)", "None": "null", "True": "true", "False": "false"}.get(default, default)
-            lines.append(f"  {f'{name}={value}':<28} {' '.join(comment)}".rstrip())
+            value = {"MISSING": "(required)", "None": "null", "True": "true", "False": "false"}.get(
+                default, default or ""
+            )
+            shown = (
+                f"{name}.KEY=..." if re.fullmatch(r"field\(default_factory=\w+Config\)", value) else f"{name}={value}"
+            )
+            lines.append(f"  {shown:<28} {' '.join(comment)}".rstrip())
             comment = []
     return "\n".join(lines)
 
