@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -125,7 +126,14 @@ def _show_warnings() -> None:
 def _guarded(name: str, command: Callable[[list[str]], int], rest: list[str]) -> int:
     """Wrong use and bad input are one clear line; anything else shows its trace."""
     try:
-        return command(rest)
+        code = command(rest)
+        if name in ("data", "plan"):
+            sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if name not in ("data", "plan") or not _reader_left():
+            raise
+        return 141
     except (ValueError, FileNotFoundError) as error:
         print(f"qa-train {name}: {str(error).removeprefix(f'{name}: ')}", file=sys.stderr)
         return 2
@@ -141,6 +149,16 @@ def _guarded(name: str, command: Callable[[list[str]], int], rest: list[str]) ->
             raise
         print(f"qa-train {name}: {line}", file=sys.stderr)
         return 2
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads stdout any more, as in ``| head``; what is left to say then goes nowhere."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _stage(stage: str, overrides: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import time
@@ -115,3 +116,10 @@ def test_foreign_tars_become_trainable(tmp_path: Path) -> None:
     )
     assert trained.returncode == 0, trained.stderr
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_reader_that_has_enough_gets_no_traceback() -> None:
+    words = shlex.join([sys.executable, "-m", "qa_train", "data", "clean", "--help"])
+    done = subprocess.run(["bash", "-c", f"{words} | true; echo ${{PIPESTATUS[0]}}"], cwd=ROOT, env=environment(),
+                          capture_output=True, text=True, timeout=60)  # fmt: skip
+    assert (done.stdout.strip(), done.stderr) == ("141", "")
