@@ -19,6 +19,7 @@ from qa_train.eval.benchmarks import JUDGED
 from qa_train.eval.judged import JUDGE_FACTS, judged_statistics
 from qa_train.eval.prediction import Prediction
 from qa_train.eval.scores import LOWER_IS_BETTER, METRICS, RESAMPLES, item_statistics
+from qa_train.eval.scoring import ASKED
 from qa_train.eval.tables import read_json_lines, read_predictions, to_prediction
 
 SIGNIFICANT = 0.05
@@ -116,6 +117,8 @@ def compare_folders(first: Path | str, second: Path | str) -> dict[str, dict[str
     results: dict[str, dict[str, Any]] = {}
     for name in common:
         asked_otherwise = _asked_otherwise([side[name].parent for side in files])
+        for side in files:
+            _refuse_changed(side[name])
         rows = [{str(row["id"]): row for row in read_predictions(side[name])} for side in files]
         missing = [len(rows[0].keys() - rows[1].keys()), len(rows[1].keys() - rows[0].keys())]
         if any(missing):
@@ -123,6 +126,10 @@ def compare_folders(first: Path | str, second: Path | str) -> dict[str, dict[str
                 f"{name}: {missing[0]} items are only in {first} and {missing[1]} only in {second}; "
                 "evaluate both on the same data"
             )
+        if not asked_otherwise and (
+            other := sum(rows[0][k].get(f) != rows[1][k].get(f) for k in rows[0] for f in ("prompt", "choices"))
+        ):
+            asked_otherwise = {"differs": f"prompt or order of options in {other} items"}
         metrics = [_metric(side[name], answers) for side, answers in zip(files, rows, strict=True)]
         metric = metrics[0]
         if metrics[1] != metric:
@@ -138,6 +145,14 @@ def compare_folders(first: Path | str, second: Path | str) -> dict[str, dict[str
     return results
 
 
+def _refuse_changed(predictions: Path) -> None:
+    """ValueError: the file is not what the model answered, as far as its run.json tells."""
+    run = predictions.parent / "run.json"
+    recorded = json.loads(run.read_text(encoding="utf-8")).get("predictions_sha256") if run.is_file() else None
+    if recorded not in (None, file_digest(predictions)):
+        raise ValueError(f"{predictions} was changed since the model answered: run the prediction step again")
+
+
 def _asked_otherwise(folders: Sequence[Path]) -> dict[str, str]:
     """{"differs": what}: prompt, format or decoding of the two, where both are known; {}: they were asked alike."""
     asked = []
@@ -145,9 +160,9 @@ def _asked_otherwise(folders: Sequence[Path]) -> dict[str, str]:
         if not (folder / "run.json").is_file():
             return {}
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        benchmark = {k: run["benchmark"].get(k) for k in ("prompt", "template")}
+        benchmark = {k: run["benchmark"].get(k) for k in ASKED if k not in ("path", "max_new_tokens")}
         asked.append(benchmark | {"decoding": run["identity"].get("decoding")})
-    differs = [name for name in asked[0] if asked[0][name] != asked[1][name]]
+    differs = [name.replace("_", " ") for name in asked[0] if asked[0][name] != asked[1][name]]
     return {"differs": " and ".join(differs)} if differs else {}
 
 

@@ -20,6 +20,7 @@ from qa_train.eval.prediction import Prediction, answer_of
 from qa_train.eval.text import without_tags
 
 PARTS = ("prompts strictly", "prompts loosely", "instructions strictly", "instructions loosely")
+RELATIONS = ("less than", "at least")
 Check = Callable[[str, Mapping[str, Any]], bool]
 
 
@@ -52,7 +53,7 @@ def ifeval_points(sums: np.ndarray) -> np.ndarray:
 
 
 def read_instruction(text: str) -> tuple[str, Mapping[str, Any]]:
-    """(id, arguments) of an instruction. ValueError: not the form above, an unknown id, or a missing argument."""
+    """(id, arguments) of an instruction. ValueError: another form, id or argument than there is."""
     try:
         row = json.loads(text)
         name, arguments = str(row["id"]), {k: v for k, v in row["kwargs"].items() if v is not None}
@@ -63,7 +64,28 @@ def read_instruction(text: str) -> tuple[str, Mapping[str, Any]]:
     missing = [key for key in CHECKS[name][0] if key not in arguments]
     if missing:
         raise ValueError(f"IFEval instruction {name} lacks {' and '.join(missing)}: found {dict(arguments)}")
+    for key in CHECKS[name][0]:
+        try:
+            _check_argument(key, arguments[key])
+        except (ValueError, TypeError, re.error) as error:
+            raise ValueError(f"IFEval instruction {name}: {key}={arguments[key]!r} cannot be used: {error}") from error
     return name, arguments
+
+
+def _check_argument(key: str, value: Any) -> None:
+    if key.endswith("relation") and value not in RELATIONS:
+        raise ValueError(f"expected one of {', '.join(map(repr, RELATIONS))}")
+    if key.startswith("num_") or key.endswith("frequency") or key == "nth_paragraph":
+        int(value)
+    elif key in ("keywords", "forbidden_words"):
+        if not isinstance(value, list):
+            raise TypeError("expected a list of words")
+        for word in value:
+            re.compile(word)
+    elif key in ("keyword", "section_spliter", "postscript_marker"):
+        re.compile(value)
+    elif not isinstance(value, str) and not key.endswith("relation"):
+        raise TypeError("expected a text")
 
 
 def loose_variants(answer: str) -> list[str]:
@@ -79,8 +101,6 @@ def follows(answer: str, name: str, arguments: Mapping[str, Any]) -> bool:
 
 
 def _compare(found: int, relation: str, wanted: Any) -> bool:
-    if relation not in ("less than", "at least"):
-        raise ValueError(f"IFEval: the relation {relation!r} is unknown: expected 'less than' or 'at least'")
     return found < int(wanted) if relation == "less than" else found >= int(wanted)
 
 
@@ -163,7 +183,8 @@ def _is_json(answer: str, a: Mapping[str, Any]) -> bool:
         text = text.removeprefix(fence)
     try:
         json.loads(text.removesuffix("```").strip())
-    except ValueError:
+    except (ValueError, RecursionError):
+        # A model that repeats a bracket without end is no reason to end the scoring.
         return False
     return True
 

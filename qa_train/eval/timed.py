@@ -59,7 +59,7 @@ def cp_rows(predictions: Sequence[Prediction], units: Units) -> np.ndarray:
     """Rows of (edits under the best assignment, reference units) [n, 2]. ``units(text, language)``: words, normalised.
 
     Raises:
-        ValueError: more than ``MAX_SPEAKERS`` speakers in a reference.
+        ValueError: more than ``MAX_SPEAKERS`` speakers in a reference, or no reference with a word.
     """
     rows = []
     for p in predictions:
@@ -69,25 +69,25 @@ def cp_rows(predictions: Sequence[Prediction], units: Units) -> np.ndarray:
         if len(wanted) > MAX_SPEAKERS:
             raise ValueError(f"cp_wer: {len(wanted)} speakers in a reference; at most {MAX_SPEAKERS} can be assigned")
         rows.append((_fewest_edits(said, wanted), sum(map(len, wanted))))
+    if not sum(count for _, count in rows):
+        raise ValueError(f"cp_wer: no reference has a word ({len(rows)} items); check the gt field of the data")
     return np.array(rows, dtype=np.int64)
 
 
 def _fewest_edits(said: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> int:
     """Of all ways to give each wanted speaker at most one of those said; who is left over is all wrong."""
-    # By the set of wanted speakers that are taken (bits): fewest edits of the said ones looked at so far.
-    best = {0: 0}
+    # What a pair saves against leaving both over; the most, by the set of wanted speakers that are taken (bits).
+    most = np.full(1 << len(wanted), -1, dtype=np.int64)
+    most[0] = 0
+    sets = np.arange(len(most))
     for words in said:
-        after: dict[int, int] = {}
-        for taken, edits in best.items():
-            options = {taken: edits + len(words)}
-            for i, reference in enumerate(wanted):
-                if not taken & 1 << i:
-                    options[taken | 1 << i] = edits + _distance(reference, words)
-            for key, value in options.items():
-                after[key] = min(value, after.get(key, value))
-        best = after
-    missing = {taken: sum(len(w) for i, w in enumerate(wanted) if not taken & 1 << i) for taken in best}
-    return min(edits + missing[taken] for taken, edits in best.items())
+        after = most.copy()
+        for i, reference in enumerate(wanted):
+            free = sets[(sets >> i & 1 == 0) & (most >= 0)]
+            saved = len(reference) + len(words) - _distance(reference, words)
+            after[free | 1 << i] = np.maximum(after[free | 1 << i], most[free] + saved)
+        most = after
+    return int(sum(map(len, said)) + sum(map(len, wanted)) - most.max())
 
 
 def _distance(reference: Sequence[str], words: Sequence[str]) -> int:

@@ -41,6 +41,7 @@ _NEGATIVE = (
     r"\b(?:implausible|impossible|unlikely)\b",
     rf"\b{_NEGATION} (?:be )?tell(?:ing)? the truth\b|\b(?:lies|is lying|must be lying|tells? (?:a|the) lie)\b",
 )
+_ASKED = re.compile(r"^(?:yes or no|true or false)\b ?")
 _POSITIVE = (
     r"\b(?:return\w*|back|end\w* up) (?:\w+ ){0,5}(?:starting p\w+|started)\b",
     r"\b(?:plausible|possible|realistic)\b",
@@ -63,9 +64,12 @@ def says_yes(text: str) -> bool | None:
     """
     text = text.lower().replace("n't", " n t").replace("n’t", " n t").replace("boxed", " ").replace("\\text", " ")
     text = " ".join(re.sub(r"[^\w\s]|_", " ", text).split())
+    # The question said again is no answer.
+    text = _ASKED.sub("", text)
     named = _ANSWER.findall(text)
     words = text.split(" ")
-    for word in (*named[-1:], words[0], words[-1]):
+    denied_end = re.search(rf"\b{_NEGATION} (?:\w+ ){{0,2}}\w+$", text)
+    for word in (*named[-1:], words[0], *([] if denied_end else words[-1:])):
         if word in ("yes", "no", "true", "false"):
             return word in ("yes", "true")
     denied = [m.span() for pattern in _NEGATIVE for m in re.finditer(pattern, text)]

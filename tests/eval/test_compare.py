@@ -102,6 +102,27 @@ def test_other_prompts_are_named_beside_the_difference(tmp_path: Path) -> None:
     assert "may be chance (another prompt)" in comparison_table(found, "a", "b")
 
 
+def test_options_in_another_order_are_named_beside_the_difference(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write(tmp_path / name, {"1": "cat", "2": "cat"})
+        run = {"benchmark": {"shuffle_options": 7 if name == "b" else None}, "identity": {}}
+        (tmp_path / name / "mine" / "run.json").write_text(json.dumps(run))
+    assert compare_folders(tmp_path / "a", tmp_path / "b")["mine"]["differs"] == "shuffle options"
+    assert "differs" not in compare_folders(tmp_path / "a", tmp_path / "c")["mine"]
+    path = tmp_path / "c" / "mine" / "predictions.jsonl"
+    path.write_text(path.read_text().replace('"id": "2"', '"id": "2", "choices": ["dog", "cat"]'))
+    assert compare_folders(tmp_path / "a", tmp_path / "c")["mine"]["differs"] == "prompt or order of options in 1 items"
+
+
+def test_answers_that_were_changed_are_not_compared(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / name, {"1": "cat"})
+    run = {"benchmark": {}, "identity": {}, "predictions_sha256": "0" * 64}
+    (tmp_path / "b" / "mine" / "run.json").write_text(json.dumps(run))
+    with pytest.raises(ValueError, match="was changed since the model answered"):
+        compare_folders(tmp_path / "a", tmp_path / "b")
+
+
 def test_bleu_over_languages_with_other_tokenizers_is_refused() -> None:
     items = [Prediction("a b c d", ("a b c d",), "en"), Prediction("一二三四", ("一二三四",), "zh")]
     with pytest.raises(ValueError, match="the references are in en, zh"):

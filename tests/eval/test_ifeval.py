@@ -106,6 +106,14 @@ def test_the_number_is_the_mean_of_four_shares() -> None:
         ("no comma, please", "expected {"),
         (instruction("keywords:rhyme", {}), "'keywords:rhyme' is unknown"),
         (instruction("keywords:frequency", {"keyword": "a", "relation": None}), "lacks frequency and relation"),
+        (
+            instruction("length_constraints:number_words", {"num_words": 3, "relation": "around"}),
+            "relation='around' cannot be used: expected one of 'less than'",
+        ),
+        (instruction("length_constraints:number_paragraphs", {"num_paragraphs": "few"}), "num_paragraphs='few' cannot"),
+        (instruction("keywords:existence", {"keywords": ["("]}), r"keywords=\['\('\] cannot be used: missing \)"),
+        (instruction("keywords:existence", {"keywords": "word"}), "expected a list of words"),
+        (instruction("startend:end_checker", {"end_phrase": 3}), "end_phrase=3 cannot be used: expected a text"),
     ],
 )
 def test_what_cannot_be_checked_is_refused(text: str, message: str) -> None:
@@ -115,10 +123,10 @@ def test_what_cannot_be_checked_is_refused(text: str, message: str) -> None:
         score("ifeval", [Prediction("a", (text,))])
 
 
-def test_an_unknown_relation_is_refused() -> None:
-    text = instruction("length_constraints:number_words", {"num_words": 3, "relation": "around"})
-    with pytest.raises(ValueError, match="'around' is unknown"):
-        score("ifeval", [Prediction("a b c", (text,))])
+def test_an_answer_of_brackets_alone_is_no_json() -> None:
+    for depth in (2_000, 200_000):
+        text = instruction("detectable_format:json_format", {})
+        assert score("ifeval", [Prediction("[" * depth, (text,))]).value == 0.0
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from itertools import permutations
 
 import pytest
@@ -49,6 +50,20 @@ def test_the_assignment_is_the_best_of_all() -> None:
         texts = ["\n".join(f"S{i}: {text}" for i, text in enumerate(side)) for side in (said, wanted)]
         ((edits, _),) = cp_rows([Prediction(texts[0], (texts[1],))], lambda text, language: text.split()).tolist()
         assert edits == min(every)
+
+
+def test_many_speakers_are_assigned_at_once() -> None:
+    wanted = "\n".join(f"S{i}: w{i} a b" for i in range(12))
+    said = "\n".join(f"T{i}: w{i} a b" for i in reversed(range(60)))
+    # 48 speakers too many, of three words each.
+    start = time.process_time()
+    assert score("cp_wer", [Prediction(said, (wanted,))]).value == 100.0 * 48 * 3 / 36
+    assert time.process_time() - start < 5
+
+
+def test_references_without_words_are_refused() -> None:
+    with pytest.raises(ValueError, match="cp_wer: no reference has a word"):
+        score("cp_wer", [Prediction("a b c", ("",))])
 
 
 def test_words_at_their_times() -> None:

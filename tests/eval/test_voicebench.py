@@ -22,6 +22,11 @@ from qa_train.eval.voicebench import average, bbh_answer, refuses
     ("text", "reference", "expected"),
     [
         ("Yes.", "yes", "yes"),
+        ("Yes or no? No", "no", "no"),
+        ("True or false: true", "yes", "yes"),
+        ("The answer is not yes", "no", None),
+        ("I cannot say yes", "no", None),
+        ("It does not matter, so the result is no", "no", "no"),
         ("no, it isn't", "yes", "no"),
         ("So the answer is: **No**.", "no", "no"),
         ("At first the answer is yes; checking again, the final answer is no", "no", "no"),
