@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,34 @@ def test_the_commands_of_a_guide_work(path: Path, tmp_path: Path) -> None:
         ["bash", "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+
+
+# What a reader has at hand: a recording, and questions about it.
+_OF_THE_READER = """
+import json, numpy, soundfile
+soundfile.write("recording.wav", numpy.random.default_rng(0).normal(0, 0.1, 16000), 16000)
+line = {"audio": "recording.wav", "prompt": "What is said?", "gt": "good morning", "source": "mine", "metric": "wer"}
+open("questions.jsonl", "w").write(json.dumps(line))
+"""
+# Instead of the reader's: what its walk-through made before, and the environment of the tests.
+_STANDS_FOR = {"source .venv/bin/activate": "", "runs/quickstart/export": "runs/smoke-hf"}
+
+
+@pytest.mark.slow
+def test_the_walk_through_of_the_readme_works(tmp_path: Path) -> None:
+    section = (ROOT / "README.md").read_text().split("## Use it")[1]
+    text = next(text for _, text in _BLOCK.findall(section))
+    for old, new in _STANDS_FOR.items():
+        assert old in text
+        text = text.replace(old, new)
+    subprocess.run([sys.executable, "-c", _OF_THE_READER], cwd=tmp_path, check=True)
+    done = subprocess.run(
+        ["bash", "-c", f"set -euo pipefail\n{text}"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    assert (tmp_path / "runs/smoke-hf/README.md").is_file()
+    assert (tmp_path / "runs/smoke-eval").is_dir()
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda p: p.stem)
