@@ -7,8 +7,6 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import MISSING
-
 from qa_train import data_tools
 from qa_train.config import OrderConfig, RewriteConfig, config_dir, parse_options, register, to_stage_config
 from qa_train.data_tools import StorageOptions, split_words
@@ -98,20 +96,11 @@ def catalog(words: list[str]) -> int:
     return 0
 
 
-@dataclass
-class ToJsonlOptions(StorageOptions):
-    """`qa-train data to-jsonl PATH... out=FILE.jsonl`"""
-
-    out: str = MISSING
-    # A task of the prompt bank for records without messages; chat: their own.
-    task: str = "chat"
-
-
 def to_jsonl(words: list[str]) -> int:
     """`data to-jsonl PATH... out=FILE.jsonl [task=NAME]`: indexed shards as messages + audios lines and files."""
     from qa_train.data.interchange import shards_to_jsonl
 
-    paths, options = split_words(words, ToJsonlOptions, "data to-jsonl")
+    paths, options = split_words(words, data_tools.ToJsonlOptions, "data to-jsonl")
     print(f"{options.out}: {shards_to_jsonl(paths, options.out, task=options.task, cfg=options.storage)} lines")
     return 0
 
@@ -146,7 +135,7 @@ def command_help(name: str, command: Any) -> str:
 
     kinds: dict[str, tuple[type[Any], ...]] = {
         "index": (IndexOptions,),
-        "to-jsonl": (ToJsonlOptions,),
+        "to-jsonl": (data_tools.ToJsonlOptions,),
         "rewrite": (RewriteConfig,),
         "order": (OrderConfig,),
         "inspect": (StorageOptions,),

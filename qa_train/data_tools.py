@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from omegaconf import MISSING
+
 from qa_train.config import StorageConfig, parse_options
 from qa_train.progress import say
 
@@ -16,6 +18,15 @@ class StorageOptions:
 
     # The keys of data.storage, e.g. storage.timeout_s=60 or storage.options.s3.anon=true.
     storage: StorageConfig = field(default_factory=StorageConfig)
+
+
+@dataclass
+class ToJsonlOptions(StorageOptions):
+    """`qa-train data to-jsonl PATH... out=FILE.jsonl`"""
+
+    out: str = MISSING
+    # A task of the prompt bank for records without messages; chat: their own.
+    task: str = "chat"
 
 
 @dataclass
