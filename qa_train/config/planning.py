@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -17,6 +18,9 @@ class PlanConfig:
     offload: str | None = None
     # Share of the card's bfloat16 peak that useful and recomputed operations reach, communication included.
     mfu: float | None = None
+    # One or two run folders, measured=[runs/a,runs/b]: the time of a step from what theirs took, on the same machine
+    # and number of processes. Two with different data.tokens_per_batch say more.
+    measured: Any = None
     # Price of one GPU for one hour, in any currency.
     price: float | None = None
     # Used where the shards are not at hand: seconds of audio and tokens of text per sample, and tokens of its answer.

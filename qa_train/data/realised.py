@@ -15,12 +15,15 @@ from qa_train.data.sources import TOO_LONG
 _TOKEN_S = 0.04
 
 
-def realised(plan: Plan, sources: list[Source], steps: int, *, first: int = 0) -> dict[str, Any]:
+def realised(
+    plan: Plan, sources: list[Source], steps: int, *, first: int = 0, lengths: list[Ints] | None = None
+) -> dict[str, Any]:
     """Plan ``steps`` steps from step ``first`` (counted from 0) on without reading audio, and count.
 
     ``fill`` is tokens / budget over all batches. ``imbalance`` is, by world size, how far the costliest rank of a
     step is above the mean of its ranks, in the plan's cost: mean over the steps, and worst step.
-    Records left out are those of the chapters that were planned.
+    Records left out are those of the chapters that were planned. ``lengths`` receives arrays [samples, 3] of audio
+    tokens, all tokens and scored rows of the samples.
     """
     batches = steps * plan.batches_per_step
     rows = {i: _Line() for i, source in enumerate(sources) if source.weight > 0}
@@ -45,7 +48,7 @@ def realised(plan: Plan, sources: list[Source], steps: int, *, first: int = 0) -
         tokens += chapter.batch_tokens[used].tolist()
         costs += chapter.batch_costs[used].tolist()
         for i, line in rows.items():
-            line.measure(sources[i])
+            line.measure(sources[i], lengths)
         number += 1
     total = sum(line.samples for line in rows.values())
     return {
@@ -110,11 +113,13 @@ class _Line:
         self.epoch = max(self.epoch, epoch)
         self._new.setdefault(epoch, []).append(row)
 
-    def measure(self, source: Source) -> None:
+    def measure(self, source: Source, kept: list[Ints] | None) -> None:
         for epoch, rows in self._new.items():
             lengths = source.lengths(np.asarray(rows, dtype=np.int64), epoch)
             self.tokens += int(lengths.tokens.sum())
             self.audio += int(lengths.audio.sum())
+            if kept is not None:
+                kept.append(np.stack([lengths.audio, lengths.tokens, lengths.scored], axis=1))
         self._new = {}
 
     def report(self, source: Source, total: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from qa_train.config.planning import PlanConfig
 from qa_train.model.flops import Flops, Regime, forward_flops, training_flops
 from qa_train.planner.activations import Trained, activations
 from qa_train.planner.gpus import Gpu, find_gpu
+from qa_train.planner.measured import Pace, pace_of
 from qa_train.planner.memory import GIB, Memory, memory, precision_of, zero_stage
 from qa_train.planner.sizes import Sizes, measure
 from qa_train.planner.work import Load, declared, from_data
@@ -38,6 +39,7 @@ class Estimate:
     reference_flops: float
     recomputed_flops: float
     suggestions: list[str] = field(default_factory=list)
+    pace: Pace | None = None
 
     @property
     def fits(self) -> bool:
@@ -57,6 +59,11 @@ class Estimate:
     @property
     def step_s(self) -> float:
         """Seconds of one optimizer step."""
+        if self.pace is not None:
+            # The runs recomputed as much: their pace is that of the useful operations.
+            batches = self.cfg.trainer.batches_per_step
+            one = (self.useful.total + self.reference_flops) / batches
+            return self.pace.batch(one) * batches / self.options.gpus
         return self.step_flops / (self.options.gpus * self.gpu.bf16_tflops * 1e12 * self.mfu)
 
     @property
@@ -71,7 +78,7 @@ class Estimate:
 
 
 def estimate(cfg: StageConfig, options: PlanConfig, *, suggest: bool = True) -> Estimate:
-    """Plan ``cfg`` on ``options``. ValueError: a number that cannot be, an unknown GPU or optimizer."""
+    """Plan ``cfg`` on ``options``. ValueError: a number that cannot be, an unknown GPU or optimizer, useless runs."""
     gpu = find_gpu(options.gpu)
     if options.gpus < 1 or (options.mfu is not None and not 0 < options.mfu <= 1):
         raise ValueError(f"plan: gpus={options.gpus} mfu={options.mfu}: use at least one GPU, and 0 < mfu <= 1")
@@ -83,9 +90,12 @@ def estimate(cfg: StageConfig, options: PlanConfig, *, suggest: bool = True) -> 
         )
     sizes, load = measure(cfg.model), _load(cfg, options)
     made = _estimate(cfg, options, gpu, sizes, load)
+    if options.measured is not None:
+        folders = [options.measured] if isinstance(options.measured, str) else [str(each) for each in options.measured]
+        made = replace(made, pace=pace_of(folders, cfg, options.gpus))
     if made.fits or not suggest:
         return made
-    return _estimate(cfg, options, gpu, sizes, load, _suggest(made))
+    return replace(made, suggestions=_suggest(made))
 
 
 def with_offload(cfg: StageConfig, offload: str | None) -> StageConfig:
@@ -125,23 +135,26 @@ def regime_of(cfg: StageConfig) -> tuple[Regime, Trained, Trained]:
 
 
 def _load(cfg: StageConfig, options: PlanConfig) -> Load:
-    lengths: dict[str, Any] = {"text_tokens": options.text_tokens, "answer_tokens": options.answer_tokens}
     try:
-        return from_data(cfg, **lengths)
+        return from_data(cfg)
     except (ValueError, OSError) as error:
         # The shards need not be on the machine that plans; the estimate says why it did not use them.
-        load = declared(cfg, clip_s=options.clip_s, hours=options.hours, **lengths)
+        load = declared(
+            cfg,
+            clip_s=options.clip_s,
+            hours=options.hours,
+            text_tokens=options.text_tokens,
+            answer_tokens=options.answer_tokens,
+        )
         return replace(load, problems=[*load.problems, f"shards not read: {str(error).splitlines()[0]}"])
 
 
-def _estimate(
-    cfg: StageConfig, options: PlanConfig, gpu: Gpu, sizes: Sizes, load: Load, suggestions: list[str] | None = None
-) -> Estimate:
+def _estimate(cfg: StageConfig, options: PlanConfig, gpu: Gpu, sizes: Sizes, load: Load) -> Estimate:
     regime, encoder, llm = regime_of(cfg)
     modes = (cfg.trainer.gradient_checkpointing.encoder, cfg.trainer.gradient_checkpointing.llm)
     kept = activations(sizes.shapes, load.work, precision_of(cfg), encoder, llm, modes)
     batches = cfg.trainer.batches_per_step
-    forward = forward_flops(sizes.shapes, load.work)
+    forward, useful = forward_flops(sizes.shapes, load.work), training_flops(sizes.shapes, load.work, regime)
     # "selective" runs cheap operations twice, no products.
     again = forward.encoder + forward.encoder_attention if modes[0] == "full" and regime.encoder else 0.0
     again += forward.llm + forward.llm_attention if modes[1] == "full" else 0.0
@@ -152,10 +165,9 @@ def _estimate(
         sizes,
         load,
         memory(cfg, sizes, options.gpus, kept),
-        _times(training_flops(sizes.shapes, load.work, regime), batches),
+        _times(useful, batches),
         forward.total * batches if cfg.stage == "dpo" and cfg.dpo.reference == "live" else 0.0,
         again * batches,
-        suggestions or [],
     )
 
 

@@ -39,7 +39,8 @@ def as_dict(made: Estimate) -> dict[str, Any]:
             "reference": made.reference_flops,
             "recomputed": made.recomputed_flops,
         },
-        "mfu": made.mfu,
+        "mfu": made.mfu if made.pace is None else None,
+        "measured": None if made.pace is None else vars(made.pace),
         "step_s": made.step_s,
         "wall_hours": made.wall_hours,
         "gpu_hours": made.gpu_hours,
@@ -97,7 +98,13 @@ def _time(made: Estimate) -> list[str]:
         f"{made.useful.total / 1e15:,.2f} PFLOP useful"
         + (f", {made.reference_flops / 1e15:,.2f} for the reference" if made.reference_flops else "")
         + (f", {made.recomputed_flops / 1e15:,.2f} recomputed" if made.recomputed_flops else ""),
-        f"  {made.step_s:.3g} s at {made.mfu:.0%} of {made.gpu.bf16_tflops:g} TFLOP/s (efficiency: {source})",
+        f"  {made.step_s:.3g} s "
+        + (
+            f"at {made.mfu:.0%} of {made.gpu.bf16_tflops:g} TFLOP/s (efficiency: {source})"
+            if made.pace is None
+            else f"as measured in {made.pace.source}: {made.pace.rate / 1e12:.3g} TFLOP/s of one process, and "
+            f"{made.pace.batch_s:.2g} s beside for every batch"
+        ),
         f"the run: {cfg.trainer.max_steps:,} steps, {made.wall_hours:,.1f} hours, {made.gpu_hours:,.0f} GPU-hours",
     ]
     if options.price is not None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from qa_train.config import StageConfig
+from qa_train.data.realised import Ints, realised
 from qa_train.model.flops import Work
 
 AUDIO_TOKENS_PER_SECOND = 25
@@ -65,26 +68,27 @@ def declared(cfg: StageConfig, *, clip_s: float, text_tokens: int, answer_tokens
     return Load(load[0], load[1], clip_s, tasks, origin, problems)
 
 
-def from_data(cfg: StageConfig, *, text_tokens: int, answer_tokens: int) -> Load:
+def from_data(cfg: StageConfig) -> Load:
     """The load as the plan of the shards gives it. ValueError or FileNotFoundError if they cannot be opened."""
-    from qa_train.data.realised import realised
     from qa_train.planner.balance import open_planned
 
     data = open_planned(cfg)
-    seen = realised(data.plan, data.sources, min(cfg.trainer.max_steps, LOOK))
-    return from_realised(cfg, seen, text_tokens=text_tokens, answer_tokens=answer_tokens)
+    lengths: list[Ints] = []
+    seen = realised(data.plan, data.sources, min(cfg.trainer.max_steps, LOOK), lengths=lengths)
+    return from_realised(cfg, seen, lengths)
 
 
-def from_realised(cfg: StageConfig, seen: dict[str, Any], *, text_tokens: int, answer_tokens: int) -> Load:
-    """The load of a run whose first steps are ``seen`` (`qa_train.data.realised.realised`)."""
+def from_realised(cfg: StageConfig, seen: dict[str, Any], lengths: list[Ints]) -> Load:
+    """The load of a run whose first steps are ``seen``, and whose samples are as long as ``lengths`` says.
+
+    See `qa_train.data.realised.realised`.
+    """
     steps = seen["steps"]
     times = cfg.trainer.max_steps / steps
     samples = max(1, seen["samples"])
-    hours = sum(row["hours"] for row in seen["sources"])
-    clip_s = hours * 3600 / samples
+    clip_s = sum(row["hours"] for row in seen["sources"]) * 3600 / samples
     text = max(1.0, seen["tokens"] / samples - clip_s * AUDIO_TOKENS_PER_SECOND)
-    answers = min(1.0, answer_tokens / text_tokens) * text
-    work, per_batch = _load(cfg, clip_s, text, answers, seen["fill"])
+    work, per_batch = _typical(cfg, np.concatenate(lengths), seen["fill"])
     tasks = [
         Task(row["source"], row["task"], row["share"], row["samples"] * times, row["tokens"] * times,
              row["hours"] * times, row["epochs"] * times)
@@ -92,6 +96,27 @@ def from_realised(cfg: StageConfig, seen: dict[str, Any], *, text_tokens: int, a
     ]  # fmt: skip
     origin = f"the shards: {steps} steps planned, {clip_s:.1f} s and {text:.0f} text tokens per sample on average"
     return Load(work, per_batch, clip_s, tasks, origin)
+
+
+def _typical(cfg: StageConfig, lengths: Ints, fill: float) -> tuple[Work, float]:
+    """(a micro-batch whose samples are spread evenly over those there are, by length; how many it holds on average).
+
+    Samples of the mean length would hide what attention costs in long ones.
+    """
+    samples = max(1.0, cfg.data.tokens_per_batch * fill / lengths[:, 1].mean())
+    ordered = lengths[np.lexsort(lengths.T[:2])]
+    number = round(samples)
+    audio, tokens, scored = ordered[((np.arange(number) + 0.5) * len(ordered) / number).astype(int)].T
+    window = int(_WINDOW_S * AUDIO_TOKENS_PER_SECOND)
+    frames = _MEL_PER_SECOND // AUDIO_TOKENS_PER_SECOND
+    segments: list[int] = []
+    if not cfg.data.encoder_cache:
+        for whole, rest in zip(*divmod(audio, window), strict=True):
+            segments += [window * frames] * int(whole) + [int(rest) * frames] * bool(rest)
+    # A pair is two documents.
+    rows = 2 if cfg.stage == "dpo" else 1
+    documents = [int(count) // rows for count in tokens for _ in range(rows)]
+    return Work(segments, documents, int(scored.sum())), samples
 
 
 def _load(cfg: StageConfig, clip_s: float, text: float, answers: float, fill: float) -> tuple[Work, float]:

@@ -41,7 +41,8 @@ def first_screen(stage: Stage, model: Any) -> str:
     # On data that changed, the plan knows nothing of what came before the resume.
     first = checkpoints.step_of(stage.resume) if stage.resume else 0
     look = max(min(steps - first, LOOK), 1)
-    ahead = realised(plan, stage.batches.sources, look, first=first)
+    lengths: list[Any] = []
+    ahead = realised(plan, stage.batches.sources, look, first=first, lengths=lengths)
     world = PartialState().num_processes
     table = stage.batches.table()
     times = steps / look
@@ -59,7 +60,7 @@ def first_screen(stage: Stage, model: Any) -> str:
         "steps": f"{steps:,} steps of {cfg.trainer.batches_per_step} x {cfg.data.tokens_per_batch:,} tokens "
         f"({ahead['fill']:.0%} full): {ahead['tokens'] * times / 1e6:,.2f} M tokens, {hours:,.2f} hours of audio heard",
         "machine": f"{world} process{'es' * (world > 1)} on {_device()}, {precision}, deepspeed {cfg.deepspeed.name}",
-        "time": expected_time(stage, ahead, world),
+        "time": expected_time(stage, ahead, lengths, world),
         "saves": f"every {cfg.trainer.save_steps:,} steps and at the end; metrics in {tracker}",
         "writes to": f"{stage.run.dir} ({f'resuming from {stage.resume.name}' if stage.resume else 'a fresh start'})",
     }
@@ -88,14 +89,14 @@ def parameters(model: Any) -> str:
     return f"{_millions(total)} parameters, {_millions(trained.total())} of them train ({shown or 'nothing'})"
 
 
-def expected_time(stage: Stage, ahead: dict[str, Any], world: int) -> str:
+def expected_time(stage: Stage, ahead: dict[str, Any], lengths: list[Any], world: int) -> str:
     """How long the steps that are left will take: from the steps done before, else from a count of operations."""
     left = stage.cfg.trainer.max_steps - (checkpoints.step_of(stage.resume) if stage.resume else 0)
     done = [row["seconds"] for row in read_tail(stage.run.metrics, 50) if row.get("seconds")]
     if stage.resume and done:
         step_s = median(done)
         return f"{_duration(left * step_s)} for {left:,} steps ({step_s:.2g} s each, as before the restart)"
-    load = from_realised(stage.cfg, ahead, text_tokens=50, answer_tokens=20)
+    load = from_realised(stage.cfg, ahead, lengths)
     shapes = Shapes.of(stage.model.config)
     regime, _, _ = regime_of(stage.cfg)
     operations = training_flops(shapes, load.work, regime).total

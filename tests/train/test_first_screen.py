@@ -38,7 +38,7 @@ def test_a_resumed_run_takes_as_long_as_its_steps_did(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     stage: Any = SimpleNamespace(cfg=cfg, run=RunFolder(cfg, is_main=True), resume=tmp_path / "checkpoint-40")
     # 60 of 100 steps are left; the slow first one does not count.
-    assert expected_time(stage, {}, 1) == "2 min for 60 steps (2 s each, as before the restart)"
+    assert expected_time(stage, {}, [], 1) == "2 min for 60 steps (2 s each, as before the restart)"
 
 
 def test_the_rate_of_products_is_plausible() -> None:

@@ -1,0 +1,68 @@
+"""The pace of a machine from runs that took steps on it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from qa_train.data_cli import _compose
+from qa_train.planner import PlanConfig, as_text, estimate
+from qa_train.planner.measured import pace_of
+
+CFG = _compose("pretrain", ["experiment=smoke", "trainer.batches_per_step=4"])
+
+
+def run(folder: Path, flops: float, seconds: float, *, world: int = 2, steps: int = 20, **changes: Any) -> str:
+    """A run of 4 batches a step, ``flops`` and ``seconds`` each in one process, and half a second of waiting."""
+    folder.mkdir()
+    cfg = asdict(CFG)
+    cfg["trainer"] |= changes
+    (folder / "config.yaml").write_text(yaml.safe_dump(cfg))
+    (folder / "environment.json").write_text(json.dumps([{"world_size": world}]))
+    took = seconds * 4 / world
+    row = {"loss": 1.0, "seconds": took + 0.5, "data_wait_s": 0.25, "checkpoint_s": 0.25}
+    row["useful_tflops_per_s"] = flops * 4 / 1e12 / row["seconds"]
+    slow = {**row, "seconds": 60.0}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [slow] * 5 + [row] * steps))
+    return str(folder)
+
+
+def test_two_runs_tell_what_a_batch_costs_beside_its_operations(tmp_path: Path) -> None:
+    # 0.1 s and 5 GFLOP/s.
+    runs = [run(tmp_path / "large", 4e9, 0.9), run(tmp_path / "small", 1e9, 0.3)]
+    pace = pace_of(runs, CFG, 2)
+    assert (pace.batch_s, pace.rate) == (pytest.approx(0.1), pytest.approx(5e9))
+    assert pace.batch(2e9) == pytest.approx(0.5)
+    alone = pace_of(runs[:1], CFG, 2)
+    assert (alone.batch_s, alone.rate) == (0, pytest.approx(4e9 / 0.9))
+
+
+def test_a_plan_takes_the_pace(tmp_path: Path) -> None:
+    made = estimate(CFG, PlanConfig(gpus=2, measured=run(tmp_path / "a", 4e9, 0.8)))
+    assert made.step_s == pytest.approx(made.useful.total / 2 / 5e9)
+    assert f"as measured in {tmp_path}/a: 0.005 TFLOP/s of one process" in as_text(made)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ({"world": 4}, "ran on 4 processes and the plan is for gpus=2"),
+        ({"steps": 4}, "has 4 steps after its first 5: 10 are needed"),
+        ({"bf16": True}, "has trainer.bf16=True and the plan False"),
+        ({"flops": 1.2e9}, "take nearly the same operations"),
+    ],
+)
+def test_runs_that_say_nothing_are_refused(tmp_path: Path, made: dict[str, Any], message: str) -> None:
+    other = run(tmp_path / "b", **{"flops": 4e9, "seconds": 0.9, **made})
+    with pytest.raises(ValueError, match=message):
+        pace_of([run(tmp_path / "a", 1e9, 0.3), other], CFG, 2)
+
+
+def test_no_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no run folder that can be read"):
+        pace_of([str(tmp_path)], CFG, 2)
