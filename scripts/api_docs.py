@@ -6,6 +6,10 @@ of anything, such as an annotation that does not exist.
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import inspect
+import pkgutil
 import sys
 import warnings
 from pathlib import Path
@@ -13,11 +17,25 @@ from pathlib import Path
 import pdoc
 import pdoc.render
 
+from qa_train import config
+from qa_train.config.guide import options_help
+
 PACKAGES = ("qa_train", "data_pipelines")
+
+
+def show_options() -> None:
+    """Options are described by the comment above each, which pdoc does not read: every section lists its own."""
+    for found in pkgutil.iter_modules(config.__path__, "qa_train.config."):
+        for kind in vars(importlib.import_module(found.name)).values():
+            if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == found.name:
+                options = [line.strip().partition("  ") for line in options_help(kind).splitlines()]
+                listed = [f"- `{option}` {comment.strip()}" for option, _, comment in options]
+                kind.__doc__ = "\n".join([inspect.getdoc(kind) or "", "", *listed])
 
 
 def build(folder: Path) -> list[str]:
     """Write the pages; returns pdoc's warnings."""
+    show_options()
     pdoc.render.configure(docformat="google", show_source=False)
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always", UserWarning)

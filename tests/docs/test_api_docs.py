@@ -25,4 +25,6 @@ def test_the_reference_is_built_without_warnings(tmp_path: Path) -> None:
     assert 'id="newest_complete"' in page
     assert 'id="_' not in page
     assert "Arguments:" in page
+    options = (tmp_path / "qa_train" / "config.html").read_text()
+    assert "<code>tokens_per_batch=3000</code> Budget of one batch" in options, "options stand with their comments"
     assert "load_model" in (tmp_path / "qa_train" / "model.html").read_text()
