@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 WIDTH, HEIGHT = 420, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 34
@@ -64,6 +65,15 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+def tick_labels(values: Sequence[float]) -> list[str]:
+    """Each as `number` writes it, with as many digits as it takes to tell neighbours apart."""
+    labels = [number(value) for value in values]
+    if len(set(labels)) == len(labels):
+        return labels
+    step = min(b - a for a, b in pairwise(values))
+    return [f"{value:,.{max(0, -math.floor(math.log10(step)))}f}" for value in values]
+
+
 def smooth(values: Sequence[float], weight: float) -> list[float]:
     """Exponential moving average with start-up correction, so that the first points are not pulled down."""
     out, total, norm = [], 0.0, 0.0
@@ -99,10 +109,11 @@ def _frame(title: str, body: list[str], height: int = HEIGHT) -> str:
 
 def _y_axis(low: float, high: float, slope: float, offset: float, right: float = WIDTH - RIGHT) -> list[str]:
     parts = []
-    for tick in ticks(low, high):
+    marks = ticks(low, high)
+    for tick, label in zip(marks, tick_labels(marks), strict=True):
         y = slope * tick + offset
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick end" x="{LEFT - 7}" y="{y + 4:.1f}">{number(tick)}</text>')
+        parts.append(f'<text class="tick end" x="{LEFT - 7}" y="{y + 4:.1f}">{label}</text>')
     return parts
 
 
@@ -113,14 +124,16 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str) -> str:
     # The first steps of training can be far above the rest: they may leave the frame at the top.
     solid = [y for line in lines if not line.faint for y in line.ys] or values
     low, high = min(min(solid), values[0]), max(max(solid), values[int(0.98 * (len(values) - 1))])
-    pad = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
+    # Equal values differ by rounding once they are averaged: that is no range to look at.
+    pad = 0.06 * (high - low) if high - low > 1e-9 * abs(high) else abs(high) * 0.1 or 1.0
     low, high = (max(0.0, low - pad) if low >= 0 else low - pad), high + pad
     x_slope, x_offset = _scale(min(xs), max(xs), LEFT, WIDTH - RIGHT)
     y_slope, y_offset = _scale(low, high, HEIGHT - BOTTOM, TOP)
     body = _y_axis(low, high, y_slope, y_offset)
-    for tick in ticks(min(xs), max(xs), 4):
+    marks = ticks(min(xs), max(xs), 4)
+    for tick, label in zip(marks, tick_labels(marks), strict=True):
         x = x_slope * tick + x_offset
-        body.append(f'<text class="tick middle" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}">{number(tick)}</text>')
+        body.append(f'<text class="tick middle" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}">{label}</text>')
     body.append(f'<text class="tick middle" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 3}">{escape(x_label)}</text>')
     for line in sorted(lines, key=lambda line: not line.faint):
         points = " ".join(

@@ -10,7 +10,7 @@ import pytest
 from made_up import metric, results, run_dirs
 
 from qa_train.report import markdown_table, merge_samples, metric_entry, write_report
-from qa_train.report.charts import Line, line_chart, number, smooth, ticks
+from qa_train.report.charts import Line, line_chart, number, smooth, tick_labels, ticks
 from qa_train.report.clips import data_uri
 from qa_train.report.results import duration, verdict
 
@@ -122,11 +122,17 @@ def test_clips_are_short_opus(tmp_path: Path) -> None:
 def test_chart_parts() -> None:
     assert ticks(0, 100) == [0, 20, 40, 60, 80, 100]
     assert ticks(0.31, 0.34, 3) == pytest.approx([0.31, 0.32, 0.33, 0.34])
+    assert tick_labels([0.597, 0.598, 0.599]) == ["0.597", "0.598", "0.599"]
+    assert tick_labels([1_000_000, 1_000_100]) == ["1,000,000", "1,000,100"]
+    assert tick_labels([0, 20, 40]) == ["0", "20", "40"]
     assert [number(v) for v in (0, 0.125, 12.34, 1500, 0.01234)] == ["0", "0.12", "12.3", "1,500", "0.012"]
     assert smooth([4, 4, 4], 0.9) == pytest.approx([4, 4, 4])
     assert [duration(s) for s in (4.2, 59, 61, 3725)] == ["4.2 s", "59 s", "1 min 01 s", "1 h 02 min"]
     # A flat curve and a single early spike must not break the scale.
     assert "nan" not in line_chart("flat", [Line([1, 2, 3], [5, 5, 5])], "step")
+    # Averages of equal values differ in their last bits.
+    rounded = line_chart("flat", [Line([1, 2, 3], [450.0, 450.0 - 6e-14, 450.0 + 6e-14])], "step")
+    assert rounded.replace(">450<", "", 1).count(">450<") == 0
     spiked = line_chart("spike", [Line([*range(200)], [900.0] + [1.0] * 199)], "step")
     assert ">1<" in spiked
 
