@@ -17,6 +17,8 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 34
 # Room at the right of a stage chart for the word at the target's line.
 TARGET_ROOM = 66
 MAX_POINTS = 300
+# Characters of a label left of the frame.
+_LABEL_ROOM = 7
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,15 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def tick_labels(values: Sequence[float]) -> list[str]:
-    """Each as `number` writes it, with as many digits as it takes to tell neighbours apart."""
+    """Each as `number` writes it, or with the digits that tell neighbours apart; a repetition without room is empty."""
     labels = [number(value) for value in values]
     if len(set(labels)) == len(labels):
         return labels
     step = min(b - a for a, b in pairwise(values))
-    return [f"{value:,.{max(0, -math.floor(math.log10(step)))}f}" for value in values]
+    exact = [f"{value:,.{max(0, -math.floor(math.log10(step)))}f}" for value in values]
+    if max(map(len, exact)) <= _LABEL_ROOM:
+        return exact
+    return [label if label not in labels[:i] else "" for i, label in enumerate(labels)]
 
 
 def smooth(values: Sequence[float], weight: float) -> list[float]:

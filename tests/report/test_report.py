@@ -123,7 +123,7 @@ def test_chart_parts() -> None:
     assert ticks(0, 100) == [0, 20, 40, 60, 80, 100]
     assert ticks(0.31, 0.34, 3) == pytest.approx([0.31, 0.32, 0.33, 0.34])
     assert tick_labels([0.597, 0.598, 0.599]) == ["0.597", "0.598", "0.599"]
-    assert tick_labels([1_000_000, 1_000_100]) == ["1,000,000", "1,000,100"]
+    assert tick_labels([9.5e-5, 1e-4, 1.04e-4]) == ["9.5e-5", "1.0e-4", ""]
     assert tick_labels([0, 20, 40]) == ["0", "20", "40"]
     assert [number(v) for v in (0, 0.125, 12.34, 1500, 0.01234)] == ["0", "0.12", "12.3", "1,500", "0.012"]
     assert smooth([4, 4, 4], 0.9) == pytest.approx([4, 4, 4])
