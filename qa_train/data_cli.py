@@ -21,7 +21,8 @@ class IndexOptions:
     decode: bool = False
     # Index what precedes the damage of a broken tar instead of refusing it.
     keep_damaged: bool = False
-    # Leave alone what has an index that fits: to go on after an interruption.
+    # Leave alone what has an index of its size: to go on after an interruption. Not for other options, or for shards
+    # that were rewritten.
     missing: bool = False
     num_workers: int = 0
 

@@ -111,7 +111,7 @@ class HeldOut(TrainerCallback):
                 clips = self._kept.get(name, {})
                 rows = _rows(questions, answers, answered, clips)
                 _write(self.stage.run.dir / FOLDER / f"step-{step}" / name / "predictions.jsonl", rows)
-                self._show(step, name, [row for row in rows if row["id"] in clips])
+                self._show(step, name, [row for row in rows if "clip" in row])
         numbers["eval_s"] = round(time.perf_counter() - started, 3)
         if self.stage.run.is_main:
             print(summary(step, numbers), flush=True)
@@ -171,12 +171,12 @@ def summary(step: int, numbers: Mapping[str, Any]) -> str:
     return f"evaluation at step {step}: " + "; ".join(parts) + f"; {numbers['eval_s']:.1f} s"
 
 
-def keep_clips(sets: Mapping[str, list[Question]], folder: Path, options: Any) -> dict[str, dict[str, str]]:
+def keep_clips(sets: Mapping[str, list[Question]], folder: Path, options: Any) -> dict[str, dict[int, str]]:
     """Keep the clips of the first ``options.samples`` questions of each set, all within ``options.samples_mib``.
 
-    Questions are in an order that says nothing of them. Returns by set: key of the question -> path below ``folder``.
+    Questions are in an order that says nothing of them. Returns by set: question's number -> path below ``folder``.
     """
-    kept: dict[str, dict[str, str]] = {name: {} for name in sets}
+    kept: dict[str, dict[int, str]] = {name: {} for name in sets}
     room = options.samples_mib * 2**20
     # Question by question over all sets, so that a small allowance does not go to the first set alone.
     for i in range(options.samples):
@@ -184,23 +184,23 @@ def keep_clips(sets: Mapping[str, list[Question]], folder: Path, options: Any) -
             if i >= len(questions) or not questions[i].sample.num_clips:
                 continue
             try:
-                path = keep_clip(questions[i], folder / "clips" / name)
+                path = keep_clip(questions[i], i, folder / "clips" / name)
             except BadAudio:
                 continue  # its answer says why
             room -= path.stat().st_size
             if room < 0:
                 path.unlink()
                 return kept
-            kept[name][questions[i].sample.key] = str(path.relative_to(folder))
+            kept[name][i] = str(path.relative_to(folder))
     return kept
 
 
 def _rows(
-    questions: list[Question], outcomes: list[Outcome], answered: list[Prediction], clips: Mapping[str, str]
+    questions: list[Question], outcomes: list[Outcome], answered: list[Prediction], clips: Mapping[int, str]
 ) -> list[dict[str, Any]]:
     """The lines of predictions.jsonl."""
     rows = []
-    for question, outcome, answer in zip(questions, outcomes, answered, strict=True):
+    for i, (question, outcome, answer) in enumerate(zip(questions, outcomes, answered, strict=True)):
         references = question.references
         row = {
             "id": question.sample.key,
@@ -214,7 +214,7 @@ def _rows(
             # null: no matter of right and wrong, as a translation.
             "right": is_right(question.metric, answer),
         }
-        clip = {"clip": clips[question.sample.key]} if question.sample.key in clips else {}
+        clip = {"clip": clips[i]} if i in clips else {}
         rows.append(row | clip | ({"error": outcome.error} if outcome.error else {}))
     return rows
 

@@ -15,8 +15,10 @@ import pytest
 
 from qa_train.config import EvalSetConfig, EvaluationConfig, StageConfig
 from qa_train.config.evaluation import check_evaluation
+from qa_train.data.sample import AudioPart, Message, Sample
 from qa_train.data.shards import ShardWriter
-from qa_train.held_out import _apart, summary
+from qa_train.eval.questions import Question
+from qa_train.held_out import _apart, keep_clips, summary
 from tests.train.conftest import ROOT, command, environment, metrics, options, run, shards  # noqa: F401
 
 Options = Callable[[str, Path], list[str]]
@@ -47,6 +49,22 @@ def scores(folder: Path) -> list[tuple[int, Any, Any, Any]]:
 
 def answers(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.glob("held_out/*/*/predictions.jsonl"))}
+
+
+def test_records_that_share_a_key_keep_clips_of_their_own(tmp_path: Path) -> None:
+    def asked(seconds: float) -> Question:
+        wave = np.random.default_rng(int(seconds)).normal(0, 0.1, int(16_000 * seconds)).astype(np.float32)
+        sample = Sample("same", (Message("user", (AudioPart(0),)),), 1, "asr", "en", "base")
+        return Question(sample, lambda: (wave,), ("x",), "wer", "asr", "en")
+
+    sets = {"asr": [asked(1), asked(20)]}
+    kept = keep_clips(sets, tmp_path / "all", EvaluationConfig())["asr"]
+    assert len({(tmp_path / "all" / path).stat().st_size for path in kept.values()}) == len(kept) == 2
+    # The second is too large for what is left: the first one stays.
+    size = (tmp_path / "all" / kept[0]).stat().st_size
+    tight = keep_clips(sets, tmp_path / "tight", EvaluationConfig(samples_mib=2 * size / 2**20))["asr"]
+    assert [*tight] == [0]
+    assert [path.stat().st_size for path in (tmp_path / "tight/clips/asr").iterdir()] == [size]
 
 
 @pytest.mark.slow

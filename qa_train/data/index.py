@@ -154,7 +154,7 @@ def _row(file: IO[bytes], group: list[Member], decode: bool) -> dict[str, Any]:
 def _record(file: IO[bytes], text: dict[str, Member]) -> dict[str, Any]:
     record = parse_record(_bytes(file, text["json"], MAX_JSON_BYTES)) if "json" in text else {}
     # Beside a JSON of facts, a text file is the transcript.
-    if "txt" in text and not {"text", "messages"} & set(record):
+    if "txt" in text and not (record.get("text") or record.get("messages")):
         raw = _bytes(file, text["txt"], MAX_JSON_BYTES)
         with contextlib.suppress(UnicodeDecodeError):
             return record | {"text": raw.decode("utf-8").strip()}

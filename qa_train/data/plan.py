@@ -141,8 +141,8 @@ class Plan:
 
         Batches per step may have changed: the step that came next still comes next, under its new
         batch number. When the data or their settings changed, unchanged sources go on where they
-        were, changed ones begin their next epoch, and the chapter starts again: nothing is left
-        out, and at most one chapter is seen twice.
+        were, changed ones begin their next epoch (what was left of the one before is not seen), and
+        the chapter starts again: at most one is seen twice.
         """
         ids = [(s.name, s.fingerprint) for s in (self.sources[i] for i in self._used)]
         start, exact = decode_state(state, self.batches_per_step, self._settings(), ids)

@@ -97,9 +97,15 @@ _LIST_FIELDS: dict[str, tuple[tuple[str, ...], bool]] = {
 }
 _NOTES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 _WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*")
-# A clip so labelled may well hold speech, without a transcript that would say so.
+# A clip so labelled may well hold speech, without a transcript that would say so: such a record is not asked about it.
+# Better too many words than too few. Singing, screams and beatboxing are no speech.
 _OF_SPEECH = re.compile(
-    r"\b(?:speech|speak\w*|spoke\w*|talk\w*|says?|saying|said|narrat\w*|convers\w*|announc\w*)\b|[说話话語语讲講]",
+    r"\b(?:speech|speak\w*|spoke\w*|talk\w*|says?|saying|said|narrat\w*|convers\w*|announc\w*|whisper\w*|murmur\w*|"
+    r"mutter\w*|yell\w*|shout\w*|chat(?:s|ting|ter\w*)?|reads?|reading|recit\w*|preach\w*|pray\w*|lectur\w*|comment\w*|"
+    r"interview\w*|dialog\w*|discuss\w*|debat\w*|argu(?:e|es|ed|ing|ments?)|tell(?:s|ing)?|told|ask(?:s|ed|ing)?|"
+    r"repl(?:y|ies|ied|ying)|answer\w*|explain\w*|greet\w*|call(?:s|ed|ing)? out|rap(?:s|ping|pers?)?|chant\w*|radio|"
+    r"television|tv|broadcast\w*|news|(?<!singing )voices?(?! that (?:beatbox|sing|hum|whistl)))\b"
+    r"|[说话話语語讲講喊]|讨论|討論|对话|對話|朗读|朗讀|聊天",
     re.IGNORECASE,
 )
 # One character each: scripts written without spaces between words.

@@ -319,8 +319,9 @@ class Source:
     def _fingerprint(self, data: DataConfig) -> str:
         cfg = self.cfg
         parts: list[Any] = [cfg.task, cfg.template, sorted(cfg.where.items()), cfg.max_samples, self.bank.digest]
-        # What is scored is part of the cost.
-        parts.append(cfg.last_turn_only)
+        if cfg.last_turn_only:
+            # What is scored is part of the cost.
+            parts.append("last_turn_only")
         parts += [
             data.min_duration_s,
             data.max_duration_s,

@@ -119,7 +119,7 @@ def evaluate_shards(
         if keep_samples:
             folder = Path(clips_dir) if clips_dir is not None else None
             picks = np.unique(np.linspace(0, len(questions) - 1, keep_samples).round().astype(int))
-            result["samples"] = [_sample(questions[i], outcomes[i], found[i], folder) for i in picks]
+            result["samples"] = [_sample(i, questions[i], outcomes[i], found[i], folder) for i in picks]
         result["seconds"] = round(time.perf_counter() - started, 2)
         results[eval_set.name] = result
         log.info("%s: %s %.1f (n = %d)", eval_set.name, result["metric"], result["value"], result["n"])
@@ -249,7 +249,9 @@ def is_right(metric: str, prediction: Prediction) -> bool | None:
     return {"accuracy": label_matches, "contains": label_contained}.get(metric, lambda p: None)(prediction)
 
 
-def _sample(question: Question, outcome: Outcome, prediction: Prediction, clips_dir: Path | None) -> dict[str, Any]:
+def _sample(
+    number: int, question: Question, outcome: Outcome, prediction: Prediction, clips_dir: Path | None
+) -> dict[str, Any]:
     """One answer for the report, with a copy of its clip."""
     row: dict[str, Any] = {
         "key": question.sample.key,
@@ -260,13 +262,16 @@ def _sample(question: Question, outcome: Outcome, prediction: Prediction, clips_
         "right": is_right(question.metric, prediction),
     }
     if clips_dir is not None and question.sample.num_clips and outcome.error is None:
-        row["audio"] = str(keep_clip(question, clips_dir))
+        row["audio"] = str(keep_clip(question, number, clips_dir))
     return row
 
 
-def keep_clip(question: Question, folder: Path) -> Path:
-    """Write a question's clips, one after the other, as one Ogg Opus file into ``folder``; BadAudio if unreadable."""
-    digest = hashlib.sha256(f"{question.source}/{question.sample.key}".encode()).hexdigest()
+def keep_clip(question: Question, number: int, folder: Path) -> Path:
+    """Write a question's clips, one after the other, as one Ogg Opus file into ``folder``; BadAudio if unreadable.
+
+    ``number`` is that of the question in its set: records of two shards may share a key.
+    """
+    digest = hashlib.sha256(f"{question.source}/{number}/{question.sample.key}".encode()).hexdigest()
     path = folder / f"{digest[:16]}.ogg"
     folder.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, np.concatenate(question.load()), SAMPLE_RATE, format="OGG", subtype="OPUS")

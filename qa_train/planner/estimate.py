@@ -60,10 +60,9 @@ class Estimate:
     def step_s(self) -> float:
         """Seconds of one optimizer step."""
         if self.pace is not None:
-            # The runs recomputed as much: their pace is that of the useful operations.
+            # The runs recomputed as much and asked the same reference: it is the pace of the useful operations.
             batches = self.cfg.trainer.batches_per_step
-            one = (self.useful.total + self.reference_flops) / batches
-            return self.pace.batch(one) * batches / self.options.gpus
+            return self.pace.batch(self.useful.total / batches) * batches / self.options.gpus
         return self.step_flops / (self.options.gpus * self.gpu.bf16_tflops * 1e12 * self.mfu)
 
     @property

@@ -1,17 +1,23 @@
-"""How long a step takes on this machine, from runs that took some: instead of a card's peak and a share of it."""
+"""How long a step takes on this machine, from runs that took some: instead of a card's peak and a share of it.
+
+Operations are the useful ones that metrics.jsonl counts, without recomputation and DPO's reference: the pace holds
+their time.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from qa_train.config import StageConfig
+from qa_train.config import StageConfig, to_stage_config
 
 # The first steps fill caches; fewer than this after them say little.
 _WARM_UP, _ENOUGH = 5, 10
@@ -94,9 +100,10 @@ def steps_of(folder: Path) -> list[tuple[float, float]]:
 def _read(folder: Path, cfg: StageConfig, processes: int) -> _Run:
     steps = steps_of(folder)
     try:
-        then: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text())
+        stored = OmegaConf.load(folder / "config.yaml")
+        then = to_stage_config(OmegaConf.merge(OmegaConf.structured(StageConfig), stored))
         ran_on = int(json.loads((folder / "environment.json").read_text())[-1]["world_size"])
-    except (OSError, ValueError, IndexError, KeyError) as error:
+    except (OSError, ValueError, TypeError, LookupError, YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"plan: measured={folder} is no run folder that can be read: {error}") from error
     _check_kind(folder, then, cfg)
     if ran_on != processes:
@@ -104,30 +111,26 @@ def _read(folder: Path, cfg: StageConfig, processes: int) -> _Run:
             f"plan: {folder} ran on {ran_on} processes and the plan is for gpus={processes}: what processes cost one "
             "another is not known; measure on as many"
         )
-    batches = then["trainer"]["batches_per_step"]
+    batches = then.trainer.batches_per_step
     flops, seconds = (median(column) for column in zip(*steps, strict=True))
     # A process has its share of the step's batches, and works on them one after another.
     return _Run(str(folder), flops / batches, seconds * processes / batches)
 
 
-def _check_kind(folder: Path, then: dict[str, Any], cfg: StageConfig) -> None:
-    """Same stage, model, numbers, recomputation and DeepSpeed: what decides about the pace of the operations."""
-    kinds = {
-        "stage": (then["stage"], cfg.stage),
-        "model.name": (then["model"]["name"], cfg.model.name),
-        "model.freeze": (sorted(then["model"]["freeze"]), sorted(cfg.model.freeze)),
-        "model.lora.parts": (sorted(then["model"]["lora"]["parts"]), sorted(cfg.model.lora.parts)),
-        "model.dtype": (then["model"]["dtype"], cfg.model.dtype),
-        "trainer.bf16": (then["trainer"]["bf16"], cfg.trainer.bf16),
-        "trainer.gradient_checkpointing": (
-            then["trainer"]["gradient_checkpointing"],
-            vars(cfg.trainer.gradient_checkpointing),
-        ),
-        "deepspeed": (then["deepspeed"]["name"], cfg.deepspeed.name),
-    }
-    for name, (before, now) in kinds.items():
-        if before != now:
+def _check_kind(folder: Path, then: StageConfig, cfg: StageConfig) -> None:
+    """ValueError: something differs that decides how fast operations go."""
+    for name, now in _kind(cfg).items():
+        if (before := _kind(then)[name]) != now:
             raise ValueError(
                 f"plan: measured={folder} has {name}={before} and the plan {now}: measure the same; some twenty steps "
                 "are enough"
             )
+
+
+def _kind(cfg: StageConfig) -> dict[str, Any]:
+    # Where the weights come from makes no step slower.
+    found: dict[str, Any] = {f"model.{k}": v for k, v in asdict(cfg.model).items() if k != "checkpoint"}
+    names = ("bf16", "gradient_checkpointing", "compile_layers", "use_liger_kernel", "optim")
+    found |= {f"trainer.{name}": asdict(cfg.trainer)[name] for name in names}
+    found |= {"stage": cfg.stage, "deepspeed": cfg.deepspeed.name, "data.encoder_cache": bool(cfg.data.encoder_cache)}
+    return found | ({"dpo.reference": cfg.dpo.reference} if cfg.stage == "dpo" else {})

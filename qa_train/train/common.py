@@ -276,7 +276,9 @@ def _check_resume(stage: Stage, args: TrainingArguments) -> None:
             f"the data differ from those {stage.run.dir} was trained on, or the order of their samples does (plan "
             f"fingerprint {stage.batches.plan.fingerprint}, checkpoint {manifest['plan_fingerprint']}). The order also "
             "hangs on the version of qa-train, on what trains, and on whether data.encoder_cache is set: restore what "
-            "changed, or continue in the new order, with at most a chapter seen twice, with run.allow_data_change=true"
+            "changed, or continue in the new order with run.allow_data_change=true. Sources whose records, filters or "
+            "prompts changed then begin their next epoch, and what was left of this one is not seen; the others go on "
+            "where they were, with at most a chapter seen twice"
         )
     stage.batches.plan.seek(*manifest["plan_hint"])
 

@@ -104,9 +104,11 @@ def expected_time(stage: Stage, ahead: dict[str, Any], lengths: list[Any], world
         operations += forward_flops(shapes, load.work).total
     rate, share = product_rate(), MFU if torch.cuda.is_available() else _CPU_EFFICIENCY
     step_s = operations * stage.cfg.trainer.batches_per_step / (rate * share * world)
+    # Measured on two cores: a mini model takes half of it, a tiny one several times as long (docs/planning.md).
+    doubt = "" if torch.cuda.is_available() else ", half to several times that for small models"
     return (
         f"about {_duration(left * step_s)} ({step_s:.2g} s a step): a guess from operations, at {share:.0%} of "
-        f"{rate / 1e12:.3g} TFLOP/s measured here; step lines time it"
+        f"{rate / 1e12:.3g} TFLOP/s measured here{doubt}; step lines time it"
     )
 
 

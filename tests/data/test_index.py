@@ -282,11 +282,12 @@ def test_a_text_beside_a_json_of_facts_is_the_transcript_and_other_texts_are_cou
     members = [
         ("d/a.flac", sound), ("d/a.json", b'{"language": "en"}'), ("d/a.spk.txt", b"anne"), ("d/a.txt", b"hello \n"),
         ("d/b.flac", sound), ("d/b.json", b'{"text": "mine"}'), ("d/b.txt", b"other"), ("d/b.cls", b"3"),
+        ("d/c.flac", sound), ("d/c.json", b'{"text": null}'), ("d/c.txt", b"said"),
     ]  # fmt: skip
     path = plain_tar(tmp_path / "foreign.tar", members)
     (index,) = build_index([path])
     assert [json.loads(meta) for meta in index.table["meta"].to_pylist()] == [
-        {"language": "en", "text": "hello"}, {"text": "mine"},
+        {"language": "en", "text": "hello"}, {"text": "mine"}, {"text": "said"},
     ]  # fmt: skip
     assert [str(problem) for problem in index.problems] == [
         "ignored 1 members of type .cls", "ignored 1 members of type .spk.txt",

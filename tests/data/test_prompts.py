@@ -222,6 +222,14 @@ def test_derived_fields() -> None:
     out = fields({"text": "Don't stop, my e-mail!", "language": "en"})
     assert (out["num_words"], out["first_word"], out["last_word"]) == ("4", "don't", "e-mail")
     assert fields({"label": "bell"})["has_speech"] == "No"
+    for caption in ("A dog barks twice", "A singing voice", "Waves break on a beach", "一只狗在叫"):
+        assert fields({"caption": caption})["has_speech"] == "No", caption
+    for caption in (
+        "A woman talks", "A woman whispers softly", "A man's voice over a loudspeaker", "People chattering in a crowd",
+        "A man yelling", "A child reads aloud", "He preaches to a crowd", "a radio host interviews a guest",
+        "a dialogue between two women", "男人在讨论问题", "A deep voice",
+    ):  # fmt: skip
+        assert "has_speech" not in fields({"caption": caption}), caption
     assert "has_speech" not in fields({})
     assert "num_words" not in fields({"text": "你好", "language": "zh"})
 

@@ -17,10 +17,12 @@ from qa_train.planner.measured import pace_of
 CFG = _compose("pretrain", ["experiment=smoke", "trainer.batches_per_step=4"])
 
 
-def run(folder: Path, flops: float, seconds: float, *, world: int = 2, steps: int = 20, **changes: Any) -> str:
+def run(
+    folder: Path, flops: float, seconds: float, *, world: int = 2, steps: int = 20, like: Any = CFG, **changes: Any
+) -> str:
     """A run of 4 batches a step, ``flops`` and ``seconds`` each in one process, and half a second of waiting."""
     folder.mkdir()
-    cfg = asdict(CFG)
+    cfg = asdict(like)
     cfg["trainer"] |= changes
     (folder / "config.yaml").write_text(yaml.safe_dump(cfg))
     (folder / "environment.json").write_text(json.dumps([{"world_size": world}]))
@@ -46,6 +48,40 @@ def test_a_plan_takes_the_pace(tmp_path: Path) -> None:
     made = estimate(CFG, PlanConfig(gpus=2, measured=run(tmp_path / "a", 4e9, 0.8)))
     assert made.step_s == pytest.approx(made.useful.total / 2 / 5e9)
     assert f"as measured in {tmp_path}/a: 0.005 TFLOP/s of one process" in as_text(made)
+
+
+def test_the_reference_of_dpo_is_in_the_pace(tmp_path: Path) -> None:
+    live = _compose("dpo", ["experiment=smoke", "trainer.batches_per_step=4"])
+    first = estimate(live, PlanConfig(gpus=2))
+    assert first.reference_flops > 0
+    # A run of the very same configuration: the plan is what it took.
+    made = run(tmp_path / "a", first.useful.total / 4, 2.5, like=live)
+    assert estimate(live, PlanConfig(gpus=2, measured=made)).step_s == pytest.approx(5.0)
+    once = _compose("dpo", ["experiment=smoke", "trainer.batches_per_step=4", "dpo.reference=precomputed"])
+    with pytest.raises(ValueError, match=r"has dpo\.reference=live and the plan precomputed"):
+        pace_of([made], once, 2)
+
+
+@pytest.mark.parametrize("text", ["", "trainer: {optim: [", "stage: pretrain\nmodel: 3\n", "of_another_tool: 1\n"])
+def test_a_configuration_that_cannot_be_read(text: str, tmp_path: Path) -> None:
+    made = run(tmp_path / "a", 4e9, 0.8)
+    (tmp_path / "a" / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"plan: measured=.*/a (is no run folder that can be read|has )"):
+        pace_of([made], CFG, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["model.llm.config.num_hidden_layers=3"], "model.llm"),
+        (["trainer.compile_layers=true"], "trainer.compile_layers"),
+        (["data.encoder_cache=x", "model.freeze=[encoder]"], "model.freeze"),
+    ],
+)
+def test_runs_of_another_kind_are_refused(words: list[str], name: str, tmp_path: Path) -> None:
+    other = _compose("pretrain", ["experiment=smoke", "trainer.batches_per_step=4", *words])
+    with pytest.raises(ValueError, match=f"has {name}="):
+        pace_of([run(tmp_path / "a", 4e9, 0.8)], other, 2)
 
 
 @pytest.mark.parametrize(
