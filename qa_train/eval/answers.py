@@ -30,6 +30,9 @@ class Outcome:
     text: str = ""
     truncated: bool = False
     error: str | None = None
+    # Digests of the clips that were heard, and of all that was asked in one batch.
+    clips: str = ""
+    batch: str = ""
 
 
 class Journal:
@@ -52,7 +55,10 @@ class Journal:
         return json.dumps({"index": index, **asdict(outcome)}, ensure_ascii=False)
 
     def add(self, outcomes: Mapping[int, Outcome]) -> None:
-        """Append answers and have them on disk before returning."""
+        """Append answers, those not in it yet, and have them on disk before returning."""
+        outcomes = {i: outcome for i, outcome in outcomes.items() if self.outcomes.get(i) != outcome}
+        if not outcomes:
+            return
         self.outcomes |= outcomes
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(self._line(index, outcome) + "\n" for index, outcome in outcomes.items())

@@ -154,15 +154,17 @@ def _refuse_changed(predictions: Path) -> None:
 
 
 def _asked_otherwise(folders: Sequence[Path]) -> dict[str, str]:
-    """{"differs": what}: prompt, format or decoding of the two, where both are known; {}: they were asked alike."""
+    """{"differs": what}: prompt, format, decoding or clips, where both folders tell; {}: they were asked alike."""
     asked = []
     for folder in folders:
         if not (folder / "run.json").is_file():
             return {}
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         benchmark = {k: run["benchmark"].get(k) for k in ASKED if k not in ("path", "max_new_tokens")}
-        asked.append(benchmark | {"decoding": run["identity"].get("decoding")})
-    differs = [name.replace("_", " ") for name in asked[0] if asked[0][name] != asked[1][name]]
+        asked.append(benchmark | {"decoding": run["identity"].get("decoding"), "clips": run.get("clips_sha256")})
+    # Evaluations written by earlier versions do not say which clips they heard.
+    known = [name for name in asked[0] if name != "clips" or all(side[name] for side in asked)]
+    differs = [name.replace("_", " ") for name in known if asked[0][name] != asked[1][name]]
     return {"differs": " and ".join(differs)} if differs else {}
 
 

@@ -3,7 +3,9 @@
 1. Items become questions; batches are planned over all of them, longest first, whatever the number of
    ranks: rank r answers the batches r, r + W, ... So the arithmetic of an answer, and with it the
    file, does not depend on the number of ranks or on when a process was killed.
-2. Each rank appends its answers to a journal of its own, on disk after every batch.
+2. Each rank appends its answers to a journal of its own, on disk after every batch, with the digest of
+   the clips and of all that was asked in one batch: an answer is kept by a later start only while both
+   are the same.
 3. Rank 0 joins the journals, in the order of the items, and asks the probe's questions.
 """
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -46,6 +48,9 @@ MAX_CLIP_S = 1800.0
 # MMAU's list with the answers, for its own script and its submission page. The option's text stands for a chosen
 # letter, which the script would not know; its README and its code name the key differently, so both are there.
 OFFICIAL = "model_output.json"
+RESULTS = ("run.json", "predictions.jsonl", "scores.json", "judgements.jsonl", OFFICIAL)
+# What a run.json must have in common with a new one for the probe and the scores beside it to stand.
+SAME_RUN = {"identity", "clips_sha256", "predictions_sha256"}
 # Fields of a row that its prediction keeps.
 KEPT = ("group", "question", "meta_info", "task_name", "dataset_name", "choices", "difficulty")
 
@@ -83,7 +88,7 @@ def question_of(benchmark: Benchmark, row: Mapping[str, Any]) -> Question:
     paths = (Path(row["audio"]),) if row["audio"] else ()
     load = partial(load_clips, paths, MAX_CLIP_S)
     return Question(
-        sample, load, references, benchmark.metric, benchmark.name, language, tuple(row.get("choices") or ())
+        sample, load, references, benchmark.metric, benchmark.name, language, tuple(row.get("choices") or ()), paths
     )
 
 
@@ -113,10 +118,9 @@ def predict(
     """Answer all rows of a benchmark; writes ``out/predictions.jsonl`` and ``out/run.json`` (rank 0).
 
     ``identity`` is that of the model (hash of the weights, or endpoint and name); with the rows, the
-    decoding and the limits it decides whether answers already on disk are kept. ``who`` names it for
-    the reader. A clip that cannot
-    be read gives a row with ``error``; it is tried again by the next run. Paths below ``data_root``
-    are written relative to it.
+    decoding, the limits and the bytes of the clips it decides whether answers already on disk are kept.
+    ``who`` names it for the reader. A clip that cannot be read gives a row with ``error``; it is tried
+    again by the next run. Paths below ``data_root`` are written relative to it.
 
     Raises:
         ValueError: rows that cannot be asked.
@@ -132,25 +136,32 @@ def predict(
         "decoding": asdict(decoding),
         "limits": asdict(limits),
     }
-    known = _known(out, full)
-    if ranks.rank == 0:
-        _clear_other_run(out, full)
+    earlier = _earlier(out, full)
+    if earlier and ranks.rank == 0:
+        answered = len({item for item, _ in earlier})
+        log.info("%s: %d of %d items are answered; clips that changed are asked again", out, answered, len(rows))
+    if ranks.rank == 0 and _recorded(out).get("identity") not in (None, _as_json(full)):
+        log.warning("%s: the answers there are of another model, data or decoding; they are replaced", out)
+        _drop_results(out)
     ranks.meet()
     journal = Journal(out / f"journal-{ranks.rank}.jsonl", full)
-    if known and ranks.rank == 0:
-        log.info("%s: %d of %d answers are already there", benchmark.name, len(known), len(rows))
-    on_answers(len(known))
-    for batch in _my_batches(questions, seconds, limits, decoding, ranks):
-        new = _answer_batch(answerer, questions, batch, decoding, known)
-        journal.add(new)
-        on_answers(len(new.keys() - known.keys()))
+    plan = _plan(questions, seconds, limits, decoding)
+    for batch in plan[ranks.rank :: ranks.world]:
+        journal.add(_answer_batch(answerer, questions, batch, decoding, earlier, out))
+        on_answers(len(batch))
     ranks.meet()
     if ranks.rank == 0:
-        outcomes = _joined(out, full, len(rows))
+        outcomes = _joined(out, full, plan, ranks.world)
+        before = _recorded(out)
         _write(benchmark, rows, questions, seconds, outcomes, out, data_root)
         run = {"identity": full, "benchmark": benchmark.as_dict(), "data_root": str(data_root or ""), "n": len(rows)}
-        run |= {"predictions_sha256": file_digest(out / "predictions.jsonl")}
-        run |= {"answered_by": who, "probe": _probe(answerer, questions, outcomes, decoding, probe, out, full)}
+        run |= {"clips_sha256": _sha256([outcome.clips for outcome in outcomes])}
+        run |= {"predictions_sha256": file_digest(out / "predictions.jsonl"), "answered_by": who}
+        same = before.keys() >= SAME_RUN and all(before[name] == _as_json(run)[name] for name in SAME_RUN)
+        if not same:
+            _drop_results(out, ("scores.json", "judgements.jsonl"))
+        kept = before["probe"] if same and (before.get("probe") or {}).get("asked") == probe else None
+        run |= {"probe": kept or _probe(answerer, questions, outcomes, decoding, probe)}
         write_atomically(out / "run.json", json.dumps(run, indent=2, ensure_ascii=False) + "\n")
     ranks.meet()
 
@@ -161,15 +172,33 @@ def _digest(rows: Sequence[Mapping[str, Any]], questions: Sequence[Question]) ->
         [row["id"], Path(row["audio"]).name, q.sample.template, [part_text(m) for m in q.sample.messages], q.references]
         for row, q in zip(rows, questions, strict=True)
     ]
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+    return _sha256(listing)
 
 
-def _clear_other_run(out: Path, identity: Mapping[str, Any]) -> None:
-    """Results of another model, data or decoding go before the first answer that replaces them."""
-    if _recorded(out).get("identity") not in (None, json.loads(json.dumps(dict(identity)))):
-        log.warning("%s: the answers there are of another model, data or decoding; they are replaced", out)
-        for name in ("run.json", "predictions.jsonl", "scores.json", "judgements.jsonl", OFFICIAL):
-            (out / name).unlink(missing_ok=True)
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _as_json(value: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(dict(value)))
+
+
+def clips_digest(paths: Sequence[Path]) -> str:
+    """Of the bytes of an item's clips; a file that cannot be opened counts as such."""
+    found = []
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                found.append(hashlib.file_digest(file, "sha256").hexdigest())
+        except OSError as error:
+            found.append(type(error).__name__)
+    return _sha256(found)
+
+
+def _drop_results(out: Path, names: Sequence[str] = RESULTS) -> None:
+    """Results go before the first answer that replaces one of theirs."""
+    for name in names:
+        (out / name).unlink(missing_ok=True)
 
 
 def _recorded(out: Path) -> dict[str, Any]:
@@ -180,39 +209,36 @@ def _recorded(out: Path) -> dict[str, Any]:
         return {}
 
 
-def _known(out: Path, identity: Mapping[str, Any]) -> dict[int, Outcome]:
-    """Answers on disk of this identity, by whichever ranks gave them."""
-    found: dict[int, Outcome] = {}
+def _earlier(out: Path, identity: Mapping[str, Any]) -> dict[tuple[int, str], Outcome]:
+    """{(item, digest of its batch): answer} on disk of this identity, by whichever ranks gave them."""
+    found: dict[tuple[int, str], Outcome] = {}
     for path in sorted(out.glob("journal-*.jsonl")):
-        found |= {i: o for i, o in read_journal(path, identity).items() if o.error is None}
+        found |= {(i, o.batch): o for i, o in read_journal(path, identity).items() if o.error is None}
     return found
 
 
-def _joined(out: Path, identity: Mapping[str, Any], n: int) -> list[Outcome]:
+def _joined(out: Path, identity: Mapping[str, Any], plan: Sequence[Sequence[int]], world: int) -> list[Outcome]:
+    """What the rank of each batch wrote last of its items, in the order of the items."""
+    journals = [read_journal(out / f"journal-{rank}.jsonl", identity) for rank in range(world)]
     found: dict[int, Outcome] = {}
-    for path in sorted(out.glob("journal-*.jsonl")):
-        found = read_journal(path, identity) | found
-    found |= _known(out, identity)
+    for number, batch in enumerate(plan):
+        found |= {i: journals[number % world][i] for i in batch if i in journals[number % world]}
+    n = sum(len(batch) for batch in plan)
     missing = [i for i in range(n) if i not in found]
     if missing:
         raise RuntimeError(f"{out}: no outcome for {len(missing)} items, the first is number {missing[0]}")
     return [found[i] for i in range(n)]
 
 
-def _my_batches(
-    questions: Sequence[Question],
-    seconds: Sequence[float | None],
-    limits: Limits,
-    decoding: Decoding,
-    ranks: Ranks,
-) -> Iterator[list[int]]:
-    """The batches of this rank, of the plan over all questions. Audio by its header, text by its characters."""
+def _plan(
+    questions: Sequence[Question], seconds: Sequence[float | None], limits: Limits, decoding: Decoding
+) -> list[list[int]]:
+    """The batches over all questions. Audio by its header, text by its characters."""
     lengths = []
     for question, duration in zip(questions, seconds, strict=True):
         text = sum(len(getattr(part, "text", "")) // 3 + 4 for m in question.sample.messages for part in m.content)
         lengths.append(text + (_tokens(duration) if duration else 0))
-    plan = plan_batches(lengths, rows=limits.batch_size, tokens=limits.token_budget, new_tokens=decoding.max_new_tokens)
-    yield from (batch for number, batch in enumerate(plan) if number % ranks.world == ranks.rank)
+    return plan_batches(lengths, rows=limits.batch_size, tokens=limits.token_budget, new_tokens=decoding.max_new_tokens)
 
 
 def _tokens(duration: float) -> int:
@@ -227,25 +253,30 @@ def _answer_batch(
     questions: Sequence[Question],
     batch: Sequence[int],
     decoding: Decoding,
-    known: Mapping[int, Outcome],
+    earlier: Mapping[tuple[int, str], Outcome],
+    out: Path,
 ) -> dict[int, Outcome]:
-    """Outcomes of a batch that is not answered in full yet: all of it is asked, so that its arithmetic is the same."""
+    """Outcomes of a batch. If one of its answers is missing all are asked, so that the arithmetic is the same."""
+    clips = {i: clips_digest(questions[i].clips) for i in batch}
+    name = _sha256([[i, clips[i]] for i in batch])
+    known = {i: earlier[i, name] for i in batch if (i, name) in earlier}
     missing = [i for i in batch if i not in known]
     items: dict[int, Item] = {}
     failed: dict[int, Outcome] = {}
     # Clips that failed before come first: while they still fail, nothing is asked again.
-    for i in [*missing, *(i for i in batch if i in known)] if missing else []:
+    for i in [*missing, *known] if missing else []:
         if i in known and not items:
-            return failed
+            break
         try:
             items[i] = Item(questions[i].sample, questions[i].load())
         except BadAudio as error:
-            failed[i] = Outcome(error=str(error))
-    if not items:
-        return failed
+            failed[i] = Outcome(error=str(error), clips=clips[i], batch=name)
     order = [i for i in batch if i in items]
-    answers = answerer.generate([items[i] for i in order], decoding)
-    return failed | {i: Outcome(a.text, a.truncated) for i, a in zip(order, answers, strict=True)}
+    if order:
+        _drop_results(out)
+    answers = answerer.generate([items[i] for i in order], decoding) if order else []
+    new = {i: Outcome(a.text, a.truncated, clips=clips[i], batch=name) for i, a in zip(order, answers, strict=True)}
+    return failed | known | new
 
 
 def _write(
@@ -286,18 +317,7 @@ def _write(
 
 
 def _probe(
-    answerer: Answerer,
-    questions: Sequence[Question],
-    outcomes: Sequence[Outcome],
-    decoding: Decoding,
-    count: int,
-    out: Path,
-    identity: Mapping[str, Any],
+    answerer: Answerer, questions: Sequence[Question], outcomes: Sequence[Outcome], decoding: Decoding, count: int
 ) -> dict[str, Any] | None:
-    """The probe's result; that of an earlier run of the same identity and size is kept."""
-    before = _recorded(out)
-    same = before.get("identity") == json.loads(json.dumps(dict(identity)))
-    if same and (before.get("probe") or {}).get("asked") == count:
-        return dict(before["probe"])
     found = listening_probe(answerer, questions, outcomes, decoding, count)
     return None if found is None else {"asked": count, **found}

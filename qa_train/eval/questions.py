@@ -53,6 +53,8 @@ class Question:
     source: str
     language: str | None = None
     choices: tuple[str, ...] = ()
+    # The files that ``load`` reads, where it reads any.
+    clips: tuple[Path, ...] = ()
     # About as many as the prompt has, where that is known without reading the clips: for planning batches.
     tokens: int = 0
 

@@ -102,6 +102,16 @@ def test_other_prompts_are_named_beside_the_difference(tmp_path: Path) -> None:
     assert "may be chance (another prompt)" in comparison_table(found, "a", "b")
 
 
+def test_other_clips_are_named_beside_the_difference(tmp_path: Path) -> None:
+    for name, clips in (("a", "1"), ("b", "2"), ("c", "2"), ("old", None)):
+        write(tmp_path / name, {"1": "cat", "2": "cat"})
+        run = {"benchmark": {}, "identity": {}} | ({"clips_sha256": clips} if clips else {})
+        (tmp_path / name / "mine" / "run.json").write_text(json.dumps(run))
+    differs = [compare_folders(tmp_path / "a", tmp_path / other)["mine"].get("differs") for other in ("b", "old")]
+    assert differs == ["clips", None]
+    assert "differs" not in compare_folders(tmp_path / "b", tmp_path / "c")["mine"]
+
+
 def test_options_in_another_order_are_named_beside_the_difference(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         write(tmp_path / name, {"1": "cat", "2": "cat"})

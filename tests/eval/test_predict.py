@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 from fake_model import FakeModel, processor, tone
@@ -86,6 +87,48 @@ def test_a_finished_run_asks_nothing_and_a_repaired_clip_only_its_batch(data: Pa
     # A readable header gives the clip another place in the plan: only batches with it are asked.
     assert 1 <= len(again.calls) < calls
     assert rows_of(data, "out")[4]["prediction"] == "tone 25"
+
+
+@pytest.mark.parametrize(
+    ("wave", "answer"),
+    [(np.zeros(12_800, np.float32), "silence 20"), (tone(0.4), "tone 10")],
+    ids=["same length", "shorter"],
+)
+def test_a_clip_replaced_under_its_name_is_asked_again(data: Path, wave: np.ndarray, answer: str) -> None:
+    calls = len(run(data, "out", probe=4).calls)
+    before = json.loads((data / "out" / "run.json").read_text())
+    for name in ("scores.json", "judgements.jsonl"):
+        (data / "out" / name).write_text("of the clips before")
+    assert rows_of(data, "out")[15]["prediction"] == "tone 20"
+    soundfile.write(data / "15.wav", wave, 16_000)
+    again = len(run(data, "out", probe=4).calls)
+    assert rows_of(data, "out")[15]["prediction"] == answer
+    assert not (data / "out" / "scores.json").exists()
+    assert not (data / "out" / "judgements.jsonl").exists()
+    after = json.loads((data / "out" / "run.json").read_text())
+    assert before["identity"] == after["identity"]
+    assert before["clips_sha256"] != after["clips_sha256"]
+    # As if nothing had been there before, at less cost.
+    assert again < calls
+    run(data, "new", probe=4)
+    for name in ("predictions.jsonl", "run.json"):
+        assert (data / "out" / name).read_bytes() == (data / "new" / name).read_bytes()
+    for _ in range(2):
+        assert len(run(data, "out", probe=4).calls) == 0
+    assert len((data / "out" / "journal-0.jsonl").read_text().splitlines()) == 1 + 20, "the journal does not grow"
+
+
+def test_a_clip_that_goes_is_a_failed_answer(data: Path) -> None:
+    run(data, "out", limits=Limits(1))
+    (data / "out" / "scores.json").write_text("of the clips before")
+    wave = (data / "3.wav").read_bytes()
+    (data / "3.wav").unlink()
+    assert len(run(data, "out", limits=Limits(1)).calls) == 0
+    assert "no such file" in rows_of(data, "out")[3]["error"]
+    assert not (data / "out" / "scores.json").exists()
+    (data / "3.wav").write_bytes(wave)
+    assert len(run(data, "out", limits=Limits(1)).calls) == 1
+    assert "error" not in rows_of(data, "out")[3]
 
 
 def test_other_limits_are_another_run(data: Path) -> None:
@@ -212,6 +255,7 @@ def test_a_kill_and_a_change_of_ranks_give_the_same_file(data: Path) -> None:
         run(data, "cut", dying)
     assert not (data / "cut" / "predictions.jsonl").exists()
     assert sum(share(data, "cut", 3, model)) == len(model.calls) - 2
+    assert sum(share(data, "cut", 2, model)) == 0
     assert (data / "cut" / "predictions.jsonl").read_bytes() == whole
 
 
