@@ -40,7 +40,7 @@ class EvalConfig:
     """`qa-train eval`: answer benchmarks, or a file of questions about audio, and score the answers."""
 
     checkpoint: str | None = None
-    # A file of questions; or benchmarks: names, suites and YAML files of your own, with the folder of their data.
+    # A file of questions (docs/evaluate.md); or benchmarks: names, suites, YAML files, with the folder of their data.
     data: str | None = None
     benchmarks: Any = None
     data_root: str = "."

@@ -50,7 +50,7 @@ Please only output a single "Yes" or "No". Do not output anything else."""
 
 
 # Fields of a row, beside prediction and gt, that a judge is shown.
-_NEEDED = {
+NEEDED = {
     "airbench_chat": ("question", "meta_info", "task_name"),
     "voicebench_open": ("question",),
     "voicebench_qa": ("question",),
@@ -81,7 +81,7 @@ def prompts_of(metric: str, rows: Sequence[Row]) -> list[str]:
         ValueError: a row without a field that the judge is shown.
     """
     for row in rows:
-        missing = [name for name in _NEEDED[metric] if not row.get(name)]
+        missing = [name for name in NEEDED[metric] if not row.get(name)]
         if missing:
             raise ValueError(f"item {row['id']}: the judge of {metric} needs {' and '.join(missing)} in the row")
     if metric == "airbench_chat":

@@ -35,7 +35,7 @@ from qa_train.eval.answers import (
 )
 from qa_train.eval.benchmarks import JUDGED, UNSCORED, Benchmark
 from qa_train.eval.labels import option_text
-from qa_train.eval.questions import Question, load_clips, part_text
+from qa_train.eval.questions import MAX_CLIP_S, Question, load_clips, part_text
 from qa_train.eval.ranks import Ranks
 from qa_train.eval.scores import WITHOUT_REFERENCE
 from qa_train.infer.generate import Decoding, Item, plan_batches
@@ -43,8 +43,6 @@ from qa_train.infer.generate import Decoding, Item, plan_batches
 log = logging.getLogger(__name__)
 
 SAMPLE_RATE = 16_000
-# Longer clips are failed answers: no benchmark here has any.
-MAX_CLIP_S = 1800.0
 # MMAU's list with the answers, for its own script and its submission page. The option's text stands for a chosen
 # letter, which the script would not know; its README and its code name the key differently, so both are there.
 OFFICIAL = "model_output.json"
@@ -52,7 +50,7 @@ RESULTS = ("run.json", "predictions.jsonl", "scores.json", "judgements.jsonl", O
 # What a run.json must have in common with a new one for the probe and the scores beside it to stand.
 SAME_RUN = {"identity", "clips_sha256", "predictions_sha256"}
 # Fields of a row that its prediction keeps.
-KEPT = ("group", "question", "meta_info", "task_name", "dataset_name", "choices", "difficulty")
+KEPT = ("group", "question", "meta_info", "task_name", "dataset_name", "choices", "difficulty", "messages", "audios")
 
 
 @dataclass(frozen=True)
@@ -92,10 +90,10 @@ def question_of(benchmark: Benchmark, row: Mapping[str, Any]) -> Question:
     )
 
 
-def duration_s(path: str) -> float | None:
-    """The length a clip's header gives, or None: no clip, or none that can be read."""
+def duration_s(clips: Sequence[Path]) -> float | None:
+    """The length that the headers of an item's clips give, or None: no clip, or one that cannot be read."""
     try:
-        return float(soundfile.info(path).duration) if path else None
+        return sum(float(soundfile.info(clip).duration) for clip in clips) if clips else None
     except (RuntimeError, OSError):
         return None
 
@@ -107,6 +105,7 @@ def predict(
     out: Path,
     *,
     identity: Mapping[str, Any],
+    questions: Sequence[Question] | None = None,
     decoding: Decoding | None = None,
     limits: Limits | None = None,
     ranks: Ranks | None = None,
@@ -119,7 +118,8 @@ def predict(
 
     ``identity`` is that of the model (hash of the weights, or endpoint and name); with the rows, the
     decoding, the limits and the bytes of the clips it decides whether answers already on disk are kept.
-    ``who`` names it for the reader. A clip that cannot be read gives a row with ``error``; it is tried
+    ``who`` names it for the reader. ``questions``: those of the rows, where they are more than a clip and
+    a prompt. A clip that cannot be read gives a row with ``error``; it is tried
     again by the next run. Paths below ``data_root`` are written relative to it.
 
     Raises:
@@ -127,8 +127,8 @@ def predict(
     """
     limits, ranks = limits or Limits(), ranks or Ranks()
     decoding = replace(decoding or Decoding(), max_new_tokens=benchmark.max_new_tokens)
-    questions = [question_of(benchmark, row) for row in rows]
-    seconds = [duration_s(row["audio"]) for row in rows]
+    questions = [question_of(benchmark, row) for row in rows] if questions is None else questions
+    seconds = [duration_s(question.clips) for question in questions]
     full = {
         **identity,
         "benchmark": benchmark.name,
@@ -168,10 +168,10 @@ def predict(
 
 def _digest(rows: Sequence[Mapping[str, Any]], questions: Sequence[Question]) -> str:
     """Of everything asked: ids, names of clips, prompts with their format, references."""
-    listing = [
-        [row["id"], Path(row["audio"]).name, q.sample.template, [part_text(m) for m in q.sample.messages], q.references]
-        for row, q in zip(rows, questions, strict=True)
-    ]
+    listing = []
+    for row, q in zip(rows, questions, strict=True):
+        turns = [[message.role, part_text(message)] for message in q.sample.messages]
+        listing.append([row["id"], [clip.name for clip in q.clips], q.sample.template, turns, q.references])
     return _sha256(listing)
 
 

@@ -23,10 +23,12 @@ from qa_train.data.audio import BadAudio, audio_tokens, read_clip
 from qa_train.data.prompts import chat_messages
 from qa_train.data.records import LANGUAGES, BadRecord, check_record
 from qa_train.data.sample import AudioPart, Message, Sample, TextPart
-from qa_train.eval.scores import METRICS
+from qa_train.eval.benchmarks import JUDGED, UNSCORED
+from qa_train.eval.judged import NEEDED
+from qa_train.eval.scores import METRICS, WITHOUT_REFERENCE
 
-# Beyond the scored metrics: answers are written, nothing is computed.
-UNSCORED = "none"
+# Longer clips are failed answers: no benchmark here has any.
+MAX_CLIP_S = 1800.0
 # The rules of the report's sets, by source name; then by what the prompt asks for.
 SOURCE_METRICS = (
     (re.compile(r"librispeech|cv15|common_?voice|fleurs|aishell", re.I), "wer"),
@@ -59,7 +61,7 @@ class Question:
     tokens: int = 0
 
 
-def read_questions(path: Path | str, *, max_duration_s: float = 600.0) -> list[Question]:
+def read_questions(path: Path | str, *, max_duration_s: float = MAX_CLIP_S) -> list[Question]:
     """Every line of an evaluation file, in order. Clip paths are relative to the file's folder.
 
     Raises:
@@ -127,9 +129,11 @@ def _question(row: dict[str, Any], key: str, folder: Path, max_duration_s: float
         raise ValueError(f"gt must be text or a list of texts, found {gt!r}")
     source = str(row.get("source") or "unnamed")
     metric = row.get("metric") or (metric_of(source, prompt) if references else UNSCORED)
-    if metric != UNSCORED and metric not in METRICS:
-        raise ValueError(f"metric {metric!r} is unknown: use {', '.join([*METRICS, UNSCORED])}")
-    if metric != UNSCORED and not references:
+    if metric not in (*METRICS, *JUDGED, UNSCORED):
+        raise ValueError(f"metric {metric!r} is unknown: use {', '.join([*METRICS, *JUDGED, UNSCORED])}")
+    if missing := [name for name in NEEDED.get(metric, ()) if not row.get(name)]:
+        raise ValueError(f"metric {metric!r} needs {' and '.join(missing)}, which the judge is shown")
+    if not references and metric not in (UNSCORED, "voicebench_open", *WITHOUT_REFERENCE):
         raise ValueError(f"metric {metric!r} needs a reference: give gt, or metric {UNSCORED!r}")
     paths = tuple(folder / clip for clip in clips)
     return Question(
@@ -140,6 +144,7 @@ def _question(row: dict[str, Any], key: str, folder: Path, max_duration_s: float
         source,
         row.get("language") or language_of(metric, prompt),
         tuple(row.get("choices") or ()),
+        paths,
     )
 
 

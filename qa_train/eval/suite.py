@@ -18,6 +18,7 @@ from qa_train.eval.contamination import contamination
 from qa_train.eval.judge import Judge
 from qa_train.eval.judged import prompts_of
 from qa_train.eval.layouts import read_rows
+from qa_train.eval.own_file import Asked, read_own_file, write_own_answers
 from qa_train.eval.predict import Limits, predict
 from qa_train.eval.ranks import ranks_from_environment
 from qa_train.eval.scoring import score_folder
@@ -39,11 +40,13 @@ def evaluate(options: EvalConfig) -> int:
         return _compare(options)
     if options.step not in STEPS:
         raise ValueError(f"eval: step={options.step!r} is unknown: use one of {', '.join(STEPS)}")
-    if options.benchmarks is None and options.step == "all":
-        return _evaluate_file(options)
-    if options.out is None:
-        raise ValueError("eval: missing out=")
-    out = Path(options.out)
+    needed = {"out= (the folder for answers, scores and report)": options.out}
+    if options.step != "score":
+        needed["checkpoint= (or endpoint=)"] = options.checkpoint or options.endpoint
+        needed["benchmarks=[...] (or data=, a file of your own questions)"] = options.benchmarks or options.data
+    if missing := [name for name, value in needed.items() if value is None]:
+        raise ValueError(f"eval: missing {', '.join(missing)}")
+    out = Path(str(options.out))
     if options.step in ("all", "predict"):
         main = predict_benchmarks(options, out)
         if not main or options.step == "predict":
@@ -69,29 +72,18 @@ def _compare(options: EvalConfig) -> int:
     return 0
 
 
-def _evaluate_file(options: EvalConfig) -> int:
-    missing = [name for name in ("checkpoint", "data", "out") if getattr(options, name) is None]
-    if missing:
-        raise ValueError(
-            f"eval: missing {', '.join(name + '=' for name in missing)} (or benchmarks=[...] instead of data=)"
-        )
-    from qa_train.eval.harness import evaluate_file
-    from qa_train.infer.generate import Decoding
+def _asked(options: EvalConfig) -> list[Asked]:
+    """What the options ask: the items of benchmarks, or of a file of questions. All data are read here."""
+    if options.data is not None:
+        if options.benchmarks is not None:
+            raise ValueError("eval: give data= or benchmarks=, not both")
+        return read_own_file(Path(options.data), options.max_new_tokens)
+    root = Path(options.data_root).resolve()
+    return [Asked(benchmark, read_rows(benchmark, root)) for benchmark in _benchmarks(options)]
 
-    result = evaluate_file(
-        str(options.checkpoint),
-        str(options.data),
-        str(options.out),
-        decoding=Decoding(max_new_tokens=options.max_new_tokens),
-        batch_size=options.batch_size,
-        device=options.device,
-        probe=options.probe,
-    )
-    print(json.dumps(result["sources"], indent=2, ensure_ascii=False))
-    if (result["probe"] or {}).get("listens") is False:
-        print("the model DOES NOT LISTEN: its answers stay the same without the clips (see probe in scores.json)")
-    print(f"predictions and scores: {options.out}")
-    return 0
+
+def _benchmarks(options: EvalConfig) -> list[Benchmark]:
+    return find_benchmarks([options.benchmarks] if isinstance(options.benchmarks, str) else list(options.benchmarks))
 
 
 def predict_benchmarks(options: EvalConfig, out: Path) -> bool:
@@ -102,25 +94,23 @@ def predict_benchmarks(options: EvalConfig, out: Path) -> bool:
     Raises:
         ValueError: no benchmarks or model named, or data that are missing.
     """
-    names = [options.benchmarks] if isinstance(options.benchmarks, str) else list(options.benchmarks or [])
-    if not names:
-        raise ValueError("eval: missing benchmarks=[...] (names, suites or YAML files)")
-    if options.data is not None:
-        raise ValueError("eval: give data= or benchmarks=, not both")
-    root = Path(options.data_root).resolve()
-    tasks = [(benchmark, read_rows(benchmark, root)) for benchmark in find_benchmarks(names)]
+    asked = _asked(options)
+    root = Path(options.data_root if options.data is None else options.data).resolve()
+    root = root if options.data is None else root.parent
     ranks = ranks_from_environment()
     answerer, identity = _answerer(options)
     limits = Limits(options.batch_size, options.token_budget)
     try:
-        for benchmark, rows in tasks:
-            with progress(total=len(rows), desc=benchmark.name, unit="questions", disable=ranks.rank > 0) as bar:
+        for one in asked:
+            name, n = one.benchmark.name, len(one.rows)
+            with progress(total=n, desc=name, unit="questions", disable=ranks.rank > 0) as bar:
                 predict(
-                    benchmark,
-                    rows,
+                    one.benchmark,
+                    one.rows,
                     answerer,
-                    out / benchmark.name,
+                    out / name,
                     identity=identity,
+                    questions=one.questions or None,
                     limits=limits,
                     ranks=ranks,
                     probe=options.probe,
@@ -130,6 +120,8 @@ def predict_benchmarks(options: EvalConfig, out: Path) -> bool:
                 )
     except CallFailed as error:
         raise ValueError(f"{options.endpoint}: {error}; the same command again continues from here") from error
+    if options.data is not None and ranks.rank == 0:
+        write_own_answers(Path(options.data), asked, out)
     return ranks.rank == 0
 
 
@@ -166,9 +158,9 @@ def score_benchmarks(options: EvalConfig, out: Path) -> dict[str, dict[str, Any]
     """
     folders = sorted(path.parent for path in out.glob("*/run.json"))
     current: dict[str, Benchmark] = {}
-    if options.benchmarks is not None:
-        names = [options.benchmarks] if isinstance(options.benchmarks, str) else list(options.benchmarks)
-        current = {benchmark.name: benchmark for benchmark in find_benchmarks(names)}
+    if options.benchmarks is not None or options.data is not None:
+        now = [one.benchmark for one in _asked(options)] if options.data is not None else _benchmarks(options)
+        current = {benchmark.name: benchmark for benchmark in now}
         folders = [folder for folder in folders if folder.name in current]
     if not folders:
         raise ValueError(f"{out} holds no predictions: run the prediction step first (checkpoint=, benchmarks=)")

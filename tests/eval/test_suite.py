@@ -189,7 +189,7 @@ def test_a_reference_system_that_is_not_there_is_said(folder: Path) -> None:
     ("words", "message"),
     [
         (["step=guess"], "step='guess' is unknown"),
-        ([], "missing checkpoint=, data="),
+        ([], r"missing checkpoint= .*, benchmarks="),
         (["step=score"], "holds no predictions"),
         (["step=predict", "checkpoint=a"], r"missing benchmarks="),
         (["benchmarks=[meld]", "data=x.jsonl", "checkpoint=a"], "not both"),
