@@ -62,6 +62,8 @@ class Benchmark:
     prompt: str | None = None
     # "base": clip + prompt, as a pretrained model is asked; "chat": ChatML, as a model after SFT is.
     template: str = "base"
+    # More metrics of the same answers, reported beside.
+    also: Sequence[str] = field(default_factory=list)
     # Of the reference text: decides the normaliser and the tokenizer.
     language: str | None = None
     # The exact rule of scoring, in words, for the report.
@@ -87,6 +89,10 @@ class Benchmark:
         problems = []
         if self.metric not in (*METRICS, *JUDGED, UNSCORED):
             problems.append(f"metric {self.metric!r} is unknown: use one of {', '.join((*METRICS, *JUDGED, UNSCORED))}")
+        if isinstance(self.also, str) or any(name not in METRICS for name in self.also):
+            problems.append(f"also is {self.also!r}: give a list of metrics, of {', '.join(METRICS)}")
+        if self.also and self.metric not in METRICS:
+            problems.append(f"also has no effect beside metric {self.metric!r}")
         if self.reader not in READERS:
             problems.append(f"reader {self.reader!r} is unknown: use one of {', '.join(READERS)}")
         if self.template not in ("base", "chat"):

@@ -1,8 +1,8 @@
 """Caption metrics through pycocoevalcap (the COCO caption evaluation): CIDEr-D and ROUGE-L, several references each.
 
 Texts are tokenised as published results are: by Stanford's PTB tokenizer, which the package brings and Java runs, lower
-case, without punctuation. METEOR, SPICE and FENSE need processes or models of their own and are left to the tools that
-bring them: they take ``predictions.jsonl``.
+case, without punctuation. METEOR is in ``meteor.py``. SPICE and FENSE need models that are downloaded and are left to
+the tools that bring them: they take ``predictions.jsonl``.
 """
 
 from __future__ import annotations
@@ -26,13 +26,7 @@ def caption_rows(metric: str, predictions: Sequence[Prediction]) -> np.ndarray:
     Raises:
         ValueError: no pycocoevalcap, no Java, or a single item, over which CIDEr-D has no weights.
     """
-    if find_spec("pycocoevalcap") is None:
-        raise ValueError(f"the metric {metric} needs pycocoevalcap: pip install 'qa-train[captions]'")
-    texts = [_one_line(without_tags(answer_of(p))) for p in predictions]
-    references = [[_one_line(text) for text in p.references] for p in predictions]
-    tokenised = iter(ptb_tokenize((*texts, *(text for group in references for text in group))))
-    answers = [next(tokenised) for _ in texts]
-    wanted = [[next(tokenised) for _ in group] for group in references]
+    answers, wanted = tokenised(metric, predictions)
     if metric == "cider":
         from pycocoevalcap.cider.cider import Cider
 
@@ -49,6 +43,27 @@ def caption_rows(metric: str, predictions: Sequence[Prediction]) -> np.ndarray:
     return np.stack([100.0 * np.asarray(scores, dtype=float), np.ones(len(predictions))], axis=1)
 
 
+def tokenised(metric: str, predictions: Sequence[Prediction]) -> tuple[list[str], list[list[str]]]:
+    """Answers and their references as PTB tokens. ValueError: no pycocoevalcap, no Java."""
+    if find_spec("pycocoevalcap") is None:
+        raise ValueError(f"the metric {metric} needs pycocoevalcap: pip install 'qa-train[captions]'")
+    texts = [_one_line(without_tags(answer_of(p))) for p in predictions]
+    references = [[_one_line(text) for text in p.references] for p in predictions]
+    tokens = iter(ptb_tokenize((*texts, *(text for group in references for text in group))))
+    return [next(tokens) for _ in texts], [[next(tokens) for _ in group] for group in references]
+
+
+def find_java() -> str:
+    """The java program. ValueError: there is none."""
+    java = shutil.which("java")
+    if java is None:
+        raise ValueError(
+            "caption metrics need Java (any from 8 on, no download) for the programs that published numbers use: "
+            "install a JRE, or score with metric: chrf"
+        )
+    return java
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 
@@ -62,12 +77,7 @@ def ptb_tokenize(texts: tuple[str, ...]) -> list[str]:
     """
     from pycocoevalcap.tokenizer import ptbtokenizer
 
-    java = shutil.which("java")
-    if java is None:
-        raise ValueError(
-            "caption metrics need Java (any from 8 on, no download) for the tokenizer that published numbers use: "
-            "install a JRE, or score with metric: chrf"
-        )
+    java = find_java()
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
     options = ["-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
     done = subprocess.run(

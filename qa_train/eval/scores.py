@@ -2,7 +2,7 @@
 
 An answer that is empty, cut short or that never came (unreadable clip) is an item like any
 other: it is scored against its reference and counted beside the score, never dropped.
-All values are percentages (BLEU and chrF: their usual 0-100 points; CIDEr-D: 100 times its usual value).
+All values are percentages (BLEU and chrF: their usual 0-100 points; caption metrics: 100 times their usual value).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from qa_train.eval.labels import (
     tokens_right,
     unparsed_labels,
 )
+from qa_train.eval.meteor import meteor_points, meteor_rows
 from qa_train.eval.overlap import bleu_points, bleu_statistics, chrf_points, chrf_statistics
 from qa_train.eval.prediction import Prediction, Score, answer_of
 from qa_train.eval.text import (
@@ -191,6 +192,7 @@ _OTHERS: dict[str, Callable[[Sequence[Prediction]], Statistics]] = {
     "chrf": lambda predictions: (_overlap_statistics(predictions, chrf_statistics), chrf_points),
     "cider": lambda predictions: _mean_statistics(caption_rows("cider", predictions)),
     "rouge_l": lambda predictions: _mean_statistics(caption_rows("rouge_l", predictions)),
+    "meteor": lambda predictions: (meteor_rows(predictions), meteor_points),
     # Instructions that were followed; the references are the instructions.
     "ifeval": lambda predictions: (ifeval_rows(predictions), ifeval_points),
     "macro_f1": lambda predictions: (macro_f1_rows(predictions), macro_f1_points),
@@ -198,6 +200,9 @@ _OTHERS: dict[str, Callable[[Sequence[Prediction]], Statistics]] = {
 }
 STATISTICS = {name: partial(_share_statistics, right) for name, right in SHARES.items()} | _OTHERS
 METRICS = tuple(STATISTICS)
+# Metrics whose classes take their rows from those of all items: CIDEr-D weighs n-grams over all of them, and METEOR's
+# program would start again for every class.
+ROWS_OF_ALL = frozenset({"cider", "meteor"})
 LOWER_IS_BETTER = frozenset({"wer", "cer", "first_line_wer", "cp_wer"})
 
 

@@ -18,7 +18,7 @@ from qa_train.eval.ifeval import PARTS, ifeval_parts
 from qa_train.eval.judge import Judge
 from qa_train.eval.judged import Judgement, judged_breakdown, judged_result
 from qa_train.eval.labels import LETTERS, gold_option
-from qa_train.eval.scores import bootstrap_interval, item_statistics, score
+from qa_train.eval.scores import ROWS_OF_ALL, bootstrap_interval, item_statistics, score
 from qa_train.eval.tables import read_predictions, to_prediction
 
 Row = dict[str, Any]
@@ -26,6 +26,8 @@ Row = dict[str, Any]
 # Upper ends of the length classes in seconds.
 LENGTHS_S = (5.0, 10.0, 20.0, 30.0)
 WORST = 5
+# What is kept of the score of a class.
+CLASS_KEYS = ("value", "ci_low", "ci_high", "n")
 # The metric whose number is the benchmark's own, where ours is stricter or kinder.
 OFFICIAL_METRICS = {"mmau": ("tokens", "the benchmark's word rule on the raw answer; a bare letter never meets it")}
 
@@ -141,21 +143,25 @@ def _sorted(classes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _by_metric(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
-    result = score(benchmark.metric, [to_prediction(row) for row in rows]).as_dict()
+    predictions = [to_prediction(row) for row in rows]
+    result = score(benchmark.metric, predictions).as_dict()
     if benchmark.reader == "airbench_foundation":
         found = mean_over_tasks(rows)
         result |= {k: round(found[k], 2) for k in ("value", "ci_low", "ci_high")}
         result |= {"groups": found["tasks"], "official": found["official"], "what": "mean over tasks"}
     elif benchmark.metric in OFFICIAL_METRICS:
         metric, what = OFFICIAL_METRICS[benchmark.metric]
-        official = score(metric, [to_prediction(row) for row in rows])
+        official = score(metric, predictions)
         result["official"] = {"value": round(official.value, 2), "what": what}
     if benchmark.metric == "ifeval":
-        rows_of, _ = item_statistics("ifeval", [to_prediction(row) for row in rows])
+        rows_of, _ = item_statistics("ifeval", predictions)
         shares = ifeval_parts(rows_of.sum(0, keepdims=True))[0]
         result["parts"] = {name: round(float(share), 2) for name, share in zip(PARTS, shares, strict=True)}
     elif benchmark.reader == "voicebench" and (own := voicebench.official(benchmark.metric, result)) is not None:
         result["official"] = own
+    if benchmark.also:
+        found = {benchmark.metric: result} | {name: score(name, predictions).as_dict() for name in benchmark.also}
+        result["by_metric"] = {name: {k: one[k] for k in CLASS_KEYS} for name, one in found.items()}
     result["by_length"] = breakdown(benchmark.metric, rows, length_class)
     result["by_language"] = breakdown(benchmark.metric, rows, lambda row: row.get("language"))
     if benchmark.metric in ("choice", "airbench", "mmau"):
@@ -193,8 +199,7 @@ def breakdown(metric: str, rows: Sequence[Row], key: Callable[[Row], Any]) -> di
     if set(classes) == {"unknown"}:
         return {}
     result: dict[str, dict[str, Any]] = {}
-    # CIDEr-D weighs n-grams over all items: a class must not have weights of its own.
-    shared = item_statistics(metric, [to_prediction(row) for row in rows]) if metric == "cider" else None
+    shared = item_statistics(metric, [to_prediction(row) for row in rows]) if metric in ROWS_OF_ALL else None
     for name in sorted(classes, key=_natural):
         predictions = [to_prediction(row) for row in classes[name]]
         if shared is not None:
@@ -207,7 +212,7 @@ def breakdown(metric: str, rows: Sequence[Row], key: Callable[[Row], Any]) -> di
             # No reference words in this class (of clips without speech): the whole still has a score.
             result[name] = {"value": None, "n": len(predictions), "why": str(error)}
             continue
-        result[name] = {k: found[k] for k in ("value", "ci_low", "ci_high", "n")}
+        result[name] = {k: found[k] for k in CLASS_KEYS}
     return result
 
 

@@ -37,6 +37,7 @@ RULES = {
     "map": "mean average precision of the labels that are listed",
     "cider": "CIDEr-D x 100 (pycocoevalcap, PTB tokens)",
     "rouge_l": "ROUGE-L x 100 (pycocoevalcap, PTB tokens)",
+    "meteor": "METEOR 1.5 x 100 of the summed statistics (pycocoevalcap, PTB tokens)",
 }
 COUNTS = ("empty", "unparsed", "failed", "truncated", "judge_failed", "judge_refused", "judge_unread")
 
@@ -149,7 +150,13 @@ def _notes(name: str, result: Mapping[str, Any]) -> list[str]:
 
 def _parts(result: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]]]:
     """The breakdowns that have more than one class, or belong to a benchmark of tasks."""
-    titles = {"groups": "task", "by_group": "group", "by_length": "clip length", "by_language": "language"}
+    titles = {
+        "by_metric": "metric",
+        "groups": "task",
+        "by_group": "group",
+        "by_length": "clip length",
+        "by_language": "language",
+    }
     titles["by_position"] = "place of the right option"
     return {title: result[key] for key, title in titles.items() if len(result.get(key) or {}) > 1}
 

@@ -1,19 +1,22 @@
-"""Caption metrics beside the package's own pipeline, and beside a plain CIDEr-D by the formula."""
+"""Caption metrics beside the package's own pipeline, and beside plain ones by their formulas."""
 
 from __future__ import annotations
 
 import math
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from qa_train.eval.captions import caption_rows, ptb_tokenize
+from qa_train.eval.benchmarks import Benchmark
+from qa_train.eval.captions import caption_rows, ptb_tokenize, tokenised
 from qa_train.eval.compare import compare_predictions
+from qa_train.eval.meteor import _aligned, meteor_points, meteor_rows
 from qa_train.eval.prediction import Prediction
 from qa_train.eval.scores import score
-from qa_train.eval.scoring import breakdown
+from qa_train.eval.scoring import breakdown, score_rows
 
 pytest.importorskip("pycocoevalcap")
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="the PTB tokenizer needs Java")
@@ -110,10 +113,145 @@ def test_classes_share_the_weights_of_all_items() -> None:
     assert found["a"]["n"] == 4
 
 
+# Words and what METEOR takes for nearly the same: stems, synonyms, paraphrases.
+NEARLY = {
+    "dog": "hound", "barks": "barking", "car": "automobile", "loudly": "loud", "falls": "falling", "people": "persons",
+    "speak": "talk", "in front of": "ahead of", "quickly": "fast", "is": "was", "birds": "bird", "engine": "engines",
+    "starts": "begins", "big": "large", "a lot of": "many",
+}  # fmt: skip
+ODD = (
+    "", " ", "|||", "a ||| dog ||| barks", "a |||| dog", "dog\nbarks\r\nloudly", "SCORE ||| a", "dog " * 250, "...",
+    "le chien aboie \u00e0 midi", "\u72d7\u5728\u53eb", "a\u2028dog\x85barks", "<|en|>the dog", "EVAL", "\U0001f415 it",
+)  # fmt: skip
+
+
+def meanings(seed: int, count: int) -> list[Prediction]:
+    """Answers of five references each: one of them, parts of one with words that are nearly the same, and odd ones."""
+    rng = np.random.default_rng(seed)
+    words = [*NEARLY, *NEARLY.values(), "the", "a", "and", "rain", "on", "roof", "don't", "3"]
+    made = []
+    for i in range(count):
+        wanted = [[str(w) for w in rng.choice(words, rng.integers(1, 14))] for _ in range(5)]
+        part = [NEARLY.get(w, w) if rng.random() < 0.5 else w for w in wanted[2] if rng.random() < 0.9]
+        texts = tuple(" ".join(group) + rng.choice(["", "."]) for group in wanted)
+        answer = rng.choice([" ".join(part), " ".join([*part, "and", "more"]), texts[1]])
+        made.append(Prediction(ODD[i] if i < len(ODD) else str(answer), texts))
+    return made
+
+
+@pytest.mark.slow
+@needs_java
+def test_meteor_equals_the_packages_own_program() -> None:
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    items = meanings(5, 160)
+    # Its reader takes a line at a time: line breaks of an answer are spaces for both, and tags are no words.
+    said = [" ".join(p.text.removeprefix("<|en|>").split()) for p in items]
+    answers = PTBTokenizer().tokenize({i: [{"caption": text}] for i, text in enumerate(said)})
+    wanted = PTBTokenizer().tokenize({i: [{"caption": r} for r in p.references] for i, p in enumerate(items)})
+    whole, each = Meteor().compute_score(wanted, answers)
+    rows = meteor_rows(items)
+    assert rows.shape == (160, 23)
+    np.testing.assert_allclose(meteor_points(rows), 100 * np.array(each), atol=1e-9)
+    assert score("meteor", items).value == pytest.approx(100 * whole)
+    # The cases are worth something: matches of all four kinds, perfect ones, none; the mean is another number.
+    assert (rows[:, 4:20].reshape(-1, 4, 4).sum((0, 2)) > 10).all()
+    assert {0.0, 1.0} <= set(each)
+    assert abs(float(np.mean(each)) - whole) > 0.01
+
+
+@pytest.mark.slow
+@needs_java
+def test_meteor_by_hand() -> None:
+    # The function words of the jar's list weigh 1/4, other words 3/4.
+    items = [
+        Prediction("a dog barks", ("a dog barks",)),
+        # One of two content words, and the function word: P = R = 1 / 1.75 of weights; 2 words in one chunk.
+        Prediction("a dog sings", ("a dog barks", "rain")),
+        # Two chunks of three words, all matched: 1 - 0.6 * (2/3) ** 0.2.
+        Prediction("barks a dog", ("a dog barks",)),
+        # A stem counts 0.6: (3 * 0.6 + 1) / (3 + 1).
+        Prediction("the barking", ("the barks",)),
+        Prediction("rain", ("a dog barks",)),
+        Prediction("", ("a dog barks",)),
+    ]
+    pieces = 1 - 0.6 * 0.5**0.2
+    shares = [1, 1 / 1.75 * pieces, 1 - 0.6 * (2 / 3) ** 0.2, 0.7, 0, 0]
+    assert meteor_points(meteor_rows(items)) == pytest.approx(100 * np.array(shares))
+
+
+@pytest.mark.slow
+@needs_java
+def test_meteor_counts_odd_answers_and_breaks_down() -> None:
+    items = meanings(6, 24)
+    items[23] = Prediction("the dog barks", items[23].references, error="no clip")
+    found = score("meteor", items)
+    # "" and " " are empty.
+    assert (found.n, found.empty, found.failed) == (24, 2, 1)
+    each = meteor_rows(items)
+    assert meteor_points(each)[[0, 1, 23]].tolist() == [0, 0, 0]
+    rows = [{"id": i, "prediction": p.text, "error": p.error, "gt": list(p.references), "group": "ab"[i % 2]}
+            for i, p in enumerate(items)]  # fmt: skip
+    started = _aligned.cache_info().misses
+    benchmark = Benchmark("own", "cider", "jsonl", "own.jsonl", also=["meteor"])
+    beside = score_rows(benchmark, rows)[0]["by_metric"]
+    assert [*beside] == ["cider", "meteor"]
+    assert beside["meteor"] == {k: found.as_dict()[k] for k in ("value", "ci_low", "ci_high", "n")}
+    classes = breakdown("meteor", rows, lambda row: row["group"])
+    assert _aligned.cache_info().misses == started
+    assert [classes[name]["value"] for name in "ab"] == [
+        round(float(meteor_points(each[k::2].sum(0, keepdims=True))[0]), 2) for k in (0, 1)
+    ]
+    better = [Prediction(p.references[0], p.references) for p in items]
+    compared = compare_predictions("meteor", items, better)
+    assert (compared["first"], compared["second"]) == (round(found.value, 3), 100)
+    assert compared["better"] == "second"
+
+
+@needs_java
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        ("exit 3", r"gave 0 lines for 2 items.*exit code 3.*out of memory"),
+        ("exec head -n 1", "gave 1 lines for 2 items"),
+        ("exec cat", "other things than 23 numbers"),
+        ("exec sed s/.*/1/", "other things than 23 numbers"),
+    ],
+)
+def test_what_meteors_program_gets_wrong_is_no_score(
+    reply: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Items of each case differ: what was aligned before is kept.
+    items = [Prediction(f"a dog {reply}", ("a dog",)), Prediction("", ("rain",))]
+    tokenised("meteor", items)
+    java = tmp_path / "java"
+    java.write_text(f"#!/bin/sh\necho out of memory >&2\n{reply}\n")
+    java.chmod(0o755)
+    monkeypatch.setattr("qa_train.eval.meteor.find_java", lambda: str(java))
+    with pytest.raises(ValueError, match=message):
+        meteor_rows(items)
+
+
+@needs_java
+def test_a_missing_jar_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pycocoevalcap.meteor.meteor.METEOR_JAR", "meteor-0.jar")
+    with pytest.raises(ValueError, match=r"gave 0 lines for 1 items.*meteor-0\.jar"):
+        score("meteor", [Prediction("a lost jar", ("a dog",))])
+
+
+def test_meteor_is_for_english() -> None:
+    with pytest.raises(ValueError, match="items are in fr, zh: use metric: chrf"):
+        score("meteor", [Prediction("a", ("a",), language=code) for code in ("zh", "en", "fr")])
+
+
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match="need Java"):
         score("rouge_l", captions(3, 2, 1))
+    with pytest.raises(ValueError, match="need Java"):
+        score("meteor", captions(3, 2, 1))
     monkeypatch.setattr("qa_train.eval.captions.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'qa-train\[captions\]'"):
-        score("cider", captions(3, 2, 1))
+    for metric in ("cider", "meteor"):
+        with pytest.raises(ValueError, match=rf"the metric {metric} needs .* pip install 'qa-train\[captions\]'"):
+            score(metric, captions(3, 2, 1))
