@@ -4,6 +4,9 @@ An item's references are its instructions, each a JSON text {"id": "length_const
 with the names of the published data. Strict: the answer as it is. Loose: any of eight variants, without asterisks and
 without its first or last line, is enough. VoiceBench's number is the mean of four shares: of prompts with every
 instruction followed and of instructions, strict and loose. An empty answer follows nothing.
+
+Where the published checks draw at random ours do not: langdetect has a fixed seed, and the letter to be counted is the
+given one, whichever it is (they draw another one when it is not of a to z).
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ def ifeval_rows(predictions: Sequence[Prediction]) -> np.ndarray:
     """
     rows = []
     for prediction in predictions:
-        answer = without_tags(answer_of(prediction))
+        # As it is: an empty last line is the one that the loose reading leaves out.
+        answer = without_tags(answer_of(prediction), strip=False)
         orders = [read_instruction(text) for text in prediction.references]
         strict = [follows(answer, *order) for order in orders]
         loose = [any(follows(variant, *order) for variant in loose_variants(answer)) for order in orders]
@@ -113,7 +117,7 @@ def _no_forbidden(answer: str, a: Mapping[str, Any]) -> bool:
 
 
 def _keyword_count(answer: str, a: Mapping[str, Any]) -> bool:
-    return _compare(len(re.findall(a["keyword"], answer, re.I)), a["relation"], a["frequency"])
+    return _compare(len(re.findall(a["keyword"].strip(), answer, re.I)), a["relation"], a["frequency"])
 
 
 def _letter_count(answer: str, a: Mapping[str, Any]) -> bool:
@@ -152,7 +156,7 @@ def _nth_paragraph(answer: str, a: Mapping[str, Any]) -> bool:
 
 
 def _postscript(answer: str, a: Mapping[str, Any]) -> bool:
-    marker = a["postscript_marker"]
+    marker = a["postscript_marker"].strip()
     known = {"P.P.S": r"\s*p\.\s?p\.\s?s.*$", "P.S.": r"\s*p\.\s?s\..*$"}
     return bool(re.findall(known.get(marker, rf"\s*{marker.lower()}.*$"), answer.lower(), re.M))
 
@@ -174,7 +178,7 @@ def _highlights(answer: str, a: Mapping[str, Any]) -> bool:
 
 
 def _sections(answer: str, a: Mapping[str, Any]) -> bool:
-    return len(re.split(rf"\s?{a['section_spliter']}\s?\d+\s?", answer)) - 1 >= int(a["num_sections"])
+    return len(re.split(rf"\s?{a['section_spliter'].strip()}\s?\d+\s?", answer)) - 1 >= int(a["num_sections"])
 
 
 def _is_json(answer: str, a: Mapping[str, Any]) -> bool:
@@ -253,11 +257,26 @@ CHECKS: dict[str, tuple[tuple[str, ...], Check]] = {
 
 
 def _sentences(text: str) -> list[str]:
+    return [str(sentence) for sentence in _splitter().tokenize(text)]
+
+
+@lru_cache(maxsize=1)
+def _splitter() -> Any:
+    """nltk's Punkt with the English parameters that it would download, from a package that holds them as literals.
+
+    That package can split by itself, but not quite alike: for nltk "What?!" at the end is two sentences.
+    """
     try:
-        import punkt
+        from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
+        from punkt.data import english
     except ImportError as error:
         raise _missing("counting sentences") from error
-    return list(punkt.sent_tokenize(text))
+    parameters = PunktParameters()
+    parameters.abbrev_types = set(english.ABBREV_TYPES)
+    parameters.collocations = set(english.COLLOCATIONS)
+    parameters.sent_starters = set(english.SENT_STARTERS)
+    parameters.ortho_context.update(english.ORTHO_CONTEXT)
+    return PunktSentenceTokenizer(parameters)
 
 
 @lru_cache(maxsize=1)
@@ -275,9 +294,11 @@ def _language(text: str, wanted: str) -> bool:
     """Whether langdetect finds the language; a text without letters passes, as in the published script."""
     detector = _detector()
     try:
-        return bool(detector.detect(text) == wanted)
+        found = detector.detect(text)
     except detector.LangDetectException:
         return True
+    # zh-cn and zh-tw are zh, which the published script does not know.
+    return bool(found == wanted or found.startswith(f"{wanted}-"))
 
 
 def _missing(what: str) -> ValueError:

@@ -81,9 +81,10 @@ def released_normalise(text: str, language: str | None) -> str:
     return whisper_normalise(_simplified(text) if language == "yue" else text, language)
 
 
-def without_tags(text: str) -> str:
+def without_tags(text: str, *, strip: bool = True) -> str:
     """The answer as the released scripts read it: special tokens left out, nothing else changed but the ends."""
-    return _ANY_TAG.sub("", text).strip()
+    text = _ANY_TAG.sub("", text)
+    return text.strip() if strip else text
 
 
 def transcript_words(

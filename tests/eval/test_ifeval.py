@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qa_train.eval.ifeval import CHECKS, _detector, follows, ifeval_parts, ifeval_rows, loose_variants, read_instruction
+from qa_train.eval.ifeval import (
+    CHECKS,
+    _detector,
+    _splitter,
+    follows,
+    ifeval_parts,
+    ifeval_rows,
+    loose_variants,
+    read_instruction,
+)
 from qa_train.eval.prediction import Prediction
 from qa_train.eval.scores import score
 
@@ -22,8 +31,10 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("keywords:letter_frequency", {"letter": "e", "let_frequency": 3, "let_relation": "at least"}, "Eve, eh", "Eve"),
     ("language:response_language", {"language": "de"}, "Das ist ein schöner Tag, und ich gehe nach Hause.",
      "This is a nice day, and I am going home."),
+    ("language:response_language", {"language": "zh"}, "今天天气很好，我要回家了。", "A nice day, and I am going."),
     ("length_constraints:number_sentences", {"num_sentences": 3, "relation": "less than"},
      "Dr. Smith left. He was tired.", "One. Two came. Three went."),
+    ("length_constraints:number_sentences", {"num_sentences": 2, "relation": "less than"}, "What?", "What?!"),
     ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "one\n***\ntwo\n***", "one\n\ntwo"),
     ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "*** one *** two", "one *** *** two"),
     ("length_constraints:number_words", {"num_words": 4, "relation": "at least"}, "It's half-way", "only three words"),
@@ -137,15 +148,17 @@ def test_an_answer_of_brackets_alone_is_no_json() -> None:
             "change_case:capital_word_frequency",
             {"capital_frequency": 1, "capital_relation": "at least"},
         ),
-        ("punkt", "length_constraints:number_sentences", {"num_sentences": 1, "relation": "at least"}),
+        ("punkt.data", "length_constraints:number_sentences", {"num_sentences": 1, "relation": "at least"}),
         ("langdetect", "language:response_language", {"language": "en"}),
     ],
 )
 def test_missing_packages_are_named(
     package: str, name: str, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _detector.cache_clear()
+    for cached in (_detector, _splitter):
+        cached.cache_clear()
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ValueError, match=r"pip install 'qa-train\[ifeval\]'"):
         score("ifeval", [Prediction("Some words.", (instruction(name, arguments),))])
-    _detector.cache_clear()
+    for cached in (_detector, _splitter):
+        cached.cache_clear()

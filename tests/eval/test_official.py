@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qa_train.eval.airbench import honest_pair, mean_over_tasks, official_chat, official_foundation
+from qa_train.eval.ifeval import CHECKS, follows, ifeval_rows, loose_variants, read_instruction
 from qa_train.eval.mandarin import normalise_mandarin, spoken
 from qa_train.eval.prediction import Prediction
 from qa_train.eval.scores import item_statistics, score
@@ -122,3 +123,33 @@ def test_chat_equals_the_published_script_on_odd_judge_lines(name: str) -> None:
 )  # fmt: skip
 def test_honest_reading_of_a_judge_line(line: str, pair: tuple[int, int] | None) -> None:
     assert honest_pair(line) == pair
+
+
+def test_ifeval_equals_the_published_checks() -> None:
+    for package in ("langdetect", "nltk", "punkt"):
+        pytest.importorskip(package)
+    rows = fixture("ifeval")["rows"]
+    found: dict[str, list[list[bool]]] = {name: [] for name in CHECKS}
+    predictions = []
+    for row in rows:
+        answer, texts = row["response"], [json.dumps({"id": n, "kwargs": a}) for n, a in row["instructions"]]
+        orders = [read_instruction(text) for text in texts]
+        strict = [follows(answer, *order) for order in orders]
+        loose = [any(follows(text, *order) for text in loose_variants(answer)) for order in orders]
+        assert (strict, loose) == (row["strict"], row["loose"]), row
+        for (name, _), *said in zip(row["instructions"], strict, loose, strict=True):
+            found[name].append(said)
+        predictions.append(Prediction(answer, tuple(texts)))
+    assert len(rows) >= 900
+    for name, said in found.items():
+        assert len(said) >= 38, name
+        # Both outcomes, often enough to mean something.
+        assert 5 <= sum(s for s, _ in said) <= len(said) - 5, name
+    # Prompts with several instructions; tags are no words for us and text for the published checks.
+    kept = [i for i, row in enumerate(rows) if len(row["instructions"]) > 1 and "<|" not in row["response"]]
+    assert len(kept) > 100
+    expected = [
+        [all(r["strict"]), all(r["loose"]), 1, sum(r["strict"]), sum(r["loose"]), len(r["strict"])]
+        for r in (rows[i] for i in kept)
+    ]
+    assert ifeval_rows([predictions[i] for i in kept]).tolist() == expected
