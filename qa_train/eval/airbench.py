@@ -45,7 +45,10 @@ CATEGORIES = {
     "speech_and_sound_QA": "speech_and_sound",
     "speech_and_music_QA": "speech_and_music",
 }
-_SCORE = re.compile(r"(?<![\d.])(?:10|[1-9])(?![\d.]*\d)")
+_SCORE = re.compile(r"(?<![\d.-])(?:10|[1-9])(?![\d.]*\d)")
+# "8/10" and "8 out of 10" are one score each, "Assistant 1" is none.
+_OUT_OF_TEN = re.compile(r"(?:/|\bout of\b|\bof\b)\s*10\b", re.I)
+_ASSISTANT = re.compile(r"\bassistant\s*([12])(?:'?s)?\b", re.I)
 
 
 def judge_prompts(row: dict[str, Any]) -> tuple[str, str]:
@@ -72,7 +75,13 @@ def official_pair(line: str) -> tuple[int, int] | None:
 
 
 def honest_pair(line: str) -> tuple[int, int] | None:
-    """The two scores from 1 to 10 in a judge's answer, if it holds exactly two numbers of that kind."""
+    """The two scores from 1 to 10 in a judge's answer, if it holds exactly two numbers of that kind.
+
+    Names of the assistants are no numbers and must come in their order; what a score is out of is none.
+    """
+    if _ASSISTANT.findall(line) not in ([], ["1", "2"]):
+        return None
+    line = _OUT_OF_TEN.sub(" ", _ASSISTANT.sub(" ", line))
     found = [int(number) for number in _SCORE.findall(line)]
     return (found[0], found[1]) if len(found) == 2 and len(re.findall(r"\d+", line)) == 2 else None
 

@@ -1,8 +1,8 @@
 """A small client of OpenAI-compatible chat endpoints: one call, retried with growing pauses.
 
 Retried: no connection, time-outs, 408, 409, 429 and 5xx, and answers that are not the JSON expected. Not retried:
-other 4xx, which say that the request or the key is wrong. The key comes from an environment variable
-and is never written anywhere.
+other 4xx, which say that the key or the model is wrong, or (400, 413, 422) perhaps this one request. The key comes
+from an environment variable and is never written anywhere.
 """
 
 from __future__ import annotations
@@ -22,6 +22,12 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 RETRIED_CODES = frozenset({408, 409, 425, 429})
+# About what is in the request: a clip that is too long, words that a filter refuses.
+REFUSED_CODES = frozenset({400, 413, 422})
+
+
+class ItemRefused(ValueError):
+    """The endpoint refuses this request; others may pass."""
 
 
 class CallFailed(Exception):
@@ -60,6 +66,7 @@ class Endpoint:
 
         Raises:
             CallFailed: all attempts failed for reasons that may pass.
+            ItemRefused: the endpoint refuses what is in this request.
             ValueError: the endpoint refuses the request itself (wrong key, model or form).
         """
         body = {
@@ -96,7 +103,7 @@ class Endpoint:
             detail = error.read(500).decode("utf-8", "replace")
             if error.code in RETRIED_CODES or error.code >= 500:
                 raise _TryAgainError(f"HTTP {error.code} {detail}", _retry_after(error)) from error
-            raise ValueError(
+            raise (ItemRefused if error.code in REFUSED_CODES else ValueError)(
                 f"{address} refused the request: HTTP {error.code} {detail}; check the model {self.model!r} "
                 f"and the key in ${self.key_env} ({'set' if key else 'not set'})"
             ) from error

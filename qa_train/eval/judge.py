@@ -18,13 +18,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qa_train.eval.client import CallFailed, Endpoint
+from qa_train.eval.client import CallFailed, Endpoint, ItemRefused
 
 log = logging.getLogger(__name__)
 
 # Characters of a token, for the estimate only: about 4 in English, near 1 in Chinese.
 ASCII_PER_TOKEN = 4.0
 OTHER_PER_TOKEN = 1.0
+# So many requests refused before any was answered: the judge or its settings are wrong, not the items.
+REFUSED_AT_FIRST = 8
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Verdict:
     error: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    # Cut at the limit right after a digit: the last number may be the head of another.
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ class Judge:
         self.max_cost = max_cost
         self.cache = cache
         self._known = self._read()
+        self._refused = 0
         self._lock = threading.Lock()
 
     def _read(self) -> dict[str, Verdict]:
@@ -115,21 +120,25 @@ class Judge:
         cost = (tokens * self.prices[0] + out * self.prices[1]) / 1e6
         return Estimate(len(prompts), sum(self._key(p) in self._known for p in prompts), tokens, out, cost)
 
+    def check(self, prompts: Sequence[str]) -> None:
+        """ValueError when asking all of these would cost more than ``max_cost``."""
+        estimate = self.estimate(prompts)
+        if self.max_cost is not None and estimate.cost > self.max_cost:
+            raise ValueError(f"{estimate.line()}: more than judge.max_cost={self.max_cost}")
+
     def ask(self, prompts: Sequence[str]) -> list[Verdict]:
         """The verdict on every prompt, in order; failed calls have an ``error``.
 
         Raises:
-            ValueError: the estimate is above ``max_cost``; or offline with prompts that are not cached.
+            ValueError: the estimate is above ``max_cost``; offline with prompts that are not cached; or all is refused.
         """
-        estimate = self.estimate(prompts)
         missing = {self._key(p): p for p in prompts if self._key(p) not in self._known}
         if missing and self.endpoint is None:
             raise ValueError(
                 f"the judge is offline and {len(missing)} of {len(prompts)} prompts are not in {self.cache}; "
                 "give judge.url, or the cache of the run to replay"
             )
-        if self.max_cost is not None and estimate.cost > self.max_cost:
-            raise ValueError(f"{estimate.line()}: more than judge.max_cost={self.max_cost}")
+        self.check(prompts)
         failed: dict[str, Verdict] = {}
         if missing:
             self.cache.parent.mkdir(parents=True, exist_ok=True)
@@ -148,7 +157,14 @@ class Judge:
             )
         except CallFailed as error:
             return Verdict(error=str(error))
-        verdict = Verdict(done.text, done.refused, None, done.prompt_tokens, done.completion_tokens)
+        except ItemRefused as error:
+            with self._lock:
+                self._refused += 1
+                if not self._known and self._refused >= REFUSED_AT_FIRST:
+                    raise  # It is not about the item.
+            return Verdict(error=str(error))
+        cut = done.finish == "length" and done.text[-1:].isdigit()
+        verdict = Verdict(done.text, done.refused, None, done.prompt_tokens, done.completion_tokens, cut)
         key = self._key(prompt)
         line = json.dumps({"key": key, **asdict(verdict)}, ensure_ascii=False) + "\n"
         with self._lock:

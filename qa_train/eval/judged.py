@@ -49,11 +49,11 @@ Is the candidate answer correct based on the question and reference answer?
 Please only output a single "Yes" or "No". Do not output anything else."""
 
 
-# Fields of a row, beside prediction and gt, that a judge is shown.
+# Fields of a row, beside its prediction, that a judge is shown.
 NEEDED = {
-    "airbench_chat": ("question", "meta_info", "task_name"),
+    "airbench_chat": ("question", "meta_info", "task_name", "gt"),
     "voicebench_open": ("question",),
-    "voicebench_qa": ("question",),
+    "voicebench_qa": ("question", "gt"),
 }
 # What a result says about its judge: scores are comparable only where all of it is the same.
 JUDGE_FACTS = ("judge", "judge_temperature", "judge_max_tokens", "judge_prompt_sha256")
@@ -108,7 +108,7 @@ def judged_result(
         result |= _airbench_facts(rows, verdicts)
     result |= judge.facts(_TEMPLATES[metric])
     if reference is not None:
-        if {row["id"] for row in reference} != {row["id"] for row in rows}:
+        if _questions(metric, reference) != _questions(metric, rows):
             raise ValueError("judge.reference holds other items than the predictions: evaluate it on the same data")
         other = _result(metric, reference, judgements(metric, reference, judge.ask(prompts_of(metric, reference))))
         result["reference_system"] = {
@@ -116,6 +116,11 @@ def judged_result(
             "difference": round(result["value"] - other["value"], 4),
         }
     return result, items
+
+
+def _questions(metric: str, rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """What each item shows to the judge beside the answer: ids may be those of another data set."""
+    return {str(row["id"]): [row.get(name) for name in NEEDED[metric]] for row in rows}
 
 
 def judgements(metric: str, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Judgement]:
@@ -126,14 +131,14 @@ def judgements(metric: str, rows: Sequence[Row], verdicts: Sequence[Verdict]) ->
 
 
 def _rated(metric: str, verdict: Verdict) -> Judgement:
-    score = None if verdict.error is not None else _READ[metric](verdict.text)
+    score = None if verdict.error is not None or verdict.cut else _READ[metric](verdict.text)
     said = _said(verdict) if score is None else verdict.text.strip()
     return Judgement(score, score or 0.0, (said,), int(score is None))
 
 
 def _both_orders(first: Verdict, second: Verdict) -> Judgement:
     """Reference first, then answer first."""
-    a, b = (None if v.error is not None else honest_pair(v.text) for v in (first, second))
+    a, b = (_pair(v) for v in (first, second))
     scores = [s for s in (a[1] if a else None, b[0] if b else None) if s is not None]
     said = (
         "reference first: " + (f"reference {a[0]}, answer {a[1]}" if a else _said(first)),
@@ -142,14 +147,20 @@ def _both_orders(first: Verdict, second: Verdict) -> Judgement:
     return Judgement(float(np.mean(scores)) if scores else None, sum(scores) / 2, said, 2 - len(scores))
 
 
+def _pair(verdict: Verdict) -> tuple[int, int] | None:
+    return None if verdict.error is not None or verdict.cut else honest_pair(verdict.text)
+
+
 def _said(verdict: Verdict) -> str:
     """Of a verdict that could not be read."""
-    return f"no answer ({verdict.error})" if verdict.error is not None else f"unread: {verdict.text.strip()!r}"
+    if verdict.error is not None:
+        return f"no answer ({verdict.error})"
+    return f"unread: {verdict.text.strip()!r}" + (", cut at judge.max_tokens" if verdict.cut else "")
 
 
 def _result(metric: str, rows: Sequence[Row], items: Sequence[Judgement]) -> dict[str, Any]:
     if all(item.score is None for item in items):
-        raise ValueError("no line of the judge could be read; see the cache for what it said")
+        raise ValueError(f"no line of the judge could be read; of the first item: {'; '.join(items[0].said)}")
     read = [i for i, item in enumerate(items) if item.score is not None]
     some, scores = [rows[i] for i in read], [items[i].score or 0.0 for i in read]
     statistics, value = judged_statistics(metric, some, scores)
@@ -257,7 +268,8 @@ def _airbench_facts(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> dict[st
     """Agreement of the orders, win rate against the reference, and what cal_score.py makes of the same lines."""
     lines = [v.text for v in verdicts]
     first, second = lines[0::2], lines[1::2]
-    read = [(a, b) for x, y in zip(first, second, strict=True) if (a := honest_pair(x)) and (b := honest_pair(y))]
+    both = zip(verdicts[0::2], verdicts[1::2], strict=True)
+    read = [(a, b) for x, y in both if (a := _pair(x)) and (b := _pair(y))]
     agreed = sum(int(np.sign(a[1] - a[0]) == np.sign(b[0] - b[1])) for a, b in read)
     won = sum(a[1] + b[0] > a[0] + b[1] for a, b in read)
     return {

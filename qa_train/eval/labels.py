@@ -15,10 +15,24 @@ from qa_train.eval.prediction import Prediction, answer_of
 from qa_train.eval.text import label_form, label_words, strip_tags, without_tags
 
 LETTERS = string.ascii_uppercase
-_LEADING_LETTER = re.compile(r"^[\s*\"'“‘(\[]*([A-J])[\s*\"'”’]*(?:[).:,\]]|$)")
+_OPEN, _CLOSE = r"[\s*\"'“‘(\[]*", r"[\s*\"'”’]*"
+_LEADING_LETTER = re.compile(rf"^{_OPEN}([A-J]){_CLOSE}(?:[).:,\]]|$)")
+# A small letter alone, or with a bracket after it: "b", "(b)", "b) dog".
+_SMALL_LETTER = re.compile(rf"^{_OPEN}([a-j])(?:\).*|{_CLOSE}[.\])]*{_CLOSE})$", re.S)
+# "A, C" or "(A), (B) and (D)" chooses nothing.
+_SEVERAL = re.compile(
+    rf"^{_OPEN}[A-J][\s*)\]]*[,;/&]\s*(?:(?:and|or)\s+)?{_OPEN}[A-J](?=[\s*)\]]*(?:$|[,;/&.]|and\b|or\b))"
+)
+_MARKED_LETTER = re.compile(r"(?<![\w'’])([A-J])\**[).:]")
 # Set off by a mark or the end of the line: no article and no word.
 _LONE_LETTER = re.compile(r"(?<![\w'’])([A-J])(?=[\s*\"”’]*(?:[.,:;)\]]|$))", re.M)
-_NAMED_LETTER = re.compile(r"\b(?:answer|option|choice)\b(?:\s+(?:is|would be))?[\s:*\"'(\[]*([A-J])\b(?!['’\w])")
+# "The answer is B", "Option (C)", "<answer>b</answer>"; not "option A is wrong", and "Answer: A dog" names no letter.
+_NAMED = r"\b(?i:answer|option|choice)\b(?i:\s+(?:is|would\s+be))?[\s:*\"'>(\[]*"
+_NAMED_LETTER = re.compile(
+    rf"{_NAMED}([A-J])\b(?!['’\w])(?!\s+is\s+(?:wrong|incorrect|not)\b)"
+    r"(?!(?<=A)\s+(?!(?:and|as|because|but|for|given|if|in|is|or|since|so|the|which|with)\b)[a-z])|boxed\{(?:\\text\{)?\(?([A-J])\)?\}"
+)
+_NAMED_SMALL = re.compile(rf"{_NAMED}([a-j])(?:\)|</|[.\]*]*\s*$)")
 
 
 def label_matches(prediction: Prediction) -> bool:
@@ -29,7 +43,8 @@ def label_matches(prediction: Prediction) -> bool:
 
 def exact_match(prediction: Prediction) -> bool:
     """Whether the answer is the label letter for letter, as the released MELD and VocalSound scripts ask."""
-    return without_tags(answer_of(prediction)) in prediction.references
+    answer = without_tags(answer_of(prediction))
+    return bool(answer) and answer in prediction.references
 
 
 def says_label(text: str, label: str) -> bool:
@@ -53,24 +68,39 @@ def chosen_option(text: str, choices: Sequence[str]) -> int | None:
     """The option (0 is A) that an answer chooses, or None when it does not choose exactly one.
 
     In this order: a letter at the start followed by a mark or the end ("B", "(B)", "B. dog"); a letter
-    named as the answer ("the answer is B"); the only option whose words the answer says; where the options are
-    letters alone (they were spoken), the only one that is set off by a mark ("I would go with B, because").
+    named as the answer ("the answer is B", "Option (C)"); the only option whose words the answer says; where the
+    options are letters alone (they were spoken), the only one that is set off by a mark ("I would go with B,
+    because"). An answer that lists several letters or all options chooses none.
     """
     text = strip_tags(text).strip()
-    found = set(_LEADING_LETTER.findall(text)) or set(_NAMED_LETTER.findall(text))
+    found = _letters(text, len(choices))
     if not found and all(len(choice) == 1 for choice in choices):
         found = set(_LONE_LETTER.findall(text))
     if found:
         places = [LETTERS.index(letter) for letter in found]
         return places[0] if len(places) == 1 and places[0] < len(choices) else None
+    if text in choices:
+        return choices.index(text)
     forms = [label_form(choice) for choice in choices]
-    if label_form(text) in forms:
-        return forms.index(label_form(text))
+    if (form := label_form(text)) and forms.count(form) == 1:
+        return forms.index(form)
     # A single character ("A", "C") is no label to look for inside a sentence.
     said = [i for i, choice in enumerate(choices) if len(forms[i]) > 1 and says_label(text, choice)]
     # "bass guitar" also says "guitar": an option inside another said one does not count.
     said = [i for i in said if not any(j != i and f" {forms[i]} " in f" {forms[j]} " for j in said)]
     return said[0] if len(said) == 1 else None
+
+
+def _letters(text: str, options: int) -> set[str]:
+    """The letters, as capitals, that an answer sets at its start or names; several: it chooses none of them."""
+    if _SEVERAL.match(text):
+        return set(LETTERS)
+    # Options said over again ("A. dog B. cat") are no choice of the first one.
+    listed = options > 1 and {*LETTERS[:options]} <= {*_MARKED_LETTER.findall(text)}
+    if not listed and (found := _LEADING_LETTER.match(text) or _SMALL_LETTER.match(text)):
+        return {found.group(1).upper()}
+    named = {letter for pair in _NAMED_LETTER.findall(text) for letter in pair if letter}
+    return named | {letter.upper() for letter in _NAMED_SMALL.findall(text)}
 
 
 def gold_option(choices: Sequence[str | None], answer: str) -> int | None:
@@ -79,9 +109,9 @@ def gold_option(choices: Sequence[str | None], answer: str) -> int | None:
 
 
 def choice_right(prediction: Prediction) -> bool:
-    """Whether the answer chooses the option whose text is the reference."""
+    """Whether the answer chooses an option whose text is the reference."""
     chosen = chosen_option(answer_of(prediction), prediction.choices)
-    return chosen is not None and chosen == gold_option(prediction.choices, prediction.references[0])
+    return chosen is not None and prediction.choices[chosen] == prediction.references[0]
 
 
 def airbench_letter(response: str) -> str | None:
@@ -134,10 +164,12 @@ def unparsed_labels(metric: str, predictions: Sequence[Prediction]) -> int:
     tests: dict[str, Callable[[Prediction], bool]] = {
         "choice": lambda p: chosen_option(p.text, p.choices) is None,
         "mmau": lambda p: chosen_option(p.text, p.choices) is None,
+        "tokens": lambda p: not any(tokens_match(c, without_tags(p.text), p.choices) for c in p.choices),
         "airbench": lambda p: airbench_letter(p.text) is None,
         "exact": lambda p: label_form(p.text) not in labels,
         "accuracy": lambda p: label_form(p.text) not in labels,
         "macro_f1": lambda p: label_form(p.text) not in labels,
+        "map": lambda p: not split_labels(without_tags(p.text)) & labels,
         "contains": lambda p: not any(says_label(p.text, label) for label in (*p.references, *p.choices)),
     }
     test = tests.get(metric)

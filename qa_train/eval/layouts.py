@@ -39,11 +39,7 @@ def read_rows(benchmark: Benchmark, data_root: Path) -> list[Row]:
                 f"benchmark {benchmark.name}: there is no {root}{also}; set data_root= to the folder that holds it "
                 f"(layout: {benchmark.reader})"
             )
-        rows = list(
-            _jsonl(root, benchmark, root.parent)
-            if benchmark.reader == "jsonl"
-            else _READERS[benchmark.reader](root, benchmark)
-        )
+        rows = _read(benchmark, root)
         found = str(root)
     rows = [row for row in rows if all(row.get(name) == value for name, value in benchmark.where.items())]
     if not rows:
@@ -52,6 +48,19 @@ def read_rows(benchmark: Benchmark, data_root: Path) -> list[Row]:
     if len(set(ids)) != len(ids):
         twice = next(i for i in ids if ids.count(i) > 1)
         raise ValueError(f"benchmark {benchmark.name}: the id {twice!r} occurs twice in {found}")
+    return rows
+
+
+def _read(benchmark: Benchmark, root: Path) -> list[Row]:
+    """ValueError: files that are not of the layout, with what was missing after how many items."""
+    rows: list[Row] = []
+    try:
+        rows.extend(_READERS[benchmark.reader](root, benchmark))
+    except (AttributeError, IndexError, KeyError, OSError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"benchmark {benchmark.name}: {root} is not of the layout {benchmark.reader} "
+            f"({type(error).__name__}: {error}; {len(rows)} items could be read before)"
+        ) from error
     return rows
 
 
@@ -67,6 +76,10 @@ def _jsonl(path: Path, benchmark: Benchmark, folder: Path) -> Iterator[Row]:
         matched += 1
         if not isinstance(row.get("audio"), str) or not isinstance(row.get("gt", ""), str | list):
             raise ValueError(f"{path}, line {number}: audio must be a path, and gt a text or a list of texts")
+        for name in ("gt", "choices"):
+            listed = row.get(name) or []
+            if (name == "choices" or isinstance(listed, list)) and not _texts(listed):
+                raise ValueError(f"{path}, line {number}: {name} must be a list of texts, found {listed!r}")
         if row["audio"].startswith(("http://", "https://")):
             raise ValueError(f"{path}, line {number}: audio is a URL; download the clips and give paths")
         gt = row.get("gt", row.get("answer_gt", ""))
@@ -75,6 +88,10 @@ def _jsonl(path: Path, benchmark: Benchmark, folder: Path) -> Iterator[Row]:
         raise ValueError(
             f"{path}: no row whose source matches {benchmark.source!r}; sources are {sorted(sources)[:12]}"
         )
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def _librispeech(root: Path, benchmark: Benchmark) -> Iterator[Row]:

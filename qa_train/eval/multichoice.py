@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from qa_train.eval.airbench import CATEGORIES
 from qa_train.eval.benchmarks import Benchmark
 from qa_train.eval.ifeval import read_instruction
 from qa_train.eval.labels import LETTERS
@@ -48,10 +49,10 @@ def _json_list(path: Path) -> list[Row]:
 
 def _airbench_clip(root: Path, row: Row) -> str:
     """{task}_{dataset}/{path}; the clips of Audio_Grounding are .flac although the list says .wav."""
-    path = str(row["path"])
-    if row["task_name"] == "Audio_Grounding":
-        path = path[:-3] + "flac"
-    return str(root / f"{row['task_name']}_{row['dataset_name']}" / path)
+    path = root / f"{row['task_name']}_{row['dataset_name']}" / str(row["path"])
+    if row["task_name"] == "Audio_Grounding" and not path.is_file():
+        path = path.with_suffix(".flac")
+    return str(path)
 
 
 def _airbench_foundation(root: Path, benchmark: Benchmark) -> Iterator[Row]:
@@ -60,15 +61,15 @@ def _airbench_foundation(root: Path, benchmark: Benchmark) -> Iterator[Row]:
         lines = [AIRBENCH_LEAD, row["question"]]
         lines += [f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=True)]
         group = f"{row['task_name']}_{row['dataset_name']}"
-        choices = [option for option in options if option is not None]
-        if row["answer_gt"] not in choices:
-            raise ValueError(f"AIR-Bench item {row['uniq_id']} ({group}): the answer is none of its options")
+        # Letters keep their places: an option that is missing before another one stays "None", as it is asked.
+        while options and options[-1] is None:
+            options.pop()
         yield {
             "id": f"{group}/{row['uniq_id']}",
             "audio": _airbench_clip(root, row),
             "prompt": "\n".join(lines),
             "gt": row["answer_gt"],
-            "choices": choices,
+            "choices": [str(option) for option in options],
             "group": group,
             "task_name": row["task_name"],
             "dataset_name": row["dataset_name"],
@@ -78,6 +79,8 @@ def _airbench_foundation(root: Path, benchmark: Benchmark) -> Iterator[Row]:
 def _airbench_chat(root: Path, benchmark: Benchmark) -> Iterator[Row]:
     for row in _json_list(root / "Chat_meta.json"):
         group = f"{row['task_name']}_{row['dataset_name']}"
+        if row["task_name"] not in CATEGORIES:
+            raise ValueError(f"AIR-Bench Chat item {row['uniq_id']}: task {row['task_name']!r} is in no category")
         yield {
             "id": f"{group}/{row['uniq_id']}",
             "audio": _airbench_clip(root, row),
@@ -141,10 +144,11 @@ def _mmar(root: Path, benchmark: Benchmark) -> Iterator[Row]:
 
 def _mmsu(root: Path, benchmark: Benchmark) -> Iterator[Row]:
     for row in _json_list(root):
-        choices = [row[f"choice_{letter}"] for letter in "abcd" if row.get(f"choice_{letter}")]
+        options = {letter.upper(): row.get(f"choice_{letter}") for letter in "abcd"}
+        choices = [option for option in options.values() if option]
         answer = row["answer_gt"]
-        if answer not in choices and answer in LETTERS[: len(choices)]:
-            answer = choices[LETTERS.index(answer)]
+        if answer not in choices:
+            answer = options.get(answer) or answer
         choices = _ordered(choices, benchmark, row["id"])
         yield {
             "id": row["id"],

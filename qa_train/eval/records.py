@@ -30,7 +30,15 @@ from qa_train.data.sample import AudioPart, Message, Sample, TextPart
 from qa_train.data.storage import expand
 from qa_train.eval.answers import Outcome, answer_questions, predictions, silence_probe
 from qa_train.eval.questions import Question, part_text, split_answer
-from qa_train.eval.scores import METRICS, Prediction, label_contained, label_matches, score
+from qa_train.eval.scores import (
+    METRICS,
+    ONE_REFERENCE,
+    Prediction,
+    check_references,
+    label_contained,
+    label_matches,
+    score,
+)
 from qa_train.eval.text import transcript_words
 from qa_train.infer.encoded import EncodedClips
 from qa_train.infer.generate import Decoding, Generator
@@ -95,8 +103,8 @@ def evaluate_shards(
     truncated, failed), ``seconds``, with ``probe`` > 0 the silence probe over that many items, and
     with ``keep_samples`` > 0 that many ``samples`` (key, task, prompt, reference, answer, right and,
     with ``clips_dir``, the ``audio`` path of an Ogg Opus copy). A record may
-    carry ``answers`` (all accepted), or in a chat ``answer`` (the part of the reply that must be right),
-    and ``choices`` (all labels of its question).
+    carry ``answers`` to its question (all accepted), or in a chat ``answer`` (the part of the reply that must be
+    right), and ``choices`` (all labels of its question).
 
     ``clips``: encoder states kept from one call to the next, so that a frozen encoder hears each
     held-out clip once over all stages; by default they are shared by the sets of this call.
@@ -170,6 +178,10 @@ def record_questions(eval_set: EvalSet, bank: PromptBank, storage: StorageConfig
             f"({dict(left_out) or 'the shards are empty'}): check its shards, task and where"
         )
     _one_tokenizer(eval_set.name, metric, [question for _, question in found])
+    try:
+        check_references(metric, [question.references for _, question in found])
+    except ValueError as error:
+        raise ValueError(f"evaluation set {eval_set.name!r}: {error}") from error
     found.sort(key=lambda entry: (entry[0], entry[1].sample.key))
     return [question for _, question in found[: eval_set.limit]]
 
@@ -213,8 +225,7 @@ def _question(eval_set: EvalSet, metric: str, sample: Sample, record: dict[str, 
     messages, answer = split_answer(sample.messages)
     if sample.chosen is not None:
         answer = "".join(part.text for part in sample.chosen)
-    accepted = record.get("answers") or ([record["answer"]] if eval_set.task == "chat" and "answer" in record else [])
-    references = tuple(accepted or ([] if answer is None else [answer]))
+    references = _references(record, eval_set.task, metric, answer)
     if not references:
         raise ValueError(f"{sample.key}: no reference answer; end its messages with an assistant turn")
     if eval_set.prompt is not None:
@@ -225,6 +236,19 @@ def _question(eval_set: EvalSet, metric: str, sample: Sample, record: dict[str, 
     language = _reference_language(eval_set.task, record, sample) if metric in ("bleu", "chrf") else sample.language
     choices = tuple(record.get("choices") or ())
     return Question(asked, load, references, metric, eval_set.name, language, choices)
+
+
+def _references(record: dict[str, Any], task: str, metric: str, answer: str | None) -> tuple[str, ...]:
+    """The task's own answer and what the record accepts as well; of a chat, what its reply must hold.
+
+    ``answers`` are those of the record's question: another task's answer, as its transcript, is not among them.
+    """
+    answers = record.get("answers") or []
+    if task == "chat":
+        accepted = answers or [record[name] for name in ("answer",) if name in record]
+    else:
+        accepted = answers if answer in answers and metric not in ONE_REFERENCE else []
+    return tuple(accepted or ([] if answer is None else [answer]))
 
 
 def _reference_language(task: str, record: dict[str, Any], sample: Sample) -> str | None:

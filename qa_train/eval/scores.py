@@ -204,19 +204,35 @@ METRICS = tuple(STATISTICS)
 # program would start again for every class.
 ROWS_OF_ALL = frozenset({"cider", "meteor"})
 LOWER_IS_BETTER = frozenset({"wer", "cer", "first_line_wer", "cp_wer"})
+# Metrics that know one right answer.
+ONE_REFERENCE = LOWER_IS_BETTER | {
+    "bleu", "rest_bleu", "chrf", "word_times", "choice", "airbench", "tokens", "mmau", "bbh", "macro_f1",
+}  # fmt: skip
 
 
 def item_statistics(metric: str, predictions: Sequence[Prediction]) -> Statistics:
     """Per-item rows of a metric and the function from their sums to its value.
 
     Raises:
-        ValueError: an unknown metric, no items, or references that the metric cannot use.
+        ValueError: an unknown metric, no items, or references that the metric cannot use (see ``check_references``).
     """
     if metric not in STATISTICS:
         raise ValueError(f"unknown metric {metric!r}: expected one of {', '.join(sorted(METRICS))}")
     if not predictions:
         raise ValueError(f"no items to score by {metric}: the source is empty")
+    check_references(metric, [p.references for p in predictions])
     return STATISTICS[metric](predictions)
+
+
+def check_references(metric: str, references: Sequence[Sequence[str]]) -> None:
+    """ValueError when items have several references and the metric would look at the first alone."""
+    several = [each for each in references if len(each) > 1]
+    if metric in ONE_REFERENCE and several:
+        raise ValueError(
+            f"{metric} takes one reference and {len(several)} of {len(references)} items have several, e.g. "
+            f"{list(several[0][:3])}: give one, or use a metric that accepts any of them (accuracy, exact, contains; "
+            "cider or rouge_l for captions)"
+        )
 
 
 def score(metric: str, predictions: Sequence[Prediction]) -> Score:
@@ -238,6 +254,9 @@ def _score(metric: str, predictions: Sequence[Prediction], statistics: Statistic
     rows, value = statistics
     if metric in SHARES:
         low, high = wilson_interval(int(rows[:, 0].sum()), len(rows))
+    elif metric in LOWER_IS_BETTER and not rows[:, 0].any():
+        # Drawing again from items without an error finds none: the share of words that may still be wrong.
+        low, high = wilson_interval(0, int(rows[:, 1].sum()))
     else:
         low, high = bootstrap_interval(rows, value)
     return Score(

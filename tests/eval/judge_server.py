@@ -4,7 +4,8 @@
 
 Answers "A B" from the digits after "rate:" in the prompt. A prompt that holds "fault:NAME" first fails in
 that way, twice, and then is answered: 429, 500, timeout, malformed, empty, hangup; "fault:always-500" never
-is; "fault:refusal" and "fault:nonsense" are answers of their own kind. Every call is a line of the log.
+is; "fault:refusal" and "fault:nonsense" are answers of their own kind; "fault:filtered" is HTTP 400, "fault:cut" ends
+by length. Every call is a line of the log.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(prompt, fault.group(1) if fault else "", count, content)
 
     def answer(self, prompt: str, fault: str, count: int, content: Any) -> None:
-        if body := {"wrong-key": 401}.get(fault):
-            self.reply(body, b'{"error": "no such key"}')
+        if code := {"wrong-key": 401, "filtered": 400}.get(fault):
+            self.reply(code, b'{"error": "no such key, or words that are filtered"}')
         elif fault == "always-500":
             self.reply(500, b"out of order")
         elif fault in ("429", "500") and count <= FAILS:
@@ -67,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
             if not isinstance(content, str):
                 text = f"heard {sum(part['type'] == 'input_audio' for part in content)} clips"
             usage = {"prompt_tokens": 10, "completion_tokens": 2}
-            choice = {"message": {"content": text}, "finish_reason": "stop"}
+            choice = {"message": {"content": text}, "finish_reason": "length" if fault == "cut" else "stop"}
             self.reply(200, json.dumps({"choices": [choice], "usage": usage}).encode())
 
     def reply(self, code: int, body: bytes, headers: dict[str, str] | None = None) -> None:

@@ -102,6 +102,37 @@ def test_a_wrong_key_is_said_at_once(server: Server, tmp_path: Path) -> None:
     assert len(server.calls()) == 1
 
 
+def test_one_prompt_that_a_filter_refuses_does_not_end_the_scoring(server: Server, tmp_path: Path) -> None:
+    judge = Judge("stub", tmp_path / "c", endpoint(server), workers=1)
+    first, second, third = judge.ask(["fault:filtered", "rate:8 7", "rate:1 1"])
+    assert "HTTP 400" in (first.error or "")
+    assert (second.text, third.text) == ("8 7", "1 1")
+    # All refused: the settings are wrong, which is said after a few calls.
+    before = len(server.calls())
+    with pytest.raises(ValueError, match="HTTP 400"):
+        Judge("stub", tmp_path / "d", endpoint(server), workers=1).ask([f"{i} fault:filtered" for i in range(50)])
+    assert len(server.calls()) - before < 15
+
+
+def test_a_line_that_is_cut_in_a_number_is_not_read(server: Server, tmp_path: Path) -> None:
+    row = {"id": "1", "task_name": "sound_QA", "question": "rate:9 1 fault:cut", "meta_info": "m", "gt": "r"}
+    rows = [row | {"prediction": "a"}, row | {"id": "2", "question": "rate:9 3", "prediction": "a"}]
+    cache = tmp_path / "c"
+    found, items = judged_result("airbench_chat", rows, Judge("stub", cache, endpoint(server)))
+    assert (items[0].score, items[0].unread) == (None, 2)
+    assert items[0].said[0] == "reference first: unread: '9 1', cut at judge.max_tokens"
+    assert (found["value"], found["judge_unread"]) == (6.0, 2)
+    # The cache keeps it.
+    assert judged_result("airbench_chat", rows, Judge("stub", cache))[1] == items
+
+
+def test_several_calls_are_bounded_together(tmp_path: Path) -> None:
+    judge = Judge("stub", tmp_path / "c", price_out=1e6, max_tokens=1, max_cost=2)
+    judge.check(["a", "b"])
+    with pytest.raises(ValueError, match=r"3 prompts, 0 of them cached.*more than judge.max_cost=2"):
+        judge.check(["a", "b", "c"])
+
+
 def test_the_price_is_known_and_bounded_before_any_call(server: Server, tmp_path: Path) -> None:
     prompts = ["rate:1 2" + "x" * 3992, "rate:1 2" + "x" * 3992, "评" * 1000]
     judge = Judge("stub", tmp_path / "c", endpoint(server), price_in=10, price_out=30, max_tokens=100, max_cost=0.01)
@@ -181,6 +212,11 @@ def test_a_reference_system_is_rated_by_the_same_judge(server: Server, tmp_path:
     assert found["reference_system"] == {"value": 100.0, "difference": 0.0}
     with pytest.raises(ValueError, match="other items"):
         judged_result("voicebench_qa", qa, judge, qa[:1])
+    # Ids that are row numbers say nothing of the questions.
+    with pytest.raises(ValueError, match="other items"):
+        judged_result("voicebench_qa", qa, judge, [dict(row, question="else?") for row in qa])
+    with pytest.raises(ValueError, match="needs gt in the row"):
+        prompts_of("voicebench_qa", [dict(qa[0], gt="")])
 
 
 def test_an_endpoint_is_a_model_under_test(server: Server) -> None:

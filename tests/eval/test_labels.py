@@ -29,11 +29,30 @@ OPTIONS = ("guitar", "bass guitar", "A dog", "Piano")
         ("The answer is B.", 1), ("The correct answer is: (D)", 3), ("I would choose option A", 0), ("bass guitar", 1),
         ("It is a bass guitar.", 1), ("A dog barks", 2), ("<|en|>Piano!", 3), ("guitar", 0),
         ("Because I hear a bell", None), ("Can't say", None), ("a guitar or a piano", None), ("", None), ("E", None),
+        ("Answer: B", 1), ("ANSWER: **D**", 3), ("Option C", 2), ("<answer>B</answer>", 1), ("b", 1), ("(d).", 3),
+        ("b) it is low", 1), ("the answer is (b)", 1), ("Final: $\\boxed{\\text{B}}$", 1), ("Answer: A dog", 2),
+        ("Answer: A because of the strings", 0), ("Answer: a dog", 2), ("A, because B is lower", 0),
+        ("A, C", None), ("(A), (B) and (D)", None), ("A, B, C, D", None), ("A/B", None),
+        ("A. guitar B. bass guitar C. A dog D. Piano", None), ("A. x\nB. y\nC. z\nD. w\nThe answer is D", 3),
+        ("Option A is wrong", None), ("Answer: C, option B is not right", 2), ("Both A and B", None),
+        ("I, as an AI", None),
         ("The answer is A or the answer is B", None), ("None of them", None), ("answer: drums", None), ("dogs", None),
     ],
 )  # fmt: skip
 def test_chosen_option_never_guesses(answer: str, option: int | None) -> None:
     assert chosen_option(answer, OPTIONS) == option
+
+
+def test_options_that_look_alike_are_told_apart_or_left_open() -> None:
+    notes = ("C-major", "C major", "?", "a minor")
+    assert chosen_option("C-major", notes) == 0
+    assert chosen_option("c major!", notes) is None
+    assert chosen_option("", notes) is None
+    assert chosen_option("...", notes) is None
+    assert chosen_option("A. C", ("C", "D", "E", "F")) == 0
+    # The right text twice: either letter chooses it.
+    same = [Prediction(letter, ("dog",), choices=("dog", "dog", "cat")) for letter in "ABC"]
+    assert score("choice", same).value == pytest.approx(200 / 3)
 
 
 def test_single_letters_as_options_are_not_looked_for_in_sentences() -> None:
@@ -74,6 +93,22 @@ def test_mmau_rule_and_its_letter_variant() -> None:
     letter = [Prediction("A", (choices[0],), choices=choices)]
     assert score("mmau", letter).value == 100
     assert score("tokens", letter).value == 0
+
+
+def test_no_answer_equals_no_label() -> None:
+    silent = [
+        Prediction("", ("", "happy"), error="no such file"),
+        Prediction("", ("happy", "")),
+        Prediction("happy", ("happy",)),
+    ]
+    assert score("exact", silent).value == pytest.approx(100 / 3)
+    assert score("accuracy", silent).value == pytest.approx(100 / 3)
+
+
+def test_answers_without_any_label_are_counted_by_every_rule_of_labels() -> None:
+    odd = [Prediction("zzz", ("dog",), choices=("dog", "cat")), Prediction("dog", ("dog",), choices=("dog", "cat"))]
+    for metric in ("choice", "mmau", "tokens", "exact", "accuracy", "macro_f1", "contains", "map"):
+        assert score(metric, odd).unparsed == 1, metric
 
 
 def test_exact_is_letter_for_letter() -> None:

@@ -119,7 +119,12 @@ def test_chat_equals_the_published_script_on_odd_judge_lines(name: str) -> None:
 @pytest.mark.parametrize(
     ("line", "pair"),
     [("8 7", (8, 7)), ("8  7", (8, 7)), ("8, 7\n", (8, 7)), ("10 1", (10, 1)), ("8\n7", (8, 7)), ("8", None),
-     ("8.5 7", None), ("11 5", None), ("8 7 6", None), ("0 5", None), ("I cannot.", None), ("", None)],
+     ("8.5 7", None), ("11 5", None), ("8 7 6", None), ("0 5", None), ("I cannot.", None), ("", None),
+     ("8/10", None), ("8/10 7/10", (8, 7)), ("10/10", None), ("Score: 8 out of 10", None),
+     ("8 out of 10, 7 out of 10", (8, 7)),
+     ("Assistant 1: 8", None), ("Assistant 2: 9", None), ("Assistant 1: 8\nAssistant 2: 9", (8, 9)),
+     ("Assistant 2: 9, Assistant 1: 8", None), ("8 7\nAssistant 1 is better", None), ("-8 7", None),
+     ("9 8 because", (9, 8)), ("**10** **9**", (10, 9))],
 )  # fmt: skip
 def test_honest_reading_of_a_judge_line(line: str, pair: tuple[int, int] | None) -> None:
     assert honest_pair(line) == pair

@@ -10,6 +10,7 @@ import pytest
 import sacrebleu
 
 from qa_train.eval.scores import (
+    ONE_REFERENCE,
     Prediction,
     bootstrap_interval,
     label_contained,
@@ -180,6 +181,22 @@ def test_chrf_equals_sacrebleu() -> None:
     ):
         found = score("chrf", [pair(a, r) for a, r in zip(answers, references, strict=True)])
         assert found.value == pytest.approx(sacrebleu.corpus_chrf(answers, [references]).score)
+
+
+@pytest.mark.parametrize("metric", sorted(ONE_REFERENCE))
+def test_a_second_reference_is_not_left_out_in_silence(metric: str) -> None:
+    two = [Prediction("color", ("colour", "color"), "fr", ("colour", "color"))]
+    with pytest.raises(ValueError, match=rf"{metric} takes one reference and 1 of 2 items .*'colour', 'color'"):
+        score(metric, [*two, Prediction("a", ("a",), "fr", ("a", "b"))])
+    assert score("accuracy", two).value == 100.0
+
+
+def test_no_error_found_is_no_certainty() -> None:
+    right = [Prediction("one two", ("one two",), "fr")] * 10
+    found = score("wer", right)
+    assert (found.value, found.ci_low) == (0.0, 0.0)
+    # Wilson's upper end for 0 of 20 words.
+    assert found.ci_high == pytest.approx(16.11, abs=0.01)
 
 
 def test_unknown_metric_and_empty_source_say_so() -> None:
