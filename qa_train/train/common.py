@@ -103,11 +103,11 @@ def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
     """
     require_optimizer(cfg.trainer.optim)
     options = {k: v for k, v in asdict(cfg.trainer).items() if k not in _OWN_FIELDS}
-    deepspeed = deepspeed_options(cfg.deepspeed)
     on_cpu = not torch.cuda.is_available()
     if on_cpu:
-        # Else DeepSpeed, which transformers imports when it is there, warns that it finds no GPU.
+        # Before anything imports DeepSpeed, which else warns that it finds no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    deepspeed = deepspeed_options(cfg.deepspeed)
     if on_cpu and cfg.trainer.cpu_threads:
         torch.set_num_threads(cfg.trainer.cpu_threads)
     with warnings.catch_warnings():
@@ -184,12 +184,13 @@ def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
         preference=cfg.stage == "dpo",
         cost=cost_of(cfg, Shapes.of(model.config)),
     )
-    if cfg.data.encoder_cache:
-        _use_encoder_cache(cfg.data.encoder_cache, model, data, args)
     writer = MetricsWriter(run.metrics, is_main=run.is_main)
     adapters = plan_adapters(model, cfg.model, seed=cfg.run.seed)
     stage = Stage(cfg, run, model, processor, data, writer, resume, adapters)
+    # Before hours of encoding.
     _check_resume(stage, args)
+    if cfg.data.encoder_cache:
+        _use_encoder_cache(cfg.data.encoder_cache, model, data, args)
     return stage
 
 
@@ -198,11 +199,17 @@ def _silence_libraries(model: Any, processor: Any) -> None:
     disable_progress_bar()
     # TRL asks under a name that transformers is about to drop.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+    # The trainer counts the batches of a step itself and tells accelerate of one; DeepSpeed knows them all.
+    logging.getLogger("accelerate.accelerator").addFilter(_no_accumulation_mismatch)
     library = logging.getLogger("transformers.trainer_utils")
     level = library.level
     library.setLevel(logging.ERROR)
     align_special_tokens(model, processor)
     library.setLevel(level)
+
+
+def _no_accumulation_mismatch(record: logging.LogRecord) -> bool:
+    return "Gradient accumulation steps mismatch" not in record.getMessage()
 
 
 def go(trainer: Any, stage: Stage, evaluation: Evaluation | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from typing import Any
@@ -80,6 +81,8 @@ def deepspeed_options(cfg: DeepspeedConfig) -> dict[str, Any] | None:
         return None
     if find_spec("deepspeed") is None:
         raise ValueError("deepspeed is not installed: pip install 'qa-train[deepspeed]', or set deepspeed=none")
+    # It calls functions of torch by names that torch is about to drop.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\..*is deprecated", category=FutureWarning)
     _announce_a_single_process()
     if not torch.cuda.is_available():
         _prepare_deepspeed_on_cpu()
