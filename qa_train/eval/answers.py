@@ -172,7 +172,7 @@ def silence_probe(
         return tuple(np.zeros_like(wave) for wave in question.load())
 
     asked = [replace(questions[i], load=partial(silent, questions[i])) for i in picks]
-    return _changed(generator, asked, [outcomes[i] for i in picks], decoding) if picks else None
+    return _changed(answer_questions(generator, asked, decoding), [outcomes[i] for i in picks]) if picks else None
 
 
 # Both shares of changed answers surely below this: the model does not listen.
@@ -186,16 +186,22 @@ def listening_probe(
     decoding: Decoding,
     count: int,
 ) -> dict[str, Any] | None:
-    """The silence probe, and the same with another item's clip: {"silence", "other_clip", "listens"}.
+    """Up to ``count`` questions asked again in three ways: {"again", "silence", "other_clip", "listens"}.
 
-    ``listens`` is False when both shares of changed answers are below ``DEAF_PERCENT`` by their 95 %
-    intervals, True when one is above it, None when there are too few items to tell.
+    ``again`` is the control: the share of answers that change when the same clip is asked again. Endpoints, and
+    bfloat16 in batches of other items, do not repeat themselves. Against those second answers stand the ones to silence
+    of the same length and to another item's clip.
+
+    ``listens`` is True when one of the two shares lies above ``DEAF_PERCENT`` and above the control's, each by its 95 %
+    interval; False when both lie below ``DEAF_PERCENT``; None when that cannot be told. None instead of all: no clips.
     """
-    silence = silence_probe(generator, questions, outcomes, decoding, count)
     picks = _probed(questions, outcomes, count)
-    if silence is None or not picks:
+    if not picks:
         return None
     pool = _probed(questions, outcomes, 2 * count)
+
+    def silent(i: int) -> tuple[np.ndarray, ...]:
+        return tuple(np.zeros_like(wave) for wave in questions[i].load())
 
     def exchanged(i: int) -> tuple[np.ndarray, ...]:
         # Half the probed items further on: neighbours are often cut from one recording.
@@ -205,15 +211,19 @@ def listening_probe(
         waves = other.load()
         return tuple(waves[k % len(waves)] for k in range(questions[i].sample.num_clips))
 
-    asked = [replace(questions[i], load=partial(exchanged, i)) for i in picks]
-    other_clip = _changed(generator, asked, [outcomes[i] for i in picks], decoding)
-    shares = (silence, other_clip)
+    def answers(load: Callable[[int], tuple[np.ndarray, ...]]) -> list[Outcome]:
+        return answer_questions(generator, [replace(questions[i], load=partial(load, i)) for i in picks], decoding)
+
+    same = answers(lambda i: questions[i].load())
+    again = _changed(same, [outcomes[i] for i in picks])
+    shares = {"silence": _changed(answers(silent), same), "other_clip": _changed(answers(exchanged), same)}
+    surely = max(DEAF_PERCENT, again["ci_high"])
     listens: bool | None = None
-    if all(share["ci_high"] < DEAF_PERCENT for share in shares):
+    if all(share["ci_high"] < DEAF_PERCENT for share in shares.values()):
         listens = False
-    elif any(share["ci_low"] > DEAF_PERCENT for share in shares):
+    elif any(share["ci_low"] > surely for share in shares.values()):
         listens = True
-    return {"silence": silence, "other_clip": other_clip, "listens": listens}
+    return {"again": again, **shares, "listens": listens}
 
 
 def _probed(questions: Sequence[Question], outcomes: Sequence[Outcome], count: int) -> list[int]:
@@ -225,10 +235,7 @@ def _probed(questions: Sequence[Question], outcomes: Sequence[Outcome], count: i
     return [with_clip[i] for i in places]
 
 
-def _changed(
-    generator: Answerer, asked: Sequence[Question], before: Sequence[Outcome], decoding: Decoding
-) -> dict[str, Any]:
-    after = answer_questions(generator, asked, decoding)
+def _changed(after: Sequence[Outcome], before: Sequence[Outcome]) -> dict[str, Any]:
     changed = sum(strip_tags(new.text) != strip_tags(old.text) for new, old in zip(after, before, strict=True))
     low, high = wilson_interval(changed, len(after))
     return {

@@ -81,7 +81,11 @@ def listening(result: Mapping[str, Any]) -> str:
     shares = f"changed by silence {probe['silence']['changed_percent']:.0f} %"
     if probe.get("other_clip"):
         shares += f", by another clip {probe['other_clip']['changed_percent']:.0f} %"
-    word = {True: "listens", False: "DOES NOT LISTEN", None: "too few to tell"}[probe["listens"]]
+    again = (probe.get("again") or {}).get("changed_percent", 0.0)
+    if again:
+        shares += f", by asking the same again {again:.0f} %"
+    unknown = "cannot be told: it does not repeat itself" if again else "too few to tell"
+    word = {True: "listens", False: "DOES NOT LISTEN", None: unknown}[probe["listens"]]
     return f"{word} ({shares}, n = {probe['silence']['n']})"
 
 

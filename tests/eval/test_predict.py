@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -26,6 +27,7 @@ from qa_train.eval.ranks import Ranks
 from qa_train.eval.scoring import score_rows
 from qa_train.eval.tables import read_predictions
 from qa_train.infer.generate import Generator
+from qa_train.report.benchmarks import listening
 
 HERE = Path(__file__).parent
 YAML = (
@@ -142,6 +144,7 @@ def test_the_probe_names_a_model_that_does_not_listen(data: Path) -> None:
     run(data, "hears", hears, probe=16)
     probe = json.loads((data / "hears" / "run.json").read_text())["probe"]
     # The stand-in says "tone" for any sound and its length in tokens.
+    assert probe["again"]["changed_percent"] == 0
     assert probe["silence"]["changed_percent"] == 100
     assert probe["other_clip"]["changed_percent"] > 50
     assert probe["listens"] is True
@@ -159,6 +162,26 @@ def test_the_probe_names_a_model_that_does_not_listen(data: Path) -> None:
     few.answer = lambda ids, states: "always this"  # type: ignore[method-assign]
     run(data, "few_deaf", few, probe=4)
     assert json.loads((data / "few_deaf" / "run.json").read_text())["probe"]["listens"] is None
+
+
+def test_a_deaf_model_that_never_says_the_same_twice_is_not_said_to_listen(data: Path) -> None:
+    deaf = FakeModel(processor().tokenizer)
+    said = itertools.count()
+    deaf.answer = lambda ids, states: f"always this, {next(said)}"  # type: ignore[method-assign]
+    run(data, "deaf", deaf, probe=16)
+    probe = json.loads((data / "deaf" / "run.json").read_text())["probe"]
+    assert probe["silence"]["changed_percent"] == probe["other_clip"]["changed_percent"] == 100
+    assert probe["again"]["changed_percent"] == 100
+    assert probe["listens"] is None
+    assert "cannot be told: it does not repeat itself" in listening({"probe": probe})
+    # A word or two that vary now and then do not hide that it hears.
+    hears = FakeModel(processor().tokenizer)
+    usual = hears.answer
+    hears.answer = lambda ids, states: usual(ids, states) + ("!" if next(said) % 10 == 0 else "")  # type: ignore[method-assign]
+    run(data, "hears", hears, probe=16)
+    probe = json.loads((data / "hears" / "run.json").read_text())["probe"]
+    assert 0 < probe["again"]["changed_percent"] < 40
+    assert probe["listens"] is True
 
 
 def program(data: Path, out: str, world: int = 1, die: dict[int, int] | None = None) -> list[int]:
