@@ -164,7 +164,7 @@ def record_questions(eval_set: EvalSet, bank: PromptBank, storage: StorageConfig
                 except Unqualified:
                     reason = "does not qualify for the task"
                 else:
-                    clips = _clips(path, row)
+                    clips = clips_of(path, row)
                     order = hashlib.blake2b(row["key"].encode()).digest()
                     question = _question(eval_set, metric, sample, record, partial(_load, reader, clips))
                     heard = sum(clip.num_tokens for clip in clips)
@@ -215,7 +215,8 @@ def _unwanted(record: dict[str, Any], eval_set: EvalSet) -> str | None:
     return None
 
 
-def _clips(path: str, row: dict[str, Any]) -> list[Clip]:
+def clips_of(path: str, row: dict[str, Any]) -> list[Clip]:
+    """The clips of a row of the index of the shard at ``path``."""
     key = row["key"]
     columns = zip(row["names"], row["offsets"], row["sizes"], row["crc32c"], row["num_samples"], strict=True)
     return [Clip(f"{key}.{name}", path, f"{key}.{name}", *place) for name, *place in columns]

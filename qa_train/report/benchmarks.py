@@ -111,15 +111,25 @@ def _warnings(results: Results) -> list[str]:
                 "rules of a language"
             )
         found = result.get("contamination")
-        if found is not None and (found["same_clip"] or found["same_words"]):
+        if found is not None and _is_contaminated(found):
             notes.append(f"{name}: {_contaminated(found)}")
     return notes
 
 
+def _is_contaminated(found: Mapping[str, Any]) -> bool:
+    return bool(found["same_clip"] or found["same_sound"] or found["same_words"])
+
+
 def _contaminated(found: Mapping[str, Any]) -> str:
+    missed = found["as_long"] - found["compared"]
+    heard = (
+        f"{found['compared']} training clips of about their length compared{f', {missed} more not' if missed else ''}"
+    )
     return (
         f"in the training shards: {found['same_clip']} of {found['checked_clips']} clips by bytes, "
-        f"{found['same_words']} of {found['checked_texts']} references by words"
+        f"{found['same_sound']} of {found['checked_sounds']} by sound (re-encoded, resampled, louder; {heard}), "
+        f"{found['same_words']} of {found['checked_texts']} references by words; cuts, other speeds and paraphrases "
+        "are not seen"
     )
 
 
@@ -144,7 +154,7 @@ def _notes(name: str, result: Mapping[str, Any]) -> list[str]:
             + ("" if agreed is None else f"; order agreement {agreed:.2f} %")
         )
     found = result.get("contamination")
-    if found is not None and not (found["same_clip"] or found["same_words"]):
+    if found is not None and not _is_contaminated(found):
         notes.append(_contaminated(found))
     if result.get("reference_system"):
         reference = result["reference_system"]
