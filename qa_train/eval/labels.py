@@ -19,18 +19,26 @@ _OPEN, _CLOSE = r"[\s*\"'“‘(\[]*", r"[\s*\"'”’]*"
 _LEADING_LETTER = re.compile(rf"^{_OPEN}([A-J]){_CLOSE}(?:[).:,\]]|$)")
 # A small letter alone, or with a bracket after it: "b", "(b)", "b) dog".
 _SMALL_LETTER = re.compile(rf"^{_OPEN}([a-j])(?:\).*|{_CLOSE}[.\])]*{_CLOSE})$", re.S)
-# "A, C" or "(A), (B) and (D)" chooses nothing.
+# "A, C", "(A), (B) and (D)" or "either A or B" chooses nothing.
 _SEVERAL = re.compile(
-    rf"^{_OPEN}[A-J][\s*)\]]*[,;/&]\s*(?:(?:and|or)\s+)?{_OPEN}[A-J](?=[\s*)\]]*(?:$|[,;/&.]|and\b|or\b))"
+    rf"^(?:(?i:either|both)\s+)?{_OPEN}[A-J][\s*)\]]*(?:[,;/&]\s*(?:(?:and|or)\s+)?|\b(?:and|or)\s+){_OPEN}[A-J]"
+    r"(?=[\s*)\]]*(?:$|[,;/&.]|and\b|or\b))"
 )
 _MARKED_LETTER = re.compile(r"(?<![\w'’])([A-J])\**[).:]")
 # Set off by a mark or the end of the line: no article and no word.
-_LONE_LETTER = re.compile(r"(?<![\w'’])([A-J])(?=[\s*\"”’]*(?:[.,:;)\]]|$))", re.M)
+_LONE_LETTER = re.compile(r"(?<!\w)(?<!\w['’])([A-J])(?=[\s*\"'”’]*(?:[.,:;)\]]|$)|['”’](?!\w))", re.M)
 # "The answer is B", "Option (C)", "<answer>b</answer>"; not "option A is wrong", and "Answer: A dog" names no letter.
-_NAMED = r"\b(?i:answer|option|choice)\b(?i:\s+(?:is|would\s+be))?[\s:*\"'>(\[]*"
+_NAMED = (
+    r"(?:\b(?i:answer|option|choice)\b(?i:\s+(?:is|would\s+be))?|答案[是为选应该就]*(?:选项)?|选项)[\s:：*\"'>(\[]*"
+)
 _NAMED_LETTER = re.compile(
-    rf"{_NAMED}([A-J])\b(?!['’\w])(?!\s+is\s+(?:wrong|incorrect|not)\b)"
-    r"(?!(?<=A)\s+(?!(?:and|as|because|but|for|given|if|in|is|or|since|so|the|which|with)\b)[a-z])|boxed\{(?:\\text\{)?\(?([A-J])\)?\}"
+    rf"{_NAMED}([A-J])(?!['’]?[A-Za-z0-9_])"
+    r"(?!\s+(?:is|are|has|does|do|would|can)(?:\s+\w+)?\s+(?:wrong|incorrect|not)\b|\s+(?:cannot|\w+n['’]t)\b)"
+    r"(?!(?<=A)(?<!(?:ption|hoice) A)"
+    r"\s+(?!(?:and|as|because|but|for|given|if|in|is|or|since|so|the|which|with)\b)[a-z])"
+    # LaTeX, "B is the best answer" and "B because ...".
+    r"|\\(?:boxed|text(?:bf)?|math\w+)\{\(?([A-J])[).}]"
+    r"|(?:^|[.:,;!?(*\"'\n]\s*)([A-HJ])[)*\"']*\s+(?:is|would\s+be)\s+(?:the\s+)?(?:best|correct|right)\b|^([A-HJ])\s+because\b"
 )
 _NAMED_SMALL = re.compile(rf"{_NAMED}([a-j])(?:\)|</|[.\]*]*\s*$)")
 

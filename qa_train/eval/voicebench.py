@@ -34,7 +34,7 @@ _ANSWER = re.compile(
     r"\b(?:answer|conclusion)\b(?: to (?:the|your|this) (?:\w+ )?question)?"
     r"(?: (?:is|would be|should be|must be|as|directly|simply|therefore|thus))* (yes|no|true|false)\b"
 )
-_NEGATION = r"(?:not|never|cannot|n t|no longer|unable to)"
+_NEGATION = r"(?:not|never|cannot|n t|no longer|unable to|unlikely)"
 _NEGATIVE = (
     rf"\b{_NEGATION} (?:\w+ ){{0,4}}(?:return\w*|back|end\w* up|at|facing) (?:\w+ ){{0,5}}(?:starting p\w+|started)\b",
     rf"\b{_NEGATION} (?:\w+ ){{0,2}}(?:plausible|possible|accurate|realistic)\b",
@@ -62,7 +62,7 @@ def says_yes(text: str) -> bool | None:
 
     In this order: what it calls its answer, its first word, its last word, its last statement about the matter.
     """
-    text = text.lower().replace("n't", " n t").replace("n’t", " n t").replace("boxed", " ").replace("\\text", " ")
+    text = re.sub(r"n['’ ]t\b", " n t", text.lower()).replace("boxed", " ").replace("\\text", " ")
     text = " ".join(re.sub(r"[^\w\s]|_", " ", text).split())
     # The question said again is no answer.
     text = _ASKED.sub("", text)
@@ -87,6 +87,8 @@ def bbh_answer(prediction: Prediction) -> str | None:
     if prediction.references[0].lower() in ("yes", "no"):
         yes = says_yes(text)
         return None if yes is None else "yes" if yes else "no"
+    text = re.sub(r"\b[Ss]entence (?=\(?[AB]\b)", "option ", text)
+    text = re.sub(r"\b(first|second) (?:option|sentence)\b", lambda m: f"option {'AB'[m[1] == 'second']}", text)
     place = chosen_option(text, ("A", "B"))
     return None if place is None else ("(A)", "(B)")[place]
 

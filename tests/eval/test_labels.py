@@ -35,7 +35,11 @@ OPTIONS = ("guitar", "bass guitar", "A dog", "Piano")
         ("A, C", None), ("(A), (B) and (D)", None), ("A, B, C, D", None), ("A/B", None),
         ("A. guitar B. bass guitar C. A dog D. Piano", None), ("A. x\nB. y\nC. z\nD. w\nThe answer is D", 3),
         ("Option A is wrong", None), ("Answer: C, option B is not right", 2), ("Both A and B", None),
-        ("I, as an AI", None),
+        ("I, as an AI", None), ("Option A has the lowest sound", 0), ("Option A has not the sound", None),
+        ("Option B isn't right", None), ("The answer is 'B'", 1), ("答案是B", 1), ("B is the best answer", 1),
+        ("B is correct, A is not", 1), ("is $\\textbf{D}$", 3), ("A and C", None), ("Either A or B.", None),
+        ("It was D'Arcy, the answer is C", 2), ("The answer is D'Arcy", None),
+        ("Option A cannot be", None), ("Vitamin D is the best", None), ("So: D is the best", 3),
         ("The answer is A or the answer is B", None), ("None of them", None), ("answer: drums", None), ("dogs", None),
     ],
 )  # fmt: skip

@@ -10,9 +10,11 @@ import pytest
 
 from qa_train.eval.airbench import honest_pair, mean_over_tasks, official_chat, official_foundation
 from qa_train.eval.ifeval import CHECKS, follows, ifeval_rows, loose_variants, read_instruction
+from qa_train.eval.labels import LETTERS, chosen_option, tokens_match
 from qa_train.eval.mandarin import normalise_mandarin, spoken
 from qa_train.eval.prediction import Prediction
 from qa_train.eval.scores import item_statistics, score
+from qa_train.eval.voicebench import bbh_answer, refuses
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -158,3 +160,41 @@ def test_ifeval_equals_the_published_checks() -> None:
         for r in (rows[i] for i in kept)
     ]
     assert ifeval_rows([predictions[i] for i in kept]).tolist() == expected
+
+
+def test_the_word_rule_equals_mmaus() -> None:
+    rows = fixture("mmau_words")
+    assert len(rows) == 600
+    assert [tokens_match(answer, said, choices) for answer, said, choices, _ in rows] == [row[-1] for row in rows]
+
+
+def test_refusals_equal_voicebenchs_but_for_empty_answers() -> None:
+    rows = fixture("voicebench_refusals")
+    assert len(rows) == 500
+    assert {right for text, right in rows if not text.strip()} == {True}
+    for text, right in rows:
+        assert refuses(Prediction(text, ("",))) == (right and bool(text.strip())), text
+
+
+def test_spoken_options_are_read_as_voicebench_reads_them_or_are_no_choice() -> None:
+    rows = fixture("voicebench_options")
+    assert len(rows) == 600
+    for text, theirs in rows:
+        place = chosen_option(text, list("ABCD"))
+        ours = None if place is None else LETTERS[place]
+        # Where its list of phrases knows none, it guesses. It takes the one of two letters that a comma follows.
+        assert ours == theirs or theirs is None or (ours is None and text.find("Either") >= 0), (text, theirs, ours)
+    assert sum(theirs is not None for _, theirs in rows) > 300
+
+
+def test_bbh_is_read_as_voicebench_reads_it_but_for_its_slips() -> None:
+    rows = fixture("voicebench_bbh")
+    assert len(rows) == 600
+    for task, text, theirs in rows:
+        ours = bbh_answer(Prediction(text, ("(A)" if task == "hyperbaton" else "yes",)))
+        if ours == theirs or theirs is None:
+            continue
+        # It reads "b" as (A), a liar as truthful, and "no" in "not" and "nothing".
+        slips = text.strip(".") == "B" or "must be lying" in text or ("Not" in text and ours is None)
+        assert slips, (task, text, theirs, ours)
+    assert sum(theirs is not None for *_, theirs in rows) > 300
