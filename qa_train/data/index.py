@@ -86,7 +86,10 @@ def scan(
             key, start = group[0].key, group[0].offset
             try:
                 if key in seen:
-                    raise BadRecord("its members are not together, or the key is used twice", "duplicate key")
+                    raise BadRecord(
+                        "its members are not together (make tars with tar --sort=name), or the key is used twice",
+                        "duplicate key",
+                    )
                 rows.append(_row(file, group, decode))
             except (BadRecord, BadAudio) as error:
                 problems.append(Problem(key, start, error.reason, str(error)))

@@ -68,7 +68,7 @@ class Summary:
 
     def __str__(self) -> str:
         found = ", ".join(f"{n} {reason}" for reason, n in self.reasons.most_common()) or "none"
-        text = f"{self.shards} shards, {self.records} sound records, {self.hours:.2f} h; faults: {found}"
+        text = f"{self.shards} shards, {self.records} intact records, {self.hours:.2f} h; faults: {found}"
         if self.ignored:
             text += f"; members that are no audio, JSON or text were ignored in {self.ignored} shards"
         if self.without_index:

@@ -16,7 +16,7 @@ import soundfile
 
 from qa_train.config import StorageConfig
 from qa_train.data import storage
-from qa_train.data.audio import SAMPLE_RATE, BadAudio, log_mel, mel_frames, read_clip, segments
+from qa_train.data.audio import SAMPLE_RATE, BadAudio, mel_frames, read_clip, segments
 from qa_train.data.clean import clipped_share
 from qa_train.data.index import SUFFIX, ShardIndex, load_index, scan
 from qa_train.data.prompts import CHAT, PromptBank
@@ -129,6 +129,8 @@ def plot_clip(wave: np.ndarray, out: str | Path, *, title: str = "", num_mel_bin
     except ImportError as error:
         raise ValueError("plots need matplotlib: pip install 'qa-train[plots]'") from error
     # The two frames after each segment, made for the convolutions, are left out.
+    from qa_train.data.mel import log_mel
+
     parts = [log_mel(part, num_mel_bins)[:, : mel_frames(len(part))].numpy() for part in segments(wave)]
     mel = np.concatenate(parts, axis=1)
     figure = Figure(figsize=(10, 5), layout="constrained")

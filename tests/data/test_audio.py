@@ -18,13 +18,13 @@ from qa_train.data.audio import (
     BadAudio,
     audio_tokens,
     frame_tokens,
-    log_mel,
     mel_frames,
     read_clip,
     resampled_length,
     segment_samples,
     segments,
 )
+from qa_train.data.mel import log_mel
 from tests.data.conftest import noise
 
 

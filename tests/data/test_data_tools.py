@@ -72,7 +72,7 @@ def test_an_interrupted_index_goes_on_with_what_is_missing(
 
 def test_validate_names_shard_key_and_offset(corpus: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert data_tools.validate([*corpus, "num_workers=2"]) == 0
-    assert "3 shards, 9 sound records, 0.00 h; faults: none" in capsys.readouterr().out
+    assert "3 shards, 9 intact records, 0.00 h; faults: none" in capsys.readouterr().out
     row = load_index(corpus[2]).table.to_pylist()[0]
     raw = bytearray(Path(corpus[2]).read_bytes())
     # One bit in the sound of a WAV: nothing but the checksum can tell.

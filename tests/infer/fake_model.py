@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from qa_train.data.audio import frame_tokens, log_mel, tail_frames
+from qa_train.data.audio import frame_tokens, tail_frames
+from qa_train.data.mel import log_mel
 from qa_train.data.sample import AudioPart, Message, Sample, TextPart
 from qa_train.infer.generate import Item
 from qa_train.model.tokenizers import load_tokenizer
