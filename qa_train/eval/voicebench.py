@@ -104,7 +104,10 @@ def official(metric: str, result: Mapping[str, Any]) -> dict[str, Any] | None:
     guessed = {"choice": 0.25, "bbh": 0.5}.get(metric)
     if guessed is not None:
         share = 100.0 * guessed * (none + result["unparsed"]) / n
-        what = f"with the guesses of VoiceBench's script: {guessed:g} of each answer without a choice, their mean"
+        what = (
+            f"with the guesses of VoiceBench's script: {guessed:g} of each answer in which no choice is read here, "
+            "their mean; it knows fewer ways to say a choice, and guesses at more"
+        )
     elif metric == "refusal":
         share, what = 100.0 * none / n, "VoiceBench's script counts empty answers as refusals"
     else:

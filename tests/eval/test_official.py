@@ -198,3 +198,22 @@ def test_bbh_is_read_as_voicebench_reads_it_but_for_its_slips() -> None:
         slips = text.strip(".") == "B" or "must be lying" in text or ("Not" in text and ours is None)
         assert slips, (task, text, theirs, ours)
     assert sum(theirs is not None for *_, theirs in rows) > 300
+
+
+def test_accuracy_macro_f1_and_map_equal_scikit_learns() -> None:
+    sets = fixture("labels")
+    assert len(sets) == 20
+    for one in sets:
+        pairs = [Prediction(said, (wanted,)) for wanted, said in one["pairs"]]
+        lists = [Prediction(", ".join(listed), tuple(several)) for several, listed in one["lists"]]
+        assert score("exact", pairs).value == pytest.approx(one["accuracy"])
+        assert score("accuracy", pairs).value == pytest.approx(one["accuracy"])
+        assert score("macro_f1", pairs).value == pytest.approx(one["macro_f1"])
+        assert score("map", lists).value == pytest.approx(one["map"])
+
+
+def test_errors_by_speaker_equal_meetevals() -> None:
+    rows = fixture("cpwer")
+    assert len(rows) == 300
+    found, _ = item_statistics("cp_wer", [Prediction(answer, (reference,), "en") for reference, answer, _, _ in rows])
+    assert found.tolist() == [row[2:] for row in rows]
