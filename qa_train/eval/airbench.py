@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from qa_train.eval.labels import LETTERS, airbench_letter, gold_option
-from qa_train.eval.scores import bootstrap_interval, item_statistics
+from qa_train.eval.scores import Statistics, bootstrap_interval, item_statistics, wilson_interval
 from qa_train.eval.tables import to_prediction
 
 JUDGE_PROMPT = """You are a helpful and precise assistant for checking the quality of the answer.
@@ -123,12 +123,12 @@ def official_foundation(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"tasks": tasks, "fail_num": failed}
 
 
-def mean_over_tasks(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Foundation, honest: mean over tasks of the share of right options (a task's data sets together).
+def task_statistics(metric: str, rows: Sequence[dict[str, Any]]) -> Statistics:
+    """Per-item rows [n, 2 T] of (right, 1) in the item's task, and the function from sums to the mean over tasks.
 
-    Returns value, its bootstrap interval, and per task {value, n}; the official mean beside it.
+    A task of which no item was drawn is left out of that mean. ``metric`` is a share of right answers.
     """
-    right, _ = item_statistics("choice", [to_prediction(row) for row in rows])
+    right, _ = item_statistics(metric, [to_prediction(row) for row in rows])
     names = sorted({row["task_name"] for row in rows})
     table = np.zeros((len(rows), len(names), 2), dtype=np.int64)
     for i, row in enumerate(rows):
@@ -136,11 +136,21 @@ def mean_over_tasks(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     def mean(sums: np.ndarray) -> np.ndarray:
         parts = sums.reshape(len(sums), len(names), 2)
-        return (100.0 * parts[:, :, 0] / np.maximum(parts[:, :, 1], 1)).mean(1)
+        shares = 100.0 * parts[:, :, 0] / np.maximum(parts[:, :, 1], 1)
+        return np.asarray(shares.sum(1) / np.maximum((parts[:, :, 1] > 0).sum(1), 1))
 
-    flat = table.reshape(len(rows), -1)
+    return table.reshape(len(rows), -1), mean
+
+
+def mean_over_tasks(rows: Sequence[dict[str, Any]], metric: str = "choice") -> dict[str, Any]:
+    """Foundation, honest: mean over tasks of the share of right options (a task's data sets together).
+
+    Returns value, its bootstrap interval, and per task {value, ci_low, ci_high, n}; the official mean beside it.
+    """
+    flat, mean = task_statistics(metric, rows)
+    names = sorted({row["task_name"] for row in rows})
     totals = flat.sum(0).reshape(len(names), 2)
-    low, high = bootstrap_interval(flat, mean, resamples=200)
+    low, high = bootstrap_interval(flat, mean)
     official = official_foundation(rows)
     read: dict[str, list[int]] = {}
     for row in rows:
@@ -154,7 +164,7 @@ def mean_over_tasks(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "ci_low": low,
         "ci_high": high,
         "tasks": {
-            name: {"value": round(100.0 * good / n, 2), "n": int(n)}
+            name: {"value": round(100.0 * good / n, 2), **_wilson(int(good), int(n)), "n": int(n)}
             for name, (good, n) in zip(names, totals.tolist(), strict=True)
         },
         "official": {
@@ -163,3 +173,8 @@ def mean_over_tasks(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "what": "score_foundation.py: its reading of letters; unread answers left out of the denominator",
         },
     }
+
+
+def _wilson(right: int, n: int) -> dict[str, float]:
+    low, high = wilson_interval(right, n)
+    return {"ci_low": round(low, 2), "ci_high": round(high, 2)}

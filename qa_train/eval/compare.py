@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from qa_train.eval.airbench import task_statistics
 from qa_train.eval.answers import file_digest
 from qa_train.eval.benchmarks import JUDGED
 from qa_train.eval.judged import JUDGE_FACTS, judged_statistics
 from qa_train.eval.prediction import Prediction
-from qa_train.eval.scores import LOWER_IS_BETTER, METRICS, RESAMPLES, item_statistics
-from qa_train.eval.scoring import ASKED
+from qa_train.eval.scores import LOWER_IS_BETTER, METRICS, RESAMPLES, SHARES, item_statistics
+from qa_train.eval.scoring import ASKED, refuse_changed
 from qa_train.eval.tables import read_json_lines, read_predictions, to_prediction
 
 SIGNIFICANT = 0.05
@@ -41,10 +42,7 @@ def compare_predictions(
     Raises:
         ValueError: other items (references differ).
     """
-    if [p.references for p in first] != [p.references for p in second]:
-        raise ValueError(
-            f"the two sets do not hold the same items ({len(first)} and {len(second)}): compare like with like"
-        )
+    _same_items(first, second)
     if metric == "cider":
         # Its weights count the items: twice as many would be others.
         (one, value), (other, _) = (item_statistics(metric, side) for side in (first, second))
@@ -54,6 +52,19 @@ def compare_predictions(
         rows, value = item_statistics(metric, [*first, *second])
         sides = rows[: len(first)], rows[len(first) :]
     return _compared(metric, *sides, value, resamples, seed)
+
+
+def _same_items(first: Sequence[Prediction], second: Sequence[Prediction]) -> None:
+    if [p.references for p in first] != [p.references for p in second]:
+        raise ValueError(
+            f"the two sets do not hold the same items ({len(first)} and {len(second)}): compare like with like"
+        )
+
+
+def _of_tasks(folder: Path) -> bool:
+    """Whether the benchmark's number is the mean over tasks of AIR-Bench Foundation."""
+    run = folder / "run.json"
+    return run.is_file() and json.loads(run.read_text(encoding="utf-8"))["benchmark"].get("reader") == "airbench_foundation"
 
 
 def _compared(
@@ -118,7 +129,7 @@ def compare_folders(first: Path | str, second: Path | str) -> dict[str, dict[str
     for name in common:
         asked_otherwise = _asked_otherwise([side[name].parent for side in files])
         for side in files:
-            _refuse_changed(side[name])
+            refuse_changed(side[name])
         rows = [{str(row["id"]): row for row in read_predictions(side[name])} for side in files]
         missing = [len(rows[0].keys() - rows[1].keys()), len(rows[1].keys() - rows[0].keys())]
         if any(missing):
@@ -141,16 +152,15 @@ def compare_folders(first: Path | str, second: Path | str) -> dict[str, dict[str
             results[name] = {"metric": metric, "n": len(rows[0]), "why": "it has no metric"}
             continue
         sides = [[to_prediction(rows[side][key]) for key in rows[0]] for side in (0, 1)]
+        if metric in SHARES and all(_of_tasks(side[name].parent) for side in files):
+            _same_items(*sides)
+            # Both sides have the same items: the same tasks in the same columns, weighed as in the report.
+            one, value = task_statistics(metric, [*rows[0].values()])
+            other_side, _ = task_statistics(metric, [rows[1][key] for key in rows[0]])
+            results[name] = _compared(metric, one, other_side, value) | asked_otherwise
+            continue
         results[name] = compare_predictions(metric, sides[0], sides[1]) | asked_otherwise
     return results
-
-
-def _refuse_changed(predictions: Path) -> None:
-    """ValueError: the file is not what the model answered, as far as its run.json tells."""
-    run = predictions.parent / "run.json"
-    recorded = json.loads(run.read_text(encoding="utf-8")).get("predictions_sha256") if run.is_file() else None
-    if recorded not in (None, file_digest(predictions)):
-        raise ValueError(f"{predictions} was changed since the model answered: run the prediction step again")
 
 
 def _asked_otherwise(folders: Sequence[Path]) -> dict[str, str]:

@@ -55,14 +55,12 @@ def score_folder(
         raise ValueError(f"{folder} holds no run.json: run the prediction step first (step=predict)")
     run = json.loads(run_path.read_text(encoding="utf-8"))
     benchmark = _benchmark_now(folder, from_dict(run["benchmark"]), current)
-    if run.get("predictions_sha256", (found := file_digest(folder / "predictions.jsonl"))) != found:
-        raise ValueError(
-            f"{folder}/predictions.jsonl is not what the model answered: it was changed since. Run the prediction step "
-            "again (answers that are in the journal are kept)"
-        )
+    found = refuse_changed(folder / "predictions.jsonl")
     rows = read_predictions(folder / "predictions.jsonl")
     if len(rows) != run["n"]:
         raise ValueError(f"{folder}: {len(rows)} predictions for {run['n']} items; run the prediction step again")
+    if reference is not None:
+        refuse_changed(reference / "predictions.jsonl")
     others = read_predictions(reference / "predictions.jsonl") if reference is not None else None
     scored, judged = score_rows(benchmark, rows, judge, others)
     result = {
@@ -84,6 +82,18 @@ def score_folder(
         write_atomically(folder / "judgements.jsonl", text)
     write_atomically(folder / "scores.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return result
+
+
+def refuse_changed(predictions: Path) -> str:
+    """The file's digest. ValueError: it is not what the model answered, as far as the run.json beside it tells."""
+    run, found = predictions.parent / "run.json", file_digest(predictions)
+    recorded = json.loads(run.read_text(encoding="utf-8")).get("predictions_sha256") if run.is_file() else None
+    if recorded not in (None, found):
+        raise ValueError(
+            f"{predictions} is not what the model answered: it was changed since. Run the prediction step again (answers "
+            "that are in the journal are kept)"
+        )
+    return found
 
 
 def _benchmark_now(folder: Path, asked: Benchmark, current: Benchmark | None) -> Benchmark:
@@ -146,7 +156,7 @@ def _by_metric(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
     predictions = [to_prediction(row) for row in rows]
     result = score(benchmark.metric, predictions).as_dict()
     if benchmark.reader == "airbench_foundation":
-        found = mean_over_tasks(rows)
+        found = mean_over_tasks(rows, benchmark.metric)
         result |= {k: round(found[k], 2) for k in ("value", "ci_low", "ci_high")}
         result |= {"groups": found["tasks"], "official": found["official"], "what": "mean over tasks"}
     elif benchmark.metric in OFFICIAL_METRICS:

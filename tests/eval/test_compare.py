@@ -129,7 +129,7 @@ def test_answers_that_were_changed_are_not_compared(tmp_path: Path) -> None:
         write(tmp_path / name, {"1": "cat"})
     run = {"benchmark": {}, "identity": {}, "predictions_sha256": "0" * 64}
     (tmp_path / "b" / "mine" / "run.json").write_text(json.dumps(run))
-    with pytest.raises(ValueError, match="was changed since the model answered"):
+    with pytest.raises(ValueError, match="not what the model answered: it was changed since"):
         compare_folders(tmp_path / "a", tmp_path / "b")
 
 
@@ -232,3 +232,40 @@ def test_airbench_chat_weighs_its_categories_equally() -> None:
     assert value(rows.sum(0, keepdims=True))[0] == pytest.approx((9 + 5 + 6 + (1 + 3) / 2) / 4)
     # A resample without music or one of the mixed ones averages what is there.
     assert value(rows[[0, 6, 8]].sum(0, keepdims=True))[0] == pytest.approx((9 + 5 + 1) / 3)
+
+
+def foundation_folder(folder: Path, answers: Sequence[str]) -> dict[str, Any]:
+    """AIR-Bench Foundation with one large and one small task; the right option is always A."""
+    here = folder / "airbench_foundation"
+    here.mkdir(parents=True)
+    rows = [
+        {"id": str(i), "prediction": answer, "gt": "dog", "choices": ["dog", "cat"], "metric": "choice", "prompt": "",
+         "audio": "", "task_name": "large" if i < 90 else "small", "dataset_name": "d"}
+        for i, answer in enumerate(answers)
+    ]  # fmt: skip
+    (here / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    benchmark = {"name": "airbench_foundation", "metric": "choice", "reader": "airbench_foundation", "path": "x"}
+    run = {"benchmark": benchmark, "identity": {}, "n": len(rows), "answered_by": "x", "data_root": ""}
+    (here / "run.json").write_text(json.dumps(run))
+    return score_folder(here)
+
+
+def test_airbench_foundation_is_compared_by_the_number_of_its_report(tmp_path: Path) -> None:
+    one = foundation_folder(tmp_path / "a", ["A"] * 90 + ["B"] * 10)
+    other = foundation_folder(tmp_path / "b", ["A"] * 60 + ["B"] * 30 + ["A"] * 10)
+    found = compare_folders(tmp_path / "a", tmp_path / "b")["airbench_foundation"]
+    assert (one["value"], other["value"]) == (50.0, 83.33)
+    assert (found["first"], found["second"]) == (50.0, pytest.approx(83.333, abs=1e-3))
+    assert found["better"] == "second"
+    assert one["groups"]["small"]["ci_high"] == pytest.approx(27.75, abs=0.01)
+    # Ten of 100 items are easily missed by a draw: a task without one is left out, it is not 0.
+    assert foundation_folder(tmp_path / "c", ["A"] * 91)["ci_low"] == 100.0
+
+
+def test_a_reference_system_that_was_changed_is_refused(tmp_path: Path) -> None:
+    judged_folder(tmp_path / "a", ["3", "4"])
+    judged_folder(tmp_path / "b", ["5", "5"])
+    run = tmp_path / "b" / "opinions" / "run.json"
+    run.write_text(json.dumps(json.loads(run.read_text()) | {"predictions_sha256": "0" * 64}))
+    with pytest.raises(ValueError, match="b/opinions/predictions.jsonl is not what the model answered"):
+        score_folder(tmp_path / "a" / "opinions", Scripted("stub", tmp_path / "c"), tmp_path / "b" / "opinions")
