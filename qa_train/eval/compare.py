@@ -64,7 +64,10 @@ def _same_items(first: Sequence[Prediction], second: Sequence[Prediction]) -> No
 def _of_tasks(folder: Path) -> bool:
     """Whether the benchmark's number is the mean over tasks of AIR-Bench Foundation."""
     run = folder / "run.json"
-    return run.is_file() and json.loads(run.read_text(encoding="utf-8"))["benchmark"].get("reader") == "airbench_foundation"
+    return (
+        run.is_file()
+        and json.loads(run.read_text(encoding="utf-8"))["benchmark"].get("reader") == "airbench_foundation"
+    )
 
 
 def _compared(

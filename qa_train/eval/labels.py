@@ -40,6 +40,8 @@ _NAMED_LETTER = re.compile(
     r"|\\(?:boxed|text(?:bf)?|math\w+)\{\(?([A-J])[).}]"
     r"|(?:^|[.:,;!?(*\"'\n]\s*)([A-HJ])[)*\"']*\s+(?:is|would\s+be)\s+(?:the\s+)?(?:best|correct|right)\b|^([A-HJ])\s+because\b"
 )
+# Before a label: "not dog", "isn't a dog", "no dog".
+_DENIED = r"(?<= )(?:not|no|never|n t|neither|nor|isn t|wasn t|cannot be)(?: an?| the)?"
 _NAMED_SMALL = re.compile(rf"{_NAMED}([a-j])(?:\)|</|[.\]*]*\s*$)")
 
 
@@ -56,9 +58,10 @@ def exact_match(prediction: Prediction) -> bool:
 
 
 def says_label(text: str, label: str) -> bool:
-    """Whether ``text`` holds the words of ``label`` in a row."""
-    wanted = label_words(label)
-    return bool(wanted) and f" {' '.join(wanted)} " in f" {' '.join(label_words(text))} "
+    """Whether ``text`` holds the words of ``label`` in a row, and not only denied right before ("not a dog")."""
+    wanted = " ".join(label_words(label))
+    said = f" {' '.join(label_words(text))} "
+    return bool(wanted) and f" {wanted} " in re.sub(rf"{_DENIED} {re.escape(wanted)}(?= )", " ", said)
 
 
 def label_contained(prediction: Prediction) -> bool:

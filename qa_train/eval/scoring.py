@@ -90,8 +90,8 @@ def refuse_changed(predictions: Path) -> str:
     recorded = json.loads(run.read_text(encoding="utf-8")).get("predictions_sha256") if run.is_file() else None
     if recorded not in (None, found):
         raise ValueError(
-            f"{predictions} is not what the model answered: it was changed since. Run the prediction step again (answers "
-            "that are in the journal are kept)"
+            f"{predictions} is not what the model answered: it was changed since. Run the prediction step again "
+            "(answers that are in the journal are kept)"
         )
     return found
 
@@ -116,6 +116,8 @@ def _doubts(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
         found["first_error"] = errors[0]
     if benchmark.metric in ("choice", "airbench", "mmau", "tokens"):
         found["right_is_no_option"] = sum(row["gt"] not in (row.get("choices") or ()) for row in rows)
+    if benchmark.metric == "contains":
+        found["other_labels_unknown"] = sum(not row.get("choices") for row in rows)
     if benchmark.metric in ("wer", "cer", "bleu", "first_line_wer", "cp_wer"):
         found["language_unknown"] = sum(not row.get("language") for row in rows)
     return {name: value for name, value in found.items() if value}

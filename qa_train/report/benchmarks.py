@@ -61,8 +61,12 @@ def _number(value: Any) -> str:
 def _ours(result: Mapping[str, Any]) -> str:
     if result.get("value") is None:
         return "–"
-    interval = f" [{result['ci_low']:.2f}, {result['ci_high']:.2f}]" if "ci_low" in result else ""
-    return f"{result['value']:.2f}{interval}"
+    if "ci_low" not in result:
+        return f"{result['value']:.2f}"
+    # Of one item, or of items that are all alike, drawing again says nothing: no interval is not a narrow one.
+    drawn = result["ci_low"] < result["ci_high"]
+    interval = f"{result['ci_low']:.2f}, {result['ci_high']:.2f}" if drawn else "–"
+    return f"{result['value']:.2f} [{interval}]"
 
 
 def _baselines(benchmark: Mapping[str, Any]) -> str:
@@ -100,8 +104,21 @@ def _warnings(results: Results) -> list[str]:
         if result.get("items_differ"):
             notes.append(f"{name}: {result['n']} items, published are {result['items_expected']}: other data")
         if result.get("first_error"):
+            none = (
+                "no item was answered, the number says nothing of the model"
+                if result["failed"] == result["n"]
+                else (f"{result['failed']} items without an answer, which count as empty")
+            )
+            notes.append(f"{name}: {none}; {result['first_error']}")
+        if result.get("judge_unread"):
             notes.append(
-                f"{name}: {result['failed']} items without an answer, which count as empty; {result['first_error']}"
+                f"{name}: {result['judge_unread']} ratings of the judge never came or could not be read: left out of "
+                f"the mean, which is {_number(result['strict'])} with them as 0"
+            )
+        if result.get("other_labels_unknown"):
+            notes.append(
+                f"{name}: of {result['other_labels_unknown']} items the other labels are unknown: an answer that says "
+                "several is right"
             )
         if result.get("right_is_no_option"):
             notes.append(f"{name}: of {result['right_is_no_option']} items the right answer is no option: never right")
@@ -175,6 +192,11 @@ def _parts(result: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]]]
     return {title: result[key] for key, title in titles.items() if len(result.get(key) or {}) > 1}
 
 
+def _plain(cell: str) -> str:
+    """Text of data as text in a cell of a Markdown table."""
+    return " ".join(cell.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
 def markdown_report(results: Results) -> str:
     """One table with a row per benchmark, notes, and the breakdowns."""
     lines = [
@@ -195,7 +217,7 @@ def markdown_report(results: Results) -> str:
             _counts(result),
             listening(result),
         ]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append("| " + " | ".join(map(_plain, cells)) + " |")
     if warnings := _warnings(results):
         lines += ["", "Before believing these numbers:", "", *(f"- {note}" for note in warnings)]
     lines += ["", "How they were scored:", ""]
@@ -203,7 +225,7 @@ def markdown_report(results: Results) -> str:
     for name, result in results.items():
         for title, classes in _parts(result).items():
             lines += ["", f"{name} by {title}:", "", f"| {title} | value [95 %] | n |", "|---|---|---|"]
-            lines += [f"| {k} | {_ours(v)} | {v.get('n', '')} |" for k, v in classes.items()]
+            lines += [f"| {_plain(k)} | {_ours(v)} | {v.get('n', '')} |" for k, v in classes.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -281,13 +303,15 @@ def _player(root: str, audio: str) -> str:
 
 def _worst(results: Results) -> str:
     cards: list[str] = []
-    players = 0
+    # Clips are inside the page: each benchmark has its share of them.
+    share = max(1, MAX_PLAYERS // max(1, sum(bool(result.get("worst")) for result in results.values())))
     for name, result in results.items():
         title = escape(result["benchmark"]["title"] or name)
-        for item in result.get("worst") or []:
+        for number, item in enumerate(result.get("worst") or []):
             player = ""
-            if item.get("audio") and players < MAX_PLAYERS:
-                player, players = _player(result.get("data_root", ""), item["audio"]), players + 1
+            if item.get("audio"):
+                more = f'<p class="note">no player, the page holds {share} a benchmark: {escape(item["audio"])}</p>'
+                player = _player(result.get("data_root", ""), item["audio"]) if number < share else more
             wanted = item["gt"] if isinstance(item["gt"], str) else " / ".join(item["gt"])
             judge = "".join(f"<dt>judge</dt><dd>{escape(words)}</dd>" for words in item.get("judge") or [])
             said = f"<dt>said</dt><dd>{escape(item['prediction']) or '<i>(empty answer)</i>'}</dd>"
@@ -332,6 +356,7 @@ def render_benchmarks(results: Results, title: str = "Evaluation") -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}{_MORE}</style></head><body><main>"
-        f"<header class='top'><h1>{escape(title)}</h1><p>Figures in brackets are 95 % intervals. Empty, unparsed, "
-        f"cut-short and failed answers are in every denominator.</p></header>{body}</main></body></html>\n"
+        f"<header class='top'><h1>{escape(title)}</h1><p>Figures in brackets are 95 % intervals (–: one "
+        f"item, or all are alike). Empty, unparsed, cut-short and failed answers are in every denominator; what a "
+        f"judge did not rate is counted, and left out of its mean.</p></header>{body}</main></body></html>\n"
     )

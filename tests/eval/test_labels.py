@@ -59,6 +59,15 @@ def test_options_that_look_alike_are_told_apart_or_left_open() -> None:
     assert score("choice", same).value == pytest.approx(200 / 3)
 
 
+def test_a_label_that_is_denied_is_not_said() -> None:
+    assert chosen_option("It is a guitar, not a piano.", OPTIONS) == 0
+    assert chosen_option("no guitar, no piano", OPTIONS) is None
+    denied = Prediction("The speaker is not male", ("male",), choices=("male", "female"))
+    chosen = Prediction("It isn't female, it is male. Not a child.", ("male",), choices=("male", "female", "child"))
+    own = Prediction("not happy", ("not happy",), choices=("happy", "not happy"))
+    assert [score("contains", [p]).value for p in (denied, chosen, own)] == [0.0, 100.0, 100.0]
+
+
 def test_single_letters_as_options_are_not_looked_for_in_sentences() -> None:
     assert chosen_option("A dog is heard", list("ABCD")) is None
     assert chosen_option("C", list("ABCD")) == 2
