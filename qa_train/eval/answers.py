@@ -96,7 +96,10 @@ def file_digest(path: Path) -> str:
 
 
 class Answerer(Protocol):
-    """Whatever answers items in order: a ``Generator``, or an endpoint."""
+    """Whatever answers items in order: a ``Generator``, or an endpoint.
+
+    With an attribute ``alone`` that is true, an answer does not hang on the items asked beside it.
+    """
 
     def generate(
         self,
@@ -119,7 +122,7 @@ def answer_questions(
 ) -> list[Outcome]:
     """Answer every question that is not ``known`` yet; the result is in the order of the questions.
 
-    An unreadable clip gives an outcome with ``error``; any other failure is the caller's to see.
+    An unreadable clip and a refused item give an outcome with ``error``; any other failure is the caller's to see.
     ``on_answers`` receives new outcomes by question number, batch by batch.
     """
     outcomes = dict(known or {})
@@ -140,7 +143,7 @@ def answer_questions(
         numbers = list(items)
 
         def answered(done: dict[int, Answer], numbers: list[int] = numbers) -> None:
-            keep({numbers[j]: Outcome(a.text, a.truncated) for j, a in done.items()})
+            keep({numbers[j]: Outcome(a.text, a.truncated, a.error) for j, a in done.items()})
 
         generator.generate(list(items.values()), decoding, on_batch=answered)
     return [outcomes[i] for i in range(len(questions))]
@@ -236,11 +239,13 @@ def _probed(questions: Sequence[Question], outcomes: Sequence[Outcome], count: i
 
 
 def _changed(after: Sequence[Outcome], before: Sequence[Outcome]) -> dict[str, Any]:
-    changed = sum(strip_tags(new.text) != strip_tags(old.text) for new, old in zip(after, before, strict=True))
-    low, high = wilson_interval(changed, len(after))
+    """Of the questions that were answered both times: how many, the share of other answers, its 95 % interval."""
+    pairs = [(new, old) for new, old in zip(after, before, strict=True) if new.error is None and old.error is None]
+    changed = sum(strip_tags(new.text) != strip_tags(old.text) for new, old in pairs)
+    low, high = wilson_interval(changed, len(pairs)) if pairs else (0.0, 100.0)
     return {
-        "n": len(after),
-        "changed_percent": round(100 * changed / len(after), 2),
+        "n": len(pairs),
+        "changed_percent": round(100 * changed / max(1, len(pairs)), 2),
         "ci_low": round(low, 2),
         "ci_high": round(high, 2),
     }

@@ -13,7 +13,7 @@ import soundfile
 
 from qa_train.data.audio import SAMPLE_RATE
 from qa_train.data.sample import AudioPart
-from qa_train.eval.client import Endpoint
+from qa_train.eval.client import Endpoint, ItemRefused
 from qa_train.infer.generate import Answer, Decoding, Item
 
 
@@ -41,6 +41,9 @@ def _wav(wave: np.ndarray) -> bytes:
 class EndpointModel:
     """Answers items through an endpoint, several at a time."""
 
+    # An answer does not hang on what is asked beside it: items of a batch can be asked again alone.
+    alone = True
+
     def __init__(self, endpoint: Endpoint, workers: int = 8) -> None:
         self.endpoint = endpoint
         self.workers = workers
@@ -52,7 +55,7 @@ class EndpointModel:
         *,
         on_batch: Callable[[dict[int, Answer]], None] | None = None,
     ) -> list[Answer]:
-        """Answers in the order of the items.
+        """Answers in the order of the items; one that the endpoint refuses (too long, a filter) has an ``error``.
 
         Raises:
             CallFailed: a call failed after all retries; answers given so far are with ``on_batch``'s owner.
@@ -60,9 +63,12 @@ class EndpointModel:
         decoding = decoding or Decoding()
 
         def ask(item: Item) -> Answer:
-            done = self.endpoint.complete(
-                audio_messages(item), temperature=decoding.temperature, max_tokens=decoding.max_new_tokens
-            )
+            try:
+                done = self.endpoint.complete(
+                    audio_messages(item), temperature=decoding.temperature, max_tokens=decoding.max_new_tokens
+                )
+            except ItemRefused as error:
+                return Answer("", False, 0.0, str(error))
             return Answer(done.text, done.finish == "length", 0.0)
 
         with ThreadPoolExecutor(self.workers) as pool:

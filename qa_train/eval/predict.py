@@ -37,7 +37,7 @@ from qa_train.eval.benchmarks import JUDGED, UNSCORED, Benchmark
 from qa_train.eval.labels import option_text
 from qa_train.eval.questions import MAX_CLIP_S, Question, load_clips, part_text
 from qa_train.eval.ranks import Ranks
-from qa_train.eval.scores import WITHOUT_REFERENCE
+from qa_train.eval.scores import WITHOUT_REFERENCE, check_references
 from qa_train.infer.generate import Decoding, Item, plan_batches
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ def question_of(benchmark: Benchmark, row: Mapping[str, Any]) -> Question:
         )
     gt = row["gt"]
     references = tuple(gt) if isinstance(gt, list) else (gt,)
+    check_references(benchmark.metric, [references])
     if benchmark.metric not in (UNSCORED, *JUDGED, *WITHOUT_REFERENCE) and not any(references):
         raise ValueError(f"benchmark {benchmark.name}, item {row['id']}: no reference to score by {benchmark.metric}")
     clips = (AudioPart(0),) if row["audio"] else ()
@@ -119,11 +120,11 @@ def predict(
     ``identity`` is that of the model (hash of the weights, or endpoint and name); with the rows, the
     decoding, the limits and the bytes of the clips it decides whether answers already on disk are kept.
     ``who`` names it for the reader. ``questions``: those of the rows, where they are more than a clip and
-    a prompt. A clip that cannot be read gives a row with ``error``; it is tried
-    again by the next run. Paths below ``data_root`` are written relative to it.
+    a prompt. A clip that cannot be read and a question that an endpoint refuses give a row with ``error``;
+    they are tried again by the next run. Paths below ``data_root`` are written relative to it.
 
     Raises:
-        ValueError: rows that cannot be asked.
+        ValueError: rows that cannot be asked, or an endpoint that refuses the first of them all.
     """
     limits, ranks = limits or Limits(), ranks or Ranks()
     decoding = replace(decoding or Decoding(), max_new_tokens=benchmark.max_new_tokens)
@@ -146,8 +147,11 @@ def predict(
     ranks.meet()
     journal = Journal(out / f"journal-{ranks.rank}.jsonl", full)
     plan = _plan(questions, seconds, limits, decoding)
+    fresh = not earlier
     for batch in plan[ranks.rank :: ranks.world]:
-        journal.add(_answer_batch(answerer, questions, batch, decoding, earlier, out))
+        new = _answer_batch(answerer, questions, batch, decoding, earlier, out, fresh)
+        fresh = fresh and all(outcome.error for outcome in new.values())
+        journal.add(new)
         on_answers(len(batch))
     ranks.meet()
     if ranks.rank == 0:
@@ -255,16 +259,22 @@ def _answer_batch(
     decoding: Decoding,
     earlier: Mapping[tuple[int, str], Outcome],
     out: Path,
+    fresh: bool,
 ) -> dict[int, Outcome]:
-    """Outcomes of a batch. If one of its answers is missing all are asked, so that the arithmetic is the same."""
+    """Outcomes of a batch. If one of its answers is missing all are asked, so that the arithmetic is the same.
+
+    Raises:
+        ValueError: all are refused, and nothing was answered before (``fresh``): the fault is not in the items.
+    """
     clips = {i: clips_digest(questions[i].clips) for i in batch}
     name = _sha256([[i, clips[i]] for i in batch])
     known = {i: earlier[i, name] for i in batch if (i, name) in earlier}
     missing = [i for i in batch if i not in known]
     items: dict[int, Item] = {}
     failed: dict[int, Outcome] = {}
+    beside = [] if getattr(answerer, "alone", False) else [*known]
     # Clips that failed before come first: while they still fail, nothing is asked again.
-    for i in [*missing, *known] if missing else []:
+    for i in [*missing, *beside] if missing else []:
         if i in known and not items:
             break
         try:
@@ -272,10 +282,12 @@ def _answer_batch(
         except BadAudio as error:
             failed[i] = Outcome(error=str(error), clips=clips[i], batch=name)
     order = [i for i in batch if i in items]
-    if order:
-        _drop_results(out)
     answers = answerer.generate([items[i] for i in order], decoding) if order else []
-    new = {i: Outcome(a.text, a.truncated, clips=clips[i], batch=name) for i, a in zip(order, answers, strict=True)}
+    if fresh and len(order) > 1 and all(answer.error for answer in answers):
+        raise ValueError(f"all of the first {len(order)} questions were refused: {answers[0].error}")
+    if any(answer.error is None for answer in answers):
+        _drop_results(out)
+    new = {i: Outcome(a.text, a.truncated, a.error, clips[i], name) for i, a in zip(order, answers, strict=True)}
     return failed | known | new
 
 

@@ -25,7 +25,7 @@ from qa_train.data.records import LANGUAGES, BadRecord, check_record
 from qa_train.data.sample import AudioPart, Message, Sample, TextPart
 from qa_train.eval.benchmarks import JUDGED, UNSCORED
 from qa_train.eval.judged import NEEDED
-from qa_train.eval.scores import METRICS, WITHOUT_REFERENCE
+from qa_train.eval.scores import METRICS, WITHOUT_REFERENCE, check_references
 
 # Longer clips are failed answers: no benchmark here has any.
 MAX_CLIP_S = 1800.0
@@ -135,6 +135,7 @@ def _question(row: dict[str, Any], key: str, folder: Path, max_duration_s: float
         raise ValueError(f"metric {metric!r} needs {' and '.join(missing)}, which the judge is shown")
     if not references and metric not in (UNSCORED, "voicebench_open", *WITHOUT_REFERENCE):
         raise ValueError(f"metric {metric!r} needs a reference: give gt, or metric {UNSCORED!r}")
+    check_references(metric, [references])
     paths = tuple(folder / clip for clip in clips)
     return Question(
         sample,

@@ -166,7 +166,9 @@ def score_benchmarks(options: EvalConfig, out: Path) -> dict[str, dict[str, Any]
         raise ValueError(f"{out} holds no predictions: run the prediction step first (checkpoint=, benchmarks=)")
     judge = _judge(options, out)
     if judge is not None:
-        print(judge.estimate(_prompts(folders, current)).line())
+        prompts = _prompts(options, folders, current)
+        print(judge.estimate(prompts).line())
+        judge.check(prompts)
     results = {}
     for folder in folders:
         results[folder.name] = score_folder(folder, judge, _reference(options, folder), current.get(folder.name))
@@ -214,13 +216,15 @@ def _judge(options: EvalConfig, out: Path) -> Judge | None:
     )
 
 
-def _prompts(folders: list[Path], current: Mapping[str, Benchmark]) -> list[str]:
+def _prompts(options: EvalConfig, folders: list[Path], current: Mapping[str, Benchmark]) -> list[str]:
+    """All that the judge will be asked, of the answers and of the reference system's."""
     found: list[str] = []
     for folder in folders:
         asked = from_dict(json.loads((folder / "run.json").read_text(encoding="utf-8"))["benchmark"])
         benchmark = current.get(folder.name, asked)
         if benchmark.metric in JUDGED:
-            found += prompts_of(benchmark.metric, read_predictions(folder / "predictions.jsonl"))
+            for each in filter(None, (folder, _reference(options, folder))):
+                found += prompts_of(benchmark.metric, read_predictions(each / "predictions.jsonl"))
     return found
 
 

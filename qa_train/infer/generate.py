@@ -56,6 +56,8 @@ class Answer:
     truncated: bool
     # Wall time of the batch divided by its rows.
     seconds: float
+    # Why there is none: an endpoint refused this item.
+    error: str | None = None
 
 
 @dataclass(frozen=True)

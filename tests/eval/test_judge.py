@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 from fake_model import item, tone
 
+from qa_train.config import EvalConfig, parse_options
 from qa_train.eval.airbench import judge_prompts
 from qa_train.eval.client import CallFailed, Endpoint
 from qa_train.eval.endpoint import EndpointModel
 from qa_train.eval.judge import Judge
 from qa_train.eval.judged import judged_result, prompts_of
+from qa_train.eval.suite import evaluate
 from qa_train.infer.generate import Decoding
 
 HERE = Path(__file__).parent
@@ -226,3 +228,53 @@ def test_an_endpoint_is_a_model_under_test(server: Server) -> None:
     assert {(c["temperature"], c["max_tokens"]) for c in server.calls()} == {(0.0, 7)}
     with pytest.raises(CallFailed, match="attempts failed"):
         EndpointModel(endpoint(server, attempts=2)).generate([item(None, "fault:always-500")])
+
+
+def questions(folder: Path, texts: list[str]) -> Path:
+    """A file of questions without clips."""
+    chats = [{"messages": [{"role": "user", "content": text}], "gt": "heard 0 clips"} for text in texts]
+    path = folder / "questions.jsonl"
+    path.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    return path
+
+
+def test_questions_that_an_endpoint_refuses_fail_alone_and_are_asked_again_alone(
+    server: Server, tmp_path: Path
+) -> None:
+    path = questions(tmp_path, ["Hello", "fault:filtered", "What?"])
+    words = [f"data={path}", f"endpoint={server.url}", "endpoint_model=stub", f"out={tmp_path / 'out'}", "probe=0"]
+    for calls in (3, 4):
+        evaluate(parse_options(EvalConfig, words, "eval"))
+        result = json.loads((tmp_path / "out" / "results.json").read_text())["unnamed"]
+        assert (result["n"], result["failed"], result["value"]) == (3, 1, pytest.approx(200 / 3, abs=0.01))
+        assert "HTTP 400" in result["first_error"]
+        assert len(server.calls()) == calls, "the second start asks what was refused, nothing else"
+    questions(tmp_path, ["fault:filtered", "fault:filtered too"])
+    with pytest.raises(ValueError, match=r"all of the first 2 questions were refused: .*HTTP 400"):
+        evaluate(parse_options(EvalConfig, words, "eval"))
+
+
+def test_the_price_is_that_of_all_benchmarks_and_of_the_reference(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = [{"role": "user", "content": "Hi"}]
+    chats: list[dict[str, Any]] = [
+        {"messages": turns, "source": name, "gt": "cat", "metric": "voicebench_qa", "question": f"what {name}"}
+        for name in ("first", "second")
+    ]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    model = ["endpoint_model=stub", f"endpoint={server.url}", f"data={path}", "probe=0", "step=predict"]
+    for name in ("ours", "theirs"):
+        evaluate(parse_options(EvalConfig, [*model, f"out={tmp_path / name}"], "eval"))
+    # The stub answers both systems alike; another answer makes another prompt.
+    for path in (tmp_path / "theirs").glob("*/predictions.jsonl"):
+        path.write_text(path.read_text().replace("heard 0 clips", "something else"))
+    judge = ["step=score", "judge.model=stub", f"judge.url={server.url}", f"judge.reference={tmp_path / 'theirs'}"]
+    judge += ["judge.price_out=1e6", "judge.max_tokens=1"]
+    asked = len(server.calls())
+    with pytest.raises(ValueError, match=r"4 prompts, 0 of them cached.*more than judge.max_cost=3"):
+        evaluate(parse_options(EvalConfig, [f"out={tmp_path / 'ours'}", *judge, "judge.max_cost=3"], "eval"))
+    assert len(server.calls()) == asked, "nothing is asked before the whole price is known"
+    evaluate(parse_options(EvalConfig, [f"out={tmp_path / 'ours'}", *judge, "judge.max_cost=4"], "eval"))
+    assert "judge: 4 prompts, 0 of them cached" in capsys.readouterr().out
