@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -200,10 +201,14 @@ def _rows(
 ) -> list[dict[str, Any]]:
     """The lines of predictions.jsonl."""
     rows = []
+    seen: Counter[str] = Counter()
     for i, (question, outcome, answer) in enumerate(zip(questions, outcomes, answered, strict=True)):
         references = question.references
+        key = question.sample.key
+        seen[key] += 1
         row = {
-            "id": question.sample.key,
+            # Records of two shards may share a key; their order is that of the shards.
+            "id": key if seen[key] == 1 else f"{key}#{seen[key]}",
             "prompt": part_text(question.sample.messages[-1]),
             "gt": references[0] if len(references) == 1 else list(references),
             "metric": question.metric,

@@ -89,12 +89,25 @@ def _results(path: Path, name: str, weights: str | None) -> tuple[list[str], lis
             f"the answers in {path} are of other weights than these: evaluate this checkpoint, then export"
         )
     lines = [
-        EvalResult("audio-text-to-text", key, r["benchmark"]["title"] or key, r["benchmark"]["metric"], r["value"])
+        EvalResult("audio-text-to-text", key, _dataset(key, r), r["benchmark"]["metric"], r["value"])
         for key, r in found.items()
         if r.get("value") is not None
     ]
     what = "By qa-train eval: greedy answers, 95 % intervals; odd answers are in every denominator."
     return ["## Results", what, table], lines
+
+
+def _dataset(name: str, result: dict[str, Any]) -> str:
+    """The benchmark's title; with what a number alone would hide, since hubs show the front matter without the card."""
+    notes = []
+    if result.get("items_differ"):
+        notes.append(f"{result['n']} items of {result['items_expected']}")
+    if result.get("failed"):
+        notes.append(f"{result['failed']} unanswered")
+    if result.get("judge"):
+        notes.append(f"judge {result['judge']}")
+    title = str(result["benchmark"]["title"] or name)
+    return f"{title} ({', '.join(notes)})" if notes else title
 
 
 def _runs(checkpoint: Path) -> list[tuple[dict[str, Any], list[dict[str, Any]], int, dict[str, Any]]]:

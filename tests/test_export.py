@@ -127,7 +127,11 @@ def test_an_evaluation_of_these_weights_is_on_the_card(checkpoint: Path, tmp_pat
     result = {"benchmark": benchmark, "value": 12.34, "ci_low": 11.0, "ci_high": 13.5, "n": 50}
     for name, digest in (("mine", weights_digest(model)), ("other", "0" * 64)):
         (tmp_path / name).mkdir()
-        found = {"calls": result | {"identity": {"weights": digest}}}
+        part = {"items_differ": True, "items_expected": 2620, "failed": 3}
+        found = {
+            "calls": result | {"identity": {"weights": digest}},
+            "part": result | part | {"identity": {"weights": digest}},
+        }
         (tmp_path / name / "results.json").write_text(json.dumps(found))
     with pytest.raises(ValueError, match="are of other weights"):
         export(folder, tmp_path / "refused", results=tmp_path / "other")
@@ -138,5 +142,6 @@ def test_an_evaluation_of_these_weights_is_on_the_card(checkpoint: Path, tmp_pat
     assert "held out, dev: wer 12.0 (7.0 to 9.0, n = 20)" in card
     assert "10.0" not in card
     (entry,) = yaml.safe_load(card.split("---")[1])["model-index"]
+    assert entry["results"].pop()["dataset"]["name"] == "My calls (50 items of 2620, 3 unanswered)"
     assert entry["results"][0]["metrics"] == [{"type": "wer", "value": 12.34}]
     assert entry["results"][0]["dataset"] == {"name": "My calls", "type": "calls"}

@@ -17,8 +17,10 @@ from qa_train.config import EvalSetConfig, EvaluationConfig, StageConfig
 from qa_train.config.evaluation import check_evaluation
 from qa_train.data.sample import AudioPart, Message, Sample
 from qa_train.data.shards import ShardWriter
+from qa_train.eval.answers import Outcome, predictions
+from qa_train.eval.compare import compare_folders
 from qa_train.eval.questions import Question
-from qa_train.held_out import _apart, keep_clips, summary
+from qa_train.held_out import _apart, _rows, _write, keep_clips, summary
 from tests.train.conftest import ROOT, command, environment, metrics, options, run, shards  # noqa: F401
 
 Options = Callable[[str, Path], list[str]]
@@ -69,6 +71,17 @@ def test_records_that_share_a_key_keep_clips_of_their_own(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["dpo"])
+def test_records_that_share_a_key_are_lines_of_their_own(tmp_path: Path) -> None:
+    sample = Sample("same", (Message("user", (AudioPart(0),)),), 1, "asr", "en", "base")
+    questions = [Question(sample, lambda: (), (f"text {i}",), "wer", "asr", "en") for i in range(3)]
+    outcomes = [Outcome("text 1")] * 3
+    rows = _rows(questions, outcomes, predictions(questions, outcomes), {})
+    assert [row["id"] for row in rows] == ["same", "same#2", "same#3"]
+    for step in ("step-0", "step-2"):
+        _write(tmp_path / step / "asr" / "predictions.jsonl", rows)
+    assert compare_folders(tmp_path / "step-0", tmp_path / "step-2")["asr"]["n"] == 3
+
+
 def test_a_killed_run_has_every_number_once_and_training_does_not_notice(
     stage: str, tmp_path: Path, held_out: Path, options: Options  # noqa: F811
 ) -> None:  # fmt: skip

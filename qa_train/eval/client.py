@@ -133,6 +133,9 @@ def _completion(raw: bytes) -> Completion:
         message = choice["message"]
         usage = answer.get("usage") or {}
         text, refusal = message.get("content"), message.get("refusal")
+        if isinstance(text, list):
+            # In parts, as some servers give it.
+            text = "".join(part["text"] for part in text if part.get("type") == "text")
         finish = str(choice.get("finish_reason") or "stop")
         if text is None and refusal is None and finish != "content_filter":
             raise _TryAgainError("an answer without content")

@@ -130,7 +130,7 @@ def compare_folders(first: Path | str, second: Path | str) -> dict[str, dict[str
         raise ValueError(f"no benchmark in common: {first} has {[*files[0]]}, {second} has {[*files[1]]}")
     results: dict[str, dict[str, Any]] = {}
     for name in common:
-        asked_otherwise = _asked_otherwise([side[name].parent for side in files])
+        asked_otherwise: dict[str, Any] = _asked_otherwise([side[name].parent for side in files])
         for side in files:
             refuse_changed(side[name])
         rows = [{str(row["id"]): row for row in read_predictions(side[name])} for side in files]
@@ -155,6 +155,8 @@ def compare_folders(first: Path | str, second: Path | str) -> dict[str, dict[str
             results[name] = {"metric": metric, "n": len(rows[0]), "why": "it has no metric"}
             continue
         sides = [[to_prediction(rows[side][key]) for key in rows[0]] for side in (0, 1)]
+        failed = [sum(p.error is not None for p in side) for side in sides]
+        asked_otherwise |= {"failed": failed} if any(failed) else {}
         if metric in SHARES and all(_of_tasks(side[name].parent) for side in files):
             _same_items(*sides)
             # Both sides have the same items: the same tasks in the same columns, weighed as in the report.
@@ -242,9 +244,12 @@ def comparison_table(results: dict[str, dict[str, Any]], first: str, second: str
         but = f" (another {r['differs']})" if r.get("differs") else ""
         verdict = {"first": f"{first} is better", "second": f"{second} is better", None: "may be chance"}[r["better"]]
         items = f"{r['n']}" + (f" ({r['left_out']} unrated left out)" if r.get("left_out") else "")
+        items += " ({} and {} unanswered)".format(*r["failed"]) if r.get("failed") else ""
         interval = f"{r['difference']:+.2f} [{r['ci_low']:+.2f}, {r['ci_high']:+.2f}]"
         lines.append(
             f"| {name} | {r['metric']} | {items} | {r['first']:.2f} | {r['second']:.2f} | {interval} "
             f"| {r['p_value']:.4f} | {verdict}{but} |"
         )
+    if (tests := sum("why" not in r for r in results.values())) > 4:
+        lines += ["", f"Of {tests} such comparisons {SIGNIFICANT * tests:.1f} have p < {SIGNIFICANT} by chance alone."]
     return "\n".join(lines) + "\n"

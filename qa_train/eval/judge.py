@@ -51,13 +51,17 @@ class Estimate:
     cached: int
     prompt_tokens: int
     completion_tokens: int
-    cost: float
+    # None: no price is known.
+    cost: float | None
 
     def line(self) -> str:
         """For the user, before anything is asked."""
+        price = "of unknown price (judge.price_in=, judge.price_out=, per million tokens)"
+        if self.cost is not None:
+            price = f"about {self.cost:.2f} at the prices given"
         return (
             f"judge: {self.prompts} prompts, {self.cached} of them cached; about {self.prompt_tokens:,} tokens in "
-            f"and at most {self.completion_tokens:,} out, about {self.cost:.2f} at the prices given"
+            f"and at most {self.completion_tokens:,} out, {price}"
         )
 
 
@@ -76,7 +80,16 @@ class Judge:
         price_out: float = 0.0,
         max_cost: float | None = None,
     ) -> None:
-        """price_in, price_out: per million tokens, in any currency; max_cost: refuse to start above it."""
+        """price_in, price_out: per million tokens, in any currency; max_cost: refuse to start above it.
+
+        Raises:
+            ValueError: an endpoint of another model, or ``max_cost`` without a price to reckon with.
+        """
+        if max_cost is not None and not (price_in or price_out):
+            raise ValueError(
+                f"judge.max_cost={max_cost:g} bounds nothing without prices: give judge.price_in= and judge.price_out= "
+                "(per million tokens)"
+            )
         if endpoint is not None and endpoint.model != model:
             raise ValueError(
                 f"the judge is {model!r} and its endpoint serves {endpoint.model!r}: they must be the same"
@@ -117,13 +130,13 @@ class Judge:
         missing = {self._key(p): p for p in prompts if self._key(p) not in self._known}
         tokens = sum(_tokens(prompt) for prompt in missing.values())
         out = len(missing) * self.max_tokens
-        cost = (tokens * self.prices[0] + out * self.prices[1]) / 1e6
+        cost = (tokens * self.prices[0] + out * self.prices[1]) / 1e6 if any(self.prices) else None
         return Estimate(len(prompts), sum(self._key(p) in self._known for p in prompts), tokens, out, cost)
 
     def check(self, prompts: Sequence[str]) -> None:
         """ValueError when asking all of these would cost more than ``max_cost``."""
         estimate = self.estimate(prompts)
-        if self.max_cost is not None and estimate.cost > self.max_cost:
+        if self.max_cost is not None and (estimate.cost or 0.0) > self.max_cost:
             raise ValueError(f"{estimate.line()}: more than judge.max_cost={self.max_cost}")
 
     def ask(self, prompts: Sequence[str]) -> list[Verdict]:

@@ -133,6 +133,20 @@ def test_answers_that_were_changed_are_not_compared(tmp_path: Path) -> None:
         compare_folders(tmp_path / "a", tmp_path / "b")
 
 
+def test_items_without_an_answer_and_many_tests_are_said(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for i in range(5):
+            write(tmp_path / name, {"1": "cat", "2": "dog"})
+            (tmp_path / name / "mine").rename(tmp_path / name / f"mine{i}")
+    path = tmp_path / "b" / "mine3" / "predictions.jsonl"
+    path.write_text(path.read_text().replace('"id": "2"', '"id": "2", "error": "no such file"'))
+    found = compare_folders(tmp_path / "a", tmp_path / "b")
+    assert [r.get("failed") for r in found.values()] == [None, None, None, [0, 1], None]
+    table = comparison_table(found, "a", "b")
+    assert table.count("2 (0 and 1 unanswered)") == 1
+    assert "Of 5 such comparisons 0.2 have p < 0.05 by chance alone." in table
+
+
 def test_bleu_over_languages_with_other_tokenizers_is_refused() -> None:
     items = [Prediction("a b c d", ("a b c d",), "en"), Prediction("一二三四", ("一二三四",), "zh")]
     with pytest.raises(ValueError, match="the references are in en, zh"):

@@ -15,7 +15,7 @@ from fake_model import item, tone
 
 from qa_train.config import EvalConfig, parse_options
 from qa_train.eval.airbench import judge_prompts
-from qa_train.eval.client import CallFailed, Endpoint
+from qa_train.eval.client import CallFailed, Endpoint, _completion
 from qa_train.eval.endpoint import EndpointModel
 from qa_train.eval.judge import Judge
 from qa_train.eval.judged import judged_result, prompts_of
@@ -126,6 +126,18 @@ def test_a_line_that_is_cut_in_a_number_is_not_read(server: Server, tmp_path: Pa
     assert (found["value"], found["judge_unread"]) == (6.0, 2)
     # The cache keeps it.
     assert judged_result("airbench_chat", rows, Judge("stub", cache))[1] == items
+
+
+def test_no_price_is_not_a_price_of_nothing(tmp_path: Path) -> None:
+    line = Judge("stub", tmp_path / "c").estimate(["abcd"]).line()
+    assert "1 tokens in and at most 16 out, of unknown price" in line
+    with pytest.raises(ValueError, match=r"judge.max_cost=2 bounds nothing without prices"):
+        Judge("stub", tmp_path / "c", max_cost=2)
+
+
+def test_content_in_parts_is_their_text() -> None:
+    parts = [{"type": "thinking", "thinking": "9 9"}, {"type": "text", "text": "8 "}, {"type": "text", "text": "7"}]
+    assert _completion(json.dumps({"choices": [{"message": {"content": parts}}]}).encode()).text == "8 7"
 
 
 def test_several_calls_are_bounded_together(tmp_path: Path) -> None:
