@@ -69,8 +69,6 @@ def test_records_that_share_a_key_keep_clips_of_their_own(tmp_path: Path) -> Non
     assert [path.stat().st_size for path in (tmp_path / "tight/clips/asr").iterdir()] == [size]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", ["dpo"])
 def test_records_that_share_a_key_are_lines_of_their_own(tmp_path: Path) -> None:
     sample = Sample("same", (Message("user", (AudioPart(0),)),), 1, "asr", "en", "base")
     questions = [Question(sample, lambda: (), (f"text {i}",), "wer", "asr", "en") for i in range(3)]
@@ -82,6 +80,8 @@ def test_records_that_share_a_key_are_lines_of_their_own(tmp_path: Path) -> None
     assert compare_folders(tmp_path / "step-0", tmp_path / "step-2")["asr"]["n"] == 3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["dpo"])
 def test_a_killed_run_has_every_number_once_and_training_does_not_notice(
     stage: str, tmp_path: Path, held_out: Path, options: Options  # noqa: F811
 ) -> None:  # fmt: skip

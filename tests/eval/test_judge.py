@@ -15,6 +15,7 @@ from fake_model import item, tone
 
 from qa_train.config import EvalConfig, parse_options
 from qa_train.eval.airbench import judge_prompts
+from qa_train.eval.answers import file_digest
 from qa_train.eval.client import CallFailed, Endpoint, _completion
 from qa_train.eval.endpoint import EndpointModel
 from qa_train.eval.judge import Judge
@@ -282,6 +283,8 @@ def test_the_price_is_that_of_all_benchmarks_and_of_the_reference(
     # The stub answers both systems alike; another answer makes another prompt.
     for path in (tmp_path / "theirs").glob("*/predictions.jsonl"):
         path.write_text(path.read_text().replace("heard 0 clips", "something else"))
+        recorded = json.loads((path.parent / "run.json").read_text()) | {"predictions_sha256": file_digest(path)}
+        (path.parent / "run.json").write_text(json.dumps(recorded))
     judge = ["step=score", "judge.model=stub", f"judge.url={server.url}", f"judge.reference={tmp_path / 'theirs'}"]
     judge += ["judge.price_out=1e6", "judge.max_tokens=1"]
     asked = len(server.calls())
