@@ -99,6 +99,13 @@ class Benchmark:
             problems.append(f"template is {self.template!r}: use base or chat")
         if self.shuffle_options is not None and self.reader not in SHUFFLED:
             problems.append(f"shuffle_options has no effect on reader {self.reader!r}: it is for {', '.join(SHUFFLED)}")
+        if self.name in ("", ".", "..") or set(self.name) & {"/", "\\"}:
+            problems.append("its name is that of a folder of results: it must not be empty or hold / or \\")
+        published = [self.numbers, *self.group_numbers.values()]
+        if not all(isinstance(each, Mapping) for each in published) or not all(
+            isinstance(number, int | float) for each in published for number in each.values()
+        ):
+            problems.append(f"numbers must be {{system: number}}, found {dict(self.numbers) or self.group_numbers!r}")
         if self.max_new_tokens < 1:
             problems.append(f"max_new_tokens is {self.max_new_tokens}: it must be at least 1")
         if problems:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from qa_train.data.records import LANGUAGES
 from qa_train.eval import voicebench
 from qa_train.eval.airbench import mean_over_tasks
 from qa_train.eval.answers import file_digest, write_atomically
@@ -119,7 +120,8 @@ def _doubts(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
     if benchmark.metric == "contains":
         found["other_labels_unknown"] = sum(not row.get("choices") for row in rows)
     if benchmark.metric in ("wer", "cer", "bleu", "first_line_wer", "cp_wer"):
-        found["language_unknown"] = sum(not row.get("language") for row in rows)
+        found["language_unknown"] = sum(row.get("language") not in LANGUAGES for row in rows)
+        found["language_codes"] = sorted({str(row["language"]) for row in rows if row.get("language")} - {*LANGUAGES})
     return {name: value for name, value in found.items() if value}
 
 

@@ -96,6 +96,10 @@ def listening(result: Mapping[str, Any]) -> str:
 def _warnings(results: Results) -> list[str]:
     """What a reader must know before believing a number."""
     notes = []
+    models = {name: (r.get("answered_by", ""), _model(r)) for name, r in results.items()}
+    if len({model for _, model in models.values()}) > 1:
+        said = {name: who or "unknown" for name, (who, _) in models.items()}
+        notes += [f"{name}: answered by {who}, one of several models here" for name, who in said.items()]
     for name, result in results.items():
         if result.get("why"):
             notes.append(f"{name}: no score: {result['why']}")
@@ -123,14 +127,21 @@ def _warnings(results: Results) -> list[str]:
         if result.get("right_is_no_option"):
             notes.append(f"{name}: of {result['right_is_no_option']} items the right answer is no option: never right")
         if result.get("language_unknown"):
+            codes = ", ".join(map(repr, (result.get("language_codes") or [])[:5]))
             notes.append(
-                f"{name}: of {result['language_unknown']} items the language is unknown: scored by words, without the "
+                f"{name}: of {result['language_unknown']} items the language is unknown"
+                f"{f' ({codes}: not a code such as en, zh or yue)' if codes else ''}: scored by words, without the "
                 "rules of a language"
             )
         found = result.get("contamination")
         if found is not None and _is_contaminated(found):
             notes.append(f"{name}: {_contaminated(found)}")
     return notes
+
+
+def _model(result: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells a model from another: its weights, or its endpoint."""
+    return tuple(result.get("identity", {}).get(key) for key in ("weights", "endpoint", "model"))
 
 
 def _is_contaminated(found: Mapping[str, Any]) -> bool:
@@ -341,6 +352,8 @@ def render_benchmarks(results: Results, title: str = "Evaluation") -> str:
     first = next(iter(results.values()), {})
     facts = {"answered by": first.get("answered_by", ""), **first.get("identity", {})}
     facts = {k: v for k, v in facts.items() if k not in ("benchmark", "rows")}
+    if len({_model(result) for result in results.values()}) > 1:
+        facts = {"answered by": "several models: see above"}
     model = "".join(f"<dt>{escape(k)}</dt><dd>{escape(_fact(v))}</dd>" for k, v in facts.items())
     body = _sections(
         [

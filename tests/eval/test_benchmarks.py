@@ -66,6 +66,21 @@ def test_a_wrong_entry_names_file_and_entry(tmp_path: Path, entry: str, message:
     assert "mine.yaml" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "a/b"}, "must not be empty or hold /"),
+        ({"name": ".."}, "must not be empty or hold /"),
+        ({"numbers": {"paper": "81 %"}}, r"numbers must be {system: number}, found {'paper': '81 %'}"),
+        ({"group_numbers": {"a": 1.0}}, "numbers must be {system: number}"),
+    ],
+)
+def test_names_and_numbers_that_would_break_the_report(change: dict[str, Any], message: str) -> None:
+    values = {"name": "a", "metric": "wer", "reader": "jsonl", "path": "x"}
+    with pytest.raises(ValueError, match=message):
+        from_dict(values | change)
+
+
 def test_unknown_names_and_files() -> None:
     with pytest.raises(ValueError, match="no benchmark 'librispeach'; suites are airbench, captions, mcq"):
         find_benchmarks(["librispeach"])

@@ -175,6 +175,11 @@ def test_doubts_are_in_the_report(folder: Path) -> None:
     evaluate(options(folder, f"benchmarks=[{folder / 'my.yaml'}]", "checkpoint=a", "probe=0"))
     report = (folder / "out" / "report.md").read_text()
     assert "words: of 10 items the language is unknown: scored by words" in report
+    (folder / "my.yaml").write_text(YAML.replace("language: en", "language: zh-CN"))
+    evaluate(parse_options(EvalConfig, [f"benchmarks=[{folder / 'my.yaml'}]", "checkpoint=a", "probe=0",
+                                        f"out={folder / 'zh'}"], "eval"))  # fmt: skip
+    known = (folder / "zh" / "report.md").read_text()
+    assert "language is unknown ('zh-CN': not a code such as en, zh or yue)" in known
     assert "words: 1 items without an answer, which count as empty" in report
     assert "kept: of 1 items the right answer is no option: never right" in report
 

@@ -75,6 +75,18 @@ def test_players_are_shared_and_what_has_none_says_so(tmp_path: Path) -> None:
     assert page.count("<audio ") + page.count("no player, the page holds 2 a benchmark: a.wav") == 60
 
 
+def test_several_models_in_one_report_are_named(tmp_path: Path) -> None:
+    one, other = (result(tmp_path, name, "wer", ["x"]) for name in ("one", "other"))
+    note = "answered by /runs/b, one of several models here"
+    assert note not in markdown_report({"one": one, "other": other})
+    other |= {"identity": {"weights": "other"}, "answered_by": "/runs/b"}
+    results = {"one": one, "other": other}
+    assert f"other: {note}" in markdown_report(results)
+    page = render_benchmarks(results)
+    assert note in page
+    assert "several models: see above" in page.split("<h2>Model</h2>")[1]
+
+
 def test_numbers_that_say_little_are_marked(tmp_path: Path) -> None:
     results = {
         "one": result(tmp_path, "one", "wer", ["hello you all"]),
