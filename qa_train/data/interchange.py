@@ -140,9 +140,9 @@ def shards_to_jsonl(
 ) -> int:
     """Write the records of indexed shards as chats to ``out``, and their clips, unchanged, to ``OUT-audio/``.
 
-    ``task`` gives records without messages a question and an answer (the wording of epoch 0); the other fields are
-    kept. ``cfg`` says how remote shards are read. Returns the number of lines. Raises ValueError for a record that the
-    task cannot use, or a changed shard.
+    ``task`` gives records without messages a question and an answer (the wording of epoch 0) and is on every line; the
+    other fields are kept. ``cfg`` says how remote shards are read. Returns the number of lines. Raises ValueError for
+    a record that the task cannot use, or a changed shard.
     """
     out = Path(out)
     folder = out.with_name(f"{out.stem}-audio")
@@ -160,6 +160,9 @@ def shards_to_jsonl(
                     for name, raw in zip(row["names"], _clips(shard, row, cfg), strict=True)
                 ]
                 line = _line(record, sample) | {"audios": [f"{folder.name}/{name}" for name in audios]}
+                if task != CHAT:
+                    # `qa-train eval data=` scores by it.
+                    line["task"] = task
                 file.write(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n")
     part.replace(out)
     return sum(1 for _ in out.open("rb"))

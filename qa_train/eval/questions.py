@@ -4,7 +4,7 @@ A line of an evaluation file is either the released format of Qwen2-Audio's eval
 ``{"audio": path, "prompt": text, "gt": text, "source": name}``, asked in the base format, or a
 chat, ``{"messages": [...], "audios": [...]}``, asked in ChatML; a chat's last assistant turn, or
 its ``gt``, is the reference. Optional fields of both: ``metric``, ``language`` (of the reference),
-``choices`` (all labels of the question), ``gt`` as a list of accepted labels.
+``choices`` (all labels of the question), ``gt`` as a list of accepted labels, ``task`` as ``data to-jsonl`` writes it.
 """
 
 from __future__ import annotations
@@ -39,6 +39,20 @@ PROMPT_METRICS = (
     (re.compile(r"\btranslate\b", re.I), "bleu"),
     (re.compile(r"\brecogni[sz]e the speech\b|\btranscribe\b|\btranscript", re.I), "wer"),
 )
+# Tasks whose answers are sentences; translate_zh and the like are scored by BLEU, any other task by accuracy.
+TASK_METRICS = {
+    "asr": "wer",
+    "asr_lid": "wer",
+    "dialect_asr": "wer",
+    "ask_transcript": "wer",
+    "translate": "bleu",
+    "ask_translation": "bleu",
+    "sound_caption": "chrf",
+    "music_caption": "chrf",
+    "ask_caption": "chrf",
+    "diarized_asr": "cp_wer",
+    "word_timestamps": "word_times",
+}
 _TAG_CODE = re.compile(r"<\|([a-z]{2,3})\|>")
 _INTO = re.compile(r"\binto ([A-Z][a-z]+)")
 _CODES = {name: code for code, name in LANGUAGES.items()} | {"Mandarin": "zh"}
@@ -109,6 +123,16 @@ def metric_of(source: str, prompt: str) -> str:
     return "accuracy"
 
 
+def task_metric(task: str) -> str:
+    """The metric of a task of ``configs/prompts``."""
+    return TASK_METRICS.get(task, "bleu" if into_language(task) else "accuracy")
+
+
+def into_language(task: str) -> str | None:
+    """The language into which translate_zh and the like translate; None for other tasks."""
+    return task.removeprefix("translate_") if task.startswith("translate_") else None
+
+
 def language_of(metric: str, prompt: str) -> str | None:
     """Language of the reference: of a translation the one translated into, else the tag of the prompt."""
     if metric == "bleu":
@@ -128,7 +152,15 @@ def _question(row: dict[str, Any], key: str, folder: Path, max_duration_s: float
     if not all(isinstance(reference, str) for reference in references):
         raise ValueError(f"gt must be text or a list of texts, found {gt!r}")
     source = str(row.get("source") or "unnamed")
-    metric = row.get("metric") or (metric_of(source, prompt) if references else UNSCORED)
+    task = str(row.get("task") or "")
+    # A known task tells more than the words of a prompt drawn for it.
+    known = task in TASK_METRICS or into_language(task) is not None
+    guess = task_metric(task) if known else metric_of(source, prompt)
+    metric = row.get("metric") or (guess if references else UNSCORED)
+    language = row.get("language") or language_of(metric, prompt)
+    if known and metric in ("bleu", "chrf"):
+        # Of a translation or caption; the line's is that of the clip.
+        language = into_language(task) or "en"
     if metric not in (*METRICS, *JUDGED, UNSCORED):
         raise ValueError(f"metric {metric!r} is unknown: use {', '.join([*METRICS, *JUDGED, UNSCORED])}")
     if missing := [name for name in NEEDED.get(metric, ()) if not row.get(name)]:
@@ -143,7 +175,7 @@ def _question(row: dict[str, Any], key: str, folder: Path, max_duration_s: float
         references,
         metric,
         source,
-        row.get("language") or language_of(metric, prompt),
+        language,
         tuple(row.get("choices") or ()),
         paths,
     )

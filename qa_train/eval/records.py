@@ -29,7 +29,7 @@ from qa_train.data.prompts import PromptBank, Unqualified
 from qa_train.data.sample import AudioPart, Message, Sample, TextPart
 from qa_train.data.storage import expand
 from qa_train.eval.answers import Outcome, answer_questions, predictions, silence_probe
-from qa_train.eval.questions import Question, part_text, split_answer
+from qa_train.eval.questions import Question, into_language, part_text, split_answer, task_metric
 from qa_train.eval.scores import (
     METRICS,
     ONE_REFERENCE,
@@ -45,20 +45,6 @@ from qa_train.infer.generate import Decoding, Generator
 
 log = logging.getLogger(__name__)
 
-# Tasks whose answers are sentences; translate_zh and the like are scored by BLEU, any other task by accuracy.
-TASK_METRICS = {
-    "asr": "wer",
-    "asr_lid": "wer",
-    "dialect_asr": "wer",
-    "ask_transcript": "wer",
-    "translate": "bleu",
-    "ask_translation": "bleu",
-    "sound_caption": "chrf",
-    "music_caption": "chrf",
-    "ask_caption": "chrf",
-    "diarized_asr": "cp_wer",
-    "word_timestamps": "word_times",
-}
 # No single number is theirs: one is chosen by name.
 _NO_DEFAULT = {"transcribe_translate": "first_line_wer (of the transcript) or rest_bleu (of the translation)"}
 
@@ -147,7 +133,7 @@ def record_questions(eval_set: EvalSet, bank: PromptBank, storage: StorageConfig
             f"evaluation set {eval_set.name!r}: task {eval_set.task} has no metric of its own: give "
             f"metric: {_NO_DEFAULT[eval_set.task]}, or two sets with one each"
         )
-    metric = eval_set.metric or _task_metric(eval_set.task)
+    metric = eval_set.metric or task_metric(eval_set.task)
     if metric not in METRICS:
         raise ValueError(f"evaluation set {eval_set.name!r}: metric {metric!r} is unknown, use one of {[*METRICS]}")
     # Waveforms are read here; the number of mel bins is the generator's business.
@@ -194,15 +180,6 @@ def _one_tokenizer(name: str, metric: str, questions: Sequence[Question]) -> Non
             f"evaluation set {name!r}: its answers are in {', '.join(languages)}, which BLEU tokenises differently: "
             "make one set of each with where: {language: ...}"
         )
-
-
-def _task_metric(task: str) -> str:
-    return TASK_METRICS.get(task, "bleu" if _into(task) else "accuracy")
-
-
-def _into(task: str) -> str | None:
-    """The language into which translate_zh and the like translate; None for other tasks."""
-    return task.removeprefix("translate_") if task.startswith("translate_") else None
 
 
 def _unwanted(record: dict[str, Any], eval_set: EvalSet) -> str | None:
@@ -256,7 +233,7 @@ def _reference_language(task: str, record: dict[str, Any], sample: Sample) -> st
     """Of a translation or caption: the one translated into; of a chat, whose answer may be in any, the record's own."""
     if task == "chat":
         return record.get("language") or sample.language
-    return _into(task) or "en"
+    return into_language(task) or "en"
 
 
 def _load(reader: ClipReader, clips: Sequence[Clip]) -> tuple[np.ndarray, ...]:

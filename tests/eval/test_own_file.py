@@ -11,6 +11,8 @@ import soundfile
 from fake_model import FakeModel, processor, tone
 
 from qa_train.config import EvalConfig, parse_options
+from qa_train.data.interchange import shards_to_jsonl
+from qa_train.data.shards import ShardWriter
 from qa_train.eval import suite
 from qa_train.eval.own_file import read_own_file
 from qa_train.eval.questions import read_questions
@@ -206,6 +208,19 @@ def test_a_source_of_several_rules_is_several_benchmarks(model: FakeModel, tmp_p
     assert [one.rows[0]["id"] for one in asked] == ["first", "2", "3", "4", "5"]
     assert asked[-1].rows[0]["gt"] == ["Ann", "Bob"]
     assert asked[-1].benchmark.template == "chat"
+
+
+def test_lines_of_to_jsonl_are_scored_by_their_task_whatever_its_wording(tmp_path: Path) -> None:
+    clips = [(tone(1.0), {"text": "guten Tag", "language": "de", "translation": {"en": "hello"}}) for _ in range(12)]
+    with ShardWriter(str(tmp_path / "speech-%03d.tar")) as writer:
+        for i, (wave, record) in enumerate(clips):
+            writer.write(f"k{i}", record, [wave])
+    for task, metric, language in (("asr", "wer", "de"), ("translate", "bleu", "en")):
+        shards_to_jsonl([tmp_path / "speech-000.tar"], tmp_path / f"{task}.jsonl", task=task)
+        (asked,) = read_own_file(tmp_path / f"{task}.jsonl", 256)
+        assert (asked.benchmark.metric, len(asked.rows)) == (metric, 12)
+        assert {question.language for question in asked.questions} == {language}
+        assert len({row["prompt"] for row in asked.rows}) > 3, "the wordings differ"
 
 
 def test_a_judge_scores_open_questions_of_a_file(tmp_path: Path) -> None:
