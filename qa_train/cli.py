@@ -15,51 +15,59 @@ from typing import Any
 
 from qa_train import __version__
 
+DATA_HELP = """data (SHARDS: .tar files, folders or patterns of them; URLs too)
+  make shards
+    data import CORPUS path=DIR out=DIR [split=SPLIT]   a public corpus, a table, Kaldi, Lhotse or Hugging Face data
+    data import --list                                  the corpora, with licence and splits
+    data from-jsonl FILE.jsonl OUT-%05d.tar             lines of messages + audios, as other tools use them
+    data index SHARDS                                   make tars of KEY.flac + KEY.json trainable: an index each
+    data catalog OUT.catalog.parquet SHARDS             one file that opens thousands of shards at once
+  make chats and pairs
+    data voice-chat path=FILE.jsonl out=DIR             spoken questions from written chats
+    data analysis shards=SHARDS out=DIR                 questions and answers from transcripts, captions and labels
+    data mixtures speech=SHARDS sounds=SHARDS out=DIR   chats about speech over sounds, and about two recordings
+    data preferences shards=SHARDS out=DIR              preference pairs, made by rules
+    data rewrite shards=SHARDS out=DIR url=URL model=M  chats said anew by a language model, and checked
+  look at them
+    data inspect SHARD[:KEY]                            what a shard, or one record, holds
+    data validate SHARDS                                read all again, name every fault (exit code 1 if there is one)
+    data stats SHARDS                                   hours by task and language, lengths, tokens
+    data sample SHARDS [n=3 out=DIR]                    print some records; write files to play, and plots
+    data clean SHARDS [apply=true]                      count what the filters refuse; take it out of the indexes
+    data to-jsonl SHARDS out=FILE.jsonl [task=asr]      shards as JSONL + audio files, for other tools
+    data order [stage=STAGE steps=N ...]                digest of the order in which a run trains on the samples
+"""
+
 HELP = f"""qa-train {__version__}: train audio-language models with the recipe of Qwen2-Audio
 
-training stages (Hydra: any key can be overridden as key=value; --cfg job shows the result, --help the groups)
+qa-train COMMAND [key=value ...]         qa-train COMMAND --help explains one command
+
+train (any setting can be given as key=value; --help lists settings and experiments, --cfg job shows the result)
   pretrain   multi-task pretraining with natural-language prompts
-  sft        voice chat and audio analysis together
-  dpo        direct preference optimization
+  sft        instruction tuning: voice chat and audio analysis together
+  dpo        preference optimization on pairs of a better and a worse answer
              e.g. qa-train pretrain experiment=smoke run.dir=runs/smoke
              or   torchrun --nproc-per-node 2 -m qa_train pretrain experiment=smoke run.dir=runs/smoke2
-             The same command again resumes from the newest complete checkpoint.
+             The same command again goes on from the newest complete checkpoint in run.dir.
 
-using a model
-  eval       checkpoint=RUN data=FILE.jsonl out=DIR     answer and score a file of questions
-             checkpoint=RUN benchmarks=[librispeech_clean,my.yaml] data_root=DIR out=DIR   benchmarks, with a report
-             out=DIR step=score                         score again without the model
-             compare=[A,B]                              two evaluations item by item, with significance
-  chat       checkpoint=RUN [audio=FILE] [text=TEXT]    ask about audio, once or in a conversation
-  pairs      checkpoint=RUN shards=TARS out=DIR         preference pairs from its own answers, by=wer or by=judge
-  serve      checkpoint=RUN [port=8000]                 OpenAI-compatible server, with a chat page
-  export     checkpoint=RUN out=DIR                     a Hugging Face folder for stock transformers
+before a run, without a GPU
+  plan STAGE [experiment=... gpu=h100 gpus=8 zero=2 price=P]      parameters, memory of each GPU, time and cost
+  plan data [stage=STAGE steps=N experiment=... data=...]         what it trains on: mixture, epochs, what is left out
+  doctor [checkpoint=RUN data=SHARDS run=RUN]                     is this machine ready, are these files sound
 
-looking after it
-  doctor     [checkpoint=RUN data=SHARDS run=DIR]       is this machine ready, are these files sound; with remedies
-  dashboard  RUNS_DIR [out=page.html]                   runs compared on one page, from their metrics.jsonl
-  completion bash|zsh                                   eval "$(qa-train completion bash)"
+use a model (RUN: the run.dir of a training, one of its checkpoints, a Hugging Face folder or a hub id)
+  eval       checkpoint=RUN data=FILE.jsonl out=DIR               answer and score your own questions
+             checkpoint=RUN benchmarks=[librispeech_clean,my.yaml] data_root=DIR out=DIR    published benchmarks
+             out=DIR step=score                                   score the answers in DIR again, without the model
+             compare=[DIR,DIR]                                    two evaluations item by item, with significance
+  chat       checkpoint=RUN [audio=FILE text=TEXT]                ask about audio, once or in a conversation
+  serve      checkpoint=RUN [port=8000]                           OpenAI-compatible server, with a chat page
+  export     checkpoint=RUN out=DIR                               a Hugging Face folder for stock transformers
+  pairs      checkpoint=RUN shards=SHARDS out=DIR                 preference pairs for dpo from its own answers
+  dashboard  RUNS_DIR [out=page.html]                             runs compared on one page, from their metrics.jsonl
 
-data
-  data index PATH...         make WebDataset tars of KEY.flac + KEY.json trainable
-  data from-jsonl FILE OUT   turn messages + audios JSONL into shards
-  data to-jsonl PATH... out=FILE.jsonl [task=asr]   and back
-  data import CORPUS path=DIR out=DIR   a public corpus or a foreign list as shards (data import --list)
-  data inspect SHARD[:KEY]   what a shard, or one record, holds
-  data validate PATH...      read everything again and print every fault (exit code 1 when there is one)
-  data stats PATH...         hours by task and language, lengths, tokens (tokenizer=T tasks=asr,lid)
-  data sample PATH...        print a few records; out=DIR writes files to play and plots
-  data clean PATH...         count what the filters refuse; apply=true takes it out of the indexes
-  data catalog OUT SHARDS... one file that opens many shards at once (OUT ends in .catalog.parquet)
-  plan STAGE [experiment=... gpu=h100 gpus=8 zero=2 price=P]
-                             parameters, memory of each GPU, time and cost, without a GPU
-  plan data [stage=S steps=N json=FILE] [experiment=...]
-                             what a run trains on: mixture, epochs, fill, balance over ranks, what is left out
-  data order [stage=S steps=N world_size=W num_workers=K] [experiment=...]
-                             digest of the order in which a run trains on the samples
-  data COMMAND --help        further commands: {{pipelines}}
-
-CHECKPOINT is a run folder, one of its checkpoints, a Hugging Face folder or a hub id.
+{DATA_HELP}
+shell completion: eval "$(qa-train completion bash)", or zsh
 """
 
 
@@ -67,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run one command and exit with its code: 0 done, 1 failure, 2 wrong use, 75 stopped by a signal."""
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help", "help"):
-        print(HELP.format(pipelines=", ".join(sorted(_pipelines())) or "none installed"))
+        print(HELP)
         sys.exit(0 if words else 2)
     if words[0] in ("-V", "--version"):
         print(f"qa-train {__version__}")
@@ -316,6 +324,9 @@ def _data(words: list[str]) -> int:
     }
     pipelines = _pipelines()
     name = words[0] if words else ""
+    if name in ("", "-h", "--help", "help"):
+        print(f"{DATA_HELP}\nqa-train data COMMAND --help explains one command")
+        return 0 if words else 2
     if name in own:
         if {"-h", "--help"} & set(words[1:]):
             print(data_cli.command_help(name, own[name]))

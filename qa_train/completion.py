@@ -14,6 +14,7 @@ import omegaconf
 from qa_train.config import options
 from qa_train.config.guide import STAGES, complete_stage
 from qa_train.config.planning import PlanConfig
+from qa_train.config.sections import StorageConfig
 from qa_train.dashboard import DashboardConfig
 from qa_train.doctor import DoctorConfig
 from qa_train.plan_cli import PlanDataConfig
@@ -30,6 +31,10 @@ _qa_train() {
 }
 complete -o default -F _qa_train qa-train
 """
+
+_USAGE = """qa-train completion bash|zsh: print what makes the shell complete commands, keys and experiments.
+
+  eval "$(qa-train completion bash)"     now; in ~/.bashrc, in every shell (zsh: the same with zsh, in ~/.zshrc)"""
 
 _ZSH = """# qa-train completion for zsh: eval "$(qa-train completion zsh)"
 _qa_train() {
@@ -50,6 +55,9 @@ def completion(words: list[str], commands: list[str]) -> int:
         print("\n".join(complete(line, commands)))
         return 0
     scripts = {"bash": _BASH, "zsh": _ZSH}
+    if {"-h", "--help"} & set(words):
+        print(_USAGE)
+        return 0
     if len(words) != 1 or words[0] not in scripts:
         raise ValueError('completion: say for which shell: eval "$(qa-train completion bash)", or zsh')
     print(scripts[words[0]])
@@ -83,14 +91,14 @@ def command_help(words: list[str]) -> str | None:
     kind = plan if words[0] == "plan" else _commands().get(words[0])
     if kind is None:
         return None
-    return "\n".join([(kind.__doc__ or "").strip(), "", *_described(kind, "")])
+    return "\n".join([inspect.cleandoc(kind.__doc__ or ""), "", *_described(kind, "")])
 
 
 def _described(kind: type[Any], prefix: str) -> list[str]:
     """Every option with its default and comment, those of a section inside it by their dotted names."""
     defaults = {field.name: field.default for field in fields(kind)}
     sections = {field.name: field.default_factory for field in fields(kind) if is_dataclass(field.default_factory)}
-    lines, comment = list[str](), list[str]()
+    lines, comment, last = list[str](), list[str](), list[str]()
     # Options that a class inherits come first, as among its fields.
     classes = [base for base in reversed(kind.__mro__) if is_dataclass(base)]
     for line in map(str.strip, "\n".join(map(inspect.getsource, classes)).splitlines()):
@@ -98,18 +106,35 @@ def _described(kind: type[Any], prefix: str) -> list[str]:
         if line.startswith("#"):
             comment.append(line.lstrip("# "))
         elif name in sections:
-            lines += _described(cast(type[Any], sections[name]), f"{prefix}{name}.")
+            section = cast(type[Any], sections[name])
+            if section is StorageConfig:  # the same in every command, and only for those who keep shards elsewhere
+                last += [
+                    f"  {prefix}{name}.KEY=",
+                    *_wrapped(f"How shards at http(s), s3 and gs are read: {_names(section)}."),
+                ]
+            else:
+                last += _described(section, f"{prefix}{name}.")
             comment = []
         elif name in defaults:
             lines.append(f"  {prefix}{name}={_default(defaults[name])}")
-            lines += textwrap.wrap(" ".join(comment), 100, initial_indent="      ", subsequent_indent="      ")
+            lines += _wrapped(" ".join(comment))
             comment = []
-    return lines
+    return lines + last
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 100, initial_indent="      ", subsequent_indent="      ")
+
+
+def _names(kind: type[Any]) -> str:
+    return ", ".join(field.name for field in fields(kind))
 
 
 def _default(value: Any) -> str:
     if value is None or value is dataclasses.MISSING:
         return ""
+    if isinstance(value, bool):
+        return str(value).lower()
     return "... (required)" if value == omegaconf.MISSING else str(value)
 
 

@@ -24,6 +24,7 @@ class IndexOptions:
     # Leave alone what has an index of its size: to go on after an interruption. Not for other options, or for shards
     # that were rewritten.
     missing: bool = False
+    # Processes; 0: this one.
     num_workers: int = 0
 
 
@@ -76,7 +77,12 @@ def _has_index(path: str) -> bool:
 
 
 def from_jsonl(words: list[str]) -> int:
-    """`data from-jsonl FILE OUT`: turn messages + audios lines into indexed shards."""
+    """`data from-jsonl FILE.jsonl OUT-%05d.tar`: turn lines of messages and audios into indexed shards.
+
+    A line: {"messages": [{"role": "user", "content": "<audio>What is said?"}, {"role": "assistant", "content": "Hi."}],
+    "audios": ["clips/a.wav"]}; paths are relative to the file. Lines of ms-swift, LLaMA-Factory, Audio Flamingo 3 and
+    align-anything are taken too. `qa-train data import jsonl` counts faulty lines and goes on, where this one stops.
+    """
     from qa_train.data.interchange import jsonl_to_shards
 
     if len(words) != 2:
@@ -98,7 +104,10 @@ def catalog(words: list[str]) -> int:
 
 
 def to_jsonl(words: list[str]) -> int:
-    """`data to-jsonl PATH... out=FILE.jsonl [task=NAME]`: indexed shards as messages + audios lines and files."""
+    """`data to-jsonl PATH... out=FILE.jsonl [task=NAME]`: indexed shards as lines of messages and audios.
+
+    For other tools, or to read. The clips are written beside, unchanged.
+    """
     from qa_train.data.interchange import shards_to_jsonl
 
     paths, options = split_words(words, data_tools.ToJsonlOptions, "data to-jsonl")
@@ -114,7 +123,7 @@ def rewrite(words: list[str]) -> int:
 
 
 def order(words: list[str]) -> int:
-    """`data order ...`: SHA-256 of the order in which a run of this shape trains on the samples.
+    """`data order [steps=N key=value ...]`: SHA-256 of the order in which a run of this shape trains on the samples.
 
     The batches are drawn as in training: each of ``world_size`` ranks through a DataLoader with
     ``num_workers`` processes. The digest depends on neither number; that is the point of it.

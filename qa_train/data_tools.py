@@ -24,6 +24,7 @@ class StorageOptions:
 class ToJsonlOptions(StorageOptions):
     """`qa-train data to-jsonl PATH... out=FILE.jsonl`"""
 
+    # The file to write; the clips go into the folder FILE-audio beside it.
     out: str = MISSING
     # A task of the prompt bank for records without messages; chat: their own.
     task: str = "chat"
@@ -33,7 +34,9 @@ class ToJsonlOptions(StorageOptions):
 class ValidateOptions(StorageOptions):
     """`qa-train data validate PATH...`"""
 
+    # false: check bytes and records only, which is quicker.
     decode: bool = True
+    # Processes; 0: this one.
     num_workers: int = 0
     # JSONL file of the faults.
     report: str | None = None
@@ -47,6 +50,7 @@ class StatsOptions(StorageOptions):
     tokenizer: str | None = None
     # Tasks to count tokens for, joined by commas; none: the record's own.
     tasks: str = ""
+    # Processes; 0: this one.
     num_workers: int = 0
 
 
@@ -54,7 +58,9 @@ class StatsOptions(StorageOptions):
 class SampleOptions(StorageOptions):
     """`qa-train data sample PATH...`"""
 
+    # How many records.
     n: int = 3
+    # Of the draw.
     seed: int = 0
     # Folder for the audio files, JSON and plots.
     out: str | None = None
@@ -146,9 +152,11 @@ def clean(words: list[str]) -> int:
 class CleanOptions(StorageOptions):
     """`qa-train data clean PATH...`, beside the limits of CleanConfig."""
 
+    # Take the refused records out of the indexes; the tars stay as they are.
     apply: bool = False
     # JSONL file with one line per dropped record.
     report: str | None = None
+    # Processes; 0: this one.
     num_workers: int = 0
 
 

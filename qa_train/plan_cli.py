@@ -14,8 +14,12 @@ _STAGES = ("pretrain", "sft", "dpo")
 
 @dataclass
 class PlanDataConfig:
-    """`qa-train plan data`: the realised mixture of a run."""
+    """`qa-train plan data [key=value ...]`: what a run would train on: mixture, epochs, what is left out.
 
+    Besides what follows, any key of the stage may be given, e.g. data=mine (`qa-train pretrain --help`).
+    """
+
+    # pretrain, sft or dpo.
     stage: str = "pretrain"
     # Steps to plan; null: trainer.max_steps.
     steps: int | None = None

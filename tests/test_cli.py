@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
 import time
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
+from qa_train.cli import DATA_HELP
+from qa_train.completion import _DATA
 from tests.train.conftest import ROOT, environment
 
 
@@ -26,11 +30,34 @@ def test_help_is_quick_and_lists_every_command() -> None:
     assert done.returncode == 0
     for command in ("pretrain", "sft", "dpo", "eval", "chat", "export", "data index", "data order"):
         assert command in done.stdout
-    imported = subprocess.run(
-        [sys.executable, "-c", "import sys, qa_train.cli; print('torch' in sys.modules)"],
-        capture_output=True, text=True, cwd=ROOT, env=environment(),
-    )  # fmt: skip
-    assert imported.stdout.strip() == "False", "qa_train.cli must not import torch for --help"
+
+
+_EVERY_HELP = """
+import contextlib, io, sys
+from qa_train.cli import main
+texts = []
+for words in sys.argv[1:]:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            main([*words.split(), "--help"])
+        except SystemExit as left:
+            assert left.code == 0, words
+    assert words.split()[-1] in out.getvalue(), words
+slow = {"torch", "transformers", "datasets", "scipy"} & set(sys.modules)
+assert not slow, slow
+"""
+
+
+def test_every_help_is_quick() -> None:
+    data = re.findall(r"^ {4}data ([\w-]+)", DATA_HELP, flags=re.MULTILINE)
+    known = {*_DATA.split(), *(point.name for point in entry_points(group="qa_train.data_commands"))}
+    assert set(data) == known, "qa-train --help lists every data command"
+    others = "pretrain sft dpo eval chat serve pairs export plan doctor dashboard data completion".split()
+    words = [*others, "plan data", *(f"data {name}" for name in data)]
+    done = subprocess.run(
+        [sys.executable, "-c", _EVERY_HELP, *words], capture_output=True, text=True, cwd=ROOT, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -38,7 +65,7 @@ def test_help_is_quick_and_lists_every_command() -> None:
     [
         (["train"], "no command 'train'"),
         (["export", "checkpoint=/nowhere", "out=x"], "/nowhere does not exist"),
-        (["eval", "checkpoint=/nowhere"], "missing data=, out="),
+        (["eval", "checkpoint=/nowhere"], "missing out="),
         (["chat", "checkpoint=/nowhere", "voice=x"], "known keys"),
         (["data", "frobnicate"], "no command 'frobnicate'"),
         (["data", "index"], "give paths, folders, globs or URLs of .tar shards"),
@@ -53,6 +80,7 @@ def test_wrong_use_is_one_clear_line(words: list[str], message: str) -> None:
 
 _IN_A_GROUP = """
 import atexit, sys
+from importlib.metadata import entry_points
 from pathlib import Path
 names = lambda: [task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
 atexit.register(lambda: print("at exit:", names().count("pt_gloo_runloop")))

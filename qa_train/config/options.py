@@ -16,6 +16,7 @@ from qa_train.config.sections import StorageConfig
 class JudgeConfig:
     """The language model that rates answers, for the benchmarks that need one (qa_train.eval.judge)."""
 
+    # Its name at the endpoint; the report names it.
     model: str | None = None
     # An OpenAI-compatible endpoint, up to and without /chat/completions; none: only what the cache holds.
     url: str | None = None
@@ -25,11 +26,14 @@ class JudgeConfig:
     cache: str | None = None
     # The evaluation folder of a fixed system, rated by the same judge beside ours.
     reference: str | None = None
+    # Most tokens of one rating.
     max_tokens: int = 16
+    # Requests at a time, and the longest time of one.
     workers: int = 8
     timeout_s: float = 120.0
-    # Per million tokens, for the estimate that is printed before anything is asked.
+    # Price of a million tokens that are sent, for the estimate that is printed before anything is asked.
     price_in: float = 0.0
+    # Price of a million tokens that come back.
     price_out: float = 0.0
     # Refuse to start when the estimate is above this.
     max_cost: float | None = None
@@ -39,11 +43,15 @@ class JudgeConfig:
 class EvalConfig:
     """`qa-train eval`: answer benchmarks, or a file of questions about audio, and score the answers."""
 
+    # Who answers: a run folder (the run.dir of a training), one of its checkpoints, a Hugging Face folder or a hub id.
     checkpoint: str | None = None
-    # A file of questions (docs/evaluate.md); or benchmarks: names, suites, YAML files, with the folder of their data.
+    # What is asked: a JSONL file of questions (docs/evaluate.md) ...
     data: str | None = None
+    # ... or benchmarks: names, suites (qwen2_audio) and YAML files of your own, e.g. benchmarks=[voicebench,my.yaml].
     benchmarks: Any = None
+    # The folder that holds the benchmarks' data.
     data_root: str = "."
+    # The folder for answers, scores and report. The same command again goes on from the answers in it.
     out: str | None = None
     # all, predict (answer only) or score (read the predictions in out, no model needed).
     step: str = "all"
@@ -51,13 +59,17 @@ class EvalConfig:
     compare: Any = None
     # Instead of a checkpoint, a model behind an OpenAI-compatible endpoint that takes audio.
     endpoint: str | None = None
+    # Its name at the endpoint.
     endpoint_model: str | None = None
+    # The environment variable that holds the key.
     endpoint_key_env: str = "OPENAI_API_KEY"
+    # Most questions of a batch.
     batch_size: int = 32
     # Most prompt + new tokens of a batch.
     token_budget: int = 16384
-    # Of a file of questions; benchmarks have limits of their own.
+    # Longest answer to a file of questions; benchmarks have limits of their own.
     max_new_tokens: int = 256
+    # cpu, cuda or cuda:N.
     device: str = "cpu"
     # How many questions to ask again with silence, and with another clip, to see whether the model listens.
     probe: int = 32
@@ -72,14 +84,19 @@ class EvalConfig:
 class ChatConfig:
     """`qa-train chat`: talk to a checkpoint about audio files."""
 
+    # A run folder (the run.dir of a training), one of its checkpoints, a Hugging Face folder or a hub id.
     checkpoint: str = MISSING
     # One file, or a list: audio=[a.wav,b.wav].
     audio: Any = None
+    # What is asked about it; without it a conversation opens.
     text: str | None = None
     # "chat" for a model after SFT; "base" for a pretrained one, which takes audio + a prompt.
     template: str = "chat"
+    # Longest answer.
     max_new_tokens: int = 256
+    # 0: always the likeliest word; above: words are drawn.
     temperature: float = 0.0
+    # cpu, cuda or cuda:N.
     device: str = "cpu"
 
 
@@ -93,14 +110,17 @@ class ServeConfig:
     host: str = "127.0.0.1"
     # 0: any free port; the first line printed says which.
     port: int = 8000
+    # cpu, cuda or cuda:N.
     device: str = "cpu"
     # "chat" for models after SFT; "base" for pretrained ones.
     template: str = "chat"
-    # Most requests answered together, and most tokens (prompts + answers) of such a batch.
+    # Most requests answered together.
     batch_size: int = 8
+    # Most tokens (prompts + answers) of such a batch.
     token_budget: int = 16384
     # Most requests at a time; more are told to come back (429).
     max_requests: int = 32
+    # Limits of one request: its bytes, the length of a clip, the number of clips, the tokens of its answer.
     max_body_mb: float = 32.0
     max_duration_s: float = 120.0
     max_clips: int = 16
@@ -113,12 +133,15 @@ class ServeConfig:
 class PairsConfig:
     """`qa-train pairs`: preference pairs from a checkpoint's own answers, as shards for `qa-train dpo`."""
 
+    # A run folder (the run.dir of a training), one of its checkpoints, a Hugging Face folder or a hub id.
     checkpoint: str = MISSING
-    # Indexed shards of training clips, and which of their records.
+    # Indexed shards of training clips: a path, a pattern, or a list.
     shards: Any = MISSING
+    # Only records with these values, e.g. where.language=en.
     where: dict[str, Any] = field(default_factory=dict)
     # How remote ones are read: the keys of data.storage.
     storage: StorageConfig = field(default_factory=StorageConfig)
+    # The folder for the new shards.
     out: str = MISSING
     # A task of the prompt bank, or "chat".
     task: str = "ask_transcript"
@@ -131,16 +154,23 @@ class PairsConfig:
     margin: float = 0.15
     # Answers sampled for each clip.
     samples: int = 4
+    # Of the sampling: higher gives answers that differ more.
     temperature: float = 0.9
+    # Longest answer.
     max_new_tokens: int = 64
+    # Most clips to answer.
     limit: int | None = None
+    # Most answers sampled together.
     batch_size: int = 64
     # An OpenAI-compatible endpoint, up to and without /chat/completions; null: replay the cache.
     judge_url: str | None = None
+    # The judge's name at the endpoint.
     judge_model: str = ""
     # Name of the environment variable that holds the key.
     judge_key_env: str = "OPENAI_API_KEY"
+    # cpu, cuda or cuda:N.
     device: str = "cpu"
+    # Of the sampled answers.
     seed: int = 0
 
 
@@ -152,9 +182,11 @@ class RewriteConfig:
     shards: Any = MISSING
     # How remote ones are read: the keys of data.storage.
     storage: StorageConfig = field(default_factory=StorageConfig)
+    # The folder for the new shards.
     out: str = MISSING
     # An OpenAI-compatible endpoint, up to and without /chat/completions; null: replay OUT/rewrite.jsonl.
     url: str | None = None
+    # Its name at the endpoint.
     model: str = ""
     # Name of the environment variable that holds the key.
     key_env: str = "OPENAI_API_KEY"
@@ -162,7 +194,9 @@ class RewriteConfig:
     share: float = 1.0
     # Greatest length of new words, relative to the old ones.
     max_ratio: float = 3.0
+    # Most tokens of one answer.
     max_tokens: int = 256
+    # Requests at a time.
     workers: int = 8
     samples_per_shard: int = 5000
 
@@ -171,7 +205,9 @@ class RewriteConfig:
 class ExportConfig:
     """`qa-train export`: a Hugging Face folder that stock transformers loads."""
 
+    # A run folder (the run.dir of a training), one of its checkpoints, a Hugging Face folder or a hub id.
     checkpoint: str = MISSING
+    # The folder to write; it must be new or empty.
     out: str = MISSING
     # For the model card: the folder of a qa-train eval of this checkpoint, or a quickstart's results.json.
     results: str | None = None
@@ -181,9 +217,12 @@ class ExportConfig:
 class OrderConfig:
     """`qa-train data order`: the order in which a run of this shape trains on the samples."""
 
+    # Steps whose samples are hashed.
     steps: int = 10
+    # Processes of the run, and loader processes of each: the digest must not depend on them.
     world_size: int = 1
     num_workers: int = 0
+    # pretrain, sft or dpo.
     stage: str = "pretrain"
 
 

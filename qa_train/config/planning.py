@@ -8,9 +8,15 @@ from typing import Any
 
 @dataclass
 class PlanConfig:
-    """`qa-train plan STAGE`: the machine, its efficiency and price, and what is known about the data."""
+    """`qa-train plan pretrain|sft|dpo [key=value ...]`: parameters, memory, time and cost of a run, without a GPU.
 
+    Besides what follows, any key of the stage may be given, e.g. experiment=sft_7b data.tokens_per_batch=8000
+    (`qa-train sft --help`). `qa-train plan data --help`: what a run would train on.
+    """
+
+    # h200, h100, b200, a100-80, a100-40, l40s, a6000, 5090, 4090, 3090 or l4.
     gpu: str = "h100"
+    # How many of them, over all machines.
     gpus: int = 8
     # ZeRO stage 1, 2 or 3; 0: plain training; null: as the configuration says.
     zero: int | None = None
@@ -23,9 +29,11 @@ class PlanConfig:
     measured: Any = None
     # Price of one GPU for one hour, in any currency.
     price: float | None = None
-    # Used where the shards are not at hand: seconds of audio and tokens of text per sample, and tokens of its answer.
+    # Used where the shards are not at hand: seconds of audio per sample ...
     clip_s: float = 10.0
+    # ... tokens of its text, all turns together ...
     text_tokens: int = 50
+    # ... and those of its answer.
     answer_tokens: int = 20
     # Hours of every source, e.g. hours.asr=20000: for epochs, and for mixtures by temperature or epochs.
     hours: dict[str, float] = field(default_factory=dict)

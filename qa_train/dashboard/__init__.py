@@ -10,10 +10,11 @@ from qa_train.config import parse_options
 
 @dataclass
 class DashboardConfig:
-    """`qa-train dashboard RUNS_DIR...`"""
+    """`qa-train dashboard RUNS_DIR... [key=value ...]`: all runs below these folders on one offline page."""
 
     # The page; default: dashboard.html in the first folder.
     out: str | None = None
+    # Of the page.
     title: str = "Runs"
     # MiB of clips inside the page; what is beyond is linked to the run folders.
     audio_mib: float = 8.0

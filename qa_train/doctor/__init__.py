@@ -40,7 +40,7 @@ def problem(name: str, found: str, remedy: str) -> Finding:
 
 @dataclass
 class DoctorConfig:
-    """`qa-train doctor`: the environment, and whichever files are named."""
+    """`qa-train doctor [key=value ...]`: examine this machine and the files that are named, with remedies."""
 
     # A run folder, one of its checkpoints, or a Hugging Face folder.
     checkpoint: str | None = None
