@@ -124,10 +124,15 @@ def _questions(metric: str, rows: Sequence[Row]) -> dict[str, list[Any]]:
 
 
 def judgements(metric: str, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Judgement]:
-    """One per row, from the verdicts on ``prompts_of`` it."""
-    if metric != "airbench_chat":
-        return [_rated(metric, verdict) for verdict in verdicts]
-    return [_both_orders(*pair) for pair in zip(verdicts[0::2], verdicts[1::2], strict=True)]
+    """One per row, from the verdicts on ``prompts_of`` it. No answer gets the lowest mark, whatever the judge says."""
+    if metric == "airbench_chat":
+        found = [_both_orders(*pair) for pair in zip(verdicts[0::2], verdicts[1::2], strict=True)]
+    else:
+        found = [_rated(metric, verdict) for verdict in verdicts]
+    lowest = 0.0 if metric == "voicebench_qa" else 1.0
+    none = Judgement(lowest, lowest, ("no answer: the lowest mark",), 0)
+    given = [bool(row["prediction"].strip()) and not row.get("error") for row in rows]
+    return [one if answered else none for answered, one in zip(given, found, strict=True)]
 
 
 def _rated(metric: str, verdict: Verdict) -> Judgement:
@@ -173,7 +178,10 @@ def _result(metric: str, rows: Sequence[Row], items: Sequence[Judgement]) -> dic
         "ci_low": round(low, 3),
         "ci_high": round(high, 3),
     }
-    return result | ({"groups": _categories(rows, items)} if metric == "airbench_chat" else {})
+    if metric != "airbench_chat":
+        return result
+    groups = _categories(rows, items)
+    return result | {"groups": groups, "categories_missing": [name for name in _GROUPS if name not in groups]}
 
 
 def judged_statistics(metric: str, rows: Sequence[Row], scores: Sequence[float]) -> Statistics:
@@ -284,7 +292,7 @@ def _airbench_facts(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> dict[st
 
 
 def _one_to_five(text: str) -> float | None:
-    found = re.findall(r"\d+(?:\.\d+)?", text)
+    found = re.findall(r"-?\d+(?:\.\d+)?", text)
     return float(found[0]) if len(found) == 1 and 1 <= float(found[0]) <= 5 else None
 
 

@@ -119,6 +119,9 @@ def _warnings(results: Results) -> list[str]:
                 f"{name}: {result['judge_unread']} ratings of the judge never came or could not be read: left out of "
                 f"the mean, which is {_number(result['strict'])} with them as 0"
             )
+        if result.get("categories_missing"):
+            missing = ", ".join(result["categories_missing"])
+            notes.append(f"{name}: no rated item of {missing}: the average is of the other categories alone")
         if result.get("other_labels_unknown"):
             notes.append(
                 f"{name}: of {result['other_labels_unknown']} items the other labels are unknown: an answer that says "

@@ -22,6 +22,7 @@ from qa_train.eval.judge import Judge
 from qa_train.eval.judged import judged_result, prompts_of
 from qa_train.eval.suite import evaluate
 from qa_train.infer.generate import Decoding
+from qa_train.report.benchmarks import markdown_report
 
 HERE = Path(__file__).parent
 
@@ -180,6 +181,25 @@ def test_airbench_prompts_hold_both_orders_and_stay_text() -> None:
     assert first.endswith("The two scores are separated by a space.")
 
 
+def test_no_answer_gets_the_lowest_mark_and_a_missing_category_is_named(tmp_path: Path) -> None:
+    rows = chat_rows([("speech_QA", "", ""), ("speech_QA", "", ""), ("speech_QA", "", ""), ("music_QA", "", "")])
+    rows[1]["prediction"] = " "
+    rows[2]["error"] = "no such file"
+    lines = ["8 6", "6 8", "1 10", "10 1", "1 10", "10 1", "no", "11 5"]
+    found, items = judged_result("airbench_chat", rows, Scripted(lines, tmp_path))
+    assert [(item.score, item.strict) for item in items] == [(6.0, 6.0), (1.0, 1.0), (1.0, 1.0), (None, 0.0)]
+    assert items[1].said == ("no answer: the lowest mark",)
+    assert found["value"] == pytest.approx(8 / 3, abs=1e-4)
+    missing = ["sound", "music", "speech_and_sound", "speech_and_music"]
+    assert found["categories_missing"] == missing
+    benchmark = {"title": "Chat", "metric": "airbench_chat", "numbers": {}, "rule": "", "comparable": ""}
+    text = markdown_report({"chat": found | {"benchmark": benchmark}})
+    assert f"chat: no rated item of {', '.join(missing)}: the average is of the other categories alone" in text
+    opinions = [{"id": str(i), "question": "q", "prediction": p, "gt": ""} for i, p in enumerate(["", "a"])]
+    found, _ = judged_result("voicebench_open", opinions, Scripted(["5", "-3"], tmp_path))
+    assert (found["value"], found["judge_unread"]) == (1.0, 1)
+
+
 class Scripted(Judge):
     """A judge that says what it is told, prompt by prompt."""
 
@@ -223,8 +243,9 @@ def test_a_reference_system_is_rated_by_the_same_judge(server: Server, tmp_path:
     assert all("### [Response]: x\n" in text for text in texts)
     qa = [{"id": str(i), "question": f"what {i}", "prediction": p, "gt": "cat"} for i, p in enumerate(["cat", ""])]
     found, _ = judged_result("voicebench_qa", qa, judge, [dict(row, prediction="dog") for row in qa])
-    assert (found["value"], found["strict"], found["empty"]) == (100.0, 100.0, 1)
-    assert found["reference_system"] == {"value": 100.0, "difference": 0.0}
+    # The judge said yes to an empty answer; it is no answer.
+    assert (found["value"], found["strict"], found["empty"]) == (50.0, 50.0, 1)
+    assert found["reference_system"] == {"value": 100.0, "difference": -50.0}
     with pytest.raises(ValueError, match="other items"):
         judged_result("voicebench_qa", qa, judge, qa[:1])
     # Ids that are row numbers say nothing of the questions.
