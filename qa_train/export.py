@@ -16,6 +16,7 @@ from qa_train.model.build import load_adapted
 from qa_train.model.lora import has_adapters, merge_adapters
 from qa_train.model.weights import weights_digest
 from qa_train.model_card import model_card
+from qa_train.train.distributed import name_accelerator
 
 _PROBE = "<|audio_bos|><|AUDIO|><|audio_eos|>Detect the language and recognize the speech: <|en|>"
 _SAMPLE_RATE = 16_000
@@ -44,6 +45,7 @@ def export(checkpoint: str | Path, out: str | Path, *, results: str | Path | Non
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not an empty folder: choose another place for the export")
+    name_accelerator()
     folder = find_checkpoint(checkpoint)
     # Adapters answer the probe as they were trained, beside their base: so the merge is part of what is proved.
     model, processor = load_adapted(folder) if has_adapters(folder) else load_model(folder)

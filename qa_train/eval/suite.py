@@ -28,6 +28,7 @@ from qa_train.progress import progress
 log = logging.getLogger(__name__)
 
 STEPS = ("all", "predict", "score")
+REPORTS = ("results.json", "report.md", "report.html")
 
 
 def evaluate(options: EvalConfig) -> int:
@@ -120,6 +121,11 @@ def predict_benchmarks(options: EvalConfig, out: Path) -> bool:
                 )
     except CallFailed as error:
         raise ValueError(f"{options.endpoint}: {error}; the same command again continues from here") from error
+    finally:
+        if ranks.rank == 0 and not all((out / one.benchmark.name / "scores.json").is_file() for one in asked):
+            # Reports of answers that are there no more.
+            for report in REPORTS:
+                (out / report).unlink(missing_ok=True)
     if options.data is not None and ranks.rank == 0:
         write_own_answers(Path(options.data), asked, out)
     return ranks.rank == 0
@@ -164,6 +170,11 @@ def score_benchmarks(options: EvalConfig, out: Path) -> dict[str, dict[str, Any]
         folders = [folder for folder in folders if folder.name in current]
     if not folders:
         raise ValueError(f"{out} holds no predictions: run the prediction step first (checkpoint=, benchmarks=)")
+    if unanswered := [name for name in current if name not in {folder.name for folder in folders}]:
+        raise ValueError(
+            f"{out} holds no predictions of {', '.join(unanswered)}: run the prediction step for them, or score what "
+            "is there without benchmarks= and data="
+        )
     judge = _judge(options, out)
     if judge is not None:
         prompts = _prompts(options, folders, current)

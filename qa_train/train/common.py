@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -29,7 +28,14 @@ from qa_train.planner.balance import cost_of
 from qa_train.progress import progress
 from qa_train.train import checkpoints
 from qa_train.train.checkpoints import write_json
-from qa_train.train.distributed import accumulation_steps, deepspeed_options, from_main, is_main, optimizer_layout
+from qa_train.train.distributed import (
+    accumulation_steps,
+    deepspeed_options,
+    from_main,
+    is_main,
+    name_accelerator,
+    optimizer_layout,
+)
 from qa_train.train.first_screen import first_screen
 from qa_train.train.guards import read_tail
 from qa_train.train.metrics import EXIT_STOPPED, MetricsWriter, Progress, StopOnRequest
@@ -104,9 +110,7 @@ def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
     require_optimizer(cfg.trainer.optim)
     options = {k: v for k, v in asdict(cfg.trainer).items() if k not in _OWN_FIELDS}
     on_cpu = not torch.cuda.is_available()
-    if on_cpu:
-        # Before anything imports DeepSpeed, which else warns that it finds no GPU.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    name_accelerator()
     deepspeed = deepspeed_options(cfg.deepspeed)
     if on_cpu and cfg.trainer.cpu_threads:
         torch.set_num_threads(cfg.trainer.cpu_threads)

@@ -57,6 +57,12 @@ def whole(weight: torch.Tensor) -> AbstractContextManager[Any]:
     return gathered
 
 
+def name_accelerator() -> None:
+    """Before anything imports DeepSpeed, as saving a model does: else it warns that it finds no GPU."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def zero_stage(deepspeed: dict[str, Any] | None) -> int:
     """The ZeRO stage of DeepSpeed's settings; 0 without DeepSpeed."""
     return int((deepspeed or {}).get("zero_optimization", {}).get("stage", 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,24 @@ def test_answers_to_other_questions_are_not_scored(folder: Path) -> None:
         ValueError, match=r"as it was before a change \(prompt was .*recognize the speech.*score without"
     ):
         evaluate(options(folder, "step=score", mine[0]))
+
+
+def test_a_report_goes_with_the_answers_it_is_of(folder: Path) -> None:
+    mine = [f"benchmarks=[{folder / 'my.yaml'}]", "probe=0"]
+    evaluate(options(folder, *mine, "checkpoint=a"))
+    evaluate(options(folder, *mine, "checkpoint=a", "step=predict"))
+    assert (folder / "out" / "report.html").is_file(), "nothing changed"
+    evaluate(options(folder, *mine, "checkpoint=b", "step=predict"))
+    assert not [name for name in suite.REPORTS if (folder / "out" / name).exists()]
+
+
+def test_a_benchmark_without_answers_is_not_left_out_in_silence(folder: Path) -> None:
+    mine = [f"benchmarks=[{folder / 'my.yaml'}]"]
+    evaluate(options(folder, *mine, "checkpoint=a", "probe=0", "step=predict"))
+    shutil.rmtree(folder / "out" / "opinions")
+    with pytest.raises(ValueError, match="holds no predictions of opinions: run the prediction step for them"):
+        evaluate(options(folder, *mine, "step=score"))
+    evaluate(options(folder, "step=score"))
 
 
 def test_changed_predictions_are_not_scored(folder: Path) -> None:
