@@ -97,7 +97,10 @@ def main(argv: list[str] | None = None) -> None:
     commands["completion"] = lambda rest: _completion(rest, list(commands))
     command = commands.get(words[0])
     if command is None:
-        print(f"qa-train: no command {words[0]!r}; there are {', '.join(commands)}", file=sys.stderr)
+        from qa_train.config.words import did_you_mean
+
+        hint = did_you_mean(words[0], commands)
+        print(f"qa-train: no command {words[0]!r}: {hint}there are {', '.join(commands)}", file=sys.stderr)
         sys.exit(2)
     if {"-h", "--help"} & set(words[1:]):
         from qa_train.completion import command_help
@@ -180,8 +183,10 @@ def _stage(stage: str, overrides: list[str]) -> int:
     from qa_train.config import config_dir, register, to_stage_config
     from qa_train.config.guide import check_experiment
     from qa_train.config.sweep import check_sweep, is_sweep, objective
+    from qa_train.config.words import check_words
 
     register()
+    check_words(overrides, stage)
     check_experiment(overrides)
     check_sweep(overrides)
     # Hydra raises what it refuses, instead of printing it and leaving; _guarded says it in one line.
@@ -334,7 +339,10 @@ def _data(words: list[str]) -> int:
         return own[name](words[1:])
     if name in pipelines:
         return int(pipelines[name].load()(words[1:]) or 0)
-    raise ValueError(f"data: no command {name!r}; there are {', '.join([*own, *sorted(pipelines)])}")
+    from qa_train.config.words import did_you_mean
+
+    known = [*own, *sorted(pipelines)]
+    raise ValueError(f"data: no command {name!r}: {did_you_mean(name, known)}there are {', '.join(known)}")
 
 
 def _pipelines() -> dict[str, Any]:

@@ -7,6 +7,7 @@ from qa_train.config.reliability_checks import check_deepspeed, check_reliabilit
 from qa_train.config.sections import (
     AugmentConfig,
     CheckpointingConfig,
+    DpoConfig,
     ModelConfig,
     PartConfig,
     SourceConfig,
@@ -63,6 +64,9 @@ def check(cfg: StageConfig) -> None:
             raise ValueError(f"{key} is {noise}: use a share between 0 and 0.5")
         if noise and cfg.stage == "dpo":
             raise ValueError(f"{key}={noise} has no effect on preference pairs: leave it out")
+    if cfg.stage != "dpo" and cfg.dpo != (unset := DpoConfig()):
+        given = [name for name, value in vars(cfg.dpo).items() if value != getattr(unset, name)]
+        raise ValueError(f"{', '.join(f'dpo.{name}' for name in given)}: read by dpo only; {cfg.stage} would ignore it")
     _check_parts(cfg)
     check_reliability(cfg)
     check_deepspeed(cfg)

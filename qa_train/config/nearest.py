@@ -33,6 +33,16 @@ def explain(error: BaseException) -> str | None:
     if key and (_NO_KEY.search(text) or "No match in the defaults list" in text):
         return _no_key(key[1])
     words = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if key and "missing mandatory value" in text:
+        where = ", the folder where the run lives" if key[1] == "run.dir" else ""
+        return f"missing {key[1]}={where}"
+    if (override := getattr(error, "override", None)) is not None:
+        return (
+            f"cannot read {override!r} ({words[0]}): a setting is key=value without spaces; close every bracket, and "
+            "put a word with brackets into quotes: 'key={a: [b, c]}'"
+        )
+    if key and (found := re.search(r"Value .* could not be converted to \w+", text)):
+        return f"{key[1]}: {found[0]}"
     if key and len(chain) > 1:
         # The first line of a refused value says that it was refused; the cause says why.
         words = [f"{key[1]}: {str(chain[-1]).splitlines()[0]}"]

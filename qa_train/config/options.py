@@ -10,6 +10,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qa_train.config.sections import StorageConfig
+from qa_train.config.words import check_words
 
 
 @dataclass
@@ -232,6 +233,7 @@ def parse_options(kind: type[Any], words: list[str], command: str) -> Any:
     Raises:
         ValueError: a word without "=", an unknown key, a wrong type, or a missing required key.
     """
+    check_words(words, command)
     known = ", ".join(f"{f.name}=" for f in fields(kind))
     stray = [word for word in words if "=" not in word]
     if stray:

@@ -5,9 +5,11 @@ The frames themselves are in ``qa_train.data.mel``, so that reading audio needs 
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -28,6 +30,9 @@ MAX_SAMPLE_RATE = 192_000
 # No single clip may be longer: it bounds what a header can make the indexer decode.
 MAX_CLIP_S = 24 * 3600.0
 _BLOCK_FRAMES = 1 << 18
+_UNKNOWN_LENGTH = 0x7FFF0000
+# Bytes by which the headers of harmless WAV files may be wrong.
+_WAV_SLACK = 64
 
 
 class BadAudio(ValueError):
@@ -136,10 +141,31 @@ def tail_frames(num_frames: int) -> int:
 
 
 def _open(source: bytes | str | Path) -> soundfile.SoundFile:
+    if isinstance(source, bytes):
+        _refuse_cut_wav(io.BytesIO(source), len(source))
+    else:
+        with contextlib.suppress(OSError), Path(source).open("rb") as raw:
+            _refuse_cut_wav(raw, Path(source).stat().st_size)
     try:
         return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source))
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:
         raise BadAudio(f"not a readable audio file: {error}") from error
+
+
+def _refuse_cut_wav(raw: BinaryIO, size: int) -> None:
+    """BadAudio for a WAV that ends before its audio does: libsndfile would take what is there for the whole."""
+    start = raw.read(12)
+    if start[:4] != b"RIFF" or start[8:] != b"WAVE":
+        return
+    while len(head := raw.read(8)) == 8:
+        name, length = head[:4], int.from_bytes(head[4:], "little")
+        if name == b"data":
+            left = size - raw.tell()
+            # Programs that write into a pipe cannot know the length, and state the largest one or none.
+            if length < _UNKNOWN_LENGTH and length - left > _WAV_SLACK:
+                raise BadAudio(f"its header says {length} bytes of audio, {left} are there: damaged or cut")
+            return
+        raw.seek(length + length % 2, io.SEEK_CUR)
 
 
 def _limit(file: soundfile.SoundFile, max_duration_s: float) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_train.config import config_dir
+from qa_train.config.words import did_you_mean
 from qa_train.data.records import BadRecord, fields
 from qa_train.data.sample import AudioPart, Message, Sample, TextPart
 from qa_train.data.tasks import Task, read_tasks
@@ -44,7 +45,8 @@ class PromptBank:
     def task(self, name: str) -> Task:
         """The task of that name; ValueError lists the known ones."""
         if name not in self.tasks:
-            raise ValueError(f"task {name!r} is unknown; known are {CHAT!r} and {sorted(self.tasks)}")
+            known = [CHAT, *sorted(self.tasks)]
+            raise ValueError(f"task {name!r} is unknown: {did_you_mean(name, known)}there are {', '.join(known)}")
         return self.tasks[name]
 
     def qualifies(self, record: dict[str, Any], task: str, *, pair: bool = False) -> bool:

@@ -166,8 +166,11 @@ def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
     run = RunFolder(cfg, is_main=is_main())
     done = run.finished_steps()
     if done is not None and done >= cfg.trainer.max_steps:
+        differs = run.other_settings()
         if run.is_main:
-            print(f"{run.dir}: finished after {done} steps; nothing to do. Choose another run.dir to train again.")
+            print(
+                f"{run.dir}: finished after {done} steps; nothing to do{differs}. Choose another run.dir to train anew."
+            )
         return None
     set_seed(cfg.run.seed)
     model, processor = build_model(cfg.model, seed=cfg.run.seed)

@@ -138,7 +138,24 @@ class RunFolder:
         if self.is_main:
             write_json(self.dir / "finished.json", {"steps": steps, "time": time.time()})
 
+    def other_settings(self) -> str:
+        """How a finished run differs from what is asked now, as words; ValueError for another stage."""
+        path = self.dir / "config.yaml"
+        previous = yaml.safe_load(path.read_text()) if path.is_file() else {}
+        if (stage := previous.get("stage", self._cfg.stage)) != self._cfg.stage:
+            raise ValueError(f"{self.dir} holds a finished {stage} run: choose another run.dir for {self._cfg.stage}")
+        keys = ", ".join(self._changed(previous)) if previous else ""
+        return f" although other settings are asked for ({keys} differ from its config.yaml)" if keys else ""
+
     def _compare(self, previous: dict[str, Any]) -> None:
+        if keys := ", ".join(self._changed(previous)):
+            raise ValueError(
+                f"{self.dir} holds a run with other settings ({keys} differ from its config.yaml): "
+                "choose another run.dir, or continue all the same with run.allow_config_change=true"
+            )
+
+    def _changed(self, previous: dict[str, Any]) -> list[str]:
+        """The settings that must stay as they were and did not, by the first section that has any."""
         now, defaults = asdict(self._cfg), asdict(StageConfig())
         for section in _PINNED_SECTIONS:
             free = _FREE_KEYS.get(section, ())
@@ -150,11 +167,8 @@ class RunFolder:
             else:
                 changed = [] if before == after else [""]
             if changed:
-                keys = ", ".join(f"{section}.{k}".rstrip(".") for k in changed)
-                raise ValueError(
-                    f"{self.dir} holds a run with other settings ({keys} differ from its config.yaml): "
-                    "choose another run.dir, or continue all the same with run.allow_config_change=true"
-                )
+                return [f"{section}.{k}".rstrip(".") for k in changed]
+        return []
 
     def _record_start(self, resume: Path | None) -> None:
         path = self.dir / "environment.json"

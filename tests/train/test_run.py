@@ -82,6 +82,19 @@ def test_a_finished_run_that_is_extended_is_unfinished_again(tmp_path: Path) -> 
     assert run.finished_steps() is None
 
 
+def test_a_finished_run_says_that_it_was_made_with_other_settings(tmp_path: Path) -> None:
+    run = RunFolder(config(tmp_path), is_main=True)
+    begin(run)
+    run.finish(2)
+    assert run.other_settings() == ""
+    said = RunFolder(config(tmp_path, learning_rate=3e-3), is_main=True).other_settings()
+    assert "(trainer.learning_rate differ from its config.yaml)" in said
+    other = config(tmp_path)
+    other.stage = "sft"
+    with pytest.raises(ValueError, match=r"holds a finished pretrain run: choose another run.dir for sft"):
+        RunFolder(other, is_main=True).other_settings()
+
+
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew_unasked(tmp_path: Path) -> None:
     run = RunFolder(config(tmp_path), is_main=True)
     begin(run)

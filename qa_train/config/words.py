@@ -1,0 +1,32 @@
+"""Slips of the hand on a command line: names that are nearly right, dashes, spaces around "="."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+_HYDRA = set(
+    "-h --help --hydra-help --version --cfg -c --resolve --package -p --run -r --multirun -m --shell-completion -sc "
+    "--config-path -cp --config-name -cn --config-dir -cd --experimental-rerun --info -i".split()
+)
+
+
+def did_you_mean(word: str, known: Iterable[str], shown: str = "{}") -> str:
+    """ "did you mean X? " with the nearest known word, as ``shown`` writes it; "" if none is near."""
+    near = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean {shown.format(near[0])}? " if near else ""
+
+
+def check_words(words: Sequence[str], command: str) -> None:
+    """ValueError for a key with dashes before it, and for spaces around "="."""
+    for i, word in enumerate(words):
+        name = word.partition("=")[0]
+        following = words[i + 1] if i + 1 < len(words) else ""
+        if word.startswith("="):
+            before = words[i - 1] if i else "key"
+            raise ValueError(f'{command}: no spaces around "=": write {before}={word[1:] or following or "value"}')
+        if word.endswith("=") and following and "=" not in following and not following.startswith("-"):
+            raise ValueError(f'{command}: no spaces around "=": write {word}{following}')
+        if name.startswith("--") and name not in _HYDRA:
+            key, value = name.lstrip("-").replace("-", "_"), word.partition("=")[2] or following or "value"
+            raise ValueError(f"{command}: keys have no dashes before them: write {key}={value}, not {word}")
