@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -40,6 +41,8 @@ _NAMED_LETTER = re.compile(
     r"|\\(?:boxed|text(?:bf)?|math\w+)\{\(?([A-J])[).}]"
     r"|(?:^|[.:,;!?(*\"'\n]\s*)([A-HJ])[)*\"']*\s+(?:is|would\s+be)\s+(?:the\s+)?(?:best|correct|right)\b|^([A-HJ])\s+because\b"
 )
+# Scripts without spaces between words: kana, Han, Hangul.
+_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 # Before a label: "not dog", "isn't a dog", "no dog".
 _DENIED = r"(?<= )(?:not|no|never|n t|neither|nor|isn t|wasn t|cannot be)(?: an?| the)?"
 _NAMED_SMALL = re.compile(rf"{_NAMED}([a-j])(?:\)|</|[.\]*]*\s*$)")
@@ -58,10 +61,21 @@ def exact_match(prediction: Prediction) -> bool:
 
 
 def says_label(text: str, label: str) -> bool:
-    """Whether ``text`` holds the words of ``label`` in a row, and not only denied right before ("not a dog")."""
+    """Whether ``text`` holds the words of ``label`` in a row, and not only denied right before ("not a dog").
+
+    A label in Chinese, Japanese or Korean characters is looked for among the characters.
+    """
+    if _UNSPACED.search(label):
+        wanted, said = "".join(label_words(label)), "".join(label_words(text))
+        return wanted in re.sub(rf"(?:不是|没有|并非|不|没|非|无){re.escape(wanted)}", "|", said)
     wanted = " ".join(label_words(label))
     said = f" {' '.join(label_words(text))} "
     return bool(wanted) and f" {wanted} " in re.sub(rf"{_DENIED} {re.escape(wanted)}(?= )", " ", said)
+
+
+def _within(label: str, other: str) -> bool:
+    """Whether an answer that says ``other`` also says ``label``, both of ``label_form``: "guitar", "bass guitar"."""
+    return label in other if _UNSPACED.search(label) else f" {label} " in f" {other} "
 
 
 def label_contained(prediction: Prediction) -> bool:
@@ -69,7 +83,7 @@ def label_contained(prediction: Prediction) -> bool:
     text = answer_of(prediction)
     accepted = {label_form(reference) for reference in prediction.references}
     # A choice that is a part of an accepted label ("guitar", "bass guitar") is no second answer.
-    others = [c for c in prediction.choices if not any(f" {label_form(c)} " in f" {label} " for label in accepted)]
+    others = [c for c in prediction.choices if not any(_within(label_form(c), label) for label in accepted)]
     return any(says_label(text, label) for label in prediction.references) and not any(
         says_label(text, c) for c in others
     )
@@ -84,7 +98,7 @@ def chosen_option(text: str, choices: Sequence[str]) -> int | None:
     because"). An answer that lists several letters or all options chooses none.
     """
     text = strip_tags(text).strip()
-    found = _letters(text, len(choices))
+    found = _letters(unicodedata.normalize("NFKC", text), len(choices))
     if not found and all(len(choice) == 1 for choice in choices):
         found = set(_LONE_LETTER.findall(text))
     if found:
@@ -95,10 +109,11 @@ def chosen_option(text: str, choices: Sequence[str]) -> int | None:
     forms = [label_form(choice) for choice in choices]
     if (form := label_form(text)) and forms.count(form) == 1:
         return forms.index(form)
-    # A single character ("A", "C") is no label to look for inside a sentence.
-    said = [i for i, choice in enumerate(choices) if len(forms[i]) > 1 and says_label(text, choice)]
+    # A single letter ("A", "C") is no label to look for inside a sentence.
+    wordy = [i for i, form in enumerate(forms) if len(form) > 1 or _UNSPACED.search(form)]
+    said = [i for i in wordy if says_label(text, choices[i])]
     # "bass guitar" also says "guitar": an option inside another said one does not count.
-    said = [i for i in said if not any(j != i and f" {forms[i]} " in f" {forms[j]} " for j in said)]
+    said = [i for i in said if not any(j != i and _within(forms[i], forms[j]) for j in said)]
     return said[0] if len(said) == 1 else None
 
 

@@ -11,6 +11,7 @@ from qa_train.eval.labels import (
     airbench_letter,
     average_precision,
     chosen_option,
+    label_contained,
     split_labels,
     tokens_match,
 )
@@ -66,6 +67,17 @@ def test_a_label_that_is_denied_is_not_said() -> None:
     chosen = Prediction("It isn't female, it is male. Not a child.", ("male",), choices=("male", "female", "child"))
     own = Prediction("not happy", ("not happy",), choices=("happy", "not happy"))
     assert [score("contains", [p]).value for p in (denied, chosen, own)] == [0.0, 100.0, 100.0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "option"),
+    [("这是狗叫声。", 0), ("热狗和猫", None), ("不是狗，是猫", 1), ("答案是B", 1), ("选项：（C）", 2),
+     ("Ｂ", 1), ("（D）", 3), ("电吉他", 3), ("吉他", 2), ("鸟", None), ("", None)],
+)  # fmt: skip
+def test_options_in_chinese(answer: str, option: int | None) -> None:
+    assert chosen_option(answer, ("狗", "猫", "吉他", "电吉他")) == option
+    right = Prediction(answer, ("猫",), choices=("狗", "猫", "吉他", "电吉他"))
+    assert label_contained(right) == ("猫" in answer and "热狗" not in answer)
 
 
 def test_single_letters_as_options_are_not_looked_for_in_sentences() -> None:
