@@ -5,6 +5,7 @@ The better answer is known from the annotation, the worse one is a typical hallu
 wrong clip, words left out, words added, speech denied   a transcript, against one that is not what was said
 invented speech         a sound without speech: that there is none, against words that nobody said
 wrong sound             the label, against another one
+sound denied            the label, against the answer that there is no speech, which is one to another question
 absent event, present event   the truth about whether a sound is there, against its contrary (about equally often)
 swapped order           two events in their order, against the other order
 answered, not transcribed     a spoken question to be transcribed: its words, against an answer to it
@@ -28,7 +29,15 @@ from omegaconf import MISSING
 from data_pipelines.build_analysis import labels_of
 from data_pipelines.chat_shards import Chat, ChatJob, Place, build, index_digest, places, shard_paths
 from data_pipelines.import_report import Report
-from data_pipelines.preferences import MIN_WORDS, NO_SPEECH, QUESTIONS, SOUND_QUESTIONS, with_words, without_words
+from data_pipelines.preferences import (
+    MIN_WORDS,
+    NO_SPEECH,
+    QUESTIONS,
+    SOUND_QUESTIONS,
+    denial,
+    with_words,
+    without_words,
+)
 from data_pipelines.split import draw
 from qa_train.config import parse_options
 from qa_train.data.index import load_index
@@ -45,8 +54,8 @@ USAGE = """qa-train data preferences shards=[FILES] out=FOLDER [key=value ...]
 # (family, question, chosen, rejected); an empty question: the clip alone.
 Made = tuple[str, str, str, str]
 FAMILIES = (
-    "wrong clip", "words left out", "words added", "speech denied", "invented speech", "wrong sound", "absent event",
-    "present event", "swapped order", "answered, not transcribed", "transcribed, not answered",
+    "wrong clip", "words left out", "words added", "speech denied", "invented speech", "wrong sound", "sound denied",
+    "absent event", "present event", "swapped order", "answered, not transcribed", "transcribed, not answered",
 )  # fmt: skip
 _HEARD = ("Can you hear {}?", "Is there {} in this recording?", "Do you hear {} here?")
 _ORDER = ("What do you hear first, and what then?", "In which order do the sounds come?")
@@ -188,7 +197,9 @@ def _about_sounds(place: Place, labels: list[str], settings: dict[str, Any]) -> 
     if mine and others:
         other = _pick(others, *names, "other sound")
         if len(mine) == 1:
-            yield "wrong sound", _pick(SOUND_QUESTIONS, *names, "sound question"), mine[0], other
+            question = _pick(SOUND_QUESTIONS, *names, "sound question")
+            yield "wrong sound", question, mine[0], other
+            yield "sound denied", question, mine[0], denial(*names)
         # One of the two: whoever says no to everything must be wrong half the time.
         present = draw(*names, "present") < 0.5
         label = (_pick(mine, *names, "mine") if present else other).lower()

@@ -2,8 +2,9 @@
 
 * A clip without speech, asked for its words: better "there is no speech", worse an invented transcript or the name of
   the sound.
-* A clip with a label, asked for its sound: better its label, worse another one; and any clip, asked whether
-  somebody speaks: better the truth (else learning to deny speech would cost these answers).
+* A clip with a label, asked for its sound: better its label, worse another one, or the denial of speech, which is an
+  answer to another question; and any clip, asked whether somebody speaks: better the truth. Else learning to deny
+  speech would cost these answers.
 * A clip with speech: better its transcript; worse the transcript of another clip, one with words left
   out, one with words added, or the claim that there is no speech (else the denial would always win).
 """
@@ -34,6 +35,8 @@ SPEECH_QUESTIONS = ("Is there any speech here?", "Is somebody speaking in this r
 _VOICES = ("human sound", "singing voice")
 MIN_WORDS = 3
 PAIRS_PER_CLIP = 2
+# Denials in full among those that are no answer to the question.
+_IN_FULL = 0.7
 _WORSE = ("wrong clip", "words left out", "words added", "speech denied")
 _KEPT_FIELDS = ("language", "label", "split", "source", "license", "speaker", "text")
 
@@ -83,9 +86,14 @@ def pair(clip: Clip, kind: str, *, chosen: str, rejected: str, seed: int, questi
     return replace(clip, key=f"{clip.key}-{kind.replace(' ', '-')}", record=record)
 
 
+def denial(*names: object) -> str:
+    """The answer that there is no speech, in full or in one word: wrong where the sound is asked for."""
+    return NO_SPEECH if draw(*names, "variant") < _IN_FULL else "No"
+
+
 def make_pairs(clips: Sequence[Clip], *, seed: int, per_clip: int = PAIRS_PER_CLIP) -> Iterator[Clip]:
     """``per_clip`` pairs for each sound without voices and each English clip of at least three words,
-    one more for each about whether it holds speech, and one for each label.
+    one more for each about whether it holds speech, and two for each label.
 
     At most four transcripts for a speech clip: there are four ways to be wrong.
     """
@@ -100,6 +108,8 @@ def make_pairs(clips: Sequence[Clip], *, seed: int, per_clip: int = PAIRS_PER_CL
         if label is not None and len(labels) > 1:
             other = _pick([each for each in labels if each != label], seed, clip.key, "label")
             yield pair(clip, "wrong sound", chosen=label, rejected=other, seed=seed, questions=SOUND_QUESTIONS)
+            denied = denial(seed, clip.key)
+            yield pair(clip, "sound denied", chosen=label, rejected=denied, seed=seed, questions=SOUND_QUESTIONS)
         if "text" in clip.record or label in _VOICES:
             continue
         yield _speech_or_not(clip, "No", "Yes", seed)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 import soundfile
 from fake_model import FakeModel, processor, tone
 
-from qa_train.config import EvalConfig, parse_options
+from qa_train.config import EncoderConfig, EvalConfig, LanguageModelConfig, ModelConfig, parse_options
 from qa_train.data.interchange import shards_to_jsonl
 from qa_train.data.shards import ShardWriter
 from qa_train.eval import suite
@@ -18,6 +21,7 @@ from qa_train.eval.own_file import read_own_file
 from qa_train.eval.questions import read_questions
 from qa_train.eval.suite import evaluate
 from qa_train.infer.generate import Generator
+from qa_train.model import build_model
 
 ASR = "Detect the language and recognize the speech: <|en|>"
 
@@ -230,6 +234,50 @@ def test_a_judge_scores_open_questions_of_a_file(tmp_path: Path) -> None:
         read_own_file(write(tmp_path / "d.jsonl", [row]), 256)
     (asked,) = read_own_file(write(tmp_path / "d.jsonl", [row | {"question": "What is it?"}]), 256)
     assert (asked.benchmark.metric, asked.rows[0]["question"]) == ("voicebench_open", "What is it?")
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_writes(data: Path, tmp_path: Path) -> None:
+    """The command itself, with a small random model."""
+    encoder = {
+        "d_model": 32,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 64,
+        "num_mel_bins": 80,
+    }
+    llm = {"model_type": "qwen2", "vocab_size": 1024, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+           "num_key_value_heads": 2, "intermediate_size": 64}  # fmt: skip
+    cfg = ModelConfig(
+        name="test",
+        encoder=EncoderConfig(config=encoder),
+        llm=LanguageModelConfig(config=llm),
+        tokenizer="builtin:nano",
+    )
+    for part in build_model(cfg, seed=1):
+        part.save_pretrained(tmp_path / "model")
+    for world in (1, 2):
+        words = [f"checkpoint={tmp_path / 'model'}", f"data={data}", f"out={tmp_path / str(world)}", "max_new_tokens=8"]
+        launcher = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={world}",
+            "-m",
+            "qa_train",
+            "eval",
+        ]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, *launcher, *words, "batch_size=1", "probe=2"],
+            env=environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("predictions, scores and report.html") == 1
+    for name in ("predictions.jsonl", "results.json", "report.md", "mine/predictions.jsonl", "chat/run.json"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
+    assert len({row["prediction"] for row in lines(tmp_path / "1" / "predictions.jsonl")}) > 3
+    assert sum(len(lines(path)) > 1 for path in (tmp_path / "2").glob("*/journal-1.jsonl")) >= 2, "both answered"
 
 
 def test_ids_that_occur_twice_and_options_of_both_kinds_are_refused(data: Path, tmp_path: Path) -> None:

@@ -151,11 +151,11 @@ def test_pairs_prefer_the_truth() -> None:
     families = Counter(clip.record["family"] for clip in made)
     # Voices without words are no clean example of "no speech".
     assert families["invented speech"] == 4
-    assert families["wrong sound"] == 4
+    assert families["wrong sound"] == families["sound denied"] == 4
     speech_families = {"wrong clip", "words left out", "words added", "speech denied"}
     assert families["speech or not"] == 42
-    assert set(families) == {"invented speech", "wrong sound", "speech or not", *speech_families}
-    assert len({clip.key for clip in made}) == len(made) == 130
+    assert set(families) == {"invented speech", "wrong sound", "sound denied", "speech or not", *speech_families}
+    assert len({clip.key for clip in made}) == len(made) == 134
     for clip in made:
         record = clip.record
         assert record["chosen"] != record["rejected"]
@@ -165,8 +165,9 @@ def test_pairs_prefer_the_truth() -> None:
             case "invented speech":
                 assert record["chosen"] == preferences.NO_SPEECH
                 assert record["rejected"] in {*texts, record["label"]}
-            case "wrong sound":
-                assert (record["chosen"], record["rejected"] in labels) == (record["label"], True)
+            case "wrong sound" | "sound denied" as family:
+                worse_ones = labels if family == "wrong sound" else (preferences.NO_SPEECH, "No")
+                assert (record["chosen"], record["rejected"] in worse_ones) == (record["label"], True)
                 assert record["messages"][0]["content"].removeprefix("<audio>") in preferences.SOUND_QUESTIONS
             case "speech or not":
                 assert record["chosen"] == ("Yes" if "text" in record else "No")
