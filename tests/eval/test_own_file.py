@@ -239,38 +239,24 @@ def test_a_judge_scores_open_questions_of_a_file(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(data: Path, tmp_path: Path) -> None:
     """The command itself, with a small random model."""
-    encoder = {
-        "d_model": 32,
-        "encoder_layers": 2,
-        "encoder_attention_heads": 2,
-        "encoder_ffn_dim": 64,
-        "num_mel_bins": 80,
-    }
-    llm = {"model_type": "qwen2", "vocab_size": 1024, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-           "num_key_value_heads": 2, "intermediate_size": 64}  # fmt: skip
+    encoder = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64}
+    llm = {"model_type": "qwen2", "vocab_size": 1024, "hidden_size": 32, "num_hidden_layers": 2,
+           "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 64}  # fmt: skip
     cfg = ModelConfig(
         name="test",
-        encoder=EncoderConfig(config=encoder),
+        encoder=EncoderConfig(config=encoder | {"num_mel_bins": 80}),
         llm=LanguageModelConfig(config=llm),
         tokenizer="builtin:nano",
     )
     for part in build_model(cfg, seed=1):
         part.save_pretrained(tmp_path / "model")
     for world in (1, 2):
-        words = [f"checkpoint={tmp_path / 'model'}", f"data={data}", f"out={tmp_path / str(world)}", "max_new_tokens=8"]
-        launcher = [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={world}",
-            "-m",
-            "qa_train",
-            "eval",
-        ]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        words = [f"checkpoint={tmp_path / 'model'}", f"data={data}", f"out={tmp_path / str(world)}"]
+        words += ["max_new_tokens=8", "batch_size=1", "probe=2"]
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
         done = subprocess.run(
-            [sys.executable, *launcher, *words, "batch_size=1", "probe=2"],
-            env=environment, capture_output=True, text=True, timeout=300,
+            [sys.executable, *launcher, "-m", "qa_train", "eval", *words],
+            env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("predictions, scores and report.html") == 1
