@@ -57,6 +57,8 @@ NEEDED = {
 }
 # What a result says about its judge: scores are comparable only where all of it is the same.
 JUDGE_FACTS = ("judge", "judge_temperature", "judge_max_tokens", "judge_prompt_sha256")
+# Parts of the judges' prompts: an answer that holds one may be read as an instruction.
+MARKS = ("[The Start of Assistant", "[The End of Assistant", "[System]", "### [Response]", "### Candidate answer")
 _TEMPLATES = {"airbench_chat": JUDGE_PROMPT, "voicebench_open": OPEN_PROMPT, "voicebench_qa": QA_PROMPT}
 
 
@@ -87,7 +89,7 @@ def prompts_of(metric: str, rows: Sequence[Row]) -> list[str]:
     if metric == "airbench_chat":
         return [prompt for row in rows for prompt in judge_prompts(row)]
     return [
-        _TEMPLATES[metric].format(question=row["question"], response=row["prediction"], reference=row["gt"])
+        _TEMPLATES[metric].format(question=row["question"], response=row["prediction"], reference=_one_text(row["gt"]))
         for row in rows
     ]
 
@@ -116,6 +118,10 @@ def judged_result(
             "difference": round(result["value"] - other["value"], 4),
         }
     return result, items
+
+
+def _one_text(gt: str | Sequence[str]) -> str:
+    return gt if isinstance(gt, str) else " or ".join(gt)
 
 
 def _questions(metric: str, rows: Sequence[Row]) -> dict[str, list[Any]]:
@@ -269,6 +275,7 @@ def _counts(rows: Sequence[Row], verdicts: Sequence[Verdict], items: Sequence[Ju
         "judge_failed": sum(v.error is not None for v in verdicts),
         "judge_refused": sum(v.refused for v in verdicts),
         "judge_unread": sum(item.unread for item in items),
+        "speaks_to_judge": sum(any(mark in row["prediction"] for mark in MARKS) for row in rows),
     }
 
 

@@ -18,7 +18,7 @@ from qa_train.eval.benchmarks import JUDGED, UNSCORED, Benchmark, from_dict
 from qa_train.eval.ifeval import PARTS, ifeval_parts
 from qa_train.eval.judge import Judge
 from qa_train.eval.judged import Judgement, judged_breakdown, judged_result
-from qa_train.eval.labels import LETTERS, gold_option
+from qa_train.eval.labels import LETTERS, gold_option, tokens_match
 from qa_train.eval.scores import ROWS_OF_ALL, bootstrap_interval, item_statistics, score
 from qa_train.eval.tables import read_predictions, to_prediction
 
@@ -115,8 +115,12 @@ def _doubts(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if errors := [row["error"] for row in rows if row.get("error")]:
         found["first_error"] = errors[0]
-    if benchmark.metric in ("choice", "airbench", "mmau", "tokens"):
+    if benchmark.metric in ("choice", "airbench"):
         found["right_is_no_option"] = sum(row["gt"] not in (row.get("choices") or ()) for row in rows)
+    if benchmark.metric in ("mmau", "tokens"):
+        # By words, as they are scored: "Man" is right where the option is "man".
+        options = [(str(row["gt"]), row.get("choices") or ()) for row in rows]
+        found["right_is_no_option"] = sum(not any(tokens_match(gt, c, among) for c in among) for gt, among in options)
     if benchmark.metric == "contains":
         found["other_labels_unknown"] = sum(not row.get("choices") for row in rows)
     if benchmark.metric in ("wer", "cer", "bleu", "first_line_wer", "cp_wer"):

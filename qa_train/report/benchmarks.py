@@ -119,6 +119,9 @@ def _warnings(results: Results) -> list[str]:
                 f"{name}: {result['judge_unread']} ratings of the judge never came or could not be read: left out of "
                 f"the mean, which is {_number(result['strict'])} with them as 0"
             )
+        if result.get("speaks_to_judge"):
+            count = result["speaks_to_judge"]
+            notes.append(f"{name}: {count} answers hold parts of the judge's prompt: read its ratings of them")
         if result.get("categories_missing"):
             missing = ", ".join(result["categories_missing"])
             notes.append(f"{name}: no rated item of {missing}: the average is of the other categories alone")

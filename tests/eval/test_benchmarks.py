@@ -12,7 +12,7 @@ import pytest
 from qa_train.eval.benchmarks import Benchmark, find_benchmarks, from_dict, read_table
 from qa_train.eval.layouts import read_rows
 from qa_train.eval.predict import question_of
-from qa_train.eval.scoring import score_rows
+from qa_train.eval.scoring import _doubts, score_rows
 
 SUITES = ["qwen2_audio", "airbench", "mcq", "voicebench", "captions"]
 
@@ -266,6 +266,9 @@ def test_question_benchmarks(tmp_path: Path) -> None:
     mmsu = {"id": "1", "audio_path": "a.wav", "question": "Q", "choice_a": "x", "choice_b": "y", "answer_gt": "B"}
     text(tmp_path / "MMSU/mmsu.jsonl", json.dumps(mmsu))
     assert read_rows(only("mmsu"), tmp_path)[0]["gt"] == "y"
+    # By words "Y" is the option "y" (the rule of MMAU): only a right answer that no option meets is never right.
+    rows = [{"gt": gt, "choices": ["x", "y"], "prediction": "B", "metric": "mmau"} for gt in ("y", "Y ", "z")]
+    assert _doubts(only("mmau_mini"), rows) == {"right_is_no_option": 1}
     # No letter, and no option: left as it is, which no answer meets, instead of the first option.
     for answer in ("", "AB", "z"):
         text(tmp_path / "MMSU/mmsu.jsonl", json.dumps(mmsu | {"answer_gt": answer}))
