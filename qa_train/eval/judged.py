@@ -137,8 +137,11 @@ def judgements(metric: str, rows: Sequence[Row], verdicts: Sequence[Verdict]) ->
         found = [_rated(metric, verdict) for verdict in verdicts]
     lowest = 0.0 if metric == "voicebench_qa" else 1.0
     none = Judgement(lowest, lowest, ("no answer: the lowest mark",), 0)
-    given = [bool(row["prediction"].strip()) and not row.get("error") for row in rows]
-    return [one if answered else none for answered, one in zip(given, found, strict=True)]
+    return [one if _answered(row) else none for row, one in zip(rows, found, strict=True)]
+
+
+def _answered(row: Row) -> bool:
+    return not row.get("error") and bool(row["prediction"].strip())
 
 
 def _rated(metric: str, verdict: Verdict) -> Judgement:
@@ -281,19 +284,21 @@ def _counts(rows: Sequence[Row], verdicts: Sequence[Verdict], items: Sequence[Ju
 
 def _airbench_facts(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """Agreement of the orders, win rate against the reference, and what cal_score.py makes of the same lines."""
-    lines = [v.text for v in verdicts]
-    first, second = lines[0::2], lines[1::2]
-    both = zip(verdicts[0::2], verdicts[1::2], strict=True)
-    read = [(a, b) for x, y in both if (a := _pair(x)) and (b := _pair(y))]
+    # An item without an answer is never won; the published scripts do not send it to the judge.
+    asked = [i for i, row in enumerate(rows) if _answered(row)]
+    some = [rows[i] for i in asked]
+    first, second = ([verdicts[2 * i + order] for i in asked] for order in (0, 1))
+    read = [(a, b) for x, y in zip(first, second, strict=True) if (a := _pair(x)) and (b := _pair(y))]
     agreed = sum(int(np.sign(a[1] - a[0]) == np.sign(b[0] - b[1])) for a, b in read)
     won = sum(a[1] + b[0] > a[0] + b[1] for a, b in read)
+    rated = len(read) + len(rows) - len(asked)
     return {
         "order_agreement_percent": round(100 * agreed / len(read), 2) if read else None,
-        "win_rate_percent": round(100 * won / len(read), 2) if read else None,
+        "win_rate_percent": round(100 * won / rated, 2) if rated else None,
         "official": {
-            "reference_first": official_chat(rows, first, swapped=False),
-            "answer_first": official_chat(rows, second, swapped=True),
-            "what": "cal_score.py on each order, its counters and its reading of lines as published",
+            "reference_first": official_chat(some, [v.text for v in first], swapped=False),
+            "answer_first": official_chat(some, [v.text for v in second], swapped=True),
+            "what": "cal_score.py on each order: its counters and its reading of lines, without unanswered items",
         },
     }
 

@@ -177,16 +177,17 @@ def _notes(name: str, result: Mapping[str, Any]) -> list[str]:
     if official and "value" in official:
         left = f"; {official['left_out']} answers left out" if official.get("left_out") else ""
         notes.append(f"official number {_number(official['value'])} ({official['what']}{left})")
+    elif official:
+        notes += _official_orders(official)
     if result.get("parts"):
         notes.append(", ".join(f"{part} {value:.2f}" for part, value in result["parts"].items()))
     if result.get("suite"):
         notes.append(result["suite"])
     if result.get("strict") is not None:
-        agreed = result.get("order_agreement_percent")
-        notes.append(
-            f"judge {result['judge']}, unread lines as 0: {_number(result['strict'])}"
-            + ("" if agreed is None else f"; order agreement {agreed:.2f} %")
-        )
+        notes.append(f"judge {result['judge']}, unread lines as 0: {_number(result['strict'])}")
+        if result.get("order_agreement_percent") is not None:
+            won = f"better than the reference in {result['win_rate_percent']:.2f} % of the items"
+            notes[-1] += f"; order agreement {result['order_agreement_percent']:.2f} %; {won}"
     found = result.get("contamination")
     if found is not None and not _is_contaminated(found):
         notes.append(_contaminated(found))
@@ -194,6 +195,19 @@ def _notes(name: str, result: Mapping[str, Any]) -> list[str]:
         reference = result["reference_system"]
         notes.append(f"reference system {_number(reference['value'])}, difference {reference['difference']:+.2f}")
     return [f"{name}: {note}" for note in notes]
+
+
+def _official_orders(official: Mapping[str, Any]) -> list[str]:
+    """AIR-Bench Chat as cal_score.py counts it, order by order."""
+    notes = []
+    for order, place in (("reference_first", 3), ("answer_first", 2)):
+        found = official[order]
+        means = ", ".join(f"{name} {row[place]:.2f} (n = {row[0]})" for name, row in found["groups"].items())
+        failed = f"{found['fail_num']} lines left out"
+        notes.append(
+            f"official, {order.replace('_', ' ')}: {means or 'no line was read'}; {failed} ({official['what']})"
+        )
+    return notes
 
 
 def _parts(result: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]]]:
