@@ -34,6 +34,19 @@ def test_recipes_install_extras_that_exist_with_the_pinned_versions() -> None:
         assert text.count("-c constraints.txt") == 2
 
 
+def test_every_package_of_the_image_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = re.search(r'"\.\[([\w,]+)\]"', RECIPES["Dockerfile"])
+    assert asked is not None
+    needs = project["dependencies"] + [
+        n for extra in asked[1].split(",") for n in project["optional-dependencies"][extra]
+    ]
+    pinned = set(re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE))
+    pinned = {name.lower().replace("_", "-") for name in pinned}
+    names = {re.split(r"[<>=!~\[ ;]", need)[0].lower().replace("_", "-") for need in needs}
+    assert names <= pinned, names - pinned
+
+
 def test_citation() -> None:
     found = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert found["version"] == __version__
