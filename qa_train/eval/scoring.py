@@ -70,7 +70,7 @@ def score_folder(
         "answered_by": run["answered_by"],
         "data_root": run["data_root"],
         **scored,
-        **_doubts(benchmark, rows),
+        **_without_folders(_doubts(benchmark, rows), (run["data_root"], str(Path(benchmark.path).parent))),
         "predictions_sha256": found,
         "probe": run.get("probe"),
         "items_expected": benchmark.items,
@@ -108,6 +108,17 @@ def _benchmark_now(folder: Path, asked: Benchmark, current: Benchmark | None) ->
             "again, or score without benchmarks="
         )
     return current
+
+
+def _without_folders(doubts: dict[str, Any], folders: Sequence[str]) -> dict[str, Any]:
+    """The first error names the clip, not where this machine keeps it: reports and cards are passed on."""
+    if "first_error" not in doubts:
+        return doubts
+    error = str(doubts["first_error"])
+    for folder in folders:
+        if Path(folder).is_absolute() and folder != "/":
+            error = error.replace(f"{folder}/", "")
+    return doubts | {"first_error": error}
 
 
 def _doubts(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
