@@ -245,7 +245,9 @@ def comparison_table(results: dict[str, dict[str, Any]], first: str, second: str
         verdict = {"first": f"{first} is better", "second": f"{second} is better", None: "may be chance"}[r["better"]]
         items = f"{r['n']}" + (f" ({r['left_out']} unrated left out)" if r.get("left_out") else "")
         items += " ({} and {} unanswered)".format(*r["failed"]) if r.get("failed") else ""
-        interval = f"{r['difference']:+.2f} [{r['ci_low']:+.2f}, {r['ci_high']:+.2f}]"
+        # Items that all differ alike, or one item: drawing again says nothing.
+        drawn = f"{r['ci_low']:+.2f}, {r['ci_high']:+.2f}" if r["ci_low"] < r["ci_high"] else "–"
+        interval = f"{r['difference']:+.2f} [{drawn}]"
         lines.append(
             f"| {name} | {r['metric']} | {items} | {r['first']:.2f} | {r['second']:.2f} | {interval} "
             f"| {r['p_value']:.4f} | {verdict}{but} |"

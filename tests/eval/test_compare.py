@@ -78,7 +78,7 @@ def test_folders_are_matched_by_id(tmp_path: Path) -> None:
     b = write(tmp_path / "b", dict.fromkeys(reversed(keys), "cat"))
     found = compare_folders(a, b)["mine"]
     assert (found["first"], found["second"], found["better"]) == (0, 100, "second")
-    assert "| mine | accuracy | 40 | 0.00 | 100.00 |" in comparison_table({"mine": found}, "a", "b")
+    assert "| mine | accuracy | 40 | 0.00 | 100.00 | +100.00 [–] |" in comparison_table({"mine": found}, "a", "b")
     files = compare_folders(a / "mine" / "predictions.jsonl", b / "mine" / "predictions.jsonl")
     assert files["predictions"]["difference"] == 100
     c = write(tmp_path / "c", dict.fromkeys(keys[:30], "cat"))
