@@ -5,6 +5,7 @@ Commands import what they need when they run, so that `qa-train --help` is quick
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -14,6 +15,11 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from qa_train import __version__
+
+# What a person can mend: paths, rights and room.
+_FILE_ERRORS = {
+    getattr(errno, name) for name in "ENOENT ENOTDIR EISDIR EEXIST ENOTEMPTY EACCES EPERM EROFS ENOSPC EDQUOT".split()
+}
 
 DATA_HELP = """data (SHARDS: .tar files, folders or patterns of them; URLs too)
   make shards
@@ -145,9 +151,8 @@ def _guarded(name: str, command: Callable[[list[str]], int], rest: list[str]) ->
         if name not in ("data", "plan") or not _reader_left():
             raise
         return 141
-    except (ValueError, FileNotFoundError) as error:
-        print(f"qa-train {name}: {str(error).removeprefix(f'{name}: ')}", file=sys.stderr)
-        return 2
+    except ValueError as error:
+        return _refused(name, str(error))
     except KeyboardInterrupt:
         print(f"qa-train {name}: interrupted", file=sys.stderr)
         return 130
@@ -155,11 +160,33 @@ def _guarded(name: str, command: Callable[[list[str]], int], rest: list[str]) ->
         from qa_train.config.nearest import explain
         from qa_train.data.remote import RemoteError
 
-        line = str(error) if isinstance(error, RemoteError | PermissionError) else explain(error)
+        if isinstance(error, RemoteError):
+            return _refused(name, str(error))
+        # A full disk in the middle of a training is no wrong use: its trace and code stay.
+        of_files = isinstance(error, FileNotFoundError | PermissionError) or name not in ("pretrain", "sft", "dpo")
+        line = _about_files(error) if isinstance(error, OSError) and of_files else explain(error)
         if line is None:
             raise
-        print(f"qa-train {name}: {line}", file=sys.stderr)
-        return 2
+        return _refused(name, line)
+
+
+def _refused(name: str, line: str) -> int:
+    """Say why a command was not done, its name once; 2."""
+    print(
+        f"qa-train {line}" if line.startswith((f"{name}: ", f"{name} ")) else f"qa-train {name}: {line}",
+        file=sys.stderr,
+    )
+    return 2
+
+
+def _about_files(error: OSError) -> str | None:
+    """One line about a path that is not there, is no folder, may not be written ...; None for another error."""
+    if error.errno is None or error.filename is None:
+        return str(error) if isinstance(error, FileNotFoundError | PermissionError) else None
+    if error.errno not in _FILE_ERRORS:
+        return None
+    hint = "; free some, or choose another place" if error.errno == errno.ENOSPC else ""
+    return f"{error.filename}: {(error.strerror or '').lower()}{hint}"
 
 
 def _reader_left() -> bool:

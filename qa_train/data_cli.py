@@ -62,6 +62,8 @@ def _index_or_reason(path: str, decode: bool, keep_damaged: bool) -> Any:
 
     try:
         return index_shard(path, decode, keep_damaged)
+    except FileNotFoundError:
+        return f"qa-train data index: {path}: no such file"
     except (ValueError, OSError) as error:
         return f"qa-train data index: {error}"
 

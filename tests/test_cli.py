@@ -60,6 +60,27 @@ def test_every_help_is_quick() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_files_that_are_not_as_expected_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "table.csv").write_text("audio,text\na.wav,hello\n")
+    (tmp_path / "rows.jsonl").write_text('{"path": "a.wav", "sentence": "hi"}\n')
+    for words, said in (
+        (f"import table path={tmp_path}/table.csv split=train out={tmp_path}/file", "/file/listing: not a directory"),
+        (f"from-jsonl {tmp_path}/file {tmp_path}/x-%05d.tar", "/file holds no line"),
+        (
+            f"from-jsonl {tmp_path}/rows.jsonl {tmp_path}/x-%05d.tar",
+            "no 'messages', it has path, sentence; rows such as",
+        ),
+        (f"from-jsonl {tmp_path}/none.jsonl {tmp_path}/x-%05d.tar", "/none.jsonl: no such file or directory"),
+        (f"index {tmp_path}/none.tar", "/none.tar: no such file"),
+        ("import librispeech /data", "qa-train data import librispeech: '/data' is not of the form key=value"),
+    ):
+        done = cli("data", *words.split())
+        assert done.returncode == 2, done.stderr
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -93,13 +114,17 @@ def test_wrong_use_is_one_clear_line(words: list[str], message: str) -> None:
 
 
 _IN_A_GROUP = """
-import atexit, sys
+import atexit, sys, time
 from importlib.metadata import entry_points
 from pathlib import Path
 names = lambda: [task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
 atexit.register(lambda: print("at exit:", names().count("pt_gloo_runloop")))
 import torch
 torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+for _ in range(200):  # a thread takes its name a moment after it begins
+    if names().count("pt_gloo_runloop"):
+        break
+    time.sleep(0.05)
 print("before:", names().count("pt_gloo_runloop"))
 from qa_train.cli import main
 main(["completion", "bash"])

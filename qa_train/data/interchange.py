@@ -40,7 +40,8 @@ def chat_record(row: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     if "overall_response" in row:
         row = _compared(row)
     if not row.get("messages") and not row.get("conversations"):
-        raise BadRecord("no 'messages'")
+        rows = "; rows such as {audio, text} are read by: qa-train data import jsonl" if "messages" not in row else ""
+        raise BadRecord(f"no 'messages', it has {', '.join(list(row)[:8]) or 'nothing'}{rows}")
     if any(row.get(name) for name in ("images", "videos")):
         raise BadRecord("it has images or videos")
     audios = row.get("audios") or row.get("audio") or row.get("sound") or []
@@ -132,6 +133,8 @@ def jsonl_to_shards(jsonl: str | Path, out_pattern: str | Path, **options: Any) 
                 [audio.read_bytes() for audio in audios],
                 extension=kinds,
             )
+    if not writer.indexes:
+        raise ValueError(f"{jsonl} holds no line: expected one chat (messages and audios) on each")
     return writer.indexes
 
 
