@@ -268,10 +268,26 @@ def _run_stage(stage: str, cfg: Any) -> int:
         return 75 if isinstance(error, RollBack) else 1
 
 
+def _check_device(device: str) -> None:
+    """ValueError for a device that this machine, or this build of torch, does not have."""
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device={device} cannot be used ({reason}): use device=cpu, or see: qa-train doctor"
+        ) from error
+
+
 def _eval(words: list[str]) -> int:
     from qa_train.config import EvalConfig, parse_options
 
     options = parse_options(EvalConfig, words, "eval")
+    _check_device(options.device)
     from qa_train.eval.suite import evaluate
 
     return evaluate(options)
@@ -281,6 +297,7 @@ def _chat(words: list[str]) -> int:
     from qa_train.config import ChatConfig, parse_options
 
     options = parse_options(ChatConfig, words, "chat")
+    _check_device(options.device)
     from qa_train.infer.chat import chat
 
     return chat(options)
@@ -290,6 +307,7 @@ def _pairs(words: list[str]) -> int:
     from qa_train.config import PairsConfig, parse_options
 
     options = parse_options(PairsConfig, words, "pairs")
+    _check_device(options.device)
     from qa_train.pairs_cli import pairs
 
     return pairs(options)
@@ -299,6 +317,7 @@ def _serve(words: list[str]) -> int:
     from qa_train.config import ServeConfig, parse_options
 
     options = parse_options(ServeConfig, words, "serve")
+    _check_device(options.device)
     from qa_train.infer.server import serve
 
     return serve(options)

@@ -103,6 +103,7 @@ def test_files_that_are_not_as_expected_are_one_line(tmp_path: Path) -> None:
         (["eval", "checkpoint=/nowhere"], "missing out="),
         (["chat", "checkpoint=/nowhere", "voice=x"], "known keys"),
         (["data", "frobnicate"], "no command 'frobnicate'"),
+        (["chat", "checkpoint=/nowhere", "device=cuda:99"], "device=cuda:99 cannot be used ("),
         (["data", "index"], "give paths, folders, globs or URLs of .tar shards"),
     ],
 )

@@ -139,6 +139,7 @@ RECORDS = {
     "4 audio without JSON": Bad("missing sibling", json=None),
     "4 JSON without audio": Bad("missing sibling", flac=None),
     "8 FLAC shorter than its header says": Bad("bad audio", flac=short_flac()),
+    "8 WAV shorter than its header says": Bad("bad audio", flac=encoded("WAV", "PCM_16", noise(0.5))[:9000]),
     "9 NaN": Bad("bad audio", flac=encoded("WAV", "FLOAT", np.full(8000, np.nan, np.float32))),
     "9 no samples": Bad("bad audio", flac=encoded("WAV", "PCM_16", noise(0))),
     "10 invalid JSON": Bad("bad record", json=b'{"text": "number'),
