@@ -3,10 +3,10 @@
 
 Random batches (clips of 0.1 to 30 s, clips of a single audio token, clips of up to 75 s in windows, several clips in a
 sample, samples and batches without audio) go through the stock processor and the stock model, padded to 30 s, and
-through our log-mel and our model. In float32 on the CPU, logits, loss and the gradient of every parameter must agree to
+through our log-mel and our model. In float32, logits, loss and the gradient of every parameter must agree to
 1e-4 of their largest value; and a sample whose neighbour changes must keep its logits to the bit.
 
-    python scripts/check_parity.py [--batches 200] [--seed 0] [--family qwen2]
+    python scripts/check_parity.py [--batches 200] [--seed 0] [--family qwen2] [--device cpu]
 """
 
 from __future__ import annotations
@@ -182,15 +182,21 @@ def _worse(worst: float, found: torch.Tensor, expected: torch.Tensor) -> float:
     return difference if not difference <= worst else worst
 
 
-def check(batches: int, seed: int, family: str = "qwen2") -> Differences:
+def check(batches: int, seed: int, family: str = "qwen2", device: str = "cpu") -> Differences:
     """Compare ``batches`` random batches, every other one with weights moved out of their initialization."""
     models = [make_models(family, moved) for moved in (False, True)]
+    for ours, stock, _ in models:
+        ours.to(device)
+        stock.to(device)
     found = Differences()
     for k in range(batches):
         ours, stock, processor = models[k % 2]
-        batch = make_batch(np.random.default_rng((seed, k)), processor, found.counts)
-        compare(ours, stock, batch, found)
-        change_a_neighbour(ours, batch[1], found)
+        padded, joined, labels = make_batch(np.random.default_rng((seed, k)), processor, found.counts)
+        padded = {name: values.to(device) for name, values in padded.items()}
+        # Lengths stay on the CPU, where batches have them.
+        joined = {name: values if name == "feature_lengths" else values.to(device) for name, values in joined.items()}
+        compare(ours, stock, (padded, joined, labels.to(device)), found)
+        change_a_neighbour(ours, joined, found)
     return found
 
 
@@ -200,9 +206,10 @@ def main() -> int:
     parser.add_argument("--batches", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--family", default="qwen2", choices=("qwen2", "qwen3", "llama"))
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     started = time.perf_counter()
-    found = check(options.batches, options.seed, options.family)
+    found = check(options.batches, options.seed, options.family, options.device)
     print(
         ", ".join(f"{count} {name}" for name, count in found.counts.items()), f"{time.perf_counter() - started:.0f} s"
     )
