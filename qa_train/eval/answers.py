@@ -193,7 +193,7 @@ def listening_probe(
 
     ``again`` is the control: the share of answers that change when the same clip is asked again. Endpoints, and
     bfloat16 in batches of other items, do not repeat themselves. Against those second answers stand the ones to silence
-    of the same length and to another item's clip.
+    of the same length and to another item's clip, cut or repeated to the same length: who counts seconds hears nothing.
 
     ``listens`` is True when one of the two shares lies above ``DEAF_PERCENT`` and above the control's, each by its 95 %
     interval; False when both lie below ``DEAF_PERCENT``; None when that cannot be told. None instead of all: no clips.
@@ -212,7 +212,7 @@ def listening_probe(
         place = sum(j < i for j in others)
         other = questions[others[(place + len(others) // 2) % len(others)]]
         waves = other.load()
-        return tuple(waves[k % len(waves)] for k in range(questions[i].sample.num_clips))
+        return tuple(np.resize(waves[k % len(waves)], len(own)) for k, own in enumerate(questions[i].load()))
 
     def answers(load: Callable[[int], tuple[np.ndarray, ...]]) -> list[Outcome]:
         return answer_questions(generator, [replace(questions[i], load=partial(load, i)) for i in picks], decoding)

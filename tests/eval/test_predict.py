@@ -143,10 +143,10 @@ def test_the_probe_names_a_model_that_does_not_listen(data: Path) -> None:
     hears = FakeModel(processor().tokenizer)
     run(data, "hears", hears, probe=16)
     probe = json.loads((data / "hears" / "run.json").read_text())["probe"]
-    # The stand-in says "tone" for any sound and its length in tokens.
+    # The stand-in says "tone" for any sound and its length in tokens: no other tone of that length changes it.
     assert probe["again"]["changed_percent"] == 0
     assert probe["silence"]["changed_percent"] == 100
-    assert probe["other_clip"]["changed_percent"] > 50
+    assert probe["other_clip"]["changed_percent"] == 0
     assert probe["listens"] is True
     deaf = FakeModel(processor().tokenizer)
     deaf.answer = lambda ids, states: "always this"  # type: ignore[method-assign]
@@ -157,6 +157,10 @@ def test_the_probe_names_a_model_that_does_not_listen(data: Path) -> None:
     calls = len(deaf.calls)
     run(data, "deaf", deaf, probe=16)
     assert len(deaf.calls) == calls, "the probe of a finished run is kept"
+    counts = FakeModel(processor().tokenizer)
+    counts.answer = lambda ids, states: f"{len(states)} tokens"  # type: ignore[method-assign]
+    run(data, "counts", counts, probe=16)
+    assert json.loads((data / "counts" / "run.json").read_text())["probe"]["listens"] is False, "of its length alone"
     run(data, "few", FakeModel(processor().tokenizer), probe=1)
     few = FakeModel(processor().tokenizer)
     few.answer = lambda ids, states: "always this"  # type: ignore[method-assign]

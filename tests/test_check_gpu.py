@@ -1,0 +1,63 @@
+"""The script for a new GPU, on the CPU: its short checks pass, a wrong kernel fails, what cannot be checked says so."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qa_train.model import attention
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture
+def script() -> Iterator[Any]:
+    sys.path.insert(0, str(SCRIPTS))
+    spec = importlib.util.spec_from_file_location("check_gpu", SCRIPTS / "check_gpu.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    sys.path.remove(str(SCRIPTS))
+
+
+def test_attention_passes_and_a_wrong_kernel_fails(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert script.one("attention", "cpu")["ok"] is True
+    right = attention._one_by_one
+
+    def wrong(query: torch.Tensor, *rest: Any) -> torch.Tensor:
+        out = right(query, *rest)
+        # One document sees another, in the path that is judged alone.
+        return out if out.dtype == torch.float64 else torch.cat([out[:, :30] + 0.01, out[:, 30:]], 1)
+
+    monkeypatch.setattr(attention, "_one_by_one", wrong)
+    assert script.one("attention", "cpu")["ok"] is False
+
+
+def test_what_cannot_be_checked_here_says_why(script: Any) -> None:
+    found = script.one("liger", "cpu")
+    assert found["ok"] is None
+    assert "CUDA" in found["why"] or "not installed" in found["why"]
+
+
+@pytest.mark.slow
+def test_checks_run_apart_and_their_results_are_in_the_file(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    words = [sys.executable, str(SCRIPTS / "check_gpu.py"), "--device", "cpu", "--out", str(out)]
+    done = subprocess.run([*words, "--checks", "half,answers"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    checks = json.loads(out.read_text())["checks"]
+    assert [checks[name]["ok"] for name in ("half", "answers")] == [True, True]
+    assert checks["answers"]["equal"] == checks["answers"]["of"] == 20
+    refused = subprocess.run([*words, "--checks", "sound"], capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 1
+    assert "no check sound; there are machine" in refused.stderr
