@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ MAX_PLAYERS = 30
 # Columns of their own; every other system is a baseline.
 COLUMNS = {"hf": "HF weights", "paper": "paper"}
 LOWER_IS_BETTER = ("wer", "cer", "first_line_wer", "cp_wer")
+# Columns of words; the others are of numbers.
+_KINDS = {"other systems": "", "odd answers": "", "probe": ""}
 # How a metric scores where a benchmark does not say it itself.
 RULES = {
     "wer": "tags out; normalised as the released evaluation does for the language of the row; corpus word error rate "
@@ -67,6 +69,17 @@ def _ours(result: Mapping[str, Any]) -> str:
     drawn = result["ci_low"] < result["ci_high"]
     interval = f"{result['ci_low']:.2f}, {result['ci_high']:.2f}" if drawn else "–"
     return f"{result['value']:.2f} [{interval}]"
+
+
+def _published(results: Results) -> dict[str, Callable[[Mapping[str, Any]], str]]:
+    """{column: its cell of a benchmark} of the published numbers; columns that no benchmark has are left out."""
+    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        title: lambda benchmark, key=key: _number(benchmark["numbers"].get(key))  # type: ignore[misc]
+        for key, title in COLUMNS.items()
+    }
+    columns["other systems"] = lambda benchmark: _baselines(benchmark) or "–"
+    benchmarks = [result["benchmark"] for result in results.values()]
+    return {title: cell for title, cell in columns.items() if any(cell(each) != "–" for each in benchmarks)}
 
 
 def _baselines(benchmark: Mapping[str, Any]) -> str:
@@ -230,20 +243,16 @@ def _plain(cell: str) -> str:
 
 def markdown_report(results: Results) -> str:
     """One table with a row per benchmark, notes, and the breakdowns."""
-    lines = [
-        "| benchmark | metric | ours [95 %] | HF weights | paper | other systems | n | odd answers | probe |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    published = _published(results)
+    heads = ["benchmark", "metric", "ours [95 %]", *published, "n", "odd answers", "probe"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name, result in results.items():
         benchmark = result["benchmark"]
-        numbers = benchmark["numbers"]
         cells = [
             benchmark["title"] or name,
             benchmark["metric"],
             _ours(result),
-            _number(numbers.get("hf")),
-            _number(numbers.get("paper")),
-            _baselines(benchmark) or "–",
+            *(cell(benchmark) for cell in published.values()),
             str(result["n"]),
             _counts(result),
             listening(result),
@@ -271,6 +280,7 @@ def _heads(first: str, *others: tuple[str, str]) -> str:
 
 
 def _table(results: Results) -> str:
+    published = _published(results)
     rows = []
     for name, result in results.items():
         benchmark = result["benchmark"]
@@ -279,15 +289,14 @@ def _table(results: Results) -> str:
         rows.append(
             f'<tr><th scope="row">{title}<small>{escape(benchmark["metric"])}, {direction}</small></th>'
             + _cell("ours", _ours(result), "num")
-            + "".join(_cell(title, _number(benchmark["numbers"].get(key)), "num") for key, title in COLUMNS.items())
+            + "".join(_cell(name, cell(benchmark), _KINDS.get(name, "num")) for name, cell in published.items())
             + _cell("n", str(result["n"]), "num")
-            + _cell("other systems", _baselines(benchmark) or "–")
             + _cell("odd answers", _counts(result))
             + _cell("probe", listening(result), "bad" if (result.get("probe") or {}).get("listens") is False else "")
             + "</tr>"
         )
-    numeric = [(head, "num") for head in ("ours", *COLUMNS.values(), "n")]
-    head = _heads("benchmark", *numeric, *((head, "") for head in ("other systems", "odd answers", "probe")))
+    names = ("ours", *published, "n", "odd answers", "probe")
+    head = _heads("benchmark", *((name, _KINDS.get(name, "num")) for name in names))
     return f'<div class="scroll"><table>{head}<tbody>{"".join(rows)}</tbody></table></div>'
 
 

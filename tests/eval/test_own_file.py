@@ -116,7 +116,9 @@ def test_the_report_has_breakdowns_doubts_and_the_probe(model: FakeModel, data: 
     text = (tmp_path / "out" / "report.md").read_text()
     for part in ("mine by group", "1 items without an answer", "open: no score: no metric", "vocalsound"):
         assert part in text
+    assert "HF weights" not in text, "nobody published a number"
     page = (tmp_path / "out" / "report.html").read_text()
+    assert "HF weights" not in page
     assert "<audio" in page
     assert "<h3>mine, by group" in page
 
