@@ -125,6 +125,9 @@ def compare_folders(first: Path | str, second: Path | str) -> dict[str, dict[str
             ratings of another judge, of another prompt, or of other answers than are there now.
     """
     files = [_prediction_files(Path(folder)) for folder in (first, second)]
+    for folder, found in zip((first, second), files, strict=True):
+        if not found:
+            raise ValueError(f"{folder} holds no NAME/predictions.jsonl: give the out= of an evaluation")
     common = [name for name in files[0] if name in files[1]]
     if not common:
         raise ValueError(f"no benchmark in common: {first} has {[*files[0]]}, {second} has {[*files[1]]}")

@@ -34,7 +34,8 @@ def read_own_file(path: Path, max_new_tokens: int) -> list[Asked]:
         ValueError: a line that cannot be asked or scored, with its number, or an id that occurs twice in a source.
     """
     found: dict[tuple[str, ...], list[tuple[dict[str, Any], Question]]] = {}
-    for (number, row), question in zip(numbered_rows(path), read_questions(path), strict=True):
+    questions = read_questions(path)
+    for (number, row), question in zip(numbered_rows(path), questions, strict=True):
         # BLEU tokenises the corpus by language; the other metrics take it item by item.
         language = (question.language or "") if question.metric == "bleu" else ""
         key: tuple[str, ...] = (question.source, question.metric, language, question.sample.template)
@@ -67,9 +68,9 @@ def read_own_file(path: Path, max_new_tokens: int) -> list[Asked]:
 
 def numbered_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """The objects of a JSONL file with the numbers of their lines."""
-    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").split("\n")
     numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
-    return list(zip(numbers, read_json_lines(path), strict=True)) if numbers else []
+    return list(zip(numbers, read_json_lines(path), strict=True))
 
 
 def _row(row: dict[str, Any], number: int, question: Question) -> dict[str, Any]:

@@ -84,12 +84,19 @@ def read_questions(path: Path | str, *, max_duration_s: float = MAX_CLIP_S) -> l
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no evaluation file at {path}: expected JSONL, one question per line")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: expected JSONL, one question per line") from error
     questions = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"not JSON ({error}): expected one question per line as a JSON object") from error
             if not isinstance(row, dict):
                 raise ValueError(f"expected a JSON object, found {type(row).__name__}")
             questions.append(_question(row, str(number), path.parent, max_duration_s))

@@ -169,7 +169,9 @@ def score_benchmarks(options: EvalConfig, out: Path) -> dict[str, dict[str, Any]
         current = {benchmark.name: benchmark for benchmark in now}
         folders = [folder for folder in folders if folder.name in current]
     if not folders:
-        raise ValueError(f"{out} holds no predictions: run the prediction step first (checkpoint=, benchmarks=)")
+        raise ValueError(
+            f"{out} holds no predictions: run the prediction step first (checkpoint=, and benchmarks= or data=)"
+        )
     if unanswered := [name for name in current if name not in {folder.name for folder in folders}]:
         raise ValueError(
             f"{out} holds no predictions of {', '.join(unanswered)}: run the prediction step for them, or score what "

@@ -303,6 +303,12 @@ def test_empty_and_missing_files_say_so(tmp_path: Path) -> None:
         read_questions(tmp_path / "none.jsonl")
     with pytest.raises(ValueError, match="holds no questions"):
         read_questions(write(tmp_path / "empty.jsonl", []))
+    (tmp_path / "a.wav").write_bytes(b"RIFF\xff\xfe")
+    with pytest.raises(ValueError, match=r"a.wav is not text in UTF-8: expected JSONL"):
+        read_own_file(tmp_path / "a.wav", 256)
+    (tmp_path / "table.csv").write_text("audio,text\na.wav,hello\n")
+    with pytest.raises(ValueError, match=r"table.csv, line 1: not JSON .*one question per line as a JSON object"):
+        read_own_file(tmp_path / "table.csv", 256)
 
 
 @pytest.mark.parametrize(
