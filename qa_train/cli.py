@@ -274,8 +274,10 @@ def _check_device(device: str) -> None:
         return
     import torch
 
+    # Each of torchrun's processes on its own device.
+    index = os.environ.get("LOCAL_RANK")
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, device=f"cuda:{index}" if device == "cuda" and index is not None else device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
