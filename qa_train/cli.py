@@ -164,7 +164,10 @@ def _guarded(name: str, command: Callable[[list[str]], int], rest: list[str]) ->
             return _refused(name, str(error))
         # A full disk in the middle of a training is no wrong use: its trace and code stay.
         of_files = isinstance(error, FileNotFoundError | PermissionError) or name not in ("pretrain", "sft", "dpo")
-        line = _about_files(error) if isinstance(error, OSError) and of_files else explain(error)
+        # Hydra's errors first: some of them are OSErrors, too.
+        line = explain(error)
+        if line is None and isinstance(error, OSError) and of_files:
+            line = _about_files(error)
         if line is None:
             raise
         return _refused(name, line)
