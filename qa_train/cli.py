@@ -292,7 +292,8 @@ def _eval(words: list[str]) -> int:
     from qa_train.config import EvalConfig, parse_options
 
     options = parse_options(EvalConfig, words, "eval")
-    _check_device(options.device)
+    if options.checkpoint is not None and options.compare is None and options.step != "score":
+        _check_device(options.device)
     from qa_train.eval.suite import evaluate
 
     return evaluate(options)

@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -300,13 +301,17 @@ def apart(name: str, device: str) -> Found:
     """A check in a process of its own."""
     words = [sys.executable, __file__, "--device", device, "--one", name]
     started = time.perf_counter()
+    # A session of its own, so that trainings which it started end with it.
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_S)
+        out, errors = process.communicate(timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
         return {"ok": False, "why": f"not done after {LIMIT_S} s"}
-    last = done.stdout.strip().splitlines()[-1:] or [""]
-    if done.returncode or not last[0].startswith("{"):
-        return {"ok": False, "why": f"ended with {done.returncode}: {done.stderr[-1500:]}"}
+    last = out.strip().splitlines()[-1:] or [""]
+    if process.returncode or not last[0].startswith("{"):
+        return {"ok": False, "why": f"ended with {process.returncode}: {errors[-1500:]}"}
     return json.loads(last[0]) | {"seconds": round(time.perf_counter() - started, 1)}
 
 

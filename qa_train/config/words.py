@@ -25,7 +25,7 @@ def check_words(words: Sequence[str], command: str) -> None:
         if word.startswith("="):
             before = words[i - 1] if i else "key"
             raise ValueError(f'{command}: no spaces around "=": write {before}={word[1:] or following or "value"}')
-        if word.endswith("=") and following and "=" not in following and not following.startswith("-"):
+        if word.endswith("=") and following and "=" not in following and not following.startswith(("-", "~", "+")):
             raise ValueError(f'{command}: no spaces around "=": write {word}{following}')
         if name.startswith("--") and name not in _HYDRA:
             key, value = name.lstrip("-").replace("-", "_"), word.partition("=")[2] or following or "value"

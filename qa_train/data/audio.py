@@ -161,7 +161,7 @@ def _refuse_cut_wav(raw: BinaryIO, size: int) -> None:
         name, length = head[:4], int.from_bytes(head[4:], "little")
         if name == b"data":
             left = size - raw.tell()
-            # Programs that write into a pipe cannot know the length, and state the largest one or none.
+            # Programs that write into a pipe cannot know the length, and state the largest one.
             if length < _UNKNOWN_LENGTH and length - left > _WAV_SLACK:
                 raise BadAudio(f"its header says {length} bytes of audio, {left} are there: damaged or cut")
             return

@@ -26,6 +26,7 @@ _SEVERAL = re.compile(
     r"(?=[\s*)\]]*(?:$|[,;/&.]|and\b|or\b))"
 )
 _MARKED_LETTER = re.compile(r"(?<![\w'’])([A-J])\**[).:]")
+_MARKED_SMALL = re.compile(r"(?<![\w'’])([a-j])\)")
 # Set off by a mark or the end of the line: no article and no word.
 _LONE_LETTER = re.compile(r"(?<!\w)(?<!\w['’])([A-J])(?=[\s*\"'”’]*(?:[.,:;)\]]|$)|['”’](?!\w))", re.M)
 # "The answer is B", "Option (C)", "<answer>b</answer>"; not "option A is wrong", and "Answer: A dog" names no letter.
@@ -34,7 +35,9 @@ _NAMED = (
 )
 _NAMED_LETTER = re.compile(
     rf"{_NAMED}([A-J])(?!['’]?[A-Za-z0-9_])"
-    r"(?!\s+(?:is|are|has|does|do|would|can)(?:\s+\w+)?\s+(?:wrong|incorrect|not)\b|\s+(?:cannot|\w+n['’]t)\b)"
+    # Keys and notes: "C major", "F#".
+    r"(?![#♯♭]|[\s-]*(?i:major|minor|flat|sharp)\b)"
+    r"(?![)\]*\"']*\s+(?:(?:is|are|has|does|do|would|can)(?:\s+\w+)?\s+(?:wrong|incorrect|not)|cannot|\w+n['’]t)\b)"
     r"(?!(?<=A)(?<!(?:ption|hoice) A)"
     r"\s+(?!(?:and|as|because|but|for|given|if|in|is|or|since|so|the|which|with)\b)[a-z])"
     # LaTeX, "B is the best answer" and "B because ...".
@@ -43,8 +46,10 @@ _NAMED_LETTER = re.compile(
 )
 # Scripts without spaces between words: kana, Han, Hangul.
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
-# Before a label: "not dog", "isn't a dog", "no dog".
-_DENIED = r"(?<= )(?:not|no|never|n t|neither|nor|isn t|wasn t|cannot be)(?: an?| the)?"
+# Before a label: "not dog", "isn't a dog", "no such dog"; not "No, a dog": a mark between them ends the denial.
+_DENIED = r"(?<= )(?:not|no|never|without|neither|nor|\w*n t|cannot be)(?: (?:any|such|longer|an?|the))*"
+_DENIED_UNSPACED = r"(?:不是|没有|并非|不|没|非|无)"
+_WORDS_AND_MARKS = re.compile(r"\w+|[,.;:!?。、]")
 _NAMED_SMALL = re.compile(rf"{_NAMED}([a-j])(?:\)|</|[.\]*]*\s*$)")
 
 
@@ -65,12 +70,18 @@ def says_label(text: str, label: str) -> bool:
 
     A label in Chinese, Japanese or Korean characters is looked for among the characters.
     """
+    words = label_words(label)
+    marked = _WORDS_AND_MARKS.findall(label_form(text))
     if _UNSPACED.search(label):
-        wanted, said = "".join(label_words(label)), "".join(label_words(text))
-        return wanted in re.sub(rf"(?:不是|没有|并非|不|没|非|无){re.escape(wanted)}", "|", said)
-    wanted = " ".join(label_words(label))
-    said = f" {' '.join(label_words(text))} "
-    return bool(wanted) and f" {wanted} " in re.sub(rf"{_DENIED} {re.escape(wanted)}(?= )", " ", said)
+        wanted = "".join(words)
+        denied = re.findall(_DENIED_UNSPACED + re.escape(wanted), "".join(marked))
+        return "".join(label_words(text)).count(wanted) > len(denied)
+    if not words:
+        return False
+    said = re.findall(rf"(?<= ){re.escape(' '.join(words))}(?= )", f" {' '.join(label_words(text))} ")
+    # The label's own marks, as in "rock, pop", may stand between its words.
+    wanted = r"(?: [,.;:!?。、])* ".join(map(re.escape, words))
+    return len(said) > len(re.findall(rf"{_DENIED} {wanted}(?= )", f" {' '.join(marked)} "))
 
 
 def _within(label: str, other: str) -> bool:
@@ -92,12 +103,16 @@ def label_contained(prediction: Prediction) -> bool:
 def chosen_option(text: str, choices: Sequence[str]) -> int | None:
     """The option (0 is A) that an answer chooses, or None when it does not choose exactly one.
 
-    In this order: a letter at the start followed by a mark or the end ("B", "(B)", "B. dog"); a letter
-    named as the answer ("the answer is B", "Option (C)"); the only option whose words the answer says; where the
-    options are letters alone (they were spoken), the only one that is set off by a mark ("I would go with B,
-    because"). An answer that lists several letters or all options chooses none.
+    In this order: an option in full, as the whole answer or named as it ("The answer is C major"); a letter at the
+    start followed by a mark or the end ("B", "(B)", "B. dog"); a letter named as the answer ("the answer is B",
+    "Option (C)"); the only option whose words the answer says; where the options are letters alone (they were
+    spoken), the only one that is set off by a mark ("I would go with B, because"). An answer that lists several
+    letters or all options chooses none.
     """
     text = strip_tags(text).strip()
+    forms = [label_form(choice) for choice in choices]
+    if (place := _said_in_full(text, choices, forms)) is not None:
+        return place
     found = _letters(unicodedata.normalize("NFKC", text), len(choices))
     if not found and all(len(choice) == 1 for choice in choices):
         found = set(_LONE_LETTER.findall(text))
@@ -106,15 +121,27 @@ def chosen_option(text: str, choices: Sequence[str]) -> int | None:
         return places[0] if len(places) == 1 and places[0] < len(choices) else None
     if text in choices:
         return choices.index(text)
-    forms = [label_form(choice) for choice in choices]
     if (form := label_form(text)) and forms.count(form) == 1:
         return forms.index(form)
     # A single letter ("A", "C") is no label to look for inside a sentence.
-    wordy = [i for i, form in enumerate(forms) if len(form) > 1 or _UNSPACED.search(form)]
+    wordy = [i for i, form in enumerate(forms) if len(form) > 1 or not form.isalpha() or _UNSPACED.search(form)]
     said = [i for i in wordy if says_label(text, choices[i])]
     # "bass guitar" also says "guitar": an option inside another said one does not count.
     said = [i for i in said if not any(j != i and _within(forms[i], forms[j]) for j in said)]
     return said[0] if len(said) == 1 else None
+
+
+def _said_in_full(text: str, choices: Sequence[str], forms: Sequence[str]) -> int | None:
+    """The option of more than one character that is the whole answer, or the longest that stands where it is named."""
+    if len(text) > 1 and choices.count(text) == 1:
+        return choices.index(text)
+    words = [" ".join(label_words(choice)) for choice in choices]
+    for named in re.finditer(_NAMED, text):
+        rest = f"{' '.join(label_words(text[named.end() :]))} "
+        found = [i for i, form in enumerate(forms) if len(form) > 1 < len(words[i]) and rest.startswith(f"{words[i]} ")]
+        if found:
+            return max(found, key=lambda i: len(words[i]))
+    return None
 
 
 def _letters(text: str, options: int) -> set[str]:
@@ -122,7 +149,8 @@ def _letters(text: str, options: int) -> set[str]:
     if _SEVERAL.match(text):
         return set(LETTERS)
     # Options said over again ("A. dog B. cat") are no choice of the first one.
-    listed = options > 1 and {*LETTERS[:options]} <= {*_MARKED_LETTER.findall(text)}
+    marked = {*_MARKED_LETTER.findall(text)}, {letter.upper() for letter in _MARKED_SMALL.findall(text)}
+    listed = options > 1 and any({*LETTERS[:options]} <= each for each in marked)
     if not listed and (found := _LEADING_LETTER.match(text) or _SMALL_LETTER.match(text)):
         return {found.group(1).upper()}
     named = {letter for pair in _NAMED_LETTER.findall(text) for letter in pair if letter}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,10 +29,11 @@ def read_own_file(path: Path, max_new_tokens: int) -> list[Asked]:
     """The questions of a file (format: ``qa_train.eval.questions``), in its order within each benchmark.
 
     A source is a benchmark of that name. If it has several metrics, languages of BLEU or formats, each is one of its
-    own, with these in its name. An item's id is its ``id`` or the number of its line.
+    own, with these in its name. An item's id is its ``id`` or the number of its line; the second of one
+    name is ``ID#2``.
 
     Raises:
-        ValueError: a line that cannot be asked or scored, with its number, or an id that occurs twice in a source.
+        ValueError: a line that cannot be asked or scored, with its number.
     """
     found: dict[tuple[str, ...], list[tuple[dict[str, Any], Question]]] = {}
     questions = read_questions(path)
@@ -45,10 +47,11 @@ def read_own_file(path: Path, max_new_tokens: int) -> list[Asked]:
     for key, items in found.items():
         source, metric, language, template = key
         rows = [row for row, _ in items]
-        ids = [row["id"] for row in rows]
-        if len(set(ids)) != len(ids):
-            twice = next(i for i in ids if ids.count(i) > 1)
-            raise ValueError(f"{path}: the id {twice!r} occurs twice in source {source!r}")
+        seen: Counter[str] = Counter()
+        for row in rows:
+            seen[row["id"]] += 1
+            if seen[row["id"]] > 1:
+                row["id"] += f"#{seen[row['id']]}"
         benchmark = Benchmark(
             names[key],
             metric,

@@ -159,7 +159,9 @@ def predict(
         before = _recorded(out)
         _write(benchmark, rows, questions, seconds, outcomes, out, data_root)
         run = {"identity": full, "benchmark": benchmark.as_dict(), "data_root": str(data_root or ""), "n": len(rows)}
-        run |= {"clips_sha256": _sha256([outcome.clips for outcome in outcomes])}
+        # By id: a comparison matches items in whatever order they are listed.
+        heard = sorted([str(row["id"]), outcome.clips] for row, outcome in zip(rows, outcomes, strict=True))
+        run |= {"clips_sha256": _sha256(heard)}
         run |= {"predictions_sha256": file_digest(out / "predictions.jsonl"), "answered_by": who}
         same = before.keys() >= SAME_RUN and all(before[name] == _as_json(run)[name] for name in SAME_RUN)
         if not same:

@@ -166,8 +166,8 @@ def _question(row: dict[str, Any], key: str, folder: Path, max_duration_s: float
     metric = row.get("metric") or (guess if references else UNSCORED)
     language = row.get("language") or language_of(metric, prompt)
     if known and metric in ("bleu", "chrf"):
-        # Of a translation or caption; the line's is that of the clip.
-        language = into_language(task) or "en"
+        # Of a translation or caption; the line's own is that of the clip.
+        language = into_language(task) or language_of("bleu", prompt) or "en"
     if metric not in (*METRICS, *JUDGED, UNSCORED):
         raise ValueError(f"metric {metric!r} is unknown: use {', '.join([*METRICS, *JUDGED, UNSCORED])}")
     if missing := [name for name in NEEDED.get(metric, ()) if not row.get(name)]:

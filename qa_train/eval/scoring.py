@@ -19,6 +19,7 @@ from qa_train.eval.ifeval import PARTS, ifeval_parts
 from qa_train.eval.judge import Judge
 from qa_train.eval.judged import Judgement, judged_breakdown, judged_result
 from qa_train.eval.labels import LETTERS, gold_option, tokens_match
+from qa_train.eval.prediction import Prediction
 from qa_train.eval.scores import ROWS_OF_ALL, bootstrap_interval, item_statistics, score
 from qa_train.eval.tables import read_predictions, to_prediction
 
@@ -189,8 +190,9 @@ def _by_metric(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
     elif benchmark.reader == "voicebench" and (own := voicebench.official(benchmark.metric, result)) is not None:
         result["official"] = own
     if benchmark.also:
-        found = {benchmark.metric: result} | {name: score(name, predictions).as_dict() for name in benchmark.also}
-        result["by_metric"] = {name: {k: one[k] for k in CLASS_KEYS} for name, one in found.items()}
+        found = {benchmark.metric: result} | {name: _beside(name, predictions) for name in benchmark.also}
+        kept = (*CLASS_KEYS, "why")
+        result["by_metric"] = {name: {k: one[k] for k in kept if k in one} for name, one in found.items()}
     result["by_length"] = breakdown(benchmark.metric, rows, length_class)
     result["by_language"] = breakdown(benchmark.metric, rows, lambda row: row.get("language"))
     if benchmark.metric in ("choice", "airbench", "mmau"):
@@ -199,6 +201,14 @@ def _by_metric(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
         result["by_group"] = breakdown(benchmark.metric, rows, lambda row: row.get(benchmark.group_by or ""))
     result["worst"] = worst_cases(benchmark, rows)
     return result
+
+
+def _beside(metric: str, predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Another metric of the same answers; one that cannot be had does not take the benchmark's own with it."""
+    try:
+        return score(metric, predictions).as_dict()
+    except ValueError as error:
+        return {"value": None, "n": len(predictions), "why": str(error)}
 
 
 def length_class(row: Row) -> str | None:

@@ -152,6 +152,9 @@ def _warnings(results: Results) -> list[str]:
                 f"{f' ({codes}: not a code such as en, zh or yue)' if codes else ''}: scored by words, without the "
                 "rules of a language"
             )
+        for metric, one in (result.get("by_metric") or {}).items():
+            if one.get("why"):
+                notes.append(f"{name}: no {metric}: {one['why']}")
         found = result.get("contamination")
         if found is not None and _is_contaminated(found):
             notes.append(f"{name}: {_contaminated(found)}")
@@ -164,10 +167,16 @@ def _model(result: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _is_contaminated(found: Mapping[str, Any]) -> bool:
-    return bool(found["same_clip"] or found["same_sound"] or found["same_words"])
+    return bool(found["same_clip"] or found.get("same_sound") or found["same_words"])
 
 
 def _contaminated(found: Mapping[str, Any]) -> str:
+    if "same_sound" not in found:
+        # Of an earlier version, which looked at bytes and words alone.
+        return (
+            f"in the training shards: {found['same_clip']} of {found['checked_clips']} clips by bytes, "
+            f"{found['same_words']} of {found['checked_texts']} references by words"
+        )
     missed = found["as_long"] - found["compared"]
     heard = (
         f"{found['compared']} training clips of about their length compared{f', {missed} more not' if missed else ''}"

@@ -12,6 +12,7 @@ from qa_train.eval.labels import (
     average_precision,
     chosen_option,
     label_contained,
+    says_label,
     split_labels,
     tokens_match,
 )
@@ -208,3 +209,42 @@ def test_refusals_are_read_as_voicebench_reads_them(answer: str, error: str | No
     prediction = Prediction(answer, ("",), error=error)
     assert refuses(prediction) is right
     assert score("refusal", [prediction]).value == 100.0 * right
+
+
+@pytest.mark.parametrize(
+    ("text", "choices", "place"),
+    [
+        ("No, the dog is barking.", ["dog", "cat"], 0),
+        ("Is it happy? No, sad.", ["happy", "sad"], None),
+        ("The answer is C major", ["A major", "C major", "G major"], 1),
+        ("The answer is B minor.", ["B minor", "C minor"], 0),
+        ("Answer: B flat", ["B flat", "C sharp"], 0),
+        # Labels are compared without marks at their ends: "C" and "C#" cannot be told apart, and no letter is guessed.
+        ("The answer is C#", ["C", "C#", "D"], None),
+        ("Option (A) is incorrect, so cat", ["dog", "cat"], 1),
+        ("a) dog b) cat c) bird", ["dog", "cat", "bird"], None),
+        ("A and B", ["A and B", "only A", "only B"], 0),
+        ("There are 2 speakers", ["1", "2", "3"], 1),
+        ("The answer is B: dog", ["cat", "dog"], 1),
+        ("Option B. It sounds like a dog", ["cat", "dog"], 1),
+    ],
+)
+def test_options_in_sentences(text: str, choices: list[str], place: int | None) -> None:
+    assert chosen_option(text, choices) == place
+
+
+def test_a_mark_ends_a_denial() -> None:
+    assert says_label("No, sad", "sad")
+    assert says_label("不，狗", "狗")
+    assert not says_label("不是狗", "狗")
+    for denial in (
+        "There isn't any speech",
+        "There is not any speech",
+        "no such speech",
+        "without speech",
+        "no speech",
+    ):
+        assert not says_label(denial, "speech"), denial
+    assert says_label("It is rock, pop. Not jazz", "rock, pop")
+    assert not says_label("It is not rock, pop", "rock, pop")
+    assert says_label("not a dog but, no, a cat; a dog", "dog")

@@ -268,10 +268,14 @@ def test_two_processes_write_what_one_writes(data: Path, tmp_path: Path) -> None
     assert sum(len(lines(path)) > 1 for path in (tmp_path / "2").glob("*/journal-1.jsonl")) >= 2, "both answered"
 
 
-def test_ids_that_occur_twice_and_options_of_both_kinds_are_refused(data: Path, tmp_path: Path) -> None:
+def test_ids_that_occur_twice_are_told_apart_and_options_of_both_kinds_are_refused(
+    model: FakeModel, data: Path, tmp_path: Path
+) -> None:
     rows = [row | {"id": "same"} for row in lines(data)]
-    with pytest.raises(ValueError, match="the id 'same' occurs twice in source 'mine'"):
-        read_own_file(write(tmp_path / "twice.jsonl", rows), 256)
+    twice = write(tmp_path / "twice.jsonl", rows)
+    assert [row["id"] for row in read_own_file(twice, 256)[0].rows] == ["same", "same#2", "same#3"]
+    ask(twice, tmp_path / "out")
+    assert lines(tmp_path / "out" / "predictions.jsonl")[1]["prediction"] == "tone 50"
     both = parse_options(EvalConfig, [f"data={data}", "benchmarks=mcq", "checkpoint=x", f"out={tmp_path}"], "eval")
     with pytest.raises(ValueError, match="give data= or benchmarks=, not both"):
         evaluate(both)
