@@ -245,6 +245,8 @@ def test_a_job_that_fails_to_save_is_not_requeued_for_ever(slurm: Slurm, tmp_pat
     (folder / "torchrun").write_text(
         f"#!{sys.executable}\n"
         "import signal, sys, time\n"
+        # The other node's failure must not end this one before it has a code of its own.
+        f"signal.signal({int(signal.SIGTERM)}, {int(signal.SIG_IGN)})\n"
         f"signal.signal({int(signal.SIGUSR1)}, lambda *_: sys.exit(3))\n"
         "print('deaf no more', flush=True)\n"
         f"time.sleep({JOB_TIMEOUT_S})\n"
