@@ -127,7 +127,9 @@ def parity(device: str) -> Found:
 
     result = check_parity.check(12 if device == "cpu" else 40, seed=0, device=device)
     found = {name: getattr(result, name) for name in ("logits", "loss", "gradient", "neighbour")}
-    return found | {"ok": result.within or (result.neighbour < 1e-6 and max(result.logits, result.loss) <= 1e-4)}
+    # Kernels of a GPU may add in another order when a neighbour changes: rounding, where the CPU has none.
+    worst = max(result.logits, result.loss, result.gradient)
+    return found | {"ok": worst <= check_parity.LIMIT and result.neighbour <= (0 if device == "cpu" else 1e-5)}
 
 
 def half_precision(device: str) -> Found:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,11 @@ def read_own_file(path: Path, max_new_tokens: int) -> list[Asked]:
     for key, items in found.items():
         source, metric, language, template = key
         rows = [row for row, _ in items]
-        seen: Counter[str] = Counter()
+        seen: set[str] = set()
         for row in rows:
-            seen[row["id"]] += 1
-            if seen[row["id"]] > 1:
-                row["id"] += f"#{seen[row['id']]}"
+            name = row["id"]
+            row["id"] = next(each for n in count(1) if (each := name if n == 1 else f"{name}#{n}") not in seen)
+            seen.add(row["id"])
         benchmark = Benchmark(
             names[key],
             metric,

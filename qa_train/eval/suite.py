@@ -28,7 +28,8 @@ from qa_train.progress import progress
 log = logging.getLogger(__name__)
 
 STEPS = ("all", "predict", "score")
-REPORTS = ("results.json", "report.md", "report.html")
+# Of the whole folder; the last one of data= alone.
+REPORTS = ("results.json", "report.md", "report.html", "predictions.jsonl")
 
 
 def evaluate(options: EvalConfig) -> int:

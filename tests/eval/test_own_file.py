@@ -180,6 +180,18 @@ def test_other_weights_turns_or_decoding_are_asked_again(model: FakeModel, data:
     assert len(model.calls) == 3 * seen + 1, "only the chat with another turn"
 
 
+def test_answers_of_another_model_do_not_stay_beside_a_start_that_died(
+    model: FakeModel, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    ask(data, out)
+    assert all((out / name).is_file() for name in suite.REPORTS)
+    monkeypatch.setattr(model, "generate", lambda **_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ask(data, out, "checkpoint=other")
+    assert not [name for name in suite.REPORTS if (out / name).exists()]
+
+
 def test_a_repaired_and_a_replaced_clip_are_asked_again(model: FakeModel, data: Path, tmp_path: Path) -> None:
     ask(data, tmp_path / "out")
     soundfile.write(tmp_path / "gone.wav", tone(1.0), 16_000)
@@ -272,8 +284,9 @@ def test_ids_that_occur_twice_are_told_apart_and_options_of_both_kinds_are_refus
     model: FakeModel, data: Path, tmp_path: Path
 ) -> None:
     rows = [row | {"id": "same"} for row in lines(data)]
+    rows[0]["id"] = "same#2"
     twice = write(tmp_path / "twice.jsonl", rows)
-    assert [row["id"] for row in read_own_file(twice, 256)[0].rows] == ["same", "same#2", "same#3"]
+    assert [row["id"] for row in read_own_file(twice, 256)[0].rows] == ["same#2", "same", "same#3"]
     ask(twice, tmp_path / "out")
     assert lines(tmp_path / "out" / "predictions.jsonl")[1]["prediction"] == "tone 50"
     both = parse_options(EvalConfig, [f"data={data}", "benchmarks=mcq", "checkpoint=x", f"out={tmp_path}"], "eval")
