@@ -13,6 +13,7 @@ from qa_train.config.options import (
     ServeConfig,
     parse_options,
 )
+from qa_train.config.references import changed, digests, dotted_values
 from qa_train.config.reliability import ReliabilityConfig
 from qa_train.config.sections import (
     AugmentConfig,
@@ -66,8 +67,11 @@ __all__ = [
     "StorageConfig",
     "TrackingConfig",
     "TrainerConfig",
+    "changed",
     "check",
     "config_dir",
+    "digests",
+    "dotted_values",
     "parse_options",
     "register",
     "starter_dir",

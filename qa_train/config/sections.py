@@ -327,6 +327,8 @@ class StageConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     # Read by the dpo stage only.
     dpo: DpoConfig = field(default_factory=DpoConfig)
+    # No key: what came from environment variables, and the interpolation that stands for it (references.py).
+    from_environment: dict[str, str] = field(default_factory=dict, metadata={"omegaconf_ignore": True})
 
 
 # Sections whose entries have names of the user's choice, and what each entry is.

@@ -30,7 +30,9 @@ from qa_train.data.passes import Passes
 from qa_train.data.plan import Plan, SampleRef
 from qa_train.data.source import Source
 from qa_train.data.sources import BUDGET_FLOOR, TOO_LONG, check_lengths, open_sources, share_allowed
+from qa_train.data.storage import name_of
 from qa_train.data.template import ENDOFTEXT, IGNORE, encode, encode_pair, special_id
+from qa_train.launch import end_with_parent
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +96,7 @@ class Batches:
         names = []
         for ref in self.plan.batch(k):
             source = self.sources[ref.source]
-            names.append(f"{source.shard(ref.row).rpartition('/')[2]}:{source.key(ref.row)}:{source.cfg.task}")
+            names.append(f"{name_of(source.shard(ref.row))}:{source.key(ref.row)}:{source.cfg.task}")
         return names
 
     def order_digest(self, steps: int, world_size: int = 1, num_workers: int = 0) -> str:
@@ -273,6 +275,8 @@ class Collator:
 
     def __call__(self, numbers: list[Any]) -> dict[str, Tensor]:
         """Build the one batch of ``numbers``, a list of one batch number (or of a row with it under "batch")."""
+        if get_worker_info() is not None:
+            end_with_parent()  # a worker that reads or decodes would outlive a killed trainer
         if len(numbers) != 1:
             raise ValueError(f"{len(numbers)} batch numbers at once: set per_device_train_batch_size=1")
         (item,) = numbers

@@ -25,6 +25,7 @@ from qa_train.data.order import Ints
 from qa_train.data.prompts import CHAT, PromptBank, Unqualified
 from qa_train.data.rows import CLIP_COLUMNS, PLAN_COLUMNS, RowReader
 from qa_train.data.sample import Sample
+from qa_train.data.storage import name_of
 from qa_train.data.template import IGNORE, encode, encode_pair
 
 # Sources of up to so many records are searched for records that two shards share; larger ones only for
@@ -331,7 +332,7 @@ class Source:
         ]
         digest = hashlib.sha256(json.dumps(parts, default=str).encode())
         for path, fingerprint in zip(self.shards, self.table.fingerprints, strict=True):
-            digest.update(f"{path.rpartition('/')[2]} {fingerprint}\n".encode())
+            digest.update(f"{name_of(path)} {fingerprint}\n".encode())
         return digest.hexdigest()
 
 
