@@ -102,7 +102,7 @@ class MaskingFormatter(logging.Formatter):
 def _masked_url(match: re.Match[str]) -> str:
     scheme, place, query = match.groups()
     authority, slash, path = place.partition("/")
-    user, at, host = authority.rpartition("@")
+    _, at, host = authority.rpartition("@")
     return f"{scheme}{MASK + '@' if at else ''}{host}{slash}{path}{query[:1] + MASK if query else ''}"
 
 
@@ -111,7 +111,7 @@ def _masked_word(word: str) -> str:
     if not equals or not _OPTIONS.match(name) or "${" in value or _plain(value):
         return masked(word)
     # A whole section in braces, or one option of a file system.
-    given = "options" in value if "{" in value and "options" not in name else True
+    given = "options" in name or "options" in value
     return f"{name}={MASK}" if given and not _OPEN.match(name.rpartition(".")[2]) else masked(word)
 
 

@@ -51,7 +51,7 @@ def digests(cfg: StageConfig, before: dict[str, str]) -> dict[str, str]:
 
     scrypt (RFC 7914) with 16 MiB: guessing a short value from its digest costs time, and nobody else's table helps.
     """
-    found = {}
+    found: dict[str, str] = {}
     values = asdict(cfg)
     for key in cfg.from_environment:
         value: Any = values
@@ -59,7 +59,7 @@ def digests(cfg: StageConfig, before: dict[str, str]) -> dict[str, str]:
             value = value[int(name) if isinstance(value, list) else name]
         salt = bytes.fromhex(before[key].partition(":")[0]) if key in before else os.urandom(16)
         digest = hashlib.scrypt(repr(value).encode(), salt=salt, n=2**14, r=8, p=1, dklen=32)
-        found[key] = f"{salt.hex()}:{digest.hex()}"
+        found[key] = ":".join((salt.hex(), digest.hex()))
     return found
 
 

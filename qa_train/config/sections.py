@@ -291,7 +291,7 @@ class DeepspeedConfig:
 class TrackingConfig:
     """Where metrics go besides metrics.jsonl, which is always written."""
 
-    # online, offline or disabled; null: online with a W&B key, offline without.
+    # online, offline or disabled; null: as WANDB_MODE says, else online with a W&B key, offline without.
     wandb: str | None = None
     project: str = "qa-train"
     tags: list[str] = field(default_factory=list)

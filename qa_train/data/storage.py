@@ -45,8 +45,9 @@ def expand(patterns: Iterable[str | Path]) -> list[str]:
     """
     found: list[str] = []
     for pattern in map(str, patterns):
-        kind = next((kind for kind in _OTHER_KINDS if without_query(pattern).lower().endswith(kind)), None)
-        if kind is not None and not glob.has_magic(pattern):
+        place = without_query(pattern)
+        kind = next((kind for kind in _OTHER_KINDS if place.lower().endswith(kind)), None)
+        if kind is not None and not glob.has_magic(place):
             raise ValueError(f"{masked(pattern)} is no shard but {_OTHER_KINDS[kind]}")
         if "://" in pattern:
             found.append(_checked(pattern))
