@@ -79,8 +79,7 @@ shell completion: eval "$(qa-train completion bash)", or zsh
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one command and exit with its code: 0 done, 1 failure, 2 wrong use, 73 another start owns run.dir,
-    75 stopped by a signal."""
+    """Run one command and exit with its code: 0 done, 1 failure, 2 wrong use, 73 run.dir is another's, 75 stopped."""
     words = without_local_rank(sys.argv[1:] if argv is None else argv)
     end_with_launcher()
     if not words or words[0] in ("-h", "--help", "help"):
@@ -228,8 +227,9 @@ def _stage(stage: str, overrides: list[str]) -> int:
     check_experiment(overrides)
     check_sweep(overrides)
     if "--resolve" in overrides and not {"-p", "--package"} & set(overrides):
-        # Hydra would print the values of environment variables, and slurm/submit.sh keeps what is printed.
-        return _print_resolved(stage, overrides)
+        from qa_train.data_cli import print_resolved
+
+        return print_resolved(stage, overrides)
     # Hydra raises what it refuses, instead of printing it and leaving; _guarded says it in one line.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     codes: list[int] = []
@@ -254,18 +254,6 @@ def _stage(stage: str, overrides: list[str]) -> int:
     for folder, value in sorted(results.items(), key=lambda result: result[1]):
         print(f"{folder}: run.objective {value:.4g}")
     return max(codes, default=0)
-
-
-def _print_resolved(stage: str, overrides: list[str]) -> int:
-    """What ``--cfg job --resolve`` asks for: the configuration as a run writes it down."""
-    import yaml
-
-    from qa_train.data_cli import _compose
-    from qa_train.masking import written
-
-    words = [word for word in overrides if word not in ("--cfg", "-c", "job", "--resolve", "--cfg=job")]
-    print(yaml.safe_dump(written(_compose(stage, words)), sort_keys=False), end="")
-    return 0
 
 
 def _run_stage(stage: str, cfg: Any) -> int:

@@ -7,9 +7,12 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from qa_train import data_tools
 from qa_train.config import OrderConfig, RewriteConfig, config_dir, parse_options, register, to_stage_config
 from qa_train.data_tools import StorageOptions, split_words
+from qa_train.masking import written
 from qa_train.progress import say
 
 
@@ -159,6 +162,16 @@ def command_help(name: str, command: Any) -> str:
     }
     usage = inspect.cleandoc(command.__doc__).replace("`data ", "`qa-train data ")
     return "\n".join([usage, *(f"\n{options_help(kind)}" for kind in kinds.get(name, ()))])
+
+
+def print_resolved(stage: str, words: list[str]) -> int:
+    """`STAGE ... --cfg job --resolve`: the configuration as a run writes it down.
+
+    Hydra would print the values of environment variables, and slurm/submit.sh keeps what is printed.
+    """
+    words = [word for word in words if word not in ("--cfg", "-c", "job", "--cfg=job", "--resolve")]
+    print(yaml.safe_dump(written(_compose(stage, words)), sort_keys=False), end="")
+    return 0
 
 
 def _compose(stage: str, overrides: list[str]) -> Any:

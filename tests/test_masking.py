@@ -30,7 +30,7 @@ def no_keys_here(monkeypatch: pytest.MonkeyPatch) -> None:
     ("text", "shown"),
     [
         (f"https://h/x.tar?X-Amz-Signature={SECRET}&X-Amz-Date=1", "https://h/x.tar?***"),
-        (f"https://a.blob.windows.net/c/x.tar?sv=1&sig={SECRET}%3D: 403", "https://a.blob.windows.net/c/x.tar?***: 403"),
+        (f"https://a.blob.core.net/c/x.tar?sv=1&sig={SECRET}%3D: 403", "https://a.blob.core.net/c/x.tar?***: 403"),
         (f"https://user:{SECRET}@h:81/x.tar, bytes 0 to 1", "https://***@h:81/x.tar, bytes 0 to 1"),
         (f"https://{SECRET}@h/x", "https://***@h/x"),
         (f"https://u:p@{SECRET}@h/x?a#b", "https://***@h/x?***"),
