@@ -92,8 +92,8 @@ def from_jsonl(words: list[str]) -> int:
 
     if len(words) != 2:
         raise ValueError("data from-jsonl: give FILE.jsonl and an output pattern, e.g. out/train-%05d.tar")
-    for written in jsonl_to_shards(words[0], words[1]):
-        print(f"{written.path}: {len(written)} records")
+    for made in jsonl_to_shards(words[0], words[1]):
+        print(f"{made.path}: {len(made)} records")
     return 0
 
 

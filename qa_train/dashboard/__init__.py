@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,11 @@ def dashboard(words: list[str]) -> int:
     out = Path(options.out) if options.out else folders[0] / "dashboard.html"
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".partial")
-    partial.write_text(render(runs, options.title, Clips(out, options.audio_mib)), encoding="utf-8")
+    clips = Clips(out, options.audio_mib)
+    partial.write_text(render(runs, options.title, clips), encoding="utf-8")
     partial.replace(out)
     print(f"{out}: {len(runs)} run(s)")
+    if clips.refused:
+        shown = ", ".join(clips.refused[:3]) + (" ..." if len(clips.refused) > 3 else "")
+        print(f"{len(clips.refused)} clip(s) not shown: no Ogg files inside their run folder: {shown}", file=sys.stderr)
     return 0
