@@ -13,7 +13,7 @@ from qa_train.config.options import (
     ServeConfig,
     parse_options,
 )
-from qa_train.config.references import changed, digests, dotted_values
+from qa_train.config.references import changed, digests, dotted_values, from_references
 from qa_train.config.reliability import ReliabilityConfig
 from qa_train.config.sections import (
     AugmentConfig,
@@ -72,6 +72,7 @@ __all__ = [
     "config_dir",
     "digests",
     "dotted_values",
+    "from_references",
     "parse_options",
     "register",
     "starter_dir",

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 from omegaconf import Container, DictConfig, Node, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from qa_train.config.sections import StageConfig
@@ -44,6 +45,16 @@ def dotted_values(cfg: StageConfig) -> dict[str, Any]:
     for key, text in found.pop("from_environment").items():
         _put(found, key.split("."), text)
     return found
+
+
+def from_references(text: Any) -> Any:
+    """What a written value stands for here and now; the reference itself where the variable is not set."""
+    if not isinstance(text, str) or "${oc.env:" not in text:
+        return text
+    try:
+        return OmegaConf.create({"value": text}).value
+    except OmegaConfBaseException:
+        return text
 
 
 def digests(cfg: StageConfig, before: dict[str, str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from qa_train.data.audio import BadAudio
 from qa_train.report.clips import MAX_SECONDS, data_uri
+from qa_train.report.markdown import plain
 from qa_train.report.style import STYLE
 
 MAX_PLAYERS = 30
@@ -245,11 +246,6 @@ def _parts(result: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]]]
     return {title: result[key] for key, title in titles.items() if len(result.get(key) or {}) > 1}
 
 
-def _plain(cell: str) -> str:
-    """Text of data as text in a cell of a Markdown table."""
-    return " ".join(cell.split()).replace("|", "\\|").replace("<", "&lt;")
-
-
 def markdown_report(results: Results) -> str:
     """One table with a row per benchmark, notes, and the breakdowns."""
     published = _published(results)
@@ -266,15 +262,15 @@ def markdown_report(results: Results) -> str:
             _counts(result),
             listening(result),
         ]
-        lines.append("| " + " | ".join(map(_plain, cells)) + " |")
+        lines.append("| " + " | ".join(map(plain, cells)) + " |")
     if warnings := _warnings(results):
-        lines += ["", "Before believing these numbers:", "", *(f"- {note}" for note in warnings)]
+        lines += ["", "Before believing these numbers:", "", *(f"- {plain(note)}" for note in warnings)]
     lines += ["", "How they were scored:", ""]
-    lines += [f"- {note}" for name, result in results.items() for note in _notes(name, result)]
+    lines += [f"- {plain(note)}" for name, result in results.items() for note in _notes(name, result)]
     for name, result in results.items():
         for title, classes in _parts(result).items():
-            lines += ["", f"{name} by {title}:", "", f"| {title} | value [95 %] | n |", "|---|---|---|"]
-            lines += [f"| {_plain(k)} | {_ours(v)} | {v.get('n', '')} |" for k, v in classes.items()]
+            lines += ["", f"{plain(name)} by {title}:", "", f"| {title} | value [95 %] | n |", "|---|---|---|"]
+            lines += [f"| {plain(k)} | {_ours(v)} | {v.get('n', '')} |" for k, v in classes.items()]
     return "\n".join(lines) + "\n"
 
 
