@@ -21,7 +21,7 @@ from qa_train.eval.questions import Question, part_text
 from qa_train.eval.ranks import Ranks, ranks_from_environment
 from qa_train.eval.records import EvalSet, record_questions
 from qa_train.infer.generate import Decoding, Generator
-from qa_train.model import load_model
+from qa_train.model import load_answering_model
 from qa_train.model.weights import weights_digest
 from qa_train.pairs import ByJudge, ByLabel, ByWordErrors, Pair, Ranker, askable, balanced, draw_answers, ranked
 from qa_train.progress import progress
@@ -130,7 +130,7 @@ def _drawn(options: PairsConfig, questions: Sequence[Question], out: Path, ranks
     device = options.device
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    model, processor = load_model(options.checkpoint, device=device)
+    model, processor = load_answering_model(options.checkpoint, device=device)
     generator = Generator(model, processor, batch_size=options.batch_size, token_budget=32768)
     decoding = Decoding(max_new_tokens=options.max_new_tokens, temperature=options.temperature, seed=options.seed)
     asked = [[q.sample.key, part_text(q.sample.messages[-1]), q.references] for q in questions]
