@@ -10,8 +10,8 @@ from typing import TextIO
 import numpy as np
 
 from qa_train.config import ChatConfig
-from qa_train.data.audio import SAMPLE_RATE, BadAudio, audio_tokens, read_clip
-from qa_train.data.sample import AudioPart, Message, Sample, TextPart
+from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, audio_tokens, read_clip
+from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
 from qa_train.infer.generate import Answer, Decoding, Generator, Item
 from qa_train.model import load_answering_model
 

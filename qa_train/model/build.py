@@ -22,8 +22,8 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from qa_train.config import ModelConfig
 from qa_train.model.lora import apply_adapters, has_adapters, merge_adapters, read_base
 from qa_train.model.precision import compute_dtype
+from qa_train.model.pretrained import EncoderSource, LanguageModelSource, open_encoder, open_llm
 from qa_train.model.sharded import made_once, shards_weights, whole_weights
-from qa_train.model.sources import EncoderSource, LanguageModelSource, open_encoder, open_llm
 from qa_train.model.tokenizers import AUDIO, END_OF_TEXT, TURN_END, load_tokenizer, token_id
 from qa_train.model.unpadded import UnpaddedQwen2AudioForConditionalGeneration
 from qa_train.model.weights import freeze

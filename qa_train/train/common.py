@@ -16,8 +16,8 @@ from transformers.trainer_utils import align_special_tokens
 from transformers.utils.logging import disable_progress_bar
 
 from qa_train.config import ReliabilityConfig, StageConfig
+from qa_train.data.audio.encoder_cache import EncoderCache, cache_writer
 from qa_train.data.batches import Batches, Collator, open_data
-from qa_train.data.encoder_cache import EncoderCache, cache_writer
 from qa_train.data.workers import explained_worker_death
 from qa_train.model import build_model, encoder_hash, encoder_states, freeze
 from qa_train.model.flops import Shapes
