@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from qa_train.commands.data import _compose
 from qa_train.config import StageConfig, changed, digests
-from qa_train.data_cli import _compose
 from qa_train.masking import MaskingFormatter, masked, masked_values, masked_words, written
 from qa_train.train.run import RunFolder
 from tests.train.conftest import ROOT, environment

@@ -16,8 +16,8 @@ from transformers.trainer_utils import align_special_tokens
 from transformers.utils.logging import disable_progress_bar
 
 from qa_train.config import ReliabilityConfig, StageConfig
+from qa_train.data.audio.encoder_cache import EncoderCache, cache_writer
 from qa_train.data.batches import Batches, Collator, open_data
-from qa_train.data.encoder_cache import EncoderCache, cache_writer
 from qa_train.data.workers import explained_worker_death
 from qa_train.launch import check_arithmetic, check_ranks_announced
 from qa_train.masking import written
@@ -29,6 +29,7 @@ from qa_train.model.recompute import compile_layers
 from qa_train.planner.balance import cost_of
 from qa_train.progress import progress
 from qa_train.train import checkpoints
+from qa_train.train.arithmetic import settle
 from qa_train.train.checkpoints import write_json
 from qa_train.train.distributed import (
     accumulation_steps,
@@ -110,6 +111,7 @@ def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
     Must be called before the model is loaded: under ZeRO-3 the arguments decide how it is partitioned.
     """
     require_optimizer(cfg.trainer.optim)
+    settle(cfg)
     check_ranks_announced()
     check_arithmetic(bf16=cfg.trainer.bf16, gpu=torch.cuda.is_available())
     options = {k: v for k, v in asdict(cfg.trainer).items() if k not in _OWN_FIELDS}
