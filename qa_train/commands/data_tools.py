@@ -28,6 +28,8 @@ class ToJsonlOptions(StorageOptions):
     out: str = MISSING
     # A task of the prompt bank for records without messages; chat: their own.
     task: str = "chat"
+    # Replace files of the same names with other content.
+    overwrite: bool = False
 
 
 @dataclass

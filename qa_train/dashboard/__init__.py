@@ -19,6 +19,8 @@ class DashboardConfig:
     title: str = "Runs"
     # MiB of clips inside the page; what is beyond is linked to the run folders.
     audio_mib: float = 8.0
+    # Replace a file of that name that is no such page.
+    overwrite: bool = False
 
 
 def dashboard(words: list[str]) -> int:
@@ -26,6 +28,7 @@ def dashboard(words: list[str]) -> int:
     from qa_train.dashboard.overview import render
     from qa_train.dashboard.runs import find_runs
     from qa_train.dashboard.samples import Clips
+    from qa_train.report.style import refuse_foreign
 
     names = set(DashboardConfig.__dataclass_fields__)
     own = [word for word in words if word.partition("=")[0] in names and "=" in word]
@@ -40,6 +43,7 @@ def dashboard(words: list[str]) -> int:
     if not runs:
         raise ValueError(f"dashboard: no metrics.jsonl below {', '.join(map(str, folders))}: give a folder of runs")
     out = Path(options.out) if options.out else folders[0] / "dashboard.html"
+    refuse_foreign(out, overwrite=options.overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".partial")
     clips = Clips(out, options.audio_mib)

@@ -49,6 +49,11 @@ def evaluate(options: EvalConfig) -> int:
     if missing := [name for name, value in needed.items() if value is None]:
         raise ValueError(f"eval: missing {', '.join(missing)}")
     out = Path(str(options.out))
+    foreign = [name for name in REPORTS if (out / name).exists()] if not any(out.glob("*/run.json")) else []
+    if foreign and not options.overwrite:
+        raise ValueError(
+            f"{out / foreign[0]} is there and belongs to no evaluation: choose another out=, or say overwrite=true"
+        )
     if options.step in ("all", "predict"):
         main = predict_benchmarks(options, out)
         if not main or options.step == "predict":

@@ -7,6 +7,7 @@ Read are the fields of ms-swift (``messages``, ``audios``, ``rejected_response``
 
 from __future__ import annotations
 
+import filecmp
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.prompts import CHAT, PLACEHOLDER, PromptBank, chat_messages
 from qa_train.data.text.records import BadRecord, parse_record
 from qa_train.data.text.sample import AudioPart, Sample
+from qa_train.data.tools.outside import Outside
 
 Line = tuple[list[dict[str, Any]], list[Path], dict[str, Any]]
 _ROLES = {"human": "user", "gpt": "assistant"}
@@ -110,10 +112,13 @@ def read_jsonl(path: str | Path) -> Iterator[Line]:
             yield record["messages"], audios, extra
 
 
-def jsonl_to_shards(jsonl: str | Path, out_pattern: str | Path, **options: Any) -> list[ShardIndex]:
+def jsonl_to_shards(
+    jsonl: str | Path, out_pattern: str | Path, *, outside: Outside | None = None, **options: Any
+) -> list[ShardIndex]:
     """Pack a JSONL file and its audio files, unchanged, into indexed shards (task: chat).
 
-    ``options`` go to ShardWriter. The key of a record is its line count, so it stays unique.
+    ``outside`` counts clips elsewhere than below the file's folder. ``options`` go to ShardWriter. The key of a record
+    is its line count, so it stays unique.
     """
     with ShardWriter(out_pattern, **options) as writer:
         for number, (messages, audios, extra) in enumerate(read_jsonl(jsonl)):
@@ -122,6 +127,8 @@ def jsonl_to_shards(jsonl: str | Path, out_pattern: str | Path, **options: Any) 
             if not set(kinds) <= set(AUDIO_EXTENSIONS):
                 raise ValueError(f"{where}: audio types {sorted(set(kinds))}; use one of {AUDIO_EXTENSIONS}")
             for audio in audios:
+                if outside is not None:
+                    outside.look(audio)
                 try:
                     read_header(audio)
                 except BadAudio as error:
@@ -139,13 +146,19 @@ def jsonl_to_shards(jsonl: str | Path, out_pattern: str | Path, **options: Any) 
 
 
 def shards_to_jsonl(
-    shards: Sequence[str | Path], out: str | Path, *, task: str = CHAT, cfg: StorageConfig | None = None
+    shards: Sequence[str | Path],
+    out: str | Path,
+    *,
+    task: str = CHAT,
+    cfg: StorageConfig | None = None,
+    overwrite: bool = False,
 ) -> int:
     """Write the records of indexed shards as chats to ``out``, and their clips, unchanged, to ``OUT-audio/``.
 
     ``task`` gives records without messages a question and an answer (the wording of epoch 0) and is on every line; the
     other fields are kept. ``cfg`` says how remote shards are read. Returns the number of lines. Raises ValueError for
-    a record that the task cannot use, or a changed shard.
+    a record that the task cannot use, a changed shard, or a file of the same name and other content that is there,
+    unless ``overwrite``.
     """
     out = Path(out)
     folder = out.with_name(f"{out.stem}-audio")
@@ -159,7 +172,7 @@ def shards_to_jsonl(
                 record = json.loads(row["meta"])
                 sample = bank.sample(record, task, "chat", row["key"], 0, 0, pair="chosen" in record)
                 audios = [
-                    _save(folder, f"{row['key']}.{name}", raw, names)
+                    _save(folder, f"{row['key']}.{name}", raw, names, overwrite)
                     for name, raw in zip(row["names"], _clips(shard, row, cfg), strict=True)
                 ]
                 line = _line(record, sample) | {"audios": [f"{folder.name}/{name}" for name in audios]}
@@ -167,6 +180,9 @@ def shards_to_jsonl(
                     # `qa-train eval data=` scores by it.
                     line["task"] = task
                 file.write(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n")
+    if out.exists() and not overwrite and not filecmp.cmp(part, out, shallow=False):
+        part.unlink()
+        raise _other_content(out)
     part.replace(out)
     return sum(1 for _ in out.open("rb"))
 
@@ -199,11 +215,20 @@ def _clips(shard: str, row: dict[str, Any], cfg: StorageConfig | None) -> Iterat
             yield raw
 
 
-def _save(folder: Path, member: str, raw: bytes, names: set[str]) -> str:
+def _other_content(path: Path) -> ValueError:
+    return ValueError(f"{path} is there with other content: choose another out=, or replace it with overwrite=true")
+
+
+def _save(folder: Path, member: str, raw: bytes, names: set[str], overwrite: bool) -> str:
     """Save a clip under a name made of its member's; keys are never used as paths."""
     name = "".join(char if char.isalnum() or char in "-_." else "_" for char in member).lstrip(".")
     if name in names:
         raise ValueError(f"two clips would be saved as {name}: export their shards to different files")
     names.add(name)
-    (folder / name).write_bytes(raw)
+    path = folder / name
+    if path.is_symlink() or (path.exists() and path.read_bytes() != raw):
+        if not overwrite:
+            raise _other_content(path)
+        path.unlink()
+    path.write_bytes(raw)
     return name
