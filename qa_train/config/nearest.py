@@ -52,7 +52,8 @@ def _unread(override: str, why: str) -> str:
     name, equals, value = override.partition("=")
     told = f"cannot read {override!r} ({why})"
     if equals and value and value[0] not in "{[" and not {'"', "'"} & {value[0]}:
-        quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+        # Backslashes mean something before a quote only.
+        quoted = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + (found[2] and '\\"'), value)
         return f"{told}: put the value into quotes: " + shlex.quote(name + f'="{quoted}"')
     urls = """, and a URL, too: 'key=["https://..."]'""" if "://" in value else ""
     return (
@@ -113,6 +114,8 @@ def _keys(kind: Any, prefix: str) -> list[str]:
     found = []
     hints = get_type_hints(kind)
     for field in fields(kind):
+        if field.metadata.get("omegaconf_ignore"):
+            continue
         name = prefix + field.name
         found.append(name)
         if is_dataclass(hints[field.name]):

@@ -81,7 +81,8 @@ def changed(cfg: StageConfig, before: dict[str, str]) -> list[str]:
 
 
 def _references(node: Any, path: str) -> Iterator[tuple[str, str]]:
-    for name in list(node.keys()) if isinstance(node, DictConfig) else range(len(node)):
+    names: Any = list(node.keys()) if isinstance(node, DictConfig) else range(len(node))
+    for name in names:
         child = node._get_node(name)
         key = f"{path}.{name}" if path else str(name)
         if isinstance(child, Node) and child._is_interpolation():

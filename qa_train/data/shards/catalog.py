@@ -78,9 +78,9 @@ def open_shards(
 
     Raises ValueError when a shard has no index, or is no longer the one that was indexed.
     """
-    patterns = list(map(str, patterns))
-    catalogs = [path for path in patterns if storage.without_query(path).endswith(CATALOG_SUFFIX)]
-    others = [path for path in patterns if path not in catalogs]
+    named = list(map(str, patterns))
+    catalogs = [path for path in named if storage.without_query(path).endswith(CATALOG_SUFFIX)]
+    others = [path for path in named if path not in catalogs]
     listed = [line for path in catalogs for line in read_catalog(path, cfg, values=bool(where))]
     if others or not catalogs:
         paths = storage.expand(others)
