@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from data_pipelines.corpora.base import Recording
+from qa_train.data.json_rows import array_items
 from qa_train.data.tar import MAX_MEMBER_BYTES, members
 
 AUDIO = (".flac", ".wav", ".ogg", ".opus", ".mp3")
@@ -201,7 +202,13 @@ class Tree:
     def objects(self, name: str, key: str | None = None) -> Iterator[dict[str, Any]]:
         """The objects of the list at the top of a JSON file, or of its list ``key``, one at a time."""
         with self.open(name) as file:
-            yield from _objects(io.TextIOWrapper(file, encoding="utf-8-sig"), name, key)
+            try:
+                for found, _ in array_items(io.TextIOWrapper(file, encoding="utf-8-sig"), key):
+                    if not isinstance(found, dict):
+                        raise ValueError(f"expected a list of objects, found {type(found).__name__}")
+                    yield found
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
 
     def beside(self, name: str, *parts: str) -> str:
         """A path relative to the folder of the file ``name``."""
@@ -236,35 +243,3 @@ def _clean(name: str) -> str:
     if clean.startswith(("../", "/")) or clean == "..":
         raise ValueError(f"{name!r} lies outside the corpus: refused")
     return clean
-
-
-def _objects(text: IO[str], name: str, key: str | None) -> Iterator[dict[str, Any]]:
-    """Objects of a JSON list without reading the whole file (GigaSpeech's list has gigabytes)."""
-    decoder = json.JSONDecoder()
-    buffer = ""
-    start = f'"{key}"' if key else ""
-    while start not in buffer or "[" not in buffer[buffer.find(start) :]:
-        block = text.read(1 << 16)
-        if not block:
-            raise ValueError(f"{name}: no list {key or 'at its top'}")
-        buffer += block
-    buffer = buffer[buffer.index("[", buffer.find(start)) + 1 :]
-    while True:
-        buffer = buffer.lstrip(" \t\r\n,")
-        if buffer.startswith("]"):
-            return
-        try:
-            found, end = decoder.raw_decode(buffer)
-        except json.JSONDecodeError as error:
-            # Twice as much each time: an object is parsed again only a few times.
-            block = text.read(max(1 << 16, len(buffer)))
-            if not block:
-                raise ValueError(f"{name}: not JSON, or cut short ({error})") from error
-            buffer += block
-            continue
-        except RecursionError as error:
-            raise ValueError(f"{name}: JSON nested too deeply") from error
-        if not isinstance(found, dict):
-            raise ValueError(f"{name}: expected a list of objects, found {type(found).__name__}")
-        yield found
-        buffer = buffer[end:]

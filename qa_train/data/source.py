@@ -23,6 +23,7 @@ from qa_train.data.chapter import Lengths
 from qa_train.data.clips import Clip
 from qa_train.data.order import Ints
 from qa_train.data.prompts import CHAT, PromptBank, Unqualified
+from qa_train.data.records import same_answers
 from qa_train.data.rows import CLIP_COLUMNS, PLAN_COLUMNS, RowReader
 from qa_train.data.sample import Sample
 from qa_train.data.template import IGNORE, encode, encode_pair
@@ -233,6 +234,9 @@ class Source:
                 return "filtered by where"
         if self.pairs and "chosen" not in record:
             return "no preference pair"
+        if self.pairs and same_answers(record):
+            # Of shards that were indexed before such pairs were refused.
+            return "chosen and rejected are identical"
         if record.get("audios") != [] and seconds < self._limits[0]:
             return "shorter than min_duration_s"
         if seconds > self._limits[1]:
