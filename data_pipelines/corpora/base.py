@@ -23,9 +23,10 @@ TRAIN, DEV, TEST = "train", "dev", "test"
 class Recording:
     """Where one recording lies.
 
-    A file; or a byte range (``offset``, ``size``) of an uncompressed tar; or the ``member`` of a zip; or a
-    ``row`` of a Parquet or Arrow file, whose ``column`` holds the encoded bytes. ``start_s`` and ``end_s`` cut a
-    segment out of it (seconds), ``channel`` takes one channel instead of their mean.
+    A file, or an address; or a byte range (``offset``, ``size``) of an uncompressed tar; or the ``member`` of a zip; or
+    a ``row`` of a Parquet or Arrow file, whose ``column`` holds the encoded bytes; or ``data``, the file itself as
+    base64, from the list at ``path``. ``start_s`` and ``end_s`` cut a segment out of it (seconds), ``channel`` takes
+    one channel instead of their mean.
     """
 
     path: str
@@ -37,6 +38,7 @@ class Recording:
     start_s: float = 0.0
     end_s: float | None = None
     channel: int | None = None
+    data: str = ""
 
     @property
     def name(self) -> str:
@@ -77,6 +79,20 @@ Found = Iterator[Item | Drop]
 
 
 @dataclass(frozen=True)
+class TableForm:
+    """How a foreign table is written, where it does not show; "", () and None mean: as the file itself tells."""
+
+    delimiter: str = ""
+    # Names of the columns of a file without a line of them.
+    header: tuple[str, ...] = ()
+    encoding: str = ""
+    # Whether quotation marks hold cells together, or are letters.
+    quoted: bool | None = None
+    # Of audio files that are listed without it: wav.
+    extension: str = ""
+
+
+@dataclass(frozen=True)
 class Request:
     """What a reader is asked for: a split of the corpus that lies at ``paths``."""
 
@@ -86,6 +102,13 @@ class Request:
     columns: dict[str, str] = field(default_factory=dict)
     # Hugging Face: the dataset's configuration
     config: str = ""
+    table: TableForm = TableForm()
+    # Lists that were made on another machine: the beginning of their paths there, and here.
+    prefix: tuple[str, str] | None = None
+    # Files that are not where a list says are looked for by their names.
+    by_name: bool = False
+    # What a reader has to say about its lists, for the report.
+    notes: list[str] = field(default_factory=list)
 
     @cached_property
     def tree(self) -> Tree:

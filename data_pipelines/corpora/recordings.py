@@ -6,6 +6,7 @@ longer than the limit of the import, whatever a header claims.
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import zipfile
@@ -22,6 +23,8 @@ import soundfile
 from data_pipelines.corpora.base import Recording
 from data_pipelines.corpora.tree import OTHER_AUDIO, zip_member
 from qa_train.data.audio import MIN_CLIP_SAMPLES, BadAudio, read_clip, read_header, resample
+from qa_train.data.clip_files import clip_bytes
+from qa_train.data.remote import RemoteError
 from qa_train.data.tar import MAX_MEMBER_BYTES
 
 
@@ -44,6 +47,10 @@ def source_of(place: Recording) -> bytes | Path:
     """
     if place.row is not None:
         return _cell(place)
+    if place.data:
+        return base64.b64decode(place.data)
+    if "://" in place.path:
+        return _fetched(place)
     if place.offset is not None:
         with Path(place.path).open("rb") as file:
             file.seek(place.offset)
@@ -55,7 +62,7 @@ def source_of(place: Recording) -> bytes | Path:
         raise BadAudio(f"{place.name}: {error}") from error
     path = Path(place.path)
     if not path.is_file():
-        raise MissingAudio(f"{path} does not exist{_other(path)}")
+        raise MissingAudio(f"{path} does not exist{_other(path)}{_elsewhere(path)}")
     if path.suffix.lower() in OTHER_AUDIO:
         raise BadAudio(f"{path}: libsndfile does not read {path.suffix}{_other(path)}")
     return path
@@ -132,6 +139,23 @@ def _other(path: Path) -> str:
             wav = path.with_suffix(".wav").name
             return f"; extract the sound of {other.name} first: ffmpeg -i {other.name} -ac 1 -ar 16000 {wav}"
     return ""
+
+
+def _elsewhere(path: Path) -> str:
+    """What to do when not even the folder of a file is there: lists are often made on another machine."""
+    if path.parent.is_dir():
+        return ""
+    return (
+        " (of another machine? prefix=[OLD,NEW] changes the beginning of paths in lists, by_name=true looks for names)"
+    )
+
+
+def _fetched(place: Recording) -> bytes:
+    """The file at an address."""
+    try:
+        return clip_bytes(place.path)
+    except (OSError, RemoteError) as error:
+        raise MissingAudio(f"{place.path} cannot be fetched: {error}") from error
 
 
 def _cell(place: Recording) -> bytes:

@@ -118,6 +118,18 @@ class Tree:
                 return min(found, key=lambda path: (not path.lower().endswith(AUDIO), path))
         return None
 
+    @cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name in self.names:
+            found.setdefault(PurePosixPath(name).name, []).append(name)
+        return found
+
+    def by_name(self, name: str) -> Recording | None:
+        """The only file of that name, in whatever folder; None if there is none, or if there are several."""
+        found = self._by_name.get(name, [])
+        return self.recording(found[0]) if len(found) == 1 else None
+
     def audio_names(self, within: str = "") -> Iterator[str]:
         """All audio files whose path holds ``within``, sorted."""
         return (name for name in self.names if name.lower().endswith(AUDIO) and within in name)

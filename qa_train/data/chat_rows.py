@@ -16,7 +16,7 @@ from qa_train.data.prompts import chat_messages
 from qa_train.data.records import KNOWN_FIELDS, BadRecord, check_record, check_text, with_texts
 
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "developer": "system"}
-_TURNS = ("messages", "conversations", "conversation")
+TURNS = ("messages", "conversations", "conversation")
 _ASKED = ("query", "instruction", "prompt")
 _ANSWERED = ("response", "output", "completion")
 _CLIPS = ("audios", "audio", "sound", "speech", "audio_path", "audio_filepath", "audio_url")
@@ -36,7 +36,7 @@ _REFUSED = {
 }
 _REFUSED_IN_TURNS = ("tool_calls", "function_call", "reasoning_content", "thinking", "images", "videos")
 # What is looked at here and is no field of the record.
-_TAKEN = (*_TURNS, *_CLIPS, *_REFUSED, "system", "system_prompt", "history", "rejected_response", "rejected_messages",
+_TAKEN = (*TURNS, *_CLIPS, *_REFUSED, "system", "system_prompt", "history", "rejected_response", "rejected_messages",
           "rejected_audios", "duration", "response_1", "response_2", "overall_response")  # fmt: skip
 _TURN_TAKEN = (*LOSS_FIELDS, *_CLIPS, *_REFUSED_IN_TURNS, "role", "content", "from", "value", "type", "message_type",
                "duration")  # fmt: skip
@@ -46,7 +46,7 @@ def is_chat(row: dict[str, Any]) -> bool:
     """Whether a row is a chat or a pair, not a record of facts about a clip such as {audio, text}."""
     asked = any(name in row for name in _ASKED)
     answered = any(name in row for name in (*_ANSWERED, "chosen", "overall_response"))
-    return any(name in row for name in _TURNS) or (asked and answered) or isinstance(row.get("chosen"), list)
+    return any(name in row for name in TURNS) or (asked and answered) or isinstance(row.get("chosen"), list)
 
 
 def chat_record(row: dict[str, Any]) -> tuple[dict[str, Any], list[Source]]:
@@ -71,7 +71,7 @@ def chat_record(row: dict[str, Any]) -> tuple[dict[str, Any], list[Source]]:
     turns, pair = _answers(row, turns)
     listed = _listed(row)
     messages, clips = _placed(turns, listed)
-    taken = {*_TAKEN, *(() if any(name in row for name in _TURNS) else (*_ASKED, *_ANSWERED, "input"))}
+    taken = {*_TAKEN, *(() if any(name in row for name in TURNS) else (*_ASKED, *_ANSWERED, "input"))}
     record = with_texts({name: value for name, value in row.items() if name not in taken} | pair)
     record["messages"] = messages
     check_text(record)
@@ -90,12 +90,12 @@ def unknown_fields(record: dict[str, Any]) -> list[str]:
 
 def _asked(row: dict[str, Any]) -> list[dict[str, Any]]:
     """The turns as the row has them, {role, content} each; of a single exchange with its answer, if there is one."""
-    listed = next((row[name] for name in _TURNS if row.get(name)), None)
+    listed = next((row[name] for name in TURNS if row.get(name)), None)
     if listed is None and isinstance(row.get("prompt"), list):
         listed = row["prompt"] + _as_turns(row.get("completion"), "completion")
     if listed is not None:
         return _turns(listed)
-    if any(name in row for name in _TURNS):
+    if any(name in row for name in TURNS):
         return _turns(None)
     turns: list[dict[str, Any]] = []
     for exchange in row.get("history") or []:
