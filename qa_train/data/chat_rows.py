@@ -57,12 +57,12 @@ def chat_record(row: dict[str, Any]) -> tuple[dict[str, Any], list[Source]]:
     Raises:
         BadRecord: the row is no chat, holds what this model cannot learn from, or its clips and marks do not match.
     """
-    if not is_chat(row):
-        rows = "; rows such as {audio, text} are read by: qa-train data import jsonl" if "messages" not in row else ""
-        raise BadRecord(f"no 'messages', it has {', '.join(list(row)[:8]) or 'nothing'}{rows}")
     for name, remedy in _REFUSED.items():
         if row.get(name):
             raise BadRecord(f"it has {name!r}: {remedy}")
+    if not is_chat(row):
+        rows = "; rows such as {audio, text} are read by: qa-train data import jsonl" if "messages" not in row else ""
+        raise BadRecord(f"no 'messages', it has {', '.join(list(row)[:8]) or 'nothing'}{rows}")
     if isinstance(row.get("label"), bool):
         raise BadRecord(f"it has a 'label' of {str(row['label']).lower()}: {_REFUSED['kto_tag']}")
     turns = _asked(row)
