@@ -32,8 +32,8 @@ class _Form:
     skip: bool = False
 
 
-def table_rows(request: Request, name: str) -> Rows:
-    """(line number, row) of a table; a row that does not fit the header is a sentence about it.
+def open_table(request: Request, name: str) -> tuple[tuple[str, ...], Rows]:
+    """The names of a table's columns, and (line number, row); a row that does not fit them is a sentence about it.
 
     ``request.table`` says what the file itself does not tell. Adds to ``request.notes`` when quotes do not pair.
 
@@ -41,11 +41,15 @@ def table_rows(request: Request, name: str) -> Rows:
         ValueError: a file that is empty, or not in its encoding.
     """
     form = _form(request, name)
+    return form.header, _rows(request, name, form)
+
+
+def _rows(request: Request, name: str, form: _Form) -> Rows:
     try:
         for number, cells in _cells(request, name, form):
             if len(cells) != len(form.header):
                 more = "more" if len(cells) > len(form.header) else "fewer"
-                yield number, f"{name}, line {number}: {len(cells)} cells, {more} cells than the header ({form.header})"
+                yield number, f"{name}, line {number}: {len(cells)} cells, {more} cells than the header names"
                 continue
             yield number, dict(zip(form.header, cells, strict=True))
     except (UnicodeDecodeError, csv.Error) as error:

@@ -26,7 +26,7 @@ from data_pipelines.corpora.base import (
     language_code,
     present,
 )
-from data_pipelines.corpora.delimited import table_rows
+from data_pipelines.corpora.delimited import open_table
 from data_pipelines.corpora.fields import mapping, note_untaken, record_of, recording_of, untaken
 from qa_train.data.chat_rows import TURNS, chat_record, is_chat, unknown_fields
 from qa_train.data.interchange import said_of
@@ -55,14 +55,13 @@ def _tables(request: Request) -> Iterator[tuple[str, Path]]:
 def _table(request: Request) -> Found:
     left: Counter[str] = Counter()
     for listed, folder in _tables(request):
-        columns: dict[str, str] | None = None
+        header, found = open_table(request, listed)
+        columns = _columns(request, listed, header)
         bases = (folder, *(Path(path) for path in request.tree.folders), Path())
-        for number, (line, row) in enumerate(table_rows(request, listed), 1):
+        for number, (line, row) in enumerate(found, 1):
             if isinstance(row, str):
                 yield Drop(f"{listed}-{line}", "row that does not fit", row)
                 continue
-            if columns is None:
-                columns = _columns(request, listed, row)
             left.update(name for name in untaken(columns, row) if row[name])
             if row.get(columns.get("split", ""), request.split) != request.split:
                 continue
@@ -82,13 +81,14 @@ def _table(request: Request) -> Found:
     note_untaken(request, left)
 
 
-def _columns(request: Request, listed: str, row: dict[str, str]) -> dict[str, str]:
-    columns = mapping(request.columns, row)
-    if "audio" not in columns:
-        hint = ""
-        if not request.table.header:
-            hint = "; if that is no line of names, give them: header=[audio,text], and delimiter='|' if need be"
-        raise ValueError(f"{listed}: no column of {list(row)} names the audio: say which, columns.audio=COLUMN{hint}")
+def _columns(request: Request, listed: str, header: tuple[str, ...]) -> dict[str, str]:
+    try:
+        columns = mapping(request.columns, header)
+        if "audio" not in columns:
+            raise ValueError(f"no column of {list(header)} names the audio: say which, columns.audio=COLUMN")
+    except ValueError as error:
+        names = "; if its first line is no line of names, give them: header=[audio,text], and delimiter='|' if need be"
+        raise ValueError(f"{listed}: {error}{'' if request.table.header else names}") from error
     return columns
 
 
