@@ -19,6 +19,9 @@ import pyarrow
 from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Recording, Request, present
 from data_pipelines.corpora.fields import AUDIO_COLUMNS, mapping, note_untaken, record_of, untaken
 from data_pipelines.corpora.recordings import block_starts, class_names, rows, schema_of
+from qa_train.data.chat_rows import chat_record, is_chat, unknown_fields
+from qa_train.data.interchange import said_of
+from qa_train.data.records import BadRecord
 
 _NUMBERED = re.compile(r"(.*[a-z])[-_.](\d+)")
 _SPLIT_WORDS = {"train", "validation", "valid", "val", "dev", "test", "eval"}
@@ -142,7 +145,11 @@ def _huggingface(request: Request) -> Found:
     schema = schema_of(files[0])
     audio = audio_column(schema, request.columns.get("audio"))
     others = [name for name in schema.names if name != audio]
-    columns = mapping({name: column for name, column in request.columns.items() if name != "audio"}, others)
+    given = {name: column for name, column in request.columns.items() if name != "audio"}
+    if not given and is_chat(dict.fromkeys(others, "")):
+        yield from _chats(request, files, audio, others)
+        return
+    columns = mapping(given, others)
     columns.pop("audio", None)
     classes = class_names(schema)
     read = sorted({column.split(".")[0] for column in columns.values()})
@@ -156,6 +163,24 @@ def _huggingface(request: Request) -> Found:
             continue
         yield Item(name, (Recording(path, row=number, column=audio),), record)
     note_untaken(request, Counter(dict.fromkeys(untaken(columns, others), position + 1)))
+
+
+def _chats(request: Request, files: Sequence[str], audio: str, others: Sequence[str]) -> Found:
+    """Rows that are chats or pairs, as other tools write them, each about the clip in its column ``audio``."""
+    kept: Counter[str] = Counter()
+    for position, (path, number, row) in enumerate(_all_rows(files, others)):
+        name = f"{position:08d}"
+        try:
+            record, clips = chat_record({**row, "audios": [audio]})
+            if clips != [audio]:
+                raise BadRecord(f"beside the clip in column {audio!r} it names {len(clips) - 1} more")
+        except BadRecord as error:
+            yield Drop(name, "bad row" if error.reason == "bad record" else error.reason, f"{path}[{number}]: {error}")
+            continue
+        kept.update(unknown_fields(record))
+        yield Item(name, (Recording(path, row=number, column=audio),), record)
+    if kept:
+        request.notes.append(said_of(kept))
 
 
 def _voice_assistant(request: Request) -> Found:

@@ -44,9 +44,9 @@ _TURN_TAKEN = (*LOSS_FIELDS, *_CLIPS, *_REFUSED_IN_TURNS, "role", "content", "fr
 
 def is_chat(row: dict[str, Any]) -> bool:
     """Whether a row is a chat or a pair, not a record of facts about a clip such as {audio, text}."""
-    asked = any(name in row for name in _ASKED)
-    answered = any(name in row for name in (*_ANSWERED, "chosen", "overall_response"))
-    return any(name in row for name in TURNS) or (asked and answered) or isinstance(row.get("chosen"), list)
+    said = {name for name, value in row.items() if value is not None}
+    answered = said & {*_ANSWERED, "chosen", "overall_response"}
+    return bool(said & {*TURNS} or (said & {*_ASKED} and answered) or isinstance(row.get("chosen"), list))
 
 
 def chat_record(row: dict[str, Any]) -> tuple[dict[str, Any], list[Source]]:
@@ -57,6 +57,8 @@ def chat_record(row: dict[str, Any]) -> tuple[dict[str, Any], list[Source]]:
     Raises:
         BadRecord: the row is no chat, holds what this model cannot learn from, or its clips and marks do not match.
     """
+    # Tables write null for what a row does not have.
+    row = {name: value for name, value in row.items() if value is not None}
     for name, remedy in _REFUSED.items():
         if row.get(name):
             raise BadRecord(f"it has {name!r}: {remedy}")
@@ -254,7 +256,7 @@ def _placed(turns: list[dict[str, Any]], listed: list[Source]) -> tuple[list[dic
                     (own or waiting).pop(0)
                 clips.append(source)
         text = "".join(part if isinstance(part, str) else PLACEHOLDER for part in parts)
-        made = {name: value for name, value in turn.items() if name not in _TURN_TAKEN}
+        made = {name: value for name, value in turn.items() if name not in _TURN_TAKEN and value is not None}
         learned = turn_loss(turn)
         loss = {} if learned is None or turn["role"] != "assistant" else {"loss": learned}
         messages.append({"role": turn["role"], "content": text} | made | loss)

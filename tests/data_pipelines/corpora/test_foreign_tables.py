@@ -235,6 +235,26 @@ def test_splits_in_parts_are_named_not_mixed(tmp_path: Path) -> None:
     assert files_of(tmp_path / "d", *exact) == ["train.parquet"]
 
 
+def test_chats_of_a_hugging_face_folder(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "<audio>?"}, {"from": "gpt", "value": "Rain."}]
+    asked = [{"type": "audio", "text": None}, {"type": "text", "text": "?"}]
+    typed = [{"role": "user", "content": asked, "loss": None},
+             {"role": "assistant", "content": [{"type": "text", "text": "Rain."}], "loss": False}]  # fmt: skip
+    for number, row in enumerate(({"conversations": turns}, {"messages": typed}, {"query": "?", "response": "Rain."},
+                                  {"messages": typed[:1], "chosen": "Rain.", "rejected": "Snow."})):  # fmt: skip
+        rows = [{"audio": audio_cell("a.wav"), "text": str(i), "channel": "x", **row} for i in range(2)]
+        bad = {"rejected": ["Snow.", "Rain."]} if "chosen" in row else {}
+        rows = [each | {name: values[i] for name, values in bad.items()} for i, each in enumerate(rows)]
+        case = Case("huggingface", "train", {"train.parquet": table_bytes(rows)}, {})
+        report = run(case, tmp_path / str(number), error_budget=0.5)
+        assert (report.made, report.dropped) == ((1, {"identical pair": 1}) if bad else (2, {}))
+        assert any("channel" in note for note in report.notes)
+        (shard,) = (tmp_path / str(number) / "out").glob("*.tar")
+        record = json.loads(load_index(str(shard)).table["meta"][0].as_py())
+        assert record["messages"][0]["content"] == "<audio>?"
+        assert record.get("chosen", record["messages"][-1]["content"]) == "Rain."
+
+
 def test_reports_hold_the_notes(tmp_path: Path) -> None:
     files = {"metadata.csv": "path,sentence,mood_of_day\na.wav,one,x\n", "a.wav": SECONDS}
     report = run(Case("table", "train", files, {}), tmp_path)
