@@ -92,12 +92,12 @@ def _columns(request: Request, listed: str, header: tuple[str, ...]) -> dict[str
     return columns
 
 
-def _part(row: dict[str, Any], columns: dict[str, str]) -> dict[str, float | None]:
+def _part(row: dict[str, Any], columns: dict[str, str]) -> tuple[float, float | None]:
     """``start`` and ``end`` of a row, or NeMo's ``offset`` and ``duration``, as the segment that they cut (seconds)."""
     start, end = row.get(columns.get("start", "offset")), row.get(columns.get("end", ""))
     if end is None and start is not None and row.get("duration") is not None:
         end = float(start) + float(row["duration"])
-    return {"start_s": float(start or 0.0), "end_s": None if end is None else float(end)}
+    return float(start or 0.0), None if end is None else float(end)
 
 
 def _jsonl(request: Request) -> Found:
@@ -123,7 +123,8 @@ def _jsonl(request: Request) -> Found:
                         columns = mapping(request.columns, row)
                         left.update(untaken(columns, row))
                         record = record_of(row, columns)
-                        audio = (place(row[columns["audio"]], *bases, **_part(row, columns)),)
+                        start_s, end_s = _part(row, columns)
+                        audio = (place(row[columns["audio"]], *bases, start_s=start_s, end_s=end_s),)
                 except (ValueError, KeyError, TypeError) as error:
                     reason = getattr(error, "reason", "bad record")
                     yield Drop(name, "bad line" if reason == "bad record" else reason, f"{listed}, {where}: {error}")

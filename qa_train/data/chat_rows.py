@@ -226,7 +226,7 @@ def _compared(row: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, str]
 
 def _listed(values: dict[str, Any]) -> list[Source]:
     """The clips that a row, or a turn, lists beside its texts."""
-    given = next((values[name] for name in _CLIPS if values.get(name) not in (None, [], "")), [])
+    given: Any = next((values[name] for name in _CLIPS if values.get(name) not in (None, [], "")), [])
     found = [source_of(each) for each in (given if isinstance(given, list) else [given])]
     if None in found:
         raise BadRecord("a clip of the list says neither path nor data")
@@ -243,7 +243,8 @@ def _placed(turns: list[dict[str, Any]], listed: list[Source]) -> tuple[list[dic
         own = _listed(turn)
         parts = content_parts(turn["content"])
         # Clips of a turn that its text does not place open it.
-        parts = [Heard()] * (len(own) - sum(isinstance(part, Heard) for part in parts)) + parts if own else parts
+        unplaced = len(own) - sum(isinstance(part, Heard) for part in parts)
+        parts = [*(Heard() for _ in range(unplaced)), *parts]
         if turn["role"] == "assistant" and parts and all(isinstance(part, Heard) or not part.strip() for part in parts):
             raise BadRecord("an answer that is only a recording: this model answers in text")
         for part in parts:
