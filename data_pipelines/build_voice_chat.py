@@ -25,9 +25,9 @@ from data_pipelines.speakable import one_line, unspeakable
 from data_pipelines.speakers import Speaker, SpeakerOptions, open_speaker
 from data_pipelines.split import draw
 from qa_train.config import parse_options
-from qa_train.data.chat_rows import chat_record
-from qa_train.data.json_rows import read_rows
-from qa_train.data.records import BadRecord
+from qa_train.data.text.chat_rows import chat_record
+from qa_train.data.text.json_rows import read_rows
+from qa_train.data.text.records import BadRecord
 
 USAGE = """qa-train data voice-chat path=FILE.jsonl out=FOLDER [key=value ...]
 

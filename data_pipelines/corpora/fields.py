@@ -14,8 +14,8 @@ from typing import Any
 
 from data_pipelines.corpora.base import Recording, Request, language_code, present
 from qa_train.data.clip_files import located
-from qa_train.data.content import source_of
-from qa_train.data.records import BadRecord
+from qa_train.data.text.content import source_of
+from qa_train.data.text.records import BadRecord
 
 # The fields that prompts are built from, and those of chats and pairs.
 LISTS = ("labels", "keywords", "choices")

@@ -25,8 +25,8 @@ from data_pipelines.corpora.base import (
 )  # fmt: skip
 from data_pipelines.corpora.fields import FIELDS, recording_of
 from data_pipelines.corpora.tree import AUDIO
-from qa_train.data.records import BadRecord, parse_record
-from qa_train.data.tar import members
+from qa_train.data.shards.tar import members
+from qa_train.data.text.records import BadRecord, parse_record
 
 
 class _Unreadable(ValueError):

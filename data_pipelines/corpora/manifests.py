@@ -28,10 +28,10 @@ from data_pipelines.corpora.base import (
 )
 from data_pipelines.corpora.delimited import open_table
 from data_pipelines.corpora.fields import mapping, note_untaken, record_of, recording_of, untaken
-from qa_train.data.chat_rows import TURNS, chat_record, is_chat, unknown_fields
-from qa_train.data.interchange import said_of
-from qa_train.data.json_rows import rows
-from qa_train.data.records import BadRecord
+from qa_train.data.text.chat_rows import TURNS, chat_record, is_chat, unknown_fields
+from qa_train.data.text.json_rows import rows
+from qa_train.data.text.records import BadRecord
+from qa_train.data.tools.interchange import said_of
 
 _ANY = {"train": TRAIN, "dev": DEV, "test": TEST}
 

@@ -19,8 +19,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from data_pipelines.corpora.base import Recording
-from qa_train.data.json_rows import array_items
-from qa_train.data.tar import MAX_MEMBER_BYTES, members
+from qa_train.data.shards.tar import MAX_MEMBER_BYTES, members
+from qa_train.data.text.json_rows import array_items
 
 AUDIO = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 # Known containers that libsndfile cannot read; a missing file with one of these beside it is explained.

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import soundfile
 
-from qa_train.data import storage
-from qa_train.data.audio import BadAudio, read_header
-from qa_train.data.content import Source, shown
-from qa_train.data.tar import AUDIO_EXTENSIONS, MAX_MEMBER_BYTES
+from qa_train.data.audio.waveform import BadAudio, read_header
+from qa_train.data.shards import storage
+from qa_train.data.shards.tar import AUDIO_EXTENSIONS, MAX_MEMBER_BYTES
+from qa_train.data.text.content import Source, shown
 
 # libsndfile's names of containers, as extensions of shard members.
 _KINDS = {"FLAC": "flac", "WAV": "wav", "WAVEX": "wav", "OGG": "ogg", "MP3": "mp3", "MPEG": "mp3"}

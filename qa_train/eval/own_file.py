@@ -10,11 +10,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from qa_train.data.json_rows import objects
+from qa_train.data.text.json_rows import objects
 from qa_train.eval.answers import write_atomically
-from qa_train.eval.benchmarks import Benchmark
+from qa_train.eval.benchmarks.table import Benchmark
 from qa_train.eval.questions import Question, part_text, read_questions
-from qa_train.eval.tables import read_predictions
+from qa_train.eval.scores.json_lines import read_predictions
 
 
 @dataclass(frozen=True)

@@ -18,18 +18,18 @@ from typing import Any
 
 import numpy as np
 
-from qa_train.data.audio import BadAudio, audio_tokens, read_clip
-from qa_train.data.chat_rows import chat_record, is_chat
+from qa_train.data.audio.waveform import BadAudio, audio_tokens, read_clip
 from qa_train.data.clip_files import clip_bytes, located
-from qa_train.data.content import Source, shown, source_of, user_message
-from qa_train.data.json_rows import objects
-from qa_train.data.prompts import chat_messages
-from qa_train.data.records import LANGUAGES
-from qa_train.data.remote import RemoteError
-from qa_train.data.sample import Message, Sample, TextPart
-from qa_train.eval.benchmarks import JUDGED, UNSCORED
-from qa_train.eval.judged import NEEDED
-from qa_train.eval.scores import METRICS, WITHOUT_REFERENCE, check_references
+from qa_train.data.shards.remote import RemoteError
+from qa_train.data.text.chat_rows import chat_record, is_chat
+from qa_train.data.text.content import Source, shown, source_of, user_message
+from qa_train.data.text.json_rows import objects
+from qa_train.data.text.prompts import chat_messages
+from qa_train.data.text.records import LANGUAGES
+from qa_train.data.text.sample import Message, Sample, TextPart
+from qa_train.eval.benchmarks.judged import NEEDED
+from qa_train.eval.benchmarks.table import JUDGED, UNSCORED
+from qa_train.eval.scores.task_metrics import METRICS, WITHOUT_REFERENCE, check_references
 
 # Longer clips are failed answers: no benchmark here has any.
 MAX_CLIP_S = 1800.0

@@ -1,7 +1,7 @@
 """OpenAI's chat-completions requests and answers: JSON in, a sample with its waveforms out, and back.
 
 Audio comes as ``input_audio`` parts ({"data": base64, "format": "wav"}), or as data URLs in parts that mean sound
-(``qa_train.data.content``). Nothing is fetched from an address.
+(``qa_train.data.text.content``). Nothing is fetched from an address.
 A setting that would change the answer and is not known here is refused, not ignored.
 """
 
@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from qa_train.data.audio import BadAudio, audio_tokens, read_clip
-from qa_train.data.content import NOT_BASE64, PLACEHOLDER, Heard, content_parts
-from qa_train.data.records import MAX_TEXT_CHARACTERS, BadRecord, check_text
-from qa_train.data.sample import AudioPart, Message, Sample, TextPart
+from qa_train.data.audio.waveform import BadAudio, audio_tokens, read_clip
+from qa_train.data.text.content import NOT_BASE64, PLACEHOLDER, Heard, content_parts
+from qa_train.data.text.records import MAX_TEXT_CHARACTERS, BadRecord, check_text
+from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
 
 FORMATS = ("wav", "flac", "mp3", "ogg", "opus")
 _KNOWN = ("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stream",

@@ -11,16 +11,16 @@ import pytest
 import soundfile
 
 from qa_train.config import DataConfig, SourceConfig
-from qa_train.data import interchange
-from qa_train.data.audio import BadAudio
+from qa_train.data.audio.waveform import BadAudio
 from qa_train.data.batches import open_data
-from qa_train.data.chat_rows import chat_record, unknown_fields
-from qa_train.data.index import build_index, load_index
-from qa_train.data.interchange import jsonl_to_shards, shards_to_jsonl
-from qa_train.data.json_rows import objects, read_rows
-from qa_train.data.prompts import PromptBank, Unqualified
-from qa_train.data.records import BadRecord
-from qa_train.data.template import IGNORE, encode
+from qa_train.data.shards.index import build_index, load_index
+from qa_train.data.text.chat_rows import chat_record, unknown_fields
+from qa_train.data.text.json_rows import objects, read_rows
+from qa_train.data.text.prompts import PromptBank, Unqualified
+from qa_train.data.text.records import BadRecord
+from qa_train.data.text.template import IGNORE, encode
+from qa_train.data.tools import interchange
+from qa_train.data.tools.interchange import jsonl_to_shards, shards_to_jsonl
 from qa_train.eval.questions import read_questions
 from tests.data.conftest import noise
 
@@ -248,7 +248,7 @@ def test_pairs_of_every_tool() -> None:
 
 
 def test_identical_pairs_are_refused_wherever_they_come_in(tmp_path: Path, tokenizer: Any) -> None:
-    from qa_train.data.sidecar import write_index
+    from qa_train.data.shards.sidecar import write_index
 
     rows = [user("?") | {"rejected_response": text} for text in ("Snow.", "Wind.")]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [*rows, user("?") | {"rejected_response": "Rain."}])))

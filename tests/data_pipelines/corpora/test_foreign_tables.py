@@ -14,7 +14,7 @@ from data_pipelines.corpora.delimited import open_table
 from data_pipelines.corpora.fields import mapping, record_of
 from data_pipelines.corpora.tables import table_files
 from data_pipelines.import_report import Report
-from qa_train.data.index import load_index
+from qa_train.data.shards.index import load_index
 from tests.data_pipelines.corpora.made_up import SECONDS, Case, audio_cell, table_bytes, tone
 from tests.data_pipelines.corpora.test_importing import run
 

@@ -1,0 +1,157 @@
+"""Files of chats with their clips, as other fine-tuning tools use them: in and out.
+
+What is read is stated in ``chat_rows`` and ``content``. Written is ms-swift's form: ``messages``, ``audios``,
+``rejected_response``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import crc32c
+
+from qa_train.config import StorageConfig
+from qa_train.data.audio.waveform import BadAudio
+from qa_train.data.clip_files import encoded, located
+from qa_train.data.shards import storage
+from qa_train.data.shards.index import ShardIndex, load_index
+from qa_train.data.shards.remote import RemoteError
+from qa_train.data.shards.writer import ShardWriter
+from qa_train.data.text.chat_rows import chat_record, unknown_fields
+from qa_train.data.text.content import PLACEHOLDER, Source
+from qa_train.data.text.json_rows import objects
+from qa_train.data.text.prompts import CHAT, PromptBank
+from qa_train.data.text.records import BadRecord
+from qa_train.data.text.sample import AudioPart, Sample
+
+Line = tuple[list[dict[str, Any]], list[Path | Source], dict[str, Any]]
+log = logging.getLogger(__name__)
+
+
+def read_jsonl(path: str | Path) -> Iterator[Line]:
+    """Messages, clips and other fields of each row of a file; relative paths start at the file's folder.
+
+    A clip is a local path, an address, or the bytes of its file. Raises ValueError with the row's place when it is not
+    a chat or lists a missing file.
+    """
+    path = Path(path)
+    for _, where, row in objects(path):
+        try:
+            record, sources = chat_record(row)
+            clips = [located(source, path.parent) for source in sources]
+            for clip in clips:
+                if isinstance(clip, Path) and not clip.is_file():
+                    hint = "qa-train data import jsonl counts such lines and goes on"
+                    raise BadRecord(f"audio file {clip} does not exist ({hint})")
+        except ValueError as error:
+            raise ValueError(f"{path}, {where}: {error}") from error
+        extra = {name: value for name, value in record.items() if name != "messages"}
+        yield record["messages"], clips, extra
+
+
+def jsonl_to_shards(jsonl: str | Path, out_pattern: str | Path, **options: Any) -> list[ShardIndex]:
+    """Pack a file of chats (JSONL or a JSON array) and its clips, unchanged, into indexed shards (task: chat).
+
+    ``options`` go to ShardWriter. The key of a record is its count, so it stays unique. Fields that nothing reads are
+    kept, and named once in a warning. Raises ValueError for a row that is no chat, or a clip that cannot be read.
+    """
+    unknown: Counter[str] = Counter()
+    with ShardWriter(out_pattern, **options) as writer:
+        for number, (messages, clips, extra) in enumerate(read_jsonl(jsonl)):
+            record = {**extra, "messages": messages}
+            unknown.update(unknown_fields(record))
+            try:
+                files = [encoded(clip) for clip in clips]
+            except (BadAudio, OSError, RemoteError) as error:
+                raise ValueError(f"{jsonl}, record {number}: {error}") from error
+            kinds = [kind for kind, _ in files]
+            key = f"{Path(jsonl).stem.replace('.', '-')}-{number:08d}"
+            writer.write(key, record, [raw for _, raw in files], extension=kinds)
+    if not writer.indexes:
+        raise ValueError(f"{jsonl} holds no line: expected one chat (messages and audios) on each")
+    if unknown:
+        log.warning("%s: %s", jsonl, said_of(unknown))
+    return writer.indexes
+
+
+def said_of(unknown: Counter[str]) -> str:
+    """One sentence about fields that are kept and not used."""
+    names = ", ".join(f"{name} ({count})" for name, count in unknown.most_common())
+    return f"fields that no task reads are kept in the records: {names}"
+
+
+def shards_to_jsonl(
+    shards: Sequence[str | Path], out: str | Path, *, task: str = CHAT, cfg: StorageConfig | None = None
+) -> int:
+    """Write the records of indexed shards as chats to ``out``, and their clips, unchanged, to ``OUT-audio/``.
+
+    ``task`` gives records without messages a question and an answer (the wording of epoch 0) and is on every line; the
+    other fields are kept. ``cfg`` says how remote shards are read. Returns the number of lines. Raises ValueError for
+    a record that the task cannot use, or a changed shard.
+    """
+    out = Path(out)
+    folder = out.with_name(f"{out.stem}-audio")
+    folder.mkdir(parents=True, exist_ok=True)
+    bank = PromptBank.load()
+    names: set[str] = set()
+    part = out.with_name(out.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        for shard in storage.expand(shards):
+            for row in load_index(shard, cfg).table.to_pylist():
+                record = json.loads(row["meta"])
+                sample = bank.sample(record, task, "chat", row["key"], 0, 0, pair="chosen" in record)
+                audios = [
+                    _save(folder, f"{row['key']}.{name}", raw, names)
+                    for name, raw in zip(row["names"], _clips(shard, row, cfg), strict=True)
+                ]
+                line = _line(record, sample) | {"audios": [f"{folder.name}/{name}" for name in audios]}
+                if task != CHAT:
+                    # `qa-train eval data=` scores by it.
+                    line["task"] = task
+                file.write(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n")
+    part.replace(out)
+    return sum(1 for _ in out.open("rb"))
+
+
+def _line(record: dict[str, Any], sample: Sample) -> dict[str, Any]:
+    """The record with its sample's turns as plain messages; a pair in ms-swift's fields."""
+    messages: list[dict[str, Any]] = [
+        {
+            "role": message.role,
+            "content": "".join(PLACEHOLDER if isinstance(part, AudioPart) else part.text for part in message.content),
+        }
+        | ({} if message.learned is None else {"loss": message.learned})
+        for message in sample.messages
+    ]
+    line = {name: value for name, value in record.items() if name not in ("audios", "chosen", "rejected")}
+    if sample.chosen is not None and sample.rejected is not None:
+        messages.append({"role": "assistant", "content": "".join(part.text for part in sample.chosen)})
+        line["rejected_response"] = "".join(part.text for part in sample.rejected)
+    return line | {"messages": messages}
+
+
+def _clips(shard: str, row: dict[str, Any], cfg: StorageConfig | None) -> Iterator[bytes]:
+    with storage.open_binary(shard, cfg) as file:
+        for offset, size, checksum in zip(row["offsets"], row["sizes"], row["crc32c"], strict=True):
+            file.seek(offset)
+            raw = file.read(size)
+            if crc32c.crc32c(raw) != checksum:
+                raise ValueError(
+                    f"{shard}: the clip of {row['key']} does not match the index; run: qa-train data index"
+                )
+            yield raw
+
+
+def _save(folder: Path, member: str, raw: bytes, names: set[str]) -> str:
+    """Save a clip under a name made of its member's; keys are never used as paths."""
+    name = "".join(char if char.isalnum() or char in "-_." else "_" for char in member).lstrip(".")
+    if name in names:
+        raise ValueError(f"two clips would be saved as {name}: export their shards to different files")
+    names.add(name)
+    (folder / name).write_bytes(raw)
+    return name
