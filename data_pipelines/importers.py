@@ -24,8 +24,9 @@ from omegaconf import MISSING
 
 from data_pipelines import blocklist
 from data_pipelines.blocklist import Blocklist
-from data_pipelines.corpora.base import Corpus, Drop, Found, Item, Recording, Request
+from data_pipelines.corpora.base import Corpus, Drop, Found, Item, Request
 from data_pipelines.corpora.catalogue import corpus_of, table
+from data_pipelines.corpora.recordings import Recording
 from data_pipelines.import_report import Report, Unlisted
 from data_pipelines.import_shard import BAD, DROPPED_SUFFIX, ImportJob, dropped_of, write_entries
 from data_pipelines.make_shards import RECIPE_SUFFIX, Job, make

@@ -132,11 +132,12 @@ def order(words: list[str]) -> int:
     """
     names = set(OrderConfig.__dataclass_fields__)
     own = [word for word in words if word.split("=", 1)[0] in names]
+    from qa_train.data.loader import order_digest
     from qa_train.planner.balance import open_planned
 
     options: OrderConfig = parse_options(OrderConfig, own, "data order")
     cfg = _compose(options.stage, [word for word in words if word not in own])
-    print(open_planned(cfg).order_digest(options.steps, options.world_size, options.num_workers))
+    print(order_digest(open_planned(cfg), options.steps, options.world_size, options.num_workers))
     return 0
 
 

@@ -9,9 +9,8 @@ from qa_train.commands.data import _compose
 from qa_train.data.order.chapter import Lengths
 from qa_train.data.order.packing import Cost
 from qa_train.model import build_model, load_model_config
-from qa_train.model.flops import Shapes, Work, forward_flops, training_flops
+from qa_train.model.flops import Regime, Shapes, Work, forward_flops, training_flops
 from qa_train.planner.balance import cost_of
-from qa_train.planner.estimate import regime_of
 
 CLIPS, TEXTS, SCORED = [40, 250, 700, 0], [30, 12, 90, 400], [20, 5, 40, 300]
 CACHED = ["model.freeze=[encoder]", "data.encoder_cache=cache"]
@@ -45,11 +44,11 @@ def test_costs_are_the_operations_of_the_samples(stage: str, words: list[str], m
     for clip, rows, scored in zip(CLIPS, documents, SCORED, strict=True):
         # Four mel frames are one audio token.
         work = Work([4 * clip] if clip and not cfg.data.encoder_cache else [], rows, scored)
-        flops = training_flops(shapes, work, regime_of(cfg)[0]).total
+        flops = training_flops(shapes, work, Regime.of(cfg.model)).total
         if stage == "dpo" and cfg.dpo.reference == "live":
             flops += forward_flops(shapes, work).total
         if cfg.data.encoder_cache and clip:
-            flops += training_flops(shapes, Work([4 * clip], rows, scored), regime_of(cfg)[0]).projector
+            flops += training_flops(shapes, Work([4 * clip], rows, scored), Regime.of(cfg.model)).projector
         exact.append(flops)
     found = cost_of(cfg, shapes).of(lengths(documents))
     # Three significant digits of every coefficient.
