@@ -32,7 +32,7 @@ from data_pipelines.import_shard import BAD, DROPPED_SUFFIX, ImportJob, dropped_
 from data_pipelines.make_shards import RECIPE_SUFFIX, Job, make
 from qa_train.config import parse_options
 from qa_train.data.shards.index import load_index
-from qa_train.progress import progress
+from qa_train.utils.progress import progress
 
 USAGE = """qa-train data import CORPUS path=FOLDER out=FOLDER [split=SPLIT] [key=value ...]
 qa-train data import --list      every corpus with its licence and splits

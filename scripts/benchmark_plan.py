@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import pyarrow
 
-from qa_train.commands.data import _compose
 from qa_train.config import DataConfig, SourceConfig
+from qa_train.config.compose import compose_stage
 from qa_train.data.batches import Batches, open_data
 from qa_train.data.mixture_report import imbalance
 from qa_train.data.order.batch_plan import Plan
@@ -224,7 +224,7 @@ def balance(budget: int) -> None:
     own."""
     lengths = made_lengths(8192)
     for name, words in MODELS.items():
-        cfg = _compose("pretrain", ["experiment=smoke", "model.dtype=float32", *words])
+        cfg = compose_stage("pretrain", ["experiment=smoke", "model.dtype=float32", *words])
         shapes, regime = Shapes.of(load_model_config(cfg.model)), Regime.of(cfg.model)
         found = {}
         for kind, cost in {"8.4B": Cost(), "own": cost_of(cfg, shapes)}.items():

@@ -24,7 +24,6 @@ from qa_train.model.kernels import use_liger_kernels
 from qa_train.model.lora import plan_adapters
 from qa_train.model.recompute import compile_layers
 from qa_train.planner.balance import cost_of
-from qa_train.progress import progress
 from qa_train.train import checkpoints
 from qa_train.train.checkpoints import write_json
 from qa_train.train.distributed import (
@@ -46,6 +45,7 @@ from qa_train.train.selfcheck import check_ranks, check_storage, require_optimiz
 from qa_train.train.stage import Stage
 from qa_train.train.throughput import UsefulWork
 from qa_train.train.watchdog import Watchdog
+from qa_train.utils.progress import progress
 
 logger = logging.getLogger(__name__)
 Args = TypeVar("Args", bound=TrainingArguments)

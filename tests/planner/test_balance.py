@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qa_train.commands.data import _compose
+from qa_train.config.compose import compose_stage
 from qa_train.data.order.chapter import Lengths
 from qa_train.data.order.packing import Cost
 from qa_train.model import build_model, load_model_config
@@ -36,7 +36,7 @@ def lengths(documents: list[list[int]]) -> Lengths:
 )
 @pytest.mark.parametrize("model", ["nano", "tiny", "qwen2_audio_7b"])
 def test_costs_are_the_operations_of_the_samples(stage: str, words: list[str], model: str) -> None:
-    cfg = _compose(stage, ["experiment=smoke", f"model={model}", "model.dtype=float32", *words])
+    cfg = compose_stage(stage, ["experiment=smoke", f"model={model}", "model.dtype=float32", *words])
     shapes = Shapes.of(load_model_config(cfg.model))
     pair = 2 if stage == "dpo" else 1
     documents = [[clip + text + i for i in range(pair)] for clip, text in zip(CLIPS, TEXTS, strict=True)]
@@ -56,13 +56,13 @@ def test_costs_are_the_operations_of_the_samples(stage: str, words: list[str], m
 
 
 def test_the_default_is_the_released_model() -> None:
-    cfg = _compose("pretrain", ["experiment=smoke", "model=qwen2_audio_7b", "model.dtype=float32"])
+    cfg = compose_stage("pretrain", ["experiment=smoke", "model=qwen2_audio_7b", "model.dtype=float32"])
     assert cost_of(cfg, Shapes.of(load_model_config(cfg.model))) == Cost()
 
 
 @pytest.mark.parametrize("model", ["nano", "tiny", "qwen2_audio_7b", "whisper_large_v3_qwen_7b"])
 def test_shapes_without_the_model_are_the_models(model: str) -> None:
-    cfg = _compose("pretrain", ["experiment=smoke", f"model={model}", "model.dtype=float32"])
+    cfg = compose_stage("pretrain", ["experiment=smoke", f"model={model}", "model.dtype=float32"])
     built, _ = build_model(cfg.model, meta=True)
     assert Shapes.of(load_model_config(cfg.model)) == Shapes.of(built.config)
 
@@ -71,9 +71,9 @@ def test_memory_settings_do_not_change_the_order() -> None:
     """They may change when a run is resumed."""
     words = ["experiment=smoke", "model=nano"]
     plain, other = (
-        _compose("pretrain", [*words, *more])
+        compose_stage("pretrain", [*words, *more])
         for more in ([], ["trainer.gradient_checkpointing.llm=full", "deepspeed=zero2", "trainer.batches_per_step=8"])
     )
     shapes = Shapes.of(load_model_config(plain.model))
     assert cost_of(plain, shapes) == cost_of(other, shapes)
-    assert cost_of(_compose("pretrain", [*words, *CACHED]), shapes) != cost_of(plain, shapes)
+    assert cost_of(compose_stage("pretrain", [*words, *CACHED]), shapes) != cost_of(plain, shapes)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qa_train.commands.data import _compose
+from qa_train.config.compose import compose_stage
 from qa_train.planner.balance import open_planned
 from tests.train.conftest import metrics, run, stage_words, write_shards
 
@@ -25,7 +25,7 @@ NUMBERS = ("loss", "grad_norm", "learning_rate", "supervised_tokens", "audio_s")
 
 def golden_of(stage: str, words: list[str], folder: Path) -> dict[str, Any]:
     """What a finished run of a stage is held to: numbers of its steps, and [source, row, epoch] of its samples."""
-    plan = open_planned(_compose(stage, words)).plan
+    plan = open_planned(compose_stage(stage, words)).plan
     order = [[[ref.source, ref.row, ref.epoch] for ref in plan.batch(k)] for k in range(BATCHES)]
     return {"steps": [{name: step[name] for name in NUMBERS} for step in metrics(folder)], "order": order}
 

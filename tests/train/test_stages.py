@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qa_train.commands.data import _compose
+from qa_train.config.compose import compose_stage
 from qa_train.planner.balance import open_planned
 from qa_train.train import checkpoints
 from tests.train.conftest import ROOT, command, environment, metrics, run
@@ -78,7 +78,7 @@ def test_a_stage_runs_and_explains_itself(stage: str, plain: Callable[[str], Pat
     assert (folder / "config.yaml").is_file()
     assert checkpoints.newest_complete(folder / "checkpoints") == folder / "checkpoints" / "checkpoint-6"
     # Commands that build no model know the same order: data order, plan data and the planner.
-    planned = open_planned(_compose(stage, options(stage, folder))).plan
+    planned = open_planned(compose_stage(stage, options(stage, folder))).plan
     manifest = checkpoints.read_manifest(folder / "checkpoints" / "checkpoint-6")
     assert planned.fingerprint == manifest["plan_fingerprint"]
     screen = (folder / "screen.txt").read_text()
