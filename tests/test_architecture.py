@@ -44,7 +44,8 @@ MAY_IMPORT = {
         "eval": f"{_READS} data model infer report llm eval.scores eval.benchmarks",
         "preferences": "data.audio data.text infer llm eval eval.scores",
         "callbacks": f"{_READS} infer train eval eval.scores",
-        "commands": "config data.shards data.text data data.tools model planner infer llm dashboard doctor eval preferences",
+        "commands": "config data.shards data.text data data.tools model planner infer llm dashboard doctor eval "
+        "preferences",
         "cli": "config data.shards commands dashboard doctor eval export callbacks infer train",
         "data_pipelines": f"{_READS} llm data.tools",
     }.items()

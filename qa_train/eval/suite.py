@@ -146,13 +146,13 @@ def _answerer(options: EvalConfig) -> tuple[Answerer, dict[str, Any]]:
     import os
 
     from qa_train.infer.generate import Generator
-    from qa_train.model import load_model
+    from qa_train.model import load_answering_model
     from qa_train.model.weights import weights_digest
 
     device = options.device
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    model, processor = load_model(str(options.checkpoint), device=device)
+    model, processor = load_answering_model(str(options.checkpoint), device=device)
     generator = Generator(model, processor, batch_size=options.batch_size, token_budget=options.token_budget)
     return generator, {"weights": weights_digest(model)}
 

@@ -25,6 +25,7 @@ from qa_train.model.lora import plan_adapters
 from qa_train.model.recompute import compile_layers
 from qa_train.planner.balance import cost_of
 from qa_train.train import checkpoints
+from qa_train.train.arithmetic import settle
 from qa_train.train.checkpoints import write_json
 from qa_train.train.distributed import (
     accumulation_steps,
@@ -75,6 +76,7 @@ def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
     Must be called before the model is loaded: under ZeRO-3 the arguments decide how it is partitioned.
     """
     require_optimizer(cfg.trainer.optim)
+    settle(cfg)
     options = {k: v for k, v in asdict(cfg.trainer).items() if k not in _OWN_FIELDS}
     on_cpu = not torch.cuda.is_available()
     name_accelerator()
