@@ -242,7 +242,7 @@ def sample_pairs(quick: Quickstart) -> None:
     from qa_train.eval.eval_sets import EvalSet
     from qa_train.infer.generate import Generator
     from qa_train.model import load_model
-    from qa_train.pairs import sampled_pairs
+    from qa_train.preferences.draw import sampled_pairs
 
     model, processor = load_model(quick.checkpoint("sft"))
     generator = Generator(model, processor, batch_size=64, token_budget=32768)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qa_train.config import StorageConfig
-from qa_train.doctor import Finding, note, ok, problem
+from qa_train.doctor.finding import Finding, note, ok, problem
 
 # A safetensors file begins with the length of its JSON header, eight bytes.
 _HEADER = struct.Struct("<Q")

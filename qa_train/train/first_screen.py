@@ -6,22 +6,20 @@ import time
 from collections import Counter
 from statistics import median
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import PartialState
 
 from qa_train.config import ModelConfig
 from qa_train.data.mixture_report import realised
-from qa_train.model.flops import Shapes, forward_flops, training_flops
-from qa_train.planner.estimate import MFU, regime_of
+from qa_train.model.flops import Regime, Shapes, forward_flops, training_flops
+from qa_train.planner.estimate import MFU
 from qa_train.planner.work import LOOK, from_realised
 from qa_train.train import checkpoints
 from qa_train.train.groups import part_of
 from qa_train.train.guards import read_tail
-
-if TYPE_CHECKING:
-    from qa_train.train.common import Stage
+from qa_train.train.stage import Stage
 
 # A CPU's training step runs at about this share of its matrix products' rate at useful sizes (docs/benchmarks.md: 75 to
 # 90 %; the quickstart's pretraining step: 0.84 s by this, 0.8 s measured alone on the machine). Less in tiny models.
@@ -98,7 +96,7 @@ def expected_time(stage: Stage, ahead: dict[str, Any], lengths: list[Any], world
         return f"{_duration(left * step_s)} for {left:,} steps ({step_s:.2g} s each, as before the restart)"
     load = from_realised(stage.cfg, ahead, lengths)
     shapes = Shapes.of(stage.model.config)
-    regime, _, _ = regime_of(stage.cfg)
+    regime = Regime.of(stage.cfg.model)
     operations = training_flops(shapes, load.work, regime).total
     if stage.cfg.stage == "dpo" and stage.cfg.dpo.reference == "live":
         operations += forward_flops(shapes, load.work).total
