@@ -27,18 +27,20 @@ from qa_train.progress import duration
 # How many of the probe's units each part of the full recipe takes: from the run in docs/benchmarks.md ("Quickstart"),
 # by --calibrate. Parts that are mostly Python (data, export ...) are measured in answers.
 COSTS: dict[str, dict[str, float]] = {
-    "data": {"answer": 60.0},
-    "untrained model": {"answer": 7.0},
-    "evaluate before": {"answer": 105.0},
-    "pretrain": {"step": 560.0, "encoder": 37140.0},
-    "evaluate pretrain": {"answer": 48.0},
-    "sft": {"step": 430.0, "answer": 75.0},
-    "evaluate sft": {"answer": 43.0},
-    "preference pairs": {"answer": 105.0},
-    "dpo": {"step": 110.0, "answer": 70.0},
-    "evaluate dpo": {"answer": 160.0},
-    "export": {"answer": 12.0},
+    "data": {"answer": 170.0},
+    "untrained model": {"answer": 20.0},
+    "evaluate before": {"answer": 300.0},
+    "pretrain": {"step": 500.0, "encoder": 18600.0, "answer": 100.0},
+    "evaluate pretrain": {"answer": 140.0},
+    "sft": {"step": 355.0, "answer": 200.0},
+    "evaluate sft": {"answer": 130.0},
+    "preference pairs": {"answer": 300.0},
+    "dpo": {"step": 85.0, "answer": 250.0},
+    "evaluate dpo": {"answer": 460.0},
+    "export": {"answer": 30.0},
 }
+# The processes of that run.
+FULL_PROCESSES = 2
 # A machine that takes longer is offered the short recipe; one that takes much longer must be told to go on.
 OFFER_S, ASK_S = 40 * 60, 60 * 60
 _PROBE_AUDIO_S = 16
@@ -97,6 +99,7 @@ def probe() -> dict[str, Any]:
         betas=(options.adam_beta1, options.adam_beta2),
         epsilon=options.adam_epsilon,
         weight_decay=options.weight_decay,
+        dtype=torch.bfloat16 if bf16 else torch.float32,
     )
     batch = _batch(model, processor)
     waves = list(np.random.default_rng(0).normal(0, 0.1, (4, _PROBE_AUDIO_S * 4000)).astype(np.float32))
@@ -120,7 +123,8 @@ def probe() -> dict[str, Any]:
     wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
     return {
         "encoder": encoder / _PROBE_AUDIO_S,
-        "step": batch_s * _STEP_TOKENS / _PROBE_TOKENS + update,
+        # The processes share Muon's matrices out; this one did all of them.
+        "step": batch_s * _STEP_TOKENS / _PROBE_TOKENS + update / FULL_PROCESSES,
         "answer": answered,
         "busy": max(1.0, wall / max(cpu, 1e-9)),
         "arithmetic": "bfloat16" if bf16 else "float32",
@@ -149,9 +153,9 @@ def _seconds(work: Callable[[], Any]) -> float:
     return best
 
 
-def expected(found: Probe, recipe: Recipe, processes: int, *, full: int = 2) -> dict[str, float]:
-    """Seconds of each part of a recipe. ``full``: the processes that COSTS was measured with."""
-    slower = found.busy * full / processes
+def expected(found: Probe, recipe: Recipe, processes: int) -> dict[str, float]:
+    """Seconds of each part of a recipe."""
+    slower = found.busy * FULL_PROCESSES / processes
     return {
         part: slower * sum(n * getattr(found, unit) * recipe.share(part, unit) for unit, n in COSTS[part].items())
         for part in PARTS
