@@ -276,7 +276,9 @@ def save_untrained(quick: Quickstart) -> None:
 
     from qa_train.config import config_dir, register, to_stage_config
     from qa_train.model import build_model
+    from qa_train.train.distributed import name_accelerator
 
+    name_accelerator()
     register()
     with initialize_config_dir(version_base="1.3", config_dir=str(config_dir().resolve())):
         raw = compose("pretrain", ["experiment=quickstart_pretrain", "run.dir=unused"])

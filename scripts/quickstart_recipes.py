@@ -24,6 +24,8 @@ PARTS = (
 )
 # Sentences, texts of the recordings' words, spoken questions and notes of the full recipe's data.
 SIZES = {"num_sentences": 8000, "num_domain": 2400, "num_questions": 2000, "num_notes": 1000}
+# Clips of the data that every recipe has: the recordings' texts again, pairs, held-out ones.
+FIXED_CLIPS = 5600
 # Items of an evaluation set of the full recipe, on average.
 ITEMS = 82
 PAIR_CLIPS = 500
@@ -55,7 +57,7 @@ class Recipe:
         if unit == "step":
             return self.steps[part] / settings(part)["max_steps"] if part in self.steps else 1.0
         if part == "data" or unit == "encoder":
-            return sum((SIZES | self.sizes).values()) / sum(SIZES.values())
+            return (FIXED_CLIPS + sum((SIZES | self.sizes).values())) / (FIXED_CLIPS + sum(SIZES.values()))
         if part == "preference pairs":
             return self.pair_clips / PAIR_CLIPS
         return min(1.0, (self.items or ITEMS) / ITEMS) if part.startswith("evaluate") else 1.0

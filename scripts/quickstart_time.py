@@ -184,7 +184,9 @@ class Clock:
     def _factor(self, part: str) -> float:
         took = {name: s for name, s in self._took.items() if ("step" in COSTS[name]) == ("step" in COSTS[part])}
         took = took or self._took
-        return sum(took.values()) / sum(self.plan[name] for name in took) if took else 1.0
+        # Short parts say little: the plan keeps the weight of a tenth of it.
+        weight = 0.1 * sum(self.plan.values())
+        return (sum(took.values()) + weight) / (sum(self.plan[name] for name in took) + weight)
 
     def table(self) -> str:
         """The parts with their times, one line each."""
