@@ -1,0 +1,204 @@
+"""Audio bytes to 16 kHz waveforms and 30-second segments, and how many frames and tokens these give.
+
+The frames themselves are in ``qa_train.data.audio.mel``, so that reading audio needs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import soxr
+
+from qa_train.data.audio.containers import CONVERT, damaged
+from qa_train.data.audio.containers import BadAudio as BadAudio
+from qa_train.data.audio.formats import examine
+from qa_train.data.audio.media import MediaSound
+from qa_train.data.audio.sound import Sound, open_sound
+
+SAMPLE_RATE = 16_000
+HOP = 160
+N_FFT = 400
+SEGMENT_FRAMES = 3000
+SEGMENT_SAMPLES = SEGMENT_FRAMES * HOP
+# The last window of a long clip borrows from the one before it rather than be shorter than this:
+# fewer than 3 mel frames give no audio token at all.
+MIN_SEGMENT_SAMPLES = 1600
+# Below 3 mel frames the encoder's two halvings leave nothing.
+MIN_CLIP_SAMPLES = 2 * HOP + 1
+MAX_CHANNELS = 8
+MAX_SAMPLE_RATE = 192_000
+# No single clip may be longer: it bounds what a header can make the indexer decode.
+MAX_CLIP_S = 24 * 3600.0
+
+
+def resampled_length(num_samples: int, sample_rate: int) -> int:
+    """Length after resampling to 16 kHz: the nearest integer, halves up (what soxr returns)."""
+    return (2 * num_samples * SAMPLE_RATE + sample_rate) // (2 * sample_rate)
+
+
+def read_header(source: bytes | str | Path) -> tuple[int, int]:
+    """Samples (per channel) and rate of a file: the true number. What libsndfile reads needs no decoding for it.
+
+    Raises BadAudio when the file is none of sound, was cut as far as its structure shows, or makes no sense.
+    """
+    with open_sound(source) as sound:
+        _check_header(sound)
+        if sound.frames is not None:
+            return sound.frames, sound.rate
+        limit = _limit(sound, MAX_CLIP_S)
+        count = sum(len(block) for block in sound.blocks(limit))
+        _check_decoded(sound, count, limit, MAX_CLIP_S)
+        return count, sound.rate
+
+
+def read_clip(source: bytes | str | Path, *, max_duration_s: float = 600.0) -> np.ndarray:
+    """Decode one clip to float32 mono at 16 kHz, shape [n].
+
+    The read is bounded by ``max_duration_s``, and memory by what was decoded, whatever the header claims: an hour of
+    silence fits in a megabyte of FLAC. Raises BadAudio when the clip is unreadable, empty, too long, not finite, or
+    holds another number of samples than its header says.
+    """
+    with open_sound(source) as sound:
+        _check_header(sound)
+        limit = _limit(sound, max_duration_s)
+        blocks = list(_mono_blocks(sound, limit))
+        mono = blocks[0] if len(blocks) == 1 else np.concatenate([np.empty(0, np.float32), *blocks])
+        _check_decoded(sound, len(mono), limit, max_duration_s)
+    if not np.isfinite(mono).all():
+        raise BadAudio("it contains NaN or infinite samples")
+    return resample(np.ascontiguousarray(mono), sound.rate)
+
+
+def read_frames(source: bytes | str | Path, start: int, stop: int) -> np.ndarray:
+    """Samples ``start`` to ``stop`` of every channel at the file's own rate, float32 [n, channels].
+
+    Raises BadAudio when the decoder stops, or fewer are there than the header says.
+    """
+    with open_sound(source) as sound:
+        _check_header(sound)
+        skip = 0 if isinstance(sound, Sound) and sound.seek(start) else start
+        blocks = [np.empty((0, sound.channels), np.float32)]
+        for block in sound.blocks(skip + stop - start):
+            block, skip = block[skip:], max(0, skip - len(block))
+            blocks.append(block.reshape(len(block), -1))
+    found = np.concatenate(blocks)
+    if len(found) < stop - start:
+        raise BadAudio(f"its samples {start} to {stop} are {len(found)}: damaged or cut")
+    return found
+
+
+def describe(source: bytes | str | Path) -> str:
+    """Format, rate and channels in words. Raises BadAudio as ``read_header``."""
+    with open_sound(source) as sound:
+        return f"{sound.kind}, {sound.rate} Hz, {sound.channels} channels"
+
+
+def stored_kind(raw: bytes) -> str:
+    """The extension under which shards keep this file, by its content ("flac", "m4a"). Raises BadAudio."""
+    return examine(raw).kind
+
+
+def decoded_length(source: bytes | str | Path, *, max_duration_s: float = MAX_CLIP_S) -> int:
+    """Samples at 16 kHz of a clip, decoded to its end block by block: the checks of ``read_clip`` in little memory."""
+    with open_sound(source) as sound:
+        _check_header(sound)
+        limit = _limit(sound, max_duration_s)
+        count = 0
+        for block in _mono_blocks(sound, limit):
+            count += len(block)
+            if not np.isfinite(block).all():
+                raise BadAudio("it contains NaN or infinite samples")
+        _check_decoded(sound, count, limit, max_duration_s)
+        return resampled_length(count, sound.rate)
+
+
+def resample(wave: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Resample a mono float32 waveform to 16 kHz (soxr HQ), exactly ``resampled_length`` samples."""
+    if sample_rate == SAMPLE_RATE:
+        return wave
+    expected = resampled_length(len(wave), sample_rate)
+    out = np.asarray(soxr.resample(wave, sample_rate, SAMPLE_RATE), dtype=np.float32)
+    # soxr agrees to the sample except for clips of a few samples.
+    return np.pad(out, (0, max(0, expected - len(out))))[:expected]
+
+
+def segment_samples(num_samples: int) -> list[int]:
+    """Lengths of the windows of at most 30 s that cover a clip; they sum to ``num_samples``."""
+    full, rest = divmod(num_samples, SEGMENT_SAMPLES)
+    lengths = [SEGMENT_SAMPLES] * full + ([rest] if rest else [])
+    if full and 0 < rest < MIN_SEGMENT_SAMPLES:
+        lengths[-2:] = [SEGMENT_SAMPLES - MIN_SEGMENT_SAMPLES, rest + MIN_SEGMENT_SAMPLES]
+    return lengths
+
+
+def segments(wave: np.ndarray) -> list[np.ndarray]:
+    """The clip in windows of at most 30 s, nothing lost and nothing shared."""
+    ends = np.cumsum(segment_samples(len(wave)))
+    return [part for part in np.split(wave, ends[:-1]) if len(part)]
+
+
+def mel_frames(num_samples: int) -> int:
+    """Real mel frames of a segment: every frame whose centre lies inside it, the last part of a hop included.
+
+    That is how many ``WhisperFeatureExtractor`` marks in its attention mask (every 160th sample of the mask).
+    """
+    return -(-num_samples // HOP)
+
+
+def frame_tokens(num_frames: int) -> int:
+    """Audio tokens of ``L`` mel frames: a stride-2 convolution, then pooling by two."""
+    return ((num_frames - 1) // 2 + 1 - 2) // 2 + 1
+
+
+def audio_tokens(num_samples: int) -> int:
+    """Audio tokens (40 ms each) of a clip of ``num_samples`` at 16 kHz, over all its segments."""
+    if num_samples < MIN_CLIP_SAMPLES:
+        raise BadAudio(f"{num_samples} samples at 16 kHz: at least {MIN_CLIP_SAMPLES} give one audio token")
+    return sum(frame_tokens(mel_frames(length)) for length in segment_samples(num_samples))
+
+
+def tail_frames(num_frames: int) -> int:
+    """Extra mel frames after the real ones that the convolutions look at: two, within 30 s."""
+    return min(2, SEGMENT_FRAMES - num_frames)
+
+
+def _limit(sound: Sound | MediaSound, max_duration_s: float) -> int:
+    """One sample more than may be read; BadAudio when the header already says more."""
+    limit = int(max_duration_s * sound.rate) + 1
+    if sound.frames is not None and sound.frames >= limit:
+        raise BadAudio(_too_long(max_duration_s))
+    return limit
+
+
+def _mono_blocks(sound: Sound | MediaSound, limit: int) -> Iterator[np.ndarray]:
+    """The channels' mean, float32 [n], a block at a time, at most ``limit`` samples in all."""
+    for block in sound.blocks(limit):
+        yield block if block.ndim == 1 else block.mean(axis=1)
+
+
+def _check_decoded(sound: Sound | MediaSound, count: int, limit: int, max_duration_s: float) -> None:
+    if count >= limit:
+        raise BadAudio(_too_long(max_duration_s))
+    if count == 0:
+        raise BadAudio("it holds no samples")
+    if sound.frames is not None and count != sound.frames:
+        raise damaged(sound.container.name, f"it decodes to {count} samples, its header says {sound.frames}")
+
+
+def _too_long(max_duration_s: float) -> str:
+    return f"longer than max_duration_s={max_duration_s:g}; cut it, or raise the limit"
+
+
+def _check_header(sound: Sound | MediaSound) -> None:
+    name = sound.container.name
+    if not 1 <= sound.channels <= MAX_CHANNELS:
+        raise BadAudio(
+            f"{name}: {sound.channels} channels; at most {MAX_CHANNELS} are accepted; "
+            "take one: ffmpeg -i IN -af pan=mono|c0=c0 OUT.flac"
+        )
+    if not 1000 <= sound.rate <= MAX_SAMPLE_RATE:
+        raise BadAudio(f"{name}: {sound.rate} Hz; expected 1000 to {MAX_SAMPLE_RATE}: ffmpeg -i IN -ar 16000 OUT.flac")
+    if sound.frames is not None and not 0 < sound.frames < 2**40:
+        raise BadAudio(f"{name}: its header says {sound.frames} samples: empty, or of unknown length; {CONVERT}")
