@@ -27,6 +27,7 @@ FORBIDDEN = {
 OWNERS = {
     "wandb": {"qa_train/train/metrics.py"},
     "hydra": {"qa_train/config/compose.py", "qa_train/cli.py", "qa_train/commands/data.py"},
+    "av": {"qa_train/data/audio/media.py"},
     "deepspeed": {"qa_train/train/distributed.py"},
 }
 

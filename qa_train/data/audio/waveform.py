@@ -82,7 +82,7 @@ def read_frames(source: bytes | str | Path, start: int, stop: int) -> np.ndarray
         blocks = [np.empty((0, sound.channels), np.float32)]
         for block in sound.blocks(skip + stop - start):
             block, skip = block[skip:], max(0, skip - len(block))
-            blocks.append(block.reshape(len(block), -1))
+            blocks.append(block.reshape(len(block), sound.channels))
     found = np.concatenate(blocks)
     if len(found) < stop - start:
         raise BadAudio(f"its samples {start} to {stop} are {len(found)}: damaged or cut")

@@ -15,11 +15,12 @@ from typing import IO
 from qa_train.data.audio.formats import other_file
 
 AUDIO_EXTENSIONS = ("flac", "wav", "ogg", "opus", "mp3")
-# Audio as well, though shards are not written so: read by libsndfile, decoded by the extra ``media``, or refused by
-# name. Beside a clip of the first kind they are not the record's audio (a video beside its sound).
-OTHER_AUDIO_EXTENSIONS = ("oga", "aif", "aiff", "aifc", "au", "caf", "w64", "sph", "spx", "mp2", "m4a", "m4b", "mp4",
-                          "mov", "3gp", "aac", "webm", "mka", "mkv", "weba", "wma", "amr", "ac3", "voc", "ape", "wv",
-                          "tta", "avi", "flv")  # fmt: skip
+# What libsndfile does not read: decoded by the extra ``media``, or refused by name.
+MEDIA_EXTENSIONS = ("m4a", "m4b", "mp4", "mov", "3gp", "aac", "webm", "weba", "mka", "mkv", "wma", "spx", "amr", "ac3",
+                    "voc", "ape", "wv", "tta", "avi", "flv")  # fmt: skip
+# Read though shards are not written so. Beside a clip of the first kind they are not the record's audio (a video
+# beside its sound).
+OTHER_AUDIO_EXTENSIONS = ("oga", "aif", "aiff", "aifc", "au", "caf", "w64", "sph", "mp2", *MEDIA_EXTENSIONS)
 TEXT_EXTENSIONS = ("json", "txt")
 MAX_MEMBER_BYTES = 1 << 29
 MAX_MEMBERS = 500_000
