@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-import soundfile
 
-from qa_train.data.audio.waveform import MIN_CLIP_SAMPLES, BadAudio, read_clip, read_header, resample
-from qa_train.data.shards.tar import MAX_MEMBER_BYTES
+from qa_train.data.audio.waveform import MIN_CLIP_SAMPLES, BadAudio, read_clip, read_frames, read_header, resample
+from qa_train.data.shards.tar import MAX_MEMBER_BYTES, OTHER_AUDIO_EXTENSIONS
 
-# Known containers that libsndfile cannot read; a missing file with one of these beside it is explained.
-OTHER_AUDIO = (".m4a", ".mp4", ".aac", ".webm", ".mkv", ".avi")
+# Taken where no other kind lies beside them (a video beside its sound).
+OTHER_AUDIO = tuple(f".{kind}" for kind in OTHER_AUDIO_EXTENSIONS)
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,6 @@ def source_of(place: Recording) -> bytes | Path:
     path = Path(place.path)
     if not path.is_file():
         raise MissingAudio(f"{path} does not exist{_other(path)}")
-    if path.suffix.lower() in OTHER_AUDIO:
-        raise BadAudio(f"{path}: libsndfile does not read {path.suffix}{_other(path)}")
     return path
 
 
@@ -142,13 +139,9 @@ def _segment(source: bytes | Path, place: Recording, max_duration_s: float) -> n
     if (min(end, frames) - start) / rate > max_duration_s:
         raise TooLong(f"{place.name}: a segment of {(end - start) / rate:.1f} s")
     try:
-        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as file:
-            file.seek(start)
-            wave = file.read(min(end, frames) - start, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
-        raise BadAudio(f"{place.name}: the decoder stopped: {error}") from error
-    if len(wave) < min(end, frames) - start:
-        raise BadAudio(f"{place.name}: the segment holds {len(wave)} of {end - start} samples: damaged or cut")
+        wave = read_frames(source, start, min(end, frames))
+    except BadAudio as error:
+        raise BadAudio(f"{place.name}: {error}") from error
     if place.channel is not None and place.channel >= wave.shape[1]:
         raise BadAudio(f"{place.name}: channel {place.channel} of {wave.shape[1]}")
     mono = wave.mean(axis=1) if place.channel is None else wave[:, place.channel]

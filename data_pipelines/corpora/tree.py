@@ -18,9 +18,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from data_pipelines.corpora.recordings import OTHER_AUDIO, Recording, open_zip, zip_member
-from qa_train.data.shards.tar import members
+from qa_train.data.shards.tar import AUDIO_EXTENSIONS, members
 
-AUDIO = (".flac", ".wav", ".ogg", ".opus", ".mp3")
+AUDIO = tuple(f".{kind}" for kind in AUDIO_EXTENSIONS)
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
@@ -115,8 +115,12 @@ class Tree:
         return None
 
     def audio_names(self, within: str = "") -> Iterator[str]:
-        """All audio files whose path holds ``within``, sorted."""
-        return (name for name in self.names if name.lower().endswith(AUDIO) and within in name)
+        """All audio files whose path holds ``within``, sorted; a video only where no sound lies beside it."""
+        plain = {name.rpartition(".")[0] for name in self.names if name.lower().endswith(AUDIO)}
+        for name in self.names:
+            other = name.lower().endswith(OTHER_AUDIO) and name.rpartition(".")[0] not in plain
+            if within in name and (other or name.lower().endswith(AUDIO)):
+                yield name
 
     def recording(self, name: str, start_s: float = 0.0, end_s: float | None = None) -> Recording:
         """The file ``name``, or a segment of it; whether it exists is seen when it is read."""
