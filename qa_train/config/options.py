@@ -46,6 +46,10 @@ class EvalConfig:
 
     # Who answers: a run folder (the run.dir of a training), one of its checkpoints, a Hugging Face folder or a hub id.
     checkpoint: str | None = None
+    # Compare the checkpoint's files with the checksums in its manifest, if it has one.
+    verify: bool = True
+    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
+    allow_missing: list[str] = field(default_factory=list)
     # What is asked: a JSONL file of questions (docs/evaluate.md) ...
     data: str | None = None
     # ... or benchmarks: names, suites (qwen2_audio) and YAML files of your own, e.g. benchmarks=[voicebench,my.yaml].
@@ -87,6 +91,10 @@ class ChatConfig:
 
     # A run folder (the run.dir of a training), one of its checkpoints, a Hugging Face folder or a hub id.
     checkpoint: str = MISSING
+    # Compare the checkpoint's files with the checksums in its manifest, if it has one.
+    verify: bool = True
+    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
+    allow_missing: list[str] = field(default_factory=list)
     # One file, or a list: audio=[a.wav,b.wav].
     audio: Any = None
     # What is asked about it; without it a conversation opens.
@@ -107,6 +115,10 @@ class ServeConfig:
 
     # One checkpoint, a list [A,B], or names for them {first: A, second: B}: clients choose by "model".
     checkpoint: Any = MISSING
+    # Compare the checkpoint's files with the checksums in its manifest, if it has one.
+    verify: bool = True
+    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
+    allow_missing: list[str] = field(default_factory=list)
     # 127.0.0.1: this machine only. There is no login: think before opening it to others.
     host: str = "127.0.0.1"
     # 0: any free port; the first line printed says which.
@@ -136,6 +148,10 @@ class PairsConfig:
 
     # A run folder (the run.dir of a training), one of its checkpoints, a Hugging Face folder or a hub id.
     checkpoint: str = MISSING
+    # Compare the checkpoint's files with the checksums in its manifest, if it has one.
+    verify: bool = True
+    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
+    allow_missing: list[str] = field(default_factory=list)
     # Indexed shards of training clips: a path, a pattern, or a list.
     shards: Any = MISSING
     # Only records with these values, e.g. where.language=en.
@@ -208,6 +224,10 @@ class ExportConfig:
 
     # A run folder (the run.dir of a training), one of its checkpoints, a Hugging Face folder or a hub id.
     checkpoint: str = MISSING
+    # Compare the checkpoint's files with the checksums in its manifest, if it has one.
+    verify: bool = True
+    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
+    allow_missing: list[str] = field(default_factory=list)
     # The folder to write; it must be new or empty.
     out: str = MISSING
     # For the model card: the folder of a qa-train eval of this checkpoint, or a quickstart's results.json.

@@ -46,6 +46,7 @@ _CARRIED = (
     "optim",
 )
 _FREE_KEYS = {
+    "model": ("verify",),
     "data": ("num_workers", "encoder_cache", "error_budget"),
     "trainer": tuple(f.name for f in fields(TrainerConfig) if f.name not in (*_CARRIED, "batches_per_step")),
 }
