@@ -6,7 +6,7 @@ import re
 
 from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Request, gender_of, present, stem
 from data_pipelines.corpora.tree import Tree
-from qa_train.data.records import parse_record
+from qa_train.data.text.records import parse_record
 
 
 def _demographics(tree: Tree) -> dict[str, dict[str, str]]:

@@ -24,8 +24,8 @@ from data_pipelines.corpora.base import (
 )  # fmt: skip
 from data_pipelines.corpora.fields import FIELDS, local_path
 from data_pipelines.corpora.tree import AUDIO
-from qa_train.data.records import parse_record
-from qa_train.data.tar import members
+from qa_train.data.shards.tar import members
+from qa_train.data.text.records import parse_record
 
 
 class _Unreadable(ValueError):

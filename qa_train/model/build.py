@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -29,12 +30,14 @@ from qa_train.model.loading import (
     read_tokenizer,
 )
 from qa_train.model.lora import apply_adapters, has_adapters, merge_adapters, place_adapters, read_base
+from qa_train.model.precision import compute_dtype
+from qa_train.model.pretrained import EncoderSource, LanguageModelSource, open_encoder, open_llm
 from qa_train.model.sharded import made_once, shards_weights, whole_weights
-from qa_train.model.sources import EncoderSource, LanguageModelSource, open_encoder, open_llm
 from qa_train.model.tokenizers import AUDIO, END_OF_TEXT, TURN_END, load_tokenizer, token_id
 from qa_train.model.unpadded import UnpaddedQwen2AudioForConditionalGeneration
 from qa_train.model.weights import ADAPTER, adapter_state, check_finite, freeze, match, model_name, weight_files
 
+logger = logging.getLogger(__name__)
 Model = UnpaddedQwen2AudioForConditionalGeneration
 
 _TYPES = ("qwen2_audio",)
@@ -143,6 +146,28 @@ def load_model(
         model.generation_config = _generation_config(processor.tokenizer)
     model.to(device)  # type: ignore[arg-type]
     return model.eval(), processor
+
+
+def load_answering_model(
+    source: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    verify: bool = True,
+    allow_missing: Iterable[str] = (),
+) -> tuple[Model, Qwen2AudioProcessor]:
+    """As `load_model`, in the arithmetic that ``device`` computes fast: weights stored in half precision become float32
+    on a CPU without bfloat16 instructions, at twice the memory."""
+    model, processor = load_model(source, device=device, verify=verify, allow_missing=allow_missing)
+    dtype = compute_dtype(model.dtype, device)
+    if dtype != model.dtype:
+        logger.warning(
+            "%s is stored in %s, which is slow on this device: loaded in %s, with twice the memory",
+            source,
+            model.dtype,
+            dtype,
+        )
+        model.to(dtype)
+    return model, processor
 
 
 def load_adapted(folder: str | Path, *, verify: bool = True) -> tuple[Any, Qwen2AudioProcessor]:

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from qa_train.eval.labels import (
+from qa_train.eval.scores.labels import (
     airbench_letter,
     average_precision,
     chosen_option,
@@ -16,9 +16,9 @@ from qa_train.eval.labels import (
     split_labels,
     tokens_match,
 )
-from qa_train.eval.prediction import Prediction
-from qa_train.eval.scores import score
-from qa_train.eval.voicebench import refuses
+from qa_train.eval.scores.prediction import Prediction
+from qa_train.eval.scores.task_metrics import score
+from qa_train.eval.scores.voicebench import refuses
 
 OPTIONS = ("guitar", "bass guitar", "A dog", "Piano")
 

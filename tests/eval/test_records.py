@@ -10,9 +10,9 @@ import pytest
 import soundfile
 from fake_model import FakeModel, processor, tone
 
-from qa_train.data.prompts import PromptBank
-from qa_train.data.shards import ShardWriter
-from qa_train.eval.records import EvalSet, evaluate_shards, record_questions
+from qa_train.data.shards.writer import ShardWriter
+from qa_train.data.text.prompts import PromptBank
+from qa_train.eval.eval_sets import EvalSet, evaluate_shards, record_questions
 
 
 @pytest.fixture(scope="module")
