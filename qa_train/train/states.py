@@ -56,7 +56,7 @@ _ERRORS = (
 def plain_states_only() -> None:
     """From now on `torch.load` makes only tensors, plain values and `_CLASSES`, in this process and its children.
 
-    It holds for calls that say ``weights_only=False``, as DeepSpeed's do.
+    It also holds for calls that ask for everything, as DeepSpeed's do.
     """
     os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
