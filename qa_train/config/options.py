@@ -46,10 +46,6 @@ class EvalConfig:
 
     # Who answers: a run folder (the run.dir of a training), one of its checkpoints, a Hugging Face folder or a hub id.
     checkpoint: str | None = None
-    # Compare the checkpoint's files with the checksums in its manifest, if it has one.
-    verify: bool = True
-    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
-    allow_missing: list[str] = field(default_factory=list)
     # What is asked: a JSONL file of questions (docs/evaluate.md) ...
     data: str | None = None
     # ... or benchmarks: names, suites (qwen2_audio) and YAML files of your own, e.g. benchmarks=[voicebench,my.yaml].
@@ -76,6 +72,10 @@ class EvalConfig:
     max_new_tokens: int = 256
     # cpu, cuda or cuda:N.
     device: str = "cpu"
+    # Compare the checkpoint's files with the checksums in its manifest, if it has one.
+    verify: bool = True
+    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
+    allow_missing: list[str] = field(default_factory=list)
     # How many questions to ask again with silence, and with another clip, to see whether the model listens.
     probe: int = 32
     # Training shards (paths or patterns) in which to look for the items: training=[a.tar,b.tar].
@@ -91,10 +91,6 @@ class ChatConfig:
 
     # A run folder (the run.dir of a training), one of its checkpoints, a Hugging Face folder or a hub id.
     checkpoint: str = MISSING
-    # Compare the checkpoint's files with the checksums in its manifest, if it has one.
-    verify: bool = True
-    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
-    allow_missing: list[str] = field(default_factory=list)
     # One file, or a list: audio=[a.wav,b.wav].
     audio: Any = None
     # What is asked about it; without it a conversation opens.
@@ -107,6 +103,10 @@ class ChatConfig:
     temperature: float = 0.0
     # cpu, cuda or cuda:N.
     device: str = "cpu"
+    # Compare the checkpoint's files with the checksums in its manifest, if it has one.
+    verify: bool = True
+    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
+    allow_missing: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -115,16 +115,16 @@ class ServeConfig:
 
     # One checkpoint, a list [A,B], or names for them {first: A, second: B}: clients choose by "model".
     checkpoint: Any = MISSING
-    # Compare the checkpoint's files with the checksums in its manifest, if it has one.
-    verify: bool = True
-    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
-    allow_missing: list[str] = field(default_factory=list)
     # 127.0.0.1: this machine only. There is no login: think before opening it to others.
     host: str = "127.0.0.1"
     # 0: any free port; the first line printed says which.
     port: int = 8000
     # cpu, cuda or cuda:N.
     device: str = "cpu"
+    # Compare the checkpoint's files with the checksums in its manifest, if it has one.
+    verify: bool = True
+    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
+    allow_missing: list[str] = field(default_factory=list)
     # "chat" for models after SFT; "base" for pretrained ones.
     template: str = "chat"
     # Most requests answered together.
@@ -148,10 +148,6 @@ class PairsConfig:
 
     # A run folder (the run.dir of a training), one of its checkpoints, a Hugging Face folder or a hub id.
     checkpoint: str = MISSING
-    # Compare the checkpoint's files with the checksums in its manifest, if it has one.
-    verify: bool = True
-    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
-    allow_missing: list[str] = field(default_factory=list)
     # Indexed shards of training clips: a path, a pattern, or a list.
     shards: Any = MISSING
     # Only records with these values, e.g. where.language=en.
@@ -187,6 +183,10 @@ class PairsConfig:
     judge_key_env: str = "OPENAI_API_KEY"
     # cpu, cuda or cuda:N.
     device: str = "cpu"
+    # Compare the checkpoint's files with the checksums in its manifest, if it has one.
+    verify: bool = True
+    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
+    allow_missing: list[str] = field(default_factory=list)
     # Of the sampled answers.
     seed: int = 0
 
@@ -224,14 +224,14 @@ class ExportConfig:
 
     # A run folder (the run.dir of a training), one of its checkpoints, a Hugging Face folder or a hub id.
     checkpoint: str = MISSING
-    # Compare the checkpoint's files with the checksums in its manifest, if it has one.
-    verify: bool = True
-    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
-    allow_missing: list[str] = field(default_factory=list)
     # The folder to write; it must be new or empty.
     out: str = MISSING
     # For the model card: the folder of a qa-train eval of this checkpoint, or a quickstart's results.json.
     results: str | None = None
+    # Compare the checkpoint's files with the checksums in its manifest, if it has one.
+    verify: bool = True
+    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
+    allow_missing: list[str] = field(default_factory=list)
 
 
 @dataclass
