@@ -383,7 +383,6 @@ def _data(words: list[str]) -> int:
         "to-jsonl": data_cli.to_jsonl,
         "order": data_cli.order,
         "catalog": data_cli.catalog,
-        "rewrite": data_cli.rewrite,
         **data_tools.COMMANDS,
     }
     pipelines = _pipelines()

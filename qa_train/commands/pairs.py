@@ -23,8 +23,9 @@ from qa_train.llm.client import Endpoint
 from qa_train.llm.judge import Judge
 from qa_train.model import load_answering_model
 from qa_train.model.weights import weights_digest
-from qa_train.pairs import ByJudge, ByLabel, ByWordErrors, Pair, Ranker, askable, balanced, draw_answers, ranked
-from qa_train.progress import progress
+from qa_train.preferences.draw import askable, draw_answers
+from qa_train.preferences.rank import ByJudge, ByLabel, ByWordErrors, Pair, Ranker, balanced, ranked
+from qa_train.utils.progress import progress
 
 _EXAMPLES = 10
 # Written last: with it the pairs are complete.

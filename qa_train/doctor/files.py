@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qa_train.config import StorageConfig
-from qa_train.doctor import Finding, note, ok, problem
+from qa_train.doctor.finding import Finding, note, ok, problem
 from qa_train.utils.manifest import MANIFEST
 
 

@@ -23,7 +23,7 @@ from qa_train.eval.scores.json_lines import read_predictions
 from qa_train.eval.scoring import score_folder
 from qa_train.llm.client import CallFailed, Endpoint
 from qa_train.llm.judge import Judge
-from qa_train.progress import progress
+from qa_train.utils.progress import progress
 
 log = logging.getLogger(__name__)
 

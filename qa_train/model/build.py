@@ -166,7 +166,7 @@ def load_answering_model(
             model.dtype,
             dtype,
         )
-        model.to(dtype)
+        model.to(dtype=dtype)  # type: ignore[call-arg]
     return model, processor
 
 

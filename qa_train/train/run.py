@@ -47,7 +47,7 @@ _CARRIED = (
 )
 _FREE_KEYS = {
     "model": ("verify",),
-    "data": ("num_workers", "encoder_cache", "error_budget"),
+    "data": ("num_workers", "root", "encoder_cache", "error_budget"),
     "trainer": tuple(f.name for f in fields(TrainerConfig) if f.name not in (*_CARRIED, "batches_per_step")),
 }
 

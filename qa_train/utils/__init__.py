@@ -1,1 +1,4 @@
-"""What has no home of its own and depends on nothing here."""
+"""Small things that every package needs and that know none of them: progress, files that appear whole, keyed draws.
+
+Imports nothing of qa-train.
+"""
