@@ -46,6 +46,7 @@ from qa_train.train.rollback import left_out
 from qa_train.train.run import RunFolder
 from qa_train.train.selfcheck import check_ranks, check_storage, require_optimizer
 from qa_train.train.stage import Stage
+from qa_train.train.states import plain_states_only
 from qa_train.train.throughput import UsefulWork
 from qa_train.train.watchdog import Watchdog
 from qa_train.utils.progress import duration, progress, say
@@ -85,6 +86,7 @@ def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
     on_cpu = not torch.cuda.is_available()
     name_accelerator()
     deepspeed = deepspeed_options(cfg.deepspeed)
+    plain_states_only()
     if on_cpu and cfg.trainer.cpu_threads:
         torch.set_num_threads(cfg.trainer.cpu_threads)
     with warnings.catch_warnings():
