@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.corpora.base import Recording, Request, language_code, present
-from qa_train.data.clip_files import located
+from qa_train.data.shards.clip_files import located
 from qa_train.data.text.content import source_of
 from qa_train.data.text.records import BadRecord
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from qa_train.data.audio.waveform import BadAudio, audio_tokens, read_clip
-from qa_train.data.clip_files import clip_bytes, located
+from qa_train.data.shards.clip_files import clip_bytes, located
 from qa_train.data.shards.remote import RemoteError
 from qa_train.data.text.chat_rows import chat_record, is_chat
 from qa_train.data.text.content import Source, shown, source_of, user_message

@@ -366,7 +366,7 @@ def test_real_rows_of_trl_nemo_and_the_model_card(monkeypatch: pytest.MonkeyPatc
     assert [len(clips) for _, clips in found] == [2, 2]
     assert found[1][0]["messages"][-1]["content"] == "<audio>What does the person say?"
     assert all(str(source).startswith("https://") for _, clips in found for source in clips)
-    monkeypatch.setattr("qa_train.data.clip_files.clip_bytes", lambda _: clip)
+    monkeypatch.setattr("qa_train.data.shards.clip_files.clip_bytes", lambda _: clip)
     (index,) = jsonl_to_shards(card, tmp_path / "c-%05d.tar")
     assert [len(names) for names in index.table["names"].to_pylist()] == [2, 2]
     assert len(read_questions(card)) == 2

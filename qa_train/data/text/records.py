@@ -15,6 +15,7 @@ Times are seconds from the start of the clip.
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
@@ -142,10 +143,9 @@ def parse_object(raw: bytes, limit: int) -> dict[str, Any]:
     """One JSON object of at most ``limit`` bytes, before its fields are looked at; BadRecord when it is none."""
     if len(raw) > limit:
         raise BadRecord(f"{len(raw)} bytes of JSON; at most {limit} are accepted")
+    text = decode_text(raw, "the JSON")
     try:
-        record = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_unique)
-    except UnicodeDecodeError as error:
-        raise BadRecord(f"not UTF-8 at byte {error.start}") from error
+        record = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
     except RecursionError as error:
         raise BadRecord("JSON nested too deeply") from error
     except BadRecord:
@@ -163,6 +163,21 @@ def with_texts(record: dict[str, Any]) -> dict[str, Any]:
     # Not isinstance: true and false are no numbers here.
     numbers = [name for name in _NAMES if type(record.get(name)) is int]
     return record | {name: str(record[name]) for name in numbers} if numbers else record
+
+
+def decode_text(raw: bytes, what: str) -> str:
+    """A text file of any common tool: UTF-8, or what its byte-order mark says, without the mark and carriage returns.
+
+    Raises BadRecord when it is neither.
+    """
+    marked = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = raw.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadRecord(
+            f"{what} is not UTF-8 at byte {error.start}: convert it, e.g. iconv -f WINDOWS-1252 -t UTF-8"
+        ) from error
+    return text.replace("\r\n", "\n")
 
 
 def check_record(record: dict[str, Any]) -> None:

@@ -17,8 +17,8 @@ import crc32c
 
 from qa_train.config import StorageConfig
 from qa_train.data.audio.waveform import BadAudio
-from qa_train.data.clip_files import encoded, located
 from qa_train.data.shards import storage
+from qa_train.data.shards.clip_files import encoded, located
 from qa_train.data.shards.index import ShardIndex, load_index
 from qa_train.data.shards.remote import RemoteError
 from qa_train.data.shards.writer import ShardWriter

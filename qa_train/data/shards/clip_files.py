@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
-import soundfile
-
-from qa_train.data.audio.waveform import BadAudio, read_header
+from qa_train.data.audio.waveform import BadAudio, read_header, stored_kind
 from qa_train.data.shards import storage
-from qa_train.data.shards.tar import AUDIO_EXTENSIONS, MAX_MEMBER_BYTES
+from qa_train.data.shards.tar import AUDIO_EXTENSIONS, MAX_MEMBER_BYTES, OTHER_AUDIO_EXTENSIONS
 from qa_train.data.text.content import Source, shown
-
-# libsndfile's names of containers, as extensions of shard members.
-_KINDS = {"FLAC": "flac", "WAV": "wav", "WAVEX": "wav", "OGG": "ogg", "MP3": "mp3", "MPEG": "mp3"}
 
 
 def located(source: Source, *bases: Path) -> Path | Source:
@@ -56,14 +50,5 @@ def encoded(clip: Path | Source) -> tuple[str, bytes]:
         read_header(raw)
     except BadAudio as error:
         raise BadAudio(f"{name}: {error}") from error
-    suffix = Path(name.split("?")[0]).suffix[1:].lower()
-    return (suffix if suffix in AUDIO_EXTENSIONS else kind_of(raw)), raw
-
-
-def kind_of(raw: bytes) -> str:
-    """The shard's extension for audio, by its content. Raises BadAudio when shards do not hold such files."""
-    with soundfile.SoundFile(io.BytesIO(raw)) as file:
-        kind = "opus" if file.subtype == "OPUS" else _KINDS.get(file.format)
-        if kind is None:
-            raise BadAudio(f"a file of {file.format}; shards hold {', '.join(AUDIO_EXTENSIONS)}")
-        return kind
+    kind = Path(name.split("?")[0]).suffix[1:].lower()
+    return (kind if kind in (*AUDIO_EXTENSIONS, *OTHER_AUDIO_EXTENSIONS) else stored_kind(raw)), raw
