@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.corpora.base import Recording
-from data_pipelines.corpora.recordings import TooLong, duration_s, raw_bytes, wave_of
+from data_pipelines.corpora.recordings import Recording, TooLong, duration_s, raw_bytes, wave_of
 from data_pipelines.make_shards import Job
 from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, stored_kind
 from qa_train.data.shards.tar import AUDIO_EXTENSIONS

@@ -11,19 +11,16 @@ import gzip
 import io
 import json
 import os
-import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from data_pipelines.corpora.base import Recording
-from qa_train.data.shards.tar import AUDIO_EXTENSIONS, MAX_MEMBER_BYTES, OTHER_AUDIO_EXTENSIONS, members
+from data_pipelines.corpora.recordings import OTHER_AUDIO, Recording, open_zip, zip_member
+from qa_train.data.shards.tar import AUDIO_EXTENSIONS, members
 
 AUDIO = tuple(f".{kind}" for kind in AUDIO_EXTENSIONS)
-# Taken where none of the first kinds lies beside them (a video beside its sound).
-OTHER_AUDIO = tuple(f".{kind}" for kind in OTHER_AUDIO_EXTENSIONS)
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
@@ -56,7 +53,7 @@ class Tree:
         found: dict[str, Recording] = {}
         for path in self.archives:
             if path.lower().endswith(".zip"):
-                for info in _zip(path).infolist():
+                for info in open_zip(path).infolist():
                     if not info.is_dir():
                         found.setdefault(_clean(info.filename), Recording(path, member=info.filename))
                 continue
@@ -214,24 +211,6 @@ class Tree:
 
 def _hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/")) or name.startswith("__MACOSX/")
-
-
-def zip_member(path: str, member: str) -> io.BytesIO:
-    """A zip member in memory, bounded by the size that a shard's member may have."""
-    with _zip(path).open(member) as file:
-        raw = file.read(MAX_MEMBER_BYTES + 1)
-    if len(raw) > MAX_MEMBER_BYTES:
-        raise ValueError(f"{path}: member {member!r} has more than {MAX_MEMBER_BYTES} bytes")
-    return io.BytesIO(raw)
-
-
-@lru_cache(maxsize=8)
-def _zip(path: str) -> zipfile.ZipFile:
-    """An open archive; opening reads its whole list of members, so each process does it once."""
-    try:
-        return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path}: not a readable zip archive ({error}); download it again") from error
 
 
 def _clean(name: str) -> str:
