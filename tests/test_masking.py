@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from qa_train.commands.data import _compose
 from qa_train.config import StageConfig, changed, digests
+from qa_train.config.compose import compose_stage
 from qa_train.masking import MaskingFormatter, masked, masked_values, masked_words, written
 from qa_train.train.run import RunFolder
 from tests.train.conftest import ROOT, environment
@@ -103,7 +103,7 @@ def test_trees_of_values_are_copied() -> None:
 
 def composed(*words: str, shards: str = "https://h/x.tar") -> StageConfig:
     source = f"+data.sources.x={{shards: ['{shards}'], task: asr}}"
-    cfg: StageConfig = _compose("pretrain", ["experiment=smoke", "data=empty", source, *words])
+    cfg = compose_stage("pretrain", ["experiment=smoke", "data=empty", source, *words])
     return cfg
 
 
@@ -221,7 +221,7 @@ def test_log_records_and_their_traces_are_masked() -> None:
 def test_nothing_is_printed_unmasked(act: str) -> None:
     program = (
         "import logging, warnings\nfrom qa_train.cli import _show_warnings, _refused\n"
-        f"from qa_train.progress import say\n_show_warnings()\nWORDS = open({__file__!r}).name + "
+        f"from qa_train.utils.progress import say\n_show_warnings()\nWORDS = open({__file__!r}).name + "
         f"' https://h/x.tar?' + '-'.join(['s3cr3t', 'v4lu3'])\n{act}\n"
     )
     done = subprocess.run([sys.executable, "-c", program], env=environment(), cwd=ROOT, capture_output=True, text=True)
