@@ -175,10 +175,8 @@ class Pace:
         if done not in self._due or left <= 0:
             return None
         step_s = self.step_s()
-        return (
-            f"time: about {duration(left * step_s)} for the {left:,} step{'s' * (left > 1)} left ({step_s:.2g} s a step, measured over "
-            f"the first {done})"
-        )
+        steps = f"{left:,} step{'s' * (left > 1)} left"
+        return f"time: about {duration(left * step_s)} for the {steps} ({step_s:.2g} s a step, measured over {done})"
 
     def step_s(self) -> float:
         """Seconds of a step: of few the median, as the first one also prepares; then the mean of all but the first.
