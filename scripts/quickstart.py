@@ -29,7 +29,7 @@ import quickstart_time
 from quickstart_recipes import PARTS, RECIPES, Recipe
 
 from qa_train.config import starter_dir
-from qa_train.progress import duration
+from qa_train.utils.progress import duration
 
 ENGLISH_WER = "WER, recorded English"
 # Two processes of one thread train faster than one of two: most operations of so small a model are too short to share.
@@ -306,7 +306,7 @@ def sample_pairs(quick: Quickstart) -> None:
     from qa_train.eval.eval_sets import EvalSet
     from qa_train.infer.generate import Generator
     from qa_train.model import load_model
-    from qa_train.pairs import sampled_pairs
+    from qa_train.preferences.draw import sampled_pairs
 
     model, processor = load_model(quick.checkpoint("sft"))
     generator = Generator(model, processor, batch_size=64, token_budget=32768)

@@ -67,6 +67,10 @@ class ModelConfig:
     freeze: list[str] = field(default_factory=list)
     lora: LoraSettings = field(default_factory=LoraSettings)
     dtype: str = "float32"
+    # Compare the files of checkpoint with the checksums in its manifest, if it has one.
+    verify: bool = True
+    # Weights that checkpoint may lack, as patterns of their names (multi_modal_projector.*); they begin anew.
+    allow_missing: list[str] = field(default_factory=list)
 
 
 @dataclass

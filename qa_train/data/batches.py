@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from qa_train.config import AugmentConfig, DataConfig
-from qa_train.data import loader
 from qa_train.data.audio.augment import ClipAugment, check_augment, mask_spans
 from qa_train.data.audio.encoder_cache import EncoderCache
 from qa_train.data.clips import Clip, ClipMels, ClipReader, NoiseReader, SkipSample
@@ -97,11 +96,6 @@ class Batches:
             source = self.sources[ref.source]
             names.append(f"{source.shard(ref.row).rpartition('/')[2]}:{source.key(ref.row)}:{source.cfg.task}")
         return names
-
-    def order_digest(self, steps: int, world_size: int = 1, num_workers: int = 0) -> str:
-        """SHA-256 of the global sample order of the first ``steps`` steps, as delivered by the
-        loaders of a run of that shape. It must not depend on the shape."""
-        return loader.order_digest(self, steps * self.plan.batches_per_step, world_size, num_workers)
 
     @property
     def fingerprint(self) -> str:

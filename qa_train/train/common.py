@@ -6,10 +6,9 @@ import logging
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
-import datasets
 import torch
 from accelerate import PartialState
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
@@ -18,15 +17,14 @@ from transformers.utils.logging import disable_progress_bar
 
 from qa_train.config import ReliabilityConfig, StageConfig
 from qa_train.data.audio.encoder_cache import EncoderCache, cache_writer
-from qa_train.data.batches import Batches, Collator, open_data
+from qa_train.data.batches import Batches, open_data
 from qa_train.data.workers import explained_worker_death
 from qa_train.model import build_model, encoder_hash, encoder_states, freeze
 from qa_train.model.flops import Shapes
 from qa_train.model.kernels import use_liger_kernels
-from qa_train.model.lora import Adapters, add_adapters, plan_adapters
+from qa_train.model.lora import plan_adapters
 from qa_train.model.recompute import compile_layers
 from qa_train.planner.balance import cost_of
-from qa_train.progress import duration, progress, say
 from qa_train.train import checkpoints
 from qa_train.train.arithmetic import settle
 from qa_train.train.checkpoints import write_json
@@ -47,8 +45,11 @@ from qa_train.train.rollback import FILE as LEFT_OUT
 from qa_train.train.rollback import left_out
 from qa_train.train.run import RunFolder
 from qa_train.train.selfcheck import check_ranks, check_storage, require_optimizer
+from qa_train.train.stage import Stage
+from qa_train.train.states import plain_states_only
 from qa_train.train.throughput import UsefulWork
 from qa_train.train.watchdog import Watchdog
+from qa_train.utils.progress import duration, progress, say
 
 logger = logging.getLogger(__name__)
 Args = TypeVar("Args", bound=TrainingArguments)
@@ -74,39 +75,6 @@ _LOOK_S = 5.0
 Evaluation = Callable[[Any, Any], TrainerCallback]
 
 
-@dataclass
-class Stage:
-    """A stage ready to be given a trainer."""
-
-    cfg: StageConfig
-    run: RunFolder
-    model: Any
-    processor: Any
-    batches: Batches
-    writer: MetricsWriter
-    resume: Any
-    adapters: Adapters | None = None
-
-    @property
-    def dataset(self) -> datasets.Dataset:
-        """The plan as TRL and accelerate want it: batch numbers, read in order."""
-        total = self.cfg.trainer.max_steps * self.cfg.trainer.batches_per_step
-        return datasets.Dataset.from_dict({"batch": range(total)})
-
-    @property
-    def trained_model(self) -> Any:
-        """The model, with its adapters if the configuration has some."""
-        if self.adapters is None:
-            return self.model
-        zero3 = self.cfg.deepspeed.config.get("zero_optimization", {}).get("stage") == 3
-        return add_adapters(self.model, self.adapters, float32=not zero3)
-
-    @property
-    def collator(self) -> Collator:
-        """Builds batch k from its number."""
-        return Collator(self.batches)
-
-
 def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
     """TrainingArguments (or TRL's subclass of them) for this configuration.
 
@@ -118,6 +86,7 @@ def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
     on_cpu = not torch.cuda.is_available()
     name_accelerator()
     deepspeed = deepspeed_options(cfg.deepspeed)
+    plain_states_only()
     if on_cpu and cfg.trainer.cpu_threads:
         torch.set_num_threads(cfg.trainer.cpu_threads)
     with warnings.catch_warnings():

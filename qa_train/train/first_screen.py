@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -15,9 +15,7 @@ from qa_train.planner.work import LOOK
 from qa_train.train import checkpoints
 from qa_train.train.forecast import Rehearsal, expected_time
 from qa_train.train.groups import part_of
-
-if TYPE_CHECKING:
-    from qa_train.train.common import Stage
+from qa_train.train.stage import Stage
 
 _WIDTH = 118
 

@@ -14,21 +14,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import mean, median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from qa_train.model.flops import Shapes, training_flops
-from qa_train.planner.estimate import regime_of
+from qa_train.model.flops import Regime, Shapes, training_flops
 from qa_train.planner.work import from_realised
-from qa_train.progress import duration
 from qa_train.train import checkpoints
+from qa_train.train.stage import Stage
 from qa_train.train.throughput import NAMES, count
-
-if TYPE_CHECKING:
-    from qa_train.train.common import Stage
+from qa_train.utils.progress import duration
 
 # The first call also prepares, and is timed alone if it takes longer than this.
 _LONG_S = 1.0
@@ -108,7 +105,7 @@ def expected_time(stage: Stage, found: Rehearsal | None, ahead: dict[str, Any], 
 
 def _operations(stage: Stage, ahead: dict[str, Any], lengths: list[Any]) -> float:
     """Useful operations of a typical micro-batch, counted as those of the rehearsed one."""
-    regime, _, _ = regime_of(stage.cfg)
+    regime = Regime.of(stage.cfg.model)
     return training_flops(Shapes.of(stage.model.config), from_realised(stage.cfg, ahead, lengths).work, regime).total
 
 

@@ -23,9 +23,9 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qa_train.config import StageConfig
-from qa_train.progress import say
 from qa_train.train.forecast import Pace
 from qa_train.train.run import RunFolder
+from qa_train.utils.progress import say
 
 # sysexits.h EX_TEMPFAIL, "try again later": stopped by a signal after saving. torchrun would report
 # any worker's code as a failure, so under it the code is 0 and finished.json tells the two ends apart.
