@@ -41,7 +41,7 @@ from data_pipelines.spoken_text import TextIndex
 from data_pipelines.starter import NUM_HELD_OUT_QUESTIONS, NUM_UNSEEN_VOICE
 from data_pipelines.synth import Espeak, draw_voice
 from qa_train.data.shards.index import load_index
-from qa_train.progress import progress
+from qa_train.utils.progress import progress
 
 CLIPS_PER_SHARD = 1000
 SPEEDS = (0.89, 1.11)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import mean, median
 
-from qa_train.progress import duration
+from qa_train.utils.progress import duration
 
 # After how many steps of a start the run speaks of its time, and after which share of its steps again.
 FIRST_STEPS, SHARE = 3, 0.1
