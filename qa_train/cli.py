@@ -26,7 +26,7 @@ DATA_HELP = """data (SHARDS: .tar files, folders or patterns of them; URLs too)
   make shards
     data import CORPUS path=DIR out=DIR [split=SPLIT]   a public corpus, a table, Kaldi, Lhotse or Hugging Face data
     data import --list                                  the corpora, with licence and splits
-    data from-jsonl FILE.jsonl OUT-%05d.tar             lines of messages + audios, as other tools use them
+    data from-jsonl FILE.jsonl OUT-%05d.tar             chats and pairs with their audio, as other tools use them
     data index SHARDS                                   make tars of KEY.flac + KEY.json trainable: an index each
     data catalog OUT.catalog.parquet SHARDS             one file that opens thousands of shards at once
   make chats and pairs
@@ -249,13 +249,17 @@ def _stage(stage: str, overrides: list[str]) -> int:
         results[raw.run.dir] = objective(raw.run.dir, raw.run.objective)
         return results[raw.run.dir]
 
-    # argparse takes settings in one piece: a flag between two of them would make the second unknown.
-    settings = [word for word in overrides if word.startswith(("~", "+")) or ("=" in word and not word.startswith("-"))]
-    sys.argv = [f"qa-train {stage}", *settings, *(word for word in overrides if word not in settings)]
+    sys.argv = [f"qa-train {stage}", *settings_first(overrides)]
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=stage)(task)()
     for folder, value in sorted(results.items(), key=lambda result: result[1]):
         print(f"{folder}: run.objective {value:.4g}")
     return max(codes, default=0)
+
+
+def settings_first(words: list[str]) -> list[str]:
+    """Settings before flags: argparse takes settings in one piece, one after a flag would be unknown to it."""
+    settings = [word for word in words if word.startswith(("~", "+")) or ("=" in word and not word.startswith("-"))]
+    return [*settings, *(word for word in words if word not in settings)]
 
 
 def _run_stage(stage: str, cfg: Any) -> int:

@@ -99,8 +99,9 @@ def from_jsonl(words: list[str]) -> int:
     """`data from-jsonl FILE.jsonl OUT-%05d.tar`: turn lines of messages and audios into indexed shards.
 
     A line: {"messages": [{"role": "user", "content": "<audio>What is said?"}, {"role": "assistant", "content": "Hi."}],
-    "audios": ["clips/a.wav"]}; paths are relative to the file. Lines of ms-swift, LLaMA-Factory, Audio Flamingo 3 and
-    align-anything are taken too. `qa-train data import jsonl` counts faulty lines and goes on, where this one stops.
+    "audios": ["clips/a.wav"]}; paths are relative to the file. Rows of ms-swift, LLaMA-Factory, TRL, NeMo, Audio
+    Flamingo 3 and align-anything are taken too, and JSON arrays. `qa-train data import jsonl` counts faulty lines and
+    goes on, where this one stops.
     """
     from qa_train.data.tools.interchange import jsonl_to_shards
     from qa_train.data.tools.outside import Outside

@@ -16,6 +16,7 @@ from transformers.trainer_utils import align_special_tokens
 from transformers.utils.logging import disable_progress_bar
 
 from qa_train.config import ReliabilityConfig, StageConfig
+from qa_train.config.checks import require_root
 from qa_train.data.audio.encoder_cache import EncoderCache, cache_writer
 from qa_train.data.batches import Batches, open_data
 from qa_train.data.workers import explained_worker_death
@@ -151,6 +152,7 @@ def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
                 f"{run.dir}: finished after {done} steps; nothing to do{differs}. Choose another run.dir to train anew."
             )
         return None
+    require_root(cfg)
     set_seed(cfg.run.seed)
     model, processor = build_model(cfg.model, seed=cfg.run.seed)
     _silence_libraries(model, processor)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qa_train.config import StageConfig
-from qa_train.train.forecast import Pace
+from qa_train.train.pace import Pace
 from qa_train.train.run import RunFolder
 from qa_train.utils.progress import say
 
