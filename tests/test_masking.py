@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from qa_train.config import StageConfig, changed, digests
+from qa_train.config import StageConfig, changed, digests, written
 from qa_train.config.compose import compose_stage
-from qa_train.masking import MaskingFormatter, masked, masked_values, masked_words, written
 from qa_train.train.run import RunFolder
+from qa_train.utils.masking import MaskingFormatter, masked, masked_values, masked_words
 from tests.train.conftest import ROOT, environment
 
 SECRET = "s3cr3t-v4lu3"
@@ -103,8 +103,7 @@ def test_trees_of_values_are_copied() -> None:
 
 def composed(*words: str, shards: str = "https://h/x.tar") -> StageConfig:
     source = f"+data.sources.x={{shards: ['{shards}'], task: asr}}"
-    cfg = compose_stage("pretrain", ["experiment=smoke", "data=empty", source, *words])
-    return cfg
+    return compose_stage("pretrain", ["experiment=smoke", "data=empty", source, *words])
 
 
 def test_what_comes_from_the_environment_is_written_as_its_reference(monkeypatch: pytest.MonkeyPatch) -> None:
