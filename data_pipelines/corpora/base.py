@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from data_pipelines.corpora.tree import Tree
 
 TRAIN, DEV, TEST = "train", "dev", "test"
+# The reason of a `Drop` where a list is published without its audio: videos vanish, and nobody has all source corpora.
+NOT_OBTAINED = "audio not obtained"
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,16 @@ class Item:
 
 @dataclass(frozen=True)
 class Drop:
-    """Something of the corpus that does not become a record, and why."""
+    """Something of the corpus that does not become a record, and why.
+
+    Damage counts against ``error_budget``. A ``filter`` (held out, not part of the task) is as it should be and counts
+    against nothing; ``NOT_OBTAINED``, audio that the corpus does not ship, has a budget of its own.
+    """
 
     name: str
     reason: str
     detail: str = ""
+    filter: bool = False
 
 
 Found = Iterator[Item | Drop]

@@ -42,6 +42,8 @@ def mapping(columns: dict[str, str], available: Iterable[str]) -> dict[str, str]
     Raises ValueError for a field that no record has, a column that is not there, or when nothing but audio is known.
     """
     have = list(available)
+    if not have:
+        raise ValueError("it holds nothing: expected audio and a text, label or other field")
     if unknown := sorted(set(columns) - {*FIELDS, *PLACES}):
         raise ValueError(f"columns: {unknown} are not record fields; known are {', '.join((*PLACES, *FIELDS))}")
     tops = {column.split(".")[0] for column in columns.values()}

@@ -24,7 +24,7 @@ from data_pipelines.corpora.base import (
 )  # fmt: skip
 from data_pipelines.corpora.fields import FIELDS, local_path
 from data_pipelines.corpora.tree import AUDIO
-from qa_train.data.records import parse_record
+from qa_train.data.records import BadRecord, parse_object
 from qa_train.data.tar import members
 
 
@@ -113,13 +113,13 @@ def _read(request: Request) -> Found:
         shar = _shar_members(str(tar)) if tar.is_file() else {}
         for number, line in enumerate(tree.lines(listed), 1):
             try:
-                cut = parse_record(line.encode())
+                cut = parse_object(line.encode())
                 name = str(cut["id"])
                 audio, record = _audio(cut, (place.parent, Path()), shar), _record(cut)
             except _Unreadable as error:
                 yield Drop(name, str(error))
                 continue
-            except (KeyError, TypeError, IndexError) as error:
+            except (BadRecord, KeyError, TypeError, IndexError) as error:
                 yield Drop(f"{listed}-{number}", "bad line", f"{listed}, line {number}: {error!r}")
                 continue
             yield Item(name, (audio,), record)

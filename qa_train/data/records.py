@@ -121,7 +121,18 @@ class BadRecord(ValueError):
 
 
 def parse_record(raw: bytes) -> dict[str, Any]:
-    """Read a record's JSON strictly: UTF-8, one object, no NaN, no repeated keys, known field types."""
+    """A record from its JSON: what ``parse_object`` accepts, with the known field types."""
+    record = parse_object(raw)
+    check_record(record)
+    return record
+
+
+def parse_object(raw: bytes) -> dict[str, Any]:
+    """Read a JSON object strictly: UTF-8, no NaN, no repeated keys, bounded size, depth and texts.
+
+    Raises:
+        BadRecord: anything else, with what was found.
+    """
     if len(raw) > MAX_JSON_BYTES:
         raise BadRecord(f"{len(raw)} bytes of JSON; at most {MAX_JSON_BYTES} are accepted")
     try:
@@ -138,7 +149,6 @@ def parse_record(raw: bytes) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise BadRecord(f"expected a JSON object, found {type(record).__name__}")
     check_text(record)
-    check_record(record)
     return record
 
 
