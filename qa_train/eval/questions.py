@@ -5,6 +5,7 @@ A line of an evaluation file is either the released format of Qwen2-Audio's eval
 chat, ``{"messages": [...], "audios": [...]}``, asked in ChatML; a chat's last assistant turn, or
 its ``gt``, is the reference. Optional fields of both: ``metric``, ``language`` (of the reference),
 ``choices`` (all labels of the question), ``gt`` as a list of accepted labels, ``task`` as ``data to-jsonl`` writes it.
+Of a chat without ``gt``, the ``captions`` and ``answers`` that are beside its last turn are accepted too.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from qa_train.data.records import LANGUAGES, BadRecord, check_record
 from qa_train.data.sample import AudioPart, Message, Sample, TextPart
 from qa_train.eval.benchmarks import JUDGED, UNSCORED
 from qa_train.eval.judged import NEEDED
-from qa_train.eval.scores import METRICS, WITHOUT_REFERENCE, check_references
+from qa_train.eval.scores import METRICS, ONE_REFERENCE, WITHOUT_REFERENCE, check_references
 
 # Longer clips are failed answers: no benchmark here has any.
 MAX_CLIP_S = 1800.0
@@ -149,6 +150,21 @@ def language_of(metric: str, prompt: str) -> str | None:
     return codes[-1] if codes else None
 
 
+def accepted_answers(record: dict[str, Any], metric: str, answer: str | None) -> tuple[str, ...]:
+    """What a record accepts instead of the answer that a task makes of it: references for ``metric``.
+
+    All captions of a clip, and all ``answers`` to its question, where the answer is one of them (a transcript is not)
+    and the metric takes several; for ``map`` the ``labels`` that the answer lists.
+    """
+    if answer is None:
+        return ()
+    labels = record.get("labels") or []
+    if metric == "map" and labels and all(label in answer for label in labels):
+        return tuple(labels)
+    several = (record.get(name) or [] for name in ("answers", "captions"))
+    return next((tuple(texts) for texts in several if answer in texts and metric not in ONE_REFERENCE), (answer,))
+
+
 def _question(row: dict[str, Any], key: str, folder: Path, max_duration_s: float) -> Question:
     if "messages" in row:
         sample, clips, prompt, answer = _chat(row, key)
@@ -164,6 +180,8 @@ def _question(row: dict[str, Any], key: str, folder: Path, max_duration_s: float
     known = task in TASK_METRICS or into_language(task) is not None
     guess = task_metric(task) if known else metric_of(source, prompt)
     metric = row.get("metric") or (guess if references else UNSCORED)
+    if "gt" not in row:
+        references = accepted_answers(row, metric, answer)
     language = row.get("language") or language_of(metric, prompt)
     if known and metric in ("bleu", "chrf"):
         # Of a translation or caption; the line's own is that of the clip.

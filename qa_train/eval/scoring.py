@@ -19,7 +19,7 @@ from qa_train.eval.ifeval import PARTS, ifeval_parts
 from qa_train.eval.judge import Judge
 from qa_train.eval.judged import Judgement, judged_breakdown, judged_result
 from qa_train.eval.labels import LETTERS, gold_option, tokens_match
-from qa_train.eval.prediction import Prediction
+from qa_train.eval.prediction import NoReferenceWords, Prediction
 from qa_train.eval.scores import ROWS_OF_ALL, bootstrap_interval, item_statistics, score
 from qa_train.eval.tables import read_predictions, to_prediction
 
@@ -146,7 +146,7 @@ def score_rows(
 ) -> tuple[dict[str, Any], list[Judgement]]:
     """Value, interval, counts, breakdowns and worst cases of a benchmark's predictions; and a judge's items.
 
-    Without a judge, a judged benchmark has ``value`` None and says what is missing.
+    Without a judge, a judged benchmark has ``value`` None and says what is missing; so has one of silence alone.
     """
     if benchmark.metric == UNSCORED:
         return {"value": None, "n": len(rows), "why": benchmark.rule or "no metric: answers only"}, []
@@ -174,7 +174,11 @@ def _sorted(classes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def _by_metric(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
     predictions = [to_prediction(row) for row in rows]
-    result = score(benchmark.metric, predictions).as_dict()
+    try:
+        result = score(benchmark.metric, predictions).as_dict()
+    except NoReferenceWords as error:
+        # Recordings without speech have no error rate. The others' scores do not wait for it.
+        return {"value": None, "n": len(rows), "why": str(error)}
     if benchmark.reader == "airbench_foundation":
         found = mean_over_tasks(rows, benchmark.metric)
         result |= {k: round(found[k], 2) for k in ("value", "ci_low", "ci_high")}

@@ -14,6 +14,7 @@ from qa_train.eval.labels import LETTERS, chosen_option, tokens_match
 from qa_train.eval.mandarin import normalise_mandarin, spoken
 from qa_train.eval.prediction import Prediction
 from qa_train.eval.scores import item_statistics, score
+from qa_train.eval.text import whisper_normalise
 from qa_train.eval.voicebench import bbh_answer, refuses
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -34,6 +35,13 @@ def test_error_counts_equal_the_released_script(language: str) -> None:
     assert found.tolist() == [row[2:] for row in rows]
     value = 100 * sum(row[2] for row in rows) / sum(row[3] for row in rows)
     assert score("wer", predictions).value == pytest.approx(value)
+
+
+def test_english_words_equal_the_released_normaliser() -> None:
+    """Real requests and every contraction that a Whisper normaliser spells out."""
+    rows = fixture("english_released")
+    assert len(rows) > 400
+    assert [whisper_normalise(text, "en") for text, _ in rows] == [expected for _, expected in rows]
 
 
 def test_mandarin_numbers_equal_cn_tn() -> None:
