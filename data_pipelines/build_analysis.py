@@ -19,9 +19,9 @@ from data_pipelines.chat_shards import Chat, ChatJob, Place, build, index_digest
 from data_pipelines.import_report import Report
 from data_pipelines.split import draw
 from qa_train.config import parse_options
-from qa_train.data.prompts import PromptBank, Unqualified
-from qa_train.data.records import BadRecord
-from qa_train.data.sample import Message, TextPart
+from qa_train.data.text.prompts import PromptBank, Unqualified
+from qa_train.data.text.records import BadRecord
+from qa_train.data.text.sample import Message, TextPart
 
 USAGE = """qa-train data analysis shards=[FILES] out=FOLDER [key=value ...]
 

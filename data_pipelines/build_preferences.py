@@ -40,7 +40,7 @@ from data_pipelines.preferences import (
 )
 from data_pipelines.split import draw
 from qa_train.config import parse_options
-from qa_train.data.index import load_index
+from qa_train.data.shards.index import load_index
 
 USAGE = """qa-train data preferences shards=[FILES] out=FOLDER [key=value ...]
 

@@ -12,10 +12,10 @@ import numpy as np
 
 from data_pipelines.clip import SAMPLE_RATE
 from data_pipelines.import_report import Report
-from data_pipelines.shards import Job, make
-from qa_train.data.audio import read_clip
-from qa_train.data.index import load_index
-from qa_train.data.shards import ShardWriter
+from data_pipelines.make_shards import Job, make
+from qa_train.data.audio.waveform import read_clip
+from qa_train.data.shards.index import load_index
+from qa_train.data.shards.writer import ShardWriter
 from qa_train.progress import progress
 
 

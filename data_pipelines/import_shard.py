@@ -14,10 +14,10 @@ import soundfile
 
 from data_pipelines.corpora.base import Recording
 from data_pipelines.corpora.recordings import TooLong, duration_s, raw_bytes, wave_of
-from data_pipelines.shards import Job
-from qa_train.data.audio import SAMPLE_RATE, BadAudio
-from qa_train.data.records import BadRecord
-from qa_train.data.shards import ShardWriter
+from data_pipelines.make_shards import Job
+from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio
+from qa_train.data.shards.writer import ShardWriter
+from qa_train.data.text.records import BadRecord
 
 DROPPED_SUFFIX = ".dropped.jsonl"
 # Part of the message when a shard alone exceeds the budget.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.clip import Clip
-from data_pipelines.source import read_shard
+from data_pipelines.read_shards import read_shard
 from data_pipelines.split import draw
 
 NO_SPEECH = "There is no speech in this recording."

@@ -35,13 +35,13 @@ from tqdm import tqdm
 
 from data_pipelines import notes, preferences, recombine, voice_chat
 from data_pipelines.clip import NO_SOUND, SAMPLE_RATE, Clip
-from data_pipelines.shards import Job, make
-from data_pipelines.source import file_digest, read_shard
+from data_pipelines.make_shards import Job, make
+from data_pipelines.read_shards import file_digest, read_shard
 from data_pipelines.split import draw
+from data_pipelines.spoken_text import TextIndex
 from data_pipelines.starter import NUM_HELD_OUT_QUESTIONS, NUM_UNSEEN_VOICE
 from data_pipelines.synth import Espeak, draw_voice
-from data_pipelines.text import TextIndex
-from qa_train.data.index import load_index
+from qa_train.data.shards.index import load_index
 
 CLIPS_PER_SHARD = 1000
 SPEEDS = (0.89, 1.11)

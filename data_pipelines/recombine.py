@@ -15,7 +15,7 @@ import numpy as np
 
 from data_pipelines.clip import SAMPLE_RATE, Clip
 from data_pipelines.split import draw
-from data_pipelines.text import TextIndex
+from data_pipelines.spoken_text import TextIndex
 
 MIN_WORDS, MAX_WORDS = 3, 12
 MAX_JOINED_S = 6.0

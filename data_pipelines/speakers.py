@@ -25,7 +25,7 @@ import numpy as np
 
 from data_pipelines.split import draw
 from data_pipelines.synth import Espeak, draw_voice
-from qa_train.data.audio import BadAudio, read_clip
+from qa_train.data.audio.waveform import BadAudio, read_clip
 
 SPEEDS = (0.85, 1.2)
 _MAX_ANSWER_BYTES = 64 << 20

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 from data_pipelines.clip import Clip
-from data_pipelines.text import TextIndex
+from data_pipelines.spoken_text import TextIndex
 
 
 def draw(*names: object) -> float:

@@ -21,9 +21,9 @@ from pathlib import Path
 from data_pipelines import debian, preferences, voice_chat
 from data_pipelines.clip import Clip, read_sound_file
 from data_pipelines.corpora import asterisk, scratch, sonic_pi, tuxpaint, wordnet
-from data_pipelines.shards import write_shard
+from data_pipelines.make_shards import write_shard
 from data_pipelines.split import clip_texts, hold_out, hold_out_per_class, speech_groups
-from data_pipelines.text import TextIndex
+from data_pipelines.spoken_text import TextIndex
 
 PACKAGES = asterisk.PACKAGES + scratch.PACKAGES + sonic_pi.PACKAGES + tuxpaint.PACKAGES + wordnet.PACKAGES
 

@@ -2,7 +2,7 @@
 
 Voice, speed, pitch and intonation range of an utterance are drawn from (seed, text). The engine keeps
 the phase of its oscillators from one utterance to the next and offers no reset, so samples repeat
-exactly only when a fresh process speaks the same list of texts: `data_pipelines.shards` therefore
+exactly only when a fresh process speaks the same list of texts: `data_pipelines.make_shards` therefore
 makes each shard in a process of its own, and the result does not depend on the number of processes.
 """
 

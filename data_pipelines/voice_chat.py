@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data_pipelines.split import draw
-from data_pipelines.text import TextIndex
+from data_pipelines.spoken_text import TextIndex
 
 NUMBERS = [
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),

@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"qa-train: no command {words[0]!r}: {hint}there are {', '.join(commands)}", file=sys.stderr)
         sys.exit(2)
     if {"-h", "--help"} & set(words[1:]):
-        from qa_train.completion import command_help
+        from qa_train.commands.help import command_help
 
         if (text := command_help(words)) is not None:
             print(text)
@@ -158,7 +158,7 @@ def _guarded(name: str, command: Callable[[list[str]], int], rest: list[str]) ->
         return 130
     except Exception as error:
         from qa_train.config.nearest import explain
-        from qa_train.data.remote import RemoteError
+        from qa_train.data.shards.remote import RemoteError
 
         if isinstance(error, RemoteError):
             return _refused(name, str(error))
@@ -250,7 +250,7 @@ def _run_stage(stage: str, cfg: Any) -> int:
 
     evaluation: Any = None
     if cfg.evaluation.every:
-        from qa_train.held_out import HeldOut
+        from qa_train.callbacks.held_out import HeldOut
 
         evaluation = HeldOut
     try:
@@ -262,7 +262,7 @@ def _run_stage(stage: str, cfg: Any) -> int:
             from qa_train.train.sft import sft
 
             return sft(cfg, evaluation=evaluation)
-        from qa_train.gates import Gates
+        from qa_train.callbacks.gates import Gates
         from qa_train.train.dpo import dpo
 
         return dpo(cfg, gates=Gates, evaluation=evaluation)
@@ -314,7 +314,7 @@ def _pairs(words: list[str]) -> int:
 
     options = parse_options(PairsConfig, words, "pairs")
     _check_device(options.device)
-    from qa_train.pairs_cli import pairs
+    from qa_train.commands.pairs import pairs
 
     return pairs(options)
 
@@ -333,7 +333,7 @@ def _export(words: list[str]) -> int:
     from qa_train.config import ExportConfig, parse_options
 
     options = parse_options(ExportConfig, words, "export")
-    from qa_train.export import export
+    from qa_train.export.hugging_face import export
 
     done = export(options.checkpoint, options.out, results=options.results)
     print(
@@ -344,7 +344,7 @@ def _export(words: list[str]) -> int:
 
 
 def _plan(words: list[str]) -> int:
-    from qa_train.plan_cli import plan
+    from qa_train.commands.plan import plan
 
     return plan(words)
 
@@ -362,13 +362,14 @@ def _dashboard(words: list[str]) -> int:
 
 
 def _completion(words: list[str], commands: list[str]) -> int:
-    from qa_train.completion import completion
+    from qa_train.commands.help import completion
 
     return completion(words, commands)
 
 
 def _data(words: list[str]) -> int:
-    from qa_train import data_cli, data_tools
+    from qa_train.commands import data as data_cli
+    from qa_train.commands import data_tools
 
     own: dict[str, Callable[[list[str]], int]] = {
         "index": data_cli.index,

@@ -17,18 +17,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from qa_train.data.audio import BadAudio
-from qa_train.data.prompts import PromptBank
+from qa_train.data.audio.waveform import BadAudio
+from qa_train.data.text.prompts import PromptBank
 from qa_train.eval.answers import Outcome
-from qa_train.eval.judge import Judge, Verdict
-from qa_train.eval.labels import label_contained
-from qa_train.eval.prediction import Prediction
+from qa_train.eval.eval_sets import EvalSet, record_questions
 from qa_train.eval.questions import Question, part_text
 from qa_train.eval.ranks import Ranks
-from qa_train.eval.records import EvalSet, record_questions
-from qa_train.eval.scores import word_edits
-from qa_train.eval.text import transcript_words
+from qa_train.eval.scores.labels import label_contained
+from qa_train.eval.scores.normalise import transcript_words
+from qa_train.eval.scores.prediction import Prediction
+from qa_train.eval.scores.task_metrics import word_edits
 from qa_train.infer.generate import Decoding, Generator, Item
+from qa_train.llm.judge import Judge, Verdict
 
 # Questions are drawn in chunks of so many batches, sorted by length within: their waveforms are held in memory, and an
 # interrupted try repeats at most one chunk of each rank.

@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from qa_train.config.options import RewriteConfig
-from qa_train.data.index import load_index
-from qa_train.data.shards import ShardWriter
-from qa_train.data.storage import expand, open_binary
-from qa_train.eval.client import Endpoint
-from qa_train.eval.judge import Judge, Verdict
+from qa_train.data.shards.index import load_index
+from qa_train.data.shards.storage import expand, open_binary
+from qa_train.data.shards.writer import ShardWriter
+from qa_train.llm.client import Endpoint
+from qa_train.llm.judge import Judge, Verdict
 
 PROMPT = """You improve training data for an assistant that listens to recordings. Below are a question about a
 recording and the correct answer. Say both anew, as a person would ask and a helpful assistant that has heard the

@@ -30,7 +30,7 @@ from benchmark.twins import SIZES, make_config, make_sides
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from qa_train.data.template import IGNORE, Encoded
+from qa_train.data.text.template import IGNORE, Encoded
 from qa_train.model.build import make_processor
 from qa_train.model.tokenizers import AUDIO, load_tokenizer, token_id
 

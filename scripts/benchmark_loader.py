@@ -33,11 +33,11 @@ import webdataset
 from transformers import WhisperFeatureExtractor
 
 from qa_train.config import starter_dir
-from qa_train.data.audio import SAMPLE_RATE, read_clip
+from qa_train.data.audio.waveform import SAMPLE_RATE, read_clip
 from qa_train.data.clips import Clip, ClipReader
-from qa_train.data.index import load_index
-from qa_train.data.shards import ShardWriter
-from qa_train.data.storage import RangeReader
+from qa_train.data.shards.index import load_index
+from qa_train.data.shards.storage import RangeReader
+from qa_train.data.shards.writer import ShardWriter
 
 MEL_BINS = 128
 PADDED, UNPADDED = {"padding": "max_length"}, {"padding": "longest", "truncation": False}

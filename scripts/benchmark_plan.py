@@ -25,18 +25,18 @@ from typing import Any
 import numpy as np
 import pyarrow
 
+from qa_train.commands.data import _compose
 from qa_train.config import DataConfig, SourceConfig
 from qa_train.data.batches import Batches, open_data
-from qa_train.data.catalog import CATALOG_SUFFIX, open_shards, write_lines
-from qa_train.data.chapter import Lengths
-from qa_train.data.packing import Cost, pack
-from qa_train.data.plan import Plan
-from qa_train.data.prompts import PromptBank
-from qa_train.data.realised import imbalance
-from qa_train.data.shards import ShardWriter
-from qa_train.data.sidecar import SCHEMA, ShardIndex, Summary, load_index, write_index
+from qa_train.data.mixture_report import imbalance
+from qa_train.data.order.batch_plan import Plan
+from qa_train.data.order.chapter import Lengths
+from qa_train.data.order.packing import Cost, pack
+from qa_train.data.shards.catalog import CATALOG_SUFFIX, open_shards, write_lines
+from qa_train.data.shards.sidecar import SCHEMA, ShardIndex, Summary, load_index, write_index
+from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.source import Source
-from qa_train.data_cli import _compose
+from qa_train.data.text.prompts import PromptBank
 from qa_train.model import load_model_config
 from qa_train.model.flops import Shapes, Work, training_flops
 from qa_train.model.tokenizers import load_tokenizer

@@ -20,9 +20,9 @@ import torch
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
 from qa_train.config import starter_dir
-from qa_train.data.prompts import PromptBank
+from qa_train.data.text.prompts import PromptBank
+from qa_train.eval.eval_sets import EvalSet, record_questions
 from qa_train.eval.questions import part_text
-from qa_train.eval.records import EvalSet, record_questions
 from qa_train.infer.generate import Decoding, Generator, Item
 from qa_train.model import find_checkpoint, load_model
 from qa_train.model.build import load_adapted

@@ -22,7 +22,7 @@ import numpy as np
 
 from qa_train.config import DataConfig, SourceConfig
 from qa_train.data.batches import open_data
-from qa_train.data.shards import ShardWriter
+from qa_train.data.shards.writer import ShardWriter
 from qa_train.model.tokenizers import load_tokenizer
 
 ROOT = Path(__file__).parent.parent

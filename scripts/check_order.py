@@ -31,7 +31,7 @@ import numpy as np
 from qa_train.config import DataConfig, SourceConfig
 from qa_train.data.batches import Batches, open_data
 from qa_train.data.loader import delivered
-from qa_train.data.shards import ShardWriter
+from qa_train.data.shards.writer import ShardWriter
 from qa_train.model.tokenizers import load_tokenizer
 
 PER_STEP = 4

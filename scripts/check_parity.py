@@ -22,8 +22,8 @@ import torch
 from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 
 from qa_train.config import EncoderConfig, LanguageModelConfig, ModelConfig
-from qa_train.data.audio import MIN_CLIP_SAMPLES, SAMPLE_RATE, audio_tokens, mel_frames, segments
-from qa_train.data.mel import log_mel
+from qa_train.data.audio.mel import log_mel
+from qa_train.data.audio.waveform import MIN_CLIP_SAMPLES, SAMPLE_RATE, audio_tokens, mel_frames, segments
 from qa_train.model import build_model
 
 LIMIT = 1e-4

@@ -92,7 +92,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def evaluation_sets(data: Path) -> list[Any]:
     """What is measured after every stage; all of it held out."""
-    from qa_train.eval.records import EvalSet
+    from qa_train.eval.eval_sets import EvalSet
 
     starter = starter_dir()
     speech, sounds = [str(starter / "speech-test.tar")], [str(starter / "sound-test.tar")]
@@ -117,7 +117,7 @@ def evaluation_sets(data: Path) -> list[Any]:
 
 def side_sets() -> list[Any]:
     """Measured once, at the end: no target hangs on them."""
-    from qa_train.eval.records import EvalSet
+    from qa_train.eval.eval_sets import EvalSet
 
     speech = [str(starter_dir() / "speech-test.tar")]
     asr = "Detect the language and recognize the speech: <|{language}|>"
@@ -173,7 +173,7 @@ def loaded(checkpoint: str) -> tuple[Any, Any]:
 
 def evaluate_set(checkpoint: str, eval_set: Any, clips_dir: Path) -> dict[str, Any]:
     """One evaluation set, in a process of the pool."""
-    from qa_train.eval.records import evaluate_shards
+    from qa_train.eval.eval_sets import evaluate_shards
     from qa_train.infer.generate import Decoding
 
     model, processor = loaded(checkpoint)
@@ -194,7 +194,7 @@ def preference_scores(root: Path) -> dict[str, Any]:
     """Accuracy on held-out pairs: log-ratio of the last model to the one before DPO."""
     from qa_train.config import DataConfig, SourceConfig
     from qa_train.data.batches import open_data
-    from qa_train.eval.preferences import pair_accuracy
+    from qa_train.eval.pair_accuracy import pair_accuracy
 
     reference, processor = loaded(str(root / "sft"))
     model, _ = loaded(str(root / "dpo"))
@@ -237,9 +237,9 @@ def make_data(quick: Quickstart) -> None:
 
 def sample_pairs(quick: Quickstart) -> None:
     """Pairs from the SFT model's own answers about training clips, ranked by word error rate."""
-    from qa_train.data.prompts import PromptBank
-    from qa_train.data.shards import ShardWriter
-    from qa_train.eval.records import EvalSet
+    from qa_train.data.shards.writer import ShardWriter
+    from qa_train.data.text.prompts import PromptBank
+    from qa_train.eval.eval_sets import EvalSet
     from qa_train.infer.generate import Generator
     from qa_train.model import load_model
     from qa_train.pairs import sampled_pairs

@@ -64,7 +64,7 @@ def entry(name: str, results: dict[str, dict[str, Any]]) -> dict[str, Any] | Non
 
 def together(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Several accuracies as one over all their items."""
-    from qa_train.eval.scores import wilson_interval
+    from qa_train.eval.scores.task_metrics import wilson_interval
 
     n = sum(part["n"] for part in parts)
     right = round(sum(part["value"] * part["n"] / 100 for part in parts))

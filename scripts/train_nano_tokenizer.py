@@ -18,8 +18,8 @@ from data_pipelines import voice_chat
 from data_pipelines.preferences import NO_SPEECH, QUESTIONS
 from data_pipelines.starter import NUM_HELD_OUT_QUESTIONS
 from qa_train.config import config_dir, starter_dir
-from qa_train.data.index import load_index
-from qa_train.data.records import LANGUAGES
+from qa_train.data.shards.index import load_index
+from qa_train.data.text.records import LANGUAGES
 from qa_train.model.tokenizers import NANO_DIR, train_nano_tokenizer
 
 # Vocabularies of 400, 550 and 1,024 tokens gave the same word error rates (docs/benchmarks.md).

@@ -26,7 +26,7 @@ FORBIDDEN = {
 # outside library -> the files that may import it
 OWNERS = {
     "wandb": {"qa_train/train/metrics.py"},
-    "hydra": {"qa_train/config/compose.py", "qa_train/cli.py", "qa_train/data_cli.py"},
+    "hydra": {"qa_train/config/compose.py", "qa_train/cli.py", "qa_train/commands/data.py"},
     "deepspeed": {"qa_train/train/distributed.py"},
 }
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from qa_train.cli import DATA_HELP
-from qa_train.completion import _DATA
+from qa_train.commands.help import _DATA
 from tests.train.conftest import ROOT, environment
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from qa_train.dashboard import dashboard
-from qa_train.dashboard.page import HUES
+from qa_train.dashboard.overview import HUES
 from qa_train.dashboard.panels import PANELS, draw, draw_family, family, panels_of
 from qa_train.dashboard.runs import differences, find_runs
 

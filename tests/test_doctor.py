@@ -51,7 +51,7 @@ def test_disk_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
 
 
 def test_shards(tmp_path: Path) -> None:
-    from qa_train.data.shards import ShardWriter
+    from qa_train.data.shards.writer import ShardWriter
     from tests.data.conftest import noise
 
     assert states(examine_data([str(tmp_path / "*.tar")])) == ["problem"]

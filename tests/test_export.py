@@ -10,9 +10,9 @@ import yaml
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
 from qa_train.config import EncoderConfig, LanguageModelConfig, ModelConfig
-from qa_train.export import export
+from qa_train.export.hugging_face import export
+from qa_train.export.model_card import model_card
 from qa_train.model import UnpaddedQwen2AudioForConditionalGeneration, build_model, load_model, weights_digest
-from qa_train.model_card import model_card
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from qa_train.callbacks.gates import Gates, Reading
 from qa_train.config import GatesConfig
-from qa_train.gates import Gates, Reading
 
 
 @pytest.mark.parametrize(

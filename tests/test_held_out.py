@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qa_train.callbacks.held_out import _apart, _rows, _write, keep_clips, summary
 from qa_train.config import EvalSetConfig, EvaluationConfig, StageConfig
 from qa_train.config.evaluation import check_evaluation
-from qa_train.data.sample import AudioPart, Message, Sample
-from qa_train.data.shards import ShardWriter
+from qa_train.data.shards.writer import ShardWriter
+from qa_train.data.text.sample import AudioPart, Message, Sample
 from qa_train.eval.answers import Outcome, predictions
 from qa_train.eval.compare import compare_folders
 from qa_train.eval.questions import Question
-from qa_train.held_out import _apart, _rows, _write, keep_clips, summary
 from tests.train.conftest import ROOT, command, environment, metrics, options, run, shards  # noqa: F401
 
 Options = Callable[[str, Path], list[str]]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qa_train.cli import main
-from qa_train.data.shards import ShardWriter
+from qa_train.data.shards.writer import ShardWriter
 from tests.data.conftest import noise
 
 

@@ -15,7 +15,7 @@ import torch
 
 from qa_train.cli import main
 from qa_train.config import EncoderConfig, LanguageModelConfig, ModelConfig
-from qa_train.data.index import load_index
+from qa_train.data.shards.index import load_index
 from qa_train.infer.generate import Generator
 from qa_train.model import build_model
 from tests.train.conftest import metrics, options, run, shards  # noqa: F401

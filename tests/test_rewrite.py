@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from qa_train.config import RewriteConfig
-from qa_train.data.index import load_index
-from qa_train.data.shards import ShardWriter
-from qa_train.eval.judge import Verdict
+from qa_train.data.shards.index import load_index
+from qa_train.data.shards.writer import ShardWriter
+from qa_train.llm.judge import Verdict
 from qa_train.rewrite import judge_reply, rewrite
 
 QUESTION, ANSWER = "What do you hear?", "A dog barks 3 times."

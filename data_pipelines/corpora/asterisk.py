@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.clip import SAMPLE_RATE, Clip
-from data_pipelines.text import spoken
+from data_pipelines.spoken_text import spoken
 
 # language -> (folder of the recordings, licence)
 LANGUAGES = {

@@ -54,7 +54,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Item:
-    """One record to be: ``record`` has the field names of `qa_train.data.records`.
+    """One record to be: ``record`` has the field names of `qa_train.data.text.records`.
 
     ``ids`` name the underlying recording across corpora ("youtube:ID", "freesound:ID", "clotho:file.wav"): the
     blocklist is checked against them, against ``file:STEM``, and against ``CORPUS:name``.

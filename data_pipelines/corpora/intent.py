@@ -7,7 +7,7 @@ from typing import Any
 
 from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Request, gender_of, present, stem
 from data_pipelines.corpora.tree import Tree
-from qa_train.data.records import parse_object
+from qa_train.data.text.records import parse_object
 
 
 def _demographics(tree: Tree) -> dict[str, dict[str, str]]:

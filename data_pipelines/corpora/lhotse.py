@@ -24,8 +24,8 @@ from data_pipelines.corpora.base import (
 )  # fmt: skip
 from data_pipelines.corpora.fields import FIELDS, local_path
 from data_pipelines.corpora.tree import AUDIO
-from qa_train.data.records import BadRecord, parse_object
-from qa_train.data.tar import members
+from qa_train.data.shards.tar import members
+from qa_train.data.text.records import BadRecord, parse_object
 
 
 class _Unreadable(ValueError):

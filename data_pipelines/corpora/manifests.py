@@ -24,8 +24,8 @@ from data_pipelines.corpora.base import (
     present,
 )
 from data_pipelines.corpora.fields import local_path, mapping, record_of
-from qa_train.data.interchange import chat_record
-from qa_train.data.records import parse_record
+from qa_train.data.text.records import parse_record
+from qa_train.data.tools.interchange import chat_record
 
 _ANY = {"train": TRAIN, "dev": DEV, "test": TEST}
 

@@ -1,6 +1,6 @@
 """Reading what a `Recording` points to: encoded bytes as they are, or a waveform at 16 kHz.
 
-Everything is bounded: headers are checked before decoding (`qa_train.data.audio`), and no read is
+Everything is bounded: headers are checked before decoding (`qa_train.data.audio.waveform`), and no read is
 longer than the limit of the import, whatever a header claims.
 """
 
@@ -21,8 +21,8 @@ import soundfile
 
 from data_pipelines.corpora.base import Recording
 from data_pipelines.corpora.tree import OTHER_AUDIO, zip_member
-from qa_train.data.audio import MIN_CLIP_SAMPLES, BadAudio, read_clip, read_header, resample
-from qa_train.data.tar import MAX_MEMBER_BYTES
+from qa_train.data.audio.waveform import MIN_CLIP_SAMPLES, BadAudio, read_clip, read_header, resample
+from qa_train.data.shards.tar import MAX_MEMBER_BYTES
 
 
 class MissingAudio(BadAudio):

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from data_pipelines.corpora.base import Recording
-from qa_train.data.tar import MAX_MEMBER_BYTES, members
+from qa_train.data.shards.tar import MAX_MEMBER_BYTES, members
 
 AUDIO = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 # Known containers that libsndfile cannot read; a missing file with one of these beside it is explained.

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from data_pipelines.split import draw
-from data_pipelines.text import TextIndex, spoken
+from data_pipelines.spoken_text import TextIndex, spoken
 
 PACKAGES = ("wordnet-base",)
 

@@ -76,6 +76,8 @@ def check(cfg: StageConfig) -> None:
             "data.augment changes the audio, which data.encoder_cache no longer reads: set data.encoder_cache=null, "
             "or leave data.augment out and use data.time_mask"
         )
+    if cfg.trainer.bf16 not in (True, False, "auto"):
+        raise ValueError(f"trainer.bf16 is {cfg.trainer.bf16!r}: use auto, true or false")
     if cfg.trainer.batches_per_step < 1 or cfg.trainer.max_steps < 1:
         raise ValueError("trainer.batches_per_step and trainer.max_steps must be at least 1")
     if cfg.model.dtype != "float32" and not cfg.deepspeed.config and not _only_adapters(cfg.model):

@@ -27,7 +27,7 @@ keys used most (all: qa-train {stage} --cfg job run.dir=x experiment=...)
   trainer.max_steps=1000             optimizer steps
   trainer.batches_per_step=64        batches of one step over all GPUs, whatever their number
   trainer.learning_rate=1e-5
-  trainer.bf16=true                  bfloat16, for GPUs
+  trainer.bf16=auto                  bfloat16 where the hardware multiplies it, else float32
   trainer.gradient_checkpointing.llm=selective   none, selective or full; also .encoder
 
 more

@@ -15,7 +15,7 @@ from qa_train.config.words import check_words
 
 @dataclass
 class JudgeConfig:
-    """The language model that rates answers, for the benchmarks that need one (qa_train.eval.judge)."""
+    """The language model that rates answers, for the benchmarks that need one (qa_train.llm.judge)."""
 
     # Its name at the endpoint; the report names it.
     model: str | None = None

@@ -229,7 +229,9 @@ class TrainerConfig(ReliabilityConfig):
     muon_learning_rate: float | None = None
     # Learning rate, weight decay and layer-wise decay of encoder, projector and llm apart.
     parts: PartsConfig = field(default_factory=PartsConfig)
-    bf16: bool = False
+    # true: bfloat16 autocast. false: float32. auto: bfloat16 where the device multiplies it in hardware, else float32.
+    # What auto found is written to the run's config.yaml, and a resume on another machine keeps it.
+    bf16: Any = False
     gradient_checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
     save_steps: int = 500
     # torch.compile for each encoder and decoder layer by itself; needs a C++ compiler (CPU) or triton (CUDA).

@@ -22,7 +22,7 @@ class DashboardConfig:
 
 def dashboard(words: list[str]) -> int:
     """Write the page of all runs below the given folders. ValueError if there is none."""
-    from qa_train.dashboard.page import render
+    from qa_train.dashboard.overview import render
     from qa_train.dashboard.runs import find_runs
     from qa_train.dashboard.samples import Clips
 

@@ -1,8 +1,11 @@
 """From shards on disk to batches of real tokens and real audio frames.
 
-1. ``index``: one scan of a tar shard writes a sidecar with offsets, lengths and metadata.
-2. ``prompts``: a record and a task become a chat ``Sample``; the wording is a keyed draw.
-3. ``template``: a sample becomes token ids and labels.
-4. ``plan``: a pure function says which samples make up batch k.
+1. ``shards.index``: one scan of a tar shard writes a sidecar with offsets, lengths and metadata.
+2. ``text.prompts``: a record and a task become a chat ``Sample``; the wording is a keyed draw.
+3. ``text.template``: a sample becomes token ids and labels.
+4. ``order.batch_plan``: a pure function says which samples make up batch k.
 5. ``batches``: reads those samples by byte range and joins their mel frames without padding.
+
+The rooms, from the ground up: ``audio``, ``order`` and ``text``; ``shards``; the files of this folder, which join
+them; ``tools``. Never imported here: the model, training, evaluation, torch.cuda.
 """

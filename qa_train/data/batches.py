@@ -20,17 +20,17 @@ from torch.utils.data import get_worker_info
 
 from qa_train.config import AugmentConfig, DataConfig
 from qa_train.data import loader
-from qa_train.data.augment import ClipAugment, check_augment, mask_spans
+from qa_train.data.audio.augment import ClipAugment, check_augment, mask_spans
+from qa_train.data.audio.encoder_cache import EncoderCache
 from qa_train.data.clips import Clip, ClipMels, ClipReader, SkipSample
 from qa_train.data.collate import join_audio, pad, pad_ids
-from qa_train.data.encoder_cache import EncoderCache
-from qa_train.data.noise import ordinary_tokens, replace_targets
-from qa_train.data.packing import Cost
-from qa_train.data.passes import Passes
-from qa_train.data.plan import Plan, SampleRef
+from qa_train.data.open_sources import BUDGET_FLOOR, TOO_LONG, check_lengths, open_sources, share_allowed
+from qa_train.data.order.batch_plan import Plan, SampleRef
+from qa_train.data.order.packing import Cost
+from qa_train.data.order.passes import Passes
 from qa_train.data.source import Source
-from qa_train.data.sources import BUDGET_FLOOR, TOO_LONG, check_lengths, open_sources, share_allowed
-from qa_train.data.template import ENDOFTEXT, IGNORE, encode, encode_pair, special_id
+from qa_train.data.text.noise import ordinary_tokens, replace_targets
+from qa_train.data.text.template import ENDOFTEXT, IGNORE, encode, encode_pair, special_id
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from qa_train.config import StorageConfig
-from qa_train.data.audio import SAMPLE_RATE, BadAudio, audio_tokens, mel_frames, read_clip, segments
-from qa_train.data.augment import ClipAugment
-from qa_train.data.decoder import KillableDecoder
-from qa_train.data.mel import log_mel
-from qa_train.data.storage import RangeReader
+from qa_train.data.audio.augment import ClipAugment
+from qa_train.data.audio.decoder import KillableDecoder
+from qa_train.data.audio.mel import log_mel
+from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, audio_tokens, mel_frames, read_clip, segments
+from qa_train.data.shards.storage import RangeReader
 
 
 class SkipSample(ValueError):

@@ -16,16 +16,16 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 from qa_train.config import DataConfig, SourceConfig
-from qa_train.data import mixture
-from qa_train.data.audio import audio_tokens
-from qa_train.data.catalog import ShardTable, open_shards
-from qa_train.data.chapter import Lengths
+from qa_train.data.audio.waveform import audio_tokens
 from qa_train.data.clips import Clip
-from qa_train.data.order import Ints
-from qa_train.data.prompts import CHAT, PromptBank, Unqualified
-from qa_train.data.rows import CLIP_COLUMNS, PLAN_COLUMNS, RowReader
-from qa_train.data.sample import Sample
-from qa_train.data.template import IGNORE, encode, encode_pair
+from qa_train.data.order import mixture
+from qa_train.data.order.chapter import Lengths
+from qa_train.data.order.epoch import Ints
+from qa_train.data.shards.catalog import ShardTable, open_shards
+from qa_train.data.shards.row_reader import CLIP_COLUMNS, PLAN_COLUMNS, RowReader
+from qa_train.data.text.prompts import CHAT, PromptBank, Unqualified
+from qa_train.data.text.sample import Sample
+from qa_train.data.text.template import IGNORE, encode, encode_pair
 
 # Sources of up to so many records are searched for records that two shards share; larger ones only for
 # shards that are copies of another.

@@ -18,8 +18,8 @@ _HEADER = struct.Struct("<Q")
 
 def examine_data(patterns: list[str], storage: StorageConfig | None = None) -> Iterator[Finding]:
     """Are there shards, has each an index that fits it; nothing is decoded. ``storage``: how remote ones are read."""
-    from qa_train.data.sidecar import CLEANED, IGNORED, load_summary
-    from qa_train.data.storage import expand
+    from qa_train.data.shards.sidecar import CLEANED, IGNORED, load_summary
+    from qa_train.data.shards.storage import expand
 
     try:
         paths = expand(patterns)

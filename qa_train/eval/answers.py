@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from qa_train.data.audio import BadAudio
+from qa_train.data.audio.waveform import BadAudio
 from qa_train.eval.questions import Question
-from qa_train.eval.scores import Prediction, wilson_interval
-from qa_train.eval.text import strip_tags
+from qa_train.eval.scores.normalise import strip_tags
+from qa_train.eval.scores.task_metrics import Prediction, wilson_interval
 from qa_train.infer.generate import Answer, Decoding, Item
 
 # Clips held in memory at a time; batches are length-sorted within a chunk.

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from qa_train.eval.airbench import task_statistics
 from qa_train.eval.answers import file_digest
-from qa_train.eval.benchmarks import JUDGED
-from qa_train.eval.judged import JUDGE_FACTS, judged_statistics
-from qa_train.eval.prediction import NoReferenceWords, Prediction
-from qa_train.eval.scores import LOWER_IS_BETTER, METRICS, RESAMPLES, SHARES, item_statistics
+from qa_train.eval.benchmarks.airbench import task_statistics
+from qa_train.eval.benchmarks.judged import JUDGE_FACTS, judged_statistics
+from qa_train.eval.benchmarks.table import JUDGED
+from qa_train.eval.scores.json_lines import read_json_lines, read_predictions, to_prediction
+from qa_train.eval.scores.prediction import NoReferenceWords, Prediction
+from qa_train.eval.scores.task_metrics import LOWER_IS_BETTER, METRICS, RESAMPLES, SHARES, item_statistics
 from qa_train.eval.scoring import ASKED, refuse_changed
-from qa_train.eval.tables import read_json_lines, read_predictions, to_prediction
 
 SIGNIFICANT = 0.05
 

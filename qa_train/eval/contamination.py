@@ -16,11 +16,11 @@ import crc32c
 
 from qa_train.config import StorageConfig
 from qa_train.data.clips import Clip
-from qa_train.data.index import load_index
-from qa_train.data.storage import expand
-from qa_train.eval.records import clips_of
+from qa_train.data.shards.index import load_index
+from qa_train.data.shards.storage import expand
+from qa_train.eval.eval_sets import clips_of
 from qa_train.eval.same_sound import Recordings
-from qa_train.eval.text import CHARACTER_LANGUAGES, label_words
+from qa_train.eval.scores.normalise import CHARACTER_LANGUAGES, label_words
 
 # Shorter references ("yes", "turn left") are equal by chance.
 MIN_WORDS = 5

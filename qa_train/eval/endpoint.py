@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from qa_train.data.audio import SAMPLE_RATE
-from qa_train.data.sample import AudioPart
-from qa_train.eval.client import Endpoint, ItemRefused
+from qa_train.data.audio.waveform import SAMPLE_RATE
+from qa_train.data.text.sample import AudioPart
 from qa_train.infer.generate import Answer, Decoding, Item
+from qa_train.llm.client import Endpoint, ItemRefused
 
 
 def audio_messages(item: Item) -> list[dict[str, Any]]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from qa_train.eval.answers import write_atomically
-from qa_train.eval.benchmarks import Benchmark
+from qa_train.eval.benchmarks.table import Benchmark
 from qa_train.eval.questions import Question, part_text, read_questions
-from qa_train.eval.tables import read_json_lines, read_predictions
+from qa_train.eval.scores.json_lines import read_json_lines, read_predictions
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from typing import Any
 
 import soundfile
 
-from qa_train.data.audio import BadAudio, audio_tokens
-from qa_train.data.sample import AudioPart, Message, Sample, TextPart
+from qa_train.data.audio.waveform import BadAudio, audio_tokens
+from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
 from qa_train.eval.answers import (
     Answerer,
     Journal,
@@ -33,11 +33,11 @@ from qa_train.eval.answers import (
     read_journal,
     write_atomically,
 )
-from qa_train.eval.benchmarks import JUDGED, UNSCORED, Benchmark
-from qa_train.eval.labels import option_text
+from qa_train.eval.benchmarks.table import JUDGED, UNSCORED, Benchmark
 from qa_train.eval.questions import MAX_CLIP_S, Question, load_clips, part_text
 from qa_train.eval.ranks import Ranks
-from qa_train.eval.scores import WITHOUT_REFERENCE, check_references
+from qa_train.eval.scores.labels import option_text
+from qa_train.eval.scores.task_metrics import WITHOUT_REFERENCE, check_references
 from qa_train.infer.generate import Decoding, Item, plan_batches
 
 log = logging.getLogger(__name__)

@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from qa_train.data.audio import BadAudio, audio_tokens, read_clip
-from qa_train.data.prompts import chat_messages
-from qa_train.data.records import LANGUAGES, BadRecord, check_record
-from qa_train.data.sample import AudioPart, Message, Sample, TextPart
-from qa_train.eval.benchmarks import JUDGED, UNSCORED
-from qa_train.eval.judged import NEEDED
-from qa_train.eval.scores import METRICS, ONE_REFERENCE, WITHOUT_REFERENCE, check_references
+from qa_train.data.audio.waveform import BadAudio, audio_tokens, read_clip
+from qa_train.data.text.prompts import chat_messages
+from qa_train.data.text.records import LANGUAGES, BadRecord, check_record
+from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
+from qa_train.eval.benchmarks.judged import NEEDED
+from qa_train.eval.benchmarks.table import JUDGED, UNSCORED
+from qa_train.eval.scores.task_metrics import METRICS, ONE_REFERENCE, WITHOUT_REFERENCE, check_references
 
 # Longer clips are failed answers: no benchmark here has any.
 MAX_CLIP_S = 1800.0

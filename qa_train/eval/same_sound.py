@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from qa_train.config import StorageConfig
-from qa_train.data.audio import BadAudio, read_clip
+from qa_train.data.audio.waveform import BadAudio, read_clip
 from qa_train.data.clips import Clip, ClipReader, SkipSample
 
 # Codecs pad and rate conversion rounds: 60 ms.

@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from qa_train.data.records import LANGUAGES
-from qa_train.eval import voicebench
-from qa_train.eval.airbench import mean_over_tasks
+from qa_train.data.text.records import LANGUAGES
 from qa_train.eval.answers import file_digest, write_atomically
-from qa_train.eval.benchmarks import JUDGED, UNSCORED, Benchmark, from_dict
-from qa_train.eval.ifeval import PARTS, ifeval_parts
-from qa_train.eval.judge import Judge
-from qa_train.eval.judged import Judgement, judged_breakdown, judged_result
-from qa_train.eval.labels import LETTERS, gold_option, tokens_match
-from qa_train.eval.prediction import NoReferenceWords, Prediction
-from qa_train.eval.scores import ROWS_OF_ALL, bootstrap_interval, item_statistics, score
-from qa_train.eval.tables import read_predictions, to_prediction
+from qa_train.eval.benchmarks.airbench import mean_over_tasks
+from qa_train.eval.benchmarks.judged import Judgement, judged_breakdown, judged_result
+from qa_train.eval.benchmarks.table import JUDGED, UNSCORED, Benchmark, from_dict
+from qa_train.eval.scores import voicebench
+from qa_train.eval.scores.ifeval import PARTS, ifeval_parts
+from qa_train.eval.scores.json_lines import read_predictions, to_prediction
+from qa_train.eval.scores.labels import LETTERS, gold_option, tokens_match
+from qa_train.eval.scores.prediction import NoReferenceWords, Prediction
+from qa_train.eval.scores.task_metrics import ROWS_OF_ALL, bootstrap_interval, item_statistics, score
+from qa_train.llm.judge import Judge
 
 Row = dict[str, Any]
 

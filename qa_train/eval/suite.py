@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from qa_train.config import EvalConfig
-from qa_train.eval import voicebench
 from qa_train.eval.answers import Answerer, write_atomically
-from qa_train.eval.benchmarks import JUDGED, Benchmark, find_benchmarks, from_dict
-from qa_train.eval.client import CallFailed, Endpoint
+from qa_train.eval.benchmarks.judged import prompts_of
+from qa_train.eval.benchmarks.layouts import read_rows
+from qa_train.eval.benchmarks.table import JUDGED, Benchmark, find_benchmarks, from_dict
 from qa_train.eval.compare import compare_folders, comparison_table
 from qa_train.eval.contamination import contamination
-from qa_train.eval.judge import Judge
-from qa_train.eval.judged import prompts_of
-from qa_train.eval.layouts import read_rows
 from qa_train.eval.own_file import Asked, read_own_file, write_own_answers
 from qa_train.eval.predict import Limits, predict
 from qa_train.eval.ranks import ranks_from_environment
+from qa_train.eval.scores import voicebench
+from qa_train.eval.scores.json_lines import read_predictions
 from qa_train.eval.scoring import score_folder
-from qa_train.eval.tables import read_predictions
+from qa_train.llm.client import CallFailed, Endpoint
+from qa_train.llm.judge import Judge
 from qa_train.progress import progress
 
 log = logging.getLogger(__name__)
@@ -146,13 +146,13 @@ def _answerer(options: EvalConfig) -> tuple[Answerer, dict[str, Any]]:
     import os
 
     from qa_train.infer.generate import Generator
-    from qa_train.model import load_model
+    from qa_train.model import load_answering_model
     from qa_train.model.weights import weights_digest
 
     device = options.device
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    model, processor = load_model(str(options.checkpoint), device=device)
+    model, processor = load_answering_model(str(options.checkpoint), device=device)
     generator = Generator(model, processor, batch_size=options.batch_size, token_budget=options.token_budget)
     return generator, {"weights": weights_digest(model)}
 
@@ -244,7 +244,7 @@ def _prompts(options: EvalConfig, folders: list[Path], current: Mapping[str, Ben
 
 def write_reports(out: Path, results: Mapping[str, Mapping[str, Any]]) -> str:
     """results.json, report.md and report.html in ``out``; returns the Markdown table."""
-    from qa_train.report.benchmarks import markdown_report, render_benchmarks
+    from qa_train.report.scores_page import markdown_report, render_benchmarks
 
     write_atomically(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     text = markdown_report(results)

@@ -10,10 +10,10 @@ from typing import TextIO
 import numpy as np
 
 from qa_train.config import ChatConfig
-from qa_train.data.audio import SAMPLE_RATE, BadAudio, audio_tokens, read_clip
-from qa_train.data.sample import AudioPart, Message, Sample, TextPart
+from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, audio_tokens, read_clip
+from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
 from qa_train.infer.generate import Answer, Decoding, Generator, Item
-from qa_train.model import load_model
+from qa_train.model import load_answering_model
 
 HELP = """Type a question and press Enter. Commands:
   /audio FILE   hear a recording with the next question (wav, flac, ogg, opus, mp3)
@@ -116,7 +116,7 @@ def chat(options: ChatConfig, *, lines: TextIO | None = None, out: TextIO | None
     # A wrong path should be said before minutes of loading.
     paths = [options.audio] if isinstance(options.audio, str) else list(options.audio or ())
     waves = [read_recording(path) for path in paths]
-    model, processor = load_model(options.checkpoint, device=options.device)
+    model, processor = load_answering_model(options.checkpoint, device=options.device)
     decoding = Decoding(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
     talk = Conversation(Generator(model, processor), decoding, options.template)
     if waves or options.text:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from qa_train.data.audio import audio_tokens, mel_frames, segments
-from qa_train.data.mel import log_mel
+from qa_train.data.audio.mel import log_mel
+from qa_train.data.audio.waveform import audio_tokens, mel_frames, segments
 from qa_train.model import encoder_states
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from qa_train.infer.generate import Answer, Decoding, Generator
-from qa_train.infer.rows import Row
+from qa_train.infer.row_stream import Row
 
 log = logging.getLogger(__name__)
 

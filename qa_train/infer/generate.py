@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from transformers import StoppingCriteriaList
 
-from qa_train.data.audio import audio_tokens
-from qa_train.data.sample import Sample
-from qa_train.data.template import encode_prompt
+from qa_train.data.audio.waveform import audio_tokens
+from qa_train.data.text.sample import Sample
+from qa_train.data.text.template import encode_prompt
 from qa_train.infer.encoded import EncodedClips
-from qa_train.infer.rows import Row, RowsEnded, RowsStreamer
+from qa_train.infer.row_stream import Row, RowsEnded, RowsStreamer
 from qa_train.model import encoder_hash
 
 # Ends of an answer: the chat's and the base format's.

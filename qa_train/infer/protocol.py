@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from qa_train.data.audio import BadAudio, audio_tokens, read_clip
-from qa_train.data.records import MAX_TEXT_CHARACTERS, BadRecord, check_text
-from qa_train.data.sample import AudioPart, Message, Sample, TextPart
-from qa_train.data.template import AUDIO, AUDIO_BOS, AUDIO_EOS
+from qa_train.data.audio.waveform import BadAudio, audio_tokens, read_clip
+from qa_train.data.text.records import MAX_TEXT_CHARACTERS, BadRecord, check_text
+from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
+from qa_train.data.text.template import AUDIO, AUDIO_BOS, AUDIO_EOS
 
 FORMATS = ("wav", "flac", "mp3", "ogg", "opus")
 _KNOWN = ("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stream",

@@ -25,7 +25,7 @@ from qa_train.infer.engine import Engine
 from qa_train.infer.generate import Generator
 from qa_train.infer.protocol import ApiError, Limits, parse
 from qa_train.infer.turn import Turn, count_tokens
-from qa_train.model import load_model
+from qa_train.model import load_answering_model
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -225,7 +225,7 @@ def open_models(options: ServeConfig) -> dict[str, Generator]:
     clips = EncodedClips()
     made = {}
     for name, checkpoint in pairs:
-        model, processor = load_model(str(checkpoint), device=options.device)
+        model, processor = load_answering_model(str(checkpoint), device=options.device)
         made[str(name)] = Generator(
             model, processor, batch_size=options.batch_size, token_budget=options.token_budget, clips=clips
         )

@@ -10,12 +10,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from qa_train.data.audio import audio_tokens
-from qa_train.data.template import encode_prompt
+from qa_train.data.audio.waveform import audio_tokens
+from qa_train.data.text.template import encode_prompt
 from qa_train.infer.engine import Engine, Job
 from qa_train.infer.generate import Answer, Decoding, Generator
 from qa_train.infer.protocol import ApiError, Reply, Request, event
-from qa_train.infer.rows import Row
+from qa_train.infer.row_stream import Row
 
 _ASK_AGAIN_S = 0.5
 

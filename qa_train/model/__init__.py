@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from qa_train.model.build import build_model, find_checkpoint, load_model, load_model_config, load_model_tokenizer
+from qa_train.model.build import (
+    build_model,
+    find_checkpoint,
+    load_answering_model,
+    load_model,
+    load_model_config,
+    load_model_tokenizer,
+)
 from qa_train.model.tokenizers import load_tokenizer, train_nano_tokenizer
 from qa_train.model.unpadded import UnpaddedQwen2AudioForConditionalGeneration
 from qa_train.model.weights import encoder_hash, freeze, load_weights, weights_digest
@@ -16,6 +23,7 @@ __all__ = [
     "encoder_states",
     "find_checkpoint",
     "freeze",
+    "load_answering_model",
     "load_model",
     "load_model_config",
     "load_model_tokenizer",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from qa_train.config import ModelConfig
 from qa_train.model.lora import apply_adapters, has_adapters, merge_adapters, read_base
+from qa_train.model.precision import compute_dtype
+from qa_train.model.pretrained import EncoderSource, LanguageModelSource, open_encoder, open_llm
 from qa_train.model.sharded import made_once, shards_weights, whole_weights
-from qa_train.model.sources import EncoderSource, LanguageModelSource, open_encoder, open_llm
 from qa_train.model.tokenizers import AUDIO, END_OF_TEXT, TURN_END, load_tokenizer, token_id
 from qa_train.model.unpadded import UnpaddedQwen2AudioForConditionalGeneration
 from qa_train.model.weights import freeze
 
+logger = logging.getLogger(__name__)
 Model = UnpaddedQwen2AudioForConditionalGeneration
 
 _FRAMES_PER_SECOND = 100
@@ -105,6 +108,24 @@ def load_model(
         model.generation_config = _generation_config(processor.tokenizer)
     model.to(device)  # type: ignore[arg-type]
     return model.eval(), processor
+
+
+def load_answering_model(
+    source: str | Path, *, device: str | torch.device = "cpu"
+) -> tuple[Model, Qwen2AudioProcessor]:
+    """As `load_model`, in the arithmetic that ``device`` computes fast: weights stored in half precision become float32
+    on a CPU without bfloat16 instructions, at twice the memory."""
+    model, processor = load_model(source, device=device)
+    dtype = compute_dtype(model.dtype, device)
+    if dtype != model.dtype:
+        logger.warning(
+            "%s is stored in %s, which is slow on this device: loaded in %s, with twice the memory",
+            source,
+            model.dtype,
+            dtype,
+        )
+        model.to(dtype)
+    return model, processor
 
 
 def load_adapted(folder: str | Path) -> tuple[Any, Qwen2AudioProcessor]:

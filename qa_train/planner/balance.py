@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from qa_train.config import StageConfig
 from qa_train.data.batches import Batches, open_data
-from qa_train.data.packing import Cost
+from qa_train.data.order.packing import Cost
 from qa_train.model import load_model_config, load_model_tokenizer
 from qa_train.model.flops import Flops, Shapes, Work, forward_flops, training_flops
 from qa_train.planner.estimate import regime_of

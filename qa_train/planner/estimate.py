@@ -13,7 +13,7 @@ from qa_train.model.flops import Flops, Regime, forward_flops, training_flops
 from qa_train.planner.activations import Trained, activations
 from qa_train.planner.gpus import Gpu, find_gpu
 from qa_train.planner.measured import Pace, pace_of
-from qa_train.planner.memory import GIB, Memory, memory, precision_of, zero_stage
+from qa_train.planner.memory import GIB, Memory, memory, precision_of, trains_in_bfloat16, zero_stage
 from qa_train.planner.sizes import Sizes, measure
 from qa_train.planner.work import Load, declared, from_data
 
@@ -125,7 +125,7 @@ def regime_of(cfg: StageConfig) -> tuple[Regime, Trained, Trained]:
     copy = 0
     if lora and not cfg.deepspeed.config:
         # Adapters are float32: they read a copy of what the layer itself reads, in bfloat16 under autocast.
-        copy = 2 if cfg.trainer.bf16 else 4 if precision.stream == 2 else 0
+        copy = 2 if trains_in_bfloat16(cfg) else 4 if precision.stream == 2 else 0
     return (
         regime,
         Trained(encoder, "encoder" in lora, adapter_copy=copy if "encoder" in lora else 0),

@@ -120,7 +120,8 @@ def _read(folder: Path, cfg: StageConfig, processes: int) -> _Run:
 def _check_kind(folder: Path, then: StageConfig, cfg: StageConfig) -> None:
     """ValueError: something differs that decides how fast operations go."""
     for name, now in _kind(cfg).items():
-        if (before := _kind(then)[name]) != now:
+        # trainer.bf16=auto is whatever the measured run found to be fast.
+        if (before := _kind(then)[name]) != now and now != "auto":
             raise ValueError(
                 f"plan: measured={folder} has {name}={before} and the plan {now}: measure the same; some twenty steps "
                 "are enough"

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qa_train.config import StageConfig
+from qa_train.model.precision import native_bfloat16
 from qa_train.planner.activations import Activations, Precision
 from qa_train.planner.sizes import Sizes
 
@@ -54,11 +55,17 @@ def live_reference(cfg: StageConfig) -> bool:
     return cfg.stage == "dpo" and cfg.dpo.reference == "live" and not cfg.model.lora.parts
 
 
+def trains_in_bfloat16(cfg: StageConfig, *, cpu: bool = False) -> bool:
+    """What trainer.bf16 means where the configuration would train; every GPU of the table multiplies bfloat16."""
+    return native_bfloat16("cpu") if cpu and cfg.trainer.bf16 == "auto" else bool(cfg.trainer.bf16)
+
+
 def precision_of(cfg: StageConfig, *, cpu: bool = False) -> Precision:
     """Bytes per value while this configuration trains."""
+    half = trains_in_bfloat16(cfg, cpu=cpu)
     if cfg.deepspeed.config:
-        return Precision.of("bfloat16" if cfg.trainer.bf16 else "float32", cpu=cpu)
-    return Precision.of(cfg.model.dtype, autocast=cfg.trainer.bf16, cpu=cpu)
+        return Precision.of("bfloat16" if half else "float32", cpu=cpu)
+    return Precision.of(cfg.model.dtype, autocast=half, cpu=cpu)
 
 
 def memory(cfg: StageConfig, sizes: Sizes, gpus: int, kept: Activations) -> Memory:

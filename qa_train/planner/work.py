@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qa_train.config import StageConfig
-from qa_train.data.realised import Ints, realised
+from qa_train.data.mixture_report import Ints, realised
 from qa_train.model.flops import Work
 
 AUDIO_TOKENS_PER_SECOND = 25
@@ -81,7 +81,7 @@ def from_data(cfg: StageConfig) -> Load:
 def from_realised(cfg: StageConfig, seen: dict[str, Any], lengths: list[Ints]) -> Load:
     """The load of a run whose first steps are ``seen``, and whose samples are as long as ``lengths`` says.
 
-    See `qa_train.data.realised.realised`.
+    See `qa_train.data.mixture_report.realised`.
     """
     steps = seen["steps"]
     times = cfg.trainer.max_steps / steps

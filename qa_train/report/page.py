@@ -167,7 +167,7 @@ _RIGHT = {True: "right", False: "wrong"}
 def sample_cards(samples: Sequence[Mapping[str, Any]]) -> str:
     """Held-out clips with a player and every stage's answer; at most ``MAX_CLIPS`` clips are embedded."""
     # Here, because the dashboard shares this module and plays files as they are: reading audio means importing torch.
-    from qa_train.report.clips import MAX_SECONDS, data_uri
+    from qa_train.report.data_uri import MAX_SECONDS, data_uri
 
     cards, players = [], 0
     for sample in samples[: 2 * MAX_CLIPS]:

@@ -16,8 +16,8 @@ from transformers.trainer_utils import align_special_tokens
 from transformers.utils.logging import disable_progress_bar
 
 from qa_train.config import ReliabilityConfig, StageConfig
+from qa_train.data.audio.encoder_cache import EncoderCache, cache_writer
 from qa_train.data.batches import Batches, Collator, open_data
-from qa_train.data.encoder_cache import EncoderCache, cache_writer
 from qa_train.data.workers import explained_worker_death
 from qa_train.model import build_model, encoder_hash, encoder_states, freeze
 from qa_train.model.flops import Shapes
@@ -27,6 +27,7 @@ from qa_train.model.recompute import compile_layers
 from qa_train.planner.balance import cost_of
 from qa_train.progress import progress
 from qa_train.train import checkpoints
+from qa_train.train.arithmetic import settle
 from qa_train.train.checkpoints import write_json
 from qa_train.train.distributed import (
     accumulation_steps,
@@ -108,6 +109,7 @@ def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
     Must be called before the model is loaded: under ZeRO-3 the arguments decide how it is partitioned.
     """
     require_optimizer(cfg.trainer.optim)
+    settle(cfg)
     options = {k: v for k, v in asdict(cfg.trainer).items() if k not in _OWN_FIELDS}
     on_cpu = not torch.cuda.is_available()
     name_accelerator()

@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 
 from qa_train.config import ModelConfig
-from qa_train.data.realised import realised
+from qa_train.data.mixture_report import realised
 from qa_train.model.flops import Shapes, forward_flops, training_flops
 from qa_train.planner.estimate import MFU, regime_of
 from qa_train.planner.work import LOOK, from_realised

@@ -169,6 +169,7 @@ class AudioTrainerMixin:
             betas=(self.options.adam_beta1, self.options.adam_beta2),
             epsilon=self.options.adam_epsilon,
             weight_decay=self.options.weight_decay,
+            dtype=torch.bfloat16 if self.args.bf16 else torch.float32,  # type: ignore[attr-defined]
             rates=rates,
         )
         setattr(self, "optimizer", optimizer)  # noqa: B010 (the stock class declares it)

@@ -1,8 +1,6 @@
-"""Muon for the hidden matrices of the LLM, AdamW for everything else, as one optimizer.
+"""Muon for the hidden matrices of the LLM, AdamW for everything else, joined to one optimizer.
 
-Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) orthogonalizes the momentum of
-a weight matrix before the step. Both halves are torch's own classes; this one only joins them, so
-that schedulers, checkpoints and accelerate see a single optimizer.
+Schedulers, checkpoints and accelerate then see a single one.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ import torch
 from torch import nn
 
 from qa_train.train.groups import PartRates
+from qa_train.train.muon import Muon
 
 # Name parts of parameters that are not hidden matrices although they have two dimensions.
 _NOT_HIDDEN = ("embed_tokens", "embed_positions", "lm_head", "multi_modal_projector", "lora_")
@@ -22,7 +21,7 @@ _NOT_HIDDEN = ("embed_tokens", "embed_positions", "lm_head", "multi_modal_projec
 class MuonWithAdamW(torch.optim.Optimizer):
     """``muon`` steps the first parameter groups, ``adamw`` the rest; both read the same group objects."""
 
-    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
+    def __init__(self, muon: Muon, adamw: torch.optim.AdamW) -> None:
         self.halves: tuple[torch.optim.Optimizer, ...] = (muon, adamw)
         super().__init__([*muon.param_groups, *adamw.param_groups], {})
         self._share_groups()
@@ -60,13 +59,15 @@ def muon_with_adamw(
     betas: tuple[float, float],
     epsilon: float,
     weight_decay: float,
+    dtype: torch.dtype = torch.float32,
     rates: PartRates | None = None,
 ) -> MuonWithAdamW:
     """Muon at ``muon_learning_rate`` for the trained hidden matrices of encoder and LLM layers, AdamW for the rest.
 
-    Muon's update is scaled to AdamW's usual size (torch's ``match_rms_adamw``), so learning rates of
-    the two are comparable. Biases and norms get no weight decay. Low-rank adapters are AdamW's: Muon's update would
+    Muon's update is scaled to AdamW's usual size, so learning rates of the two are comparable. Biases and norms get no
+    weight decay. Low-rank adapters are AdamW's: Muon's update would
     make each of their two factors orthogonal. ``rates``: the rates of the parts, if they differ.
+    ``dtype``: precision of Muon's iterations.
 
     Raises:
         ValueError: no hidden matrix trains.
@@ -84,9 +85,7 @@ def muon_with_adamw(
     ]
     if rates is not None:
         matrices, others = rates.split(matrices, learning_rate=muon_learning_rate), rates.split(others)
-    muon = torch.optim.Muon(
-        matrices, lr=muon_learning_rate, momentum=0.95, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-    )
+    muon = Muon(matrices, lr=muon_learning_rate, weight_decay=weight_decay, dtype=dtype)
     adamw = torch.optim.AdamW(
         others,
         lr=learning_rate,

@@ -18,7 +18,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from qa_train.data.batches import PreferenceBatches
-from qa_train.data.plan import SampleRef
+from qa_train.data.order.batch_plan import SampleRef
 from qa_train.train.distributed import from_main
 
 _TABLE = "logps.parquet"

@@ -59,7 +59,7 @@ def check_ranks(cfg: StageConfig) -> str:
     """
     settings = hashlib.sha256(json.dumps(asdict(cfg), sort_keys=True, default=str).encode()).hexdigest()
     facts = environment()
-    own = {"settings": settings, "python": facts["python"], **facts["versions"]}
+    own = {"trainer.bf16": str(cfg.trainer.bf16), "settings": settings, "python": facts["python"], **facts["versions"]}
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
     if not several or torch.distributed.get_world_size() == 1:
         return "1 process"

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from qa_train.data.audio import HOP, SAMPLE_RATE, audio_tokens, mel_frames, segments
+from qa_train.data.audio.mel import log_mel
+from qa_train.data.audio.waveform import HOP, SAMPLE_RATE, audio_tokens, mel_frames, segments
 from qa_train.data.collate import join_audio, pad, pad_ids
-from qa_train.data.mel import log_mel
-from qa_train.data.sample import AudioPart, Message, Sample, TextPart
-from qa_train.data.template import AUDIO, AUDIO_BOS, AUDIO_EOS, ENDOFTEXT, IGNORE, Encoded, encode
+from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
+from qa_train.data.text.template import AUDIO, AUDIO_BOS, AUDIO_EOS, ENDOFTEXT, IGNORE, Encoded, encode
 
 PROMPT_TOKENS = 35
 

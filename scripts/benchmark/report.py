@@ -10,7 +10,7 @@ from typing import Any
 from benchmark.clips import PROMPT_TOKENS, Example, durations
 from benchmark.measure import Batch, FirstStep, Seconds
 from benchmark.twins import REGIMES, make_config
-from qa_train.data.audio import SAMPLE_RATE
+from qa_train.data.audio.waveform import SAMPLE_RATE
 from qa_train.model.flops import Regime, Shapes, Work, forward_flops, six_n_flops, training_flops
 from qa_train.model.lengths import audio_tokens
 

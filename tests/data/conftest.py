@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from qa_train.config import DataConfig, SourceConfig
 from qa_train.data.batches import Batches, open_data
-from qa_train.data.records import LANGUAGES
-from qa_train.data.shards import ShardWriter
+from qa_train.data.shards.writer import ShardWriter
+from qa_train.data.text.records import LANGUAGES
 
 CORPUS = [
     "Detect the language and recognize the speech: the quick brown fox jumps over the lazy dog",

@@ -191,9 +191,9 @@ def damages(raw: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def main() -> None:
-    from qa_train.data.index import build_index, scan
-    from qa_train.data.tar import DamagedShard
-    from qa_train.data.validate import validate_shard
+    from qa_train.data.shards.index import build_index, scan
+    from qa_train.data.shards.tar import DamagedShard
+    from qa_train.data.tools.validate import validate_shard
 
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

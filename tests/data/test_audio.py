@@ -13,7 +13,8 @@ import soxr
 import torch
 from transformers import Qwen2AudioConfig, Qwen2AudioEncoder, WhisperFeatureExtractor
 
-from qa_train.data.audio import (
+from qa_train.data.audio.mel import log_mel
+from qa_train.data.audio.waveform import (
     SEGMENT_SAMPLES,
     BadAudio,
     audio_tokens,
@@ -24,7 +25,6 @@ from qa_train.data.audio import (
     segment_samples,
     segments,
 )
-from qa_train.data.mel import log_mel
 from tests.data.conftest import noise
 
 

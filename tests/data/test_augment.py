@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qa_train.config import AugmentConfig
-from qa_train.data.augment import MAX_SPAN, ClipAugment, add_noise, check_augment, mask_spans
+from qa_train.data.audio.augment import MAX_SPAN, ClipAugment, add_noise, check_augment, mask_spans
 from qa_train.data.batches import open_data
 from tests.data.conftest import mixture
 

@@ -17,15 +17,15 @@ from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from qa_train.config import DataConfig, SourceConfig
-from qa_train.data.audio import audio_tokens, frame_tokens
+from qa_train.data.audio.encoder_cache import EncoderCache, cache_writer
+from qa_train.data.audio.mel import log_mel
+from qa_train.data.audio.waveform import audio_tokens, frame_tokens
 from qa_train.data.batches import Batches, Collator, PreferenceBatches, open_data
-from qa_train.data.encoder_cache import EncoderCache, cache_writer
-from qa_train.data.index import build_index, load_index
 from qa_train.data.loader import delivered, rank_numbers
-from qa_train.data.mel import log_mel
-from qa_train.data.passes import Passes
-from qa_train.data.shards import ShardWriter
-from qa_train.data.sources import share_allowed
+from qa_train.data.open_sources import share_allowed
+from qa_train.data.order.passes import Passes
+from qa_train.data.shards.index import build_index, load_index
+from qa_train.data.shards.writer import ShardWriter
 from tests.data.conftest import mixture, noise, speech_record
 from tests.data.test_index import flac, plain_tar
 

@@ -15,11 +15,11 @@ import pytest
 
 from qa_train.config import DataConfig, SourceConfig
 from qa_train.data.batches import open_data
-from qa_train.data.catalog import make_table, open_shards, write_catalog
-from qa_train.data.plan import Plan
-from qa_train.data.prompts import PromptBank
-from qa_train.data.sidecar import SCHEMA, SUFFIX, Summary, load_summary
+from qa_train.data.order.batch_plan import Plan
+from qa_train.data.shards.catalog import make_table, open_shards, write_catalog
+from qa_train.data.shards.sidecar import SCHEMA, SUFFIX, Summary, load_summary
 from qa_train.data.source import Source
+from qa_train.data.text.prompts import PromptBank
 from tests.data.conftest import mixture
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from qa_train.data.clean import CleanConfig, clean, clipped_share, measure_shard, silent_share
-from qa_train.data.index import build_index, load_index
-from qa_train.data.script import script_share, spoken_characters
-from qa_train.data.shards import ShardWriter
-from qa_train.data.validate import validate
+from qa_train.data.shards.index import build_index, load_index
+from qa_train.data.shards.writer import ShardWriter
+from qa_train.data.text.script import script_share, spoken_characters
+from qa_train.data.tools.clean import CleanConfig, clean, clipped_share, measure_shard, silent_share
+from qa_train.data.tools.validate import validate
 from tests.data.conftest import noise
 
 OFF = CleanConfig(**{name: None for name in CleanConfig.__dataclass_fields__ if name != "silence_db"})

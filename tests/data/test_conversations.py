@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from transformers import Qwen2AudioProcessor, WhisperFeatureExtractor
 
-from qa_train.data.audio import SAMPLE_RATE, audio_tokens
-from qa_train.data.sample import AudioPart, Message, Sample, TextPart
-from qa_train.data.template import AUDIO, IGNORE, encode
+from qa_train.data.audio.waveform import SAMPLE_RATE, audio_tokens
+from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
+from qa_train.data.text.template import AUDIO, IGNORE, encode
 from tests.data.test_template import clips_of, stock_messages
 
 _PIECES = (

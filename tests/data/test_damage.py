@@ -17,10 +17,10 @@ import pytest
 
 from qa_train.config import DataConfig, SourceConfig
 from qa_train.data.batches import open_data
-from qa_train.data.clean import CleanConfig, clean
-from qa_train.data.index import build_index, load_index
-from qa_train.data.tar import DamagedShard
-from qa_train.data.validate import Fault, validate
+from qa_train.data.shards.index import build_index, load_index
+from qa_train.data.shards.tar import DamagedShard
+from qa_train.data.tools.clean import CleanConfig, clean
+from qa_train.data.tools.validate import Fault, validate
 from tests.data.conftest import noise
 from tests.data.hostile import encoded
 

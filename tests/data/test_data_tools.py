@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 import soundfile
 
-from qa_train import cli, data_cli, data_tools
-from qa_train.data.clean import CleanConfig
-from qa_train.data.index import SUFFIX, build_index, load_index
+from qa_train import cli
+from qa_train.commands import data as data_cli
+from qa_train.commands import data_tools
 from qa_train.data.parallel import each_shard
-from qa_train.data.shards import ShardWriter
-from qa_train.data.stats import stats
-from qa_train.data.validate import validate
+from qa_train.data.shards.index import SUFFIX, build_index, load_index
+from qa_train.data.shards.writer import ShardWriter
+from qa_train.data.tools.clean import CleanConfig
+from qa_train.data.tools.stats import stats
+from qa_train.data.tools.validate import validate
 from tests.data.conftest import noise, speech_record, write_shards
 
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from qa_train.data import decoder as decoder_module
-from qa_train.data.audio import BadAudio, read_clip
+from qa_train.data.audio import decoder as decoder_module
+from qa_train.data.audio.decoder import KillableDecoder
+from qa_train.data.audio.waveform import BadAudio, read_clip
 from qa_train.data.clips import Clip, ClipReader, SkipSample
-from qa_train.data.decoder import KillableDecoder
-from qa_train.data.index import load_index
-from qa_train.data.shards import ShardWriter
+from qa_train.data.shards.index import load_index
+from qa_train.data.shards.writer import ShardWriter
 from tests.data.conftest import noise
 from tests.data.hostile import encoded
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qa_train.data.encoder_cache import EncoderCache, cache_writer
+from qa_train.data.audio.encoder_cache import EncoderCache, cache_writer
 
 
 def states(seed: int, tokens: int = 5, width: int = 3) -> torch.Tensor:

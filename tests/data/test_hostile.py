@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qa_train.data.audio import BadAudio, decoded_length, read_clip
-from qa_train.data.tar import members
+from qa_train.data.audio.waveform import BadAudio, decoded_length, read_clip
+from qa_train.data.shards.tar import members
 from tests.data.hostile import encoded
 
 Case = tuple[str, dict[str, Any]]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from qa_train.data import storage, tar
-from qa_train.data.prompts import PromptBank
-from qa_train.data_cli import _compose
+from qa_train.commands.data import _compose
+from qa_train.data.shards import storage, tar
+from qa_train.data.text.prompts import PromptBank
 from qa_train.model import load_model
 from tests.data.hostile import header
 

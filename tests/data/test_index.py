@@ -16,11 +16,11 @@ import pytest
 import soundfile
 import webdataset
 
-from qa_train.data.index import SUFFIX, build_index, load_index, scan
-from qa_train.data.shards import ShardWriter
-from qa_train.data.sidecar import load_summary
-from qa_train.data.storage import expand
-from qa_train.data.tar import DamagedShard
+from qa_train.data.shards.index import SUFFIX, build_index, load_index, scan
+from qa_train.data.shards.sidecar import load_summary
+from qa_train.data.shards.storage import expand
+from qa_train.data.shards.tar import DamagedShard
+from qa_train.data.shards.writer import ShardWriter
 from tests.data.conftest import noise, speech_record
 
 
@@ -255,8 +255,8 @@ def test_reading_an_index_starts_no_thread(tmp_path: Path) -> None:
     program = """
 import os, sys
 import numpy, torch, pyarrow.parquet
-from qa_train.data.catalog import read_catalog, write_catalog
-from qa_train.data.sidecar import load_index, load_rows, load_summary
+from qa_train.data.shards.catalog import read_catalog, write_catalog
+from qa_train.data.shards.sidecar import load_index, load_rows, load_summary
 shard, catalog = sys.argv[1:]
 write_catalog([shard], catalog)
 before = os.listdir("/proc/self/task")
@@ -296,7 +296,7 @@ def test_a_text_beside_a_json_of_facts_is_the_transcript_and_other_texts_are_cou
 
 
 def test_the_command_fails_where_no_record_can_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from qa_train.data_cli import index
+    from qa_train.commands.data import index
 
     def shard(name: str, *records: bytes) -> str:
         with tarfile.open(tmp_path / name, "w") as tar:

@@ -12,8 +12,8 @@ import soundfile
 
 from qa_train.config import DataConfig, SourceConfig
 from qa_train.data.batches import open_data
-from qa_train.data.interchange import jsonl_to_shards, read_jsonl
-from qa_train.data.storage import RangeReader, expand, open_binary, size_of
+from qa_train.data.shards.storage import RangeReader, expand, open_binary, size_of
+from qa_train.data.tools.interchange import jsonl_to_shards, read_jsonl
 from tests.data.conftest import noise
 
 

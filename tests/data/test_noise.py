@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from qa_train.data.noise import ordinary_tokens, replace_targets
-from qa_train.data.template import IGNORE, Encoded
+from qa_train.data.text.noise import ordinary_tokens, replace_targets
+from qa_train.data.text.template import IGNORE, Encoded
 from qa_train.model.tokenizers import load_tokenizer
 
 TOKENS = range(1000, 2000)

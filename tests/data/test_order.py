@@ -7,11 +7,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from qa_train.data import mixture
-from qa_train.data.chapter import Lengths
-from qa_train.data.order import EpochOrder
-from qa_train.data.packing import Cost, fill, level, pack
-from qa_train.data.realised import imbalance
+from qa_train.data.mixture_report import imbalance
+from qa_train.data.order import mixture
+from qa_train.data.order.chapter import Lengths
+from qa_train.data.order.epoch import EpochOrder
+from qa_train.data.order.packing import Cost, fill, level, pack
 
 
 @pytest.mark.parametrize("lengths", [[7], [3, 0, 5], [100] * 300, [1] * 1000, [9000, 1, 20_000, 3, 12_000, 17_000]])

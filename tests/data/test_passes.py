@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from qa_train.data.passes import Passes
+from qa_train.data.order.passes import Passes
 from tests.data.test_plan import fake, make
 
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from qa_train.data.chapter import Lengths, SampleRef
-from qa_train.data.order import Ints
-from qa_train.data.packing import Cost, pack
-from qa_train.data.plan import Plan
+from qa_train.data.order.batch_plan import Plan
+from qa_train.data.order.chapter import Lengths, SampleRef
+from qa_train.data.order.epoch import Ints
+from qa_train.data.order.packing import Cost, pack
 
 
 @dataclass

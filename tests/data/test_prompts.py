@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from qa_train.data.prompts import PromptBank, Unqualified, chat_messages, draw
-from qa_train.data.records import BadRecord, fields, parse_record
-from qa_train.data.sample import AudioPart, Message, TextPart
+from qa_train.data.text.prompts import PromptBank, Unqualified, chat_messages, draw
+from qa_train.data.text.records import BadRecord, fields, parse_record
+from qa_train.data.text.sample import AudioPart, Message, TextPart
 
 FULL = {
     "text": "hola mundo",

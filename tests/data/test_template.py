@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from transformers import Qwen2AudioProcessor, WhisperFeatureExtractor
 
-from qa_train.data.audio import audio_tokens
-from qa_train.data.sample import AudioPart, Message, Sample, TextPart
-from qa_train.data.template import IGNORE, encode, encode_pair, encode_prompt, special_id
+from qa_train.data.audio.waveform import audio_tokens
+from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
+from qa_train.data.text.template import IGNORE, encode, encode_pair, encode_prompt, special_id
 from tests.data.conftest import noise
 
 
@@ -140,7 +140,7 @@ def test_samples_are_checked_at_birth(tokenizer: Any) -> None:
 
 def test_only_short_texts_are_remembered(tokenizer: Any) -> None:
     """Planning a corpus of long answers would otherwise keep them all."""
-    from qa_train.data.template import _vocabulary
+    from qa_train.data.text.template import _vocabulary
 
     vocabulary = _vocabulary(tokenizer)
     kept = vocabulary._cached.cache_info().currsize

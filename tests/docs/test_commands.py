@@ -18,10 +18,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from qa_train.cli import main
+from qa_train.commands.plan import PlanDataConfig
 from qa_train.config import OrderConfig, config_dir, register, to_stage_config
 from qa_train.config.guide import GROUPS
 from qa_train.config.planning import PlanConfig
-from qa_train.plan_cli import PlanDataConfig
 from tests.train.conftest import ROOT
 
 register()

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from qa_train.eval.benchmarks import Benchmark, find_benchmarks, from_dict, read_table
-from qa_train.eval.layouts import read_rows
+from qa_train.eval.benchmarks.layouts import read_rows
+from qa_train.eval.benchmarks.table import Benchmark, find_benchmarks, from_dict, read_table
 from qa_train.eval.predict import question_of
 from qa_train.eval.scoring import _doubts, score_rows
 

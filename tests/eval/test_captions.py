@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qa_train.eval.benchmarks import Benchmark
-from qa_train.eval.captions import caption_rows, ptb_tokenize, tokenised
+from qa_train.eval.benchmarks.table import Benchmark
 from qa_train.eval.compare import compare_predictions
-from qa_train.eval.meteor import _aligned, meteor_points, meteor_rows
-from qa_train.eval.prediction import Prediction
-from qa_train.eval.scores import score
+from qa_train.eval.scores.caption_metrics import caption_rows, ptb_tokenize, tokenised
+from qa_train.eval.scores.meteor import _aligned, meteor_points, meteor_rows
+from qa_train.eval.scores.prediction import Prediction
+from qa_train.eval.scores.task_metrics import score
 from qa_train.eval.scoring import breakdown, score_rows
 
 pytest.importorskip("pycocoevalcap")
@@ -228,7 +228,7 @@ def test_what_meteors_program_gets_wrong_is_no_score(
     java = tmp_path / "java"
     java.write_text(f"#!/bin/sh\necho out of memory >&2\n{reply}\n")
     java.chmod(0o755)
-    monkeypatch.setattr("qa_train.eval.meteor.find_java", lambda: str(java))
+    monkeypatch.setattr("qa_train.eval.scores.meteor.find_java", lambda: str(java))
     with pytest.raises(ValueError, match=message):
         meteor_rows(items)
 
@@ -251,7 +251,7 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         score("rouge_l", captions(3, 2, 1))
     with pytest.raises(ValueError, match="need Java"):
         score("meteor", captions(3, 2, 1))
-    monkeypatch.setattr("qa_train.eval.captions.find_spec", lambda name: None)
+    monkeypatch.setattr("qa_train.eval.scores.caption_metrics.find_spec", lambda name: None)
     for metric in ("cider", "meteor"):
         with pytest.raises(ValueError, match=rf"the metric {metric} needs .* pip install 'qa-train\[captions\]'"):
             score(metric, captions(3, 2, 1))

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qa_train.eval.benchmarks import from_dict
+from qa_train.eval.benchmarks.judged import judged_statistics
+from qa_train.eval.benchmarks.table import from_dict
 from qa_train.eval.compare import compare_folders, compare_predictions, comparison_table
-from qa_train.eval.judge import Judge, Verdict
-from qa_train.eval.judged import judged_statistics
-from qa_train.eval.prediction import Prediction
+from qa_train.eval.scores.prediction import Prediction
 from qa_train.eval.scoring import score_folder
-from qa_train.report.benchmarks import render_benchmarks
+from qa_train.llm.judge import Judge, Verdict
+from qa_train.report.scores_page import render_benchmarks
 
 
 def noisy(count: int, share: float, seed: int) -> list[Prediction]:

@@ -10,8 +10,8 @@ import pytest
 import soundfile
 from fake_model import tone
 
-from qa_train.data.shards import ShardWriter
-from qa_train.data.tar import members
+from qa_train.data.shards.tar import members
+from qa_train.data.shards.writer import ShardWriter
 from qa_train.eval import same_sound
 from qa_train.eval.contamination import contamination
 from qa_train.eval.same_sound import LIKELY, SAME, correlation, sketch

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qa_train.eval.ifeval import (
+from qa_train.eval.scores.ifeval import (
     CHECKS,
     _detector,
     _splitter,
@@ -19,8 +19,8 @@ from qa_train.eval.ifeval import (
     loose_variants,
     read_instruction,
 )
-from qa_train.eval.prediction import Prediction
-from qa_train.eval.scores import score
+from qa_train.eval.scores.prediction import Prediction
+from qa_train.eval.scores.task_metrics import score
 
 # (instruction, its arguments, an answer that follows it, one that does not)
 CASES: list[tuple[str, dict[str, Any], str, str]] = [

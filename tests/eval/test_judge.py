@@ -14,15 +14,15 @@ import pytest
 from fake_model import item, tone
 
 from qa_train.config import EvalConfig, parse_options
-from qa_train.eval.airbench import judge_prompts
 from qa_train.eval.answers import file_digest
-from qa_train.eval.client import CallFailed, Endpoint, _completion
+from qa_train.eval.benchmarks.airbench import judge_prompts
+from qa_train.eval.benchmarks.judged import judged_result, prompts_of
 from qa_train.eval.endpoint import EndpointModel
-from qa_train.eval.judge import Judge
-from qa_train.eval.judged import judged_result, prompts_of
 from qa_train.eval.suite import evaluate
 from qa_train.infer.generate import Decoding
-from qa_train.report.benchmarks import markdown_report
+from qa_train.llm.client import CallFailed, Endpoint, _completion
+from qa_train.llm.judge import Judge
+from qa_train.report.scores_page import markdown_report
 
 HERE = Path(__file__).parent
 
@@ -224,7 +224,7 @@ class Scripted(Judge):
         self.lines = lines
 
     def ask(self, prompts: Any) -> list[Any]:
-        from qa_train.eval.judge import Verdict
+        from qa_train.llm.judge import Verdict
 
         return [Verdict(line) for line in self.lines[: len(prompts)]]
 

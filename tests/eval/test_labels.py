@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qa_train.eval.labels import (
+from qa_train.eval.scores.labels import (
     LETTERS,
     airbench_letter,
     average_precision,
@@ -24,10 +24,10 @@ from qa_train.eval.labels import (
     tokens_match,
     unparsed_labels,
 )
-from qa_train.eval.prediction import Prediction
-from qa_train.eval.scores import item_statistics, score
-from qa_train.eval.text import label_form
-from qa_train.eval.voicebench import refuses
+from qa_train.eval.scores.normalise import label_form
+from qa_train.eval.scores.prediction import Prediction
+from qa_train.eval.scores.task_metrics import item_statistics, score
+from qa_train.eval.scores.voicebench import refuses
 
 OPTIONS = ("guitar", "bass guitar", "A dog", "Piano")
 

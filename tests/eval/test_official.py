@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from qa_train.eval.airbench import honest_pair, mean_over_tasks, official_chat, official_foundation
-from qa_train.eval.ifeval import CHECKS, follows, ifeval_rows, loose_variants, read_instruction
-from qa_train.eval.labels import LETTERS, chosen_option, tokens_match
-from qa_train.eval.mandarin import normalise_mandarin, spoken
-from qa_train.eval.prediction import Prediction
-from qa_train.eval.scores import item_statistics, score
-from qa_train.eval.text import whisper_normalise
-from qa_train.eval.voicebench import bbh_answer, refuses
+from qa_train.eval.benchmarks.airbench import honest_pair, mean_over_tasks, official_chat, official_foundation
+from qa_train.eval.scores.chinese import normalise_mandarin, spoken
+from qa_train.eval.scores.ifeval import CHECKS, follows, ifeval_rows, loose_variants, read_instruction
+from qa_train.eval.scores.labels import LETTERS, chosen_option, tokens_match
+from qa_train.eval.scores.normalise import whisper_normalise
+from qa_train.eval.scores.prediction import Prediction
+from qa_train.eval.scores.task_metrics import item_statistics, score
+from qa_train.eval.scores.voicebench import bbh_answer, refuses
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

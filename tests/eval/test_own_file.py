@@ -14,8 +14,8 @@ import soundfile
 from fake_model import FakeModel, processor, tone
 
 from qa_train.config import EncoderConfig, EvalConfig, LanguageModelConfig, ModelConfig, parse_options
-from qa_train.data.interchange import shards_to_jsonl
-from qa_train.data.shards import ShardWriter
+from qa_train.data.shards.writer import ShardWriter
+from qa_train.data.tools.interchange import shards_to_jsonl
 from qa_train.eval import suite
 from qa_train.eval.own_file import read_own_file
 from qa_train.eval.questions import read_questions

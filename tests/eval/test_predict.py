@@ -19,15 +19,15 @@ import soundfile
 from fake_model import FakeModel, processor, tone
 
 from qa_train.eval.answers import DEAF_PERCENT
-from qa_train.eval.benchmarks import Benchmark, find_benchmarks
-from qa_train.eval.labels import option_text, tokens_match
-from qa_train.eval.layouts import read_rows
+from qa_train.eval.benchmarks.layouts import read_rows
+from qa_train.eval.benchmarks.table import Benchmark, find_benchmarks
 from qa_train.eval.predict import Limits, predict
 from qa_train.eval.ranks import Ranks
+from qa_train.eval.scores.json_lines import read_predictions
+from qa_train.eval.scores.labels import option_text, tokens_match
 from qa_train.eval.scoring import score_rows
-from qa_train.eval.tables import read_predictions
 from qa_train.infer.generate import Generator
-from qa_train.report.benchmarks import listening
+from qa_train.report.scores_page import listening
 
 HERE = Path(__file__).parent
 YAML = (

@@ -11,12 +11,12 @@ import pytest
 import soundfile
 from fake_model import FakeModel, processor, tone
 
-from qa_train.data.index import load_index
-from qa_train.data.interchange import shards_to_jsonl
-from qa_train.data.prompts import PromptBank
-from qa_train.data.shards import ShardWriter
+from qa_train.data.shards.index import load_index
+from qa_train.data.shards.writer import ShardWriter
+from qa_train.data.text.prompts import PromptBank
+from qa_train.data.tools.interchange import shards_to_jsonl
+from qa_train.eval.eval_sets import EvalSet, evaluate_shards, record_questions
 from qa_train.eval.questions import read_questions
-from qa_train.eval.records import EvalSet, evaluate_shards, record_questions
 
 
 @pytest.fixture(scope="module")

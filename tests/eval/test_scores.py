@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from qa_train.eval.scores import (
+from qa_train.eval.scores.normalise import label_form, strip_tags, transcript_words
+from qa_train.eval.scores.task_metrics import (
     ONE_REFERENCE,
     Prediction,
     bootstrap_interval,
@@ -19,7 +20,6 @@ from qa_train.eval.scores import (
     wilson_interval,
     word_edits,
 )
-from qa_train.eval.text import label_form, strip_tags, transcript_words
 
 
 def pair(text: str, gt: str, language: str | None = "en", **more: object) -> Prediction:

@@ -14,9 +14,9 @@ from fake_model import FakeModel, processor, tone
 from qa_train.cli import main
 from qa_train.config import EvalConfig, parse_options
 from qa_train.eval import suite
-from qa_train.eval.judge import Judge
 from qa_train.eval.suite import evaluate
 from qa_train.infer.generate import Generator
+from qa_train.llm.judge import Judge
 
 YAML = """
 benchmarks:
@@ -107,8 +107,8 @@ def test_the_judge_is_replayed_from_its_cache(folder: Path, capsys: pytest.Captu
     evaluate(options(folder, *mine))
     with pytest.raises(ValueError, match="the judge is offline and 1 of 1"):
         evaluate(options(folder, "step=score", "judge.model=stub"))
-    from qa_train.eval.judged import prompts_of
-    from qa_train.eval.tables import read_predictions
+    from qa_train.eval.benchmarks.judged import prompts_of
+    from qa_train.eval.scores.json_lines import read_predictions
 
     (prompt,) = prompts_of("voicebench_open", read_predictions(folder / "out" / "opinions" / "predictions.jsonl"))
     assert "Nice & <easy>?" in prompt

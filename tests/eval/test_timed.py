@@ -8,9 +8,9 @@ from itertools import permutations
 
 import pytest
 
-from qa_train.eval.prediction import Prediction
-from qa_train.eval.scores import score, word_edits
-from qa_train.eval.timed import cp_rows, speakers, timed_words, word_time_rows
+from qa_train.eval.scores.prediction import Prediction
+from qa_train.eval.scores.task_metrics import score, word_edits
+from qa_train.eval.scores.timed import cp_rows, speakers, timed_words, word_time_rows
 
 
 def test_the_two_parts_of_a_transcript_with_translation() -> None:

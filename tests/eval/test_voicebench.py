@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from qa_train.eval.benchmarks import find_benchmarks
-from qa_train.eval.labels import chosen_option
-from qa_train.eval.layouts import read_rows
+from qa_train.eval.benchmarks.layouts import read_rows
+from qa_train.eval.benchmarks.table import find_benchmarks
 from qa_train.eval.predict import question_of
-from qa_train.eval.prediction import Prediction
-from qa_train.eval.scores import score
+from qa_train.eval.scores.labels import chosen_option
+from qa_train.eval.scores.prediction import Prediction
+from qa_train.eval.scores.task_metrics import score
+from qa_train.eval.scores.voicebench import average, bbh_answer, refuses
 from qa_train.eval.scoring import score_rows
-from qa_train.eval.voicebench import average, bbh_answer, refuses
 
 
 @pytest.mark.parametrize(

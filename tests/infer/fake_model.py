@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from qa_train.data.audio import frame_tokens, tail_frames
-from qa_train.data.mel import log_mel
-from qa_train.data.sample import AudioPart, Message, Sample, TextPart
+from qa_train.data.audio.mel import log_mel
+from qa_train.data.audio.waveform import frame_tokens, tail_frames
+from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
 from qa_train.infer.generate import Item
 from qa_train.model.tokenizers import load_tokenizer
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from fake_model import FakeModel, item, mel_of, processor, tone
 
-from qa_train.data.audio import audio_tokens
-from qa_train.data.template import encode_prompt
+from qa_train.data.audio.waveform import audio_tokens
+from qa_train.data.text.template import encode_prompt
 from qa_train.infer.encoded import EncodedClips, encode
 from qa_train.infer.generate import Decoding, Generator, Item, plan_batches
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qa_train.data.sample import Sample
-from qa_train.infer.rows import Row
+from qa_train.data.text.sample import Sample
+from qa_train.infer.row_stream import Row
 from qa_train.model.tokenizers import load_tokenizer
 
 SAMPLE = Sample("k", (), 0, "chat")

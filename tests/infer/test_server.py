@@ -24,8 +24,8 @@ import torch
 from fake_model import tone
 
 from qa_train.config import EncoderConfig, EvalConfig, LanguageModelConfig, ModelConfig, ServeConfig, parse_options
+from qa_train.eval.scores.json_lines import read_predictions
 from qa_train.eval.suite import evaluate
-from qa_train.eval.tables import read_predictions
 from qa_train.infer.generate import Decoding, Generator, Item
 from qa_train.infer.protocol import ApiError, Limits, parse
 from qa_train.infer.server import open_models

@@ -90,7 +90,7 @@ def test_trainer_checkpoint_with_a_tokenizer_only(tmp_path: Path) -> None:
 @needs_whisper
 def test_nano_has_the_pretrained_encoder_and_can_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
     pretrained, _ = build_model(read("nano"))
-    monkeypatch.setattr("qa_train.model.sources.whisper_package.find_package", lambda: None)
+    monkeypatch.setattr("qa_train.model.pretrained.whisper_package.find_package", lambda: None)
     random, _ = build_model(read("nano"))
     names = ("model.audio_tower.conv1.weight", "model.audio_tower.embed_positions.weight")
     weights, substitutes = pretrained.state_dict(), random.state_dict()

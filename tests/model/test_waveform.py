@@ -7,7 +7,7 @@ import torch
 from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 
 from qa_train.config import EncoderConfig, LanguageModelConfig, ModelConfig
-from qa_train.data.mel import log_mel
+from qa_train.data.audio.mel import log_mel
 from qa_train.model import build_model
 from tests.model.conftest import TINY_TEXT
 

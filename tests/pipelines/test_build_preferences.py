@@ -11,8 +11,8 @@ import pytest
 
 from data_pipelines.build_preferences import FAMILIES, PreferencesConfig, build_preferences, main
 from data_pipelines.preferences import NO_SPEECH
-from qa_train.data.index import load_index
-from qa_train.data.shards import ShardWriter
+from qa_train.data.shards.index import load_index
+from qa_train.data.shards.writer import ShardWriter
 
 RECORDS: dict[str, dict[str, Any]] = {
     "speech-1": {"text": "the red fox ran over the hill", "language": "en"},

@@ -19,10 +19,10 @@ from data_pipelines import build_analysis, build_mixtures, build_voice_chat
 from data_pipelines.acoustics import at_snr, coloured_noise, in_room, level
 from data_pipelines.speakable import one_line, unspeakable
 from data_pipelines.speakers import SpeakerOptions, open_speaker
-from qa_train.data.audio import read_clip
-from qa_train.data.index import load_index
-from qa_train.data.prompts import PromptBank
-from qa_train.data.shards import ShardWriter
+from qa_train.data.audio.waveform import read_clip
+from qa_train.data.shards.index import load_index
+from qa_train.data.shards.writer import ShardWriter
+from qa_train.data.text.prompts import PromptBank
 
 DIALOGUES: list[Any] = [
     {"instruction": "Name a fruit.", "input": "", "output": "An apple."},

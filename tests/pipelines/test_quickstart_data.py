@@ -12,11 +12,11 @@ import pytest
 
 from data_pipelines import preferences, quickstart, recombine, voice_chat
 from data_pipelines.clip import Clip
-from data_pipelines.shards import write_shard
-from data_pipelines.source import read_shard
+from data_pipelines.make_shards import write_shard
+from data_pipelines.read_shards import read_shard
+from data_pipelines.spoken_text import TextIndex
 from data_pipelines.synth import HELD_OUT_ACCENTS
-from data_pipelines.text import TextIndex
-from qa_train.data.index import load_index
+from qa_train.data.shards.index import load_index
 
 STARTER = Path(__file__).parents[2] / "data/starter"
 

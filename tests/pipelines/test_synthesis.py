@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from data_pipelines import notes, quickstart
-from data_pipelines.shards import Job, make
-from data_pipelines.source import read_shard
+from data_pipelines.make_shards import Job, make
+from data_pipelines.read_shards import read_shard
 from data_pipelines.synth import (
     HELD_OUT_ACCENTS,
     HELD_OUT_VARIANTS,

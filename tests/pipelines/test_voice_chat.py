@@ -6,7 +6,7 @@ import re
 from collections import Counter
 
 from data_pipelines import voice_chat
-from data_pipelines.text import TextIndex, spoken
+from data_pipelines.spoken_text import TextIndex, spoken
 
 NUMBER = {word: i for i, word in enumerate(voice_chat.NUMBERS)}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qa_train.data.chapter import Lengths
-from qa_train.data.packing import Cost
-from qa_train.data_cli import _compose
+from qa_train.commands.data import _compose
+from qa_train.data.order.chapter import Lengths
+from qa_train.data.order.packing import Cost
 from qa_train.model import build_model, load_model_config
 from qa_train.model.flops import Shapes, Work, forward_flops, training_flops
 from qa_train.planner.balance import cost_of

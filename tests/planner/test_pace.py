@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from qa_train.data_cli import _compose
+from qa_train.commands.data import _compose
 from qa_train.planner import PlanConfig, as_text, estimate
 from qa_train.planner.measured import pace_of
 

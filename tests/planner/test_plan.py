@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from qa_train.cli import main
+from qa_train.commands.data import _compose
 from qa_train.config import ModelConfig
-from qa_train.data_cli import _compose
 from qa_train.planner import Estimate, PlanConfig, as_text, estimate
 from qa_train.planner.memory import GIB
 from qa_train.planner.sizes import Sizes, measure
@@ -148,7 +148,7 @@ def test_declared_hours_give_epochs_and_shares() -> None:
 
 
 def test_shards_that_are_there_are_planned(tmp_path: Path) -> None:
-    from qa_train.data.shards import ShardWriter
+    from qa_train.data.shards.writer import ShardWriter
     from tests.data.conftest import noise
 
     with ShardWriter(tmp_path / "s-%d.tar", max_samples=20) as writer:

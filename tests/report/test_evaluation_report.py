@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from qa_train.eval.benchmarks import from_dict
+from qa_train.eval.benchmarks.table import from_dict
 from qa_train.eval.scoring import score_rows
-from qa_train.report.benchmarks import MAX_PLAYERS, markdown_report, render_benchmarks
+from qa_train.report.scores_page import MAX_PLAYERS, markdown_report, render_benchmarks
 
 EVIL = "</dd></article><script>alert(1)</script><img src=x onerror=alert(1)>"
 

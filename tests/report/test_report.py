@@ -11,7 +11,7 @@ from made_up import metric, results, run_dirs
 
 from qa_train.report import markdown_table, merge_samples, metric_entry, write_report
 from qa_train.report.charts import Line, line_chart, number, smooth, tick_labels, ticks
-from qa_train.report.clips import data_uri
+from qa_train.report.data_uri import data_uri
 from qa_train.report.results import duration, verdict
 
 

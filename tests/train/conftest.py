@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qa_train.data.shards import ShardWriter
+from qa_train.data.shards.writer import ShardWriter
 
 ROOT = Path(__file__).parent.parent.parent
 TIMEOUT_S = 300

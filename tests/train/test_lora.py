@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from transformers import Qwen2AudioForConditionalGeneration
 
-from qa_train.export import export
+from qa_train.export.hugging_face import export
 from qa_train.model import load_model
 from qa_train.model.build import find_checkpoint, load_adapted
 from qa_train.train import checkpoints

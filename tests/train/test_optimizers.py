@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import socket
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from qa_train.train.muon import Muon, shares
 from qa_train.train.optimizers import MuonWithAdamW, muon_with_adamw
 
 
@@ -77,3 +80,98 @@ def test_nothing_to_orthogonalize_is_an_error() -> None:
     net["layer"].requires_grad_(False)
     with pytest.raises(ValueError, match="set it to null"):
         optimizer(net)
+
+
+SHAPES = [(8, 8), (24, 8), (8, 24), (1, 5)]
+
+
+def matrices(seed: int = 0) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
+
+
+def step_with_gradients(params: list[nn.Parameter], opt: torch.optim.Optimizer, seed: int) -> None:
+    for p, g in zip(params, matrices(seed)):
+        p.grad = g.detach().clone()
+    opt.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_muon_is_torchs_own_within_the_rounding_of_bfloat16(dtype: torch.dtype) -> None:
+    ours, theirs, start = matrices(), matrices(), matrices()
+    mine = Muon([{"params": ours}], lr=0.02, weight_decay=0.1, dtype=dtype)
+    stock = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    for seed in (1, 2, 3):
+        step_with_gradients(ours, mine, seed)
+        step_with_gradients(theirs, stock, seed)
+    for mine_, stock_, before in zip(ours, theirs, start):
+        moved = (stock_ - before).norm()
+        # In bfloat16 the two do the same operations; in float32 they differ by what bfloat16 rounds, 2^-8 a product.
+        assert (mine_ - stock_).norm() < (1e-6 if dtype is torch.bfloat16 else 0.03) * moved
+        assert dtype is not torch.float32 or not torch.equal(mine_, stock_)
+
+
+def test_muon_in_float32_makes_no_bfloat16() -> None:
+    params = matrices()
+    seen = set()
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            found = func(*args, **(kwargs or {}))
+            seen.update({found.dtype} if isinstance(found, torch.Tensor) else set())
+            return found
+
+    with Watch():
+        step_with_gradients(params, Muon([{"params": params}], lr=0.02, weight_decay=0.1, dtype=torch.float32), 1)
+    assert torch.float32 in seen
+    assert torch.bfloat16 not in seen
+
+
+def test_muon_reads_the_state_of_torchs_own() -> None:
+    ours, theirs = matrices(), matrices()
+    stock = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    step_with_gradients(theirs, stock, 1)
+    mine = Muon([{"params": ours}], lr=0.02, weight_decay=0.1, dtype=torch.float32)
+    mine.load_state_dict(copy.deepcopy(stock.state_dict()))
+    for mine_, stock_ in zip(ours, theirs):
+        assert torch.equal(mine.state[mine_]["momentum_buffer"], stock.state[stock_]["momentum_buffer"])
+
+
+def test_matrices_are_shared_out_evenly_and_a_vector_is_refused() -> None:
+    nano = [(256, 256)] * 16 + [(768, 256)] * 8 + [(256, 768)] * 4
+    owner = shares(nano, 2)
+    work = [sum(min(s) ** 2 * sum(s) for s, o in zip(nano, owner) if o == rank) for rank in (0, 1)]
+    assert max(work) <= 1.05 * min(work)
+    assert set(shares(nano[:3], 5)) <= set(range(5))
+    with pytest.raises(ValueError, match=r"shape \[3\]: give those to AdamW"):
+        Muon([{"params": [nn.Parameter(torch.ones(3))]}], lr=0.1, weight_decay=0, dtype=torch.float32)
+
+
+def _two_process_muon(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    params = matrices()
+    opt = Muon([{"params": params}], lr=0.02, weight_decay=0.1, dtype=torch.float32)
+    for seed in (1, 2):
+        step_with_gradients(params, opt, seed)
+    params[1].grad = None
+    opt.step()
+    torch.save([p.detach() for p in params], f"{folder}/{rank}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_of_muon_equal_one(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_two_process_muon, (port, str(tmp_path)), nprocs=2)
+    params = matrices()
+    opt = Muon([{"params": params}], lr=0.02, weight_decay=0.1, dtype=torch.float32)
+    for seed in (1, 2):
+        step_with_gradients(params, opt, seed)
+    params[1].grad = None
+    opt.step()
+    for rank in (0, 1):
+        for mine, theirs in zip(params, torch.load(tmp_path / f"{rank}.pt", weights_only=True)):
+            assert torch.equal(mine, theirs)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qa_train.data_cli import _compose
+from qa_train.commands.data import _compose
 from qa_train.planner.balance import open_planned
 from qa_train.train import checkpoints
 from tests.train.conftest import ROOT, command, environment, metrics, run

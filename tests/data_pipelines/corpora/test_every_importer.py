@@ -14,9 +14,9 @@ from data_pipelines.blocklist import EVALUATION_ONLY
 from data_pipelines.corpora.catalogue import CORPORA, corpus_of, table
 from data_pipelines.import_report import Report
 from data_pipelines.importers import ImportConfig, import_corpus
-from qa_train.data.index import load_index
-from qa_train.data.prompts import CHAT, PromptBank
-from qa_train.data.shards import ShardWriter
+from qa_train.data.shards.index import load_index
+from qa_train.data.shards.writer import ShardWriter
+from qa_train.data.text.prompts import CHAT, PromptBank
 from tests.data_pipelines.corpora.made_up import Case, tone, write_tree
 from tests.data_pipelines.corpora.test_round_trip import CASES
 

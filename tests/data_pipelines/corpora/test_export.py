@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from qa_train.data.index import load_index
-from qa_train.data.interchange import jsonl_to_shards, shards_to_jsonl
-from qa_train.data.shards import ShardWriter
+from qa_train.data.shards.index import load_index
+from qa_train.data.shards.writer import ShardWriter
+from qa_train.data.tools.interchange import jsonl_to_shards, shards_to_jsonl
 from tests.data_pipelines.corpora.made_up import tone
 
 ASK = [{"role": "user", "content": "<audio>What?"}]

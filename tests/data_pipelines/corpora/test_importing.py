@@ -19,8 +19,8 @@ from data_pipelines.blocklist import Blocklist
 from data_pipelines.corpora.catalogue import corpus_of
 from data_pipelines.import_report import Report
 from data_pipelines.importers import ImportConfig, import_corpus, main
-from data_pipelines.source import read_shard
-from qa_train.data.index import load_index
+from data_pipelines.read_shards import read_shard
+from qa_train.data.shards.index import load_index
 from tests.data_pipelines.corpora.foreign_cases import cut
 from tests.data_pipelines.corpora.made_up import SECONDS, Case, audio_cell, heard, table_bytes, tone, write_tree
 from tests.data_pipelines.corpora.sound_cases import AUDIOSET, CLOTHO, GTZAN, MUSICCAPS

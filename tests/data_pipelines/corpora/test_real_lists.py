@@ -13,10 +13,10 @@ import pytest
 
 from data_pipelines.corpora.base import Drop, Item, Request
 from data_pipelines.corpora.catalogue import corpus_of
-from qa_train.eval.benchmarks import find_benchmarks
-from qa_train.eval.layouts import read_rows
-from qa_train.eval.prediction import Prediction
-from qa_train.eval.scores import score
+from qa_train.eval.benchmarks.layouts import read_rows
+from qa_train.eval.benchmarks.table import find_benchmarks
+from qa_train.eval.scores.prediction import Prediction
+from qa_train.eval.scores.task_metrics import score
 
 REAL = Path(__file__).parent / "real"
 

@@ -1,0 +1,182 @@
+"""`qa-train pairs`: sample answers, rank them, write the pairs as shards, and say what they teach."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from qa_train.config import PairsConfig
+from qa_train.data.shards.writer import ShardWriter
+from qa_train.data.text.prompts import PromptBank
+from qa_train.eval.answers import Journal, Outcome, read_journal, write_atomically
+from qa_train.eval.eval_sets import EvalSet, record_questions
+from qa_train.eval.questions import Question, part_text
+from qa_train.eval.ranks import Ranks, ranks_from_environment
+from qa_train.infer.generate import Decoding, Generator
+from qa_train.llm.client import Endpoint
+from qa_train.llm.judge import Judge
+from qa_train.model import load_answering_model
+from qa_train.model.weights import weights_digest
+from qa_train.pairs import ByJudge, ByLabel, ByWordErrors, Pair, Ranker, askable, balanced, draw_answers, ranked
+from qa_train.progress import progress
+
+_EXAMPLES = 10
+# Written last: with it the pairs are complete.
+REPORT = "pairs.report.json"
+
+
+@dataclass
+class Lesson:
+    """What a set of pairs teaches besides its purpose: above all, whether longer is better."""
+
+    pairs: int = 0
+    chosen_words: float = 0.0
+    rejected_words: float = 0.0
+    chosen_longer: int = 0
+    rejected_longer: int = 0
+    # Share, in percent, of the pairs of unequal length whose longer answer is the chosen one: 50 teaches nothing of it.
+    longer_wins_percent: float | None = None
+    examples: list[dict[str, str]] = field(default_factory=list)
+
+    def add(self, pair: Pair) -> None:
+        """Count one pair; the first few are kept to be read."""
+        chosen, rejected = len(pair.chosen.split()), len(pair.rejected.split())
+        self.chosen_words += chosen
+        self.rejected_words += rejected
+        self.chosen_longer += chosen > rejected
+        self.rejected_longer += rejected > chosen
+        self.pairs += 1
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append(
+                {"key": pair.key, "prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+            )
+
+    def report(self) -> dict[str, Any]:
+        """The numbers, with mean words in place of sums."""
+        means = {
+            name: round(getattr(self, name) / max(1, self.pairs), 2) for name in ("chosen_words", "rejected_words")
+        }
+        unequal = self.chosen_longer + self.rejected_longer
+        wins = round(100 * self.chosen_longer / unequal, 1) if unequal else None
+        return asdict(self) | means | {"longer_wins_percent": wins}
+
+
+def pairs(options: PairsConfig) -> int:
+    """Make ``out/pairs-NNN.tar`` and ``out/pairs.report.json``; several processes share the questions.
+
+    The answers are kept in ``out/answers-RANK.jsonl``: the same command goes on after a kill, on any number of
+    processes, and another ``by`` or ``margin`` ranks the same answers anew.
+
+    Raises:
+        ValueError: wrong options, an unreadable checkpoint, no record to ask about, or no pair far enough apart.
+    """
+    ranker = _ranker(options)
+    ranks = ranks_from_environment()
+    out = Path(options.out)
+    if left := _finished(out):
+        raise ValueError(f"pairs: {out} holds pairs already ({left.name}): delete them, or choose another out=")
+    shards = options.shards if isinstance(options.shards, list) else [options.shards]
+    metric = {"wer": "wer", "label": "contains"}.get(options.by)
+    clips = EvalSet("pairs", shards, options.task, "chat", options.where, metric, limit=options.limit)
+    left_out: Counter[str] = Counter()
+    questions = askable(record_questions(clips, PromptBank.load(), options.storage), left_out)
+    drawn = _drawn(options, questions, out, ranks)
+    if ranks.rank > 0:
+        return 0
+    found = list(ranked(questions, drawn, options.samples, ranker, left_out))
+    kept = balanced(found) if options.balance else found
+    if not found:
+        raise ValueError(
+            "pairs: no two answers were far enough apart: raise temperature= or samples=, or lower margin= "
+            f"(left out before: {dict(left_out) or 'nothing'})"
+        )
+    if not kept:
+        raise ValueError("pairs: all longer answers were the better ones, or all shorter ones: use balance=false")
+    for path in out.glob("pairs-*.tar*"):
+        # Of a try that ended before its report.
+        path.unlink()
+    lesson = Lesson()
+    with ShardWriter(out / "pairs-%03d.tar") as writer:
+        for pair in kept:
+            pair = replace(pair, key=writer.free_key(pair.key))
+            writer.write(pair.key, pair.record("train"), [pair.wave])
+            lesson.add(pair)
+    report = lesson.report() | {
+        "by": options.by, "left_out": dict(left_out), "left_out_for_length": len(found) - len(kept),
+    }  # fmt: skip
+    if isinstance(ranker, ByJudge):
+        report["judged"] = ranker.counts
+    write_atomically(out / REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    print(json.dumps({name: value for name, value in report.items() if name != "examples"}, indent=2))
+    print(f"pairs and examples to read: {out}")
+    return 0
+
+
+def _finished(out: Path) -> Path | None:
+    """A shard that must not be replaced: all but those of a try that ended before its report."""
+    left = sorted(out.glob("pairs-*.tar"))
+    unfinished = not (out / REPORT).is_file() and any(out.glob("answers-*.jsonl"))
+    return left[0] if left and not unfinished else None
+
+
+def _drawn(options: PairsConfig, questions: Sequence[Question], out: Path, ranks: Ranks) -> dict[int, Outcome]:
+    """The answers of all ranks and earlier tries, on rank 0."""
+    device = options.device
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    model, processor = load_answering_model(options.checkpoint, device=device)
+    generator = Generator(model, processor, batch_size=options.batch_size, token_budget=32768)
+    decoding = Decoding(max_new_tokens=options.max_new_tokens, temperature=options.temperature, seed=options.seed)
+    asked = [[q.sample.key, part_text(q.sample.messages[-1]), q.references] for q in questions]
+    identity = {
+        "weights": weights_digest(model), "questions": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
+        "samples": options.samples, "batch_size": options.batch_size, "decoding": asdict(decoding),
+    }  # fmt: skip
+    known = _known(out, identity)
+    ranks.meet()
+    journal = Journal(out / f"answers-{ranks.rank}.jsonl", identity)
+    before = len(known) // options.samples
+    with progress(
+        total=len(questions), initial=before, desc="questions", unit="questions", disable=ranks.rank > 0
+    ) as bar:
+
+        def keep(new: dict[int, Outcome]) -> None:
+            journal.add(new)
+            # The other ranks are about as far.
+            bar.update(min(len(new) // options.samples * ranks.world, len(questions) - bar.n))
+
+        drawn = draw_answers(generator, questions, options.samples, decoding, known=known, ranks=ranks, keep=keep)
+    ranks.meet()
+    return drawn if ranks.world == 1 else _known(out, identity, failed=True)
+
+
+def _known(out: Path, identity: dict[str, Any], *, failed: bool = False) -> dict[int, Outcome]:
+    """Answers on disk, by whichever ranks gave them; and, if asked for, those that failed."""
+    found: dict[int, Outcome] = {}
+    for path in sorted(out.glob("answers-*.jsonl")):
+        for place, outcome in read_journal(path, identity).items():
+            if outcome.error is None or (failed and place not in found):
+                found[place] = outcome
+    return found
+
+
+def _ranker(options: PairsConfig) -> Ranker:
+    if options.by == "wer":
+        return ByWordErrors(options.margin)
+    if options.by == "label":
+        return ByLabel()
+    if options.by != "judge":
+        raise ValueError(f"pairs: by={options.by!r}: use wer, label or judge")
+    if not options.judge_model:
+        raise ValueError("pairs: by=judge needs judge_model=NAME, and judge_url=ADDRESS unless its cache is replayed")
+    endpoint = None
+    if options.judge_url is not None:
+        endpoint = Endpoint(options.judge_url, options.judge_model, options.judge_key_env)
+    cache = Path(options.out) / "judge.jsonl"
+    return ByJudge(Judge(options.judge_model, cache, endpoint))

@@ -1,0 +1,136 @@
+"""What a plan comes to: samples, hours, tokens and epochs by source and task, fill, and balance over ranks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from qa_train.data.open_sources import TOO_LONG
+from qa_train.data.order.batch_plan import Plan
+from qa_train.data.order.epoch import Ints
+from qa_train.data.source import Source
+
+_TOKEN_S = 0.04
+
+
+def realised(
+    plan: Plan, sources: list[Source], steps: int, *, first: int = 0, lengths: list[Ints] | None = None
+) -> dict[str, Any]:
+    """Plan ``steps`` steps from step ``first`` (counted from 0) on without reading audio, and count.
+
+    ``fill`` is tokens / budget over all batches. ``imbalance`` is, by world size, how far the costliest rank of a
+    step is above the mean of its ranks, in the plan's cost: mean over the steps, and worst step.
+    Records left out are those of the chapters that were planned. ``lengths`` receives arrays [samples, 3] of audio
+    tokens, all tokens and scored rows of the samples.
+    """
+    batches = steps * plan.batches_per_step
+    rows = {i: _Line() for i, source in enumerate(sources) if source.weight > 0}
+    tokens: list[int] = []
+    costs: list[int] = []
+    begin = first * plan.batches_per_step
+    number, start = plan.locate(begin)
+    last, _ = plan.locate(begin + batches - 1)
+    # Batches of the first chapter that lie before the first step.
+    passed = begin - start
+    while number <= last:
+        chapter = plan.chapter(number)
+        used = slice(passed, passed + batches - len(tokens))
+        passed = 0
+        for batch in chapter.batches[used]:
+            for ref in batch:
+                rows[ref.source].add(ref.row, ref.epoch)
+        for i, left in chapter.left_out.items():
+            rows[i].left_out.update(left)
+        for ref in chapter.too_long:
+            rows[ref.source].left_out[TOO_LONG] += 1
+        tokens += chapter.batch_tokens[used].tolist()
+        costs += chapter.batch_costs[used].tolist()
+        for i, line in rows.items():
+            line.measure(sources[i], lengths)
+        number += 1
+    total = sum(line.samples for line in rows.values())
+    return {
+        "steps": steps,
+        "batches": batches,
+        "samples": total,
+        "tokens": int(sum(tokens)),
+        "fill": float(np.mean(tokens)) / plan.tokens_per_batch,
+        "imbalance": imbalance(np.asarray(costs), plan.batches_per_step),
+        "sources": [line.report(sources[i], total) for i, line in rows.items()],
+    }
+
+
+def imbalance(costs: Ints, per_step: int) -> dict[int, dict[str, float]]:
+    """By world size: (costliest rank / mean rank - 1) of the steps, their mean and the worst."""
+    steps = costs[: len(costs) // per_step * per_step].reshape(-1, per_step)
+    out = {}
+    for world in (w for w in (2, 4, 8, 16, 32, 64, 128, per_step) if per_step % w == 0 and w > 1):
+        # Rank r of W runs the batches r, r + W, ... of a step.
+        ranks = steps.reshape(len(steps), per_step // world, world).sum(1)
+        over = ranks.max(1) / ranks.mean(1) - 1
+        out[world] = {"mean": float(over.mean()), "worst": float(over.max())}
+    return out
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """The realised mixture as a table for people."""
+    head = (
+        f"  {'source':<16} {'task':<16} {'samples':>9} {'share':>7} {'hours':>9} {'tokens':>11} {'epochs':>7}  left out"
+    )
+    lines = [head]
+    for row in result["sources"]:
+        out = ", ".join(f"{n} {reason}" for reason, n in row["left_out"].items())
+        lines.append(
+            f"  {row['source']:<16} {row['task']:<16} {row['samples']:>9} {row['share']:>7.2%} {row['hours']:>9.2f} "
+            f"{row['tokens']:>11} {row['epochs']:>7.2f}  {out or '-'}"
+        )
+    lines.append(
+        f"  {result['steps']} steps, {result['batches']} batches, {result['samples']} samples, "
+        f"{result['tokens']} tokens; batches are {result['fill']:.1%} full"
+    )
+    if result["imbalance"]:
+        lines.append("  balance, in useful operations of this model:")
+    for world, over in result["imbalance"].items():
+        lines.append(
+            f"  {world} ranks: the costliest rank of a step does {over['mean']:.2%} more than the mean rank "
+            f"(worst step {over['worst']:.2%})"
+        )
+    return "\n".join(lines)
+
+
+class _Line:
+    """Counts of one source; lengths are looked up chapter by chapter, while their shards are in memory."""
+
+    def __init__(self) -> None:
+        self.samples, self.tokens, self.audio = 0, 0, 0
+        self.epoch, self.left_out = 0, Counter[str]()
+        self._new: dict[int, list[int]] = {}
+
+    def add(self, row: int, epoch: int) -> None:
+        self.samples += 1
+        self.epoch = max(self.epoch, epoch)
+        self._new.setdefault(epoch, []).append(row)
+
+    def measure(self, source: Source, kept: list[Ints] | None) -> None:
+        for epoch, rows in self._new.items():
+            lengths = source.lengths(np.asarray(rows, dtype=np.int64), epoch)
+            self.tokens += int(lengths.tokens.sum())
+            self.audio += int(lengths.audio.sum())
+            if kept is not None:
+                kept.append(np.stack([lengths.audio, lengths.tokens, lengths.scored], axis=1))
+        self._new = {}
+
+    def report(self, source: Source, total: int) -> dict[str, Any]:
+        return {
+            "source": source.name,
+            "task": source.cfg.task,
+            "samples": self.samples,
+            "share": self.samples / max(1, total),
+            "planned_share": source.weight,
+            "hours": self.audio * _TOKEN_S / 3600,
+            "tokens": self.tokens,
+            "epochs": self.samples / max(1, source.overview.samples),
+            "left_out": dict(self.left_out),
+        }

@@ -1,0 +1,94 @@
+"""The sources of a mixture: opened, checked, and weighted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qa_train.config import DataConfig
+from qa_train.data.order import mixture
+from qa_train.data.order.chapter import Chapter
+from qa_train.data.shards.sidecar import CLEANED, IGNORED
+from qa_train.data.source import Source
+from qa_train.data.text.prompts import PromptBank
+
+# Below this many records the budget counts as if there were that many: one bad clip among the first ten that are read
+# is no reason to stop. Of a small set it never allows more than SMALL_SET times its share: 5 of 50, not 10, by 1 %.
+BUDGET_FLOOR = 1000
+SMALL_SET = 10
+# Why the plan leaves samples of a chapter in no batch.
+TOO_LONG = "too long for a batch"
+
+
+def open_sources(cfg: DataConfig, tokenizer: Any, *, seed: int, preference: bool) -> list[Source]:
+    """The sources of a config; their ``weight`` is the share that ``data.mixture`` gives them.
+
+    Raises ValueError when an index is missing or stale, when a source has no usable record, or
+    when indexing left out more records than the error budget allows.
+    """
+    bank = PromptBank.load(cfg.prompt_files, cfg.prompt_languages)
+    sources = [
+        Source(name, source, cfg, bank, tokenizer, seed=seed, pairs=preference) for name, source in cfg.sources.items()
+    ]
+    for source in sources:
+        _check_index_budget(source, cfg.error_budget)
+        if source.weight > 0:
+            source.check()
+    weigh(sources, cfg)
+    return sources
+
+
+def share_allowed(budget: float, total: int) -> float:
+    """Share of ``total`` samples that may be bad: the budget, and for less than ``BUDGET_FLOOR`` samples more."""
+    return budget * min(SMALL_SET, max(1.0, BUDGET_FLOOR / max(total, 1)))
+
+
+def too_many(bad: int, total: int, budget: float) -> bool:
+    """Whether ``bad`` of ``total`` samples are more than the budget allows; a single one passes unless it is 0."""
+    return bad > max(share_allowed(budget, total) * total, 1 if budget else 0)
+
+
+def weigh(sources: list[Source], cfg: DataConfig) -> None:
+    """Set the weight of each source as ``data.mixture`` says; records beyond max_samples count for nothing."""
+    lines = []
+    for source in sources:
+        records = float(source.table.matching.sum())
+        used = 1.0 if source.quotas is None else float(source.quotas.sum()) / records
+        hours = float(source.table.matching_seconds.sum()) / 3600
+        lines.append(mixture.Line(source.name, source.cfg.weight, records * used, hours * used))
+    weights = mixture.effective_weights(lines, cfg.mixture.by, cfg.mixture.temperature)
+    for source, weight in zip(sources, weights, strict=True):
+        source.weight = weight
+
+
+def check_lengths(chapter: Chapter, cfg: DataConfig) -> None:
+    """ValueError when more samples of a chapter than the error budget allows are too long for a batch.
+
+    The plan is the same for every rank, so they all stop, or none.
+    """
+    if not chapter.too_long:
+        return
+    long = len(chapter.too_long)
+    total = long + sum(map(len, chapter.batches))
+    if too_many(long, total, cfg.error_budget):
+        share = share_allowed(cfg.error_budget, total)
+        raise ValueError(
+            f"{long} of the {total} samples planned next are longer than data.tokens_per_batch={cfg.tokens_per_batch} "
+            f"tokens and fit into no batch, more than data.error_budget={cfg.error_budget:g} allows "
+            f"({share:.1%} of so many). Raise "
+            f"data.tokens_per_batch, or lower data.max_duration_s={cfg.max_duration_s:g} to leave long recordings out "
+            "(25 tokens a second, and the text)."
+        )
+
+
+def _check_index_budget(source: Source, budget: float) -> None:
+    bad = sum(n for reason, n in source.problems.items() if reason not in (IGNORED, CLEANED))
+    # What the index holds, and what it left out.
+    total = source.records_read + bad
+    if too_many(bad, total, budget):
+        assert source.table.first_problem is not None
+        shard, worst = source.table.first_problem
+        raise ValueError(
+            f"source {source.name!r}: {bad} of {total} records were unusable when indexed, more than "
+            f"data.error_budget={budget:g} allows ({share_allowed(budget, total):.1%} of so many); the first: {shard}, "
+            f"key {worst.key!r}, byte {worst.offset}: {worst.detail}. Repair the shards, or raise the budget."
+        )

@@ -1,0 +1,196 @@
+"""The shard table: a few numbers per shard, read without touching their rows.
+
+They come from the footers of the sidecar indexes, read by several threads, or from one catalog
+file (``NAME.catalog.parquet``, made by ``qa-train data catalog``) for corpora of many shards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from qa_train.config import StorageConfig
+from qa_train.data.order.epoch import Ints
+from qa_train.data.shards import storage
+from qa_train.data.shards.remote import RemoteError
+from qa_train.data.shards.sidecar import Problem, Summary, load_rows, load_summary
+
+CATALOG_SUFFIX = ".catalog.parquet"
+_THREADS = 16
+_SCHEMA = pyarrow.schema(
+    [
+        ("path", pyarrow.string()),
+        ("fingerprint", pyarrow.string()),
+        ("rows", pyarrow.int64()),
+        ("seconds", pyarrow.float64()),
+        ("values", pyarrow.string()),
+        ("problems", pyarrow.string()),
+    ]
+)
+
+
+@dataclass
+class ShardTable:
+    """Shards in order: path, digest, records, audio in seconds, and the records and seconds that pass a ``where``.
+
+    ``matching`` is exact for a ``where`` of one field with few values, else an upper bound. A shard that holds
+    the same records as one before it is left out and counted in ``copies``.
+    """
+
+    paths: list[str]
+    fingerprints: list[str]
+    rows: Ints
+    seconds: NDArray[np.float64]
+    matching: Ints
+    matching_seconds: NDArray[np.float64]
+    # Records left out when indexing, by reason ("ignored" members apart), and the first of them.
+    problems: Counter[str] = field(default_factory=Counter)
+    first_problem: tuple[str, Problem] | None = None
+    copies: int = 0
+    # Reads columns of a shard's rows: (path, fingerprint, columns) -> table.
+    load: Callable[[str, str, Sequence[str]], pyarrow.Table] = load_rows
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, shard: int, columns: Sequence[str]) -> pyarrow.Table:
+        """Some columns of one shard's rows; ValueError when its index changed since."""
+        return self.load(self.paths[shard], self.fingerprints[shard], columns)
+
+
+def open_shards(
+    patterns: Iterable[str | Path], where: Mapping[str, Any] | None = None, cfg: StorageConfig | None = None
+) -> ShardTable:
+    """The table of all shards of paths, folders, globs, URLs and catalogs; ``cfg`` says how remote ones are read.
+
+    Raises ValueError when a shard has no index, or is no longer the one that was indexed.
+    """
+    catalogs = [str(p) for p in patterns if str(p).endswith(CATALOG_SUFFIX)]
+    others = [p for p in patterns if not str(p).endswith(CATALOG_SUFFIX)]
+    listed = [line for path in catalogs for line in read_catalog(path, cfg, values=bool(where))]
+    if others or not catalogs:
+        paths = storage.expand(others)
+        with ThreadPoolExecutor(_THREADS) as threads:
+            listed += zip(paths, threads.map(partial(load_summary, cfg=cfg), paths), strict=True)
+    table = make_table(listed, where or {})
+    table.load = partial(load_rows, cfg=cfg)
+    return table
+
+
+def make_table(listed: Iterable[tuple[str, Summary]], where: Mapping[str, Any]) -> ShardTable:
+    """The table of the given paths and summaries."""
+    none = np.zeros(0, dtype=np.int64)
+    table = ShardTable([], [], none, np.zeros(0), none, np.zeros(0))
+    numbers: list[tuple[int, float, int, float]] = []
+    seen: set[str] = set()
+    for path, summary in listed:
+        table.problems.update(summary.problems)
+        if table.first_problem is None and summary.first_problem is not None:
+            table.first_problem = (path, summary.first_problem)
+        if summary.fingerprint in seen and summary.rows:
+            table.copies += summary.rows
+            continue
+        seen.add(summary.fingerprint)
+        table.paths.append(path)
+        table.fingerprints.append(summary.fingerprint)
+        rows, seconds = matching(summary, where)
+        numbers.append((summary.rows, summary.seconds, rows, seconds))
+    columns = [np.asarray(column) for column in zip(*numbers, strict=True)]
+    table.rows, table.seconds, table.matching, table.matching_seconds = columns
+    return table
+
+
+def matching(summary: Summary, where: Mapping[str, Any]) -> tuple[int, float]:
+    """At most how many records of a shard pass ``where``, and their seconds of audio."""
+    rows, seconds = summary.rows, summary.seconds
+    for name, wanted in where.items():
+        counts = summary.values.get(name, {})
+        if counts is None:
+            # Too many values, or no texts: not summarized.
+            continue
+        allowed = wanted if isinstance(wanted, list) else [wanted]
+        hits = [counts[value] for value in allowed if isinstance(value, str) and value in counts]
+        if None in allowed:
+            present = list(counts.values())
+            hits.append((summary.rows - sum(n for n, _ in present), summary.seconds - sum(s for _, s in present)))
+        rows = min(rows, sum(n for n, _ in hits))
+        seconds = min(seconds, sum(s for _, s in hits))
+    return rows, max(0.0, seconds)
+
+
+def write_catalog(patterns: Iterable[str | Path], out: str | Path, cfg: StorageConfig | None = None) -> int:
+    """Write the table of all shards into one file; returns their number. ``cfg`` says how remote ones are read.
+
+    Local shards are named relative to the catalog's folder, so that both can move together.
+    """
+    paths = storage.expand(patterns)
+    folder = Path(out).parent.resolve()
+    names = [path if "://" in path else os.path.relpath(Path(path).resolve(), folder) for path in paths]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return write_lines(zip(names, threads.map(partial(load_summary, cfg=cfg), paths), strict=True), out)
+
+
+def write_lines(listed: Iterable[tuple[str, Summary]], out: str | Path) -> int:
+    """Write a catalog of shard names and summaries, whole or not at all; returns their number."""
+    if not str(out).endswith(CATALOG_SUFFIX):
+        raise ValueError(f"{out}: the name of a catalog must end in {CATALOG_SUFFIX}")
+    rows = []
+    for name, summary in listed:
+        first = summary.first_problem
+        problems = {"counts": dict(summary.problems), "first": vars(first) if first else None}
+        rows.append(
+            {
+                "path": name,
+                "fingerprint": summary.fingerprint,
+                "rows": summary.rows,
+                "seconds": summary.seconds,
+                "values": json.dumps(summary.values, ensure_ascii=False),
+                "problems": json.dumps(problems, ensure_ascii=False) if summary.problems else "",
+            }
+        )
+    part = Path(f"{out}.part")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=_SCHEMA), part, compression="zstd")
+    part.replace(out)
+    return len(rows)
+
+
+def read_catalog(path: str, cfg: StorageConfig | None = None, *, values: bool = True) -> Iterator[tuple[str, Summary]]:
+    """Paths and summaries of a catalog; the shards themselves are checked when their rows are read.
+
+    ``values=False`` leaves out the counts by value, most of the work when there are many shards.
+    """
+    try:
+        with storage.open_binary(path, cfg) as file:
+            # On this thread alone, as the sidecars (qa_train.data.shards.sidecar).
+            table = pyarrow.parquet.ParquetFile(file, pre_buffer=False).read(use_threads=False)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist; make it with: qa-train data catalog {path} SHARDS") from error
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        # As in qa_train.data.shards.sidecar.
+        if isinstance(error, RemoteError) or getattr(error, "errno", None) is not None:
+            raise
+        raise ValueError(f"{path} is damaged ({error}); make it again with qa-train data catalog") from error
+    if table.schema.names != _SCHEMA.names:
+        raise ValueError(f"{path} is no catalog of this version; make it again with qa-train data catalog")
+    folder = path.rpartition("/")[0]
+    for batch in table.to_batches(max_chunksize=1024):
+        columns = [batch[name].to_pylist() for name in _SCHEMA.names]
+        for name, fingerprint, rows, seconds, counts, problems in zip(*columns, strict=True):
+            if "://" not in name and not name.startswith("/"):
+                name = f"{folder}/{name}" if folder else name
+            found = json.loads(problems) if problems else {"counts": {}, "first": None}
+            first = Problem(**found["first"]) if found["first"] else None
+            by_value = json.loads(counts) if values else {}
+            yield name, Summary(rows, seconds, fingerprint, by_value, Counter(found["counts"]), first)

@@ -1,0 +1,214 @@
+"""The sidecar of a shard, ``X.tar.index.parquet``: one row per record, made by one scan.
+
+With it the plan knows every length before any audio is read, and reading is by byte range. What it
+holds is stated in ``sidecar``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import crc32c
+import pyarrow
+import pyarrow.parquet
+
+from qa_train.config import StorageConfig
+from qa_train.data.audio.waveform import (
+    MIN_CLIP_SAMPLES,
+    SAMPLE_RATE,
+    BadAudio,
+    decoded_length,
+    read_header,
+    resampled_length,
+)
+from qa_train.data.shards import storage
+from qa_train.data.shards.sidecar import IGNORED, SCHEMA, Problem, ShardIndex, write_index
+from qa_train.data.shards.sidecar import SUFFIX as SUFFIX
+from qa_train.data.shards.sidecar import load_index as load_index
+from qa_train.data.shards.tar import AUDIO_EXTENSIONS, TEXT_EXTENSIONS, DamagedShard, Member, members
+from qa_train.data.text.prompts import chat_messages
+from qa_train.data.text.records import MAX_JSON_BYTES, BadRecord, parse_record
+
+
+def build_index(
+    paths: Iterable[str | Path],
+    progress: Callable[[str, int], None] | None = None,
+    *,
+    decode: bool = False,
+    keep_damaged: bool = False,
+) -> list[ShardIndex]:
+    """Scan local tar shards and write the index beside each; the shards are not changed.
+
+    ``decode`` decodes every clip, so that audio that lies about its length, is cut or holds NaN is
+    left out now instead of being skipped in training. ``keep_damaged`` indexes what precedes the
+    damage of a broken tar, and records the damage as a problem; otherwise it raises DamagedShard.
+    ``progress(path, records)`` is called after each shard.
+    """
+    indexes = []
+    for path in storage.expand(paths):
+        index = index_shard(path, decode, keep_damaged)
+        indexes.append(index)
+        if progress is not None:
+            progress(path, len(index))
+    return indexes
+
+
+def index_shard(path: str, decode: bool = False, keep_damaged: bool = False) -> ShardIndex:
+    """Scan one local shard and write the index beside it (see ``build_index``)."""
+    if "://" in path:
+        # Said before the whole shard was fetched.
+        raise ValueError(f"{path}: indexes are written beside local shards; index it before uploading")
+    index = scan(path, decode=decode, keep_damaged=keep_damaged)
+    write_index(index)
+    return index
+
+
+def scan(
+    path: str, *, decode: bool = False, keep_damaged: bool = False, cfg: StorageConfig | None = None
+) -> ShardIndex:
+    """Read a whole shard once and return its index, without writing it. ``cfg`` says how a remote one is read."""
+    size = storage.size_of(path, cfg)
+    rows: list[dict[str, Any]] = []
+    problems: list[Problem] = []
+    ignored: Counter[str] = Counter()
+    seen: set[str] = set()
+    with storage.open_binary(path, cfg) as file:
+        stream = _groups(members(file, path, size), ignored)
+        while True:
+            try:
+                group = next(stream, None)
+            except DamagedShard as damage:
+                if not keep_damaged:
+                    raise
+                problems.append(Problem("", damage.offset, "damaged shard", str(damage)))
+                break
+            if group is None:
+                break
+            key, start = group[0].key, group[0].offset
+            try:
+                if key in seen:
+                    raise BadRecord(
+                        "its members are not together (make tars with tar --sort=name), or the key is used twice",
+                        "duplicate key",
+                    )
+                rows.append(_row(file, group, decode))
+            except (BadRecord, BadAudio) as error:
+                problems.append(Problem(key, start, error.reason, str(error)))
+            seen.add(key)
+    problems += [Problem("", 0, IGNORED, f"{n} members of type .{kind}") for kind, n in sorted(ignored.items())]
+    table = pyarrow.Table.from_pylist(rows, schema=SCHEMA)
+    return ShardIndex(path, table, size, shard_fingerprint(rows), problems)
+
+
+def _groups(stream: Iterable[Member], ignored: Counter[str]) -> Iterator[list[Member]]:
+    """Members of the same key that follow one another; types outside the allow-list are only counted."""
+    group: list[Member] = []
+    try:
+        for member in stream:
+            if member.kind not in AUDIO_EXTENSIONS + TEXT_EXTENSIONS:
+                ignored[member.kind] += 1
+                continue
+            if member.kind in TEXT_EXTENSIONS and member.extension not in TEXT_EXTENSIONS:
+                ignored[member.extension] += 1  # KEY.speaker.txt: text, but whose?
+                continue
+            if group and member.key != group[0].key:
+                yield group
+                group = []
+            group.append(member)
+    except DamagedShard:
+        # The members before the damage are whole.
+        if group:
+            yield group
+        raise
+    if group:
+        yield group
+
+
+def _row(file: IO[bytes], group: list[Member], decode: bool) -> dict[str, Any]:
+    names = [m.extension for m in group]
+    if len(set(names)) != len(names):
+        raise BadRecord(f"members {sorted(names)} of one record repeat a type", "duplicate key")
+    text = {m.extension: m for m in group if m.kind in TEXT_EXTENSIONS}
+    clips = [m for m in group if m.kind in AUDIO_EXTENSIONS]
+    record = _record(file, text)
+    if record.get("audios") is None:
+        record.pop("audios", None)
+        if not clips:
+            raise BadRecord('no audio member beside the JSON (a text-only record says "audios": [])', "missing sibling")
+        if len(clips) > 1:
+            record["audios"] = [m.extension for m in clips]
+    else:
+        clips = _listed(record["audios"], clips)
+    if "messages" in record:
+        chat_messages(record)
+    details = [_clip(file, member, decode) for member in clips]
+    return {
+        "key": group[0].key,
+        "names": [m.extension for m in clips],
+        "offsets": [m.offset for m in clips],
+        "sizes": [m.size for m in clips],
+        "crc32c": [d[0] for d in details],
+        "num_samples": [d[1] for d in details],
+        "sample_rates": [d[2] for d in details],
+        "duration_s": sum(d[1] for d in details) / SAMPLE_RATE,
+        "meta": json.dumps(record, ensure_ascii=False, sort_keys=True),
+    }
+
+
+def _record(file: IO[bytes], text: dict[str, Member]) -> dict[str, Any]:
+    record = parse_record(_bytes(file, text["json"], MAX_JSON_BYTES)) if "json" in text else {}
+    # Beside a JSON of facts, a text file is the transcript.
+    if "txt" in text and not (record.get("text") or record.get("messages")):
+        raw = _bytes(file, text["txt"], MAX_JSON_BYTES)
+        with contextlib.suppress(UnicodeDecodeError):
+            return record | {"text": raw.decode("utf-8").strip()}
+        raise BadRecord("the .txt member is not UTF-8")
+    if "json" in text:
+        return record
+    raise BadRecord("no JSON (or txt) member beside the audio", "missing sibling")
+
+
+def _listed(audios: list[str], clips: list[Member]) -> list[Member]:
+    """The clips that the record lists, by member name or by extension, in its order."""
+    known = {name: m for m in clips for name in (m.extension, m.name, m.name.rpartition("/")[2])}
+    missing = [name for name in audios if name not in known]
+    if missing:
+        found = [m.name for m in clips]
+        raise BadRecord(f"'audios' lists {missing}, the shard has {found}", "missing sibling")
+    return [known[name] for name in audios]
+
+
+def _clip(file: IO[bytes], member: Member, decode: bool) -> tuple[int, int, int]:
+    """Checksum, samples at 16 kHz and sample rate of an audio member."""
+    raw = _bytes(file, member, member.size)
+    try:
+        frames, rate = read_header(raw)
+        # The header of an MP3 only estimates its length.
+        exact = decoded_length(raw) if decode or member.kind == "mp3" else None
+    except BadAudio as error:
+        raise BadAudio(f"member {member.name!r}: {error}") from error
+    samples = resampled_length(frames, rate) if exact is None else exact
+    if samples < MIN_CLIP_SAMPLES:
+        raise BadAudio(f"member {member.name!r} has {samples} samples at 16 kHz, too few for one token")
+    return crc32c.crc32c(raw), samples, rate
+
+
+def _bytes(file: IO[bytes], member: Member, limit: int) -> bytes:
+    if member.size > limit:
+        raise BadRecord(f"member {member.name!r} has {member.size} bytes; at most {limit} are accepted")
+    file.seek(member.offset)
+    return file.read(member.size)
+
+
+def shard_fingerprint(rows: list[dict[str, Any]]) -> str:
+    """Content of the shard as far as training depends on it; the shard's place does not matter."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps([row[name] for name in SCHEMA.names], ensure_ascii=False).encode())
+    return digest.hexdigest()

@@ -1,0 +1,229 @@
+"""Reading and writing the sidecar of a shard, ``X.tar.index.parquet``: one row per record (see ``index``).
+
+The rows hold: key; for each clip its member name, offset, size, CRC32C, samples at 16 kHz and
+sample rate; the record's JSON. The footer holds the shard's size, a fingerprint, what was left out
+and a summary, so that a corpus opens without reading rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from qa_train.config import StorageConfig
+from qa_train.data.shards import storage
+from qa_train.data.shards.remote import RemoteError
+
+SUFFIX = ".index.parquet"
+# Reason of what an index leaves out without a fault: members that are no audio, JSON or text (no key), and records
+# that `data clean` took out.
+IGNORED, CLEANED = "ignored", "taken out by data clean"
+FORMAT = 1
+# Fields of the records with at most so many different short texts are counted in the footer.
+_SUMMARY_VALUES = 64
+_SUMMARY_VALUE_LENGTH = 64
+SCHEMA = pyarrow.schema(
+    [
+        ("key", pyarrow.string()),
+        ("names", pyarrow.list_(pyarrow.string())),
+        ("offsets", pyarrow.list_(pyarrow.int64())),
+        ("sizes", pyarrow.list_(pyarrow.int64())),
+        ("crc32c", pyarrow.list_(pyarrow.uint32())),
+        ("num_samples", pyarrow.list_(pyarrow.int64())),
+        ("sample_rates", pyarrow.list_(pyarrow.int32())),
+        ("duration_s", pyarrow.float64()),
+        ("meta", pyarrow.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A record that the index leaves out, and why."""
+
+    key: str
+    offset: int
+    reason: str
+    detail: str
+
+    def __str__(self) -> str:
+        if self.reason == IGNORED and not self.key:
+            return f"ignored {self.detail}"
+        return f"left out {self.key or '-'} at byte {self.offset}: {self.reason}, {self.detail}"
+
+
+@dataclass(repr=False)
+class ShardIndex:
+    """The index of one shard in memory."""
+
+    path: str
+    table: pyarrow.Table
+    shard_size: int
+    fingerprint: str
+    problems: list[Problem] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __repr__(self) -> str:
+        hours = sum(self.table["duration_s"].to_pylist()) / 3600
+        out = left_out(self.problems)
+        left = "; left out: " + ", ".join(f"{n} {reason}" for reason, n in out.items()) if out else ""
+        return f"{self.path}: {len(self)} records, {hours:.3f} h{left}"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the footer of an index says of its shard, without its rows.
+
+    ``values`` counts records and seconds of audio by value of each text field of the records; None stands for a field
+    with too many values, or values that are no texts. ``problems`` counts records left out, by reason.
+    """
+
+    rows: int
+    seconds: float
+    fingerprint: str
+    values: dict[str, dict[str, tuple[int, float]] | None]
+    problems: Counter[str] = field(default_factory=Counter)
+    first_problem: Problem | None = None
+
+
+def load_index(path: str, cfg: StorageConfig | None = None) -> ShardIndex:
+    """Read the index of a shard and check that the shard is still the one that was indexed.
+
+    ``cfg`` says how remote ones are read, here and below.
+    """
+    with _sidecar(path, cfg) as (file, footer):
+        table = file.read(use_threads=False)
+    size = _check_size(path, int(footer["shard_size"]), cfg)
+    problems = [Problem(**entry) for entry in json.loads(footer["problems"])]
+    return ShardIndex(path, table.replace_schema_metadata(footer), size, footer["fingerprint"], problems)
+
+
+def load_summary(path: str, cfg: StorageConfig | None = None) -> Summary:
+    """What the index says of a shard, from its footer alone; checks that the shard is still the one indexed."""
+    with _sidecar(path, cfg) as (file, footer):
+        # Indexes written by earlier versions hold no summary.
+        rows = None if "summary" in footer else file.read(columns=["duration_s", "meta"], use_threads=False)
+    said = _summarize(rows) if rows is not None else json.loads(footer["summary"])
+    _check_size(path, int(footer["shard_size"]), cfg)
+    problems = [Problem(**entry) for entry in json.loads(footer["problems"])]
+    bad = [problem for problem in problems if problem.reason != IGNORED]
+    counts = left_out(problems)
+    first = bad[0] if bad else None
+    return Summary(said["rows"], said["seconds"], footer["fingerprint"], said["values"], counts, first)
+
+
+def left_out(problems: Iterable[Problem]) -> Counter[str]:
+    """Records that an index leaves out, by reason; members of other types are no records."""
+    reasons = ((problem.key, problem.reason) for problem in problems)
+    return Counter(CLEANED if reason == IGNORED else reason for key, reason in reasons if key or reason != IGNORED)
+
+
+def load_rows(path: str, fingerprint: str, columns: Sequence[str], cfg: StorageConfig | None = None) -> pyarrow.Table:
+    """Some columns of an index; ValueError when it is not the one that was planned with.
+
+    The shard itself is not looked at: every clip is checked against the index when it is read.
+    """
+    with _sidecar(path, cfg) as (file, footer):
+        if footer["fingerprint"] != fingerprint:
+            raise ValueError(
+                f"the index of {path} was made anew since the data were opened or their catalog was written: "
+                "restore the shard, or make the catalog again with qa-train data catalog"
+            )
+        table = file.read(columns=list(columns), use_threads=False)
+    return table.replace_schema_metadata(None)
+
+
+@contextlib.contextmanager
+def _sidecar(path: str, cfg: StorageConfig | None) -> Iterator[tuple[pyarrow.parquet.ParquetFile, dict[str, str]]]:
+    """The open index of a shard, and its footer.
+
+    Read it with ``use_threads=False``, and nothing is read ahead: Arrow's threads hold the Python file a moment longer
+    than the read takes, and one that lets it go while the interpreter ends aborts the process ("terminate called
+    without an active exception", apache/arrow#34314 and #33975).
+    """
+    side = path + SUFFIX
+    try:
+        with storage.open_binary(side, cfg) as handle:
+            file = pyarrow.parquet.ParquetFile(handle, pre_buffer=False)
+            schema = file.schema_arrow
+            footer = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+            if footer.get("format") != str(FORMAT) or schema.names != SCHEMA.names:
+                raise ValueError(f"{side} is of another format; {_remedy(path)}")
+            yield file, footer
+    except FileNotFoundError as error:
+        if not storage.exists(path, cfg):
+            raise ValueError(f"there is no {path}, and no index of it: check the path of the shard") from error
+        raise ValueError(f"{path} has no index; {_remedy(path)}") from error
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        # A server that does not answer, a file that may not be read: another index would change nothing. Arrow's own
+        # errors of damaged files are OSErrors too, without a number.
+        if isinstance(error, RemoteError) or getattr(error, "errno", None) is not None:
+            raise
+        raise ValueError(f"{side} is damaged ({error}); {_remedy(path)}") from error
+
+
+def _remedy(path: str) -> str:
+    if "://" in path:
+        name = path.rpartition("/")[2]
+        return f"index a local copy, qa-train data index {name}, and upload {name}{SUFFIX} beside the shard"
+    return f"run: qa-train data index {path}"
+
+
+def _check_size(path: str, expected: int, cfg: StorageConfig | None) -> int:
+    try:
+        size = storage.size_of(path, cfg)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path + SUFFIX} exists, but its shard {path} does not") from error
+    if size != expected:
+        raise ValueError(
+            f"{path} has {size} bytes, its index was made for {expected}: the shard was changed or cut. "
+            f"Restore it, or {_remedy(path)}"
+        )
+    return size
+
+
+def _summarize(table: pyarrow.Table) -> dict[str, Any]:
+    """Records, seconds, and both by value of every text field with at most ``_SUMMARY_VALUES`` values."""
+    values: dict[str, dict[str, list[float]] | None] = {}
+    durations = table["duration_s"].to_pylist()
+    for meta, seconds in zip(table["meta"].to_pylist(), durations, strict=True):
+        for name, value in json.loads(meta).items():
+            counts = values.setdefault(name, {})
+            if counts is None or value is None:
+                continue
+            if not isinstance(value, str) or len(value) > _SUMMARY_VALUE_LENGTH:
+                values[name] = None
+                continue
+            entry = counts.setdefault(value, [0, 0.0])
+            entry[0] += 1
+            entry[1] = round(entry[1] + seconds, 3)
+            if len(counts) > _SUMMARY_VALUES:
+                values[name] = None
+    return {"rows": table.num_rows, "seconds": round(sum(durations), 3), "values": values}
+
+
+def write_index(index: ShardIndex) -> None:
+    """Write the sidecar whole or not at all."""
+    footer = {
+        "format": str(FORMAT),
+        "shard_size": str(index.shard_size),
+        "fingerprint": index.fingerprint,
+        "problems": json.dumps([vars(p) for p in index.problems], ensure_ascii=False),
+        "summary": json.dumps(_summarize(index.table), ensure_ascii=False),
+    }
+    side = index.path + SUFFIX
+    if "://" in side:
+        raise ValueError(f"{index.path}: indexes are written beside local shards; index it before uploading")
+    table = index.table.replace_schema_metadata(footer)
+    pyarrow.parquet.write_table(table, side + ".part", compression="zstd")
+    Path(side + ".part").replace(side)

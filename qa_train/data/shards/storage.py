@@ -1,0 +1,149 @@
+"""Where shards live: local paths and globs, or URLs of an allowed scheme, read by byte range.
+
+There is no ``pipe:`` and no command source: a data path can never run a program.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+from collections import OrderedDict
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, cast
+
+from qa_train.config import StorageConfig
+from qa_train.data.shards.cache import BlockCache
+from qa_train.data.shards.remote import RemoteFile, RemoteInfo, read_range, remote_info
+
+SCHEMES = ("http", "https", "s3", "gs", "memory")
+MAX_OPEN_FILES = 64
+_READ_AHEAD_BYTES = 1 << 20
+
+
+# Files that are taken for shards, and what to do with them.
+_OTHER_KINDS = {
+    ".jsonl": "a list: make shards of it with qa-train data from-jsonl, or qa-train data import jsonl",
+    ".csv": "a table: make shards of it with qa-train data import table",
+    ".tsv": "a table: make shards of it with qa-train data import table",
+    ".index.parquet": "the index of one: name the .tar",
+    ".catalog.parquet": "a catalog, which only data.sources take: name the shards it lists",
+    ".parquet": "a table: make shards of it with qa-train data import huggingface",
+    ".arrow": "a table: make shards of it with qa-train data import huggingface",
+    ".gz": "a compressed file, in which nothing has a place of its own: unpack it (gunzip) and index the .tar",
+    ".tgz": "a compressed tar, in which nothing has a place of its own: unpack it (gunzip) and index the .tar",
+}
+
+
+def expand(patterns: Iterable[str | Path]) -> list[str]:
+    """Sorted shard paths of paths, folders and globs; URLs pass unchanged. Nothing found is an error.
+
+    So is a file of another kind that is named itself; the message says what makes shards of it.
+    """
+    found: list[str] = []
+    for pattern in map(str, patterns):
+        kind = next((kind for kind in _OTHER_KINDS if pattern.lower().endswith(kind)), None)
+        if kind is not None and not glob.has_magic(pattern):
+            raise ValueError(f"{pattern} is no shard but {_OTHER_KINDS[kind]}")
+        if "://" in pattern:
+            found.append(_checked(pattern))
+            continue
+        path = Path(pattern).expanduser()
+        if path.is_dir():
+            found += sorted(map(str, path.rglob("*.tar")))
+        elif glob.has_magic(pattern):
+            found += sorted(glob.glob(str(path), recursive=True))
+        else:
+            found.append(str(path))
+    if not found:
+        raise ValueError(f"no shard matches {list(map(str, patterns))}: give .tar files, a folder or a glob")
+    return list(dict.fromkeys(found))
+
+
+def open_binary(path: str, cfg: StorageConfig | None = None) -> IO[bytes]:
+    """Open for reading; remote files are read by byte range as they are needed."""
+    if "://" not in path:
+        return Path(path).open("rb")
+    cfg = cfg or StorageConfig()
+    raw = RemoteFile(remote_info(_checked(path), cfg).size, partial(_read_remote, path, cfg))
+    return cast("IO[bytes]", io.BufferedReader(raw, _READ_AHEAD_BYTES))
+
+
+def size_of(path: str, cfg: StorageConfig | None = None) -> int:
+    """Size in bytes; FileNotFoundError when there is no such file."""
+    if "://" in path:
+        return remote_info(_checked(path), cfg or StorageConfig()).size
+    return Path(path).stat().st_size
+
+
+def exists(path: str, cfg: StorageConfig | None = None) -> bool:
+    """Whether the file is there; a remote that cannot be asked is an error."""
+    try:
+        size_of(path, cfg)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+class RangeReader:
+    """Reads byte ranges, keeping the most recent local shards open, and remote ones in a cache on disk.
+
+    Every process opens its own files: a forked worker would share the read position of its parent.
+    """
+
+    def __init__(self, cfg: StorageConfig | None = None) -> None:
+        self.cfg = cfg or StorageConfig()
+        self.cache = BlockCache(self.cfg.cache_dir, int(self.cfg.cache_gb * 1e9)) if self.cfg.cache_dir else None
+        self._files: OrderedDict[str, IO[bytes]] = OrderedDict()
+        self._infos: dict[str, RemoteInfo] = {}
+        self._process = os.getpid()
+
+    def read(self, path: str, offset: int, size: int) -> bytes:
+        """``size`` bytes at ``offset``; fewer when the file is shorter."""
+        if "://" in path:
+            return self._remote(path, offset, size)
+        if self._process != os.getpid():
+            self._files, self._process = OrderedDict(), os.getpid()
+        file = self._files.pop(path, None) or open_binary(path)
+        self._files[path] = file
+        if len(self._files) > MAX_OPEN_FILES:
+            self._files.popitem(last=False)[1].close()
+        parts = []
+        # Past Python's buffer: clips lie apart, so nothing read ahead is used.
+        while size > 0 and (part := os.pread(file.fileno(), size, offset)):
+            parts.append(part)
+            offset, size = offset + len(part), size - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def close(self) -> None:
+        """Close every open file."""
+        while self._files:
+            self._files.popitem()[1].close()
+
+    def _remote(self, url: str, offset: int, size: int) -> bytes:
+        if url not in self._infos:
+            self._infos[url] = remote_info(_checked(url), self.cfg)
+        info = self._infos[url]
+        size = max(0, min(size, info.size - offset))
+        if not size:
+            return b""
+        fetch = partial(_read_remote, url, self.cfg)
+        if self.cache is None:
+            return fetch(offset, size)
+        return self.cache.read(f"{url} {info.size} {info.version}", info.size, offset, size, fetch)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": OrderedDict()}
+
+
+def _read_remote(url: str, cfg: StorageConfig, offset: int, size: int) -> bytes:
+    return read_range(url, offset, size, cfg)
+
+
+def _checked(url: str) -> str:
+    scheme = url.split("://", 1)[0]
+    if scheme not in SCHEMES:
+        raise ValueError(f"{url!r}: scheme {scheme!r} is not allowed; use a local path or one of {SCHEMES}")
+    return url

@@ -1,0 +1,162 @@
+"""The prompt bank: tasks in YAML turn a record into a chat sample.
+
+A task names a target (a format string over the record) and pools of wordings. The wording is a
+keyed hash of (seed, epoch, key, task): it does not depend on the order in which samples are made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from qa_train.config import config_dir
+from qa_train.config.words import did_you_mean
+from qa_train.data.text.records import BadRecord, fields
+from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
+from qa_train.data.text.tasks import Task, read_tasks
+
+CHAT = "chat"
+PLACEHOLDER = "<audio>"
+
+
+class Unqualified(ValueError):
+    """The record lacks what the task needs; it is counted, not an error of the data."""
+
+
+class PromptBank:
+    """The tasks of the given YAML files, with the wordings of the chosen languages."""
+
+    def __init__(self, tasks: dict[str, Task], digest: str) -> None:
+        self.tasks = tasks
+        self.digest = digest
+
+    @staticmethod
+    def load(files: Iterable[str | Path] = (), languages: Iterable[str] = ("en",)) -> PromptBank:
+        """Read the built-in bank and then ``files``, whose tasks replace those of the same name."""
+        chosen = tuple(languages)
+        tasks: dict[str, Task] = {}
+        for path in [*sorted((config_dir() / "prompts").glob("*.yaml")), *map(Path, files)]:
+            tasks |= read_tasks(path, chosen)
+        return PromptBank(tasks, hashlib.sha256(repr(sorted(tasks.items())).encode()).hexdigest())
+
+    def task(self, name: str) -> Task:
+        """The task of that name; ValueError lists the known ones."""
+        if name not in self.tasks:
+            known = [CHAT, *sorted(self.tasks)]
+            raise ValueError(f"task {name!r} is unknown: {did_you_mean(name, known)}there are {', '.join(known)}")
+        return self.tasks[name]
+
+    def qualifies(self, record: dict[str, Any], task: str, *, pair: bool = False) -> bool:
+        """Whether ``sample`` can make this task of the record."""
+        try:
+            self.sample(record, task, "chat", "", 0, 0, pair=pair)
+        except Unqualified:
+            return False
+        return True
+
+    def sample(
+        self,
+        record: dict[str, Any],
+        task: str,
+        template: str,
+        key: str,
+        seed: int,
+        epoch: int,
+        *,
+        pair: bool = False,
+    ) -> Sample:
+        """The record as one training sample; raises Unqualified when it lacks a field of the task.
+
+        ``task="chat"`` takes the record's own messages; when these end with the user's turn, a
+        "chosen" answer completes them. With ``pair`` the sample is a preference pair: its messages
+        end with the user's turn, and the record's "chosen" and "rejected" follow.
+        """
+        if pair and "chosen" not in record:
+            raise Unqualified(f"{key}: a preference pair needs 'chosen' and 'rejected'")
+        if task == CHAT:
+            if template != "chat":
+                raise ValueError(f"{key}: task chat has its own turns; set template: chat")
+            messages, clips = chat_messages(record)
+            if messages[-1].role != "assistant" and "chosen" in record:
+                messages += (Message("assistant", (TextPart(record["chosen"]),)),)
+        else:
+            messages, clips = self._prompted(record, task, key, seed, epoch, pair)
+        answered = messages[-1].role == "assistant"
+        language = record.get("language")
+        if not pair:
+            if not answered:
+                raise Unqualified(f"{key}: the messages end without an answer")
+            return Sample(key, messages, clips, task, language, template)
+        chosen, rejected = (TextPart(record["chosen"]),), (TextPart(record["rejected"]),)
+        return Sample(key, messages[:-1] if answered else messages, clips, task, language, template, chosen, rejected)
+
+    def _prompted(
+        self, record: dict[str, Any], name: str, key: str, seed: int, epoch: int, pair: bool
+    ) -> tuple[tuple[Message, ...], int]:
+        task = self.task(name)
+        known = fields(record)
+        missing = [field for field in task.requires if field not in known]
+        if missing:
+            raise Unqualified(f"{key}: task {name} needs {missing}")
+        clips = len(record["audios"]) if "audios" in record else 1
+        if not clips:
+            raise Unqualified(f"{key}: task {name} needs a clip, the record is text only")
+        if task.clips not in (None, clips):
+            raise Unqualified(f"{key}: task {name} needs {task.clips} clips, the record has {clips}")
+        # A wording that names a field the record lacks (a language tag, say) is not drawn.
+        options = [prompt for prompt in task.prompts if task.complete(prompt, known)]
+        target = next((target for target in task.targets if task.complete(target, known)), None)
+        if not options or not (pair or target):
+            raise Unqualified(f"{key}: task {name} needs fields of its prompts or target that the record lacks")
+        prompt = task.fill(options[draw(seed, epoch, key, name, len(options))], known)
+        user = Message("user", (*(AudioPart(i) for i in range(clips)), *prompt))
+        if pair or target is None:
+            return (user,), clips
+        return (user, Message("assistant", task.fill(target, known))), clips
+
+
+def draw(seed: int, epoch: int, key: str, task: str, count: int) -> int:
+    """A number below ``count``, the same for the same arguments on every machine."""
+    name = json.dumps([seed, epoch, key, task]).encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) % count
+
+
+def chat_messages(record: dict[str, Any]) -> tuple[tuple[Message, ...], int]:
+    """The record's own turns and their number of clips.
+
+    ``<audio>`` in a text, or a part of type "audio", places the next clip. When nothing places
+    the record's only clip, it opens the first user turn. Raises BadRecord when texts and clips
+    do not match.
+    """
+    turns = record.get("messages")
+    if not turns:
+        raise Unqualified("task chat needs 'messages'")
+    placed = 0
+    messages: list[Message] = []
+    for turn in turns:
+        content: list[TextPart | AudioPart] = []
+        parts = turn["content"] if isinstance(turn["content"], list) else [turn["content"]]
+        for part in parts:
+            if isinstance(part, dict) and part["type"] == "audio":
+                content.append(AudioPart(placed))
+                placed += 1
+                continue
+            text = part if isinstance(part, str) else str(part.get("text", ""))
+            for i, piece in enumerate(text.split(PLACEHOLDER)):
+                if i:
+                    content.append(AudioPart(placed))
+                    placed += 1
+                if piece:
+                    content.append(TextPart(piece))
+        messages.append(Message(turn["role"], tuple(content)))
+    clips = len(record["audios"]) if "audios" in record else 1
+    if placed == 0 and clips == 1:
+        first = next((i for i, m in enumerate(messages) if m.role == "user"), 0)
+        messages[first] = Message(messages[first].role, (AudioPart(0), *messages[first].content))
+        placed = 1
+    if placed != clips:
+        raise BadRecord(f"the messages place {placed} clips, 'audios' lists {clips}: make them agree")
+    return tuple(messages), clips

@@ -1,0 +1,237 @@
+"""A sample becomes token ids and labels: the base (pretraining) text or ChatML.
+
+Base: ``<|audio_bos|><|AUDIO|>*n<|audio_eos|>`` + prompt + target + ``<|endoftext|>``.
+Chat: the ChatML of the released Qwen2-Audio model, ``Audio 1: ...`` numbering and the default
+system prompt included. Labels are set only on the target (base) or on the assistant turns with
+their ``<|im_end|>`` (chat); they are aligned with the inputs, the model shifts them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
+
+IGNORE = -100
+AUDIO, AUDIO_BOS, AUDIO_EOS = "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"
+IM_START, IM_END, ENDOFTEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+# So many texts, of at most so many characters, are remembered with their ids by each process.
+_TEXTS_KEPT, _KEPT_LENGTH = 50_000, 500
+DEFAULT_SYSTEM = "You are a helpful assistant."
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids and labels of one row, both of length T; labels are -100 where nothing is learned."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+def encode(sample: Sample, tokenizer: Any, clip_tokens: list[int], *, last_turn_only: bool = False) -> Encoded:
+    """The whole training row; ``clip_tokens[i]`` is the number of audio tokens of clip i.
+
+    ``last_turn_only``: of a chat, learn the last assistant turn and not those before it.
+    """
+    row = _Row(tokenizer, clip_tokens, sample)
+    if sample.template == "base":
+        row.base_prompt(sample)
+        row.parts(_base_target(sample), learn=True)
+        row.special(ENDOFTEXT, learn=True)
+    else:
+        messages = _with_system(sample.messages)
+        answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
+        learned = answers[-1:] if last_turn_only else answers
+        for i, message in enumerate(messages):
+            row.turn(message, answer=message.role == "assistant", learn=i in learned)
+    return row.finish()
+
+
+def encode_prompt(sample: Sample, tokenizer: Any, clip_tokens: list[int]) -> list[int]:
+    """Everything up to where the model answers; a final assistant turn is left out."""
+    row = _Row(tokenizer, clip_tokens, sample)
+    if sample.template == "base":
+        row.base_prompt(sample)
+        return row.finish().input_ids
+    messages = sample.messages
+    if messages and messages[-1].role == "assistant":
+        messages = messages[:-1]
+    for message in _with_system(messages):
+        row.turn(message, answer=message.role == "assistant", learn=False)
+    row.special(IM_START)
+    row.text("assistant\n")
+    return row.finish().input_ids
+
+
+def encode_pair(sample: Sample, tokenizer: Any, clip_tokens: list[int]) -> tuple[list[int], list[int], list[int]]:
+    """Prompt, chosen and rejected token ids of a preference pair; answers end with the eos token."""
+    if sample.chosen is None or sample.rejected is None:
+        raise ValueError(f"{sample.key}: not a preference pair; the record needs 'chosen' and 'rejected'")
+    prompt = encode_prompt(sample, tokenizer, clip_tokens)
+    answers = []
+    for answer in (sample.chosen, sample.rejected):
+        row = _Row(tokenizer, [], sample)
+        row.parts(answer, learn=True)
+        row.special(ENDOFTEXT if sample.template == "base" else IM_END, learn=True)
+        answers.append(row.finish().input_ids)
+    return prompt, answers[0], answers[1]
+
+
+def special_id(tokenizer: Any, token: str) -> int:
+    """Id of a special token, looked up by name; ValueError when the tokenizer lacks it."""
+    ids = _vocabulary(tokenizer).special_ids
+    if token not in ids:
+        raise ValueError(f"the tokenizer has no special token {token}; prepare it with qa_train.model.tokenizers")
+    return ids[token]
+
+
+class _Row:
+    """Collects pieces; adjacent text is encoded as one string, as a stock tokenizer would see it."""
+
+    def __init__(self, tokenizer: Any, clip_tokens: list[int], sample: Sample) -> None:
+        self.vocabulary = _vocabulary(tokenizer)
+        self.tokenizer = tokenizer
+        self.clip_tokens = clip_tokens
+        self.key = sample.key
+        self.clips_seen = 0
+        self.ids: list[int] = []
+        self.labels: list[int] = []
+        self.pending = ""
+
+    def special(self, token: str, *, learn: bool = False, count: int = 1) -> None:
+        """Append a special token; text before it is encoded first."""
+        self.flush(learn)
+        ids = [special_id(self.tokenizer, token)] * count
+        self.ids += ids
+        self.labels += ids if learn else [IGNORE] * count
+
+    def text(self, text: str) -> None:
+        self.pending += text
+
+    def flush(self, learn: bool) -> None:
+        if self.pending:
+            ids = self.vocabulary.encode_text(self.pending)
+            self.ids += ids
+            self.labels += ids if learn else [IGNORE] * len(ids)
+            self.pending = ""
+
+    def parts(self, content: tuple[TextPart | AudioPart, ...], *, learn: bool, numbered: bool = False) -> None:
+        for part in content:
+            if isinstance(part, AudioPart):
+                self.audio(part.clip, numbered)
+            elif part.trusted:
+                for text, is_special in self.vocabulary.split(part.text):
+                    if is_special:
+                        self.special(text, learn=learn)
+                    else:
+                        self.text(text)
+            else:
+                self.text(part.text)
+        if learn:
+            self.flush(True)
+
+    def audio(self, clip: int, numbered: bool) -> None:
+        if clip >= len(self.clip_tokens):
+            raise ValueError(f"{self.key}: clip {clip} has no length; {len(self.clip_tokens)} were given")
+        self.clips_seen += 1
+        if numbered:
+            self.text(f"Audio {self.clips_seen}: ")
+        self.special(AUDIO_BOS)
+        self.special(AUDIO, count=self.clip_tokens[clip])
+        self.special(AUDIO_EOS)
+        if numbered:
+            self.text("\n")
+
+    def base_prompt(self, sample: Sample) -> None:
+        """Base text before the target. The target starts a token of its own, as in generation."""
+        for message in sample.messages:
+            if message.role == "user":
+                self.parts(message.content, learn=False)
+        self.flush(False)
+
+    def turn(self, message: Message, *, answer: bool, learn: bool) -> None:
+        """One ChatML turn. An answer starts a token of its own, as after the generation prompt."""
+        self.special(IM_START)
+        self.text(message.role + "\n")
+        if answer:
+            self.flush(False)
+        self.parts(message.content, learn=learn, numbered=True)
+        self.special(IM_END, learn=learn)
+        self.text("\n")
+
+    def finish(self) -> Encoded:
+        self.flush(False)
+        return Encoded(self.ids, self.labels)
+
+
+def _base_target(sample: Sample) -> tuple[TextPart | AudioPart, ...]:
+    last = sample.messages[-1]
+    if last.role != "assistant":
+        raise ValueError(f"{sample.key}: a training sample must end with an assistant message")
+    return last.content
+
+
+def _with_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    if messages and messages[0].role == "system":
+        return messages
+    return (Message("system", (TextPart(DEFAULT_SYSTEM),)), *messages)
+
+
+class _Vocabulary:
+    """A tokenizer's special tokens, and encoding of text that must not become one."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        # Flags of AddedToken are not trusted: language tags are often added as ordinary tokens.
+        added = {str(token): index for index, token in tokenizer.added_tokens_decoder.items()}
+        specials = set(tokenizer.all_special_tokens)
+        self.special_ids = {t: i for t, i in added.items() if t in specials or re.fullmatch(r"<[^\s<>]+>", t)}
+        names = sorted(self.special_ids, key=len, reverse=True)
+        self.pattern = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else re.compile("(?!)")
+        # encode_plain is the hot call of planning; wordings and targets come back every epoch.
+        self._cached = lru_cache(maxsize=_TEXTS_KEPT)(self._encode_text)
+        self.encode_plain = lambda text: tokenizer.encode(text, add_special_tokens=False)
+
+    def split(self, text: str) -> list[tuple[str, bool]]:
+        """Trusted text in pieces; True marks a special token."""
+        return [(piece, i % 2 == 1) for i, piece in enumerate(self.pattern.split(text)) if piece]
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of plain text, in which no special token is read."""
+        return self._cached(text) if len(text) <= _KEPT_LENGTH else self._encode_text(text)
+
+    def _encode_text(self, text: str) -> list[int]:
+        """Ids of plain text. A spelled special token is cut after its first character, so that
+        the tokenizer reads two ordinary strings and never the special id."""
+        if not self.pattern.search(text):
+            return self.encode_plain(text)
+        ids: list[int] = []
+        start = 0
+        for match in self.pattern.finditer(text):
+            ids += self.encode_plain(text[start : match.start() + 1])
+            start = match.start() + 1
+        return ids + self.encode_plain(text[start:])
+
+
+@lru_cache(maxsize=4)
+def _vocabulary_of(holder: _ById) -> _Vocabulary:
+    return _Vocabulary(holder.tokenizer)
+
+
+class _ById:
+    """Hash a tokenizer by identity: tokenizers define neither cheap equality nor a hash."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def __hash__(self) -> int:
+        return id(self.tokenizer)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ById) and other.tokenizer is self.tokenizer
+
+
+def _vocabulary(tokenizer: Any) -> _Vocabulary:
+    return _vocabulary_of(_ById(tokenizer))

@@ -1,0 +1,254 @@
+"""Filters over indexed shards: measure every record, decide, explain, and take what fails out of the index.
+
+The shards stay as they are. A dropped record leaves the index, which is all that training reads, and is listed
+there as "ignored" with the filter's reason; ``qa-train data index`` brings it back. So nothing is copied, and
+no other part needs to know a second list.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qa_train.config import StorageConfig
+from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, read_clip
+from qa_train.data.parallel import each_shard
+from qa_train.data.shards.index import ShardIndex, load_index, shard_fingerprint, write_index
+from qa_train.data.shards.sidecar import IGNORED, Problem
+from qa_train.data.shards.storage import RangeReader
+from qa_train.data.text.script import script_share, spoken_characters
+
+_SILENCE_FRAME = SAMPLE_RATE // 50
+_CLIPPED = 0.999
+# What a record can say: every text field that may be a training target.
+_SAID = ("text", "caption", "label", "answer")
+
+
+@dataclass
+class CleanConfig:
+    """Limits of the filters; null leaves one out. Shares are between 0 and 1."""
+
+    # Seconds; shorter and longer clips are dropped.
+    min_duration_s: float | None = 0.3
+    max_duration_s: float | None = None
+    # Share of 20 ms frames that are silent: whose level is below silence_db.
+    max_silence: float | None = 0.95
+    # dB below full scale.
+    silence_db: float = -55.0
+    # Share of samples at full scale.
+    max_clipped: float | None = 0.01
+    # Hz; 8000 lets telephone speech pass.
+    min_sample_rate: int | None = 8000
+    # Share of the transcript's letters that belong to the script of its language.
+    min_script: float | None = 0.5
+    # Letters and digits of the transcript per second of audio.
+    min_chars_per_s: float | None = 0.3
+    # Halved for Chinese, Japanese and Korean.
+    max_chars_per_s: float | None = 30.0
+    # Times that the same audio may occur over all shards; the first ones stay.
+    max_same_audio: int | None = 1
+    # The same for texts.
+    max_same_text: int | None = None
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What the filters look at: of a record's clips the worst one; None where there is nothing to measure."""
+
+    key: str
+    offset: int
+    duration_s: float
+    silence: float | None
+    clipped: float | None
+    sample_rate: int | None
+    script: float | None
+    chars_per_s: float | None
+    audio: int | None
+    text: int | None
+    problem: str | None = None
+    dense_script: bool = False
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A record that a filter refuses: the measured value and the limit that it breaks."""
+
+    shard: str
+    key: str
+    offset: int
+    filter: str
+    value: float | str | None
+    limit: float | None
+
+    def __str__(self) -> str:
+        return f"{self.filter}: {self.value} (limit {self.limit})"
+
+
+@dataclass
+class Cleaned:
+    """Totals: records read, and dropped ones by filter."""
+
+    records: int = 0
+    hours: float = 0.0
+    hours_dropped: float = 0.0
+    dropped: Counter[str] | None = None
+
+    def __str__(self) -> str:
+        counts = self.dropped or Counter()
+        by = ", ".join(f"{n} {name}" for name, n in counts.most_common()) or "none"
+        return (
+            f"{self.records} records ({self.hours:.2f} h), of which {counts.total()} ({self.hours_dropped:.2f} h) "
+            f"are dropped: {by}"
+        )
+
+
+def clean(
+    paths: Sequence[str],
+    cfg: CleanConfig,
+    *,
+    apply: bool = False,
+    report: str | Path | None = None,
+    num_workers: int = 0,
+    storage: StorageConfig | None = None,
+) -> Cleaned:
+    """Measure indexed shards and drop what breaks a limit; with ``apply`` the indexes are written anew.
+
+    ``report`` is a JSONL file with one line per dropped record. Records dropped by an earlier run stay dropped.
+    ``storage`` says how remote shards are read; their indexes cannot be written.
+    """
+    remote = [path for path in paths if "://" in path]
+    if apply and remote:
+        raise ValueError(f"{remote[0]}: indexes are written beside local shards; clean a copy, and upload its index")
+    total = Cleaned(dropped=Counter())
+    seen: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(Path(report).open("w", encoding="utf-8")) if report is not None else None
+        measured = each_shard(measure_shard, paths, cfg.silence_db, storage, num_workers=num_workers, what="clean")
+        for path, measures in zip(paths, measured, strict=True):
+            drops = []
+            for measure in measures:
+                drop = decide(measure, cfg, seen)
+                total.records += 1
+                total.hours += measure.duration_s / 3600
+                if drop is None:
+                    continue
+                drops.append(replace(drop, shard=path))
+                total.hours_dropped += measure.duration_s / 3600
+            total.dropped.update(drop.filter for drop in drops)  # type: ignore[union-attr]
+            if file is not None:
+                file.writelines(json.dumps(asdict(drop), ensure_ascii=False) + "\n" for drop in drops)
+            if apply and drops:
+                _take_out(path, drops)
+    return total
+
+
+def decide(m: Measures, cfg: CleanConfig, seen: tuple[Counter[int], Counter[int]]) -> Drop | None:
+    """The first filter that refuses a record, or None. ``seen`` counts the audio and the texts kept so far."""
+    fastest = cfg.max_chars_per_s
+    if fastest is not None and m.dense_script:
+        fastest /= 2
+    checks: list[tuple[str, float | None, float | None, bool]] = [
+        ("too short", m.duration_s, cfg.min_duration_s, True),
+        ("too long", m.duration_s, cfg.max_duration_s, False),
+        ("sample rate", m.sample_rate, cfg.min_sample_rate, True),
+        ("silence", m.silence, cfg.max_silence, False),
+        ("clipping", m.clipped, cfg.max_clipped, False),
+        ("language and script", m.script, cfg.min_script, True),
+        ("too few characters per second", m.chars_per_s, cfg.min_chars_per_s, True),
+        ("too many characters per second", m.chars_per_s, fastest, False),
+    ]
+    if m.problem is not None:
+        return Drop("", m.key, m.offset, "unreadable audio", m.problem, None)
+    for name, value, limit, least in checks:
+        # A text-only record has no audio to be too short.
+        if value is None or limit is None or (m.audio is None and name in ("too short", "too long")):
+            continue
+        if value < limit if least else value > limit:
+            return Drop("", m.key, m.offset, name, round(value, 4), limit)
+    for name, digest, most, counts in (
+        ("same audio", m.audio, cfg.max_same_audio, seen[0]),
+        ("same text", m.text, cfg.max_same_text, seen[1]),
+    ):
+        if digest is not None and most is not None and counts[digest] >= most:
+            return Drop("", m.key, m.offset, name, counts[digest] + 1, most)
+    for digest, most, counts in ((m.audio, cfg.max_same_audio, seen[0]), (m.text, cfg.max_same_text, seen[1])):
+        if digest is not None and most is not None:
+            counts[digest] += 1
+    return None
+
+
+def measure_shard(path: str, silence_db: float, storage: StorageConfig | None = None) -> list[Measures]:
+    """Every record of an indexed shard, decoded and measured."""
+    reader = RangeReader(storage)
+    return [_measure(reader, path, row, silence_db) for row in load_index(path, storage).table.to_pylist()]
+
+
+def _measure(reader: RangeReader, path: str, row: dict[str, Any], silence_db: float) -> Measures:
+    record = json.loads(row["meta"])
+    offset = row["offsets"][0] if row["offsets"] else 0
+    text, language = record.get("text"), record.get("language")
+    share, dense = script_share(text, language) if text else (None, False)
+    rate = None
+    if text and row["duration_s"]:
+        rate = spoken_characters(text) / row["duration_s"]
+    common = Measures(
+        row["key"], offset, row["duration_s"], None, None, min(row["sample_rates"], default=None), share, rate, None,
+        _text_digest(record), dense_script=dense,
+    )  # fmt: skip
+    if not row["offsets"]:
+        return common
+    silence, clipped = 0.0, 0.0
+    digest = hashlib.blake2b(digest_size=8)
+    try:
+        for wave in _waves(reader, path, row):
+            silence, clipped = max(silence, silent_share(wave, silence_db)), max(clipped, clipped_share(wave))
+            # The sound itself, at 16 bits: the same recording in another lossless container counts as the same.
+            digest.update((wave * 32767).round().astype(np.int16).tobytes())
+    except BadAudio as error:
+        # What a disk or a server does not hand out is no fault of the record: that ends the command.
+        return replace(common, problem=str(error))
+    return replace(common, silence=silence, clipped=clipped, audio=int.from_bytes(digest.digest()))
+
+
+def silent_share(wave: np.ndarray, silence_db: float) -> float:
+    """Share of 20 ms frames of a waveform [n] whose root mean square is below ``silence_db`` of full scale."""
+    usable = len(wave) // _SILENCE_FRAME * _SILENCE_FRAME
+    frames = (wave[:usable] if usable else wave).reshape(-1, _SILENCE_FRAME if usable else len(wave))
+    power = np.square(frames, dtype=np.float64).mean(axis=1)
+    return float((power < 10 ** (silence_db / 10)).mean())
+
+
+def clipped_share(wave: np.ndarray) -> float:
+    """Share of samples at full scale."""
+    return float((np.abs(wave) >= _CLIPPED).mean())
+
+
+def _waves(reader: RangeReader, path: str, row: dict[str, Any]) -> Iterator[np.ndarray]:
+    for offset, size, samples in zip(row["offsets"], row["sizes"], row["num_samples"], strict=True):
+        yield read_clip(reader.read(path, offset, size), max_duration_s=samples / SAMPLE_RATE + 1)
+
+
+def _text_digest(record: dict[str, Any]) -> int | None:
+    """Letters and digits of what the record says, in lower case."""
+    said = " ".join(str(record[name]) for name in _SAID if record.get(name))
+    said += json.dumps(record["messages"], ensure_ascii=False) if record.get("messages") else ""
+    plain = re.sub(r"[\W_]+", " ", said).strip().lower()
+    return int.from_bytes(hashlib.blake2b(plain.encode(), digest_size=8).digest()) if plain else None
+
+
+def _take_out(path: str, drops: list[Drop]) -> None:
+    index = load_index(path)
+    dropped = {drop.key: drop for drop in drops}
+    rows = [row for row in index.table.to_pylist() if row["key"] not in dropped]
+    table = index.table.schema.remove_metadata().empty_table().from_pylist(rows, index.table.schema.remove_metadata())
+    problems = [Problem(drop.key, drop.offset, IGNORED, f"data clean, {drop}") for drop in drops]
+    write_index(ShardIndex(path, table, index.shard_size, shard_fingerprint(rows), index.problems + problems))

@@ -1,0 +1,162 @@
+"""What a corpus holds: hours by task, language and source, lengths of clips, and tokens by task."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from qa_train.config import StorageConfig
+from qa_train.data.audio.waveform import BadAudio, audio_tokens
+from qa_train.data.parallel import each_shard
+from qa_train.data.shards.index import load_index
+from qa_train.data.shards.sidecar import left_out
+from qa_train.data.text.prompts import CHAT, PromptBank
+from qa_train.data.text.template import IGNORE, encode
+
+GROUPS = ("task", "language", "source", "split")
+# Upper ends of the histogram's bins, in seconds.
+BINS = (1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 300.0, float("inf"))
+_BAR = 40
+
+
+@dataclass
+class Stats:
+    """Totals; ``groups`` counts records and seconds by (field, value), ``tokens`` by task."""
+
+    shards: int = 0
+    records: int = 0
+    seconds: float = 0.0
+    bytes: int = 0
+    groups: dict[str, dict[str, list[float]]] = field(default_factory=lambda: {name: {} for name in GROUPS})
+    lengths: Counter[float] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    # Per task: records that qualify, their seconds of audio, all tokens, audio tokens, supervised tokens.
+    tokens: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, other: Stats) -> None:
+        """Include the numbers of one more shard."""
+        self.shards += other.shards
+        self.records += other.records
+        self.seconds += other.seconds
+        self.bytes += other.bytes
+        self.lengths.update(other.lengths)
+        self.left_out.update(other.left_out)
+        for name, values in other.groups.items():
+            for value, (count, seconds) in values.items():
+                entry = self.groups[name].setdefault(value, [0, 0.0])
+                entry[0] += count
+                entry[1] += seconds
+        for task, counts in other.tokens.items():
+            old = self.tokens.setdefault(task, [0.0] * 5)
+            self.tokens[task] = [a + b for a, b in zip(old, counts, strict=True)]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.shards} shards, {self.records} records, {self.seconds / 3600:.2f} h, {self.bytes / 1e9:.3f} GB"
+        ]
+        if self.left_out:
+            lines.append("left out by the index: " + ", ".join(f"{n} {r}" for r, n in self.left_out.most_common()))
+        for name, values in self.groups.items():
+            if set(values) - {"-"}:
+                lines += ["", f"{name:<24} {'records':>10} {'hours':>10} {'share':>7}"]
+                for value, (count, seconds) in sorted(values.items(), key=lambda item: -item[1][1]):
+                    share = seconds / self.seconds if self.seconds else 0.0
+                    lines.append(f"{value[:24]:<24} {count:>10} {seconds / 3600:>10.2f} {share:>7.1%}")
+        lines += ["", "seconds    records", *self._histogram()]
+        if self.tokens:
+            head = ("records", 10), ("hours", 10), ("tokens", 12), ("audio", 12), ("supervised", 12), ("per record", 10)
+            lines += ["", f"{'task':<24} " + " ".join(f"{name:>{width}}" for name, width in head)]
+            for task, (count, seconds, total, audio, learned) in sorted(self.tokens.items()):
+                mean = total / count if count else 0.0
+                lines.append(
+                    f"{task:<24} {count:>10.0f} {seconds / 3600:>10.2f} {total:>12.0f} {audio:>12.0f} {learned:>12.0f} "
+                    f"{mean:>10.1f}"
+                )
+        return "\n".join(lines)
+
+    def _histogram(self) -> list[str]:
+        longest = max(self.lengths.values(), default=1)
+        lines = []
+        for low, high in zip((0.0, *BINS), BINS, strict=False):
+            count = self.lengths[high]
+            bar = "#" * (-(-count * _BAR // longest))
+            name = f"{low:g}-{high:g}" if high < BINS[-1] else f"> {low:g}"
+            lines.append(f"{name:<8} {count:>9}  {bar}".rstrip())
+        return lines
+
+
+def stats(
+    paths: Sequence[str],
+    *,
+    tokenizer: Any = None,
+    tasks: Sequence[str] = (),
+    prompt_files: Sequence[str] = (),
+    languages: Sequence[str] = ("en",),
+    num_workers: int = 0,
+    storage: StorageConfig | None = None,
+) -> Stats:
+    """Numbers of indexed shards, from their indexes alone.
+
+    With a ``tokenizer``, exact rows are made of every record for every task of ``tasks`` that it qualifies for;
+    with no ``tasks``, for the task that the record names itself, or for its own chat. ``storage`` says how remote
+    indexes are read.
+    """
+    bank = PromptBank.load(prompt_files, languages) if tokenizer is not None else None
+    for task in tasks:
+        if bank is not None and task != CHAT:
+            bank.task(task)
+    total = Stats()
+    given = (tokenizer, tuple(tasks), bank, storage)
+    for one in each_shard(shard_stats, paths, *given, num_workers=num_workers, what="stats"):
+        total.add(one)
+    return total
+
+
+def shard_stats(
+    path: str, tokenizer: Any, tasks: tuple[str, ...], bank: PromptBank | None, storage: StorageConfig | None = None
+) -> Stats:
+    """Numbers of one indexed shard."""
+    index = load_index(path, storage)
+    out = Stats(shards=1, records=len(index), bytes=index.shard_size)
+    out.left_out.update(left_out(index.problems))
+    columns = ("key", "meta", "duration_s", "num_samples")
+    for key, meta, seconds, samples in zip(*(index.table[name].to_pylist() for name in columns), strict=True):
+        record = json.loads(meta)
+        out.seconds += seconds
+        out.lengths[next(high for high in BINS if seconds <= high)] += 1
+        for name in GROUPS:
+            entry = out.groups[name].setdefault(str(record.get(name) or "-"), [0, 0.0])
+            entry[0] += 1
+            entry[1] += seconds
+        if bank is not None:
+            _count_tokens(out, record, key, seconds, samples, tokenizer, tasks, bank)
+    return out
+
+
+def _count_tokens(
+    out: Stats,
+    record: dict[str, Any],
+    key: str,
+    seconds: float,
+    samples: list[int],
+    tokenizer: Any,
+    tasks: tuple[str, ...],
+    bank: PromptBank,
+) -> None:
+    own = [record["task"]] if record.get("task") in bank.tasks else []
+    for task in tasks or own or ([CHAT] if record.get("messages") else []):
+        entry = out.tokens.setdefault(task, [0.0] * 5)
+        if not bank.qualifies(record, task):
+            continue
+        try:
+            clip_tokens = [audio_tokens(n) for n in samples]
+        except BadAudio:
+            continue
+        template = "chat" if task == CHAT else "base"
+        row = encode(bank.sample(record, task, template, key, 0, 0), tokenizer, clip_tokens)
+        learned = sum(label != IGNORE for label in row.labels)
+        found = (1, seconds, len(row.input_ids), sum(clip_tokens), learned)
+        out.tokens[task] = [a + b for a, b in zip(entry, found, strict=True)]

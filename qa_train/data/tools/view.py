@@ -1,0 +1,162 @@
+"""Looking at shards: one shard's members, one record, and files to listen to and look at."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from qa_train.config import StorageConfig
+from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, mel_frames, read_clip, segments
+from qa_train.data.shards import storage
+from qa_train.data.shards.index import SUFFIX, ShardIndex, load_index, scan
+from qa_train.data.shards.tar import DamagedShard, members
+from qa_train.data.text.prompts import CHAT, PromptBank
+from qa_train.data.tools.clean import clipped_share
+
+Row = dict[str, Any]
+
+
+def open_index(path: str, cfg: StorageConfig | None = None) -> tuple[ShardIndex, bool]:
+    """The index beside a shard, or one made by a scan now (and not written); True when it was there.
+
+    ``cfg`` says how remote shards are read, here and below.
+    """
+    if storage.exists(path + SUFFIX, cfg):
+        return load_index(path, cfg), True
+    return scan(path, keep_damaged=True, cfg=cfg), False
+
+
+def describe_shard(path: str, most: int = 10, cfg: StorageConfig | None = None) -> str:
+    """Members by type, the index, what it leaves out, and the first records."""
+    index, stored = open_index(path, cfg)
+    kinds: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    damage = ""
+    with storage.open_binary(path, cfg) as file:
+        try:
+            for member in members(file, path, index.shard_size):
+                kinds[member.kind] += 1
+                sizes[member.kind] += member.size
+        except DamagedShard as error:
+            damage = f"damaged: {error}"
+    lines = [f"{path}: {index.shard_size} bytes"]
+    lines += [f"  {count} members .{kind}, {sizes[kind]} bytes" for kind, count in kinds.most_common()]
+    lines += [damage] if damage else []
+    source = "index" if stored else "no index beside it; a scan finds"
+    hours = float(sum(index.table["duration_s"].to_pylist())) / 3600
+    lines.append(f"{source}: {len(index)} records, {hours:.3f} h, fingerprint {index.fingerprint[:16]}")
+    lines += [f"  {problem}" for problem in index.problems[:most]]
+    lines += [f"  ... and {len(index.problems) - most} more"] if len(index.problems) > most else []
+    for row in index.table.slice(0, most).to_pylist():
+        lines.append(f"  {row['key']}  {row['duration_s']:.2f} s  {_short(row['meta'])}")
+    lines += [f"  ... and {len(index) - most} more records"] if len(index) > most else []
+    return "\n".join(lines)
+
+
+def describe_record(path: str, key: str, cfg: StorageConfig | None = None) -> str:
+    """One record in full: its JSON, where its clips lie and how they decode, and the tasks it qualifies for."""
+    index, _ = open_index(path, cfg)
+    keys = index.table["key"].to_pylist()
+    if key not in keys:
+        known = [p for p in index.problems if p.key == key]
+        why = f"; left out: {known[0].reason}, {known[0].detail}" if known else f"; the first keys are {keys[:5]}"
+        raise ValueError(f"{path} has no record {key!r}{why}")
+    return describe_row(path, index.table.slice(keys.index(key), 1).to_pylist()[0], cfg)
+
+
+def describe_row(path: str, row: Row, cfg: StorageConfig | None = None) -> str:
+    """A row of an index as ``describe_record`` prints it."""
+    record = json.loads(row["meta"])
+    lines = [f"{path}: {row['key']}, {row['duration_s']:.2f} s", json.dumps(record, ensure_ascii=False, indent=2)]
+    reader = storage.RangeReader(cfg)
+    for name, offset, size in zip(row["names"], row["offsets"], row["sizes"], strict=True):
+        raw = reader.read(path, offset, size)
+        lines.append(f".{name}: {size} bytes at {offset}: {_describe_clip(raw)}")
+    bank = PromptBank.load()
+    tasks = [task for task in sorted(bank.tasks) if bank.qualifies(record, task)]
+    if record.get("messages") and bank.qualifies(record, CHAT):
+        tasks.insert(0, CHAT)
+    lines.append(f"tasks: {', '.join(tasks) or 'none'}")
+    return "\n".join(lines)
+
+
+def draw_rows(
+    paths: Sequence[str], count: int, seed: int, cfg: StorageConfig | None = None
+) -> Iterator[tuple[str, Row]]:
+    """``count`` records, one shard after another in a random order; the same for the same seed."""
+    order = sorted(paths, key=lambda path: hashlib.blake2b(f"{seed} {Path(path).name}".encode()).digest())
+    rng = np.random.default_rng(seed)
+    indexes = [open_index(path, cfg)[0] for path in order[:count]]
+    for turn in range(count):
+        index = indexes[turn % len(indexes)]
+        if len(index):
+            row = int(rng.integers(len(index)))
+            yield index.path, index.table.slice(row, 1).to_pylist()[0]
+
+
+def write_row(path: str, row: Row, folder: Path, cfg: StorageConfig | None = None) -> list[Path]:
+    """Write a record's clips as they are (playable files), its JSON, and a PNG of waveform and log-mel of each clip."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # A key is data, not a path.
+    stem = re.sub(r"[^\w\-]+", "_", row["key"])[:100]
+    written = [folder / f"{stem}.json"]
+    written[0].write_text(json.dumps(json.loads(row["meta"]), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    reader = storage.RangeReader(cfg)
+    for name, offset, size in zip(row["names"], row["offsets"], row["sizes"], strict=True):
+        raw = reader.read(path, offset, size)
+        target = folder / f"{stem}.{re.sub(r'[^0-9a-z.]+', '_', name.lower())}"
+        target.write_bytes(raw)
+        picture = target.with_name(target.name + ".png")
+        plot_clip(read_clip(raw), picture, title=f"{row['key']}.{name}")
+        written += [target, picture]
+    return written
+
+
+def plot_clip(wave: np.ndarray, out: str | Path, *, title: str = "", num_mel_bins: int = 128) -> None:
+    """PNG with the waveform [n] at 16 kHz above the log-mel frames that the encoder sees."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError("plots need matplotlib: pip install 'qa-train[plots]'") from error
+    # The two frames after each segment, made for the convolutions, are left out.
+    from qa_train.data.audio.mel import log_mel
+
+    parts = [log_mel(part, num_mel_bins)[:, : mel_frames(len(part))].numpy() for part in segments(wave)]
+    mel = np.concatenate(parts, axis=1)
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2])
+    above.plot(np.arange(len(wave)) / SAMPLE_RATE, wave, linewidth=0.5)
+    above.set(ylim=(-1, 1), ylabel="amplitude", title=title)
+    below.imshow(
+        mel, origin="lower", aspect="auto", interpolation="nearest", extent=(0, len(wave) / SAMPLE_RATE, 0, len(mel))
+    )
+    below.set(xlabel="seconds", ylabel="mel bin")
+    figure.savefig(out, dpi=100, format="png")
+
+
+def _describe_clip(raw: bytes) -> str:
+    try:
+        wave = read_clip(raw, max_duration_s=3600)
+    except BadAudio as error:
+        return f"unusable: {error}"
+    with soundfile.SoundFile(io.BytesIO(raw)) as file:
+        kind = f"{file.format}/{file.subtype}, {file.samplerate} Hz, {file.channels} channels"
+    peak, level = float(np.abs(wave).max()), float(np.sqrt(np.square(wave, dtype=np.float64).mean()))
+    decibels = 20 * np.log10(max(level, 1e-10))
+    length, clipped = len(wave) / SAMPLE_RATE, clipped_share(wave)
+    return f"{kind}, {length:.2f} s, peak {peak:.3f}, {decibels:.1f} dBFS, {clipped:.2%} clipped"
+
+
+def _short(meta: str) -> str:
+    return meta if len(meta) <= 120 else meta[:119] + "…"

@@ -1,0 +1,318 @@
+"""Benchmarks that a judge scores: AIR-Bench Chat in both orders, VoiceBench's open and reference-based questions.
+
+Everything the judge did not rate counts: an item whose judge line cannot be read is reported, left out
+of the mean and rated 0 in the "strict" number beside it. What the judge said of each item is kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qa_train.eval.benchmarks.airbench import CATEGORIES, JUDGE_PROMPT, honest_pair, judge_prompts, official_chat
+from qa_train.eval.scores.task_metrics import Statistics, bootstrap_interval
+from qa_train.llm.judge import Judge, Verdict
+
+Row = dict[str, Any]
+
+# VoiceBench's own prompts (MatthewCYM/VoiceBench api_judge.py, as quoted by lmms-eval 0.7.3).
+OPEN_PROMPT = """I need your help to evaluate the performance of several models in the speech interaction scenario. The models will receive a speech input from the user, which they need to understand and respond to with a speech output.
+Your task is to rate the model's responses based on the provided user input transcription [Instruction] and the model's output transcription [Response].
+
+Please evaluate the response on a scale of 1 to 5:
+1 point: The response is largely irrelevant, incorrect, or fails to address the user's query. It may be off-topic or provide incorrect information.
+2 points: The response is somewhat relevant but lacks accuracy or completeness. It may only partially answer the user's question or include extraneous information.
+3 points: The response is relevant and mostly accurate, but it may lack conciseness or include unnecessary details that don't contribute to the main point.
+4 points: The response is relevant, accurate, and concise, providing a clear answer to the user's question without unnecessary elaboration.
+5 points: The response is exceptionally relevant, accurate, and to the point. It directly addresses the user's query in a highly effective and efficient manner, providing exactly the information needed.
+
+Below are the transcription of user's instruction and models' response:
+### [Instruction]: {question}
+### [Response]: {response}
+
+After evaluating, please output the score only without anything else.
+You don't need to provide any explanations."""  # noqa: E501
+QA_PROMPT = """### Question
+{question}
+
+### Reference answer
+{reference}
+
+### Candidate answer
+{response}
+
+Is the candidate answer correct based on the question and reference answer?
+Please only output a single "Yes" or "No". Do not output anything else."""
+
+
+# Fields of a row, beside its prediction, that a judge is shown.
+NEEDED = {
+    "airbench_chat": ("question", "meta_info", "task_name", "gt"),
+    "voicebench_open": ("question",),
+    "voicebench_qa": ("question", "gt"),
+}
+# What a result says about its judge: scores are comparable only where all of it is the same.
+JUDGE_FACTS = ("judge", "judge_temperature", "judge_max_tokens", "judge_prompt_sha256")
+# Parts of the judges' prompts: an answer that holds one may be read as an instruction.
+MARKS = ("[The Start of Assistant", "[The End of Assistant", "[System]", "### [Response]", "### Candidate answer")
+_TEMPLATES = {"airbench_chat": JUDGE_PROMPT, "voicebench_open": OPEN_PROMPT, "voicebench_qa": QA_PROMPT}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What became of one item."""
+
+    # Mean of the orders that could be read; None: none could.
+    score: float | None
+    # The same with unread orders as 0.
+    strict: float
+    # What the judge said, order by order, for a reader.
+    said: tuple[str, ...]
+    # How many of its lines could not be read, or never came.
+    unread: int
+
+
+def prompts_of(metric: str, rows: Sequence[Row]) -> list[str]:
+    """All prompts that scoring needs, in a fixed order (AIR-Bench: reference first, then answer first, per item).
+
+    Raises:
+        ValueError: a row without a field that the judge is shown.
+    """
+    for row in rows:
+        missing = [name for name in NEEDED[metric] if not row.get(name)]
+        if missing:
+            raise ValueError(f"item {row['id']}: the judge of {metric} needs {' and '.join(missing)} in the row")
+    if metric == "airbench_chat":
+        return [prompt for row in rows for prompt in judge_prompts(row)]
+    return [
+        _TEMPLATES[metric].format(question=row["question"], response=row["prediction"], reference=_one_text(row["gt"]))
+        for row in rows
+    ]
+
+
+def judged_result(
+    metric: str, rows: Sequence[Row], judge: Judge, reference: Sequence[Row] | None = None
+) -> tuple[dict[str, Any], list[Judgement]]:
+    """The score of one benchmark by a judge, and its items; ``reference``: another system's rows, rated beside.
+
+    Raises:
+        ValueError: a reference system with other items; no line that could be read; the judge's own refusals to start
+            (``Judge.ask``).
+    """
+    verdicts = judge.ask(prompts_of(metric, rows))
+    items = judgements(metric, rows, verdicts)
+    result = _result(metric, rows, items) | _counts(rows, verdicts, items)
+    if metric == "airbench_chat":
+        result |= _airbench_facts(rows, verdicts)
+    result |= judge.facts(_TEMPLATES[metric])
+    if reference is not None:
+        if _questions(metric, reference) != _questions(metric, rows):
+            raise ValueError("judge.reference holds other items than the predictions: evaluate it on the same data")
+        other = _result(metric, reference, judgements(metric, reference, judge.ask(prompts_of(metric, reference))))
+        result["reference_system"] = {
+            "value": other["value"],
+            "difference": round(result["value"] - other["value"], 4),
+        }
+    return result, items
+
+
+def _one_text(gt: str | Sequence[str]) -> str:
+    return gt if isinstance(gt, str) else " or ".join(gt)
+
+
+def _questions(metric: str, rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """What each item shows to the judge beside the answer: ids may be those of another data set."""
+    return {str(row["id"]): [row.get(name) for name in NEEDED[metric]] for row in rows}
+
+
+def judgements(metric: str, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Judgement]:
+    """One per row, from the verdicts on ``prompts_of`` it. No answer gets the lowest mark, whatever the judge says."""
+    if metric == "airbench_chat":
+        found = [_both_orders(*pair) for pair in zip(verdicts[0::2], verdicts[1::2], strict=True)]
+    else:
+        found = [_rated(metric, verdict) for verdict in verdicts]
+    lowest = 0.0 if metric == "voicebench_qa" else 1.0
+    none = Judgement(lowest, lowest, ("no answer: the lowest mark",), 0)
+    return [one if _answered(row) else none for row, one in zip(rows, found, strict=True)]
+
+
+def _answered(row: Row) -> bool:
+    return not row.get("error") and bool(row["prediction"].strip())
+
+
+def _rated(metric: str, verdict: Verdict) -> Judgement:
+    score = None if verdict.error is not None or verdict.cut else _READ[metric](verdict.text)
+    said = _said(verdict) if score is None else verdict.text.strip()
+    return Judgement(score, score or 0.0, (said,), int(score is None))
+
+
+def _both_orders(first: Verdict, second: Verdict) -> Judgement:
+    """Reference first, then answer first."""
+    a, b = (_pair(v) for v in (first, second))
+    scores = [s for s in (a[1] if a else None, b[0] if b else None) if s is not None]
+    said = (
+        "reference first: " + (f"reference {a[0]}, answer {a[1]}" if a else _said(first)),
+        "answer first: " + (f"answer {b[0]}, reference {b[1]}" if b else _said(second)),
+    )
+    return Judgement(float(np.mean(scores)) if scores else None, sum(scores) / 2, said, 2 - len(scores))
+
+
+def _pair(verdict: Verdict) -> tuple[int, int] | None:
+    return None if verdict.error is not None or verdict.cut else honest_pair(verdict.text)
+
+
+def _said(verdict: Verdict) -> str:
+    """Of a verdict that could not be read."""
+    if verdict.error is not None:
+        return f"no answer ({verdict.error})"
+    return f"unread: {verdict.text.strip()!r}" + (", cut at judge.max_tokens" if verdict.cut else "")
+
+
+def _result(metric: str, rows: Sequence[Row], items: Sequence[Judgement]) -> dict[str, Any]:
+    if all(item.score is None for item in items):
+        raise ValueError(f"no line of the judge could be read; of the first item: {'; '.join(items[0].said)}")
+    read = [i for i, item in enumerate(items) if item.score is not None]
+    some, scores = [rows[i] for i in read], [items[i].score or 0.0 for i in read]
+    statistics, value = judged_statistics(metric, some, scores)
+    strict, of_all = judged_statistics(metric, rows, [item.strict for item in items])
+    low, high = bootstrap_interval(statistics, value)
+    result = {
+        "value": round(float(value(statistics.sum(0, keepdims=True))[0]), 4),
+        "strict": round(float(of_all(strict.sum(0, keepdims=True))[0]), 4),
+        "unit": {"airbench_chat": "1-10", "voicebench_open": "1-5", "voicebench_qa": "percent"}[metric],
+        "ci_low": round(low, 3),
+        "ci_high": round(high, 3),
+    }
+    if metric != "airbench_chat":
+        return result
+    groups = _categories(rows, items)
+    return result | {"groups": groups, "categories_missing": [name for name in _GROUPS if name not in groups]}
+
+
+def judged_statistics(metric: str, rows: Sequence[Row], scores: Sequence[float]) -> Statistics:
+    """Per-item rows and the function from their sums to the benchmark's number, as ``scores.item_statistics`` gives.
+
+    The mean; of AIR-Bench Chat the mean of the categories' means, mixed being that of its two.
+    """
+    if metric != "airbench_chat":
+        plain = np.array([(score, 1.0) for score in scores])
+        return plain, lambda sums: sums[:, 0] / np.maximum(sums[:, 1], 1)
+    table = np.zeros((len(rows), len(_GROUPS), 2))
+    for line, row, score in zip(table, rows, scores, strict=True):
+        line[_GROUPS.index(CATEGORIES[row["task_name"]])] = score, 1.0
+    return table.reshape(len(rows), -1), _mean_of_categories
+
+
+def _mean_of_categories(sums: np.ndarray) -> np.ndarray:
+    """[r, 2 G] sums and counts of the groups -> [r]; a category without an item is left out."""
+    parts = sums.reshape(len(sums), len(_GROUPS), 2)
+    # nan: without an item.
+    means = np.divide(parts[:, :, 0], parts[:, :, 1], out=np.full(parts.shape[:2], np.nan), where=parts[:, :, 1] > 0)
+    mixed = np.array([name in _MIXED for name in _GROUPS])
+    return _nanmean(np.column_stack([means[:, ~mixed], _nanmean(means[:, mixed])]))
+
+
+def _nanmean(values: np.ndarray) -> np.ndarray:
+    """Mean of each row over what is not nan; nan where nothing is (np.nanmean warns then)."""
+    there = ~np.isnan(values)
+    count = there.sum(1)
+    return np.where(count > 0, np.where(there, values, 0.0).sum(1) / np.maximum(count, 1), np.nan)
+
+
+def _categories(rows: Sequence[Row], items: Sequence[Judgement]) -> dict[str, dict[str, Any]]:
+    """Per category: value with its interval, strict value, n; "mixed" is the mean of its two."""
+    of_row = [CATEGORIES[row["task_name"]] for row in rows]
+    table: dict[str, dict[str, Any]] = {}
+    for name, members in {**{group: (group,) for group in _GROUPS}, "mixed": _MIXED}.items():
+        picks = [i for i, group in enumerate(of_row) if group in members]
+        read = [i for i in picks if items[i].score is not None]
+        if not read:
+            continue
+        found, value = judged_statistics("airbench_chat", [rows[i] for i in read], [items[i].score or 0 for i in read])
+        strict, _ = judged_statistics("airbench_chat", [rows[i] for i in picks], [items[i].strict for i in picks])
+        low, high = bootstrap_interval(found, value)
+        table[name] = {
+            "value": round(float(value(found.sum(0, keepdims=True))[0]), 4),
+            "ci_low": round(low, 3),
+            "ci_high": round(high, 3),
+            "strict": round(float(value(strict.sum(0, keepdims=True))[0]), 4),
+            "n": len(picks),
+        }
+    return table
+
+
+def judged_breakdown(
+    rows: Sequence[Row], items: Sequence[Judgement], key: Callable[[Row], Any]
+) -> dict[str, dict[str, Any]]:
+    """The plain mean of every class of items with its interval: {class: {value, ci_low, ci_high, n}}.
+
+    Items that the judge did not rate count in ``n`` and not in the mean, as in the whole.
+    """
+    classes: dict[str, list[Judgement]] = {}
+    for row, item in zip(rows, items, strict=True):
+        found = key(row)
+        classes.setdefault("unknown" if found is None else str(found), []).append(item)
+    if set(classes) == {"unknown"}:
+        return {}
+    table: dict[str, dict[str, Any]] = {}
+    for name, members in classes.items():
+        scores = np.array([(item.score, 1.0) for item in members if item.score is not None])
+        table[name] = {"value": None, "n": len(members)}
+        if len(scores):
+            low, high = bootstrap_interval(scores, lambda sums: sums[:, 0] / sums[:, 1])
+            table[name] |= {"value": round(float(scores[:, 0].mean()), 4)}
+            table[name] |= {"ci_low": round(low, 3), "ci_high": round(high, 3)}
+    return table
+
+
+def _counts(rows: Sequence[Row], verdicts: Sequence[Verdict], items: Sequence[Judgement]) -> dict[str, int]:
+    return {
+        "n": len(rows),
+        "empty": sum(not row.get("error") and not row["prediction"].strip() for row in rows),
+        "failed": sum(bool(row.get("error")) for row in rows),
+        "truncated": sum(bool(row.get("truncated")) for row in rows),
+        "judge_failed": sum(v.error is not None for v in verdicts),
+        "judge_refused": sum(v.refused for v in verdicts),
+        "judge_unread": sum(item.unread for item in items),
+        "speaks_to_judge": sum(any(mark in row["prediction"] for mark in MARKS) for row in rows),
+    }
+
+
+def _airbench_facts(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Agreement of the orders, win rate against the reference, and what cal_score.py makes of the same lines."""
+    # An item without an answer is never won; the published scripts do not send it to the judge.
+    asked = [i for i, row in enumerate(rows) if _answered(row)]
+    some = [rows[i] for i in asked]
+    first, second = ([verdicts[2 * i + order] for i in asked] for order in (0, 1))
+    read = [(a, b) for x, y in zip(first, second, strict=True) if (a := _pair(x)) and (b := _pair(y))]
+    agreed = sum(int(np.sign(a[1] - a[0]) == np.sign(b[0] - b[1])) for a, b in read)
+    won = sum(a[1] + b[0] > a[0] + b[1] for a, b in read)
+    rated = len(read) + len(rows) - len(asked)
+    return {
+        "order_agreement_percent": round(100 * agreed / len(read), 2) if read else None,
+        "win_rate_percent": round(100 * won / rated, 2) if rated else None,
+        "official": {
+            "reference_first": official_chat(some, [v.text for v in first], swapped=False),
+            "answer_first": official_chat(some, [v.text for v in second], swapped=True),
+            "what": "cal_score.py on each order: its counters and its reading of lines, without unanswered items",
+        },
+    }
+
+
+def _one_to_five(text: str) -> float | None:
+    found = re.findall(r"-?\d+(?:\.\d+)?", text)
+    return float(found[0]) if len(found) == 1 and 1 <= float(found[0]) <= 5 else None
+
+
+def _yes(text: str) -> float | None:
+    words = re.findall(r"[a-z]+", text.lower())
+    return {"yes": 100.0, "no": 0.0}.get(words[0]) if len(words) == 1 else None
+
+
+_READ: Mapping[str, Callable[[str], float | None]] = {"voicebench_open": _one_to_five, "voicebench_qa": _yes}
+_GROUPS = tuple(dict.fromkeys(CATEGORIES.values()))
+_MIXED = ("speech_and_sound", "speech_and_music")

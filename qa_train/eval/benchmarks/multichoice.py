@@ -1,0 +1,210 @@
+"""Readers of the benchmarks that bring their own questions: AIR-Bench, MMAU, MMAR, MMSU, VoiceBench.
+
+Rows as in ``qa_train.eval.benchmarks.layouts``. Prompts are those of the named source, letter for letter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from qa_train.eval.benchmarks.airbench import CATEGORIES
+from qa_train.eval.benchmarks.table import Benchmark
+from qa_train.eval.scores.ifeval import read_instruction
+from qa_train.eval.scores.json_lines import read_json_lines
+from qa_train.eval.scores.labels import LETTERS
+
+Row = dict[str, Any]
+
+# AIR-Bench, Inference_Foundation.py: a missing option is written as "None".
+AIRBENCH_LEAD = (
+    "Choose the most suitable answer from options A, B, C, and D to respond the question in next line, "
+    "you may only choose A or B or C or D."
+)
+# lmms-eval 0.7.3, tasks mmau and mmar (the benchmarks prescribe no prompt).
+MMAU_TAIL = "Answer with the option's letter from the given choices directly."
+MMAR_LEAD = (
+    "Listen to the audio and answer the following multiple-choice question. "
+    "Respond with only the letter (A, B, C, or D) of the correct option."
+)
+LETTER_TAIL = "Answer with the letter of the correct option only."
+
+
+def _json_list(path: Path) -> list[Row]:
+    """A .json list or a .jsonl file."""
+    if path.suffix == ".jsonl":
+        return read_json_lines(path)
+    if not path.is_file():
+        raise ValueError(f"no file {path}")
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: expected a JSON list, found {type(rows).__name__}")
+    return rows
+
+
+def _airbench_clip(root: Path, row: Row) -> str:
+    """{task}_{dataset}/{path}; the clips of Audio_Grounding are .flac although the list says .wav."""
+    path = root / f"{row['task_name']}_{row['dataset_name']}" / str(row["path"])
+    if row["task_name"] == "Audio_Grounding" and not path.is_file():
+        path = path.with_suffix(".flac")
+    return str(path)
+
+
+def _airbench_foundation(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+    for row in _json_list(root / "Foundation_meta.json"):
+        options = [row.get(f"choice_{letter}") for letter in "abcd"]
+        lines = [AIRBENCH_LEAD, row["question"]]
+        lines += [f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=True)]
+        group = f"{row['task_name']}_{row['dataset_name']}"
+        # Letters keep their places: an option that is missing before another one stays "None", as it is asked.
+        while options and options[-1] is None:
+            options.pop()
+        yield {
+            "id": f"{group}/{row['uniq_id']}",
+            "audio": _airbench_clip(root, row),
+            "prompt": "\n".join(lines),
+            "gt": row["answer_gt"],
+            "choices": [str(option) for option in options],
+            "group": group,
+            "task_name": row["task_name"],
+            "dataset_name": row["dataset_name"],
+        }
+
+
+def _airbench_chat(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+    for row in _json_list(root / "Chat_meta.json"):
+        group = f"{row['task_name']}_{row['dataset_name']}"
+        if row["task_name"] not in CATEGORIES:
+            raise ValueError(f"AIR-Bench Chat item {row['uniq_id']}: task {row['task_name']!r} is in no category")
+        yield {
+            "id": f"{group}/{row['uniq_id']}",
+            "audio": _airbench_clip(root, row),
+            "prompt": row["question"],
+            "question": row["question"],
+            "gt": row["answer_gt"],
+            "meta_info": row["meta_info"],
+            "task_name": row["task_name"],
+            "dataset_name": row["dataset_name"],
+            "group": group,
+        }
+
+
+def _lettered(choices: list[str]) -> list[str]:
+    return [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
+
+
+def _ordered(choices: list[str], benchmark: Benchmark, key: object) -> list[str]:
+    """The options as they are, or with ``shuffle_options`` in an order of the item's own that the seed decides."""
+    if benchmark.shuffle_options is None:
+        return choices
+    digest = hashlib.sha256(f"{benchmark.shuffle_options}/{key}".encode()).digest()
+    return random.Random(digest).sample(choices, len(choices))
+
+
+def _mmau(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+    """``root`` is the .json list of the version; its clips lie beside it. The test split has no answers.
+
+    ``official``: the row as it is, for the file that MMAU's own script takes.
+    """
+    for row in _json_list(root):
+        choices = json.loads(row["choices"]) if isinstance(row["choices"], str) else row["choices"]
+        choices = _ordered(choices, benchmark, row["id"])
+        if benchmark.metric != "none" and not row.get("answer"):
+            raise ValueError(f"{root}, item {row['id']}: no answer; the test split is answered as mmau_test")
+        yield {
+            "id": row["id"],
+            "audio": str(root.parent / (row.get("audio_id") or row["audio_path"])),
+            "prompt": "\n".join([row["question"], *_lettered(choices), MMAU_TAIL]),
+            "gt": row.get("answer") or "",
+            "choices": choices,
+            "group": row.get("task") or row.get("category"),
+            "difficulty": row.get("difficulty"),
+            "official": row,
+        }
+
+
+def _mmar(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+    for row in _json_list(root):
+        choices = json.loads(row["choices"]) if isinstance(row["choices"], str) else row["choices"]
+        choices = _ordered(choices, benchmark, row["id"])
+        yield {
+            "id": row["id"],
+            "audio": str(root.parent / row["audio_path"]),
+            "prompt": "\n".join([MMAR_LEAD, row["question"], *_lettered(choices)]),
+            "gt": row["answer"],
+            "choices": choices,
+            "group": row.get("modality"),
+        }
+
+
+def _mmsu(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+    for row in _json_list(root):
+        options = {letter.upper(): row.get(f"choice_{letter}") for letter in "abcd"}
+        choices = [option for option in options.values() if option]
+        answer = row["answer_gt"]
+        if answer not in choices:
+            answer = options.get(answer) or answer
+        choices = _ordered(choices, benchmark, row["id"])
+        yield {
+            "id": row["id"],
+            "audio": str(root.parent / row["audio_path"]),
+            "prompt": "\n".join([row["question"], *_lettered(choices), LETTER_TAIL]),
+            "gt": answer,
+            "choices": choices,
+            "group": row.get("category"),
+        }
+
+
+def _voicebench(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+    """A subset as JSONL: prompt (what the clip says), audio (path), and output or reference where there is one.
+
+    The clip is the question: nothing is asked beside it. Multiple-choice answers are letters.
+    """
+    for number, row in enumerate(_json_list(root)):
+        row_id = str(row.get("id", row.get("key", number)))
+        found: Row = {"id": row_id, "audio": str(root.parent / row["audio"]), "prompt": "", "question": row["prompt"]}
+        found["gt"] = row.get("reference", row.get("output", ""))
+        group = row.get("domain") or row.get("category")
+        if benchmark.metric == "choice":
+            # Only letters: the options themselves are spoken.
+            found["choices"] = list("ABCD")
+        elif benchmark.metric == "bbh":
+            group = re.sub(r"[_-]?\d+$", "", row_id) or None
+            if str(found["gt"]).lower() not in ("yes", "no", "(a)", "(b)"):
+                raise ValueError(
+                    f"{root}, item {row_id}: the reference is {found['gt']!r}: expected yes, no, (A) or (B)"
+                )
+        elif benchmark.metric == "ifeval":
+            found["gt"] = _instructions(row, f"{root}, item {row_id}")
+        yield found | {"group": group}
+
+
+def _instructions(row: Row, where: str) -> list[str]:
+    """IFEval's instructions of a row as references (``eval.scores.ifeval``). ValueError: none, or unknown ones."""
+    names, arguments = row.get("instruction_id_list") or [], row.get("kwargs") or []
+    if not names or len(names) != len(arguments):
+        raise ValueError(f"{where}: expected instruction_id_list and kwargs, one for each of its instructions")
+    found = []
+    for name, values in zip(names, arguments, strict=True):
+        given = {k: v for k, v in (values or {}).items() if v is not None}
+        found.append(json.dumps({"id": name, "kwargs": given}, ensure_ascii=False))
+        try:
+            read_instruction(found[-1])
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+    return found
+
+
+MULTICHOICE: dict[str, Callable[[Path, Benchmark], Iterator[Row]]] = {
+    "airbench_foundation": _airbench_foundation,
+    "airbench_chat": _airbench_chat,
+    "mmau": _mmau,
+    "mmar": _mmar,
+    "mmsu": _mmsu,
+    "voicebench": _voicebench,
+}

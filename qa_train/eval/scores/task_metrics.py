@@ -1,0 +1,275 @@
+"""Scores as pure functions: answers and references in, a number with its uncertainty out.
+
+An answer that is empty, cut short or that never came (unreadable clip) is an item like any
+other: it is scored against its reference and counted beside the score, never dropped.
+All values are percentages (BLEU and chrF: their usual 0-100 points; caption metrics: 100 times their usual value).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jiwer
+import numpy as np
+
+from qa_train.eval.scores.caption_metrics import caption_rows
+from qa_train.eval.scores.ifeval import ifeval_points, ifeval_rows
+from qa_train.eval.scores.labels import (
+    airbench_right,
+    choice_right,
+    exact_match,
+    label_contained,
+    label_matches,
+    macro_f1_points,
+    macro_f1_rows,
+    map_points,
+    map_rows,
+    option_tokens_right,
+    tokens_right,
+    unparsed_labels,
+)
+from qa_train.eval.scores.meteor import meteor_points, meteor_rows
+from qa_train.eval.scores.normalise import (
+    CHARACTER_LANGUAGES,
+    released_normalise,
+    strip_tags,
+    transcript_words,
+    without_tags,
+)
+from qa_train.eval.scores.overlap import bleu_points, bleu_statistics, chrf_points, chrf_statistics
+from qa_train.eval.scores.prediction import NoReferenceWords, Prediction, Score, answer_of
+from qa_train.eval.scores.timed import after_first_lines, cp_rows, first_lines, word_time_rows
+from qa_train.eval.scores.voicebench import bbh_answer, bbh_right, refuses
+
+RESAMPLES = 1000
+
+
+# (rows [n, k] of per-item statistics, sums [r, k] -> scores [r]): all that intervals and tests need.
+Statistics = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]
+
+
+def word_edits(references: Sequence[Sequence[str]], hypotheses: Sequence[Sequence[str]]) -> np.ndarray:
+    """Edit distances of paired unit sequences: int array [n, 2] of (edits, reference units).
+
+    Units may be words or characters. An empty reference costs one edit per unit of the answer.
+    """
+    # jiwer splits on spaces: no unit contains one except the space itself in character scoring.
+    joined = [
+        [" ".join("\u2423" if unit == " " else unit for unit in units) for units in side]
+        for side in (references, hypotheses)
+    ]
+    output = jiwer.process_words(joined[0], joined[1])
+    rows = []
+    for reference, chunks in zip(references, output.alignments, strict=True):
+        edits = sum(
+            max(c.ref_end_idx - c.ref_start_idx, c.hyp_end_idx - c.hyp_start_idx) for c in chunks if c.type != "equal"
+        )
+        rows.append((edits, len(reference)))
+    return np.array(rows, dtype=np.int64).reshape(-1, 2)
+
+
+def bootstrap_interval(
+    statistics: np.ndarray,
+    value: Callable[[np.ndarray], np.ndarray],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """95 % percentile bootstrap over items of a corpus-level score.
+
+    statistics: [n, k], summable per item; value: [r, k] sums -> [r] scores. Items are drawn with
+    replacement; the draw depends on ``seed`` and n alone.
+    """
+    n = len(statistics)
+    generator = np.random.default_rng(seed)
+    sums = np.stack([statistics[generator.integers(0, n, size=n)].sum(axis=0) for _ in range(resamples)])
+    low, high = np.percentile(value(sums), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def wilson_interval(right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % Wilson score interval of a share, in percent (Wilson 1927; sound for small n, 0 and n)."""
+    if n <= 0:
+        raise ValueError("an interval of a share needs at least one item, found n = 0")
+    share = right / n
+    centre = share + z * z / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 100 / (1 + z * z / n)
+    return max(0.0, (centre - half) * scale), min(100.0, (centre + half) * scale)
+
+
+Normaliser = Callable[[str, str | None], str]
+
+
+def _error_statistics(metric: str, predictions: Sequence[Prediction], normalise: Normaliser) -> Statistics:
+    """Rows of (edits, reference units)."""
+
+    def units(text: str, language: str | None) -> list[str]:
+        words = transcript_words(text, language, normalise)
+        return words if metric == "wer" or language in CHARACTER_LANGUAGES else list(" ".join(words))
+
+    references = [units(p.references[0], p.language) for p in predictions]
+    edits = word_edits(references, [units(answer_of(p), p.language) for p in predictions])
+    if not edits[:, 1].sum():
+        raise NoReferenceWords(metric, len(predictions), edits[:, 0].tolist())
+    return edits, _percent
+
+
+_BLEU_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab"}
+
+
+def _bleu_statistics(predictions: Sequence[Prediction]) -> Statistics:
+    """Corpus BLEU without normalisation; ``language`` is that of the references.
+
+    Tokenised as in the released ``evaluate_st.py``: zh, ja-mecab, else 13a. ValueError: languages that need several.
+    """
+    found = sorted({_BLEU_TOKENIZERS.get(p.language or "", "13a") for p in predictions})
+    if len(found) > 1:
+        languages = sorted({p.language or "unknown" for p in predictions})
+        raise ValueError(
+            f"BLEU of one corpus has one tokenizer; the references are in {', '.join(languages)}: part them"
+        )
+    tokenizer = found[0]
+    return _overlap_statistics(predictions, partial(bleu_statistics, tokenizer=tokenizer)), bleu_points
+
+
+def _overlap_statistics(predictions: Sequence[Prediction], one: Callable[..., list[int]]) -> np.ndarray:
+    return np.array([one(without_tags(answer_of(p)), *p.references) for p in predictions], dtype=np.int64)
+
+
+def _share_statistics(right: Callable[[Prediction], bool], predictions: Sequence[Prediction]) -> Statistics:
+    """Rows of (right, 1)."""
+    rows = np.array([(right(p), 1) for p in predictions], dtype=np.int64)
+    return rows, _percent
+
+
+def _percent(sums: np.ndarray) -> np.ndarray:
+    """[r, 2] sums of (part, whole) -> [r] percent."""
+    return 100.0 * sums[:, 0] / np.maximum(sums[:, 1], 1)
+
+
+def _mean_statistics(rows: np.ndarray) -> Statistics:
+    """Rows of (score of the item, 1)."""
+    return rows, lambda sums: sums[:, 0] / np.maximum(sums[:, 1], 1)
+
+
+# Metrics that are a share of right answers.
+SHARES: dict[str, Callable[[Prediction], bool]] = {
+    # The label, whatever its letter case and punctuation.
+    "accuracy": label_matches,
+    # The label letter for letter (MELD, VocalSound).
+    "exact": exact_match,
+    # The right label inside a sentence, and no other one.
+    "contains": label_contained,
+    # A multiple-choice option by letter or text.
+    "choice": choice_right,
+    # AIR-Bench Foundation's reading of letters.
+    "airbench": airbench_right,
+    # MMAU's and MMAR's word rule, on the answer as it is, or after a letter became its option's text.
+    "tokens": tokens_right,
+    "mmau": option_tokens_right,
+    # A harmful request is declined; the reference is not used.
+    "refusal": refuses,
+    # Yes, no, (A) or (B), as BBH's tasks in VoiceBench are answered.
+    "bbh": bbh_right,
+}
+# Metrics that look at the answer alone.
+WITHOUT_REFERENCE = frozenset({"refusal"})
+_OTHERS: dict[str, Callable[[Sequence[Prediction]], Statistics]] = {
+    "wer": lambda predictions: _error_statistics("wer", predictions, released_normalise),
+    "cer": lambda predictions: _error_statistics("cer", predictions, released_normalise),
+    "bleu": _bleu_statistics,
+    # Transcripts with a translation below, with speakers, with the times of words.
+    "first_line_wer": lambda predictions: _error_statistics("wer", first_lines(predictions), released_normalise),
+    "rest_bleu": lambda predictions: _bleu_statistics(after_first_lines(predictions)),
+    "cp_wer": lambda predictions: (cp_rows(predictions, transcript_words), _percent),
+    "word_times": lambda predictions: (word_time_rows(predictions), _percent),
+    "chrf": lambda predictions: (_overlap_statistics(predictions, chrf_statistics), chrf_points),
+    "cider": lambda predictions: _mean_statistics(caption_rows("cider", predictions)),
+    "rouge_l": lambda predictions: _mean_statistics(caption_rows("rouge_l", predictions)),
+    "meteor": lambda predictions: (meteor_rows(predictions), meteor_points),
+    # Instructions that were followed; the references are the instructions.
+    "ifeval": lambda predictions: (ifeval_rows(predictions), ifeval_points),
+    "macro_f1": lambda predictions: (macro_f1_rows(predictions), macro_f1_points),
+    "map": lambda predictions: (map_rows(predictions), map_points),
+}
+STATISTICS = {name: partial(_share_statistics, right) for name, right in SHARES.items()} | _OTHERS
+METRICS = tuple(STATISTICS)
+# Metrics whose classes take their rows from those of all items: CIDEr-D weighs n-grams over all of them, and METEOR's
+# program would start again for every class.
+ROWS_OF_ALL = frozenset({"cider", "meteor"})
+LOWER_IS_BETTER = frozenset({"wer", "cer", "first_line_wer", "cp_wer"})
+# Metrics that know one right answer.
+ONE_REFERENCE = LOWER_IS_BETTER | {
+    "bleu", "rest_bleu", "word_times", "choice", "airbench", "tokens", "mmau", "bbh", "macro_f1",
+}  # fmt: skip
+
+
+def item_statistics(metric: str, predictions: Sequence[Prediction]) -> Statistics:
+    """Per-item rows of a metric and the function from their sums to its value.
+
+    Raises:
+        ValueError: an unknown metric, no items, or references that the metric cannot use (see ``check_references``).
+    """
+    if metric not in STATISTICS:
+        raise ValueError(f"unknown metric {metric!r}: expected one of {', '.join(sorted(METRICS))}")
+    if not predictions:
+        raise ValueError(f"no items to score by {metric}: the source is empty")
+    check_references(metric, [p.references for p in predictions])
+    return STATISTICS[metric](predictions)
+
+
+def check_references(metric: str, references: Sequence[Sequence[str]]) -> None:
+    """ValueError when items have several references and the metric would look at the first alone."""
+    several = [each for each in references if len(each) > 1]
+    if metric in ONE_REFERENCE and several:
+        raise ValueError(
+            f"{metric} takes one reference and {len(several)} of {len(references)} items have several, e.g. "
+            f"{list(several[0][:3])}: give one, or use a metric that accepts any of them (accuracy, exact, contains; "
+            "chrf, cider or rouge_l for captions)"
+        )
+
+
+def score(metric: str, predictions: Sequence[Prediction]) -> Score:
+    """Score all predictions of one source by the named metric."""
+    return _score(metric, predictions, item_statistics(metric, predictions))
+
+
+def wer(predictions: Sequence[Prediction], normalise: Normaliser = released_normalise) -> Score:
+    """Word error rate: sum of edits / sum of reference words (characters for zh, yue, ja), in percent."""
+    return _score("wer", predictions, _error_statistics("wer", predictions, normalise))
+
+
+def cer(predictions: Sequence[Prediction], normalise: Normaliser = released_normalise) -> Score:
+    """Character error rate over the normalised text, the spaces between words included, in percent."""
+    return _score("cer", predictions, _error_statistics("cer", predictions, normalise))
+
+
+def _score(metric: str, predictions: Sequence[Prediction], statistics: Statistics) -> Score:
+    rows, value = statistics
+    if metric in SHARES:
+        low, high = wilson_interval(int(rows[:, 0].sum()), len(rows))
+    elif metric in LOWER_IS_BETTER and not rows[:, 0].any():
+        # Drawing again from items without an error finds none: the share of words that may still be wrong.
+        low, high = wilson_interval(0, int(rows[:, 1].sum()))
+    else:
+        low, high = bootstrap_interval(rows, value)
+    return Score(
+        metric,
+        float(value(rows.sum(axis=0, keepdims=True))[0]),
+        low,
+        high,
+        len(predictions),
+        empty=sum(p.error is None and not strip_tags(p.text) for p in predictions),
+        truncated=sum(p.truncated for p in predictions),
+        failed=sum(p.error is not None for p in predictions),
+        unparsed=_unparsed(metric, predictions),
+    )
+
+
+def _unparsed(metric: str, predictions: Sequence[Prediction]) -> int:
+    if metric == "bbh":
+        return sum(p.error is None and bool(strip_tags(p.text)) and bbh_answer(p) is None for p in predictions)
+    return unparsed_labels(metric, predictions)

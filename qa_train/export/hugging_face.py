@@ -1,0 +1,96 @@
+"""Turn a checkpoint into a Hugging Face folder that stock transformers loads, and prove it."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoProcessor, BatchFeature, Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
+
+from qa_train.export.model_card import model_card
+from qa_train.model import find_checkpoint, load_model
+from qa_train.model.build import load_adapted
+from qa_train.model.lora import has_adapters, merge_adapters
+from qa_train.model.weights import weights_digest
+from qa_train.train.distributed import name_accelerator
+
+_PROBE = "<|audio_bos|><|AUDIO|><|audio_eos|>Detect the language and recognize the speech: <|en|>"
+_SAMPLE_RATE = 16_000
+
+
+@dataclass(frozen=True)
+class Exported:
+    """max_difference: largest difference of any logit of the probe, as a share of the largest logit."""
+
+    path: Path
+    parameters: int
+    max_difference: float
+
+
+def export(checkpoint: str | Path, out: str | Path, *, results: str | Path | None = None) -> Exported:
+    """Write weights, configuration, tokenizer, processor, chat template, generation settings and model card to ``out``.
+
+    Adapters of a run with ``model.lora`` are merged into the weights. ``results``: the folder of an evaluation of
+    these weights, or a quickstart's results.json, for the card (`qa_train.export.model_card`).
+
+    The folder is then read by the stock classes and must give the same logits for a probe clip, within 1e-4 of
+    the largest logit (3e-2 in half precision, where only the order of summation differs). ValueError if ``out``
+    is not empty or the checkpoint cannot be read; RuntimeError if the reloaded model answers otherwise, and then
+    ``out`` is not written.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is not an empty folder: choose another place for the export")
+    name_accelerator()
+    folder = find_checkpoint(checkpoint)
+    # Adapters answer the probe as they were trained, beside their base: so the merge is part of what is proved.
+    model, processor = load_adapted(folder) if has_adapters(folder) else load_model(folder)
+    probe = _probe(processor)
+    with torch.no_grad():
+        expected = model(**probe.to(dtype=model.dtype)).logits.float()
+    if has_adapters(folder):
+        model = merge_adapters(model)
+    parameters = sum(p.numel() for p in model.parameters())
+    digest = weights_digest(model) if results is not None else None
+    card = model_card(Path(folder), name=out.name, parameters=parameters, results=results, weights=digest)
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    processor.save_pretrained(partial)
+    (partial / "README.md").write_text(card, encoding="utf-8")
+    del model
+    gc.collect()
+    difference = _compare(partial, probe, expected)
+    if out.exists():
+        out.rmdir()
+    partial.rename(out)
+    return Exported(out, parameters, difference)
+
+
+def _compare(folder: Path, probe: BatchFeature, expected: torch.Tensor) -> float:
+    """Reload ``folder`` with the stock classes and compare inputs and logits of the probe."""
+    inputs = _probe(AutoProcessor.from_pretrained(folder))
+    if not torch.equal(inputs["input_ids"], probe["input_ids"]):
+        raise RuntimeError(f"the processor in {folder} makes other tokens of the probe than the one of the checkpoint")
+    model = Qwen2AudioForConditionalGeneration.from_pretrained(folder, dtype="auto").eval()
+    with torch.no_grad():
+        logits = model(**inputs.to(dtype=model.dtype)).logits.float()
+    difference = float((logits - expected).abs().max() / expected.abs().max())
+    limit = 1e-4 if model.dtype == torch.float32 else 3e-2
+    if not difference <= limit:
+        raise RuntimeError(
+            f"stock transformers gives other logits from {folder}: they differ by {difference:.2e} of the largest one, "
+            f"allowed is {limit:.0e}; the export was left there for inspection"
+        )
+    return difference
+
+
+def _probe(processor: Qwen2AudioProcessor) -> BatchFeature:
+    """A text prompt with 1.3 s of a rising tone, as the stock processor prepares it."""
+    time = np.arange(int(1.3 * _SAMPLE_RATE)) / _SAMPLE_RATE
+    wave = (0.3 * np.sin(2 * np.pi * (200 + 600 * time) * time)).astype(np.float32)
+    return processor(text=_PROBE, audio=wave, sampling_rate=_SAMPLE_RATE, return_tensors="pt")

@@ -1,0 +1,166 @@
+"""The model card of an export: what was trained on what, how, and what was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult
+from huggingface_hub.repocard_data import eval_results_to_model_index
+
+from qa_train import __version__
+from qa_train.report.page import read_metrics
+from qa_train.report.results import markdown_table
+from qa_train.report.scores_page import markdown_report
+
+_USE = """```python
+from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
+
+processor = AutoProcessor.from_pretrained("FOLDER")
+model = Qwen2AudioForConditionalGeneration.from_pretrained("FOLDER")
+question = [{"type": "audio", "audio_url": "clip.wav"}, {"type": "text", "text": "What is said?"}]
+chat = [{"role": "user", "content": question}]
+text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+inputs = processor(text=text, audio=wave, sampling_rate=16_000, return_tensors="pt")  # wave: float32 [n] at 16 kHz
+reply = model.generate(**inputs, max_new_tokens=128)[:, inputs["input_ids"].shape[1]:]
+print(processor.batch_decode(reply, skip_special_tokens=True)[0])
+```"""
+
+
+def model_card(
+    checkpoint: Path, *, name: str, parameters: int, results: str | Path | None = None, weights: str | None = None
+) -> str:
+    """A README.md in Markdown with the front matter that model hubs read.
+
+    ``checkpoint``: a checkpoint's folder. If it belongs to a run, the card lists the run's stage, data and settings,
+    and those of the runs that it started from, as long as they are found. ``results``: the folder of a
+    ``qa-train eval``, shown as a table and in the front matter as model hubs read it (its answers must be of these
+    ``weights``, a digest); or a quickstart's ``results.json``. Shards are named without their folders, so that a
+    published card says nothing of the machine. ValueError if ``results`` cannot be read.
+    """
+    front: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "audio-text-to-text",
+        "tags": ["audio", "qwen2_audio"],
+    }
+    shown, found = _results(Path(results), name, weights) if results is not None else ([], [])
+    if found:
+        front |= {"model-index": eval_results_to_model_index(name, found)}
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
+        f"# {name}",
+        "An audio-language model of the Qwen2-Audio architecture "
+        f"([arXiv 2407.10759](https://arxiv.org/abs/2407.10759)), {parameters / 1e6:,.1f} M parameters, trained with "
+        f"qa-train {__version__}. It takes audio and text, and answers in text.",
+        "## Use",
+        _USE,
+        "## Training",
+        *(_stage(*run) for run in _runs(checkpoint)),
+    ]
+    if parts[-1] == "## Training":
+        parts.append("The checkpoint does not belong to a run of qa-train, so nothing is known of its training.")
+    parts += shown
+    parts += [
+        "## Licence",
+        "Weights follow the licences of the checkpoints and of the data above; check them before you publish.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _results(path: Path, name: str, weights: str | None) -> tuple[list[str], list[EvalResult]]:
+    """The card's section of results, and its lines for the front matter."""
+    path = path / "results.json" if path.is_dir() else path
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if "metrics" in found:
+            table = markdown_table(found).strip()
+            return ["## Results", "On held-out items, with 95 % intervals, after each stage.", table], []
+        answered = {result["identity"].get("weights") for result in found.values()}
+        table = markdown_report(found).strip()
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} holds no results to show ({error!r}): give the folder of a qa-train eval, or a quickstart's "
+            "results.json"
+        ) from error
+    if weights is not None and answered != {weights}:
+        raise ValueError(
+            f"the answers in {path} are of other weights than these: evaluate this checkpoint, then export"
+        )
+    lines = [
+        EvalResult("audio-text-to-text", key, _dataset(key, r), r["benchmark"]["metric"], r["value"])
+        for key, r in found.items()
+        if r.get("value") is not None
+    ]
+    what = "By qa-train eval: greedy answers, 95 % intervals; odd answers are in every denominator."
+    return ["## Results", what, table], lines
+
+
+def _dataset(name: str, result: dict[str, Any]) -> str:
+    """The benchmark's title; with what a number alone would hide, since hubs show the front matter without the card."""
+    notes = []
+    if result.get("items_differ"):
+        notes.append(f"{result['n']} items of {result['items_expected']}")
+    if result.get("failed"):
+        notes.append(f"{result['failed']} unanswered")
+    if result.get("judge"):
+        notes.append(f"judge {result['judge']}")
+    title = str(result["benchmark"]["title"] or name)
+    return f"{title} ({', '.join(notes)})" if notes else title
+
+
+def _runs(checkpoint: Path) -> list[tuple[dict[str, Any], list[dict[str, Any]], int, dict[str, Any]]]:
+    """Configuration, environments, last step and its record of the run around ``checkpoint`` and of those before.
+
+    Oldest first.
+    """
+    found: list[tuple[dict[str, Any], list[dict[str, Any]], int, dict[str, Any]]] = []
+    seen: set[Path] = set()
+    folder: Path | None = checkpoint.resolve()
+    while folder is not None:
+        run = next(
+            (each for each in (folder, folder.parent, folder.parent.parent) if (each / "config.yaml").is_file()), None
+        )
+        if run is None or run in seen:
+            break
+        seen.add(run)
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        starts = run / "environment.json"
+        environments = json.loads(starts.read_text(encoding="utf-8")) if starts.is_file() else []
+        step = folder.name.removeprefix("checkpoint-")
+        last = int(step) if step.isdigit() else config["trainer"]["max_steps"]
+        rows = [row for row in read_metrics(run) if row["step"] == last and "evaluation" in row]
+        found.append((config, environments, last, rows[-1] if rows else {}))
+        before = config["model"].get("checkpoint")
+        folder = Path(before).resolve() if before and Path(before).is_dir() else None
+    return found[::-1]
+
+
+def _stage(config: dict[str, Any], environments: list[dict[str, Any]], step: int, record: dict[str, Any]) -> str:
+    model, trainer, data = config["model"], config["trainer"], config["data"]
+    start = model.get("checkpoint") or "; ".join(
+        f"{part}: {model[part].get('source') or 'random weights'}" for part in ("encoder", "llm")
+    )
+    if model.get("checkpoint") and Path(start).is_dir():
+        start = "the model before it" if (Path(start) / "config.yaml").is_file() else Path(start).name
+    lines = [
+        f"### {config['stage']}",
+        f"- from {start}; frozen: {', '.join(model.get('freeze') or []) or 'nothing'}",
+        f"- {step} steps of {trainer['batches_per_step']} x {data['tokens_per_batch']} tokens, "
+        f"learning rate {trainer['learning_rate']:g} ({trainer['lr_scheduler_type']}), seed {config['run']['seed']}",
+    ]
+    if adapted := (model.get("lora") or {}).get("parts"):
+        lines.append(f"- adapters (LoRA, rank {model['lora']['r']}) on {', '.join(adapted)}, merged here")
+    if environments:
+        last = environments[-1]
+        versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items() if version[:1].isdigit())
+        lines.append(f"- {last['world_size']} process(es); {versions}; commit {last.get('git_commit') or 'unknown'}")
+    for name, found in record.get("evaluation", {}).items():
+        value, interval = record[f"eval/{name}"], f"{found['ci_low']} to {found['ci_high']}"
+        lines.append(f"- held out, {name}: {found['metric']} {value} ({interval}, n = {found['n']})")
+    lines += ["", "| source | task | template | weight | shards |", "|---|---|---|---:|---|"]
+    for name, source in data["sources"].items():
+        shards = ", ".join(f"`{str(path).rpartition('/')[2]}`" for path in source["shards"])
+        lines.append(f"| {name} | {source['task']} | {source['template']} | {source['weight']:g} | {shards} |")
+    return "\n".join(lines)

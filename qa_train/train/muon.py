@@ -1,0 +1,119 @@
+"""Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): momentum of a weight matrix, orthogonalized.
+
+``torch.optim.Muon`` always orthogonalizes in bfloat16, which a CPU without such instructions computes up to a hundred
+times slower than float32, and every process does all matrices. This one computes in the run's own precision, and shares
+the matrices out: each process orthogonalizes some, and all exchange the updates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# Newton-Schulz coefficients of the post, and of torch.optim.Muon.
+_COEFFICIENTS = (3.4445, -4.775, 2.0315)
+_STEPS = 5
+_EPSILON = 1e-7
+
+
+def orthogonalized(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """The nearest semi-orthogonal matrix, roughly: singular values between 0.7 and 1.2; [A, B] -> [A, B] in ``dtype``.
+
+    Five Newton-Schulz iterations of a quintic polynomial, as in ``torch.optim.Muon``.
+    """
+    a, b, c = _COEFFICIENTS
+    tall = matrix.size(0) > matrix.size(1)
+    x = (matrix.T if tall else matrix).to(dtype)
+    x = x / x.norm().clamp(min=_EPSILON)
+    for _ in range(_STEPS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
+
+
+def shares(shapes: Iterable[tuple[int, int]], count: int) -> list[int]:
+    """Which of ``count`` processes orthogonalizes each matrix, so that all have about the same work.
+
+    The largest first, each to the process with the least so far: the same on every process.
+    """
+    work = [min(shape) * sum(shape) * min(shape) for shape in shapes]
+    owner, load = [0] * len(work), [0] * count
+    for i in sorted(range(len(work)), key=lambda i: (-work[i], i)):
+        owner[i] = load.index(min(load))
+        load[owner[i]] += work[i]
+    return owner
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for matrices, with Nesterov momentum, decoupled weight decay, and updates of AdamW's usual size.
+
+    The update is scaled by 0.2 * sqrt(max(A, B)) (arXiv 2502.16982), so that AdamW's learning rates fit. With several
+    processes, ``step`` is a collective call, and gradients must be the same on all of them, as under DDP. The state is
+    ``torch.optim.Muon``'s: a checkpoint does not depend on precision or on the number of processes.
+
+    Args:
+        groups: parameter groups of matrices, with "lr" and "weight_decay" of their own or these.
+        dtype: precision of the iterations; bfloat16 where the run computes in it, else float32.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = dtype
+        for group in self.param_groups:
+            if wrong := [list(p.shape) for p in group["params"] if p.ndim != 2]:
+                raise ValueError(f"Muon is for matrices; found parameters of shape {wrong[0]}: give those to AdamW")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of every matrix that has a gradient."""
+        if closure is not None:
+            raise ValueError("Muon takes no closure: compute the loss before the step")
+        todo = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        moved = [self._momentum(p, group["momentum"]) for group, p in todo]
+        for (group, p), update in zip(todo, self._orthogonalized(moved), strict=True):
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.add_(update, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
+
+    def _momentum(self, p: Tensor, momentum: float) -> Tensor:
+        """What is to be orthogonalized: the gradient, mixed with its running mean twice (Nesterov)."""
+        assert p.grad is not None
+        state = self.state[p]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(p.grad, memory_format=torch.preserve_format)
+        mean: Tensor = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
+        return p.grad.lerp(mean, momentum)
+
+    def _orthogonalized(self, matrices: list[Tensor]) -> list[Tensor]:
+        """All matrices orthogonalized: this process's share computed here, the rest by the others."""
+        if not matrices:
+            return []
+        dtype = self.dtype
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if not several:
+            return [orthogonalized(matrix, dtype) for matrix in matrices]
+        rank, count = dist.get_rank(), dist.get_world_size()
+        owner = shares([(m.size(0), m.size(1)) for m in matrices], count)
+        sizes = [sum(m.numel() for m, o in zip(matrices, owner, strict=True) if o == r) for r in range(count)]
+        # A gather wants equal sizes: the shares are filled up to the largest.
+        boxes = [matrices[0].new_empty(max(sizes), dtype=dtype) for _ in range(count)]
+        mine = [orthogonalized(m, dtype).reshape(-1) for m, o in zip(matrices, owner, strict=True) if o == rank]
+        own = torch.cat([*mine, boxes[rank].new_zeros(max(sizes) - sizes[rank])])
+        dist.all_gather(boxes, own)
+        places = [0] * count
+        found = []
+        for matrix, o in zip(matrices, owner, strict=True):
+            found.append(boxes[o][places[o] : places[o] + matrix.numel()].view_as(matrix))
+            places[o] += matrix.numel()
+        return found
