@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from typing import Any
 
 import soundfile
 
+from qa_train.data.audio.table_clip import clip_source
 from qa_train.data.audio.waveform import BadAudio, audio_tokens
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
 from qa_train.eval.answers import (
@@ -94,8 +96,10 @@ def question_of(benchmark: Benchmark, row: Mapping[str, Any]) -> Question:
 def duration_s(clips: Sequence[Path]) -> float | None:
     """The length that the headers of an item's clips give, or None: no clip, or one that cannot be read."""
     try:
-        return sum(float(soundfile.info(clip).duration) for clip in clips) if clips else None
-    except (RuntimeError, OSError):
+        sources = [clip_source(clip) for clip in clips]
+        files = [io.BytesIO(source) if isinstance(source, bytes) else source for source in sources]
+        return sum(float(soundfile.info(file).duration) for file in files) if files else None
+    except (RuntimeError, OSError, BadAudio):
         return None
 
 
@@ -194,9 +198,10 @@ def clips_digest(paths: Sequence[Path]) -> str:
     found = []
     for path in paths:
         try:
-            with path.open("rb") as file:
+            source = clip_source(path)
+            with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
                 found.append(hashlib.file_digest(file, "sha256").hexdigest())
-        except OSError as error:
+        except (OSError, BadAudio) as error:
             found.append(type(error).__name__)
     return _sha256(found)
 

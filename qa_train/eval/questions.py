@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from qa_train.data.audio.table_clip import clip_source
 from qa_train.data.audio.waveform import BadAudio, audio_tokens, read_clip
 from qa_train.data.text.prompts import chat_messages
 from qa_train.data.text.records import LANGUAGES, BadRecord, check_record
@@ -112,10 +113,11 @@ def load_clips(paths: tuple[Path, ...], max_duration_s: float) -> tuple[np.ndarr
     """Read clips as 16 kHz mono waveforms; BadAudio names the file."""
     waves = []
     for path in paths:
-        if not path.is_file():
+        source = clip_source(path)
+        if isinstance(source, Path) and not source.is_file():
             raise BadAudio(f"{path}: no such file")
         try:
-            waves.append(read_clip(path, max_duration_s=max_duration_s))
+            waves.append(read_clip(source, max_duration_s=max_duration_s))
             audio_tokens(len(waves[-1]))
         except BadAudio as error:
             raise BadAudio(f"{path}: {error}") from error

@@ -33,8 +33,8 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
     """TRL's DPOTrainer on audio batches; every pair of a step weighs the same.
 
     Batches hold as many pairs as fit the token budget, so TRL's mean over a batch is turned into
-    a sum over pairs divided by the pairs of the whole step; the mean of an added SFT term, over the tokens of the chosen
-    answers, into a sum over them divided by those of the whole step. How pairs fall into batches changes neither.
+    a sum over pairs divided by the pairs of the whole step; the mean of an added SFT term, over tokens of the chosen,
+    into a sum over these divided by those of the whole step. How pairs fall into batches changes neither.
     """
 
     tallied = PAIR_VALUES
