@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -58,6 +59,9 @@ _COLUMNS = {
     "youtube_id": "youtube", "ytid": "youtube", "YTID": "youtube", "sound_id": "freesound", "fname": "freesound",
     "path": "file", "file_name": "file", "filename": "file", "audio": "file", "wav": "file",
 }  # fmt: skip
+# Fields of JSON lists that name a recording: AIR-Bench and chats; MMAU; MMAR and MMSU; NeMo.
+_FILES = ("path", "audio", "sound", "wav", "audio_id", "audio_path", "audio_filepath")
+_VIDEO = re.compile(r"(?:youtube\.com/(?:watch\?(?:\S*&)?v=|shorts/|embed/)|youtu\.be/)([\w-]{11})")
 
 
 @dataclass
@@ -68,7 +72,8 @@ class Blocklist:
 
     @staticmethod
     def load(paths: Iterable[str]) -> Blocklist:
-        """Read lists: .txt (an id per line), .json and .jsonl (objects with a path), .csv and .tsv (known columns).
+        """Read lists: .txt (an id per line), .json and .jsonl (objects with a path, told apart by their content), .csv
+        and .tsv (known columns).
 
         Raises ValueError for a file that holds no id: a list that blocks nothing would give false safety.
         """
@@ -136,10 +141,13 @@ def _ids_of(path: Path) -> Iterator[str]:
         yield from _ids_of_table(path)
     elif kind in (".json", ".jsonl"):
         text = path.read_text(encoding="utf-8-sig")
-        entries = (
-            json.loads(text) if kind == ".json" else [json.loads(line) for line in text.splitlines() if line.strip()]
-        )
-        for entry in entries if isinstance(entries, list) else []:
+        # A list is told by its content: published ones are called .jsonl as well.
+        whole = text.lstrip().startswith("[")
+        try:
+            entries = json.loads(text) if whole else [json.loads(line) for line in text.split("\n") if line.strip()]
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: neither a JSON list nor JSON lines ({error})") from error
+        for entry in entries:
             yield from _files_of(entry)
     else:
         for line in path.read_text(encoding="utf-8-sig").splitlines():
@@ -149,9 +157,13 @@ def _ids_of(path: Path) -> Iterator[str]:
 
 
 def _files_of(entry: Any) -> Iterator[str]:
-    if isinstance(entry, dict):
-        found = [entry.get(name) for name in ("path", "audio", "sound", "wav")] + list(entry.get("audios") or [])
-        yield from (f"file:{PurePosixPath(name).stem}" for name in found if isinstance(name, str))
+    """Its recordings by name, and the video where an address names one (MMAR)."""
+    if not isinstance(entry, dict):
+        return
+    found = [entry.get(name) for name in _FILES] + list(entry.get("audios") or [])
+    yield from (f"file:{PurePosixPath(name).stem}" for name in found if isinstance(name, str) and name.strip())
+    if video := _VIDEO.search(str(entry.get("url") or "")):
+        yield f"youtube:{video[1]}"
 
 
 def _ids_of_table(path: Path) -> Iterator[str]:
