@@ -39,7 +39,7 @@ qa-train data import --list      every corpus with its licence and splits
   path=FOLDER or [A,B]   the corpus as published: folder, .tar or .zip archives, tables
   split=NAME or [A,B]    official split; may be left out where only one is for training
   purpose=train|eval     eval imports evaluation splits, and writes their ids as a blocklist
-  block=[FILE,...]       ids to keep out: *.blocklist.txt, and evaluation sets as CSV or JSON (AIR-Bench, MMAU, MMAR, NeMo)
+  block=[FILE,...]       ids to keep out: *.blocklist.txt, evaluation sets as CSV or JSON (AIR-Bench, MMAU, MMAR, NeMo)
   audio=flac|keep        re-encode at 16 kHz, or keep the files as they are (segments are always cut to FLAC)
   where.FIELD=VALUE      only records with this value        fields.FIELD=VALUE   set a field of every record
   columns.FIELD=COLUMN   generic readers: what is what       config=NAME          Hugging Face configuration
@@ -198,7 +198,8 @@ def _listing(
         if options.purpose == "eval":
             ids.extend(blocklist.ids_of(corpus.name, found))
         audio = [{k: v for k, v in asdict(place).items() if v != _DEFAULTS[k]} for place in found.audio]
-        lines.append(json.dumps({"key": key, "audio": audio, "record": record}, ensure_ascii=False, sort_keys=True))
+        entry = {"key": key, "audio": audio, "record": record} | ({"joined": True} if found.joined else {})
+        lines.append(json.dumps(entry, ensure_ascii=False, sort_keys=True))
         total += 1
         if len(lines) == options.samples_per_shard:
             finish()

@@ -57,13 +57,15 @@ class Item:
     """One record to be: ``record`` has the field names of `qa_train.data.text.records`.
 
     ``ids`` name the underlying recording across corpora ("youtube:ID", "freesound:ID", "clotho:file.wav"): the
-    blocklist is checked against them, against ``file:STEM``, and against ``CORPUS:name``.
+    blocklist is checked against them, against ``file:STEM``, and against ``CORPUS:name``. ``joined``: the parts of
+    ``audio`` are one clip, one after the other.
     """
 
     name: str
     audio: tuple[Recording, ...]
     record: dict[str, Any]
     ids: tuple[str, ...] = ()
+    joined: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_pipelines.corpora.base import language_code, present
@@ -123,3 +124,34 @@ def local_path(text: str, *bases: Path) -> str:
     if path.is_absolute():
         return str(path)
     return str(next((base / path for base in bases if (base / path).exists()), bases[0] / path))
+
+
+# Programs of Kaldi's pipes that do nothing but decode one file, with the flags that change nothing about it.
+_DECODERS: dict[str, frozenset[str]] = {
+    "flac": frozenset({"-c", "-d", "-s", "-cd", "-dc", "-cds", "-dcs", "-sdc", "--stdout", "--decode", "--silent"}),
+    "sph2pipe": frozenset({"-p"}),
+    "cat": frozenset(),
+}
+
+
+def decoded_file(command: str) -> tuple[str, int | None] | None:
+    """(file, its channel or None) of a command that decodes one file, so that it need not be run; None: any other."""
+    try:
+        program, *words = shlex.split(command.strip().removesuffix("|"))
+    except ValueError:
+        return None
+    name = PurePosixPath(program).name
+    if name not in _DECODERS:
+        return None
+    channel, files, rest = None, [], iter(words)
+    for word in rest:
+        if name == "sph2pipe" and word in ("-f", "-c"):
+            value = next(rest, "")
+            if (word, value) in (("-c", "1"), ("-c", "2")):
+                channel = int(value) - 1
+            elif (word, value) not in (("-f", "wav"), ("-f", "rif")):
+                return None
+        elif word not in _DECODERS[name]:
+            files.append(word)
+    plain = len(files) == 1 and not files[0].startswith("-") and not set(files[0]) & set("|;&<>$`")
+    return (files[0], channel) if plain else None

@@ -6,6 +6,7 @@ A list may name files anywhere on the machine; it can never run a program: Kaldi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from data_pipelines.corpora.base import (
     language_code,
     present,
 )
-from data_pipelines.corpora.fields import local_path, mapping, record_of
+from data_pipelines.corpora.fields import decoded_file, local_path, mapping, record_of
 from qa_train.data.text.records import parse_record
 from qa_train.data.tools.interchange import chat_record
 
@@ -118,18 +119,21 @@ def _kaldi(request: Request) -> Found:
         return dict(tree.pairs(path)) if path in tree.names else {}
 
     bases = (Path(tree.recording(listed).path).parent, Path())
-    recordings: dict[str, str] = {}
+    recordings: dict[str, Recording] = {}
     for number, (name, place) in enumerate(tree.pairs(listed), 1):
+        channel = None
         if place.endswith("|") or place.startswith("|"):
-            raise ValueError(
-                f"{listed}, line {number}: {name!r} is a command ({place[:60]}): commands in data are never run. "
-                "Run it yourself, and list the audio files it makes"
-            )
+            if (known := decoded_file(place)) is None:
+                raise ValueError(
+                    f"{listed}, line {number}: {name!r} is a command ({place[:60]}): commands in data are never run. "
+                    "Run it yourself, and list the audio files it makes"
+                )
+            place, channel = known
         if ".ark:" in place:
             raise ValueError(
                 f"{listed}, line {number}: {name!r} lies in a Kaldi archive ({place}); list audio files instead"
             )
-        recordings[name] = local_path(place, *bases)
+        recordings[name] = Recording(local_path(place, *bases), channel=channel)
     texts, speakers, genders, languages = (lines(n) for n in ("text", "utt2spk", "spk2gender", "utt2lang"))
     segments = lines("segments") or {name: name for name in recordings}
     for name, cut in segments.items():
@@ -141,9 +145,13 @@ def _kaldi(request: Request) -> Found:
         language = language_code(languages[name]) if name in languages else None
         record = present(text=texts[name], language=language, speaker=speaker,
                          gender=gender_of(genders.get(speaker or "")))  # fmt: skip
-        start, end = (float(times[0]), float(times[1])) if len(times) >= 2 else (0.0, None)
+        try:
+            start, end = (float(times[0]), float(times[1])) if len(times) >= 2 else (0.0, None)
+        except ValueError as error:
+            yield Drop(name, "bad line", f"segments: {error}")
+            continue
         # Kaldi writes -1 for "to the end".
-        audio = Recording(recordings[recording], start_s=start, end_s=None if end is not None and end < 0 else end)
+        audio = replace(recordings[recording], start_s=start, end_s=None if end is not None and end < 0 else end)
         yield Item(name, (audio,), record)
 
 
@@ -155,5 +163,6 @@ CORPORA = (
            "not stated: say fields.license=", "", _ANY, _jsonl, ("messages", "chosen", "rejected", "or as mapped"),
            "rejected_response makes a preference pair", generic=True),
     Corpus("kaldi", "Kaldi data folder: wav.scp, text, segments, utt2spk", "not stated: say fields.license=", "", _ANY,
-           _kaldi, ("text", "language", "speaker", "gender"), "pipes in wav.scp are refused", generic=True),
+           _kaldi, ("text", "language", "speaker", "gender"),
+           "flac and sph2pipe pipes of one file are read without being run, others refused", generic=True),
 )  # fmt: skip
