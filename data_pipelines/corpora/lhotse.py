@@ -165,7 +165,8 @@ def _cuts(tree: Tree) -> Iterator[tuple[str, int, Any]]:
         for number, line in enumerate(tree.lines(name), 1):
             try:
                 heard = parse_object(line.encode())
-                cut = {name: heard[name] for name in ("id", "start", "duration", "channel") if name in heard}
+                kept = ("id", "start", "duration", "channel")
+                cut: dict[str, Any] = {field: heard[field] for field in kept if field in heard}
                 cut |= {"recording": known[str(heard["recording_id"])], "supervisions": [heard | {"start": 0.0}]}
                 yield name, number, cut
             except (BadRecord, KeyError) as error:

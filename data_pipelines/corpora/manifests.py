@@ -1,6 +1,7 @@
 """Generic lists of audio files: a CSV or TSV, JSONL (chats or rows), and Kaldi's data folders.
 
-A list may name files anywhere on the machine; it can never run a program: Kaldi's pipes are refused.
+A list may name files anywhere on the machine; it can never run a program: of Kaldi's pipes those that only
+decode one file are read as that file, the others refused.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def _kaldi(request: Request) -> Found:
     segments = lines("segments") or {name: name for name in recordings}
     for name, cut in segments.items():
         recording, *times = cut.split()
-        if recording not in recordings or name not in texts:
+        if recording not in recordings or not texts.get(name):
             yield Drop(name, "no text" if recording in recordings else "unknown recording", cut)
             continue
         speaker = speakers.get(name)

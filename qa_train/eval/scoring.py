@@ -135,6 +135,9 @@ def _doubts(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
         found["right_is_no_option"] = sum(not any(tokens_match(gt, c, among) for c in among) for gt, among in options)
     if benchmark.metric == "contains":
         found["other_labels_unknown"] = sum(not row.get("choices") for row in rows)
+    if benchmark.metric == "map":
+        joined = [row for row in rows if isinstance(row["gt"], str) and not row.get("choices")]
+        found["labels_in_one_text"] = sum("," in row["gt"] for row in joined)
     if benchmark.metric in ("wer", "cer", "bleu", "first_line_wer", "cp_wer"):
         found["language_unknown"] = sum(row.get("language") not in LANGUAGES for row in rows)
         found["language_codes"] = sorted({str(row["language"]) for row in rows if row.get("language")} - {*LANGUAGES})

@@ -227,6 +227,24 @@ def test_a_source_of_silence_has_its_row_and_does_not_stop_the_others(
     assert "not compared: " in capsys.readouterr().out
 
 
+def test_labels_joined_in_one_text_are_said_where_nothing_tells_them_apart(model: FakeModel, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "b.wav", tone(0.5), 16_000)
+    row = {"audio": "b.wav", "prompt": "Which sounds?", "metric": "map"}
+    names = ["tone 12", "Male speech, man speaking", "Bark"]
+    rows = [
+        {**row, "source": "joined", "gt": "tone 12, Male speech, man speaking"},
+        {**row, "source": "joined", "gt": "Bark"},
+        {**row, "source": "choices", "gt": "tone 12, Male speech, man speaking", "choices": names},
+        {**row, "source": "lists", "gt": names[:2]},
+    ]
+    results = ask(write(tmp_path / "d.jsonl", rows), tmp_path / "out")
+    assert results["choices"]["value"] == results["lists"]["value"] == 100.0, "one item: all that is listed is relevant"
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "joined: 1 references with commas are one label each: give gt as a list, or choices" in report
+    assert "choices: 1 references" not in report
+    assert "lists: 1 references" not in report
+
+
 def test_a_source_of_several_rules_is_several_benchmarks(model: FakeModel, tmp_path: Path) -> None:
     base = {"audio": "a.wav", "gt": "x", "source": "my calls/2026"}
     into = "Translate the speech into {}: <|en|>"
