@@ -16,7 +16,7 @@ from data_pipelines.make_shards import Job, make
 from qa_train.data.audio.waveform import read_clip
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.writer import ShardWriter
-from qa_train.progress import progress
+from qa_train.utils.progress import progress
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,15 @@ from omegaconf import MISSING
 
 from data_pipelines import blocklist
 from data_pipelines.blocklist import Blocklist
-from data_pipelines.corpora.base import NOT_OBTAINED, Corpus, Drop, Found, Item, Recording, Request
+from data_pipelines.corpora.base import NOT_OBTAINED, Corpus, Drop, Found, Item, Request
 from data_pipelines.corpora.catalogue import corpus_of, table
+from data_pipelines.corpora.recordings import Recording
 from data_pipelines.import_report import Report, Unlisted
 from data_pipelines.import_shard import BAD, DROPPED_SUFFIX, ImportJob, dropped_of, write_entries
 from data_pipelines.make_shards import RECIPE_SUFFIX, Job, make
 from qa_train.config import parse_options
 from qa_train.data.shards.index import load_index
-from qa_train.progress import progress
+from qa_train.utils.progress import progress
 
 USAGE = """qa-train data import CORPUS path=FOLDER out=FOLDER [split=SPLIT] [key=value ...]
 qa-train data import --list      every corpus with its licence and splits

@@ -335,7 +335,13 @@ def _export(words: list[str]) -> int:
     options = parse_options(ExportConfig, words, "export")
     from qa_train.export.hugging_face import export
 
-    done = export(options.checkpoint, options.out, results=options.results)
+    done = export(
+        options.checkpoint,
+        options.out,
+        results=options.results,
+        verify=options.verify,
+        allow_missing=options.allow_missing,
+    )
     print(
         f"{done.path}: {done.parameters / 1e6:,.1f} M parameters, model card in README.md; stock transformers gives "
         f"the same logits for a probe clip (largest difference {done.max_difference:.1e} of the largest logit)"
@@ -377,7 +383,6 @@ def _data(words: list[str]) -> int:
         "to-jsonl": data_cli.to_jsonl,
         "order": data_cli.order,
         "catalog": data_cli.catalog,
-        "rewrite": data_cli.rewrite,
         **data_tools.COMMANDS,
     }
     pipelines = _pipelines()

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import pyarrow
 
-from qa_train.commands.data import _compose
 from qa_train.config import DataConfig, SourceConfig
+from qa_train.config.compose import compose_stage
 from qa_train.data.batches import Batches, open_data
 from qa_train.data.mixture_report import imbalance
 from qa_train.data.order.batch_plan import Plan
@@ -38,10 +38,9 @@ from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.source import Source
 from qa_train.data.text.prompts import PromptBank
 from qa_train.model import load_model_config
-from qa_train.model.flops import Shapes, Work, training_flops
+from qa_train.model.flops import Regime, Shapes, Work, training_flops
 from qa_train.model.tokenizers import load_tokenizer
 from qa_train.planner.balance import cost_of
-from qa_train.planner.estimate import regime_of
 
 ROWS = 10_000
 MEAN_S = 9.85
@@ -225,8 +224,8 @@ def balance(budget: int) -> None:
     own."""
     lengths = made_lengths(8192)
     for name, words in MODELS.items():
-        cfg = _compose("pretrain", ["experiment=smoke", "model.dtype=float32", *words])
-        shapes, regime = Shapes.of(load_model_config(cfg.model)), regime_of(cfg)[0]
+        cfg = compose_stage("pretrain", ["experiment=smoke", "model.dtype=float32", *words])
+        shapes, regime = Shapes.of(load_model_config(cfg.model)), Regime.of(cfg.model)
         found = {}
         for kind, cost in {"8.4B": Cost(), "own": cost_of(cfg, shapes)}.items():
             batches = pack(lengths.tokens, cost.of(lengths), budget)

@@ -76,7 +76,7 @@ def test_help_of_a_command_explains_its_options() -> None:
     assert "steps=" in (command_help(["plan", "data", "--help"]) or "")
     assert "checkpoint=" in (command_help(["eval", "--help"]) or "")
     assert command_help(["data", "--help"]) is None
-    assert "max_ratio=" in data_cli.command_help("rewrite", data_cli.rewrite)
+    assert "min_duration_s=" in data_cli.command_help("clean", data_cli.data_tools.clean)
 
 
 def test_completion() -> None:

@@ -22,7 +22,8 @@ from qa_train.eval.questions import Question
 from qa_train.eval.ranks import Ranks
 from qa_train.infer.generate import Decoding
 from qa_train.llm.judge import Verdict
-from qa_train.pairs import ByJudge, ByLabel, Pair, _best_and_worst, balanced, draw_answers, sampled_pairs
+from qa_train.preferences.draw import draw_answers, sampled_pairs
+from qa_train.preferences.rank import ByJudge, ByLabel, Pair, _best_and_worst, balanced
 
 
 def question(reference: str) -> Question:
@@ -59,7 +60,7 @@ def test_cut_and_unprintable_answers_make_no_pair(monkeypatch: pytest.MonkeyPatc
     cut = {"a hat\0": False, "a": True, "the cat sat down": False, "a cat": False}
     said = [SimpleNamespace(text=text, truncated=truncated) for text, truncated in cut.items()]
     asked = replace(question("the cat sat down"), load=lambda: (np.zeros(16_000, np.float32),))
-    monkeypatch.setattr("qa_train.pairs.record_questions", lambda clips, bank: [asked])
+    monkeypatch.setattr("qa_train.preferences.draw.record_questions", lambda clips, bank: [asked])
     generator = SimpleNamespace(batch_size=64, sample=lambda items, count, decoding: [said for _ in items])
     made = list(sampled_pairs(generator, None, None))  # type: ignore[arg-type]
     assert [(pair.chosen, pair.rejected) for pair in made] == [("the cat sat down", "a cat")]
@@ -80,7 +81,7 @@ def test_what_a_pair_cannot_hold_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
     ]
     asked = [good, replace(good, load=unreadable)]
     asked += [replace(good, sample=replace(good.sample, num_clips=n, messages=chat)) for n, chat in chats]
-    monkeypatch.setattr("qa_train.pairs.record_questions", lambda clips, bank: asked)
+    monkeypatch.setattr("qa_train.preferences.draw.record_questions", lambda clips, bank: asked)
     said = [SimpleNamespace(text=text, truncated=False) for text in ("the cat", "a hat")]
     generator = SimpleNamespace(batch_size=64, sample=lambda items, count, decoding: [said for _ in items])
     left_out: Counter[str] = Counter()

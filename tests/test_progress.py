@@ -14,8 +14,8 @@ import termios
 
 import pytest
 
-from qa_train import progress as module
-from qa_train.progress import progress
+from qa_train.utils import progress as module
+from qa_train.utils.progress import progress
 
 
 class Clock:
@@ -65,7 +65,7 @@ def test_a_total_that_is_not_known(clock: Clock, capsys: pytest.CaptureFixture[s
 def test_a_terminal_shows_a_bar_with_rate_and_time_left(columns: int) -> None:
     """In a pseudo terminal of its own, also in one that does not say how wide it is."""
     code = (
-        "import time; from qa_train.progress import progress\n"
+        "import time; from qa_train.utils.progress import progress\n"
         "for _ in progress(range(4), desc='listing', unit='items'): time.sleep(0.15)"
     )
     parent, child = pty.openpty()

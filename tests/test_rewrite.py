@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_pipelines.build_rewrites import judge_reply, rewrite
 from qa_train.config import RewriteConfig
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.llm.judge import Verdict
-from qa_train.rewrite import judge_reply, rewrite
 
 QUESTION, ANSWER = "What do you hear?", "A dog barks 3 times."
 

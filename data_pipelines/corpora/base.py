@@ -11,45 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from data_pipelines.corpora.tree import Tree
+from data_pipelines.corpora.recordings import Recording
+from data_pipelines.corpora.tree import Tree
 
 TRAIN, DEV, TEST = "train", "dev", "test"
 # The reason of a `Drop` where a list is published without its audio: videos vanish, and nobody has all source corpora.
 NOT_OBTAINED = "audio not obtained"
-
-
-@dataclass(frozen=True)
-class Recording:
-    """Where one recording lies.
-
-    A file; or a byte range (``offset``, ``size``) of an uncompressed tar; or the ``member`` of a zip; or a
-    ``row`` of a Parquet or Arrow file, whose ``column`` holds the encoded bytes. ``start_s`` and ``end_s`` cut a
-    segment out of it (seconds), ``channel`` takes one channel instead of their mean.
-    """
-
-    path: str
-    member: str = ""
-    offset: int | None = None
-    size: int = 0
-    row: int | None = None
-    column: str = ""
-    start_s: float = 0.0
-    end_s: float | None = None
-    channel: int | None = None
-
-    @property
-    def name(self) -> str:
-        """The recording as a person would name it, for messages."""
-        place = f"{self.path}[{self.row}]" if self.row is not None else self.path
-        return f"{place}/{self.member}" if self.member else place
-
-    @property
-    def whole(self) -> bool:
-        """Whether the file is taken as it is, not a part of it."""
-        return self.start_s == 0.0 and self.end_s is None and self.channel is None
 
 
 @dataclass(frozen=True)
@@ -99,8 +68,6 @@ class Request:
     @cached_property
     def tree(self) -> Tree:
         """The files at ``paths``, listed when first needed."""
-        from data_pipelines.corpora.tree import Tree
-
         return Tree(self.paths)
 
 

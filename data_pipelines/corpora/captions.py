@@ -20,11 +20,11 @@ from data_pipelines.corpora.base import (
     Drop,
     Found,
     Item,
-    Recording,
     Request,
     present,
     stem,
 )
+from data_pipelines.corpora.recordings import Recording
 from data_pipelines.corpora.tree import Tree
 
 

@@ -6,7 +6,8 @@ import re
 from pathlib import PurePosixPath
 
 from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Request, present
-from data_pipelines.corpora.tree import AUDIO, OTHER_AUDIO
+from data_pipelines.corpora.recordings import OTHER_AUDIO
+from data_pipelines.corpora.tree import AUDIO
 
 # No sound can be had from these: one video is cut off in the published archive, the other is not in it.
 _MELD_BROKEN = {"train-dia125_utt3", "dev-dia110_utt7"}

@@ -1,4 +1,4 @@
-"""Reading what a `Recording` points to: encoded bytes as they are, or a waveform at 16 kHz.
+"""A `Recording`, and reading what it points to: encoded bytes as they are, or a waveform at 16 kHz.
 
 Everything is bounded: headers are checked before decoding (`qa_train.data.audio.waveform`), and no read is
 longer than the limit of the import, whatever a header claims.
@@ -10,6 +10,7 @@ import io
 import json
 import zipfile
 import zlib
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,43 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-import soundfile
 
-from data_pipelines.corpora.base import Recording
-from data_pipelines.corpora.tree import OTHER_AUDIO, zip_member
-from qa_train.data.audio.waveform import MIN_CLIP_SAMPLES, BadAudio, read_clip, read_header, resample
-from qa_train.data.shards.tar import MAX_MEMBER_BYTES
+from qa_train.data.audio.waveform import MIN_CLIP_SAMPLES, BadAudio, read_clip, read_frames, read_header, resample
+from qa_train.data.shards.tar import MAX_MEMBER_BYTES, OTHER_AUDIO_EXTENSIONS
+
+# Taken where no other kind lies beside them (a video beside its sound).
+OTHER_AUDIO = tuple(f".{kind}" for kind in OTHER_AUDIO_EXTENSIONS)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Where one recording lies.
+
+    A file; or a byte range (``offset``, ``size``) of an uncompressed tar; or the ``member`` of a zip; or a
+    ``row`` of a Parquet or Arrow file, whose ``column`` holds the encoded bytes. ``start_s`` and ``end_s`` cut a
+    segment out of it (seconds), ``channel`` takes one channel instead of their mean.
+    """
+
+    path: str
+    member: str = ""
+    offset: int | None = None
+    size: int = 0
+    row: int | None = None
+    column: str = ""
+    start_s: float = 0.0
+    end_s: float | None = None
+    channel: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The recording as a person would name it, for messages."""
+        place = f"{self.path}[{self.row}]" if self.row is not None else self.path
+        return f"{place}/{self.member}" if self.member else place
+
+    @property
+    def whole(self) -> bool:
+        """Whether the file is taken as it is, not a part of it."""
+        return self.start_s == 0.0 and self.end_s is None and self.channel is None
 
 
 class MissingAudio(BadAudio):
@@ -56,8 +88,6 @@ def source_of(place: Recording) -> bytes | Path:
     path = Path(place.path)
     if not path.is_file():
         raise MissingAudio(f"{path} does not exist{_other(path)}")
-    if path.suffix.lower() in OTHER_AUDIO:
-        raise BadAudio(f"{path}: libsndfile does not read {path.suffix}{_other(path)}")
     return path
 
 
@@ -109,13 +139,9 @@ def _segment(source: bytes | Path, place: Recording, max_duration_s: float) -> n
     if (min(end, frames) - start) / rate > max_duration_s:
         raise TooLong(f"{place.name}: a segment of {(end - start) / rate:.1f} s")
     try:
-        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as file:
-            file.seek(start)
-            wave = file.read(min(end, frames) - start, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
-        raise BadAudio(f"{place.name}: the decoder stopped: {error}") from error
-    if len(wave) < min(end, frames) - start:
-        raise BadAudio(f"{place.name}: the segment holds {len(wave)} of {end - start} samples: damaged or cut")
+        wave = read_frames(source, start, min(end, frames))
+    except BadAudio as error:
+        raise BadAudio(f"{place.name}: {error}") from error
     if place.channel is not None and place.channel >= wave.shape[1]:
         raise BadAudio(f"{place.name}: channel {place.channel} of {wave.shape[1]}")
     mono = wave.mean(axis=1) if place.channel is None else wave[:, place.channel]
@@ -214,3 +240,21 @@ def class_names(schema: pyarrow.Schema) -> dict[str, list[str]]:
         for column, feature in features.items()
         if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
     }
+
+
+def zip_member(path: str, member: str) -> io.BytesIO:
+    """A zip member in memory, bounded by the size that a shard's member may have."""
+    with open_zip(path).open(member) as file:
+        raw = file.read(MAX_MEMBER_BYTES + 1)
+    if len(raw) > MAX_MEMBER_BYTES:
+        raise ValueError(f"{path}: member {member!r} has more than {MAX_MEMBER_BYTES} bytes")
+    return io.BytesIO(raw)
+
+
+@lru_cache(maxsize=8)
+def open_zip(path: str) -> zipfile.ZipFile:
+    """An open archive; opening reads its whole list of members, so each process does it once."""
+    try:
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path}: not a readable zip archive ({error}); download it again") from error

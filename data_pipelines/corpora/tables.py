@@ -15,9 +15,9 @@ from typing import Any
 
 import pyarrow
 
-from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Recording, Request, present
+from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Request, present
 from data_pipelines.corpora.fields import AUDIO_COLUMNS, mapping, record_of
-from data_pipelines.corpora.recordings import block_starts, class_names, rows, schema_of
+from data_pipelines.corpora.recordings import Recording, block_starts, class_names, rows, schema_of
 
 _SPLIT_WORDS = {"train", "validation", "valid", "val", "dev", "test", "eval"}
 

@@ -11,19 +11,16 @@ import gzip
 import io
 import json
 import os
-import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from data_pipelines.corpora.base import Recording
-from qa_train.data.shards.tar import MAX_MEMBER_BYTES, members
+from data_pipelines.corpora.recordings import OTHER_AUDIO, Recording, open_zip, zip_member
+from qa_train.data.shards.tar import AUDIO_EXTENSIONS, members
 
-AUDIO = (".flac", ".wav", ".ogg", ".opus", ".mp3")
-# Known containers that libsndfile cannot read; a missing file with one of these beside it is explained.
-OTHER_AUDIO = (".m4a", ".mp4", ".aac", ".webm", ".mkv", ".avi")
+AUDIO = tuple(f".{kind}" for kind in AUDIO_EXTENSIONS)
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
@@ -56,7 +53,7 @@ class Tree:
         found: dict[str, Recording] = {}
         for path in self.archives:
             if path.lower().endswith(".zip"):
-                for info in _zip(path).infolist():
+                for info in open_zip(path).infolist():
                     if not info.is_dir():
                         found.setdefault(_clean(info.filename), Recording(path, member=info.filename))
                 continue
@@ -118,8 +115,12 @@ class Tree:
         return None
 
     def audio_names(self, within: str = "") -> Iterator[str]:
-        """All audio files whose path holds ``within``, sorted."""
-        return (name for name in self.names if name.lower().endswith(AUDIO) and within in name)
+        """All audio files whose path holds ``within``, sorted; a video only where no sound lies beside it."""
+        plain = {name.rpartition(".")[0] for name in self.names if name.lower().endswith(AUDIO)}
+        for name in self.names:
+            other = name.lower().endswith(OTHER_AUDIO) and name.rpartition(".")[0] not in plain
+            if within in name and (other or name.lower().endswith(AUDIO)):
+                yield name
 
     def recording(self, name: str, start_s: float = 0.0, end_s: float | None = None) -> Recording:
         """The file ``name``, or a segment of it; whether it exists is seen when it is read."""
@@ -210,24 +211,6 @@ class Tree:
 
 def _hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/")) or name.startswith("__MACOSX/")
-
-
-def zip_member(path: str, member: str) -> io.BytesIO:
-    """A zip member in memory, bounded by the size that a shard's member may have."""
-    with _zip(path).open(member) as file:
-        raw = file.read(MAX_MEMBER_BYTES + 1)
-    if len(raw) > MAX_MEMBER_BYTES:
-        raise ValueError(f"{path}: member {member!r} has more than {MAX_MEMBER_BYTES} bytes")
-    return io.BytesIO(raw)
-
-
-@lru_cache(maxsize=8)
-def _zip(path: str) -> zipfile.ZipFile:
-    """An open archive; opening reads its whole list of members, so each process does it once."""
-    try:
-        return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path}: not a readable zip archive ({error}); download it again") from error
 
 
 def _clean(name: str) -> str:

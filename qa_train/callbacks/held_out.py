@@ -31,9 +31,9 @@ from qa_train.eval.questions import Question, part_text
 from qa_train.eval.scores.task_metrics import Prediction, score
 from qa_train.infer.encoded import EncodedClips
 from qa_train.infer.generate import Decoding, Generator, Item, plan_batches
-from qa_train.train.common import Stage
 from qa_train.train.distributed import from_main, world_size, zero_stage
 from qa_train.train.mixin import AudioTrainerMixin
+from qa_train.train.stage import Stage
 
 # In the run folder.
 FOLDER = "held_out"

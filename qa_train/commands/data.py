@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qa_train.commands import data_tools
 from qa_train.commands.data_tools import StorageOptions, split_words
-from qa_train.config import OrderConfig, RewriteConfig, config_dir, parse_options, register, to_stage_config
-from qa_train.progress import say
+from qa_train.config import OrderConfig, parse_options
+from qa_train.utils.progress import say
+
+if TYPE_CHECKING:
+    from qa_train.data.shards.sidecar import ShardIndex
 
 
 @dataclass
@@ -50,14 +55,26 @@ def index(words: list[str]) -> int:
             say(done, error=True)
             continue
         say(f"{done.path}: {len(done)} records")
-        for problem in done.problems:
-            say(f"{done.path}: {problem}")
+        for line in [*map(str, done.problems), *_through_ffmpeg(done)]:
+            say(f"{done.path}: {line}")
         if not len(done):
             unusable += 1
             say(f"qa-train data index: {done.path}: no record can be used, {len(done.problems)} left out", error=True)
     if refused and len(paths) > 1:
         print(f"qa-train data index: {refused} of {len(paths)} shards were refused: they got no index", file=sys.stderr)
     return 2 if refused or unusable else 0
+
+
+def _through_ffmpeg(index: ShardIndex) -> Iterator[str]:
+    """What to know about clips that libsndfile does not read."""
+    from qa_train.data.shards.tar import MEDIA_EXTENSIONS
+
+    kinds = [name.rpartition(".")[2].lower() for names in index.table["names"].to_pylist() for name in names]
+    for kind, number in sorted(Counter(kind for kind in kinds if kind in MEDIA_EXTENSIONS).items()):
+        yield (
+            f"{number} clips of type .{kind} were decoded by PyAV (extra media): training needs it too, and more time "
+            "than for flac: ffmpeg -i IN OUT.flac"
+        )
 
 
 def _index_or_reason(path: str, decode: bool, keep_damaged: bool) -> Any:
@@ -121,13 +138,6 @@ def to_jsonl(words: list[str]) -> int:
     return 0
 
 
-def rewrite(words: list[str]) -> int:
-    """`data rewrite shards=... out=FOLDER url=... model=NAME`: chats said anew by a model, checked."""
-    from qa_train import rewrite as rewriting
-
-    return rewriting.rewrite(parse_options(RewriteConfig, words, "data rewrite"))
-
-
 def order(words: list[str]) -> int:
     """`data order [steps=N key=value ...]`: SHA-256 of the order in which a run of this shape trains on the samples.
 
@@ -136,11 +146,13 @@ def order(words: list[str]) -> int:
     """
     names = set(OrderConfig.__dataclass_fields__)
     own = [word for word in words if word.split("=", 1)[0] in names]
+    from qa_train.config.compose import compose_stage
+    from qa_train.data.loader import order_digest
     from qa_train.planner.balance import open_planned
 
     options: OrderConfig = parse_options(OrderConfig, own, "data order")
-    cfg = _compose(options.stage, [word for word in words if word not in own])
-    print(open_planned(cfg).order_digest(options.steps, options.world_size, options.num_workers))
+    cfg = compose_stage(options.stage, [word for word in words if word not in own])
+    print(order_digest(open_planned(cfg), options.steps, options.world_size, options.num_workers))
     return 0
 
 
@@ -152,7 +164,6 @@ def command_help(name: str, command: Any) -> str:
     kinds: dict[str, tuple[type[Any], ...]] = {
         "index": (IndexOptions,),
         "to-jsonl": (data_tools.ToJsonlOptions,),
-        "rewrite": (RewriteConfig,),
         "order": (OrderConfig,),
         "inspect": (StorageOptions,),
         "catalog": (StorageOptions,),
@@ -163,16 +174,3 @@ def command_help(name: str, command: Any) -> str:
     }
     usage = inspect.cleandoc(command.__doc__).replace("`data ", "`qa-train data ")
     return "\n".join([usage, *(f"\n{options_help(kind)}" for kind in kinds.get(name, ()))])
-
-
-def _compose(stage: str, overrides: list[str]) -> Any:
-    from hydra import compose, initialize_config_dir
-
-    from qa_train.config.guide import check_experiment
-
-    register()
-    check_experiment(overrides)
-    if not any(word.startswith("run.dir=") for word in overrides):
-        overrides = [*overrides, "run.dir=unused"]
-    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir().resolve())):
-        return to_stage_config(compose(config_name=stage, overrides=overrides))

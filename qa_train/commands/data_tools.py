@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from qa_train.config import StorageConfig, parse_options
-from qa_train.progress import say
+from qa_train.utils.progress import say
 
 
 @dataclass

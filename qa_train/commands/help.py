@@ -45,7 +45,7 @@ _qa_train() {
 compdef _qa_train qa-train
 """
 
-_DATA = "index from-jsonl to-jsonl inspect validate stats sample clean catalog rewrite order"
+_DATA = "index from-jsonl to-jsonl inspect validate stats sample clean catalog order"
 
 
 def completion(words: list[str], commands: list[str]) -> int:

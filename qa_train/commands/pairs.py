@@ -23,8 +23,9 @@ from qa_train.llm.client import Endpoint
 from qa_train.llm.judge import Judge
 from qa_train.model import load_answering_model
 from qa_train.model.weights import weights_digest
-from qa_train.pairs import ByJudge, ByLabel, ByWordErrors, Pair, Ranker, askable, balanced, draw_answers, ranked
-from qa_train.progress import progress
+from qa_train.preferences.draw import askable, draw_answers
+from qa_train.preferences.rank import ByJudge, ByLabel, ByWordErrors, Pair, Ranker, balanced, ranked
+from qa_train.utils.progress import progress
 
 _EXAMPLES = 10
 # Written last: with it the pairs are complete.
@@ -130,7 +131,9 @@ def _drawn(options: PairsConfig, questions: Sequence[Question], out: Path, ranks
     device = options.device
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    model, processor = load_answering_model(options.checkpoint, device=device)
+    model, processor = load_answering_model(
+        options.checkpoint, device=device, verify=options.verify, allow_missing=options.allow_missing
+    )
     generator = Generator(model, processor, batch_size=options.batch_size, token_budget=32768)
     decoding = Decoding(max_new_tokens=options.max_new_tokens, temperature=options.temperature, seed=options.seed)
     asked = [[q.sample.key, part_text(q.sample.messages[-1]), q.references] for q in questions]

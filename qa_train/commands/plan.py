@@ -39,7 +39,7 @@ def plan(words: list[str]) -> int:
 
 def plan_stage(stage: str, words: list[str]) -> int:
     """Print parameters, memory, time and cost of a stage; exit code 1 when it does not fit the GPUs."""
-    from qa_train.commands.data import _compose
+    from qa_train.config.compose import compose_stage
     from qa_train.planner import PlanConfig, as_text, estimate
     from qa_train.planner.output import as_dict
 
@@ -51,7 +51,7 @@ def plan_stage(stage: str, words: list[str]) -> int:
         if options.zero not in range(4):
             raise ValueError(f"plan: zero={options.zero}: use 0 (plain), 1, 2 or 3")
         rest.append("deepspeed=" + (f"zero{options.zero}" if options.zero else "none"))
-    made = estimate(_compose(stage, rest), options)
+    made = estimate(compose_stage(stage, rest), options)
     print(as_text(made))
     if options.json:
         Path(options.json).write_text(json.dumps(as_dict(made), indent=2, ensure_ascii=False) + "\n")
@@ -62,14 +62,14 @@ def plan_stage(stage: str, words: list[str]) -> int:
 def plan_data(words: list[str]) -> int:
     """Print samples, hours, tokens and epochs of every source over the steps, how full the batches are, how evenly
     they load the ranks, and what is left out and why."""
-    from qa_train.commands.data import _compose
+    from qa_train.config.compose import compose_stage
     from qa_train.data.mixture_report import as_text, realised
     from qa_train.planner.balance import open_planned
 
     names = set(PlanDataConfig.__dataclass_fields__)
     own = [word for word in words if word.split("=", 1)[0] in names]
     options: PlanDataConfig = parse_options(PlanDataConfig, own, "plan data")
-    cfg: Any = _compose(options.stage, [word for word in words if word not in own])
+    cfg: Any = compose_stage(options.stage, [word for word in words if word not in own])
     steps = cfg.trainer.max_steps if options.steps is None else options.steps
     if steps < 1:
         raise ValueError(f"plan data: steps={steps}: use 1 or more")

@@ -1,7 +1,7 @@
 """The typed configuration: sections, checks, composition, and the options of the small commands."""
 
 from qa_train.config.checks import check
-from qa_train.config.compose import config_dir, register, starter_dir, to_stage_config
+from qa_train.config.compose import compose_stage, register, to_stage_config
 from qa_train.config.evaluation import EvalSetConfig, EvaluationConfig
 from qa_train.config.options import (
     ChatConfig,
@@ -13,6 +13,7 @@ from qa_train.config.options import (
     ServeConfig,
     parse_options,
 )
+from qa_train.config.places import config_dir, starter_dir
 from qa_train.config.reliability import ReliabilityConfig
 from qa_train.config.sections import (
     AugmentConfig,
@@ -67,6 +68,7 @@ __all__ = [
     "TrackingConfig",
     "TrainerConfig",
     "check",
+    "compose_stage",
     "config_dir",
     "parse_options",
     "register",

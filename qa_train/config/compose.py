@@ -1,29 +1,17 @@
-"""Where the YAML files are, and how a composed configuration becomes checked dataclasses."""
+"""How the YAML files become a composed configuration, and that checked dataclasses."""
 
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from qa_train.config.checks import check
+from qa_train.config.guide import check_experiment
+from qa_train.config.places import config_dir, starter_dir
 from qa_train.config.sections import BY_NAME, StageConfig
-
-_PACKAGE = Path(__file__).parent.parent
-
-
-def config_dir() -> Path:
-    """The folder of the YAML files: inside the installed package, or ``configs/`` of a checkout."""
-    packaged = _PACKAGE / "_configs"
-    return packaged if packaged.is_dir() else _PACKAGE.parent / "configs"
-
-
-def starter_dir() -> Path:
-    """The folder of the starter data of a checkout (the data are not part of the wheel)."""
-    return _PACKAGE.parent / "data" / "starter"
 
 
 def to_stage_config(raw: Any) -> StageConfig:
@@ -79,7 +67,20 @@ def register() -> None:
     """Register the dataclasses with Hydra, so that every composed key is checked against them."""
     ConfigStore.instance().store(name="stage_schema", node=StageConfig)
     # ${starter:} in YAML is the folder of the starter data, ${configs:} that of the YAML files.
-    # ${parent:PATH} is the folder around PATH.
-    OmegaConf.register_new_resolver("parent", lambda path: str(Path(path).parent), replace=True)
     OmegaConf.register_new_resolver("configs", lambda: str(config_dir().resolve()), replace=True)
     OmegaConf.register_new_resolver("starter", lambda: str(starter_dir()), replace=True)
+
+
+def compose_stage(stage: str, overrides: list[str]) -> StageConfig:
+    """The checked configuration of a stage, as the command line composes it; ``run.dir`` may be missing.
+
+    Raises ValueError, or an error of Hydra, for words that it refuses.
+    """
+    from hydra import compose, initialize_config_dir
+
+    register()
+    check_experiment(overrides)
+    if not any(word.startswith("run.dir=") for word in overrides):
+        overrides = [*overrides, "run.dir=unused"]
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir().resolve())):
+        return to_stage_config(compose(config_name=stage, overrides=overrides))

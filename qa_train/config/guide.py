@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from qa_train.config.compose import config_dir
 from qa_train.config.nearest import valid_keys
+from qa_train.config.places import config_dir
 
 GROUPS = ("experiment", "model", "data", "trainer", "deepspeed", "tracking")
 STAGES = ("pretrain", "sft", "dpo")

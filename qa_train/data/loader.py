@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from torch.utils.data import DataLoader
 
-if TYPE_CHECKING:
-    from qa_train.data.batches import Batches
+from qa_train.data.batches import Batches
 
 
 class Keys:
@@ -52,9 +50,10 @@ def delivered(batches: Batches, first: int, count: int, world_size: int, num_wor
             yield next(rank)
 
 
-def order_digest(batches: Batches, count: int, world_size: int = 1, num_workers: int = 0) -> str:
-    """SHA-256 over the names of all samples of the first ``count`` batches, one line each."""
+def order_digest(batches: Batches, steps: int, world_size: int = 1, num_workers: int = 0) -> str:
+    """SHA-256 over the names of all samples of the first ``steps`` steps, one line each, in the order in which the
+    loaders of a run of that shape deliver them. It must not depend on the shape."""
     digest = hashlib.sha256()
-    for names in delivered(batches, 0, count, world_size, num_workers):
+    for names in delivered(batches, 0, steps * batches.plan.batches_per_step, world_size, num_workers):
         digest.update("".join(name + "\n" for name in names).encode())
     return digest.hexdigest()

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from qa_train.progress import progress
+from qa_train.utils.progress import progress
 
 Result = TypeVar("Result")
 # Shards handed out per process before the first result is taken: results wait in memory no longer than that.

@@ -6,36 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from qa_train.config import StorageConfig, parse_options
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at. state: "ok", "note" (works, but know it) or "problem"; remedy: what to do, unless ok."""
-
-    name: str
-    state: str
-    found: str
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        mark = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}[self.state]
-        text = f"{mark}  {self.name:<22} {self.found}"
-        return f"{text}\n{'':>33}-> {self.remedy}" if self.remedy else text
-
-
-def ok(name: str, found: str) -> Finding:
-    """A finding that needs nothing."""
-    return Finding(name, "ok", found)
-
-
-def note(name: str, found: str, remedy: str) -> Finding:
-    """A finding to know of, with what could be done."""
-    return Finding(name, "note", found, remedy)
-
-
-def problem(name: str, found: str, remedy: str) -> Finding:
-    """A finding that stands in the way, with its remedy; the exit code becomes 1."""
-    return Finding(name, "problem", found, remedy)
+from qa_train.doctor.finding import Finding
 
 
 @dataclass
@@ -44,6 +15,8 @@ class DoctorConfig:
 
     # A run folder, one of its checkpoints, or a Hugging Face folder.
     checkpoint: str | None = None
+    # Compare its files with the checksums in its manifest, if it has one.
+    verify: bool = True
     # Shards, a folder of shards or a glob; several joined by commas.
     data: str | None = None
     # How remote shards are read: the keys of data.storage.
@@ -71,7 +44,7 @@ def _examine(options: DoctorConfig) -> Iterator[Finding]:
     if options.data is not None:
         examinations.append(files.examine_data(options.data.split(","), options.storage))
     if options.checkpoint is not None:
-        examinations.append(files.examine_checkpoint(options.checkpoint))
+        examinations.append(files.examine_checkpoint(options.checkpoint, verify=options.verify))
     if options.run is not None:
         examinations.append(files.examine_run(options.run))
     for each in examinations:

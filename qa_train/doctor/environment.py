@@ -17,7 +17,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from qa_train.doctor import Finding, note, ok, problem
+from qa_train.doctor.finding import Finding, note, ok, problem
 
 _GIB = 1024**3
 _SHORT_DISK = 20

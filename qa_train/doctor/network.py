@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 
-from qa_train.doctor import Finding, note, ok, problem
+from qa_train.doctor.finding import Finding, note, ok, problem
 
 _SETTING = "in slurm/site.sh export NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME (see: ip -brief address)"
 

@@ -21,10 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import soundfile
-
 from qa_train.data.audio.table_clip import clip_source
-from qa_train.data.audio.waveform import BadAudio, audio_tokens
+from qa_train.data.audio.waveform import BadAudio, audio_tokens, read_header
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
 from qa_train.eval.answers import (
     Answerer,
@@ -94,12 +92,10 @@ def question_of(benchmark: Benchmark, row: Mapping[str, Any]) -> Question:
 
 
 def duration_s(clips: Sequence[Path]) -> float | None:
-    """The length that the headers of an item's clips give, or None: no clip, or one that cannot be read."""
+    """The length of an item's clips by their headers, or None: no clip, or one that cannot be read."""
     try:
-        sources = [clip_source(clip) for clip in clips]
-        files = [io.BytesIO(source) if isinstance(source, bytes) else source for source in sources]
-        return sum(float(soundfile.info(file).duration) for file in files) if files else None
-    except (RuntimeError, OSError, BadAudio):
+        return sum(frames / rate for frames, rate in map(read_header, map(clip_source, clips))) if clips else None
+    except BadAudio:
         return None
 
 

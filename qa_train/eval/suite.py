@@ -23,7 +23,7 @@ from qa_train.eval.scores.json_lines import read_predictions
 from qa_train.eval.scoring import score_folder
 from qa_train.llm.client import CallFailed, Endpoint
 from qa_train.llm.judge import Judge
-from qa_train.progress import progress
+from qa_train.utils.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,9 @@ def _answerer(options: EvalConfig) -> tuple[Answerer, dict[str, Any]]:
     device = options.device
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    model, processor = load_answering_model(str(options.checkpoint), device=device)
+    model, processor = load_answering_model(
+        str(options.checkpoint), device=device, verify=options.verify, allow_missing=options.allow_missing
+    )
     generator = Generator(model, processor, batch_size=options.batch_size, token_budget=options.token_budget)
     return generator, {"weights": weights_digest(model)}
 

@@ -116,7 +116,9 @@ def chat(options: ChatConfig, *, lines: TextIO | None = None, out: TextIO | None
     # A wrong path should be said before minutes of loading.
     paths = [options.audio] if isinstance(options.audio, str) else list(options.audio or ())
     waves = [read_recording(path) for path in paths]
-    model, processor = load_answering_model(options.checkpoint, device=options.device)
+    model, processor = load_answering_model(
+        options.checkpoint, device=options.device, verify=options.verify, allow_missing=options.allow_missing
+    )
     decoding = Decoding(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
     talk = Conversation(Generator(model, processor), decoding, options.template)
     if waves or options.text:

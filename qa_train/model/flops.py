@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from qa_train.config import ModelConfig
 from qa_train.model.lengths import audio_tokens, conv_frames
 
 _CONV_KERNEL = 3
@@ -120,6 +121,18 @@ class Regime:
     projector: bool = True
     llm: bool = True
     lora_rank: int = 0
+
+    @classmethod
+    def of(cls, cfg: ModelConfig) -> Regime:
+        """What trains under this configuration. Gradients pass through an encoder with adapters as through one that
+        trains."""
+        frozen, lora = set(cfg.freeze), set(cfg.lora.parts)
+        return cls(
+            encoder="encoder" in lora or not ("encoder" in frozen or lora),
+            projector="projector" not in frozen,
+            llm="llm" not in frozen and not lora,
+            lora_rank=cfg.lora.r if "llm" in lora else 0,
+        )
 
     def __post_init__(self) -> None:
         if not (self.encoder or self.projector or self.llm or self.lora_rank):

@@ -10,8 +10,7 @@ from qa_train.config import StageConfig
 from qa_train.data.batches import Batches, open_data
 from qa_train.data.order.packing import Cost
 from qa_train.model import load_model_config, load_model_tokenizer
-from qa_train.model.flops import Flops, Shapes, Work, forward_flops, training_flops
-from qa_train.planner.estimate import regime_of
+from qa_train.model.flops import Flops, Regime, Shapes, Work, forward_flops, training_flops
 
 # Four mel frames, which are one audio token; a document of one token, which sees itself; one scored row.
 _UNIT = Work([4], [1], 1)
@@ -23,7 +22,7 @@ def cost_of(cfg: StageConfig, shapes: Shapes) -> Cost:
     Counted as in ``qa_train.model.flops``: what is frozen has no backward pass of its own, cached encoder outputs cost
     no encoder, and a live DPO reference is one more forward.
     """
-    parts = [training_flops(shapes, _UNIT, regime_of(cfg)[0])]
+    parts = [training_flops(shapes, _UNIT, Regime.of(cfg.model))]
     if cfg.stage == "dpo" and cfg.dpo.reference == "live":
         parts.append(forward_flops(shapes, _UNIT))
     heard = [Flops(projector=each.projector) for each in parts] if cfg.data.encoder_cache else parts

@@ -114,22 +114,24 @@ def with_offload(cfg: StageConfig, offload: str | None) -> StageConfig:
     return cfg
 
 
-def regime_of(cfg: StageConfig) -> tuple[Regime, Trained, Trained]:
-    """What trains: for the count of operations, and for the activations of encoder and LLM."""
+def _trained(cfg: StageConfig) -> tuple[Trained, Trained]:
+    """What trains, for the activations of encoder and LLM."""
     frozen, lora = set(cfg.model.freeze), set(cfg.model.lora.parts)
-    encoder, llm = "encoder" not in frozen and not lora, "llm" not in frozen and not lora
-    projector = "projector" not in frozen
-    # Gradients pass through an encoder with adapters as through one that trains.
-    regime = Regime(encoder or "encoder" in lora, projector, llm, cfg.model.lora.r if "llm" in lora else 0)
+    regime = Regime.of(cfg.model)
     precision = precision_of(cfg)
     copy = 0
     if lora and not cfg.deepspeed.config:
         # Adapters are float32: they read a copy of what the layer itself reads, in bfloat16 under autocast.
         copy = 2 if trains_in_bfloat16(cfg) else 4 if precision.stream == 2 else 0
+    encoder, llm = "encoder" not in frozen and not lora, "llm" not in frozen and not lora
     return (
-        regime,
         Trained(encoder, "encoder" in lora, adapter_copy=copy if "encoder" in lora else 0),
-        Trained(llm, "llm" in lora, passes=projector or regime.encoder, adapter_copy=copy if "llm" in lora else 0),
+        Trained(
+            llm,
+            "llm" in lora,
+            passes=regime.projector or regime.encoder,
+            adapter_copy=copy if "llm" in lora else 0,
+        ),
     )
 
 
@@ -149,7 +151,7 @@ def _load(cfg: StageConfig, options: PlanConfig) -> Load:
 
 
 def _estimate(cfg: StageConfig, options: PlanConfig, gpu: Gpu, sizes: Sizes, load: Load) -> Estimate:
-    regime, encoder, llm = regime_of(cfg)
+    regime, (encoder, llm) = Regime.of(cfg.model), _trained(cfg)
     modes = (cfg.trainer.gradient_checkpointing.encoder, cfg.trainer.gradient_checkpointing.llm)
     kept = activations(sizes.shapes, load.work, precision_of(cfg), encoder, llm, modes)
     batches = cfg.trainer.batches_per_step

@@ -10,6 +10,7 @@ import numpy as np
 from qa_train.config import StageConfig
 from qa_train.data.mixture_report import Ints, realised
 from qa_train.model.flops import Work
+from qa_train.planner.balance import open_planned
 
 AUDIO_TOKENS_PER_SECOND = 25
 _MEL_PER_SECOND = 100
@@ -70,8 +71,6 @@ def declared(cfg: StageConfig, *, clip_s: float, text_tokens: int, answer_tokens
 
 def from_data(cfg: StageConfig) -> Load:
     """The load as the plan of the shards gives it. ValueError or FileNotFoundError if they cannot be opened."""
-    from qa_train.planner.balance import open_planned
-
     data = open_planned(cfg)
     lengths: list[Ints] = []
     seen = realised(data.plan, data.sources, min(cfg.trainer.max_steps, LOOK), lengths=lengths)

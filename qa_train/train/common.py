@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
-import datasets
 import torch
 from accelerate import PartialState
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
@@ -17,15 +17,14 @@ from transformers.utils.logging import disable_progress_bar
 
 from qa_train.config import ReliabilityConfig, StageConfig
 from qa_train.data.audio.encoder_cache import EncoderCache, cache_writer
-from qa_train.data.batches import Batches, Collator, open_data
+from qa_train.data.batches import Batches, open_data
 from qa_train.data.workers import explained_worker_death
 from qa_train.model import build_model, encoder_hash, encoder_states, freeze
 from qa_train.model.flops import Shapes
 from qa_train.model.kernels import use_liger_kernels
-from qa_train.model.lora import Adapters, add_adapters, plan_adapters
+from qa_train.model.lora import plan_adapters
 from qa_train.model.recompute import compile_layers
 from qa_train.planner.balance import cost_of
-from qa_train.progress import progress
 from qa_train.train import checkpoints
 from qa_train.train.arithmetic import settle
 from qa_train.train.checkpoints import write_json
@@ -38,6 +37,7 @@ from qa_train.train.distributed import (
     optimizer_layout,
 )
 from qa_train.train.first_screen import first_screen
+from qa_train.train.forecast import rehearse
 from qa_train.train.guards import read_tail
 from qa_train.train.metrics import EXIT_STOPPED, MetricsWriter, Progress, StopOnRequest
 from qa_train.train.reshape import read_in_another_shape
@@ -45,8 +45,11 @@ from qa_train.train.rollback import FILE as LEFT_OUT
 from qa_train.train.rollback import left_out
 from qa_train.train.run import RunFolder
 from qa_train.train.selfcheck import check_ranks, check_storage, require_optimizer
+from qa_train.train.stage import Stage
+from qa_train.train.states import plain_states_only
 from qa_train.train.throughput import UsefulWork
 from qa_train.train.watchdog import Watchdog
+from qa_train.utils.progress import duration, progress, say
 
 logger = logging.getLogger(__name__)
 Args = TypeVar("Args", bound=TrainingArguments)
@@ -64,43 +67,12 @@ _OWN_FIELDS = (
 )
 # Clips encoded at a time when the encoder cache is filled, in seconds of audio.
 _CACHE_BATCH_S = 60.0
+# After so long the encoding says how long it will take.
+_LOOK_S = 5.0
 
 
 # (stage, trainer) -> the callback of evaluation during training.
 Evaluation = Callable[[Any, Any], TrainerCallback]
-
-
-@dataclass
-class Stage:
-    """A stage ready to be given a trainer."""
-
-    cfg: StageConfig
-    run: RunFolder
-    model: Any
-    processor: Any
-    batches: Batches
-    writer: MetricsWriter
-    resume: Any
-    adapters: Adapters | None = None
-
-    @property
-    def dataset(self) -> datasets.Dataset:
-        """The plan as TRL and accelerate want it: batch numbers, read in order."""
-        total = self.cfg.trainer.max_steps * self.cfg.trainer.batches_per_step
-        return datasets.Dataset.from_dict({"batch": range(total)})
-
-    @property
-    def trained_model(self) -> Any:
-        """The model, with its adapters if the configuration has some."""
-        if self.adapters is None:
-            return self.model
-        zero3 = self.cfg.deepspeed.config.get("zero_optimization", {}).get("stage") == 3
-        return add_adapters(self.model, self.adapters, float32=not zero3)
-
-    @property
-    def collator(self) -> Collator:
-        """Builds batch k from its number."""
-        return Collator(self.batches)
 
 
 def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
@@ -114,6 +86,7 @@ def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
     on_cpu = not torch.cuda.is_available()
     name_accelerator()
     deepspeed = deepspeed_options(cfg.deepspeed)
+    plain_states_only()
     if on_cpu and cfg.trainer.cpu_threads:
         torch.set_num_threads(cfg.trainer.cpu_threads)
     with warnings.catch_warnings():
@@ -254,10 +227,11 @@ def go(trainer: Any, stage: Stage, evaluation: Evaluation | None = None) -> int:
         trainer.self_check = [check_ranks(stage.cfg), check_storage(stage.run.dir, stage.model)]
     mixture = stage.batches.table()
     stage.writer.track(stage.cfg, asdict(stage.cfg) | {"mixture": {row["source"]: row["share"] for row in mixture}})
+    rehearsal = rehearse(trainer, stage)
     if stage.run.is_main:
         (stage.run.dir / "data.txt").write_text(stage.batches.describe() + "\n")
         write_json(stage.run.dir / "mixture.json", mixture)
-        print(first_screen(stage, trainer.model), flush=True)
+        print(first_screen(stage, trainer.model, rehearsal), flush=True)
     stage.run.record(stage.resume)
     trainer.watchdog = Watchdog(stage.run.dir / "logs", trainer.args.process_index, stage.cfg.trainer.hang_timeout_s)
     trainer.watchdog.start()
@@ -325,6 +299,7 @@ def _use_encoder_cache(folder: str, model: Any, data: Batches, args: TrainingArg
 def _fill_encoder_cache(folder: str, key: str, model: Any, data: Batches, clips: list[Any]) -> None:
     width = model.config.audio_config.d_model
     total_s = round(sum(clip.duration_s for clip in clips))
+    started, said, done = time.monotonic(), not is_main(), 0.0
     with (
         cache_writer(folder, key, width) as writer,
         progress(total=total_s, desc="encoding", unit="s of audio", disable=not is_main()) as bar,
@@ -335,7 +310,13 @@ def _fill_encoder_cache(folder: str, key: str, model: Any, data: Batches, clips:
                 states = encoder_states(model, mels.input_features, mels.feature_lengths)
                 for clip, part in zip(mels.clips, states.split(mels.clip_tokens), strict=True):
                     writer.write(clip.id, part)
-            bar.update(round(sum(clip.duration_s for clip in group)))
+            seconds = sum(clip.duration_s for clip in group)
+            bar.update(round(seconds))
+            done += seconds
+            # The first groups also prepare.
+            if not said and (took := time.monotonic() - started) > _LOOK_S:
+                said = True
+                say(f"encoding takes about {duration(took / done * (total_s - done))} more here; then training begins")
 
 
 def _groups(clips: list[Any]) -> list[list[Any]]:

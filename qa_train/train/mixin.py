@@ -238,7 +238,13 @@ class AudioTrainerMixin:
         return found
 
     def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise StopRun(
+                f"the optimizer and schedule in {checkpoint} do not fit this run ({type(error).__name__}: {error}): "
+                "use the trainer.optim and trainer.parts of before, or delete this folder to go on from an older one"
+            ) from error
         deepspeed = getattr(self.args, "hf_deepspeed_config", None)  # type: ignore[attr-defined]
         if checkpoint is None or deepspeed is None:
             return

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from qa_train.config import StageConfig
-from qa_train.model.flops import Shapes, Work, training_flops
-from qa_train.planner.estimate import regime_of
+from qa_train.model.flops import Regime, Shapes, Work, training_flops
 from qa_train.planner.gpus import GPUS
 
 # 100 mel frames are one second (hop 160 at 16 kHz), 25 audio tokens are one second.
@@ -26,7 +25,7 @@ class UsefulWork:
 
     def __init__(self, cfg: StageConfig, model_config: Any) -> None:
         """What trains, and the sizes of the model."""
-        self._shapes, (self._regime, _, _) = Shapes.of(model_config), regime_of(cfg)
+        self._shapes, self._regime = Shapes.of(model_config), Regime.of(cfg.model)
 
     def flops(self, batch: dict[str, torch.Tensor], supervised: int) -> float:
         """Those of one micro-batch (see ``qa_train.model.flops``); the reference of DPO is left out."""

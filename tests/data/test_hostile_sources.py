@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qa_train.commands.data import _compose
+from qa_train.config.compose import compose_stage
 from qa_train.data.shards import storage, tar
 from qa_train.data.text.prompts import PromptBank
 from qa_train.model import load_model
@@ -45,7 +45,7 @@ def test_a_yaml_bomb_is_no_prompt_file(opening: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["_target_", "model._target_", "model.lora.more"])
 def test_a_configuration_names_no_code_and_no_unknown_key(key: str) -> None:
     with pytest.raises(ValueError, match=f"there is no key {key}; .* has "):
-        _compose("pretrain", ["experiment=smoke", f"+{key}=os.system"])
+        compose_stage("pretrain", ["experiment=smoke", f"+{key}=os.system"])
 
 
 def test_a_model_folder_runs_no_code_and_lies_about_nothing(tmp_path: Path) -> None:
@@ -54,6 +54,9 @@ def test_a_model_folder_runs_no_code_and_lies_about_nothing(tmp_path: Path) -> N
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": names}))
     (tmp_path / "evil.py").write_text(f"open({str(owned)!r}, 'w').close()\nclass C: pass\nclass M: pass\n")
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", 2**63) + b"{}")
+    with pytest.raises(ValueError, match="brings code of its own, which is never run here"):
+        load_model(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_audio"}))
     with pytest.raises(ValueError, match="header too large"):
         load_model(str(tmp_path))
     assert not owned.exists()

@@ -15,6 +15,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from data_pipelines.build_rewrites import rewrite
 from qa_train.cli import main
 from qa_train.config import DataConfig, RewriteConfig, SourceConfig, StorageConfig, parse_options
 from qa_train.data.batches import open_data
@@ -30,7 +31,6 @@ from qa_train.doctor import DoctorConfig
 from qa_train.doctor.files import examine_data
 from qa_train.eval.contamination import contamination
 from qa_train.eval.eval_sets import EvalSet, record_questions
-from qa_train.rewrite import rewrite
 from tests.data.conftest import noise
 
 QUICK = StorageConfig(retries=2, first_wait_s=0.01, timeout_s=0.5)

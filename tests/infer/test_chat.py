@@ -29,7 +29,7 @@ def wav(tmp_path: Path) -> Path:
 def loaded(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     parts = processor()
     model = FakeModel(parts.tokenizer)
-    monkeypatch.setattr(module, "load_answering_model", lambda source, device: (model, parts))
+    monkeypatch.setattr(module, "load_answering_model", lambda source, **options: (model, parts))
     return model
 
 

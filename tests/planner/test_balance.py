@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qa_train.commands.data import _compose
+from qa_train.config.compose import compose_stage
 from qa_train.data.order.chapter import Lengths
 from qa_train.data.order.packing import Cost
 from qa_train.model import build_model, load_model_config
-from qa_train.model.flops import Shapes, Work, forward_flops, training_flops
+from qa_train.model.flops import Regime, Shapes, Work, forward_flops, training_flops
 from qa_train.planner.balance import cost_of
-from qa_train.planner.estimate import regime_of
 
 CLIPS, TEXTS, SCORED = [40, 250, 700, 0], [30, 12, 90, 400], [20, 5, 40, 300]
 CACHED = ["model.freeze=[encoder]", "data.encoder_cache=cache"]
@@ -37,7 +36,7 @@ def lengths(documents: list[list[int]]) -> Lengths:
 )
 @pytest.mark.parametrize("model", ["nano", "tiny", "qwen2_audio_7b"])
 def test_costs_are_the_operations_of_the_samples(stage: str, words: list[str], model: str) -> None:
-    cfg = _compose(stage, ["experiment=smoke", f"model={model}", "model.dtype=float32", *words])
+    cfg = compose_stage(stage, ["experiment=smoke", f"model={model}", "model.dtype=float32", *words])
     shapes = Shapes.of(load_model_config(cfg.model))
     pair = 2 if stage == "dpo" else 1
     documents = [[clip + text + i for i in range(pair)] for clip, text in zip(CLIPS, TEXTS, strict=True)]
@@ -45,11 +44,11 @@ def test_costs_are_the_operations_of_the_samples(stage: str, words: list[str], m
     for clip, rows, scored in zip(CLIPS, documents, SCORED, strict=True):
         # Four mel frames are one audio token.
         work = Work([4 * clip] if clip and not cfg.data.encoder_cache else [], rows, scored)
-        flops = training_flops(shapes, work, regime_of(cfg)[0]).total
+        flops = training_flops(shapes, work, Regime.of(cfg.model)).total
         if stage == "dpo" and cfg.dpo.reference == "live":
             flops += forward_flops(shapes, work).total
         if cfg.data.encoder_cache and clip:
-            flops += training_flops(shapes, Work([4 * clip], rows, scored), regime_of(cfg)[0]).projector
+            flops += training_flops(shapes, Work([4 * clip], rows, scored), Regime.of(cfg.model)).projector
         exact.append(flops)
     found = cost_of(cfg, shapes).of(lengths(documents))
     # Three significant digits of every coefficient.
@@ -57,13 +56,13 @@ def test_costs_are_the_operations_of_the_samples(stage: str, words: list[str], m
 
 
 def test_the_default_is_the_released_model() -> None:
-    cfg = _compose("pretrain", ["experiment=smoke", "model=qwen2_audio_7b", "model.dtype=float32"])
+    cfg = compose_stage("pretrain", ["experiment=smoke", "model=qwen2_audio_7b", "model.dtype=float32"])
     assert cost_of(cfg, Shapes.of(load_model_config(cfg.model))) == Cost()
 
 
 @pytest.mark.parametrize("model", ["nano", "tiny", "qwen2_audio_7b", "whisper_large_v3_qwen_7b"])
 def test_shapes_without_the_model_are_the_models(model: str) -> None:
-    cfg = _compose("pretrain", ["experiment=smoke", f"model={model}", "model.dtype=float32"])
+    cfg = compose_stage("pretrain", ["experiment=smoke", f"model={model}", "model.dtype=float32"])
     built, _ = build_model(cfg.model, meta=True)
     assert Shapes.of(load_model_config(cfg.model)) == Shapes.of(built.config)
 
@@ -72,9 +71,9 @@ def test_memory_settings_do_not_change_the_order() -> None:
     """They may change when a run is resumed."""
     words = ["experiment=smoke", "model=nano"]
     plain, other = (
-        _compose("pretrain", [*words, *more])
+        compose_stage("pretrain", [*words, *more])
         for more in ([], ["trainer.gradient_checkpointing.llm=full", "deepspeed=zero2", "trainer.batches_per_step=8"])
     )
     shapes = Shapes.of(load_model_config(plain.model))
     assert cost_of(plain, shapes) == cost_of(other, shapes)
-    assert cost_of(_compose("pretrain", [*words, *CACHED]), shapes) != cost_of(plain, shapes)
+    assert cost_of(compose_stage("pretrain", [*words, *CACHED]), shapes) != cost_of(plain, shapes)

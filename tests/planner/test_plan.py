@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from qa_train.cli import main
-from qa_train.commands.data import _compose
 from qa_train.config import ModelConfig
+from qa_train.config.compose import compose_stage
 from qa_train.planner import Estimate, PlanConfig, as_text, estimate
 from qa_train.planner.memory import GIB
 from qa_train.planner.sizes import Sizes, measure
@@ -35,7 +35,7 @@ def _plan_without_data(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plan(stage: str, *words: str, **options: Any) -> Estimate:
-    return estimate(_compose(stage, list(words)), PlanConfig(**options))
+    return estimate(compose_stage(stage, list(words)), PlanConfig(**options))
 
 
 MORE = {

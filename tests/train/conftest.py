@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,9 @@ def records(kind: str, count: int) -> list[tuple[str, dict[str, Any]]]:
     return made
 
 
-@pytest.fixture(scope="session")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_shards(folder: Path) -> Path:
     """speech.tar and pairs.tar: 60 clips of noise each, 0.4 to 1.9 s."""
-    folder = tmp_path_factory.mktemp("shards")
+    folder.mkdir(exist_ok=True)
     for kind in ("speech", "pairs"):
         rng = np.random.default_rng(0)
         with ShardWriter(str(folder / f"{kind}-%03d.tar"), max_samples=25) as writer:
@@ -78,20 +78,27 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def stage_words(shards: Path, stage: str, folder: Path) -> list[str]:
+    """Overrides that point a stage at the made-up shards and a run folder."""
+    kind = "pairs" if stage == "dpo" else "speech"
+    template = "base" if stage == "pretrain" else "chat"
+    task = "chat" if stage == "dpo" else "asr"
+    made = f"shards:['{shards}/{kind}-*.tar'],task:{task},template:{template}"
+    # Two sources, so that what is recorded by source can go wrong.
+    source = f"{{made:{{{made},weight:2}},french:{{{made},where:{{language:fr}}}}}}"
+    return [
+        "experiment=smoke", f"run.dir={folder}", "data=empty", f"+data.sources={source}",
+        "data.tokens_per_batch=250", "data.chapter_samples=64", "trainer.max_steps=6",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shards of `write_shards`."""
+    return write_shards(tmp_path_factory.mktemp("shards"))
+
+
 @pytest.fixture(scope="session")
 def options(shards: Path) -> Callable[[str, Path], list[str]]:
-    """Overrides that point a stage at the made-up shards and a run folder."""
-
-    def make(stage: str, folder: Path) -> list[str]:
-        kind = "pairs" if stage == "dpo" else "speech"
-        template = "base" if stage == "pretrain" else "chat"
-        task = "chat" if stage == "dpo" else "asr"
-        made = f"shards:['{shards}/{kind}-*.tar'],task:{task},template:{template}"
-        # Two sources, so that what is recorded by source can go wrong.
-        source = f"{{made:{{{made},weight:2}},french:{{{made},where:{{language:fr}}}}}}"
-        return [
-            "experiment=smoke", f"run.dir={folder}", "data=empty", f"+data.sources={source}",
-            "data.tokens_per_batch=250", "data.chapter_samples=64", "trainer.max_steps=6",
-        ]  # fmt: skip
-
-    return make
+    """`stage_words` with these shards."""
+    return partial(stage_words, shards)

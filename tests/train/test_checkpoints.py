@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from qa_train.train import checkpoints
+from qa_train.utils import manifest
 
 
 def make(root: Path, step: int, *, commit: bool = True) -> Path:
@@ -56,20 +57,20 @@ def test_prune_keeps_the_newest_complete_ones(tmp_path: Path) -> None:
 
 def test_manifest_lists_every_file(tmp_path: Path) -> None:
     folder = make(tmp_path, 1)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["files"] == {"model.safetensors": 101, "trainer_state.json": 2}
-    assert manifest["step"] == 1
+    written = json.loads((folder / "manifest.json").read_text())
+    assert written["files"] == {"model.safetensors": 101, "trainer_state.json": 2}
+    assert written["step"] == 1
 
 
 def test_damage_that_sizes_do_not_show_is_found_by_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "_PIECE", 40)
+    monkeypatch.setattr(manifest, "_PIECE", 40)
     make(tmp_path, 2)
     newer = make(tmp_path, 3)
     (newer / "model.safetensors").write_bytes(b"x" * 102 + b"y")
     assert checkpoints.problem(newer) is None
-    assert "model.safetensors is not what was saved" in str(checkpoints.damage(newer))
+    assert "model.safetensors is not what was saved" in str(manifest.damage(newer))
     assert checkpoints.newest_complete(tmp_path) == newer
-    assert checkpoints.newest_complete(tmp_path, checked=True) == tmp_path / "checkpoint-2"
+    assert checkpoints.newest_complete(tmp_path, manifest.damage) == tmp_path / "checkpoint-2"
 
 
 def test_a_pickle_that_was_not_saved_is_never_loaded(tmp_path: Path) -> None:
@@ -77,23 +78,23 @@ def test_a_pickle_that_was_not_saved_is_never_loaded(tmp_path: Path) -> None:
     # A conversion that was killed: nothing reads it, and the next one begins anew.
     (folder / "global_step1_universal" / "zero").mkdir(parents=True)
     (folder / "global_step1_universal" / "zero" / "fp32.pt").write_bytes(b"part")
-    assert checkpoints.damage(folder) is None
+    assert manifest.damage(folder) is None
     (folder / "global_step1").mkdir()
     (folder / "global_step1" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(b"foreign")
-    assert "not in its manifest" in str(checkpoints.damage(folder))
+    assert "not in its manifest" in str(manifest.damage(folder))
 
 
 def test_zero_checkpoints_without_checksums_are_refused_and_others_taken(tmp_path: Path) -> None:
     folder = make(tmp_path, 1)
-    manifest = checkpoints.read_manifest(folder)
-    del manifest["checksums"]
-    checkpoints.write_json(folder / "manifest.json", manifest)
-    assert checkpoints.damage(folder) is None
+    written = checkpoints.read_manifest(folder)
+    del written["checksums"]
+    checkpoints.write_json(folder / "manifest.json", written)
+    assert manifest.damage(folder) is None
     (folder / "global_step1").mkdir()
     (folder / "global_step1" / "mp_rank_00_model_states.pt").write_bytes(b"old")
-    manifest["files"]["global_step1/mp_rank_00_model_states.pt"] = 3
-    checkpoints.write_json(folder / "manifest.json", manifest)
-    assert "no checksums" in str(checkpoints.damage(folder))
+    written["files"]["global_step1/mp_rank_00_model_states.pt"] = 3
+    checkpoints.write_json(folder / "manifest.json", written)
+    assert "no checksums" in str(manifest.damage(folder))
 
 
 def test_every_file_is_flushed_by_exactly_one_rank(tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_every_file_is_flushed_by_exactly_one_rank(tmp_path: Path) -> None:
     assert set(parts[1]) == {name for name in names if "rank_1" in name or "state_1" in name}
     assert not set(parts[0]) & set(parts[1])
     checkpoints.commit(folder, {"step": 1}, parts[0] | parts[1])
-    assert checkpoints.damage(folder) is None
+    assert manifest.damage(folder) is None
     with pytest.raises(ValueError, match="changed while it was saved"):
         checkpoints.commit(folder, {"step": 1}, parts[0])
 

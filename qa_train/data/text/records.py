@@ -15,6 +15,7 @@ Times are seconds from the start of the clip.
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
@@ -135,10 +136,9 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     """
     if len(raw) > MAX_JSON_BYTES:
         raise BadRecord(f"{len(raw)} bytes of JSON; at most {MAX_JSON_BYTES} are accepted")
+    text = decode_text(raw, "the JSON")
     try:
-        record = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_unique)
-    except UnicodeDecodeError as error:
-        raise BadRecord(f"not UTF-8 at byte {error.start}") from error
+        record = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
     except RecursionError as error:
         raise BadRecord("JSON nested too deeply") from error
     except BadRecord:
@@ -150,6 +150,21 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         raise BadRecord(f"expected a JSON object, found {type(record).__name__}")
     check_text(record)
     return record
+
+
+def decode_text(raw: bytes, what: str) -> str:
+    """A text file of any common tool: UTF-8, or what its byte-order mark says, without the mark and carriage returns.
+
+    Raises BadRecord when it is neither.
+    """
+    marked = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = raw.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadRecord(
+            f"{what} is not UTF-8 at byte {error.start}: convert it, e.g. iconv -f WINDOWS-1252 -t UTF-8"
+        ) from error
+    return text.replace("\r\n", "\n")
 
 
 def check_record(record: dict[str, Any]) -> None:

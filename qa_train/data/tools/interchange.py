@@ -15,10 +15,10 @@ from typing import Any
 import crc32c
 
 from qa_train.config import StorageConfig
-from qa_train.data.audio.waveform import BadAudio, read_header
+from qa_train.data.audio.waveform import BadAudio, read_header, stored_kind
 from qa_train.data.shards import storage
 from qa_train.data.shards.index import ShardIndex, load_index
-from qa_train.data.shards.tar import AUDIO_EXTENSIONS
+from qa_train.data.shards.tar import AUDIO_EXTENSIONS, OTHER_AUDIO_EXTENSIONS
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.prompts import CHAT, PLACEHOLDER, PromptBank, chat_messages
 from qa_train.data.text.records import BadRecord, parse_record
@@ -118,24 +118,30 @@ def jsonl_to_shards(jsonl: str | Path, out_pattern: str | Path, **options: Any) 
     with ShardWriter(out_pattern, **options) as writer:
         for number, (messages, audios, extra) in enumerate(read_jsonl(jsonl)):
             where = f"{jsonl}, record {number}"
-            kinds = [audio.suffix[1:].lower() for audio in audios]
-            if not set(kinds) <= set(AUDIO_EXTENSIONS):
-                raise ValueError(f"{where}: audio types {sorted(set(kinds))}; use one of {AUDIO_EXTENSIONS}")
+            kinds, clips = [], []
             for audio in audios:
+                clips.append(audio.read_bytes())
                 try:
-                    read_header(audio)
+                    read_header(clips[-1])
+                    kinds.append(_kind(audio, clips[-1]))
                 except BadAudio as error:
                     raise ValueError(f"{where}: {audio}: {error}") from error
             record = {**extra, "messages": messages}
             writer.write(
                 f"{Path(jsonl).stem.replace('.', '-')}-{number:08d}",
                 record,
-                [audio.read_bytes() for audio in audios],
+                clips,
                 extension=kinds,
             )
     if not writer.indexes:
         raise ValueError(f"{jsonl} holds no line: expected one chat (messages and audios) on each")
     return writer.indexes
+
+
+def _kind(audio: Path, raw: bytes) -> str:
+    """The extension of a clip in its shard: that of its file, or by its content when audio is not named so."""
+    kind = audio.suffix[1:].lower()
+    return kind if kind in (*AUDIO_EXTENSIONS, *OTHER_AUDIO_EXTENSIONS) else stored_kind(raw)
 
 
 def shards_to_jsonl(

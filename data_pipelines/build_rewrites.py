@@ -22,7 +22,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from qa_train.config.options import RewriteConfig
+from qa_train.config import RewriteConfig, parse_options
+from qa_train.config.guide import options_help
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.storage import expand, open_binary
 from qa_train.data.shards.writer import ShardWriter
@@ -78,6 +79,15 @@ class Turn:
     user: int
     question: str
     answer: str
+
+
+def main(words: list[str]) -> int:
+    """The command; returns its exit code."""
+    if not words or words[0] in ("-h", "--help"):
+        usage = "`qa-train data rewrite shards=... out=FOLDER url=... model=NAME`: chats said anew by a model, checked."
+        print(f"{usage}\n\n{options_help(RewriteConfig)}")
+        return 0
+    return rewrite(parse_options(RewriteConfig, words, "data rewrite"))
 
 
 def rewrite(options: RewriteConfig) -> int:

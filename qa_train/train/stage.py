@@ -1,0 +1,47 @@
+"""A stage ready to be given a trainer: what the trainers, the first screen and the callbacks share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+
+from qa_train.config import StageConfig
+from qa_train.data.batches import Batches, Collator
+from qa_train.model.lora import Adapters, add_adapters
+from qa_train.train.metrics import MetricsWriter
+from qa_train.train.run import RunFolder
+
+
+@dataclass
+class Stage:
+    """A stage ready to be given a trainer."""
+
+    cfg: StageConfig
+    run: RunFolder
+    model: Any
+    processor: Any
+    batches: Batches
+    writer: MetricsWriter
+    resume: Any
+    adapters: Adapters | None = None
+
+    @property
+    def dataset(self) -> datasets.Dataset:
+        """The plan as TRL and accelerate want it: batch numbers, read in order."""
+        total = self.cfg.trainer.max_steps * self.cfg.trainer.batches_per_step
+        return datasets.Dataset.from_dict({"batch": range(total)})
+
+    @property
+    def trained_model(self) -> Any:
+        """The model, with its adapters if the configuration has some."""
+        if self.adapters is None:
+            return self.model
+        zero3 = self.cfg.deepspeed.config.get("zero_optimization", {}).get("stage") == 3
+        return add_adapters(self.model, self.adapters, float32=not zero3)
+
+    @property
+    def collator(self) -> Collator:
+        """Builds batch k from its number."""
+        return Collator(self.batches)
