@@ -14,7 +14,6 @@ Three rules, each of which says why:
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_pipelines.corpora.base import TRAIN, Corpus, Item
+from qa_train.data.text.json_rows import objects
 
 SUFFIX = ".blocklist.txt"
 
@@ -140,14 +140,7 @@ def _ids_of(path: Path) -> Iterator[str]:
     if kind in (".csv", ".tsv"):
         yield from _ids_of_table(path)
     elif kind in (".json", ".jsonl"):
-        text = path.read_text(encoding="utf-8-sig")
-        # A list is told by its content: published ones are called .jsonl as well.
-        whole = text.lstrip().startswith("[")
-        try:
-            entries = json.loads(text) if whole else [json.loads(line) for line in text.split("\n") if line.strip()]
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: neither a JSON list nor JSON lines ({error})") from error
-        for entry in entries:
+        for _, _, entry in objects(path):
             yield from _files_of(entry)
     else:
         for line in path.read_text(encoding="utf-8-sig").splitlines():
@@ -156,10 +149,8 @@ def _ids_of(path: Path) -> Iterator[str]:
                 yield identity if ":" in identity else f"file:{PurePosixPath(identity).stem}"
 
 
-def _files_of(entry: Any) -> Iterator[str]:
+def _files_of(entry: dict[str, Any]) -> Iterator[str]:
     """Its recordings by name, and the video where an address names one (MMAR)."""
-    if not isinstance(entry, dict):
-        return
     found = [entry.get(name) for name in _FILES] + list(entry.get("audios") or [])
     yield from (f"file:{PurePosixPath(name).stem}" for name in found if isinstance(name, str) and name.strip())
     if video := _VIDEO.search(str(entry.get("url") or "")):

@@ -202,12 +202,14 @@ def evaluate(quick: Quickstart, stage: str) -> None:
     pairs = quick.pool.submit(preference_scores, quick.root) if stage == "dpo" else None
     clips = quick.root / "eval" / "clips"
     jobs = [quick.pool.submit(evaluate_set, quick.checkpoint(stage), each, clips) for each in sets]
-    found = {name: result for job in jobs for name, result in job.result().items()}
-    scores = {each.name: found[each.name] for each in sets}
-    for name, result in scores.items():
+    print(f"answering {len(sets)} sets of held-out items", flush=True)
+    scores = {}
+    for each, job in zip(sets, jobs, strict=True):
+        scores[each.name] = result = job.result()[each.name]
         print(
-            f"  {name:<44} {result['value']:6.1f} "
-            f"({result['ci_low']:.1f} to {result['ci_high']:.1f}), n = {result['n']}"
+            f"  {each.name:<44} {result['value']:6.1f} "
+            f"({result['ci_low']:.1f} to {result['ci_high']:.1f}), n = {result['n']}",
+            flush=True,
         )
     for name, result in (pairs.result() if pairs else {}).items():
         scores[name] = result
@@ -310,6 +312,7 @@ def sample_pairs(quick: Quickstart) -> None:
     generator = Generator(model, processor, batch_size=64, token_budget=32768)
     clips = EvalSet("pairs", [str(quick.data / "asr-train-*.tar")], "ask_transcript", "chat", metric="wer",
                     min_words=3, limit=quick.recipe.pair_clips)  # fmt: skip
+    print(f"answering {clips.limit} recordings, each several times, to rank the answers", flush=True)
     count = 0
     with ShardWriter(str(quick.data / "pairs-sampled-%03d.tar")) as writer:
         for pair in sampled_pairs(generator, clips, PromptBank.load(), seed=1):

@@ -7,7 +7,7 @@ from typing import Any
 
 from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Request, gender_of, present, stem
 from data_pipelines.corpora.tree import Tree
-from qa_train.data.text.records import parse_object
+from qa_train.data.text.records import MAX_JSON_BYTES, parse_object
 
 
 def _demographics(tree: Tree) -> dict[str, dict[str, str]]:
@@ -70,7 +70,7 @@ def _slurp(request: Request) -> Found:
         raise ValueError(f"no {folder}/*.flac under {', '.join(tree.paths)}: unpack SLURP's audio beside its lists")
     for number, line in enumerate(tree.lines(listed), 1):
         try:
-            row = parse_object(line.encode())
+            row = parse_object(line.encode(), MAX_JSON_BYTES)
             record, names = _slurp_record(row), [str(recording["file"]) for recording in row["recordings"]]
         except (ValueError, KeyError, TypeError) as error:
             yield Drop(f"line-{number}", "bad line", f"{listed}, line {number}: {error}")

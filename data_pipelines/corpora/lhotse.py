@@ -8,6 +8,7 @@ manifests are read as plain JSON, without lhotse; sources of type "command" are 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,10 +26,10 @@ from data_pipelines.corpora.base import (
     language_code,
     present,
 )  # fmt: skip
-from data_pipelines.corpora.fields import FIELDS, decoded_file, local_path
+from data_pipelines.corpora.fields import FIELDS, decoded_file, recording_of
 from data_pipelines.corpora.tree import AUDIO, Tree
 from qa_train.data.shards.tar import members
-from qa_train.data.text.records import BadRecord, parse_object
+from qa_train.data.text.records import MAX_JSON_BYTES, BadRecord, parse_object
 
 # Lists round to a hundredth of a second: so far apart are cuts that follow one another.
 _SEAM_S = 0.02
@@ -49,7 +50,7 @@ def _shar_members(path: str) -> dict[str, Recording]:
     return found
 
 
-def _audio(cut: dict[str, Any], bases: tuple[Path, ...], shar: dict[str, Recording]) -> Recording:
+def _audio(request: Request, cut: dict[str, Any], bases: tuple[Path, ...], shar: dict[str, Recording]) -> Recording:
     recording = cut.get("recording")
     if cut.get("type", "MonoCut") != "MonoCut" or recording is None:
         raise _Unreadable(f"{cut.get('type')} without one recording" if recording is None else f"type {cut['type']}")
@@ -72,10 +73,10 @@ def _audio(cut: dict[str, Any], bases: tuple[Path, ...], shar: dict[str, Recordi
                 f"cut {cut['id']}: its source is a command: commands in data are never run. Save the audio as files"
             )
         source, channel = known[0], known[1] if known[1] is not None else channel
-    path = local_path(source, *bases)
     start, length = float(cut["start"]), float(cut["duration"])
     whole = start == 0.0 and abs(length - float(recording["duration"])) < 1e-3
-    return Recording(path, start_s=start, end_s=None if whole else round(start + length, 6), channel=channel)
+    end = None if whole else round(start + length, 6)
+    return replace(recording_of(request, source, *bases, start_s=start, end_s=end), channel=channel)
 
 
 def _record(cut: dict[str, Any]) -> dict[str, Any]:
@@ -156,7 +157,7 @@ def _cuts(tree: Tree) -> Iterator[tuple[str, int, Any]]:
     for name in recordings:
         for number, line in enumerate(tree.lines(name), 1):
             try:
-                recording = parse_object(line.encode())
+                recording = parse_object(line.encode(), MAX_JSON_BYTES)
                 known[str(recording["id"])] = recording
             except (BadRecord, KeyError) as error:
                 yield name, number, error
@@ -164,7 +165,7 @@ def _cuts(tree: Tree) -> Iterator[tuple[str, int, Any]]:
     for name in listed or tree.need("supervisions*.jsonl*", what="Lhotse supervisions beside the recordings"):
         for number, line in enumerate(tree.lines(name), 1):
             try:
-                heard = parse_object(line.encode())
+                heard = parse_object(line.encode(), MAX_JSON_BYTES)
                 kept = ("id", "start", "duration", "channel")
                 cut: dict[str, Any] = {field: heard[field] for field in kept if field in heard}
                 cut |= {"recording": known[str(heard["recording_id"])], "supervisions": [heard | {"start": 0.0}]}
@@ -186,10 +187,10 @@ def _read(request: Request) -> Found:
         try:
             if isinstance(found, Exception):
                 raise found
-            cut = parse_object(found.encode()) if isinstance(found, str) else found
+            cut = parse_object(found.encode(), MAX_JSON_BYTES) if isinstance(found, str) else found
             name = str(cut["id"])
             parts = _tracks(cut)
-            audio = tuple(_audio(part, (place.parent, Path()), shar) for part in parts)
+            audio = tuple(_audio(request, part, (place.parent, Path()), shar) for part in parts)
             record = _record(cut | {"supervisions": [s for part in parts for s in part.get("supervisions", [])]})
         except _Unreadable as error:
             yield Drop(name, str(error))

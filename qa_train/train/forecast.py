@@ -173,8 +173,8 @@ class Pace:
             return None
         step_s = self.step_s()
         return (
-            f"time: about {duration(left * step_s)} for the {left:,} steps left ({step_s:.2g} s a step, measured over "
-            f"the first {done})"
+            f"time: about {duration(left * step_s)} for the {left:,} step{'s' * (left > 1)} left ({step_s:.2g} s a step, "
+            f"measured over the first {done})"
         )
 
     def step_s(self) -> float:

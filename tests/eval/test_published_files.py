@@ -15,8 +15,8 @@ import soundfile
 
 from qa_train.data.audio.table_clip import clip_source, table_rows
 from qa_train.data.audio.waveform import BadAudio, read_clip
-from qa_train.eval.benchmarks.files import read_list
 from qa_train.eval.benchmarks.layouts import read_rows
+from qa_train.eval.benchmarks.published import read_list
 from qa_train.eval.benchmarks.table import Benchmark, find_benchmarks
 from qa_train.eval.predict import clips_digest, duration_s, question_of
 from qa_train.report.data_uri import data_uri
@@ -63,7 +63,7 @@ def test_a_list_is_told_by_its_content(tmp_path: Path) -> None:
             (tmp_path / name).write_text(text, encoding="utf-8")
             assert read_list(tmp_path / name) == rows, (text, name)
     (tmp_path / "x.json").write_text("[1, 2]")
-    with pytest.raises(ValueError, match="expected a list of JSON objects, found int"):
+    with pytest.raises(ValueError, match=r"x\.json, item 1: expected a JSON object, found int"):
         read_list(tmp_path / "x.json")
     with pytest.raises(ValueError, match="no file"):
         read_list(tmp_path / "y.json")

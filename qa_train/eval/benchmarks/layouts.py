@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from qa_train.eval.benchmarks.files import clip_named, find_list
 from qa_train.eval.benchmarks.multichoice import MULTICHOICE
+from qa_train.eval.benchmarks.published import clip_named, find_list
 from qa_train.eval.benchmarks.table import Benchmark
 from qa_train.eval.scores.json_lines import read_json_lines
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_train.eval.benchmarks.airbench import CATEGORIES
-from qa_train.eval.benchmarks.files import clip_beside, read_list
+from qa_train.eval.benchmarks.published import clip_beside, read_list
 from qa_train.eval.benchmarks.table import Benchmark
 from qa_train.eval.scores.ifeval import read_instruction
 from qa_train.eval.scores.labels import LETTERS

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from qa_train.data.audio.table_clip import table_rows
-from qa_train.eval.scores.json_lines import read_json_lines
+from qa_train.data.text.json_rows import objects
 
 Row = dict[str, Any]
 CLIP_ENDINGS = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".mp4")
@@ -46,15 +45,7 @@ def read_list(path: Path) -> list[Row]:
         ]
     if not path.is_file():
         raise ValueError(f"no file {path}")
-    with path.open(encoding="utf-8-sig") as file:
-        start = file.read(1 << 16).lstrip()[:1]
-        file.seek(0)
-        if start != "[":
-            return read_json_lines(path)
-        rows = json.load(file)
-    if not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{path}: expected a list of JSON objects, found {type(rows[0]).__name__} in it")
-    return list(rows)
+    return [row for _, _, row in objects(path)]
 
 
 def clip_named(folder: Path, stem: str) -> str:
