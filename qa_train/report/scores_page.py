@@ -144,6 +144,8 @@ def _warnings(results: Results) -> list[str]:
                 f"{name}: of {result['other_labels_unknown']} items the other labels are unknown: an answer that says "
                 "several is right"
             )
+        if joined := result.get("labels_in_one_text"):
+            notes.append(f"{name}: {joined} references with commas are one label each: give gt as a list, or choices")
         if result.get("right_is_no_option"):
             notes.append(f"{name}: of {result['right_is_no_option']} items the right answer is no option: never right")
         if result.get("language_unknown"):
