@@ -19,6 +19,7 @@ from qa_train.utils.masking import MaskingFormatter, masked, masked_values, mask
 from tests.train.conftest import ROOT, environment
 
 SECRET = "s3cr3t-v4lu3"
+KEY_OF_SHARD = "data.sources.x.shards.0"
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +145,11 @@ def test_digests_tell_a_changed_value_and_no_other(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("os.environ", {"LR": "0.5", "N": "7"})
     assert changed(composed(*words), before) == ["trainer.learning_rate"]
     assert changed(composed(*words), {}) == []
+    # Another signature opens the same shard; another shard is another one.
+    for number, (url, differ) in enumerate((("x.tar?sig=1", []), ("x.tar?sig=2", []), ("y.tar?sig=2", [KEY_OF_SHARD]))):
+        monkeypatch.setattr("os.environ", {"URL": f"https://h/{url}"})
+        before = before if number else digests(composed(shards="${oc.env:URL}"), {})
+        assert changed(composed(shards="${oc.env:URL}"), before) == differ
 
 
 def recorded(folder: Path, cfg: StageConfig) -> RunFolder:

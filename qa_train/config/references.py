@@ -63,6 +63,7 @@ def from_references(text: Any) -> Any:
 def digests(cfg: StageConfig, before: dict[str, str]) -> dict[str, str]:
     """Key -> "salt:digest" (hex) of every value from the environment; with the salts of ``before``, to compare.
 
+    Keys and signatures in it do not count: they run out and are renewed, and the run stays the same.
     scrypt (RFC 7914) with 16 MiB: guessing a short value from its digest costs time, and nobody else's table helps.
     """
     found: dict[str, str] = {}
@@ -72,7 +73,7 @@ def digests(cfg: StageConfig, before: dict[str, str]) -> dict[str, str]:
         for name in key.split("."):
             value = value[int(name) if isinstance(value, list) else name]
         salt = bytes.fromhex(before[key].partition(":")[0]) if key in before else os.urandom(16)
-        digest = hashlib.scrypt(repr(value).encode(), salt=salt, n=2**14, r=8, p=1, dklen=32)
+        digest = hashlib.scrypt(repr(masked_values([value])).encode(), salt=salt, n=2**14, r=8, p=1, dklen=32)
         found[key] = ":".join((salt.hex(), digest.hex()))
     return found
 
