@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -89,7 +90,6 @@ class Quickstart:
         folder = "" if self.root == default_folder("full") else str(self.root)
         words, start = quickstart_time.advice(left, short, self.recipe, folder, agreed)
         if not start:
-            self.close()
             sys.exit(words)
         if words:
             print(words)
@@ -202,12 +202,14 @@ def evaluate(quick: Quickstart, stage: str) -> None:
     pairs = quick.pool.submit(preference_scores, quick.root) if stage == "dpo" else None
     clips = quick.root / "eval" / "clips"
     jobs = [quick.pool.submit(evaluate_set, quick.checkpoint(stage), each, clips) for each in sets]
-    found = {name: result for job in jobs for name, result in job.result().items()}
-    scores = {each.name: found[each.name] for each in sets}
-    for name, result in scores.items():
+    print(f"answering {len(sets)} sets of held-out items", flush=True)
+    scores = {}
+    for each, job in zip(sets, jobs, strict=True):
+        scores[each.name] = result = job.result()[each.name]
         print(
-            f"  {name:<44} {result['value']:6.1f} "
-            f"({result['ci_low']:.1f} to {result['ci_high']:.1f}), n = {result['n']}"
+            f"  {each.name:<44} {result['value']:6.1f} "
+            f"({result['ci_low']:.1f} to {result['ci_high']:.1f}), n = {result['n']}",
+            flush=True,
         )
     for name, result in (pairs.result() if pairs else {}).items():
         scores[name] = result
@@ -310,6 +312,7 @@ def sample_pairs(quick: Quickstart) -> None:
     generator = Generator(model, processor, batch_size=64, token_budget=32768)
     clips = EvalSet("pairs", [str(quick.data / "asr-train-*.tar")], "ask_transcript", "chat", metric="wer",
                     min_words=3, limit=quick.recipe.pair_clips)  # fmt: skip
+    print(f"answering {clips.limit} recordings, each several times, to rank the answers", flush=True)
     count = 0
     with ShardWriter(str(quick.data / "pairs-sampled-%03d.tar")) as writer:
         for pair in sampled_pairs(generator, clips, PromptBank.load(), seed=1):
@@ -335,7 +338,21 @@ def main() -> None:
     print(f"everything goes to {quick.root}; stop and start as you like: the same command continues")
     if recipe.note:
         print(recipe.note)
-    quick.plan(options.yes)
+    # However it ends, the processes of the pool end first.
+    with closing(quick):
+        run_parts(quick, options.yes)
+
+    from quickstart_report import write_results
+
+    path = write_results(quick)
+    print(f"\nask it about a recording of your own:\n  qa-train chat checkpoint={quick.root / 'export'} audio=FILE.wav")
+    print(f"report:  {quick.root / 'report.html'}")
+    print(f"results: {path}")
+
+
+def run_parts(quick: Quickstart, agreed: bool) -> None:
+    """The plan, and every part that is not done."""
+    quick.plan(agreed)
 
     quick.part("data", lambda: make_data(quick))
     quick.part("untrained model", lambda: save_untrained(quick))
@@ -349,13 +366,6 @@ def main() -> None:
     quick.part("evaluate dpo", lambda: evaluate(quick, "dpo"))
     export = quick.root / "export"
     quick.part("export", lambda: quick.command("export", f"checkpoint={quick.root / 'dpo'}", f"out={export}"))
-
-    from quickstart_report import write_results
-
-    path = write_results(quick)
-    print(f"\nask it about a recording of your own:\n  qa-train chat checkpoint={export} audio=FILE.wav")
-    print(f"report:  {quick.root / 'report.html'}")
-    print(f"results: {path}")
 
 
 def arguments() -> argparse.Namespace:

@@ -22,7 +22,7 @@ from typing import Any
 
 from quickstart_recipes import PARTS, STAGES, Recipe, settings
 
-from qa_train.progress import duration
+from qa_train.utils.progress import duration
 
 # How many of the probe's units each part of the full recipe takes: from the run in docs/benchmarks.md ("Quickstart"),
 # by --calibrate. Parts that are mostly Python (data, export ...) are measured in answers.

@@ -17,6 +17,8 @@ from data_pipelines.corpora.recordings import Recording
 from data_pipelines.corpora.tree import Tree
 
 TRAIN, DEV, TEST = "train", "dev", "test"
+# The reason of a `Drop` where a list is published without its audio: videos vanish, and nobody has all source corpora.
+NOT_OBTAINED = "audio not obtained"
 
 
 @dataclass(frozen=True)
@@ -24,25 +26,46 @@ class Item:
     """One record to be: ``record`` has the field names of `qa_train.data.text.records`.
 
     ``ids`` name the underlying recording across corpora ("youtube:ID", "freesound:ID", "clotho:file.wav"): the
-    blocklist is checked against them, against ``file:STEM``, and against ``CORPUS:name``.
+    blocklist is checked against them, against ``file:STEM``, and against ``CORPUS:name``. ``joined``: the parts of
+    ``audio`` are one clip, one after the other.
     """
 
     name: str
     audio: tuple[Recording, ...]
     record: dict[str, Any]
     ids: tuple[str, ...] = ()
+    joined: bool = False
 
 
 @dataclass(frozen=True)
 class Drop:
-    """Something of the corpus that does not become a record, and why."""
+    """Something of the corpus that does not become a record, and why.
+
+    Damage counts against ``error_budget``. A ``filter`` (held out, not part of the task) is as it should be and counts
+    against nothing; ``NOT_OBTAINED``, audio that the corpus does not ship, has a budget of its own.
+    """
 
     name: str
     reason: str
     detail: str = ""
+    filter: bool = False
 
 
 Found = Iterator[Item | Drop]
+
+
+@dataclass(frozen=True)
+class TableForm:
+    """How a foreign table is written, where it does not show; "", () and None mean: as the file itself tells."""
+
+    delimiter: str = ""
+    # Names of the columns of a file without a line of them.
+    header: tuple[str, ...] = ()
+    encoding: str = ""
+    # Whether quotation marks hold cells together, or are letters.
+    quoted: bool | None = None
+    # Of audio files that are listed without it: wav.
+    extension: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,6 +78,13 @@ class Request:
     columns: dict[str, str] = field(default_factory=dict)
     # Hugging Face: the dataset's configuration
     config: str = ""
+    table: TableForm = TableForm()
+    # Lists that were made on another machine: the beginning of their paths there, and here.
+    prefix: tuple[str, str] | None = None
+    # Files that are not where a list says are looked for by their names.
+    by_name: bool = False
+    # What a reader has to say about its lists, for the report.
+    notes: list[str] = field(default_factory=list)
 
     @cached_property
     def tree(self) -> Tree:

@@ -6,6 +6,7 @@ longer than the limit of the import, whatever a header claims.
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import zipfile
@@ -20,6 +21,8 @@ import pyarrow
 import pyarrow.parquet
 
 from qa_train.data.audio.waveform import MIN_CLIP_SAMPLES, BadAudio, read_clip, read_frames, read_header, resample
+from qa_train.data.shards.clip_files import clip_bytes
+from qa_train.data.shards.remote import RemoteError
 from qa_train.data.shards.tar import MAX_MEMBER_BYTES, OTHER_AUDIO_EXTENSIONS
 
 # Taken where no other kind lies beside them (a video beside its sound).
@@ -30,9 +33,10 @@ OTHER_AUDIO = tuple(f".{kind}" for kind in OTHER_AUDIO_EXTENSIONS)
 class Recording:
     """Where one recording lies.
 
-    A file; or a byte range (``offset``, ``size``) of an uncompressed tar; or the ``member`` of a zip; or a
-    ``row`` of a Parquet or Arrow file, whose ``column`` holds the encoded bytes. ``start_s`` and ``end_s`` cut a
-    segment out of it (seconds), ``channel`` takes one channel instead of their mean.
+    A file, or an address; or a byte range (``offset``, ``size``) of an uncompressed tar; or the ``member`` of a zip; or
+    a ``row`` of a Parquet or Arrow file, whose ``column`` holds the encoded bytes; or ``data``, the file itself as
+    base64, from the list at ``path``. ``start_s`` and ``end_s`` cut a segment out of it (seconds), ``channel`` takes
+    one channel instead of their mean.
     """
 
     path: str
@@ -44,6 +48,7 @@ class Recording:
     start_s: float = 0.0
     end_s: float | None = None
     channel: int | None = None
+    data: str = ""
 
     @property
     def name(self) -> str:
@@ -76,6 +81,10 @@ def source_of(place: Recording) -> bytes | Path:
     """
     if place.row is not None:
         return _cell(place)
+    if place.data:
+        return base64.b64decode(place.data)
+    if "://" in place.path:
+        return _fetched(place)
     if place.offset is not None:
         with Path(place.path).open("rb") as file:
             file.seek(place.offset)
@@ -87,7 +96,7 @@ def source_of(place: Recording) -> bytes | Path:
         raise BadAudio(f"{place.name}: {error}") from error
     path = Path(place.path)
     if not path.is_file():
-        raise MissingAudio(f"{path} does not exist{_other(path)}")
+        raise MissingAudio(f"{path} does not exist{_other(path)}{_elsewhere(path)}")
     return path
 
 
@@ -159,6 +168,23 @@ def _other(path: Path) -> str:
             wav = path.with_suffix(".wav").name
             return f"; extract the sound of {other.name} first: ffmpeg -i {other.name} -ac 1 -ar 16000 {wav}"
     return ""
+
+
+def _elsewhere(path: Path) -> str:
+    """What to do when not even the folder of a file is there: lists are often made on another machine."""
+    if path.parent.is_dir():
+        return ""
+    return (
+        " (of another machine? prefix=[OLD,NEW] changes the beginning of paths in lists, by_name=true looks for names)"
+    )
+
+
+def _fetched(place: Recording) -> bytes:
+    """The file at an address."""
+    try:
+        return clip_bytes(place.path)
+    except (OSError, RemoteError) as error:
+        raise MissingAudio(f"{place.path} cannot be fetched: {error}") from error
 
 
 def _cell(place: Recording) -> bytes:

@@ -38,7 +38,8 @@ from qa_train.data.shards.tar import (
     Member,
     members,
 )
-from qa_train.data.text.prompts import PLACEHOLDER, chat_messages
+from qa_train.data.text.content import PLACEHOLDER
+from qa_train.data.text.prompts import chat_messages
 from qa_train.data.text.records import MAX_JSON_BYTES, BadRecord, decode_text, parse_record
 
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from qa_train.config import config_dir
 from qa_train.config.words import did_you_mean
+from qa_train.data.text.content import content_parts, turn_loss
 from qa_train.data.text.records import BadRecord, fields
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
 from qa_train.data.text.tasks import Task, read_tasks
 
 CHAT = "chat"
-PLACEHOLDER = "<audio>"
 
 
 class Unqualified(ValueError):
@@ -79,7 +80,11 @@ class PromptBank:
         if task == CHAT:
             if template != "chat":
                 raise ValueError(f"{key}: task chat has its own turns; set template: chat")
-            messages, clips = chat_messages(record)
+            try:
+                messages, clips = chat_messages(record)
+            except BadRecord as error:
+                # Of shards that were indexed by an earlier version.
+                raise Unqualified(f"{key}: {error}") from error
             if messages[-1].role != "assistant" and "chosen" in record:
                 messages += (Message("assistant", (TextPart(record["chosen"]),)),)
         else:
@@ -89,6 +94,8 @@ class PromptBank:
         if not pair:
             if not answered:
                 raise Unqualified(f"{key}: the messages end without an answer")
+            if all(message.learned is False for message in messages if message.role == "assistant"):
+                raise Unqualified(f"{key}: every answer says that it is not learned (loss: false)")
             return Sample(key, messages, clips, task, language, template)
         chosen, rejected = (TextPart(record["chosen"]),), (TextPart(record["rejected"]),)
         return Sample(key, messages[:-1] if answered else messages, clips, task, language, template, chosen, rejected)
@@ -125,37 +132,29 @@ def draw(seed: int, epoch: int, key: str, task: str, count: int) -> int:
 
 
 def chat_messages(record: dict[str, Any]) -> tuple[tuple[Message, ...], int]:
-    """The record's own turns and their number of clips.
+    """The record's own turns and their number of clips (``qa_train.data.text.content`` says what a content may hold).
 
-    ``<audio>`` in a text, or a part of type "audio", places the next clip. When nothing places
-    the record's only clip, it opens the first user turn. Raises BadRecord when texts and clips
-    do not match.
+    Every clip in the messages is the next one of the record. When nothing places the record's only clip, it opens the
+    first user turn. Raises BadRecord when texts and clips do not match, or an answer says its loss in an unknown way.
     """
     turns = record.get("messages")
     if not turns:
         raise Unqualified("task chat needs 'messages'")
+    for name in ("chosen", "rejected"):
+        if any(not isinstance(part, str) for part in content_parts(record.get(name, ""))):
+            raise BadRecord(f"the {name} answer holds a clip or its mark: an answer is text")
     placed = 0
     messages: list[Message] = []
     for turn in turns:
         content: list[TextPart | AudioPart] = []
-        parts = turn["content"] if isinstance(turn["content"], list) else [turn["content"]]
-        for part in parts:
-            if isinstance(part, dict) and part["type"] == "audio":
-                content.append(AudioPart(placed))
-                placed += 1
-                continue
-            text = part if isinstance(part, str) else str(part.get("text", ""))
-            for i, piece in enumerate(text.split(PLACEHOLDER)):
-                if i:
-                    content.append(AudioPart(placed))
-                    placed += 1
-                if piece:
-                    content.append(TextPart(piece))
-        messages.append(Message(turn["role"], tuple(content)))
+        for part in content_parts(turn["content"]):
+            content.append(TextPart(part) if isinstance(part, str) else AudioPart(placed))
+            placed += not isinstance(part, str)
+        messages.append(Message(turn["role"], tuple(content), turn_loss(turn)))
     clips = len(record["audios"]) if "audios" in record else 1
     if placed == 0 and clips == 1:
         first = next((i for i, m in enumerate(messages) if m.role == "user"), 0)
-        messages[first] = Message(messages[first].role, (AudioPart(0), *messages[first].content))
+        messages[first] = replace(messages[first], content=(AudioPart(0), *messages[first].content))
         placed = 1
     if placed != clips:
         raise BadRecord(f"the messages place {placed} clips, 'audios' lists {clips}: make them agree")

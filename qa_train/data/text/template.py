@@ -34,7 +34,8 @@ class Encoded:
 def encode(sample: Sample, tokenizer: Any, clip_tokens: list[int], *, last_turn_only: bool = False) -> Encoded:
     """The whole training row; ``clip_tokens[i]`` is the number of audio tokens of clip i.
 
-    ``last_turn_only``: of a chat, learn the last assistant turn and not those before it.
+    ``last_turn_only``: of a chat, learn the last assistant turn and not those before it. What a turn says itself
+    (``learned``) comes first.
     """
     row = _Row(tokenizer, clip_tokens, sample)
     if sample.template == "base":
@@ -44,9 +45,10 @@ def encode(sample: Sample, tokenizer: Any, clip_tokens: list[int], *, last_turn_
     else:
         messages = _with_system(sample.messages)
         answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
-        learned = answers[-1:] if last_turn_only else answers
+        usual = answers[-1:] if last_turn_only else answers
         for i, message in enumerate(messages):
-            row.turn(message, answer=message.role == "assistant", learn=i in learned)
+            learn = i in usual if message.learned is None else message.learned
+            row.turn(message, answer=message.role == "assistant", learn=learn)
     return row.finish()
 
 
