@@ -22,7 +22,6 @@ import pyarrow.parquet
 
 from qa_train.data.audio.waveform import MIN_CLIP_SAMPLES, BadAudio, read_clip, read_frames, read_header, resample
 from qa_train.data.shards.clip_files import clip_bytes
-from qa_train.data.shards.remote import RemoteError
 from qa_train.data.shards.tar import MAX_MEMBER_BYTES, OTHER_AUDIO_EXTENSIONS
 
 # Taken where no other kind lies beside them (a video beside its sound).
@@ -84,7 +83,7 @@ def source_of(place: Recording) -> bytes | Path:
     if place.data:
         return base64.b64decode(place.data)
     if "://" in place.path:
-        return _fetched(place)
+        return clip_bytes(place.path)
     if place.offset is not None:
         with Path(place.path).open("rb") as file:
             file.seek(place.offset)
@@ -177,14 +176,6 @@ def _elsewhere(path: Path) -> str:
     return (
         " (of another machine? prefix=[OLD,NEW] changes the beginning of paths in lists, by_name=true looks for names)"
     )
-
-
-def _fetched(place: Recording) -> bytes:
-    """The file at an address."""
-    try:
-        return clip_bytes(place.path)
-    except (OSError, RemoteError) as error:
-        raise MissingAudio(f"{place.path} cannot be fetched: {error}") from error
 
 
 def _cell(place: Recording) -> bytes:

@@ -21,7 +21,6 @@ from qa_train.data.audio.waveform import BadAudio
 from qa_train.data.shards import storage
 from qa_train.data.shards.clip_files import encoded, located
 from qa_train.data.shards.index import ShardIndex, load_index
-from qa_train.data.shards.remote import RemoteError
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.chat_rows import chat_record, unknown_fields
 from qa_train.data.text.content import PLACEHOLDER, Source
@@ -75,7 +74,7 @@ def jsonl_to_shards(
                     outside.look(clip)
             try:
                 files = [encoded(clip) for clip in clips]
-            except (BadAudio, OSError, RemoteError) as error:
+            except (BadAudio, OSError) as error:
                 raise ValueError(f"{jsonl}, record {number}: {error}") from error
             kinds = [kind for kind, _ in files]
             key = f"{Path(jsonl).stem.replace('.', '-')}-{number:08d}"
