@@ -32,6 +32,7 @@ from data_pipelines.import_shard import BAD, DROPPED_SUFFIX, ImportJob, dropped_
 from data_pipelines.make_shards import RECIPE_SUFFIX, Job, make
 from qa_train.config import parse_options
 from qa_train.data.shards.index import load_index
+from qa_train.data.tools.outside import Outside
 from qa_train.utils.progress import progress
 
 USAGE = """qa-train data import CORPUS path=FOLDER out=FOLDER [split=SPLIT] [key=value ...]
@@ -51,6 +52,7 @@ qa-train data import --list      every corpus with its licence and splits
   max_duration_s=S       longer recordings are left out      retry_bad=true       make shards with bad recordings again
   error_budget=SHARE     unusable lines and recordings allowed (0.01; one always is, unless it is 0)
   missing_budget=SHARE   of lists published without their audio (YouTube): clips that may be missing (0.5)
+  overwrite=true         replace files of the same names that no import made
 """
 _DEFAULTS = asdict(Recording(""))
 
@@ -85,6 +87,7 @@ class ImportConfig:
     error_budget: float = 0.01
     missing_budget: float = 0.5
     retry_bad: bool = False
+    overwrite: bool = False
 
 
 def main(words: list[str]) -> int:
@@ -138,6 +141,7 @@ def _import_split(corpus: Corpus, split: str, options: ImportConfig, block: Bloc
         report.notes.append(
             f"not checked against {', '.join(blocklist.OVERLAPS[corpus.name])}: give block= lists of them"
         )
+    _refuse_foreign(out, prefix, overwrite=options.overwrite)
     ids: list[str] = []
     jobs = _listing(corpus, split, options, block, out, prefix, report, ids)
     if not jobs:
@@ -186,7 +190,7 @@ def _listing(
         lines.clear()
 
     total = 0
-    extra = Unlisted(request)
+    extra, outside = Unlisted(request), Outside(path for path in request.paths if Path(path).exists())
     for found in progress(_checked(corpus, request), desc=f"listing {prefix}", unit="items"):
         extra.seen(found)
         if isinstance(found, Drop):
@@ -207,6 +211,8 @@ def _listing(
         seen.add(digest)
         if options.purpose == "eval":
             ids.extend(blocklist.ids_of(corpus.name, found))
+        for place in found.audio:
+            outside.look(place.path)
         audio = [{k: v for k, v in asdict(place).items() if v != _DEFAULTS[k]} for place in found.audio]
         entry = {"key": key, "audio": audio, "record": record} | ({"joined": True} if found.joined else {})
         lines.append(json.dumps(entry, ensure_ascii=False, sort_keys=True))
@@ -220,6 +226,7 @@ def _listing(
     report.notes += request.notes
     if total != options.max_samples:
         report.notes += extra.notes()
+    report.notes += filter(None, [outside.note()])
     return jobs
 
 
@@ -258,6 +265,23 @@ def _left_out(
         if blocked is not None:
             return "blocklist", blocked
     return None
+
+
+def _refuse_foreign(out: Path, prefix: str, *, overwrite: bool) -> None:
+    """ValueError for files under the names of this import that no import made: its listing comes first."""
+    shards = sorted(out.glob(f"{prefix}-[0-9][0-9][0-9][0-9][0-9].tar"))
+    listed = sorted((out / "listing").glob(f"{prefix}-[0-9][0-9][0-9][0-9][0-9].jsonl"))
+    names = {path.stem for path in listed}
+    foreign = [path for path in shards if path.stem not in names and not Path(f"{path}{RECIPE_SUFFIX}").exists()]
+    if not listed:
+        foreign += [
+            path for path in (out / f"{prefix}.report.json", out / f"{prefix}{blocklist.SUFFIX}") if path.exists()
+        ]
+    if foreign and not overwrite:
+        raise ValueError(
+            f"{foreign[0]} is there and was made by no import: choose another out= or name=, or replace such "
+            "files with overwrite=true"
+        )
 
 
 def _refuse_leftovers(out: Path, prefix: str, num_shards: int) -> None:

@@ -1,4 +1,4 @@
-"""Generic lists of audio files: a CSV or TSV, JSONL (chats or rows), and Kaldi's data folders.
+"""Generic lists of audio files: tables, JSONL or JSON (chats or rows), and Kaldi's data folders.
 
 A list may name files anywhere on the machine; it can never run a program: of Kaldi's pipes those that only
 decode one file are read as that file, the others refused.
@@ -188,9 +188,9 @@ CORPORA = (
     Corpus("table", "a folder of audio with a CSV or TSV", "not stated: say fields.license=", "", _ANY, _table,
            ("as mapped by columns.FIELD=COLUMN",),
            "metadata.csv, or the table named in path=; a column split, if there is one, selects rows", generic=True),
-    Corpus("jsonl", "JSONL: chats (messages + audios, conversations + sound) or rows (audio_filepath + fields)",
+    Corpus("jsonl", "JSONL or JSON: chats and pairs of other tools, or rows (audio_filepath + fields)",
            "not stated: say fields.license=", "", _ANY, _jsonl, ("messages", "chosen", "rejected", "or as mapped"),
-           "rejected_response makes a preference pair", generic=True),
+           "docs/coming-from.md lists the rows that are read", generic=True),
     Corpus("kaldi", "Kaldi data folder: wav.scp, text, segments, utt2spk", "not stated: say fields.license=", "", _ANY,
            _kaldi, ("text", "language", "speaker", "gender"),
            "flac and sph2pipe pipes of one file are read without being run, others refused", generic=True),

@@ -103,15 +103,20 @@ def from_jsonl(words: list[str]) -> int:
     """`data from-jsonl FILE.jsonl OUT-%05d.tar`: turn lines of messages and audios into indexed shards.
 
     A line: {"messages": [{"role": "user", "content": "<audio>What is said?"}, {"role": "assistant", "content": "Hi."}],
-    "audios": ["clips/a.wav"]}; paths are relative to the file. Lines of ms-swift, LLaMA-Factory, Audio Flamingo 3 and
-    align-anything are taken too. `qa-train data import jsonl` counts faulty lines and goes on, where this one stops.
+    "audios": ["clips/a.wav"]}; paths are relative to the file. Rows of ms-swift, LLaMA-Factory, TRL, NeMo, Audio
+    Flamingo 3 and align-anything are taken too, and JSON arrays. `qa-train data import jsonl` counts faulty lines and
+    goes on, where this one stops.
     """
     from qa_train.data.tools.interchange import jsonl_to_shards
+    from qa_train.data.tools.outside import Outside
 
     if len(words) != 2:
         raise ValueError("data from-jsonl: give FILE.jsonl and an output pattern, e.g. out/train-%05d.tar")
-    for written in jsonl_to_shards(words[0], words[1]):
-        print(f"{written.path}: {len(written)} records")
+    outside = Outside([words[0]])
+    for made in jsonl_to_shards(words[0], words[1], outside=outside):
+        print(f"{made.path}: {len(made)} records")
+    if note := outside.note():
+        say(f"note: {note}", error=True)
     return 0
 
 
@@ -134,7 +139,8 @@ def to_jsonl(words: list[str]) -> int:
     from qa_train.data.tools.interchange import shards_to_jsonl
 
     paths, options = split_words(words, data_tools.ToJsonlOptions, "data to-jsonl")
-    print(f"{options.out}: {shards_to_jsonl(paths, options.out, task=options.task, cfg=options.storage)} lines")
+    more = {"task": options.task, "cfg": options.storage, "overwrite": options.overwrite}
+    print(f"{options.out}: {shards_to_jsonl(paths, options.out, **more)} lines")
     return 0
 
 

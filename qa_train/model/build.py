@@ -126,14 +126,15 @@ def load_model(
         ValueError: there is no whole checkpoint, or it brings code, or was changed since it was saved, or its weights
             do not fit its configuration or are no numbers.
     """
-    folder = open_folder(find_checkpoint(source), verify=verify)
+    place = find_checkpoint(source)
     model: Model
-    if has_adapters(folder):
-        adapted, processor = load_adapted(folder, verify=verify)
+    if has_adapters(place):
+        adapted, processor = load_adapted(place, verify=verify)
         merged: Model = merge_adapters(adapted)
         freeze(merged, [])
         merged.to(device=device, dtype=dtype)  # type: ignore[call-arg]
         return merged.eval(), processor
+    folder = open_folder(place, verify=verify)
     config = read_config(folder, _TYPES)
     match(_skeleton(folder, config), weight_files(folder), model_name, str(folder), allow_missing=allow_missing)
     with torch.random.fork_rng():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -84,7 +85,8 @@ def open_folder(source: str | Path, *, key: str = "checkpoint", weights: bool = 
     """
     folder = Path(source) if Path(source).is_dir() else _fetch(str(source), key, weights)
     names = [path.name for pattern in _SMALL for path in folder.glob(pattern) if path.is_file()]
-    if verify and (folder / MANIFEST).is_file():
+    # Once on every machine: when it fails, the other processes of a run end with this one.
+    if verify and os.environ.get("LOCAL_RANK", "0") == "0" and (folder / MANIFEST).is_file():
         _verify(folder, [*names, *(p.name for pattern in _WEIGHTS for p in folder.glob(pattern) if weights)], weights)
     for name in names:
         if (folder / name).stat().st_size > _MOST_BYTES:

@@ -20,7 +20,7 @@ from torch import nn
 
 from qa_train.config import EncoderConfig, LanguageModelConfig, LoraSettings, ModelConfig
 from qa_train.model.loading import read_json, short
-from qa_train.model.weights import load_weights, weights_digest
+from qa_train.model.weights import adapter_state, check_finite, load_weights, weights_digest
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -141,6 +141,7 @@ def apply_adapters(model: nn.Module, folder: str | Path, digest: str | None) -> 
         )
     adapted = place_adapters(model, folder)
     load_weights(adapted, folder)
+    check_finite(adapter_state(adapted, folder).items(), str(folder))
     return adapted
 
 
