@@ -104,11 +104,10 @@ def load_clips(clips: Sequence[Path | Source], max_duration_s: float) -> tuple[n
     """Read clips (files, addresses, or bytes of files) as 16 kHz mono waveforms; BadAudio names the file."""
     waves = []
     for clip in clips:
-        source = clip_source(clip) if isinstance(clip, Path) else clip
-        if isinstance(source, Path) and not source.is_file():
-            raise BadAudio(f"{clip}: no such file")
         try:
-            raw = source if isinstance(clip, Path) else clip_bytes(clip)
+            raw = clip_source(clip) if isinstance(clip, Path) else clip_bytes(clip)
+            if isinstance(raw, Path) and not raw.is_file():
+                raise BadAudio("no such file")
             waves.append(read_clip(raw, max_duration_s=max_duration_s))
             audio_tokens(len(waves[-1]))
         except BadAudio as error:
