@@ -14,13 +14,14 @@ Three rules, each of which says why:
 from __future__ import annotations
 
 import csv
-import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_pipelines.corpora.base import TRAIN, Corpus, Item
+from qa_train.data.text.json_rows import objects
 
 SUFFIX = ".blocklist.txt"
 
@@ -58,6 +59,9 @@ _COLUMNS = {
     "youtube_id": "youtube", "ytid": "youtube", "YTID": "youtube", "sound_id": "freesound", "fname": "freesound",
     "path": "file", "file_name": "file", "filename": "file", "audio": "file", "wav": "file",
 }  # fmt: skip
+# Fields of JSON lists that name a recording: AIR-Bench and chats; MMAU; MMAR and MMSU; NeMo.
+_FILES = ("path", "audio", "sound", "wav", "audio_id", "audio_path", "audio_filepath")
+_VIDEO = re.compile(r"(?:youtube\.com/(?:watch\?(?:\S*&)?v=|shorts/|embed/)|youtu\.be/)([\w-]{11})")
 
 
 @dataclass
@@ -68,7 +72,8 @@ class Blocklist:
 
     @staticmethod
     def load(paths: Iterable[str]) -> Blocklist:
-        """Read lists: .txt (an id per line), .json and .jsonl (objects with a path), .csv and .tsv (known columns).
+        """Read lists: .txt (an id per line), .json and .jsonl (objects with a path, told apart by their content), .csv
+        and .tsv (known columns).
 
         Raises ValueError for a file that holds no id: a list that blocks nothing would give false safety.
         """
@@ -135,11 +140,7 @@ def _ids_of(path: Path) -> Iterator[str]:
     if kind in (".csv", ".tsv"):
         yield from _ids_of_table(path)
     elif kind in (".json", ".jsonl"):
-        text = path.read_text(encoding="utf-8-sig")
-        entries = (
-            json.loads(text) if kind == ".json" else [json.loads(line) for line in text.splitlines() if line.strip()]
-        )
-        for entry in entries if isinstance(entries, list) else []:
+        for _, _, entry in objects(path):
             yield from _files_of(entry)
     else:
         for line in path.read_text(encoding="utf-8-sig").splitlines():
@@ -148,10 +149,12 @@ def _ids_of(path: Path) -> Iterator[str]:
                 yield identity if ":" in identity else f"file:{PurePosixPath(identity).stem}"
 
 
-def _files_of(entry: Any) -> Iterator[str]:
-    if isinstance(entry, dict):
-        found = [entry.get(name) for name in ("path", "audio", "sound", "wav")] + list(entry.get("audios") or [])
-        yield from (f"file:{PurePosixPath(name).stem}" for name in found if isinstance(name, str))
+def _files_of(entry: dict[str, Any]) -> Iterator[str]:
+    """Its recordings by name, and the video where an address names one (MMAR)."""
+    found = [entry.get(name) for name in _FILES] + list(entry.get("audios") or [])
+    yield from (f"file:{PurePosixPath(name).stem}" for name in found if isinstance(name, str) and name.strip())
+    if video := _VIDEO.search(str(entry.get("url") or "")):
+        yield f"youtube:{video[1]}"
 
 
 def _ids_of_table(path: Path) -> Iterator[str]:

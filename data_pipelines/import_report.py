@@ -46,13 +46,19 @@ class Unlisted:
 
 @dataclass
 class Report:
-    """What an import read, made and left out, by reason; written beside the shards."""
+    """What an import read, made and left out, by reason; written beside the shards.
+
+    ``bad`` counts what was left out as damage (the error budget is compared with it), ``missing`` the clips that a list
+    is published without and that were not obtained.
+    """
 
     corpus: str
     split: str
     license: str
     listed: int = 0
     made: int = 0
+    bad: int = 0
+    missing: int = 0
     hours: float = 0.0
     shards: int = 0
     dropped: dict[str, int] = field(default_factory=dict)

@@ -55,7 +55,9 @@ def write_entries(path: Path, listing: Path, audio: str, max_duration_s: float, 
             entry = json.loads(line)
             try:
                 places = [Recording(**place) for place in entry["audio"]]
-                extension, clips = _clips(places, audio, max_duration_s)
+                extension, clips = (
+                    _joined(places, max_duration_s) if entry.get("joined") else _clips(places, audio, max_duration_s)
+                )
                 writer.write(entry["key"], entry["record"], clips, SAMPLE_RATE, extension=extension)
                 made += 1
             except (BadAudio, BadRecord) as error:
@@ -92,6 +94,14 @@ def _clips(places: list[Recording], audio: str, max_duration_s: float) -> tuple[
         if len(kinds) == 1 and None not in kinds:
             return kinds.pop(), list(raws)
     return None, [wave_of(place, max_duration_s) for place in places]
+
+
+def _joined(places: list[Recording], max_duration_s: float) -> tuple[None, list[np.ndarray | bytes]]:
+    """The parts as one waveform at 16 kHz. Raises TooLong when they are longer together."""
+    whole = np.concatenate([wave_of(place, max_duration_s) for place in places])
+    if len(whole) > max_duration_s * SAMPLE_RATE:
+        raise TooLong(f"{places[0].name}: {len(whole) / SAMPLE_RATE:.1f} s with what follows it")
+    return None, [whole]
 
 
 def _kind(raw: bytes, place: Recording, max_duration_s: float) -> str | None:

@@ -3,8 +3,8 @@
 1. Listing: the corpus's reader yields items; the blocklist and ``where`` leave some out. What stays is written to
    ``OUT/listing/`` in shards of ``samples_per_shard``. No audio is read.
 2. Making: each shard is written by a process of its own (`data_pipelines.make_shards`): FLAC at 16 kHz, or the files
-   as they are (``audio=keep``). A recording that cannot be read is left out, noted in ``SHARD.tar.dropped.jsonl``,
-   and counted against ``error_budget``.
+   as they are (``audio=keep``). A recording that cannot be read is left out, and noted in ``SHARD.tar.dropped.jsonl``.
+   It counts against ``error_budget``, together with the lines of the lists that could not be used.
 3. Report: ``OUT/NAME-SPLIT.report.json`` says what came in, what did not, and why.
 
 The same command again makes only what is missing or was made from something else.
@@ -24,7 +24,7 @@ from omegaconf import MISSING
 
 from data_pipelines import blocklist
 from data_pipelines.blocklist import Blocklist
-from data_pipelines.corpora.base import Corpus, Drop, Found, Item, Request, TableForm
+from data_pipelines.corpora.base import NOT_OBTAINED, Corpus, Drop, Found, Item, Request, TableForm
 from data_pipelines.corpora.catalogue import corpus_of, table
 from data_pipelines.corpora.recordings import Recording
 from data_pipelines.import_report import Report, Unlisted
@@ -32,6 +32,7 @@ from data_pipelines.import_shard import BAD, DROPPED_SUFFIX, ImportJob, dropped_
 from data_pipelines.make_shards import RECIPE_SUFFIX, Job, make
 from qa_train.config import parse_options
 from qa_train.data.shards.index import load_index
+from qa_train.data.tools.outside import Outside
 from qa_train.utils.progress import progress
 
 USAGE = """qa-train data import CORPUS path=FOLDER out=FOLDER [split=SPLIT] [key=value ...]
@@ -40,7 +41,7 @@ qa-train data import --list      every corpus with its licence and splits
   path=FOLDER or [A,B]   the corpus as published: folder, .tar or .zip archives, tables
   split=NAME or [A,B]    official split; may be left out where only one is for training
   purpose=train|eval     eval imports evaluation splits, and writes their ids as a blocklist
-  block=[FILE,...]       ids to keep out: *.blocklist.txt, AIR-Bench meta files, CSV files of evaluation sets
+  block=[FILE,...]       ids to keep out: *.blocklist.txt, evaluation sets as CSV or JSON (AIR-Bench, MMAU, MMAR, NeMo)
   audio=flac|keep        re-encode at 16 kHz, or keep the files as they are (segments are always cut to FLAC)
   where.FIELD=VALUE      only records with this value        fields.FIELD=VALUE   set a field of every record
   columns.FIELD=COLUMN   generic readers: what is what       config=NAME          Hugging Face configuration
@@ -48,8 +49,10 @@ qa-train data import --list      every corpus with its licence and splits
   extension=wav          of files that a list names without it      by_name=true   look for listed files by their names
   prefix=[OLD,NEW]       lists made on another machine: the beginning of their paths there, and here
   name=NAME              of the shards and keys              max_samples=N samples_per_shard=N workers=N
-  max_duration_s=S       longer recordings are left out      error_budget=SHARE   unreadable recordings allowed
-  retry_bad=true         make shards with unreadable recordings again
+  max_duration_s=S       longer recordings are left out      retry_bad=true       make shards with bad recordings again
+  error_budget=SHARE     unusable lines and recordings allowed (0.01; one always is, unless it is 0)
+  missing_budget=SHARE   of lists published without their audio (YouTube): clips that may be missing (0.5)
+  overwrite=true         replace files of the same names that no import made
 """
 _DEFAULTS = asdict(Recording(""))
 
@@ -82,7 +85,9 @@ class ImportConfig:
     workers: int = 2
     max_duration_s: float = 600.0
     error_budget: float = 0.01
+    missing_budget: float = 0.5
     retry_bad: bool = False
+    overwrite: bool = False
 
 
 def main(words: list[str]) -> int:
@@ -107,8 +112,11 @@ def import_corpus(corpus: Corpus, options: ImportConfig) -> Iterator[Report]:
     """
     if options.audio not in ("flac", "keep"):
         raise ValueError(f"audio={options.audio!r}: use flac or keep")
-    if options.samples_per_shard < 1 or not 0 <= options.error_budget <= 1 or options.workers < 0:
-        raise ValueError("samples_per_shard must be at least 1, error_budget between 0 and 1, workers 0 or more")
+    budgets = (options.error_budget, options.missing_budget)
+    if options.samples_per_shard < 1 or not all(0 <= share <= 1 for share in budgets) or options.workers < 0:
+        raise ValueError(
+            "samples_per_shard must be at least 1, error_budget and missing_budget between 0 and 1, workers 0 or more"
+        )
     block = Blocklist.load(options.block)
     splits = _splits(corpus, options)
     for split in splits:
@@ -133,12 +141,14 @@ def _import_split(corpus: Corpus, split: str, options: ImportConfig, block: Bloc
         report.notes.append(
             f"not checked against {', '.join(blocklist.OVERLAPS[corpus.name])}: give block= lists of them"
         )
+    _refuse_foreign(out, prefix, overwrite=options.overwrite)
     ids: list[str] = []
     jobs = _listing(corpus, split, options, block, out, prefix, report, ids)
     if not jobs:
         raise ValueError(f"{corpus.title}, split {split}: nothing to import\n{report.text()}")
     _refuse_leftovers(out, prefix, len(jobs))
     report.listed = sum(job.num_clips for job in jobs)
+    _check_budgets(options, report)
     _make(jobs, options, report)
     for job in jobs:
         if job.path.exists():  # a shard of which everything was left out is not written
@@ -180,11 +190,13 @@ def _listing(
         lines.clear()
 
     total = 0
-    extra = Unlisted(request)
+    extra, outside = Unlisted(request), Outside(path for path in request.paths if Path(path).exists())
     for found in progress(_checked(corpus, request), desc=f"listing {prefix}", unit="items"):
         extra.seen(found)
         if isinstance(found, Drop):
             report.drop(found.name, found.reason, found.detail)
+            report.missing += found.reason == NOT_OBTAINED
+            report.bad += not found.filter and found.reason != NOT_OBTAINED
             continue
         record = known | found.record | constant | options.fields
         reason = _left_out(corpus, found, record, options, block)
@@ -192,14 +204,18 @@ def _listing(
         digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
         if reason is None and digest in seen:
             reason = ("duplicate name", key)
+            report.bad += 1
         if reason is not None:
             report.drop(found.name, *reason)
             continue
         seen.add(digest)
         if options.purpose == "eval":
             ids.extend(blocklist.ids_of(corpus.name, found))
+        for place in found.audio:
+            outside.look(place.path)
         audio = [{k: v for k, v in asdict(place).items() if v != _DEFAULTS[k]} for place in found.audio]
-        lines.append(json.dumps({"key": key, "audio": audio, "record": record}, ensure_ascii=False, sort_keys=True))
+        entry = {"key": key, "audio": audio, "record": record} | ({"joined": True} if found.joined else {})
+        lines.append(json.dumps(entry, ensure_ascii=False, sort_keys=True))
         total += 1
         if len(lines) == options.samples_per_shard:
             finish()
@@ -210,6 +226,7 @@ def _listing(
     report.notes += request.notes
     if total != options.max_samples:
         report.notes += extra.notes()
+    report.notes += filter(None, [outside.note()])
     return jobs
 
 
@@ -250,6 +267,23 @@ def _left_out(
     return None
 
 
+def _refuse_foreign(out: Path, prefix: str, *, overwrite: bool) -> None:
+    """ValueError for files under the names of this import that no import made: its listing comes first."""
+    shards = sorted(out.glob(f"{prefix}-[0-9][0-9][0-9][0-9][0-9].tar"))
+    listed = sorted((out / "listing").glob(f"{prefix}-[0-9][0-9][0-9][0-9][0-9].jsonl"))
+    names = {path.stem for path in listed}
+    foreign = [path for path in shards if path.stem not in names and not Path(f"{path}{RECIPE_SUFFIX}").exists()]
+    if not listed:
+        foreign += [
+            path for path in (out / f"{prefix}.report.json", out / f"{prefix}{blocklist.SUFFIX}") if path.exists()
+        ]
+    if foreign and not overwrite:
+        raise ValueError(
+            f"{foreign[0]} is there and was made by no import: choose another out= or name=, or replace such "
+            "files with overwrite=true"
+        )
+
+
 def _refuse_leftovers(out: Path, prefix: str, num_shards: int) -> None:
     """Shards of an earlier, larger import would be trained on together with the new ones."""
     names = {f"{prefix}-{i:05d}.tar" for i in range(num_shards)}
@@ -260,29 +294,50 @@ def _refuse_leftovers(out: Path, prefix: str, num_shards: int) -> None:
         )
 
 
+def _allowed(share: float, total: int) -> int:
+    """How many of ``total`` may be unusable: at least one, so that a small set does not stop at it, or with 0 none."""
+    return max(1, int(share * total)) if share else 0
+
+
+def _check_budgets(options: ImportConfig, report: Report) -> None:
+    """ValueError when the lists name more unusable lines, or more missing clips, than is allowed."""
+    total = report.listed + report.bad
+    if report.bad > (allowed := _allowed(options.error_budget, total)):
+        raise ValueError(
+            f"{report.bad} of {total} entries of the lists cannot be used, error_budget={options.error_budget:g} "
+            f"allows {allowed}: repair them, or raise error_budget\n{report.text()}"
+        )
+    total = report.listed + report.missing
+    if report.missing > (allowed := _allowed(options.missing_budget, total)):
+        raise ValueError(
+            f"{report.missing} of {total} clips are not among the audio files, missing_budget="
+            f"{options.missing_budget:g} allows {allowed}: look whether path= holds all you have, or raise "
+            f"missing_budget\n{report.text()}"
+        )
+
+
 def _make(jobs: list[ImportJob], options: ImportConfig, report: Report) -> None:
     """Make the shards; adds what they dropped to the report. Raises ValueError beyond the error budget."""
-    total = sum(job.num_clips for job in jobs)
-    allowed = int(options.error_budget * total)
-    jobs = [replace(job, max_bad=allowed) for job in jobs]
+    clips = sum(job.num_clips for job in jobs)
+    total = clips + report.bad
+    allowed = _allowed(options.error_budget, total)
+    jobs = [replace(job, max_bad=allowed - report.bad) for job in jobs]
     for job in jobs:
         if options.retry_bad and any(entry["error"] for entry in dropped_of(job.path)):
             Path(f"{job.path}{RECIPE_SUFFIX}").unlink(missing_ok=True)
-    bad = 0
 
     def tally(job: Job) -> None:
-        nonlocal bad
         for entry in dropped_of(job.path):
             report.drop(entry["key"], entry["reason"], entry["detail"])
-            bad += entry["error"]
+            report.bad += entry["error"]
 
-    with progress(total=total, desc="making shards", unit="clips") as bar:
+    with progress(total=clips, desc="making shards", unit="clips") as bar:
 
         def made(num: int) -> None:
             bar.update(num)
-            if bad > allowed:
+            if report.bad > allowed:
                 raise ValueError(
-                    f"{bad} of {total} recordings cannot be read, error_budget={options.error_budget:g} allows "
+                    f"{report.bad} of {total} recordings cannot be read, error_budget={options.error_budget:g} allows "
                     f"{allowed}: see {options.out}/*{DROPPED_SUFFIX}; repair them, or raise error_budget"
                     f"\n{report.text()}"
                 )

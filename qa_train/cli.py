@@ -15,6 +15,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from qa_train import __version__
+from qa_train.launch import end_with_launcher, without_local_rank
 
 # What a person can mend: paths, rights and room.
 _FILE_ERRORS = {
@@ -25,7 +26,7 @@ DATA_HELP = """data (SHARDS: .tar files, folders or patterns of them; URLs too)
   make shards
     data import CORPUS path=DIR out=DIR [split=SPLIT]   a public corpus, a table, Kaldi, Lhotse or Hugging Face data
     data import --list                                  the corpora, with licence and splits
-    data from-jsonl FILE.jsonl OUT-%05d.tar             lines of messages + audios, as other tools use them
+    data from-jsonl FILE.jsonl OUT-%05d.tar             chats and pairs with their audio, as other tools use them
     data index SHARDS                                   make tars of KEY.flac + KEY.json trainable: an index each
     data catalog OUT.catalog.parquet SHARDS             one file that opens thousands of shards at once
   make chats and pairs
@@ -78,8 +79,9 @@ shell completion: eval "$(qa-train completion bash)", or zsh
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one command and exit with its code: 0 done, 1 failure, 2 wrong use, 75 stopped by a signal."""
-    words = sys.argv[1:] if argv is None else argv
+    """Run one command and exit with its code: 0 done, 1 failure, 2 wrong use, 73 run.dir is another's, 75 stopped."""
+    words = without_local_rank(sys.argv[1:] if argv is None else argv)
+    end_with_launcher()
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP)
         sys.exit(0 if words else 2)
@@ -134,7 +136,12 @@ def _leave_the_group() -> None:
 
 def _show_warnings() -> None:
     """Warnings and errors of every library go to stderr."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", force=True)
+    from qa_train.masking import MaskingFormatter, mask_errors
+
+    mask_errors()
+    handler = logging.StreamHandler()
+    handler.setFormatter(MaskingFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name, logger in logging.root.manager.loggerDict.items():
         if name.startswith("qa_train") and isinstance(logger, logging.Logger):
             logger.disabled = False
@@ -175,10 +182,10 @@ def _guarded(name: str, command: Callable[[list[str]], int], rest: list[str]) ->
 
 def _refused(name: str, line: str) -> int:
     """Say why a command was not done, its name once; 2."""
-    print(
-        f"qa-train {line}" if line.startswith((f"{name}: ", f"{name} ")) else f"qa-train {name}: {line}",
-        file=sys.stderr,
-    )
+    from qa_train.masking import masked
+
+    line = f"qa-train {line}" if line.startswith((f"{name}: ", f"{name} ")) else f"qa-train {name}: {line}"
+    print(masked(line), file=sys.stderr)
     return 2
 
 
@@ -219,6 +226,10 @@ def _stage(stage: str, overrides: list[str]) -> int:
     check_words(overrides, stage)
     check_experiment(overrides)
     check_sweep(overrides)
+    if "--resolve" in overrides and not {"-p", "--package"} & set(overrides):
+        from qa_train.commands.plan import print_resolved
+
+        return print_resolved(stage, overrides)
     # Hydra raises what it refuses, instead of printing it and leaving; _guarded says it in one line.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     codes: list[int] = []
@@ -238,16 +249,21 @@ def _stage(stage: str, overrides: list[str]) -> int:
         results[raw.run.dir] = objective(raw.run.dir, raw.run.objective)
         return results[raw.run.dir]
 
-    # argparse takes settings in one piece: a flag between two of them would make the second unknown.
-    settings = [word for word in overrides if word.startswith(("~", "+")) or ("=" in word and not word.startswith("-"))]
-    sys.argv = [f"qa-train {stage}", *settings, *(word for word in overrides if word not in settings)]
+    sys.argv = [f"qa-train {stage}", *settings_first(overrides)]
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=stage)(task)()
     for folder, value in sorted(results.items(), key=lambda result: result[1]):
         print(f"{folder}: run.objective {value:.4g}")
     return max(codes, default=0)
 
 
+def settings_first(words: list[str]) -> list[str]:
+    """Settings before flags: argparse takes settings in one piece, one after a flag would be unknown to it."""
+    settings = [word for word in words if word.startswith(("~", "+")) or ("=" in word and not word.startswith("-"))]
+    return [*settings, *(word for word in words if word not in settings)]
+
+
 def _run_stage(stage: str, cfg: Any) -> int:
+    from qa_train.train.owner import EXIT_OWNED, Owned, release
     from qa_train.train.rollback import RollBack, StopRun
 
     evaluation: Any = None
@@ -269,8 +285,13 @@ def _run_stage(stage: str, cfg: Any) -> int:
 
         return dpo(cfg, gates=Gates, evaluation=evaluation)
     except StopRun as error:
-        print(f"qa-train {stage}: {error}", file=sys.stderr)
+        _refused(stage, str(error))
         return 75 if isinstance(error, RollBack) else 1
+    except Owned as error:
+        _refused(stage, str(error))
+        return EXIT_OWNED
+    finally:
+        release()
 
 
 def _check_device(device: str) -> None:

@@ -40,7 +40,10 @@ fi
 run_dir_of() { # the folder in run.dir=FOLDER
   local word
   for word in "$@"; do
-    case $word in run.dir=*) printf '%s' "${word#run.dir=}"; return ;; esac
+    case $word in
+      run.dir=\"*\") word=${word#run.dir=?}; printf '%s' "${word%?}"; return ;;
+      run.dir=*) printf '%s' "${word#run.dir=}"; return ;;
+    esac
   done
   echo "give run.dir=... for the stage $1" >&2
   return 2

@@ -40,7 +40,7 @@ MAY_IMPORT = {
         "export": "cli model report train",
         "doctor": "config data.shards model report train",
         "eval.scores": "",
-        "eval.benchmarks": "config llm eval.scores",
+        "eval.benchmarks": "config data.audio data.text llm eval.scores",
         "eval": f"{_READS} data model infer report llm eval.scores eval.benchmarks",
         "preferences": "data.audio data.text infer llm eval eval.scores",
         "callbacks": f"{_READS} infer train eval eval.scores",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from qa_train.cli import DATA_HELP
+from qa_train.cli import DATA_HELP, settings_first
 from qa_train.commands.help import _DATA
 from tests.train.conftest import ROOT, environment
 
@@ -21,6 +21,17 @@ def cli(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "qa_train", *words], capture_output=True, text=True, cwd=ROOT, env=environment()
     )
+
+
+def test_settings_may_stand_after_flags() -> None:
+    for words, arranged in (
+        ("a=1 --cfg job b=2", "a=1 b=2 --cfg job"),
+        ("--cfg job a=1 +data.x={y:1} ~z", "a=1 +data.x={y:1} ~z --cfg job"),
+        ("a=1 -m b=2,3", "a=1 b=2,3 -m"),
+        ("-c job --package=_global_ --config-dir my a=b=c", "a=b=c -c job --package=_global_ --config-dir my"),
+        ("a=1 --info defaults", "a=1 --info defaults"),
+    ):
+        assert settings_first(words.split()) == arranged.split()
 
 
 def test_help_is_quick_and_lists_every_command() -> None:

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 
 from qa_train.config import EvalConfig, StageConfig, config_dir, parse_options, register, to_stage_config
+from qa_train.config.checks import require_root
 from qa_train.config.nearest import explain
 from qa_train.config.sections import BY_NAME
 
@@ -115,6 +116,23 @@ def test_unknown_keys_fail(composed: Any, word: str) -> None:
 def test_contradictions_say_the_remedy(composed: Any, words: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("[", r"\[")):
         composed("pretrain", *words)
+
+
+def test_an_experiment_says_who_makes_what_it_looks_for(composed: Any, tmp_path: Path) -> None:
+    words = ["experiment=quickstart_sft", "run.dir=/elsewhere/x"]
+    with pytest.raises(ValueError, match=r"^runs/nowhere/pretrain is not there .*scripts/quickstart\.sh first"):
+        require_root(composed("sft", *words, "data.root=runs/nowhere"))
+    (tmp_path / "pretrain").mkdir()
+    (tmp_path / "data").mkdir()
+    cfg = composed("sft", *words, f"data.root={tmp_path}/")
+    with pytest.raises(ValueError, match=r"chat-train-\*\.tar is not there"):
+        require_root(cfg)
+    for name in ("chat-train-0", "facts-train", "asr-train-0", "joined-train", "domain-train-0", "denial-train"):
+        (tmp_path / "data" / f"{name}.tar").touch()
+    require_root(cfg)
+    # Only what lies under it is looked for; remote shards and the user's own are opened later.
+    require_root(composed("pretrain", "data=starter_pretrain", "run.dir=x", "data.root=runs/nowhere"))
+    require_root(composed("pretrain", "experiment=smoke", "run.dir=x"))
 
 
 @pytest.mark.parametrize(

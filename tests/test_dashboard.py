@@ -177,13 +177,69 @@ def answered(run: Path, *, clip_bytes: int) -> None:
     """Held-out answers of four evaluations, of two questions, one of which kept its clip."""
     clip = run / "held_out" / "clips" / "asr" / "a.ogg"
     clip.parent.mkdir(parents=True)
-    clip.write_bytes(b"O" * clip_bytes)
+    clip.write_bytes(b"OggS".ljust(clip_bytes, b"x"))
     for step, right in ((0, False), (10, False), (20, True), (40, True)):
         row = {"id": "a", "prompt": "What <is> said?", "gt": "yes", "prediction": f"said at {step}", "right": right}
         path = run / "held_out" / f"step-{step}" / "asr" / "predictions.jsonl"
         path.parent.mkdir(parents=True)
         rows = [row | {"clip": "clips/asr/a.ogg"}, row | {"id": "b", "prompt": "no clip was kept"}]
         path.write_text("".join(json.dumps(each) + "\n" for each in rows) + '{"id": "c", "pro')
+
+
+SECRET = "root:x:0:0:a-file-of-this-machine"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["absolute", "dots", "dots inside", "link", "link to a folder", "circle", "null byte", "no ogg", "folder", "number",
+     "very long"],
+)  # fmt: skip
+def test_a_strangers_run_puts_no_file_of_this_machine_into_the_page(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    run = runs / "dpo"
+    answered(run, clip_bytes=3000)
+    outside = tmp_path / "elsewhere"
+    outside.mkdir()
+    # Even one that is an Ogg file.
+    (outside / "passwd").write_text("OggS" + SECRET)
+    (run / "own.json").write_text(SECRET)
+    clips = run / "held_out" / "clips"
+    (clips / "link.ogg").symlink_to(outside / "passwd")
+    (clips / "folder").symlink_to(outside)
+    (clips / "circle").symlink_to(clips / "circle")
+    name: object = {
+        "absolute": str(outside / "passwd"), "dots": f"../../../../{outside.name}/passwd", "link": "clips/link.ogg",
+        "dots inside": f"clips/../../../../../{outside.name}/passwd", "link to a folder": "clips/folder/passwd",
+        "circle": "clips/circle", "null byte": "clips/a\0.ogg", "no ogg": "../own.json", "folder": "..", "number": 3,
+        "very long": "x" * 5000,
+    }[kind]  # fmt: skip
+    for path in (run / "held_out").glob("step-*/asr/predictions.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()[:2]]
+        path.write_text("".join(json.dumps(row | ({"clip": name} if "clip" in row else {})) + "\n" for row in rows))
+    assert dashboard([str(runs), "audio_mib=0.001" if kind == "link" else "audio_mib=8"]) == 0
+    page = (runs / "dashboard.html").read_text()
+    assert "data:audio" not in page
+    assert "<audio" not in page
+    assert SECRET not in page
+    said = capsys.readouterr().err
+    if kind in ("folder", "number"):
+        assert "is gone" in page
+    else:
+        assert "is no clip of this run: not shown" in page
+        assert "1 clip(s) not shown" in said
+        assert str(name)[:20].replace("\0", "\\x00") in said
+
+
+def test_a_page_holds_no_keys(runs: Path) -> None:
+    for path in runs.rglob("config.yaml"):
+        path.write_text(path.read_text() + "extra: 'https://user:pw1@h/x.tar?sig=pw2'\n")
+        break
+    assert dashboard([str(runs)]) == 0
+    page = (runs / "dashboard.html").read_text()
+    assert "https://***@h/x.tar?***" in page
+    assert "pw1" not in page
+    assert "pw2" not in page
 
 
 def test_held_out_answers_can_be_heard(runs: Path) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from qa_train.doctor import Finding, doctor, network
+from qa_train.doctor import Finding, doctor, network, processor
 from qa_train.doctor.environment import audio_formats, disk, packages, wandb_key
 from qa_train.doctor.files import examine_checkpoint, examine_data, examine_run
+from qa_train.doctor.processor import arithmetic, cpu_quota, instructions, threads
 from tests.model.stored import write_model
 
 
@@ -129,3 +130,70 @@ def test_names_that_other_machines_could_not_find(monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
     assert network.name_of_this_machine("no-such-name.invalid").state == "note"
     assert [finding.name for finding in network.examine()] == ["loopback", "network"]
+
+
+def test_instruction_sets_are_named_not_processors() -> None:
+    found = instructions({"avx2": True, "avx512_f": True, "amx_bf16": False, "cpu_name": "X"}, "AVX512", {})
+    assert (found.state, found.found) == ("ok", "AVX2, AVX-512; torch's own loops use AVX512")
+    limited = instructions({"avx2": True}, "AVX2", {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": ""})
+    assert limited.state == "note"
+    assert "limited by ONEDNN_MAX_CPU_ISA=AVX2" in limited.found
+    assert "MKL" not in limited.found
+    assert instructions({}, "DEFAULT", {}).found.startswith("none of those")
+
+
+def test_what_auto_takes_and_what_the_other_would_cost() -> None:
+    quick = arithmetic(157e9, 1050e9, native=True)
+    assert quick.state == "ok"
+    assert "157 GFLOP/s in float32, 1,050 in bfloat16: on it trainer.bf16=auto trains in bfloat16" in quick.found
+    slow = arithmetic(100e9, 2e9, native=False)
+    assert slow.state == "note"
+    assert "auto trains in float32" in slow.found
+    assert "50 times slower" in slow.remedy
+
+
+@pytest.mark.parametrize(
+    ("used", "affinity", "quota", "state", "says"),
+    [
+        (2, 2, None, "ok", "torch will use 2 (this process may use 2 CPUs, the machine has 4 cores)"),
+        (1, 2, 2.0, "ok", "its container has the time of 2"),
+        (4, 4, 1.5, "note", "OMP_NUM_THREADS=2"),
+        (4, 1, None, "note", "OMP_NUM_THREADS=1"),
+        (4, 8, 0.5, "note", "OMP_NUM_THREADS=1"),
+    ],
+)
+def test_threads(used: int, affinity: int, quota: float | None, state: str, says: str) -> None:
+    found = threads(used, affinity, 4, quota, None)
+    assert found.state == state
+    assert says in f"{found.found} {found.remedy}"
+    assert "OMP_NUM_THREADS=7" in threads(used, affinity, 4, quota, "7").found
+
+
+def test_a_containers_share_of_the_processors(tmp_path: Path) -> None:
+    own = tmp_path / "self"
+    assert cpu_quota(tmp_path, own) is None
+    own.write_text("0::/a/b\n")
+    group = tmp_path / "a" / "b"
+    group.mkdir(parents=True)
+    (group / "cpu.max").write_text("max 100000\n")
+    assert cpu_quota(tmp_path, own) is None
+    (group.parent / "cpu.max").write_text("250000 100000\n")
+    assert cpu_quota(tmp_path, own) == 2.5
+    (group / "cpu.max").write_text("150000 100000\n")
+    assert cpu_quota(tmp_path, own) == 1.5
+    # Version 1, and a tree that begins at the container's own group.
+    own.write_text("4:memory:/x\n3:cpu,cpuacct:/docker/1\n")
+    old = tmp_path / "cpu,cpuacct"
+    old.mkdir()
+    (old / "cpu.cfs_quota_us").write_text("-1")
+    (old / "cpu.cfs_period_us").write_text("100000")
+    assert cpu_quota(tmp_path, own) is None
+    (old / "cpu.cfs_quota_us").write_text("50000")
+    assert cpu_quota(tmp_path, own) == 0.5
+
+
+def test_this_processor() -> None:
+    found = {each.name: each for each in processor.examine()}
+    assert list(found) == ["instruction sets", "arithmetic", "threads"]
+    states(found.values())
+    assert "GFLOP/s in float32" in found["arithmetic"].found

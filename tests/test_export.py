@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -108,6 +109,39 @@ def test_the_card_tells_every_stage_and_no_folder_of_the_machine(checkpoint: Pat
     assert "nothing is known" in model_card(checkpoint, name="mine", parameters=1)
     with pytest.raises(ValueError, match="holds no results"):
         model_card(last, name="mine", parameters=1, results=tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    "evil",
+    ["a|b", "<img src=x onerror=alert(1)>", "![x](http://tracker/x.png)", "[click](http://evil)", "`rm -rf`", "*bold*",
+     "a\n# Heading", "~~gone~~", "_em_", "&lt;b&gt;", "[ref]: http://evil"],
+)  # fmt: skip
+def test_names_of_others_are_no_markup_on_the_card(tmp_path: Path, evil: str) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoint-1").mkdir(parents=True)
+    source = {"task": evil, "template": evil, "weight": 1, "shards": [f"https://h/{evil.replace('/', '')}.tar?sig=pw2"]}
+    config = {
+        "stage": evil, "run": {"seed": "${oc.env:SEED}"}, "data": {"tokens_per_batch": 3, "sources": {evil: source}},
+        "model": {"checkpoint": None, "freeze": [evil], "encoder": {"source": evil}, "llm": {"source": evil},
+                  "lora": {"parts": [evil], "r": 4}},
+        "trainer": {"batches_per_step": 1, "max_steps": 1, "learning_rate": "${oc.env:LR}", "lr_scheduler_type": evil},
+    }  # fmt: skip
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    start = {"versions": {"torch": "2" + evil}, "world_size": 1, "git_commit": evil}
+    (run / "environment.json").write_text(json.dumps([start]))
+    row = {"step": 1, "evaluation": {evil: {"metric": evil, "ci_low": 1, "ci_high": 2, "n": 3}}, f"eval/{evil}": evil}
+    (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    card = model_card(run / "checkpoint-1", name=evil, parameters=1)
+    body = card.split("---", 2)[2].split("## Use")[0] + card.split("## Training")[1]
+    spans = re.compile(r"`[^`\n]*`")
+    for line in spans.sub("", body).splitlines():
+        assert "<img" not in line
+        assert "](http" not in line.replace("https://arxiv.org", "arxiv").replace("](arxiv", "")
+        assert not re.search(r"(?<!\\)`|(?<!\\)\*|(?<!\\)~|\]:|&lt;b|^# Heading", line), line
+        if line.startswith("| "):
+            assert len(re.findall(r"(?<!\\)\|", line)) == 6, line
+    assert "pw2" not in card
+    assert "learning rate ${oc.env:LR}" in card
 
 
 def test_an_evaluation_of_these_weights_is_on_the_card(checkpoint: Path, tmp_path: Path) -> None:

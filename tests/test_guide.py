@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -67,6 +68,36 @@ def test_unknown_words_of_a_stage_are_one_line() -> None:
     assert done.returncode == 2
     assert "did you mean experiment=smoke" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["/tmp/ünï", "日本", "runs/lr=1e-4", "x(y)", "it's", "runs/#1", "a;b", "a&b", "x[1", 'ü"q', "ü\\b", "naïve folder"],
+)
+def test_a_value_that_hydra_cannot_read_is_answered_with_the_quotes(
+    value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    parser = OverridesParser.create()
+    with pytest.raises(OverrideParseException) as error:
+        parser.parse_overrides([f"run.dir={value}"])
+    told = explain(error.value)
+    assert told is not None
+    assert "\n" not in told
+    _, _, written = told.partition("put the value into quotes: ")
+    (word,) = shlex.split(written)
+    assert parser.parse_override(word).value() == value
+
+
+def test_a_url_in_a_list_is_answered_with_quotes() -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    with pytest.raises(OverrideParseException) as error:
+        OverridesParser.create().parse_overrides(["data.sources.x.shards=[https://h/x.tar?a=b&c=d]"])
+    assert """'key=["https://..."]'""" in str(explain(error.value))
 
 
 def test_help_of_a_command_explains_its_options() -> None:

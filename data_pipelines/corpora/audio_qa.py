@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Request, present, stem
+from data_pipelines.corpora.base import (
+    DEV,
+    NOT_OBTAINED,
+    TEST,
+    TRAIN,
+    Corpus,
+    Drop,
+    Found,
+    Item,
+    Request,
+    present,
+    stem,
+)
 
 
 def _clotho_aqa(request: Request) -> Found:
@@ -23,7 +35,8 @@ def _clotho_aqa(request: Request) -> Found:
         audio = tree.by_stem(stem(file))
         (answer, votes), *_ = Counter(answers).most_common(1)
         if audio is None or votes * 2 <= len(answers):
-            yield Drop(name, "missing audio" if audio is None else "annotators disagree", f"{question}: {answers}")
+            reason = "missing audio" if audio is None else "annotators disagree"
+            yield Drop(name, reason, f"{question}: {answers}", filter=audio is not None)
             continue
         record = present(question=question, answer=answer, answers=answers if len(answers) > 1 else [])
         yield Item(name, (tree.recording(audio),), record, (f"clotho:{file}",))
@@ -37,7 +50,7 @@ def _avqa(request: Request) -> Found:
         video, choices, answer = str(row["video_name"]), list(map(str, row["multi_choice"])), int(row["answer"])
         audio = tree.by_stem(video)
         if audio is None or not 0 <= answer < len(choices):
-            yield Drop(str(row["id"]), "audio not obtained" if audio is None else "no such choice", video)
+            yield Drop(str(row["id"]), NOT_OBTAINED if audio is None else "no such choice", video)
             continue
         record = present(question=str(row["question_text"]).strip(), answer=choices[answer], choices=choices,
                          question_type=row.get("question_type"))  # fmt: skip
@@ -67,7 +80,7 @@ def _openaqa(request: Request) -> Found:
             # Lists of the original repository hold absolute paths of its authors' machine.
             audio = tree.by_stem(stem(file))
             if audio is None:
-                yield Drop(f"{number:08d}", "audio not obtained", file)
+                yield Drop(f"{number:08d}", NOT_OBTAINED, file)
                 continue
             question = " ".join(part for part in (str(row["instruction"]), str(row.get("input") or "")) if part).strip()
             record = present(question=question, answer=str(row["output"]).strip(), subset=str(row.get("dataset", "")))
@@ -84,7 +97,7 @@ def _salmonn(request: Request) -> Found:
             number += 1
             audio = tree.by_stem(stem(str(row["path"])))
             if audio is None:
-                yield Drop(f"{number:08d}", "audio not obtained", str(row["path"]))
+                yield Drop(f"{number:08d}", NOT_OBTAINED, str(row["path"]))
                 continue
             task, text, question = str(row.get("task", "")), str(row["text"]).strip(), str(row.get("Q") or "").strip()
             field = "answer" if question else "caption" if "caption" in task else "text"

@@ -17,6 +17,8 @@ from data_pipelines.corpora.recordings import Recording
 from data_pipelines.corpora.tree import Tree
 
 TRAIN, DEV, TEST = "train", "dev", "test"
+# The reason of a `Drop` where a list is published without its audio: videos vanish, and nobody has all source corpora.
+NOT_OBTAINED = "audio not obtained"
 
 
 @dataclass(frozen=True)
@@ -24,22 +26,29 @@ class Item:
     """One record to be: ``record`` has the field names of `qa_train.data.text.records`.
 
     ``ids`` name the underlying recording across corpora ("youtube:ID", "freesound:ID", "clotho:file.wav"): the
-    blocklist is checked against them, against ``file:STEM``, and against ``CORPUS:name``.
+    blocklist is checked against them, against ``file:STEM``, and against ``CORPUS:name``. ``joined``: the parts of
+    ``audio`` are one clip, one after the other.
     """
 
     name: str
     audio: tuple[Recording, ...]
     record: dict[str, Any]
     ids: tuple[str, ...] = ()
+    joined: bool = False
 
 
 @dataclass(frozen=True)
 class Drop:
-    """Something of the corpus that does not become a record, and why."""
+    """Something of the corpus that does not become a record, and why.
+
+    Damage counts against ``error_budget``. A ``filter`` (held out, not part of the task) is as it should be and counts
+    against nothing; ``NOT_OBTAINED``, audio that the corpus does not ship, has a budget of its own.
+    """
 
     name: str
     reason: str
     detail: str = ""
+    filter: bool = False
 
 
 Found = Iterator[Item | Drop]

@@ -11,7 +11,19 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Request, present, stem
+from data_pipelines.corpora.base import (
+    DEV,
+    NOT_OBTAINED,
+    TEST,
+    TRAIN,
+    Corpus,
+    Drop,
+    Found,
+    Item,
+    Request,
+    present,
+    stem,
+)
 from data_pipelines.corpora.recordings import Recording
 from data_pipelines.corpora.tree import Tree
 
@@ -52,7 +64,7 @@ def _audiocaps(request: Request) -> Found:
         name = captions[0]["audiocap_id"]
         audio = youtube_audio(tree, video, start)
         if audio is None:
-            yield Drop(name, "audio not obtained", f"{video} at {start} s")
+            yield Drop(name, NOT_OBTAINED, f"{video} at {start} s")
             continue
         yield from captioned(name, tree.recording(audio), [row["caption"].strip() for row in captions],
                              _AUDIOCAPS[request.split], (f"youtube:{video}",))  # fmt: skip
@@ -108,10 +120,10 @@ def _wavcaps(request: Request) -> Found:
             audio = tree.by_stem(identity, within=part) or tree.by_stem(identity)
             name = f"{part}-{identity}"
             if (why := blocked.get(f"{part.removesuffix('_SL')} {identity}")) is not None:
-                yield Drop(name, "blocklist", f"in {why}")
+                yield Drop(name, "blocklist", f"in {why}", filter=True)
                 continue
             if audio is None or not str(row.get("caption") or "").strip():
-                yield Drop(name, "audio not obtained" if audio is None else "no caption")
+                yield Drop(name, NOT_OBTAINED if audio is None else "no caption")
                 continue
             # "Yb0RFKhbpFJA.wav": a Y before the eleven characters of the video.
             plain = re.sub(r"^Y(?=.{11}$)", "", identity)
@@ -131,7 +143,7 @@ def _musiccaps(request: Request) -> Found:
         video = row["ytid"]
         audio = youtube_audio(tree, video, row["start_s"])
         if audio is None:
-            yield Drop(video, "audio not obtained", f"{video} at {row['start_s']} s")
+            yield Drop(video, NOT_OBTAINED, f"{video} at {row['start_s']} s")
             continue
         keywords = [one or other for one, other in _QUOTED.findall(row["aspect_list"])]
         record = present(caption=row["caption"].strip(), keywords=keywords)

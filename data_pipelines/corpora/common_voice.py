@@ -45,7 +45,7 @@ def _common_voice(request: Request) -> Found:
         for row in tree.table(table, ("path", "sentence"), delimiter="\t", quoted=False):
             name = f"{stem(row['path'])}"
             if row["path"] in held_out:
-                yield Drop(name, "evaluation clip", "also listed in test.tsv or dev.tsv")
+                yield Drop(name, "evaluation clip", "also listed in test.tsv or dev.tsv", filter=True)
                 continue
             if not row["sentence"].strip():
                 yield Drop(name, "no text")
@@ -70,23 +70,38 @@ def _sentences(tree: Tree, source: str) -> dict[str, dict[str, str]]:
     tables = tree.glob(f"{source}/validated.tsv", "validated.tsv")
     if not tables:
         raise ValueError(f"CoVoST 2 needs Common Voice 4 beside it: no {source}/validated.tsv under {tree.paths}")
-    rows = tree.table(tables[0], ("path", "sentence"), delimiter="\t", quoted=False)
+    # With the escapes that get_covost_splits.py takes out of Common Voice's own list as well.
+    rows = tree.table(tables[0], ("path", "sentence"), delimiter="\t", quoted=False, escape="\\")
     return {
         stem(row["path"]): {"sentence": row["sentence"], "client_id": row.get("client_id", ""), "table": tables[0]}
         for row in rows
     }
 
 
+def _covost_lists(tree: Tree, split: str) -> list[str]:
+    """Of each pair of languages the published list, else the file of the split that get_covost_splits.py made of it."""
+    names = tree.need("covost_v2.*.tsv", what="CoVoST 2 list covost_v2.SRC_TGT.tsv")
+    found: dict[str, str] = {}
+    for wanted in ([], [split]):
+        for name in names:
+            _, pair, *of_split = PurePosixPath(name).name.removesuffix(".tsv").split(".")
+            if of_split == wanted:
+                found.setdefault(pair, name)
+    if not found:
+        raise ValueError(f"no covost_v2.SRC_TGT.tsv nor covost_v2.SRC_TGT.{split}.tsv among {', '.join(names)}")
+    return sorted(found.values())
+
+
 def _covost(request: Request) -> Found:
     tree = request.tree
     # The official scripts train on "train_covost" too: clips that Common Voice's own training list leaves out.
     wanted = ("train", "train_covost") if request.split == TRAIN else (request.split,)
-    for table in tree.need("covost_v2.*.tsv", what="CoVoST 2 list covost_v2.SRC_TGT.tsv"):
+    for table in _covost_lists(tree, request.split):
         source, target = PurePosixPath(table).name.split(".")[1].rsplit("_", 1)
         known = _sentences(tree, source)
-        for row in tree.table(table, ("path", "translation", "split"), delimiter="\t", quoted=False, escape="\\"):
+        for row in tree.table(table, ("path", "translation"), delimiter="\t", quoted=False, escape="\\"):
             clip = stem(row["path"])
-            if row["split"] not in wanted:
+            if row.get("split", request.split) not in wanted:
                 continue
             found = known.get(clip)
             if found is None or not row["translation"].strip():

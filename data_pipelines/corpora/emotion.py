@@ -31,7 +31,7 @@ def _meld(request: Request) -> Found:
     for row in tree.table(listed, ("Utterance", "Emotion", "Dialogue_ID", "Utterance_ID")):
         clip = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
         if f"{request.split}-{clip}" in _MELD_BROKEN:
-            yield Drop(f"{request.split}-{clip}", "known to be damaged")
+            yield Drop(f"{request.split}-{clip}", "known to be damaged", filter=True)
             continue
         if clip not in audio:
             yield Drop(
@@ -73,7 +73,7 @@ def _iemocap(request: Request) -> Found:
                     continue
                 name, label = found[1], found[2]
                 if label not in _EMOTIONS:
-                    yield Drop(name, f"emotion {label} is not used")
+                    yield Drop(name, f"emotion {label} is not used", filter=True)
                     continue
                 voice = name.rsplit("_", 1)[1][0]
                 record = present(

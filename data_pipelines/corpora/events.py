@@ -6,7 +6,20 @@ import csv
 from collections.abc import Iterator
 from itertools import groupby
 
-from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Request, present, stem, words_of
+from data_pipelines.corpora.base import (
+    DEV,
+    NOT_OBTAINED,
+    TEST,
+    TRAIN,
+    Corpus,
+    Drop,
+    Found,
+    Item,
+    Request,
+    present,
+    stem,
+    words_of,
+)
 from data_pipelines.corpora.captions import youtube_audio
 from data_pipelines.corpora.tree import Tree
 
@@ -33,11 +46,13 @@ def _display_names(tree: Tree) -> dict[str, str]:
     return found
 
 
-def _weak_rows(tree: Tree, listed: str) -> Iterator[tuple[str, str, list[str]]]:
+def _weak_rows(tree: Tree, listed: str) -> Iterator[tuple[str, str, list[str]] | Drop]:
     """(video, start, label ids); lines that begin with # are comments."""
-    lines = (line for line in tree.lines(listed) if not line.startswith("#"))
+    lines = (line for line in tree.lines(listed) if line and not line.startswith("#"))
     for row in csv.reader(lines, skipinitialspace=True):
-        if len(row) == 4 and row[0] != "YTID":
+        if len(row) != 4:
+            yield Drop(row[0], "bad line", f"{listed}: expected video, start, end, labels, found {row}")
+        elif row[0] != "YTID":
             yield row[0], row[1], row[3].split(",")
 
 
@@ -48,10 +63,14 @@ def _audioset(request: Request) -> Found:
     tree = request.tree
     (listed, *_) = tree.need(_WEAK[request.split], what="AudioSet list")
     names = _display_names(tree)
-    for video, start, mids in _weak_rows(tree, listed):
+    for found in _weak_rows(tree, listed):
+        if isinstance(found, Drop):
+            yield found
+            continue
+        video, start, mids = found
         audio = youtube_audio(tree, video, start)
         if audio is None:
-            yield Drop(video, "audio not obtained", f"{video} at {start} s")
+            yield Drop(video, NOT_OBTAINED, f"{video} at {start} s")
             continue
         labels = [names.get(mid, mid) for mid in mids]
         record = present(labels=labels, label=labels[0] if len(labels) == 1 else None)
@@ -76,7 +95,7 @@ def _audioset_strong(request: Request) -> Found:
         ]
         audio = youtube_audio(tree, video, f"{int(milliseconds) / 1000:.3f}")
         if audio is None:
-            yield Drop(segment, "audio not obtained", f"{video} at {milliseconds} ms")
+            yield Drop(segment, NOT_OBTAINED, f"{video} at {milliseconds} ms")
             continue
         events.sort(key=lambda event: (event["start"], event["end"], event["label"]))
         labels = list(dict.fromkeys(str(event["label"]) for event in events))

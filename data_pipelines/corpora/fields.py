@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_pipelines.corpora.base import Recording, Request, language_code, present
@@ -50,6 +51,8 @@ def mapping(columns: dict[str, str], available: Iterable[str]) -> dict[str, str]
     Raises ValueError for a field that no record has, a column that is not there, or when nothing but audio is known.
     """
     have = list(available)
+    if not have:
+        raise ValueError("it holds nothing: expected audio and a text, label or other field")
     if unknown := sorted(set(columns) - {*FIELDS, *PLACES}):
         raise ValueError(f"columns: {unknown} are not record fields; known are {', '.join((*PLACES, *FIELDS))}")
     tops = {column.split(".")[0] for column in columns.values()}
@@ -176,3 +179,34 @@ def _renamed(request: Request, name: str) -> str:
         name += extension
     old, new = request.prefix or ("", "")
     return new + name.removeprefix(old) if name.startswith(old) else name
+
+
+# Programs of Kaldi's pipes that do nothing but decode one file, with the flags that change nothing about it.
+_DECODERS: dict[str, frozenset[str]] = {
+    "flac": frozenset({"-c", "-d", "-s", "-cd", "-dc", "-cds", "-dcs", "-sdc", "--stdout", "--decode", "--silent"}),
+    "sph2pipe": frozenset({"-p"}),
+    "cat": frozenset(),
+}
+
+
+def decoded_file(command: str) -> tuple[str, int | None] | None:
+    """(file, its channel or None) of a command that decodes one file, so that it need not be run; None: any other."""
+    try:
+        program, *words = shlex.split(command.strip().removesuffix("|"))
+    except ValueError:
+        return None
+    name = PurePosixPath(program).name
+    if name not in _DECODERS:
+        return None
+    channel, files, rest = None, [], iter(words)
+    for word in rest:
+        if name == "sph2pipe" and word in ("-f", "-c"):
+            value = next(rest, "")
+            if (word, value) in (("-c", "1"), ("-c", "2")):
+                channel = int(value) - 1
+            elif (word, value) not in (("-f", "wav"), ("-f", "rif")):
+                return None
+        elif word not in _DECODERS[name]:
+            files.append(word)
+    plain = len(files) == 1 and not files[0].startswith("-") and not set(files[0]) & set("|;&<>$`")
+    return (files[0], channel) if plain else None

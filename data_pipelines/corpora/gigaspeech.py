@@ -30,7 +30,7 @@ def _read(request: Request) -> Found:
             name = str(segment["sid"])
             text = plain_text(str(segment["text_tn"]))
             if text is None:
-                yield Drop(name, "no speech", segment["text_tn"])
+                yield Drop(name, "no speech", segment["text_tn"], filter=True)
                 continue
             place = tree.recording(
                 tree.beside(listed, str(audio["path"])), float(segment["begin_time"]), float(segment["end_time"])

@@ -1,6 +1,7 @@
-"""Generic lists of audio files: a CSV or TSV, JSONL (chats or rows), and Kaldi's data folders.
+"""Generic lists of audio files: tables, JSONL or JSON (chats or rows), and Kaldi's data folders.
 
-A list may name files anywhere on the machine; it can never run a program: Kaldi's pipes are refused.
+A list may name files anywhere on the machine; it can never run a program: of Kaldi's pipes those that only
+decode one file are read as that file, the others refused.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from data_pipelines.corpora.base import (
     present,
 )
 from data_pipelines.corpora.delimited import open_table
-from data_pipelines.corpora.fields import mapping, note_untaken, record_of, recording_of, untaken
+from data_pipelines.corpora.fields import decoded_file, mapping, note_untaken, record_of, recording_of, untaken
 from qa_train.data.text.chat_rows import TURNS, chat_record, is_chat, unknown_fields
 from qa_train.data.text.json_rows import rows
 from qa_train.data.text.records import BadRecord
@@ -149,28 +150,35 @@ def _kaldi(request: Request) -> Found:
     bases = (Path(tree.recording(listed).path).parent, Path())
     recordings: dict[str, Recording] = {}
     for number, (name, place) in enumerate(tree.pairs(listed), 1):
+        channel = None
         if place.endswith("|") or place.startswith("|"):
-            raise ValueError(
-                f"{listed}, line {number}: {name!r} is a command ({place[:60]}): commands in data are never run. "
-                "Run it yourself, and list the audio files it makes"
-            )
+            if (known := decoded_file(place)) is None:
+                raise ValueError(
+                    f"{listed}, line {number}: {name!r} is a command ({place[:60]}): commands in data are never run. "
+                    "Run it yourself, and list the audio files it makes"
+                )
+            place, channel = known
         if ".ark:" in place:
             raise ValueError(
                 f"{listed}, line {number}: {name!r} lies in a Kaldi archive ({place}); list audio files instead"
             )
-        recordings[name] = recording_of(request, place, *bases)
+        recordings[name] = replace(recording_of(request, place, *bases), channel=channel)
     texts, speakers, genders, languages = (lines(n) for n in ("text", "utt2spk", "spk2gender", "utt2lang"))
     segments = lines("segments") or {name: name for name in recordings}
     for name, cut in segments.items():
         recording, *times = cut.split()
-        if recording not in recordings or name not in texts:
+        if recording not in recordings or not texts.get(name):
             yield Drop(name, "no text" if recording in recordings else "unknown recording", cut)
             continue
         speaker = speakers.get(name)
         language = language_code(languages[name]) if name in languages else None
         record = present(text=texts[name], language=language, speaker=speaker,
                          gender=gender_of(genders.get(speaker or "")))  # fmt: skip
-        start, end = (float(times[0]), float(times[1])) if len(times) >= 2 else (0.0, None)
+        try:
+            start, end = (float(times[0]), float(times[1])) if len(times) >= 2 else (0.0, None)
+        except ValueError as error:
+            yield Drop(name, "bad line", f"segments: {error}")
+            continue
         # Kaldi writes -1 for "to the end".
         audio = replace(recordings[recording], start_s=start, end_s=None if end is not None and end < 0 else end)
         yield Item(name, (audio,), record)
@@ -180,9 +188,10 @@ CORPORA = (
     Corpus("table", "a folder of audio with a CSV or TSV", "not stated: say fields.license=", "", _ANY, _table,
            ("as mapped by columns.FIELD=COLUMN",),
            "metadata.csv, or the table named in path=; a column split, if there is one, selects rows", generic=True),
-    Corpus("jsonl", "JSONL: chats (messages + audios, conversations + sound) or rows (audio_filepath + fields)",
+    Corpus("jsonl", "JSONL or JSON: chats and pairs of other tools, or rows (audio_filepath + fields)",
            "not stated: say fields.license=", "", _ANY, _jsonl, ("messages", "chosen", "rejected", "or as mapped"),
-           "rejected_response makes a preference pair", generic=True),
+           "docs/coming-from.md lists the rows that are read", generic=True),
     Corpus("kaldi", "Kaldi data folder: wav.scp, text, segments, utt2spk", "not stated: say fields.license=", "", _ANY,
-           _kaldi, ("text", "language", "speaker", "gender"), "pipes in wav.scp are refused", generic=True),
+           _kaldi, ("text", "language", "speaker", "gender"),
+           "flac and sph2pipe pipes of one file are read without being run, others refused", generic=True),
 )  # fmt: skip

@@ -59,10 +59,10 @@ def _gtzan(request: Request) -> Found:
     for name in tree.need("genres/*/*.wav", "genres_original/*/*.wav", what="GTZAN recordings"):
         path = PurePosixPath(name)
         if path.stem in _GTZAN_DAMAGED:
-            yield Drop(path.stem, "known to be damaged")
+            yield Drop(path.stem, "known to be damaged", filter=True)
             continue
         if filtered and path.stem not in listed:
-            yield Drop(path.stem, "faulty", "left out by the fault-filtered lists")
+            yield Drop(path.stem, "faulty", "left out by the fault-filtered lists", filter=True)
             continue
         if listed.pop(path.stem, TRAIN) != request.split:
             continue

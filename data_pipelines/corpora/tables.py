@@ -218,7 +218,7 @@ def _align_anything(request: Request) -> Found:
     for position, (path, number, row) in enumerate(_all_rows(files, read)):
         name, better = f"{position:08d}", str(row["overall_response"]).strip()
         if better not in ("1", "2") or not row["prompt"]:
-            yield Drop(name, "no preference" if row["prompt"] else "no prompt", better)
+            yield Drop(name, "no preference" if row["prompt"] else "no prompt", better, filter=bool(row["prompt"]))
             continue
         record = {
             "messages": [{"role": "user", "content": f"<audio>{row['prompt']}"}],

@@ -48,7 +48,7 @@ def _voxceleb1(request: Request) -> Found:
         if part.pop(clip, "") != request.split:
             continue
         if clip in trials and request.split == "train":
-            yield Drop(clip, "evaluation clip", "listed in veri_test.txt, the verification trials")
+            yield Drop(clip, "evaluation clip", "listed in veri_test.txt, the verification trials", filter=True)
             continue
         yield _item(tree, name, genders)
     for clip, split in part.items():

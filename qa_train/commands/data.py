@@ -36,7 +36,8 @@ class IndexOptions:
 def index(words: list[str]) -> int:
     """`data index PATH... [decode=true keep_damaged=true missing=true num_workers=N]`: write the index of every tar.
 
-    A damaged tar is named and gets no index; the others do, and the exit code is 2.
+    A damaged tar is named and gets no index; the others do, and the exit code is 2, as it is when a shard holds no
+    record that can be used.
     """
     from qa_train.data.parallel import each_shard
     from qa_train.data.shards.storage import expand
@@ -46,7 +47,7 @@ def index(words: list[str]) -> int:
     waiting = [path for path in paths if not (options.missing and _has_index(path))]
     if len(waiting) < len(paths):
         print(f"{len(paths) - len(waiting)} of {len(paths)} shards have their index", flush=True)
-    refused = 0
+    refused = unusable = 0
     arguments = options.decode, options.keep_damaged
     for done in each_shard(_index_or_reason, waiting, *arguments, num_workers=options.num_workers, what="index"):
         if isinstance(done, str):
@@ -56,9 +57,12 @@ def index(words: list[str]) -> int:
         say(f"{done.path}: {len(done)} records")
         for line in [*map(str, done.problems), *_through_ffmpeg(done)]:
             say(f"{done.path}: {line}")
+        if not len(done):
+            unusable += 1
+            say(f"qa-train data index: {done.path}: no record can be used, {len(done.problems)} left out", error=True)
     if refused and len(paths) > 1:
         print(f"qa-train data index: {refused} of {len(paths)} shards were refused: they got no index", file=sys.stderr)
-    return 2 if refused else 0
+    return 2 if refused or unusable else 0
 
 
 def _through_ffmpeg(index: ShardIndex) -> Iterator[str]:
@@ -99,15 +103,20 @@ def from_jsonl(words: list[str]) -> int:
     """`data from-jsonl FILE.jsonl OUT-%05d.tar`: turn lines of messages and audios into indexed shards.
 
     A line: {"messages": [{"role": "user", "content": "<audio>What is said?"}, {"role": "assistant", "content": "Hi."}],
-    "audios": ["clips/a.wav"]}; paths are relative to the file. Lines of ms-swift, LLaMA-Factory, Audio Flamingo 3 and
-    align-anything are taken too. `qa-train data import jsonl` counts faulty lines and goes on, where this one stops.
+    "audios": ["clips/a.wav"]}; paths are relative to the file. Rows of ms-swift, LLaMA-Factory, TRL, NeMo, Audio
+    Flamingo 3 and align-anything are taken too, and JSON arrays. `qa-train data import jsonl` counts faulty lines and
+    goes on, where this one stops.
     """
     from qa_train.data.tools.interchange import jsonl_to_shards
+    from qa_train.data.tools.outside import Outside
 
     if len(words) != 2:
         raise ValueError("data from-jsonl: give FILE.jsonl and an output pattern, e.g. out/train-%05d.tar")
-    for written in jsonl_to_shards(words[0], words[1]):
-        print(f"{written.path}: {len(written)} records")
+    outside = Outside([words[0]])
+    for made in jsonl_to_shards(words[0], words[1], outside=outside):
+        print(f"{made.path}: {len(made)} records")
+    if note := outside.note():
+        say(f"note: {note}", error=True)
     return 0
 
 
@@ -130,7 +139,8 @@ def to_jsonl(words: list[str]) -> int:
     from qa_train.data.tools.interchange import shards_to_jsonl
 
     paths, options = split_words(words, data_tools.ToJsonlOptions, "data to-jsonl")
-    print(f"{options.out}: {shards_to_jsonl(paths, options.out, task=options.task, cfg=options.storage)} lines")
+    more = {"task": options.task, "cfg": options.storage, "overwrite": options.overwrite}
+    print(f"{options.out}: {shards_to_jsonl(paths, options.out, **more)} lines")
     return 0
 
 

@@ -28,6 +28,8 @@ class ToJsonlOptions(StorageOptions):
     out: str = MISSING
     # A task of the prompt bank for records without messages; chat: their own.
     task: str = "chat"
+    # Replace files of the same names with other content.
+    overwrite: bool = False
 
 
 @dataclass
@@ -74,7 +76,7 @@ def inspect(words: list[str]) -> int:
     for word in paths:
         shard, mark, key = word.partition(".tar:")
         cfg = options.storage
-        print(describe_record(shard + ".tar", key, cfg) if mark else describe_shard(word, cfg=cfg))
+        say(describe_record(shard + ".tar", key, cfg) if mark else describe_shard(word, cfg=cfg))
     return 0
 
 
@@ -92,7 +94,7 @@ def validate(words: list[str]) -> int:
         report=options.report,
         storage=options.storage,
     )
-    print(summary)
+    say(summary)
     return 1 if summary.faults else 0
 
 
@@ -122,7 +124,7 @@ def sample(words: list[str]) -> int:
 
     paths, options = split_words(words, SampleOptions, "data sample")
     for path, row in draw_rows(expand(paths), options.n, options.seed, options.storage):
-        print(describe_row(path, row, options.storage))
+        say(describe_row(path, row, options.storage))
         if options.out is not None:
             for file in write_row(path, row, Path(options.out), options.storage):
                 print(f"wrote {file}")
@@ -142,7 +144,7 @@ def clean(words: list[str]) -> int:
     cfg: CleanConfig = parse_options(CleanConfig, own, "data clean")
     given = {"num_workers": options.num_workers, "storage": options.storage}
     result = run(expand(paths), cfg, apply=options.apply, report=options.report, **given)
-    print(result)
+    say(result)
     if result.dropped and not options.apply:
         print("nothing was changed; add apply=true to take these records out of the indexes")
     return 0

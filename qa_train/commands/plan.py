@@ -80,3 +80,18 @@ def plan_data(words: list[str]) -> int:
         Path(options.json).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
         print(f"  written to {options.json}")
     return 0
+
+
+def print_resolved(stage: str, words: list[str]) -> int:
+    """`STAGE ... --cfg job --resolve`: the configuration as a run writes it down.
+
+    Hydra would print the values of environment variables, and slurm/submit.sh keeps what is printed.
+    """
+    import yaml
+
+    from qa_train.config.compose import compose_stage
+    from qa_train.masking import written
+
+    words = [word for word in words if word not in ("--cfg", "-c", "job", "--cfg=job", "--resolve")]
+    print(yaml.safe_dump(written(compose_stage(stage, words)), sort_keys=False), end="")
+    return 0

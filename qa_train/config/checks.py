@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from glob import glob
+from pathlib import Path
+
 from qa_train.config.evaluation import check_evaluation
 from qa_train.config.reliability_checks import check_deepspeed, check_reliability
 from qa_train.config.sections import (
@@ -13,6 +16,24 @@ from qa_train.config.sections import (
     SourceConfig,
     StageConfig,
 )
+
+
+def require_root(cfg: StageConfig) -> None:
+    """See that what a configuration looks for under ``data.root`` is there; called when a stage opens.
+
+    Raises:
+        ValueError: a checkpoint or shards under it are not there; says how they are made.
+    """
+    root = cfg.data.root
+    if root is None:
+        return
+    wanted = [cfg.model.checkpoint or "", *(shard for each in cfg.data.sources.values() for shard in each.shards)]
+    for path in wanted:
+        if path.startswith(f"{root.rstrip('/')}/") and not (Path(path).exists() or glob(path)):
+            raise ValueError(
+                f"{path} is not there (data.root={root}): run scripts/quickstart.sh first, which makes it; or give the "
+                "folder where it did, as data.root=FOLDER"
+            )
 
 
 def check(cfg: StageConfig) -> None:

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from qa_train.config.checks import check
 from qa_train.config.guide import check_experiment
 from qa_train.config.places import config_dir, starter_dir
+from qa_train.config.references import references, register_environment
 from qa_train.config.sections import BY_NAME, StageConfig
 
 
@@ -22,9 +23,11 @@ def to_stage_config(raw: Any) -> StageConfig:
     """
     for path, kind in BY_NAME.items():
         _fill(raw, path, kind)
+    from_environment = references(raw)
     cfg = OmegaConf.to_object(raw)
     if not isinstance(cfg, StageConfig):
         raise ValueError(f"expected a stage config, found {type(cfg).__name__}: compose it from configs/*.yaml")
+    cfg.from_environment = from_environment
     _refuse_added(cfg)
     for name, source in cfg.data.sources.items():
         source.name = name
@@ -66,6 +69,7 @@ def _fill(raw: Any, path: str, kind: type[Any]) -> None:
 def register() -> None:
     """Register the dataclasses with Hydra, so that every composed key is checked against them."""
     ConfigStore.instance().store(name="stage_schema", node=StageConfig)
+    register_environment()
     # ${starter:} in YAML is the folder of the starter data, ${configs:} that of the YAML files.
     OmegaConf.register_new_resolver("configs", lambda: str(config_dir().resolve()), replace=True)
     OmegaConf.register_new_resolver("starter", lambda: str(starter_dir()), replace=True)

@@ -6,6 +6,7 @@ The errors are told apart by their module and text, so that this file needs neit
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -37,16 +38,28 @@ def explain(error: BaseException) -> str | None:
         where = ", the folder where the run lives" if key[1] == "run.dir" else ""
         return f"missing {key[1]}={where}"
     if (override := getattr(error, "override", None)) is not None:
-        return (
-            f"cannot read {override!r} ({words[0]}): a setting is key=value without spaces; close every bracket, and "
-            "put a word with brackets into quotes: 'key={a: [b, c]}'"
-        )
+        return _unread(str(override), words[0])
     if key and (found := re.search(r"Value .* could not be converted to \w+", text)):
         return f"{key[1]}: {found[0]}"
     if key and len(chain) > 1:
         # The first line of a refused value says that it was refused; the cause says why.
         words = [f"{key[1]}: {str(chain[-1]).splitlines()[0]}"]
     return " ".join(words[:3])
+
+
+def _unread(override: str, why: str) -> str:
+    """What to write where Hydra's grammar ends: quotes inside quotes, one pair for it and one for the shell."""
+    name, equals, value = override.partition("=")
+    told = f"cannot read {override!r} ({why})"
+    if equals and value and value[0] not in "{[" and not {'"', "'"} & {value[0]}:
+        # Backslashes mean something before a quote only.
+        quoted = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + (found[2] and '\\"'), value)
+        return f"{told}: put the value into quotes: " + shlex.quote(name + f'="{quoted}"')
+    urls = """, and a URL, too: 'key=["https://..."]'""" if "://" in value else ""
+    return (
+        f"{told}: a setting is key=value without spaces; close every bracket, and put a word with brackets into "
+        f"quotes: 'key={{a: [b, c]}}'{urls}"
+    )
 
 
 def _no_option(group: str, option: str, text: str) -> str:
@@ -101,6 +114,8 @@ def _keys(kind: Any, prefix: str) -> list[str]:
     found = []
     hints = get_type_hints(kind)
     for field in fields(kind):
+        if field.metadata.get("omegaconf_ignore"):
+            continue
         name = prefix + field.name
         found.append(name)
         if is_dataclass(hints[field.name]):

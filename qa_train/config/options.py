@@ -80,6 +80,8 @@ class EvalConfig:
     probe: int = 32
     # Training shards (paths or patterns) in which to look for the items: training=[a.tar,b.tar].
     training: Any = None
+    # Replace files in out that are named like a report and belong to no evaluation.
+    overwrite: bool = False
     # How remote ones are read: the keys of data.storage.
     storage: StorageConfig = field(default_factory=StorageConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)

@@ -299,7 +299,7 @@ class DeepspeedConfig:
 class TrackingConfig:
     """Where metrics go besides metrics.jsonl, which is always written."""
 
-    # online, offline or disabled; null: online with a W&B key, offline without.
+    # online, offline or disabled; null: as WANDB_MODE says, else online with a W&B key, offline without.
     wandb: str | None = None
     project: str = "qa-train"
     tags: list[str] = field(default_factory=list)
@@ -335,6 +335,8 @@ class StageConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     # Read by the dpo stage only.
     dpo: DpoConfig = field(default_factory=DpoConfig)
+    # No key: what came from environment variables, and the interpolation that stands for it (references.py).
+    from_environment: dict[str, str] = field(default_factory=dict, metadata={"omegaconf_ignore": True})
 
 
 # Sections whose entries have names of the user's choice, and what each entry is.

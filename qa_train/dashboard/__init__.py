@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ class DashboardConfig:
     title: str = "Runs"
     # MiB of clips inside the page; what is beyond is linked to the run folders.
     audio_mib: float = 8.0
+    # Replace a file of that name that is no such page.
+    overwrite: bool = False
 
 
 def dashboard(words: list[str]) -> int:
@@ -25,6 +28,7 @@ def dashboard(words: list[str]) -> int:
     from qa_train.dashboard.overview import render
     from qa_train.dashboard.runs import find_runs
     from qa_train.dashboard.samples import Clips
+    from qa_train.report.style import refuse_foreign
 
     names = set(DashboardConfig.__dataclass_fields__)
     own = [word for word in words if word.partition("=")[0] in names and "=" in word]
@@ -39,9 +43,14 @@ def dashboard(words: list[str]) -> int:
     if not runs:
         raise ValueError(f"dashboard: no metrics.jsonl below {', '.join(map(str, folders))}: give a folder of runs")
     out = Path(options.out) if options.out else folders[0] / "dashboard.html"
+    refuse_foreign(out, overwrite=options.overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".partial")
-    partial.write_text(render(runs, options.title, Clips(out, options.audio_mib)), encoding="utf-8")
+    clips = Clips(out, options.audio_mib)
+    partial.write_text(render(runs, options.title, clips), encoding="utf-8")
     partial.replace(out)
     print(f"{out}: {len(runs)} run(s)")
+    if clips.refused:
+        shown = ", ".join(clips.refused[:3]) + (" ..." if len(clips.refused) > 3 else "")
+        print(f"{len(clips.refused)} clip(s) not shown: no Ogg files inside their run folder: {shown}", file=sys.stderr)
     return 0

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from qa_train.masking import masked_values
 from qa_train.report.page import read_metrics
 
 STAGES = ("pretrain", "sft", "dpo")
@@ -85,8 +86,9 @@ def _metrics(root: Path) -> Iterator[Path]:
 
 
 def _read(folder: Path, name: str) -> Run:
-    config = _mapping(folder / "config.yaml")
-    starts = _json(folder / "environment.json")
+    # Runs of older versions, and of other people, hold keys.
+    config = masked_values(_mapping(folder / "config.yaml"))
+    starts = masked_values(_json(folder / "environment.json"))
     return Run(
         name=name,
         folder=folder,

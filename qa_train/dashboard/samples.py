@@ -20,21 +20,41 @@ _SAID = {True: "right: ", False: "wrong: ", None: ""}
 
 
 class Clips:
-    """Players whose sound lies inside the page until ``mib`` are used up; later ones link to their file."""
+    """Players whose sound lies inside the page until ``mib`` are used up; later ones link to their file.
+
+    A run folder may come from anybody, and the page is made to be handed on: what a run calls a clip is embedded or
+    linked only if it is an Ogg file inside that run folder, wherever links lead. ``refused`` names the others.
+    """
 
     def __init__(self, page: Path, mib: float) -> None:
         self._folder = page.parent.resolve()
         self._room = mib * 2**20
+        self.refused: list[str] = []
 
-    def player(self, path: Path) -> str:
-        """The player of one file, or a remark that it is gone."""
-        if not path.is_file():
+    def player(self, run: Path, name: str) -> str:
+        """The player of the file ``held_out/NAME`` of a run, or a remark that it is gone or refused."""
+        try:
+            path = (run / "held_out" / name).resolve()
+            inside = path.is_relative_to(run.resolve())
+            there = inside and path.is_file()
+            ogg = there and _is_ogg(path)
+        except (OSError, ValueError, RuntimeError):  # no rights, a null byte, a circle of links
+            inside = there = ogg = False
+        if not inside or (there and not ogg):
+            self.refused.append(f"{run}: {name!r}")
+            return f"<small>{escape(name)} is no clip of this run: not shown</small>"
+        if not there:
             return f"<small>{escape(path.name)} is gone</small>"
         size = path.stat().st_size
         if size > self._room:
-            return player(quote(os.path.relpath(path.resolve(), self._folder)))
+            return player(quote(os.path.relpath(path, self._folder)))
         self._room -= size
         return player(ogg_uri(path.read_bytes()))
+
+
+def _is_ogg(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"OggS"
 
 
 def shown_steps(run: Run) -> list[int]:
@@ -84,7 +104,7 @@ def _row(
     wanted = row.get("gt")
     wanted = " / ".join(map(str, wanted)) if isinstance(wanted, list) else str(wanted)
     cells = [
-        ("clip", "", clips.player(run.folder / "held_out" / str(row["clip"]))),
+        ("clip", "", clips.player(run.folder, str(row["clip"]))),
         ("reference", "", escape(wanted)),
         *(_answer(step, answers.get(step)) for step in steps),
     ]

@@ -28,9 +28,11 @@ from qa_train.data.open_sources import BUDGET_FLOOR, TOO_LONG, check_lengths, op
 from qa_train.data.order.batch_plan import Plan, SampleRef
 from qa_train.data.order.packing import Cost
 from qa_train.data.order.passes import Passes
+from qa_train.data.shards.storage import name_of
 from qa_train.data.source import Source
 from qa_train.data.text.noise import ordinary_tokens, replace_targets
 from qa_train.data.text.template import ENDOFTEXT, IGNORE, encode, encode_pair, special_id
+from qa_train.launch import end_with_parent
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +96,7 @@ class Batches:
         names = []
         for ref in self.plan.batch(k):
             source = self.sources[ref.source]
-            names.append(f"{source.shard(ref.row).rpartition('/')[2]}:{source.key(ref.row)}:{source.cfg.task}")
+            names.append(f"{name_of(source.shard(ref.row))}:{source.key(ref.row)}:{source.cfg.task}")
         return names
 
     @property
@@ -279,6 +281,8 @@ class Collator:
 
     def __call__(self, numbers: list[Any]) -> dict[str, Tensor]:
         """Build the one batch of ``numbers``, a list of one batch number (or of a row with it under "batch")."""
+        if get_worker_info() is not None:
+            end_with_parent()  # a worker that reads or decodes would outlive a killed trainer
         if len(numbers) != 1:
             raise ValueError(f"{len(numbers)} batch numbers at once: set per_device_train_batch_size=1")
         (item,) = numbers

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from qa_train.launch import end_with_parent
 from qa_train.utils.progress import progress
 
 Result = TypeVar("Result")
@@ -39,7 +40,7 @@ def _results(
         return
     # Forked like the workers of a DataLoader: a new interpreter would import torch for seconds.
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(min(num_workers, len(paths)), mp_context=context) as pool:
+    with ProcessPoolExecutor(min(num_workers, len(paths)), context, end_with_parent) as pool:
         waiting: list[tuple[str, Future[Result]]] = []
         remaining = list(reversed(paths))
         try:

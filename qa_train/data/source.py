@@ -23,6 +23,7 @@ from qa_train.data.order.chapter import Lengths
 from qa_train.data.order.epoch import Ints
 from qa_train.data.shards.catalog import ShardTable, open_shards
 from qa_train.data.shards.row_reader import CLIP_COLUMNS, PLAN_COLUMNS, RowReader
+from qa_train.data.shards.storage import name_of
 from qa_train.data.text.prompts import CHAT, PromptBank, Unqualified
 from qa_train.data.text.records import same_answers
 from qa_train.data.text.sample import Sample
@@ -335,7 +336,7 @@ class Source:
         ]
         digest = hashlib.sha256(json.dumps(parts, default=str).encode())
         for path, fingerprint in zip(self.shards, self.table.fingerprints, strict=True):
-            digest.update(f"{path.rpartition('/')[2]} {fingerprint}\n".encode())
+            digest.update(f"{name_of(path)} {fingerprint}\n".encode())
         return digest.hexdigest()
 
 

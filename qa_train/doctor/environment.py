@@ -17,6 +17,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from qa_train.doctor import processor
 from qa_train.doctor.finding import Finding, note, ok, problem
 
 _GIB = 1024**3
@@ -33,6 +34,7 @@ def examine(folder: str) -> Iterator[Finding]:
     yield from packages()
     yield from _tested_versions()
     yield from _torch()
+    yield from processor.examine()
     yield _deepspeed()
     yield from audio_formats()
     yield from disk(Path(folder))

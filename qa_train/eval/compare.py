@@ -19,7 +19,7 @@ from qa_train.eval.benchmarks.airbench import task_statistics
 from qa_train.eval.benchmarks.judged import JUDGE_FACTS, judged_statistics
 from qa_train.eval.benchmarks.table import JUDGED
 from qa_train.eval.scores.json_lines import read_json_lines, read_predictions, to_prediction
-from qa_train.eval.scores.prediction import Prediction
+from qa_train.eval.scores.prediction import NoReferenceWords, Prediction
 from qa_train.eval.scores.task_metrics import LOWER_IS_BETTER, METRICS, RESAMPLES, SHARES, item_statistics
 from qa_train.eval.scoring import ASKED, refuse_changed
 
@@ -167,7 +167,10 @@ def compare_folders(first: Path | str, second: Path | str) -> dict[str, dict[str
             other_side, _ = task_statistics(metric, [rows[1][key] for key in rows[0]])
             results[name] = _compared(metric, one, other_side, value) | asked_otherwise
             continue
-        results[name] = compare_predictions(metric, sides[0], sides[1]) | asked_otherwise
+        try:
+            results[name] = compare_predictions(metric, sides[0], sides[1]) | asked_otherwise
+        except NoReferenceWords as error:
+            results[name] = {"metric": metric, "n": len(rows[0]), "why": str(error)}
     return results
 
 

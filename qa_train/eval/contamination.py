@@ -15,6 +15,7 @@ from typing import Any
 import crc32c
 
 from qa_train.config import StorageConfig
+from qa_train.data.audio.table_clip import clip_source
 from qa_train.data.clips import Clip
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.storage import expand
@@ -48,8 +49,9 @@ def contamination(
             if (form := _words(text, row.get("language"))) is not None:
                 words.setdefault(form, []).append(str(row["id"]))
         path = data_root / row["audio"] if row["audio"] else None
-        if path is not None and path.is_file():
-            raw = path.read_bytes()
+        source = clip_source(path) if path is not None else None
+        if path is not None and (isinstance(source, bytes) or path.is_file()):
+            raw = source if isinstance(source, bytes) else path.read_bytes()
             clips.setdefault((len(raw), crc32c.crc32c(raw)), []).append(str(row["id"]))
             paths[str(row["id"])] = path
     same_words: dict[str, str] = {}

@@ -29,11 +29,10 @@ from qa_train.data.shards.storage import expand
 from qa_train.data.text.prompts import PromptBank, Unqualified
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
 from qa_train.eval.answers import Outcome, answer_questions, predictions, silence_probe
-from qa_train.eval.questions import Question, into_language, part_text, split_answer, task_metric
+from qa_train.eval.questions import Question, accepted_answers, into_language, part_text, split_answer, task_metric
 from qa_train.eval.scores.normalise import transcript_words
 from qa_train.eval.scores.task_metrics import (
     METRICS,
-    ONE_REFERENCE,
     Prediction,
     check_references,
     label_contained,
@@ -217,16 +216,10 @@ def _question(eval_set: EvalSet, metric: str, sample: Sample, record: dict[str, 
 
 
 def _references(record: dict[str, Any], task: str, metric: str, answer: str | None) -> tuple[str, ...]:
-    """The task's own answer and what the record accepts as well; of a chat, what its reply must hold.
-
-    ``answers`` are those of the record's question: another task's answer, as its transcript, is not among them.
-    """
-    answers = record.get("answers") or []
-    if task == "chat":
-        accepted = answers or [record[name] for name in ("answer",) if name in record]
-    else:
-        accepted = answers if answer in answers and metric not in ONE_REFERENCE else []
-    return tuple(accepted or ([] if answer is None else [answer]))
+    """The task's own answer and what the record accepts as well; of a chat, what its reply must hold."""
+    if task == "chat" and (said := record.get("answers") or [record[name] for name in ("answer",) if name in record]):
+        return tuple(said)
+    return accepted_answers(record, metric, answer)
 
 
 def _reference_language(task: str, record: dict[str, Any], sample: Sample) -> str | None:

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from qa_train.data.audio.table_clip import clip_source
 from qa_train.data.audio.waveform import BadAudio, audio_tokens, read_header
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
 from qa_train.eval.answers import (
@@ -92,7 +94,7 @@ def question_of(benchmark: Benchmark, row: Mapping[str, Any]) -> Question:
 def duration_s(clips: Sequence[Path]) -> float | None:
     """The length of an item's clips by their headers, or None: no clip, or one that cannot be read."""
     try:
-        return sum(frames / rate for frames, rate in map(read_header, clips)) if clips else None
+        return sum(frames / rate for frames, rate in map(read_header, map(clip_source, clips))) if clips else None
     except BadAudio:
         return None
 
@@ -192,9 +194,10 @@ def clips_digest(paths: Sequence[Path]) -> str:
     found = []
     for path in paths:
         try:
-            with path.open("rb") as file:
+            source = clip_source(path)
+            with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
                 found.append(hashlib.file_digest(file, "sha256").hexdigest())
-        except OSError as error:
+        except (OSError, BadAudio) as error:
             found.append(type(error).__name__)
     return _sha256(found)
 

@@ -5,6 +5,7 @@ A line of an evaluation file is either the released format of Qwen2-Audio's eval
 chat, ``{"messages": [...], "audios": [...]}``, asked in ChatML; a chat's last assistant turn, or
 its ``gt``, is the reference. Optional fields of both: ``metric``, ``language`` (of the reference),
 ``choices`` (all labels of the question), ``gt`` as a list of accepted labels, ``task`` as ``data to-jsonl`` writes it.
+Of a chat without ``gt``, the ``captions`` and ``answers`` that are beside its last turn are accepted too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from qa_train.data.audio.table_clip import clip_source
 from qa_train.data.audio.waveform import BadAudio, audio_tokens, read_clip
 from qa_train.data.shards.clip_files import clip_bytes, located
 from qa_train.data.shards.remote import RemoteError
@@ -29,7 +31,7 @@ from qa_train.data.text.records import LANGUAGES
 from qa_train.data.text.sample import Message, Sample, TextPart
 from qa_train.eval.benchmarks.judged import NEEDED
 from qa_train.eval.benchmarks.table import JUDGED, UNSCORED
-from qa_train.eval.scores.task_metrics import METRICS, WITHOUT_REFERENCE, check_references
+from qa_train.eval.scores.task_metrics import METRICS, ONE_REFERENCE, WITHOUT_REFERENCE, check_references
 
 # Longer clips are failed answers: no benchmark here has any.
 MAX_CLIP_S = 1800.0
@@ -103,10 +105,12 @@ def load_clips(clips: Sequence[Path | Source], max_duration_s: float) -> tuple[n
     """Read clips (files, addresses, or bytes of files) as 16 kHz mono waveforms; BadAudio names the file."""
     waves = []
     for clip in clips:
-        if isinstance(clip, Path) and not clip.is_file():
+        source = clip_source(clip) if isinstance(clip, Path) else clip
+        if isinstance(source, Path) and not source.is_file():
             raise BadAudio(f"{clip}: no such file")
         try:
-            waves.append(read_clip(clip if isinstance(clip, Path) else clip_bytes(clip), max_duration_s=max_duration_s))
+            raw = source if isinstance(clip, Path) else clip_bytes(clip)
+            waves.append(read_clip(raw, max_duration_s=max_duration_s))
             audio_tokens(len(waves[-1]))
         except (BadAudio, RemoteError) as error:
             raise BadAudio(f"{clip if not isinstance(clip, bytes) else shown(clip)}: {error}") from error
@@ -141,6 +145,21 @@ def language_of(metric: str, prompt: str) -> str | None:
     return codes[-1] if codes else None
 
 
+def accepted_answers(record: dict[str, Any], metric: str, answer: str | None) -> tuple[str, ...]:
+    """What a record accepts instead of the answer that a task makes of it: references for ``metric``.
+
+    All captions of a clip, and all ``answers`` to its question, where the answer is one of them (a transcript is not)
+    and the metric takes several; for ``map`` the ``labels`` that the answer lists.
+    """
+    if answer is None:
+        return ()
+    labels = record.get("labels") or []
+    if metric == "map" and labels and all(label in answer for label in labels):
+        return tuple(labels)
+    several = (record.get(name) or [] for name in ("answers", "captions"))
+    return next((tuple(texts) for texts in several if answer in texts and metric not in ONE_REFERENCE), (answer,))
+
+
 def _question(row: dict[str, Any], key: str, folder: Path, max_duration_s: float) -> Question:
     # The released format has a prompt too, and says what is right in gt.
     if is_chat({name: value for name, value in row.items() if name != "prompt" or "gt" not in row}):
@@ -157,6 +176,8 @@ def _question(row: dict[str, Any], key: str, folder: Path, max_duration_s: float
     known = task in TASK_METRICS or into_language(task) is not None
     guess = task_metric(task) if known else metric_of(source, prompt)
     metric = row.get("metric") or (guess if references else UNSCORED)
+    if "gt" not in row:
+        references = accepted_answers(row, metric, answer)
     language = row.get("language") or language_of(metric, prompt)
     if known and metric in ("bleu", "chrf"):
         # Of a translation or caption; the line's own is that of the clip.

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from qa_train.launch import check_ranks_announced
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -17,7 +19,12 @@ class Ranks:
 
 
 def ranks_from_environment(timeout_s: float = 24 * 3600) -> Ranks:
-    """The ranks that torchrun or SLURM announced, joined by gloo; one process without them."""
+    """The ranks that torchrun or SLURM announced, joined by gloo; one process without them.
+
+    Raises:
+        ValueError: what announces them is not whole: left over from another session.
+    """
+    check_ranks_announced(local=False)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
         return Ranks()

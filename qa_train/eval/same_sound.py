@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from qa_train.config import StorageConfig
+from qa_train.data.audio.table_clip import clip_source
 from qa_train.data.audio.waveform import BadAudio, read_clip
 from qa_train.data.clips import Clip, ClipReader, SkipSample
 
@@ -37,7 +38,7 @@ class Recordings:
         made = []
         for item, path in clips.items():
             try:
-                wave = read_clip(path)
+                wave = read_clip(clip_source(path))
             except BadAudio:
                 continue
             if (one := sketch(wave)) is not None:
@@ -79,7 +80,7 @@ class Recordings:
             compared += 1
             if (made := sketch(heard)) is not None:
                 for item in self._alike(clip.num_samples, made):
-                    if item not in found and correlation(read_clip(self._clips[item]), heard) > SAME:
+                    if item not in found and correlation(read_clip(clip_source(self._clips[item])), heard) > SAME:
                         found[item] = place
         reader.close()
         return found, compared

@@ -19,7 +19,7 @@ from qa_train.eval.scores import voicebench
 from qa_train.eval.scores.ifeval import PARTS, ifeval_parts
 from qa_train.eval.scores.json_lines import read_predictions, to_prediction
 from qa_train.eval.scores.labels import LETTERS, gold_option, tokens_match
-from qa_train.eval.scores.prediction import Prediction
+from qa_train.eval.scores.prediction import NoReferenceWords, Prediction
 from qa_train.eval.scores.task_metrics import ROWS_OF_ALL, bootstrap_interval, item_statistics, score
 from qa_train.llm.judge import Judge
 
@@ -135,6 +135,9 @@ def _doubts(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
         found["right_is_no_option"] = sum(not any(tokens_match(gt, c, among) for c in among) for gt, among in options)
     if benchmark.metric == "contains":
         found["other_labels_unknown"] = sum(not row.get("choices") for row in rows)
+    if benchmark.metric == "map":
+        joined = [row for row in rows if isinstance(row["gt"], str) and not row.get("choices")]
+        found["labels_in_one_text"] = sum("," in row["gt"] for row in joined)
     if benchmark.metric in ("wer", "cer", "bleu", "first_line_wer", "cp_wer"):
         found["language_unknown"] = sum(row.get("language") not in LANGUAGES for row in rows)
         found["language_codes"] = sorted({str(row["language"]) for row in rows if row.get("language")} - {*LANGUAGES})
@@ -146,7 +149,7 @@ def score_rows(
 ) -> tuple[dict[str, Any], list[Judgement]]:
     """Value, interval, counts, breakdowns and worst cases of a benchmark's predictions; and a judge's items.
 
-    Without a judge, a judged benchmark has ``value`` None and says what is missing.
+    Without a judge, a judged benchmark has ``value`` None and says what is missing; so has one of silence alone.
     """
     if benchmark.metric == UNSCORED:
         return {"value": None, "n": len(rows), "why": benchmark.rule or "no metric: answers only"}, []
@@ -174,7 +177,11 @@ def _sorted(classes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def _by_metric(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
     predictions = [to_prediction(row) for row in rows]
-    result = score(benchmark.metric, predictions).as_dict()
+    try:
+        result = score(benchmark.metric, predictions).as_dict()
+    except NoReferenceWords as error:
+        # Recordings without speech have no error rate. The others' scores do not wait for it.
+        return {"value": None, "n": len(rows), "why": str(error)}
     if benchmark.reader == "airbench_foundation":
         found = mean_over_tasks(rows, benchmark.metric)
         result |= {k: round(found[k], 2) for k in ("value", "ci_low", "ci_high")}

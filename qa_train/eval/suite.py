@@ -49,12 +49,18 @@ def evaluate(options: EvalConfig) -> int:
     if missing := [name for name, value in needed.items() if value is None]:
         raise ValueError(f"eval: missing {', '.join(missing)}")
     out = Path(str(options.out))
+    foreign = [name for name in REPORTS if (out / name).exists()] if not any(out.glob("*/run.json")) else []
+    if foreign and not options.overwrite:
+        raise ValueError(
+            f"{out / foreign[0]} is there and belongs to no evaluation: choose another out=, or say overwrite=true"
+        )
     if options.step in ("all", "predict"):
         main = predict_benchmarks(options, out)
         if not main or options.step == "predict":
             return 0
     results = score_benchmarks(options, out)
-    print(write_reports(out, results))
+    # Answers that are scored again may be anybody's: what they call their clips is looked for in the named data only.
+    print(write_reports(out, results, _data_root(options) if options.step == "score" else None))
     print(f"predictions, scores and report.html: {out}")
     return 0
 
@@ -84,6 +90,10 @@ def _asked(options: EvalConfig) -> list[Asked]:
     return [Asked(benchmark, read_rows(benchmark, root)) for benchmark in _benchmarks(options)]
 
 
+def _data_root(options: EvalConfig) -> Path:
+    return Path(options.data_root).resolve() if options.data is None else Path(options.data).resolve().parent
+
+
 def _benchmarks(options: EvalConfig) -> list[Benchmark]:
     return find_benchmarks([options.benchmarks] if isinstance(options.benchmarks, str) else list(options.benchmarks))
 
@@ -97,8 +107,7 @@ def predict_benchmarks(options: EvalConfig, out: Path) -> bool:
         ValueError: no benchmarks or model named, or data that are missing.
     """
     asked = _asked(options)
-    root = Path(options.data_root if options.data is None else options.data).resolve()
-    root = root if options.data is None else root.parent
+    root = _data_root(options)
     ranks = ranks_from_environment()
     answerer, identity = _answerer(options)
     limits = Limits(options.batch_size, options.token_budget)
@@ -244,12 +253,15 @@ def _prompts(options: EvalConfig, folders: list[Path], current: Mapping[str, Ben
     return found
 
 
-def write_reports(out: Path, results: Mapping[str, Mapping[str, Any]]) -> str:
-    """results.json, report.md and report.html in ``out``; returns the Markdown table."""
+def write_reports(out: Path, results: Mapping[str, Mapping[str, Any]], below: Path | None = None) -> str:
+    """results.json, report.md and report.html in ``out``; returns the Markdown table.
+
+    ``below``: see `qa_train.report.scores_page.render_benchmarks`.
+    """
     from qa_train.report.scores_page import markdown_report, render_benchmarks
 
     write_atomically(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     text = markdown_report(results)
     write_atomically(out / "report.md", text)
-    write_atomically(out / "report.html", render_benchmarks(results))
+    write_atomically(out / "report.html", render_benchmarks(results, below=below))
     return text

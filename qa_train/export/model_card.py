@@ -11,6 +11,9 @@ from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from qa_train import __version__
+from qa_train.config import from_references
+from qa_train.data.shards.storage import name_of
+from qa_train.report.markdown import code, plain
 from qa_train.report.page import read_metrics
 from qa_train.report.results import markdown_table
 from qa_train.report.scores_page import markdown_report
@@ -50,7 +53,7 @@ def model_card(
         front |= {"model-index": eval_results_to_model_index(name, found)}
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
-        f"# {name}",
+        f"# {plain(name)}",
         "An audio-language model of the Qwen2-Audio architecture "
         f"([arXiv 2407.10759](https://arxiv.org/abs/2407.10759)), {parameters / 1e6:,.1f} M parameters, trained with "
         f"qa-train {__version__}. It takes audio and text, and answers in text.",
@@ -132,35 +135,44 @@ def _runs(checkpoint: Path) -> list[tuple[dict[str, Any], list[dict[str, Any]], 
         last = int(step) if step.isdigit() else config["trainer"]["max_steps"]
         rows = [row for row in read_metrics(run) if row["step"] == last and "evaluation" in row]
         found.append((config, environments, last, rows[-1] if rows else {}))
-        before = config["model"].get("checkpoint")
+        before = from_references(config["model"].get("checkpoint"))
         folder = Path(before).resolve() if before and Path(before).is_dir() else None
     return found[::-1]
 
 
 def _stage(config: dict[str, Any], environments: list[dict[str, Any]], step: int, record: dict[str, Any]) -> str:
     model, trainer, data = config["model"], config["trainer"], config["data"]
-    start = model.get("checkpoint") or "; ".join(
+    start = from_references(model.get("checkpoint")) or "; ".join(
         f"{part}: {model[part].get('source') or 'random weights'}" for part in ("encoder", "llm")
     )
     if model.get("checkpoint") and Path(start).is_dir():
         start = "the model before it" if (Path(start) / "config.yaml").is_file() else Path(start).name
     lines = [
-        f"### {config['stage']}",
-        f"- from {start}; frozen: {', '.join(model.get('freeze') or []) or 'nothing'}",
-        f"- {step} steps of {trainer['batches_per_step']} x {data['tokens_per_batch']} tokens, "
-        f"learning rate {trainer['learning_rate']:g} ({trainer['lr_scheduler_type']}), seed {config['run']['seed']}",
+        f"### {plain(config['stage'])}",
+        f"- from {plain(start)}; frozen: {plain(', '.join(model.get('freeze') or []) or 'nothing')}",
+        f"- {step} steps of {plain(trainer['batches_per_step'])} x {plain(data['tokens_per_batch'])} tokens, learning "
+        f"rate {_number(trainer['learning_rate'])} ({plain(trainer['lr_scheduler_type'])}), "
+        f"seed {plain(config['run']['seed'])}",
     ]
     if adapted := (model.get("lora") or {}).get("parts"):
-        lines.append(f"- adapters (LoRA, rank {model['lora']['r']}) on {', '.join(adapted)}, merged here")
+        rank = plain(model["lora"]["r"])
+        lines.append(f"- adapters (LoRA, rank {rank}) on {plain(', '.join(adapted))}, merged here")
     if environments:
         last = environments[-1]
         versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items() if version[:1].isdigit())
-        lines.append(f"- {last['world_size']} process(es); {versions}; commit {last.get('git_commit') or 'unknown'}")
+        commit = last.get("git_commit") or "unknown"
+        lines.append(f"- {plain(last['world_size'])} process(es); {plain(versions)}; commit {plain(commit)}")
     for name, found in record.get("evaluation", {}).items():
         value, interval = record[f"eval/{name}"], f"{found['ci_low']} to {found['ci_high']}"
-        lines.append(f"- held out, {name}: {found['metric']} {value} ({interval}, n = {found['n']})")
+        lines.append(plain(f"- held out, {name}: {found['metric']} {value} ({interval}, n = {found['n']})"))
     lines += ["", "| source | task | template | weight | shards |", "|---|---|---|---:|---|"]
     for name, source in data["sources"].items():
-        shards = ", ".join(f"`{str(path).rpartition('/')[2]}`" for path in source["shards"])
-        lines.append(f"| {name} | {source['task']} | {source['template']} | {source['weight']:g} | {shards} |")
+        shards = ", ".join(code(name_of(str(path))) for path in source["shards"])
+        told = " | ".join(plain(cell) for cell in (name, source["task"], source["template"]))
+        lines.append(f"| {told} | {_number(source['weight'])} | {shards} |")
     return "\n".join(lines)
+
+
+def _number(value: Any) -> str:
+    """A number as it is read; plain text where an environment variable stands for one."""
+    return f"{value:g}" if isinstance(value, int | float) else plain(value)

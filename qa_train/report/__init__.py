@@ -8,12 +8,17 @@ from typing import Any
 
 from qa_train.report.page import render
 from qa_train.report.results import check, markdown_table, merge_samples, metric_entry
+from qa_train.report.style import refuse_foreign
 
 __all__ = ["markdown_table", "merge_samples", "metric_entry", "write_report"]
 
 
 def write_report(
-    results: dict[str, Any], run_dirs: Mapping[str, Path | str] | Sequence[Path | str], out: Path | str
+    results: dict[str, Any],
+    run_dirs: Mapping[str, Path | str] | Sequence[Path | str],
+    out: Path | str,
+    *,
+    overwrite: bool = False,
 ) -> Path:
     """Write the page for ``results`` (schema: ``qa_train.report.results``) and return its path.
 
@@ -21,15 +26,17 @@ def write_report(
         results: metrics per stage, seconds per part, samples with clips, environment, commands.
         run_dirs: run folders with a metrics.jsonl, by stage name; a plain list is named by folder.
         out: an .html file, or a folder in which report.html is written.
+        overwrite: replace a file of that name that is no such page.
 
     Raises:
-        ValueError: results that miss a required field.
+        ValueError: results that miss a required field, or a foreign file of that name.
     """
     check(results)
     if not isinstance(run_dirs, Mapping):
         run_dirs = {Path(folder).name: folder for folder in run_dirs}
     out = Path(out)
     path = out if out.suffix == ".html" else out / "report.html"
+    refuse_foreign(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     page = render(results, {stage: Path(folder) for stage, folder in run_dirs.items()})
     partial = path.with_name(path.name + ".partial")

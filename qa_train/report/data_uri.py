@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 
+from qa_train.data.audio.table_clip import clip_source
 from qa_train.data.audio.waveform import read_clip
 from qa_train.report.player import ogg_uri
 
@@ -24,6 +25,6 @@ def opus_bytes(wave: np.ndarray) -> bytes:
 
 def data_uri(clip: str | Path | np.ndarray) -> tuple[str, bool]:
     """(``data:`` URI, whether the clip was shortened to ``MAX_SECONDS`` for the page)."""
-    wave = clip if isinstance(clip, np.ndarray) else read_clip(Path(clip), max_duration_s=3600.0)
+    wave = clip if isinstance(clip, np.ndarray) else read_clip(clip_source(clip), max_duration_s=3600.0)
     limit = int(MAX_SECONDS * SAMPLE_RATE_HZ)
     return ogg_uri(opus_bytes(wave[:limit])), len(wave) > limit

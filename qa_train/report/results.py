@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qa_train.report.markdown import plain
+
 CLOSE = "the interval includes the target"
 STAGES = ("before", "pretrain", "sft", "dpo")
 
@@ -155,4 +157,4 @@ def markdown_table(results: dict[str, Any]) -> str:
         said = "" if found.state == "none" else found.text + (f" ({CLOSE})" if found.close else "")
         name = f"{metric['name']} ({metric['unit']}, {'↑' if metric['higher_is_better'] else '↓'})"
         rows.append([name, str(metric["n"]), *values, format_target(metric), said])
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows) + "\n"
+    return "\n".join("| " + " | ".join(map(plain, row)) + " |" for row in rows) + "\n"

@@ -9,6 +9,7 @@ from typing import Any
 
 from qa_train.data.audio.waveform import BadAudio
 from qa_train.report.data_uri import MAX_SECONDS, data_uri
+from qa_train.report.markdown import plain
 from qa_train.report.style import STYLE
 
 MAX_PLAYERS = 30
@@ -143,6 +144,8 @@ def _warnings(results: Results) -> list[str]:
                 f"{name}: of {result['other_labels_unknown']} items the other labels are unknown: an answer that says "
                 "several is right"
             )
+        if joined := result.get("labels_in_one_text"):
+            notes.append(f"{name}: {joined} references with commas are one label each: give gt as a list, or choices")
         if result.get("right_is_no_option"):
             notes.append(f"{name}: of {result['right_is_no_option']} items the right answer is no option: never right")
         if result.get("language_unknown"):
@@ -245,11 +248,6 @@ def _parts(result: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]]]
     return {title: result[key] for key, title in titles.items() if len(result.get(key) or {}) > 1}
 
 
-def _plain(cell: str) -> str:
-    """Text of data as text in a cell of a Markdown table."""
-    return " ".join(cell.split()).replace("|", "\\|").replace("<", "&lt;")
-
-
 def markdown_report(results: Results) -> str:
     """One table with a row per benchmark, notes, and the breakdowns."""
     published = _published(results)
@@ -266,15 +264,15 @@ def markdown_report(results: Results) -> str:
             _counts(result),
             listening(result),
         ]
-        lines.append("| " + " | ".join(map(_plain, cells)) + " |")
+        lines.append("| " + " | ".join(map(plain, cells)) + " |")
     if warnings := _warnings(results):
-        lines += ["", "Before believing these numbers:", "", *(f"- {note}" for note in warnings)]
+        lines += ["", "Before believing these numbers:", "", *(f"- {plain(note)}" for note in warnings)]
     lines += ["", "How they were scored:", ""]
-    lines += [f"- {note}" for name, result in results.items() for note in _notes(name, result)]
+    lines += [f"- {plain(note)}" for name, result in results.items() for note in _notes(name, result)]
     for name, result in results.items():
         for title, classes in _parts(result).items():
-            lines += ["", f"{name} by {title}:", "", f"| {title} | value [95 %] | n |", "|---|---|---|"]
-            lines += [f"| {_plain(k)} | {_ours(v)} | {v.get('n', '')} |" for k, v in classes.items()]
+            lines += ["", f"{plain(name)} by {title}:", "", f"| {title} | value [95 %] | n |", "|---|---|---|"]
+            lines += [f"| {plain(k)} | {_ours(v)} | {v.get('n', '')} |" for k, v in classes.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -341,16 +339,20 @@ def _scored(results: Results) -> str:
     return "".join(parts)
 
 
-def _player(root: str, audio: str) -> str:
+def _player(root: str, audio: str, below: Path | None) -> str:
     try:
-        uri, cut = data_uri(Path(root) / audio)
-    except (BadAudio, OSError) as error:
+        path = Path(root) / audio
+        if below is not None and not path.resolve().is_relative_to(below.resolve()):
+            name = escape(path.name)
+            return f'<p class="note">no player: {name} does not lie below data_root={escape(str(below))}</p>'
+        uri, cut = data_uri(path)
+    except (BadAudio, OSError, ValueError, RuntimeError) as error:
         return f'<p class="note">no player: {escape(str(error))}</p>'
     note = f'<p class="note">first {MAX_SECONDS:.0f} s of the clip</p>' if cut else ""
     return f'<audio controls preload="none" src="{uri}"></audio>{note}'
 
 
-def _worst(results: Results) -> str:
+def _worst(results: Results, below: Path | None) -> str:
     cards: list[str] = []
     # Clips are inside the page: each benchmark has its share of them.
     share = max(1, MAX_PLAYERS // max(1, sum(bool(result.get("worst")) for result in results.values())))
@@ -360,7 +362,7 @@ def _worst(results: Results) -> str:
             player = ""
             if item.get("audio"):
                 more = f'<p class="note">no player, the page holds {share} a benchmark: {escape(item["audio"])}</p>'
-                player = _player(result.get("data_root", ""), item["audio"]) if number < share else more
+                player = _player(result.get("data_root", ""), item["audio"], below) if number < share else more
             wanted = item["gt"] if isinstance(item["gt"], str) else " / ".join(item["gt"])
             judge = "".join(f"<dt>judge</dt><dd>{escape(words)}</dd>" for words in item.get("judge") or [])
             said = f"<dt>said</dt><dd>{escape(item['prediction']) or '<i>(empty answer)</i>'}</dd>"
@@ -384,8 +386,11 @@ def _sections(parts: Sequence[tuple[str, str]]) -> str:
     return "".join(f"<section><h2>{escape(title)}</h2>{body}</section>" for title, body in parts if body)
 
 
-def render_benchmarks(results: Results, title: str = "Evaluation") -> str:
-    """The whole page, self-contained; clips of the worst cases are read from the data root and embedded."""
+def render_benchmarks(results: Results, title: str = "Evaluation", below: Path | None = None) -> str:
+    """The whole page, self-contained; clips of the worst cases are read from the data root and embedded.
+
+    ``below``: only clips that lie in this folder, wherever links lead, for results that somebody else may have made.
+    """
     warnings = "".join(f"<li>{escape(note)}</li>" for note in _warnings(results))
     first = next(iter(results.values()), {})
     facts = {"answered by": first.get("answered_by", ""), **first.get("identity", {})}
@@ -399,7 +404,7 @@ def render_benchmarks(results: Results, title: str = "Evaluation") -> str:
             ("Before believing these numbers", f'<ul class="doubts">{warnings}</ul>' if warnings else ""),
             ("What is comparable, and how it was scored", _scored(results)),
             ("Breakdowns", _breakdowns(results)),
-            ("Worst cases", _worst(results)),
+            ("Worst cases", _worst(results, below)),
             ("Model", f'<dl class="facts">{model}</dl>'),
         ]
     )

@@ -1,5 +1,9 @@
 """The page's style sheet: restrained, readable on a phone, light and dark by the reader's setting."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 STYLE = """
 :root { color-scheme: light dark; --page: #f7f7f5; --card: #ffffff; --ink: #1d2025; --soft: #5c636e;
   --rule: #e2e3e0; --accent: #2a5fc4; --good: #1b7a4b; --good-bg: #e2f3e9; --bad: #a33a2a; --bad-bg: #fbe9e5; }
@@ -77,3 +81,18 @@ pre { margin: 0; overflow-x: auto; font: .85rem/1.6 ui-monospace, Menlo, Consola
   .bar-row { grid-template: "name value" "track track" / 1fr max-content; margin-bottom: 6px; }
 }
 """
+_HEAD = '<!doctype html><html lang="en">'
+
+
+def refuse_foreign(page: Path, *, overwrite: bool = False) -> None:
+    """See that ``page`` is free, or an earlier page of ours.
+
+    Raises:
+        ValueError: another file has that name, and ``overwrite`` is not set.
+    """
+    if overwrite or not page.exists():
+        return
+    with page.open("rb") as file:
+        start = file.read(4096).decode(errors="replace")
+    if not start.startswith(_HEAD) or STYLE.strip()[:60] not in start:
+        raise ValueError(f"{page} is there and is no page of qa-train: choose another out=, or say overwrite=true")

@@ -16,9 +16,12 @@ from transformers.trainer_utils import align_special_tokens
 from transformers.utils.logging import disable_progress_bar
 
 from qa_train.config import ReliabilityConfig, StageConfig
+from qa_train.config.checks import require_root
 from qa_train.data.audio.encoder_cache import EncoderCache, cache_writer
 from qa_train.data.batches import Batches, open_data
 from qa_train.data.workers import explained_worker_death
+from qa_train.launch import check_arithmetic, check_ranks_announced
+from qa_train.masking import written
 from qa_train.model import build_model, encoder_hash, encoder_states, freeze
 from qa_train.model.flops import Shapes
 from qa_train.model.kernels import use_liger_kernels
@@ -82,6 +85,8 @@ def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
     """
     require_optimizer(cfg.trainer.optim)
     settle(cfg)
+    check_ranks_announced()
+    check_arithmetic(bf16=cfg.trainer.bf16, gpu=torch.cuda.is_available())
     options = {k: v for k, v in asdict(cfg.trainer).items() if k not in _OWN_FIELDS}
     on_cpu = not torch.cuda.is_available()
     name_accelerator()
@@ -139,14 +144,15 @@ def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
         ValueError: the run folder or the data do not fit the configuration.
     """
     run = RunFolder(cfg, is_main=is_main())
-    done = run.finished_steps()
-    if done is not None and done >= cfg.trainer.max_steps:
+    done = run.take(cfg.trainer.max_steps)
+    if done is not None:
         differs = run.other_settings()
         if run.is_main:
             print(
                 f"{run.dir}: finished after {done} steps; nothing to do{differs}. Choose another run.dir to train anew."
             )
         return None
+    require_root(cfg)
     set_seed(cfg.run.seed)
     model, processor = build_model(cfg.model, seed=cfg.run.seed)
     _silence_libraries(model, processor)
@@ -226,7 +232,7 @@ def go(trainer: Any, stage: Stage, evaluation: Evaluation | None = None) -> int:
     if stage.cfg.trainer.self_check:
         trainer.self_check = [check_ranks(stage.cfg), check_storage(stage.run.dir, stage.model)]
     mixture = stage.batches.table()
-    stage.writer.track(stage.cfg, asdict(stage.cfg) | {"mixture": {row["source"]: row["share"] for row in mixture}})
+    stage.writer.track(stage.cfg, written(stage.cfg) | {"mixture": {row["source"]: row["share"] for row in mixture}})
     rehearsal = rehearse(trainer, stage)
     if stage.run.is_main:
         (stage.run.dir / "data.txt").write_text(stage.batches.describe() + "\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from qa_train.config import StageConfig
-from qa_train.data.batches import PreferenceBatches
+from qa_train.data.batches import Batches, PreferenceBatches
 from qa_train.model import build_model, weights_digest
 from qa_train.model.kernels import use_liger_kernels
 from qa_train.train import checkpoints
@@ -23,12 +23,19 @@ from qa_train.train.reference import Reference
 from qa_train.train.stage import Stage
 from qa_train.train.tally import PAIR_VALUES, pair_curves, pair_values
 
+# The loss that is a mean over tokens, and those that sort the pairs of a micro-batch.
+SFT = "sft"
+SORTED = ("aot", "aot_unpaired")
+# So many micro-batches are looked at before a run with one of the latter.
+LOOKED_AT = 1000
+
 
 class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
     """TRL's DPOTrainer on audio batches; every pair of a step weighs the same.
 
     Batches hold as many pairs as fit the token budget, so TRL's mean over a batch is turned into
-    a sum over pairs divided by the pairs of the whole step.
+    a sum over pairs divided by the pairs of the whole step; the mean of an added SFT term, over tokens of the chosen,
+    into a sum over these divided by those of the whole step. How pairs fall into batches changes neither.
     """
 
     tallied = PAIR_VALUES
@@ -53,6 +60,21 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
         finally:
             self.accelerator.gather = gather  # type: ignore[method-assign]
 
+    @contextmanager
+    def _sft_by_tokens(self, chosen: torch.Tensor, share: float) -> Iterator[None]:
+        """Weigh the SFT term so that, times ``share`` of the step's pairs, it has this batch's share of their tokens.
+
+        chosen: mask of the tokens of the chosen answers [pairs, L - 1].
+        """
+        weights = self.loss_weights
+        if SFT in self.loss_types and share:
+            right = float(chosen.sum()) / max(self._chosen_of_step, 1.0) / share
+            self.loss_weights = [w * right if t == SFT else w for t, w in zip(self.loss_types, weights, strict=True)]
+        try:
+            yield
+        finally:
+            self.loss_weights = weights
+
     def curves(self) -> dict[str, float]:
         """Rewards, margins, accuracies, KL and lengths of the step, over all its pairs and by source."""
         return pair_curves(self.tally.record(self.accelerator), self.beta)
@@ -64,9 +86,9 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
         super().log(logs, start_time)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
-        """As the mixin, and remember how many pairs the step has on all ranks."""
+        """As the mixin, and remember how many pairs and tokens of chosen answers the step has on all ranks."""
         found = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._pairs_of_step = self._step_numbers["pairs"]
+        self._pairs_of_step, self._chosen_of_step = (self._step_numbers[name] for name in ("pairs", "chosen_tokens"))
         return found
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
@@ -77,16 +99,17 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """TRL's DPO loss, weighted by this batch's share of the step's pairs."""
-        with self._kept_at_home() as kept:
+        pairs = inputs["attention_mask"].shape[0] // 2
+        share = pairs / self._pairs_of_step
+        with self._kept_at_home() as kept, self._sft_by_tokens(inputs["completion_mask"][:pairs, 1:], share):
             result = DPOTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
         self.tally.add(pair_values(kept, inputs["completion_mask"], training=model.training))
         loss = result[0] if return_outputs else result
         if not inputs["completion_mask"].any():
             # All pairs were skipped; a mean over no answer token is not a number.
             loss = torch.nan_to_num(loss)
-        pairs = inputs["attention_mask"].shape[0] // 2
         # The trainer divides by the accumulation steps, DDP and DeepSpeed average over ranks.
-        loss = loss * pairs * self.batches_per_step / self._pairs_of_step
+        loss = loss * share * self.batches_per_step
         self.check_finite(loss)
         return (loss, result[1]) if return_outputs else loss
 
@@ -109,6 +132,9 @@ def dpo(
     stage = open_stage(cfg, args)
     if stage is None:
         return 0
+    note = single_pairs(cfg.dpo.loss_type, stage.batches, cfg.trainer.max_steps * cfg.trainer.batches_per_step)
+    if note and stage.run.is_main:
+        print(note, flush=True)
     reference = Reference(stage.run.dir / "reference", _facts(stage), is_main=stage.run.is_main)
     model = None
     cut = zero_stage(cfg.deepspeed.config) == 3
@@ -141,6 +167,26 @@ def dpo(
         is_main, storage = stage.run.is_main, cfg.data.storage
         trainer.add_callback(gates(cfg.dpo.gates, stage.processor, stage.run.dir, is_main=is_main, storage=storage))
     return go(trainer, stage, evaluation)
+
+
+def single_pairs(losses: Sequence[str], batches: Batches, num_batches: int) -> str | None:
+    """What to tell of a loss that sorts the pairs of a micro-batch, where some hold one pair: the plain sigmoid there.
+
+    Raises:
+        ValueError: no micro-batch of those that were looked at holds two pairs.
+    """
+    sorting = [name for name in losses if name in SORTED]
+    if not sorting:
+        return None
+    looked_at = min(num_batches, LOOKED_AT)
+    single = sum(len(batches.plan.batch(k)) < 2 for k in range(looked_at))
+    what = (
+        f"dpo.loss_type={sorting[0]} sorts the pairs of a micro-batch, and {single} of the first {looked_at} hold one "
+        "pair alone, for which it is the plain sigmoid; a larger data.tokens_per_batch gives them more"
+    )
+    if single == looked_at:
+        raise ValueError(f"{what}, or use dpo.loss_type=[sigmoid]")
+    return what if single else None
 
 
 def _facts(stage: Stage) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How long a run will take, by measurement: a rehearsal before the first step, and the steps themselves after some.
+"""How long a run will take, by a rehearsal before its first step.
 
 On a CPU the first screen rehearses: one micro-batch of the plan forward and backward and one update, with the run's own
 model, optimizer and arithmetic. Nothing is left of it: weights, gradients, random states and counts are as they were,
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ import torch.distributed as dist
 from qa_train.model.flops import Regime, Shapes, training_flops
 from qa_train.planner.work import from_realised
 from qa_train.train import checkpoints
+from qa_train.train.pace import FIRST_STEPS
 from qa_train.train.stage import Stage
 from qa_train.train.throughput import NAMES, count
 from qa_train.utils.progress import duration
@@ -30,8 +31,6 @@ from qa_train.utils.progress import duration
 # The first call also prepares, and is timed alone if it takes longer than this.
 _LONG_S = 1.0
 _CALLS = 4
-# After how many steps of a start the run speaks of its time again, and after which share of its steps.
-FIRST_STEPS, SHARE = 3, 0.1
 # What a loss reads or changes in a trainer beside gradients.
 _CHANGED = ("tally", "_metrics", "_pairs_of_step")
 
@@ -151,35 +150,3 @@ def _untouched(trainer: Any, model: Any) -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
-
-
-class Pace:
-    """The steps' own seconds, and when there is something new to say of the time that is left."""
-
-    def __init__(self, first: int, last: int) -> None:
-        """The step that a start goes on from, and the run's last one."""
-        self.first, self.last = first, last
-        self.seconds: list[float] = []
-        # A tenth of the work says more than three steps only if it is more.
-        tenth = round(SHARE * (last - first))
-        self._due = {FIRST_STEPS, tenth} if tenth > FIRST_STEPS else {FIRST_STEPS}
-
-    def step(self, seconds: float) -> str | None:
-        """A step took ``seconds``; returns a line where one is due."""
-        self.seconds.append(seconds)
-        done = len(self.seconds)
-        left = self.last - self.first - done
-        if done not in self._due or left <= 0:
-            return None
-        step_s = self.step_s()
-        return (
-            f"time: about {duration(left * step_s)} for the {left:,} step{'s' * (left > 1)} left ({step_s:.2g} s a step, "
-            f"measured over the first {done})"
-        )
-
-    def step_s(self) -> float:
-        """Seconds of a step: of few the median, as the first one also prepares; then the mean of all but the first.
-
-        The mean has the saves in it.
-        """
-        return median(self.seconds) if len(self.seconds) <= FIRST_STEPS else mean(self.seconds[1:])

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qa_train.config import StageConfig
-from qa_train.train.forecast import Pace
+from qa_train.train.pace import Pace
 from qa_train.train.run import RunFolder
 from qa_train.utils.progress import say
 
@@ -57,7 +57,7 @@ class MetricsWriter:
 
     def track(self, cfg: StageConfig, config: dict[str, Any]) -> None:
         """Open the W&B run of this run folder: the same one again after a restart."""
-        mode = cfg.tracking.wandb or ("online" if _has_wandb_key() else "offline")
+        mode = cfg.tracking.wandb or _wandb_mode()
         if not self.is_main or mode == "disabled":
             return
         if find_spec("wandb") is None:
@@ -162,11 +162,16 @@ class MetricsWriter:
                 print(f"W&B was offline; to upload this run: wandb sync {self.path.parent}/wandb/offline-run-*")
 
 
-def _has_wandb_key() -> bool:
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
-        return False
+def _wandb_mode() -> str:
+    """What WANDB_MODE says; without it online with a key, offline without."""
+    said = os.environ.get("WANDB_MODE", "").lower()
+    if said in ("offline", "dryrun"):
+        return "offline"
+    if said == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on"):
+        return "disabled"
     netrc = Path.home() / ".netrc"
-    return bool(os.environ.get("WANDB_API_KEY")) or (netrc.is_file() and "wandb" in netrc.read_text())
+    known = os.environ.get("WANDB_API_KEY") or (netrc.is_file() and "wandb" in netrc.read_text())
+    return "online" if known else "offline"
 
 
 def _step(line: str) -> int | None:

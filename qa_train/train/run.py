@@ -2,13 +2,14 @@
 
 ::
 
-    RUN/config.yaml          resolved configuration
+    RUN/config.yaml          resolved configuration; what came from the environment as its reference, no secrets
     RUN/environment.json     command, versions, git commit, host facts of every start
     RUN/data.txt             the sources of the newest start: samples, hours, share, what is left out and why
     RUN/mixture.json         the same for programs
     RUN/metrics.jsonl        one JSON object per optimizer step
     RUN/checkpoints/         checkpoint-N/, complete when manifest.json is there
     RUN/finished.json        written when the last step is saved
+    RUN/owner.json           the process that trains this run now (see owner.py)
 """
 
 from __future__ import annotations
@@ -26,11 +27,14 @@ from typing import Any
 
 import yaml
 
-from qa_train.config import StageConfig, TrainerConfig
+from qa_train.config import StageConfig, TrainerConfig, digests
+from qa_train.config import changed as environment_changed
 from qa_train.config.sections import BY_NAME
+from qa_train.masking import masked_values, masked_words, written
 from qa_train.train import checkpoints, states
 from qa_train.train.checkpoints import write_json
 from qa_train.train.distributed import from_main
+from qa_train.train.owner import Owned, own
 
 # Changing these in mid-run would silently make another run of it.
 _PINNED_SECTIONS = ("stage", "model", "data", "trainer", "dpo")
@@ -47,7 +51,7 @@ _CARRIED = (
 )
 _FREE_KEYS = {
     "model": ("verify",),
-    "data": ("num_workers", "root", "encoder_cache", "error_budget"),
+    "data": ("num_workers", "root", "encoder_cache", "error_budget", "storage"),
     "trainer": tuple(f.name for f in fields(TrainerConfig) if f.name not in (*_CARRIED, "batches_per_step")),
 }
 
@@ -66,6 +70,40 @@ class RunFolder:
         """The number of steps of a run that came to its end, or None."""
         path = self.dir / "finished.json"
         return int(json.loads(path.read_text())["steps"]) if path.is_file() else None
+
+    def take(self, steps: int) -> int | None:
+        """Become the only process group that trains this run, unless it is finished; a collective call.
+
+        Nothing in the folder is touched before. ``steps``: how many the run shall have.
+
+        Returns:
+            The number of steps of a finished run, or None: then the folder is this run's.
+
+        Raises:
+            Owned: another start trains it.
+            ValueError: the folder cannot be written.
+        """
+        done, owned, refusal = from_main(self._take(steps) if self.is_main else (None, None, None))
+        if owned is not None:
+            raise Owned(owned)
+        if refusal is not None:
+            raise ValueError(refusal)
+        return done
+
+    def _take(self, steps: int) -> tuple[int | None, str | None, str | None]:
+        """Steps of a finished run, who owns it, and why it cannot be owned, as words that travel to the other ranks."""
+        done = self.finished_steps()
+        if done is not None and done >= steps:
+            return done, None, None
+        try:
+            own(self.dir)
+        except Owned as error:
+            return None, str(error), None
+        except OSError as error:
+            return None, None, self._unwritable(error)
+        # The start that this one waited for may have come to the end.
+        done = self.finished_steps()
+        return (done if done is not None and done >= steps else None), None, None
 
     def start(self) -> Path | None:
         """Check that the folder belongs to this configuration, and find the resume point; `record` follows.
@@ -92,8 +130,11 @@ class RunFolder:
         except ValueError as error:
             return None, str(error)
         except OSError as error:
-            return None, f"run.dir={self.dir} cannot be written: {error}; choose a folder on storage with write access"
+            return None, self._unwritable(error)
         return str(resume) if resume is not None else None, None
+
+    def _unwritable(self, error: OSError) -> str:
+        return f"run.dir={self.dir} cannot be written: {error}; choose a folder on storage with write access"
 
     def _start(self) -> Path | None:
         previous = self.dir / "config.yaml"
@@ -114,14 +155,16 @@ class RunFolder:
 
         Raises:
             OSError: the folder cannot be written.
+            Owned: another start took the folder in the same moment.
         """
         if not self.is_main:
             return
+        own(self.dir).check()
         # A finished run that is extended is unfinished again.
         (self.dir / "finished.json").unlink(missing_ok=True)
         path = self.dir / "config.yaml"
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(yaml.safe_dump(asdict(self._cfg), sort_keys=False))
+        temporary.write_text(yaml.safe_dump(written(self._cfg), sort_keys=False))
         temporary.replace(path)
         self._record_start(resume)
 
@@ -158,9 +201,11 @@ class RunFolder:
 
     def _changed(self, previous: dict[str, Any]) -> list[str]:
         """The settings that must stay as they were and did not, by the first section that has any."""
-        now, defaults = asdict(self._cfg), asdict(StageConfig())
+        # As they are written down: without keys and signatures, which may change.
+        now, defaults = written(self._cfg), written(StageConfig())
+        previous = masked_values(previous)
         for section in _PINNED_SECTIONS:
-            free = _FREE_KEYS.get(section, ())
+            free = _free(section)
             before, after = previous.get(section), now[section]
             if isinstance(after, dict) and isinstance(before, dict):
                 # A key that an older version did not have had its default's effect.
@@ -170,13 +215,25 @@ class RunFolder:
                 changed = [] if before == after else [""]
             if changed:
                 return [f"{section}.{k}".rstrip(".") for k in changed]
-        return []
+        pinned = (key.split(".") for key in environment_changed(self._cfg, self._last_start().get("environment", {})))
+        return [".".join(key) for key in pinned if key[0] in _PINNED_SECTIONS and key[1] not in _free(key[0])]
+
+    def _last_start(self) -> dict[str, Any]:
+        """What environment.json says of the newest start; nothing before the first."""
+        path = self.dir / "environment.json"
+        starts = json.loads(path.read_text()) if path.is_file() else []
+        return dict(starts[-1]) if starts else {}
 
     def _record_start(self, resume: Path | None) -> None:
         path = self.dir / "environment.json"
         starts = json.loads(path.read_text()) if path.is_file() else []
-        starts.append({**environment(), "resumed_from": resume.name if resume else None})
+        told = {"resumed_from": resume.name if resume else None, "environment": digests(self._cfg, {})}
+        starts.append({**environment(), **told})
         write_json(path, starts)
+
+
+def _free(section: str) -> tuple[str, ...]:
+    return _FREE_KEYS.get(section, ())
 
 
 def _filled(section: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -200,7 +257,7 @@ def environment() -> dict[str, Any]:
             versions[name] = "not installed"
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": sys.argv,
+        "command": masked_words(sys.argv),
         "versions": versions,
         "git_commit": _git_commit(),
         "python": platform.python_version(),

@@ -16,7 +16,8 @@ _FRAMES_PER_SECOND = 100
 _AUDIO_TOKENS_PER_SECOND = 25
 
 
-NAMES = ("tokens", "padded_tokens", "supervised_tokens", "rows", "audio_s", "pairs", "useful_flops")
+NAMES = ("tokens", "padded_tokens", "supervised_tokens", "rows", "audio_s", "pairs", "chosen_tokens",
+         "useful_flops")  # fmt: skip
 
 
 class UsefulWork:
@@ -47,9 +48,10 @@ def count(batch: dict[str, torch.Tensor], work: UsefulWork) -> torch.Tensor:
     """``NAMES`` of one micro-batch, as a tensor."""
     mask = batch["attention_mask"]
     if "labels" in batch:
-        supervised, pairs = batch["labels"][:, 1:].ne(-100).sum(), 0
+        supervised, pairs, chosen = batch["labels"][:, 1:].ne(-100).sum(), 0, 0
     else:
         supervised, pairs = batch["completion_mask"][:, 1:].sum(), mask.shape[0] // 2
+        chosen = int(batch["completion_mask"][:pairs, 1:].sum())
     if "audio_states" in batch:
         audio_s = batch["audio_states"].shape[0] / _AUDIO_TOKENS_PER_SECOND
     elif "feature_lengths" in batch:
@@ -57,7 +59,7 @@ def count(batch: dict[str, torch.Tensor], work: UsefulWork) -> torch.Tensor:
     else:
         audio_s = 0.0
     flops = work.flops(batch, int(supervised))
-    values = [int(mask.sum()), mask.numel(), int(supervised), mask.shape[0], audio_s, pairs, flops]
+    values = [int(mask.sum()), mask.numel(), int(supervised), mask.shape[0], audio_s, pairs, chosen, flops]
     return torch.tensor(values, dtype=torch.float64)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from qa_train.masking import masked
+
 # Between two lines in a log file. A job that is shorter than this says nothing of its progress.
 EVERY_S = 30.0
 
@@ -36,10 +38,11 @@ def progress(
 
 
 def say(line: object, *, error: bool = False) -> None:
-    """Print a line to stdout (stderr) while a bar may be on the screen: above the bar, not behind it."""
+    """Print a line to stdout (stderr) while a bar may be on the screen: above the bar, not behind it; masked."""
+    line = masked(line)
     file = sys.stderr if error else sys.stdout
     if sys.stderr.isatty() and file.isatty():
-        tqdm.write(str(line), file=file)
+        tqdm.write(line, file=file)
     else:
         print(line, file=file, flush=True)
 

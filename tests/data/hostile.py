@@ -123,7 +123,7 @@ def records() -> Iterator[tuple[str, list[tuple[str, bytes]], str]]:
         "surrogate": rb'{"text": "\udc00"}',
         "nul": rb'{"text": "a\u0000b"}',
         "latin1": '{"text": "é"}'.encode("latin-1"),
-        "utf16": '{"text": "a"}'.encode("utf-16"),
+        "utf16": '{"text": "a"}'.encode("utf-16-le"),
         "number": b"7",
         "empty": b"",
         "list-text": b'{"text": ["a"]}',

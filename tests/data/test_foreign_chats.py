@@ -147,6 +147,16 @@ def test_marks_that_match_no_clip_are_refused(tmp_path: Path) -> None:
         read_questions(tmp_path / "q.jsonl")
 
 
+def test_old_shards_with_marks_are_left_out_by_the_plan() -> None:
+    bank = PromptBank.load()
+    asked = {"role": "user", "content": "<audio>?"}
+    for record in ({"messages": [asked, {"role": "assistant", "content": "a <|AUDIO|>"}]},
+                   {"messages": [asked | {"content": [{"type": "image"}]}, {"role": "assistant", "content": "a"}]},
+                   {"messages": [asked], "chosen": "a <audio>", "rejected": "b"},
+                   {"messages": [asked], "chosen": "a", "rejected": "<|audio_bos|>"}):  # fmt: skip
+        assert not bank.qualifies(record, "chat")
+
+
 def masks(tokenizer: Any, *turns: dict[str, Any], last: bool = False) -> list[str]:
     """The answers that are learned."""
     record, _ = chat_record({"messages": list(turns)})

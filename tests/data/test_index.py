@@ -293,3 +293,26 @@ def test_a_text_beside_a_json_of_facts_is_the_transcript_and_other_texts_are_cou
         "ignored 1 members of type .cls", "ignored 1 members of type .spk.txt",
     ]  # fmt: skip
     assert not load_summary(path).problems
+
+
+def test_the_command_fails_where_no_record_can_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from qa_train.commands.data import index
+
+    def shard(name: str, *records: bytes) -> str:
+        with tarfile.open(tmp_path / name, "w") as tar:
+            for number, record in enumerate(records):
+                info = tarfile.TarInfo(f"k{number}.json")
+                info.size = len(record)
+                tar.addfile(info, io.BytesIO(record))
+        return str(tmp_path / name)
+
+    none = shard("none.tar", b"{", b"[]")
+    some = shard("some.tar", b"{", b'{"messages": [{"role": "user", "content": "hi"}], "audios": []}')
+    empty = shard("empty.tar")
+    assert index([some]) == 0
+    assert index([none]) == 2
+    assert index([none, some, empty]) == 2
+    shown = capsys.readouterr().err
+    assert f"{none}: no record can be used, 2 left out" in shown
+    assert f"{empty}: no record can be used, 0 left out" in shown
+    assert some not in shown

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import random
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from qa_train.eval.scores.labels import (
+    LETTERS,
     airbench_letter,
     average_precision,
+    by_parts,
     chosen_option,
     label_contained,
+    option_tokens_right,
     says_label,
     split_labels,
     tokens_match,
+    unparsed_labels,
 )
+from qa_train.eval.scores.normalise import label_form
 from qa_train.eval.scores.prediction import Prediction
-from qa_train.eval.scores.task_metrics import score
+from qa_train.eval.scores.task_metrics import item_statistics, score
 from qa_train.eval.scores.voicebench import refuses
 
 OPTIONS = ("guitar", "bass guitar", "A dog", "Piano")
@@ -231,6 +240,96 @@ def test_refusals_are_read_as_voicebench_reads_them(answer: str, error: str | No
 )
 def test_options_in_sentences(text: str, choices: list[str], place: int | None) -> None:
     assert chosen_option(text, choices) == place
+
+
+PHRASES = ("{}", "{}.", '"{}"', "**{}**", " {}\n", "The answer is {}.", "The correct answer is: {}", "<|en|>{}")
+LETTERED = ("{0}", "({0})", "{0}.", "{0}. {1}", "({0}) {1}", "{0}: {1}", "**{0}. {1}**", "The answer is {0}. {1}")
+
+
+def test_every_option_of_published_rows_is_read_as_itself() -> None:
+    """Chords ("A:7/1"), initials ("J.D. Salinger"), one option twice: read by text before a letter is seen in it."""
+    rows = json.loads((Path(__file__).parent / "fixtures" / "mmau_rows.json").read_text(encoding="utf-8"))
+    read = 0
+    for row in rows:
+        for place, option in enumerate(row["choices"]):
+            said = [form.format(LETTERS[place], option) for form in LETTERED]
+            # An option of one letter is no word to look for, and "A" is also the first option's letter.
+            said += [form.format(option) for form in PHRASES] if len(label_form(option)) > 1 else []
+            for answer in said:
+                chosen = chosen_option(answer, row["choices"])
+                assert chosen is not None, (answer, row["choices"])
+                assert row["choices"][chosen] == option or label_form(row["choices"][chosen]) == label_form(option)
+                prediction = Prediction(answer, (row["answer"],), choices=tuple(row["choices"]))
+                assert option_tokens_right(prediction) == (option == row["answer"]), (answer, row["choices"])
+                read += 1
+    assert read > 1000
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        # MMAR's own: one option is the other in another order.
+        ("Circling around", "In a fixed position", "From far to near", "From near to far"),
+        ("Piano, Guitar", "Guitar, Piano", "Piano, Guitar, Piano", "Guitar, Piano, Guitar"),
+        ("Ratio is 1:3", "Ratio is 3:1", "Ratio is 1:1", "Ratio is 3:3"),
+        ("parker hit eugene", "eugene hit parker", "eugene hit", "hit parker"),
+        ("dog", "Dog bites man", "man bites dog", "a man"),
+    ],
+)
+def test_an_option_of_the_same_words_in_another_order_is_wrong(choices: tuple[str, ...]) -> None:
+    for right in choices:
+        for place, option in enumerate(choices):
+            for answer in (LETTERS[place], f"({LETTERS[place]}) {option}", option, f"The answer is {option}"):
+                prediction = Prediction(answer, (right,), choices=choices)
+                assert score("mmau", [prediction]).value == 100.0 * (option == right), (answer, right)
+    # Written otherwise than the option it means, as some rows are.
+    assert option_tokens_right(Prediction("A", ("man",), choices=("Man", "Woman")))
+    assert not option_tokens_right(Prediction("B", ("man",), choices=("Man", "Woman")))
+
+
+def test_an_option_of_one_letter_that_is_no_place() -> None:
+    notes = ("G", "A#", "E", "F")
+    assert [chosen_option(text, notes) for text in ("G", "g.", "E", "F", "H", "B")] == [0, 0, 2, 3, None, 1]
+
+
+def audioset_names() -> list[str]:
+    path = Path(__file__).parents[1] / "data_pipelines" / "corpora" / "real" / "audioset_class_labels_indices.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        return [row["display_name"] for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("form", ["lists", "joined, with choices", "lists, other marks"])
+def test_a_perfect_tagger_of_audioset_has_the_full_map(form: str) -> None:
+    """527 names, 75 with commas in them ("Male speech, man speaking")."""
+    names = audioset_names()
+    assert (len(names), sum("," in name for name in names)) == (527, 75)
+    draw = random.Random(8)
+    wanted = [draw.sample(names, draw.randrange(2, 6)) for _ in range(100)]
+    join = "; " if form == "lists, other marks" else ", "
+    items = []
+    for labels in wanted:
+        listed = draw.sample(labels, len(labels))
+        joined = form == "joined, with choices"
+        references = (", ".join(labels),) if joined else tuple(labels)
+        items.append(Prediction(join.join(listed), references, choices=tuple(names) if joined else ()))
+    assert (mean_ap(items), unparsed_labels("map", items)) == (100.0, 0)
+    # One label less in each answer costs that label's recall, and nothing else.
+    fewer = [replace(item, text=join.join(labels[1:])) for item, labels in zip(items, wanted, strict=True)]
+    assert 20.0 < mean_ap(fewer) < 90.0
+
+
+def mean_ap(items: list[Prediction]) -> float:
+    rows, value = item_statistics("map", items)
+    return float(value(rows.sum(0, keepdims=True))[0])
+
+
+def test_labels_that_hold_commas_are_taken_whole() -> None:
+    male = "male speech, man speaking"
+    known = by_parts({"Male speech, man speaking", "speech", "man speaking", "rub", "bells, (small), bells"})
+    assert split_labels("Speech, Male speech, man speaking; Rub", known) == {"speech", male, "rub"}
+    assert split_labels("man speaking,male  speech,\nman speaking", known) == {"man speaking", male}
+    assert split_labels("Bells, (small), bells.", known) == {"bells, (small), bells"}
+    assert split_labels("Male speech, woman speaking", known) == {"male speech", "woman speaking"}
 
 
 def test_a_mark_ends_a_denial() -> None:

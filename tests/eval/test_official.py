@@ -12,6 +12,7 @@ from qa_train.eval.benchmarks.airbench import honest_pair, mean_over_tasks, offi
 from qa_train.eval.scores.chinese import normalise_mandarin, spoken
 from qa_train.eval.scores.ifeval import CHECKS, follows, ifeval_rows, loose_variants, read_instruction
 from qa_train.eval.scores.labels import LETTERS, chosen_option, tokens_match
+from qa_train.eval.scores.normalise import whisper_normalise
 from qa_train.eval.scores.prediction import Prediction
 from qa_train.eval.scores.task_metrics import item_statistics, score
 from qa_train.eval.scores.voicebench import bbh_answer, refuses
@@ -34,6 +35,13 @@ def test_error_counts_equal_the_released_script(language: str) -> None:
     assert found.tolist() == [row[2:] for row in rows]
     value = 100 * sum(row[2] for row in rows) / sum(row[3] for row in rows)
     assert score("wer", predictions).value == pytest.approx(value)
+
+
+def test_english_words_equal_the_released_normaliser() -> None:
+    """Real requests and every contraction that a Whisper normaliser spells out."""
+    rows = fixture("english_released")
+    assert len(rows) > 400
+    assert [whisper_normalise(text, "en") for text, _ in rows] == [expected for _, expected in rows]
 
 
 def test_mandarin_numbers_equal_cn_tn() -> None:

@@ -202,6 +202,49 @@ def test_a_repaired_and_a_replaced_clip_are_asked_again(model: FakeModel, data: 
     assert (results["vocalsound"]["value"], results["chat"]["value"]) == (50.0, 0.0)
 
 
+@pytest.mark.parametrize("metric", ["wer", "cer", "first_line_wer", "cp_wer"])
+def test_a_source_of_silence_has_its_row_and_does_not_stop_the_others(
+    model: FakeModel, metric: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, seconds in (("a.wav", 2.0), ("b.wav", 0.5)):
+        soundfile.write(tmp_path / name, tone(seconds), 16_000)
+    silence = {"prompt": ASR, "gt": "", "source": "silence", "metric": metric, "language": "en"}
+    speech = {"audio": "b.wav", "prompt": ASR, "gt": "tone 12", "source": "speech", "metric": "wer", "language": "en"}
+    rows = [{"audio": "a.wav", **silence}, {"audio": "b.wav", **silence, "gt": " ... "}, speech]
+    results = ask(write(tmp_path / "d.jsonl", rows), tmp_path / "out")
+    assert results["speech"]["value"] == 0.0
+    assert (results["silence"]["value"], results["silence"]["n"]) == (None, 2)
+    assert "no reference has any word" in results["silence"]["why"]
+    # "tone 50" and "tone 12": what was said where nothing was.
+    assert "2 answers say something" in results["silence"]["why"]
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "| silence |" in report
+    assert "silence: no score" in report
+    assert "silence" in capsys.readouterr().out
+    # The same answers again are not compared, and say why.
+    ask(tmp_path / "d.jsonl", tmp_path / "again")
+    assert evaluate(parse_options(EvalConfig, [f"compare=[{tmp_path / 'out'},{tmp_path / 'again'}]"], "eval")) == 0
+    assert "not compared: " in capsys.readouterr().out
+
+
+def test_labels_joined_in_one_text_are_said_where_nothing_tells_them_apart(model: FakeModel, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "b.wav", tone(0.5), 16_000)
+    row = {"audio": "b.wav", "prompt": "Which sounds?", "metric": "map"}
+    names = ["tone 12", "Male speech, man speaking", "Bark"]
+    rows = [
+        {**row, "source": "joined", "gt": "tone 12, Male speech, man speaking"},
+        {**row, "source": "joined", "gt": "Bark"},
+        {**row, "source": "choices", "gt": "tone 12, Male speech, man speaking", "choices": names},
+        {**row, "source": "lists", "gt": names[:2]},
+    ]
+    results = ask(write(tmp_path / "d.jsonl", rows), tmp_path / "out")
+    assert results["choices"]["value"] == results["lists"]["value"] == 100.0, "one item: all that is listed is relevant"
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "joined: 1 references with commas are one label each: give gt as a list, or choices" in report
+    assert "choices: 1 references" not in report
+    assert "lists: 1 references" not in report
+
+
 def test_a_source_of_several_rules_is_several_benchmarks(model: FakeModel, tmp_path: Path) -> None:
     base = {"audio": "a.wav", "gt": "x", "source": "my calls/2026"}
     into = "Translate the speech into {}: <|en|>"
@@ -321,7 +364,9 @@ def test_empty_and_missing_files_say_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no questions"):
         read_questions(write(tmp_path / "empty.jsonl", []))
     (tmp_path / "a.wav").write_bytes(b"RIFF\xff\xfe")
-    with pytest.raises(ValueError, match=r"a.wav, line 1: not UTF-8 at byte 4; expected one JSON object on each line"):
+    with pytest.raises(
+        ValueError, match=r"a.wav, line 1: the JSON is not UTF-8 at byte 4.*one JSON object on each line"
+    ):
         read_own_file(tmp_path / "a.wav", 256)
     (tmp_path / "table.csv").write_text("audio,text\na.wav,hello\n")
     with pytest.raises(ValueError, match=r"table.csv, line 1: not JSON.*expected one JSON object on each line"):

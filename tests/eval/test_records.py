@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import pytest
 import soundfile
 from fake_model import FakeModel, processor, tone
 
+from qa_train.data.shards.index import load_index
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.prompts import PromptBank
+from qa_train.data.tools.interchange import shards_to_jsonl
 from qa_train.eval.eval_sets import EvalSet, evaluate_shards, record_questions
+from qa_train.eval.questions import read_questions
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +94,50 @@ def test_accepted_answers_belong_to_the_question(tmp_path: Path) -> None:
         return record_questions(EvalSet("x", [str(path)], task, metric=metric), BANK)[0].references
 
     assert references("audio_qa") == ("dog", "puppy")
-    assert references("audio_qa", "chrf") == ("dog",)
+    assert references("audio_qa", "chrf") == ("dog", "puppy")
+    assert references("audio_qa", "bleu") == ("dog",)
     assert references("asr") == ("a b c",)
 
 
+def test_a_clip_s_captions_and_labels_are_references_in_shards_and_in_exported_lines(tmp_path: Path) -> None:
+    path = tmp_path / "s-00000.tar"
+    captions = ["a dog barks", "a barking dog", "the dog is loud", "barking", "dog sounds"]
+    labels = ["Male speech, man speaking", "Speech", "Bark"]
+    with ShardWriter(path) as writer:
+        writer.write("one", {"caption": captions[0], "captions": captions}, tone(0.5))
+        writer.write("two", {"labels": labels}, tone(0.5))
+    for task, metrics, wanted in (
+        ("sound_caption", ("chrf", "cider", "rouge_l", "meteor"), tuple(captions)),
+        ("sound_caption", ("bleu",), (captions[0],)),
+        ("sound_events", ("map",), tuple(labels)),
+        ("sound_events", ("accuracy",), (", ".join(labels),)),
+    ):
+        for metric in metrics:
+            (asked,) = record_questions(EvalSet("x", [str(path)], task, metric=metric), BANK)
+            assert asked.references == wanted, (task, metric)
+    only = tmp_path / "captions.jsonl"
+    shards_to_jsonl([_part(path, tmp_path, "one")], only, task="sound_caption")
+    (question,) = read_questions(only)
+    assert (question.metric, question.references) == ("chrf", tuple(captions))
+    tagged = tmp_path / "tags.jsonl"
+    shards_to_jsonl([_part(path, tmp_path, "two")], tagged, task="sound_events")
+    row = json.loads(tagged.read_text())
+    tagged.write_text(json.dumps({**row, "metric": "map"}))
+    (question,) = read_questions(tagged)
+    assert question.references == tuple(labels)
+
+
+def _part(shard: Path, folder: Path, key: str) -> Path:
+    """A shard of the one record of that key."""
+    row = next(row for row in load_index(str(shard)).table.to_pylist() if row["key"] == key)
+    with ShardWriter(folder / f"{key}-00000.tar") as writer:
+        writer.write(key, json.loads(row["meta"]), tone(0.5))
+    return folder / f"{key}-00000.tar"
+
+
 def test_a_metric_of_one_reference_refuses_several_at_once(shard: Path) -> None:
-    with pytest.raises(ValueError, match="set 'x': chrf takes one reference and 10 of 10 items have several"):
-        record_questions(held_out(shard, "x", "chat", template="chat", metric="chrf"), BANK)
+    with pytest.raises(ValueError, match="set 'x': bleu takes one reference and 10 of 10 items have several"):
+        record_questions(held_out(shard, "x", "chat", template="chat", metric="bleu"), BANK)
 
 
 def test_selection_is_the_same_for_every_checkpoint(shard: Path) -> None:

@@ -183,6 +183,18 @@ def test_chrf_equals_sacrebleu() -> None:
         assert found.value == pytest.approx(sacrebleu.corpus_chrf(answers, [references]).score)
 
 
+def test_chrf_of_several_references_equals_sacrebleu() -> None:
+    draw = random.Random(6)
+    words = "a bb cat sat the mat dogs running quickly in rain é 你好".split()
+    for _ in range(60):
+        number = draw.randrange(1, 6)
+        references = [[" ".join(draw.choices(words, k=draw.randrange(1, 7))) for _ in range(number)] for _ in range(4)]
+        answers = [" ".join(draw.choices(words, k=draw.randrange(7))) for _ in range(4)]
+        items = [Prediction(a, tuple(group)) for a, group in zip(answers, references, strict=True)]
+        wanted = sacrebleu.corpus_chrf(answers, [list(each) for each in zip(*references, strict=True)]).score
+        assert score("chrf", items).value == pytest.approx(wanted, abs=1e-6)
+
+
 @pytest.mark.parametrize("metric", sorted(ONE_REFERENCE))
 def test_a_second_reference_is_not_left_out_in_silence(metric: str) -> None:
     two = [Prediction("color", ("colour", "color"), "fr", ("colour", "color"))]

@@ -62,7 +62,7 @@ def test_many_speakers_are_assigned_at_once() -> None:
 
 
 def test_references_without_words_are_refused() -> None:
-    with pytest.raises(ValueError, match="cp_wer: no reference has a word"):
+    with pytest.raises(ValueError, match="cp_wer: no reference has any word"):
         score("cp_wer", [Prediction("a b c", ("",))])
 
 

@@ -75,6 +75,26 @@ def test_players_are_shared_and_what_has_none_says_so(tmp_path: Path) -> None:
     assert page.count("<audio ") + page.count("no player, the page holds 2 a benchmark: a.wav") == 60
 
 
+def test_scored_again_only_clips_of_the_named_data_are_in_the_page(tmp_path: Path) -> None:
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    for folder in (data, elsewhere):
+        folder.mkdir()
+        soundfile.write(folder / "a.wav", np.zeros(1600), 16_000)
+    (data / "link.wav").symlink_to(elsewhere / "a.wav")
+    (data / "folder").symlink_to(elsewhere)
+    (data / "circle.wav").symlink_to(data / "circle.wav")
+    named = ("../elsewhere/a.wav", str(elsewhere / "a.wav"), "link.wav", "folder/a.wav", "circle.wav", "a\0.wav")
+    for root, audio, shown in [(data, "a.wav", 1), *((data, name, 0) for name in named), (elsewhere, "a.wav", 0)]:
+        results = {"one": result(root, "one", "wer", ["x"])}
+        results["one"]["worst"][0]["audio"] = audio
+        page = render_benchmarks(results, below=data)
+        assert page.count("<audio ") == shown, audio
+        assert page.count("no player: ") == 1 - shown
+    # What this command itself asked about may lie anywhere.
+    results["one"]["worst"][0]["audio"] = str(elsewhere / "a.wav")
+    assert render_benchmarks(results).count("<audio ") == 1
+
+
 def test_several_models_in_one_report_are_named(tmp_path: Path) -> None:
     one, other = (result(tmp_path, name, "wer", ["x"]) for name in ("one", "other"))
     note = "answered by /runs/b, one of several models here"

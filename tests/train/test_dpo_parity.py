@@ -18,7 +18,7 @@ from qa_train.config import DataConfig, EncoderConfig, LanguageModelConfig, Mode
 from qa_train.data.audio.waveform import read_clip
 from qa_train.data.batches import Collator, PreferenceBatches, open_data
 from qa_train.model import build_model
-from qa_train.train.dpo import AudioDPOTrainer
+from qa_train.train.dpo import AudioDPOTrainer, single_pairs
 from qa_train.train.tally import pair_curves
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -121,6 +121,62 @@ def make_trainer(kind: type[DPOTrainer], model: Any, reference: Any, processor: 
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss_type": ["sigmoid"]},
+        {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.7]},
+        {"loss_type": ["sft", "ipo"]},
+        {"loss_type": ["sft"]},
+    ],
+    ids=lambda options: "+".join(options["loss_type"]),
+)
+def test_loss_and_gradient_do_not_hang_on_how_pairs_fall_into_batches(
+    options: dict[str, Any], parts: tuple[Any, Any], batches: PreferenceBatches, tmp_path: Path
+) -> None:
+    """Accumulation and ranks alike: the trainer divides by the micro-batches of the step, wherever they are run."""
+    model, processor = parts
+    model.save_pretrained(tmp_path / "policy")
+    reference = perturbed(type(model).from_pretrained(tmp_path / "policy"))
+    trainer = make_trainer(AudioDPOTrainer, model, reference, processor, tmp_path, **options)
+    trainer.tally = SimpleNamespace(add=lambda values: None)
+    trainer.check_finite = lambda loss: None
+    refs = [ref for k in range(3) for ref in batches.plan.batch(k)][:4]
+    chosen = [int(batches.build_pairs([ref])[0]["completion_mask"][:1, 1:].sum()) for ref in refs]
+    assert len(set(chosen)) > 1, "answers of one length would not tell a mean of means from a mean"
+    trainer._pairs_of_step, trainer._chosen_of_step = len(refs), sum(chosen)
+    found = []
+    for sizes in ((4,), (2, 2), (1, 3), (1, 1, 1, 1)):
+        trainer.args.gradient_accumulation_steps = len(sizes)
+        model.zero_grad(set_to_none=True)
+        total, start = 0.0, 0
+        for size in sizes:
+            batch, _ = batches.build_pairs(refs[start : start + size])
+            loss = trainer.compute_loss(model, batch) / len(sizes)
+            loss.backward()
+            total, start = total + float(loss.detach()), start + size
+        norm = torch.cat([w.grad.flatten() for w in model.parameters() if w.grad is not None]).norm()
+        found.append((total, float(norm)))
+        assert trainer.loss_weights == (options.get("loss_weights") or [1.0] * len(options["loss_type"]))
+    for value in found[1:]:
+        assert value == pytest.approx(found[0], rel=1e-4)
+
+
+def test_a_loss_that_sorts_says_where_it_cannot() -> None:
+    def plan(sizes: list[int]) -> Any:
+        return SimpleNamespace(plan=SimpleNamespace(batch=lambda k: [None] * sizes[k]))
+
+    assert single_pairs(["sigmoid", "sft"], plan([1, 1]), 2) is None
+    for loss in ("aot", "aot_unpaired"):
+        assert single_pairs([loss], plan([2, 3]), 2) is None
+        told = single_pairs(["sft", loss], plan([1, 3, 1, 4]), 4)
+        assert told is not None
+        assert f"dpo.loss_type={loss} sorts the pairs" in told
+        assert "2 of the first 4 hold one pair" in told
+        with pytest.raises(ValueError, match=r"3 of the first 3 hold one pair .*data\.tokens_per_batch"):
+            single_pairs([loss], plan([1, 1, 1]), 3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_loss_and_gradients_equal_trl_on_the_stock_model(
@@ -149,6 +205,7 @@ def test_loss_and_gradients_equal_trl_on_the_stock_model(
         work=SimpleNamespace(),
     )
     ours._pairs_of_step = pairs
+    ours._chosen_of_step = int(batch["completion_mask"][:pairs, 1:].sum())
     ours.tally.begin([Collator(batches)([0])])
     with encoded(model, reference) as passes:
         found = ours.compute_loss(ours.model, batch)

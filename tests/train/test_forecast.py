@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 import qa_train.train.common as common
 from qa_train.config import config_dir, register, to_stage_config
 from qa_train.train.dpo import dpo
-from qa_train.train.forecast import FIRST_STEPS, Pace
+from qa_train.train.pace import FIRST_STEPS, Pace
 from qa_train.train.pretrain import pretrain
 
 RUN = {"pretrain": pretrain, "dpo": dpo}
@@ -140,9 +140,9 @@ def test_the_first_step_is_not_what_the_others_take() -> None:
     pace = Pace(0, 100)
     assert pace.step(30.0) is None
     pace.step(2.0)
-    assert pace.step(2.0) == "time: about 3 min for the 97 steps left (2 s a step, measured over the first 3)"
+    assert pace.step(2.0) == "time: about 3 min for the 97 steps left (2 s a step, measured over 3)"
     for _ in range(6):
         pace.step(2.0)
     # A save was in the last one.
-    assert pace.step(11.0) == "time: about 4 min for the 90 steps left (3 s a step, measured over the first 10)"
+    assert pace.step(11.0) == "time: about 4 min for the 90 steps left (3 s a step, measured over 10)"
     assert FIRST_STEPS == 3

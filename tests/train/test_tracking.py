@@ -8,9 +8,34 @@ from pathlib import Path
 
 import pytest
 
+from qa_train.config import StageConfig
+from qa_train.train.metrics import MetricsWriter, _wandb_mode
 from tests.train.conftest import ROOT, command, environment, options, shards  # noqa: F401
 
 pytest.importorskip("wandb")
+
+
+@pytest.mark.parametrize(
+    ("environ", "mode"),
+    [
+        ({}, "offline"), ({"WANDB_API_KEY": "x"}, "online"), ({"WANDB_MODE": "disabled"}, "disabled"),
+        ({"WANDB_MODE": "disabled", "WANDB_API_KEY": "x"}, "disabled"), ({"WANDB_MODE": "DISABLED"}, "disabled"),
+        ({"WANDB_MODE": "offline", "WANDB_API_KEY": "x"}, "offline"), ({"WANDB_MODE": "dryrun"}, "offline"),
+        ({"WANDB_DISABLED": "true", "WANDB_API_KEY": "x"}, "disabled"), ({"WANDB_DISABLED": "false"}, "offline"),
+        ({"WANDB_MODE": "online", "WANDB_API_KEY": "x"}, "online"),
+    ],
+)  # fmt: skip
+def test_the_environment_chooses_the_mode(
+    environ: dict[str, str], mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.environ", environ | {"HOME": str(tmp_path)})
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    assert _wandb_mode() == mode
+    if mode == "disabled":
+        writer = MetricsWriter(tmp_path / "metrics.jsonl", is_main=True)
+        writer.track(StageConfig(stage="sft"), {})
+        assert writer.tracked is None
+        assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from qa_train.data.audio.waveform import BadAudio, read_clip
+from qa_train.launch import end_with_parent
 
 _REQUEST = struct.Struct("<Qd")
 _REPLY = struct.Struct("<?Q")
@@ -105,6 +106,7 @@ def _fork() -> _Child:
 
 def _serve(requests: int, replies: int) -> NoReturn:
     """The child: answers until the parent's end closes."""
+    end_with_parent()  # also while it hangs in a clip
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # Descriptors of the parent (sockets, queues, the other ends of these pipes) would be kept open by this process.

@@ -26,6 +26,7 @@ from qa_train.data.order.epoch import Ints
 from qa_train.data.shards import storage
 from qa_train.data.shards.remote import RemoteError
 from qa_train.data.shards.sidecar import Problem, Summary, load_rows, load_summary
+from qa_train.masking import masked
 
 CATALOG_SUFFIX = ".catalog.parquet"
 _THREADS = 16
@@ -77,8 +78,9 @@ def open_shards(
 
     Raises ValueError when a shard has no index, or is no longer the one that was indexed.
     """
-    catalogs = [str(p) for p in patterns if str(p).endswith(CATALOG_SUFFIX)]
-    others = [p for p in patterns if not str(p).endswith(CATALOG_SUFFIX)]
+    named = list(map(str, patterns))
+    catalogs = [path for path in named if storage.without_query(path).endswith(CATALOG_SUFFIX)]
+    others = [path for path in named if path not in catalogs]
     listed = [line for path in catalogs for line in read_catalog(path, cfg, values=bool(where))]
     if others or not catalogs:
         paths = storage.expand(others)
@@ -134,8 +136,16 @@ def write_catalog(patterns: Iterable[str | Path], out: str | Path, cfg: StorageC
     """Write the table of all shards into one file; returns their number. ``cfg`` says how remote ones are read.
 
     Local shards are named relative to the catalog's folder, so that both can move together.
+
+    Raises:
+        ValueError: a URL is signed or holds a password, which a file that is handed on must not.
     """
     paths = storage.expand(patterns)
+    if secret := [path for path in paths if masked(path) != path]:
+        raise ValueError(
+            f"{masked(secret[0])}: a catalog would hold its signature; make the catalog of local copies, and upload it "
+            "beside the shards: the query of its own URL then opens them too"
+        )
     folder = Path(out).parent.resolve()
     names = [path if "://" in path else os.path.relpath(Path(path).resolve(), folder) for path in paths]
     with ThreadPoolExecutor(_THREADS) as threads:
@@ -184,12 +194,13 @@ def read_catalog(path: str, cfg: StorageConfig | None = None, *, values: bool = 
         raise ValueError(f"{path} is damaged ({error}); make it again with qa-train data catalog") from error
     if table.schema.names != _SCHEMA.names:
         raise ValueError(f"{path} is no catalog of this version; make it again with qa-train data catalog")
-    folder = path.rpartition("/")[0]
+    place = storage.without_query(path)
+    folder, query = place.rpartition("/")[0], path[len(place) :]
     for batch in table.to_batches(max_chunksize=1024):
         columns = [batch[name].to_pylist() for name in _SCHEMA.names]
         for name, fingerprint, rows, seconds, counts, problems in zip(*columns, strict=True):
             if "://" not in name and not name.startswith("/"):
-                name = f"{folder}/{name}" if folder else name
+                name = f"{folder}/{name}{query}" if folder else name
             found = json.loads(problems) if problems else {"counts": {}, "first": None}
             first = Problem(**found["first"]) if found["first"] else None
             by_value = json.loads(counts) if values else {}

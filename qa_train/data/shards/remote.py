@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from qa_train.config import StorageConfig
+from qa_train.masking import masked
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -100,15 +101,16 @@ class RemoteFile(io.RawIOBase):
 
 def _retried(url: str, what: str, once: Callable[[], Result], cfg: StorageConfig) -> Result:
     started = time.monotonic()
+    url = masked(url)
     for attempt in range(1, cfg.retries + 2):
         try:
             return once()
         except FileNotFoundError:
             raise
         except (_Permanent, PermissionError) as error:
-            raise RemoteError(f"{url}, {what}: {error}") from error
+            raise RemoteError(masked(f"{url}, {what}: {error}")) from error
         except Exception as error:  # every cloud library has errors of its own
-            last = f"{type(error).__name__}: {error}"
+            last = masked(f"{type(error).__name__}: {error}")
             if attempt > cfg.retries:
                 spent = time.monotonic() - started
                 message = f"{url}, {what}: not read in {attempt} attempts over {spent:.1f} s; the last: {last}"
@@ -143,9 +145,14 @@ def _http_get(url: str, offset: int, size: int, cfg: StorageConfig) -> tuple[byt
             version = f"{response.headers.get('ETag', '')} {response.headers.get('Last-Modified', '')}"
     except urllib.error.HTTPError as error:
         if error.code in (404, 410):
-            raise FileNotFoundError(f"{url}: the server answers {error.code}, no such file") from error
+            raise FileNotFoundError(f"{masked(url)}: the server answers {error.code}, no such file") from error
         if error.code < 500 and error.code not in _RETRIED_STATUS:
             hint = "; stores answer so for what may not be read, and for what is not there" if error.code == 403 else ""
+            if error.code in (401, 403) and "?" in url:
+                hint += (
+                    ". A signature that has run out, or that opens a single file and not the index beside it: sign the "
+                    "folder, or read s3:// or gs:// with keys in data.storage.options"
+                )
             raise _Permanent(f"the server answers {error.code} {error.reason}{hint}") from error
         raise OSError(f"the server answers {error.code} {error.reason}") from error
     return body, total, version

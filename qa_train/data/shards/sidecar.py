@@ -151,7 +151,7 @@ def _sidecar(path: str, cfg: StorageConfig | None) -> Iterator[tuple[pyarrow.par
     than the read takes, and one that lets it go while the interpreter ends aborts the process ("terminate called
     without an active exception", apache/arrow#34314 and #33975).
     """
-    side = path + SUFFIX
+    side = storage.beside(path, SUFFIX)
     try:
         with storage.open_binary(side, cfg) as handle:
             file = pyarrow.parquet.ParquetFile(handle, pre_buffer=False)
@@ -174,7 +174,7 @@ def _sidecar(path: str, cfg: StorageConfig | None) -> Iterator[tuple[pyarrow.par
 
 def _remedy(path: str) -> str:
     if "://" in path:
-        name = path.rpartition("/")[2]
+        name = storage.name_of(path)
         return f"index a local copy, qa-train data index {name}, and upload {name}{SUFFIX} beside the shard"
     return f"run: qa-train data index {path}"
 
@@ -183,7 +183,7 @@ def _check_size(path: str, expected: int, cfg: StorageConfig | None) -> int:
     try:
         size = storage.size_of(path, cfg)
     except FileNotFoundError as error:
-        raise ValueError(f"{path + SUFFIX} exists, but its shard {path} does not") from error
+        raise ValueError(f"{storage.beside(path, SUFFIX)} exists, but its shard {path} does not") from error
     if size != expected:
         raise ValueError(
             f"{path} has {size} bytes, its index was made for {expected}: the shard was changed or cut. "

@@ -17,6 +17,7 @@ from typing import IO, Any, cast
 from qa_train.config import StorageConfig
 from qa_train.data.shards.cache import BlockCache
 from qa_train.data.shards.remote import RemoteFile, RemoteInfo, read_range, remote_info
+from qa_train.masking import masked
 
 SCHEMES = ("http", "https", "s3", "gs", "memory")
 MAX_OPEN_FILES = 64
@@ -44,9 +45,10 @@ def expand(patterns: Iterable[str | Path]) -> list[str]:
     """
     found: list[str] = []
     for pattern in map(str, patterns):
-        kind = next((kind for kind in _OTHER_KINDS if pattern.lower().endswith(kind)), None)
-        if kind is not None and not glob.has_magic(pattern):
-            raise ValueError(f"{pattern} is no shard but {_OTHER_KINDS[kind]}")
+        place = without_query(pattern)
+        kind = next((kind for kind in _OTHER_KINDS if place.lower().endswith(kind)), None)
+        if kind is not None and not glob.has_magic(place):
+            raise ValueError(f"{masked(pattern)} is no shard but {_OTHER_KINDS[kind]}")
         if "://" in pattern:
             found.append(_checked(pattern))
             continue
@@ -60,6 +62,23 @@ def expand(patterns: Iterable[str | Path]) -> list[str]:
     if not found:
         raise ValueError(f"no shard matches {list(map(str, patterns))}: give .tar files, a folder or a glob")
     return list(dict.fromkeys(found))
+
+
+def without_query(path: str) -> str:
+    """A URL up to its query (a signature, as a rule); a local path is returned as it is."""
+    return path.partition("?")[0] if "://" in path else path
+
+
+def name_of(path: str) -> str:
+    """The file's name, without folders and query."""
+    return without_query(path).rpartition("/")[2]
+
+
+def beside(path: str, suffix: str) -> str:
+    """``path`` + ``suffix``; of a signed URL, whose query opens both: ``https://h/x.tar.index.parquet?sig``."""
+    place = without_query(path)
+    # A query that names the file is part of the name.
+    return place + suffix + path[len(place) :] if place.endswith(".tar") else path + suffix
 
 
 def open_binary(path: str, cfg: StorageConfig | None = None) -> IO[bytes]:
@@ -132,7 +151,9 @@ class RangeReader:
         fetch = partial(_read_remote, url, self.cfg)
         if self.cache is None:
             return fetch(offset, size)
-        return self.cache.read(f"{url} {info.size} {info.version}", info.size, offset, size, fetch)
+        # Another signature makes no other file, where the server tells files apart.
+        name = without_query(url) if info.version.strip() else url
+        return self.cache.read(f"{name} {info.size} {info.version}", info.size, offset, size, fetch)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": OrderedDict()}
@@ -145,5 +166,5 @@ def _read_remote(url: str, cfg: StorageConfig, offset: int, size: int) -> bytes:
 def _checked(url: str) -> str:
     scheme = url.split("://", 1)[0]
     if scheme not in SCHEMES:
-        raise ValueError(f"{url!r}: scheme {scheme!r} is not allowed; use a local path or one of {SCHEMES}")
+        raise ValueError(f"{masked(url)!r}: scheme {scheme!r} is not allowed; use a local path or one of {SCHEMES}")
     return url

@@ -80,7 +80,11 @@ class PromptBank:
         if task == CHAT:
             if template != "chat":
                 raise ValueError(f"{key}: task chat has its own turns; set template: chat")
-            messages, clips = chat_messages(record)
+            try:
+                messages, clips = chat_messages(record)
+            except BadRecord as error:
+                # Of shards that were indexed by an earlier version.
+                raise Unqualified(f"{key}: {error}") from error
             if messages[-1].role != "assistant" and "chosen" in record:
                 messages += (Message("assistant", (TextPart(record["chosen"]),)),)
         else:
@@ -136,6 +140,9 @@ def chat_messages(record: dict[str, Any]) -> tuple[tuple[Message, ...], int]:
     turns = record.get("messages")
     if not turns:
         raise Unqualified("task chat needs 'messages'")
+    for name in ("chosen", "rejected"):
+        if any(not isinstance(part, str) for part in content_parts(record.get(name, ""))):
+            raise BadRecord(f"the {name} answer holds a clip or its mark: an answer is text")
     placed = 0
     messages: list[Message] = []
     for turn in turns:

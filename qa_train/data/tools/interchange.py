@@ -6,6 +6,7 @@ What is read is stated in ``chat_rows`` and ``content``. Written is ms-swift's f
 
 from __future__ import annotations
 
+import filecmp
 import json
 import logging
 from collections import Counter
@@ -28,6 +29,7 @@ from qa_train.data.text.json_rows import objects
 from qa_train.data.text.prompts import CHAT, PromptBank
 from qa_train.data.text.records import BadRecord
 from qa_train.data.text.sample import AudioPart, Sample
+from qa_train.data.tools.outside import Outside
 
 Line = tuple[list[dict[str, Any]], list[Path | Source], dict[str, Any]]
 log = logging.getLogger(__name__)
@@ -54,10 +56,12 @@ def read_jsonl(path: str | Path) -> Iterator[Line]:
         yield record["messages"], clips, extra
 
 
-def jsonl_to_shards(jsonl: str | Path, out_pattern: str | Path, **options: Any) -> list[ShardIndex]:
+def jsonl_to_shards(
+    jsonl: str | Path, out_pattern: str | Path, *, outside: Outside | None = None, **options: Any
+) -> list[ShardIndex]:
     """Pack a file of chats (JSONL or a JSON array) and its clips, unchanged, into indexed shards (task: chat).
 
-    ``options`` go to ShardWriter. The key of a record is its count, so it stays unique. Fields that nothing reads are
+    ``outside`` counts clips elsewhere than below the file's folder. ``options`` go to ShardWriter. The key of a record is its count, so it stays unique. Fields that nothing reads are
     kept, and named once in a warning. Raises ValueError for a row that is no chat, or a clip that cannot be read.
     """
     unknown: Counter[str] = Counter()
@@ -65,6 +69,9 @@ def jsonl_to_shards(jsonl: str | Path, out_pattern: str | Path, **options: Any) 
         for number, (messages, clips, extra) in enumerate(read_jsonl(jsonl)):
             record = {**extra, "messages": messages}
             unknown.update(unknown_fields(record))
+            for clip in clips:
+                if outside is not None and isinstance(clip, Path):
+                    outside.look(clip)
             try:
                 files = [encoded(clip) for clip in clips]
             except (BadAudio, OSError, RemoteError) as error:
@@ -86,13 +93,19 @@ def said_of(unknown: Counter[str]) -> str:
 
 
 def shards_to_jsonl(
-    shards: Sequence[str | Path], out: str | Path, *, task: str = CHAT, cfg: StorageConfig | None = None
+    shards: Sequence[str | Path],
+    out: str | Path,
+    *,
+    task: str = CHAT,
+    cfg: StorageConfig | None = None,
+    overwrite: bool = False,
 ) -> int:
     """Write the records of indexed shards as chats to ``out``, and their clips, unchanged, to ``OUT-audio/``.
 
     ``task`` gives records without messages a question and an answer (the wording of epoch 0) and is on every line; the
     other fields are kept. ``cfg`` says how remote shards are read. Returns the number of lines. Raises ValueError for
-    a record that the task cannot use, or a changed shard.
+    a record that the task cannot use, a changed shard, or a file of the same name and other content that is there,
+    unless ``overwrite``.
     """
     out = Path(out)
     folder = out.with_name(f"{out.stem}-audio")
@@ -106,7 +119,7 @@ def shards_to_jsonl(
                 record = json.loads(row["meta"])
                 sample = bank.sample(record, task, "chat", row["key"], 0, 0, pair="chosen" in record)
                 audios = [
-                    _save(folder, f"{row['key']}.{name}", raw, names)
+                    _save(folder, f"{row['key']}.{name}", raw, names, overwrite)
                     for name, raw in zip(row["names"], _clips(shard, row, cfg), strict=True)
                 ]
                 line = _line(record, sample) | {"audios": [f"{folder.name}/{name}" for name in audios]}
@@ -114,6 +127,9 @@ def shards_to_jsonl(
                     # `qa-train eval data=` scores by it.
                     line["task"] = task
                 file.write(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n")
+    if out.exists() and not overwrite and not filecmp.cmp(part, out, shallow=False):
+        part.unlink()
+        raise _other_content(out)
     part.replace(out)
     return sum(1 for _ in out.open("rb"))
 
@@ -147,11 +163,20 @@ def _clips(shard: str, row: dict[str, Any], cfg: StorageConfig | None) -> Iterat
             yield raw
 
 
-def _save(folder: Path, member: str, raw: bytes, names: set[str]) -> str:
+def _other_content(path: Path) -> ValueError:
+    return ValueError(f"{path} is there with other content: choose another out=, or replace it with overwrite=true")
+
+
+def _save(folder: Path, member: str, raw: bytes, names: set[str], overwrite: bool) -> str:
     """Save a clip under a name made of its member's; keys are never used as paths."""
     name = "".join(char if char.isalnum() or char in "-_." else "_" for char in member).lstrip(".")
     if name in names:
         raise ValueError(f"two clips would be saved as {name}: export their shards to different files")
     names.add(name)
-    (folder / name).write_bytes(raw)
+    path = folder / name
+    if path.is_symlink() or (path.exists() and path.read_bytes() != raw):
+        if not overwrite:
+            raise _other_content(path)
+        path.unlink()
+    path.write_bytes(raw)
     return name

@@ -17,7 +17,7 @@ from qa_train.config import StorageConfig
 from qa_train.data.parallel import each_shard
 from qa_train.data.shards.index import SUFFIX, ShardIndex, load_index, scan
 from qa_train.data.shards.sidecar import IGNORED
-from qa_train.data.shards.storage import exists
+from qa_train.data.shards.storage import beside, exists
 
 Digests = np.ndarray[Any, np.dtype[np.uint64]]
 
@@ -104,7 +104,7 @@ def validate_shard(path: str, decode: bool = True, storage: StorageConfig | None
     """Read one shard whole and compare it with its index, when it has one."""
     try:
         fresh = scan(path, decode=decode, keep_damaged=True, cfg=storage)
-        indexed = exists(path + SUFFIX, storage)
+        indexed = exists(beside(path, SUFFIX), storage)
     except OSError as error:
         fault = Fault(path, "", 0, "unreadable", str(error))
         return ShardReport(path, 0, 0.0, False, 0, [fault], np.empty(0, np.uint64))

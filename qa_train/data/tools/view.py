@@ -28,7 +28,7 @@ def open_index(path: str, cfg: StorageConfig | None = None) -> tuple[ShardIndex,
 
     ``cfg`` says how remote shards are read, here and below.
     """
-    if storage.exists(path + SUFFIX, cfg):
+    if storage.exists(storage.beside(path, SUFFIX), cfg):
         return load_index(path, cfg), True
     return scan(path, keep_damaged=True, cfg=cfg), False
 

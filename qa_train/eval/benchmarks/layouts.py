@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from qa_train.eval.benchmarks.multichoice import MULTICHOICE
+from qa_train.eval.benchmarks.published import clip_named, find_list
 from qa_train.eval.benchmarks.table import Benchmark
 from qa_train.eval.scores.json_lines import read_json_lines
 
 Row = dict[str, Any]
-CLIP_ENDINGS = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".mp4")
 
 
 def read_rows(benchmark: Benchmark, data_root: Path) -> list[Row]:
@@ -32,12 +32,13 @@ def read_rows(benchmark: Benchmark, data_root: Path) -> list[Row]:
         rows = list(_jsonl(data_root / benchmark.released, benchmark, data_root))
         found = f"{data_root / benchmark.released} (source {benchmark.source!r})"
     else:
-        root = data_root / benchmark.path
-        if not root.exists():
-            also = f", nor the released {benchmark.released}" if benchmark.released else ""
+        root = find_list(data_root, benchmark.path, benchmark.tables)
+        if root is None:
+            others = {"the released": benchmark.released, "the Parquet files": benchmark.tables}
+            also = "".join(f", nor {what} {name}" for what, name in others.items() if name)
             raise ValueError(
-                f"benchmark {benchmark.name}: there is no {root}{also}; set data_root= to the folder that holds it "
-                f"(layout: {benchmark.reader})"
+                f"benchmark {benchmark.name}: there is no {data_root / benchmark.path}{also}; set data_root= to the "
+                f"folder that holds it (layout: {benchmark.reader})"
             )
         rows = _read(benchmark, root)
         found = str(root)
@@ -101,11 +102,12 @@ def _librispeech(root: Path, benchmark: Benchmark) -> Iterator[Row]:
             yield {"id": key, "audio": str(listing.with_name(f"{key}.flac")), "gt": text}
 
 
-def _tsv(path: Path) -> Iterator[dict[str, str]]:
+def _tsv(path: Path, escape: str | None = None) -> Iterator[dict[str, str]]:
+    """Rows of a TSV without quoting; ``escape``: the character that is left out before the one that it protects."""
     if not path.is_file():
         raise ValueError(f"no file {path}")
     with path.open(encoding="utf-8", newline="") as file:
-        yield from csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        yield from csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE, escapechar=escape)
 
 
 def _common_voice(root: Path, benchmark: Benchmark) -> Iterator[Row]:
@@ -143,7 +145,8 @@ def _covost2(root: Path, benchmark: Benchmark) -> Iterator[Row]:
         raise ValueError(
             f"expected one covost_v2.SRC_TGT.test.tsv of {benchmark.source!r} in {root}, found {len(listings)}"
         )
-    for row in _tsv(listings[0]):
+    # As get_covost_splits.py writes and reads it: a quote in a sentence is escaped in the file.
+    for row in _tsv(listings[0], escape="\\"):
         yield {"id": row["path"], "audio": str(root / "clips" / row["path"]), "gt": row["translation"]}
 
 
@@ -154,12 +157,7 @@ def _meld(root: Path, benchmark: Benchmark) -> Iterator[Row]:
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             key = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
-            yield {"id": key, "audio": _clip(root / "test", key), "gt": row["Emotion"]}
-
-
-def _clip(folder: Path, stem: str) -> str:
-    """The clip of that name, whatever its format; a missing one is found out when it is read."""
-    return next((str(p) for e in CLIP_ENDINGS if (p := folder / f"{stem}{e}").is_file()), str(folder / f"{stem}.wav"))
+            yield {"id": key, "audio": clip_named(root / "test", key), "gt": row["Emotion"]}
 
 
 def _vocalsound(root: Path, benchmark: Benchmark) -> Iterator[Row]:
@@ -193,8 +191,8 @@ def _audiocaps(root: Path, benchmark: Benchmark) -> Iterator[Row]:
     folder = root / "audio" if (root / "audio").is_dir() else root / "test"
     for (video, start), texts in captions.items():
         stems = [f"{y}{name}" for name in (f"{video}_{start}", video) for y in ("", "Y")]
-        there = [clip for stem in stems if Path(clip := _clip(folder, stem)).is_file()]
-        yield {"id": f"{video}_{start}", "audio": there[0] if there else _clip(folder, stems[0]), "gt": texts}
+        there = [clip for stem in stems if Path(clip := clip_named(folder, stem)).is_file()]
+        yield {"id": f"{video}_{start}", "audio": there[0] if there else clip_named(folder, stems[0]), "gt": texts}
 
 
 _READERS: dict[str, Callable[[Path, Benchmark], Iterator[Row]]] = {

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from qa_train.eval.benchmarks.airbench import CATEGORIES
+from qa_train.eval.benchmarks.published import clip_beside, read_list
 from qa_train.eval.benchmarks.table import Benchmark
 from qa_train.eval.scores.ifeval import read_instruction
-from qa_train.eval.scores.json_lines import read_json_lines
 from qa_train.eval.scores.labels import LETTERS
 
 Row = dict[str, Any]
@@ -35,18 +35,6 @@ MMAR_LEAD = (
 LETTER_TAIL = "Answer with the letter of the correct option only."
 
 
-def _json_list(path: Path) -> list[Row]:
-    """A .json list or a .jsonl file."""
-    if path.suffix == ".jsonl":
-        return read_json_lines(path)
-    if not path.is_file():
-        raise ValueError(f"no file {path}")
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(rows, list):
-        raise ValueError(f"{path}: expected a JSON list, found {type(rows).__name__}")
-    return rows
-
-
 def _airbench_clip(root: Path, row: Row) -> str:
     """{task}_{dataset}/{path}; the clips of Audio_Grounding are .flac although the list says .wav."""
     path = root / f"{row['task_name']}_{row['dataset_name']}" / str(row["path"])
@@ -56,7 +44,7 @@ def _airbench_clip(root: Path, row: Row) -> str:
 
 
 def _airbench_foundation(root: Path, benchmark: Benchmark) -> Iterator[Row]:
-    for row in _json_list(root / "Foundation_meta.json"):
+    for row in read_list(root / "Foundation_meta.json"):
         options = [row.get(f"choice_{letter}") for letter in "abcd"]
         lines = [AIRBENCH_LEAD, row["question"]]
         lines += [f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=True)]
@@ -77,7 +65,7 @@ def _airbench_foundation(root: Path, benchmark: Benchmark) -> Iterator[Row]:
 
 
 def _airbench_chat(root: Path, benchmark: Benchmark) -> Iterator[Row]:
-    for row in _json_list(root / "Chat_meta.json"):
+    for row in read_list(root / "Chat_meta.json"):
         group = f"{row['task_name']}_{row['dataset_name']}"
         if row["task_name"] not in CATEGORIES:
             raise ValueError(f"AIR-Bench Chat item {row['uniq_id']}: task {row['task_name']!r} is in no category")
@@ -111,14 +99,14 @@ def _mmau(root: Path, benchmark: Benchmark) -> Iterator[Row]:
 
     ``official``: the row as it is, for the file that MMAU's own script takes.
     """
-    for row in _json_list(root):
+    for row in read_list(root):
         choices = json.loads(row["choices"]) if isinstance(row["choices"], str) else row["choices"]
         choices = _ordered(choices, benchmark, row["id"])
         if benchmark.metric != "none" and not row.get("answer"):
             raise ValueError(f"{root}, item {row['id']}: no answer; the test split is answered as mmau_test")
         yield {
             "id": row["id"],
-            "audio": str(root.parent / (row.get("audio_id") or row["audio_path"])),
+            "audio": clip_beside(root, row, ("audio_id", "audio_path")),
             "prompt": "\n".join([row["question"], *_lettered(choices), MMAU_TAIL]),
             "gt": row.get("answer") or "",
             "choices": choices,
@@ -129,12 +117,12 @@ def _mmau(root: Path, benchmark: Benchmark) -> Iterator[Row]:
 
 
 def _mmar(root: Path, benchmark: Benchmark) -> Iterator[Row]:
-    for row in _json_list(root):
+    for row in read_list(root):
         choices = json.loads(row["choices"]) if isinstance(row["choices"], str) else row["choices"]
         choices = _ordered(choices, benchmark, row["id"])
         yield {
             "id": row["id"],
-            "audio": str(root.parent / row["audio_path"]),
+            "audio": clip_beside(root, row, ("audio_path", "audio")),
             "prompt": "\n".join([MMAR_LEAD, row["question"], *_lettered(choices)]),
             "gt": row["answer"],
             "choices": choices,
@@ -143,7 +131,7 @@ def _mmar(root: Path, benchmark: Benchmark) -> Iterator[Row]:
 
 
 def _mmsu(root: Path, benchmark: Benchmark) -> Iterator[Row]:
-    for row in _json_list(root):
+    for row in read_list(root):
         options = {letter.upper(): row.get(f"choice_{letter}") for letter in "abcd"}
         choices = [option for option in options.values() if option]
         answer = row["answer_gt"]
@@ -152,7 +140,7 @@ def _mmsu(root: Path, benchmark: Benchmark) -> Iterator[Row]:
         choices = _ordered(choices, benchmark, row["id"])
         yield {
             "id": row["id"],
-            "audio": str(root.parent / row["audio_path"]),
+            "audio": clip_beside(root, row, ("audio_path", "audio")),
             "prompt": "\n".join([row["question"], *_lettered(choices), LETTER_TAIL]),
             "gt": answer,
             "choices": choices,
@@ -161,15 +149,17 @@ def _mmsu(root: Path, benchmark: Benchmark) -> Iterator[Row]:
 
 
 def _voicebench(root: Path, benchmark: Benchmark) -> Iterator[Row]:
-    """A subset as JSONL: prompt (what the clip says), audio (path), and output or reference where there is one.
+    """A subset as JSONL or Parquet: prompt (what the clip says), audio, and output or reference where there is one.
 
     The clip is the question: nothing is asked beside it. Multiple-choice answers are letters.
     """
-    for number, row in enumerate(_json_list(root)):
-        row_id = str(row.get("id", row.get("key", number)))
-        found: Row = {"id": row_id, "audio": str(root.parent / row["audio"]), "prompt": "", "question": row["prompt"]}
-        found["gt"] = row.get("reference", row.get("output", ""))
-        group = row.get("domain") or row.get("category")
+    for number, row in enumerate(read_list(root)):
+        row_id = str(next((row[name] for name in ("id", "key") if row.get(name) is not None), number))
+        audio = clip_beside(root, row, ("audio",))
+        found: Row = {"id": row_id, "audio": audio, "prompt": "", "question": row["prompt"]}
+        found["gt"] = next((row[name] for name in ("reference", "output") if row.get(name) is not None), "")
+        # The published tables of MMSU and SD-QA have a split for each subject and accent.
+        group = row.get("domain") or row.get("category") or (row.get("table") if row.get("table") != "test" else None)
         if benchmark.metric == "choice":
             # Only letters: the options themselves are spoken.
             found["choices"] = list("ABCD")

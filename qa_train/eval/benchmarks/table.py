@@ -52,6 +52,8 @@ class Benchmark:
     # How the data lie on disk: one of READERS, and where.
     reader: str
     path: str
+    # Parquet files (a pattern) in which the benchmark is published; used where nothing lies at ``path``.
+    tables: str | None = None
     title: str = ""
     suite: str = ""
     # The jsonl file released with Qwen2-Audio: used instead of ``path`` when it is there, and the
@@ -169,6 +171,8 @@ def read_table(path: Path) -> list[Benchmark]:
         values = common | {"name": str(name), "title": str(name)} | entry
         if own and isinstance(values.get("path"), str):
             values["path"] = str(path.resolve().parent / values["path"])
+        if own and isinstance(values.get("tables"), str):
+            values["tables"] = str(path.resolve().parent / values["tables"])
         try:
             found.append(from_dict(values))
         except (TypeError, ValueError) as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -116,13 +116,15 @@ def chosen_option(text: str, choices: Sequence[str]) -> int | None:
     found = _letters(unicodedata.normalize("NFKC", text), len(choices))
     if not found and all(len(choice) == 1 for choice in choices):
         found = set(_LONE_LETTER.findall(text))
-    if found:
-        places = [LETTERS.index(letter) for letter in found]
-        return places[0] if len(places) == 1 and places[0] < len(choices) else None
+    if found and (len(found) > 1 or found <= {*LETTERS[: len(choices)]}):
+        return LETTERS.index(found.pop()) if len(found) == 1 else None
     if text in choices:
         return choices.index(text)
+    # An option of one character that no letter stands for: "G" of four options that are notes.
     if (form := label_form(text)) and forms.count(form) == 1:
         return forms.index(form)
+    if found:
+        return None
     # A single letter ("A", "C") is no label to look for inside a sentence.
     wordy = [i for i, form in enumerate(forms) if len(form) > 1 or not form.isalpha() or _UNSPACED.search(form)]
     said = [i for i in wordy if says_label(text, choices[i])]
@@ -133,8 +135,12 @@ def chosen_option(text: str, choices: Sequence[str]) -> int | None:
 
 def _said_in_full(text: str, choices: Sequence[str], forms: Sequence[str]) -> int | None:
     """The option of more than one character that is the whole answer, or the longest that stands where it is named."""
-    if len(text) > 1 and choices.count(text) == 1:
+    if len(text) > 1 and text in choices:
         return choices.index(text)
+    # Before any letter is read: "A:7/1." is the option "A:7/1", and "D and A." the option "D and A".
+    form = label_form(text)
+    if len(form) > 1 and len({choice for choice, other in zip(choices, forms, strict=True) if other == form}) == 1:
+        return forms.index(form)
     words = [" ".join(label_words(choice)) for choice in choices]
     for named in re.finditer(_NAMED, text):
         rest = f"{' '.join(label_words(text[named.end() :]))} "
@@ -207,14 +213,32 @@ def option_text(text: str, choices: Sequence[str]) -> str:
 
 
 def option_tokens_right(prediction: Prediction) -> bool:
-    """``tokens_match`` after a chosen letter was replaced by its option's text, as harnesses do before scoring."""
-    text = option_text(answer_of(prediction), prediction.choices)
-    return tokens_match(prediction.references[0], text, prediction.choices)
+    """Whether the answer chooses the right option; where it chooses none, ``tokens_match`` on what it says.
+
+    A chosen option is compared as such: the word rule takes "From near to far" for "From far to near".
+    """
+    answer, choices = prediction.references[0], prediction.choices
+    text = without_tags(answer_of(prediction))
+    chosen = chosen_option(text, choices)
+    if chosen is None:
+        return tokens_match(answer, text, choices)
+    return choices[chosen] in _right_options(answer, choices)
+
+
+def _right_options(answer: str, choices: Sequence[str]) -> set[str]:
+    """The options that are the right answer: as it is written, else by ``label_form``, else by the word rule."""
+    tests: tuple[Callable[[str], bool], ...] = (
+        lambda choice: choice == answer,
+        lambda choice: label_form(choice) == label_form(answer),
+        lambda choice: tokens_match(answer, choice, choices),
+    )
+    return next((found for test in tests if (found := {c for c in choices if test(c)})), set())
 
 
 def unparsed_labels(metric: str, predictions: Sequence[Prediction]) -> int:
     """How many answers (empty and failed ones aside) name no label or option of their question."""
-    labels = {label_form(r) for p in predictions for r in (*p.references, *p.choices)}
+    labels = {label_form(r) for r in {r for p in predictions for r in (*p.references, *p.choices)}}
+    known = _label_sets(predictions)[1] if metric == "map" else {}
     tests: dict[str, Callable[[Prediction], bool]] = {
         "choice": lambda p: chosen_option(p.text, p.choices) is None,
         "mmau": lambda p: chosen_option(p.text, p.choices) is None,
@@ -223,7 +247,7 @@ def unparsed_labels(metric: str, predictions: Sequence[Prediction]) -> int:
         "exact": lambda p: label_form(p.text) not in labels,
         "accuracy": lambda p: label_form(p.text) not in labels,
         "macro_f1": lambda p: label_form(p.text) not in labels,
-        "map": lambda p: not split_labels(without_tags(p.text)) & labels,
+        "map": lambda p: not split_labels(without_tags(p.text), known) & {*known.values()},
         "contains": lambda p: not any(says_label(p.text, label) for label in (*p.references, *p.choices)),
     }
     test = tests.get(metric)
@@ -258,19 +282,58 @@ def macro_f1_points(sums: np.ndarray) -> np.ndarray:
     return 100 * f1.sum(1) / np.maximum((actual > 0).sum(1), 1)
 
 
-def split_labels(text: str) -> set[str]:
-    """The labels of an answer that lists several: parted by commas, semicolons or new lines."""
-    return {form for part in re.split(r"[,;\n]", text) if (form := label_form(part))}
+def split_labels(text: str, known: Mapping[tuple[str, ...], str] | None = None) -> set[str]:
+    """The labels of an answer that lists several: parted by commas, semicolons or new lines.
+
+    ``known`` (of ``by_parts``): labels that may hold such marks themselves, as 75 of AudioSet's do ("Male speech, man
+    speaking"); the longest one that stands at a place is taken whole.
+    """
+    parts, of = _parts(text), known or {}
+    longest = max(map(len, of), default=1)
+    found: set[str] = set()
+    while parts:
+        size = next((n for n in range(min(longest, len(parts)), 1, -1) if parts[:n] in of), 1)
+        found.add(of.get(parts[:size], parts[0]))
+        parts = parts[size:]
+    return found
+
+
+def by_parts(labels: Iterable[str]) -> dict[tuple[str, ...], str]:
+    """{the parts that its marks make of a label: its ``label_form``}."""
+    return {_parts(label): label_form(label) for label in labels}
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(form for part in re.split(r"[,;\n]", text) if (form := label_form(part)))
+
+
+def _label_sets(predictions: Sequence[Prediction]) -> tuple[list[set[str]], dict[tuple[str, ...], str]]:
+    """The labels of each item's references, and all labels that are known (``by_parts``).
+
+    A reference that names several known labels at once, as a joined text does, is taken apart; what the choices name is
+    known, and without any, every reference that is one label of a list.
+    """
+    named = {label for p in predictions for label in (*p.choices, *(p.references if len(p.references) > 1 else ()))}
+    listed = by_parts(named)
+    forms = set(listed.values())
+    wanted = []
+    for prediction in predictions:
+        labels: set[str] = set()
+        for form in map(label_form, prediction.references):
+            parts = {form} if form in forms else split_labels(form, listed)
+            labels |= parts if parts <= forms else {form}
+        wanted.append(labels)
+    return wanted, listed | by_parts(set().union(*wanted) - forms)
 
 
 def map_rows(predictions: Sequence[Prediction]) -> np.ndarray:
     """Per item and class: hit, listed, relevant; and a one for the item. int array [n, 3 C + 1]."""
-    wanted = [{label_form(r) for r in p.references} for p in predictions]
+    wanted, known = _label_sets(predictions)
     classes = sorted(set().union(*wanted))
     rows = np.zeros((len(predictions), 3 * len(classes) + 1), dtype=np.int64)
     rows[:, -1] = 1
     for row, prediction, relevant in zip(rows, predictions, wanted, strict=True):
-        listed = split_labels(without_tags(answer_of(prediction)))
+        listed = split_labels(without_tags(answer_of(prediction)), known)
         for i, name in enumerate(classes):
             row[3 * i : 3 * i + 3] = name in listed and name in relevant, name in listed, name in relevant
     return rows

@@ -37,10 +37,17 @@ def strip_tags(text: str) -> str:
     return _SPACE_BEFORE_MARK.sub(r"\1", text)
 
 
+# Words that the package spells out and the normaliser released with Qwen2-Audio, which is OpenAI's, leaves as they are.
+_NOT_RELEASED = ("kinda", "sorta", "dunno", "cause")
+
+
 @lru_cache(maxsize=1)
 def _english() -> Callable[[str], str]:
     # Building the spelling table takes tens of milliseconds: once per process.
-    return EnglishTextNormalizer()
+    normaliser = EnglishTextNormalizer()
+    for word in _NOT_RELEASED:
+        normaliser.replacers.pop(rf"\b{word}\b", None)
+    return normaliser
 
 
 @lru_cache(maxsize=1)

@@ -38,13 +38,23 @@ def bleu_points(sums: np.ndarray) -> np.ndarray:
     return np.array([BLEU.compute_bleu(row[:4], row[4:8], row[8], row[9], "exp").score for row in rows])
 
 
-def chrf_statistics(answer: str, reference: str) -> list[int]:
-    """For character n-grams of order 1 to 6, white space left out: answer's, reference's and common ones."""
+def chrf_statistics(answer: str, *references: str) -> list[int]:
+    """For character n-grams of order 1 to 6, white space left out: answer's, reference's and common ones.
+
+    Of several references it is the one that gives the answer most points, the first of equal ones.
+    """
+    rows = [_chrf_row(answer, reference) for reference in references]
+    return rows[int(np.argmax(chrf_points(np.array(rows))))] if len(rows) > 1 else rows[0]
+
+
+def _chrf_row(answer: str, reference: str) -> list[int]:
     row: list[int] = []
     texts = ["".join(text.split()) for text in (answer, reference)]
     for order in range(1, CHRF_ORDER + 1):
         grams = [Counter(t[i : i + order] for i in range(len(t) - order + 1)) for t in texts]
-        row += [grams[0].total(), grams[1].total(), (grams[0] & grams[1]).total()]
+        # As sacrebleu: what the reference is too short for is not counted against the answer.
+        said = grams[0].total() if grams[1] else 0
+        row += [said, grams[1].total(), (grams[0] & grams[1]).total()]
     return row
 
 

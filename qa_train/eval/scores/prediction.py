@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +20,18 @@ class Prediction:
     truncated: bool = False
     # Why there is no answer (unreadable clip, ...); the item is then scored as an empty answer.
     error: str | None = None
+
+
+class NoReferenceWords(ValueError):
+    """Items whose references hold no word, as those of recordings without speech: an error rate has no denominator."""
+
+    def __init__(self, metric: str, items: int, inserted: Sequence[int]) -> None:
+        said = sum(count > 0 for count in inserted)
+        super().__init__(
+            f"{metric}: no reference has any word left after normalisation ({items} items); {said} answers say "
+            f"something, {sum(inserted)} words or characters in all. Where speech was recorded, check the gt field of "
+            "the data"
+        )
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from qa_train.eval.scores.normalise import (
     without_tags,
 )
 from qa_train.eval.scores.overlap import bleu_points, bleu_statistics, chrf_points, chrf_statistics
-from qa_train.eval.scores.prediction import Prediction, Score, answer_of
+from qa_train.eval.scores.prediction import NoReferenceWords, Prediction, Score, answer_of
 from qa_train.eval.scores.timed import after_first_lines, cp_rows, first_lines, word_time_rows
 from qa_train.eval.scores.voicebench import bbh_answer, bbh_right, refuses
 
@@ -113,10 +113,7 @@ def _error_statistics(metric: str, predictions: Sequence[Prediction], normalise:
     references = [units(p.references[0], p.language) for p in predictions]
     edits = word_edits(references, [units(answer_of(p), p.language) for p in predictions])
     if not edits[:, 1].sum():
-        raise ValueError(
-            f"{metric}: no reference has any word left after normalisation ({len(predictions)} items); "
-            "check the gt field of the data"
-        )
+        raise NoReferenceWords(metric, len(predictions), edits[:, 0].tolist())
     return edits, _percent
 
 
@@ -138,8 +135,8 @@ def _bleu_statistics(predictions: Sequence[Prediction]) -> Statistics:
     return _overlap_statistics(predictions, partial(bleu_statistics, tokenizer=tokenizer)), bleu_points
 
 
-def _overlap_statistics(predictions: Sequence[Prediction], one: Callable[[str, str], list[int]]) -> np.ndarray:
-    return np.array([one(without_tags(answer_of(p)), p.references[0]) for p in predictions], dtype=np.int64)
+def _overlap_statistics(predictions: Sequence[Prediction], one: Callable[..., list[int]]) -> np.ndarray:
+    return np.array([one(without_tags(answer_of(p)), *p.references) for p in predictions], dtype=np.int64)
 
 
 def _share_statistics(right: Callable[[Prediction], bool], predictions: Sequence[Prediction]) -> Statistics:
@@ -206,7 +203,7 @@ ROWS_OF_ALL = frozenset({"cider", "meteor"})
 LOWER_IS_BETTER = frozenset({"wer", "cer", "first_line_wer", "cp_wer"})
 # Metrics that know one right answer.
 ONE_REFERENCE = LOWER_IS_BETTER | {
-    "bleu", "rest_bleu", "chrf", "word_times", "choice", "airbench", "tokens", "mmau", "bbh", "macro_f1",
+    "bleu", "rest_bleu", "word_times", "choice", "airbench", "tokens", "mmau", "bbh", "macro_f1",
 }  # fmt: skip
 
 
@@ -231,7 +228,7 @@ def check_references(metric: str, references: Sequence[Sequence[str]]) -> None:
         raise ValueError(
             f"{metric} takes one reference and {len(several)} of {len(references)} items have several, e.g. "
             f"{list(several[0][:3])}: give one, or use a metric that accepts any of them (accuracy, exact, contains; "
-            "cider or rouge_l for captions)"
+            "chrf, cider or rouge_l for captions)"
         )
 
 

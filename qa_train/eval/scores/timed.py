@@ -18,7 +18,7 @@ import jiwer
 import numpy as np
 
 from qa_train.eval.scores.normalise import without_tags
-from qa_train.eval.scores.prediction import Prediction, answer_of
+from qa_train.eval.scores.prediction import NoReferenceWords, Prediction, answer_of
 
 TOLERANCE_S = 0.2
 # The assignment looks at every set of the reference's speakers.
@@ -59,7 +59,8 @@ def cp_rows(predictions: Sequence[Prediction], units: Units) -> np.ndarray:
     """Rows of (edits under the best assignment, reference units) [n, 2]. ``units(text, language)``: words, normalised.
 
     Raises:
-        ValueError: more than ``MAX_SPEAKERS`` speakers in a reference, or no reference with a word.
+        ValueError: more than ``MAX_SPEAKERS`` speakers in a reference.
+        NoReferenceWords: no reference with a word.
     """
     rows = []
     for p in predictions:
@@ -70,7 +71,7 @@ def cp_rows(predictions: Sequence[Prediction], units: Units) -> np.ndarray:
             raise ValueError(f"cp_wer: {len(wanted)} speakers in a reference; at most {MAX_SPEAKERS} can be assigned")
         rows.append((_fewest_edits(said, wanted), sum(map(len, wanted))))
     if not sum(count for _, count in rows):
-        raise ValueError(f"cp_wer: no reference has a word ({len(rows)} items); check the gt field of the data")
+        raise NoReferenceWords("cp_wer", len(rows), [edits for edits, _ in rows])
     return np.array(rows, dtype=np.int64)
 
 

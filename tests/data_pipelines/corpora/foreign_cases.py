@@ -149,6 +149,7 @@ JSONL = Case(
         "chats-00000005": ("a.wav", {"text": "hello", "language": "en"}),
     },
     {"bad line": 2},
+    {"error_budget": 0.3},
 )
 
 KALDI = Case(
@@ -245,6 +246,7 @@ LHOTSE_CUTS = Case(
     },
     {"whole": ("audio/r.wav", cut_record("whole")), "part": ("audio/r.wav", cut_record("part"))},
     {"MixedCut without one recording": 1, "source of type url": 1},
+    {"error_budget": 0.5},
     seconds={"whole": 2.0, "part": 0.75},
 )
 

@@ -137,6 +137,12 @@ def test_paths_of_another_machine(tmp_path: Path) -> None:
         (home / "other" / "a.wav").write_bytes(tone("a.wav"))
         with pytest.raises(ValueError, match="does not exist"):
             run(case, folder, by_name=True, error_budget=0.0, name="again")
+    # The list in one place, the audio in another.
+    (tmp_path / "list.csv").write_text("path,text\n/home/anne/a.wav,one\n")
+    places = [str(tmp_path / "list.csv"), str(tmp_path / "0" / "in" / "table" / "audio")]
+    case = lists_of("a.wav")[0]
+    assert run(case, tmp_path / "y", path=places, by_name=True).made == 1
+    assert run(case, tmp_path / "z", path=places, prefix=["/home/anne", "deep"]).made == 1
     with pytest.raises(ValueError, match=r"give two, \[OLD,NEW\]"):
         run(lists_of("a.wav")[0], tmp_path / "x", prefix=["a"])
 

@@ -1,0 +1,100 @@
+"""Values that come from environment variables, and how they are written down: as the reference, never as the value.
+
+``${oc.env:NAME}`` in YAML or on the command line is the way to hand over keys, signed URLs and places of one machine.
+A run's files say where a value came from; of the value they hold a salted, slow digest, so that a resume notices that
+it changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from omegaconf import Container, DictConfig, Node, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
+
+from qa_train.config.sections import StageConfig
+
+# Names that the resolver was asked for since `references` emptied it.
+_asked: list[str] = []
+
+
+def register_environment() -> None:
+    """Let ``${oc.env:...}`` note what it reads; otherwise it stays as OmegaConf defines it."""
+
+    def noted(name: str, *default: Any) -> Any:
+        _asked.append(name)
+        return oc.env(name, *default)
+
+    OmegaConf.register_new_resolver("oc.env", noted, replace=True)
+
+
+def references(raw: Container) -> dict[str, str]:
+    """Dotted key -> interpolation, of every value that hangs on an environment variable, directly or through others."""
+    return dict(_references(raw, ""))
+
+
+def dotted_values(cfg: StageConfig) -> dict[str, Any]:
+    """The configuration as plain values, with references in the place of what came from the environment."""
+    found = asdict(cfg)
+    for key, text in found.pop("from_environment").items():
+        _put(found, key.split("."), text)
+    return found
+
+
+def from_references(text: Any) -> Any:
+    """What a written value stands for here and now; the reference itself where the variable is not set."""
+    if not isinstance(text, str) or "${oc.env:" not in text:
+        return text
+    try:
+        return OmegaConf.create({"value": text}).value
+    except OmegaConfBaseException:
+        return text
+
+
+def digests(cfg: StageConfig, before: dict[str, str]) -> dict[str, str]:
+    """Key -> "salt:digest" (hex) of every value from the environment; with the salts of ``before``, to compare.
+
+    scrypt (RFC 7914) with 16 MiB: guessing a short value from its digest costs time, and nobody else's table helps.
+    """
+    found: dict[str, str] = {}
+    values = asdict(cfg)
+    for key in cfg.from_environment:
+        value: Any = values
+        for name in key.split("."):
+            value = value[int(name) if isinstance(value, list) else name]
+        salt = bytes.fromhex(before[key].partition(":")[0]) if key in before else os.urandom(16)
+        digest = hashlib.scrypt(repr(value).encode(), salt=salt, n=2**14, r=8, p=1, dklen=32)
+        found[key] = ":".join((salt.hex(), digest.hex()))
+    return found
+
+
+def changed(cfg: StageConfig, before: dict[str, str]) -> list[str]:
+    """The keys whose value from the environment is another one than when ``before`` was written."""
+    now = digests(cfg, before)
+    return [key for key, value in now.items() if key in before and not hmac.compare_digest(value, before[key])]
+
+
+def _references(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    names: Any = list(node.keys()) if isinstance(node, DictConfig) else range(len(node))
+    for name in names:
+        child = node._get_node(name)
+        key = f"{path}.{name}" if path else str(name)
+        if isinstance(child, Node) and child._is_interpolation():
+            _asked.clear()
+            _ = node[name]
+            if _asked:
+                yield key, str(child._value())
+        elif isinstance(child, Container) and not child._is_none() and not child._is_missing():
+            yield from _references(child, key)
+
+
+def _put(values: Any, names: list[str], text: str) -> None:
+    for name in names[:-1]:
+        values = values[int(name) if isinstance(values, list) else name]
+    values[int(names[-1]) if isinstance(values, list) else names[-1]] = text

@@ -1,0 +1,47 @@
+"""Recordings that a list reaches outside its own folder: packed as asked, and said."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class Outside:
+    """Counts files that do not lie below the given folders, wherever ``..``, links and absolute paths lead.
+
+    Lists name recordings anywhere, which is often wanted; but shards are handed on, and a list of somebody else may
+    name files that were not meant to be.
+    """
+
+    def __init__(self, given: Iterable[str | Path]) -> None:
+        """``given``: folders, or files, which stand for the folders that hold them."""
+        places = (Path(place) for place in given)
+        self._below = [os.path.realpath(place if place.is_dir() else place.parent) for place in places]
+        self._parents: dict[str, str] = {}
+        self.seen = 0
+        self.outside: list[str] = []
+
+    def look(self, path: str | Path) -> None:
+        """Count one file."""
+        self.seen += 1
+        place = Path(path)
+        if place.name in ("", "..") or place.is_symlink():
+            real = os.path.realpath(place)
+        else:
+            # Files share folders, and looking up every part of a path of millions takes minutes.
+            parent = str(place.parent)
+            if parent not in self._parents:
+                self._parents[parent] = os.path.realpath(parent)
+            real = f"{self._parents[parent]}/{place.name}"
+        if not any(real.startswith(f"{folder.rstrip('/')}/") for folder in self._below):
+            self.outside.append(str(path))
+
+    def note(self) -> str | None:
+        """One line, or None when all lie inside."""
+        if not self.outside:
+            return None
+        return (
+            f"{len(self.outside)} of {self.seen} recordings lie outside {', '.join(self._below)} (absolute paths, .. "
+            f"or links) and are packed as well, e.g. {self.outside[0]}"
+        )

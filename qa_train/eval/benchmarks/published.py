@@ -1,0 +1,67 @@
+"""A benchmark's lists and clips as they are found on disk, whatever their names say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qa_train.data.audio.table_clip import table_rows
+from qa_train.data.text.json_rows import objects
+
+Row = dict[str, Any]
+CLIP_ENDINGS = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".mp4")
+
+
+def find_list(data_root: Path, path: str, tables: str | None = None) -> Path | None:
+    """Where a benchmark's list is: at ``path``, under its other name (.json or .jsonl), or as ``tables``.
+
+    ``tables`` is a pattern of Parquet files, as on the hub. None: nowhere.
+    """
+    place = data_root / path
+    other = {".json": ".jsonl", ".jsonl": ".json"}.get(place.suffix)
+    for each in (place, place.with_suffix(other)) if other else (place,):
+        if each.exists():
+            return each
+    if tables is not None and any(data_root.glob(tables)):
+        return data_root / tables
+    return None
+
+
+def read_list(path: Path) -> list[Row]:
+    """The objects of a JSON list or of JSON lines, told apart by the content; or of all Parquet files of a pattern.
+
+    Rows of a Parquet file have ``audio`` (``qa_train.data.audio.table_clip``) and ``table``, the part of its name that
+    names the split.
+
+    Raises:
+        ValueError: no such file, or another content.
+    """
+    if path.suffix == ".parquet":
+        return [
+            row | {"table": file.name.partition("-")[0]}
+            for file in sorted(path.parent.glob(path.name))
+            for row in table_rows(file)
+        ]
+    if not path.is_file():
+        raise ValueError(f"no file {path}")
+    return [row for _, _, row in objects(path)]
+
+
+def clip_named(folder: Path, stem: str) -> str:
+    """The clip of that name, whatever its format; a missing one is found out when it is read."""
+    return next((str(p) for e in CLIP_ENDINGS if (p := folder / f"{stem}{e}").is_file()), str(folder / f"{stem}.wav"))
+
+
+def clip_beside(listing: Path, row: Row, names: Sequence[str]) -> str:
+    """The clip that the first of the fields ``names`` names, which is there: beside the list.
+
+    A path that begins with "/" means the list's folder too, unless there is such a file ("/audio/x.wav" of MMSU); a
+    clip of that name in another format is taken, where the named one is not there.
+    """
+    path = str(next(row[name] for name in names if row.get(name)))
+    place = Path(path)
+    if not place.is_absolute() or not (place.is_file() or place.parent.is_file()):
+        place = listing.parent / path.lstrip("/")
+    other = Path(clip_named(place.parent, place.stem))
+    return str(place if place.is_file() or not other.is_file() else other)

@@ -1,0 +1,101 @@
+"""Readers against excerpts of the lists that are really published (``real/README.md`` names the sources)."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+
+from data_pipelines.corpora.base import Drop, Item, Request
+from data_pipelines.corpora.catalogue import corpus_of
+from qa_train.eval.benchmarks.layouts import read_rows
+from qa_train.eval.benchmarks.table import find_benchmarks
+from qa_train.eval.scores.prediction import Prediction
+from qa_train.eval.scores.task_metrics import score
+
+REAL = Path(__file__).parent / "real"
+
+
+def read(corpus: str, split: str, root: Path, **request: Any) -> tuple[list[Item], list[Drop]]:
+    """What a reader finds: items and drops."""
+    found = list(corpus_of(corpus).read(Request((str(root),), split, **request)))
+    return [f for f in found if isinstance(f, Item)], [f for f in found if isinstance(f, Drop)]
+
+
+def test_slurp_keeps_every_line_with_its_entities(tmp_path: Path) -> None:
+    raw = (REAL / "slurp_devel.jsonl").read_bytes()
+    (tmp_path / "devel.jsonl").write_bytes(raw)
+    (tmp_path / "slurp_real").mkdir()
+    (tmp_path / "slurp_real" / "audio-1.flac").touch()
+    items, drops = read("slurp", "devel", tmp_path)
+    rows = [json.loads(line) for line in raw.splitlines()]
+    assert drops == []
+    assert [item.name for item in items] == [Path(r["file"]).stem for row in rows for r in row["recordings"]]
+    of = {item.name: item.record for item in items}
+    assert {record["intent"] for record in of.values()} == {f"{row['scenario']}_{row['action']}" for row in rows}
+    assert any(row["intent"] != f"{row['scenario']}_{row['action']}" for row in rows)
+    for row in rows:
+        record = of[Path(row["recordings"][0]["file"]).stem]
+        words = [token["surface"] for token in row["tokens"]]
+        # The spans of the line's own entities are words of a tokenizer that parts "jean's".
+        spans = [(e["type"], "".join(words[place] for place in e["span"]).lower()) for e in row["entities"]]
+        found = [(e["type"], e["value"].replace(" ", "").lower()) for e in record.get("entities", [])]
+        assert found == spans
+        assert all(entity["value"] in row["sentence"] for entity in record.get("entities", []))
+    assert of["audio-1434542201"]["slots"] == {"currency_name": "american dollar, japanese yen"}
+    assert of["audio-1434542201"]["intent"] == "qa_currency"
+
+
+def covost(folder: Path) -> dict[str, str]:
+    """CoVoST 2 en-de beside Common Voice 4, written by the options of get_covost_splits.py; clip -> translation."""
+    draw = random.Random(7)
+    words = ['"Gut', 'so"', "sagte", "er,", "C:\\temp", "\\", "„ja“", "und", "'s", "50", "%"]
+    rows = [(f"common_voice_en_{i}.mp3", " ".join(draw.choices(words, k=6)), " ".join(draw.choices(words, k=5)))
+            for i in range(60)]  # fmt: skip
+    splits = ["train", "train_covost", "dev", "test"]
+    options: dict[str, Any] = {"sep": "\t", "index": False, "escapechar": "\\", "quoting": csv.QUOTE_NONE}
+    (folder / "en").mkdir(parents=True)
+    table = pandas.DataFrame(rows, columns=["path", "sentence", "translation"]).assign(
+        client_id="me", split=[splits[i % 4] for i in range(60)]
+    )
+    table[["client_id", "path", "sentence"]].to_csv(folder / "en" / "validated.tsv", **options)
+    table[["path", "translation", "split"]].to_csv(folder / "covost_v2.en_de.tsv", **options)
+    for split in ("train", "dev", "test"):
+        part = table[table["split"].str.replace("_covost", "") == split]
+        part[["path", "sentence", "translation", "client_id"]].to_csv(
+            folder / f"covost_v2.en_de.{split}.tsv", **options
+        )
+    return {path: translation for path, _, translation in rows}
+
+
+@pytest.mark.parametrize("lists", ["both", "published", "splits"])
+def test_covost_is_read_as_its_script_reads_it_beside_the_files_that_it_makes(lists: str, tmp_path: Path) -> None:
+    wanted = covost(tmp_path)
+    for path in tmp_path.glob("covost_v2.*"):
+        if lists != "both" and (path.name.count(".") == 2) != (lists == "published"):
+            path.unlink()
+    assert any("\\" in text for text in wanted.values())
+    found: dict[str, str] = {}
+    for split, count in (("train", 30), ("dev", 15), ("test", 15)):
+        items, drops = read("covost2", split, tmp_path)
+        assert (len(items), drops) == (count, [])
+        found |= {item.name.removesuffix("-de") + ".mp3": item.record["translation"]["de"] for item in items}
+        official = pandas.read_csv(tmp_path / "en" / "validated.tsv", sep="\t", escapechar="\\",
+                                   quoting=csv.QUOTE_NONE, na_filter=False)  # fmt: skip
+        sentences = dict(zip(official["path"], official["sentence"], strict=True))
+        for item in items:
+            assert item.record["text"] == sentences[item.name.removesuffix("-de") + ".mp3"]
+    assert found == wanted
+    benchmark = next(entry for entry in find_benchmarks(["covost2_en_de"]))
+    if lists != "published":
+        (tmp_path / "covost2").mkdir()
+        (tmp_path / "covost2" / "en").symlink_to(tmp_path)
+        rows = read_rows(benchmark, tmp_path)
+        assert [row["gt"] for row in rows] == [wanted[row["id"]] for row in rows]
+        predictions = [Prediction(wanted[row["id"]], (row["gt"],), "de") for row in rows]
+        assert score("bleu", predictions).value == pytest.approx(100.0)

@@ -1,0 +1,88 @@
+"""slurm/train.sbatch when another start owns the run folder: no requeue, and a code that says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.test_submit import SLURM, Checkout
+
+READY = "started"
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Checkout:
+    """A checkout with stand-ins for Slurm's and torchrun's programs."""
+    made = Checkout(tmp_path)
+    programs = tmp_path / "bin"
+    made.program(programs / "scontrol", f'echo "scontrol $*" >> {made.calls}; echo node1')
+    made.program(programs / "scancel", "exit 0")
+    made.program(programs / "srun", 'while [ "$1" != bash ]; do shift; done; exec "$@"')
+    made.program(programs / "torchrun", f'{tmp_path}/rank "$@"')
+    made.env |= {
+        "SLURM_SUBMIT_DIR": str(made.folder),
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "n",
+        "SLURM_NNODES": "1",
+    }
+    return made
+
+
+def start(job: Checkout, rank: str, *words: str) -> subprocess.Popen[str]:
+    job.program(Path(job.env["PATH"].split(os.pathsep)[0]).parent / "rank", rank)
+    return subprocess.Popen(
+        ["bash", SLURM / "train.sbatch", "pretrain", *words], cwd=job.folder, env=job.env, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def own(folder: Path, job: str | None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "owner.json").write_text(json.dumps({"token": "x", "job": job, "launch": None}, indent=2))
+
+
+@pytest.mark.parametrize("name", ["runs/p", "runs/ünï"])
+@pytest.mark.parametrize(("owner", "told"), [("8", "belongs to job 8"), (None, "belongs to a process outside Slurm")])
+def test_a_start_that_was_refused_is_not_requeued(job: Checkout, name: str, owner: str | None, told: str) -> None:
+    own(job.folder / name, owner)
+    word = f"run.dir={name}" if name.isascii() else f'run.dir="{name}"'
+    said = (process := start(job, "exit 1", word)).communicate(timeout=60)[0]
+    assert process.returncode == 73, said
+    assert told in said
+
+
+@pytest.mark.parametrize("owner", ["7", "none at all"])
+def test_the_jobs_own_failure_is_no_owner(job: Checkout, owner: str) -> None:
+    if owner == "7":
+        own(job.folder / "runs/p", owner)
+    said = (process := start(job, "exit 3", "run.dir=runs/p")).communicate(timeout=60)[0]
+    assert process.returncode == 3, said
+    assert "belongs to" not in said
+
+
+@pytest.mark.parametrize(("owner", "code", "requeues"), [("8", 73, 0), ("7", 0, 1)])
+def test_what_the_owner_saved_meanwhile_asks_for_no_requeue(
+    job: Checkout, owner: str, code: int, requeues: int
+) -> None:
+    folder = job.folder / "runs/p"
+    own(folder, owner)
+    # It waits, as for a predecessor; then the signal before the time limit comes, and it ends with a failure.
+    process = start(job, f"touch {READY}; while [ ! -e stop ]; do sleep 0.05; done; exit 1", "run.dir=runs/p")
+    deadline = time.monotonic() + 60
+    while not (job.folder / READY).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    saved = folder / "checkpoints" / "checkpoint-10"
+    saved.mkdir(parents=True)
+    (saved / "manifest.json").write_text("{}")
+    process.send_signal(signal.SIGUSR1)
+    (job.folder / "stop").touch()
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == code, said
+    assert job.calls.read_text().count("scontrol requeue") == requeues

@@ -1,0 +1,120 @@
+"""The arithmetic of a run: what auto chooses, what a resume keeps, and who is warned."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from qa_train.config.compose import compose_stage
+from qa_train.config.sections import StageConfig
+from qa_train.model import precision
+from qa_train.planner.memory import trains_in_bfloat16
+from qa_train.train import arithmetic
+
+# A CPU without bfloat16 instructions, on one that has them (CONTRIBUTING.md).
+AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+
+
+def config(folder: Path, *words: str) -> StageConfig:
+    return compose_stage("sft", ["experiment=smoke", f"run.dir={folder}", *words])
+
+
+@pytest.fixture(params=[True, False], ids=["native", "in software"])
+def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(arithmetic, "native_bfloat16", lambda kind: request.param)
+    monkeypatch.setattr(arithmetic, "bfloat16_speed", lambda: 4.0 if request.param else 0.125)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return bool(request.param)
+
+
+def saved(folder: Path, bf16: object) -> None:
+    """What a run leaves behind once it has saved a checkpoint."""
+    checkpoint = folder / "checkpoints" / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"trainer": {"bf16": bf16}}))
+
+
+def test_auto_is_what_the_device_multiplies_in_hardware(tmp_path: Path, native: bool) -> None:
+    cfg = config(tmp_path, "trainer.bf16=auto")
+    arithmetic.settle(cfg)
+    assert cfg.trainer.bf16 is native
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_resume_goes_on_in_the_runs_own_arithmetic(
+    tmp_path: Path, native: bool, pinned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved(tmp_path, pinned)
+    monkeypatch.setattr(arithmetic.checkpoints, "problem", lambda folder: None)
+    cfg = config(tmp_path, "trainer.bf16=auto")
+    with caplog.at_level(logging.WARNING):
+        arithmetic.settle(cfg)
+    assert cfg.trainer.bf16 is pinned
+    slow = pinned and not native
+    assert ("8 times slower" in caplog.text) is slow
+    assert ("set trainer.bf16=false" in caplog.text) is slow
+    # What is typed wins.
+    cfg = config(tmp_path, f"trainer.bf16={not pinned}")
+    arithmetic.settle(cfg)
+    assert cfg.trainer.bf16 is not pinned
+
+
+def test_a_start_that_saved_nothing_binds_nobody(tmp_path: Path, native: bool) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"trainer": {"bf16": not native}}))
+    cfg = config(tmp_path, "trainer.bf16=auto")
+    arithmetic.settle(cfg)
+    assert cfg.trainer.bf16 is native
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["trainer.bf16=true"], "set trainer.bf16=auto"),
+        (["model.dtype=bfloat16", "deepspeed=zero2", "trainer.bf16=true"], "trainer.bf16=auto model.dtype=float32"),
+    ],
+)
+def test_bfloat16_that_is_asked_for_is_warned_of_where_it_is_slow(
+    tmp_path: Path, native: bool, words: list[str], remedy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = config(tmp_path, *words)
+    with caplog.at_level(logging.WARNING):
+        arithmetic.settle(cfg)
+    assert cfg.trainer.bf16 is True
+    assert (remedy in caplog.text) is not native
+
+
+@pytest.mark.parametrize("wrong", ["yes please", "2", "null", "bf16"])
+def test_other_words_for_the_arithmetic_are_refused(tmp_path: Path, wrong: str) -> None:
+    with pytest.raises(ValueError, match=r"trainer\.bf16 is .*: use auto, true or false"):
+        config(tmp_path, f"trainer.bf16={wrong}")
+
+
+def test_a_plan_for_gpus_takes_auto_as_bfloat16(tmp_path: Path) -> None:
+    assert trains_in_bfloat16(config(tmp_path, "trainer.bf16=auto"))
+    assert not trains_in_bfloat16(config(tmp_path, "trainer.bf16=false"))
+
+
+def test_half_precision_is_answered_in_float32_where_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    for native in (True, False):
+        monkeypatch.setattr(precision, "native_bfloat16", lambda kind, native=native: native)
+        assert precision.compute_dtype(torch.bfloat16, "cpu") is (torch.bfloat16 if native else torch.float32)
+        assert precision.compute_dtype(torch.float32, "cpu") is torch.float32
+
+
+def test_a_cpu_without_the_instructions_is_told_by_onednn_and_by_the_clock() -> None:
+    code = "from qa_train.model.precision import *; print(native_bfloat16('cpu'), bfloat16_speed() < 1)"
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **AVX2, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["False", "True"], done.stderr[-1000:]
