@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -89,7 +90,6 @@ class Quickstart:
         folder = "" if self.root == default_folder("full") else str(self.root)
         words, start = quickstart_time.advice(left, short, self.recipe, folder, agreed)
         if not start:
-            self.close()
             sys.exit(words)
         if words:
             print(words)
@@ -338,7 +338,21 @@ def main() -> None:
     print(f"everything goes to {quick.root}; stop and start as you like: the same command continues")
     if recipe.note:
         print(recipe.note)
-    quick.plan(options.yes)
+    # However it ends, the processes of the pool end first.
+    with closing(quick):
+        run_parts(quick, options.yes)
+
+    from quickstart_report import write_results
+
+    path = write_results(quick)
+    print(f"\nask it about a recording of your own:\n  qa-train chat checkpoint={quick.root / 'export'} audio=FILE.wav")
+    print(f"report:  {quick.root / 'report.html'}")
+    print(f"results: {path}")
+
+
+def run_parts(quick: Quickstart, agreed: bool) -> None:
+    """The plan, and every part that is not done."""
+    quick.plan(agreed)
 
     quick.part("data", lambda: make_data(quick))
     quick.part("untrained model", lambda: save_untrained(quick))
@@ -352,13 +366,6 @@ def main() -> None:
     quick.part("evaluate dpo", lambda: evaluate(quick, "dpo"))
     export = quick.root / "export"
     quick.part("export", lambda: quick.command("export", f"checkpoint={quick.root / 'dpo'}", f"out={export}"))
-
-    from quickstart_report import write_results
-
-    path = write_results(quick)
-    print(f"\nask it about a recording of your own:\n  qa-train chat checkpoint={export} audio=FILE.wav")
-    print(f"report:  {quick.root / 'report.html'}")
-    print(f"results: {path}")
 
 
 def arguments() -> argparse.Namespace:

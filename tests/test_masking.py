@@ -103,8 +103,7 @@ def test_trees_of_values_are_copied() -> None:
 
 def composed(*words: str, shards: str = "https://h/x.tar") -> StageConfig:
     source = f"+data.sources.x={{shards: ['{shards}'], task: asr}}"
-    cfg = compose_stage("pretrain", ["experiment=smoke", "data=empty", source, *words])
-    return cfg
+    return compose_stage("pretrain", ["experiment=smoke", "data=empty", source, *words])
 
 
 def test_what_comes_from_the_environment_is_written_as_its_reference(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,7 @@ def load_clips(clips: Sequence[Path | Source], max_duration_s: float) -> tuple[n
             waves.append(read_clip(raw, max_duration_s=max_duration_s))
             audio_tokens(len(waves[-1]))
         except (BadAudio, RemoteError) as error:
-            raise BadAudio(f"{clip if not isinstance(clip, bytes) else shown(clip)}: {error}") from error
+            raise BadAudio(f"{shown(clip) if isinstance(clip, bytes) else str(clip)}: {error}") from error
     return tuple(waves)
 
 

@@ -61,8 +61,9 @@ def jsonl_to_shards(
 ) -> list[ShardIndex]:
     """Pack a file of chats (JSONL or a JSON array) and its clips, unchanged, into indexed shards (task: chat).
 
-    ``outside`` counts clips elsewhere than below the file's folder. ``options`` go to ShardWriter. The key of a record is its count, so it stays unique. Fields that nothing reads are
-    kept, and named once in a warning. Raises ValueError for a row that is no chat, or a clip that cannot be read.
+    ``outside`` counts clips elsewhere than below the file's folder. ``options`` go to ShardWriter. The key of a record
+    is its count, so it stays unique. Fields that nothing reads are kept, and named once in a warning. Raises ValueError
+    for a row that is no chat, or a clip that cannot be read.
     """
     unknown: Counter[str] = Counter()
     with ShardWriter(out_pattern, **options) as writer:
