@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     verify: bool = True,
-    allow_missing: Iterable[str] = (),
+    allow_missing: Sequence[str] = (),
     seed: int = 0,
 ) -> tuple[Model, Qwen2AudioProcessor]:
     """A trained model and its processor, on ``device``, in ``dtype`` (default: as stored), in evaluation mode.
@@ -137,8 +137,9 @@ def load_model(
     folder = open_folder(place, verify=verify)
     config = read_config(folder, _TYPES)
     match(_skeleton(folder, config), weight_files(folder), model_name, str(folder), allow_missing=allow_missing)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(enabled=bool(allow_missing)):
+        if allow_missing:
+            torch.manual_seed(seed)
         model = read_model(Model, folder, config, dtype)
     check_finite(model.state_dict().items(), str(folder))
     freeze(model, [])
@@ -154,7 +155,7 @@ def load_answering_model(
     *,
     device: str | torch.device = "cpu",
     verify: bool = True,
-    allow_missing: Iterable[str] = (),
+    allow_missing: Sequence[str] = (),
 ) -> tuple[Model, Qwen2AudioProcessor]:
     """As `load_model`, in the arithmetic that ``device`` computes fast: weights stored in half precision become float32
     on a CPU without bfloat16 instructions, at twice the memory."""
