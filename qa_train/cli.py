@@ -15,7 +15,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from qa_train import __version__
-from qa_train.launch import end_with_launcher, without_local_rank
+from qa_train.utils.launch import end_with_launcher, without_local_rank
 
 # What a person can mend: paths, rights and room.
 _FILE_ERRORS = {
@@ -136,7 +136,7 @@ def _leave_the_group() -> None:
 
 def _show_warnings() -> None:
     """Warnings and errors of every library go to stderr."""
-    from qa_train.masking import MaskingFormatter, mask_errors
+    from qa_train.utils.masking import MaskingFormatter, mask_errors
 
     mask_errors()
     handler = logging.StreamHandler()
@@ -182,7 +182,7 @@ def _guarded(name: str, command: Callable[[list[str]], int], rest: list[str]) ->
 
 def _refused(name: str, line: str) -> int:
     """Say why a command was not done, its name once; 2."""
-    from qa_train.masking import masked
+    from qa_train.utils.masking import masked
 
     line = f"qa-train {line}" if line.startswith((f"{name}: ", f"{name} ")) else f"qa-train {name}: {line}"
     print(masked(line), file=sys.stderr)

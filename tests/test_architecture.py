@@ -37,7 +37,7 @@ MAY_IMPORT = {
         "report": "data.audio",
         "dashboard": "config report",
         "train": "config data data.audio data.order model planner",
-        "export": "cli model report train",
+        "export": "cli config model report train",
         "doctor": "config data.shards model report train",
         "eval.scores": "",
         "eval.benchmarks": "config data.audio data.text llm eval.scores",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qa_train.launch import check_arithmetic, check_ranks_announced, without_local_rank
+from qa_train.utils.launch import check_arithmetic, check_ranks_announced, without_local_rank
 
 WHOLE = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 NOTHING = ("", "PATH=/bin")
@@ -113,7 +113,7 @@ def test_deepspeeds_launcher_adds_a_word() -> None:
 
 
 CHILD = (
-    "import os, sys, time\nfrom qa_train.launch import end_with_launcher\nend_with_launcher()\n"
+    "import os, sys, time\nfrom qa_train.utils.launch import end_with_launcher\nend_with_launcher()\n"
     "os.write(1, str(os.getpid()).encode() + b'\\n')\nos.close(1)\n{busy}"
 )
 

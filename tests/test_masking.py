@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from qa_train.config import StageConfig, changed, digests
+from qa_train.config import StageConfig, changed, digests, written
 from qa_train.config.compose import compose_stage
-from qa_train.masking import MaskingFormatter, masked, masked_values, masked_words, written
 from qa_train.train.run import RunFolder
+from qa_train.utils.masking import MaskingFormatter, masked, masked_values, masked_words
 from tests.train.conftest import ROOT, environment
 
 SECRET = "s3cr3t-v4lu3"

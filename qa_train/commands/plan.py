@@ -89,8 +89,7 @@ def print_resolved(stage: str, words: list[str]) -> int:
     """
     import yaml
 
-    from qa_train.config.compose import compose_stage
-    from qa_train.masking import written
+    from qa_train.config import compose_stage, written
 
     words = [word for word in words if word not in ("--cfg", "-c", "job", "--cfg=job", "--resolve")]
     print(yaml.safe_dump(written(compose_stage(stage, words)), sort_keys=False), end="")

@@ -14,7 +14,7 @@ from qa_train.config.options import (
     parse_options,
 )
 from qa_train.config.places import config_dir, starter_dir
-from qa_train.config.references import changed, digests, dotted_values, from_references
+from qa_train.config.references import changed, digests, from_references, written
 from qa_train.config.reliability import ReliabilityConfig
 from qa_train.config.sections import (
     AugmentConfig,
@@ -73,10 +73,10 @@ __all__ = [
     "compose_stage",
     "config_dir",
     "digests",
-    "dotted_values",
     "from_references",
     "parse_options",
     "register",
     "starter_dir",
     "to_stage_config",
+    "written",
 ]

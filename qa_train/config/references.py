@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from qa_train.config.sections import StageConfig
+from qa_train.utils.masking import masked_options, masked_values
 
 # Names that the resolver was asked for since `references` emptied it.
 _asked: list[str] = []
@@ -39,12 +40,14 @@ def references(raw: Container) -> dict[str, str]:
     return dict(_references(raw, ""))
 
 
-def dotted_values(cfg: StageConfig) -> dict[str, Any]:
-    """The configuration as plain values, with references in the place of what came from the environment."""
+def written(cfg: StageConfig) -> dict[str, Any]:
+    """The configuration as it is written down and sent away: references for what the environment says, no secrets."""
     found = asdict(cfg)
     for key, text in found.pop("from_environment").items():
         _put(found, key.split("."), text)
-    return found
+    storage = found["data"]["storage"]
+    storage["options"] = masked_options(storage["options"])
+    return dict(masked_values(found))
 
 
 def from_references(text: Any) -> Any:

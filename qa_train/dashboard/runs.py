@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from qa_train.masking import masked_values
 from qa_train.report.page import read_metrics
+from qa_train.utils.masking import masked_values
 
 STAGES = ("pretrain", "sft", "dpo")
 _DEPTH = 5

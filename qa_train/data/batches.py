@@ -28,11 +28,11 @@ from qa_train.data.open_sources import BUDGET_FLOOR, TOO_LONG, check_lengths, op
 from qa_train.data.order.batch_plan import Plan, SampleRef
 from qa_train.data.order.packing import Cost
 from qa_train.data.order.passes import Passes
-from qa_train.data.shards.storage import name_of
 from qa_train.data.source import Source
 from qa_train.data.text.noise import ordinary_tokens, replace_targets
 from qa_train.data.text.template import ENDOFTEXT, IGNORE, encode, encode_pair, special_id
-from qa_train.launch import end_with_parent
+from qa_train.utils.launch import end_with_parent
+from qa_train.utils.masking import name_of
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from qa_train.launch import end_with_parent
+from qa_train.utils.launch import end_with_parent
 from qa_train.utils.progress import progress
 
 Result = TypeVar("Result")

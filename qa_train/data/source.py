@@ -23,11 +23,11 @@ from qa_train.data.order.chapter import Lengths
 from qa_train.data.order.epoch import Ints
 from qa_train.data.shards.catalog import ShardTable, open_shards
 from qa_train.data.shards.row_reader import CLIP_COLUMNS, PLAN_COLUMNS, RowReader
-from qa_train.data.shards.storage import name_of
 from qa_train.data.text.prompts import CHAT, PromptBank, Unqualified
 from qa_train.data.text.records import same_answers
 from qa_train.data.text.sample import Sample
 from qa_train.data.text.template import IGNORE, encode, encode_pair
+from qa_train.utils.masking import name_of
 
 # Sources of up to so many records are searched for records that two shards share; larger ones only for
 # shards that are copies of another.

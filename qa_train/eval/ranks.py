@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from qa_train.launch import check_ranks_announced
+from qa_train.utils.launch import check_ranks_announced
 
 
 @dataclass(frozen=True)

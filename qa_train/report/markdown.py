@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from qa_train.masking import masked
+from qa_train.utils.masking import masked
 
 # Emphasis, code, tags, entities, columns, strike-through; an underline inside a word is none.
 _MARKS = re.compile(r"[\\`*<&|~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=\])[(\[:]")

@@ -15,13 +15,11 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 from transformers.trainer_utils import align_special_tokens
 from transformers.utils.logging import disable_progress_bar
 
-from qa_train.config import ReliabilityConfig, StageConfig
+from qa_train.config import ReliabilityConfig, StageConfig, written
 from qa_train.config.checks import require_root
 from qa_train.data.audio.encoder_cache import EncoderCache, cache_writer
 from qa_train.data.batches import Batches, open_data
 from qa_train.data.workers import explained_worker_death
-from qa_train.launch import check_arithmetic, check_ranks_announced
-from qa_train.masking import written
 from qa_train.model import build_model, encoder_hash, encoder_states, freeze
 from qa_train.model.flops import Shapes
 from qa_train.model.kernels import use_liger_kernels
@@ -52,6 +50,7 @@ from qa_train.train.stage import Stage
 from qa_train.train.states import plain_states_only
 from qa_train.train.throughput import UsefulWork
 from qa_train.train.watchdog import Watchdog
+from qa_train.utils.launch import check_arithmetic, check_ranks_announced
 from qa_train.utils.progress import duration, progress, say
 
 logger = logging.getLogger(__name__)

@@ -27,14 +27,14 @@ from typing import Any
 
 import yaml
 
-from qa_train.config import StageConfig, TrainerConfig, digests
+from qa_train.config import StageConfig, TrainerConfig, digests, written
 from qa_train.config import changed as environment_changed
 from qa_train.config.sections import BY_NAME
-from qa_train.masking import masked_values, masked_words, written
 from qa_train.train import checkpoints, states
 from qa_train.train.checkpoints import write_json
 from qa_train.train.distributed import from_main
 from qa_train.train.owner import Owned, own
+from qa_train.utils.masking import masked_values, masked_words
 
 # Changing these in mid-run would silently make another run of it.
 _PINNED_SECTIONS = ("stage", "model", "data", "trainer", "dpo")

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from qa_train.masking import masked
+from qa_train.utils.masking import masked
 
 # Between two lines in a log file. A job that is shorter than this says nothing of its progress.
 EVERY_S = 30.0

@@ -125,7 +125,7 @@ def test_errors_and_warnings_hold_no_signature(store: Store, caplog: pytest.LogC
     with pytest.raises(RemoteError) as error:
         load_index(f"http://user:sig=pw@127.0.0.1:9/a.tar?{SIGNATURE}", StorageConfig(retries=1, first_wait_s=0.01))
     assert "again in" in caplog.text
-    from qa_train.masking import masked
+    from qa_train.utils.masking import masked
 
     # ValueErrors pass through the one line of the command, which masks.
     assert "sig=" not in masked("\n".join(said)) + str(error.value) + caplog.text

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -184,25 +185,23 @@ def test_a_requeued_job_waits_for_the_one_before(options: Callable[[str, Path], 
 
 
 @pytest.mark.parametrize(
-    "launcher",
+    ("launcher", "processes"),
     [
-        ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "-m"],
-        ["-m", "deepspeed.launcher.launch", "--world_info=eyJsb2NhbGhvc3QiOiBbMCwgMV19", "--module"],
+        # Without a GPU it starts one process, with several GPUs torchrun.
+        (["accelerate.commands.launch", "--num_processes", "1", "--cpu", "-m"], 1),
+        (["deepspeed.launcher.launch", "--world_info=eyJsb2NhbGhvc3QiOiBbMCwgMV19", "--module"], 2),
     ],
     ids=["accelerate", "deepspeed"],
 )
 def test_other_launchers_start_the_same_run(
-    options: Callable[[str, Path], list[str]], tmp_path: Path, launcher: list[str]
+    options: Callable[[str, Path], list[str]], tmp_path: Path, launcher: list[str], processes: int
 ) -> None:
-    import sys
-
     folder, alone = tmp_path / "run", tmp_path / "alone"
-    words = options("pretrain", folder)
     done = subprocess.run(
-        [sys.executable, *launcher, "qa_train", "pretrain", *words], env=environment() | {"DS_ACCELERATOR": "cpu"},
-        cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S,
+        [sys.executable, "-m", *launcher, "qa_train", "pretrain", *options("pretrain", folder)],
+        env=environment() | {"DS_ACCELERATOR": "cpu"}, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    run("pretrain", *options("pretrain", alone), processes=2)
+    run("pretrain", *options("pretrain", alone), processes=processes)
     assert [row["loss"] for row in metrics(folder)] == [row["loss"] for row in metrics(alone)]
-    assert json.loads((folder / "environment.json").read_text())[-1]["world_size"] == 2
+    assert json.loads((folder / "environment.json").read_text())[-1]["world_size"] == processes

@@ -26,7 +26,7 @@ from qa_train.data.order.epoch import Ints
 from qa_train.data.shards import storage
 from qa_train.data.shards.remote import RemoteError
 from qa_train.data.shards.sidecar import Problem, Summary, load_rows, load_summary
-from qa_train.masking import masked
+from qa_train.utils.masking import masked, without_query
 
 CATALOG_SUFFIX = ".catalog.parquet"
 _THREADS = 16
@@ -79,7 +79,7 @@ def open_shards(
     Raises ValueError when a shard has no index, or is no longer the one that was indexed.
     """
     named = list(map(str, patterns))
-    catalogs = [path for path in named if storage.without_query(path).endswith(CATALOG_SUFFIX)]
+    catalogs = [path for path in named if without_query(path).endswith(CATALOG_SUFFIX)]
     others = [path for path in named if path not in catalogs]
     listed = [line for path in catalogs for line in read_catalog(path, cfg, values=bool(where))]
     if others or not catalogs:
@@ -194,7 +194,7 @@ def read_catalog(path: str, cfg: StorageConfig | None = None, *, values: bool = 
         raise ValueError(f"{path} is damaged ({error}); make it again with qa-train data catalog") from error
     if table.schema.names != _SCHEMA.names:
         raise ValueError(f"{path} is no catalog of this version; make it again with qa-train data catalog")
-    place = storage.without_query(path)
+    place = without_query(path)
     folder, query = place.rpartition("/")[0], path[len(place) :]
     for batch in table.to_batches(max_chunksize=1024):
         columns = [batch[name].to_pylist() for name in _SCHEMA.names]

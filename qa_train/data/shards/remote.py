@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from qa_train.config import StorageConfig
-from qa_train.masking import masked
+from qa_train.utils.masking import masked
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")

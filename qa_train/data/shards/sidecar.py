@@ -21,6 +21,7 @@ import pyarrow.parquet
 from qa_train.config import StorageConfig
 from qa_train.data.shards import storage
 from qa_train.data.shards.remote import RemoteError
+from qa_train.utils.masking import name_of
 
 SUFFIX = ".index.parquet"
 # Reason of what an index leaves out without a fault: members that are no audio, JSON or text (no key), and records
@@ -174,7 +175,7 @@ def _sidecar(path: str, cfg: StorageConfig | None) -> Iterator[tuple[pyarrow.par
 
 def _remedy(path: str) -> str:
     if "://" in path:
-        name = storage.name_of(path)
+        name = name_of(path)
         return f"index a local copy, qa-train data index {name}, and upload {name}{SUFFIX} beside the shard"
     return f"run: qa-train data index {path}"
 

@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 from qa_train.config import StorageConfig
 from qa_train.data.shards.cache import BlockCache
 from qa_train.data.shards.remote import RemoteFile, RemoteInfo, read_range, remote_info
-from qa_train.masking import masked
+from qa_train.utils.masking import masked, without_query
 
 SCHEMES = ("http", "https", "s3", "gs", "memory")
 MAX_OPEN_FILES = 64
@@ -62,16 +62,6 @@ def expand(patterns: Iterable[str | Path]) -> list[str]:
     if not found:
         raise ValueError(f"no shard matches {list(map(str, patterns))}: give .tar files, a folder or a glob")
     return list(dict.fromkeys(found))
-
-
-def without_query(path: str) -> str:
-    """A URL up to its query (a signature, as a rule); a local path is returned as it is."""
-    return path.partition("?")[0] if "://" in path else path
-
-
-def name_of(path: str) -> str:
-    """The file's name, without folders and query."""
-    return without_query(path).rpartition("/")[2]
 
 
 def beside(path: str, suffix: str) -> str:

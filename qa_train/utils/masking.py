@@ -16,8 +16,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from qa_train.config import StageConfig, dotted_values
-
 MASK = "***"
 # A URL up to its query or fragment, and those. Marks of a sentence at the end belong to the sentence.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*://)([^\s'\"<>?#]*)((?:[?#][^\s'\"<>]*[^\s'\"<>,;:.)\]}])?)")
@@ -70,12 +68,26 @@ def masked_words(words: Sequence[str]) -> list[str]:
     return [_masked_word(word) for word in words]
 
 
-def written(cfg: StageConfig) -> dict[str, Any]:
-    """The configuration as it is written down and sent away: references for what the environment says, no secrets."""
-    found = dotted_values(cfg)
-    options = found["data"]["storage"]["options"]
-    found["data"]["storage"]["options"] = _masked_options(options)
-    return dict(masked_values(found))
+def masked_options(value: Any) -> Any:
+    """A copy of data.storage.options: texts only where they are no keys (addresses, regions ...), or references."""
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        name: masked_options(entry)
+        if isinstance(entry, Mapping) or not isinstance(entry, str) or _OPEN.match(str(name)) or "${" in entry
+        else MASK
+        for name, entry in value.items()
+    }
+
+
+def without_query(path: str) -> str:
+    """A URL up to its query (a signature, as a rule); a local path is returned as it is."""
+    return path.partition("?")[0] if "://" in path else path
+
+
+def name_of(path: str) -> str:
+    """The file's name, without folders and query."""
+    return without_query(path).rpartition("/")[2]
 
 
 def mask_errors() -> None:
@@ -117,17 +129,6 @@ def _masked_word(word: str) -> str:
 
 def _plain(value: str) -> bool:
     return value.lower() in ("true", "false", "null") or value.replace(".", "").isdigit()
-
-
-def _masked_options(value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return value
-    return {
-        name: _masked_options(entry)
-        if isinstance(entry, Mapping) or not isinstance(entry, str) or _OPEN.match(str(name)) or "${" in entry
-        else MASK
-        for name, entry in value.items()
-    }
 
 
 def _secret_values() -> list[str]:
