@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qa_train.config import parse_options
+from qa_train.utils.atomic import write_text
 
 
 @dataclass
@@ -40,8 +41,6 @@ def dashboard(words: list[str]) -> int:
         raise ValueError(f"dashboard: no metrics.jsonl below {', '.join(map(str, folders))}: give a folder of runs")
     out = Path(options.out) if options.out else folders[0] / "dashboard.html"
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text(render(runs, options.title, Clips(out, options.audio_mib)), encoding="utf-8")
-    partial.replace(out)
+    write_text(out, render(runs, options.title, Clips(out, options.audio_mib)))
     print(f"{out}: {len(runs)} run(s)")
     return 0

@@ -26,6 +26,7 @@ from qa_train.data.shards.row_reader import CLIP_COLUMNS, PLAN_COLUMNS, RowReade
 from qa_train.data.text.prompts import CHAT, PromptBank, Unqualified
 from qa_train.data.text.sample import Sample
 from qa_train.data.text.template import IGNORE, encode, encode_pair
+from qa_train.utils import draws
 
 # Sources of up to so many records are searched for records that two shards share; larger ones only for
 # shards that are copies of another.
@@ -264,7 +265,7 @@ class Source:
         if shard not in self._kept_rows:
             good = np.flatnonzero(self._reasons(shard, quota=False) == "").tolist()
             keys = self._at.rows(shard)["key"].to_pylist()
-            good.sort(key=lambda row: hashlib.blake2b(keys[row].encode()).digest())
+            good.sort(key=lambda row: draws.digest(keys[row], 64))
             self._kept_rows[shard] = frozenset(good[: int(self.quotas[shard])])
         return self._kept_rows[shard]
 

@@ -6,7 +6,8 @@ short by a crash is recognised and skipped, and a damaged or foreign file is fou
 unpickles it. It also holds a digest of the weights, which a resumed run compares with what it
 restored: stock Trainer resume can keep the initial weights of this model and only log a warning.
 
-A checksum is the SHA-256 of the SHA-256s of a file's 64 MiB pieces, which threads compute side by side.
+A checksum is the CRC-32C of the CRC-32Cs of a file's 64 MiB pieces, which threads compute side by side: it finds
+damage, not malice. Manifests without a ``format`` were written by versions that took SHA-256 instead; they are still compared.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -22,15 +22,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import crc32c
+
+from qa_train.utils.atomic import MANIFEST, PART, write_json
+from qa_train.utils.atomic import flush as flush_file
+
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 _PREFIX = "checkpoint-"
 # What torch.load would unpickle; anything else is safetensors, JSON or text.
 _PICKLES = {".pt", ".pth", ".bin", ".pkl"}
 # Files that rank R writes by itself: DeepSpeed's partitions and the random states.
 _OWN_FILE = re.compile(r"(?:^|/)(?:(?:\w+_)?zero_pp_rank_|rng_state_)(\d+)[_.]")
 _PIECE = 64 << 20
+# Of the manifest; those without one are of format 1.
+FORMAT = 2
 # Folders of a conversion that was not finished (see reshape.py); nothing reads them.
 UNIVERSAL = "_universal"
 
@@ -56,10 +62,10 @@ def flush(folder: Path, rank: int = 0, ranks: int = 1) -> dict[str, str]:
     """
     mine = [path for path in _files(folder) if _owner(path.relative_to(folder)) % ranks == rank]
     with ThreadPoolExecutor() as pool:
-        list(pool.map(_fsync, mine))
+        list(pool.map(flush_file, mine))
     sums = _checksums(mine)
     for parent in {path.parent for path in mine} | {folder}:
-        _fsync(parent)
+        flush_file(parent)
     return {str(path.relative_to(folder)): found for path, found in zip(mine, sums, strict=True)}
 
 
@@ -80,19 +86,21 @@ def commit(folder: Path, manifest: dict[str, Any], sums: dict[str, str] | None =
         raise ValueError(
             f"{folder} changed while it was saved ({sorted(set(sizes) ^ set(sums))}): is another run there?"
         )
-    write_json(folder / MANIFEST, {**manifest, "files": sizes, "checksums": sums})
-    _fsync(folder.parent)
+    write_json(folder / MANIFEST, {**manifest, "format": FORMAT, "files": sizes, "checksums": sums}, durable=True)
+    flush_file(folder.parent)
 
 
 def problem(folder: Path) -> str | None:
     """Why ``folder`` is not a usable checkpoint, judged by names and sizes, or None when it is complete."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        files = dict(manifest["files"])
+        files, version = dict(manifest["files"]), int(manifest.get("format", 1))
     except FileNotFoundError:
         return "it has no manifest: the save was interrupted"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"its manifest cannot be read: {error}"
+    if version > FORMAT:
+        return f"its manifest has format {version}, this qa-train reads up to {FORMAT}: use the version that saved it"
     for name, size in files.items():
         path = folder / name
         if not path.is_file():
@@ -118,7 +126,8 @@ def damage(folder: Path) -> str | None:
         unfinished = any(part.endswith(UNIVERSAL) for part in path.relative_to(folder).parts)
         if path.suffix in _PICKLES and name not in sums and not unfinished:
             return f"{name} is not in its manifest: not from this run"
-    for (name, expected), digest in zip(sums.items(), _checksums([folder / name for name in sums]), strict=True):
+    found_sums = _checksums([folder / name for name in sums], manifest.get("format", 1))
+    for (name, expected), digest in zip(sums.items(), found_sums, strict=True):
         if digest != expected:
             return f"{name} is not what was saved (checksum {digest[:12]}, manifest {expected[:12]})"
     return None
@@ -175,25 +184,13 @@ def remove(folder: Path) -> None:
     # The manifest goes first: a crash in the middle must not leave a folder that looks whole.
     (folder / MANIFEST).unlink(missing_ok=True)
     if folder.is_dir():
-        _fsync(folder)
+        flush_file(folder)
         shutil.rmtree(folder)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace ``path`` by the JSON of ``value``, atomically and durably."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        json.dump(value, file, indent=2, sort_keys=True)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _fsync(path.parent)
 
 
 def _files(folder: Path) -> list[Path]:
     """Every file of a checkpoint but the manifest (and what is left of writing one)."""
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST, MANIFEST + ".tmp"))
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST, MANIFEST + PART))
 
 
 def _owner(name: Path) -> int:
@@ -201,27 +198,27 @@ def _owner(name: Path) -> int:
     return int(match[1]) if match else 0
 
 
-def _checksums(paths: list[Path]) -> list[str]:
-    """The checksum of every file (see the module docstring)."""
+def _checksums(paths: list[Path], version: int = FORMAT) -> list[str]:
+    """The checksum of every file, as manifests of that format hold it (see the module docstring)."""
+    piece_sum = _crc32c if version > 1 else _sha256
     pieces = [(path, start) for path in paths for start in range(0, max(path.stat().st_size, 1), _PIECE)]
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(_digest_piece, pieces))
-    wholes = {path: hashlib.sha256() for path in paths}
-    for (path, _), digest in zip(pieces, digests, strict=True):
-        wholes[path].update(digest)
-    return [wholes[path].hexdigest() for path in paths]
+        sums = list(pool.map(lambda piece: piece_sum(_read(*piece)), pieces))
+    wholes = dict.fromkeys(paths, b"")
+    for (path, _), found in zip(pieces, sums, strict=True):
+        wholes[path] += found
+    return [piece_sum(wholes[path]).hex() for path in paths]
 
 
-def _digest_piece(piece: tuple[Path, int]) -> bytes:
-    path, start = piece
+def _read(path: Path, start: int) -> bytes:
     with path.open("rb") as file:
         file.seek(start)
-        return hashlib.sha256(file.read(_PIECE)).digest()
+        return file.read(_PIECE)
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _crc32c(raw: bytes) -> bytes:
+    return int(crc32c.crc32c(raw)).to_bytes(4)
+
+
+def _sha256(raw: bytes) -> bytes:
+    return hashlib.sha256(raw).digest()

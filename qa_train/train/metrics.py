@@ -24,6 +24,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from qa_train.config import StageConfig
 from qa_train.train.run import RunFolder
+from qa_train.utils.atomic import write_text
 
 # sysexits.h EX_TEMPFAIL, "try again later": stopped by a signal after saving. torchrun would report
 # any worker's code as a failure, so under it the code is 0 and finished.json tells the two ends apart.
@@ -49,9 +50,7 @@ class MetricsWriter:
             return
         kept = [line for line in self.path.read_text().splitlines() if _step(line) is not None]
         kept = [line for line in kept if (_step(line) or 0) <= step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        temporary.replace(self.path)
+        write_text(self.path, "".join(line + "\n" for line in kept))
 
     def track(self, cfg: StageConfig, config: dict[str, Any]) -> None:
         """Open the W&B run of this run folder: the same one again after a restart."""

@@ -29,8 +29,8 @@ import yaml
 from qa_train.config import StageConfig, TrainerConfig
 from qa_train.config.sections import BY_NAME
 from qa_train.train import checkpoints
-from qa_train.train.checkpoints import write_json
 from qa_train.train.distributed import from_main
+from qa_train.utils.atomic import write_json, write_text
 
 # Changing these in mid-run would silently make another run of it.
 _PINNED_SECTIONS = ("stage", "model", "data", "trainer", "dpo")
@@ -117,10 +117,7 @@ class RunFolder:
             return
         # A finished run that is extended is unfinished again.
         (self.dir / "finished.json").unlink(missing_ok=True)
-        path = self.dir / "config.yaml"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(yaml.safe_dump(asdict(self._cfg), sort_keys=False))
-        temporary.replace(path)
+        write_text(self.dir / "config.yaml", yaml.safe_dump(asdict(self._cfg), sort_keys=False))
         self._record_start(resume)
 
     def _refuse_to_lose_a_run(self) -> None:
@@ -136,7 +133,7 @@ class RunFolder:
     def finish(self, steps: int) -> None:
         """Mark the run as finished, so that starting it again does nothing."""
         if self.is_main:
-            write_json(self.dir / "finished.json", {"steps": steps, "time": time.time()})
+            write_json(self.dir / "finished.json", {"steps": steps, "time": time.time()}, durable=True)
 
     def other_settings(self) -> str:
         """How a finished run differs from what is asked now, as words; ValueError for another stage."""
@@ -174,7 +171,7 @@ class RunFolder:
         path = self.dir / "environment.json"
         starts = json.loads(path.read_text()) if path.is_file() else []
         starts.append({**environment(), "resumed_from": resume.name if resume else None})
-        write_json(path, starts)
+        write_json(path, starts, durable=True)
 
 
 def _filled(section: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ keyed hash of (seed, epoch, key, task): it does not depend on the order in which
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from qa_train.config.words import did_you_mean
 from qa_train.data.text.records import BadRecord, fields
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
 from qa_train.data.text.tasks import Task, read_tasks
+from qa_train.utils import draws
 
 CHAT = "chat"
 PLACEHOLDER = "<audio>"
@@ -120,8 +120,7 @@ class PromptBank:
 
 def draw(seed: int, epoch: int, key: str, task: str, count: int) -> int:
     """A number below ``count``, the same for the same arguments on every machine."""
-    name = json.dumps([seed, epoch, key, task]).encode()
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) % count
+    return draws.below(count, [seed, epoch, key, task])
 
 
 def chat_messages(record: dict[str, Any]) -> tuple[tuple[Message, ...], int]:

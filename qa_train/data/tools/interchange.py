@@ -23,6 +23,7 @@ from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.prompts import CHAT, PLACEHOLDER, PromptBank, chat_messages
 from qa_train.data.text.records import BadRecord, parse_record
 from qa_train.data.text.sample import AudioPart, Sample
+from qa_train.utils.atomic import whole
 
 Line = tuple[list[dict[str, Any]], list[Path], dict[str, Any]]
 _ROLES = {"human": "user", "gpt": "assistant"}
@@ -152,8 +153,7 @@ def shards_to_jsonl(
     folder.mkdir(parents=True, exist_ok=True)
     bank = PromptBank.load()
     names: set[str] = set()
-    part = out.with_name(out.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
+    with whole(out) as part, part.open("w", encoding="utf-8") as file:
         for shard in storage.expand(shards):
             for row in load_index(shard, cfg).table.to_pylist():
                 record = json.loads(row["meta"])
@@ -167,7 +167,6 @@ def shards_to_jsonl(
                     # `qa-train eval data=` scores by it.
                     line["task"] = task
                 file.write(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n")
-    part.replace(out)
     return sum(1 for _ in out.open("rb"))
 
 
