@@ -10,7 +10,6 @@ Draws depend on (seed, text) and (seed, key) alone. A shard is made by one proce
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +25,9 @@ from data_pipelines.speakable import one_line, unspeakable
 from data_pipelines.speakers import Speaker, SpeakerOptions, open_speaker
 from data_pipelines.split import draw
 from qa_train.config import parse_options
+from qa_train.data.text.chat_rows import chat_record
+from qa_train.data.text.json_rows import read_rows
+from qa_train.data.text.records import BadRecord
 
 USAGE = """qa-train data voice-chat path=FILE.jsonl out=FOLDER [key=value ...]
 
@@ -41,7 +43,6 @@ USAGE = """qa-train data voice-chat path=FILE.jsonl out=FOLDER [key=value ...]
 """
 _RT60_S = (0.15, 0.6)
 _DIRECT_DB = (0.0, 12.0)
-_ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
 Turns = list[tuple[str, str]]
 
 
@@ -118,34 +119,19 @@ def read_dialogues(path: Path) -> Iterator[tuple[str, Turns | str]]:
     if not path.is_file():
         raise ValueError(f"data voice-chat: no file {path}")
     stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in path.stem)
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file):
-            if line.strip():
-                yield f"{stem}-{number:07d}", _turns(line)
+    for number, _, row in read_rows(path):
+        yield f"{stem}-{number - 1:07d}", "not JSON" if isinstance(row, BadRecord) else _turns(row)
 
 
-def _turns(line: str) -> Turns | str:
+def _turns(row: dict[str, Any]) -> Turns | str:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return "not JSON"
-    if not isinstance(row, dict):
-        return "not an object"
-    listed = row.get("messages", row.get("conversations"))
-    if listed is None:
-        asked = row.get("instruction", row.get("prompt"))
-        given = row.get("output", row.get("response", row.get("completion")))
-        if not isinstance(asked, str) or not isinstance(given, str):
-            return "unknown fields"
-        more = row.get("input")
-        return [("user", f"{asked}\n{more}" if isinstance(more, str) and more.strip() else asked), ("assistant", given)]
-    if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+        record, clips = chat_record(row)
+    except BadRecord:
         return "unknown fields"
-    turns = [(_ROLES.get(str(t.get("role", t.get("from")))), t.get("content", t.get("value"))) for t in listed]
-    if not all(role and isinstance(text, str) for role, text in turns):
-        return "unknown fields"
-    found = [(str(role), str(text)) for role, text in turns]
-    first = 1 if found and found[0][0] == "system" else 0
+    if clips or "chosen" in record:
+        return "it has recordings" if clips else "a preference pair"
+    found = [(str(turn["role"]), str(turn["content"])) for turn in record["messages"]]
+    first = 1 if found[0][0] == "system" else 0
     spoken = [role for role, _ in found[first:]]
     if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2):
         return "turns do not alternate"

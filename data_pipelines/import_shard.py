@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterator  # noqa: F401 (pdoc looks up inherited annotations here)
 from dataclasses import dataclass
@@ -10,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 
 from data_pipelines.corpora.recordings import Recording, TooLong, duration_s, raw_bytes, wave_of
 from data_pipelines.make_shards import Job
-from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio
+from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, stored_kind
+from qa_train.data.shards.tar import AUDIO_EXTENSIONS
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.records import BadRecord
 
 DROPPED_SUFFIX = ".dropped.jsonl"
 # Part of the message when a shard alone exceeds the budget.
 BAD = "recordings cannot be read, allowed are"
-_EXTENSIONS = {"FLAC": "flac", "WAV": "wav", "WAVEX": "wav", "OGG": "ogg", "MP3": "mp3", "MPEG": "mp3"}
 
 
 @dataclass(frozen=True)
@@ -100,5 +98,5 @@ def _kind(raw: bytes, place: Recording, max_duration_s: float) -> str | None:
     """The shard's extension for this file, by its content; None when shards do not hold such files."""
     if duration_s(raw) > max_duration_s:
         raise TooLong(f"{place.name}: {duration_s(raw):.1f} s")
-    with soundfile.SoundFile(io.BytesIO(raw)) as file:
-        return "opus" if file.subtype == "OPUS" else _EXTENSIONS.get(file.format)
+    kind = stored_kind(raw)
+    return kind if kind in AUDIO_EXTENSIONS else None

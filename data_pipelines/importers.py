@@ -24,7 +24,7 @@ from omegaconf import MISSING
 
 from data_pipelines import blocklist
 from data_pipelines.blocklist import Blocklist
-from data_pipelines.corpora.base import Corpus, Drop, Found, Item, Request
+from data_pipelines.corpora.base import Corpus, Drop, Found, Item, Request, TableForm
 from data_pipelines.corpora.catalogue import corpus_of, table
 from data_pipelines.corpora.recordings import Recording
 from data_pipelines.import_report import Report, Unlisted
@@ -45,6 +45,9 @@ qa-train data import --list      every corpus with its licence and splits
   audio=flac|keep        re-encode at 16 kHz, or keep the files as they are (segments are always cut to FLAC)
   where.FIELD=VALUE      only records with this value        fields.FIELD=VALUE   set a field of every record
   columns.FIELD=COLUMN   generic readers: what is what       config=NAME          Hugging Face configuration
+  delimiter='|' header=[audio,text] quoted=false encoding=cp1252     tables: how the file is written, where it hides it
+  extension=wav          of files that a list names without it      by_name=true   look for listed files by their names
+  prefix=[OLD,NEW]       lists made on another machine: the beginning of their paths there, and here
   name=NAME              of the shards and keys              max_samples=N samples_per_shard=N workers=N
   max_duration_s=S       longer recordings are left out      error_budget=SHARE   unreadable recordings allowed
   retry_bad=true         make shards with unreadable recordings again
@@ -67,6 +70,13 @@ class ImportConfig:
     fields: dict[str, Any] = field(default_factory=dict)
     columns: dict[str, str] = field(default_factory=dict)
     config: str = ""
+    delimiter: str = ""
+    header: list[str] = field(default_factory=list)
+    encoding: str = ""
+    quoted: bool | None = None
+    extension: str = ""
+    prefix: list[str] = field(default_factory=list)
+    by_name: bool = False
     name: str | None = None
     max_samples: int | None = None
     samples_per_shard: int = 1000
@@ -152,8 +162,7 @@ def _listing(
     ids: list[str],
 ) -> list[ImportJob]:  # fmt: skip
     """Write the listings of all shards; returns the jobs that make them. Ids are gathered for purpose=eval."""
-    paths = options.path if isinstance(options.path, list) else [options.path]
-    request = Request(tuple(map(str, paths)), split, dict(options.columns), options.config)
+    request = _request(split, options)
     (out / "listing").mkdir(parents=True, exist_ok=True)
     jobs: list[ImportJob] = []
     lines: list[str] = []
@@ -199,9 +208,23 @@ def _listing(
             break
     if lines:
         finish()
+    report.notes += request.notes
     if total != options.max_samples:
         report.notes += extra.notes()
     return jobs
+
+
+def _request(split: str, options: ImportConfig) -> Request:
+    paths = options.path if isinstance(options.path, list) else [options.path]
+    delimiter = options.delimiter.replace("\\t", "\t")
+    if len(delimiter) > 1:
+        raise ValueError(f"delimiter={options.delimiter!r}: use one character, such as '|' or '\\t'")
+    if len(options.prefix) not in (0, 2):
+        raise ValueError(f"prefix={list(options.prefix)}: give two, [OLD,NEW]")
+    form = TableForm(delimiter, tuple(options.header), options.encoding, options.quoted, options.extension)
+    prefix = (options.prefix[0], options.prefix[1]) if options.prefix else None
+    columns = dict(options.columns)
+    return Request(tuple(map(str, paths)), split, columns, options.config, form, prefix, options.by_name)
 
 
 def _checked(corpus: Corpus, request: Request) -> Found:

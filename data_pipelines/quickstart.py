@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import soxr
-from tqdm import tqdm
 
 from data_pipelines import notes, preferences, recombine, voice_chat
 from data_pipelines.clip import NO_SOUND, SAMPLE_RATE, Clip
@@ -42,6 +41,7 @@ from data_pipelines.spoken_text import TextIndex
 from data_pipelines.starter import NUM_HELD_OUT_QUESTIONS, NUM_UNSEEN_VOICE
 from data_pipelines.synth import Espeak, draw_voice
 from qa_train.data.shards.index import load_index
+from qa_train.progress import progress
 
 CLIPS_PER_SHARD = 1000
 SPEEDS = (0.89, 1.11)
@@ -213,7 +213,7 @@ def build(
         seed=seed,
     )
     workers = num_workers or len(os.sched_getaffinity(0))
-    with tqdm(total=sum(job.num_clips for job in todo), unit=" clips", desc="synthetic data") as bar:
+    with progress(total=sum(job.num_clips for job in todo), unit="clips", desc="synthetic data") as bar:
         made = make(todo, num_workers=workers, progress=bar.update)
         bar.total = bar.n  # the number of pairs is known only when they are made
     size = sum(job.path.stat().st_size for job in todo) / 1e6

@@ -238,7 +238,9 @@ def _stage(stage: str, overrides: list[str]) -> int:
         results[raw.run.dir] = objective(raw.run.dir, raw.run.objective)
         return results[raw.run.dir]
 
-    sys.argv = [f"qa-train {stage}", *overrides]
+    # argparse takes settings in one piece: a flag between two of them would make the second unknown.
+    settings = [word for word in overrides if word.startswith(("~", "+")) or ("=" in word and not word.startswith("-"))]
+    sys.argv = [f"qa-train {stage}", *settings, *(word for word in overrides if word not in settings)]
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=stage)(task)()
     for folder, value in sorted(results.items(), key=lambda result: result[1]):
         print(f"{folder}: run.objective {value:.4g}")
@@ -335,7 +337,13 @@ def _export(words: list[str]) -> int:
     options = parse_options(ExportConfig, words, "export")
     from qa_train.export.hugging_face import export
 
-    done = export(options.checkpoint, options.out, results=options.results)
+    done = export(
+        options.checkpoint,
+        options.out,
+        results=options.results,
+        verify=options.verify,
+        allow_missing=options.allow_missing,
+    )
     print(
         f"{done.path}: {done.parameters / 1e6:,.1f} M parameters, model card in README.md; stock transformers gives "
         f"the same logits for a probe clip (largest difference {done.max_difference:.1e} of the largest logit)"

@@ -1,15 +1,18 @@
 """The quickstart: data, three stages, an evaluation after each, an export and a report.
 
-    python scripts/quickstart.py runs/quickstart [--short]
+    python scripts/quickstart.py [FOLDER] [--short | --smoke]
 
 Every part leaves its result on disk and is skipped when it is there, so the same command
-continues after an interruption. ``--short`` runs the same parts for a few steps each: it proves
-that they work, not that anything is learned.
+continues after an interruption. ``--short`` does about a third of everything and still learns;
+``--smoke`` runs the same parts for a few steps each: it proves that they work, no more
+(quickstart_recipes.py). Before it starts it measures how long this machine will take
+(quickstart_time.py).
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -22,31 +25,79 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from qa_train.config import starter_dir
+import quickstart_time
+from quickstart_recipes import PARTS, RECIPES, Recipe
 
-STAGES = ("pretrain", "sft", "dpo")
+from qa_train.config import starter_dir
+from qa_train.utils.progress import duration
+
 ENGLISH_WER = "WER, recorded English"
 # Two processes of one thread train faster than one of two: most operations of so small a model are too short to share.
 PROCESSES = min(2, len(os.sched_getaffinity(0)))
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+# Read by transformers, too: no bars for weights that are loaded and files that are written, here and in every process
+# that starts from here.
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 
 class Quickstart:
     """The parts in order; ``seconds`` remembers what each took, over all starts."""
 
-    def __init__(self, root: Path, short: bool) -> None:
-        self.root, self.short = root, short
+    def __init__(self, root: Path, recipe: Recipe) -> None:
+        self.root, self.recipe = root, recipe
         self.root.mkdir(parents=True, exist_ok=True)
         self.data = root / "data"
         self.log = root / "seconds.json"
+        self.clock: quickstart_time.Clock | None = None
         self.seconds: dict[str, float] = json.loads(self.log.read_text()) if self.log.is_file() else {}
         install = float(os.environ.get("QUICKSTART_INSTALL_SECONDS", 0))
         self.seconds["install"] = max(install, self.seconds.get("install", 0.0))
         # Started once: each process keeps what the frozen encoder made of the held-out clips.
         self.pool = ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn"))
 
-    def part(self, name: str, output: Path, work: Callable[[], None]) -> None:
-        """Do ``work`` unless ``output`` exists, and add its time to the books."""
+    def outputs(self) -> dict[str, Path]:
+        """What each part leaves behind: where it is there, the part is done."""
+        root, evaluated = self.root, self.root / "eval"
+        return {
+            "data": self.data / "done",
+            "untrained model": root / "before" / "config.json",
+            "preference pairs": self.data / "pairs-sampled.json",
+            "export": root / "export" / "config.json",
+            **{stage: root / stage / "finished.json" for stage in ("pretrain", "sft", "dpo")},
+            **{f"evaluate {stage}": evaluated / f"{stage}.json" for stage in ("before", "pretrain", "sft", "dpo")},
+        }
+
+    def plan(self, agreed: bool) -> None:
+        """Measure this machine, say how long each part will take, and leave if that is hours nobody agreed to."""
+        done = {part for part, output in self.outputs().items() if output.exists()}
+        if len(done) == len(PARTS):
+            return
+        print("measuring how fast this machine is ...", flush=True)
+        found = quickstart_time.measured(self.pool, PROCESSES)
+        times = quickstart_time.expected(found, self.recipe, PROCESSES)
+        self.clock = quickstart_time.Clock(times, done)
+        left = self.clock.left()
+        print(
+            f"the {self.recipe.name} recipe takes about {duration(left)} here ({PROCESSES} processes, "
+            f"{found.arithmetic}: {found.step:.2g} s for a training step, {1 / found.encoder:.0f} s of audio encoded "
+            "in a second):"
+        )
+        if found.busy > 1.2:
+            print(f"(other programs use the processors, too: without them it would be {found.busy:.1f} times as fast)")
+        print(self.clock.table(), flush=True)
+        short = sum(quickstart_time.expected(found, RECIPES["short"], PROCESSES).values())
+        folder = "" if self.root == default_folder("full") else str(self.root)
+        words, start = quickstart_time.advice(left, short, self.recipe, folder, agreed)
+        if not start:
+            self.close()
+            sys.exit(words)
+        if words:
+            print(words)
+        quickstart_time.remember(self.root / "plan.json", self.recipe, found)
+
+    def part(self, name: str, work: Callable[[], None]) -> None:
+        """Do ``work`` unless its output exists, and add its time to the books."""
+        output = self.outputs()[name]
         if output.exists():
             print(f"[{name}] done before")
             return
@@ -55,10 +106,17 @@ class Quickstart:
         try:
             work()
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+            took = time.perf_counter() - started
+            self.seconds[name] = self.seconds.get(name, 0.0) + took
             write_json(self.log, self.seconds)
         if not output.exists():
             sys.exit(f"quickstart: {name} ended without making {output}")
+        if self.clock is not None:
+            print(f"[{name}] {duration(took)}; {self.clock.finish(name, took)}", flush=True)
+
+    def close(self) -> None:
+        """End the processes of the pool."""
+        self.pool.shutdown()
 
     def command(self, *words: str, processes: int = 1) -> None:
         """Run a qa-train command and show it, so that it can be repeated by hand."""
@@ -73,14 +131,19 @@ class Quickstart:
 
     def train(self, stage: str) -> None:
         """One stage with its quickstart experiment."""
-        short = ["trainer.max_steps=4", "trainer.save_steps=2"] if self.short else []
+        where = [f"data.root={self.root}", f"run.dir={self.root / stage}"]
         self.command(
-            stage, f"experiment=quickstart_{stage}", f"run.dir={self.root / stage}", *short, processes=PROCESSES
+            stage, f"experiment=quickstart_{stage}", *where, *self.recipe.overrides(stage), processes=PROCESSES
         )
 
     def checkpoint(self, stage: str) -> str:
         """What the evaluation after ``stage`` loads: the run, or the untrained model before them."""
         return str(self.root / stage)
+
+
+def default_folder(recipe: str) -> Path:
+    """Where a recipe goes if nobody says."""
+    return Path("runs/quickstart" + ("" if recipe == "full" else f"-{recipe}"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -133,18 +196,20 @@ def side_sets() -> list[Any]:
 def evaluate(quick: Quickstart, stage: str) -> None:
     """Answer every evaluation set with the model after ``stage`` and keep the scores."""
     sets = evaluation_sets(quick.data) + (side_sets() if stage == "dpo" else [])
-    if quick.short:
-        sets = [shortened(each) for each in sets]
+    if quick.recipe.items is not None:
+        sets = [shortened(each, quick.recipe.items) for each in sets]
     # Before DPO the model is its own reference, and every reward is zero.
     pairs = quick.pool.submit(preference_scores, quick.root) if stage == "dpo" else None
     clips = quick.root / "eval" / "clips"
     jobs = [quick.pool.submit(evaluate_set, quick.checkpoint(stage), each, clips) for each in sets]
-    found = {name: result for job in jobs for name, result in job.result().items()}
-    scores = {each.name: found[each.name] for each in sets}
-    for name, result in scores.items():
+    print(f"answering {len(sets)} sets of held-out items", flush=True)
+    scores = {}
+    for each, job in zip(sets, jobs, strict=True):
+        scores[each.name] = result = job.result()[each.name]
         print(
-            f"  {name:<44} {result['value']:6.1f} "
-            f"({result['ci_low']:.1f} to {result['ci_high']:.1f}), n = {result['n']}"
+            f"  {each.name:<44} {result['value']:6.1f} "
+            f"({result['ci_low']:.1f} to {result['ci_high']:.1f}), n = {result['n']}",
+            flush=True,
         )
     for name, result in (pairs.result() if pairs else {}).items():
         scores[name] = result
@@ -183,11 +248,9 @@ def evaluate_set(checkpoint: str, eval_set: Any, clips_dir: Path) -> dict[str, A
     )
 
 
-def shortened(eval_set: Any) -> Any:
-    """The same set with a handful of items."""
-    import dataclasses
-
-    return dataclasses.replace(eval_set, limit=4)
+def shortened(eval_set: Any, items: int) -> Any:
+    """The same set with at most so many items."""
+    return dataclasses.replace(eval_set, limit=min(items, eval_set.limit or items))
 
 
 def preference_scores(root: Path) -> dict[str, Any]:
@@ -215,7 +278,9 @@ def save_untrained(quick: Quickstart) -> None:
 
     from qa_train.config import config_dir, register, to_stage_config
     from qa_train.model import build_model
+    from qa_train.train.distributed import name_accelerator
 
+    name_accelerator()
     register()
     with initialize_config_dir(version_base="1.3", config_dir=str(config_dir().resolve())):
         raw = compose("pretrain", ["experiment=quickstart_pretrain", "run.dir=unused"])
@@ -230,8 +295,7 @@ def make_data(quick: Quickstart) -> None:
     """Synthetic speech, notes, spoken questions and rule-made preference pairs."""
     from data_pipelines.quickstart import build
 
-    sizes = {"num_sentences": 200, "num_domain": 100, "num_questions": 100, "num_notes": 50} if quick.short else {}
-    build(starter_dir(), quick.data, **sizes)
+    build(starter_dir(), quick.data, **quick.recipe.sizes)
     (quick.data / "done").touch()
 
 
@@ -247,7 +311,8 @@ def sample_pairs(quick: Quickstart) -> None:
     model, processor = load_model(quick.checkpoint("sft"))
     generator = Generator(model, processor, batch_size=64, token_budget=32768)
     clips = EvalSet("pairs", [str(quick.data / "asr-train-*.tar")], "ask_transcript", "chat", metric="wer",
-                    min_words=3, limit=8 if quick.short else 500)  # fmt: skip
+                    min_words=3, limit=quick.recipe.pair_clips)  # fmt: skip
+    print(f"answering {clips.limit} recordings, each several times, to rank the answers", flush=True)
     count = 0
     with ShardWriter(str(quick.data / "pairs-sampled-%03d.tar")) as writer:
         for pair in sampled_pairs(generator, clips, PromptBank.load(), seed=1):
@@ -259,28 +324,34 @@ def sample_pairs(quick: Quickstart) -> None:
 
 def main() -> None:
     """Run every part."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where everything is written")
-    parser.add_argument("--short", action="store_true", help="a few steps of everything, to see that it works")
-    options = parser.parse_args()
-    quick = Quickstart(options.folder, options.short)
-    evaluated = quick.root / "eval"
-    evaluated.mkdir(exist_ok=True)
-    print(f"15 to 25 minutes on two cores; everything goes to {quick.root}; stop and start as you like")
+    options = arguments()
+    recipe = RECIPES[options.recipe]
+    root = options.folder or default_folder(recipe.name)
+    if (other := quickstart_time.recipe_of(root / "plan.json", recipe.name)) != recipe.name:
+        word = "" if other == "full" else f" --{other}"
+        sys.exit(
+            f"quickstart: {root} holds the recipe {other!r}: go on with scripts/quickstart.sh {root}{word}, "
+            f"or choose another folder for {recipe.name!r}"
+        )
+    quick = Quickstart(root, recipe)
+    (quick.root / "eval").mkdir(exist_ok=True)
+    print(f"everything goes to {quick.root}; stop and start as you like: the same command continues")
+    if recipe.note:
+        print(recipe.note)
+    quick.plan(options.yes)
 
-    quick.part("data", quick.data / "done", lambda: make_data(quick))
-    quick.part("untrained model", quick.root / "before" / "config.json", lambda: save_untrained(quick))
-    quick.part("evaluate before", evaluated / "before.json", lambda: evaluate(quick, "before"))
-    quick.part("pretrain", quick.root / "pretrain" / "finished.json", lambda: quick.train("pretrain"))
-    quick.part("evaluate pretrain", evaluated / "pretrain.json", lambda: evaluate(quick, "pretrain"))
-    quick.part("sft", quick.root / "sft" / "finished.json", lambda: quick.train("sft"))
-    quick.part("evaluate sft", evaluated / "sft.json", lambda: evaluate(quick, "sft"))
-    quick.part("preference pairs", quick.data / "pairs-sampled.json", lambda: sample_pairs(quick))
-    quick.part("dpo", quick.root / "dpo" / "finished.json", lambda: quick.train("dpo"))
-    quick.part("evaluate dpo", evaluated / "dpo.json", lambda: evaluate(quick, "dpo"))
+    quick.part("data", lambda: make_data(quick))
+    quick.part("untrained model", lambda: save_untrained(quick))
+    quick.part("evaluate before", lambda: evaluate(quick, "before"))
+    quick.part("pretrain", lambda: quick.train("pretrain"))
+    quick.part("evaluate pretrain", lambda: evaluate(quick, "pretrain"))
+    quick.part("sft", lambda: quick.train("sft"))
+    quick.part("evaluate sft", lambda: evaluate(quick, "sft"))
+    quick.part("preference pairs", lambda: sample_pairs(quick))
+    quick.part("dpo", lambda: quick.train("dpo"))
+    quick.part("evaluate dpo", lambda: evaluate(quick, "dpo"))
     export = quick.root / "export"
-    quick.part("export", export / "config.json",
-               lambda: quick.command("export", f"checkpoint={quick.root / 'dpo'}", f"out={export}"))  # fmt: skip
+    quick.part("export", lambda: quick.command("export", f"checkpoint={quick.root / 'dpo'}", f"out={export}"))
 
     from quickstart_report import write_results
 
@@ -288,6 +359,23 @@ def main() -> None:
     print(f"\nask it about a recording of your own:\n  qa-train chat checkpoint={export} audio=FILE.wav")
     print(f"report:  {quick.root / 'report.html'}")
     print(f"results: {path}")
+
+
+def arguments() -> argparse.Namespace:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", help="where everything is written (default: runs/quickstart)")
+    kinds = parser.add_mutually_exclusive_group()
+    for name, text in (
+        (
+            "short",
+            "about a third of everything, which still learns (default folder: runs/quickstart-short)",
+        ),
+        ("smoke", "a few steps of everything, to see that it works"),
+    ):
+        kinds.add_argument(f"--{name}", dest="recipe", action="store_const", const=name, default="full", help=text)
+    parser.add_argument("--yes", action="store_true", help="start even if this machine will take more than an hour")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

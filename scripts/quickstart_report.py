@@ -90,6 +90,11 @@ def change(
     }
 
 
+def without_target(row: dict[str, Any]) -> dict[str, Any]:
+    """The row of a smaller recipe: the targets are the full recipe's."""
+    return {key: value for key, value in row.items() if key not in ("target", "target_stage")}
+
+
 def write_results(quick: Any) -> Path:
     """results.json and report.html of a finished quickstart; returns the path of the first."""
     root: Path = quick.root
@@ -114,13 +119,19 @@ def write_results(quick: Any) -> Path:
     samples = {
         stage: [s for each in found.values() for s in each.get("samples", [])] for stage, found in scores.items()
     }
+    full = quick.recipe.name == "full"
     results = {
-        "title": "qa-train quickstart",
-        "metrics": list(unique.values()),
+        "title": "qa-train quickstart" + ("" if full else f", {quick.recipe.name} recipe"),
+        "notes": [quick.recipe.note] if quick.recipe.note else [],
+        "metrics": [row if full else without_target(row) for row in unique.values()],
         "seconds": {name: round(value, 1) for name, value in quick.seconds.items()},
         "samples": merge_samples(samples),
-        "environment": {"python": platform.python_version(), "machine": platform.machine(), "short run": quick.short},
-        "commands": ["scripts/quickstart.sh"],
+        "environment": {
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "recipe": quick.recipe.name,
+        },
+        "commands": ["scripts/quickstart.sh" + ("" if full else f" --{quick.recipe.name}")],
     }
     write_report(results, {stage: root / stage for stage in STAGES[1:]}, root / "report.html")
     path = root / "results.json"

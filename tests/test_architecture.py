@@ -63,6 +63,7 @@ BANNED = {
 OWNERS = {
     "wandb": {"qa_train/train/metrics.py"},
     "hydra": {"qa_train/config/compose.py", "qa_train/cli.py"},
+    "av": {"qa_train/data/audio/media.py"},
     "deepspeed": {"qa_train/train/distributed.py"},
 }
 

@@ -7,13 +7,11 @@ import socket
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from qa_train.doctor import Finding, doctor, network
 from qa_train.doctor.environment import audio_formats, disk, packages, wandb_key
-from qa_train.doctor.files import damage, examine_checkpoint, examine_data, examine_run
-from qa_train.train.checkpoints import commit
+from qa_train.doctor.files import examine_checkpoint, examine_data, examine_run
+from tests.model.stored import write_model
 
 
 def states(findings: object) -> list[str]:
@@ -67,13 +65,8 @@ def test_shards(tmp_path: Path) -> None:
 
 
 def make_run(folder: Path) -> Path:
-    """A run folder with one whole checkpoint of one small weight."""
-    checkpoint = folder / "checkpoints" / "checkpoint-2"
-    checkpoint.mkdir(parents=True)
-    save_file({"a": torch.zeros(10)}, checkpoint / "model.safetensors")
-    (checkpoint / "config.json").write_text("{}")
-    (checkpoint / "tokenizer.json").write_text("{}")
-    commit(checkpoint, {"step": 2})
+    """A run folder with one whole checkpoint."""
+    checkpoint = write_model(folder / "checkpoints" / "checkpoint-2")
     (folder / "config.yaml").write_text("stage: sft\n")
     (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": s, "loss": 1.0}) + "\n" for s in (1, 2)))
     return checkpoint
@@ -84,12 +77,15 @@ def test_checkpoints(tmp_path: Path) -> None:
     assert states(examine_checkpoint(str(tmp_path))) == ["ok"]
     weights = checkpoint / "model.safetensors"
     whole = weights.read_bytes()
-    weights.write_bytes(whole[:-4])
-    assert "its header says" in str(damage(weights))
-    assert "problem" in states(examine_checkpoint(str(checkpoint)))
-    for content, reason in ((b"abc", "too few"), (whole[:12], "inside its header"), (whole[:8] + b"?" * 200, "read")):
+    # One bit: found by checksums alone.
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    (found,) = examine_checkpoint(str(checkpoint))
+    assert "model.safetensors is not what was saved" in found.found
+    assert states(examine_checkpoint(str(checkpoint), verify=False)) == ["ok", "note"]
+    for content in (whole[:-4], b"abc", whole[:12], whole[:8] + b"?" * 200):
         weights.write_bytes(content)
-        assert reason in str(damage(weights))
+        for verify in (True, False):
+            assert states(examine_checkpoint(str(checkpoint), verify=verify)) == ["problem"]
     assert states(examine_checkpoint(str(tmp_path / "nowhere"))) == ["problem"]
     assert states(examine_checkpoint("owner/model")) == ["note"]
 

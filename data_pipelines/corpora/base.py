@@ -46,6 +46,20 @@ Found = Iterator[Item | Drop]
 
 
 @dataclass(frozen=True)
+class TableForm:
+    """How a foreign table is written, where it does not show; "", () and None mean: as the file itself tells."""
+
+    delimiter: str = ""
+    # Names of the columns of a file without a line of them.
+    header: tuple[str, ...] = ()
+    encoding: str = ""
+    # Whether quotation marks hold cells together, or are letters.
+    quoted: bool | None = None
+    # Of audio files that are listed without it: wav.
+    extension: str = ""
+
+
+@dataclass(frozen=True)
 class Request:
     """What a reader is asked for: a split of the corpus that lies at ``paths``."""
 
@@ -55,6 +69,13 @@ class Request:
     columns: dict[str, str] = field(default_factory=dict)
     # Hugging Face: the dataset's configuration
     config: str = ""
+    table: TableForm = TableForm()
+    # Lists that were made on another machine: the beginning of their paths there, and here.
+    prefix: tuple[str, str] | None = None
+    # Files that are not where a list says are looked for by their names.
+    by_name: bool = False
+    # What a reader has to say about its lists, for the report.
+    notes: list[str] = field(default_factory=list)
 
     @cached_property
     def tree(self) -> Tree:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.corpora.base import language_code, present
+from data_pipelines.corpora.base import Recording, Request, language_code, present
+from qa_train.data.shards.clip_files import located
+from qa_train.data.text.content import source_of
+from qa_train.data.text.records import BadRecord
 
 # The fields that prompts are built from, and those of chats and pairs.
 LISTS = ("labels", "keywords", "choices")
@@ -21,23 +28,24 @@ TEXTS = (
 )  # fmt: skip
 FIELDS = (*TEXTS, *LISTS, *OBJECTS, *NUMBERS)
 # Not fields of the record, but known to every table: where the audio is, and the item's name.
-PLACES = ("audio", "key", "start", "end")
+PLACES = ("audio", "key", "start", "end", "target_lang")
 AUDIO_COLUMNS = (
-    "audio",
-    "file_name",
-    "audio_filepath",
-    "audio_path",
-    "path",
-    "file",
-    "filename",
-    "wav",
-    "sound",
-    "speech",
-)
+    "audio", "file_name", "audio_filepath", "audio_path", "path", "file", "filename", "wav", "sound", "speech",
+)  # fmt: skip
+# Names by which others know a field.
+_OTHER_NAMES = {
+    "audio": AUDIO_COLUMNS,
+    "text": ("sentence", "transcript", "transcription"),
+    "language": ("lang", "source_lang"),
+    "speaker": ("speaker_id",),
+    "question": ("context",),
+}
+# Lengths, which are measured, and where a segment lies, which is read with the audio.
+_MEASURES = ("duration", "offset", "num_samples", "sampling_rate")
 
 
 def mapping(columns: dict[str, str], available: Iterable[str]) -> dict[str, str]:
-    """Record field -> column: the given ones, and the columns that are named like a field.
+    """Record field -> column: the given ones, and the columns that are named like a field, or as everybody names them.
 
     Raises ValueError for a field that no record has, a column that is not there, or when nothing but audio is known.
     """
@@ -47,14 +55,27 @@ def mapping(columns: dict[str, str], available: Iterable[str]) -> dict[str, str]
     tops = {column.split(".")[0] for column in columns.values()}
     if missing := sorted(tops - set(have)):
         raise ValueError(f"columns: there is no column {missing}; the table has {have}")
-    found = {name: name for name in (*FIELDS, "key") if name in have and name not in columns} | columns
-    if "audio" not in found:
-        named = next((name for name in AUDIO_COLUMNS if name in have), None)
-        if named is not None:
-            found["audio"] = named
+    found = {name: name for name in (*FIELDS, "key", "target_lang") if name in have and name not in columns} | columns
+    for name, others in _OTHER_NAMES.items():
+        other = next((other for other in others if other in have and other not in tops), None)
+        if name not in found and other is not None:
+            found[name] = other
     if not set(found) & set(FIELDS) - {"split", "license"}:
-        raise ValueError(f"no column of {have} is a record field: say which is what, e.g. columns.text={have[0]}")
+        rest = [name for name in have if name != found.get("audio")] or have
+        raise ValueError(f"no column of {have} is a record field: say which is what, e.g. columns.text={rest[0]}")
     return found
+
+
+def untaken(columns: dict[str, str], available: Iterable[str]) -> list[str]:
+    """Columns that no field of the record comes from."""
+    return sorted({*available} - {column.split(".")[0] for column in columns.values()} - {*_MEASURES})
+
+
+def note_untaken(request: Request, counts: Counter[str]) -> None:
+    """Say once in the report which columns, or fields of rows, were left behind."""
+    if counts:
+        names = ", ".join(f"{name} ({count})" for name, count in counts.most_common(12))
+        request.notes.append(f"columns that were not taken: {names}; columns.FIELD=COLUMN takes one")
 
 
 def record_of(
@@ -62,7 +83,8 @@ def record_of(
 ) -> dict[str, Any]:
     """The record of a row. Class numbers become their names, cells of lists and objects are parsed.
 
-    Raises ValueError when a cell does not hold what its field needs.
+    Of NeMo: a ``text`` whose ``target_lang`` is not the language spoken is a translation; a ``context`` is a question,
+    and the text beside it the answer. Raises ValueError when a cell does not hold what its field needs.
     """
     record: dict[str, Any] = {}
     for name, column in columns.items():
@@ -75,6 +97,11 @@ def record_of(
             record[name] = _typed(name, value)
     if "language" in record:
         record["language"] = language_code(record["language"])
+    if columns.get("question") == "context" and "question" in record and "answer" not in record and "text" in record:
+        record["answer"] = record.pop("text")
+    target = _at(row, columns["target_lang"]) if "target_lang" in columns else None
+    if target and "text" in record and language_code(str(target)) != record.get("language"):
+        record["translation"] = {language_code(str(target)): record.pop("text")}
     return present(**record)
 
 
@@ -115,9 +142,37 @@ def _parsed(value: Any) -> Any:
         return None
 
 
-def local_path(text: str, *bases: Path) -> str:
-    """A path in a manifest: absolute, or relative to the first of ``bases`` where it exists."""
-    path = Path(text).expanduser()
-    if path.is_absolute():
-        return str(path)
-    return str(next((base / path for base in bases if (base / path).exists()), bases[0] / path))
+def recording_of(
+    request: Request, given: Any, *bases: Path, origin: str = "", start_s: float = 0.0, end_s: float | None = None
+) -> Recording:
+    """Where the clip lies that a list gives: a path, an address, a data URL or base64.
+
+    Relative paths start at the first of ``bases`` where they exist; ``origin`` names the row of a clip that lies in the
+    list itself. The request's ``extension``, ``prefix`` and ``by_name`` are followed. Raises BadRecord when nothing
+    says where the clip is.
+    """
+    source = source_of(given)
+    if source is None:
+        raise BadRecord("it names no audio")
+    if isinstance(source, bytes):
+        data = base64.b64encode(source).decode()
+        return Recording(origin, data=data, start_s=start_s, end_s=end_s)
+    # Names may begin with a space; more often a space was typed before one.
+    places = [
+        located(name, *bases) for name in dict.fromkeys(map(partial(_renamed, request), (source, source.strip())))
+    ]
+    place = next((place for place in places if isinstance(place, Path) and place.is_file()), places[-1])
+    if request.by_name and isinstance(place, Path) and not place.is_file():
+        found = request.tree.by_name(place.name)
+        if found is not None:
+            return replace(found, start_s=start_s, end_s=end_s)
+    return Recording(str(place), start_s=start_s, end_s=end_s)
+
+
+def _renamed(request: Request, name: str) -> str:
+    """A name of a list with the extension that it leaves out, and the beginning that it has on this machine."""
+    extension = f".{request.table.extension.lstrip('.')}" if request.table.extension else ""
+    if not name.endswith(extension):
+        name += extension
+    old, new = request.prefix or ("", "")
+    return new + name.removeprefix(old) if name.startswith(old) else name

@@ -5,6 +5,7 @@ The manifests are read as plain JSON, without lhotse; sources of type "command" 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from data_pipelines.corpora.base import (
     language_code,
     present,
 )  # fmt: skip
-from data_pipelines.corpora.fields import FIELDS, local_path
+from data_pipelines.corpora.fields import FIELDS, recording_of
 from data_pipelines.corpora.tree import AUDIO
 from qa_train.data.shards.tar import members
-from qa_train.data.text.records import parse_record
+from qa_train.data.text.records import BadRecord, parse_record
 
 
 class _Unreadable(ValueError):
@@ -43,7 +44,7 @@ def _shar_members(path: str) -> dict[str, Recording]:
     return found
 
 
-def _audio(cut: dict[str, Any], bases: tuple[Path, ...], shar: dict[str, Recording]) -> Recording:
+def _audio(request: Request, cut: dict[str, Any], bases: tuple[Path, ...], shar: dict[str, Recording]) -> Recording:
     recording = cut.get("recording")
     if cut.get("type", "MonoCut") != "MonoCut" or recording is None:
         raise _Unreadable(f"{cut.get('type')} without one recording" if recording is None else f"type {cut['type']}")
@@ -61,12 +62,12 @@ def _audio(cut: dict[str, Any], bases: tuple[Path, ...], shar: dict[str, Recordi
         return shar[cut["id"]]
     if kind != "file":
         raise _Unreadable(f"source of type {kind}")
-    path = local_path(str(sources[0]["source"]), *bases)
     start, length = float(cut["start"]), float(cut["duration"])
     several = len(sources[0].get("channels", [0])) > 1
     channel = int(cut["channel"]) if several and isinstance(cut.get("channel"), int) else None
     whole = start == 0.0 and abs(length - float(recording["duration"])) < 1e-3
-    return Recording(path, start_s=start, end_s=None if whole else round(start + length, 6), channel=channel)
+    end = None if whole else round(start + length, 6)
+    return replace(recording_of(request, sources[0]["source"], *bases, start_s=start, end_s=end), channel=channel)
 
 
 def _record(cut: dict[str, Any]) -> dict[str, Any]:
@@ -115,11 +116,11 @@ def _read(request: Request) -> Found:
             try:
                 cut = parse_record(line.encode())
                 name = str(cut["id"])
-                audio, record = _audio(cut, (place.parent, Path()), shar), _record(cut)
+                audio, record = _audio(request, cut, (place.parent, Path()), shar), _record(cut)
             except _Unreadable as error:
                 yield Drop(name, str(error))
                 continue
-            except (KeyError, TypeError, IndexError) as error:
+            except (BadRecord, KeyError, TypeError, IndexError) as error:
                 yield Drop(f"{listed}-{number}", "bad line", f"{listed}, line {number}: {error!r}")
                 continue
             yield Item(name, (audio,), record)

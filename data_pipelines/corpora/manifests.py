@@ -5,7 +5,10 @@ A list may name files anywhere on the machine; it can never run a program: Kaldi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +26,20 @@ from data_pipelines.corpora.base import (
     language_code,
     present,
 )
-from data_pipelines.corpora.fields import local_path, mapping, record_of
-from qa_train.data.text.records import parse_record
-from qa_train.data.tools.interchange import chat_record
+from data_pipelines.corpora.delimited import open_table
+from data_pipelines.corpora.fields import mapping, note_untaken, record_of, recording_of, untaken
+from qa_train.data.text.chat_rows import TURNS, chat_record, is_chat, unknown_fields
+from qa_train.data.text.json_rows import rows
+from qa_train.data.text.records import BadRecord
+from qa_train.data.tools.interchange import said_of
 
 _ANY = {"train": TRAIN, "dev": DEV, "test": TEST}
 
 
-def _tables(request: Request) -> Iterator[tuple[str, str, Path]]:
-    """(name, separator, folder) of the tables: those named in path=, or the one at the top of the folder."""
+def _tables(request: Request) -> Iterator[tuple[str, Path]]:
+    """(name, folder) of the tables: the files named in path=, or the one at the top of the folder."""
     tree = request.tree
-    listed = [Path(path).name for path in tree.files if path.lower().endswith((".csv", ".tsv"))]
+    listed = [Path(path).name for path in tree.files]
     if not listed:
         top = [name for name in tree.names if "/" not in name and name.lower().endswith((".csv", ".tsv"))]
         listed = [name for name in top if name.lower().startswith("metadata.")] or top
@@ -43,69 +49,92 @@ def _tables(request: Request) -> Iterator[tuple[str, str, Path]]:
         )
     for name in listed:
         folder = next((Path(path).parent for path in tree.files if Path(path).name == name), None)
-        yield name, "\t" if name.lower().endswith(".tsv") else ",", folder or Path(tree.paths[0])
+        yield name, folder or Path(tree.paths[0])
 
 
 def _table(request: Request) -> Found:
-    for listed, separator, folder in _tables(request):
-        columns: dict[str, str] | None = None
+    left: Counter[str] = Counter()
+    for listed, folder in _tables(request):
+        header, found = open_table(request, listed)
+        columns = _columns(request, listed, header)
         bases = (folder, *(Path(path) for path in request.tree.folders), Path())
-        for number, row in enumerate(request.tree.table(listed, delimiter=separator), 1):
-            if columns is None:
-                columns = mapping(request.columns, row)
-                if "audio" not in columns:
-                    raise ValueError(
-                        f"{listed}: no column of {list(row)} names the audio: say which, columns.audio=COLUMN"
-                    )
+        for number, (line, row) in enumerate(found, 1):
+            if isinstance(row, str):
+                yield Drop(f"{listed}-{line}", "row that does not fit", row)
+                continue
+            left.update(name for name in untaken(columns, row) if row[name])
             if row.get(columns.get("split", ""), request.split) != request.split:
                 continue
             path = row[columns["audio"]]
-            name = row[columns["key"]] if "key" in columns else f"{number:08d}-{Path(path).stem}"
+            name = row[columns["key"]] if "key" in columns else f"{number:08d}-{Path(path[-80:]).stem}"
             try:
                 record = record_of(row, columns)
                 start, end = (
                     float(row[columns[n]]) if columns.get(n) and row[columns[n]] else None for n in ("start", "end")
                 )
+                audio = recording_of(request, path, *bases, origin=f"{listed}:{line}", start_s=start or 0.0, end_s=end)
             except ValueError as error:
                 yield Drop(name, "bad cell", str(error))
                 continue
             record.pop("split", None)
-            yield Item(name, (Recording(local_path(path, *bases), start_s=start or 0.0, end_s=end),), record)
+            yield Item(name, (audio,), record)
+    note_untaken(request, left)
 
 
-def _part(row: dict[str, Any], columns: dict[str, str], bases: tuple[Path, ...]) -> Recording:
-    """The recording of a row; ``start`` and ``end``, or NeMo's ``offset`` and ``duration``, cut a segment (seconds)."""
+def _columns(request: Request, listed: str, header: tuple[str, ...]) -> dict[str, str]:
+    try:
+        columns = mapping(request.columns, header)
+        if "audio" not in columns:
+            raise ValueError(f"no column of {list(header)} names the audio: say which, columns.audio=COLUMN")
+    except ValueError as error:
+        names = "; if its first line is no line of names, give them: header=[audio,text], and delimiter='|' if need be"
+        raise ValueError(f"{listed}: {error}{'' if request.table.header else names}") from error
+    return columns
+
+
+def _part(row: dict[str, Any], columns: dict[str, str]) -> tuple[float, float | None]:
+    """``start`` and ``end`` of a row, or NeMo's ``offset`` and ``duration``, as the segment that they cut (seconds)."""
     start, end = row.get(columns.get("start", "offset")), row.get(columns.get("end", ""))
     if end is None and start is not None and row.get("duration") is not None:
         end = float(start) + float(row["duration"])
-    path = local_path(str(row[columns["audio"]]), *bases)
-    return Recording(path, start_s=float(start or 0.0), end_s=None if end is None else float(end))
+    return float(start or 0.0), None if end is None else float(end)
 
 
 def _jsonl(request: Request) -> Found:
     tree = request.tree
-    for listed in [Path(p).name for p in tree.files] or tree.need("*.jsonl", what="JSONL file (*.jsonl)"):
-        home = Path(tree.recording(listed).path).parent
-        bases = (home, Path())
-        for number, line in enumerate(tree.lines(listed), 1):
-            name = f"{Path(listed).stem}-{number:08d}"
-            if not line.strip():
-                continue
-            try:
-                row = parse_record(line.encode())
-                if "messages" in row or "conversations" in row:
-                    record, paths = chat_record(row)
-                    audio = tuple(Recording(local_path(path, *bases)) for path in paths)
-                else:
-                    columns = mapping(request.columns, row)
-                    record = record_of(row, columns)
-                    audio = (_part(row, columns, bases),)
-            except (ValueError, KeyError, TypeError) as error:
-                yield Drop(name, "bad line", f"{listed}, line {number}: {error}")
-                continue
-            if record.pop("split", request.split) != request.split:
-                continue
-            yield Item(name, audio, record)
+    what = "list of rows (*.jsonl, *.json)"
+    names = [Path(p).name for p in tree.files] or tree.glob("*.jsonl", "*.jsonl.gz") or tree.need("*.json", what=what)
+    left: Counter[str] = Counter()
+    kept: Counter[str] = Counter()
+    for listed in names:
+        bases = (Path(tree.recording(listed).path).parent, Path())
+        with tree.open(listed) as file:
+            for number, where, row in rows(file):
+                name = f"{Path(listed).stem}-{number:08d}"
+                try:
+                    if isinstance(row, BadRecord):
+                        raise row
+                    place = partial(recording_of, request, origin=f"{listed}:{number}")
+                    if is_chat(row) and not (request.columns and not {*row} & {*TURNS}):
+                        record, sources = chat_record(row)
+                        kept.update(unknown_fields(record))
+                        audio = tuple(place(source, *bases) for source in sources)
+                    else:
+                        columns = mapping(request.columns, row)
+                        left.update(untaken(columns, row))
+                        record = record_of(row, columns)
+                        start_s, end_s = _part(row, columns)
+                        audio = (place(row[columns["audio"]], *bases, start_s=start_s, end_s=end_s),)
+                except (ValueError, KeyError, TypeError) as error:
+                    reason = getattr(error, "reason", "bad record")
+                    yield Drop(name, "bad line" if reason == "bad record" else reason, f"{listed}, {where}: {error}")
+                    continue
+                if record.pop("split", request.split) != request.split:
+                    continue
+                yield Item(name, audio, record)
+    note_untaken(request, left)
+    if kept:
+        request.notes.append(said_of(kept))
 
 
 def _kaldi(request: Request) -> Found:
@@ -118,7 +147,7 @@ def _kaldi(request: Request) -> Found:
         return dict(tree.pairs(path)) if path in tree.names else {}
 
     bases = (Path(tree.recording(listed).path).parent, Path())
-    recordings: dict[str, str] = {}
+    recordings: dict[str, Recording] = {}
     for number, (name, place) in enumerate(tree.pairs(listed), 1):
         if place.endswith("|") or place.startswith("|"):
             raise ValueError(
@@ -129,7 +158,7 @@ def _kaldi(request: Request) -> Found:
             raise ValueError(
                 f"{listed}, line {number}: {name!r} lies in a Kaldi archive ({place}); list audio files instead"
             )
-        recordings[name] = local_path(place, *bases)
+        recordings[name] = recording_of(request, place, *bases)
     texts, speakers, genders, languages = (lines(n) for n in ("text", "utt2spk", "spk2gender", "utt2lang"))
     segments = lines("segments") or {name: name for name in recordings}
     for name, cut in segments.items():
@@ -143,7 +172,7 @@ def _kaldi(request: Request) -> Found:
                          gender=gender_of(genders.get(speaker or "")))  # fmt: skip
         start, end = (float(times[0]), float(times[1])) if len(times) >= 2 else (0.0, None)
         # Kaldi writes -1 for "to the end".
-        audio = Recording(recordings[recording], start_s=start, end_s=None if end is not None and end < 0 else end)
+        audio = replace(recordings[recording], start_s=start, end_s=None if end is not None and end < 0 else end)
         yield Item(name, (audio,), record)
 
 

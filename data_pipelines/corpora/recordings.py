@@ -6,6 +6,7 @@ longer than the limit of the import, whatever a header claims.
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import zipfile
@@ -18,22 +19,24 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-import soundfile
 
-from qa_train.data.audio.waveform import MIN_CLIP_SAMPLES, BadAudio, read_clip, read_header, resample
-from qa_train.data.shards.tar import MAX_MEMBER_BYTES
+from qa_train.data.audio.waveform import MIN_CLIP_SAMPLES, BadAudio, read_clip, read_frames, read_header, resample
+from qa_train.data.shards.clip_files import clip_bytes
+from qa_train.data.shards.remote import RemoteError
+from qa_train.data.shards.tar import MAX_MEMBER_BYTES, OTHER_AUDIO_EXTENSIONS
 
-# Known containers that libsndfile cannot read; a missing file with one of these beside it is explained.
-OTHER_AUDIO = (".m4a", ".mp4", ".aac", ".webm", ".mkv", ".avi")
+# Taken where no other kind lies beside them (a video beside its sound).
+OTHER_AUDIO = tuple(f".{kind}" for kind in OTHER_AUDIO_EXTENSIONS)
 
 
 @dataclass(frozen=True)
 class Recording:
     """Where one recording lies.
 
-    A file; or a byte range (``offset``, ``size``) of an uncompressed tar; or the ``member`` of a zip; or a
-    ``row`` of a Parquet or Arrow file, whose ``column`` holds the encoded bytes. ``start_s`` and ``end_s`` cut a
-    segment out of it (seconds), ``channel`` takes one channel instead of their mean.
+    A file, or an address; or a byte range (``offset``, ``size``) of an uncompressed tar; or the ``member`` of a zip; or
+    a ``row`` of a Parquet or Arrow file, whose ``column`` holds the encoded bytes; or ``data``, the file itself as
+    base64, from the list at ``path``. ``start_s`` and ``end_s`` cut a segment out of it (seconds), ``channel`` takes
+    one channel instead of their mean.
     """
 
     path: str
@@ -45,6 +48,7 @@ class Recording:
     start_s: float = 0.0
     end_s: float | None = None
     channel: int | None = None
+    data: str = ""
 
     @property
     def name(self) -> str:
@@ -77,6 +81,10 @@ def source_of(place: Recording) -> bytes | Path:
     """
     if place.row is not None:
         return _cell(place)
+    if place.data:
+        return base64.b64decode(place.data)
+    if "://" in place.path:
+        return _fetched(place)
     if place.offset is not None:
         with Path(place.path).open("rb") as file:
             file.seek(place.offset)
@@ -88,9 +96,7 @@ def source_of(place: Recording) -> bytes | Path:
         raise BadAudio(f"{place.name}: {error}") from error
     path = Path(place.path)
     if not path.is_file():
-        raise MissingAudio(f"{path} does not exist{_other(path)}")
-    if path.suffix.lower() in OTHER_AUDIO:
-        raise BadAudio(f"{path}: libsndfile does not read {path.suffix}{_other(path)}")
+        raise MissingAudio(f"{path} does not exist{_other(path)}{_elsewhere(path)}")
     return path
 
 
@@ -142,13 +148,9 @@ def _segment(source: bytes | Path, place: Recording, max_duration_s: float) -> n
     if (min(end, frames) - start) / rate > max_duration_s:
         raise TooLong(f"{place.name}: a segment of {(end - start) / rate:.1f} s")
     try:
-        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as file:
-            file.seek(start)
-            wave = file.read(min(end, frames) - start, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
-        raise BadAudio(f"{place.name}: the decoder stopped: {error}") from error
-    if len(wave) < min(end, frames) - start:
-        raise BadAudio(f"{place.name}: the segment holds {len(wave)} of {end - start} samples: damaged or cut")
+        wave = read_frames(source, start, min(end, frames))
+    except BadAudio as error:
+        raise BadAudio(f"{place.name}: {error}") from error
     if place.channel is not None and place.channel >= wave.shape[1]:
         raise BadAudio(f"{place.name}: channel {place.channel} of {wave.shape[1]}")
     mono = wave.mean(axis=1) if place.channel is None else wave[:, place.channel]
@@ -165,6 +167,23 @@ def _other(path: Path) -> str:
             wav = path.with_suffix(".wav").name
             return f"; extract the sound of {other.name} first: ffmpeg -i {other.name} -ac 1 -ar 16000 {wav}"
     return ""
+
+
+def _elsewhere(path: Path) -> str:
+    """What to do when not even the folder of a file is there: lists are often made on another machine."""
+    if path.parent.is_dir():
+        return ""
+    return (
+        " (of another machine? prefix=[OLD,NEW] changes the beginning of paths in lists, by_name=true looks for names)"
+    )
+
+
+def _fetched(place: Recording) -> bytes:
+    """The file at an address."""
+    try:
+        return clip_bytes(place.path)
+    except (OSError, RemoteError) as error:
+        raise MissingAudio(f"{place.path} cannot be fetched: {error}") from error
 
 
 def _cell(place: Recording) -> bytes:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,13 @@ from typing import Any
 import pyarrow
 
 from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Request, present
-from data_pipelines.corpora.fields import AUDIO_COLUMNS, mapping, record_of
+from data_pipelines.corpora.fields import AUDIO_COLUMNS, mapping, note_untaken, record_of, untaken
 from data_pipelines.corpora.recordings import Recording, block_starts, class_names, rows, schema_of
+from qa_train.data.text.chat_rows import chat_record, is_chat, unknown_fields
+from qa_train.data.text.records import BadRecord
+from qa_train.data.tools.interchange import said_of
 
+_NUMBERED = re.compile(r"(.*[a-z])[-_.](\d+)")
 _SPLIT_WORDS = {"train", "validation", "valid", "val", "dev", "test", "eval"}
 
 
@@ -58,14 +63,46 @@ def _of_folder(folder: Path, request: Request) -> list[str]:
     files = sorted(folder.rglob("*.parquet"))
     if request.config:
         files = [file for file in files if request.config in file.relative_to(folder).parts]
-
-    def words(file: Path) -> set[str]:
-        return {word for part in file.relative_to(folder).parts for word in re.split(r"[\W_]+", part.lower())}
-
-    wanted = [file for file in files if request.split.lower() in words(file)]
-    if not wanted and request.split == TRAIN and not any(words(file) & _SPLIT_WORDS for file in files):
+    names = _split_names(folder, files, request.config)
+    exact = [file for file in files if request.split.lower() in names[file]]
+    if exact:
+        return list(map(str, exact))
+    # A split in parts, as train.100 and train.360 or train_sft and train_gen: which, the user says.
+    near = {name for found in names.values() for name in found if request.split.lower() in re.split(r"[\W_]+", name)}
+    if len(near) > 1:
+        raise ValueError(
+            f"{folder}: split {request.split!r} is {', '.join(sorted(near))} here: name one, or several as "
+            f"split=[{','.join(sorted(near))}]"
+        )
+    wanted = [file for file in files if near & names[file]]
+    if not wanted and request.split == TRAIN and not any(_SPLIT_WORDS & _words(names[file]) for file in files):
         wanted = files  # files without any split's name are the training split, as on the hub
     return list(map(str, wanted))
+
+
+def _split_names(folder: Path, files: Sequence[Path], config: str) -> dict[Path, set[str]]:
+    """File -> names that may be its split's: of its folders but the configuration's, and its own without its number.
+
+    A number at the end counts files (train-00000-of-00002, train_0, train_1) if it says of how many, begins with a zero
+    or belongs to a whole series; else it is part of the name (train.100, train.360).
+    """
+    stems = {file: re.sub(r"[-_.]\d+-of-\d+$", "", file.stem.lower()) for file in files}
+    series: dict[str, set[int]] = {}
+    for stem in stems.values():
+        if found := _NUMBERED.fullmatch(stem):
+            series.setdefault(found[1], set()).add(int(found[2]))
+    names: dict[Path, set[str]] = {}
+    for file, stem in stems.items():
+        found = _NUMBERED.fullmatch(stem)
+        if found and (found[2].startswith("0") or series[found[1]] == set(range(1, len(series[found[1]]) + 1))):
+            stem = found[1]
+        parts = [part.lower() for part in file.relative_to(folder).parts[:-1] if part != config]
+        names[file] = {*parts, stem}
+    return names
+
+
+def _words(names: Iterable[str]) -> set[str]:
+    return {word for name in names for word in re.split(r"[\W_]+", name)}
 
 
 def _of_hub(identity: str, request: Request) -> list[str]:
@@ -108,10 +145,15 @@ def _huggingface(request: Request) -> Found:
     schema = schema_of(files[0])
     audio = audio_column(schema, request.columns.get("audio"))
     others = [name for name in schema.names if name != audio]
-    columns = mapping({name: column for name, column in request.columns.items() if name != "audio"}, others)
+    given = {name: column for name, column in request.columns.items() if name != "audio"}
+    if not given and is_chat(dict.fromkeys(others, "")):
+        yield from _chats(request, files, audio, others)
+        return
+    columns = mapping(given, others)
     columns.pop("audio", None)
     classes = class_names(schema)
     read = sorted({column.split(".")[0] for column in columns.values()})
+    position = -1
     for position, (path, number, row) in enumerate(_all_rows(files, read)):
         name = str(row[columns["key"]]) if "key" in columns else f"{position:08d}"
         try:
@@ -120,6 +162,25 @@ def _huggingface(request: Request) -> Found:
             yield Drop(name, "bad cell", str(error))
             continue
         yield Item(name, (Recording(path, row=number, column=audio),), record)
+    note_untaken(request, Counter(dict.fromkeys(untaken(columns, others), position + 1)))
+
+
+def _chats(request: Request, files: Sequence[str], audio: str, others: Sequence[str]) -> Found:
+    """Rows that are chats or pairs, as other tools write them, each about the clip in its column ``audio``."""
+    kept: Counter[str] = Counter()
+    for position, (path, number, row) in enumerate(_all_rows(files, others)):
+        name = f"{position:08d}"
+        try:
+            record, clips = chat_record({**row, "audios": [audio]})
+            if clips != [audio]:
+                raise BadRecord(f"beside the clip in column {audio!r} it names {len(clips) - 1} more")
+        except BadRecord as error:
+            yield Drop(name, "bad row" if error.reason == "bad record" else error.reason, f"{path}[{number}]: {error}")
+            continue
+        kept.update(unknown_fields(record))
+        yield Item(name, (Recording(path, row=number, column=audio),), record)
+    if kept:
+        request.notes.append(said_of(kept))
 
 
 def _voice_assistant(request: Request) -> Found:

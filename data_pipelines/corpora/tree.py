@@ -18,9 +18,10 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from data_pipelines.corpora.recordings import OTHER_AUDIO, Recording, open_zip, zip_member
-from qa_train.data.shards.tar import members
+from qa_train.data.shards.tar import AUDIO_EXTENSIONS, members
+from qa_train.data.text.json_rows import array_items
 
-AUDIO = (".flac", ".wav", ".ogg", ".opus", ".mp3")
+AUDIO = tuple(f".{kind}" for kind in AUDIO_EXTENSIONS)
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
@@ -114,9 +115,25 @@ class Tree:
                 return min(found, key=lambda path: (not path.lower().endswith(AUDIO), path))
         return None
 
+    @cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name in self.names:
+            found.setdefault(PurePosixPath(name).name, []).append(name)
+        return found
+
+    def by_name(self, name: str) -> Recording | None:
+        """The only file of that name, in whatever folder; None if there is none, or if there are several."""
+        found = self._by_name.get(name, [])
+        return self.recording(found[0]) if len(found) == 1 else None
+
     def audio_names(self, within: str = "") -> Iterator[str]:
-        """All audio files whose path holds ``within``, sorted."""
-        return (name for name in self.names if name.lower().endswith(AUDIO) and within in name)
+        """All audio files whose path holds ``within``, sorted; a video only where no sound lies beside it."""
+        plain = {name.rpartition(".")[0] for name in self.names if name.lower().endswith(AUDIO)}
+        for name in self.names:
+            other = name.lower().endswith(OTHER_AUDIO) and name.rpartition(".")[0] not in plain
+            if within in name and (other or name.lower().endswith(AUDIO)):
+                yield name
 
     def recording(self, name: str, start_s: float = 0.0, end_s: float | None = None) -> Recording:
         """The file ``name``, or a segment of it; whether it exists is seen when it is read."""
@@ -198,7 +215,13 @@ class Tree:
     def objects(self, name: str, key: str | None = None) -> Iterator[dict[str, Any]]:
         """The objects of the list at the top of a JSON file, or of its list ``key``, one at a time."""
         with self.open(name) as file:
-            yield from _objects(io.TextIOWrapper(file, encoding="utf-8-sig"), name, key)
+            try:
+                for found, _ in array_items(io.TextIOWrapper(file, encoding="utf-8-sig"), key):
+                    if not isinstance(found, dict):
+                        raise ValueError(f"expected a list of objects, found {type(found).__name__}")
+                    yield found
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
 
     def beside(self, name: str, *parts: str) -> str:
         """A path relative to the folder of the file ``name``."""
@@ -215,35 +238,3 @@ def _clean(name: str) -> str:
     if clean.startswith(("../", "/")) or clean == "..":
         raise ValueError(f"{name!r} lies outside the corpus: refused")
     return clean
-
-
-def _objects(text: IO[str], name: str, key: str | None) -> Iterator[dict[str, Any]]:
-    """Objects of a JSON list without reading the whole file (GigaSpeech's list has gigabytes)."""
-    decoder = json.JSONDecoder()
-    buffer = ""
-    start = f'"{key}"' if key else ""
-    while start not in buffer or "[" not in buffer[buffer.find(start) :]:
-        block = text.read(1 << 16)
-        if not block:
-            raise ValueError(f"{name}: no list {key or 'at its top'}")
-        buffer += block
-    buffer = buffer[buffer.index("[", buffer.find(start)) + 1 :]
-    while True:
-        buffer = buffer.lstrip(" \t\r\n,")
-        if buffer.startswith("]"):
-            return
-        try:
-            found, end = decoder.raw_decode(buffer)
-        except json.JSONDecodeError as error:
-            # Twice as much each time: an object is parsed again only a few times.
-            block = text.read(max(1 << 16, len(buffer)))
-            if not block:
-                raise ValueError(f"{name}: not JSON, or cut short ({error})") from error
-            buffer += block
-            continue
-        except RecursionError as error:
-            raise ValueError(f"{name}: JSON nested too deeply") from error
-        if not isinstance(found, dict):
-            raise ValueError(f"{name}: expected a list of objects, found {type(found).__name__}")
-        yield found
-        buffer = buffer[end:]

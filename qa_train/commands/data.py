@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qa_train.commands import data_tools
 from qa_train.commands.data_tools import StorageOptions, split_words
 from qa_train.config import OrderConfig, parse_options
 from qa_train.utils.progress import say
+
+if TYPE_CHECKING:
+    from qa_train.data.shards.sidecar import ShardIndex
 
 
 @dataclass
@@ -49,11 +54,23 @@ def index(words: list[str]) -> int:
             say(done, error=True)
             continue
         say(f"{done.path}: {len(done)} records")
-        for problem in done.problems:
-            say(f"{done.path}: {problem}")
+        for line in [*map(str, done.problems), *_through_ffmpeg(done)]:
+            say(f"{done.path}: {line}")
     if refused and len(paths) > 1:
         print(f"qa-train data index: {refused} of {len(paths)} shards were refused: they got no index", file=sys.stderr)
     return 2 if refused else 0
+
+
+def _through_ffmpeg(index: ShardIndex) -> Iterator[str]:
+    """What to know about clips that libsndfile does not read."""
+    from qa_train.data.shards.tar import MEDIA_EXTENSIONS
+
+    kinds = [name.rpartition(".")[2].lower() for names in index.table["names"].to_pylist() for name in names]
+    for kind, number in sorted(Counter(kind for kind in kinds if kind in MEDIA_EXTENSIONS).items()):
+        yield (
+            f"{number} clips of type .{kind} were decoded by PyAV (extra media): training needs it too, and more time "
+            "than for flac: ffmpeg -i IN OUT.flac"
+        )
 
 
 def _index_or_reason(path: str, decode: bool, keep_damaged: bool) -> Any:

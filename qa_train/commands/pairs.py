@@ -132,7 +132,9 @@ def _drawn(options: PairsConfig, questions: Sequence[Question], out: Path, ranks
     device = options.device
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    model, processor = load_answering_model(options.checkpoint, device=device)
+    model, processor = load_answering_model(
+        options.checkpoint, device=device, verify=options.verify, allow_missing=options.allow_missing
+    )
     generator = Generator(model, processor, batch_size=options.batch_size, token_budget=32768)
     decoding = Decoding(max_new_tokens=options.max_new_tokens, temperature=options.temperature, seed=options.seed)
     asked = [[q.sample.key, part_text(q.sample.messages[-1]), q.references] for q in questions]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -68,8 +67,6 @@ def register() -> None:
     """Register the dataclasses with Hydra, so that every composed key is checked against them."""
     ConfigStore.instance().store(name="stage_schema", node=StageConfig)
     # ${starter:} in YAML is the folder of the starter data, ${configs:} that of the YAML files.
-    # ${parent:PATH} is the folder around PATH.
-    OmegaConf.register_new_resolver("parent", lambda path: str(Path(path).parent), replace=True)
     OmegaConf.register_new_resolver("configs", lambda: str(config_dir().resolve()), replace=True)
     OmegaConf.register_new_resolver("starter", lambda: str(starter_dir()), replace=True)
 

@@ -72,6 +72,10 @@ class EvalConfig:
     max_new_tokens: int = 256
     # cpu, cuda or cuda:N.
     device: str = "cpu"
+    # Compare the checkpoint's files with the checksums in its manifest, if it has one.
+    verify: bool = True
+    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
+    allow_missing: list[str] = field(default_factory=list)
     # How many questions to ask again with silence, and with another clip, to see whether the model listens.
     probe: int = 32
     # Training shards (paths or patterns) in which to look for the items: training=[a.tar,b.tar].
@@ -99,6 +103,10 @@ class ChatConfig:
     temperature: float = 0.0
     # cpu, cuda or cuda:N.
     device: str = "cpu"
+    # Compare the checkpoint's files with the checksums in its manifest, if it has one.
+    verify: bool = True
+    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
+    allow_missing: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -113,6 +121,10 @@ class ServeConfig:
     port: int = 8000
     # cpu, cuda or cuda:N.
     device: str = "cpu"
+    # Compare the checkpoint's files with the checksums in its manifest, if it has one.
+    verify: bool = True
+    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
+    allow_missing: list[str] = field(default_factory=list)
     # "chat" for models after SFT; "base" for pretrained ones.
     template: str = "chat"
     # Most requests answered together.
@@ -171,6 +183,10 @@ class PairsConfig:
     judge_key_env: str = "OPENAI_API_KEY"
     # cpu, cuda or cuda:N.
     device: str = "cpu"
+    # Compare the checkpoint's files with the checksums in its manifest, if it has one.
+    verify: bool = True
+    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
+    allow_missing: list[str] = field(default_factory=list)
     # Of the sampled answers.
     seed: int = 0
 
@@ -212,6 +228,10 @@ class ExportConfig:
     out: str = MISSING
     # For the model card: the folder of a qa-train eval of this checkpoint, or a quickstart's results.json.
     results: str | None = None
+    # Compare the checkpoint's files with the checksums in its manifest, if it has one.
+    verify: bool = True
+    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
+    allow_missing: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -67,6 +67,10 @@ class ModelConfig:
     freeze: list[str] = field(default_factory=list)
     lora: LoraSettings = field(default_factory=LoraSettings)
     dtype: str = "float32"
+    # Compare the files of checkpoint with the checksums in its manifest, if it has one.
+    verify: bool = True
+    # Weights that checkpoint may lack, as patterns of their names (multi_modal_projector.*); they begin anew.
+    allow_missing: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -168,6 +172,8 @@ class DataConfig:
     # epoch, so that it listens instead of completing texts that it knows; the labels stay. Not for preferences.
     target_noise: float = 0.0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    # Folder that an experiment's own paths start from, as ${data.root}/data/x.tar: those of the quickstart do.
+    root: str | None = None
     # Cache of a frozen encoder's outputs (folder), or null.
     encoder_cache: str | None = None
     storage: StorageConfig = field(default_factory=StorageConfig)

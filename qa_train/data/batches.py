@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch.utils.data import get_worker_info
 from qa_train.config import AugmentConfig, DataConfig
 from qa_train.data.audio.augment import ClipAugment, check_augment, mask_spans
 from qa_train.data.audio.encoder_cache import EncoderCache
-from qa_train.data.clips import Clip, ClipMels, ClipReader, SkipSample
+from qa_train.data.clips import Clip, ClipMels, ClipReader, NoiseReader, SkipSample
 from qa_train.data.collate import join_audio, pad, pad_ids
 from qa_train.data.open_sources import BUDGET_FLOOR, TOO_LONG, check_lengths, open_sources, share_allowed
 from qa_train.data.order.batch_plan import Plan, SampleRef
@@ -178,6 +179,17 @@ class Batches:
             "feature_lengths": torch.zeros(0, dtype=torch.long),
         }
         return ClipMels(good, [clip.num_tokens for clip in good], **joined)
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Inside, batches hold noise as long as their clips: nothing of the shards is read, and nothing counted."""
+        kept = self.reader, self._counts, log.disabled
+        self.reader, self._counts = NoiseReader(self.reader.num_mel_bins), self._counts.clone()
+        log.disabled = True
+        try:
+            yield
+        finally:
+            self.reader, self._counts, log.disabled = kept
 
     def use_encoder_cache(self, cache: EncoderCache) -> None:
         """From now on batches carry ``audio_states`` of this cache, and no audio is read."""

@@ -15,6 +15,8 @@ class DoctorConfig:
 
     # A run folder, one of its checkpoints, or a Hugging Face folder.
     checkpoint: str | None = None
+    # Compare its files with the checksums in its manifest, if it has one.
+    verify: bool = True
     # Shards, a folder of shards or a glob; several joined by commas.
     data: str | None = None
     # How remote shards are read: the keys of data.storage.
@@ -42,7 +44,7 @@ def _examine(options: DoctorConfig) -> Iterator[Finding]:
     if options.data is not None:
         examinations.append(files.examine_data(options.data.split(","), options.storage))
     if options.checkpoint is not None:
-        examinations.append(files.examine_checkpoint(options.checkpoint))
+        examinations.append(files.examine_checkpoint(options.checkpoint, verify=options.verify))
     if options.run is not None:
         examinations.append(files.examine_run(options.run))
     for each in examinations:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from qa_train.config import StorageConfig
 from qa_train.doctor.finding import Finding, note, ok, problem
-
-# A safetensors file begins with the length of its JSON header, eight bytes.
-_HEADER = struct.Struct("<Q")
+from qa_train.utils.manifest import MANIFEST
 
 
 def examine_data(patterns: list[str], storage: StorageConfig | None = None) -> Iterator[Finding]:
@@ -55,57 +52,22 @@ def _data_remedy(path: str, error: Exception) -> str:
     return "index the shard where it was made, and upload both" if "://" in path else f"qa-train data index {path}"
 
 
-def examine_checkpoint(source: str) -> Iterator[Finding]:
-    """Is it whole: manifest, configuration, tokenizer, and every weights file of its full length."""
-    from qa_train.model.build import find_checkpoint
-    from qa_train.train.checkpoints import MANIFEST
-    from qa_train.train.checkpoints import problem as fault
+def examine_checkpoint(source: str, *, verify: bool = True) -> Iterator[Finding]:
+    """Would it be read: configuration, names and shapes of all weights, tokenizer, processor, and every checksum."""
+    from qa_train.model.build import check_checkpoint, find_checkpoint
 
     try:
         folder = Path(find_checkpoint(source))
+        if not folder.is_dir():
+            yield note("checkpoint", f"{source} is a hub id", "fetch it first: huggingface-cli download " + source)
+            return
+        tensors = check_checkpoint(folder, verify=verify)
     except ValueError as error:
         yield problem("checkpoint", str(error), "give a run folder, one of its checkpoints or a Hugging Face folder")
         return
-    if not folder.is_dir():
-        yield note("checkpoint", f"{source} is a hub id", "fetch it first: huggingface-cli download " + source)
-        return
-    if (folder / MANIFEST).is_file() and (reason := fault(folder)):
-        yield problem(
-            "checkpoint", f"{folder}: {reason}", "use an older checkpoint of the run; resuming does so by itself"
-        )
-    count = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        if reason := damage(path):
-            yield problem("weights", f"{path.name}: {reason}", "copy the checkpoint again, or use another")
-        else:
-            count += 1
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        named = set(json.loads(index.read_text())["weight_map"].values())
-        if absent := sorted(name for name in named if not (folder / name).is_file()):
-            yield problem("weights", f"{', '.join(absent)} not there", "copy the whole folder")
-    if not (folder / "tokenizer.json").is_file():
-        yield problem("tokenizer", f"no tokenizer.json in {folder}", "put the tokenizer's files beside the weights")
-    yield ok("checkpoint", f"{folder}: {count} whole weights file(s)")
-
-
-def damage(path: Path) -> str | None:
-    """Why a safetensors file cannot be whole, judged by its header and its length; None if it can."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(_HEADER.size)
-        if len(start) < _HEADER.size:
-            return f"{size} bytes are too few"
-        (length,) = _HEADER.unpack(start)
-        if length > size - _HEADER.size:
-            return "it ends inside its header"
-        try:
-            header = json.loads(file.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return "its header cannot be read"
-    expected = _HEADER.size + length + max(ends, default=0)
-    return None if size == expected else f"it has {size} bytes, its header says {expected}"
+    yield ok("checkpoint", f"{folder}: {tensors} tensors that fit its configuration")
+    if not verify or not (folder / MANIFEST).is_file():
+        yield note("checkpoint", "its contents were not compared with checksums", "nothing to do, unless in doubt")
 
 
 def examine_run(source: str) -> Iterator[Finding]:

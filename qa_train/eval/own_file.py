@@ -10,9 +10,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from qa_train.data.text.json_rows import objects
 from qa_train.eval.benchmarks.table import Benchmark
 from qa_train.eval.questions import Question, part_text, read_questions
-from qa_train.eval.scores.json_lines import read_json_lines, read_predictions
+from qa_train.eval.scores.json_lines import read_predictions
 from qa_train.utils.atomic import write_text
 
 
@@ -37,7 +38,7 @@ def read_own_file(path: Path, max_new_tokens: int) -> list[Asked]:
     """
     found: dict[tuple[str, ...], list[tuple[dict[str, Any], Question]]] = {}
     questions = read_questions(path)
-    for (number, row), question in zip(numbered_rows(path), questions, strict=True):
+    for (number, _, row), question in zip(objects(path), questions, strict=True):
         # BLEU tokenises the corpus by language; the other metrics take it item by item.
         language = (question.language or "") if question.metric == "bleu" else ""
         key: tuple[str, ...] = (question.source, question.metric, language, question.sample.template)
@@ -67,13 +68,6 @@ def read_own_file(path: Path, max_new_tokens: int) -> list[Asked]:
         )
         asked.append(Asked(benchmark, rows, [question for _, question in items]))
     return asked
-
-
-def numbered_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """The objects of a JSONL file with the numbers of their lines."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
-    return list(zip(numbers, read_json_lines(path), strict=True))
 
 
 def _row(row: dict[str, Any], number: int, question: Question) -> dict[str, Any]:
@@ -109,7 +103,7 @@ def write_own_answers(path: Path, asked: Sequence[Asked], out: Path) -> None:
         for row, question in zip(one.rows, one.questions, strict=True):
             places[int(question.sample.key)] = (one.benchmark.name, row["id"])
     lines = []
-    for number, row in numbered_rows(path):
+    for number, _, row in objects(path):
         answer = said[places[number]]
         kept = {name: answer[name] for name in ("prediction", "truncated", "error") if name in answer}
         lines.append(json.dumps(row | kept, ensure_ascii=False) + "\n")

@@ -20,9 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import soundfile
-
-from qa_train.data.audio.waveform import BadAudio, audio_tokens
+from qa_train.data.audio.waveform import BadAudio, audio_tokens, read_header
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
 from qa_train.eval.answers import (
     Answerer,
@@ -92,10 +90,10 @@ def question_of(benchmark: Benchmark, row: Mapping[str, Any]) -> Question:
 
 
 def duration_s(clips: Sequence[Path]) -> float | None:
-    """The length that the headers of an item's clips give, or None: no clip, or one that cannot be read."""
+    """The length of an item's clips by their headers, or None: no clip, or one that cannot be read."""
     try:
-        return sum(float(soundfile.info(clip).duration) for clip in clips) if clips else None
-    except (RuntimeError, OSError):
+        return sum(frames / rate for frames, rate in map(read_header, clips)) if clips else None
+    except BadAudio:
         return None
 
 

@@ -9,9 +9,8 @@ its ``gt``, is the reference. Optional fields of both: ``metric``, ``language`` 
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,9 +19,14 @@ from typing import Any
 import numpy as np
 
 from qa_train.data.audio.waveform import BadAudio, audio_tokens, read_clip
+from qa_train.data.shards.clip_files import clip_bytes, located
+from qa_train.data.shards.remote import RemoteError
+from qa_train.data.text.chat_rows import chat_record, is_chat
+from qa_train.data.text.content import Source, shown, source_of, user_message
+from qa_train.data.text.json_rows import objects
 from qa_train.data.text.prompts import chat_messages
-from qa_train.data.text.records import LANGUAGES, BadRecord, check_record
-from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
+from qa_train.data.text.records import LANGUAGES
+from qa_train.data.text.sample import Message, Sample, TextPart
 from qa_train.eval.benchmarks.judged import NEEDED
 from qa_train.eval.benchmarks.table import JUDGED, UNSCORED
 from qa_train.eval.scores.task_metrics import METRICS, WITHOUT_REFERENCE, check_references
@@ -76,48 +80,36 @@ class Question:
 
 
 def read_questions(path: Path | str, *, max_duration_s: float = MAX_CLIP_S) -> list[Question]:
-    """Every line of an evaluation file, in order. Clip paths are relative to the file's folder.
+    """Every row of an evaluation file (JSONL or a JSON array), in order. Clip paths are relative to the file's folder.
 
     Raises:
-        ValueError: a line that is not JSON or lacks a field, with its number. Clips are not opened.
+        ValueError: a row that is not JSON or lacks a field, with its number. Clips are not opened.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no evaluation file at {path}: expected JSONL, one question per line")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8: expected JSONL, one question per line") from error
     questions = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, where, row in objects(path):
         try:
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"not JSON ({error}): expected one question per line as a JSON object") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"expected a JSON object, found {type(row).__name__}")
             questions.append(_question(row, str(number), path.parent, max_duration_s))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
+            raise ValueError(f"{path}, {where}: {error}") from error
     if not questions:
         raise ValueError(f"{path} holds no questions: expected one JSON object per line")
     return questions
 
 
-def load_clips(paths: tuple[Path, ...], max_duration_s: float) -> tuple[np.ndarray, ...]:
-    """Read clips as 16 kHz mono waveforms; BadAudio names the file."""
+def load_clips(clips: Sequence[Path | Source], max_duration_s: float) -> tuple[np.ndarray, ...]:
+    """Read clips (files, addresses, or bytes of files) as 16 kHz mono waveforms; BadAudio names the file."""
     waves = []
-    for path in paths:
-        if not path.is_file():
-            raise BadAudio(f"{path}: no such file")
+    for clip in clips:
+        if isinstance(clip, Path) and not clip.is_file():
+            raise BadAudio(f"{clip}: no such file")
         try:
-            waves.append(read_clip(path, max_duration_s=max_duration_s))
+            waves.append(read_clip(clip if isinstance(clip, Path) else clip_bytes(clip), max_duration_s=max_duration_s))
             audio_tokens(len(waves[-1]))
-        except BadAudio as error:
-            raise BadAudio(f"{path}: {error}") from error
+        except (BadAudio, RemoteError) as error:
+            raise BadAudio(f"{clip if not isinstance(clip, bytes) else shown(clip)}: {error}") from error
     return tuple(waves)
 
 
@@ -150,7 +142,8 @@ def language_of(metric: str, prompt: str) -> str | None:
 
 
 def _question(row: dict[str, Any], key: str, folder: Path, max_duration_s: float) -> Question:
-    if "messages" in row:
+    # The released format has a prompt too, and says what is right in gt.
+    if is_chat({name: value for name, value in row.items() if name != "prompt" or "gt" not in row}):
         sample, clips, prompt, answer = _chat(row, key)
     else:
         sample, clips, prompt, answer = _base(row, key)
@@ -175,42 +168,38 @@ def _question(row: dict[str, Any], key: str, folder: Path, max_duration_s: float
     if not references and metric not in (UNSCORED, "voicebench_open", *WITHOUT_REFERENCE):
         raise ValueError(f"metric {metric!r} needs a reference: give gt, or metric {UNSCORED!r}")
     check_references(metric, [references])
-    paths = tuple(folder / clip for clip in clips)
+    found = tuple(located(clip, folder) for clip in clips)
     return Question(
         sample,
-        partial(load_clips, paths, max_duration_s),
+        partial(load_clips, found, max_duration_s),
         references,
         metric,
         source,
         language,
         tuple(row.get("choices") or ()),
-        paths,
+        tuple(clip for clip in found if isinstance(clip, Path)),
     )
 
 
-def _base(row: dict[str, Any], key: str) -> tuple[Sample, list[str], str, str | None]:
-    missing = [name for name in ("audio", "prompt") if not isinstance(row.get(name), str)]
-    if missing:
+def _base(row: dict[str, Any], key: str) -> tuple[Sample, list[Source], str, str | None]:
+    clip, prompt = source_of(row.get("audio")), row.get("prompt")
+    if clip is None or not isinstance(prompt, str):
+        missing = [name for name, given in (("audio", clip), ("prompt", prompt)) if not isinstance(given, str | bytes)]
         raise ValueError(f"{' and '.join(missing)} must be text; a line holds audio, prompt, gt and source, or a chat")
     # The prompt is the benchmark's own, so a language tag in it is meant as one.
-    content = (AudioPart(0), TextPart(row["prompt"], trusted=True))
-    sample = Sample(key, (Message("user", content),), 1, "eval", row.get("language"), "base")
-    return sample, [row["audio"]], row["prompt"], None
+    user = user_message(prompt, 1, trusted=True)
+    return Sample(key, (user,), 1, "eval", row.get("language"), "base"), [clip], prompt, None
 
 
-def _chat(row: dict[str, Any], key: str) -> tuple[Sample, list[str], str, str | None]:
-    clips = list(row.get("audios") or ([row["audio"]] if "audio" in row else []))
-    record = {"messages": row["messages"], "audios": clips}
-    try:
-        check_record(record)
-    except BadRecord as error:
-        raise ValueError(str(error)) from error
-    messages, count = chat_messages(record)
+def _chat(row: dict[str, Any], key: str) -> tuple[Sample, list[Source], str, str | None]:
+    record, clips = chat_record(row)
+    messages, count = chat_messages({"messages": record["messages"], "audios": [""] * len(clips)})
     messages, answer = split_answer(messages)
     if not messages or messages[-1].role != "user":
         raise ValueError("a chat must end with a user turn, or with the user's turn and its reference answer")
     prompt = part_text(messages[-1])
-    return Sample(key, messages, count, "eval", row.get("language"), "chat"), clips, prompt, answer
+    sample = Sample(key, messages, count, "eval", row.get("language"), "chat")
+    return sample, clips, prompt, record.get("chosen", answer)
 
 
 def part_text(message: Message) -> str:

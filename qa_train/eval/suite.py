@@ -153,7 +153,9 @@ def _answerer(options: EvalConfig) -> tuple[Answerer, dict[str, Any]]:
     device = options.device
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    model, processor = load_answering_model(str(options.checkpoint), device=device)
+    model, processor = load_answering_model(
+        str(options.checkpoint), device=device, verify=options.verify, allow_missing=options.allow_missing
+    )
     generator = Generator(model, processor, batch_size=options.batch_size, token_budget=options.token_budget)
     return generator, {"weights": weights_digest(model)}
 

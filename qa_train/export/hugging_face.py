@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import gc
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoProcessor, BatchFeature, Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
+from transformers import BatchFeature, Qwen2AudioProcessor
 
 from qa_train.export.model_card import model_card
 from qa_train.model import find_checkpoint, load_model
 from qa_train.model.build import load_adapted
+from qa_train.model.loading import read_stock
 from qa_train.model.lora import has_adapters, merge_adapters
 from qa_train.model.weights import weights_digest
 from qa_train.train.distributed import name_accelerator
@@ -31,11 +33,19 @@ class Exported:
     max_difference: float
 
 
-def export(checkpoint: str | Path, out: str | Path, *, results: str | Path | None = None) -> Exported:
+def export(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    results: str | Path | None = None,
+    verify: bool = True,
+    allow_missing: Iterable[str] = (),
+) -> Exported:
     """Write weights, configuration, tokenizer, processor, chat template, generation settings and model card to ``out``.
 
     Adapters of a run with ``model.lora`` are merged into the weights. ``results``: the folder of an evaluation of
-    these weights, or a quickstart's results.json, for the card (`qa_train.export.model_card`).
+    these weights, or a quickstart's results.json, for the card (`qa_train.export.model_card`). ``verify`` and
+    ``allow_missing`` are those of `load_model`.
 
     The folder is then read by the stock classes and must give the same logits for a probe clip, within 1e-4 of
     the largest logit (3e-2 in half precision, where only the order of summation differs). ValueError if ``out``
@@ -48,7 +58,10 @@ def export(checkpoint: str | Path, out: str | Path, *, results: str | Path | Non
     name_accelerator()
     folder = find_checkpoint(checkpoint)
     # Adapters answer the probe as they were trained, beside their base: so the merge is part of what is proved.
-    model, processor = load_adapted(folder) if has_adapters(folder) else load_model(folder)
+    if has_adapters(folder):
+        model, processor = load_adapted(folder, verify=verify)
+    else:
+        model, processor = load_model(folder, verify=verify, allow_missing=allow_missing)
     probe = _probe(processor)
     with torch.no_grad():
         expected = model(**probe.to(dtype=model.dtype)).logits.float()
@@ -73,10 +86,10 @@ def export(checkpoint: str | Path, out: str | Path, *, results: str | Path | Non
 
 def _compare(folder: Path, probe: BatchFeature, expected: torch.Tensor) -> float:
     """Reload ``folder`` with the stock classes and compare inputs and logits of the probe."""
-    inputs = _probe(AutoProcessor.from_pretrained(folder))
+    model, stock = read_stock(folder)
+    inputs = _probe(stock)
     if not torch.equal(inputs["input_ids"], probe["input_ids"]):
         raise RuntimeError(f"the processor in {folder} makes other tokens of the probe than the one of the checkpoint")
-    model = Qwen2AudioForConditionalGeneration.from_pretrained(folder, dtype="auto").eval()
     with torch.no_grad():
         logits = model(**inputs.to(dtype=model.dtype)).logits.float()
     difference = float((logits - expected).abs().max() / expected.abs().max())

@@ -11,7 +11,8 @@ import numpy as np
 
 from qa_train.config import ChatConfig
 from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, audio_tokens, read_clip
-from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
+from qa_train.data.text.content import user_message
+from qa_train.data.text.sample import Message, Sample, TextPart
 from qa_train.infer.generate import Answer, Decoding, Generator, Item
 from qa_train.model import load_answering_model
 
@@ -42,18 +43,19 @@ class Conversation:
     def ask(self, waves: Iterable[np.ndarray], text: str, write: Callable[[str], None]) -> Answer:
         """Send one user turn; the answer is handed to ``write`` as it appears, and remembered.
 
+        A text may say where its clips are heard (``<audio>``); else they come first.
+
         Raises:
-            ValueError: neither a clip nor text.
+            ValueError: neither a clip nor text, or marks of other clips than those given.
         """
         waves = tuple(waves)
         if not waves and not text:
             raise ValueError("nothing to send: give text, a recording, or both")
         if self.template == "base":
             self.clear()
-        clips = tuple(AudioPart(len(self.waves) + i) for i in range(len(waves)))
         # Only the base format knows prompts with language tags; what a chat user types stays text.
-        words = (TextPart(text, trusted=self.template == "base"),) if text else ()
-        messages = (*self.messages, Message("user", (*clips, *words)))
+        asked = user_message(text, len(waves), trusted=self.template == "base", first=len(self.waves))
+        messages = (*self.messages, asked)
         heard = (*self.waves, *waves)
         sample = Sample("chat", messages, len(heard), "chat", None, self.template)
         answer = self.generator.stream(Item(sample, heard), write, self.decoding)
@@ -116,7 +118,9 @@ def chat(options: ChatConfig, *, lines: TextIO | None = None, out: TextIO | None
     # A wrong path should be said before minutes of loading.
     paths = [options.audio] if isinstance(options.audio, str) else list(options.audio or ())
     waves = [read_recording(path) for path in paths]
-    model, processor = load_answering_model(options.checkpoint, device=options.device)
+    model, processor = load_answering_model(
+        options.checkpoint, device=options.device, verify=options.verify, allow_missing=options.allow_missing
+    )
     decoding = Decoding(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
     talk = Conversation(Generator(model, processor), decoding, options.template)
     if waves or options.text:

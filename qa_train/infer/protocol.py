@@ -1,13 +1,12 @@
 """OpenAI's chat-completions requests and answers: JSON in, a sample with its waveforms out, and back.
 
-Audio comes as ``input_audio`` parts ({"data": base64, "format": "wav"}). Nothing is fetched from an address.
+Audio comes as ``input_audio`` parts ({"data": base64, "format": "wav"}), or as data URLs in parts that mean sound
+(``qa_train.data.text.content``). Nothing is fetched from an address.
 A setting that would change the answer and is not known here is refused, not ignored.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import uuid
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from qa_train.data.audio.waveform import BadAudio, audio_tokens, read_clip
+from qa_train.data.text.content import NOT_BASE64, PLACEHOLDER, Heard, content_parts
 from qa_train.data.text.records import MAX_TEXT_CHARACTERS, BadRecord, check_text
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
-from qa_train.data.text.template import AUDIO, AUDIO_BOS, AUDIO_EOS
 
 FORMATS = ("wav", "flac", "mp3", "ogg", "opus")
 _KNOWN = ("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stream",
@@ -186,7 +185,7 @@ def _conversation(messages: Any, limits: Limits, template: str) -> tuple[Sample,
 
 
 def _check_texts(messages: list[Message]) -> None:
-    """Refuse what would take seconds to tokenize, is no Unicode, or stands for a clip that is not there."""
+    """Refuse what would take seconds to tokenize, or is no Unicode."""
     parts = [part for message in messages for part in message.content if isinstance(part, TextPart)]
     characters = sum(len(part.text) for part in parts)
     if characters > MAX_TEXT_CHARACTERS:
@@ -201,61 +200,59 @@ def _check_texts(messages: list[Message]) -> None:
         check_text([part.text for part in parts])
     except BadRecord as error:
         raise ApiError(400, f"a text of the conversation: {error}", param="messages") from error
-    for token in (AUDIO, AUDIO_BOS, AUDIO_EOS):
-        if any(part.trusted and token in part.text for part in parts):
-            raise ApiError(
-                400, f"a text holds {token}, which stands for sound: send the clip as input_audio", param="messages"
-            )
 
 
 def _content(
     content: Any, where: str, role: str, waves: list[np.ndarray], limits: Limits, template: str
 ) -> tuple[TextPart | AudioPart, ...]:
     """The parts of one message; its clips are appended to ``waves``."""
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(parts, list):
+    if not isinstance(content, str | list):
         raise ApiError(
             400, f"{where}.content is {type(content).__name__}; expected text or a list of parts", param=where
         )
     made: list[TextPart | AudioPart] = []
-    for number, part in enumerate(parts):
-        place = f"{where}.content[{number}]"
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text" and isinstance(part.get("text"), str):
-            if part["text"]:
+    for number, given in enumerate([content] if isinstance(content, str) else content):
+        place = where if isinstance(content, str) else f"{where}.content[{number}]"
+        for part in _parts(given, place):
+            if isinstance(part, str) or part.mark == PLACEHOLDER:
                 # Only the base format knows prompts with language tags; what a chat user types stays text.
-                made.append(TextPart(part["text"], trusted=template == "base"))
-        elif kind == "input_audio" and role == "user":
+                text = part if isinstance(part, str) else part.mark
+                made.append(TextPart(text, trusted=template == "base"))
+                continue
+            if part.mark or role != "user":
+                what = f"a text holds {part.mark}, which stands for sound" if part.mark else f"sound from {role!r}"
+                raise ApiError(400, f"{place}: {what}: send clips as input_audio from user", param=place)
             if len(waves) == limits.max_clips:
                 raise ApiError(400, f"{place}: more than {limits.max_clips} clips in one conversation", param=place)
-            waves.append(_wave(part.get("input_audio"), place, limits))
+            waves.append(_wave(part, place, limits))
             made.append(AudioPart(len(waves) - 1))
-        else:
-            raise ApiError(
-                400,
-                f"{place} is of type {kind!r} in a message of {role}; expected text, or input_audio from user",
-                param=place,
-            )
     if not made and role == "user":
         raise ApiError(400, f"{where} is empty: give text, a clip, or both", param=where)
     return tuple(made)
 
 
-def _wave(audio: Any, place: str, limits: Limits) -> np.ndarray:
-    """One clip as a 16 kHz mono waveform."""
-    data = audio.get("data") if isinstance(audio, dict) else None
-    kind = audio.get("format") if isinstance(audio, dict) else None
-    if not isinstance(data, str) or kind not in FORMATS:
+def _parts(given: Any, place: str) -> list[str | Heard]:
+    """Text and clips of one part of a message."""
+    sound = given.get("input_audio") if isinstance(given, dict) else None
+    kind = sound.get("format") if isinstance(sound, dict) else None
+    if sound is not None and kind not in FORMATS:
         raise ApiError(
             400, f"{place} has format {kind!r}; expected input_audio {{data: base64, format: {'|'.join(FORMATS)}}}",
             code="audio_format", param=place,
         )  # fmt: skip
     try:
-        raw = base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ApiError(400, f"{place}: data is not base64 ({error})", code="audio_base64", param=place) from error
+        return content_parts([given])
+    except BadRecord as error:
+        code = "audio_base64" if error.reason == NOT_BASE64 else "invalid_request"
+        raise ApiError(400, f"{place}: {error}; send clips as input_audio", code=code, param=place) from error
+
+
+def _wave(clip: Heard, place: str, limits: Limits) -> np.ndarray:
+    """One clip as a 16 kHz mono waveform."""
     try:
-        wave = read_clip(raw, max_duration_s=limits.max_duration_s)
+        if not isinstance(clip.source, bytes):
+            raise BadAudio("nothing is fetched from an address, and no path is opened: send its data as base64")
+        wave = read_clip(clip.source, max_duration_s=limits.max_duration_s)
         audio_tokens(len(wave))
     except BadAudio as error:
         raise ApiError(

@@ -225,7 +225,9 @@ def open_models(options: ServeConfig) -> dict[str, Generator]:
     clips = EncodedClips()
     made = {}
     for name, checkpoint in pairs:
-        model, processor = load_answering_model(str(checkpoint), device=options.device)
+        model, processor = load_answering_model(
+            str(checkpoint), device=options.device, verify=options.verify, allow_missing=options.allow_missing
+        )
         made[str(name)] = Generator(
             model, processor, batch_size=options.batch_size, token_budget=options.token_budget, clips=clips
         )

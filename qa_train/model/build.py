@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedTokenizerBase,
     Qwen2AudioConfig,
@@ -20,17 +20,30 @@ from transformers import (
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from qa_train.config import ModelConfig
-from qa_train.model.lora import apply_adapters, has_adapters, merge_adapters, read_base
+from qa_train.model.loading import (
+    check_sizes,
+    on_meta,
+    open_folder,
+    read_config,
+    read_model,
+    read_processor,
+    read_tokenizer,
+)
+from qa_train.model.lora import apply_adapters, has_adapters, merge_adapters, place_adapters, read_base
 from qa_train.model.precision import compute_dtype
 from qa_train.model.pretrained import EncoderSource, LanguageModelSource, open_encoder, open_llm
 from qa_train.model.sharded import made_once, shards_weights, whole_weights
 from qa_train.model.tokenizers import AUDIO, END_OF_TEXT, TURN_END, load_tokenizer, token_id
 from qa_train.model.unpadded import UnpaddedQwen2AudioForConditionalGeneration
-from qa_train.model.weights import freeze
-from qa_train.utils.atomic import MANIFEST
+from qa_train.model.weights import ADAPTER, adapter_state, check_finite, freeze, match, model_name, weight_files
+from qa_train.utils.manifest import MANIFEST
 
 logger = logging.getLogger(__name__)
 Model = UnpaddedQwen2AudioForConditionalGeneration
+
+_TYPES = ("qwen2_audio",)
+# Adapters on adapters on adapters ...: nobody stacks so many.
+_MOST_ADAPTERS = 8
 
 _FRAMES_PER_SECOND = 100
 
@@ -42,21 +55,24 @@ def build_model(cfg: ModelConfig, *, seed: int = 0, meta: bool = False) -> tuple
     ValueError if a source is absent, or a field is unknown or contradicts its source.
     """
     dtype = _dtype(cfg.dtype)
+
+    def load() -> tuple[Model, Qwen2AudioProcessor]:
+        assert cfg.checkpoint is not None
+        model, processor = load_model(
+            cfg.checkpoint, dtype=dtype, verify=cfg.verify, allow_missing=cfg.allow_missing, seed=seed
+        )
+        freeze(model, cfg.freeze)
+        return model, processor
+
     if cfg.checkpoint is not None:
         if meta:
-            return _on_meta(cfg.checkpoint, dtype)
+            return _on_meta(cfg, dtype)
         # Adapters are merged into whole weights.
         if not (is_deepspeed_zero3_enabled() and has_adapters(find_checkpoint(cfg.checkpoint))):
-            model, processor = load_model(cfg.checkpoint, dtype=dtype)
-            freeze(model, cfg.freeze)
-            return model, processor
+            return load()
 
     def make() -> tuple[Model, Qwen2AudioProcessor]:
-        if cfg.checkpoint is not None:
-            model, processor = load_model(cfg.checkpoint, dtype=dtype)
-            freeze(model, cfg.freeze)
-            return model, processor
-        return _assemble(cfg, dtype, seed=seed, meta=meta)
+        return load() if cfg.checkpoint is not None else _assemble(cfg, dtype, seed=seed, meta=meta)
 
     if not shards_weights() or meta:
         with whole_weights():
@@ -73,6 +89,7 @@ def _assemble(cfg: ModelConfig, dtype: torch.dtype, *, seed: int, meta: bool) ->
     llm = open_llm(cfg.llm, weights=not meta)
     tokenizer = _tokenizer(cfg, llm)
     config = _config(encoder, llm, tokenizer)
+    check_sizes(config, "the configuration of the model")
     with torch.random.fork_rng(), torch.device("meta" if meta else "cpu"):
         torch.manual_seed(seed)
         model = Model._from_config(config, dtype=dtype)
@@ -85,24 +102,45 @@ def _assemble(cfg: ModelConfig, dtype: torch.dtype, *, seed: int, meta: bool) ->
 
 
 def load_model(
-    source: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    source: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    verify: bool = True,
+    allow_missing: Iterable[str] = (),
+    seed: int = 0,
 ) -> tuple[Model, Qwen2AudioProcessor]:
     """A trained model and its processor, on ``device``, in ``dtype`` (default: as stored), in evaluation mode.
 
-    source: a Hugging Face folder, a hub id, a checkpoint folder of a run, or the run's folder (its newest
-    checkpoint). Adapters are merged into their base. ValueError if there is no whole checkpoint.
+    Adapters are merged into their base.
+
+    Args:
+        source: a Hugging Face folder, a hub id, a checkpoint folder of a run, or the run's folder (its newest
+            checkpoint).
+        device: where the model goes.
+        dtype: of its weights.
+        verify: compare the files with the checksums of the run's manifest, if there is one.
+        allow_missing: patterns (as of file names) of weights that may be missing; they begin anew, drawn by ``seed``.
+        seed: see there.
+
+    Raises:
+        ValueError: there is no whole checkpoint, or it brings code, or was changed since it was saved, or its weights
+            do not fit its configuration or are no numbers.
     """
-    folder = find_checkpoint(source)
+    folder = open_folder(find_checkpoint(source), verify=verify)
+    model: Model
     if has_adapters(folder):
-        model, processor = load_adapted(folder)
-        merged: Model = merge_adapters(model)
+        adapted, processor = load_adapted(folder, verify=verify)
+        merged: Model = merge_adapters(adapted)
         freeze(merged, [])
         merged.to(device=device, dtype=dtype)  # type: ignore[call-arg]
         return merged.eval(), processor
-    try:
-        model = Model.from_pretrained(folder, dtype=dtype or "auto")
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{source} cannot be read as a folder, nor fetched as a hub id: {error}") from error
+    config = read_config(folder, _TYPES)
+    match(_skeleton(folder, config), weight_files(folder), model_name, str(folder), allow_missing=allow_missing)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = read_model(Model, folder, config, dtype)
+    check_finite(model.state_dict().items(), str(folder))
     freeze(model, [])
     processor = _load_processor(folder, model.config)
     if model.generation_config.pad_token_id is None:
@@ -112,11 +150,15 @@ def load_model(
 
 
 def load_answering_model(
-    source: str | Path, *, device: str | torch.device = "cpu"
+    source: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    verify: bool = True,
+    allow_missing: Iterable[str] = (),
 ) -> tuple[Model, Qwen2AudioProcessor]:
     """As `load_model`, in the arithmetic that ``device`` computes fast: weights stored in half precision become float32
     on a CPU without bfloat16 instructions, at twice the memory."""
-    model, processor = load_model(source, device=device)
+    model, processor = load_model(source, device=device, verify=verify, allow_missing=allow_missing)
     dtype = compute_dtype(model.dtype, device)
     if dtype != model.dtype:
         logger.warning(
@@ -125,36 +167,77 @@ def load_answering_model(
             model.dtype,
             dtype,
         )
-        model.to(dtype)
+        model.to(dtype=dtype)  # type: ignore[call-arg]
     return model, processor
 
 
-def load_adapted(folder: str | Path) -> tuple[Any, Qwen2AudioProcessor]:
+def load_adapted(folder: str | Path, *, verify: bool = True) -> tuple[Any, Qwen2AudioProcessor]:
     """The adapters of a checkpoint on their base, not merged, in evaluation mode on the CPU; and the processor.
 
-    ValueError if the base is not there, or is another than the adapters were trained on.
+    ValueError if the base is not there, or is another than the adapters were trained on, or adapters are missing.
     """
-    cfg, seed, digest = read_base(folder)
-    base, processor = build_model(cfg, seed=seed)
+    folder = open_folder(folder, verify=verify)
+    cfg, seed, digest = _base_of(folder)
+    base, processor = build_model(replace(cfg, verify=verify), seed=seed)
     return apply_adapters(base, folder, digest).eval(), processor
+
+
+def check_checkpoint(source: str | Path, *, verify: bool = True) -> int:
+    """Look at all that `load_model` would, but for the values of the weights; the number of tensors found.
+
+    ValueError as there.
+    """
+    folder = open_folder(find_checkpoint(source), verify=verify)
+    if not has_adapters(folder):
+        config = read_config(folder, _TYPES)
+        found = match(_skeleton(folder, config), weight_files(folder), model_name, str(folder))
+        _load_processor(folder, config)
+        return len(found)
+    cfg, _, _ = _base_of(folder)
+    config = load_model_config(replace(cfg, verify=verify))
+    model = on_meta(lambda: place_adapters(Model(config), folder), str(folder))
+    return len(match(adapter_state(model, folder), [folder / ADAPTER], str, str(folder)))
 
 
 def load_model_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
     """The tokenizer that ``build_model(cfg)`` would return, without building the model."""
     if cfg.checkpoint is not None:
-        return AutoTokenizer.from_pretrained(find_checkpoint(cfg.checkpoint))
+        folder = open_folder(find_checkpoint(cfg.checkpoint), weights=False, verify=cfg.verify)
+        return read_tokenizer(folder)
     return _tokenizer(cfg, open_llm(cfg.llm, weights=False))
 
 
 def load_model_config(cfg: ModelConfig) -> Qwen2AudioConfig:
     """The configuration of the model that ``build_model(cfg)`` would return; no weights are read."""
     if cfg.checkpoint is not None:
-        folder = find_checkpoint(cfg.checkpoint)
+        folder = open_folder(find_checkpoint(cfg.checkpoint), weights=False, verify=cfg.verify)
         if has_adapters(folder):
-            return load_model_config(read_base(folder)[0])
-        return Qwen2AudioConfig.from_pretrained(folder)
+            return load_model_config(replace(_base_of(folder)[0], verify=cfg.verify))
+        return read_config(folder, _TYPES)
     llm = open_llm(cfg.llm, weights=False)
-    return _config(open_encoder(cfg.encoder, weights=False), llm, _tokenizer(cfg, llm))
+    config = _config(open_encoder(cfg.encoder, weights=False), llm, _tokenizer(cfg, llm))
+    check_sizes(config, "the configuration of the model")
+    return config
+
+
+def _base_of(folder: Path) -> tuple[ModelConfig, int, str | None]:
+    """`read_base`, once it is known that the adapters do not lead back to themselves."""
+    seen: list[Path] = []
+    here: str | Path = folder
+    while has_adapters(here):
+        if Path(here).resolve() in seen or len(seen) == _MOST_ADAPTERS:
+            raise ValueError(f"{folder} holds adapters whose base leads back to adapters, without end: mend base.json")
+        seen.append(Path(here).resolve())
+        place = read_base(here)[0].checkpoint
+        if place is None:
+            break
+        here = find_checkpoint(place)
+    return read_base(folder)
+
+
+def _skeleton(folder: Path, config: Qwen2AudioConfig) -> dict[str, torch.Tensor]:
+    """The names and shapes of the weights that ``config`` asks for."""
+    return on_meta(lambda: Model(config), f"{folder}/config.json").state_dict()
 
 
 def find_checkpoint(source: str | Path) -> str:
@@ -197,7 +280,7 @@ def make_processor(tokenizer: PreTrainedTokenizerBase, config: Any) -> Qwen2Audi
     return processor
 
 
-def _load_processor(folder: str, config: Any) -> Qwen2AudioProcessor:
+def _load_processor(folder: Path, config: Any) -> Qwen2AudioProcessor:
     """The stored processor, checked against the model."""
     processor = _read_processor(folder, config)
     found, expected = token_id(processor.tokenizer, AUDIO), config.audio_token_id
@@ -215,14 +298,13 @@ def _load_processor(folder: str, config: Any) -> Qwen2AudioProcessor:
     return processor
 
 
-def _read_processor(folder: str, config: Any) -> Qwen2AudioProcessor:
+def _read_processor(folder: Path, config: Any) -> Qwen2AudioProcessor:
     """The stored processor, or one around the stored tokenizer (a trainer may save nothing more)."""
-    stored = ("processor_config.json", "preprocessor_config.json")
-    if not Path(folder).is_dir() or any((Path(folder) / name).is_file() for name in stored):
-        return Qwen2AudioProcessor.from_pretrained(folder)
-    if not (Path(folder) / "tokenizer.json").is_file():
+    if any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
+        return read_processor(folder)
+    if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"{folder} has no tokenizer.json: save the tokenizer beside the weights")
-    return make_processor(AutoTokenizer.from_pretrained(folder), config)
+    return make_processor(read_tokenizer(folder), config)
 
 
 def _tokenizer(cfg: ModelConfig, llm: LanguageModelSource) -> PreTrainedTokenizerBase:
@@ -283,11 +365,11 @@ def _generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     return GenerationConfig(eos_token_id=ends, pad_token_id=ends[1], do_sample=False)
 
 
-def _on_meta(checkpoint: str, dtype: torch.dtype) -> tuple[Model, Qwen2AudioProcessor]:
-    folder = find_checkpoint(checkpoint)
-    config = Qwen2AudioConfig.from_pretrained(folder)
-    with torch.device("meta"):
-        model = Model._from_config(config, dtype=dtype)
+def _on_meta(cfg: ModelConfig, dtype: torch.dtype) -> tuple[Model, Qwen2AudioProcessor]:
+    assert cfg.checkpoint is not None
+    folder = open_folder(find_checkpoint(cfg.checkpoint), weights=False, verify=cfg.verify)
+    config = load_model_config(cfg)
+    model = on_meta(lambda: Model._from_config(config, dtype=dtype), str(folder))
     return model, _load_processor(folder, config)
 
 

@@ -8,19 +8,24 @@ were trained on, and a digest of its weights. The base itself is not copied.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from qa_train.config import EncoderConfig, LanguageModelConfig, LoraSettings, ModelConfig
-from qa_train.model.weights import weights_digest
+from qa_train.model.loading import read_json, short
+from qa_train.model.weights import load_weights, weights_digest
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
+
+logger = logging.getLogger(__name__)
 
 _ADAPTER = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"
@@ -28,6 +33,15 @@ _BASE = "base.json"
 # The repeated layers of a part; its convolutions, embeddings and head get no adapters.
 _LAYERS = {"encoder": "model.audio_tower.layers.", "llm": "model.language_model.layers."}
 _PROJECTOR = "multi_modal_projector"
+# The patterns that `_targets` makes: layers of a part, and names of the linear layers in them.
+_TARGET = rf"\(\?:(?:{'|'.join(re.escape(re.escape(prefix)) for prefix in _LAYERS.values())})\.\*\\\.\(\?:[\w|]+\)\)"
+_TARGETS = re.compile(rf"{_TARGET}(?:\|{_TARGET})?")
+_MOST_RANK, _MOST_ALPHA = 4096, 1 << 20
+# Fields of the stored configuration that a run sets, or that change nothing.
+_FREE = {
+    "r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "auto_mapping", "base_model_name_or_path",
+    "inference_mode", "peft_version", "revision", "task_type",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,31 +105,87 @@ def has_adapters(folder: str | Path) -> bool:
 
 def read_base(folder: str | Path) -> tuple[ModelConfig, int, str | None]:
     """The configuration, seed and weights digest of the model that the adapters in ``folder`` belong to."""
+    path = Path(folder) / _BASE
     try:
-        found = json.loads((Path(folder) / _BASE).read_text())
+        found = read_json(path)
         cfg = dict(found["model"])
         parts = {"encoder": EncoderConfig, "llm": LanguageModelConfig, "lora": LoraSettings}
         cfg.update({name: kind(**cfg[name]) for name, kind in parts.items()})
-        return ModelConfig(**cfg), int(found["seed"]), found["weights_digest"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder}/{_BASE} is damaged ({error}): use another checkpoint") from error
+        model, digest = ModelConfig(**cfg), found["weights_digest"]
+        places = (model.checkpoint, model.tokenizer, model.encoder.source, model.llm.source, digest)
+        if not all(place is None or isinstance(place, str) for place in places):
+            raise TypeError("a place is no text")
+        if not all(isinstance(part.config, dict) for part in (model.encoder, model.llm)):
+            raise TypeError("a configuration is none")
+        return model, int(found["seed"]), digest
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): use another checkpoint") from error
 
 
 def apply_adapters(model: nn.Module, folder: str | Path, digest: str | None) -> PeftModel:
-    """The adapters of ``folder`` on their base ``model``, not merged.
+    """The adapters of ``folder`` on their base ``model``, not merged; all of them must be there, and fit.
 
     ValueError if the weights of ``model`` are not those that the adapters were trained on.
     """
-    if find_spec("peft") is None:
-        raise ValueError(f"{folder} holds adapters: pip install 'qa-train[lora]' to read them")
-    from peft import PeftModel
-
-    if digest is not None and weights_digest(model) != digest:
+    if digest is None:
+        logger.warning(
+            "%s/%s has no digest of the base (the run cut it by ZeRO-3): nothing proves that this is the base that the "
+            "adapters were trained on",
+            folder,
+            _BASE,
+        )
+    elif weights_digest(model) != digest:
         raise ValueError(
             f"the adapters in {folder} were trained on other weights than those that {_BASE} leads to now: restore "
             "the base model (its source, checkpoint or seed), or correct the place in that file"
         )
-    return PeftModel.from_pretrained(model, str(folder))  # type: ignore[arg-type]
+    adapted = place_adapters(model, folder)
+    load_weights(adapted, folder)
+    return adapted
+
+
+def place_adapters(model: nn.Module, folder: str | Path) -> PeftModel:
+    """``model`` with adapters as `_CONFIG` in ``folder`` describes them, without their weights.
+
+    ValueError if it describes anything but what a run of this project writes, or peft is not installed.
+    """
+    if find_spec("peft") is None:
+        raise ValueError(f"{folder} holds adapters: pip install 'qa-train[lora]' to read them")
+    from peft import get_peft_model
+
+    config = _read_config(Path(folder) / _CONFIG)
+    try:
+        # Their first values are drawn, and replaced.
+        with torch.random.fork_rng(devices=[]):
+            return get_peft_model(model, config)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"the adapters of {folder}/{_CONFIG} do not fit its base: {short(error)}") from error
+
+
+def _read_config(path: Path) -> LoraConfig:
+    """peft's configuration as a run writes it. Others could name modules to import, or a pattern that takes hours."""
+    from peft import LoraConfig
+
+    stored, plain = read_json(path), LoraConfig().to_dict()
+    kept = {name: stored.get(name, plain[name]) for name in ("r", "lora_alpha", "lora_dropout", "bias")}
+    targets, saved = stored.get("target_modules"), stored.get("modules_to_save")
+    wrong = [name for name, value in stored.items() if name not in _FREE and value != plain.get(name)]
+    wrong += [name for name, high in (("r", _MOST_RANK), ("lora_alpha", _MOST_ALPHA), ("lora_dropout", 1)) if not (
+        isinstance(kept[name], int | float) and not isinstance(kept[name], bool) and 0 <= kept[name] <= high
+    )]  # fmt: skip
+    if not isinstance(kept["r"], int) or kept["r"] < 1:
+        wrong.append("r")
+    if not isinstance(targets, str) or not _TARGETS.fullmatch(targets):
+        wrong.append("target_modules")
+    if saved not in (None, [_PROJECTOR]):
+        wrong.append("modules_to_save")
+    if wrong:
+        name = wrong[0]
+        raise ValueError(
+            f"{path} has {name} = {str(stored.get(name))[:80]}, which no run of qa-train writes: use the adapters as "
+            "the run saved them"
+        )
+    return LoraConfig(**kept, target_modules=targets, modules_to_save=saved)
 
 
 def merge_adapters(model: Any) -> Any:
@@ -153,6 +223,7 @@ def _base_config(cfg: ModelConfig) -> ModelConfig:
         tokenizer=_place(cfg.tokenizer),
         freeze=[],
         lora=LoraSettings(),
+        verify=True,
     )
 
 

@@ -12,19 +12,17 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedTokenizerBase,
     Qwen2AudioEncoderConfig,
-    Qwen2AudioForConditionalGeneration,
-    WhisperModel,
 )
 from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder
 from transformers.models.whisper.modeling_whisper import sinusoids
-from transformers.utils.quantization_config import GgufConfig
 
 from qa_train.config import EncoderConfig, LanguageModelConfig
 from qa_train.model import whisper_package
+from qa_train.model.loading import check_limits, on_meta, open_folder, read_config, read_gguf, read_tokenizer
 from qa_train.model.tokenizers import add_special_tokens
+from qa_train.model.weights import check_finite, has_weight, match, read_tensors, weight_files
 
 Weights = dict[str, torch.Tensor]
 
@@ -73,7 +71,8 @@ def open_encoder(cfg: EncoderConfig, *, weights: bool = True) -> EncoderSource:
         return _packaged_encoder(cfg, weights)
     if source is None:
         return EncoderSource(Qwen2AudioEncoderConfig(**_known(given, Qwen2AudioEncoderConfig, "model.encoder")), None)
-    found = _read_config("model.encoder.source", source)
+    folder = open_folder(source, key="model.encoder.source", weights=weights)
+    found = read_config(folder)
     found = getattr(found, "audio_config", found)
     if found.model_type not in ("whisper", "qwen2_audio_encoder"):
         raise ValueError(
@@ -83,7 +82,7 @@ def open_encoder(cfg: EncoderConfig, *, weights: bool = True) -> EncoderSource:
     values = {f.name: getattr(found, f.name) for f in fields(Qwen2AudioEncoderConfig) if f.name in _ENCODER_FIELDS}
     _agree(given, values, source)
     config = Qwen2AudioEncoderConfig(**values)
-    return EncoderSource(config, _encoder_weights(source, found.model_type) if weights else None)
+    return EncoderSource(config, _encoder_weights(folder, config) if weights else None)
 
 
 _ENCODER_FIELDS = {
@@ -110,12 +109,23 @@ def _packaged_encoder(cfg: EncoderConfig, weights: bool) -> EncoderSource:
     return EncoderSource(config, whisper_package.encoder_weights(path) if path and weights else None)
 
 
-def _encoder_weights(source: str, model_type: str) -> Weights:
-    if model_type == "whisper":
-        return WhisperModel.from_pretrained(source, dtype="auto").encoder.state_dict()
-    if AutoConfig.from_pretrained(source).model_type == "qwen2_audio_encoder":
-        return Qwen2AudioEncoder.from_pretrained(source, dtype="auto").state_dict()
-    return Qwen2AudioForConditionalGeneration.from_pretrained(source, dtype="auto").model.audio_tower.state_dict()
+def _encoder_weights(folder: Path, config: Qwen2AudioEncoderConfig) -> Weights:
+    """The encoder's weights out of a folder of Whisper, of Qwen2-Audio, or of its encoder."""
+    files = weight_files(folder)
+    targets = on_meta(lambda: Qwen2AudioEncoder(config), str(folder)).state_dict()
+    prefix = next((p for p in _ENCODER_PREFIXES if has_weight(files, p + "conv1.weight")), "")
+    found = match(targets, files, lambda key: _inside(key, prefix), str(folder))
+    weights = dict(read_tensors(found))
+    check_finite(weights.items(), str(folder))
+    return weights
+
+
+# In WhisperForConditionalGeneration, WhisperModel, Qwen2-Audio (as released, as transformers names it), and alone.
+_ENCODER_PREFIXES = ("model.encoder.", "encoder.", "audio_tower.", "model.audio_tower.", "")
+
+
+def _inside(key: str, prefix: str) -> str | None:
+    return key.removeprefix(prefix) if key.startswith(prefix) else None
 
 
 def open_llm(cfg: LanguageModelConfig, *, weights: bool = True) -> LanguageModelSource:
@@ -129,29 +139,44 @@ def open_llm(cfg: LanguageModelConfig, *, weights: bool = True) -> LanguageModel
             raise ValueError(f"model.llm.config has model_type {model_type}; use one of {', '.join(LLM_FAMILIES)}")
         kind = type(AutoConfig.for_model(model_type))
         return LanguageModelSource(kind(**_known(given, kind, "model.llm")))
-    options: dict[str, Any] = {}
-    folder = cfg.source
-    if folder.startswith("package:"):
-        file = _smollm_file(cfg.source)
-        folder, options = str(file.parent), {"gguf_file": file.name}
-    config = _read_config("model.llm.source", folder, **options)
+    if cfg.source.startswith("package:"):
+        packaged = _smollm_file(cfg.source)
+        folder, options = packaged.parent, {"gguf_file": packaged.name}
+    else:
+        packaged, options = None, {}
+        folder = open_folder(cfg.source, key="model.llm.source", weights=weights)
+    config = read_config(folder, **options)
     if config.model_type not in LLM_FAMILIES:
         raise ValueError(
             f"model.llm.source {cfg.source} is of type {config.model_type}; use an LLM of the families "
             f"{', '.join(LLM_FAMILIES)}"
         )
     _agree(given, config.to_dict(), cfg.source)
-    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-    new_tokens = add_special_tokens(tokenizer)
-    if not weights:
-        return LanguageModelSource(config, tokenizer=tokenizer, new_tokens=new_tokens)
-    if options:
-        # Without this the result counts as quantized and cannot be saved.
-        options["quantization_config"] = GgufConfig(dequantize=True)
-    lm = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **options)
-    # Copied also where the LLM ties it to the embedding: Qwen2-Audio has an untied head.
-    head = lm.get_output_embeddings().weight.detach().clone()
-    return LanguageModelSource(config, lm.base_model.state_dict(), head, tokenizer, new_tokens)
+    tokenizer = read_tokenizer(folder, **options)
+    source = LanguageModelSource(config, tokenizer=tokenizer, new_tokens=add_special_tokens(tokenizer))
+    if weights and packaged is not None:
+        lm = read_gguf(packaged, config)
+        # Copied also where the LLM ties it to the embedding: Qwen2-Audio has an untied head.
+        source.body, source.head = lm.base_model.state_dict(), lm.get_output_embeddings().weight.detach().clone()
+    elif weights:
+        source.body, source.head = _llm_weights(folder, config)
+    return source
+
+
+def _llm_weights(folder: Path, config: Any) -> tuple[Weights, torch.Tensor]:
+    """Body and head of a causal LM in safetensors; a tied head is a copy of the embedding."""
+    files = weight_files(folder)
+    lm = on_meta(lambda: AutoModelForCausalLM.from_config(config), str(folder))
+    prefix, head = f"{lm.base_model_prefix}.", "lm_head.weight"
+    targets = {f"{prefix}{name}": value for name, value in lm.base_model.state_dict().items()}
+    if has_weight(files, head) or not config.tie_word_embeddings:
+        targets[head] = lm.get_output_embeddings().weight
+    # Early versions of Llama stored the frequencies of its positions.
+    found = match(targets, files, lambda key: None if key.endswith("rotary_emb.inv_freq") else key, str(folder))
+    weights = dict(read_tensors(found))
+    check_finite(weights.items(), str(folder))
+    body = {name.removeprefix(prefix): value for name, value in weights.items() if name != head}
+    return body, weights[head] if head in weights else body["embed_tokens.weight"].clone()
 
 
 def _smollm_file(source: str) -> Path:
@@ -168,23 +193,11 @@ def _smollm_file(source: str) -> Path:
     return files[0]
 
 
-def _read_config(key: str, source: str, **options: Any) -> Any:
-    try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
-        if "trust_remote_code" in str(error):
-            raise ValueError(
-                f"{key} {source} brings code of its own, which is never run here: give a model that transformers knows "
-                "by itself (for the first Qwen: Qwen1.5 or later, or the released Qwen2-Audio as model.checkpoint)"
-            ) from error
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{key} {source} cannot be read as a folder, nor fetched as a hub id: {reason}") from error
-
-
 def _known(given: dict[str, Any], kind: type, section: str) -> dict[str, Any]:
     """``given``, unless it has a field that ``kind`` does not declare (which transformers would keep unread)."""
     if unknown := sorted(set(given) - {f.name for f in fields(kind)}):
         raise ValueError(f"{section}.config has {', '.join(unknown)}, which {kind.__name__} does not know: remove it")
+    check_limits(given, f"{section}.config")
     return given
 
 

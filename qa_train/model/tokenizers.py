@@ -9,7 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from qa_train.model.loading import open_folder, read_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 TURN_START = "<|im_start|>"
@@ -79,13 +81,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         source = str(NANO_DIR)
     elif source.startswith("builtin:"):
         raise ValueError(f"unknown built-in tokenizer {source!r}; there is only 'builtin:nano'")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"model.tokenizer {source} cannot be read as a folder, nor fetched as a hub id: {reason}"
-        ) from error
+    tokenizer = read_tokenizer(open_folder(source, key="model.tokenizer", weights=False))
     add_special_tokens(tokenizer)
     return tokenizer
 

@@ -2,22 +2,27 @@
 
 Checkpoints and hub folders keep the names of the first Qwen2-Audio release (``audio_tower.…``,
 ``language_model.lm_head.…``); the module tree of transformers 5 has other ones. The stock Trainer loads such a
-file with ``strict=False`` and keeps the initial weights without a word, hence ``load_weights``.
+file with ``strict=False`` and keeps the initial weights without a word, hence ``load_weights`` and ``match``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+
+logger = logging.getLogger(__name__)
 
 # Name in the file -> name in the model; the first match holds.
 _RENAMED = (
@@ -27,7 +32,8 @@ _RENAMED = (
     ("multi_modal_projector.", "model.multi_modal_projector."),
 )
 
-_ADAPTER = "adapter_model.safetensors"
+ADAPTER = "adapter_model.safetensors"
+_SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")
 
 _PARTS = {
     "encoder": ("model.audio_tower.",),
@@ -41,37 +47,104 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
 
     ValueError names what is missing, unexpected or of another shape, and then nothing was changed.
     """
-    adapted = (Path(folder) / _ADAPTER).is_file()
-    targets = _adapter_state(model, folder) if adapted else model.state_dict()
-    files = [Path(folder) / _ADAPTER] if adapted else _weight_files(Path(folder))
+    adapted = (Path(folder) / ADAPTER).is_file()
+    targets = adapter_state(model, folder) if adapted else model.state_dict()
+    files = [Path(folder) / ADAPTER] if adapted else weight_files(Path(folder))
+    found = match(targets, files, str if adapted else model_name, str(folder))
+    with torch.no_grad():
+        for name, tensor in read_tensors(found):
+            targets[name].copy_(tensor)
+    check_finite(((name, targets[name]) for name in found), str(folder))
+
+
+def match(
+    targets: Mapping[str, torch.Tensor],
+    files: Iterable[Path],
+    rename: Callable[[str], str | None],
+    where: str,
+    *,
+    allow_missing: Iterable[str] = (),
+) -> dict[str, tuple[Path, str]]:
+    """Where each of ``targets`` is stored: its file and the name there; only the headers of the files are read.
+
+    Args:
+        targets: tensors by their names in the model, of which the shapes count; they may be on "meta".
+        files: safetensors files.
+        rename: name in a file -> name in the model; None for what does not concern it.
+        where: what the files belong to, for the message.
+        allow_missing: patterns (as of file names) of what may be missing.
+
+    Raises:
+        ValueError: names what is missing, unexpected, there twice, or of another shape.
+    """
     found: dict[str, tuple[Path, str]] = {}
     problems = []
     for file in files:
         with _open(file) as stored:
             for key in stored.keys():  # noqa: SIM118 (not a dict)
-                name = key if adapted else _model_name(key)
+                name = rename(key)
+                if name is None:
+                    continue
                 shape = list(stored.get_slice(key).get_shape())
                 if name not in targets:
                     problems.append(f"unexpected {key}")
+                elif name in found:
+                    problems.append(f"{key} is there twice")
                 elif shape != list(targets[name].shape):
                     problems.append(f"{key} has shape {shape}, the model has {list(targets[name].shape)}")
                 found[name] = (file, key)
-    problems += [f"missing {name}" for name in targets if name not in found]
+    missing = [name for name in targets if name not in found]
+    allowed = {name for name in missing if any(fnmatchcase(name, pattern) for pattern in allow_missing)}
+    # Missing ones first: what is missing is often what has another name.
+    problems = [f"missing {name}" for name in missing if name not in allowed] + problems
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(
-            f"the weights in {folder} do not fit this model: {'; '.join(problems[:5])}{more}. "
-            "Use the model configuration that the checkpoint was trained with"
+            f"the weights in {where} do not fit this model: {'; '.join(problems[:5])}{more}. "
+            "Use the model configuration that the checkpoint was trained with, or a whole copy of it"
         )
-    with torch.no_grad():
-        for file in files:
-            with _open(file) as stored:
-                for name, (place, key) in found.items():
-                    if place == file:
-                        targets[name].copy_(stored.get_tensor(key))
+    if allowed:
+        logger.warning("%s lacks %s, which begin anew (allow_missing)", where, ", ".join(sorted(allowed)))
+    return found
 
 
-def _adapter_state(model: nn.Module, folder: str | Path) -> dict[str, torch.Tensor]:
+def has_weight(files: Iterable[Path], key: str) -> bool:
+    """Whether one of the safetensors ``files`` holds a weight of that name."""
+    for file in files:
+        with _open(file) as stored:
+            if key in stored.keys():  # noqa: SIM118 (not a dict)
+                return True
+    return False
+
+
+def read_tensors(found: Mapping[str, tuple[Path, str]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of everything that `match` found, file by file."""
+    for file in dict.fromkeys(place for place, _ in found.values()):
+        with _open(file) as stored:
+            for name, (place, key) in found.items():
+                if place == file:
+                    yield name, stored.get_tensor(key)
+
+
+def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], where: str) -> None:
+    """ValueError if one of them holds a value that is no number; threads read them side by side."""
+
+    def spoilt(item: tuple[str, torch.Tensor]) -> str | None:
+        name, value = item
+        # One pass without a copy; a sum that leaves the range is looked at again.
+        whole = not value.is_floating_point() or bool(torch.isfinite(value.detach().sum(dtype=torch.float32)))
+        return None if whole or bool(torch.isfinite(value).all()) else name
+
+    with ThreadPoolExecutor() as pool:
+        names = [name for name in pool.map(spoilt, tensors) if name is not None]
+    if names:
+        raise ValueError(
+            f"{where} holds weights that are no numbers (NaN or infinite), {len(names)} of its tensors, the first is "
+            f"{names[0]}: use an older checkpoint, and a lower trainer.learning_rate"
+        )
+
+
+def adapter_state(model: nn.Module, folder: str | Path) -> dict[str, torch.Tensor]:
     """The tensors of a peft model that its checkpoint holds, by their names there; they can be written to."""
     if not hasattr(model, "peft_config"):
         raise ValueError(f"{folder} holds adapters, and this model has none: set model.lora as the run had it")
@@ -81,21 +154,31 @@ def _adapter_state(model: nn.Module, folder: str | Path) -> dict[str, torch.Tens
     return state
 
 
-def _model_name(key: str) -> str:
+def model_name(key: str) -> str:
+    """The name in the model of a weight that a file has under ``key``."""
     for old, new in _RENAMED:
         if key.startswith(old):
             return new + key.removeprefix(old)
     return key
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """``model.safetensors``, or the shards that its index lists."""
+def weight_files(folder: Path) -> list[Path]:
+    """``model.safetensors``, or the shards that its index lists; ValueError if there is neither, or not all of them."""
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.is_file():
         return [whole]
     if not index.is_file():
         raise ValueError(f"{folder} has neither model.safetensors nor its index: not a checkpoint with weights")
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        foreign = [name for name in names if not _SHARD.fullmatch(name)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{index} is no index of weights ({error}): use another copy of this folder") from error
+    if foreign or not names:
+        raise ValueError(
+            f"{index} names {str(foreign)[:80] if foreign else 'nothing'}; expected safetensors files beside it: "
+            "nothing else is read"
+        )
     if absent := [name for name in names if not (folder / name).is_file()]:
         raise ValueError(f"{folder} lacks {', '.join(absent)}, which its index lists: the checkpoint is incomplete")
     return [folder / name for name in names]
@@ -104,7 +187,7 @@ def _weight_files(folder: Path) -> list[Path]:
 def _open(file: Path) -> safe_open:
     try:
         return safe_open(file, framework="pt")
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise ValueError(f"{file} is not a readable safetensors file ({error}): use another checkpoint") from error
 
 
@@ -158,9 +241,3 @@ def freeze(model: nn.Module, parts: Iterable[str]) -> None:
     frozen = tuple(prefix for part in parts for prefix in _PARTS[part])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(frozen) and "embed_positions" not in name)
-
-
-def trainable(model: nn.Module) -> Iterator[tuple[str, int]]:
-    """(part, number of parameters that train) for each part, for the run's summary."""
-    for part, prefixes in _PARTS.items():
-        yield part, sum(p.numel() for n, p in model.named_parameters() if n.startswith(prefixes) and p.requires_grad)

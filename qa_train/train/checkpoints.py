@@ -2,43 +2,30 @@
 
 A checkpoint folder counts only once ``manifest.json`` lies in it. The manifest is written last,
 after every other file is on disk, and lists each file with its size and checksum, so a folder cut
-short by a crash is recognised and skipped, and a damaged or foreign file is found before anything
-unpickles it. It also holds a digest of the weights, which a resumed run compares with what it
+short by a crash is recognised and skipped, and a damaged file is found before anything is loaded
+(see utils/manifest.py). It also holds a digest of the weights, which a resumed run compares with what it
 restored: stock Trainer resume can keep the initial weights of this model and only log a warning.
-
-A checksum is the CRC-32C of the CRC-32Cs of a file's 64 MiB pieces, which threads compute side by side: it finds
-damage, not malice. Manifests without a ``format`` were written by versions that took SHA-256 instead; they are still compared.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import crc32c
-
-from qa_train.utils.atomic import MANIFEST, PART, write_json
 from qa_train.utils.atomic import flush as flush_file
+from qa_train.utils.atomic import write_json
+from qa_train.utils.manifest import FORMAT, MANIFEST, checksums, files_of, problem, read_manifest
 
 logger = logging.getLogger(__name__)
 
 _PREFIX = "checkpoint-"
-# What torch.load would unpickle; anything else is safetensors, JSON or text.
-_PICKLES = {".pt", ".pth", ".bin", ".pkl"}
 # Files that rank R writes by itself: DeepSpeed's partitions and the random states.
 _OWN_FILE = re.compile(r"(?:^|/)(?:(?:\w+_)?zero_pp_rank_|rng_state_)(\d+)[_.]")
-_PIECE = 64 << 20
-# Of the manifest; those without one are of format 1.
-FORMAT = 2
-# Folders of a conversion that was not finished (see reshape.py); nothing reads them.
-UNIVERSAL = "_universal"
 
 
 def step_of(folder: Path) -> int:
@@ -60,10 +47,10 @@ def flush(folder: Path, rank: int = 0, ranks: int = 1) -> dict[str, str]:
     Every rank flushes its own: on a network file system only the node that wrote a file can. Files that belong to no
     rank are rank 0's.
     """
-    mine = [path for path in _files(folder) if _owner(path.relative_to(folder)) % ranks == rank]
+    mine = [path for path in files_of(folder) if _owner(path.relative_to(folder)) % ranks == rank]
     with ThreadPoolExecutor() as pool:
         list(pool.map(flush_file, mine))
-    sums = _checksums(mine)
+    sums = checksums(mine)
     for parent in {path.parent for path in mine} | {folder}:
         flush_file(parent)
     return {str(path.relative_to(folder)): found for path, found in zip(mine, sums, strict=True)}
@@ -81,7 +68,7 @@ def commit(folder: Path, manifest: dict[str, Any], sums: dict[str, str] | None =
         ValueError: a file is there that no rank flushed.
     """
     sums = flush(folder) if sums is None else sums
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files_of(folder)}
     if set(sizes) != set(sums):
         raise ValueError(
             f"{folder} changed while it was saved ({sorted(set(sizes) ^ set(sums))}): is another run there?"
@@ -90,67 +77,19 @@ def commit(folder: Path, manifest: dict[str, Any], sums: dict[str, str] | None =
     flush_file(folder.parent)
 
 
-def problem(folder: Path) -> str | None:
-    """Why ``folder`` is not a usable checkpoint, judged by names and sizes, or None when it is complete."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        files, version = dict(manifest["files"]), int(manifest.get("format", 1))
-    except FileNotFoundError:
-        return "it has no manifest: the save was interrupted"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"its manifest cannot be read: {error}"
-    if version > FORMAT:
-        return f"its manifest has format {version}, this qa-train reads up to {FORMAT}: use the version that saved it"
-    for name, size in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes, the manifest says {size}"
-    return None
-
-
-def damage(folder: Path) -> str | None:
-    """As `problem`, and compare every file with its checksum; no pickle that the manifest does not list."""
-    found = problem(folder)
-    if found is not None:
-        return found
-    manifest = read_manifest(folder)
-    sums = manifest.get("checksums")
-    if sums is None:
-        zero = any(name.startswith("global_step") for name in manifest["files"])
-        # Without DeepSpeed everything is loaded as weights only, so an older version's checkpoint does no harm.
-        return "it has no checksums (an older version saved it), and DeepSpeed would unpickle it" if zero else None
-    for path in _files(folder):
-        name = str(path.relative_to(folder))
-        unfinished = any(part.endswith(UNIVERSAL) for part in path.relative_to(folder).parts)
-        if path.suffix in _PICKLES and name not in sums and not unfinished:
-            return f"{name} is not in its manifest: not from this run"
-    found_sums = _checksums([folder / name for name in sums], manifest.get("format", 1))
-    for (name, expected), digest in zip(sums.items(), found_sums, strict=True):
-        if digest != expected:
-            return f"{name} is not what was saved (checksum {digest[:12]}, manifest {expected[:12]})"
-    return None
-
-
-def newest_complete(root: Path, *, checked: bool = False) -> Path | None:
-    """The newest complete checkpoint under ``root``; says which newer ones it skipped and why.
+def newest_complete(root: Path, fault: Callable[[Path], str | None] = problem) -> Path | None:
+    """The newest checkpoint under ``root`` without a fault; says which newer ones it skipped and why.
 
     Args:
         root: the run's ``checkpoints`` folder.
-        checked: read every file and compare its checksum, as a resume must.
+        fault: why a folder cannot be used, or None; by default judged by names and sizes.
     """
     for folder in list_folders(root):
-        reason = damage(folder) if checked else problem(folder)
+        reason = fault(folder)
         if reason is None:
             return folder
         logger.warning("skipping checkpoint %s: %s", folder, reason)
     return None
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a complete checkpoint."""
-    return dict(json.loads((folder / MANIFEST).read_text()))
 
 
 def best(root: Path, *, largest: bool) -> Path | None:
@@ -188,37 +127,6 @@ def remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _files(folder: Path) -> list[Path]:
-    """Every file of a checkpoint but the manifest (and what is left of writing one)."""
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST, MANIFEST + PART))
-
-
 def _owner(name: Path) -> int:
     match = _OWN_FILE.search(name.as_posix())
     return int(match[1]) if match else 0
-
-
-def _checksums(paths: list[Path], version: int = FORMAT) -> list[str]:
-    """The checksum of every file, as manifests of that format hold it (see the module docstring)."""
-    piece_sum = _crc32c if version > 1 else _sha256
-    pieces = [(path, start) for path in paths for start in range(0, max(path.stat().st_size, 1), _PIECE)]
-    with ThreadPoolExecutor() as pool:
-        sums = list(pool.map(lambda piece: piece_sum(_read(*piece)), pieces))
-    wholes = dict.fromkeys(paths, b"")
-    for (path, _), found in zip(pieces, sums, strict=True):
-        wholes[path] += found
-    return [piece_sum(wholes[path]).hex() for path in paths]
-
-
-def _read(path: Path, start: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(start)
-        return file.read(_PIECE)
-
-
-def _crc32c(raw: bytes) -> bytes:
-    return int(crc32c.crc32c(raw)).to_bytes(4)
-
-
-def _sha256(raw: bytes) -> bytes:
-    return hashlib.sha256(raw).digest()

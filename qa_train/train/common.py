@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, fields
@@ -35,6 +36,7 @@ from qa_train.train.distributed import (
     optimizer_layout,
 )
 from qa_train.train.first_screen import first_screen
+from qa_train.train.forecast import rehearse
 from qa_train.train.guards import read_tail
 from qa_train.train.metrics import EXIT_STOPPED, MetricsWriter, Progress, StopOnRequest
 from qa_train.train.reshape import read_in_another_shape
@@ -43,10 +45,11 @@ from qa_train.train.rollback import left_out
 from qa_train.train.run import RunFolder
 from qa_train.train.selfcheck import check_ranks, check_storage, require_optimizer
 from qa_train.train.stage import Stage
+from qa_train.train.states import plain_states_only
 from qa_train.train.throughput import UsefulWork
 from qa_train.train.watchdog import Watchdog
 from qa_train.utils.atomic import write_json
-from qa_train.utils.progress import progress
+from qa_train.utils.progress import duration, progress, say
 
 logger = logging.getLogger(__name__)
 Args = TypeVar("Args", bound=TrainingArguments)
@@ -64,6 +67,8 @@ _OWN_FIELDS = (
 )
 # Clips encoded at a time when the encoder cache is filled, in seconds of audio.
 _CACHE_BATCH_S = 60.0
+# After so long the encoding says how long it will take.
+_LOOK_S = 5.0
 
 
 # (stage, trainer) -> the callback of evaluation during training.
@@ -81,6 +86,7 @@ def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
     on_cpu = not torch.cuda.is_available()
     name_accelerator()
     deepspeed = deepspeed_options(cfg.deepspeed)
+    plain_states_only()
     if on_cpu and cfg.trainer.cpu_threads:
         torch.set_num_threads(cfg.trainer.cpu_threads)
     with warnings.catch_warnings():
@@ -221,10 +227,11 @@ def go(trainer: Any, stage: Stage, evaluation: Evaluation | None = None) -> int:
         trainer.self_check = [check_ranks(stage.cfg), check_storage(stage.run.dir, stage.model)]
     mixture = stage.batches.table()
     stage.writer.track(stage.cfg, asdict(stage.cfg) | {"mixture": {row["source"]: row["share"] for row in mixture}})
+    rehearsal = rehearse(trainer, stage)
     if stage.run.is_main:
         (stage.run.dir / "data.txt").write_text(stage.batches.describe() + "\n")
         write_json(stage.run.dir / "mixture.json", mixture, durable=True)
-        print(first_screen(stage, trainer.model), flush=True)
+        print(first_screen(stage, trainer.model, rehearsal), flush=True)
     stage.run.record(stage.resume)
     trainer.watchdog = Watchdog(stage.run.dir / "logs", trainer.args.process_index, stage.cfg.trainer.hang_timeout_s)
     trainer.watchdog.start()
@@ -292,6 +299,7 @@ def _use_encoder_cache(folder: str, model: Any, data: Batches, args: TrainingArg
 def _fill_encoder_cache(folder: str, key: str, model: Any, data: Batches, clips: list[Any]) -> None:
     width = model.config.audio_config.d_model
     total_s = round(sum(clip.duration_s for clip in clips))
+    started, said, done = time.monotonic(), not is_main(), 0.0
     with (
         cache_writer(folder, key, width) as writer,
         progress(total=total_s, desc="encoding", unit="s of audio", disable=not is_main()) as bar,
@@ -302,7 +310,13 @@ def _fill_encoder_cache(folder: str, key: str, model: Any, data: Batches, clips:
                 states = encoder_states(model, mels.input_features, mels.feature_lengths)
                 for clip, part in zip(mels.clips, states.split(mels.clip_tokens), strict=True):
                     writer.write(clip.id, part)
-            bar.update(round(sum(clip.duration_s for clip in group)))
+            seconds = sum(clip.duration_s for clip in group)
+            bar.update(round(seconds))
+            done += seconds
+            # The first groups also prepare.
+            if not said and (took := time.monotonic() - started) > _LOOK_S:
+                said = True
+                say(f"encoding takes about {duration(took / done * (total_s - done))} more here; then training begins")
 
 
 def _groups(clips: list[Any]) -> list[list[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 import warnings
@@ -94,6 +95,21 @@ def deepspeed_options(cfg: DeepspeedConfig) -> dict[str, Any] | None:
         _prepare_deepspeed_on_cpu()
     _check_zero_keys(cfg.config.get("zero_optimization", {}))
     return cfg.config
+
+
+def join_zero_parts() -> None:
+    """DeepSpeed's converter to the universal form, as a program: reads its options from sys.argv.
+
+    Its own program would unpickle whatever the files hold.
+    """
+    from deepspeed.checkpoint import ds_to_universal
+
+    from qa_train.train.states import plain_states_only
+
+    # Its workers must inherit what may be unpickled.
+    multiprocessing.set_start_method("fork")
+    plain_states_only()
+    ds_to_universal.main(ds_to_universal.parse_arguments())
 
 
 def _announce_a_single_process() -> None:

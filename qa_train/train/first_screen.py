@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from statistics import median
 from textwrap import shorten
 from typing import Any
 
@@ -13,26 +11,22 @@ from accelerate import PartialState
 
 from qa_train.config import ModelConfig
 from qa_train.data.mixture_report import realised
-from qa_train.model.flops import Regime, Shapes, forward_flops, training_flops
-from qa_train.planner.estimate import MFU
-from qa_train.planner.work import LOOK, from_realised
+from qa_train.planner.work import LOOK
 from qa_train.train import checkpoints
+from qa_train.train.forecast import Rehearsal, expected_time
 from qa_train.train.groups import part_of
-from qa_train.train.guards import read_tail
 from qa_train.train.stage import Stage
 
-# A CPU's training step runs at about this share of its matrix products' rate at useful sizes (docs/benchmarks.md: 75 to
-# 90 %; the quickstart's pretraining step: 0.84 s by this, 0.8 s measured alone on the machine). Less in tiny models.
-_CPU_EFFICIENCY = 0.75
 _WIDTH = 118
 
 
-def first_screen(stage: Stage, model: Any) -> str:
+def first_screen(stage: Stage, model: Any, rehearsal: Rehearsal | None = None) -> str:
     """Ten lines for the person who started it.
 
     Args:
         stage: the opened stage.
         model: what trains: ``stage.model``, with its adapters if there are some.
+        rehearsal: what was measured of a step, if it could be.
     """
     cfg, plan = stage.cfg, stage.batches.plan
     steps = cfg.trainer.max_steps
@@ -58,7 +52,7 @@ def first_screen(stage: Stage, model: Any) -> str:
         "steps": f"{steps:,} steps of {cfg.trainer.batches_per_step} x {cfg.data.tokens_per_batch:,} tokens "
         f"({ahead['fill']:.0%} full): {ahead['tokens'] * times / 1e6:,.2f} M tokens, {hours:,.2f} hours of audio heard",
         "machine": f"{world} process{'es' * (world > 1)} on {_device()}, {precision}, deepspeed {cfg.deepspeed.name}",
-        "time": expected_time(stage, ahead, lengths, world),
+        "time": expected_time(stage, rehearsal, ahead, lengths, world),
         "saves": f"every {cfg.trainer.save_steps:,} steps and at the end; metrics in {tracker}",
         "writes to": f"{stage.run.dir} ({f'resuming from {stage.resume.name}' if stage.resume else 'a fresh start'})",
     }
@@ -87,42 +81,6 @@ def parameters(model: Any) -> str:
     return f"{_millions(total)} parameters, {_millions(trained.total())} of them train ({shown or 'nothing'})"
 
 
-def expected_time(stage: Stage, ahead: dict[str, Any], lengths: list[Any], world: int) -> str:
-    """How long the steps that are left will take: from the steps done before, else from a count of operations."""
-    left = stage.cfg.trainer.max_steps - (checkpoints.step_of(stage.resume) if stage.resume else 0)
-    done = [row["seconds"] for row in read_tail(stage.run.metrics, 50) if row.get("seconds")]
-    if stage.resume and done:
-        step_s = median(done)
-        return f"{_duration(left * step_s)} for {left:,} steps ({step_s:.2g} s each, as before the restart)"
-    load = from_realised(stage.cfg, ahead, lengths)
-    shapes = Shapes.of(stage.model.config)
-    regime = Regime.of(stage.cfg.model)
-    operations = training_flops(shapes, load.work, regime).total
-    if stage.cfg.stage == "dpo" and stage.cfg.dpo.reference == "live":
-        operations += forward_flops(shapes, load.work).total
-    rate, share = product_rate(), MFU if torch.cuda.is_available() else _CPU_EFFICIENCY
-    step_s = operations * stage.cfg.trainer.batches_per_step / (rate * share * world)
-    # Measured on two cores: a mini model takes half of it, a tiny one several times as long (docs/planning.md).
-    doubt = "" if torch.cuda.is_available() else ", half to several times that for small models"
-    return (
-        f"about {_duration(left * step_s)} ({step_s:.2g} s a step): a guess from operations, at {share:.0%} of "
-        f"{rate / 1e12:.3g} TFLOP/s measured here{doubt}; step lines time it"
-    )
-
-
-def product_rate() -> float:
-    """Operations per second of a square matrix product on this process's device: bfloat16 on a GPU, float32 on CPU."""
-    cuda = torch.cuda.is_available()
-    size, device = (8192, "cuda") if cuda else (768, "cpu")
-    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if cuda else torch.float32)
-    best = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        (a @ a)[0, 0].item()  # waits for the GPU
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
-
-
 def _adapted(stage: Stage) -> str:
     cfg = stage.cfg.model
     words = [f"frozen: {', '.join(cfg.freeze)}"] if cfg.freeze else []
@@ -148,9 +106,3 @@ def _device() -> str:
 
 def _millions(number: int) -> str:
     return f"{number / 1e6:,.1f} M"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} hours"

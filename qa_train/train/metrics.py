@@ -23,8 +23,10 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qa_train.config import StageConfig
+from qa_train.train.pace import Pace
 from qa_train.train.run import RunFolder
 from qa_train.utils.atomic import write_text
+from qa_train.utils.progress import say
 
 # sysexits.h EX_TEMPFAIL, "try again later": stopped by a signal after saving. torchrun would report
 # any worker's code as a failure, so under it the code is 0 and finished.json tells the two ends apart.
@@ -183,12 +185,14 @@ class Progress(TrainerCallback):
         self._bar: Any = None
         self._last = 0.0
         self._seconds: deque[float] = deque(maxlen=50)
+        self._pace: Pace | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Open the bar at the step the run starts from."""
         if self._run.is_main:
+            self._pace = Pace(state.global_step, state.max_steps)
             self._bar = tqdm(
                 total=state.max_steps, initial=state.global_step, desc=self._stage, unit="step",
                 disable=not sys.stderr.isatty(), dynamic_ncols=True,
@@ -209,6 +213,8 @@ class Progress(TrainerCallback):
         self._seconds.append(logs.get("seconds", 0.0))
         self._bar.set_postfix(shown)
         self._bar.update(state.global_step - self._bar.n)
+        if self._pace is not None and (line := self._pace.step(logs.get("seconds", 0.0))) is not None:
+            say(f"{self._stage}: {line}")
         now = time.monotonic()
         last_step = state.global_step >= state.max_steps
         if not sys.stderr.isatty() and (now - self._last >= self._every_s or last_step):

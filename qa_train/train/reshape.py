@@ -17,6 +17,7 @@ from typing import Any
 
 from qa_train.train import checkpoints
 from qa_train.train.distributed import from_main, is_main
+from qa_train.utils.manifest import UNIVERSAL
 
 _LATEST = "latest_universal"
 
@@ -60,7 +61,7 @@ def make_universal(folder: Path) -> None:
     if _LATEST in manifest["files"]:
         return
     source = folder / (folder / "latest").read_text().strip()
-    target = folder / (source.name + checkpoints.UNIVERSAL)
+    target = folder / (source.name + UNIVERSAL)
     # A conversion that was killed leaves a part of it; nothing lists it, so nothing reads it.
     shutil.rmtree(target, ignore_errors=True)
     print(f"joining the ZeRO parts of {folder.name} for another number of processes or stage (once)", flush=True)
@@ -73,7 +74,8 @@ def make_universal(folder: Path) -> None:
 
 
 def _convert(source: Path, target: Path) -> None:
-    words = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    program = "from qa_train.train.distributed import join_zero_parts; join_zero_parts()"
+    words = [sys.executable, "-c", program, "--inject_missing_state"]
     words += ["--input_folder", str(source), "--output_folder", str(target)]
     workers = str(min(os.cpu_count() or 1, 8))
     words += ["--num_extract_workers", workers, "--num_merge_workers", workers]

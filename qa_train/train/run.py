@@ -28,7 +28,7 @@ import yaml
 
 from qa_train.config import StageConfig, TrainerConfig
 from qa_train.config.sections import BY_NAME
-from qa_train.train import checkpoints
+from qa_train.train import checkpoints, states
 from qa_train.train.distributed import from_main
 from qa_train.utils.atomic import write_json, write_text
 
@@ -46,7 +46,8 @@ _CARRIED = (
     "optim",
 )
 _FREE_KEYS = {
-    "data": ("num_workers", "encoder_cache", "error_budget"),
+    "model": ("verify",),
+    "data": ("num_workers", "root", "encoder_cache", "error_budget"),
     "trainer": tuple(f.name for f in fields(TrainerConfig) if f.name not in (*_CARRIED, "batches_per_step")),
 }
 
@@ -72,7 +73,8 @@ class RunFolder:
         Rank 0 looks, and all ranks get what it found; a collective call.
 
         Returns:
-            The checkpoint to resume from, every file of it compared with its checksum, or None for a fresh start.
+            The checkpoint to resume from, every file of it compared with its checksum and every state
+            readable, or None for a fresh start.
 
         Raises:
             ValueError: the folder holds a run with other model or data settings, cannot be written, or holds
@@ -95,7 +97,7 @@ class RunFolder:
 
     def _start(self) -> Path | None:
         previous = self.dir / "config.yaml"
-        resume = checkpoints.newest_complete(self.checkpoints, checked=True)
+        resume = checkpoints.newest_complete(self.checkpoints, states.fault)
         if resume is None:
             self._refuse_to_lose_a_run()
         # A start that never saved anything binds nobody: its settings may be what had to be mended.
@@ -126,7 +128,7 @@ class RunFolder:
         if committed:
             newest = committed[0]
             raise ValueError(
-                f"no checkpoint in {self.checkpoints} can be used ({newest.name}: {checkpoints.damage(newest)}): "
+                f"no checkpoint in {self.checkpoints} can be used ({newest.name}: {states.fault(newest)}): "
                 "restore one, or delete them all to begin anew"
             )
 

@@ -11,8 +11,6 @@ from typing import Any
 
 # What a file is called until it is whole.
 PART = ".part"
-# The file that is written last into a checkpoint folder: without it the folder is not whole.
-MANIFEST = "manifest.json"
 
 
 @contextmanager

@@ -44,6 +44,13 @@ def say(line: object, *, error: bool = False) -> None:
         print(line, file=file, flush=True)
 
 
+def duration(seconds: float) -> str:
+    """A time for people: "40 s", "12 min" or "3.4 hours"."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} hours"
+
+
 class Lines:
     """Counts like a bar of tqdm, and prints "desc: 120 of 300 clips, 4.2/s, 0.7 min left" to stderr."""
 

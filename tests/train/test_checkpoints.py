@@ -10,6 +10,7 @@ import crc32c
 import pytest
 
 from qa_train.train import checkpoints
+from qa_train.utils import manifest
 from qa_train.utils.atomic import write_json
 
 
@@ -59,20 +60,20 @@ def test_prune_keeps_the_newest_complete_ones(tmp_path: Path) -> None:
 
 def test_manifest_lists_every_file(tmp_path: Path) -> None:
     folder = make(tmp_path, 1)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["files"] == {"model.safetensors": 101, "trainer_state.json": 2}
-    assert manifest["step"] == 1
+    written = json.loads((folder / "manifest.json").read_text())
+    assert written["files"] == {"model.safetensors": 101, "trainer_state.json": 2}
+    assert written["step"] == 1
 
 
 def test_damage_that_sizes_do_not_show_is_found_by_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "_PIECE", 40)
+    monkeypatch.setattr(manifest, "_PIECE", 40)
     make(tmp_path, 2)
     newer = make(tmp_path, 3)
     (newer / "model.safetensors").write_bytes(b"x" * 102 + b"y")
     assert checkpoints.problem(newer) is None
-    assert "model.safetensors is not what was saved" in str(checkpoints.damage(newer))
+    assert "model.safetensors is not what was saved" in str(manifest.damage(newer))
     assert checkpoints.newest_complete(tmp_path) == newer
-    assert checkpoints.newest_complete(tmp_path, checked=True) == tmp_path / "checkpoint-2"
+    assert checkpoints.newest_complete(tmp_path, manifest.damage) == tmp_path / "checkpoint-2"
 
 
 def test_a_pickle_that_was_not_saved_is_never_loaded(tmp_path: Path) -> None:
@@ -80,23 +81,23 @@ def test_a_pickle_that_was_not_saved_is_never_loaded(tmp_path: Path) -> None:
     # A conversion that was killed: nothing reads it, and the next one begins anew.
     (folder / "global_step1_universal" / "zero").mkdir(parents=True)
     (folder / "global_step1_universal" / "zero" / "fp32.pt").write_bytes(b"part")
-    assert checkpoints.damage(folder) is None
+    assert manifest.damage(folder) is None
     (folder / "global_step1").mkdir()
     (folder / "global_step1" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(b"foreign")
-    assert "not in its manifest" in str(checkpoints.damage(folder))
+    assert "not in its manifest" in str(manifest.damage(folder))
 
 
 def test_zero_checkpoints_without_checksums_are_refused_and_others_taken(tmp_path: Path) -> None:
     folder = make(tmp_path, 1)
-    manifest = checkpoints.read_manifest(folder)
-    del manifest["checksums"]
-    write_json(folder / "manifest.json", manifest)
-    assert checkpoints.damage(folder) is None
+    written = checkpoints.read_manifest(folder)
+    del written["checksums"]
+    write_json(folder / "manifest.json", written)
+    assert manifest.damage(folder) is None
     (folder / "global_step1").mkdir()
     (folder / "global_step1" / "mp_rank_00_model_states.pt").write_bytes(b"old")
-    manifest["files"]["global_step1/mp_rank_00_model_states.pt"] = 3
-    write_json(folder / "manifest.json", manifest)
-    assert "no checksums" in str(checkpoints.damage(folder))
+    written["files"]["global_step1/mp_rank_00_model_states.pt"] = 3
+    write_json(folder / "manifest.json", written)
+    assert "no checksums" in str(manifest.damage(folder))
 
 
 def test_every_file_is_flushed_by_exactly_one_rank(tmp_path: Path) -> None:
@@ -113,7 +114,7 @@ def test_every_file_is_flushed_by_exactly_one_rank(tmp_path: Path) -> None:
     assert set(parts[1]) == {name for name in names if "rank_1" in name or "state_1" in name}
     assert not set(parts[0]) & set(parts[1])
     checkpoints.commit(folder, {"step": 1}, parts[0] | parts[1])
-    assert checkpoints.damage(folder) is None
+    assert manifest.damage(folder) is None
     with pytest.raises(ValueError, match="changed while it was saved"):
         checkpoints.commit(folder, {"step": 1}, parts[0])
 
@@ -143,17 +144,17 @@ def test_prune_spares_every_kth_and_the_best(tmp_path: Path) -> None:
 def test_checksums_depend_on_every_byte_and_on_the_order_of_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    monkeypatch.setattr(checkpoints, "_PIECE", 40)
+    monkeypatch.setattr(manifest, "_PIECE", 40)
     path = tmp_path / "a"
     raw = bytes(i % 251 for i in range(size))
     variants = [raw, raw + b"\0", raw[::-1] + b"x", raw[40:] + raw[:40] + b"y"]
     sums = []
     for variant in variants:
         path.write_bytes(variant)
-        sums += checkpoints._checksums([path])
+        sums += manifest.checksums([path])
     assert len(set(sums)) == len(variants)
     path.write_bytes(raw)
-    assert checkpoints._checksums([path]) == sums[:1]
+    assert manifest.checksums([path]) == sums[:1]
     # The pieces by themselves, one after the other.
     parts = [crc32c.crc32c(raw[i : i + 40]).to_bytes(4) for i in range(0, max(size, 1), 40)]
     assert sums[0] == crc32c.crc32c(b"".join(parts)).to_bytes(4).hex()
@@ -161,21 +162,21 @@ def test_checksums_depend_on_every_byte_and_on_the_order_of_pieces(
 
 def test_a_manifest_of_an_older_version_is_compared_by_its_own_checksums(tmp_path: Path) -> None:
     folder = make(tmp_path, 1)
-    manifest = checkpoints.read_manifest(folder)
-    assert manifest.pop("format") == checkpoints.FORMAT
+    written = checkpoints.read_manifest(folder)
+    assert written.pop("format") == manifest.FORMAT
     # Format 1: SHA-256 of the SHA-256s of the pieces.
-    manifest["checksums"] = {
+    written["checksums"] = {
         name: hashlib.sha256(hashlib.sha256((folder / name).read_bytes()).digest()).hexdigest()
-        for name in manifest["files"]
+        for name in written["files"]
     }
-    write_json(folder / "manifest.json", manifest)
-    assert checkpoints.damage(folder) is None
+    write_json(folder / "manifest.json", written)
+    assert manifest.damage(folder) is None
     (folder / "model.safetensors").write_bytes(b"y" * 101)
-    assert "model.safetensors is not what was saved" in str(checkpoints.damage(folder))
+    assert "model.safetensors is not what was saved" in str(manifest.damage(folder))
 
 
 def test_a_manifest_of_a_newer_version_is_refused_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = make(tmp_path, 1)
-    write_json(folder / "manifest.json", {**checkpoints.read_manifest(folder), "format": checkpoints.FORMAT + 1})
+    write_json(folder / "manifest.json", {**checkpoints.read_manifest(folder), "format": manifest.FORMAT + 1})
     assert checkpoints.newest_complete(tmp_path) is None
-    assert f"format {checkpoints.FORMAT + 1}, this qa-train reads up to {checkpoints.FORMAT}" in caplog.text
+    assert f"format {manifest.FORMAT + 1}, this qa-train reads up to {manifest.FORMAT}" in caplog.text

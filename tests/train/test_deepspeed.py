@@ -20,6 +20,7 @@ from qa_train.config import config_dir, register, to_stage_config
 from qa_train.model import load_model
 from qa_train.train import checkpoints
 from qa_train.train.reshape import read_in_another_shape
+from qa_train.utils import manifest
 from tests.train.conftest import ROOT, TIMEOUT_S, environment, metrics, run
 
 register()
@@ -125,7 +126,7 @@ def test_a_zero_run_goes_on_with_fewer_processes_and_with_more_again(
     # Without torchrun, too.
     done = run("pretrain", *words)
     assert "joining the ZeRO parts of checkpoint-2" in done.stdout
-    assert checkpoints.damage(folder / "checkpoints" / "checkpoint-2") is None
+    assert manifest.damage(folder / "checkpoints" / "checkpoint-2") is None
     assert metrics(folder)[-1]["step"] == 6
     forget_after(folder, 4)
     done = run("pretrain", *words, processes=2)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from qa_train.config import EncoderConfig, ModelConfig, RunConfig, StageConfig
-from qa_train.train.first_screen import expected_time, parameters, product_rate, weights
+from qa_train.train import forecast
+from qa_train.train.first_screen import parameters, weights
+from qa_train.train.forecast import expected_time
 from qa_train.train.run import RunFolder
 
 
@@ -32,14 +34,19 @@ def test_a_checkpoint_says_which_sources_it_replaces() -> None:
     assert weights(fresh) == "runs/pretrain, all parts (not read: model.encoder.source)"
 
 
-def test_a_resumed_run_takes_as_long_as_its_steps_did(tmp_path: Path) -> None:
+def test_nothing_is_said_of_time_that_was_not_measured(tmp_path: Path) -> None:
     cfg = StageConfig(stage="sft", run=RunConfig(dir=str(tmp_path)))
-    rows = [{"step": step, "loss": 1.0, "seconds": 60.0 if step == 1 else 2.0} for step in range(1, 41)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    stage: Any = SimpleNamespace(cfg=cfg, run=RunFolder(cfg, is_main=True), resume=tmp_path / "checkpoint-40")
-    # 60 of 100 steps are left; the slow first one does not count.
-    assert expected_time(stage, {}, [], 1) == "2 min for 60 steps (2 s each, as before the restart)"
+    stage: Any = SimpleNamespace(cfg=cfg, run=RunFolder(cfg, is_main=True), resume=None)
+    assert expected_time(stage, None, {}, [], 1) == "measured by the steps: said after 3 of them"
 
 
-def test_the_rate_of_products_is_plausible() -> None:
-    assert 1e9 < product_rate() < 1e15
+def test_the_rehearsed_batch_stands_for_those_of_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecast, "_operations", lambda *_: 3e9)
+    cfg = StageConfig(stage="sft", run=RunConfig(dir=str(tmp_path)))
+    cfg.trainer.max_steps, cfg.trainer.batches_per_step = 100, 4
+    stage: Any = SimpleNamespace(cfg=cfg, resume=tmp_path / "checkpoint-40")
+    found = forecast.Rehearsal(batch_s=0.5, operations=1.5e9, update_s=1.0)
+    # The usual batch has twice the operations: two of them in each of two processes, and the update.
+    said = "about 3 min for 60 steps of 3 s, by a rehearsal of one; said again after 3 steps"
+    assert expected_time(stage, found, {}, [], 2) == said
+    assert "steps of 5 s" in expected_time(stage, found, {}, [], 1)

@@ -15,6 +15,7 @@ from qa_train.config import ReliabilityConfig
 from qa_train.train import checkpoints, saving
 from qa_train.train.guards import StopRun
 from qa_train.train.metrics import MetricsWriter
+from qa_train.utils import manifest
 from tests.train.conftest import ROOT, TIMEOUT_S, command, environment, run
 from tests.train.test_checkpoints import make
 
@@ -44,7 +45,7 @@ def test_a_failed_save_is_explained_and_leaves_the_older_one_alone(tmp_path: Pat
     with pytest.raises(StopRun, match=r"checkpoint-4 could not be written .*checkpoint-2 is the newest complete one"):
         saving.written(folder, fail_with(error, folder))
     assert not folder.exists()
-    assert checkpoints.damage(tmp_path / "checkpoint-2") is None
+    assert manifest.damage(tmp_path / "checkpoint-2") is None
 
 
 def test_other_failures_of_a_save_stay_what_they_are(tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_a_run_on_full_storage_says_so_and_goes_on_later(
     )  # fmt: skip
     assert full.returncode == 1, full.stderr[-2000:]
     assert "checkpoint-4 could not be written" in full.stderr
-    assert checkpoints.damage(folder / "checkpoints" / "checkpoint-2") is None
+    assert manifest.damage(folder / "checkpoints" / "checkpoint-2") is None
     assert not (folder / "checkpoints" / "checkpoint-4").exists()
     run("pretrain", *words, "trainer.max_steps=4")
     assert (folder / "finished.json").is_file()

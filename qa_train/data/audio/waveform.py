@@ -5,15 +5,17 @@ The frames themselves are in ``qa_train.data.audio.mel``, so that reading audio 
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-import soundfile
 import soxr
+
+from qa_train.data.audio.containers import CONVERT, damaged
+from qa_train.data.audio.containers import BadAudio as BadAudio
+from qa_train.data.audio.formats import examine
+from qa_train.data.audio.media import MediaSound
+from qa_train.data.audio.sound import Sound, open_sound
 
 SAMPLE_RATE = 16_000
 HOP = 160
@@ -29,16 +31,6 @@ MAX_CHANNELS = 8
 MAX_SAMPLE_RATE = 192_000
 # No single clip may be longer: it bounds what a header can make the indexer decode.
 MAX_CLIP_S = 24 * 3600.0
-_BLOCK_FRAMES = 1 << 18
-_UNKNOWN_LENGTH = 0x7FFF0000
-# Bytes by which the headers of harmless WAV files may be wrong.
-_WAV_SLACK = 64
-
-
-class BadAudio(ValueError):
-    """A clip that cannot be used; the message says why, ``reason`` in two words for the counts."""
-
-    reason = "bad audio"
 
 
 def resampled_length(num_samples: int, sample_rate: int) -> int:
@@ -47,47 +39,79 @@ def resampled_length(num_samples: int, sample_rate: int) -> int:
 
 
 def read_header(source: bytes | str | Path) -> tuple[int, int]:
-    """Frames and sample rate that the file's header states; raises BadAudio when it makes no sense."""
-    with _open(source) as file:
-        _check_header(file)
-        return file.frames, file.samplerate
+    """Samples (per channel) and rate of a file: the true number. What libsndfile reads needs no decoding for it.
+
+    Raises BadAudio when the file is none of sound, was cut as far as its structure shows, or makes no sense.
+    """
+    with open_sound(source) as sound:
+        _check_header(sound)
+        if sound.frames is not None:
+            return sound.frames, sound.rate
+        limit = _limit(sound, MAX_CLIP_S)
+        count = sum(len(block) for block in sound.blocks(limit))
+        _check_decoded(sound, count, limit, MAX_CLIP_S)
+        return count, sound.rate
 
 
 def read_clip(source: bytes | str | Path, *, max_duration_s: float = 600.0) -> np.ndarray:
     """Decode one clip to float32 mono at 16 kHz, shape [n].
 
-    The read is bounded by ``max_duration_s`` whatever the header claims: an hour of silence fits
-    in a megabyte of FLAC. Raises BadAudio when the clip is unreadable, empty, too long, not
-    finite, or holds another number of samples than its header says.
+    The read is bounded by ``max_duration_s``, and memory by what was decoded, whatever the header claims: an hour of
+    silence fits in a megabyte of FLAC. Raises BadAudio when the clip is unreadable, empty, too long, not finite, or
+    holds another number of samples than its header says.
     """
-    with _open(source) as file:
-        _check_header(file)
-        limit = _limit(file, max_duration_s)
-        if file.channels == 1 and not _estimated(file):
-            # One call; frames are bounded by the header's, which were compared with the limit.
-            blocks = [_read(file, limit)]
-        else:
-            blocks = list(_mono_blocks(file, limit))
+    with open_sound(source) as sound:
+        _check_header(sound)
+        limit = _limit(sound, max_duration_s)
+        blocks = list(_mono_blocks(sound, limit))
         mono = blocks[0] if len(blocks) == 1 else np.concatenate([np.empty(0, np.float32), *blocks])
-        _check_decoded(file, len(mono), limit, max_duration_s)
-        rate = file.samplerate
+        _check_decoded(sound, len(mono), limit, max_duration_s)
     if not np.isfinite(mono).all():
         raise BadAudio("it contains NaN or infinite samples")
-    return resample(np.ascontiguousarray(mono), rate)
+    return resample(np.ascontiguousarray(mono), sound.rate)
+
+
+def read_frames(source: bytes | str | Path, start: int, stop: int) -> np.ndarray:
+    """Samples ``start`` to ``stop`` of every channel at the file's own rate, float32 [n, channels].
+
+    Raises BadAudio when the decoder stops, or fewer are there than the header says.
+    """
+    with open_sound(source) as sound:
+        _check_header(sound)
+        skip = 0 if isinstance(sound, Sound) and sound.seek(start) else start
+        blocks = [np.empty((0, sound.channels), np.float32)]
+        for block in sound.blocks(skip + stop - start):
+            block, skip = block[skip:], max(0, skip - len(block))
+            blocks.append(block.reshape(len(block), sound.channels))
+    found = np.concatenate(blocks)
+    if len(found) < stop - start:
+        raise BadAudio(f"its samples {start} to {stop} are {len(found)}: damaged or cut")
+    return found
+
+
+def describe(source: bytes | str | Path) -> str:
+    """Format, rate and channels in words. Raises BadAudio as ``read_header``."""
+    with open_sound(source) as sound:
+        return f"{sound.kind}, {sound.rate} Hz, {sound.channels} channels"
+
+
+def stored_kind(raw: bytes) -> str:
+    """The extension under which shards keep this file, by its content ("flac", "m4a"). Raises BadAudio."""
+    return examine(raw).kind
 
 
 def decoded_length(source: bytes | str | Path, *, max_duration_s: float = MAX_CLIP_S) -> int:
     """Samples at 16 kHz of a clip, decoded to its end block by block: the checks of ``read_clip`` in little memory."""
-    with _open(source) as file:
-        _check_header(file)
-        limit = _limit(file, max_duration_s)
+    with open_sound(source) as sound:
+        _check_header(sound)
+        limit = _limit(sound, max_duration_s)
         count = 0
-        for block in _mono_blocks(file, limit):
+        for block in _mono_blocks(sound, limit):
             count += len(block)
             if not np.isfinite(block).all():
                 raise BadAudio("it contains NaN or infinite samples")
-        _check_decoded(file, count, limit, max_duration_s)
-        return resampled_length(count, file.samplerate)
+        _check_decoded(sound, count, limit, max_duration_s)
+        return resampled_length(count, sound.rate)
 
 
 def resample(wave: np.ndarray, sample_rate: int) -> np.ndarray:
@@ -140,79 +164,41 @@ def tail_frames(num_frames: int) -> int:
     return min(2, SEGMENT_FRAMES - num_frames)
 
 
-def _open(source: bytes | str | Path) -> soundfile.SoundFile:
-    if isinstance(source, bytes):
-        _refuse_cut_wav(io.BytesIO(source), len(source))
-    else:
-        with contextlib.suppress(OSError), Path(source).open("rb") as raw:
-            _refuse_cut_wav(raw, Path(source).stat().st_size)
-    try:
-        return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source))
-    except (soundfile.SoundFileError, RuntimeError, OSError) as error:
-        raise BadAudio(f"not a readable audio file: {error}") from error
-
-
-def _refuse_cut_wav(raw: BinaryIO, size: int) -> None:
-    """BadAudio for a WAV that ends before its audio does: libsndfile would take what is there for the whole."""
-    start = raw.read(12)
-    if start[:4] != b"RIFF" or start[8:] != b"WAVE":
-        return
-    while len(head := raw.read(8)) == 8:
-        name, length = head[:4], int.from_bytes(head[4:], "little")
-        if name == b"data":
-            left = size - raw.tell()
-            # Programs that write into a pipe cannot know the length, and state the largest one.
-            if length < _UNKNOWN_LENGTH and length - left > _WAV_SLACK:
-                raise BadAudio(f"its header says {length} bytes of audio, {left} are there: damaged or cut")
-            return
-        raw.seek(length + length % 2, io.SEEK_CUR)
-
-
-def _limit(file: soundfile.SoundFile, max_duration_s: float) -> int:
+def _limit(sound: Sound | MediaSound, max_duration_s: float) -> int:
     """One sample more than may be read; BadAudio when the header already says more."""
-    limit = int(max_duration_s * file.samplerate) + 1
-    if not _estimated(file) and file.frames >= limit:
+    limit = int(max_duration_s * sound.rate) + 1
+    if sound.frames is not None and sound.frames >= limit:
         raise BadAudio(_too_long(max_duration_s))
     return limit
 
 
-def _estimated(file: soundfile.SoundFile) -> bool:
-    """Whether the length is a guess: MP3 headers have none; every other allowed format states it exactly."""
-    return bool(file.format == "MP3")
-
-
-def _mono_blocks(file: soundfile.SoundFile, limit: int) -> Iterator[np.ndarray]:
-    """The channels' mean, float32, a block at a time, at most ``limit`` samples in all."""
-    while limit > 0 and len(block := _read(file, min(limit, _BLOCK_FRAMES // file.channels))):
+def _mono_blocks(sound: Sound | MediaSound, limit: int) -> Iterator[np.ndarray]:
+    """The channels' mean, float32 [n], a block at a time, at most ``limit`` samples in all."""
+    for block in sound.blocks(limit):
         yield block if block.ndim == 1 else block.mean(axis=1)
-        limit -= len(block)
 
 
-def _read(file: soundfile.SoundFile, frames: int) -> np.ndarray:
-    try:
-        return file.read(frames=frames, dtype="float32")
-    except (soundfile.SoundFileError, ValueError, RuntimeError, MemoryError) as error:
-        raise BadAudio(f"the decoder stopped: {error}") from error
-
-
-def _check_decoded(file: soundfile.SoundFile, count: int, limit: int, max_duration_s: float) -> None:
+def _check_decoded(sound: Sound | MediaSound, count: int, limit: int, max_duration_s: float) -> None:
     if count >= limit:
         raise BadAudio(_too_long(max_duration_s))
     if count == 0:
         raise BadAudio("it holds no samples")
-    if not _estimated(file) and count != file.frames:
-        raise BadAudio(f"it decodes to {count} samples, its header says {file.frames}: damaged or cut")
+    if sound.frames is not None and count != sound.frames:
+        raise damaged(sound.container.name, f"it decodes to {count} samples, its header says {sound.frames}")
 
 
 def _too_long(max_duration_s: float) -> str:
     return f"longer than max_duration_s={max_duration_s:g}; cut it, or raise the limit"
 
 
-def _check_header(file: soundfile.SoundFile) -> None:
-    if not 1 <= file.channels <= MAX_CHANNELS:
-        raise BadAudio(f"the header says {file.channels} channels; at most {MAX_CHANNELS} are accepted")
-    if not 1000 <= file.samplerate <= MAX_SAMPLE_RATE:
-        raise BadAudio(f"the header says {file.samplerate} Hz; expected 1000 to {MAX_SAMPLE_RATE}")
-    # libsndfile reports 2**63 - 1 when the length is unknown.
-    if not 0 < file.frames < 2**40:
-        raise BadAudio(f"the header says {file.frames} samples: empty, or of unknown length")
+def _check_header(sound: Sound | MediaSound) -> None:
+    name = sound.container.name
+    if not 1 <= sound.channels <= MAX_CHANNELS:
+        raise BadAudio(
+            f"{name}: {sound.channels} channels; at most {MAX_CHANNELS} are accepted; "
+            "take one: ffmpeg -i IN -af pan=mono|c0=c0 OUT.flac"
+        )
+    if not 1000 <= sound.rate <= MAX_SAMPLE_RATE:
+        raise BadAudio(f"{name}: {sound.rate} Hz; expected 1000 to {MAX_SAMPLE_RATE}: ffmpeg -i IN -ar 16000 OUT.flac")
+    if sound.frames is not None and not 0 < sound.frames < 2**40:
+        raise BadAudio(f"{name}: its header says {sound.frames} samples: empty, or of unknown length; {CONVERT}")

@@ -6,7 +6,6 @@ holds is stated in ``sidecar``.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections import Counter
@@ -31,9 +30,17 @@ from qa_train.data.shards import storage
 from qa_train.data.shards.sidecar import IGNORED, SCHEMA, Problem, ShardIndex, write_index
 from qa_train.data.shards.sidecar import SUFFIX as SUFFIX
 from qa_train.data.shards.sidecar import load_index as load_index
-from qa_train.data.shards.tar import AUDIO_EXTENSIONS, TEXT_EXTENSIONS, DamagedShard, Member, members
+from qa_train.data.shards.tar import (
+    AUDIO_EXTENSIONS,
+    OTHER_AUDIO_EXTENSIONS,
+    TEXT_EXTENSIONS,
+    DamagedShard,
+    Member,
+    members,
+)
+from qa_train.data.text.content import PLACEHOLDER
 from qa_train.data.text.prompts import chat_messages
-from qa_train.data.text.records import MAX_JSON_BYTES, BadRecord, parse_record
+from qa_train.data.text.records import MAX_JSON_BYTES, BadRecord, decode_text, parse_record
 
 
 def build_index(
@@ -82,75 +89,105 @@ def scan(
         stream = _groups(members(file, path, size), ignored)
         while True:
             try:
-                group = next(stream, None)
+                found = next(stream, None)
             except DamagedShard as damage:
                 if not keep_damaged:
                     raise
                 problems.append(Problem("", damage.offset, "damaged shard", str(damage)))
                 break
-            if group is None:
+            if found is None:
                 break
-            key, start = group[0].key, group[0].offset
+            key, group = found
             try:
                 if key in seen:
                     raise BadRecord(
                         "its members are not together (make tars with tar --sort=name), or the key is used twice",
                         "duplicate key",
                     )
-                rows.append(_row(file, group, decode))
+                rows.append(_row(file, key, group, decode, ignored))
             except (BadRecord, BadAudio) as error:
-                problems.append(Problem(key, start, error.reason, str(error)))
+                problems.append(Problem(key, group[0].offset, error.reason, str(error)))
             seen.add(key)
-    problems += [Problem("", 0, IGNORED, f"{n} members of type .{kind}") for kind, n in sorted(ignored.items())]
+    problems += [Problem("", 0, IGNORED, f"{n} members {kind}") for kind, n in sorted(ignored.items())]
     table = pyarrow.Table.from_pylist(rows, schema=SCHEMA)
     return ShardIndex(path, table, size, shard_fingerprint(rows), problems)
 
 
-def _groups(stream: Iterable[Member], ignored: Counter[str]) -> Iterator[list[Member]]:
-    """Members of the same key that follow one another; types outside the allow-list are only counted."""
+def _groups(stream: Iterable[Member], ignored: Counter[str]) -> Iterator[tuple[str, list[Member]]]:
+    """(key, members) of each record: members of a key that follow one another; other types are only counted."""
     group: list[Member] = []
     try:
         for member in stream:
-            if member.kind not in AUDIO_EXTENSIONS + TEXT_EXTENSIONS:
-                ignored[member.kind] += 1
+            if member.of_macos:
+                ignored["of macOS (._NAME; COPYFILE_DISABLE=1 tar leaves them out)"] += 1
                 continue
-            if member.kind in TEXT_EXTENSIONS and member.extension not in TEXT_EXTENSIONS:
-                ignored[member.extension] += 1  # KEY.speaker.txt: text, but whose?
+            if member.kind not in (*AUDIO_EXTENSIONS, *OTHER_AUDIO_EXTENSIONS, *TEXT_EXTENSIONS):
+                ignored[f"of type .{member.kind}"] += 1
                 continue
             if group and member.key != group[0].key:
-                yield group
+                yield from _by_key(group, ignored)
                 group = []
             group.append(member)
     except DamagedShard:
         # The members before the damage are whole.
-        if group:
-            yield group
+        yield from _by_key(group, ignored)
         raise
-    if group:
-        yield group
+    yield from _by_key(group, ignored)
 
 
-def _row(file: IO[bytes], group: list[Member], decode: bool) -> dict[str, Any]:
-    names = [m.extension for m in group]
-    if len(set(names)) != len(names):
+def _by_key(group: list[Member], ignored: Counter[str]) -> Iterator[tuple[str, list[Member]]]:
+    """Records of members that are equal up to the first dot of their names, which ends a key by WebDataset's rule.
+
+    Where audio and text agree up to a later dot (a.5.wav, a.5.json), that one ends the key. Only beside an a.json
+    without an a.wav the rule stays: then a.5.wav is a clip of it, whatever lies beside the clip.
+    """
+    if not group:
+        return
+    plain = group[0].key
+    texts = {member.stem for member in group if member.kind in TEXT_EXTENSIONS}
+    pairs = texts & {member.stem for member in group if member.kind not in TEXT_EXTENSIONS}
+    if plain in texts and plain not in pairs:
+        pairs = set()
+    records: dict[str, list[Member]] = {}
+    for member in group:
+        key = member.stem
+        while key not in pairs and key != plain:
+            key = key.rpartition(".")[0]
+        if member.kind in TEXT_EXTENSIONS and member.stem != key:
+            ignored[f"of type .{_type(member, key)}"] += 1  # KEY.speaker.txt: text, but whose?
+        else:
+            records.setdefault(key, []).append(member)
+    yield from records.items()
+
+
+def _type(member: Member, key: str) -> str:
+    """What follows the key in a member's name: "flac", "1.flac"."""
+    return member.name[len(key) + 1 :]
+
+
+def _row(file: IO[bytes], key: str, group: list[Member], decode: bool, ignored: Counter[str]) -> dict[str, Any]:
+    names = [_type(m, key) for m in group]
+    text = {m.kind: m for m in group if m.kind in TEXT_EXTENSIONS}
+    if len(set(names)) != len(names) or len(text) != sum(m.kind in TEXT_EXTENSIONS for m in group):
         raise BadRecord(f"members {sorted(names)} of one record repeat a type", "duplicate key")
-    text = {m.extension: m for m in group if m.kind in TEXT_EXTENSIONS}
-    clips = [m for m in group if m.kind in AUDIO_EXTENSIONS]
     record = _record(file, text)
+    sounds = [m for m in group if m.kind not in TEXT_EXTENSIONS]
     if record.get("audios") is None:
         record.pop("audios", None)
+        clips = [m for m in sounds if m.kind in AUDIO_EXTENSIONS] or sounds
         if not clips:
-            raise BadRecord('no audio member beside the JSON (a text-only record says "audios": [])', "missing sibling")
+            raise BadRecord(_no_audio(record, group), "missing sibling")
         if len(clips) > 1:
-            record["audios"] = [m.extension for m in clips]
+            record["audios"] = [_type(m, key) for m in clips]
     else:
-        clips = _listed(record["audios"], clips)
+        clips = _listed(record["audios"], {_type(m, key): m for m in sounds})
+    ignored.update(f"of type .{m.kind}, beside other audio" for m in sounds if m not in clips)
     if "messages" in record:
         chat_messages(record)
     details = [_clip(file, member, decode) for member in clips]
     return {
-        "key": group[0].key,
-        "names": [m.extension for m in clips],
+        "key": key,
+        "names": [_type(m, key) for m in clips],
         "offsets": [m.offset for m in clips],
         "sizes": [m.size for m in clips],
         "crc32c": [d[0] for d in details],
@@ -161,25 +198,32 @@ def _row(file: IO[bytes], group: list[Member], decode: bool) -> dict[str, Any]:
     }
 
 
+def _no_audio(record: dict[str, Any], group: list[Member]) -> str:
+    """Why a record has no clip, and what to do."""
+    if record.get("messages") and PLACEHOLDER not in json.dumps(record["messages"], ensure_ascii=False):
+        return 'no audio member beside the JSON (a chat without sound says "audios": [])'
+    dots = ""
+    if any("." in member.extension for member in group):
+        dots = "; a key ends at the first dot of a name, or at the last one where audio and JSON agree up to it"
+    return f"no audio member beside {group[0].name!r} (.{', .'.join(AUDIO_EXTENSIONS)}, ...){dots}"
+
+
 def _record(file: IO[bytes], text: dict[str, Member]) -> dict[str, Any]:
     record = parse_record(_bytes(file, text["json"], MAX_JSON_BYTES)) if "json" in text else {}
     # Beside a JSON of facts, a text file is the transcript.
     if "txt" in text and not (record.get("text") or record.get("messages")):
-        raw = _bytes(file, text["txt"], MAX_JSON_BYTES)
-        with contextlib.suppress(UnicodeDecodeError):
-            return record | {"text": raw.decode("utf-8").strip()}
-        raise BadRecord("the .txt member is not UTF-8")
+        return record | {"text": decode_text(_bytes(file, text["txt"], MAX_JSON_BYTES), "the .txt member").strip()}
     if "json" in text:
         return record
     raise BadRecord("no JSON (or txt) member beside the audio", "missing sibling")
 
 
-def _listed(audios: list[str], clips: list[Member]) -> list[Member]:
+def _listed(audios: list[str], sounds: dict[str, Member]) -> list[Member]:
     """The clips that the record lists, by member name or by extension, in its order."""
-    known = {name: m for m in clips for name in (m.extension, m.name, m.name.rpartition("/")[2])}
+    known = sounds | {name: m for m in sounds.values() for name in (m.name, m.name.rpartition("/")[2])}
     missing = [name for name in audios if name not in known]
     if missing:
-        found = [m.name for m in clips]
+        found = [m.name for m in sounds.values()]
         raise BadRecord(f"'audios' lists {missing}, the shard has {found}", "missing sibling")
     return [known[name] for name in audios]
 
@@ -189,11 +233,9 @@ def _clip(file: IO[bytes], member: Member, decode: bool) -> tuple[int, int, int]
     raw = _bytes(file, member, member.size)
     try:
         frames, rate = read_header(raw)
-        # The header of an MP3 only estimates its length.
-        exact = decoded_length(raw) if decode or member.kind == "mp3" else None
+        samples = decoded_length(raw) if decode else resampled_length(frames, rate)
     except BadAudio as error:
         raise BadAudio(f"member {member.name!r}: {error}") from error
-    samples = resampled_length(frames, rate) if exact is None else exact
     if samples < MIN_CLIP_SAMPLES:
         raise BadAudio(f"member {member.name!r} has {samples} samples at 16 kHz, too few for one token")
     return crc32c.crc32c(raw), samples, rate

@@ -1,4 +1,4 @@
-"""Strict reading of WebDataset tars: regular files only, bounded, and no silent end.
+"""Strict reading of WebDataset tars: regular files (and hard links to them) only, bounded, and no silent end.
 
 Python's ``tarfile`` stops without a word at a damaged header, at a cut between members and at
 zero blocks in the middle, and reads extended headers of any size into memory. Here each of these is
@@ -12,23 +12,32 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
+from qa_train.data.audio.formats import other_file
+
 AUDIO_EXTENSIONS = ("flac", "wav", "ogg", "opus", "mp3")
+# What libsndfile does not read: decoded by the extra ``media``, or refused by name.
+MEDIA_EXTENSIONS = ("m4a", "m4b", "mp4", "mov", "3gp", "aac", "webm", "weba", "mka", "mkv", "wma", "spx", "amr", "ac3",
+                    "voc", "ape", "wv", "tta", "avi", "flv")  # fmt: skip
+# Read though shards are not written so. Beside a clip of the first kind they are not the record's audio (a video
+# beside its sound).
+OTHER_AUDIO_EXTENSIONS = ("oga", "aif", "aiff", "aifc", "au", "caf", "w64", "sph", "mp2", *MEDIA_EXTENSIONS)
 TEXT_EXTENSIONS = ("json", "txt")
 MAX_MEMBER_BYTES = 1 << 29
 MAX_MEMBERS = 500_000
 MAX_NAME_BYTES = 4096
 MAX_EXTENDED_BYTES = 1 << 16
 _BLOCK = 512
-_REGULAR, _FOLDER = b"0\0", b"5"
+_REGULAR, _FOLDER, _HARD_LINK, _SYMBOLIC_LINK = b"0\0", b"5", b"1", b"2"
 _GNU_NAME, _GNU_LINK, _PAX, _PAX_GLOBAL = b"L", b"K", b"x", b"g"
 
 
 class DamagedShard(ValueError):
-    """A tar that cannot be read to its end; the message names shard, offset and last good key."""
+    """A tar that cannot be read to its end; the message names shard, offset, last good key, and what to do."""
 
-    def __init__(self, shard: str, offset: int, last: str | None, what: str) -> None:
+    def __init__(self, shard: str, offset: int, last: str | None, what: str, remedy: str = "") -> None:
         after = f"after member {last!r}" if last else "before its first member"
-        super().__init__(f"{shard}: {what}, at byte {offset}, {after}; rebuild or download the shard again")
+        remedy = remedy or "rebuild or download the shard again"
+        super().__init__(f"{shard}: {what}, at byte {offset}, {after}; {remedy}")
         self.offset = offset
 
 
@@ -42,7 +51,7 @@ class Member:
 
     @property
     def key(self) -> str:
-        """Name up to the first dot of its last component (the WebDataset convention)."""
+        """Name up to the first dot of its last component (the WebDataset convention; ``records`` knows more)."""
         return self.name[: len(self.name) - len(self.extension) - 1] if self.extension else self.name
 
     @property
@@ -51,13 +60,28 @@ class Member:
         return self.name.rpartition("/")[2].partition(".")[2]
 
     @property
+    def stem(self) -> str:
+        """Name up to the last dot of its last component."""
+        return self.name[: len(self.name) - len(self.kind) - 1] if self.extension else self.name
+
+    @property
     def kind(self) -> str:
         """The last part of the extension, in lower case."""
         return self.extension.rpartition(".")[2].lower()
 
+    @property
+    def of_macos(self) -> bool:
+        """Whether macOS added it beside another file ("._clip.wav", "__MACOSX/")."""
+        folders, _, name = self.name.rpartition("/")
+        return name.startswith("._") or "__MACOSX" in folders.split("/")
+
 
 class _Broken(ValueError):
-    """What is wrong at a header; ``members`` adds the place."""
+    """What is wrong at a header, and what to do when it is not damage; ``members`` adds the place."""
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        super().__init__(what)
+        self.remedy = remedy
 
 
 @dataclass
@@ -68,6 +92,8 @@ class _Header:
     size: int
     kind: bytes
     data: int
+    # Of a link: the name of the member with the bytes.
+    target: str = ""
 
     @property
     def end(self) -> int:
@@ -76,8 +102,12 @@ class _Header:
 
 
 def members(file: IO[bytes], shard: str, size: int) -> Iterator[Member]:
-    """The regular files of an uncompressed tar of ``size`` bytes, in order; raises DamagedShard where it breaks."""
+    """The regular files of an uncompressed tar of ``size`` bytes, in order; raises DamagedShard where it breaks.
+
+    A hard link is the file that it names, which stands before it.
+    """
     last: str | None = None
+    known: dict[str, Member] = {}
     offset = count = 0
     while True:
         try:
@@ -88,17 +118,34 @@ def members(file: IO[bytes], shard: str, size: int) -> Iterator[Member]:
             count += 1
             if count > MAX_MEMBERS:
                 raise _Broken(f"more than {MAX_MEMBERS} members")
+            member = _member(header, known)
         except _Broken as broken:
-            raise DamagedShard(shard, offset, last, str(broken)) from broken
+            raise DamagedShard(shard, offset, last, str(broken), broken.remedy) from broken
         offset = header.end
-        if header.kind in _REGULAR:
-            yield Member(header.name, header.data, header.size)
+        if member is not None:
+            known[member.name] = member
+            yield member
             last = header.name
+
+
+def _member(header: _Header, known: dict[str, Member]) -> Member | None:
+    """The file of a header, None for a folder; that of a hard link is another one's, under its own name."""
+    if header.kind != _HARD_LINK:
+        return Member(header.name, header.data, header.size) if header.kind in _REGULAR else None
+    target = known.get(header.target)
+    if target is None:
+        raise _Broken(
+            f"member {header.name!r} is a hard link to {header.target[:80]!r}, which is no member before it, and not a "
+            "regular file: refused",
+            "make the tar with: tar --hard-dereference",
+        )
+    return Member(header.name, target.offset, target.size)
 
 
 def _next(file: IO[bytes], offset: int, size: int) -> _Header | None:
     """The member's header at ``offset``, with what the extended headers before it say; None at a zero block."""
     long_name: str | None = None
+    long_link: str | None = None
     long_size: int | None = None
     while True:
         header = _header(file, offset, size)
@@ -113,17 +160,27 @@ def _next(file: IO[bytes], offset: int, size: int) -> _Header | None:
         text = _read(file, header.data, header.size)
         if header.kind == _GNU_NAME:
             long_name = _name(text.rstrip(b"\0"))
+        elif header.kind == _GNU_LINK:
+            long_link = _target(text.rstrip(b"\0"))
         elif header.kind == _PAX:
-            found_name, found_size = _pax(text)
-            long_name, long_size = found_name or long_name, found_size if found_size is not None else long_size
+            found = _pax(text)
+            long_name, long_link = found.name or long_name, found.target or long_link
+            long_size = found.size if found.size >= 0 else long_size
         offset = header.end
     name = header.name if long_name is None else long_name
     length = header.size if long_size is None else long_size
     if header.kind in _REGULAR and name.endswith("/"):
         # Tars older than ustar mark folders so.
         header.kind = _FOLDER
+    if header.kind == _HARD_LINK and name:
+        # Without bytes of its own, whatever size it states.
+        return _Header(name, 0, header.kind, header.data, header.target if long_link is None else long_link)
     if (header.kind not in _REGULAR and header.kind != _FOLDER) or not name:
-        raise _Broken(f"member {name!r} is not a regular file: refused")
+        link = header.kind == _SYMBOLIC_LINK
+        raise _Broken(
+            f"member {name!r} is {'a symbolic link, ' if link else ''}not a regular file: refused",
+            "make the tar with: tar --dereference" if link else "",
+        )
     if header.data + length > size:
         raise _Broken(f"member {name!r} of {length} bytes ends beyond the file ({size} bytes): cut short")
     if length > MAX_MEMBER_BYTES:
@@ -144,11 +201,15 @@ def _header(file: IO[bytes], offset: int, size: int) -> _Header | None:
         stated = -1
     # The sum of all bytes, with the field of the sum itself read as spaces.
     if stated != sum(block) - sum(block[148:156]) + 8 * ord(" "):
+        if offset == 0 and (what := other_file(block)):
+            raise _Broken(f"it is no tar, but {what}", "shards are plain tars, whatever their name")
         raise _Broken("the next header is damaged (not a readable tar header)")
     name = block[:100].split(b"\0")[0]
     if block[257:263] == b"ustar\0" and (prefix := block[345:500].split(b"\0")[0]):
         name = prefix + b"/" + name
-    return _Header(_name(name), _number(block[124:136]), block[156:157], offset + _BLOCK)
+    kind = block[156:157]
+    target = _target(block[157:257].split(b"\0")[0])
+    return _Header(_name(name), _number(block[124:136]), kind, offset + _BLOCK, target)
 
 
 def _number(field: bytes) -> int:
@@ -167,10 +228,9 @@ def _number(field: bytes) -> int:
     return value
 
 
-def _pax(text: bytes) -> tuple[str | None, int | None]:
-    """Name and size of an extended header, whose records are "LENGTH KEYWORD=VALUE\\n"."""
-    name: str | None = None
-    size: int | None = None
+def _pax(text: bytes) -> _Header:
+    """Name, size (or -1) and link of an extended header, whose records are "LENGTH KEYWORD=VALUE\\n"."""
+    found = _Header("", -1, _PAX, 0)
     while text:
         length, _, _ = text[:10].partition(b" ")
         if not length.isdigit() or not len(length) + 1 < int(length) <= len(text) or text[int(length) - 1] != ord("\n"):
@@ -180,12 +240,14 @@ def _pax(text: bytes) -> tuple[str | None, int | None]:
         if key.startswith(b"GNU.sparse"):
             raise _Broken("a sparse member is not a regular file: refused")
         if key == b"path":
-            name = _name(value)
+            found.name = _name(value)
+        elif key == b"linkpath":
+            found.target = _target(value)
         elif key == b"size":
             if not value.isdigit() or len(value) > 18:
                 raise _Broken(f"a size of {value[:40]!r}: not a number")
-            size = int(value)
-    return name, size
+            found.size = int(value)
+    return found
 
 
 def _name(raw: bytes) -> str:
@@ -201,6 +263,11 @@ def _name(raw: bytes) -> str:
         # Names are printed: control characters could rewrite a terminal.
         raise _Broken(f"a name with control characters: {name[:40]!r}")
     return name
+
+
+def _target(raw: bytes) -> str:
+    """What a link names; only ever looked up among the members before it."""
+    return raw.decode("utf-8", "replace")
 
 
 def _read(file: IO[bytes], offset: int, size: int) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 
 from qa_train.data.shards.index import ShardIndex, build_index
-from qa_train.data.shards.tar import AUDIO_EXTENSIONS
+from qa_train.data.shards.tar import AUDIO_EXTENSIONS, OTHER_AUDIO_EXTENSIONS
 from qa_train.data.text.records import check_record, check_text
 
 _FORMATS: dict[str, tuple[str, str]] = {
@@ -24,6 +24,12 @@ _FORMATS: dict[str, tuple[str, str]] = {
     "ogg": ("OGG", "VORBIS"),
     "wav": ("WAV", "PCM_16"),
 }
+
+
+def plain_key(key: str) -> str:
+    """A key as it is written: "-" for the dots of other people's keys, since in a tar the type starts at the first."""
+    folder, slash, name = key.rpartition("/")
+    return f"{folder}{slash}{name.replace('.', '-')}"
 
 
 class ShardWriter:
@@ -50,6 +56,7 @@ class ShardWriter:
 
     def free_key(self, key: str) -> str:
         """``key``, or ``key-2``, ``key-3`` ... when it was written already (shards may share keys)."""
+        key = plain_key(key)
         number, free = 2, key
         while free in self._keys:
             number, free = number + 1, f"{key}-{number}"
@@ -71,8 +78,9 @@ class ShardWriter:
         empty list makes a text-only record.
         """
         clips = [audio] if isinstance(audio, np.ndarray | bytes) else list(audio)
-        if "." in key.rpartition("/")[2] or not key:
-            raise ValueError(f"key {key!r}: a key must not be empty or hold a dot (the type starts at the first dot)")
+        if not key:
+            raise ValueError("a key must not be empty")
+        key = plain_key(key)
         if key in self._keys:
             raise ValueError(f"key {key!r} was already written; keys must be unique")
         check_text(record)
@@ -148,7 +156,7 @@ class ShardWriter:
         self, key: str, clip: np.ndarray | bytes, sample_rate: int, extension: str | None
     ) -> tuple[str, bytes]:
         if isinstance(clip, bytes):
-            if extension not in AUDIO_EXTENSIONS:
+            if extension not in (*AUDIO_EXTENSIONS, *OTHER_AUDIO_EXTENSIONS):
                 raise ValueError(f"{key}: extension {extension!r} of a stored file; use one of {AUDIO_EXTENSIONS}")
             return extension, clip
         if clip.ndim != 1 or not len(clip) or not np.isfinite(clip).all():

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from qa_train.config import config_dir
 from qa_train.config.words import did_you_mean
+from qa_train.data.text.content import content_parts, turn_loss
 from qa_train.data.text.records import BadRecord, fields
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
 from qa_train.data.text.tasks import Task, read_tasks
 from qa_train.utils import draws
 
 CHAT = "chat"
-PLACEHOLDER = "<audio>"
 
 
 class Unqualified(ValueError):
@@ -29,9 +30,8 @@ class Unqualified(ValueError):
 class PromptBank:
     """The tasks of the given YAML files, with the wordings of the chosen languages."""
 
-    def __init__(self, tasks: dict[str, Task], digest: str) -> None:
+    def __init__(self, tasks: dict[str, Task]) -> None:
         self.tasks = tasks
-        self.digest = digest
 
     @staticmethod
     def load(files: Iterable[str | Path] = (), languages: Iterable[str] = ("en",)) -> PromptBank:
@@ -40,7 +40,7 @@ class PromptBank:
         tasks: dict[str, Task] = {}
         for path in [*sorted((config_dir() / "prompts").glob("*.yaml")), *map(Path, files)]:
             tasks |= read_tasks(path, chosen)
-        return PromptBank(tasks, hashlib.sha256(repr(sorted(tasks.items())).encode()).hexdigest())
+        return PromptBank(tasks)
 
     def task(self, name: str) -> Task:
         """The task of that name; ValueError lists the known ones."""
@@ -48,6 +48,13 @@ class PromptBank:
             known = [CHAT, *sorted(self.tasks)]
             raise ValueError(f"task {name!r} is unknown: {did_you_mean(name, known)}there are {', '.join(known)}")
         return self.tasks[name]
+
+    def digest(self, name: str) -> str:
+        """Changes with what ``sample`` makes of a record under this task, and with nothing else of the bank."""
+        if name == CHAT:
+            return CHAT
+        # The family only names a row of tables.
+        return hashlib.sha256(repr(replace(self.task(name), family="")).encode()).hexdigest()
 
     def qualifies(self, record: dict[str, Any], task: str, *, pair: bool = False) -> bool:
         """Whether ``sample`` can make this task of the record."""
@@ -89,6 +96,8 @@ class PromptBank:
         if not pair:
             if not answered:
                 raise Unqualified(f"{key}: the messages end without an answer")
+            if all(message.learned is False for message in messages if message.role == "assistant"):
+                raise Unqualified(f"{key}: every answer says that it is not learned (loss: false)")
             return Sample(key, messages, clips, task, language, template)
         chosen, rejected = (TextPart(record["chosen"]),), (TextPart(record["rejected"]),)
         return Sample(key, messages[:-1] if answered else messages, clips, task, language, template, chosen, rejected)
@@ -124,11 +133,10 @@ def draw(seed: int, epoch: int, key: str, task: str, count: int) -> int:
 
 
 def chat_messages(record: dict[str, Any]) -> tuple[tuple[Message, ...], int]:
-    """The record's own turns and their number of clips.
+    """The record's own turns and their number of clips (``qa_train.data.text.content`` says what a content may hold).
 
-    ``<audio>`` in a text, or a part of type "audio", places the next clip. When nothing places
-    the record's only clip, it opens the first user turn. Raises BadRecord when texts and clips
-    do not match.
+    Every clip in the messages is the next one of the record. When nothing places the record's only clip, it opens the
+    first user turn. Raises BadRecord when texts and clips do not match, or an answer says its loss in an unknown way.
     """
     turns = record.get("messages")
     if not turns:
@@ -137,24 +145,14 @@ def chat_messages(record: dict[str, Any]) -> tuple[tuple[Message, ...], int]:
     messages: list[Message] = []
     for turn in turns:
         content: list[TextPart | AudioPart] = []
-        parts = turn["content"] if isinstance(turn["content"], list) else [turn["content"]]
-        for part in parts:
-            if isinstance(part, dict) and part["type"] == "audio":
-                content.append(AudioPart(placed))
-                placed += 1
-                continue
-            text = part if isinstance(part, str) else str(part.get("text", ""))
-            for i, piece in enumerate(text.split(PLACEHOLDER)):
-                if i:
-                    content.append(AudioPart(placed))
-                    placed += 1
-                if piece:
-                    content.append(TextPart(piece))
-        messages.append(Message(turn["role"], tuple(content)))
+        for part in content_parts(turn["content"]):
+            content.append(TextPart(part) if isinstance(part, str) else AudioPart(placed))
+            placed += not isinstance(part, str)
+        messages.append(Message(turn["role"], tuple(content), turn_loss(turn)))
     clips = len(record["audios"]) if "audios" in record else 1
     if placed == 0 and clips == 1:
         first = next((i for i, m in enumerate(messages) if m.role == "user"), 0)
-        messages[first] = Message(messages[first].role, (AudioPart(0), *messages[first].content))
+        messages[first] = replace(messages[first], content=(AudioPart(0), *messages[first].content))
         placed = 1
     if placed != clips:
         raise BadRecord(f"the messages place {placed} clips, 'audios' lists {clips}: make them agree")

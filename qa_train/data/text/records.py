@@ -15,6 +15,7 @@ Times are seconds from the start of the clip.
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
@@ -85,6 +86,8 @@ _TEXT_FIELDS = (
     "question",
     "answer",
 )
+# Names that are often numbers.
+_NAMES = ("speaker", "label")
 # One text, or several: a piece has more than one mood.
 _TEXTS_FIELDS = ("genre", "instrument", "mood", "singer", "emotion", "note")
 _NUMBER_FIELDS = ("age", "pitch", "velocity", "num_speakers")
@@ -95,6 +98,11 @@ _LIST_FIELDS: dict[str, tuple[tuple[str, ...], bool]] = {
     "events": (("label",), True),
     "entities": (("type", "value"), False),
 }
+# What this library reads, or writes itself: other fields are kept, and read by prompts of one's own alone.
+KNOWN_FIELDS = frozenset(
+    (*_TEXT_FIELDS, *_TEXTS_FIELDS, *_NUMBER_FIELDS, *_LIST_FIELDS, "labels", "keywords", "translation", "slots",
+     "messages", "audios", "chosen", "rejected", "family", "subset", "answers", "choices", "id", "key")
+)  # fmt: skip
 _NOTES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 _WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*")
 # A clip so labelled may well hold speech, without a transcript that would say so: such a record is not asked about it.
@@ -121,13 +129,23 @@ class BadRecord(ValueError):
 
 
 def parse_record(raw: bytes) -> dict[str, Any]:
-    """Read a record's JSON strictly: UTF-8, one object, no NaN, no repeated keys, known field types."""
-    if len(raw) > MAX_JSON_BYTES:
-        raise BadRecord(f"{len(raw)} bytes of JSON; at most {MAX_JSON_BYTES} are accepted")
+    """Read a record's JSON strictly: UTF-8, one object, no NaN, no repeated keys, known field types.
+
+    A speaker or label that is a whole number becomes a text.
+    """
+    record = with_texts(parse_object(raw, MAX_JSON_BYTES))
+    check_text(record)
+    check_record(record)
+    return record
+
+
+def parse_object(raw: bytes, limit: int) -> dict[str, Any]:
+    """One JSON object of at most ``limit`` bytes, before its fields are looked at; BadRecord when it is none."""
+    if len(raw) > limit:
+        raise BadRecord(f"{len(raw)} bytes of JSON; at most {limit} are accepted")
+    text = decode_text(raw, "the JSON")
     try:
-        record = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_unique)
-    except UnicodeDecodeError as error:
-        raise BadRecord(f"not UTF-8 at byte {error.start}") from error
+        record = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
     except RecursionError as error:
         raise BadRecord("JSON nested too deeply") from error
     except BadRecord:
@@ -137,9 +155,29 @@ def parse_record(raw: bytes) -> dict[str, Any]:
         raise BadRecord(f"not JSON: {error}") from error
     if not isinstance(record, dict):
         raise BadRecord(f"expected a JSON object, found {type(record).__name__}")
-    check_text(record)
-    check_record(record)
     return record
+
+
+def with_texts(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with its speaker and label as texts, where they are numbered."""
+    # Not isinstance: true and false are no numbers here.
+    numbers = [name for name in _NAMES if type(record.get(name)) is int]
+    return record | {name: str(record[name]) for name in numbers} if numbers else record
+
+
+def decode_text(raw: bytes, what: str) -> str:
+    """A text file of any common tool: UTF-8, or what its byte-order mark says, without the mark and carriage returns.
+
+    Raises BadRecord when it is neither.
+    """
+    marked = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = raw.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadRecord(
+            f"{what} is not UTF-8 at byte {error.start}: convert it, e.g. iconv -f WINDOWS-1252 -t UTF-8"
+        ) from error
+    return text.replace("\r\n", "\n")
 
 
 def check_record(record: dict[str, Any]) -> None:
@@ -152,6 +190,8 @@ def check_record(record: dict[str, Any]) -> None:
             raise BadRecord(f"{name!r} must be text, found {type(record[name]).__name__}")
     if ("chosen" in record) != ("rejected" in record):
         raise BadRecord("a preference pair needs both 'chosen' and 'rejected'")
+    if same_answers(record):
+        raise BadRecord("chosen and rejected are the same answer: there is nothing to prefer", "identical pair")
     for name in _NUMBER_FIELDS:
         if isinstance(record.get(name), bool) or not isinstance(record.get(name, 0), str | int | float | None):
             raise BadRecord(f"{name!r} must be a number or text, found {type(record[name]).__name__}")
@@ -168,6 +208,11 @@ def check_record(record: dict[str, Any]) -> None:
     for name, (texts, timed) in _LIST_FIELDS.items():
         _check_items(name, record.get(name) or [], texts, timed)
     _check_messages(record.get("messages"))
+
+
+def same_answers(record: dict[str, Any]) -> bool:
+    """Whether the record is a preference pair whose two answers are identical, but for spaces around them."""
+    return "chosen" in record and str(record["chosen"]).strip() == str(record["rejected"]).strip()
 
 
 def check_text(value: Any) -> None:

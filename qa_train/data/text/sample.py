@@ -26,10 +26,14 @@ class AudioPart:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn: ``role`` is system, user or assistant; ``content`` is in reading order."""
+    """One turn: ``role`` is system, user or assistant; ``content`` is in reading order.
+
+    ``learned``: what the data say of an answer, that it is learned (also where only the last one is) or that it is not.
+    """
 
     role: str
     content: tuple[TextPart | AudioPart, ...]
+    learned: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
+from qa_train.utils.identity import ById
 
 IGNORE = -100
 AUDIO, AUDIO_BOS, AUDIO_EOS = "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"
@@ -34,7 +35,8 @@ class Encoded:
 def encode(sample: Sample, tokenizer: Any, clip_tokens: list[int], *, last_turn_only: bool = False) -> Encoded:
     """The whole training row; ``clip_tokens[i]`` is the number of audio tokens of clip i.
 
-    ``last_turn_only``: of a chat, learn the last assistant turn and not those before it.
+    ``last_turn_only``: of a chat, learn the last assistant turn and not those before it. What a turn says itself
+    (``learned``) comes first.
     """
     row = _Row(tokenizer, clip_tokens, sample)
     if sample.template == "base":
@@ -44,9 +46,10 @@ def encode(sample: Sample, tokenizer: Any, clip_tokens: list[int], *, last_turn_
     else:
         messages = _with_system(sample.messages)
         answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
-        learned = answers[-1:] if last_turn_only else answers
+        usual = answers[-1:] if last_turn_only else answers
         for i, message in enumerate(messages):
-            row.turn(message, answer=message.role == "assistant", learn=i in learned)
+            learn = i in usual if message.learned is None else message.learned
+            row.turn(message, answer=message.role == "assistant", learn=learn)
     return row.finish()
 
 
@@ -216,22 +219,9 @@ class _Vocabulary:
 
 
 @lru_cache(maxsize=4)
-def _vocabulary_of(holder: _ById) -> _Vocabulary:
-    return _Vocabulary(holder.tokenizer)
-
-
-class _ById:
-    """Hash a tokenizer by identity: tokenizers define neither cheap equality nor a hash."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-
-    def __hash__(self) -> int:
-        return id(self.tokenizer)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ById) and other.tokenizer is self.tokenizer
+def _vocabulary_of(holder: ById) -> _Vocabulary:
+    return _Vocabulary(holder.thing)
 
 
 def _vocabulary(tokenizer: Any) -> _Vocabulary:
-    return _vocabulary_of(_ById(tokenizer))
+    return _vocabulary_of(ById(tokenizer))

@@ -1,13 +1,14 @@
-"""JSONL chats with ``messages`` and ``audios`` (paths), as other fine-tuning tools use them: in and out.
+"""Files of chats with their clips, as other fine-tuning tools use them: in and out.
 
-Read are the fields of ms-swift (``messages``, ``audios``, ``rejected_response``), of LLaMA-Factory and Audio Flamingo 3
-(``conversations`` of {from, value}, ``sound``), of align-anything (``prompt``, ``response_1``, ``response_2``,
-``overall_response``), and our own (``chosen``, ``rejected``). Written are ms-swift's.
+What is read is stated in ``chat_rows`` and ``content``. Written is ms-swift's form: ``messages``, ``audios``,
+``rejected_response``.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,128 +16,74 @@ from typing import Any
 import crc32c
 
 from qa_train.config import StorageConfig
-from qa_train.data.audio.waveform import BadAudio, read_header
+from qa_train.data.audio.waveform import BadAudio
 from qa_train.data.shards import storage
+from qa_train.data.shards.clip_files import encoded, located
 from qa_train.data.shards.index import ShardIndex, load_index
-from qa_train.data.shards.tar import AUDIO_EXTENSIONS
+from qa_train.data.shards.remote import RemoteError
 from qa_train.data.shards.writer import ShardWriter
-from qa_train.data.text.prompts import CHAT, PLACEHOLDER, PromptBank, chat_messages
-from qa_train.data.text.records import BadRecord, parse_record
+from qa_train.data.text.chat_rows import chat_record, unknown_fields
+from qa_train.data.text.content import PLACEHOLDER, Source
+from qa_train.data.text.json_rows import objects
+from qa_train.data.text.prompts import CHAT, PromptBank
+from qa_train.data.text.records import BadRecord
 from qa_train.data.text.sample import AudioPart, Sample
 from qa_train.utils.atomic import whole
 
-Line = tuple[list[dict[str, Any]], list[Path], dict[str, Any]]
-_ROLES = {"human": "user", "gpt": "assistant"}
-_MARKS = ("<sound>", "<speech>", PLACEHOLDER)
-_COMPARED = ("prompt", "response_1", "response_2", "overall_response")
-# What becomes part of the messages or of the list of clips, and is no field of the record.
-_CONSUMED = ("audios", "audio", "sound", "conversations", "rejected_response", "system", "images", "videos", "duration")
-
-
-def chat_record(row: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The record (with ``messages``) and the audio paths of one line.
-
-    Raises BadRecord when the line is no chat, holds images or videos, or its marks and paths do not match.
-    """
-    if "overall_response" in row:
-        row = _compared(row)
-    if not row.get("messages") and not row.get("conversations"):
-        rows = "; rows such as {audio, text} are read by: qa-train data import jsonl" if "messages" not in row else ""
-        raise BadRecord(f"no 'messages', it has {', '.join(list(row)[:8]) or 'nothing'}{rows}")
-    if any(row.get(name) for name in ("images", "videos")):
-        raise BadRecord("it has images or videos")
-    audios = row.get("audios") or row.get("audio") or row.get("sound") or []
-    paths = [audios] if isinstance(audios, str) else list(audios)
-    messages = list(row.get("messages") or _turns(row["conversations"]))
-    if row.get("system"):
-        messages.insert(0, {"role": "system", "content": str(row["system"])})
-    record: dict[str, Any] = {**row, "messages": messages}
-    if "rejected_response" in row:
-        if messages[-1].get("role") != "assistant" or not isinstance(row["rejected_response"], str):
-            raise BadRecord("rejected_response must be text, with the better answer as the last message")
-        record |= {"messages": messages[:-1], "chosen": messages[-1]["content"], "rejected": row["rejected_response"]}
-    for name in _CONSUMED:
-        record.pop(name, None)
-    chat_messages({**record, "audios": paths})
-    return record, paths
-
-
-def _compared(row: dict[str, Any]) -> dict[str, Any]:
-    """Two answers of which people preferred one, as align-anything has them: the question, chosen and rejected."""
-    answers = [row.get("response_1"), row.get("response_2")]
-    better = str(row["overall_response"])
-    if better not in ("1", "2") or not all(isinstance(text, str) for text in (row.get("prompt"), *answers)):
-        raise BadRecord("'overall_response' must be 1 or 2: which of response_1 and response_2 suits prompt better")
-    rest = {name: value for name, value in row.items() if name not in _COMPARED}
-    chosen, rejected = answers if better == "1" else answers[::-1]
-    question = {"role": "user", "content": f"{PLACEHOLDER}{row['prompt']}"}
-    return {**rest, "messages": [question], "chosen": chosen, "rejected": rejected, "family": "human"}
-
-
-def _turns(conversations: Any) -> list[dict[str, str]]:
-    """{from, value} as {role, content}; every mark of a clip becomes <audio>."""
-    turns = []
-    for turn in conversations if isinstance(conversations, list) else [None]:
-        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-            raise BadRecord("'conversations' must be a list of {from, value}")
-        text, role = turn["value"], str(turn.get("from"))
-        for mark in _MARKS:
-            text = text.replace(f"{mark}\n", PLACEHOLDER).replace(mark, PLACEHOLDER)
-        if _ROLES.get(role, role) not in ("system", "user", "assistant"):
-            raise BadRecord(f"conversations: {role!r} is no known speaker; use human or gpt")
-        turns.append({"role": _ROLES.get(role, role), "content": text})
-    return turns
+Line = tuple[list[dict[str, Any]], list[Path | Source], dict[str, Any]]
+log = logging.getLogger(__name__)
 
 
 def read_jsonl(path: str | Path) -> Iterator[Line]:
-    """Messages, audio paths and other fields of each line; relative paths start at the file's folder.
+    """Messages, clips and other fields of each row of a file; relative paths start at the file's folder.
 
-    Raises ValueError with the line number when a line is not a chat or lists a missing file.
+    A clip is a local path, an address, or the bytes of its file. Raises ValueError with the row's place when it is not
+    a chat or lists a missing file.
     """
     path = Path(path)
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            if not raw.strip():
-                continue
-            try:
-                record, names = chat_record(parse_record(raw))
-                audios = [path.parent / name for name in names]
-                for audio in audios:
-                    if not audio.is_file():
-                        hint = "qa-train data import jsonl counts such lines and goes on"
-                        raise BadRecord(f"audio file {audio} does not exist ({hint})")
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
-            extra = {name: value for name, value in record.items() if name != "messages"}
-            yield record["messages"], audios, extra
+    for _, where, row in objects(path):
+        try:
+            record, sources = chat_record(row)
+            clips = [located(source, path.parent) for source in sources]
+            for clip in clips:
+                if isinstance(clip, Path) and not clip.is_file():
+                    hint = "qa-train data import jsonl counts such lines and goes on"
+                    raise BadRecord(f"audio file {clip} does not exist ({hint})")
+        except ValueError as error:
+            raise ValueError(f"{path}, {where}: {error}") from error
+        extra = {name: value for name, value in record.items() if name != "messages"}
+        yield record["messages"], clips, extra
 
 
 def jsonl_to_shards(jsonl: str | Path, out_pattern: str | Path, **options: Any) -> list[ShardIndex]:
-    """Pack a JSONL file and its audio files, unchanged, into indexed shards (task: chat).
+    """Pack a file of chats (JSONL or a JSON array) and its clips, unchanged, into indexed shards (task: chat).
 
-    ``options`` go to ShardWriter. The key of a record is its line count, so it stays unique.
+    ``options`` go to ShardWriter. The key of a record is its count, so it stays unique. Fields that nothing reads are
+    kept, and named once in a warning. Raises ValueError for a row that is no chat, or a clip that cannot be read.
     """
+    unknown: Counter[str] = Counter()
     with ShardWriter(out_pattern, **options) as writer:
-        for number, (messages, audios, extra) in enumerate(read_jsonl(jsonl)):
-            where = f"{jsonl}, record {number}"
-            kinds = [audio.suffix[1:].lower() for audio in audios]
-            if not set(kinds) <= set(AUDIO_EXTENSIONS):
-                raise ValueError(f"{where}: audio types {sorted(set(kinds))}; use one of {AUDIO_EXTENSIONS}")
-            for audio in audios:
-                try:
-                    read_header(audio)
-                except BadAudio as error:
-                    raise ValueError(f"{where}: {audio}: {error}") from error
+        for number, (messages, clips, extra) in enumerate(read_jsonl(jsonl)):
             record = {**extra, "messages": messages}
-            writer.write(
-                f"{Path(jsonl).stem.replace('.', '-')}-{number:08d}",
-                record,
-                [audio.read_bytes() for audio in audios],
-                extension=kinds,
-            )
+            unknown.update(unknown_fields(record))
+            try:
+                files = [encoded(clip) for clip in clips]
+            except (BadAudio, OSError, RemoteError) as error:
+                raise ValueError(f"{jsonl}, record {number}: {error}") from error
+            kinds = [kind for kind, _ in files]
+            key = f"{Path(jsonl).stem.replace('.', '-')}-{number:08d}"
+            writer.write(key, record, [raw for _, raw in files], extension=kinds)
     if not writer.indexes:
         raise ValueError(f"{jsonl} holds no line: expected one chat (messages and audios) on each")
+    if unknown:
+        log.warning("%s: %s", jsonl, said_of(unknown))
     return writer.indexes
+
+
+def said_of(unknown: Counter[str]) -> str:
+    """One sentence about fields that are kept and not used."""
+    names = ", ".join(f"{name} ({count})" for name, count in unknown.most_common())
+    return f"fields that no task reads are kept in the records: {names}"
 
 
 def shards_to_jsonl(
@@ -172,11 +119,12 @@ def shards_to_jsonl(
 
 def _line(record: dict[str, Any], sample: Sample) -> dict[str, Any]:
     """The record with its sample's turns as plain messages; a pair in ms-swift's fields."""
-    messages = [
+    messages: list[dict[str, Any]] = [
         {
             "role": message.role,
             "content": "".join(PLACEHOLDER if isinstance(part, AudioPart) else part.text for part in message.content),
         }
+        | ({} if message.learned is None else {"loss": message.learned})
         for message in sample.messages
     ]
     line = {name: value for name, value in record.items() if name not in ("audios", "chosen", "rejected")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections import Counter
@@ -11,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 
 from qa_train.config import StorageConfig
-from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, mel_frames, read_clip, segments
+from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, describe, mel_frames, read_clip, segments
 from qa_train.data.shards import storage
 from qa_train.data.shards.index import SUFFIX, ShardIndex, load_index, scan
 from qa_train.data.shards.tar import DamagedShard, members
@@ -150,12 +148,10 @@ def _describe_clip(raw: bytes) -> str:
         wave = read_clip(raw, max_duration_s=3600)
     except BadAudio as error:
         return f"unusable: {error}"
-    with soundfile.SoundFile(io.BytesIO(raw)) as file:
-        kind = f"{file.format}/{file.subtype}, {file.samplerate} Hz, {file.channels} channels"
     peak, level = float(np.abs(wave).max()), float(np.sqrt(np.square(wave, dtype=np.float64).mean()))
     decibels = 20 * np.log10(max(level, 1e-10))
     length, clipped = len(wave) / SAMPLE_RATE, clipped_share(wave)
-    return f"{kind}, {length:.2f} s, peak {peak:.3f}, {decibels:.1f} dBFS, {clipped:.2%} clipped"
+    return f"{describe(raw)}, {length:.2f} s, peak {peak:.3f}, {decibels:.1f} dBFS, {clipped:.2%} clipped"
 
 
 def _short(meta: str) -> str:

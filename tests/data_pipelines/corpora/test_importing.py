@@ -204,7 +204,7 @@ def test_missing_and_long_recordings(tmp_path: Path) -> None:
             "id": "c", "type": "MonoCut", "start": 0, "duration": 1, "channel": 0, "supervisions": [],
             "recording": {"sources": [{"type": "command", "channels": [0], "source": "touch owned"}], "duration": 1},
         })}, "commands in data are never run"),
-        ("table", {"metadata.csv": "file_name,who\na.wav,x\n"}, "columns.text=file_name"),
+        ("table", {"metadata.csv": "file_name,who\na.wav,x\n"}, "columns.text=who"),
         ("table", {"metadata.csv": "file_name,text\na.wav,x,y\n"}, "more cells than the header"),
         ("jsonl", {"a.jsonl": "[" * 100_000}, "nested too deeply"),
     ],

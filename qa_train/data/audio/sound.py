@@ -1,0 +1,134 @@
+"""Opening audio, by content: libsndfile, fed with what the walk of the file's structure found, or PyAV (``media``)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from qa_train.data.audio.containers import CONVERT, BadAudio, Container, Data, Part
+from qa_train.data.audio.formats import examine
+from qa_train.data.audio.media import MediaSound
+
+_BLOCK_FRAMES = 1 << 18
+# A file of more chained streams is refused: each is opened by itself.
+_MAX_PARTS = 10_000
+
+
+class Sound:
+    """A file that libsndfile reads: ``rate`` in Hz, ``channels``, ``frames`` (samples per channel, the true number)."""
+
+    def __init__(self, source: bytes | Path, data: Data, container: Container) -> None:
+        self._source, self._data, self.container = source, data, container
+        self._parts: tuple[Part | None, ...] = container.parts or (None,)
+        if len(self._parts) > _MAX_PARTS:
+            raise BadAudio(f"{container.name}: {len(self._parts)} streams in one file; convert it: {CONVERT}")
+        self._first = self._open(self._parts[0])
+        self.rate, self.channels = self._first.samplerate, self._first.channels
+        self.kind = f"{self._first.format}/{self._first.subtype}"
+        self.frames = self._frames(self._first, self._parts[0])
+        for number, part in enumerate(self._parts[1:], start=2):
+            with self._open(part) as file:
+                if (file.samplerate, file.channels) != (self.rate, self.channels):
+                    raise BadAudio(
+                        f"{container.name}: its stream {number} has {file.samplerate} Hz and {file.channels} channels, "
+                        f"the first {self.rate} and {self.channels}; convert it: {CONVERT}"
+                    )
+                self.frames += self._frames(file, part)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._first.close()
+
+    def blocks(self, limit: int) -> Iterator[np.ndarray]:
+        """All samples, float32 [n] (mono) or [n, channels] at a time, at most ``limit`` in all; to be read once.
+
+        Raises BadAudio where the decoder stops.
+        """
+        for number, part in enumerate(self._parts):
+            with self._first if number == 0 else self._open(part) as file:
+                skip = part.skip if part is not None else 0
+                while limit > 0 and len(block := self._read(file, min(limit + skip, _BLOCK_FRAMES // self.channels))):
+                    block, skip = block[skip:], max(0, skip - len(block))
+                    limit -= len(block)
+                    if len(block):
+                        yield block
+
+    def seek(self, frame: int) -> bool:
+        """Start at this sample instead of the first; False where only decoding from the start is exact."""
+        if self.container.parts:
+            return False
+        self._first.seek(frame)
+        return True
+
+    def _open(self, part: Part | None) -> soundfile.SoundFile:
+        source = self._source if part is None else part.read(self._data)
+        try:
+            if isinstance(source, bytes):
+                return soundfile.SoundFile(_Bytes(source))
+            # By descriptor: libsndfile would also look at the name.
+            return soundfile.SoundFile(os.open(source, os.O_RDONLY), closefd=True)
+        except (soundfile.SoundFileError, RuntimeError, OSError) as error:
+            sphere = ", or sph2pipe -f wav IN OUT.wav" if self.container.name == "NIST SPHERE" else ""
+            what = f"{self.container.name}: libsndfile says: {_said(error)}"
+            raise BadAudio(f"not a readable audio file: {what}; try {CONVERT}{sphere}") from error
+
+    def _frames(self, file: soundfile.SoundFile, part: Part | None) -> int:
+        return int(file.frames if part is None or part.frames is None else part.frames)
+
+    def _read(self, file: soundfile.SoundFile, frames: int) -> np.ndarray:
+        try:
+            return file.read(frames=frames, dtype="float32")
+        except (soundfile.SoundFileError, ValueError, RuntimeError, MemoryError) as error:
+            raise BadAudio(f"{self.container.name}: the decoder stopped: {_said(error)}; {CONVERT}") from error
+
+
+class _Bytes(io.BytesIO):
+    """For libsndfile, which a broken header makes seek to places before the start."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except ValueError:
+            return self.tell()
+
+
+@contextlib.contextmanager
+def open_sound(source: bytes | str | Path) -> Iterator[Sound | MediaSound]:
+    """The sound of a file, whatever its name. Raises BadAudio, with what was found and what to do."""
+    with _data(source) as (place, data):
+        container = examine(data)
+        sound = Sound(place, data, container) if container.native else MediaSound(bytes(data), container)
+        try:
+            yield sound
+        finally:
+            sound.close()
+
+
+@contextlib.contextmanager
+def _data(source: bytes | str | Path) -> Iterator[tuple[bytes | Path, Data]]:
+    """What libsndfile opens, and all bytes of it (of a file: mapped, not read)."""
+    if isinstance(source, bytes):
+        yield source, source
+        return
+    path = Path(source)
+    try:
+        with path.open("rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                yield path, b""
+                return
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                yield path, mapped
+    except OSError as error:
+        raise BadAudio(f"not a readable file: {error.strerror or error}") from error
+
+
+def _said(error: BaseException) -> str:
+    """libsndfile's own words, without the name of an object in memory."""
+    return str(getattr(error, "error_string", None) or error).rstrip(".")

@@ -1,0 +1,277 @@
+"""One row of a fine-tuning data set, as other tools write it: a chat or a preference pair, and its clips.
+
+Read are messages and audios (ms-swift, LLaMA-Factory, OpenAI), conversations of {from, value} (ShareGPT, LLaMA-Factory,
+Audio Flamingo 3) and turns of a type (NeMo), query and response with a history (ms-swift), instruction, input and
+output (Alpaca), prompt with completion or with chosen and rejected (TRL), and the answers that people compared
+(align-anything). What such a row says and we cannot honour is refused by its name: nothing is lost in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from qa_train.data.text.content import LOSS_FIELDS, PLACEHOLDER, Heard, Source, content_parts, source_of, turn_loss
+from qa_train.data.text.prompts import chat_messages
+from qa_train.data.text.records import KNOWN_FIELDS, BadRecord, check_record, check_text, with_texts
+
+_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "developer": "system"}
+TURNS = ("messages", "conversations", "conversation")
+_ASKED = ("query", "instruction", "prompt")
+_ANSWERED = ("response", "output", "completion")
+_CLIPS = ("audios", "audio", "sound", "speech", "audio_path", "audio_filepath", "audio_url")
+# Marks of a clip in the turns of {from, value}; elsewhere they may be meant as they stand.
+_SHAREGPT_MARKS = ("<sound>", "<speech>")
+# Fields that change what is trained on, and what to do about each.
+_REFUSED = {
+    "images": "this model hears, it does not see: leave such rows out",
+    "videos": "this model hears, it does not see: leave such rows out",
+    "image": "this model hears, it does not see: leave such rows out",
+    "video": "this model hears, it does not see: leave such rows out",
+    "tools": "tools are not part of the chat format: leave such rows out",
+    "functions": "tools are not part of the chat format: leave such rows out",
+    "objects": "grounding is not supported: leave such rows out",
+    "kto_tag": "answers judged one by one are KTO's: dpo needs pairs; pair them by question, or keep the good for sft",
+    "completions": "stepwise supervision is not supported: give one completion",
+}
+_REFUSED_IN_TURNS = ("tool_calls", "function_call", "reasoning_content", "thinking", "images", "videos")
+# What is looked at here and is no field of the record.
+_TAKEN = (*TURNS, *_CLIPS, *_REFUSED, "system", "system_prompt", "history", "rejected_response", "rejected_messages",
+          "rejected_audios", "duration", "response_1", "response_2", "overall_response")  # fmt: skip
+_TURN_TAKEN = (*LOSS_FIELDS, *_CLIPS, *_REFUSED_IN_TURNS, "role", "content", "from", "value", "type", "message_type",
+               "duration")  # fmt: skip
+
+
+def is_chat(row: dict[str, Any]) -> bool:
+    """Whether a row is a chat or a pair, not a record of facts about a clip such as {audio, text}."""
+    said = {name for name, value in row.items() if value is not None}
+    answered = said & {*_ANSWERED, "chosen", "overall_response"}
+    return bool(said & {*TURNS} or (said & {*_ASKED} and answered) or isinstance(row.get("chosen"), list))
+
+
+def chat_record(row: dict[str, Any]) -> tuple[dict[str, Any], list[Source]]:
+    """The record (``messages`` with ``<audio>`` where a clip is heard, perhaps ``chosen`` and ``rejected``), its clips.
+
+    Fields without a meaning here are kept in the record (see ``unknown_fields``).
+
+    Raises:
+        BadRecord: the row is no chat, holds what this model cannot learn from, or its clips and marks do not match.
+    """
+    # Tables write null for what a row does not have.
+    row = {name: value for name, value in row.items() if value is not None}
+    for name, remedy in _REFUSED.items():
+        if row.get(name):
+            raise BadRecord(f"it has {name!r}: {remedy}")
+    if not is_chat(row):
+        rows = "; rows such as {audio, text} are read by: qa-train data import jsonl" if "messages" not in row else ""
+        raise BadRecord(f"no 'messages', it has {', '.join(list(row)[:8]) or 'nothing'}{rows}")
+    if isinstance(row.get("label"), bool):
+        raise BadRecord(f"it has a 'label' of {str(row['label']).lower()}: {_REFUSED['kto_tag']}")
+    turns = _asked(row)
+    if system := row.get("system") or row.get("system_prompt"):
+        turns.insert(0, {"role": "system", "content": system})
+    turns, pair = _answers(row, turns)
+    listed = _listed(row)
+    messages, clips = _placed(turns, listed)
+    taken = {*_TAKEN, *(() if any(name in row for name in TURNS) else (*_ASKED, *_ANSWERED, "input"))}
+    record = with_texts({name: value for name, value in row.items() if name not in taken} | pair)
+    record["messages"] = messages
+    check_text(record)
+    check_record(record)
+    chat_messages({**record, "audios": [""] * len(clips)})
+    return record, clips
+
+
+def unknown_fields(record: dict[str, Any]) -> list[str]:
+    """Fields of a record, and of its turns, that nothing here reads: kept, and worth saying once."""
+    turns = {name for turn in record.get("messages") or [] for name in turn}
+    return [name for name in record if name not in KNOWN_FIELDS] + [
+        f"messages.{name}" for name in sorted(turns - {"role", "content", "loss"})
+    ]
+
+
+def _asked(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The turns as the row has them, {role, content} each; of a single exchange with its answer, if there is one."""
+    listed = next((row[name] for name in TURNS if row.get(name)), None)
+    if listed is None and isinstance(row.get("prompt"), list):
+        listed = row["prompt"] + _as_turns(row.get("completion"), "completion")
+    if listed is not None:
+        return _turns(listed)
+    if any(name in row for name in TURNS):
+        return _turns(None)
+    turns: list[dict[str, Any]] = []
+    for exchange in row.get("history") or []:
+        if not isinstance(exchange, list) or len(exchange) != 2:
+            raise BadRecord("'history' must be a list of [question, answer]")
+        turns += [{"role": "user", "content": exchange[0]}, {"role": "assistant", "content": exchange[1]}]
+    asked = [row.get(name) for name in (*_ASKED, "input")]
+    if not all(isinstance(text, str | None) for text in asked):
+        raise BadRecord(f"{', '.join((*_ASKED, 'input'))} must be texts")
+    # Alpaca's instruction and its input are one question; TRL's chosen and rejected may hold the question themselves.
+    question = "\n".join(text for text in asked if text)
+    if question or not isinstance(row.get("chosen"), list):
+        turns.append({"role": "user", "content": question})
+    answer = next((row[name] for name in _ANSWERED if row.get(name) is not None), None)
+    return turns if answer is None else [*turns, {"role": "assistant", "content": answer}]
+
+
+def _turns(listed: Any) -> list[dict[str, Any]]:
+    """Turns of any tool as {role, content, and what else they say}."""
+    if not isinstance(listed, list) or not listed or not all(isinstance(turn, dict) for turn in listed):
+        raise BadRecord("the turns must be a list with at least one turn, {role, content} or {from, value} each")
+    turns: list[dict[str, Any]] = []
+    for turn in listed:
+        if "role" not in turn and "from" not in turn:
+            # ms-swift's ShareGPT: a question and its answer in one object.
+            turns += [{"role": _ROLES.get(role, role), "content": text} for role, text in turn.items()]
+            continue
+        for name in _REFUSED_IN_TURNS:
+            if turn.get(name):
+                raise BadRecord(f"a turn has {name!r}, which is not part of the chat format: leave such rows out")
+        role = str(turn.get("role", turn.get("from"))).lower()
+        made = {**turn, "role": _ROLES.get(role, role), "content": _content(turn)}
+        last = turns[-1] if turns else {}
+        if _of_type(turn) and _of_type(last) and last["role"] == made["role"] and turn_loss(last) == turn_loss(made):
+            # NeMo's turns hold one thing each: those of one speaker are one message. The template ends a clip's line.
+            between = ["\n"] if last["content"][-1]["type"] == "text" else []
+            last["content"] = [*last["content"], *between, *made["content"]]
+        else:
+            turns.append(made)
+    for turn in turns:
+        if turn["role"] not in ("system", "user", "assistant"):
+            raise BadRecord(f"a turn of {turn['role']!r}: use system, user or assistant (or human and gpt)")
+    return turns
+
+
+def _of_type(turn: dict[str, Any]) -> Any:
+    """What the one thing is that the turn holds, where it says so: text or audio."""
+    return turn.get("type", turn.get("message_type"))
+
+
+def _content(turn: dict[str, Any]) -> Any:
+    """What a turn says, as ``content_parts`` reads it."""
+    content = turn.get("content", turn.get("value"))
+    kind = _of_type(turn)
+    if kind is not None and not isinstance(content, list):
+        return [{"type": kind, "value": content, "offset": turn.get("offset")}]
+    if kind not in (None, "text", "message"):
+        raise BadRecord(f"a turn of type {kind!r} with a list: give its parts as {{type, text}} and {{type, audio}}")
+    if "value" in turn and isinstance(content, str):
+        for mark in (*_SHAREGPT_MARKS, PLACEHOLDER):
+            content = content.replace(f"{mark}\n", PLACEHOLDER).replace(mark, PLACEHOLDER)
+    return content
+
+
+def _as_turns(answer: Any, name: str) -> list[dict[str, Any]]:
+    """An answer as turns: a text, one turn, or several."""
+    if answer is None:
+        return []
+    if isinstance(answer, str):
+        return [{"role": "assistant", "content": answer}]
+    turns = _turns(answer if isinstance(answer, list) else [answer])
+    if not turns or turns[-1]["role"] != "assistant":
+        raise BadRecord(f"{name!r} must end with an answer: a text, or a turn of the assistant")
+    return turns
+
+
+def _answers(row: dict[str, Any], turns: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The turns of the question, and ``chosen`` and ``rejected`` as texts, where the row is a preference pair."""
+    if "overall_response" in row:
+        return _compared(row)
+    if row.get("chosen") is not None and row.get("rejected") is not None:
+        chosen, rejected = (_as_turns(row[name], name) for name in ("chosen", "rejected"))
+    elif any(row.get(name) is not None for name in ("rejected_response", "rejected_messages")):
+        if not turns or turns[-1]["role"] != "assistant":
+            raise BadRecord("a rejected answer needs the better one as the last message")
+        name = "rejected_messages" if row.get("rejected_messages") is not None else "rejected_response"
+        rejected = _as_turns(row[name], name)
+        asked = turns[:-1] if len(rejected) > 1 else []
+        turns, chosen = turns[: len(turns) - 1 - len(asked)], [*asked, turns[-1]]
+    elif row.get("rejected_audios") is not None:
+        raise BadRecord("it has 'rejected_audios' without another answer: pairs about two recordings are not supported")
+    else:
+        return turns, {}
+    if row.get("rejected_audios") not in (None, [], row.get("audios", row.get("audio"))):
+        raise BadRecord("'rejected_audios' are not the 'audios': the answers of a pair are about the same clips")
+    if chosen[:-1] != rejected[:-1]:
+        raise BadRecord("the two answers of the pair follow different turns: only the last one may differ")
+    if chosen[:-1]:
+        # The question, said once more in the answers: of several turns a row often repeats the last one alone.
+        if turns not in ([], chosen[:-1], chosen, [chosen[-2]]):
+            raise BadRecord("the turns before the chosen answer are not those of the row: give them once")
+        turns = chosen[:-1]
+    texts = [_answer_text(answer[-1], name) for answer, name in ((chosen, "chosen"), (rejected, "rejected"))]
+    return turns, {"chosen": texts[0], "rejected": texts[1]}
+
+
+def _answer_text(turn: dict[str, Any], name: str) -> str:
+    parts = content_parts(turn["content"])
+    if not all(isinstance(part, str) for part in parts):
+        raise BadRecord(f"the {name} answer holds a clip or its mark: an answer is text")
+    if turn_loss(turn) is False:
+        raise BadRecord(f"the {name} answer says that it is not learned (loss: false)")
+    return "".join(map(str, parts))
+
+
+def _compared(row: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Two answers of which people preferred one, as align-anything has them: the question, chosen and rejected."""
+    answers = [row.get("response_1"), row.get("response_2")]
+    better = str(row["overall_response"])
+    if better not in ("1", "2") or not all(isinstance(text, str) for text in (row.get("prompt"), *answers)):
+        raise BadRecord("'overall_response' must be 1 or 2: which of response_1 and response_2 suits prompt better")
+    chosen, rejected = answers if better == "1" else answers[::-1]
+    question = [{"role": "user", "content": row["prompt"]}]
+    return question, {"chosen": str(chosen), "rejected": str(rejected), "family": "human"}
+
+
+def _listed(values: dict[str, Any]) -> list[Source]:
+    """The clips that a row, or a turn, lists beside its texts."""
+    given: Any = next((values[name] for name in _CLIPS if values.get(name) not in (None, [], "")), [])
+    found = [source_of(each) for each in (given if isinstance(given, list) else [given])]
+    if None in found:
+        raise BadRecord("a clip of the list says neither path nor data")
+    return [source for source in found if source is not None]
+
+
+def _placed(turns: list[dict[str, Any]], listed: list[Source]) -> tuple[list[dict[str, Any]], list[Source]]:
+    """Messages with a mark for each clip, and the clips in their order."""
+    waiting = list(listed)
+    clips: list[Source] = []
+    messages = []
+    named = False
+    for turn in turns:
+        own = _listed(turn)
+        parts = content_parts(turn["content"])
+        # Clips of a turn that its text does not place open it.
+        unplaced = len(own) - sum(isinstance(part, Heard) for part in parts)
+        parts = [*(Heard() for _ in range(unplaced)), *parts]
+        if turn["role"] == "assistant" and parts and all(isinstance(part, Heard) or not part.strip() for part in parts):
+            raise BadRecord("an answer that is only a recording: this model answers in text")
+        for part in parts:
+            if isinstance(part, Heard):
+                named = named or part.source is not None
+                source = part.source or next(iter((own or waiting)[:1]), None)
+                if source is None:
+                    raise BadRecord(_mismatch(turns, listed))
+                if part.source is None:
+                    (own or waiting).pop(0)
+                clips.append(source)
+        text = "".join(part if isinstance(part, str) else PLACEHOLDER for part in parts)
+        made = {name: value for name, value in turn.items() if name not in _TURN_TAKEN and value is not None}
+        learned = turn_loss(turn)
+        loss = {} if learned is None or turn["role"] != "assistant" else {"loss": learned}
+        messages.append({"role": turn["role"], "content": text} | made | loss)
+    if waiting and named and waiting == clips:
+        # Said twice: in the parts and in a list beside them.
+        waiting = []
+    if waiting and (clips or len(waiting) > 1):
+        raise BadRecord(_mismatch(turns, listed))
+    if waiting:
+        first = next((i for i, message in enumerate(messages) if message["role"] == "user"), 0)
+        messages[first]["content"] = PLACEHOLDER + messages[first]["content"]
+    return messages, clips + waiting
+
+
+def _mismatch(turns: Iterable[dict[str, Any]], listed: list[Source]) -> str:
+    places = sum(isinstance(part, Heard) for turn in turns for part in content_parts(turn["content"]))
+    return f"the messages place {places} clips, 'audios' lists {len(listed)}: make them agree"

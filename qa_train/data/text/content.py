@@ -1,0 +1,190 @@
+"""What the content of one chat message holds: text and clips in order, in whatever form other tools write it.
+
+The only reader of contents: for shards, JSONL, evaluation files, the terminal chat and the server. A clip is a mark in
+a text (``<audio>``; ``<|AUDIO|>``, alone or between ``<|audio_bos|>`` and ``<|audio_eos|>``, as Qwen's templates spell
+it), or a part of a list: ``audio`` (with ``audio``, ``audio_url``, ``url``, ``path`` or nothing beside it),
+``audio_url``, ``input_audio``. Everything that is neither text nor sound is refused by its name.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from qa_train.data.text.records import BadRecord
+from qa_train.data.text.sample import AudioPart, Message, TextPart
+
+PLACEHOLDER = "<audio>"
+# Where a clip comes from: a path or an address, or the bytes of its file.
+Source = str | bytes
+# The reason of a BadRecord.
+NOT_BASE64 = "not base64"
+_TOKENS = ("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
+# As the chat template spells a clip, with the number and the line end that it adds; the bare token; the placeholder.
+_MARKS = re.compile(
+    r"(?:Audio \d+: )?<\|audio_bos\|>(?:<\|AUDIO\|>)+<\|audio_eos\|>\n?|<\|AUDIO\|>|" + re.escape(PLACEHOLDER)
+)
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_AUDIO_PARTS = ("audio", "audio_url", "input_audio")
+# Where a part of sound says what is heard, and where an object in that place does.
+_PLACES = ("audio", "audio_url", "input_audio", "url", "path", "data", "value", "base64", "bytes")
+# The first bytes of the files that base64 without a name is recognised by.
+_MAGIC = (b"RIFF", b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b"\xff\xfa", b"\0\0\0\x1cftyp",
+          b"\0\0\0\x20ftyp", b"\0\0\0\x18ftyp")  # fmt: skip
+# Fields of a turn by which other tools say whether its answer is learned.
+LOSS_FIELDS = ("loss", "weight", "loss_weight", "loss_scale", "train")
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A clip in a message: its ``source``, or None for the next one of the record's own list.
+
+    ``mark`` is the text that stood for it, empty for a part of a list.
+    """
+
+    source: Source | None = None
+    mark: str = ""
+
+
+def content_parts(content: Any) -> list[str | Heard]:
+    """Text and clips of a content, in reading order; empty texts are left out.
+
+    Raises:
+        BadRecord: a part that is neither text nor sound, half of a clip's mark, or bytes that are no base64.
+    """
+    parts: list[str | Heard] = []
+    for part in content if isinstance(content, list) else [content]:
+        if isinstance(part, str):
+            parts += _of_text(part)
+            continue
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(part, dict) and kind is None:
+            # DashScope writes {"audio": URL} and {"text": TEXT}.
+            kind = next((name for name in (*_TEXT_PARTS, *_AUDIO_PARTS) if name in part), None)
+        if kind in _TEXT_PARTS:
+            text = part.get("text", part.get("value"))
+            if not isinstance(text, str):
+                raise BadRecord(f"a part of type {kind!r} holds {type(text).__name__}; expected a text")
+            parts += _of_text(text)
+        elif kind in _AUDIO_PARTS:
+            parts.append(Heard(_source_in(part, kind)))
+        else:
+            what = f"a part of type {kind!r}" if isinstance(part, dict) else f"a content of {type(part).__name__}"
+            raise BadRecord(f"{what}: expected text, or sound ({', '.join(_AUDIO_PARTS)})")
+    return parts
+
+
+def user_message(text: str, clips: int, *, trusted: bool = False, first: int = 0) -> Message:
+    """A question of ``clips`` recordings (numbers from ``first`` on): where its marks say, else before the text.
+
+    ``trusted``: tags of languages in the text are meant as such. Raises BadRecord for marks of other clips than these;
+    ``<audio>`` in a question without a recording is a word like others.
+    """
+    parts = content_parts(text)
+    marks = [part.mark for part in parts if isinstance(part, Heard)]
+    if not clips and set(marks) == {PLACEHOLDER}:
+        return Message("user", (TextPart(text, trusted=trusted),))
+    if marks and len(marks) != clips:
+        raise BadRecord(f"the text places {len(marks)} clips ({marks[0]}), there are {clips}: make them agree")
+    heard = [AudioPart(first + i) for i in range(clips)]
+    if not marks:
+        return Message("user", (*heard, *(TextPart(str(part), trusted=trusted) for part in parts)))
+    numbers = iter(heard)
+    return Message("user", tuple(next(numbers) if isinstance(p, Heard) else TextPart(p, trusted) for p in parts))
+
+
+def source_of(value: Any) -> Source | None:
+    """A clip as a list of them names it: a path, an address, a data URL, base64, or an object with one of these.
+
+    Raises BadRecord for anything else, such as decoded samples; None for nothing.
+    """
+    if isinstance(value, dict):
+        given = {name: value[name] for name in _PLACES if value.get(name) not in (None, "")}
+        if not given and "array" in value:
+            raise BadRecord("a clip as an array of samples: write it as a file and give the path")
+        coded = next((given[name] for name in ("bytes", "data", "base64") if name in given), None)
+        if isinstance(coded, str) and not coded.startswith("data:") and "://" not in coded:
+            return _decoded(coded)
+        return source_of(coded if coded is not None else next(iter(given.values()), None))
+    if value is None or value == "":
+        return None
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise BadRecord(f"a clip given as {type(value).__name__}: expected a path, an address, a data URL or base64")
+    if value.startswith("data:"):
+        head, comma, coded = value.partition(",")
+        if not comma or not head.endswith(";base64"):
+            raise BadRecord(f"a data URL that begins {value[:40]!r}: expected data:audio/wav;base64,...")
+        return _decoded(coded)
+    return _decoded(value) if _is_base64(value) else value
+
+
+def shown(source: Source) -> str:
+    """A source as a person would name it, for messages."""
+    return source if isinstance(source, str) else f"a clip of {len(source)} bytes"
+
+
+def turn_loss(turn: dict[str, Any]) -> bool | None:
+    """Whether a turn says that it is learned (``loss: true``, ``weight: 1``), or not; None when it says nothing.
+
+    Raises BadRecord for a weight between, and for a question that is to be learned.
+    """
+    said = {name: turn[name] for name in LOSS_FIELDS if turn.get(name) is not None}
+    for name, value in said.items():
+        if value not in (0, 1):
+            raise BadRecord(f"a turn with {name}: {value!r}: a turn is learned (true or 1) or not (false or 0)")
+    values = {bool(value) for value in said.values()}
+    if len(values) > 1:
+        raise BadRecord(f"a turn says both that it is learned and that it is not: {said}")
+    found = values.pop() if values else None
+    if found and turn.get("role") != "assistant":
+        raise BadRecord(f"{next(iter(said))}: true on a turn of {turn.get('role')!r}: only answers are learned")
+    return found
+
+
+def _of_text(text: str) -> list[str | Heard]:
+    parts: list[str | Heard] = []
+    start = 0
+    for found in _MARKS.finditer(text):
+        parts += [text[start : found.start()], Heard(mark=found[0])]
+        start = found.end()
+    parts.append(text[start:])
+    for part in parts:
+        if isinstance(part, str) and (left := next((token for token in _TOKENS if token in part), None)):
+            raise BadRecord(
+                f"a text holds {left}, a part of the mark of a clip: write {PLACEHOLDER} where the clip is heard"
+            )
+    return [part for part in parts if part != ""]
+
+
+def _source_in(part: dict[str, Any], kind: str) -> Source | None:
+    if cut := next((name for name in ("offset", "start", "end") if part.get(name)), None):
+        raise BadRecord(
+            f"a clip with {cut!r}: parts of recordings are cut by qa-train data import; give a file of its own"
+        )
+    named = next((part[name] for name in (kind, *_PLACES) if part.get(name) not in (None, "")), None)
+    # What an input_audio holds is data, whatever it looks like; a path there is an address.
+    if kind == "input_audio" and isinstance(named, str):
+        named = {"data": named}
+    return source_of(named)
+
+
+def _is_base64(text: str) -> bool:
+    """Whether a text without any name is a file: paths do not decode to the beginning of one."""
+    if len(text) < 64 or "." in text[:64]:
+        return False
+    try:
+        return base64.b64decode(text[:32], validate=True).startswith(_MAGIC)
+    except (binascii.Error, ValueError):
+        return False
+
+
+def _decoded(coded: str) -> bytes:
+    try:
+        return base64.b64decode("".join(coded.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadRecord(f"the data of a clip is not base64 ({error})", NOT_BASE64) from error

@@ -1,0 +1,104 @@
+"""Files of JSON objects, one on each line or in one array, whatever their name says: a row at a time, strictly read.
+
+A byte-order mark is no part of the first row. A bad row does not hide those after it; an array that is cut short does.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from qa_train.data.text.records import BadRecord, parse_object
+
+# A row may hold clips as base64; texts are bounded again once those are taken out.
+MAX_ROW_BYTES = 1 << 28
+_BLOCK = 1 << 16
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+Row = tuple[int, str, dict[str, Any] | BadRecord]
+
+
+def read_rows(path: Path | str) -> Iterator[Row]:
+    """``rows`` of a file."""
+    with Path(path).open("rb") as file:
+        yield from rows(file)
+
+
+def objects(path: Path | str) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Like ``read_rows``; the first bad row is a ValueError with the file's name and its place."""
+    for number, where, row in read_rows(path):
+        if isinstance(row, BadRecord):
+            raise ValueError(f"{path}, {where}: {row}") from row
+        yield number, where, row
+
+
+def rows(file: IO[bytes]) -> Iterator[Row]:
+    """(number, "line 3" or "item 3", object) of every row that is not empty; in place of an object, what is wrong.
+
+    ``file`` is read from its beginning, to which it must be able to go back.
+    """
+    beginning = file.read(_BLOCK).removeprefix(_BYTE_ORDER_MARK).lstrip()
+    file.seek(0)
+    kind, found = ("item", _items(file)) if beginning.startswith(b"[") else ("line", _lines(file))
+    for number, raw in enumerate(found, 1):
+        if isinstance(raw, BadRecord):
+            yield number, f"{kind} {number}", raw
+        elif raw.strip():
+            try:
+                yield number, f"{kind} {number}", parse_object(raw, MAX_ROW_BYTES)
+            except BadRecord as error:
+                # Not JSON, or not even text: the file is of another kind.
+                hint = "; expected one JSON object on each line, or one array of them" if "not " in str(error) else ""
+                yield number, f"{kind} {number}", BadRecord(f"{error}{hint}")
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    yield file.readline(MAX_ROW_BYTES + 1).removeprefix(_BYTE_ORDER_MARK)
+    while raw := file.readline(MAX_ROW_BYTES + 1):
+        yield raw
+
+
+def _items(file: IO[bytes]) -> Iterator[bytes | BadRecord]:
+    try:
+        for _, text in array_items(io.TextIOWrapper(file, encoding="utf-8-sig")):
+            yield text.encode()
+    except ValueError as error:
+        yield BadRecord(str(error))
+
+
+def array_items(text: IO[str], key: str | None = None) -> Iterator[tuple[Any, str]]:
+    """(item, its text) of the array at the top of a JSON file, or of its array ``key``, one at a time.
+
+    Nothing is held but one item (some lists have gigabytes). Raises ValueError when there is no such array, it is no
+    JSON or cut short, or something follows it.
+    """
+    decoder = json.JSONDecoder()
+    buffer = ""
+    start = f'"{key}"' if key else ""
+    while start not in buffer or "[" not in buffer[buffer.find(start) :]:
+        block = text.read(_BLOCK)
+        if not block:
+            raise ValueError(f"no list {key or 'at its top'}")
+        buffer += block
+    buffer = buffer[buffer.index("[", buffer.find(start)) + 1 :]
+    while True:
+        buffer = buffer.lstrip(" \t\r\n,")
+        if buffer.startswith("]"):
+            if key is None and (buffer[1:] + text.read(_BLOCK)).strip():
+                raise ValueError("more follows the end of the list: give one list, or one object on each line")
+            return
+        try:
+            item, end = decoder.raw_decode(buffer)
+        except json.JSONDecodeError as error:
+            # Twice as much each time: an object is parsed again only a few times.
+            block = text.read(max(_BLOCK, len(buffer)))
+            if not block:
+                raise ValueError(f"not JSON, or cut short ({error})") from error
+            buffer += block
+            continue
+        except RecursionError as error:
+            raise ValueError("JSON nested too deeply") from error
+        yield item, buffer[:end]
+        buffer = buffer[end:]

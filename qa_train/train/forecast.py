@@ -1,0 +1,152 @@
+"""How long a run will take, by measurement: a rehearsal before the first step, and the steps themselves after some.
+
+On a CPU the first screen rehearses: one micro-batch of the plan forward and backward and one update, with the run's own
+model, optimizer and arithmetic. Nothing is left of it: weights, gradients, random states and counts are as they were,
+and the run is equal to the last bit to one without. A forecast that nothing was measured for is not made.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from qa_train.model.flops import Regime, Shapes, training_flops
+from qa_train.planner.work import from_realised
+from qa_train.train import checkpoints
+from qa_train.train.pace import FIRST_STEPS
+from qa_train.train.stage import Stage
+from qa_train.train.throughput import NAMES, count
+from qa_train.utils.progress import duration
+
+# The first call also prepares, and is timed alone if it takes longer than this.
+_LONG_S = 1.0
+_CALLS = 4
+# What a loss reads or changes in a trainer beside gradients.
+_CHANGED = ("tally", "_metrics", "_pairs_of_step")
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """Seconds of a micro-batch that holds so many useful operations, and of the update that ends a step."""
+
+    batch_s: float
+    operations: float
+    update_s: float
+
+
+def rehearse(trainer: Any, stage: Stage) -> Rehearsal | None:
+    """Time the run's first micro-batch and an update; every rank must call it.
+
+    None where that cannot be done without leaving something behind or saying less than the truth: on GPUs, under
+    DeepSpeed (it cuts weights and steps on its own), and with layers that are compiled by their first call.
+    """
+    options = stage.cfg.trainer
+    if torch.cuda.is_available() or trainer.args.deepspeed is not None or options.compile_layers:
+        return None
+    first = checkpoints.step_of(stage.resume) if stage.resume else 0
+    number = first * options.batches_per_step + trainer.args.process_index
+    model = trainer.model
+    collator = stage.collator
+    with stage.batches.rehearsal(), _untouched(trainer, model):
+        batch = collator([number])
+        operations = float(count(batch, trainer.work)[NAMES.index("useful_flops")])
+        trainer._pairs_of_step = trainer.batches_per_step * (batch["attention_mask"].shape[0] // 2)
+
+        def learn() -> None:
+            # Workers build batches beside the training.
+            inputs = dict(batch) if stage.cfg.data.num_workers else collator([number])
+            trainer.tally.begin([inputs])
+            inputs = trainer._prepare_inputs(inputs)
+            with torch.autocast("cpu", torch.bfloat16, enabled=trainer.args.bf16):
+                loss = trainer.compute_loss(model, inputs, num_items_in_batch=_supervised(inputs))
+            loss.backward()
+
+        batch_s = _timed(learn)
+        optimizer = trainer.create_optimizer()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+
+        def update() -> None:
+            if trainer.args.world_size > 1:
+                dist.all_reduce(torch.cat([gradient.flatten() for gradient in gradients]))
+            torch.nn.utils.get_total_norm(gradients)
+            optimizer.step()
+
+        # Twice on every rank: under data parallelism an update is a collective call.
+        update()
+        started = time.perf_counter()
+        update()
+        return Rehearsal(batch_s, operations, time.perf_counter() - started)
+
+
+def expected_time(stage: Stage, found: Rehearsal | None, ahead: dict[str, Any], lengths: list[Any], world: int) -> str:
+    """The first screen's line of time. ahead, lengths: of the plan (``qa_train.data.mixture_report.realised``)."""
+    left = stage.cfg.trainer.max_steps - (checkpoints.step_of(stage.resume) if stage.resume else 0)
+    if found is None:
+        return f"measured by the steps: said after {FIRST_STEPS} of them"
+    usual = _operations(stage, ahead, lengths)
+    batch_s = found.batch_s * (usual / found.operations if found.operations else 1.0)
+    step_s = batch_s * stage.cfg.trainer.batches_per_step / world + found.update_s
+    return (
+        f"about {duration(left * step_s)} for {left:,} steps of {step_s:.2g} s, by a rehearsal of one; "
+        f"said again after {FIRST_STEPS} steps"
+    )
+
+
+def _operations(stage: Stage, ahead: dict[str, Any], lengths: list[Any]) -> float:
+    """Useful operations of a typical micro-batch, counted as those of the rehearsed one."""
+    regime = Regime.of(stage.cfg.model)
+    return training_flops(Shapes.of(stage.model.config), from_realised(stage.cfg, ahead, lengths).work, regime).total
+
+
+def _supervised(inputs: dict[str, Any]) -> Any:
+    """Supervised tokens of a micro-batch; None for pairs, whose loss does not ask."""
+    return inputs["labels"][:, 1:].ne(-100).sum() if "labels" in inputs else None
+
+
+def _timed(work: Callable[[], None]) -> float:
+    """Seconds of one call: the median of a few, without the first, which also prepares."""
+    seconds: list[float] = []
+    while len(seconds) < _CALLS and (not seconds or seconds[0] < _LONG_S):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return median(seconds[1:] or seconds)
+
+
+@contextmanager
+def _untouched(trainer: Any, model: Any) -> Iterator[None]:
+    """What is trained inside is a copy of the weights; at the end all is as it was."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    weights = [p.data for p in trained]
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    kept = {name: copy.deepcopy(vars(trainer)[name]) for name in _CHANGED if name in vars(trainer)}
+    training = model.training
+    # A loss of silence that is not finite must not end a run.
+    trainer.check_finite = lambda loss: None
+    model.train()
+    try:
+        for p in trained:
+            p.data = p.data.clone()
+        yield
+    finally:
+        for p, data in zip(trained, weights, strict=True):
+            p.data, p.grad = data, None
+        del trainer.check_finite
+        for name in _CHANGED:
+            vars(trainer).pop(name, None)
+        vars(trainer).update(kept)
+        trainer.optimizer = None
+        model.train(training)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

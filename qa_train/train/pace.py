@@ -1,0 +1,42 @@
+"""How long a run will take by the steps that it has done."""
+
+from __future__ import annotations
+
+from statistics import mean, median
+
+from qa_train.utils.progress import duration
+
+# After how many steps of a start the run speaks of its time again, and after which share of its steps.
+FIRST_STEPS, SHARE = 3, 0.1
+
+
+class Pace:
+    """The steps' own seconds, and when there is something new to say of the time that is left."""
+
+    def __init__(self, first: int, last: int) -> None:
+        """The step that a start goes on from, and the run's last one."""
+        self.first, self.last = first, last
+        self.seconds: list[float] = []
+        # A tenth of the work says more than three steps only if it is more.
+        tenth = round(SHARE * (last - first))
+        self._due = {FIRST_STEPS, tenth} if tenth > FIRST_STEPS else {FIRST_STEPS}
+
+    def step(self, seconds: float) -> str | None:
+        """A step took ``seconds``; returns a line where one is due."""
+        self.seconds.append(seconds)
+        done = len(self.seconds)
+        left = self.last - self.first - done
+        if done not in self._due or left <= 0:
+            return None
+        step_s = self.step_s()
+        return (
+            f"time: about {duration(left * step_s)} for the {left:,} step{'s' * (left > 1)} left "
+            f"({step_s:.2g} s a step, measured over the first {done})"
+        )
+
+    def step_s(self) -> float:
+        """Seconds of a step: of few the median, as the first one also prepares; then the mean of all but the first.
+
+        The mean has the saves in it.
+        """
+        return median(self.seconds) if len(self.seconds) <= FIRST_STEPS else mean(self.seconds[1:])

@@ -1,0 +1,397 @@
+"""Rows of other tools: what means a clip is heard, what means a mask is obeyed, the rest is refused by its name."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+
+from qa_train.config import DataConfig, SourceConfig
+from qa_train.data.audio.waveform import BadAudio
+from qa_train.data.batches import open_data
+from qa_train.data.shards.index import build_index, load_index
+from qa_train.data.text.chat_rows import chat_record, unknown_fields
+from qa_train.data.text.json_rows import objects, read_rows
+from qa_train.data.text.prompts import PromptBank, Unqualified
+from qa_train.data.text.records import BadRecord
+from qa_train.data.text.template import IGNORE, encode
+from qa_train.data.tools import interchange
+from qa_train.data.tools.interchange import jsonl_to_shards, shards_to_jsonl
+from qa_train.eval.questions import read_questions
+from tests.data.conftest import noise
+
+REAL = Path(__file__).parent / "foreign"
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("clip") / "a.wav"
+    soundfile.write(path, noise(0.5), 16_000)
+    return path.read_bytes()
+
+
+def coded(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()
+
+
+def user(*content: Any, **more: Any) -> dict[str, Any]:
+    turns = [{"role": "user", "content": list(content)}, {"role": "assistant", "content": "Rain."}]
+    return {"messages": turns, **more}
+
+
+def shape(row: dict[str, Any]) -> tuple[str, list[Any]]:
+    record, clips = chat_record(row)
+    return record["messages"][0]["content"], clips
+
+
+def parts(clip: bytes) -> list[tuple[dict[str, Any], Any]]:
+    """Every part that means a clip, and where it says the clip is."""
+    url = f"data:audio/wav;base64,{coded(clip)}"
+    return [
+        ({"type": "audio", "audio": "a.wav"}, "a.wav"),
+        ({"type": "audio", "audio": {"path": "a.wav", "bytes": None}}, "a.wav"),
+        ({"type": "audio", "audio_url": "https://host/a.wav"}, "https://host/a.wav"),
+        ({"type": "audio", "url": "a.wav"}, "a.wav"),
+        ({"type": "audio", "path": "a.wav"}, "a.wav"),
+        ({"type": "audio", "audio": url}, clip),
+        ({"type": "audio_url", "audio_url": {"url": "a.wav"}}, "a.wav"),
+        ({"type": "audio_url", "audio_url": "a.wav"}, "a.wav"),
+        ({"type": "audio_url", "audio_url": {"url": url}}, clip),
+        ({"type": "input_audio", "input_audio": {"data": coded(clip), "format": "wav"}}, clip),
+        ({"type": "input_audio", "input_audio": {"data": url}}, clip),
+        ({"type": "input_audio", "input_audio": {"data": "https://host/a.wav"}}, "https://host/a.wav"),
+        ({"audio": "a.wav"}, "a.wav"),
+    ]
+
+
+def test_every_part_that_means_sound_is_a_clip(clip: bytes, tmp_path: Path) -> None:
+    for part, source in parts(clip):
+        assert shape(user(part, {"type": "text", "text": "What?"})) == ("<audio>What?", [source]), part
+        # The same reader serves evaluation files.
+        path = tmp_path / "q.jsonl"
+        path.write_text(json.dumps(user({"type": "text", "text": "What?"}, part)))
+        (question,) = read_questions(path)
+        assert question.sample.num_clips == 1, part
+        assert question.clips == ((tmp_path / "a.wav",) if source == "a.wav" else ())
+    for kind in ("image", "image_url", "video", "file", "tool_use", "audio_codes", None):
+        with pytest.raises(BadRecord, match=f"a part of type {kind!r}"):
+            chat_record(user({"type": kind, "text": "x"} if kind else {"x": 1}))
+    for part, why in (({"type": "audio", "audio": {"array": [0.0]}}, "array of samples"),
+                      ({"type": "audio", "audio": [0.1]}, "given as list"),
+                      ({"type": "audio", "audio": "a.wav", "offset": 2.0}, "'offset'"),
+                      ({"type": "audio_url", "audio_url": "data:audio/wav,xx"}, "data URL"),
+                      ({"type": "input_audio", "input_audio": {"data": "a.wav"}}, "not base64"),
+                      ({"type": "text", "text": None}, "expected a text")):  # fmt: skip
+        with pytest.raises(BadRecord, match=why):
+            chat_record(user(part))
+
+
+def test_clips_in_lists_are_paths_addresses_or_data(clip: bytes) -> None:
+    url = f"data:audio/wav;base64,{coded(clip)}"
+    for given in (["a.wav"], "a.wav", [{"path": "a.wav"}], {"path": "a.wav"}):
+        for name in ("audios", "audio", "sound", "audio_path"):
+            assert shape(user("What?", **{name: given})) == ("<audio>What?", ["a.wav"])
+    assert shape(user("<audio>?", audios=[url])) == ("<audio>?", [clip])
+    assert shape(user("<audio>?", audios=[coded(clip)])) == ("<audio>?", [clip])
+    assert shape(user("<audio>?", audios=[{"bytes": coded(clip), "path": None}])) == ("<audio>?", [clip])
+    assert shape(user("<audio>?", audios=["https://host/a.wav"])) == ("<audio>?", ["https://host/a.wav"])
+    # A list that repeats the parts says nothing new; another one is a contradiction.
+    part = {"type": "audio", "audio": "a.wav"}
+    assert shape(user(part, "?", audios=["a.wav"])) == ("<audio>?", ["a.wav"])
+    assert shape(user({"type": "audio"}, "?", audios=["a.wav"])) == ("<audio>?", ["a.wav"])
+    for row in (user(part, audios=["b.wav"]), user("<audio><audio>", audios=["a.wav"]),
+                user("?", audios=["a.wav", "b.wav"]), user({"type": "audio"})):  # fmt: skip
+        with pytest.raises(BadRecord, match="make them agree"):
+            chat_record(row)
+    turn = {"role": "user", "content": "What?", "audio": "b.wav"}
+    assert chat_record({"messages": [turn, {"role": "assistant", "content": "x"}]})[1] == ["b.wav"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|audio_bos|><|AUDIO|><|audio_eos|>What?",
+        "<|AUDIO|>What?",
+        "Audio 1: <|audio_bos|><|AUDIO|><|audio_eos|>\nWhat?",
+        "<|audio_bos|><|AUDIO|><|AUDIO|><|AUDIO|><|audio_eos|>What?",
+        "<audio>What?",
+        "What?",
+    ],
+)
+def test_marks_in_text_are_clips(text: str, tmp_path: Path) -> None:
+    assert shape({**user(), "messages": [{"role": "user", "content": text}], "audios": ["a.wav"]})[0] == "<audio>What?"
+    turns = [{"from": "human", "value": text}, {"from": "gpt", "value": "x"}]
+    assert shape({"conversations": turns, "sound": "a.wav"})[0] == "<audio>What?"
+    assert shape({"query": text, "response": "x", "audios": ["a.wav"]})[0] == "<audio>What?"
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps({"audio": "a.wav", "prompt": text, "gt": "x"}))
+    (message,) = read_questions(path)[0].sample.messages
+    assert [getattr(part, "text", "clip") for part in message.content] == ["clip", "What?"]
+
+
+def test_marks_that_match_no_clip_are_refused(tmp_path: Path) -> None:
+    for text in ("<|AUDIO|>?", "<|audio_bos|>?", "<|audio_eos|>", "<|audio_bos|><|AUDIO|>?", "<audio>?"):
+        with pytest.raises(BadRecord, match=r"make them agree|part of the mark"):
+            chat_record(user(text))
+    for answer in ("<|AUDIO|>", "<audio>", "a <|audio_bos|>"):
+        with pytest.raises(BadRecord, match="clip"):
+            chat_record(user("?") | {"rejected_response": answer})
+    with pytest.raises(BadRecord, match="only a recording"):
+        chat_record({"messages": [{"role": "assistant", "content": [{"type": "audio", "audio": "a.wav"}]}]})
+    (tmp_path / "q.jsonl").write_text(json.dumps({"audio": "a.wav", "prompt": "<|AUDIO|><|AUDIO|>?", "gt": "x"}))
+    with pytest.raises(ValueError, match="line 1: the text places 2 clips"):
+        read_questions(tmp_path / "q.jsonl")
+
+
+def masks(tokenizer: Any, *turns: dict[str, Any], last: bool = False) -> list[str]:
+    """The answers that are learned."""
+    record, _ = chat_record({"messages": list(turns)})
+    sample = PromptBank.load().sample(record | {"audios": []}, "chat", "chat", "k", 0, 0)
+    row = encode(sample, tokenizer, [], last_turn_only=last)
+    learned = tokenizer.decode([i for i, label in zip(row.input_ids, row.labels, strict=True) if label != IGNORE])
+    return [text for text in ("one", "two", "three") if text in learned]
+
+
+def test_turns_say_whether_they_are_learned(tokenizer: Any) -> None:
+    def turns(**said: Any) -> list[dict[str, Any]]:
+        asked = {"role": "user", "content": "?"}
+        return [asked, {"role": "assistant", "content": "one"} | said, asked, {"role": "assistant", "content": "two"}]
+
+    for said in ({"loss": False}, {"loss": 0}, {"weight": 0}, {"weight": 0.0}, {"train": False}, {"loss_weight": 0.0}):
+        assert masks(tokenizer, *turns(**said)) == ["two"], said
+    for said in ({"loss": True}, {"loss": 1}, {"weight": 1}, {"loss": None}, {}, {"loss_scale": 1.0}):
+        assert masks(tokenizer, *turns(**said)) == ["one", "two"], said
+        kept = ["one", "two"] if any(said.values()) else ["two"]
+        assert masks(tokenizer, *turns(**said), last=True) == kept, said
+    for said in ({"weight": 0.5}, {"loss": "false"}, {"loss": True, "weight": 0}, {"loss_scale": 2.0}):
+        with pytest.raises(BadRecord, match="learned"):
+            chat_record({"messages": turns(**said)})
+    with pytest.raises(BadRecord, match="only answers are learned"):
+        chat_record({"messages": [{"role": "user", "content": "?", "loss": True}, *turns()]})
+    with pytest.raises(Unqualified, match="every answer says"):
+        masks(tokenizer, {"role": "user", "content": "?"}, {"role": "assistant", "content": "one", "loss": False})
+
+
+def test_the_mask_goes_through_shards_and_back(tmp_path: Path, tokenizer: Any) -> None:
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "one", "weight": 0},
+             {"role": "user", "content": "?"}, {"role": "assistant", "content": "two"}]  # fmt: skip
+    (tmp_path / "a.json").write_text(json.dumps([{"messages": turns, "channel": "x"}]))
+    jsonl_to_shards(tmp_path / "a.json", tmp_path / "a-%05d.tar")
+    shards_to_jsonl([tmp_path / "a-00000.tar"], tmp_path / "back.jsonl")
+    ((_, _, row),) = objects(tmp_path / "back.jsonl")
+    assert [turn.get("loss") for turn in row["messages"]] == [None, False, None, None]
+    sources = {"c": SourceConfig(name="c", shards=[str(tmp_path / "*.tar")], task="chat", template="chat")}
+    batch = open_data(DataConfig(sources=sources, chapter_samples=2), tokenizer, 80, seed=0, batches_per_step=1).build(
+        0
+    )
+    learned = tokenizer.decode(batch["input_ids"][batch["labels"] != IGNORE])
+    assert "two" in learned
+    assert "one" not in learned
+
+
+def test_fields_that_nothing_reads_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    record, _ = chat_record(user("?", channel="x", margin=1.0) | {"id": 3, "speaker": 7, "label": 2})
+    assert unknown_fields(record) == ["channel", "margin"]
+    assert (record["speaker"], record["label"]) == ("7", "2")
+    rows = [user("?", channel="x"), user("?", channel="y"), user("?")]
+    rows[2]["messages"][0]["name"] = "anne"
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    jsonl_to_shards(tmp_path / "a.jsonl", tmp_path / "a-%05d.tar")
+    assert "channel (2), messages.name (1)" in caplog.text
+    for name, value in {"images": ["a.png"], "video": "v.mp4", "tools": "[]", "objects": {"bbox": []},
+                        "label": True, "kto_tag": False, "rejected_audios": ["b.wav"]}.items():  # fmt: skip
+        if value is not False:
+            with pytest.raises(BadRecord, match=name):
+                chat_record(user("?", **{name: value}))
+
+
+def test_pairs_of_every_tool() -> None:
+    asked, good, bad = ({"role": "user", "content": "<audio>?"}, {"role": "assistant", "content": "good"},
+                        {"role": "assistant", "content": "bad"})  # fmt: skip
+    clips: dict[str, Any] = {"audios": ["a.wav"]}
+    rows: list[dict[str, Any]] = [
+        {"messages": [asked, good], "rejected_response": "bad"},
+        {"messages": [asked, good], "rejected_response": [bad]},
+        {"messages": [asked, good], "rejected_messages": [asked, bad], "rejected_audios": ["a.wav"]},
+        {"messages": [asked, good], "rejected_messages": [bad]},
+        {"messages": [asked], "chosen": "good", "rejected": "bad"},
+        {"messages": [asked], "chosen": good, "rejected": bad},
+        {"prompt": [asked], "chosen": [good], "rejected": [bad]},
+        {"chosen": [asked, good], "rejected": [asked, bad]},
+        {"prompt": "?", "chosen": "good", "rejected": "bad"},
+        {"instruction": "?", "input": "", "chosen": "good", "rejected": "bad"},
+        {"query": "?", "response": "good", "rejected_response": "bad"},
+        {"conversations": [{"from": "human", "value": "<audio>?"}], "chosen": {"from": "gpt", "value": "good"},
+         "rejected": {"from": "gpt", "value": "bad"}},
+        {"prompt": "?", "response_1": "bad", "response_2": "good", "overall_response": 2},
+    ]  # fmt: skip
+    for row in rows:
+        record, sources = chat_record(row | clips)
+        assert record["messages"] == [asked], row
+        assert (record["chosen"], record["rejected"], sources) == ("good", "bad", ["a.wav"]), row
+        assert not {"prompt", "response", "rejected_messages", "rejected_audios", "overall_response"} & set(record)
+    for row, why in (({"messages": [asked, good], "rejected_response": " good "}, "same answer"),
+                     ({"chosen": [asked, good], "rejected": [asked, good]}, "same answer"),
+                     ({"chosen": [asked, good], "rejected": [good, bad]}, "follow different turns"),
+                     ({"messages": [asked], "rejected_response": "bad"}, "better one as the last"),
+                     ({"messages": [asked], "chosen": "good"}, "both 'chosen' and 'rejected'"),
+                     ({"messages": [asked, good], "rejected_audios": ["b.wav"]}, "two recordings"),
+                     ({"messages": [asked, good], "rejected_response": "bad", "rejected_audios": ["b"]}, "same clips"),
+                     ({"messages": [asked, good | {"loss": False}], "rejected_response": "bad"}, "loss: false"),
+                     ):  # fmt: skip
+        with pytest.raises(BadRecord, match=why):
+            chat_record(row | clips)
+
+
+def test_identical_pairs_are_refused_wherever_they_come_in(tmp_path: Path, tokenizer: Any) -> None:
+    from qa_train.data.shards.sidecar import write_index
+
+    rows = [user("?") | {"rejected_response": text} for text in ("Snow.", "Wind.")]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [*rows, user("?") | {"rejected_response": "Rain."}])))
+    with pytest.raises(ValueError, match="line 3: chosen and rejected are the same answer"):
+        jsonl_to_shards(tmp_path / "a.jsonl", tmp_path / "a-%05d.tar")
+    # In a shard of before: named by the index, left out by the plan.
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (index,) = jsonl_to_shards(tmp_path / "a.jsonl", tmp_path / "a-%05d.tar")
+    old = index.table.to_pylist()
+    old[1]["meta"] = old[1]["meta"].replace("Wind.", "Rain.")
+    index.table = type(index.table).from_pylist(old, schema=index.table.schema)
+    write_index(index)
+    sources = {"c": SourceConfig(name="c", shards=[str(tmp_path / "*.tar")], task="chat", template="chat")}
+    data = open_data(
+        DataConfig(sources=sources, chapter_samples=2), tokenizer, 80, seed=0, batches_per_step=1, preference=True
+    )
+    assert data.sources[0].left_out == {"chosen and rejected are identical": 1}
+    tar = tmp_path / "a-00000.tar"
+    tar.write_bytes(tar.read_bytes().replace(b"Wind.", b"Rain."))
+    (again,) = build_index([tar])
+    assert [problem.reason for problem in again.problems] == ["identical pair"]
+    assert len(load_index(str(tar))) == 1
+
+
+def test_files_of_rows_by_their_content(tmp_path: Path) -> None:
+    row, mark = json.dumps(user("?")), b"\xef\xbb\xbf"
+    array = json.dumps([user("?"), user("!")], indent=1)
+    for raw, count in ((row.encode(), 1), (mark + row.encode() + b"\r\n\n" + row.encode(), 2), (array.encode(), 2),
+                       (mark + b"\n " + array.encode() + b"\n", 2), (b"[]", 0), (b"", 0)):  # fmt: skip
+        for name in ("a.jsonl", "a.json"):
+            path = tmp_path / name
+            path.write_bytes(raw)
+            assert len(list(objects(path))) == count, raw[:20]
+            if count:
+                assert len(read_questions(path)) == count
+    bad = f'[{row}, {{"a": 1, "a": 2}}, 7, {row}]'
+    path.write_text(bad)
+    assert [isinstance(found, BadRecord) for _, _, found in read_rows(path)] == [False, True, True, False]
+    for raw, why in ((f"[{row}, {row[:50]}", "cut short"), (f"[{row}]\n[{row}]", "more follows"),
+                     ('{\n "a": 1}', "not JSON"), ("a,b\n1,2", "one JSON object on each line")):  # fmt: skip
+        path.write_text(raw)
+        with pytest.raises(ValueError, match=why):
+            list(objects(path))
+
+
+def real(name: str) -> list[dict[str, Any]]:
+    return [row for _, _, row in objects(REAL / name)]
+
+
+def test_real_rows_of_llamafactory(tmp_path: Path) -> None:
+    found = [chat_record(row) for row in real("llamafactory_mllm_audio_demo.json")]
+    assert [clips for _, clips in found] == [
+        ["mllm_demo_data/1.mp3"],
+        ["mllm_demo_data/2.wav"],
+        ["mllm_demo_data/3.flac"],
+    ]
+    assert found[0][0]["messages"][0]["content"] == "<audio>What's that sound?"
+    for record, clips in map(chat_record, real("llamafactory_dpo_en_demo.json")):
+        assert isinstance(record["chosen"], str)
+        assert [turn["role"] for turn in record["messages"]] == ["user"]
+        assert not clips
+    record, _ = chat_record(real("llamafactory_alpaca_en_demo.json")[0])
+    assert [turn["content"] for turn in record["messages"]] == ["Calculate 15% of 500.", "15% of 500 is 75."]
+    for row in real("llamafactory_kto_en_demo.json"):
+        with pytest.raises(BadRecord, match="KTO"):
+            chat_record(row)
+    # The demo as it lies beside its clips.
+    (tmp_path / "mllm_demo_data").mkdir()
+    for name in ("1.mp3", "2.wav", "3.flac"):
+        soundfile.write(tmp_path / "mllm_demo_data" / name, noise(0.5), 16_000)
+    (tmp_path / "demo.json").write_bytes((REAL / "llamafactory_mllm_audio_demo.json").read_bytes())
+    (index,) = jsonl_to_shards(tmp_path / "demo.json", tmp_path / "d-%05d.tar")
+    assert index.table["names"].to_pylist() == [["mp3"], ["wav"], ["flac"]]
+
+
+def test_real_rows_of_ms_swift() -> None:
+    found = [chat_record(row) for row in real("ms_swift.jsonl")]
+    told = [[(turn["role"], turn["content"]) for turn in record["messages"]] for record, _ in found]
+    whole = [("system", "<system>"), ("user", "<query1>"), ("assistant", "<response1>"), ("user", "<query2>"),
+             ("assistant", "<response2>")]  # fmt: skip
+    assert told[0] == told[1] == told[2] == whole
+    assert told[3] == [("system", "<system>"), ("user", "<query-inst>\n<query-input>"), ("assistant", "<response>")]
+    assert [turn.get("loss") for turn in found[5][0]["messages"]] == [None, False, None, True]
+    assert (found[6][0]["chosen"], found[6][0]["rejected"]) == ("Tomorrow's weather will be sunny", "I don't know")
+    assert [clips for _, clips in found[7:]] == [["/xxx/x.wav"], ["/xxx/x.mp3"]]
+    for row, why in zip(
+        real("ms_swift_refused.jsonl"),
+        ("tool_calls", "tool_use", "loss_scale: 2.0", "images", "KTO", "'label' must be text", "images"),
+        strict=True,
+    ):
+        with pytest.raises(BadRecord, match=why):
+            chat_record(row)
+
+
+def test_real_rows_of_trl_nemo_and_the_model_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clip: bytes) -> None:
+    for row in real("trl.jsonl"):
+        record, _ = chat_record(row)
+        pair = "rejected" in row
+        assert [turn["role"] for turn in record["messages"]] == (["user"] if pair else ["user", "assistant"])
+        assert (record["chosen"] if pair else record["messages"][1]["content"]).strip() in ("blue.", "It is blue.")
+        assert not pair or record["rejected"].strip() in ("green.", "It is green.")
+    for row, why in zip(real("trl_refused.jsonl"), ("KTO", "stepwise", "no 'messages'"), strict=True):
+        with pytest.raises(BadRecord, match=why):
+            chat_record(row)
+    record, clips = chat_record(real("nemo_multimodal_conversation.jsonl")[0])
+    assert clips == ["123.wav", "123_answer.wav"]
+    assert [turn["content"] for turn in record["messages"]] == [
+        "Can you help summarize the following?\n<audio>",
+        "I'm glad to assist you with your request. Here's a summary:\n<audio>",
+        "Can you further shorten it?",
+        "Of course!",
+    ]
+    card = REAL / "qwen2_audio_model_card.json"
+    found = [chat_record(row) for _, _, row in objects(card)]
+    assert [len(clips) for _, clips in found] == [2, 2]
+    assert found[1][0]["messages"][-1]["content"] == "<audio>What does the person say?"
+    assert all(str(source).startswith("https://") for _, clips in found for source in clips)
+    monkeypatch.setattr("qa_train.data.shards.clip_files.clip_bytes", lambda _: clip)
+    (index,) = jsonl_to_shards(card, tmp_path / "c-%05d.tar")
+    assert [len(names) for names in index.table["names"].to_pylist()] == [2, 2]
+    assert len(read_questions(card)) == 2
+
+
+def test_addresses_are_named_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for address in ("ftp://host/a.wav", "pipe://touch owned", "hf://x/a.wav"):
+        (tmp_path / "a.jsonl").write_text(json.dumps(user("<audio>", audios=[address])))
+        with pytest.raises(ValueError, match=f"record 0: {address}: addresses are read of http"):
+            jsonl_to_shards(tmp_path / "a.jsonl", tmp_path / "a-%05d.tar")
+    (tmp_path / "a.jsonl").write_text(json.dumps(user("<audio>", audios=["https://host/dir/a.wav"])))
+
+    def gone(clip: Any) -> tuple[str, bytes]:
+        raise BadAudio(f"{clip}: no answer")
+
+    monkeypatch.setattr(interchange, "encoded", gone)
+    with pytest.raises(ValueError, match=r"https://host/dir/a\.wav: no answer"):
+        jsonl_to_shards(tmp_path / "a.jsonl", tmp_path / "a-%05d.tar")
+
+
+def test_clips_in_rows_keep_their_bytes(tmp_path: Path, clip: bytes) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(user("<audio>?", audios=[f"data:audio/wav;base64,{coded(clip)}"])))
+    (index,) = jsonl_to_shards(tmp_path / "a.jsonl", tmp_path / "a-%05d.tar")
+    shards_to_jsonl([index.path], tmp_path / "b.jsonl")
+    assert [path.read_bytes() for path in (tmp_path / "b-audio").iterdir()] == [clip]
+    (tmp_path / "a.jsonl").write_text(json.dumps(user("<audio>?", audios=[f"data:audio/wav;base64,{coded(b'RIFF')}"])))
+    with pytest.raises(ValueError, match="a clip of 4 bytes: not a readable audio file"):
+        jsonl_to_shards(tmp_path / "a.jsonl", tmp_path / "a-%05d.tar")

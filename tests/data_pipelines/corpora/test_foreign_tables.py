@@ -1,0 +1,262 @@
+"""Tables, lists and folders as people really have them: quotes, marks, encodings, delimiters, other machines' paths."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipelines.corpora.base import Request, TableForm
+from data_pipelines.corpora.delimited import open_table
+from data_pipelines.corpora.fields import mapping, record_of
+from data_pipelines.corpora.tables import table_files
+from data_pipelines.import_report import Report
+from qa_train.data.shards.index import load_index
+from tests.data_pipelines.corpora.made_up import SECONDS, Case, audio_cell, table_bytes, tone
+from tests.data_pipelines.corpora.test_importing import run
+
+
+def read(folder: Path, text: str | bytes, name: str = "t.csv", **form: Any) -> tuple[list[Any], list[str]]:
+    """The rows of a table as lists of cells, or the words of a misfit; and the notes."""
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    request = Request((str(path),), "train", table=TableForm(**form))
+    rows = [row if isinstance(row, str) else list(row.values()) for _, row in open_table(request, name)[1]]
+    return rows, request.notes
+
+
+def texts(folder: Path) -> list[str]:
+    """The texts of all imported records, in order."""
+    shards = sorted((folder / "out").glob("*.tar"))
+    return [json.loads(meta)["text"] for s in shards for meta in load_index(str(s)).table["meta"].to_pylist()]
+
+
+@pytest.mark.parametrize("mark", ["\t", ",", "|", ";"])
+def test_quotation_marks_never_swallow_rows(mark: str, tmp_path: Path) -> None:
+    lone = [["1.wav", '"Hello he said'], ["2.wav", "Second line"], ["3.wav", 'third" line'], ["4.wav", '"']]
+    swallowing = [["1.wav", '"Hello'], ["2.wav", "Second"], ["3.wav", 'third"']]
+    inside = [["1.wav", 'a "b" c'], ["2.wav", "it's 5\""]]
+    for rows in (lone, swallowing, inside):
+        text = "\n".join(mark.join(row) for row in [["path", "sentence"], *rows])
+        found, _ = read(tmp_path, text)
+        assert found == rows
+    # Really quoted, as every writer of CSV does it: over lines, with the delimiter, with a doubled mark.
+    quoted = f'path{mark}sentence\n1.wav{mark}"one{mark} two"\n2.wav{mark}"He said ""no"""\n3.wav{mark}"over\nlines"\n'
+    assert read(tmp_path, quoted)[0] == [
+        ["1.wav", f"one{mark} two"],
+        ["2.wav", 'He said "no"'],
+        ["3.wav", "over\nlines"],
+    ]
+    assert read(tmp_path, f'"path"{mark}"sentence"\n"1.wav"{mark}"one"\n')[0] == [["1.wav", "one"]]
+    # Said outright, either way is taken.
+    assert read(tmp_path, f'path{mark}s\n1.wav{mark}"a"\n', quoted=False)[0] == [["1.wav", '"a"']]
+    assert read(tmp_path, f'path{mark}s\n1.wav{mark}"a"\n', quoted=True)[0] == [["1.wav", "a"]]
+
+
+def test_rows_that_do_not_fit_are_counted_not_filled_up(tmp_path: Path) -> None:
+    rows, _ = read(tmp_path, "path,text\n1.wav,a\n2.wav\n3.wav,b,c\n\n4.wav,d\n")
+    assert [row for row in rows if isinstance(row, list)] == [["1.wav", "a"], ["4.wav", "d"]]
+    assert ["2 cells" not in row for row in rows if isinstance(row, str)] == [True, True]
+    assert "line 3: 1 cells, fewer cells than the header" in rows[1]
+    lone = 'path,text\n1.wav,"a, b\n2.wav,c\n'
+    rows, notes = read(tmp_path, lone)
+    assert rows[1] == ["2.wav", "c"]
+    assert "3 cells" in rows[0]
+    assert notes == ["t.csv: its quotation marks do not pair, so each line was read by itself"]
+    files = {"metadata.csv": "path,text\na.wav,one\na.wav\na.wav,two\n", "a.wav": SECONDS}
+    report = run(Case("table", "train", files, {}), tmp_path / "i", error_budget=0.5)
+    assert (report.made, report.dropped) == (2, {"row that does not fit": 1})
+
+
+def test_spaces_after_commas_and_in_names(tmp_path: Path) -> None:
+    assert read(tmp_path, 'path, text\na.wav, "hello, you"\nb.wav, "no"\n')[0] == [
+        ["a.wav", "hello, you"],
+        ["b.wav", "no"],
+    ]
+    files = {"metadata.csv": "path,text\n a.wav,one\n b.wav,two\n", " a.wav": SECONDS, "b.wav": SECONDS}
+    report = run(Case("table", "train", files, {}), tmp_path)
+    assert (report.made, texts(tmp_path)) == (2, ["one", "two"])
+
+
+def test_encodings_are_found_or_asked_for(tmp_path: Path) -> None:
+    text = "path,text\na.wav,größer\n"
+    for encoding, said in (("utf-8-sig", ""), ("utf-16", ""), ("cp1252", "cp1252"), ("utf-8", "utf-8"), ("utf-8", "")):
+        assert read(tmp_path, text.encode(encoding), encoding=said)[0] == [["a.wav", "größer"]]
+    for encoding in ("", "ascii", "no-such"):
+        with pytest.raises(ValueError, match=r"t\.csv is not in .*encoding=cp1252"):
+            read(tmp_path, text.encode("cp1252"), encoding=encoding)
+    with pytest.raises(ValueError, match=r"t\.csv is empty"):
+        read(tmp_path, b"\xef\xbb\xbf\n")
+
+
+def test_a_table_of_bars_without_a_line_of_names(tmp_path: Path) -> None:
+    """LJSpeech's metadata.csv: id|text|normalised text."""
+    lines = ('LJ001-0001|Printing, in the "only" sense|Printing, in the only sense\n'
+             'LJ001-0002|in being "modern.|in being "modern.\n')  # fmt: skip
+    files = {"metadata.csv": lines, "wavs/LJ001-0001.wav": SECONDS, "wavs/LJ001-0002.wav": SECONDS}
+    case = Case("table", "train", files, {})
+    with pytest.raises(ValueError, match=r"header=\[audio,text\]"):
+        run(case, tmp_path / "a")
+    known: dict[str, Any] = {"delimiter": "|", "header": ["audio", "raw", "text"], "extension": "wav"}
+    for folder, option in (("b", {"by_name": True}), ("c", {"prefix": ["", "wavs/"]})):
+        report = run(case, tmp_path / folder, **known, **option)
+        assert report.made == 2
+        assert texts(tmp_path / folder) == ["Printing, in the only sense", 'in being "modern.']
+        assert any("columns that were not taken: raw (2)" in note for note in report.notes)
+
+
+def lists_of(path: str) -> list[Case]:
+    """One clip, listed under that path by every generic list."""
+    sound, chat = {"audio/deep/a.wav": SECONDS}, {"query": "?", "response": "x", "text": "one"}
+    return [
+        Case("table", "train", {"metadata.csv": f"path,text\n{path},one\n", **sound}, {}),
+        Case("jsonl", "train", {"a.jsonl": json.dumps({"audio": path, "text": "one"}), **sound}, {}),
+        Case("jsonl", "train", {"a.json": json.dumps([chat | {"audios": [path]}]), **sound}, {}),
+        Case("kaldi", "train", {"wav.scp": f"a {path}\n", "text": "a one\n", **sound}, {}),
+    ]  # fmt: skip
+
+
+def test_paths_of_another_machine(tmp_path: Path) -> None:
+    for number, case in enumerate(lists_of("/home/anne/set/deep/a.wav")):
+        folder = tmp_path / str(number)
+        with pytest.raises(ValueError, match=r"/home/anne/set/deep/a\.wav does not exist.*prefix=\[OLD,NEW\]"):
+            run(case, folder, error_budget=0.0)
+        home = folder / "in" / case.corpus
+        for option in (
+            {"prefix": ["/home/anne/set", "audio"]},
+            {"prefix": ["/home/anne/set/", f"{home}/audio/"]},
+            {"by_name": True},
+        ):
+            assert run(case, folder, **option).made == 1, option
+            assert texts(folder) == ["one"]
+        # Two files of one name: neither is guessed.
+        (home / "other").mkdir()
+        (home / "other" / "a.wav").write_bytes(tone("a.wav"))
+        with pytest.raises(ValueError, match="does not exist"):
+            run(case, folder, by_name=True, error_budget=0.0, name="again")
+    with pytest.raises(ValueError, match=r"give two, \[OLD,NEW\]"):
+        run(lists_of("a.wav")[0], tmp_path / "x", prefix=["a"])
+
+
+def test_names_of_columns_that_everybody_uses() -> None:
+    for audio in ("path", "file", "file_name", "audio_filepath", "wav"):
+        for text in ("text", "sentence", "transcript", "transcription"):
+            row = {audio: "a.wav", text: "one", "lang": "de-DE", "speaker_id": 7, "who": "x"}
+            columns = mapping({}, row)
+            assert columns["audio"] == audio
+            assert record_of(row, columns) == {"text": "one", "language": "de", "speaker": "7"}
+    # A name of our own comes first.
+    assert mapping({}, ["path", "audio", "text", "sentence"]) == {"audio": "audio", "text": "text"}
+    with pytest.raises(ValueError, match=r"e\.g\. columns\.text=who"):
+        mapping({}, ["file_name", "who"])
+
+
+@pytest.mark.parametrize(
+    ("row", "record"),
+    [
+        ({"text": "hallo", "lang": "de"}, {"text": "hallo", "language": "de"}),
+        (
+            {"text": "hello", "source_lang": "de", "target_lang": "en"},
+            {"language": "de", "translation": {"en": "hello"}},
+        ),
+        ({"text": "hello", "source_lang": "en", "target_lang": "en"}, {"language": "en", "text": "hello"}),
+        ({"context": "Who?", "answer": "Anne"}, {"question": "Who?", "answer": "Anne"}),
+        ({"context": "Who?", "text": "Anne"}, {"question": "Who?", "answer": "Anne"}),
+        ({"text": "one", "label": 3, "speaker": 12}, {"text": "one", "label": "3", "speaker": "12"}),
+    ],
+)
+def test_fields_of_nemo(row: dict[str, Any], record: dict[str, Any], tmp_path: Path) -> None:
+    whole = {"audio_filepath": "a.wav", "duration": 0.4, "pnc": "yes", **row}
+    assert record_of(whole, mapping({}, whole)) == record
+    files = {"m.json": json.dumps(whole) + "\n" + json.dumps(whole), "a.wav": SECONDS}
+    report = run(Case("jsonl", "train", files, {}), tmp_path)
+    assert report.made == 2
+    assert any("not taken: pnc (2)" in note for note in report.notes)
+
+
+def test_clips_inside_a_list_are_imported(tmp_path: Path) -> None:
+    data = f"data:audio/wav;base64,{base64.b64encode(tone('a.wav')).decode()}"
+    rows = [
+        {"audio": data, "text": "one"},
+        {"messages": [{"role": "user", "content": "<audio>?"}], "audios": [data], "text": "two"},
+    ]
+    files = {"a.jsonl": b"\xef\xbb\xbf" + "\n".join(map(json.dumps, rows)).encode()}
+    for audio in ("flac", "keep"):
+        report = run(Case("jsonl", "train", files, {}), tmp_path / audio, audio=audio)
+        assert (report.made, texts(tmp_path / audio)) == (2, ["one", "two"])
+
+
+def test_bad_rows_of_a_list_are_counted_by_reason(tmp_path: Path) -> None:
+    good = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "a"}], "text": "one"}
+    bad = [good | {"rejected_response": "a"}, good | {"images": ["a.png"]}, good | {"label": True}]
+    files = {"a.json": json.dumps([*bad, *[good | {"id": i} for i in range(6)]])}
+    report = run(Case("jsonl", "train", files, {}), tmp_path, error_budget=0.5)
+    assert (report.made, report.dropped) == (6, {"identical pair": 1, "bad line": 2})
+
+
+def files_of(folder: Path, *names: str, split: str = "train", config: str = "") -> list[str]:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(table_bytes([{"audio": audio_cell("a.wav"), "text": "a"}]))
+    found = table_files(Request((str(folder),), split, config=config))
+    return [Path(name).relative_to(folder).as_posix() for name in found]
+
+
+def test_splits_in_parts_are_named_not_mixed(tmp_path: Path) -> None:
+    libri = (
+        "clean/train.100/0000.parquet",
+        "clean/train.360/0000.parquet",
+        "clean/test/0000.parquet",
+        "other/train.500/0.parquet",
+    )
+    with pytest.raises(
+        ValueError, match=r"split 'train' is train\.100, train\.360 here: .*split=\[train\.100,train\.360\]"
+    ):
+        files_of(tmp_path / "a", *libri, config="clean")
+    assert files_of(tmp_path / "a", split="train.100", config="clean") == [libri[0]]
+    assert files_of(tmp_path / "a", split="test", config="clean") == [libri[2]]
+    assert files_of(tmp_path / "a", config="other") == [libri[3]]
+    chat = (
+        "data/train_sft-00000-of-00001.parquet",
+        "data/train_gen-00000-of-00001.parquet",
+        "data/test_sft-00000-of-00001.parquet",
+    )
+    with pytest.raises(ValueError, match="split 'train' is train_gen, train_sft here"):
+        files_of(tmp_path / "b", *chat)
+    assert files_of(tmp_path / "b", split="train_sft") == [chat[0]]
+    # Numbered files are one split.
+    for i, (one, two) in enumerate((("train-00000-of-00002", "train-00001-of-00002"), ("train_1", "train_2"),
+                                    ("a", "b"), ("train/0000", "train/0001"), ("train-001", "train-002"))):  # fmt: skip
+        assert files_of(tmp_path / f"c{i}", f"{one}.parquet", f"{two}.parquet") == [f"{one}.parquet", f"{two}.parquet"]
+    exact = ("train.parquet", "train_extra.parquet")
+    assert files_of(tmp_path / "d", *exact) == ["train.parquet"]
+
+
+def test_chats_of_a_hugging_face_folder(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "<audio>?"}, {"from": "gpt", "value": "Rain."}]
+    asked = [{"type": "audio", "text": None}, {"type": "text", "text": "?"}]
+    typed = [{"role": "user", "content": asked, "loss": None},
+             {"role": "assistant", "content": [{"type": "text", "text": "Rain."}], "loss": False}]  # fmt: skip
+    for number, row in enumerate(({"conversations": turns}, {"messages": typed}, {"query": "?", "response": "Rain."},
+                                  {"messages": typed[:1], "chosen": "Rain.", "rejected": "Snow."})):  # fmt: skip
+        rows = [{"audio": audio_cell("a.wav"), "text": str(i), "channel": "x", **row} for i in range(2)]
+        bad = {"rejected": ["Snow.", "Rain."]} if "chosen" in row else {}
+        rows = [each | {name: values[i] for name, values in bad.items()} for i, each in enumerate(rows)]
+        case = Case("huggingface", "train", {"train.parquet": table_bytes(rows)}, {})
+        report = run(case, tmp_path / str(number), error_budget=0.5)
+        assert (report.made, report.dropped) == ((1, {"identical pair": 1}) if bad else (2, {}))
+        assert any("channel" in note for note in report.notes)
+        (shard,) = (tmp_path / str(number) / "out").glob("*.tar")
+        record = json.loads(load_index(str(shard)).table["meta"][0].as_py())
+        assert record["messages"][0]["content"] == "<audio>?"
+        assert record.get("chosen", record["messages"][-1]["content"]) == "Rain."
+
+
+def test_reports_hold_the_notes(tmp_path: Path) -> None:
+    files = {"metadata.csv": "path,sentence,mood_of_day\na.wav,one,x\n", "a.wav": SECONDS}
+    report = run(Case("table", "train", files, {}), tmp_path)
+    assert isinstance(report, Report)
+    assert "note: columns that were not taken: mood_of_day (1)" in report.text()

@@ -1,0 +1,230 @@
+"""The quickstart's clock and recipes: what it says of time, what it refuses, and what a smaller recipe claims."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+import quickstart
+import quickstart_report
+import quickstart_time
+from quickstart_recipes import PARTS, RECIPES, STAGES, settings
+from quickstart_time import COSTS, Clock, Probe, advice, calibrate, expected
+
+from qa_train.config import config_dir, register, to_stage_config
+
+ROOT = Path(__file__).parent.parent
+QUICK = Probe(encoder=0.004, step=0.45, answer=0.15, busy=1.0, arithmetic="bfloat16")
+
+
+def test_every_part_has_a_cost_and_an_output(tmp_path: Path) -> None:
+    assert tuple(COSTS) == PARTS
+    assert set(quickstart.Quickstart(tmp_path / "run", RECIPES["smoke"]).outputs()) == set(PARTS)
+
+
+def test_smaller_recipes_take_less_and_slower_machines_more() -> None:
+    full, short, smoke = (expected(QUICK, RECIPES[name], 2) for name in ("full", "short", "smoke"))
+    assert sum(full.values()) > 2 * sum(short.values()) > 4 * sum(smoke.values()) / 3
+    assert all(full[part] >= short[part] >= smoke[part] > 0 for part in PARTS)
+    slow = Probe(encoder=0.02, step=4.5, answer=0.15, busy=1.0, arithmetic="float32")
+    by_step = expected(slow, RECIPES["full"], 2)["sft"] - full["sft"]
+    assert by_step == pytest.approx(COSTS["sft"]["step"] * (4.5 - 0.45))
+    assert expected(QUICK, RECIPES["full"], 1) == {part: 2 * seconds for part, seconds in full.items()}
+    busy = Probe(encoder=0.004, step=0.45, answer=0.15, busy=3.0, arithmetic="bfloat16")
+    assert sum(expected(busy, RECIPES["full"], 2).values()) == pytest.approx(3 * sum(full.values()))
+
+
+def test_what_is_left_follows_what_the_parts_really_took() -> None:
+    plan = dict.fromkeys(PARTS, 60.0)
+    clock = Clock(plan, {"data"})
+    assert clock.left() == 600
+    # 60 s more than said, of 660 s: the plan has the weight of 66 s. Nothing is known of training yet.
+    assert clock.finish("untrained model", 120.0) == "2 of 11 parts, about 13 min left"
+    assert clock.left() == pytest.approx(9 * 60 * (120 + 66) / (60 + 66))
+    clock.finish("evaluate before", 120.0)
+    # Training is as quick as said: the two trainings left take 60 s each, the other five parts more.
+    assert clock.finish("pretrain", 60.0).startswith("4 of 11 parts, about ")
+    assert clock.left() == pytest.approx(2 * 60 + 5 * 60 * (240 + 66) / (120 + 66))
+    for part in PARTS[4:-1]:
+        clock.finish(part, 60.0)
+    assert clock.finish("export", 1.0) == "11 of 11 parts"
+    assert clock.left() == 0
+    assert "data" in clock.table()
+    assert clock.table().count("done before") == len(PARTS)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "minutes", "agreed", "starts", "says"),
+    [
+        ("full", 15, False, True, ""),
+        ("full", 50, False, True, "the short recipe about 10 min (another folder: scripts/quickstart.sh --short)"),
+        ("full", 61, False, False, "  scripts/quickstart.sh --short\n  scripts/quickstart.sh x --yes"),
+        ("full", 600, False, False, "about 10.0 hours"),
+        ("full", 600, True, True, "the short recipe about 10 min"),
+        ("short", 50, False, True, "about 50 min"),
+        ("short", 90, False, False, "scripts/quickstart.sh x --short --yes"),
+        ("short", 90, True, True, "about 1.5 hours"),
+        ("smoke", 600, False, True, ""),
+    ],
+)
+def test_hours_are_never_started_unasked(recipe: str, minutes: int, agreed: bool, starts: bool, says: str) -> None:
+    words, start = advice(60.0 * minutes, 600.0, RECIPES[recipe], "x", agreed)
+    assert start is starts
+    assert says in words
+    assert bool(words) is (minutes > 40 and recipe != "smoke")
+
+
+def test_a_slow_machine_ends_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Probe(encoder=0.2, step=31.0, answer=0.2, busy=1.0, arithmetic="float32")
+    monkeypatch.setattr(quickstart_time, "measured", lambda pool, processes: slow)
+    quick = quickstart.Quickstart(tmp_path / "run", RECIPES["full"])
+    with pytest.raises(SystemExit, match=r"scripts/quickstart\.sh --short"):
+        quick.plan(agreed=False)
+    assert not (tmp_path / "run" / "plan.json").exists()
+    quick = quickstart.Quickstart(tmp_path / "run", RECIPES["full"])
+    quick.plan(agreed=True)
+    assert json.loads((tmp_path / "run" / "plan.json").read_text())["recipe"] == "full"
+    quick.close()
+
+
+def test_parts_say_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = quickstart.Quickstart(tmp_path / "run", RECIPES["full"])
+    quick.clock = Clock(dict.fromkeys(PARTS, 100.0), set())
+    output = quick.outputs()["data"]
+    output.parent.mkdir()
+    quick.part("data", output.touch)
+    assert "[data] 1 s; 1 of 11 parts, about" in capsys.readouterr().out
+    quick.part("data", lambda: pytest.fail("done twice"))
+    assert "done before" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="ended without making"):
+        quick.part("export", lambda: None)
+
+
+def test_a_folder_keeps_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quickstart_time.remember(tmp_path / "plan.json", RECIPES["short"], QUICK)
+    monkeypatch.setattr(sys, "argv", ["quickstart.py", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"holds the recipe 'short': go on with .* --short"):
+        quickstart.main()
+    assert quickstart.default_folder("full") == Path("runs/quickstart")
+    assert quickstart.default_folder("short") != quickstart.default_folder("full")
+
+
+@pytest.mark.parametrize("name", ["full", "short", "smoke"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_recipes_compose_and_look_where_they_are_told(name: str, stage: str) -> None:
+    register()
+    recipe = RECIPES[name]
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir().resolve())):
+        words = [f"experiment=quickstart_{stage}", "run.dir=/elsewhere/x", *recipe.overrides(stage)]
+        here = to_stage_config(compose(stage, words))
+        there = to_stage_config(compose(stage, [*words, "data.root=/q"]))
+    assert here.trainer.max_steps == recipe.steps.get(stage, settings(stage)["max_steps"])
+    assert recipe.share(stage, "step") == here.trainer.max_steps / settings(stage)["max_steps"]
+    # The place of the run moves nothing but the run.
+    assert here.data.encoder_cache == "runs/quickstart/encoder-cache"
+    assert there.data.encoder_cache == "/q/encoder-cache"
+    for cfg, root in ((here, "runs/quickstart/"), (there, "/q/")):
+        own = [s for source in cfg.data.sources.values() for s in source.shards if "starter" not in s]
+        assert own
+        assert all(shard.startswith(f"{root}data/") for shard in own)
+        assert cfg.model.checkpoint in (None, f"{root}pretrain", f"{root}sft")
+
+
+def finished_run(folder: Path, recipe: str = "full") -> None:
+    """A run in which every part took what ``Clock`` says for QUICK."""
+    quickstart_time.remember(folder / "plan.json", RECIPES[recipe], QUICK)
+    seconds = expected(QUICK, RECIPES[recipe], 2)
+    (folder / "seconds.json").write_text(json.dumps({"install": 50.0, **seconds}))
+    for stage in STAGES:
+        (folder / stage).mkdir()
+        steps = COSTS[stage]["step"] * QUICK.step
+        rows = [{"step": i, "seconds": steps / 10} for i in range(10)] + [{"step": 10, "eval/x": 1.0}]
+        (folder / stage / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_costs_come_back_from_a_run(tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    found = calibrate(tmp_path)
+    assert list(found) == list(PARTS)
+    again = {part: sum(n * getattr(QUICK, unit) for unit, n in units.items()) for part, units in found.items()}
+    assert again == pytest.approx(expected(QUICK, RECIPES["full"], 2), rel=0.01)
+    assert found["sft"] == pytest.approx(COSTS["sft"], rel=0.01)
+
+
+def test_only_a_whole_run_calibrates(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not that of a full run"):
+        calibrate(tmp_path)
+    finished_run(tmp_path)
+    seconds = json.loads((tmp_path / "seconds.json").read_text())
+    del seconds["dpo"]
+    (tmp_path / "seconds.json").write_text(json.dumps(seconds))
+    with pytest.raises(ValueError, match="dpo is missing"):
+        calibrate(tmp_path)
+
+
+def test_the_probe_is_asked_for_in_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = iter([1.0, 3.0])
+
+    def one() -> dict[str, Any]:
+        return {"encoder": 0.1, "step": next(numbers), "answer": 0.1, "busy": 1.0, "arithmetic": "float32"}
+
+    monkeypatch.setattr(quickstart_time, "probe", one)
+    with ThreadPoolExecutor(1) as pool:
+        assert quickstart_time.measured(pool, 2).step == 2.0
+
+
+def test_the_probe_measures_the_model_that_trains() -> None:
+    found = quickstart_time.probe()
+    assert found["arithmetic"] in ("bfloat16", "float32")
+    assert found["busy"] >= 1
+    # A step is dearer than a second of encoding, on any machine.
+    assert 0 < found["encoder"] < found["step"] < 600
+
+
+@pytest.mark.parametrize(("name", "targets"), [("full", True), ("short", False)])
+def test_a_smaller_recipe_claims_no_targets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, targets: bool
+) -> None:
+    monkeypatch.setattr(quickstart_report, "write_report", lambda *_: None)
+    score = {"metric": "accuracy", "value": 50.0, "ci_low": 40.0, "ci_high": 60.0, "n": 10}
+    names = (
+        *quickstart_report.TARGETS, *quickstart_report.QUESTIONS, *quickstart_report.ANALYSIS, quickstart_report.DENIAL
+    )  # fmt: skip
+    (tmp_path / "eval").mkdir()
+    for stage in quickstart_report.STAGES:
+        (tmp_path / "eval" / f"{stage}.json").write_text(json.dumps(dict.fromkeys(names, score)))
+    quick = SimpleNamespace(root=tmp_path, seconds={"data": 1.0}, recipe=RECIPES[name])
+    results = json.loads(quickstart_report.write_results(quick).read_text())
+    assert any("target" in row for row in results["metrics"]) is targets
+    assert all("ci" in row for row in results["metrics"] if row["unit"] != "points")
+    assert ("short" in results["title"]) is not targets
+    assert any("not claimed" in note for note in results["notes"]) is not targets
+
+
+@pytest.mark.slow
+def test_the_whole_script(tmp_path: Path) -> None:
+    command = [sys.executable, "scripts/quickstart.py", str(tmp_path / "q"), "--smoke"]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "11 of 11 parts" in done.stdout
+    screen = done.stdout + done.stderr
+    for leak in ("Loading weights", "Writing model shards", "Traceback"):
+        assert leak not in screen
+    results = json.loads((tmp_path / "q" / "results.json").read_text())
+    assert len(results["metrics"]) > 10
+    # Nothing is done twice, and nothing measured for it.
+    again = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=600)
+    assert again.stdout.count("done before") == len(PARTS)
+    assert "measuring" not in again.stdout
