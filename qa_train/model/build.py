@@ -36,6 +36,7 @@ from qa_train.model.sharded import made_once, shards_weights, whole_weights
 from qa_train.model.tokenizers import AUDIO, END_OF_TEXT, TURN_END, load_tokenizer, token_id
 from qa_train.model.unpadded import UnpaddedQwen2AudioForConditionalGeneration
 from qa_train.model.weights import ADAPTER, adapter_state, check_finite, freeze, match, model_name, weight_files
+from qa_train.utils.manifest import MANIFEST
 
 logger = logging.getLogger(__name__)
 Model = UnpaddedQwen2AudioForConditionalGeneration
@@ -255,9 +256,9 @@ def find_checkpoint(source: str | Path) -> str:
     if path.name == "checkpoints":
         saved = [p for p in path.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
         # A run writes the manifest last: without it the folder is a save that was interrupted.
-        whole = [p for p in saved if (_has_weights(p) or has_adapters(p)) and (p / "manifest.json").is_file()]
+        whole = [p for p in saved if (_has_weights(p) or has_adapters(p)) and (p / MANIFEST).is_file()]
         if not whole:
-            raise ValueError(f"{path} has no finished checkpoint (checkpoint-N with weights and manifest.json)")
+            raise ValueError(f"{path} has no finished checkpoint (checkpoint-N with weights and {MANIFEST})")
         path = max(whole, key=lambda p: int(p.name.removeprefix("checkpoint-")))
     if not _has_weights(path) and not has_adapters(path):
         raise ValueError(f"{path} is no model folder: config.json or model.safetensors (or its index) is missing")

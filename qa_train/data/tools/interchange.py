@@ -29,6 +29,7 @@ from qa_train.data.text.prompts import CHAT, PromptBank
 from qa_train.data.text.records import BadRecord
 from qa_train.data.text.sample import AudioPart, Sample
 from qa_train.data.tools.outside import Outside
+from qa_train.utils.atomic import whole
 
 Line = tuple[list[dict[str, Any]], list[Path | Source], dict[str, Any]]
 log = logging.getLogger(__name__)
@@ -112,25 +113,23 @@ def shards_to_jsonl(
     folder.mkdir(parents=True, exist_ok=True)
     bank = PromptBank.load()
     names: set[str] = set()
-    part = out.with_name(out.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        for shard in storage.expand(shards):
-            for row in load_index(shard, cfg).table.to_pylist():
-                record = json.loads(row["meta"])
-                sample = bank.sample(record, task, "chat", row["key"], 0, 0, pair="chosen" in record)
-                audios = [
-                    _save(folder, f"{row['key']}.{name}", raw, names, overwrite)
-                    for name, raw in zip(row["names"], _clips(shard, row, cfg), strict=True)
-                ]
-                line = _line(record, sample) | {"audios": [f"{folder.name}/{name}" for name in audios]}
-                if task != CHAT:
-                    # `qa-train eval data=` scores by it.
-                    line["task"] = task
-                file.write(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n")
-    if out.exists() and not overwrite and not filecmp.cmp(part, out, shallow=False):
-        part.unlink()
-        raise _other_content(out)
-    part.replace(out)
+    with whole(out) as part:
+        with part.open("w", encoding="utf-8") as file:
+            for shard in storage.expand(shards):
+                for row in load_index(shard, cfg).table.to_pylist():
+                    record = json.loads(row["meta"])
+                    sample = bank.sample(record, task, "chat", row["key"], 0, 0, pair="chosen" in record)
+                    audios = [
+                        _save(folder, f"{row['key']}.{name}", raw, names, overwrite)
+                        for name, raw in zip(row["names"], _clips(shard, row, cfg), strict=True)
+                    ]
+                    line = _line(record, sample) | {"audios": [f"{folder.name}/{name}" for name in audios]}
+                    if task != CHAT:
+                        # `qa-train eval data=` scores by it.
+                        line["task"] = task
+                    file.write(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n")
+        if out.exists() and not overwrite and not filecmp.cmp(part, out, shallow=False):
+            raise _other_content(out)
     return sum(1 for _ in out.open("rb"))
 
 
