@@ -17,7 +17,7 @@ from omegaconf import MISSING
 
 from data_pipelines.chat_shards import Chat, ChatJob, Place, build, index_digest, places, shard_paths
 from data_pipelines.import_report import Report
-from data_pipelines.split import draw
+from data_pipelines.split import draw, pick
 from qa_train.config import parse_options
 from qa_train.data.text.prompts import PromptBank, Unqualified
 from qa_train.data.text.records import BadRecord
@@ -174,16 +174,12 @@ def _yes_no(place: Place, labels: list[str], seed: int) -> tuple[str, str, str] 
     if not mine or not others:
         return None
     present = draw(seed, place.key, "present") < 0.5
-    label = _pick(mine if present else others, seed, place.key, "label")
+    label = pick(mine if present else others, seed, place.key, "label")
     question, answer = (
-        _pick(_YES_NO, seed, place.key, "wording"),
-        _pick(_YES if present else _NO, seed, place.key, "reply"),
+        pick(_YES_NO, seed, place.key, "wording"),
+        pick(_YES if present else _NO, seed, place.key, "reply"),
     )
     return ("present" if present else "absent", question.format(label.lower()), answer.format(label.lower()))
-
-
-def _pick(items: Any, *names: object) -> str:
-    return str(items[int(draw(*names) * len(items))])
 
 
 def _messages(turns: list[tuple[str, str, str]]) -> tuple[list[dict[str, str]], list[str]]:

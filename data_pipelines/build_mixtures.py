@@ -24,7 +24,7 @@ from data_pipelines.chat_shards import Chat, ChatJob, Place, build, in_parts, pl
 from data_pipelines.clip import SAMPLE_RATE
 from data_pipelines.import_report import Report
 from data_pipelines.speakers import Speaker, SpeakerOptions, open_speaker
-from data_pipelines.split import draw
+from data_pipelines.split import draw, pick
 from qa_train.config import parse_options
 
 USAGE = """qa-train data mixtures speech=[FILES] sounds=[FILES] out=FOLDER [key=value ...]
@@ -128,15 +128,15 @@ def _found(paths: Any, options: MixtureConfig, keep: Any) -> list[Place]:
 def _spec(kind: str, number: int, speech: list[Place], sounds: list[Place], options: MixtureConfig) -> dict[str, Any]:
     """What one mixture is made of, as JSON."""
     names = (options.seed, kind, number)
-    one = _pick(speech, *names, "one")
+    one = pick(speech, *names, "one")
     others = [each for each in speech if each.record["text"] != one.record["text"]]
     if kind == "two" and not others:
         raise ValueError("data mixtures: two speakers need two different texts")
     strangers = [each for each in others if each.record.get("speaker") != one.record.get("speaker")] or others
     parts = {
-        "over": lambda: [one, _pick(sounds, *names, "sound")],
-        "two": lambda: [one, _pick(strangers, *names, "other")],
-        "command": lambda: [_pick(sounds, *names, "sound")],
+        "over": lambda: [one, pick(sounds, *names, "sound")],
+        "two": lambda: [one, pick(strangers, *names, "other")],
+        "command": lambda: [pick(sounds, *names, "sound")],
     }[kind]()
     low, high = options.snr_db
     return {
@@ -184,7 +184,7 @@ def _over(spec: dict[str, Any], found: list[Place], settings: dict[str, Any], sp
     parts = [_part(speech, 0, len(wave)), _part(sound, 0, len(wave)) | {"snr_db": spec["snr_db"]}]
     names = (settings["seed"], spec["key"])
     words = draw(*names, "asked") < 0.5
-    question = _pick(_WORDS if words else _BEHIND, *names, "wording")
+    question = pick(_WORDS if words else _BEHIND, *names, "wording")
     answer = str(speech.record["text"]) if words else name_of(sound.record)
     return at_snr(wave, sound.wave(), spec["snr_db"]), parts, question, answer
 
@@ -200,7 +200,7 @@ def _two(spec: dict[str, Any], found: list[Place], settings: dict[str, Any], spe
     parts = [_part(found[0], 0, len(first)), _part(found[1], len(first) + pause, len(wave))]
     one, other = (str(place.record["text"]) for place in found)
     asked = int(draw(*names, "asked") * 3)
-    question = _pick((_BOTH, _FIRST, _SECOND)[asked], *names, "wording")
+    question = pick((_BOTH, _FIRST, _SECOND)[asked], *names, "wording")
     answer = (f"The first speaker says: {one}\nThe second speaker says: {other}", one, other)[asked]
     return wave, parts, question, answer
 
@@ -209,7 +209,7 @@ def _command(spec: dict[str, Any], found: list[Place], settings: dict[str, Any],
     """A spoken command before or after a sound, or over it; there is no text to say which is which."""
     names = (settings["seed"], spec["key"])
     (sound,) = found
-    text = _pick(COMMANDS, *names, "command")
+    text = pick(COMMANDS, *names, "command")
     speech = speaker(text, int(draw(*names, "voice") * 2**31), settings["split"] == "test")
     voice = {"text": text, "voice": speech.voice, "speed": speech.speed}
     order = ("before", "after", "over")[int(draw(*names, "order") * 3)]
@@ -239,7 +239,3 @@ def _part(place: Place, start: int, end: int) -> dict[str, Any]:
 
 def _span(start: int, end: int) -> dict[str, float]:
     return {"start_s": round(start / SAMPLE_RATE, 3), "end_s": round(end / SAMPLE_RATE, 3)}
-
-
-def _pick(items: Any, *names: object) -> Any:
-    return items[int(draw(*names) * len(items))]

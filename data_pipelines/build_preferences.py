@@ -38,7 +38,7 @@ from data_pipelines.preferences import (
     with_words,
     without_words,
 )
-from data_pipelines.split import draw
+from data_pipelines.split import draw, pick
 from qa_train.config import parse_options
 from qa_train.data.shards.index import load_index
 
@@ -138,7 +138,7 @@ def _of_like_length(text: str, texts: list[str], *names: object) -> str | None:
     """Another one of the texts (by length), among those nearest: length alone cannot tell that it is wrong."""
     at = bisect_left(texts, (len(text), text), key=lambda other: (len(other), other))
     near = [other for other in texts[max(0, at - _NEAR // 2) : at + _NEAR // 2 + 1] if other != text]
-    return _pick(near, *names, "other") if near else None
+    return pick(near, *names, "other") if near else None
 
 
 def contrast(shard: str, digest: str, labels: list[str], settings: dict[str, Any]) -> Iterator[Chat]:
@@ -169,13 +169,13 @@ def pairs_of(place: Place, texts: dict[str, list[str]], labels: list[str], setti
 
 def _about_words(place: Place, texts: dict[str, list[str]], settings: dict[str, Any]) -> Iterator[Made]:
     record, names = place.record, (settings["seed"], place.key)
-    question = _pick(QUESTIONS, *names, "question")
+    question = pick(QUESTIONS, *names, "question")
     text = record.get("text")
     if not text:
         heard = labels_of(record)
         # Without a label, nobody has listened: there may be speech.
         if heard and settings["said"] and not set(heard) & set(settings["voices"]):
-            yield "invented speech", question, NO_SPEECH, _pick(settings["said"], *names, "invented")
+            yield "invented speech", question, NO_SPEECH, pick(settings["said"], *names, "invented")
         return
     words = text.split()
     if len(words) < MIN_WORDS:
@@ -195,15 +195,15 @@ def _about_sounds(place: Place, labels: list[str], settings: dict[str, Any]) -> 
     words = {word for label in mine for word in label.lower().split()}
     others = [label for label in labels if not words & set(label.lower().split())]
     if mine and others:
-        other = _pick(others, *names, "other sound")
+        other = pick(others, *names, "other sound")
         if len(mine) == 1:
-            question = _pick(SOUND_QUESTIONS, *names, "sound question")
+            question = pick(SOUND_QUESTIONS, *names, "sound question")
             yield "wrong sound", question, mine[0], other
             yield "sound denied", question, mine[0], denial(*names)
         # One of the two: whoever says no to everything must be wrong half the time.
         present = draw(*names, "present") < 0.5
-        label = (_pick(mine, *names, "mine") if present else other).lower()
-        asked = _pick(_HEARD, *names, "heard").format(label)
+        label = (pick(mine, *names, "mine") if present else other).lower()
+        asked = pick(_HEARD, *names, "heard").format(label)
         yes, no = f"Yes, I hear {label}.", f"No, I do not hear {label}."
         yield ("present event", asked, yes, no) if present else ("absent event", asked, no, yes)
     timed = [event for event in record.get("events") or [] if "start" in event and "end" in event]
@@ -212,7 +212,7 @@ def _about_sounds(place: Place, labels: list[str], settings: dict[str, Any]) -> 
         one, two = first["label"].lower(), then["label"].lower()
         # Sounds that overlap have no clear order.
         if one != two and first["end"] <= then["start"]:
-            asked = _pick(_ORDER, *names, "order question")
+            asked = pick(_ORDER, *names, "order question")
             yield "swapped order", asked, f"First {one}, then {two}.", f"First {two}, then {one}."
 
 
@@ -224,7 +224,7 @@ def _about_mode(place: Place) -> Iterator[Made]:
         return
     if spoken[0]["content"] == "<audio>" and isinstance(spoken[1]["content"], str):
         answer = spoken[1]["content"]
-        yield "answered, not transcribed", _pick(QUESTIONS, place.key, "transcribe"), text, answer
+        yield "answered, not transcribed", pick(QUESTIONS, place.key, "transcribe"), text, answer
         yield "transcribed, not answered", "", answer, text
 
 
@@ -247,7 +247,3 @@ def lessons(paths: list[Path]) -> dict[str, Any]:
         for name in ("chosen_words", "rejected_words"):
             family[name] = round(family[name] / family["pairs"], 2)
     return dict(sorted(found.items()))
-
-
-def _pick(items: Any, *names: object) -> str:
-    return str(items[int(draw(*names) * len(items))])

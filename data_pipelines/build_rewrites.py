@@ -29,6 +29,7 @@ from qa_train.data.shards.storage import expand, open_binary
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.llm.client import Endpoint
 from qa_train.llm.judge import Judge, Verdict
+from qa_train.utils import draws
 
 PROMPT = """You improve training data for an assistant that listens to recordings. Below are a question about a
 recording and the correct answer. Say both anew, as a person would ask and a helpful assistant that has heard the
@@ -127,7 +128,7 @@ def _rewrite_shard(path: str, options: RewriteConfig, writer: Judge, shard: Shar
         (row["key"], turn.user): _prompt(turn, row["key"])
         for row, record in rows
         for turn in _turns(record)
-        if _drawn(row["key"], turn.user) < options.share
+        if draws.share([row["key"], turn.user]) < options.share
     }
     verdicts = dict(zip(asked, writer.ask(list(asked.values())), strict=True))
     with open_binary(path, options.storage) as file:
@@ -259,14 +260,8 @@ def _polarity(text: str) -> str | None:
 
 
 def _prompt(turn: Turn, key: str) -> str:
-    variation = int(_drawn(key, turn.user, "variation") * _VARIATIONS) + 1
+    variation = int(draws.share([key, turn.user, "variation"]) * _VARIATIONS) + 1
     return PROMPT.format(question=turn.question, answer=turn.answer, variation=variation)
-
-
-def _drawn(*names: object) -> float:
-    """A number in [0, 1) that depends on the names alone."""
-    digest = hashlib.blake2b(json.dumps(names).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
 
 
 _PROMPT_DIGEST = hashlib.sha256(PROMPT.encode()).hexdigest()

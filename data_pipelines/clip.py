@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import soxr
+
+from qa_train.data.audio.waveform import MAX_CLIP_S, read_clip
 
 SAMPLE_RATE = 16_000
 # The waveform of a text-only record.
@@ -45,6 +46,5 @@ def to_mono_16k(wave: np.ndarray, sample_rate: int) -> np.ndarray:
 
 
 def read_sound_file(path: Path) -> np.ndarray:
-    """Any file that libsndfile reads, as mono 16 kHz float32."""
-    wave, sample_rate = soundfile.read(path, dtype="float32")
-    return to_mono_16k(wave, sample_rate)
+    """Any file of sound, as mono 16 kHz float32. Raises BadAudio."""
+    return to_mono_16k(read_clip(path, max_duration_s=MAX_CLIP_S), SAMPLE_RATE)

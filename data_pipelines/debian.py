@@ -33,8 +33,3 @@ def unpack(debs: list[Path], root: Path) -> Path:
             subprocess.run(["dpkg-deb", "-x", str(deb), str(root)], check=True)
             marker.touch()
     return root
-
-
-def copyright_text(root: Path, package: str) -> str:
-    """The copyright file that Debian ships with an unpacked ``package``."""
-    return (root / "usr/share/doc" / package / "copyright").read_text(encoding="utf-8")

@@ -33,6 +33,7 @@ from data_pipelines.make_shards import RECIPE_SUFFIX, Job, make
 from qa_train.config import parse_options
 from qa_train.data.shards.index import load_index
 from qa_train.data.tools.outside import Outside
+from qa_train.utils import draws
 from qa_train.utils.progress import progress
 
 USAGE = """qa-train data import CORPUS path=FOLDER out=FOLDER [split=SPLIT] [key=value ...]
@@ -201,7 +202,7 @@ def _listing(
         record = known | found.record | constant | options.fields
         reason = _left_out(corpus, found, record, options, block)
         key = f"{prefix}-{_safe(found.name)}"
-        digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+        digest = draws.digest(key)
         if reason is None and digest in seen:
             reason = ("duplicate name", key)
             report.bad += 1

@@ -26,6 +26,7 @@ import soundfile
 
 from data_pipelines.clip import SAMPLE_RATE, Clip
 from qa_train.data.shards.writer import ShardWriter
+from qa_train.utils.atomic import write_text
 
 RECIPE_SUFFIX = ".recipe"
 # Part of every recipe: raise it when a change of the code changes what is made.
@@ -99,9 +100,7 @@ def _run(job: Job) -> int:
     marker.unlink(missing_ok=True)
     num = job.write()
     # The marker comes last and appears whole: a killed job leaves none and is redone.
-    part = marker.with_name(marker.name + ".part")
-    part.write_text(job.recipe + "\n", encoding="utf-8")
-    part.replace(marker)
+    write_text(marker, job.recipe + "\n")
     return num
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from data_pipelines.clip import Clip
 from data_pipelines.read_shards import read_shard
-from data_pipelines.split import draw
+from data_pipelines.split import draw, pick
 
 NO_SPEECH = "There is no speech in this recording."
 QUESTIONS = (
@@ -41,10 +41,6 @@ _WORSE = ("wrong clip", "words left out", "words added", "speech denied")
 _KEPT_FIELDS = ("language", "label", "split", "source", "license", "speaker", "text")
 
 
-def _pick(items: Sequence[Any], *names: object) -> Any:
-    return items[int(draw(*names) * len(items))]
-
-
 def without_words(words: list[str], *names: object) -> list[str]:
     """About a third of the words (at least one) left out, as one run."""
     num = max(1, round(len(words) / 3))
@@ -61,7 +57,7 @@ def with_words(words: list[str], other: list[str], *names: object) -> list[str]:
 def _worse_transcript(kind: str, text: str, others: list[str], *names: object) -> str:
     # A wrong transcript of like length cannot be told by its length alone.
     near = sorted(others, key=lambda other: (abs(len(other) - len(text)), draw(*names, other)))[:8]
-    other = _pick(near, *names, "other")
+    other = pick(near, *names, "other")
     if kind == "wrong clip":
         return str(other)
     if kind == "words left out":
@@ -73,7 +69,7 @@ def _worse_transcript(kind: str, text: str, others: list[str], *names: object) -
 
 def pair(clip: Clip, kind: str, *, chosen: str, rejected: str, seed: int, questions: Sequence[str] = QUESTIONS) -> Clip:
     """The clip as a preference record: messages end with the user's turn."""
-    question = _pick(questions, seed, clip.key, kind, "question")
+    question = pick(questions, seed, clip.key, kind, "question")
     facts = {name: clip.record[name] for name in _KEPT_FIELDS if name in clip.record}
     record = {
         **facts,
@@ -106,7 +102,7 @@ def make_pairs(clips: Sequence[Clip], *, seed: int, per_clip: int = PAIRS_PER_CL
     for clip in clips:
         label = clip.record.get("label")
         if label is not None and len(labels) > 1:
-            other = _pick([each for each in labels if each != label], seed, clip.key, "label")
+            other = pick([each for each in labels if each != label], seed, clip.key, "label")
             yield pair(clip, "wrong sound", chosen=label, rejected=other, seed=seed, questions=SOUND_QUESTIONS)
             denied = denial(seed, clip.key)
             yield pair(clip, "sound denied", chosen=label, rejected=denied, seed=seed, questions=SOUND_QUESTIONS)
@@ -116,7 +112,7 @@ def make_pairs(clips: Sequence[Clip], *, seed: int, per_clip: int = PAIRS_PER_CL
         for turn in range(per_clip):
             kind = "invented speech" if turn == 0 else f"invented speech {turn + 1}"
             # Worse is a transcript of something else, and just as much the answer to another question.
-            rejected = label if turn % 2 and label else _pick(texts, seed, clip.key, turn)
+            rejected = label if turn % 2 and label else pick(texts, seed, clip.key, turn)
             made = pair(clip, kind, chosen=NO_SPEECH, rejected=rejected, seed=seed)
             yield replace(made, record={**made.record, "family": "invented speech"})
     for clip in speech:

@@ -5,18 +5,23 @@ Draws are keyed hashes of names, so that adding a clip never moves another one a
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from data_pipelines.clip import Clip
 from data_pipelines.spoken_text import TextIndex
+from qa_train.utils import draws
 
 
 def draw(*names: object) -> float:
     """A number in [0, 1) that depends on ``names`` alone (blake2b)."""
-    digest = hashlib.blake2b("\x1f".join(map(str, names)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
+    return draws.share("\x1f".join(map(str, names)))
+
+
+def pick(items: Sequence[Any], *names: object) -> Any:
+    """One of ``items``, by a `draw`."""
+    return items[int(draw(*names) * len(items))]
 
 
 class _Joined:

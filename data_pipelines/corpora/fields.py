@@ -119,7 +119,7 @@ def _typed(name: str, value: Any) -> Any:
     if isinstance(value, bytes):
         raise ValueError(f"{name!r} holds bytes; map it to a column of text")
     if name in TEXTS:
-        if isinstance(value, list | dict):
+        if isinstance(value, list | dict | bool):
             raise ValueError(f"{name!r} must be text, found {type(value).__name__}")
         return str(value).strip()
     if name in LISTS:

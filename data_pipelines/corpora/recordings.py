@@ -22,7 +22,6 @@ import pyarrow.parquet
 
 from qa_train.data.audio.waveform import MIN_CLIP_SAMPLES, BadAudio, read_clip, read_frames, read_header, resample
 from qa_train.data.shards.clip_files import clip_bytes
-from qa_train.data.shards.remote import RemoteError
 from qa_train.data.shards.tar import MAX_MEMBER_BYTES, OTHER_AUDIO_EXTENSIONS
 
 # Taken where no other kind lies beside them (a video beside its sound).
@@ -84,7 +83,7 @@ def source_of(place: Recording) -> bytes | Path:
     if place.data:
         return base64.b64decode(place.data)
     if "://" in place.path:
-        return _fetched(place)
+        return clip_bytes(place.path)
     if place.offset is not None:
         with Path(place.path).open("rb") as file:
             file.seek(place.offset)
@@ -122,12 +121,16 @@ def wave_of(place: Recording, max_duration_s: float) -> np.ndarray:
     Raises TooLong, MissingAudio, or BadAudio when nothing usable is there.
     """
     source = source_of(place)
-    if place.whole:
-        if duration_s(source) > max_duration_s:
-            raise TooLong(f"{place.name}: {duration_s(source):.1f} s")
-        wave = read_clip(source, max_duration_s=max_duration_s + 1)
-    else:
-        wave = _segment(source, place, max_duration_s)
+    try:
+        frames, rate = read_header(source)
+        if not place.whole:
+            wave = _segment(source, place, frames, rate, max_duration_s)
+        elif frames / rate > max_duration_s:
+            raise TooLong(f"{frames / rate:.1f} s")
+        else:
+            wave = read_clip(source, max_duration_s=max_duration_s + 1)
+    except BadAudio as error:
+        raise type(error)(f"{place.name}: {error}") from error
     if len(wave) < MIN_CLIP_SAMPLES:
         raise BadAudio(f"{place.name}: {len(wave)} samples at 16 kHz, too few for one token")
     # Resampling a full-scale recording can overshoot 1.0, which the writer would clip.
@@ -135,27 +138,24 @@ def wave_of(place: Recording, max_duration_s: float) -> np.ndarray:
     return wave / peak if peak > 1.0 else wave
 
 
-def _segment(source: bytes | Path, place: Recording, max_duration_s: float) -> np.ndarray:
-    frames, rate = read_header(source)
+def _segment(source: bytes | Path, place: Recording, frames: int, rate: int, max_duration_s: float) -> np.ndarray:
+    """The part of a recording of ``frames`` samples at ``rate``; the errors do not name the file."""
     start = round(place.start_s * rate)
     end = frames if place.end_s is None else round(place.end_s * rate)
     # Lists round to a hundredth of a second: a segment may end that much behind the recording.
     if not 0 <= start < min(end, frames) or end > frames + rate // 10:
         raise BadAudio(
-            f"{place.name}: the segment from {place.start_s} s to {place.end_s} s does not lie within the "
+            f"the segment from {place.start_s} s to {place.end_s} s does not lie within the "
             f"recording of {frames / rate:.2f} s"
         )
     if (min(end, frames) - start) / rate > max_duration_s:
-        raise TooLong(f"{place.name}: a segment of {(end - start) / rate:.1f} s")
-    try:
-        wave = read_frames(source, start, min(end, frames))
-    except BadAudio as error:
-        raise BadAudio(f"{place.name}: {error}") from error
+        raise TooLong(f"a segment of {(end - start) / rate:.1f} s")
+    wave = read_frames(source, start, min(end, frames))
     if place.channel is not None and place.channel >= wave.shape[1]:
-        raise BadAudio(f"{place.name}: channel {place.channel} of {wave.shape[1]}")
+        raise BadAudio(f"channel {place.channel} of {wave.shape[1]}")
     mono = wave.mean(axis=1) if place.channel is None else wave[:, place.channel]
     if not np.isfinite(mono).all():
-        raise BadAudio(f"{place.name}: it contains NaN or infinite samples")
+        raise BadAudio("it contains NaN or infinite samples")
     return resample(np.ascontiguousarray(mono), rate)
 
 
@@ -176,14 +176,6 @@ def _elsewhere(path: Path) -> str:
     return (
         " (of another machine? prefix=[OLD,NEW] changes the beginning of paths in lists, by_name=true looks for names)"
     )
-
-
-def _fetched(place: Recording) -> bytes:
-    """The file at an address."""
-    try:
-        return clip_bytes(place.path)
-    except (OSError, RemoteError) as error:
-        raise MissingAudio(f"{place.path} cannot be fetched: {error}") from error
 
 
 def _cell(place: Recording) -> bytes:

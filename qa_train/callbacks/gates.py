@@ -17,13 +17,13 @@ from transformers import TrainerCallback
 
 from qa_train.config import GatesConfig, StorageConfig
 from qa_train.data.text.prompts import PromptBank
-from qa_train.eval.answers import write_atomically
 from qa_train.eval.eval_sets import EvalSet, record_questions
 from qa_train.eval.scores.normalise import transcript_words
 from qa_train.eval.scores.task_metrics import word_edits
 from qa_train.infer.encoded import EncodedClips
 from qa_train.infer.generate import Decoding, Generator, Item
 from qa_train.train.mixin import StopRun
+from qa_train.utils.atomic import write_text
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Gates(TrainerCallback):
                 # The line that a killed process was writing.
                 break
             kept += [line] if reading.step <= step else []
-        write_atomically(self.path, "".join(f"{line}\n" for line in kept))
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
         return bool(kept)
 
     def read(self, model: Any, step: int) -> Reading:

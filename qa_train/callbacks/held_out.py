@@ -25,7 +25,7 @@ from qa_train.config import EvalSetConfig
 from qa_train.data.audio.waveform import BadAudio
 from qa_train.data.shards.storage import expand
 from qa_train.data.text.prompts import PromptBank
-from qa_train.eval.answers import Outcome, predictions, write_atomically
+from qa_train.eval.answers import Outcome, predictions
 from qa_train.eval.eval_sets import EvalSet, is_right, keep_clip, record_questions
 from qa_train.eval.questions import Question, part_text
 from qa_train.eval.scores.task_metrics import Prediction, score
@@ -34,6 +34,7 @@ from qa_train.infer.generate import Decoding, Generator, Item, plan_batches
 from qa_train.train.distributed import from_main, world_size, zero_stage
 from qa_train.train.mixin import AudioTrainerMixin
 from qa_train.train.stage import Stage
+from qa_train.utils.atomic import write_text
 
 # In the run folder.
 FOLDER = "held_out"
@@ -226,7 +227,7 @@ def _rows(
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _refuse_training_data(name: str, held_out: EvalSetConfig, stage: Stage) -> None:

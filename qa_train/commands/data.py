@@ -69,11 +69,11 @@ def _through_ffmpeg(index: ShardIndex) -> Iterator[str]:
     """What to know about clips that libsndfile does not read."""
     from qa_train.data.shards.tar import MEDIA_EXTENSIONS
 
-    kinds = [name.rpartition(".")[2].lower() for names in index.table["names"].to_pylist() for name in names]
-    for kind, number in sorted(Counter(kind for kind in kinds if kind in MEDIA_EXTENSIONS).items()):
+    kinds = Counter(name.rpartition(".")[2].lower() for names in index.table["names"].to_pylist() for name in names)
+    if media := [f"{number} .{kind}" for kind, number in sorted(kinds.items()) if kind in MEDIA_EXTENSIONS]:
         yield (
-            f"{number} clips of type .{kind} were decoded by PyAV (extra media): training needs it too, and more time "
-            "than for flac: ffmpeg -i IN OUT.flac"
+            f"clips of which PyAV decoded the sound: {', '.join(media)}; training needs the extra media too, and more "
+            "time than for flac (ffmpeg -i IN OUT.flac)"
         )
 
 

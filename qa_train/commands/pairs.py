@@ -14,7 +14,7 @@ from typing import Any
 from qa_train.config import PairsConfig
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.prompts import PromptBank
-from qa_train.eval.answers import Journal, Outcome, read_journal, write_atomically
+from qa_train.eval.answers import Journal, Outcome, read_journal
 from qa_train.eval.eval_sets import EvalSet, record_questions
 from qa_train.eval.questions import Question, part_text
 from qa_train.eval.ranks import Ranks, ranks_from_environment
@@ -25,6 +25,7 @@ from qa_train.model import load_answering_model
 from qa_train.model.weights import weights_digest
 from qa_train.preferences.draw import askable, draw_answers
 from qa_train.preferences.rank import ByJudge, ByLabel, ByWordErrors, Pair, Ranker, balanced, ranked
+from qa_train.utils.atomic import write_json
 from qa_train.utils.progress import progress
 
 _EXAMPLES = 10
@@ -113,7 +114,7 @@ def pairs(options: PairsConfig) -> int:
     }  # fmt: skip
     if isinstance(ranker, ByJudge):
         report["judged"] = ranker.counts
-    write_atomically(out / REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_json(out / REPORT, report)
     print(json.dumps({name: value for name, value in report.items() if name != "examples"}, indent=2))
     print(f"pairs and examples to read: {out}")
     return 0

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qa_train.config import parse_options
+from qa_train.utils.atomic import write_text
 
 
 @dataclass
@@ -45,10 +46,8 @@ def dashboard(words: list[str]) -> int:
     out = Path(options.out) if options.out else folders[0] / "dashboard.html"
     refuse_foreign(out, overwrite=options.overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
     clips = Clips(out, options.audio_mib)
-    partial.write_text(render(runs, options.title, clips), encoding="utf-8")
-    partial.replace(out)
+    write_text(out, render(runs, options.title, clips))
     print(f"{out}: {len(runs)} run(s)")
     if clips.refused:
         shown = ", ".join(clips.refused[:3]) + (" ..." if len(clips.refused) > 3 else "")

@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +29,7 @@ from qa_train.data.order.passes import Passes
 from qa_train.data.source import Source
 from qa_train.data.text.noise import ordinary_tokens, replace_targets
 from qa_train.data.text.template import ENDOFTEXT, IGNORE, encode, encode_pair, special_id
+from qa_train.utils import draws
 from qa_train.utils.launch import end_with_parent
 from qa_train.utils.masking import name_of
 
@@ -311,8 +310,8 @@ class PreferenceBatches(Batches):
         """What the pair is by its tokens and clips, whatever it is called, and its number of tokens."""
         prompt, chosen, rejected, _ = self._tokens(ref)
         clips = [clip.id for clip in self.sources[ref.source].clips(ref.row)]
-        text = json.dumps([prompt, chosen, rejected, clips])
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), 2 * len(prompt) + len(chosen + rejected)
+        name = draws.digest([prompt, chosen, rejected, clips], 16).hex()
+        return name, 2 * len(prompt) + len(chosen + rejected)
 
     def build_pairs(self, refs: Sequence[SampleRef]) -> tuple[dict[str, Tensor], list[str]]:
         """Any pairs as one batch, with the id of each; unreadable ones are left out and logged.

@@ -27,6 +27,8 @@ from qa_train.data.text.prompts import CHAT, PromptBank, Unqualified
 from qa_train.data.text.records import same_answers
 from qa_train.data.text.sample import Sample
 from qa_train.data.text.template import IGNORE, encode, encode_pair
+from qa_train.utils import draws
+from qa_train.utils.identity import ById
 from qa_train.utils.masking import name_of
 
 # Sources of up to so many records are searched for records that two shards share; larger ones only for
@@ -195,11 +197,6 @@ class Source:
         tokens, tokens_squared, audio, audio_squared, scored = numbers
         return Lengths(tokens, tokens_squared, audio, audio_squared, scored, reasons)
 
-    def token_counts(self, rows: Ints, epochs: Ints) -> Ints:
-        """Tokens of each row with the wording of its epoch; 0 for rows left out."""
-        pairs = zip(rows.tolist(), epochs.tolist(), strict=True)
-        return np.asarray([self.lengths(np.asarray([row]), epoch).tokens[0] for row, epoch in pairs], dtype=np.int64)
-
     def _measure(
         self, row: int, kept: bool, epoch: int, key: str, samples: list[int], seconds: float, meta: str
     ) -> tuple[int, int, int, int, int] | str:
@@ -269,7 +266,7 @@ class Source:
         if shard not in self._kept_rows:
             good = np.flatnonzero(self._reasons(shard, quota=False) == "").tolist()
             keys = self._at.rows(shard)["key"].to_pylist()
-            good.sort(key=lambda row: hashlib.blake2b(keys[row].encode()).digest())
+            good.sort(key=lambda row: draws.digest(keys[row], 64))
             self._kept_rows[shard] = frozenset(good[: int(self.quotas[shard])])
         return self._kept_rows[shard]
 
@@ -323,7 +320,8 @@ class Source:
 
     def _fingerprint(self, data: DataConfig) -> str:
         cfg = self.cfg
-        parts: list[Any] = [cfg.task, cfg.template, sorted(cfg.where.items()), cfg.max_samples, self.bank.digest]
+        parts: list[Any] = [cfg.task, cfg.template, sorted(cfg.where.items()), cfg.max_samples]
+        parts.append(self.bank.digest(cfg.task))
         if cfg.last_turn_only:
             # What is scored is part of the cost.
             parts.append("last_turn_only")
@@ -332,7 +330,7 @@ class Source:
             data.max_duration_s,
             self.pairs,
             self.seed,
-            vocabulary_digest(_Id(self.tokenizer)),
+            vocabulary_digest(ById(self.tokenizer)),
         ]
         digest = hashlib.sha256(json.dumps(parts, default=str).encode())
         for path, fingerprint in zip(self.shards, self.table.fingerprints, strict=True):
@@ -340,21 +338,8 @@ class Source:
         return digest.hexdigest()
 
 
-class _Id:
-    """Hash a tokenizer by identity: it has neither a cheap equality nor a hash."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-
-    def __hash__(self) -> int:
-        return id(self.tokenizer)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Id) and other.tokenizer is self.tokenizer
-
-
 @lru_cache(maxsize=4)
-def vocabulary_digest(holder: _Id) -> str:
+def vocabulary_digest(holder: ById) -> str:
     """Token counts decide the packing, so the vocabulary is part of the order."""
-    vocabulary = json.dumps(sorted(holder.tokenizer.get_vocab().items()), ensure_ascii=False)
+    vocabulary = json.dumps(sorted(holder.thing.get_vocab().items()), ensure_ascii=False)
     return hashlib.sha256(vocabulary.encode()).hexdigest()

@@ -18,6 +18,7 @@ from qa_train.eval.questions import Question
 from qa_train.eval.scores.normalise import strip_tags
 from qa_train.eval.scores.task_metrics import Prediction, wilson_interval
 from qa_train.infer.generate import Answer, Decoding, Item
+from qa_train.utils.atomic import write_text
 
 # Clips held in memory at a time; batches are length-sorted within a chunk.
 CHUNK = 512
@@ -48,7 +49,7 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(dict(identity), sort_keys=True)]
         lines += [self._line(index, outcome) for index, outcome in self.outcomes.items()]
-        write_atomically(path, "\n".join(lines) + "\n")
+        write_text(path, "\n".join(lines) + "\n")
 
     @staticmethod
     def _line(index: int, outcome: Outcome) -> str:
@@ -81,13 +82,6 @@ def read_journal(path: Path, identity: Mapping[str, Any]) -> dict[int, Outcome]:
     if not rows or rows[0] != json.loads(json.dumps(dict(identity))):
         return {}
     return {row.pop("index"): Outcome(**row) for row in rows[1:]}
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it is never seen half-written."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def file_digest(path: Path) -> str:

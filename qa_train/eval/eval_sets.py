@@ -41,6 +41,7 @@ from qa_train.eval.scores.task_metrics import (
 )
 from qa_train.infer.encoded import EncodedClips
 from qa_train.infer.generate import Decoding, Generator
+from qa_train.utils import draws
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ def record_questions(eval_set: EvalSet, bank: PromptBank, storage: StorageConfig
                     reason = "does not qualify for the task"
                 else:
                     clips = clips_of(path, row)
-                    order = hashlib.blake2b(row["key"].encode()).digest()
+                    order = draws.digest(row["key"], 64)
                     question = _question(eval_set, metric, sample, record, partial(_load, reader, clips))
                     heard = sum(clip.num_tokens for clip in clips)
                     text = sum(len(part_text(message)) for message in question.sample.messages)

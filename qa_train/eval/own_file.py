@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from qa_train.data.text.json_rows import objects
-from qa_train.eval.answers import write_atomically
 from qa_train.eval.benchmarks.table import Benchmark
 from qa_train.eval.questions import Question, part_text, read_questions
 from qa_train.eval.scores.json_lines import read_predictions
+from qa_train.utils.atomic import write_text
 
 
 @dataclass(frozen=True)
@@ -107,4 +107,4 @@ def write_own_answers(path: Path, asked: Sequence[Asked], out: Path) -> None:
         answer = said[places[number]]
         kept = {name: answer[name] for name in ("prediction", "truncated", "error") if name in answer}
         lines.append(json.dumps(row | kept, ensure_ascii=False) + "\n")
-    write_atomically(out / "predictions.jsonl", "".join(lines))
+    write_text(out / "predictions.jsonl", "".join(lines))

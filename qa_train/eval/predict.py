@@ -31,7 +31,6 @@ from qa_train.eval.answers import (
     file_digest,
     listening_probe,
     read_journal,
-    write_atomically,
 )
 from qa_train.eval.benchmarks.table import JUDGED, UNSCORED, Benchmark
 from qa_train.eval.questions import MAX_CLIP_S, Question, load_clips, part_text
@@ -39,6 +38,7 @@ from qa_train.eval.ranks import Ranks
 from qa_train.eval.scores.labels import option_text
 from qa_train.eval.scores.task_metrics import WITHOUT_REFERENCE, check_references
 from qa_train.infer.generate import Decoding, Item, plan_batches
+from qa_train.utils.atomic import write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ def predict(
             _drop_results(out, ("scores.json", "judgements.jsonl"))
         kept = before["probe"] if same and (before.get("probe") or {}).get("asked") == probe else None
         run |= {"probe": kept or _probe(answerer, questions, outcomes, decoding, probe)}
-        write_atomically(out / "run.json", json.dumps(run, indent=2, ensure_ascii=False) + "\n")
+        write_json(out / "run.json", run)
     ranks.meet()
 
 
@@ -322,13 +322,13 @@ def _write(
             "truncated": outcome.truncated,
         }
         lines.append(json.dumps(line | ({"error": outcome.error} if outcome.error else {}), ensure_ascii=False) + "\n")
-    write_atomically(out / "predictions.jsonl", "".join(lines))
+    write_text(out / "predictions.jsonl", "".join(lines))
     if any("official" in row for row in rows):
         filled = []
         for row, outcome in zip(rows, outcomes, strict=True):
             said = option_text("" if outcome.error else outcome.text, row["choices"])
             filled.append(row["official"] | {"model_output": said, "model_prediction": said})
-        write_atomically(out / OFFICIAL, json.dumps(filled, indent=2, ensure_ascii=False) + "\n")
+        write_json(out / OFFICIAL, filled)
 
 
 def _probe(

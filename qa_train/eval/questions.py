@@ -22,7 +22,6 @@ import numpy as np
 from qa_train.data.audio.table_clip import clip_source
 from qa_train.data.audio.waveform import BadAudio, audio_tokens, read_clip
 from qa_train.data.shards.clip_files import clip_bytes, located
-from qa_train.data.shards.remote import RemoteError
 from qa_train.data.text.chat_rows import chat_record, is_chat
 from qa_train.data.text.content import Source, shown, source_of, user_message
 from qa_train.data.text.json_rows import objects
@@ -105,14 +104,13 @@ def load_clips(clips: Sequence[Path | Source], max_duration_s: float) -> tuple[n
     """Read clips (files, addresses, or bytes of files) as 16 kHz mono waveforms; BadAudio names the file."""
     waves = []
     for clip in clips:
-        source = clip_source(clip) if isinstance(clip, Path) else clip
-        if isinstance(source, Path) and not source.is_file():
-            raise BadAudio(f"{clip}: no such file")
         try:
-            raw = source if isinstance(clip, Path) else clip_bytes(clip)
+            raw = clip_source(clip) if isinstance(clip, Path) else clip_bytes(clip)
+            if isinstance(raw, Path) and not raw.is_file():
+                raise BadAudio("no such file")
             waves.append(read_clip(raw, max_duration_s=max_duration_s))
             audio_tokens(len(waves[-1]))
-        except (BadAudio, RemoteError) as error:
+        except BadAudio as error:
             raise BadAudio(f"{shown(clip) if isinstance(clip, bytes) else str(clip)}: {error}") from error
     return tuple(waves)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qa_train.data.text.records import LANGUAGES
-from qa_train.eval.answers import file_digest, write_atomically
+from qa_train.eval.answers import file_digest
 from qa_train.eval.benchmarks.airbench import mean_over_tasks
 from qa_train.eval.benchmarks.judged import Judgement, judged_breakdown, judged_result
 from qa_train.eval.benchmarks.table import JUDGED, UNSCORED, Benchmark, from_dict
@@ -22,6 +22,7 @@ from qa_train.eval.scores.labels import LETTERS, gold_option, tokens_match
 from qa_train.eval.scores.prediction import NoReferenceWords, Prediction
 from qa_train.eval.scores.task_metrics import ROWS_OF_ALL, bootstrap_interval, item_statistics, score
 from qa_train.llm.judge import Judge
+from qa_train.utils.atomic import write_json, write_text
 
 Row = dict[str, Any]
 
@@ -81,8 +82,8 @@ def score_folder(
     if judged:
         lines = [{"id": str(row["id"]), **asdict(item)} for row, item in zip(rows, judged, strict=True)]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_atomically(folder / "judgements.jsonl", text)
-    write_atomically(folder / "scores.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        write_text(folder / "judgements.jsonl", text)
+    write_json(folder / "scores.json", result)
     return result
 
 

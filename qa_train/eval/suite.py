@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_train.config import EvalConfig
-from qa_train.eval.answers import Answerer, write_atomically
+from qa_train.eval.answers import Answerer
 from qa_train.eval.benchmarks.judged import prompts_of
 from qa_train.eval.benchmarks.layouts import read_rows
 from qa_train.eval.benchmarks.table import JUDGED, Benchmark, find_benchmarks, from_dict
@@ -23,6 +23,7 @@ from qa_train.eval.scores.json_lines import read_predictions
 from qa_train.eval.scoring import score_folder
 from qa_train.llm.client import CallFailed, Endpoint
 from qa_train.llm.judge import Judge
+from qa_train.utils.atomic import write_json, write_text
 from qa_train.utils.progress import progress
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def _compare(options: EvalConfig) -> int:
     print(table, end="")
     if options.out is not None:
         Path(options.out).mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(options.out) / "comparison.json", json.dumps(results, indent=2) + "\n")
+        write_json(Path(options.out) / "comparison.json", results)
     return 0
 
 
@@ -260,8 +261,8 @@ def write_reports(out: Path, results: Mapping[str, Mapping[str, Any]], below: Pa
     """
     from qa_train.report.scores_page import markdown_report, render_benchmarks
 
-    write_atomically(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    write_json(out / "results.json", results)
     text = markdown_report(results)
-    write_atomically(out / "report.md", text)
-    write_atomically(out / "report.html", render_benchmarks(results, below=below))
+    write_text(out / "report.md", text)
+    write_text(out / "report.html", render_benchmarks(results, below=below))
     return text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def export(
     *,
     results: str | Path | None = None,
     verify: bool = True,
-    allow_missing: Iterable[str] = (),
+    allow_missing: Sequence[str] = (),
 ) -> Exported:
     """Write weights, configuration, tokenizer, processor, chat template, generation settings and model card to ``out``.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from qa_train.model.sharded import made_once, shards_weights, whole_weights
 from qa_train.model.tokenizers import AUDIO, END_OF_TEXT, TURN_END, load_tokenizer, token_id
 from qa_train.model.unpadded import UnpaddedQwen2AudioForConditionalGeneration
 from qa_train.model.weights import ADAPTER, adapter_state, check_finite, freeze, match, model_name, weight_files
+from qa_train.utils.manifest import MANIFEST
 
 logger = logging.getLogger(__name__)
 Model = UnpaddedQwen2AudioForConditionalGeneration
@@ -106,7 +107,7 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     verify: bool = True,
-    allow_missing: Iterable[str] = (),
+    allow_missing: Sequence[str] = (),
     seed: int = 0,
 ) -> tuple[Model, Qwen2AudioProcessor]:
     """A trained model and its processor, on ``device``, in ``dtype`` (default: as stored), in evaluation mode.
@@ -137,8 +138,9 @@ def load_model(
     folder = open_folder(place, verify=verify)
     config = read_config(folder, _TYPES)
     match(_skeleton(folder, config), weight_files(folder), model_name, str(folder), allow_missing=allow_missing)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(enabled=bool(allow_missing)):
+        if allow_missing:
+            torch.manual_seed(seed)
         model = read_model(Model, folder, config, dtype)
     check_finite(model.state_dict().items(), str(folder))
     freeze(model, [])
@@ -154,7 +156,7 @@ def load_answering_model(
     *,
     device: str | torch.device = "cpu",
     verify: bool = True,
-    allow_missing: Iterable[str] = (),
+    allow_missing: Sequence[str] = (),
 ) -> tuple[Model, Qwen2AudioProcessor]:
     """As `load_model`, in the arithmetic that ``device`` computes fast: weights stored in half precision become float32
     on a CPU without bfloat16 instructions, at twice the memory."""
@@ -254,9 +256,9 @@ def find_checkpoint(source: str | Path) -> str:
     if path.name == "checkpoints":
         saved = [p for p in path.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
         # A run writes the manifest last: without it the folder is a save that was interrupted.
-        whole = [p for p in saved if (_has_weights(p) or has_adapters(p)) and (p / "manifest.json").is_file()]
+        whole = [p for p in saved if (_has_weights(p) or has_adapters(p)) and (p / MANIFEST).is_file()]
         if not whole:
-            raise ValueError(f"{path} has no finished checkpoint (checkpoint-N with weights and manifest.json)")
+            raise ValueError(f"{path} has no finished checkpoint (checkpoint-N with weights and {MANIFEST})")
         path = max(whole, key=lambda p: int(p.name.removeprefix("checkpoint-")))
     if not _has_weights(path) and not has_adapters(path):
         raise ValueError(f"{path} is no model folder: config.json or model.safetensors (or its index) is missing")

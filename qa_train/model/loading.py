@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
+from qa_train.model.sharded import whole_weights
 from qa_train.utils.manifest import MANIFEST, changed, read_manifest
 
 T = TypeVar("T")
@@ -206,9 +207,9 @@ def check_limits(values: dict[str, Any], where: str) -> None:
 
 
 def on_meta(make: Callable[[], T], where: str) -> T:
-    """A model of shapes without memory; ValueError if the configuration makes none."""
+    """A model of shapes without memory, whole under ZeRO-3, too; ValueError if the configuration makes none."""
     try:
-        with torch.device("meta"):
+        with whole_weights(), torch.device("meta"):
             return make()
     except Exception as error:
         raise ValueError(f"{where} describes no model that can be built ({short(error)})") from error

@@ -246,9 +246,3 @@ def freeze(model: nn.Module, parts: Iterable[str]) -> None:
     frozen = tuple(prefix for part in parts for prefix in _PARTS[part])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(frozen) and "embed_positions" not in name)
-
-
-def trainable(model: nn.Module) -> Iterator[tuple[str, int]]:
-    """(part, number of parameters that train) for each part, for the run's summary."""
-    for part, prefixes in _PARTS.items():
-        yield part, sum(p.numel() for n, p in model.named_parameters() if n.startswith(prefixes) and p.requires_grad)

@@ -9,6 +9,7 @@ from typing import Any
 from qa_train.report.page import render
 from qa_train.report.results import check, markdown_table, merge_samples, metric_entry
 from qa_train.report.style import refuse_foreign
+from qa_train.utils.atomic import write_text
 
 __all__ = ["markdown_table", "merge_samples", "metric_entry", "write_report"]
 
@@ -38,8 +39,5 @@ def write_report(
     path = out if out.suffix == ".html" else out / "report.html"
     refuse_foreign(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    page = render(results, {stage: Path(folder) for stage, folder in run_dirs.items()})
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_text(path, render(results, {stage: Path(folder) for stage, folder in run_dirs.items()}))
     return path

@@ -9,9 +9,7 @@ restored: stock Trainer resume can keep the initial weights of this model and on
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
@@ -19,7 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from qa_train.utils.manifest import MANIFEST, checksums, files_of, problem, read_manifest
+from qa_train.utils.atomic import flush as flush_file
+from qa_train.utils.atomic import write_json
+from qa_train.utils.manifest import FORMAT, MANIFEST, checksums, files_of, problem, read_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +49,10 @@ def flush(folder: Path, rank: int = 0, ranks: int = 1) -> dict[str, str]:
     """
     mine = [path for path in files_of(folder) if _owner(path.relative_to(folder)) % ranks == rank]
     with ThreadPoolExecutor() as pool:
-        list(pool.map(_fsync, mine))
+        list(pool.map(flush_file, mine))
     sums = checksums(mine)
     for parent in {path.parent for path in mine} | {folder}:
-        _fsync(parent)
+        flush_file(parent)
     return {str(path.relative_to(folder)): found for path, found in zip(mine, sums, strict=True)}
 
 
@@ -73,8 +73,8 @@ def commit(folder: Path, manifest: dict[str, Any], sums: dict[str, str] | None =
         raise ValueError(
             f"{folder} changed while it was saved ({sorted(set(sizes) ^ set(sums))}): is another run there?"
         )
-    write_json(folder / MANIFEST, {**manifest, "files": sizes, "checksums": sums})
-    _fsync(folder.parent)
+    write_json(folder / MANIFEST, {**manifest, "format": FORMAT, "files": sizes, "checksums": sums}, durable=True)
+    flush_file(folder.parent)
 
 
 def newest_complete(root: Path, fault: Callable[[Path], str | None] = problem) -> Path | None:
@@ -123,30 +123,10 @@ def remove(folder: Path) -> None:
     # The manifest goes first: a crash in the middle must not leave a folder that looks whole.
     (folder / MANIFEST).unlink(missing_ok=True)
     if folder.is_dir():
-        _fsync(folder)
+        flush_file(folder)
         shutil.rmtree(folder)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace ``path`` by the JSON of ``value``, atomically and durably."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        json.dump(value, file, indent=2, sort_keys=True)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _fsync(path.parent)
 
 
 def _owner(name: Path) -> int:
     match = _OWN_FILE.search(name.as_posix())
     return int(match[1]) if match else 0
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -28,7 +28,6 @@ from qa_train.model.recompute import compile_layers
 from qa_train.planner.balance import cost_of
 from qa_train.train import checkpoints
 from qa_train.train.arithmetic import settle
-from qa_train.train.checkpoints import write_json
 from qa_train.train.distributed import (
     accumulation_steps,
     deepspeed_options,
@@ -50,6 +49,7 @@ from qa_train.train.stage import Stage
 from qa_train.train.states import plain_states_only
 from qa_train.train.throughput import UsefulWork
 from qa_train.train.watchdog import Watchdog
+from qa_train.utils.atomic import write_json
 from qa_train.utils.launch import check_arithmetic, check_ranks_announced
 from qa_train.utils.progress import duration, progress, say
 
@@ -235,7 +235,7 @@ def go(trainer: Any, stage: Stage, evaluation: Evaluation | None = None) -> int:
     rehearsal = rehearse(trainer, stage)
     if stage.run.is_main:
         (stage.run.dir / "data.txt").write_text(stage.batches.describe() + "\n")
-        write_json(stage.run.dir / "mixture.json", mixture)
+        write_json(stage.run.dir / "mixture.json", mixture, durable=True)
         print(first_screen(stage, trainer.model, rehearsal), flush=True)
     stage.run.record(stage.resume)
     trainer.watchdog = Watchdog(stage.run.dir / "logs", trainer.args.process_index, stage.cfg.trainer.hang_timeout_s)

@@ -73,7 +73,11 @@ def rehearse(trainer: Any, stage: Stage) -> Rehearsal | None:
 
         batch_s = _timed(learn)
         optimizer = trainer.create_optimizer()
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        # A batch without audio gives some weights none; under data parallelism the ranks must have the same ones.
+        gradients = []
+        for p in (p for p in model.parameters() if p.requires_grad):
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            gradients.append(p.grad)
 
         def update() -> None:
             if trainer.args.world_size > 1:

@@ -25,6 +25,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from qa_train.config import StageConfig
 from qa_train.train.pace import Pace
 from qa_train.train.run import RunFolder
+from qa_train.utils.atomic import write_text
 from qa_train.utils.progress import say
 
 # sysexits.h EX_TEMPFAIL, "try again later": stopped by a signal after saving. torchrun would report
@@ -51,9 +52,7 @@ class MetricsWriter:
             return
         kept = [line for line in self.path.read_text().splitlines() if _step(line) is not None]
         kept = [line for line in kept if (_step(line) or 0) <= step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        temporary.replace(self.path)
+        write_text(self.path, "".join(line + "\n" for line in kept))
 
     def track(self, cfg: StageConfig, config: dict[str, Any]) -> None:
         """Open the W&B run of this run folder: the same one again after a restart."""

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from tqdm import tqdm
@@ -42,9 +42,18 @@ from qa_train.train.watchdog import Watchdog
 logger = logging.getLogger(__name__)
 
 
-class AudioTrainerMixin:
+if TYPE_CHECKING:
+    # What it is mixed into, for the checker alone: TRL's trainers have a base of their own between the two.
+    _Base = Trainer
+else:
+    _Base = object
+
+
+class AudioTrainerMixin(_Base):
     """See the module docstring. Set up by `attach` right after construction."""
 
+    # The trainers declare it as perhaps none; here it always is.
+    model: Any
     watchdog: Watchdog | None = None
     # What is added up by source: see train/tally.py.
     tallied: tuple[str, ...] = ("loss",)
@@ -67,7 +76,7 @@ class AudioTrainerMixin:
         self.writer = writer
         self.options = options
         self.work = work
-        self._peak = peak * self.args.world_size if (peak := peak_flops()) is not None else None  # type: ignore[attr-defined]
+        self._peak = peak * self.args.world_size if (peak := peak_flops()) is not None else None
         self.adapters = adapters
         self.guards = Guards(options)
         self.tally = Tally([source.name for source in batches.sources], batches.plan.used, self.tallied)
@@ -87,7 +96,7 @@ class AudioTrainerMixin:
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """Fetch the micro-batches of one step, count what they hold, and time the wait."""
         started = time.perf_counter()
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         waited = time.perf_counter() - started
         self.tally.begin(batches)
         if not self._step_numbers:
@@ -96,8 +105,8 @@ class AudioTrainerMixin:
         counts = sum((count(batch, self.work) for batch in batches), torch.zeros(len(NAMES), dtype=torch.float64))
         skipped = torch.tensor([self.batches.skipped[reason] for reason in SKIP_REASONS], dtype=torch.float64)
         numbers = torch.cat([counts, skipped])
-        if self.args.world_size > 1:  # type: ignore[attr-defined]
-            numbers = self.accelerator.reduce(numbers.float().to(device), "sum").double().cpu()  # type: ignore[attr-defined]
+        if self.args.world_size > 1:
+            numbers = self.accelerator.reduce(numbers.float().to(device), "sum").double().cpu()
         self._step_numbers = dict(zip(NAMES, numbers.tolist()[: len(NAMES)], strict=True))
         self._step_numbers["skipped"] = dict(zip(SKIP_REASONS, map(int, numbers.tolist()[len(NAMES) :]), strict=True))
         self._step_numbers |= {"data_wait_s": waited, "checkpoint_s": self._checkpoint_s}
@@ -109,22 +118,22 @@ class AudioTrainerMixin:
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """One micro-batch forward and backward; tells the watchdog, and probes the first batch of every start."""
         self.beat()
-        if self.state.global_step + 1 in self.left_out:  # type: ignore[attr-defined]
+        if self.state.global_step + 1 in self.left_out:
             # As the stock step does: what is logged depends on it, and this may be the first step after a resume.
             model.train()
-            return torch.zeros((), device=self.args.device)  # type: ignore[attr-defined]
+            return torch.zeros((), device=self.args.device)
         if self.self_check is not None:
             if self.options.compile_layers or is_deepspeed_zero3_enabled():
                 # ZeRO-3 follows the order of modules in every step, and forwards without a backward upset it in DPO.
                 found = "audio not probed (trainer.compile_layers or ZeRO-3)"
             else:
-                found = probe_audio(model, self._prepare_inputs(inputs))  # type: ignore[attr-defined]
+                found = probe_audio(model, self._prepare_inputs(inputs))
             if self.run.is_main:
                 # Above the bar that is on the screen by now.
                 tqdm.write("self-check: " + "; ".join([*self.self_check, found]))
                 sys.stdout.flush()
             self.self_check = None
-        loss = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        loss = super().training_step(model, inputs, num_items_in_batch)
         # The sum of a run's losses must not become NaN by a step that was skipped.
         return torch.nan_to_num(loss, nan=0.0, posinf=0.0, neginf=0.0)
 
@@ -147,7 +156,7 @@ class AudioTrainerMixin:
         self.tally.add(outputs.row_losses[:, None])
         loss = outputs.loss
         if num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # type: ignore[attr-defined]
+            loss = loss * self.accelerator.num_processes
         self.check_finite(loss)
         return (loss, outputs) if return_outputs else loss
 
@@ -156,8 +165,8 @@ class AudioTrainerMixin:
         rate = self.options.muon_learning_rate
         apart = self.options.parts != PartsConfig()
         if (rate is None and not apart) or getattr(self, "optimizer", None) is not None:
-            return super().create_optimizer(model)  # type: ignore[misc]
-        net = self.model if model is None else model  # type: ignore[attr-defined]
+            return super().create_optimizer(model)
+        net = self.model if model is None else model
         rates = PartRates(net, self.options.parts, self.options.learning_rate) if apart else None
         if rate is None:
             assert rates is not None
@@ -169,7 +178,7 @@ class AudioTrainerMixin:
             betas=(self.options.adam_beta1, self.options.adam_beta2),
             epsilon=self.options.adam_epsilon,
             weight_decay=self.options.weight_decay,
-            dtype=torch.bfloat16 if self.args.bf16 else torch.float32,  # type: ignore[attr-defined]
+            dtype=torch.bfloat16 if self.args.bf16 else torch.float32,
             rates=rates,
         )
         setattr(self, "optimizer", optimizer)  # noqa: B010 (the stock class declares it)
@@ -177,15 +186,15 @@ class AudioTrainerMixin:
 
     def _stock_optimizer(self, net: Any, rates: PartRates) -> Any:
         """The optimizer that trainer.optim names, on groups with rates of their own."""
-        kind, options = Trainer.get_optimizer_cls_and_kwargs(self.args, net)  # type: ignore[attr-defined]
-        decayed = set(self.get_decay_parameter_names(net))  # type: ignore[attr-defined]
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(self.args, net)
+        decayed = set(self.get_decay_parameter_names(net))
         trained = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
         groups = [
             {"params": [p for n, p in trained if n in decayed], "weight_decay": self.options.weight_decay},
             {"params": [p for n, p in trained if n not in decayed], "weight_decay": 0.0},
         ]
         setattr(self, "optimizer", kind(rates.split(groups), **options))  # noqa: B010 (declared by the stock class)
-        return self.optimizer  # type: ignore[attr-defined]
+        return self.optimizer
 
     # --- 3. checkpoints ------------------------------------------------------------------------
 
@@ -193,75 +202,78 @@ class AudioTrainerMixin:
         """Write the checkpoint with the stock code, then commit it."""
         started = time.perf_counter()
         self.beat()
-        folder = self.run.checkpoints / f"checkpoint-{self.state.global_step}"  # type: ignore[attr-defined]
+        folder = self.run.checkpoints / f"checkpoint-{self.state.global_step}"
         saving.written(folder, lambda: self._write_and_commit(folder, model, trial))
         self.beat()
         self._checkpoint_s = time.perf_counter() - started
 
     def _write_and_commit(self, folder: Path, model: Any, trial: Any) -> None:
-        args, state = self.args, self.state  # type: ignore[attr-defined]
+        args, state = self.args, self.state
         if self.run.is_main:
             # What an interrupted save of this step left behind must not become part of the new one.
             checkpoints.remove(folder)
-        self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
+        self.accelerator.wait_for_everyone()
         # metrics.jsonl has it all; a copy in every checkpoint would grow with the run.
         state.log_history.clear()
         # Past TRL's override, which writes a model card and may ask a hub about it.
-        Trainer._save_checkpoint(self, model, trial)  # type: ignore[arg-type]
+        Trainer._save_checkpoint(self, model, trial)
         if self.run.is_main:
             # A pickle of the arguments that nothing here reads back.
             (folder / "training_args.bin").unlink(missing_ok=True)
             if self.adapters is not None:
                 write_base(folder, self.adapters)
-        self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
+        self.accelerator.wait_for_everyone()
         sums = saving.flush_on_all_ranks(folder, args.process_index, args.world_size)
         if self.run.is_main:
-            next_batch = state.global_step * self.batches_per_step
+            next_batch, deepspeed = (
+                state.global_step * self.batches_per_step,
+                cast("dict[str, Any] | None", args.deepspeed),
+            )
             manifest = {
                 "step": state.global_step,
                 "next_batch": next_batch,
                 "plan_hint": list(self.batches.plan.seek_hint(next_batch)),
                 "plan_fingerprint": self.batches.plan.fingerprint,
-                "optimizer": optimizer_layout(args.deepspeed),
-                "param_groups": saving.group_settings(self.optimizer),  # type: ignore[attr-defined]
-                "weights_digest": None if zero_stage(args.deepspeed) == 3 else weights_digest(self.model),  # type: ignore[attr-defined]
+                "optimizer": optimizer_layout(deepspeed),
+                "param_groups": saving.group_settings(self.optimizer),
+                "weights_digest": None if zero_stage(deepspeed) == 3 else weights_digest(self.model),
                 "best_value": self.writer.mean_since_save(self.options.keep_best),
             }
             checkpoints.commit(folder, manifest, sums)
             saving.prune(self.run.checkpoints, self.options)
-        self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
+        self.accelerator.wait_for_everyone()
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         """As the stock one, but trainer.save_steps of now counts and not the one that the checkpoint remembers."""
-        found = super()._init_training_state(*args, **kwargs)  # type: ignore[misc]
-        self.state.compute_steps(self.args, self.state.max_steps)  # type: ignore[attr-defined]
+        found = super()._init_training_state(*args, **kwargs)
+        self.state.compute_steps(self.args, self.state.max_steps)
         return found
 
     def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
         try:
-            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+            super()._load_optimizer_and_scheduler(checkpoint)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise StopRun(
                 f"the optimizer and schedule in {checkpoint} do not fit this run ({type(error).__name__}: {error}): "
                 "use the trainer.optim and trainer.parts of before, or delete this folder to go on from an older one"
             ) from error
-        deepspeed = getattr(self.args, "hf_deepspeed_config", None)  # type: ignore[attr-defined]
+        deepspeed = getattr(self.args, "hf_deepspeed_config", None)
         if checkpoint is None or deepspeed is None:
             return
-        zero: Any = getattr(self.optimizer, "optimizer", None)  # type: ignore[attr-defined]
+        zero: Any = getattr(self.optimizer, "optimizer", None)
         if zero is not None and hasattr(zero, "clip_grad"):
             # ZeRO-1 and ZeRO-2 take it from the checkpoint.
-            zero.clip_grad = self.args.max_grad_norm  # type: ignore[attr-defined]
+            zero.clip_grad = self.args.max_grad_norm
         # DeepSpeed has loaded the weights and the optimizer by now.
         if "checkpoint" in deepspeed.config:
             settings = checkpoints.read_manifest(Path(checkpoint))["param_groups"]
-            saving.restore_group_settings(self.optimizer, settings)  # type: ignore[attr-defined]
-            saving.separate_steps(self.optimizer)  # type: ignore[attr-defined]
-        self._compare_digest(Path(checkpoint), self.model)  # type: ignore[attr-defined]
+            saving.restore_group_settings(self.optimizer, settings)
+            saving.separate_steps(self.optimizer)
+        self._compare_digest(Path(checkpoint), self.model)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Restore the weights through the model's own name mapping, and prove that they arrived."""
-        target = model if model is not None else self.model  # type: ignore[attr-defined]
+        target = model if model is not None else self.model
         folder = Path(resume_from_checkpoint)
         load_weights(target, folder)
         self._compare_digest(folder, target)
@@ -289,19 +301,19 @@ class AudioTrainerMixin:
             raise StopRun(self._describe_step(f"{problem}; the weights were not updated"))
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        left_out = self.left_out.get(self.state.global_step + 1)  # type: ignore[attr-defined]
+        left_out = self.left_out.get(self.state.global_step + 1)
         if left_out is not None:
             self.guards.leave_out(left_out)
             return 0.0
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         self.beat()
-        reason = self.guards.verdict(float(norm) if norm is not None else 0.0, self._tr_loss)  # type: ignore[attr-defined]
+        reason = self.guards.verdict(float(norm) if norm is not None else 0.0, self._tr_loss)
         if reason is None:
             return norm
         if (self.options.on_nonfinite if self.guards.nonfinite else self.options.on_loss_spike) == "rollback":
             self._roll_back(reason)
         # DeepSpeed steps inside backward, before it tells the norm; ZeRO-1 and ZeRO-2 skip a norm that is not finite.
-        updated = self.is_deepspeed_enabled and not self.accelerator.optimizer_step_was_skipped  # type: ignore[attr-defined]
+        updated = self.is_deepspeed_enabled and not self.accelerator.optimizer_step_was_skipped
         if updated or (self.guards.nonfinite and self.options.on_nonfinite == "stop"):
             weights = "spoilt in memory, not on disk" if updated else "not updated"
             raise StopRun(self._describe_step(f"{reason}; the weights were {weights}"))
@@ -317,7 +329,7 @@ class AudioTrainerMixin:
         Raises:
             RollBack: always, unless too much would be left out (StopRun).
         """
-        step, number = self.state.global_step + 1, self.options.rollback_steps  # type: ignore[attr-defined]
+        step, number = self.state.global_step + 1, self.options.rollback_steps
         told = self._describe_step(reason)
         if len(self.left_out) + number > self.options.max_skipped_steps:
             raise StopRun(f"{told}; {len(self.left_out)} steps are left out already (trainer.max_skipped_steps)")
@@ -338,7 +350,7 @@ class AudioTrainerMixin:
 
     def _describe_step(self, problem: str, *, done: bool = False) -> str:
         """The problem with the step's number and samples; ``done``: the step is already counted."""
-        step = self.state.global_step - int(done)  # type: ignore[attr-defined]
+        step = self.state.global_step - int(done)
         first = step * self.batches_per_step
         keys = [key for k in range(first, first + self.batches_per_step) for key in self.batches.keys(k)]
         shown = ", ".join(keys[:20]) + (f" and {len(keys) - 20} more" if len(keys) > 20 else "")
@@ -352,33 +364,33 @@ class AudioTrainerMixin:
     @property
     def batches_per_step(self) -> int:
         """Micro-batches of one optimizer step over all ranks."""
-        return int(self.args.gradient_accumulation_steps * self.args.world_size)  # type: ignore[attr-defined]
+        return int(self.args.gradient_accumulation_steps * self.args.world_size)
 
     def report(self, scores: dict[str, Any], *, own_record: bool = False) -> None:
         """Put an evaluation's scores into the record of the step that ends, or into one of their own."""
         if own_record:
-            self.writer.write(self.state.global_step, scores)  # type: ignore[attr-defined]
+            self.writer.write(self.state.global_step, scores)
         else:
             self._scores = scores
 
     def curves(self) -> dict[str, float]:
         """The step's record by source; a collective call."""
-        return token_curves(self.tally.record(self.accelerator))  # type: ignore[attr-defined]
+        return token_curves(self.tally.record(self.accelerator))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Complete the step's record with counts and rates, and write it."""
-        if "loss" in logs and self.model.training:  # type: ignore[attr-defined]
+        if "loss" in logs and self.model.training:
             now = time.perf_counter()
             # An evaluation is no part of the step's time.
             seconds, self._step_started = now - self._step_started - self._scores.get("eval_s", 0.0), now
             # A step that was left out has no losses.
-            curves = {} if self.state.global_step in self.left_out else self.curves()  # type: ignore[attr-defined]
+            curves = {} if self.state.global_step in self.left_out else self.curves()
             logs.update(rates(self._step_numbers, seconds, self._peak) | curves | self._scores)
-            logs.update(learning_rates(logs["learning_rate"], self.lr_scheduler, self.options))  # type: ignore[attr-defined]
+            logs.update(learning_rates(logs["learning_rate"], self.lr_scheduler, self.options))
             self._scores = {}
             warning = self.guards.logged(logs)
             if warning is not None and self.run.is_main:
                 logger.warning("%s", self._describe_step(warning, done=True))
-        super().log(logs, start_time)  # type: ignore[misc]
+        super().log(logs, start_time)
         if "loss" in logs:
-            self.writer.write(self.state.global_step, logs)  # type: ignore[attr-defined]
+            self.writer.write(self.state.global_step, logs)

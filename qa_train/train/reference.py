@@ -20,6 +20,7 @@ from accelerate.utils import gather_object
 from qa_train.data.batches import PreferenceBatches
 from qa_train.data.order.batch_plan import SampleRef
 from qa_train.train.distributed import from_main
+from qa_train.utils.atomic import whole, write_json
 
 _TABLE = "logps.parquet"
 _FACTS = "reference.json"
@@ -53,9 +54,7 @@ class Reference:
         if self.facts["kind"] == "precomputed":
             self._write_table()
             record |= {"table": _sha256(self.folder / _TABLE), "pairs": len(self.table), "filled": self._filled}
-        part = self.folder / f"{_FACTS}.part"
-        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        part.replace(self.folder / _FACTS)
+        write_json(self.folder / _FACTS, record)
 
     def fill(
         self, trainer: Any, batches: PreferenceBatches, num_batches: int, tokens_per_batch: int, *, first: int = 0
@@ -133,9 +132,8 @@ class Reference:
             "chosen": pa.array([self.table[name][0] for name in names], pa.float64()),
             "rejected": pa.array([self.table[name][1] for name in names], pa.float64()),
         }
-        part = self.folder / f"{_TABLE}.part"
-        pq.write_table(pa.table(columns), part)
-        part.replace(self.folder / _TABLE)
+        with whole(self.folder / _TABLE) as part:
+            pq.write_table(pa.table(columns), part)
 
 
 def _groups(pairs: list[tuple[SampleRef, int]], tokens: int) -> list[list[SampleRef]]:

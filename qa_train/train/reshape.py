@@ -69,7 +69,7 @@ def make_universal(folder: Path) -> None:
     # It joins slices in there and may leave the folder behind.
     shutil.rmtree(target / "tmp", ignore_errors=True)
     (folder / _LATEST).write_text(target.name)
-    known = {key: value for key, value in manifest.items() if key not in ("files", "checksums")}
+    known = {key: value for key, value in manifest.items() if key not in ("format", "files", "checksums")}
     checkpoints.commit(folder, known)
 
 

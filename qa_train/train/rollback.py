@@ -13,8 +13,8 @@ import json
 from pathlib import Path
 
 from qa_train.train import checkpoints
-from qa_train.train.checkpoints import write_json
 from qa_train.train.guards import StopRun
+from qa_train.utils.atomic import write_json
 
 FILE = "left_out.json"
 
@@ -42,7 +42,7 @@ def leave_out(run: Path, last: int, number: int, reason: str) -> int:
     """Add the ``number`` steps that end with ``last`` to the file; the first of them."""
     first = max(last - number + 1, 1)
     steps = dict.fromkeys(range(first, last + 1), f"{reason} (step {last})")
-    write_json(run / FILE, {str(step): why for step, why in sorted((steps | left_out(run)).items())})
+    write_json(run / FILE, {str(step): why for step, why in sorted((steps | left_out(run)).items())}, durable=True)
     return first
 
 

@@ -31,9 +31,9 @@ from qa_train.config import StageConfig, TrainerConfig, digests, written
 from qa_train.config import changed as environment_changed
 from qa_train.config.sections import BY_NAME
 from qa_train.train import checkpoints, states
-from qa_train.train.checkpoints import write_json
 from qa_train.train.distributed import from_main
 from qa_train.train.owner import Owned, own
+from qa_train.utils.atomic import write_json, write_text
 from qa_train.utils.masking import masked_values, masked_words
 
 # Changing these in mid-run would silently make another run of it.
@@ -162,10 +162,7 @@ class RunFolder:
         own(self.dir).check()
         # A finished run that is extended is unfinished again.
         (self.dir / "finished.json").unlink(missing_ok=True)
-        path = self.dir / "config.yaml"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(yaml.safe_dump(written(self._cfg), sort_keys=False))
-        temporary.replace(path)
+        write_text(self.dir / "config.yaml", yaml.safe_dump(written(self._cfg), sort_keys=False))
         self._record_start(resume)
 
     def _refuse_to_lose_a_run(self) -> None:
@@ -181,7 +178,7 @@ class RunFolder:
     def finish(self, steps: int) -> None:
         """Mark the run as finished, so that starting it again does nothing."""
         if self.is_main:
-            write_json(self.dir / "finished.json", {"steps": steps, "time": time.time()})
+            write_json(self.dir / "finished.json", {"steps": steps, "time": time.time()}, durable=True)
 
     def other_settings(self) -> str:
         """How a finished run differs from what is asked now, as words; ValueError for another stage."""
@@ -229,7 +226,7 @@ class RunFolder:
         starts = json.loads(path.read_text()) if path.is_file() else []
         told = {"resumed_from": resume.name if resume else None, "environment": digests(self._cfg, {})}
         starts.append({**environment(), **told})
-        write_json(path, starts)
+        write_json(path, starts, durable=True)
 
 
 def _free(section: str) -> tuple[str, ...]:

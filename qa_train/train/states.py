@@ -48,8 +48,8 @@ _KEYS = (
 )
 _RANDOM = re.compile(r"rng_state(?:_\d+)?\.pth")
 _ERRORS = (
-    OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, OverflowError,
-    pickle.UnpicklingError,
+    OSError, ImportError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError,
+    OverflowError, pickle.UnpicklingError,
 )  # fmt: skip
 
 
@@ -111,8 +111,7 @@ def _check(path: Path) -> None:
     strange = set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     _allow(strange & set(_CLASSES))
     with safe_globals():
-        strange = set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-        if strange:
+        if strange := strange and set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path))):
             raise ValueError(f"it would call {', '.join(sorted(strange))}")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     for pattern, keys in _KEYS:

@@ -1,7 +1,8 @@
 """The manifest of a checkpoint: its files with their sizes and checksums, written last.
 
-A checksum is the SHA-256 of the SHA-256s of a file's 64 MiB pieces, which threads compute side by side. It finds what
-was damaged, cut or exchanged after the manifest was written. It does not say who wrote the folder.
+A checksum is the CRC-32C of the CRC-32Cs of a file's 64 MiB pieces, which threads compute side by side. It finds what
+was damaged, cut or exchanged after the manifest was written. It does not say who wrote the folder. Manifests without a
+``format`` are of versions that took SHA-256 instead; they are compared by it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import crc32c
+
+from qa_train.utils.atomic import PART
+
 MANIFEST = "manifest.json"
 # What torch.load would unpickle; anything else is safetensors, JSON or text.
 _PICKLES = {".pt", ".pth", ".bin", ".pkl"}
 _PIECE = 64 << 20
+# Of the manifest; those without one are of format 1.
+FORMAT = 2
 # Folders of a conversion that was not finished (see train/reshape.py); nothing reads them.
 UNIVERSAL = "_universal"
 
@@ -30,13 +37,15 @@ def problem(folder: Path) -> str | None:
     """Why ``folder`` is not a usable checkpoint, judged by names and sizes, or None when it is complete."""
     try:
         manifest = read_manifest(folder)
-        files = dict(manifest["files"])
+        files, version = dict(manifest["files"]), int(manifest.get("format", 1))
         if not isinstance(manifest.get("checksums", {}), dict):
             raise ValueError("its checksums are no list of files")
     except FileNotFoundError:
         return "it has no manifest: the save was interrupted"
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"its manifest cannot be read: {error}"
+    if version > FORMAT:
+        return f"its manifest has format {version}, this qa-train reads up to {FORMAT}: use the version that saved it"
     for name, size in files.items():
         path = folder / name
         if not path.is_file():
@@ -70,12 +79,14 @@ def changed(folder: Path, names: Collection[str]) -> str | None:
 
     Every byte of them is read, by threads. A checkpoint of a version that kept no checksums passes.
     """
-    sums = read_manifest(folder).get("checksums")
+    manifest = read_manifest(folder)
+    sums = manifest.get("checksums")
     if sums is None:
         return None
     if foreign := sorted(set(names) - set(sums)):
         return f"{foreign[0]} is not in its manifest: it was added later"
-    for name, digest in zip(names, checksums([folder / name for name in names]), strict=True):
+    found = checksums([folder / name for name in names], manifest.get("format", 1))
+    for name, digest in zip(names, found, strict=True):
         if digest != sums[name]:
             return f"{name} is not what was saved (checksum {digest[:12]}, manifest {str(sums[name])[:12]})"
     return None
@@ -83,22 +94,30 @@ def changed(folder: Path, names: Collection[str]) -> str | None:
 
 def files_of(folder: Path) -> list[Path]:
     """Every file of a checkpoint but the manifest (and what is left of writing one)."""
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST, MANIFEST + ".tmp"))
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST, MANIFEST + PART))
 
 
-def checksums(paths: list[Path]) -> list[str]:
-    """The checksum of every file (see the module docstring)."""
+def checksums(paths: list[Path], version: int = FORMAT) -> list[str]:
+    """The checksum of every file, as manifests of that format hold it (see the module docstring)."""
+    piece_sum = _crc32c if version > 1 else _sha256
     pieces = [(path, start) for path in paths for start in range(0, max(path.stat().st_size, 1), _PIECE)]
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(_digest_piece, pieces))
-    wholes = {path: hashlib.sha256() for path in paths}
-    for (path, _), digest in zip(pieces, digests, strict=True):
-        wholes[path].update(digest)
-    return [wholes[path].hexdigest() for path in paths]
+        sums = list(pool.map(lambda piece: piece_sum(_read(*piece)), pieces))
+    wholes = dict.fromkeys(paths, b"")
+    for (path, _), found in zip(pieces, sums, strict=True):
+        wholes[path] += found
+    return [piece_sum(wholes[path]).hex() for path in paths]
 
 
-def _digest_piece(piece: tuple[Path, int]) -> bytes:
-    path, start = piece
+def _read(path: Path, start: int) -> bytes:
     with path.open("rb") as file:
         file.seek(start)
-        return hashlib.sha256(file.read(_PIECE)).digest()
+        return file.read(_PIECE)
+
+
+def _crc32c(raw: bytes) -> bytes:
+    return int(crc32c.crc32c(raw)).to_bytes(4)
+
+
+def _sha256(raw: bytes) -> bytes:
+    return hashlib.sha256(raw).digest()

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from qa_train.data.audio.mpeg import mpeg_frame
+
 FOLDER = Path(__file__).parent / "fixtures" / "audio"
 MEDIA = ("aac.m4a", "adts.aac", "alac.m4a", "fragments.mp4", "speex.spx", "video.mp4", "webm.webm", "webm_pipe.webm",
          "wma.wma")  # fmt: skip
@@ -51,6 +53,8 @@ FFMPEG = {
 SLACK_S = 0.0066
 ID3V2 = b"ID3\x03\0\0\0\0\0\x0a" + bytes(10)
 ID3V1 = b"TAG" + bytes(125)
+# A header, an item, a footer; the size counts item and footer.
+_APE = b"APETAGEX" + struct.pack("<IIII", 2000, 72, 1, 0xA0000000) + bytes(48) + bytes(32)
 
 
 def raw(name: str) -> bytes:
@@ -79,6 +83,15 @@ def _ogg(rate: int) -> bytes:
     return buffer.getvalue()
 
 
+def _tagged(tag: bytes) -> bytes:
+    """An MP3 without a Xing header, behind a frame that holds an encoder's tag instead of sound."""
+    whole = raw("vbr_pipe.mp3")
+    whole = whole[whole.index(b"\xff\xfb") :]
+    first = mpeg_frame(whole[:4])
+    assert first is not None
+    return (whole[:4] + bytes(32) + tag + bytes(first.size))[: first.size] + whole
+
+
 def _flac(total: int) -> bytes:
     made = bytearray(raw("id.flac"))
     made[21:26] = (made[21] >> 4 << 36 | total).to_bytes(5, "big")
@@ -98,6 +111,13 @@ WHOLE: dict[str, tuple[bytes, float]] = {
     "two MP3 files in one": (raw("vbr_pipe.mp3") + ID3V2 + raw("vbr_pipe.mp3"), 2 * seconds("vbr_pipe.mp3")),
     "two MP3 files with Xing headers in one": (2 * raw("xing_id3.mp3"), 2 * 28 * 1152 / 44100),
     "MP3 from the middle of a broadcast": (raw("vbr_pipe.mp3")[700:], 0.0),
+    "MP3 with a VBRI header": (_tagged(b"VBRI\0\x01" + bytes(30)), seconds("vbr_pipe.mp3")),
+    "MP3 with a Xing header without a count": (_tagged(b"Xing\0\0\0\0"), seconds("vbr_pipe.mp3")),
+    "MP3 whose header counts itself": (_tagged(b"Xing\0\0\0\1\0\0\0\x1d"), seconds("vbr_pipe.mp3")),
+    "MP3 whose header says too little": (_tagged(b"Info\0\0\0\1\0\0\0\x09"), seconds("vbr_pipe.mp3")),
+    "MP3 with APE tags between": (
+        raw("vbr_pipe.mp3") + _APE + ID3V1 + ID3V2 + raw("vbr_pipe.mp3") + _APE, 2 * seconds("vbr_pipe.mp3")
+    ),
     "MP3 with zeros behind it": (raw("vbr_pipe.mp3") + bytes(5000), seconds("vbr_pipe.mp3")),
     "WAV of size 0": (_wav(0), 0.7),
     "WAV of size 0x7fffffdb": (_wav(0x7FFFFFDB), 0.7),
@@ -131,6 +151,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "Ogg with a hole": (raw("vorbis.ogg")[:4000] + b"x" * 99 + raw("vorbis.ogg")[4000:] * 2, "Ogg Vorbis: .*ffmpeg"),
     "two Ogg of unequal rates": (raw("vorbis.ogg") + _ogg(8000), "Ogg Vorbis: its stream 2 has 8000 Hz.*ffmpeg"),
     "FLAC": (_HALF("id.flac"), "FLAC: it ends inside its last frame.*ffmpeg"),
+    "FLAC without frames": (raw("id.flac")[:8288], "FLAC: its header says 11200 samples"),
     "FLAC of unknown length": (_HALF("pipe.flac"), "FLAC: it ends inside its last frame.*ffmpeg"),
     "FLAC that says too much": (_flac(99_999), "FLAC: its header says 99999 samples, its frames hold 11200.*ffmpeg"),
     "AC-3": (raw("ac3.ac3"), "AC-3: .*ffmpeg"),

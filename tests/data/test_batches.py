@@ -46,7 +46,7 @@ def test_batch_holds_real_tokens_and_real_frames_only(batches: Batches, tokenize
         batch = batches.build(k)
         assert set(batch) == {"input_ids", "attention_mask", "labels", "input_features", "feature_lengths"}
         refs = batches.plan.batch(k)
-        counts = [batches.sources[r.source].token_counts(np.array([r.row]), np.array([r.epoch]))[0] for r in refs]
+        counts = [batches.sources[r.source].lengths(np.array([r.row]), r.epoch).tokens[0] for r in refs]
         # The plan's counts are exact, so the budget is too.
         assert batch["attention_mask"].sum(1).tolist() == counts
         assert sum(counts) <= 500
@@ -140,6 +140,28 @@ def test_fingerprint_follows_the_data_and_the_mixture(shards: dict[str, str], to
     assert open_mixture(shards, tokenizer, min_duration_s=0.5).fingerprint != base
     (tmp_path / "speech-002.tar").unlink()
     assert open_mixture(moved, tokenizer).fingerprint != base
+
+
+def test_an_unrelated_prompt_changes_no_source(shards: dict[str, str], tokenizer: Any, tmp_path: Path) -> None:
+    """A resume is refused, and a source begins its next epoch, only where its own wordings changed."""
+
+    def prints(text: str | None) -> dict[str, str]:
+        path = tmp_path / "prompts.yaml"
+        path.write_text(text or "")
+        files = [str(path)] if text else []
+        return {
+            source.name: source.fingerprint for source in open_mixture(shards, tokenizer, prompt_files=files).sources
+        }
+
+    base = prints(None)
+    task = "  requires: [text]\n  target: '{{text}}'\n  prompts: {{en: ['{}', 'Write it down.']}}\n"
+    unused = "bird_song:\n" + task.format("Which bird?")
+    assert prints(unused) == base
+    own = prints(unused + "asr:\n" + task.format("Transcribe."))
+    assert {name for name in base if own[name] != base[name]} == {"asr"}
+    assert len(base) == 3
+    # The family is a heading of tables.
+    assert prints("asr:\n  family: other\n" + task.format("Transcribe.")) == own
 
 
 def one_source(pattern: str, **options: Any) -> DataConfig:

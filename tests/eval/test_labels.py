@@ -14,7 +14,6 @@ import pytest
 from qa_train.eval.scores.labels import (
     LETTERS,
     airbench_letter,
-    average_precision,
     by_parts,
     chosen_option,
     label_contained,
@@ -175,19 +174,6 @@ def plain_average_precision(scores: list[float], relevant: list[bool]) -> float:
         total += (recall - before) * sum(taken) / len(taken)
         before = recall
     return total
-
-
-def test_average_precision_equals_the_threshold_loop() -> None:
-    draw = random.Random(4)
-    for _ in range(500):
-        n = draw.randrange(1, 12)
-        scores = [draw.randrange(5) / 4 for _ in range(n)]
-        relevant = [draw.random() < 0.4 for _ in range(n)]
-        relevant[draw.randrange(n)] = True
-        found = average_precision(np.array(scores), np.array(relevant))
-        assert found == pytest.approx(plain_average_precision(scores, relevant))
-    with pytest.raises(ValueError, match="relevant item"):
-        average_precision(np.array([1.0]), np.array([False]))
 
 
 def test_map_of_listed_labels_equals_the_threshold_loop() -> None:

@@ -364,9 +364,7 @@ def test_empty_and_missing_files_say_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no questions"):
         read_questions(write(tmp_path / "empty.jsonl", []))
     (tmp_path / "a.wav").write_bytes(b"RIFF\xff\xfe")
-    with pytest.raises(
-        ValueError, match=r"a.wav, line 1: the JSON is not UTF-8 at byte 4.*one JSON object on each line"
-    ):
+    with pytest.raises(ValueError, match=r"a.wav, line 1: the JSON is not UTF-8 at byte 4.*one JSON object on each"):
         read_own_file(tmp_path / "a.wav", 256)
     (tmp_path / "table.csv").write_text("audio,text\na.wav,hello\n")
     with pytest.raises(ValueError, match=r"table.csv, line 1: not JSON.*expected one JSON object on each line"):

@@ -6,7 +6,9 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from qa_train.config.sections import StageConfig
 from qa_train.model import precision
 from qa_train.planner.memory import trains_in_bfloat16
 from qa_train.train import arithmetic
+from tests.train.conftest import metrics, run
 
 # A CPU without bfloat16 instructions, on one that has them (CONTRIBUTING.md).
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
@@ -118,3 +121,45 @@ def test_a_cpu_without_the_instructions_is_told_by_onednn_and_by_the_clock() -> 
         text=True,
     )
     assert done.stdout.split() == ["False", "True"], done.stderr[-1000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["float32", "bfloat16"])
+def test_a_run_that_moves_between_cpus_keeps_its_arithmetic(
+    tmp_path: Path, options: Callable[[str, Path], list[str]], first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three steps on one kind of CPU and three on the other equal six in the first one's arithmetic."""
+    if not precision.native_bfloat16("cpu"):
+        pytest.skip("this CPU has no bfloat16 instructions: it can only be the second machine")
+
+    def train(folder: str, machine: str, *words: str) -> list[dict[str, Any]]:
+        for name, value in AVX2.items():
+            monkeypatch.setenv(name, value) if machine == "float32" else monkeypatch.delenv(name, raising=False)
+        run("pretrain", *options("pretrain", tmp_path / folder), "trainer.lr_scheduler_type=constant", *words)
+        return metrics(tmp_path / folder)
+
+    train("moved", first, "trainer.bf16=auto", "trainer.max_steps=3")
+    second = "bfloat16" if first == "float32" else "float32"
+    moved = train("moved", second, "trainer.bf16=auto", "trainer.max_steps=6")
+    stayed = train("stayed", "bfloat16", f"trainer.bf16={first == 'bfloat16'}", "trainer.max_steps=6")
+    assert [row["step"] for row in moved] == [1, 2, 3, 4, 5, 6]
+    assert yaml.safe_load((tmp_path / "moved" / "config.yaml").read_text())["trainer"]["bf16"] is (first == "bfloat16")
+    # bfloat16 in software rounds in other places than in hardware.
+    tolerance = 1e-5 if first == "float32" else 5e-3
+    assert [row["loss"] for row in moved] == pytest.approx([row["loss"] for row in stayed], rel=tolerance)
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_muons_matrices_train_as_one(
+    tmp_path: Path, options: Callable[[str, Path], list[str]]
+) -> None:
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        words = [*options("pretrain", folder), "trainer.muon_learning_rate=0.01", "trainer.max_steps=4"]
+        run("pretrain", *words, processes=processes)
+        # And resumed: the state does not depend on the number of processes.
+        run("pretrain", *words, "trainer.max_steps=6", processes=3 - processes)
+        found.append([row["loss"] for row in metrics(folder)])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    assert found[0][-1] < found[0][0]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
+import crc32c
 import pytest
 
 from qa_train.train import checkpoints
 from qa_train.utils import manifest
+from qa_train.utils.atomic import write_json
 
 
 def make(root: Path, step: int, *, commit: bool = True) -> Path:
@@ -88,12 +91,12 @@ def test_zero_checkpoints_without_checksums_are_refused_and_others_taken(tmp_pat
     folder = make(tmp_path, 1)
     written = checkpoints.read_manifest(folder)
     del written["checksums"]
-    checkpoints.write_json(folder / "manifest.json", written)
+    write_json(folder / "manifest.json", written)
     assert manifest.damage(folder) is None
     (folder / "global_step1").mkdir()
     (folder / "global_step1" / "mp_rank_00_model_states.pt").write_bytes(b"old")
     written["files"]["global_step1/mp_rank_00_model_states.pt"] = 3
-    checkpoints.write_json(folder / "manifest.json", written)
+    write_json(folder / "manifest.json", written)
     assert "no checksums" in str(manifest.damage(folder))
 
 
@@ -120,7 +123,7 @@ def test_commit_flushes_files_before_the_manifest_and_the_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(checkpoints, "_fsync", lambda path: seen.append(path.name))
+    monkeypatch.setattr(checkpoints, "flush_file", lambda path: seen.append(path.name))
     make(tmp_path, 1)
     assert seen.index("model.safetensors") < seen.index("checkpoint-1")
     assert seen[-1] == tmp_path.name
@@ -135,3 +138,45 @@ def test_prune_spares_every_kth_and_the_best(tmp_path: Path) -> None:
     assert best is not None
     checkpoints.prune(tmp_path, keep=1, every=3, also=[best])
     assert [checkpoints.step_of(f) for f in checkpoints.list_folders(tmp_path)] == [6, 3, 2]
+
+
+@pytest.mark.parametrize("size", [0, 1, 39, 40, 41, 200])
+def test_checksums_depend_on_every_byte_and_on_the_order_of_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(manifest, "_PIECE", 40)
+    path = tmp_path / "a"
+    raw = bytes(i % 251 for i in range(size))
+    variants = [raw, raw + b"\0", raw[::-1] + b"x", raw[40:] + raw[:40] + b"y"]
+    sums = []
+    for variant in variants:
+        path.write_bytes(variant)
+        sums += manifest.checksums([path])
+    assert len(set(sums)) == len(variants)
+    path.write_bytes(raw)
+    assert manifest.checksums([path]) == sums[:1]
+    # The pieces by themselves, one after the other.
+    parts = [crc32c.crc32c(raw[i : i + 40]).to_bytes(4) for i in range(0, max(size, 1), 40)]
+    assert sums[0] == crc32c.crc32c(b"".join(parts)).to_bytes(4).hex()
+
+
+def test_a_manifest_of_an_older_version_is_compared_by_its_own_checksums(tmp_path: Path) -> None:
+    folder = make(tmp_path, 1)
+    written = checkpoints.read_manifest(folder)
+    assert written.pop("format") == manifest.FORMAT
+    # Format 1: SHA-256 of the SHA-256s of the pieces.
+    written["checksums"] = {
+        name: hashlib.sha256(hashlib.sha256((folder / name).read_bytes()).digest()).hexdigest()
+        for name in written["files"]
+    }
+    write_json(folder / "manifest.json", written)
+    assert manifest.damage(folder) is None
+    (folder / "model.safetensors").write_bytes(b"y" * 101)
+    assert "model.safetensors is not what was saved" in str(manifest.damage(folder))
+
+
+def test_a_manifest_of_a_newer_version_is_refused_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make(tmp_path, 1)
+    write_json(folder / "manifest.json", {**checkpoints.read_manifest(folder), "format": manifest.FORMAT + 1})
+    assert checkpoints.newest_complete(tmp_path) is None
+    assert f"format {manifest.FORMAT + 1}, this qa-train reads up to {manifest.FORMAT}" in caplog.text

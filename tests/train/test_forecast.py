@@ -97,6 +97,21 @@ def seconds_in(text: str, pattern: str) -> float:
     return float(found[1])
 
 
+def test_encoding_says_how_long_it_takes(
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(common, "_LOOK_S", 0.0)
+    words = ["model.freeze=[encoder]", f"data.encoder_cache={tmp_path / 'cache'}", "trainer.max_steps=1"]
+    train("pretrain", [*options("pretrain", tmp_path / "one"), *words])
+    screen = capfd.readouterr().out
+    assert screen.count("encoding takes about") == 1
+    assert screen.index("of audio once") < screen.index("encoding takes about") < screen.index("writes to")
+    train("pretrain", [*options("pretrain", tmp_path / "two"), *words])
+    again = capfd.readouterr().out
+    assert "of audio once" not in again
+    assert "encoding takes" not in again
+
+
 @pytest.mark.parametrize("model", ["tiny", pytest.param("nano", marks=pytest.mark.slow)])
 def test_forecasts_are_true(
     options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], model: str

@@ -122,7 +122,7 @@ def test_an_interrupted_run_equals_an_undisturbed_one(
     # What a crash leaves behind: an unfinished checkpoint and half a line.
     (folder / "checkpoints" / "checkpoint-5").mkdir(exist_ok=True)
     (folder / "checkpoints" / "checkpoint-6").mkdir(exist_ok=True)
-    (folder / "checkpoints" / "checkpoint-6" / "manifest.json.tmp").write_text("{")
+    (folder / "checkpoints" / "checkpoint-6" / "manifest.json.part").write_text("{")
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')
     run(stage, *words)

@@ -9,6 +9,7 @@ import random
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ import pytest
 import torch
 
 from qa_train.config import ModelConfig, RunConfig, StageConfig
+from qa_train.model import loading
+from qa_train.model.build import check_checkpoint
 from qa_train.train import checkpoints, states
 from qa_train.train.distributed import join_zero_parts
 from qa_train.train.run import RunFolder
+from tests.model.stored import write_model
 
 ZERO = "global_step{0}/zero_pp_rank_0_mp_rank_00_optim_states.pt"
 MODEL = "global_step{0}/mp_rank_00_model_states.pt"
@@ -171,3 +175,16 @@ def test_the_converter_reads_nothing_else(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(pickle.UnpicklingError):
         join_zero_parts()
     assert not executed.exists()
+
+
+def test_a_checkpoint_is_judged_under_zero3_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.integrations import HfDeepSpeedConfig
+
+    write_model(tmp_path / "checkpoint-2")
+    # transformers keeps a weak reference, and cuts every model while it lives.
+    alive = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1})
+    assert check_checkpoint(tmp_path / "checkpoint-2") > 40
+    monkeypatch.setattr(loading, "whole_weights", nullcontext)
+    with pytest.raises(ValueError, match="describes no model"):
+        check_checkpoint(tmp_path / "checkpoint-2")
+    del alive

@@ -7,14 +7,13 @@ Nothing here changes a length, so the plan's token counts hold. (A change of spe
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
 
 from qa_train.config import AugmentConfig
+from qa_train.utils import draws
 
 MAX_SPAN = 8
 # The colour of the noise: its power falls with frequency ** -c, c drawn evenly from 0 (white) to this (near pink and
@@ -27,7 +26,7 @@ class ClipAugment:
 
     def __init__(self, cfg: AugmentConfig, key: Sequence[int | str]) -> None:
         self._cfg = cfg
-        self._rng = _generator(key)
+        self._rng = draws.generator(list(key))
 
     def wave(self, wave: np.ndarray) -> np.ndarray:
         """Volume and noise: float32 [n] -> float32 [n]."""
@@ -93,15 +92,9 @@ def mask_spans(states: Tensor, share: float, key: tuple[int, int, str]) -> Tenso
     """
     if share <= 0 or not len(states):
         return states
-    rng = _generator(key)
+    rng = draws.generator(list(key))
     spans = rng.poisson(share * len(states) / ((1 + MAX_SPAN) / 2))
     masked = states.clone()
     for start, width in zip(rng.integers(0, len(states), spans), rng.integers(1, MAX_SPAN + 1, spans), strict=True):
         masked[start : start + width] = 0.0
     return masked
-
-
-def _generator(key: Sequence[int | str]) -> np.random.Generator:
-    """A generator that depends on ``key`` alone, on any machine."""
-    digest = hashlib.blake2b(json.dumps(list(key)).encode(), digest_size=8).digest()
-    return np.random.default_rng(int.from_bytes(digest, "little"))

@@ -61,6 +61,8 @@ def _part(data: Data, start: int, stop: int) -> Part:
     info = _Info(int.from_bytes(raw[:2], "big"), (word >> 41 & 7) + 1, (word >> 36 & 31) + 1)
     stated = word & _MAX_TOTAL - 1
     first = _first_frame(data, start, stop)
+    if first >= stop:
+        raise damaged(_NAME, f"its header says {stated or 'an unknown number of'} samples, no frame follows")
     if stated and _ends_at(data, first, stop, info, stated):
         return whole
     total = _count(data, first, stop, info)

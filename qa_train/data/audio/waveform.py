@@ -196,7 +196,7 @@ def _check_header(sound: Sound | MediaSound) -> None:
     if not 1 <= sound.channels <= MAX_CHANNELS:
         raise BadAudio(
             f"{name}: {sound.channels} channels; at most {MAX_CHANNELS} are accepted; "
-            "take one: ffmpeg -i IN -af pan=mono|c0=c0 OUT.flac"
+            'take one: ffmpeg -i IN -af "pan=mono|c0=c0" OUT.flac'
         )
     if not 1000 <= sound.rate <= MAX_SAMPLE_RATE:
         raise BadAudio(f"{name}: {sound.rate} Hz; expected 1000 to {MAX_SAMPLE_RATE}: ffmpeg -i IN -ar 16000 OUT.flac")

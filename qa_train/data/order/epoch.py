@@ -7,13 +7,13 @@ random generator, so that they are the same in every version of numpy.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import OrderedDict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from qa_train.utils import draws
 
 Ints = NDArray[np.int64]
 # Rows of so many shards are mixed, and of more when the shards are small: a shard is often one
@@ -69,10 +69,9 @@ class EpochOrder:
 
 def hashes(count: int, *key: Any) -> NDArray[np.uint64]:
     """``count`` 64-bit hashes: splitmix64 (Steele et al. 2014) of a counter, keyed by BLAKE2b of ``key``."""
-    seed = hashlib.blake2b(json.dumps(key).encode(), digest_size=8).digest()
     with np.errstate(over="ignore"):
         z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        z += np.uint64(int.from_bytes(seed, "little"))
+        z += np.uint64(draws.seed(key))
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return z ^ (z >> np.uint64(31))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+
+from qa_train.utils import draws
 
 _BOARD_SLOTS = 64
 
@@ -103,4 +104,4 @@ def _sum(values: Sequence[int]) -> int:
 
 
 def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest())
+    return int.from_bytes(draws.digest(text, 6))

@@ -26,6 +26,7 @@ from qa_train.data.order.epoch import Ints
 from qa_train.data.shards import storage
 from qa_train.data.shards.remote import RemoteError
 from qa_train.data.shards.sidecar import Problem, Summary, load_rows, load_summary
+from qa_train.utils.atomic import whole
 from qa_train.utils.masking import masked, without_query
 
 CATALOG_SUFFIX = ".catalog.parquet"
@@ -170,9 +171,8 @@ def write_lines(listed: Iterable[tuple[str, Summary]], out: str | Path) -> int:
                 "problems": json.dumps(problems, ensure_ascii=False) if summary.problems else "",
             }
         )
-    part = Path(f"{out}.part")
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=_SCHEMA), part, compression="zstd")
-    part.replace(out)
+    with whole(out) as part:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=_SCHEMA), part, compression="zstd")
     return len(rows)
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qa_train.config import StorageConfig
 from qa_train.data.audio.waveform import BadAudio, read_header, stored_kind
 from qa_train.data.shards import storage
+from qa_train.data.shards.remote import RemoteError
 from qa_train.data.shards.tar import AUDIO_EXTENSIONS, MAX_MEMBER_BYTES, OTHER_AUDIO_EXTENSIONS
 from qa_train.data.text.content import Source, shown
+
+# A list may hold thousands of addresses of a server that is gone.
+_FETCHING = StorageConfig(retries=2)
 
 
 def located(source: Source, *bases: Path) -> Path | Source:
@@ -25,24 +30,30 @@ def clip_bytes(clip: Path | Source) -> bytes:
     """The encoded bytes of a clip, fetched where it is an address.
 
     Raises:
-        BadAudio: more bytes than a shard's member may have, or an address of a kind that is not read.
-        OSError, RemoteError: the file or its server cannot be read.
+        BadAudio: more bytes than a shard's member may have, or an address that cannot be read.
+        OSError: a file that cannot be read.
     """
     if isinstance(clip, bytes):
         return clip
-    if isinstance(clip, str) and clip.split("://", 1)[0] not in storage.SCHEMES:
-        raise BadAudio(f"{clip}: addresses are read of {', '.join(storage.SCHEMES[:-1])}")
-    with storage.open_binary(str(clip)) as file:
-        raw = file.read(MAX_MEMBER_BYTES + 1)
+    name = str(clip)
+    if "://" in name and name.split("://", 1)[0] not in storage.SCHEMES:
+        raise BadAudio(f"{name}: addresses are read of {', '.join(storage.SCHEMES[:-1])}")
+    try:
+        with storage.open_binary(name, _FETCHING) as file:
+            raw = file.read(MAX_MEMBER_BYTES + 1)
+    except (RemoteError, OSError) as error:
+        if "://" not in name:
+            raise
+        raise BadAudio(f"{name} cannot be fetched, download it and list the file ({error})") from error
     if len(raw) > MAX_MEMBER_BYTES:
-        raise BadAudio(f"{clip}: more than {MAX_MEMBER_BYTES} bytes")
+        raise BadAudio(f"{name}: more than {MAX_MEMBER_BYTES} bytes")
     return raw
 
 
 def encoded(clip: Path | Source) -> tuple[str, bytes]:
     """The shard's extension for a clip, and its bytes as they are; their header is checked.
 
-    Raises BadAudio for what shards do not hold, and what ``clip_bytes`` raises.
+    Raises what ``clip_bytes`` does, and BadAudio for what shards do not hold.
     """
     raw = clip_bytes(clip)
     name = shown(clip) if isinstance(clip, bytes) else str(clip)

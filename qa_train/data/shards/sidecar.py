@@ -12,7 +12,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow
@@ -21,6 +20,7 @@ import pyarrow.parquet
 from qa_train.config import StorageConfig
 from qa_train.data.shards import storage
 from qa_train.data.shards.remote import RemoteError
+from qa_train.utils.atomic import whole
 from qa_train.utils.masking import name_of
 
 SUFFIX = ".index.parquet"
@@ -226,5 +226,5 @@ def write_index(index: ShardIndex) -> None:
     if "://" in side:
         raise ValueError(f"{index.path}: indexes are written beside local shards; index it before uploading")
     table = index.table.replace_schema_metadata(footer)
-    pyarrow.parquet.write_table(table, side + ".part", compression="zstd")
-    Path(side + ".part").replace(side)
+    with whole(side) as part:
+        pyarrow.parquet.write_table(table, part, compression="zstd")

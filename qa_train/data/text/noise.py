@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from qa_train.data.text.template import IGNORE, Encoded
+from qa_train.utils import draws
 
 
 def ordinary_tokens(tokenizer: Any) -> list[int]:
@@ -27,8 +26,7 @@ def replace_targets(encoded: Encoded, share: float, tokens: Sequence[int], key: 
     """
     if share <= 0:
         return encoded
-    digest = hashlib.blake2b(json.dumps(key).encode(), digest_size=8).digest()
-    rng = np.random.default_rng(int.from_bytes(digest, "little"))
+    rng = draws.generator(key)
     labels = np.asarray(encoded.labels)
     inner = (labels[:-1] != IGNORE) & (labels[1:] != IGNORE)
     replaced = np.flatnonzero(inner & (rng.random(len(inner)) < share))

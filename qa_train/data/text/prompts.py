@@ -7,7 +7,6 @@ keyed hash of (seed, epoch, key, task): it does not depend on the order in which
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from qa_train.data.text.content import content_parts, turn_loss
 from qa_train.data.text.records import BadRecord, fields
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
 from qa_train.data.text.tasks import Task, read_tasks
+from qa_train.utils import draws
 
 CHAT = "chat"
 
@@ -30,9 +30,8 @@ class Unqualified(ValueError):
 class PromptBank:
     """The tasks of the given YAML files, with the wordings of the chosen languages."""
 
-    def __init__(self, tasks: dict[str, Task], digest: str) -> None:
+    def __init__(self, tasks: dict[str, Task]) -> None:
         self.tasks = tasks
-        self.digest = digest
 
     @staticmethod
     def load(files: Iterable[str | Path] = (), languages: Iterable[str] = ("en",)) -> PromptBank:
@@ -41,7 +40,7 @@ class PromptBank:
         tasks: dict[str, Task] = {}
         for path in [*sorted((config_dir() / "prompts").glob("*.yaml")), *map(Path, files)]:
             tasks |= read_tasks(path, chosen)
-        return PromptBank(tasks, hashlib.sha256(repr(sorted(tasks.items())).encode()).hexdigest())
+        return PromptBank(tasks)
 
     def task(self, name: str) -> Task:
         """The task of that name; ValueError lists the known ones."""
@@ -49,6 +48,13 @@ class PromptBank:
             known = [CHAT, *sorted(self.tasks)]
             raise ValueError(f"task {name!r} is unknown: {did_you_mean(name, known)}there are {', '.join(known)}")
         return self.tasks[name]
+
+    def digest(self, name: str) -> str:
+        """Changes with what ``sample`` makes of a record under this task, and with nothing else of the bank."""
+        if name == CHAT:
+            return CHAT
+        # The family only names a row of tables.
+        return hashlib.sha256(repr(replace(self.task(name), family="")).encode()).hexdigest()
 
     def qualifies(self, record: dict[str, Any], task: str, *, pair: bool = False) -> bool:
         """Whether ``sample`` can make this task of the record."""
@@ -127,8 +133,7 @@ class PromptBank:
 
 def draw(seed: int, epoch: int, key: str, task: str, count: int) -> int:
     """A number below ``count``, the same for the same arguments on every machine."""
-    name = json.dumps([seed, epoch, key, task]).encode()
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) % count
+    return draws.below(count, [seed, epoch, key, task])
 
 
 def chat_messages(record: dict[str, Any]) -> tuple[tuple[Message, ...], int]:

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
+from qa_train.utils.identity import ById
 
 IGNORE = -100
 AUDIO, AUDIO_BOS, AUDIO_EOS = "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"
@@ -218,22 +219,9 @@ class _Vocabulary:
 
 
 @lru_cache(maxsize=4)
-def _vocabulary_of(holder: _ById) -> _Vocabulary:
-    return _Vocabulary(holder.tokenizer)
-
-
-class _ById:
-    """Hash a tokenizer by identity: tokenizers define neither cheap equality nor a hash."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-
-    def __hash__(self) -> int:
-        return id(self.tokenizer)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ById) and other.tokenizer is self.tokenizer
+def _vocabulary_of(holder: ById) -> _Vocabulary:
+    return _Vocabulary(holder.thing)
 
 
 def _vocabulary(tokenizer: Any) -> _Vocabulary:
-    return _vocabulary_of(_ById(tokenizer))
+    return _vocabulary_of(ById(tokenizer))

@@ -26,6 +26,7 @@ from qa_train.data.shards.index import ShardIndex, load_index, shard_fingerprint
 from qa_train.data.shards.sidecar import IGNORED, Problem
 from qa_train.data.shards.storage import RangeReader
 from qa_train.data.text.script import script_share, spoken_characters
+from qa_train.utils import draws
 
 _SILENCE_FRAME = SAMPLE_RATE // 50
 _CLIPPED = 0.999
@@ -242,7 +243,7 @@ def _text_digest(record: dict[str, Any]) -> int | None:
     said = " ".join(str(record[name]) for name in _SAID if record.get(name))
     said += json.dumps(record["messages"], ensure_ascii=False) if record.get("messages") else ""
     plain = re.sub(r"[\W_]+", " ", said).strip().lower()
-    return int.from_bytes(hashlib.blake2b(plain.encode(), digest_size=8).digest()) if plain else None
+    return int.from_bytes(draws.digest(plain)) if plain else None
 
 
 def _take_out(path: str, drops: list[Drop]) -> None:

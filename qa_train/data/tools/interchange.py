@@ -21,7 +21,6 @@ from qa_train.data.audio.waveform import BadAudio
 from qa_train.data.shards import storage
 from qa_train.data.shards.clip_files import encoded, located
 from qa_train.data.shards.index import ShardIndex, load_index
-from qa_train.data.shards.remote import RemoteError
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.chat_rows import chat_record, unknown_fields
 from qa_train.data.text.content import PLACEHOLDER, Source
@@ -30,6 +29,7 @@ from qa_train.data.text.prompts import CHAT, PromptBank
 from qa_train.data.text.records import BadRecord
 from qa_train.data.text.sample import AudioPart, Sample
 from qa_train.data.tools.outside import Outside
+from qa_train.utils.atomic import whole
 
 Line = tuple[list[dict[str, Any]], list[Path | Source], dict[str, Any]]
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def jsonl_to_shards(
                     outside.look(clip)
             try:
                 files = [encoded(clip) for clip in clips]
-            except (BadAudio, OSError, RemoteError) as error:
+            except (BadAudio, OSError) as error:
                 raise ValueError(f"{jsonl}, record {number}: {error}") from error
             kinds = [kind for kind, _ in files]
             key = f"{Path(jsonl).stem.replace('.', '-')}-{number:08d}"
@@ -113,25 +113,23 @@ def shards_to_jsonl(
     folder.mkdir(parents=True, exist_ok=True)
     bank = PromptBank.load()
     names: set[str] = set()
-    part = out.with_name(out.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        for shard in storage.expand(shards):
-            for row in load_index(shard, cfg).table.to_pylist():
-                record = json.loads(row["meta"])
-                sample = bank.sample(record, task, "chat", row["key"], 0, 0, pair="chosen" in record)
-                audios = [
-                    _save(folder, f"{row['key']}.{name}", raw, names, overwrite)
-                    for name, raw in zip(row["names"], _clips(shard, row, cfg), strict=True)
-                ]
-                line = _line(record, sample) | {"audios": [f"{folder.name}/{name}" for name in audios]}
-                if task != CHAT:
-                    # `qa-train eval data=` scores by it.
-                    line["task"] = task
-                file.write(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n")
-    if out.exists() and not overwrite and not filecmp.cmp(part, out, shallow=False):
-        part.unlink()
-        raise _other_content(out)
-    part.replace(out)
+    with whole(out) as part:
+        with part.open("w", encoding="utf-8") as file:
+            for shard in storage.expand(shards):
+                for row in load_index(shard, cfg).table.to_pylist():
+                    record = json.loads(row["meta"])
+                    sample = bank.sample(record, task, "chat", row["key"], 0, 0, pair="chosen" in record)
+                    audios = [
+                        _save(folder, f"{row['key']}.{name}", raw, names, overwrite)
+                        for name, raw in zip(row["names"], _clips(shard, row, cfg), strict=True)
+                    ]
+                    line = _line(record, sample) | {"audios": [f"{folder.name}/{name}" for name in audios]}
+                    if task != CHAT:
+                        # `qa-train eval data=` scores by it.
+                        line["task"] = task
+                    file.write(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n")
+        if out.exists() and not overwrite and not filecmp.cmp(part, out, shallow=False):
+            raise _other_content(out)
     return sum(1 for _ in out.open("rb"))
 
 

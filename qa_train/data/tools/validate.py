@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from qa_train.data.parallel import each_shard
 from qa_train.data.shards.index import SUFFIX, ShardIndex, load_index, scan
 from qa_train.data.shards.sidecar import IGNORED
 from qa_train.data.shards.storage import beside, exists
+from qa_train.utils import draws
 
 Digests = np.ndarray[Any, np.dtype[np.uint64]]
 
@@ -160,7 +160,7 @@ def _against_index(path: str, fresh: ShardIndex, storage: StorageConfig | None) 
 def _contents(index: ShardIndex) -> Digests:
     """Eight bytes for each record's key and content: enough to find repeats, little to keep."""
     rows = zip(*(index.table[name].to_pylist() for name in ("key", "crc32c", "meta")), strict=True)
-    digests = [hashlib.blake2b(json.dumps(row).encode(), digest_size=8).digest() for row in rows]
+    digests = [draws.digest(row) for row in rows]
     return np.frombuffer(b"".join(digests), dtype=np.uint64)
 
 

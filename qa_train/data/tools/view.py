@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -19,6 +18,7 @@ from qa_train.data.shards.index import SUFFIX, ShardIndex, load_index, scan
 from qa_train.data.shards.tar import DamagedShard, members
 from qa_train.data.text.prompts import CHAT, PromptBank
 from qa_train.data.tools.clean import clipped_share
+from qa_train.utils import draws
 
 Row = dict[str, Any]
 
@@ -91,7 +91,7 @@ def draw_rows(
     paths: Sequence[str], count: int, seed: int, cfg: StorageConfig | None = None
 ) -> Iterator[tuple[str, Row]]:
     """``count`` records, one shard after another in a random order; the same for the same seed."""
-    order = sorted(paths, key=lambda path: hashlib.blake2b(f"{seed} {Path(path).name}".encode()).digest())
+    order = sorted(paths, key=lambda path: draws.digest(f"{seed} {Path(path).name}", 64))
     rng = np.random.default_rng(seed)
     indexes = [open_index(path, cfg)[0] for path in order[:count]]
     for turn in range(count):

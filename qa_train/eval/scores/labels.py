@@ -349,18 +349,3 @@ def map_points(sums: np.ndarray) -> np.ndarray:
     recall = hit / np.maximum(relevant, 1)
     ap = recall * hit / np.maximum(listed, 1) + (1 - recall) * relevant / n
     return 100 * np.where(relevant > 0, ap, 0).sum(1) / np.maximum((relevant > 0).sum(1), 1)
-
-
-def average_precision(scores: np.ndarray, relevant: np.ndarray) -> float:
-    """Average precision of one class for a model that gives scores: sum of (R_k - R_k-1) P_k over the thresholds.
-
-    scores, relevant: [n]. Items of equal score enter together. ValueError without a relevant item.
-    """
-    if not relevant.any():
-        raise ValueError("average precision needs at least one relevant item")
-    order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(relevant[order].astype(float))
-    last_of_score = np.append(np.diff(scores[order]) != 0, True)
-    precision = (hits / np.arange(1, len(hits) + 1))[last_of_score]
-    recall = (hits / hits[-1])[last_of_score]
-    return float(np.sum(np.diff(recall, prepend=0.0) * precision))

@@ -154,6 +154,8 @@ def test_names_of_columns_that_everybody_uses() -> None:
             columns = mapping({}, row)
             assert columns["audio"] == audio
             assert record_of(row, columns) == {"text": "one", "language": "de", "speaker": "7"}
+    with pytest.raises(ValueError, match="'label' must be text, found bool"):
+        record_of({"label": True}, {"label": "label"})
     # A name of our own comes first.
     assert mapping({}, ["path", "audio", "text", "sentence"]) == {"audio": "audio", "text": "text"}
     with pytest.raises(ValueError, match=r"e\.g\. columns\.text=who"):

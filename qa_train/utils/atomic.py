@@ -1,0 +1,55 @@
+"""Files that appear whole or not at all: written under another name beside their place, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# What a file is called until it is whole.
+PART = ".part"
+
+
+@contextmanager
+def whole(path: Path | str, *, durable: bool = False) -> Iterator[Path]:
+    """Yield the path to write to; at the end it becomes ``path``, and after an error it is deleted.
+
+    Args:
+        path: the file; what is there already stays until the new one is whole.
+        durable: have the content and the name on disk before returning, so that no power failure takes them back.
+    """
+    path = Path(path)
+    part = path.with_name(path.name + PART)
+    try:
+        yield part
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    if durable:
+        flush(part)
+    part.replace(path)
+    if durable:
+        flush(path.parent)
+
+
+def write_text(path: Path | str, text: str, *, durable: bool = False) -> None:
+    """Replace ``path`` by ``text`` in UTF-8; see `whole`."""
+    with whole(path, durable=durable) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, value: Any, *, durable: bool = False) -> None:
+    """Replace ``path`` by the JSON of ``value``, indented; see `whole`."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", durable=durable)
+
+
+def flush(path: Path) -> None:
+    """Have a file, or a folder's list of names, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,39 @@
+"""Keyed draws: numbers that depend on a key alone, the same on every machine, in every process and every version.
+
+A key is a text, or anything that JSON can hold; its bytes are BLAKE2b of the text, or of the JSON. Nothing here may
+change: the order of training, its wordings and its noise follow from these numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+
+
+def digest(key: Any, size: int = 8) -> bytes:
+    """``size`` bytes for a key; as a sort key (64 bytes), an order of names that no other name can move."""
+    text = key if isinstance(key, str) else json.dumps(key)
+    return hashlib.blake2b(text.encode(), digest_size=size).digest()
+
+
+def below(count: int, key: Any) -> int:
+    """A whole number from 0 to ``count`` - 1."""
+    return int.from_bytes(digest(key)) % count
+
+
+def share(key: Any) -> float:
+    """A number in [0, 1)."""
+    return int.from_bytes(digest(key)) / 2**64
+
+
+def seed(key: Any) -> int:
+    """64 bits to start a generator with."""
+    return int.from_bytes(digest(key), "little")
+
+
+def generator(key: Any) -> np.random.Generator:
+    """A random generator of its own."""
+    return np.random.default_rng(seed(key))

@@ -1,0 +1,34 @@
+"""A file appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qa_train.utils.atomic import PART, whole, write_json, write_text
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path, durable: bool) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"b": "é", "a": [1, 2]}, durable=durable)
+    assert json.loads(path.read_text(encoding="utf-8")) == {"b": "é", "a": [1, 2]}
+    with whole(path, durable=durable) as part:
+        part.write_text("half")
+        assert json.loads(path.read_text())["a"] == [1, 2]
+    assert path.read_text() == "half"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(error), whole(path) as part:  # noqa: PT012 (the error comes in the middle of writing)
+        part.write_text("new")
+        raise error
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    assert part.name == path.name + PART
