@@ -68,7 +68,7 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
         """
         weights = self.loss_weights
         if SFT in self.loss_types and share:
-            right = float(chosen.sum()) / max(self._chosen_of_step, 1.0) / share
+            right = float(chosen.sum()) / max(self._step_numbers["chosen_tokens"], 1.0) / share
             self.loss_weights = [w * right if t == SFT else w for t, w in zip(self.loss_types, weights, strict=True)]
         try:
             yield
@@ -85,12 +85,6 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
             metrics.clear()
         super().log(logs, start_time)
 
-    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
-        """As the mixin, and remember how many pairs and tokens of chosen answers the step has on all ranks."""
-        found = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._pairs_of_step, self._chosen_of_step = (self._step_numbers[name] for name in ("pairs", "chosen_tokens"))
-        return found
-
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """TRL would pad the dataset's rows here; our batches bring the values (``Reference.fill``)."""
         return dataset
@@ -100,7 +94,7 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
     ) -> Any:
         """TRL's DPO loss, weighted by this batch's share of the step's pairs."""
         pairs = inputs["attention_mask"].shape[0] // 2
-        share = pairs / self._pairs_of_step
+        share = pairs / self._step_numbers["pairs"]
         with self._kept_at_home() as kept, self._sft_by_tokens(inputs["completion_mask"][:pairs, 1:], share):
             result = DPOTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
         self.tally.add(pair_values(kept, inputs["completion_mask"], training=model.training))

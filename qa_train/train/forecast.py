@@ -32,7 +32,7 @@ from qa_train.utils.progress import duration
 _LONG_S = 1.0
 _CALLS = 4
 # What a loss reads or changes in a trainer beside gradients.
-_CHANGED = ("tally", "_metrics", "_pairs_of_step")
+_CHANGED = ("tally", "_metrics", "_step_numbers")
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,10 @@ def rehearse(trainer: Any, stage: Stage) -> Rehearsal | None:
     collator = stage.collator
     with stage.batches.rehearsal(), _untouched(trainer, model):
         batch = collator([number])
-        operations = float(count(batch, trainer.work)[NAMES.index("useful_flops")])
-        trainer._pairs_of_step = trainer.batches_per_step * (batch["attention_mask"].shape[0] // 2)
+        numbers = dict(zip(NAMES, count(batch, trainer.work).tolist(), strict=True))
+        operations = numbers["useful_flops"]
+        # A step of such batches.
+        trainer._step_numbers = {name: value * trainer.batches_per_step for name, value in numbers.items()}
 
         def learn() -> None:
             # Workers build batches beside the training.
