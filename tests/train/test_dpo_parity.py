@@ -144,7 +144,7 @@ def test_loss_and_gradient_do_not_hang_on_how_pairs_fall_into_batches(
     refs = [ref for k in range(3) for ref in batches.plan.batch(k)][:4]
     chosen = [int(batches.build_pairs([ref])[0]["completion_mask"][:1, 1:].sum()) for ref in refs]
     assert len(set(chosen)) > 1, "answers of one length would not tell a mean of means from a mean"
-    trainer._pairs_of_step, trainer._chosen_of_step = len(refs), sum(chosen)
+    trainer._step_numbers = {"pairs": len(refs), "chosen_tokens": sum(chosen)}
     found = []
     for sizes in ((4,), (2, 2), (1, 3), (1, 1, 1, 1)):
         trainer.args.gradient_accumulation_steps = len(sizes)
@@ -204,8 +204,8 @@ def test_loss_and_gradients_equal_trl_on_the_stock_model(
         options=TrainerConfig(),
         work=SimpleNamespace(),
     )
-    ours._pairs_of_step = pairs
-    ours._chosen_of_step = int(batch["completion_mask"][:pairs, 1:].sum())
+    chosen = int(batch["completion_mask"][:pairs, 1:].sum())
+    ours._step_numbers = {"pairs": pairs, "chosen_tokens": chosen}
     ours.tally.begin([Collator(batches)([0])])
     with encoded(model, reference) as passes:
         found = ours.compute_loss(ours.model, batch)
