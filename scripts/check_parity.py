@@ -22,8 +22,9 @@ import torch
 from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 
 from qa_train.config import EncoderConfig, LanguageModelConfig, ModelConfig
+from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.mel import log_mel
-from qa_train.data.audio.waveform import MIN_CLIP_SAMPLES, SAMPLE_RATE, audio_tokens, mel_frames, segments
+from qa_train.data.audio.waveform import MIN_CLIP_SAMPLES, SAMPLE_RATE, audio_tokens, segments
 from qa_train.model import build_model
 
 LIMIT = 1e-4
@@ -106,7 +107,7 @@ def make_batch(rng: np.random.Generator, processor: Any, counts: dict[str, int])
     joined = {name: padded[name] for name in ("input_ids", "attention_mask")}
     if waves:
         joined["input_features"] = torch.cat([log_mel(wave, MEL_BINS) for wave in waves], 1)
-        joined["feature_lengths"] = torch.tensor([mel_frames(len(wave)) for wave in waves])
+        joined["feature_lengths"] = torch.tensor([FRONT_END.frames(len(wave)) for wave in waves])
     # The last tokens of each row are its answer; the rest is the prompt.
     ends = padded["attention_mask"].sum(1, keepdim=True)
     places = torch.arange(padded["input_ids"].shape[1])

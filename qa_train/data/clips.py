@@ -11,8 +11,9 @@ from torch import Tensor
 from qa_train.config import StorageConfig
 from qa_train.data.audio.augment import ClipAugment
 from qa_train.data.audio.decoder import KillableDecoder
+from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.mel import log_mel
-from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, audio_tokens, mel_frames, read_clip, segments
+from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, audio_tokens, read_clip, segments
 from qa_train.data.shards.storage import RangeReader
 
 
@@ -103,7 +104,7 @@ class ClipReader:
         wave = self.wave(clip)
         parts = segments(augment.wave(wave) if augment else wave)
         mels = [log_mel(part, self.num_mel_bins) for part in parts]
-        return [augment.mel(mel) for mel in mels] if augment else mels, [mel_frames(len(part)) for part in parts]
+        return [augment.mel(mel) for mel in mels] if augment else mels, [FRONT_END.frames(len(part)) for part in parts]
 
 
 class NoiseReader(ClipReader):

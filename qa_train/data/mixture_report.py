@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.open_sources import TOO_LONG
 from qa_train.data.order.batch_plan import Plan
 from qa_train.data.order.epoch import Ints
 from qa_train.data.source import Source
-
-_TOKEN_S = 0.04
 
 
 def realised(
@@ -129,7 +128,7 @@ class _Line:
             "samples": self.samples,
             "share": self.samples / max(1, total),
             "planned_share": source.weight,
-            "hours": self.audio * _TOKEN_S / 3600,
+            "hours": self.audio * FRONT_END.token_s / 3600,
             "tokens": self.tokens,
             "epochs": self.samples / max(1, source.overview.samples),
             "left_out": dict(self.left_out),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qa_train.config import DataConfig
+from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.order import mixture
 from qa_train.data.order.chapter import Chapter
 from qa_train.data.shards.sidecar import CLEANED, IGNORED
@@ -76,7 +77,7 @@ def check_lengths(chapter: Chapter, cfg: DataConfig) -> None:
             f"tokens and fit into no batch, more than data.error_budget={cfg.error_budget:g} allows "
             f"({share:.1%} of so many). Raise "
             f"data.tokens_per_batch, or lower data.max_duration_s={cfg.max_duration_s:g} to leave long recordings out "
-            "(25 tokens a second, and the text)."
+            f"({FRONT_END.tokens_per_second} tokens a second, and the text)."
         )
 
 

@@ -16,6 +16,7 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 from qa_train.config import DataConfig, SourceConfig
+from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.waveform import audio_tokens
 from qa_train.data.clips import Clip
 from qa_train.data.order import mixture
@@ -36,8 +37,6 @@ from qa_train.utils.masking import name_of
 DUPLICATE_RECORDS = 200_000
 # Records looked at for the first screen; more than that are extrapolated.
 OVERVIEW_RECORDS = 20_000
-# The encoder attends within windows of 30 s.
-_SEGMENT_TOKENS = audio_tokens(30 * 16_000)
 
 
 @dataclass(frozen=True)
@@ -218,7 +217,7 @@ class Source:
             row_ids = encode(sample, self.tokenizer, clips, last_turn_only=self.cfg.last_turn_only)
             documents = [len(row_ids.input_ids)]
             scored = documents[0] - row_ids.labels.count(IGNORE)
-        whole = _SEGMENT_TOKENS
+        whole = FRONT_END.segment_tokens
         squared = sum(n // whole * whole**2 + (n % whole) ** 2 for n in clips)
         return sum(documents), sum(n**2 for n in documents), sum(clips), squared, scored
 

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.table_clip import clip_source
 from qa_train.data.audio.waveform import BadAudio, audio_tokens, read_header
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
@@ -42,7 +43,6 @@ from qa_train.utils.atomic import write_json, write_text
 
 log = logging.getLogger(__name__)
 
-SAMPLE_RATE = 16_000
 # MMAU's list with the answers, for its own script and its submission page. The option's text stands for a chosen
 # letter, which the script would not know; its README and its code name the key differently, so both are there.
 OFFICIAL = "model_output.json"
@@ -250,7 +250,7 @@ def _plan(
 
 def _tokens(duration: float) -> int:
     try:
-        return audio_tokens(round(duration * SAMPLE_RATE))
+        return audio_tokens(round(duration * FRONT_END.sample_rate))
     except BadAudio:
         return 0
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from qa_train.config import StorageConfig
+from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.table_clip import clip_source
 from qa_train.data.audio.waveform import BadAudio, read_clip
 from qa_train.data.clips import Clip, ClipReader, SkipSample
@@ -102,7 +103,7 @@ def sketch(wave: np.ndarray) -> np.ndarray | None:
         frame[: high - low] = wave[low:high]
     power = np.abs(np.fft.rfft(frames, axis=1)) ** 2
     # 100 Hz to 4 kHz, which every codec and rate keeps, in bands of equal ratio.
-    edges = np.geomspace(100, 4000, BANDS + 1) / 16_000 * width
+    edges = np.geomspace(100, 4000, BANDS + 1) / FRONT_END.sample_rate * width
     places = [(int(low), max(int(low) + 1, int(high))) for low, high in pairwise(edges)]
     bands = np.stack([power[:, low:high].sum(1) for low, high in places], axis=1)
     levels = np.log(bands + 1e-4 * bands.max() + 1e-12)

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.mel import log_mel
-from qa_train.data.audio.waveform import audio_tokens, mel_frames, segments
+from qa_train.data.audio.waveform import audio_tokens, segments
 from qa_train.model import encoder_states
 
 
@@ -59,7 +60,7 @@ def encode(model: Any, waves: Sequence[np.ndarray], num_mel_bins: int) -> list[t
     """Encoder states [T, E] of each waveform, from one unpadded encoder call over all their segments."""
     pieces = [piece for wave in waves for piece in segments(wave)]
     mel = torch.cat([log_mel(piece, num_mel_bins) for piece in pieces], dim=1).to(model.device, model.dtype)
-    lengths = torch.tensor([mel_frames(len(piece)) for piece in pieces])
+    lengths = torch.tensor([FRONT_END.frames(len(piece)) for piece in pieces])
     joined = encoder_states(model, mel, lengths)
     # A slice would keep the states of the whole call alive.
     return [part.clone() for part in joined.split([audio_tokens(len(wave)) for wave in waves])]

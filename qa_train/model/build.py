@@ -20,6 +20,7 @@ from transformers import (
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from qa_train.config import ModelConfig
+from qa_train.data.audio.front_end import FRONT_END
 from qa_train.model.loading import (
     check_sizes,
     on_meta,
@@ -44,8 +45,6 @@ Model = UnpaddedQwen2AudioForConditionalGeneration
 _TYPES = ("qwen2_audio",)
 # Adapters on adapters on adapters ...: nobody stacks so many.
 _MOST_ADAPTERS = 8
-
-_FRAMES_PER_SECOND = 100
 
 
 def build_model(cfg: ModelConfig, *, seed: int = 0, meta: bool = False) -> tuple[Model, Qwen2AudioProcessor]:
@@ -274,7 +273,7 @@ def make_processor(tokenizer: PreTrainedTokenizerBase, config: Any) -> Qwen2Audi
     """The stock processor: Whisper's log-mel in the encoder's size, the tokenizer, the released chat template."""
     audio = config.audio_config
     extractor = WhisperFeatureExtractor(
-        feature_size=audio.num_mel_bins, chunk_length=2 * audio.max_source_positions // _FRAMES_PER_SECOND
+        feature_size=audio.num_mel_bins, chunk_length=2 * audio.max_source_positions // FRONT_END.frames_per_second
     )
     processor = Qwen2AudioProcessor(extractor, tokenizer)
     # An LLM's own template has no audio and another system prompt.

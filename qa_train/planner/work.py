@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 
 from qa_train.config import StageConfig
+from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.mixture_report import Ints, realised
 from qa_train.model.flops import Work
 from qa_train.planner.balance import open_planned
 
-AUDIO_TOKENS_PER_SECOND = 25
-_MEL_PER_SECOND = 100
-_WINDOW_S = 30.0
 # Steps whose batches are planned to see how long the samples are.
 LOOK = 20
 
@@ -86,7 +84,7 @@ def from_realised(cfg: StageConfig, seen: dict[str, Any], lengths: list[Ints]) -
     times = cfg.trainer.max_steps / steps
     samples = max(1, seen["samples"])
     clip_s = sum(row["hours"] for row in seen["sources"]) * 3600 / samples
-    text = max(1.0, seen["tokens"] / samples - clip_s * AUDIO_TOKENS_PER_SECOND)
+    text = max(1.0, seen["tokens"] / samples - clip_s * FRONT_END.tokens_per_second)
     work, per_batch = _typical(cfg, np.concatenate(lengths), seen["fill"])
     tasks = [
         Task(row["source"], row["task"], row["share"], row["samples"] * times, row["tokens"] * times,
@@ -106,8 +104,8 @@ def _typical(cfg: StageConfig, lengths: Ints, fill: float) -> tuple[Work, float]
     ordered = lengths[np.lexsort(lengths.T[:2])]
     number = round(samples)
     audio, tokens, scored = ordered[((np.arange(number) + 0.5) * len(ordered) / number).astype(int)].T
-    window = int(_WINDOW_S * AUDIO_TOKENS_PER_SECOND)
-    frames = _MEL_PER_SECOND // AUDIO_TOKENS_PER_SECOND
+    window = FRONT_END.segment_tokens
+    frames = FRONT_END.frames_per_token
     segments: list[int] = []
     if not cfg.data.encoder_cache:
         for whole, rest in zip(*divmod(audio, window), strict=True):
@@ -121,14 +119,14 @@ def _typical(cfg: StageConfig, lengths: Ints, fill: float) -> tuple[Work, float]
 def _load(cfg: StageConfig, clip_s: float, text: float, answers: float, fill: float) -> tuple[Work, float]:
     """(what a micro-batch of equal samples holds, how many samples); a pair has two rows and one clip."""
     rows = 2 if cfg.stage == "dpo" else 1
-    document = max(1, round(clip_s * AUDIO_TOKENS_PER_SECOND + text))
+    document = max(1, round(clip_s * FRONT_END.tokens_per_second + text))
     samples = max(1.0, cfg.data.tokens_per_batch * fill / (rows * document))
     segments: list[int] = []
     if not cfg.data.encoder_cache and clip_s > 0:
-        whole, rest = divmod(clip_s, _WINDOW_S)
-        clip = [int(_WINDOW_S * _MEL_PER_SECOND)] * int(whole)
-        if rest * _MEL_PER_SECOND >= 3:
-            clip.append(round(rest * _MEL_PER_SECOND))
+        whole, rest = divmod(clip_s, FRONT_END.segment / FRONT_END.sample_rate)
+        clip = [FRONT_END.segment_frames] * int(whole)
+        if rest * FRONT_END.frames_per_second >= 3:
+            clip.append(round(rest * FRONT_END.frames_per_second))
         segments = clip * round(samples)
     documents = [document] * round(rows * samples)
     return Work(segments, documents, round(rows * samples * answers)), samples

@@ -8,23 +8,23 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 
+from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.table_clip import clip_source
 from qa_train.data.audio.waveform import read_clip
 from qa_train.report.player import ogg_uri
 
-SAMPLE_RATE_HZ = 16_000
 MAX_SECONDS = 20.0
 
 
 def opus_bytes(wave: np.ndarray) -> bytes:
     """A 16 kHz mono float waveform as an Ogg Opus file (about 3 kB per second of speech)."""
     buffer = io.BytesIO()
-    sf.write(buffer, wave, SAMPLE_RATE_HZ, format="OGG", subtype="OPUS")
+    sf.write(buffer, wave, FRONT_END.sample_rate, format="OGG", subtype="OPUS")
     return buffer.getvalue()
 
 
 def data_uri(clip: str | Path | np.ndarray) -> tuple[str, bool]:
     """(``data:`` URI, whether the clip was shortened to ``MAX_SECONDS`` for the page)."""
     wave = clip if isinstance(clip, np.ndarray) else read_clip(clip_source(clip), max_duration_s=3600.0)
-    limit = int(MAX_SECONDS * SAMPLE_RATE_HZ)
+    limit = int(MAX_SECONDS * FRONT_END.sample_rate)
     return ogg_uri(opus_bytes(wave[:limit])), len(wave) > limit

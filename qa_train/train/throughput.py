@@ -8,13 +8,9 @@ from typing import Any
 import torch
 
 from qa_train.config import StageConfig
+from qa_train.data.audio.front_end import FRONT_END
 from qa_train.model.flops import Regime, Shapes, Work, training_flops
 from qa_train.planner.gpus import GPUS
-
-# 100 mel frames are one second (hop 160 at 16 kHz), 25 audio tokens are one second.
-_FRAMES_PER_SECOND = 100
-_AUDIO_TOKENS_PER_SECOND = 25
-
 
 NAMES = ("tokens", "padded_tokens", "supervised_tokens", "rows", "audio_s", "pairs", "chosen_tokens",
          "useful_flops")  # fmt: skip
@@ -53,9 +49,9 @@ def count(batch: dict[str, torch.Tensor], work: UsefulWork) -> torch.Tensor:
         supervised, pairs = batch["completion_mask"][:, 1:].sum(), mask.shape[0] // 2
         chosen = int(batch["completion_mask"][:pairs, 1:].sum())
     if "audio_states" in batch:
-        audio_s = batch["audio_states"].shape[0] / _AUDIO_TOKENS_PER_SECOND
+        audio_s = batch["audio_states"].shape[0] / FRONT_END.tokens_per_second
     elif "feature_lengths" in batch:
-        audio_s = int(batch["feature_lengths"].sum()) / _FRAMES_PER_SECOND
+        audio_s = int(batch["feature_lengths"].sum()) / FRONT_END.frames_per_second
     else:
         audio_s = 0.0
     flops = work.flops(batch, int(supervised))

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.mel import log_mel
-from qa_train.data.audio.waveform import HOP, SAMPLE_RATE, audio_tokens, mel_frames, segments
+from qa_train.data.audio.waveform import SAMPLE_RATE, audio_tokens, segments
 from qa_train.data.collate import join_audio, pad, pad_ids
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
 from qa_train.data.text.template import AUDIO, AUDIO_BOS, AUDIO_EOS, ENDOFTEXT, IGNORE, Encoded, encode
@@ -82,7 +83,7 @@ def make_examples(corpus: str, count: int, tokenizer: Any, *, seed: int = 0) -> 
     examples = []
     for number, (seconds, target_tokens) in enumerate(durations(corpus, count, seed)):
         # Whole mel frames: of a broken one at the end, the stock processor makes one frame and ours none.
-        wave = noise.normal(0, 0.1, round(100 * seconds) * HOP).astype(np.float32)
+        wave = noise.normal(0, 0.1, round(100 * seconds) * FRONT_END.hop).astype(np.float32)
         prompt = "".join(draw.choices(words, k=PROMPT_TOKENS - 2))
         target = "".join(draw.choices(words, k=target_tokens - 1))
         content = (AudioPart(0), TextPart(prompt))
@@ -103,7 +104,7 @@ def our_batch(examples: list[Example], processor: Any) -> dict[str, torch.Tensor
     """The batch of qa_train's data path: mel of real frames joined, rows padded on the right."""
     bins = processor.feature_extractor.feature_size
     parts = [segments(example.wave) for example in examples]
-    audio = [([log_mel(part, bins) for part in clip], [mel_frames(len(part)) for part in clip]) for clip in parts]
+    audio = [([log_mel(part, bins) for part in clip], [FRONT_END.frames(len(part)) for part in clip]) for clip in parts]
     rows = [example.row.input_ids for example in examples]
     return {**pad_ids(rows, processor.tokenizer.pad_token_id), "labels": _labels(examples), **join_audio(audio)}
 

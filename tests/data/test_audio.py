@@ -13,18 +13,9 @@ import soxr
 import torch
 from transformers import Qwen2AudioConfig, Qwen2AudioEncoder, WhisperFeatureExtractor
 
+from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.mel import log_mel
-from qa_train.data.audio.waveform import (
-    SEGMENT_SAMPLES,
-    BadAudio,
-    audio_tokens,
-    frame_tokens,
-    mel_frames,
-    read_clip,
-    resampled_length,
-    segment_samples,
-    segments,
-)
+from qa_train.data.audio.waveform import BadAudio, audio_tokens, read_clip, resampled_length, segments
 from tests.data.conftest import noise
 
 
@@ -55,10 +46,10 @@ def test_silence_is_flat() -> None:
 def test_segments_cover_the_clip_once(num_samples: int) -> None:
     wave = np.arange(num_samples, dtype=np.float32)
     parts = segments(wave)
-    assert [len(part) for part in parts] == segment_samples(num_samples)
+    assert [len(part) for part in parts] == FRONT_END.segments(num_samples)
     assert np.array_equal(np.concatenate(parts), wave)
-    assert all(1600 <= len(part) <= SEGMENT_SAMPLES for part in parts) or num_samples < 1600
-    assert audio_tokens(num_samples) == sum(frame_tokens(log_mel(p, 80).shape[1] - _tail(p)) for p in parts)
+    assert all(1600 <= len(part) <= FRONT_END.segment for part in parts) or num_samples < 1600
+    assert audio_tokens(num_samples) == sum(FRONT_END.tokens_of(log_mel(p, 80).shape[1] - _tail(p)) for p in parts)
 
 
 def _tail(part: np.ndarray) -> int:
@@ -69,7 +60,7 @@ def _tail(part: np.ndarray) -> int:
 def test_frames_are_those_that_the_reference_marks(num_samples: int) -> None:
     wave = np.zeros(num_samples, dtype=np.float32)
     marked = WhisperFeatureExtractor()(wave, sampling_rate=16_000, padding="max_length", return_attention_mask=True)
-    assert mel_frames(num_samples) == marked.attention_mask.sum()
+    assert FRONT_END.frames(num_samples) == marked.attention_mask.sum()
 
 
 def test_token_counts_are_those_of_the_stock_encoder() -> None:
@@ -77,7 +68,7 @@ def test_token_counts_are_those_of_the_stock_encoder() -> None:
     encoder = Qwen2AudioEncoder(Qwen2AudioConfig(audio_config=shape).audio_config)
     lengths = torch.arange(3, 3001)
     stock = encoder._get_feat_extract_output_lengths(lengths)[1]
-    assert [frame_tokens(int(n)) for n in lengths] == stock.tolist()
+    assert [FRONT_END.tokens_of(int(n)) for n in lengths] == stock.tolist()
 
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 32_000, 44_100, 48_000])

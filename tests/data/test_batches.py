@@ -18,8 +18,9 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from qa_train.config import DataConfig, SourceConfig
 from qa_train.data.audio.encoder_cache import EncoderCache, cache_writer
+from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.mel import log_mel
-from qa_train.data.audio.waveform import audio_tokens, frame_tokens
+from qa_train.data.audio.waveform import audio_tokens
 from qa_train.data.batches import Batches, Collator, PreferenceBatches, open_data
 from qa_train.data.loader import delivered, order_digest, rank_numbers
 from qa_train.data.open_sources import share_allowed
@@ -57,7 +58,7 @@ def test_batch_holds_real_tokens_and_real_frames_only(batches: Batches, tokenize
         assert supervised.any(1).all()
         lengths = batch["feature_lengths"].tolist()
         assert batch["input_features"].shape == (80, sum(n + 2 for n in lengths))
-        assert (batch["input_ids"] == audio_id).sum(1).tolist() == [frame_tokens(n) for n in lengths]
+        assert (batch["input_ids"] == audio_id).sum(1).tolist() == [FRONT_END.tokens_of(n) for n in lengths]
 
 
 def test_batch_equals_its_samples_one_by_one(batches: Batches) -> None:
@@ -405,7 +406,7 @@ def test_pairs_share_one_encoding(tokenizer: Any, tmp_path: Path) -> None:
     assert batch["attention_mask"].sum() <= 1500
     assert len(batch["input_ids"]) == 2 * pairs
     assert len(batch["feature_lengths"]) == pairs
-    tokens = [frame_tokens(n) for n in batch["feature_lengths"].tolist()]
+    tokens = [FRONT_END.tokens_of(n) for n in batch["feature_lengths"].tolist()]
     audio_id = tokenizer.convert_tokens_to_ids("<|AUDIO|>")
     assert (batch["input_ids"] == audio_id).sum(1).tolist() == tokens * 2
     assert batch["audio_gather"].tolist() == list(range(sum(tokens))) * 2

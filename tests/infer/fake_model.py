@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.mel import log_mel
-from qa_train.data.audio.waveform import frame_tokens, tail_frames
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
 from qa_train.infer.generate import Item
 from qa_train.model.tokenizers import load_tokenizer
@@ -36,10 +36,10 @@ class FakeEncoder:
         self.calls.append((features, lengths.tolist()))
         states, column = [], 0
         for frames in lengths.tolist():
-            width = frames + tail_frames(frames)
+            width = frames + FRONT_END.tail(frames)
             clip = features[:, column : column + width]
             column += width
-            states.append(torch.full((frame_tokens(frames), 1), float(clip.max() - clip.min() > 0.1)))
+            states.append(torch.full((FRONT_END.tokens_of(frames), 1), float(clip.max() - clip.min() > 0.1)))
         assert column == features.shape[1]
         return SimpleNamespace(last_hidden_state=torch.cat(states))
 

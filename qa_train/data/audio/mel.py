@@ -9,20 +9,12 @@ import torch
 from torch import Tensor
 from transformers.audio_utils import mel_filter_bank
 
-from qa_train.data.audio.waveform import (
-    HOP,
-    MIN_CLIP_SAMPLES,
-    N_FFT,
-    SAMPLE_RATE,
-    SEGMENT_SAMPLES,
-    BadAudio,
-    mel_frames,
-    tail_frames,
-)
+from qa_train.data.audio.front_end import FRONT_END
+from qa_train.data.audio.waveform import BadAudio
 
 
 def log_mel(wave: np.ndarray, num_mel_bins: int) -> Tensor:
-    """Whisper log-mel of one segment, float32 [M, L + tail_frames(L)].
+    """Whisper log-mel of one segment, float32 [M, L + FRONT_END.tail(L)].
 
     The frames are those of ``WhisperFeatureExtractor`` padded to 30 s, so that an encoder that
     sees only these gives the padded encoder's states: the two tail frames still hear the clip
@@ -31,18 +23,18 @@ def log_mel(wave: np.ndarray, num_mel_bins: int) -> Tensor:
     The dynamic-range floor (maximum - 8) is taken over every frame that hears the clip.
     """
     num_samples = len(wave)
-    if not MIN_CLIP_SAMPLES <= num_samples <= SEGMENT_SAMPLES:
-        raise BadAudio(f"a segment of {num_samples} samples; expected {MIN_CLIP_SAMPLES} to {SEGMENT_SAMPLES}")
-    frames = mel_frames(num_samples)
-    kept = frames + tail_frames(frames)
-    length = min(num_samples + 2 * HOP + N_FFT, SEGMENT_SAMPLES)
-    half = N_FFT // 2
-    padded = torch.zeros(length + N_FFT)
+    if not FRONT_END.shortest_clip <= num_samples <= FRONT_END.segment:
+        raise BadAudio(f"a segment of {num_samples} samples; expected {FRONT_END.shortest_clip} to {FRONT_END.segment}")
+    frames = FRONT_END.frames(num_samples)
+    kept = frames + FRONT_END.tail(frames)
+    length = min(num_samples + 2 * FRONT_END.hop + FRONT_END.window, FRONT_END.segment)
+    half = FRONT_END.window // 2
+    padded = torch.zeros(length + FRONT_END.window)
     padded[half : half + num_samples] = torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32))
     # Frames are centred: the signal is mirrored at both ends, as torch.stft does (bit-equal to it, and faster).
-    padded[:half] = padded[half + 1 : N_FFT + 1].flip(0)
+    padded[:half] = padded[half + 1 : FRONT_END.window + 1].flip(0)
     padded[length + half :] = padded[length - 1 : length + half - 1].flip(0)
-    spectrum = torch.fft.rfft(padded.unfold(0, N_FFT, HOP)[: length // HOP] * _window())
+    spectrum = torch.fft.rfft(padded.unfold(0, FRONT_END.window, FRONT_END.hop)[: length // FRONT_END.hop] * _window())
     power = spectrum.real.square().add_(spectrum.imag.square())
     mel = torch.cat([bank @ power[:, low:high].T for low, high, bank in _filters(num_mel_bins)])
     mel.clamp_(min=1e-10).log10_()
@@ -52,7 +44,7 @@ def log_mel(wave: np.ndarray, num_mel_bins: int) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _window() -> Tensor:
-    return torch.hann_window(N_FFT)
+    return torch.hann_window(FRONT_END.window)
 
 
 @lru_cache(maxsize=4)
@@ -62,11 +54,11 @@ def _filters(num_mel_bins: int) -> list[tuple[int, int, Tensor]]:
     Filters are narrow: the whole matrix [M, 201] is nearly all zeros, and multiplying by it takes three times as long.
     """
     bank = mel_filter_bank(
-        num_frequency_bins=N_FFT // 2 + 1,
+        num_frequency_bins=FRONT_END.window // 2 + 1,
         num_mel_filters=num_mel_bins,
         min_frequency=0.0,
-        max_frequency=SAMPLE_RATE / 2,
-        sampling_rate=SAMPLE_RATE,
+        max_frequency=FRONT_END.sample_rate / 2,
+        sampling_rate=FRONT_END.sample_rate,
         norm="slaney",
         mel_scale="slaney",
     )

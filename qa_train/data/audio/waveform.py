@@ -1,6 +1,7 @@
-"""Audio bytes to 16 kHz waveforms and 30-second segments, and how many frames and tokens these give.
+"""Audio bytes to 16 kHz waveforms and 30-second segments.
 
-The frames themselves are in ``qa_train.data.audio.mel``, so that reading audio needs no torch.
+How many frames and tokens these give says ``front_end``; the frames themselves are in ``mel``, so that reading audio
+needs no torch.
 """
 
 from __future__ import annotations
@@ -14,19 +15,12 @@ import soxr
 from qa_train.data.audio.containers import CONVERT, damaged
 from qa_train.data.audio.containers import BadAudio as BadAudio
 from qa_train.data.audio.formats import examine
+from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.media import MediaSound
 from qa_train.data.audio.sound import Sound, open_sound
 
-SAMPLE_RATE = 16_000
-HOP = 160
-N_FFT = 400
-SEGMENT_FRAMES = 3000
-SEGMENT_SAMPLES = SEGMENT_FRAMES * HOP
-# The last window of a long clip borrows from the one before it rather than be shorter than this:
-# fewer than 3 mel frames give no audio token at all.
-MIN_SEGMENT_SAMPLES = 1600
-# Below 3 mel frames the encoder's two halvings leave nothing.
-MIN_CLIP_SAMPLES = 2 * HOP + 1
+SAMPLE_RATE = FRONT_END.sample_rate
+MIN_CLIP_SAMPLES = FRONT_END.shortest_clip
 MAX_CHANNELS = 8
 MAX_SAMPLE_RATE = 192_000
 # No single clip may be longer: it bounds what a header can make the indexer decode.
@@ -124,44 +118,17 @@ def resample(wave: np.ndarray, sample_rate: int) -> np.ndarray:
     return np.pad(out, (0, max(0, expected - len(out))))[:expected]
 
 
-def segment_samples(num_samples: int) -> list[int]:
-    """Lengths of the windows of at most 30 s that cover a clip; they sum to ``num_samples``."""
-    full, rest = divmod(num_samples, SEGMENT_SAMPLES)
-    lengths = [SEGMENT_SAMPLES] * full + ([rest] if rest else [])
-    if full and 0 < rest < MIN_SEGMENT_SAMPLES:
-        lengths[-2:] = [SEGMENT_SAMPLES - MIN_SEGMENT_SAMPLES, rest + MIN_SEGMENT_SAMPLES]
-    return lengths
-
-
 def segments(wave: np.ndarray) -> list[np.ndarray]:
     """The clip in windows of at most 30 s, nothing lost and nothing shared."""
-    ends = np.cumsum(segment_samples(len(wave)))
+    ends = np.cumsum(FRONT_END.segments(len(wave)))
     return [part for part in np.split(wave, ends[:-1]) if len(part)]
-
-
-def mel_frames(num_samples: int) -> int:
-    """Real mel frames of a segment: every frame whose centre lies inside it, the last part of a hop included.
-
-    That is how many ``WhisperFeatureExtractor`` marks in its attention mask (every 160th sample of the mask).
-    """
-    return -(-num_samples // HOP)
-
-
-def frame_tokens(num_frames: int) -> int:
-    """Audio tokens of ``L`` mel frames: a stride-2 convolution, then pooling by two."""
-    return ((num_frames - 1) // 2 + 1 - 2) // 2 + 1
 
 
 def audio_tokens(num_samples: int) -> int:
     """Audio tokens (40 ms each) of a clip of ``num_samples`` at 16 kHz, over all its segments."""
     if num_samples < MIN_CLIP_SAMPLES:
         raise BadAudio(f"{num_samples} samples at 16 kHz: at least {MIN_CLIP_SAMPLES} give one audio token")
-    return sum(frame_tokens(mel_frames(length)) for length in segment_samples(num_samples))
-
-
-def tail_frames(num_frames: int) -> int:
-    """Extra mel frames after the real ones that the convolutions look at: two, within 30 s."""
-    return min(2, SEGMENT_FRAMES - num_frames)
+    return FRONT_END.tokens(num_samples)
 
 
 def _limit(sound: Sound | MediaSound, max_duration_s: float) -> int:

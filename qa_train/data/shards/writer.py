@@ -14,6 +14,7 @@ from typing import IO, Any
 import numpy as np
 import soundfile
 
+from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.shards.index import ShardIndex, build_index
 from qa_train.data.shards.tar import AUDIO_EXTENSIONS, OTHER_AUDIO_EXTENSIONS
 from qa_train.data.text.records import check_record, check_text
@@ -67,7 +68,7 @@ class ShardWriter:
         key: str,
         record: dict[str, Any],
         audio: np.ndarray | bytes | Sequence[np.ndarray | bytes],
-        sample_rate: int = 16_000,
+        sample_rate: int = FRONT_END.sample_rate,
         *,
         extension: str | Sequence[str] | None = None,
     ) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from qa_train.config import StorageConfig
-from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, describe, mel_frames, read_clip, segments
+from qa_train.data.audio.front_end import FRONT_END
+from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, describe, read_clip, segments
 from qa_train.data.shards import storage
 from qa_train.data.shards.index import SUFFIX, ShardIndex, load_index, scan
 from qa_train.data.shards.tar import DamagedShard, members
@@ -129,7 +130,7 @@ def plot_clip(wave: np.ndarray, out: str | Path, *, title: str = "", num_mel_bin
     # The two frames after each segment, made for the convolutions, are left out.
     from qa_train.data.audio.mel import log_mel
 
-    parts = [log_mel(part, num_mel_bins)[:, : mel_frames(len(part))].numpy() for part in segments(wave)]
+    parts = [log_mel(part, num_mel_bins)[:, : FRONT_END.frames(len(part))].numpy() for part in segments(wave)]
     mel = np.concatenate(parts, axis=1)
     figure = Figure(figsize=(10, 5), layout="constrained")
     FigureCanvasAgg(figure)
