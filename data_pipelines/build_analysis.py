@@ -85,7 +85,7 @@ def build_analysis(options: AnalysisConfig) -> Report:
     settings = {
         "where": options.where, "tasks": tasks, "prompt_files": options.prompt_files, "languages": options.languages,
         "turns": options.turns, "yes_no": options.yes_no, "seed": options.seed, "name": options.name,
-        "bank": bank.digest,
+        "bank": [bank.digest(name) for name in tasks],
     }  # fmt: skip
     jobs: list[ChatJob] = []
     for path, some in found.items():

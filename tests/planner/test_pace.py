@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from qa_train.config import written
 from qa_train.config.compose import compose_stage
 from qa_train.planner import PlanConfig, as_text, estimate
 from qa_train.planner.measured import pace_of
@@ -22,7 +22,7 @@ def run(
 ) -> str:
     """A run of 4 batches a step, ``flops`` and ``seconds`` each in one process, and half a second of waiting."""
     folder.mkdir()
-    cfg = asdict(like)
+    cfg = written(like)
     cfg["trainer"] |= changes
     (folder / "config.yaml").write_text(yaml.safe_dump(cfg))
     (folder / "environment.json").write_text(json.dumps([{"world_size": world}]))
