@@ -24,20 +24,20 @@ from quickstart_recipes import PARTS, STAGES, Recipe, settings
 
 from qa_train.utils.progress import duration
 
-# How many of the probe's units each part of the full recipe takes: from the run in docs/benchmarks.md ("Quickstart"),
-# by --calibrate. Parts that are mostly Python (data, export ...) are measured in answers.
+# How many of the probe's units each part of the full recipe takes: from the run without bfloat16 in docs/benchmarks.md
+# ("Quickstart"), by --calibrate. Parts that are mostly Python (data, export ...) are measured in answers.
 COSTS: dict[str, dict[str, float]] = {
-    "data": {"answer": 170.0},
-    "untrained model": {"answer": 20.0},
-    "evaluate before": {"answer": 300.0},
-    "pretrain": {"step": 500.0, "encoder": 18600.0, "answer": 100.0},
-    "evaluate pretrain": {"answer": 140.0},
-    "sft": {"step": 355.0, "answer": 200.0},
-    "evaluate sft": {"answer": 130.0},
-    "preference pairs": {"answer": 300.0},
-    "dpo": {"step": 85.0, "answer": 250.0},
-    "evaluate dpo": {"answer": 460.0},
-    "export": {"answer": 30.0},
+    "data": {"answer": 275.3},
+    "untrained model": {"answer": 22.2},
+    "evaluate before": {"answer": 359.1},
+    "pretrain": {"step": 711.7, "encoder": 23174.2},
+    "evaluate pretrain": {"answer": 333.6},
+    "sft": {"step": 566.3, "answer": 167.3},
+    "evaluate sft": {"answer": 192.9},
+    "preference pairs": {"answer": 421.3},
+    "dpo": {"step": 223.3, "answer": 129.3},
+    "evaluate dpo": {"answer": 821.5},
+    "export": {"answer": 57.5},
 }
 # The processes of that run.
 FULL_PROCESSES = 2
