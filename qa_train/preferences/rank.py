@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from qa_train.data.text.content import is_answer
 from qa_train.eval.answers import Outcome
 from qa_train.eval.questions import Question, part_text
 from qa_train.eval.scores.labels import label_contained
@@ -200,8 +201,7 @@ def ranked(
                 left_out["unreadable clip"] += 1
                 continue
             asked.append(questions[i])
-            # A byte of 0, which a byte-level model may say, is no text that a shard may hold.
-            answers.append([o.text.strip() for o in outcomes if not o.truncated and "\0" not in o.text])
+            answers.append([o.text.strip() for o in outcomes if not o.truncated and is_answer(o.text)])
         for question, pair in zip(asked, ranker.rank(asked, answers), strict=True):
             if pair is not None:
                 prompt = part_text(question.sample.messages[-1])

@@ -146,6 +146,11 @@ def turn_loss(turn: dict[str, Any]) -> bool | None:
     return found
 
 
+def is_answer(text: str) -> bool:
+    """Whether a record may hold the text as an answer. A model may also say a byte of 0, or the mark of a clip."""
+    return "\0" not in text and not any(mark in text for mark in (*_TOKENS, PLACEHOLDER))
+
+
 def _of_text(text: str) -> list[str | Heard]:
     parts: list[str | Heard] = []
     start = 0
