@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 # Name in the file -> name in the model; the first match holds.
 _RENAMED = (
     ("language_model.lm_head.", "lm_head."),
+    # As transformers 5 writes it under ZeRO-3; its own loader takes it as well.
+    ("language_model.model.model.", "model.language_model."),
     ("language_model.model.", "model.language_model."),
     ("audio_tower.", "model.audio_tower."),
     ("multi_modal_projector.", "model.multi_modal_projector."),

@@ -70,3 +70,16 @@ def test_digests_see_every_change_of_their_part() -> None:
         model.model.audio_tower.layer_norm.bias[0] += 1e-3
     assert encoder_hash(model) != encoder
     assert weights_digest(model.to(torch.bfloat16)) != whole
+
+
+@pytest.mark.parametrize(
+    ("stored", "inside"),
+    [
+        ("language_model.model.layers.0.mlp.up_proj.weight", "model.language_model.layers.0.mlp.up_proj.weight"),
+        ("language_model.model.model.layers.0.mlp.up_proj.weight", "model.language_model.layers.0.mlp.up_proj.weight"),
+        ("language_model.lm_head.weight", "lm_head.weight"),
+        ("audio_tower.conv1.weight", "model.audio_tower.conv1.weight"),
+    ],
+)
+def test_names_in_files_as_transformers_writes_them(stored: str, inside: str) -> None:
+    assert model_name(stored) == inside
