@@ -6,6 +6,7 @@ Commands import what they need when they run, so that `qa-train --help` is quick
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import select
@@ -127,11 +128,13 @@ def _leave_the_group() -> None:
     """Join the threads of torch's process group while Python still runs.
 
     A gloo thread that lets go of its last tensors while Python shuts down asks for a lock that is gone, and the
-    process ends with SIGABRT although all was done.
+    process ends with SIGABRT although all was done. A trainer that is left in a circle of references still holds the
+    group, hence the collection.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+        gc.collect()
 
 
 def _show_warnings() -> None:
