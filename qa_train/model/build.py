@@ -38,6 +38,7 @@ from qa_train.model.tokenizers import AUDIO, END_OF_TEXT, TURN_END, load_tokeniz
 from qa_train.model.unpadded import UnpaddedQwen2AudioForConditionalGeneration
 from qa_train.model.weights import ADAPTER, adapter_state, check_finite, freeze, match, model_name, weight_files
 from qa_train.utils.manifest import MANIFEST
+from qa_train.utils.memory import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 Model = UnpaddedQwen2AudioForConditionalGeneration
@@ -159,6 +160,8 @@ def load_answering_model(
 ) -> tuple[Model, Qwen2AudioProcessor]:
     """As `load_model`, in the arithmetic that ``device`` computes fast: weights stored in half precision become float32
     on a CPU without bfloat16 instructions, at twice the memory."""
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
     model, processor = load_model(source, device=device, verify=verify, allow_missing=allow_missing)
     dtype = compute_dtype(model.dtype, device)
     if dtype != model.dtype:

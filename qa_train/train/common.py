@@ -51,6 +51,7 @@ from qa_train.train.throughput import UsefulWork
 from qa_train.train.watchdog import Watchdog
 from qa_train.utils.atomic import write_json
 from qa_train.utils.launch import check_arithmetic, check_ranks_announced
+from qa_train.utils.memory import keep_freed_memory
 from qa_train.utils.progress import duration, progress, say
 
 logger = logging.getLogger(__name__)
@@ -91,8 +92,10 @@ def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
     name_accelerator()
     deepspeed = deepspeed_options(cfg.deepspeed)
     plain_states_only()
-    if on_cpu and cfg.trainer.cpu_threads:
-        torch.set_num_threads(cfg.trainer.cpu_threads)
+    if on_cpu:
+        keep_freed_memory()
+        if cfg.trainer.cpu_threads:
+            torch.set_num_threads(cfg.trainer.cpu_threads)
     with warnings.catch_warnings():
         # TRL turns checkpointing on under the old name, so the old name is the one to set.
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
