@@ -49,9 +49,9 @@ from qa_train.train.stage import Stage
 from qa_train.train.states import plain_states_only
 from qa_train.train.throughput import UsefulWork
 from qa_train.train.watchdog import Watchdog
+from qa_train.utils.allocator import keep_freed_memory
 from qa_train.utils.atomic import write_json
 from qa_train.utils.launch import check_arithmetic, check_ranks_announced
-from qa_train.utils.memory import keep_freed_memory
 from qa_train.utils.progress import duration, progress, say
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from qa_train.utils.memory import keep_freed_memory
+from qa_train.utils.allocator import keep_freed_memory
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
