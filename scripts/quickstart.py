@@ -278,7 +278,7 @@ def save_untrained(quick: Quickstart) -> None:
 
     from qa_train.config import config_dir, register, to_stage_config
     from qa_train.model import build_model
-    from qa_train.train.distributed import name_accelerator
+    from qa_train.train.job.distributed import name_accelerator
 
     name_accelerator()
     register()
