@@ -283,10 +283,9 @@ def _run_stage(stage: str, cfg: Any) -> int:
             from qa_train.train.sft import sft
 
             return sft(cfg, evaluation=evaluation)
-        from qa_train.callbacks.gates import Gates
         from qa_train.train.dpo import dpo
 
-        return dpo(cfg, gates=Gates, evaluation=evaluation)
+        return dpo(cfg, evaluation=evaluation)
     except StopRun as error:
         _refused(stage, str(error))
         return 75 if isinstance(error, RollBack) else 1

@@ -2,7 +2,7 @@
 
 from qa_train.config.checks import check
 from qa_train.config.compose import compose_stage, register, to_stage_config
-from qa_train.config.evaluation import EvalSetConfig, EvaluationConfig
+from qa_train.config.evaluation import EvalSetConfig, EvaluationConfig, StopConfig
 from qa_train.config.options import (
     ChatConfig,
     EvalConfig,
@@ -23,7 +23,6 @@ from qa_train.config.sections import (
     DeepspeedConfig,
     DpoConfig,
     EncoderConfig,
-    GatesConfig,
     LanguageModelConfig,
     LoraSettings,
     MixtureConfig,
@@ -50,7 +49,6 @@ __all__ = [
     "EvalSetConfig",
     "EvaluationConfig",
     "ExportConfig",
-    "GatesConfig",
     "LanguageModelConfig",
     "LoraSettings",
     "MixtureConfig",
@@ -65,6 +63,7 @@ __all__ = [
     "ServeConfig",
     "SourceConfig",
     "StageConfig",
+    "StopConfig",
     "StorageConfig",
     "TrackingConfig",
     "TrainerConfig",

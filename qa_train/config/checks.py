@@ -115,7 +115,6 @@ def check(cfg: StageConfig) -> None:
         raise ValueError("dpo sources must have template: chat (preference pairs are chats)")
     if cfg.stage == "dpo":
         _check_reference(cfg)
-        _check_gates(cfg)
 
 
 def _check_learning(stage: str, name: str, source: SourceConfig) -> None:
@@ -129,21 +128,6 @@ def _check_learning(stage: str, name: str, source: SourceConfig) -> None:
             f"data.sources.{name}: last_turn_only and loss_weight have no effect on preference pairs: leave them out "
             "(weight says how often a source comes)"
         )
-
-
-def _check_gates(cfg: StageConfig) -> None:
-    gates = cfg.dpo.gates
-    if not gates.every:
-        return
-    if gates.action not in ("warn", "stop"):
-        raise ValueError(f"dpo.gates.action is {gates.action!r}: use warn or stop")
-    if not gates.shards or gates.every < 0 or gates.clips < 1 or gates.wer_points < 0 or gates.length_ratio < 1:
-        raise ValueError(
-            "dpo.gates needs shards of held-out speech, clips of 1 or more, wer_points of 0 or more and a length_ratio "
-            "of 1 or more; or dpo.gates.every=0"
-        )
-    if cfg.deepspeed.config.get("zero_optimization", {}).get("stage") == 3:
-        raise ValueError("dpo.gates needs whole weights, which ZeRO-3 cuts: use deepspeed=zero2, or dpo.gates.every=0")
 
 
 def _check_reference(cfg: StageConfig) -> None:

@@ -70,10 +70,17 @@ def _no_option(group: str, option: str, text: str) -> str:
 
 
 def _no_key(key: str) -> str:
+    if key.startswith("dpo.gates"):
+        return (
+            f"there is no key {key}: held-out speech stops every stage now, as evaluation.every=100 "
+            "'+evaluation.sets.speech={shards: [PATHS], task: ask_transcript, limit: 32}' "
+            "'+evaluation.stop.speech={rise: 1.0, length_ratio: 1.3}' (action: warn goes on)"
+        )
     for section in BY_NAME:
         name = key.removeprefix(section + ".")
         if name != key and "." not in name:
-            return f"there is no {key}; to add it: '+{key}={{shards: [PATHS], task: TASK}}'"
+            entry = "{rise: 1.0}" if section == "evaluation.stop" else "{shards: [PATHS], task: TASK}"
+            return f"there is no {key}; to add it: '+{key}={entry}'"
     near = nearest(key)
     if near:
         return f"there is no key {key}: did you mean {near}? (--cfg job shows every key)"

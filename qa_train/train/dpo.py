@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from qa_train.config import StageConfig
@@ -108,20 +107,10 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
         return (loss, result[1]) if return_outputs else loss
 
 
-def dpo(
-    cfg: StageConfig,
-    *,
-    gates: Callable[..., TrainerCallback] | None = None,
-    evaluation: Evaluation | None = None,
-) -> int:
-    """Run the stage; returns the process's exit code (0 finished, 75 stopped by a signal).
-
-    ``gates(options, processor, run_dir, is_main=..., storage=...)`` makes the callback that watches for drift; it is
-    handed in, because it asks the model questions, which training knows nothing about.
-    """
+def dpo(cfg: StageConfig, *, evaluation: Evaluation | None = None) -> int:
+    """Run the stage; returns the process's exit code (0 finished, 75 stopped by a signal)."""
     options = asdict(cfg.dpo)
     precomputed = options.pop("reference") == "precomputed"
-    del options["gates"]
     args = training_arguments(cfg, DPOConfig, max_length=None, precompute_ref_log_probs=precomputed, **options)
     stage = open_stage(cfg, args)
     if stage is None:
@@ -157,9 +146,6 @@ def dpo(
         trainer.ref_model = None
     else:
         reference.pin()
-    if cfg.dpo.gates.every and gates is not None:
-        is_main, storage = stage.run.is_main, cfg.data.storage
-        trainer.add_callback(gates(cfg.dpo.gates, stage.processor, stage.run.dir, is_main=is_main, storage=storage))
     return go(trainer, stage, evaluation)
 
 
