@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from qa_train.config.nearest import valid_keys
+from qa_train.config.nearest import free_sections, how_to_clear, valid_keys
 from qa_train.config.places import config_dir
 
 GROUPS = ("experiment", "model", "data", "trainer", "deepspeed", "tracking")
@@ -80,7 +80,14 @@ def options_help(kind: type[Any]) -> str:
 
 
 def check_experiment(words: list[str]) -> None:
-    """ValueError for an ``experiment=`` that is not there: the group is optional, so Hydra would train without it."""
+    """ValueError for words that Hydra takes without doing what they say.
+
+    An ``experiment=`` that is not there (the group is optional), and a dictionary set to {}, which it merges.
+    """
+    for word in words:
+        name, equals, value = word.partition("=")
+        if equals and value.replace(" ", "") == "{}" and name.lstrip("+") in free_sections():
+            raise ValueError(f"{word} would clear nothing: {how_to_clear(name.lstrip('+'))}")
     if any(word.startswith(("--config-dir", "-cd", "--config-path", "-cp")) for word in words):
         return
     known = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml"))

@@ -44,10 +44,11 @@ from qa_train.train.job.states import plain_states_only
 from qa_train.train.job.watchdog import Watchdog
 from qa_train.train.numbers.metrics import EXIT_STOPPED, MetricsWriter, Progress, StopOnRequest
 from qa_train.train.numbers.throughput import UsefulWork
+from qa_train.train.optimizer.optimizers import rehearse_optimizer
 from qa_train.train.safety.guards import read_tail
 from qa_train.train.safety.rollback import FILE as LEFT_OUT
 from qa_train.train.safety.rollback import left_out
-from qa_train.train.safety.selfcheck import check_ranks, check_storage, require_optimizer
+from qa_train.train.safety.selfcheck import check_ranks, check_storage
 from qa_train.train.stage import Stage
 from qa_train.utils.allocator import keep_freed_memory
 from qa_train.utils.atomic import write_json
@@ -83,7 +84,6 @@ def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
 
     Must be called before the model is loaded: under ZeRO-3 the arguments decide how it is partitioned.
     """
-    require_optimizer(cfg.trainer.optim)
     settle(cfg)
     check_ranks_announced()
     check_arithmetic(bf16=cfg.trainer.bf16, gpu=torch.cuda.is_available())
@@ -100,6 +100,7 @@ def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
         # TRL turns checkpointing on under the old name, so the old name is the one to set.
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
         args = _construct(kind, cfg, options, deepspeed, on_cpu, more)
+    rehearse_optimizer(args)
     if args.n_gpu > 1:
         raise ValueError(
             f"one process sees {args.n_gpu} GPUs: start one process for each with torchrun --nproc-per-node "
