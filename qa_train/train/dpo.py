@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from trl import DPOConfig, DPOTrainer
 
 from qa_train.config import StageConfig
 from qa_train.data.batches import Batches, PreferenceBatches
-from qa_train.model import build_model, weights_digest
+from qa_train.model import build_model, load_weights, weights_digest
 from qa_train.model.layers.kernels import use_liger_kernels
 from qa_train.train.common import Evaluation, go, open_stage, training_arguments
 from qa_train.train.job import checkpoints
@@ -26,6 +27,8 @@ from qa_train.train.stage import Stage
 # The loss that is a mean over tokens, and those that sort the pairs of a micro-batch.
 SFT = "sft"
 SORTED = ("aot", "aot_unpaired")
+# The folder in a checkpoint that holds a reference that moves (dpo.sync_ref_model).
+MOVED_REFERENCE = "reference"
 # So many micro-batches are looked at before a run with one of the latter.
 LOOKED_AT = 1000
 
@@ -88,6 +91,17 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """TRL would pad the dataset's rows here; our batches bring the values (``Reference.fill``)."""
         return dataset
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As the stock one; a reference that moves is part of the training's state, and lies beside it."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.sync_ref_model and self.args.should_save:
+            self.ref_model.save_pretrained(Path(output_dir) / MOVED_REFERENCE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.args.sync_ref_model and checkpoint is not None:
+            load_weights(self.ref_model, Path(checkpoint) / MOVED_REFERENCE)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
