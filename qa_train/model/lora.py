@@ -92,6 +92,13 @@ def add_adapters(model: nn.Module, adapters: Adapters, *, float32: bool = True) 
     return adapted
 
 
+def train_in_float32(adapted: nn.Module) -> None:
+    """Turn what trains beside weights of half precision (the projector) into float32, so that small updates count."""
+    for parameter in adapted.parameters():
+        if parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+
+
 def write_base(folder: Path, adapters: Adapters) -> None:
     """Put the record of the base beside the adapters, in place of peft's empty form of a model card."""
     (folder / "README.md").unlink(missing_ok=True)

@@ -26,7 +26,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from qa_train.config import PartsConfig, TrainerConfig
 from qa_train.data.batches import SKIP_REASONS, Batches
 from qa_train.model import load_weights, weights_digest
-from qa_train.model.lora import Adapters, write_base
+from qa_train.model.lora import Adapters, train_in_float32, write_base
 from qa_train.train.job import checkpoints
 from qa_train.train.job.distributed import from_main, optimizer_layout, zero_stage
 from qa_train.train.job.run import RunFolder
@@ -79,6 +79,9 @@ class AudioTrainerMixin(_Base):
         self.work = work
         self._peak = peak * self.args.world_size if (peak := peak_flops()) is not None else None
         self.adapters = adapters
+        if adapters is not None and not self.is_deepspeed_enabled:
+            # DeepSpeed keeps float32 copies itself.
+            train_in_float32(self.model)
         self.guards = Guards(options)
         self.tally = Tally([source.name for source in batches.sources], batches.plan.used, self.tallied)
         self._step_numbers: dict[str, Any] = {}
