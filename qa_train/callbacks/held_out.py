@@ -23,8 +23,8 @@ from transformers import TrainerCallback
 
 from qa_train.config import EvalSetConfig
 from qa_train.data.audio.waveform import BadAudio
-from qa_train.data.same_recordings import same_recordings
 from qa_train.data.shards.catalog import open_shards
+from qa_train.data.shards.same_recordings import same_recordings
 from qa_train.data.shards.storage import expand
 from qa_train.data.text.prompts import PromptBank
 from qa_train.eval.answers import Outcome, predictions

@@ -78,8 +78,8 @@ def _no_key(key: str) -> str:
         name = key.removeprefix(section + ".")
         if name != key and "." not in name:
             return f"there is no {key}; to add it: '+{key}={{shards: [PATHS], task: TASK}}'"
-    if section := next((each for each in free_sections() if key.startswith(each + ".")), None):
-        return f"{section} has no {key.removeprefix(section + '.')} yet; to add it: '+{key}=VALUE'"
+    if free := next((each for each in free_sections() if key.startswith(each + ".")), None):
+        return f"{free} has no {key.removeprefix(free + '.')} yet; to add it: '+{key}=VALUE'"
     near = nearest(key)
     if near:
         return f"there is no key {key}: did you mean {near}? (--cfg job shows every key)"

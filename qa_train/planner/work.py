@@ -10,7 +10,7 @@ import numpy as np
 from qa_train.config import StageConfig
 from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.mixture_report import Ints, realised
-from qa_train.data.shards.catalog import open_shards
+from qa_train.data.open_sources import records_at_hand
 from qa_train.model.flops import Work
 from qa_train.planner.balance import open_planned
 
@@ -54,7 +54,7 @@ def declared(cfg: StageConfig, *, clip_s: float, text_tokens: int, answer_tokens
         raise ValueError(
             f"plan: clip_s={clip_s} text_tokens={text_tokens} answer_tokens={answer_tokens}: use sizes > 0"
         )
-    rows, seconds, absent = _at_hand(cfg)
+    rows, seconds, absent = records_at_hand(cfg.data)
     hours = {name: each / 3600 for name, each in seconds.items()} | hours
     origin = f"declared: clips of {clip_s:g} s"
     if rows:
@@ -63,7 +63,8 @@ def declared(cfg: StageConfig, *, clip_s: float, text_tokens: int, answer_tokens
     load = _load(cfg, clip_s, text_tokens, answer_tokens, 1.0)
     total = load[1] * cfg.trainer.batches_per_step * cfg.trainer.max_steps
     shares, problems = _shares(cfg, hours)
-    problems += absent
+    if rows and absent:
+        problems.append(f"not at hand, of the same lengths here: {', '.join(absent)}")
     per_sample = sum(load[0].documents) / load[1]
     tasks = []
     for name, share in shares.items():
@@ -75,27 +76,6 @@ def declared(cfg: StageConfig, *, clip_s: float, text_tokens: int, answer_tokens
         tasks.append(Task(name, cfg.data.sources[name].task, share, samples, samples * per_sample, heard, epochs))
     origin += f", {text_tokens} text tokens, {answer_tokens} of them answers"
     return Load(load[0], load[1], clip_s, tasks, origin, problems)
-
-
-def _at_hand(cfg: StageConfig) -> tuple[dict[str, int], dict[str, float], list[str]]:
-    """Records and seconds of the sources whose shards are here, by their indexes; and what is not, in words.
-
-    No tokenizer is needed for it. Of a filter of several fields the records are an upper bound.
-    """
-    rows, seconds, absent = dict[str, int](), dict[str, float](), list[str]()
-    for name, source in cfg.data.sources.items():
-        if not source.weight:
-            continue
-        try:
-            table = open_shards(source.shards, source.where, cfg.data.storage)
-        except (ValueError, OSError):
-            absent.append(name)
-            continue
-        if matching := int(table.matching.sum()):
-            rows[name], seconds[name] = matching, float(table.matching_seconds.sum())
-    if not rows:
-        return rows, seconds, []
-    return rows, seconds, [f"not at hand, of the same lengths here: {', '.join(absent)}"] if absent else []
 
 
 def from_data(cfg: StageConfig) -> Load:

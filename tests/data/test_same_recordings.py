@@ -13,9 +13,9 @@ import pytest
 
 from qa_train.callbacks.held_out import refuse_training_data
 from qa_train.config import DataConfig, EvalSetConfig, SourceConfig
-from qa_train.data.same_recordings import same_recordings
 from qa_train.data.shards.catalog import open_shards
 from qa_train.data.shards.index import build_index
+from qa_train.data.shards.same_recordings import same_recordings
 from qa_train.data.shards.writer import ShardWriter
 
 
