@@ -14,6 +14,7 @@ from qa_train.train.job.arithmetic import settle
 from qa_train.train.job.distributed import accumulation_steps, deepspeed_options, name_accelerator
 from qa_train.train.job.states import plain_states_only
 from qa_train.train.safety.selfcheck import require_optimizer
+from qa_train.utils.allocator import keep_freed_memory
 from qa_train.utils.launch import check_arithmetic, check_ranks_announced
 
 Args = TypeVar("Args", bound=TrainingArguments)
@@ -45,8 +46,10 @@ def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
     name_accelerator()
     deepspeed = deepspeed_options(cfg.deepspeed)
     plain_states_only()
-    if on_cpu and cfg.trainer.cpu_threads:
-        torch.set_num_threads(cfg.trainer.cpu_threads)
+    if on_cpu:
+        keep_freed_memory()
+        if cfg.trainer.cpu_threads:
+            torch.set_num_threads(cfg.trainer.cpu_threads)
     with warnings.catch_warnings():
         # TRL turns checkpointing on under the old name, so the old name is the one to set.
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
