@@ -58,7 +58,7 @@ class HeldOut(TrainerCallback):
             if not chosen.seen_in_training:
                 refuse_training_data(name, chosen, stage)
             fields = {k: v for k, v in asdict(chosen).items() if k != "seen_in_training"}
-            fields["template"] = chosen.template or ("base" if stage.cfg.stage == "pretrain" else "chat")
+            fields["template"] = chosen.template or stage.cfg.kind.template
             self.sets[name] = record_questions(EvalSet(name, **fields), bank, data.storage)
         self._clips = EncodedClips()
         # Every forward pass then gathers the weights from all processes: all must make the same ones.

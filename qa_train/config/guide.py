@@ -15,7 +15,6 @@ from qa_train.config.nearest import free_sections, how_to_clear, valid_keys
 from qa_train.config.places import config_dir
 
 GROUPS = ("experiment", "model", "data", "trainer", "deepspeed", "tracking")
-STAGES = ("pretrain", "sft", "dpo")
 
 _KEYS = """
 keys used most (all: qa-train {stage} --cfg job run.dir=x experiment=...)
@@ -52,7 +51,7 @@ def stage_help(stage: str) -> str:
     lines += ["", "experiment=... (what differs from the defaults, as one file)"]
     for path in sorted((root / "experiment").glob("*.yaml")):
         facts = _facts(path)
-        if re.search(rf"(?:qa-train|qa_train) {stage}\b|pretrain\|sft\|dpo", facts.get("Command", "")):
+        if re.search(rf"(?:qa-train|qa_train) (?:\w+\|)*{stage}\b", facts.get("Command", "")):
             lines.append(f"  {path.stem:<26} {shorten(facts.get('Hardware', ''), 92, placeholder=' ...')}")
     return "\n".join(lines) + "\n" + _KEYS.format(stage=stage)
 

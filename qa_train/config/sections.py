@@ -13,6 +13,7 @@ from omegaconf import MISSING
 
 from qa_train.config.evaluation import EvalSetConfig, EvaluationConfig
 from qa_train.config.reliability import ReliabilityConfig
+from qa_train.config.stages import STAGES, StageKind
 
 
 @dataclass
@@ -352,6 +353,17 @@ class StageConfig:
     dpo: DpoConfig = field(default_factory=DpoConfig)
     # No key: what came from environment variables, and the interpolation that stands for it (references.py).
     from_environment: dict[str, str] = field(default_factory=dict, metadata={"omegaconf_ignore": True})
+
+    @property
+    def kind(self) -> StageKind:
+        """What the table of stages holds of this one.
+
+        Raises:
+            ValueError: there is no such stage.
+        """
+        if self.stage not in STAGES:
+            raise ValueError(f"stage is {self.stage!r}: use one of {', '.join(STAGES)}")
+        return STAGES[self.stage]
 
 
 # Sections whose entries have names of the user's choice, and what each entry is.

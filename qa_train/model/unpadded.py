@@ -304,3 +304,14 @@ register_checkpoint_conversion_mapping(
 register_checkpoint_conversion_mapping(
     UnpaddedQwen2AudioModel.__name__, get_checkpoint_conversion_mapping("Qwen2AudioModel")
 )
+
+
+@torch.no_grad()
+def encoder_states(
+    model: UnpaddedQwen2AudioForConditionalGeneration, input_features: torch.Tensor, feature_lengths: torch.Tensor
+) -> torch.Tensor:
+    """What the encoder makes of joined segments: mel [M, P] and lengths [S] -> [audio tokens, E], before the projector.
+
+    These are the ``audio_states`` that the forward takes instead of mels when the encoder is frozen.
+    """
+    return model.model.audio_tower(input_features, feature_lengths).last_hidden_state

@@ -122,14 +122,14 @@ def _typical(cfg: StageConfig, lengths: Ints, fill: float) -> tuple[Work, float]
         for whole, rest in zip(*divmod(audio, window), strict=True):
             segments += [window * frames] * int(whole) + [int(rest) * frames] * bool(rest)
     # A pair is two documents.
-    rows = 2 if cfg.stage == "dpo" else 1
+    rows = cfg.kind.rows
     documents = [int(count) // rows for count in tokens for _ in range(rows)]
     return Work(segments, documents, int(scored.sum())), samples
 
 
 def _load(cfg: StageConfig, clip_s: float, text: float, answers: float, fill: float) -> tuple[Work, float]:
     """(what a micro-batch of equal samples holds, how many samples); a pair has two rows and one clip."""
-    rows = 2 if cfg.stage == "dpo" else 1
+    rows = cfg.kind.rows
     document = max(1, round(clip_s * FRONT_END.tokens_per_second + text))
     samples = max(1.0, cfg.data.tokens_per_batch * fill / (rows * document))
     segments: list[int] = []

@@ -26,7 +26,7 @@ from tests.train.conftest import ROOT
 
 register()
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _BLOCK = re.compile(r"^( *)```bash(?: run)?\n(.*?)^ *```$", flags=re.MULTILINE | re.DOTALL)
 _HERE = re.compile(r"<<\s*'?(\w+)'?.*?^\1$", flags=re.MULTILINE | re.DOTALL)
 _OWN = {"plan": PlanConfig, "data": PlanDataConfig, "order": OrderConfig}
@@ -112,7 +112,7 @@ def compose_stage(stage: str, words: list[str]) -> StageConfig:
     return to_stage_config(compose(config_name=stage, overrides=words))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_documented_commands_can_be_meant(page: Path) -> None:
     with initialize_config_dir(version_base="1.3", config_dir=str(config_dir().resolve())):
         wrong = []
@@ -124,7 +124,7 @@ def test_documented_commands_can_be_meant(page: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_blocks_are_bash(page: Path) -> None:
     for indent, block in _BLOCK.findall(page.read_text()):
         text = re.sub(rf"^{indent}", "", block, flags=re.MULTILINE)

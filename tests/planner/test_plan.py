@@ -13,9 +13,11 @@ import pytest
 from qa_train.cli import main
 from qa_train.config import ModelConfig
 from qa_train.config.compose import compose_stage
+from qa_train.config.planning import PlanConfig
 from qa_train.data.shards.writer import ShardWriter
-from qa_train.planner import Estimate, PlanConfig, as_text, estimate
+from qa_train.planner.estimate import Estimate, estimate
 from qa_train.planner.memory import GIB
+from qa_train.planner.output import as_text
 from qa_train.planner.sizes import Sizes, measure
 
 _measured: dict[str, Sizes] = {}
