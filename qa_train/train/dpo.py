@@ -41,6 +41,9 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
     """
 
     tallied = PAIR_VALUES
+    # The stock classes declare the first as of the base class, and the second as any model.
+    args: DPOConfig
+    ref_model: Any
 
     @contextmanager
     def _kept_at_home(self) -> Iterator[list[torch.Tensor]]:

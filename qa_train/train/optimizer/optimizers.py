@@ -108,7 +108,9 @@ def rehearse_optimizer(args: TrainingArguments) -> None:
     Raises:
         ValueError: names ``trainer.optim`` or ``trainer.lr_scheduler_type``, why it fails, and what to use.
     """
-    name, net = str(args.optim.value), nn.Linear(1, 1).to(args.device)
+    # With enumerations as texts.
+    said = args.to_dict()
+    net: Any = nn.Linear(1, 1).to(args.device)
     try:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(args, net)
         if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
@@ -118,20 +120,21 @@ def rehearse_optimizer(args: TrainingArguments) -> None:
         optimizer.step()
     except Exception as error:
         raise ValueError(
-            f"trainer.optim={name} cannot be built ({_line(error)}): install what it needs, or use "
+            f"trainer.optim={said['optim']} cannot be built ({_line(error)}): install what it needs, or use "
             "trainer.optim=adamw_torch"
         ) from error
-    kind_of_schedule, given = str(args.lr_scheduler_type.value), dict(args.lr_scheduler_kwargs or {})
+    schedule: str = said["lr_scheduler_type"]
+    given: dict[str, Any] = said["lr_scheduler_kwargs"] or {}
     try:
-        if given and kind_of_schedule in _PLAIN_SCHEDULES:
+        if given and schedule in _PLAIN_SCHEDULES:
             raise TypeError("it takes none of them")
         steps = args.max_steps
-        get_scheduler(kind_of_schedule, optimizer, args.get_warmup_steps(steps), steps, given).step()
+        get_scheduler(schedule, optimizer, args.get_warmup_steps(steps), steps, given).step()
     except Exception as error:
         drop = ", ".join(f"'~trainer.lr_scheduler_kwargs.{key}'" for key in given)
         remedy = f"take out what it does not know ({drop})" if given else "use another"
         raise ValueError(
-            f"trainer.lr_scheduler_type={kind_of_schedule} with trainer.lr_scheduler_kwargs={given} cannot be built "
+            f"trainer.lr_scheduler_type={schedule} with trainer.lr_scheduler_kwargs={given} cannot be built "
             f"({_line(error)}): {remedy}, or add what it needs ('+trainer.lr_scheduler_kwargs.KEY=VALUE')"
         ) from error
 
