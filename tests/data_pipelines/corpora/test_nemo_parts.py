@@ -13,7 +13,7 @@ import soundfile
 from data_pipelines.importers import ImportConfig, import_corpus
 from data_pipelines.importing.catalogue import corpus_of
 from qa_train.data.shards.index import load_index
-from qa_train.data.text.chat_rows import parts_of
+from qa_train.data.text.chat_rows import chat_record, parts_of
 from qa_train.data.text.records import BadRecord
 from qa_train.data.tools.interchange import jsonl_to_shards
 from tests.data_pipelines.corpora.test_splits import records
@@ -51,6 +51,12 @@ def test_the_example_of_its_documentation(tmp_path: Path) -> None:
     (tmp_path / "file.jsonl").write_text(json.dumps(rows[0]) + "\n")
     with pytest.raises(ValueError, match=r"no column of .* is a record field"):
         imported(tmp_path / "file.jsonl", tmp_path / "none")
+
+
+def test_the_row_of_its_sharegpt_reader() -> None:
+    record, clips = chat_record(json.loads((FOREIGN / "nemo_sharegpt.jsonl").read_text()))
+    assert clips == ["sample.wav"]
+    assert [turn["content"] for turn in record["messages"]] == ["<audio>", "answer"]
 
 
 @pytest.mark.parametrize(
