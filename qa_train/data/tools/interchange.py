@@ -17,12 +17,12 @@ from typing import Any
 import crc32c
 
 from qa_train.config import StorageConfig
-from qa_train.data.audio.waveform import BadAudio, read_header
+from qa_train.data.audio.waveform import BadAudio
 from qa_train.data.shards import storage
-from qa_train.data.shards.clip_files import clip_bytes, encoded, located
+from qa_train.data.shards.clip_files import encoded, located, refuse_parts
 from qa_train.data.shards.index import ShardIndex, load_index
 from qa_train.data.shards.writer import ShardWriter
-from qa_train.data.text.chat_rows import chat_record, parts_of, unknown_fields
+from qa_train.data.text.chat_rows import chat_record, unknown_fields
 from qa_train.data.text.content import PLACEHOLDER, Source
 from qa_train.data.text.json_rows import objects
 from qa_train.data.text.prompts import CHAT, PromptBank
@@ -32,8 +32,6 @@ from qa_train.data.tools.outside import Outside
 from qa_train.utils.atomic import whole
 
 Line = tuple[list[dict[str, Any]], list[Path | Source], dict[str, Any]]
-# Lists round lengths; what is shorter by more is a part of the file.
-_ROUNDED_S = 0.1
 log = logging.getLogger(__name__)
 
 
@@ -52,24 +50,11 @@ def read_jsonl(path: str | Path) -> Iterator[Line]:
                 if isinstance(clip, Path) and not clip.is_file():
                     hint = "qa-train data import jsonl counts such lines and goes on"
                     raise BadRecord(f"audio file {clip} does not exist ({hint})")
-            for clip, (_, length) in zip(clips, parts_of(row, len(clips)), strict=True):
-                _refuse_part(clip, length)
+            refuse_parts(row, clips)
         except ValueError as error:
             raise ValueError(f"{path}, {where}: {error}") from error
         extra = {name: value for name, value in record.items() if name != "messages"}
         yield record["messages"], clips, extra
-
-
-def _refuse_part(clip: Path | Source, length: float | None) -> None:
-    """BadRecord for a clip that is longer than the row says: files are packed as they are."""
-    if length is None:
-        return
-    frames, rate = read_header(clip_bytes(clip))
-    if length < frames / rate - _ROUNDED_S:
-        raise BadRecord(
-            f"a clip with 'duration' {length:g} is {frames / rate:.2f} s long: cut the file, or let "
-            "qa-train data import jsonl do it"
-        )
 
 
 def jsonl_to_shards(

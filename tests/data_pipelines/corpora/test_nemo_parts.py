@@ -16,6 +16,7 @@ from qa_train.data.shards.index import load_index
 from qa_train.data.text.chat_rows import chat_record, parts_of
 from qa_train.data.text.records import BadRecord
 from qa_train.data.tools.interchange import jsonl_to_shards
+from qa_train.eval.questions import read_questions
 from tests.data_pipelines.corpora.test_splits import records
 
 FOREIGN = Path(__file__).parents[2] / "data" / "foreign"
@@ -97,6 +98,8 @@ def test_a_plain_packing_refuses_parts_by_name(clips: list[dict[str, Any]], told
     (tmp_path / "rows.jsonl").write_text(json.dumps({"id": "1", "conversations": turns(*clips)}) + "\n")
     with pytest.raises(ValueError, match=told):
         jsonl_to_shards(tmp_path / "rows.jsonl", tmp_path / "out-%05d.tar")
+    with pytest.raises(ValueError, match=told):
+        read_questions(tmp_path / "rows.jsonl")
 
 
 def test_whole_files_are_packed(tmp_path: Path) -> None:
