@@ -22,7 +22,8 @@ from statistics import median
 from omegaconf import OmegaConf
 
 from qa_train.config import StageConfig, to_stage_config
-from qa_train.planner import PlanConfig, estimate
+from qa_train.config.planning import PlanConfig
+from qa_train.planner.estimate import estimate
 from qa_train.planner.measured import steps_of
 
 STEPS = 25
