@@ -22,7 +22,7 @@ from qa_train.data.audio.sound import Sound, open_sound
 SAMPLE_RATE = FRONT_END.sample_rate
 MIN_CLIP_SAMPLES = FRONT_END.shortest_clip
 MAX_CHANNELS = 8
-MAX_SAMPLE_RATE = 192_000
+MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1000, 192_000
 # No single clip may be longer: it bounds what a header can make the indexer decode.
 MAX_CLIP_S = 24 * 3600.0
 
@@ -165,7 +165,8 @@ def _check_header(sound: Sound | MediaSound) -> None:
             f"{name}: {sound.channels} channels; at most {MAX_CHANNELS} are accepted; "
             'take one: ffmpeg -i IN -af "pan=mono|c0=c0" OUT.flac'
         )
-    if not 1000 <= sound.rate <= MAX_SAMPLE_RATE:
-        raise BadAudio(f"{name}: {sound.rate} Hz; expected 1000 to {MAX_SAMPLE_RATE}: ffmpeg -i IN -ar 16000 OUT.flac")
+    if not MIN_SAMPLE_RATE <= sound.rate <= MAX_SAMPLE_RATE:
+        expected = f"{MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE}: ffmpeg -i IN -ar 16000 OUT.flac"
+        raise BadAudio(f"{name}: {sound.rate} Hz; expected {expected}")
     if sound.frames is not None and not 0 < sound.frames < 2**40:
         raise BadAudio(f"{name}: its header says {sound.frames} samples: empty, or of unknown length; {CONVERT}")
