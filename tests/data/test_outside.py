@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.corpora.catalogue import corpus_of
 from data_pipelines.importers import ImportConfig, import_corpus
+from data_pipelines.importing.catalogue import corpus_of
 from qa_train.commands.data import from_jsonl, to_jsonl
 from qa_train.dashboard import dashboard
 from qa_train.data.shards.index import load_index
