@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,11 +16,15 @@ import pyarrow.parquet
 import pytest
 
 from qa_train.config import DataConfig, SourceConfig
+from qa_train.data.audio import waveform
 from qa_train.data.batches import open_data
 from qa_train.data.shards.catalog import open_shards, write_catalog
+from qa_train.data.shards.index import scan
 from qa_train.data.shards.row_reader import CLIP_COLUMNS, PLAN_COLUMNS
 from qa_train.data.shards.sidecar import SCHEMA, SUFFIX, load_index, load_rows
+from qa_train.data.shards.tar import DamagedShard, members
 from tests.data.conftest import speech_record, write_shards
+from tests.data.hostile import encoded, pax, pax_record, tar
 
 NAN, INFINITE = float("nan"), float("inf")
 LONG = json.dumps({"text": "a" * (5 << 20)})
@@ -55,7 +61,8 @@ SUMS = {"rows": 12, "seconds": 5.0, "values": {}}
 FOOTERS: list[tuple[str, str | None]] = [
     *((name, None) for name in ("format", "shard_size", "fingerprint", "problems")),
     ("format", "2"), ("format", ""), ("shard_size", "x"), ("shard_size", "-1"), ("shard_size", "1" * 5000),
-    ("shard_size", "1e9"), ("shard_size", "0"), ("problems", ""), ("problems", "null"), ("problems", "{}"), ("problems", "[1]"),
+    ("shard_size", "1e9"), ("shard_size", "0"), ("problems", ""), ("problems", "null"), ("problems", "{}"),
+    ("problems", "[1]"),
     ("problems", "[[]]"), ("problems", '[{"key": "a"}]'), ("problems", "[" * 100_000),
     ("problems", '[{"key": 1, "offset": 0, "reason": "a", "detail": "b"}]'),
     ("problems", '[{"key": "a", "offset": true, "reason": "a", "detail": "b"}]'),
@@ -208,16 +215,57 @@ def bombs() -> Iterator[tuple[str, pyarrow.Table, dict[str, Any]]]:
 def test_a_small_file_that_asks_for_gigabytes_is_refused(
     name: str, table: pyarrow.Table, options: dict[str, Any], shard: str, tmp_path: Path
 ) -> None:
-    footer = pyarrow.parquet.read_schema(shard + SUFFIX).metadata
-    arrow_schema = {k: v for k, v in footer.items() if k != b"ARROW:schema"}
+    # With ARROW:schema, so that the types are those of an index.
+    side = shard + SUFFIX
+    footer = {**pyarrow.parquet.read_metadata(side).metadata, **pyarrow.parquet.read_schema(side).metadata}
     (tmp_path / "x.tar").write_bytes(Path(shard).read_bytes())
-    side = tmp_path / f"x.tar{SUFFIX}"
-    pyarrow.parquet.write_table(table.replace_schema_metadata(arrow_schema), side, store_schema=False, **options)
+    made = tmp_path / f"x.tar{SUFFIX}"
+    with pyarrow.parquet.ParquetWriter(made, table.schema, store_schema=False, **options) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata(footer)
     del table
-    assert side.stat().st_size < 20 << 20
+    assert made.stat().st_size < 20 << 20
     pool = pyarrow.default_memory_pool()
     before, started = pool.max_memory(), time.process_time()
-    refused(lambda: load_rows(str(tmp_path / "x.tar"), footer[b"fingerprint"].decode(), SCHEMA.names))
-    refused(lambda: load_index(str(tmp_path / "x.tar")))
+    fingerprint = footer[b"fingerprint"].decode()
+    for read in (
+        lambda: load_rows(str(tmp_path / "x.tar"), fingerprint, SCHEMA.names),
+        lambda: load_index(str(tmp_path / "x.tar")),
+    ):
+        assert re.search(r"unpacks to \d+ bytes|states .* (rows|values)", refused(read))
     assert pool.max_memory() - before < 300 << 20
     assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize("kind", [b"L", b"K", b"x", b"g"])
+def test_a_chain_of_extended_headers_is_refused(kind: bytes) -> None:
+    record = pax_record(b"path", b"a.json") if kind in b"xg" else b"a.json"
+    raw = pax(record, kind)[: -512 - 1024] * 20_000
+    started = time.process_time()
+    with pytest.raises(DamagedShard, match="more than 8 extended headers"):
+        list(members(io.BytesIO(raw), "x.tar", len(raw)))
+    assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize("text", ["a" * 1_000_000, "a " * 300_000, "\x00", "漢" * 200_001])
+def test_a_transcript_is_bounded_as_the_texts_of_json(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(tar(("a.flac", encoded("FLAC")), ("a.txt", text.encode())))
+    index = scan(str(tmp_path / "x.tar"))
+    assert (len(index), len(index.problems)) == (0, 1)
+
+
+def test_a_clip_in_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the caller allows, and before its samples are decoded."""
+    monkeypatch.setattr(waveform, "MAX_WHOLE_SAMPLES", 4000)
+    with pytest.raises(waveform.BadAudio, match="longer than"):
+        waveform.read_clip(encoded("FLAC"), max_duration_s=waveform.MAX_CLIP_S)
+    monkeypatch.setattr(waveform, "MAX_WHOLE_SAMPLES", 4800)
+    assert len(waveform.read_clip(encoded("FLAC"), max_duration_s=waveform.MAX_CLIP_S)) == 4800
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(192_000, 3), (192_000, 8), (96_000, 5), (96_000, 8), (64_000, 7)])
+def test_rate_and_channels_together_are_bounded_by_every_reader(rate: int, channels: int) -> None:
+    raw = encoded("FLAC", wave=np.zeros((4800, channels), np.float32), rate=rate)
+    for read in (waveform.read_clip, waveform.read_header, waveform.decoded_length):
+        with pytest.raises(waveform.BadAudio, match="384000 samples a second"):
+            read(raw)

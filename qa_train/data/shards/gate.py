@@ -208,15 +208,22 @@ def check_problem(entry: Any) -> dict[str, Any]:
     return entry
 
 
-def check_sums(rows: Any, seconds: Any, places: Sequence[str] = ("the shard",)) -> None:
-    """Refuse stated sums, [n] each, of shards that no shard can have: no numbers, negative, endless."""
-    for what, sums, kinds, most in (("rows", rows, "i", MAX_MEMBERS), ("seconds", seconds, "if", _MAX_SECONDS)):
-        values = np.asarray(sums)
-        if values.ndim != 1 or values.dtype.kind not in kinds:
-            raise Refused(f"its {what} are {str(sums)[:80]}; expected numbers")
-        wrong = np.flatnonzero(~((values >= 0) & (values <= most)))
-        if len(wrong):
-            raise Refused(f"it states {what} {values[wrong[0]]} of {places[wrong[0]]}; expected 0 to {most:g}")
+def check_sum(rows: Any, seconds: Any) -> None:
+    """Refuse the stated sums of a shard that no shard can have: no numbers, negative, endless."""
+    for what, value, kinds, most in (
+        ("rows", rows, (int,), MAX_MEMBERS),
+        ("seconds", seconds, (int, float), _MAX_SECONDS),
+    ):
+        # Not isinstance: true is no number.
+        if type(value) not in kinds or not 0 <= value <= most:
+            raise Refused(f"it states {what} {str(value)[:80]}; expected 0 to {most:g}")
+
+
+def check_sums(rows: np.ndarray, seconds: np.ndarray, places: Sequence[str]) -> None:
+    """The same for many shards, [n] each, of which ``places`` are the names."""
+    wrong = ~((rows >= 0) & (rows <= MAX_MEMBERS) & (seconds >= 0) & (seconds <= _MAX_SECONDS))
+    for place in np.flatnonzero(wrong)[:1].tolist():
+        raise Refused(f"it states {rows[place]} rows and {seconds[place]} seconds of {places[place]}")
 
 
 def check_counts(counts: Any, field: str, rows: int) -> None:
@@ -225,7 +232,7 @@ def check_counts(counts: Any, field: str, rows: int) -> None:
     for entry in counts.values() if isinstance(counts, dict) else [None]:
         if not isinstance(entry, list | tuple) or len(entry) != 2:
             raise Refused(f"its counts of {field!r} are {str(counts)[:80]!r}; expected records and seconds by value")
-        check_sums([entry[0]], [entry[1]])
+        check_sum(entry[0], entry[1])
         total += entry[0]
     if total > rows:
         raise Refused(f"its counts of {field!r} are of {total} records, it has {rows}")

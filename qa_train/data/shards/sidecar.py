@@ -120,7 +120,7 @@ def load_summary(path: str, cfg: StorageConfig | None = None) -> Summary:
             gate.check_records(table)
             said = _summarize(table)
         rows, seconds, values = (said.get(name) for name in ("rows", "seconds", "values"))
-        gate.check_sums([rows], [seconds])
+        gate.check_sum(rows, seconds)
         if not isinstance(values, dict):
             raise gate.Refused("its sums have no counts by value")
         problems = _problems(footer)
