@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
-from qa_train.config import GatesConfig, StorageConfig
 from qa_train.data.text.prompts import PromptBank
 from qa_train.eval.eval_sets import EvalSet, record_questions
 from qa_train.eval.scores.normalise import transcript_words
@@ -23,6 +21,7 @@ from qa_train.eval.scores.task_metrics import word_edits
 from qa_train.infer.encoded import EncodedClips
 from qa_train.infer.generate import Decoding, Generator, Item
 from qa_train.train.mixin import StopRun
+from qa_train.train.stage import Stage
 from qa_train.utils.atomic import write_text
 
 
@@ -38,12 +37,11 @@ class Reading:
 class Gates(TrainerCallback):
     """Measures at the start and every few steps, and warns or stops when the model drifts."""
 
-    def __init__(
-        self, options: GatesConfig, processor: Any, run_dir: Path, *, is_main: bool, storage: StorageConfig
-    ) -> None:
-        """ValueError when no record of ``options.shards`` can be asked. ``storage``: how remote shards are read."""
-        self.options, self.processor, self.is_main = options, processor, is_main
-        self.path = run_dir / "gates.jsonl"
+    def __init__(self, stage: Stage, trainer: Any) -> None:
+        """ValueError when no record of ``dpo.gates.shards`` can be asked."""
+        self.options, self.processor, self.is_main = stage.cfg.dpo.gates, stage.processor, stage.run.is_main
+        options, storage, is_main = self.options, stage.cfg.data.storage, self.is_main
+        self.path = stage.run.dir / "gates.jsonl"
         bank = PromptBank.load()
         held_out = EvalSet("gates", options.shards, options.task, "chat", options.where, "wer", limit=options.clips)
         self.questions = record_questions(held_out, bank, storage) if is_main else []

@@ -23,6 +23,8 @@ from transformers import TrainerCallback
 
 from qa_train.config import EvalSetConfig
 from qa_train.data.audio.waveform import BadAudio
+from qa_train.data.shards.catalog import open_shards
+from qa_train.data.shards.same_recordings import same_recordings
 from qa_train.data.shards.storage import expand
 from qa_train.data.text.prompts import PromptBank
 from qa_train.eval.answers import Outcome, predictions
@@ -54,9 +56,9 @@ class HeldOut(TrainerCallback):
         self.sets: dict[str, list[Question]] = {}
         for name, chosen in self.options.sets.items():
             if not chosen.seen_in_training:
-                _refuse_training_data(name, chosen, stage)
+                refuse_training_data(name, chosen, stage)
             fields = {k: v for k, v in asdict(chosen).items() if k != "seen_in_training"}
-            fields["template"] = chosen.template or ("base" if stage.cfg.stage == "pretrain" else "chat")
+            fields["template"] = chosen.template or stage.cfg.kind.template
             self.sets[name] = record_questions(EvalSet(name, **fields), bank, data.storage)
         self._clips = EncodedClips()
         # Every forward pass then gathers the weights from all processes: all must make the same ones.
@@ -230,16 +232,24 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _refuse_training_data(name: str, held_out: EvalSetConfig, stage: Stage) -> None:
-    """ValueError when a source of the run may hold the records of a set: same shard, and filters that can both hold."""
+def refuse_training_data(name: str, held_out: EvalSetConfig, stage: Stage) -> None:
+    """ValueError when a source of the run holds records of a set: the same shard, or the same recordings in another."""
     wanted = {_real(path) for path in expand(held_out.shards)}
+    table = open_shards(held_out.shards, cfg=stage.cfg.data.storage)
     for source in stage.batches.sources:
+        if not source.weight:
+            continue
+        what, keys = "", list[str]()
         shared = sorted(wanted & {_real(path) for path in source.shards})
-        if source.weight and shared and not _apart(held_out.where, source.cfg.where):
+        if shared and not _apart(held_out.where, source.cfg.where):
+            what = f"read the same records of {shared[0]}"
+        elif keys := same_recordings(table, held_out.where, source.table, source.cfg.where):
+            what = f"hold {len(keys)} of the same recordings, e.g. {keys[0]}"
+        if what:
             raise ValueError(
-                f"evaluation.sets.{name} and data.sources.{source.name} read the same records of {shared[0]}: the "
-                f"scores would be of training data. Give both a where that keeps them apart (e.g. split), other "
-                f"shards, or evaluation.sets.{name}.seen_in_training=true if that is meant"
+                f"evaluation.sets.{name} and data.sources.{source.name} {what}: the scores would be of training data. "
+                f"Give both a where that keeps them apart (e.g. split), other shards, or "
+                f"evaluation.sets.{name}.seen_in_training=true if that is meant"
             )
 
 
