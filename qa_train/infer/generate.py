@@ -18,18 +18,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from qa_train.data.audio.waveform import audio_tokens
 from qa_train.data.text.sample import Sample
 from qa_train.data.text.template import encode_prompt
 from qa_train.infer.encoded import EncodedClips
-from qa_train.infer.row_stream import Row, RowsEnded, RowsStreamer
+from qa_train.infer.row_stream import Numbers, Row, RowsEnded, RowsStreamer
 from qa_train.model import encoder_hash
 
 # Ends of an answer: the chat's and the base format's.
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 PAD_TOKEN = "<|endoftext|>"
+LEAST_TEMPERATURE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,13 @@ class Decoding:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """ValueError for temperatures that divide the scores by almost nothing: no number is left of them."""
+        if not (self.temperature <= 0 or LEAST_TEMPERATURE <= self.temperature < float("inf")):
+            raise ValueError(
+                f"temperature is {self.temperature!r}; expected 0 (greedy), or {LEAST_TEMPERATURE:g} and more"
+            )
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of transformers' ``generate``."""
@@ -245,6 +253,7 @@ class Generator:
                     pad_token_id=self.pad_id,
                     num_return_sequences=count,
                     use_cache=True,
+                    logits_processor=LogitsProcessorList([Numbers()]),
                     **streaming,
                 )
         finally:
