@@ -273,10 +273,6 @@ def _run_stage(stage: str, cfg: Any) -> int:
     from qa_train.train.safety.rollback import RollBack, StopRun
 
     callbacks: list[Any] = []
-    if cfg.dpo.gates.every:
-        from qa_train.callbacks.gates import Gates
-
-        callbacks.append(Gates)
     if cfg.evaluation.every:
         from qa_train.callbacks.held_out import HeldOut
 

@@ -54,9 +54,9 @@ MAY_IMPORT = {
         "eval.scores": "",
         "eval.benchmarks": "config data.audio data.text llm eval.scores",
         "eval": f"{_READS} data model model.stored infer report llm eval.scores eval.benchmarks",
-        "preferences": "data.audio data.text infer llm eval eval.scores",
-        "callbacks": f"{_READS} infer train train.job eval eval.scores",
-        "commands": "config data.shards data.text data data.tools model model.stored planner infer llm dashboard "
+        "preferences": "data.text infer llm eval eval.scores",
+        "callbacks": f"{_READS} infer train train.job train.safety eval eval.scores",
+        "commands": "config data.shards data.text data data.tools model planner infer llm dashboard "
         "doctor eval preferences",
         "cli": "config data.shards commands dashboard doctor eval export callbacks infer train train.job train.safety",
         "data_pipelines.clips": "data.audio data.shards",

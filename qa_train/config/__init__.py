@@ -5,7 +5,7 @@ Sections and stages are there at once; the functions and the options of commands
 
 from typing import TYPE_CHECKING
 
-from qa_train.config.evaluation import EvalSetConfig, EvaluationConfig
+from qa_train.config.evaluation import EvalSetConfig, EvaluationConfig, StopConfig
 from qa_train.config.reliability import ReliabilityConfig
 from qa_train.config.sections import (
     AugmentConfig,
@@ -14,7 +14,6 @@ from qa_train.config.sections import (
     DeepspeedConfig,
     DpoConfig,
     EncoderConfig,
-    GatesConfig,
     LanguageModelConfig,
     LoraSettings,
     MixtureConfig,
@@ -60,7 +59,6 @@ __all__ = [
     "EvalSetConfig",
     "EvaluationConfig",
     "ExportConfig",
-    "GatesConfig",
     "LanguageModelConfig",
     "LoraSettings",
     "MixtureConfig",
@@ -76,6 +74,7 @@ __all__ = [
     "SourceConfig",
     "StageConfig",
     "StageKind",
+    "StopConfig",
     "StorageConfig",
     "TrackingConfig",
     "TrainerConfig",

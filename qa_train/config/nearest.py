@@ -74,10 +74,18 @@ def _no_option(group: str, option: str, text: str) -> str:
 
 
 def _no_key(key: str) -> str:
+    if key.startswith("dpo.gates"):
+        return (
+            f"there is no key {key}: held-out speech stops every stage now, as evaluation.every=100 "
+            "'+evaluation.sets.speech={shards: [PATHS], task: ask_transcript, limit: 32}' "
+            "'+evaluation.stop.speech={rise: 1.0, length_ratio: 1.3}' (action: warn goes on)"
+        )
     for section in BY_NAME:
-        name = key.removeprefix(section + ".")
-        if name != key and "." not in name:
-            return f"there is no {key}; to add it: '+{key}={{shards: [PATHS], task: TASK}}'"
+        name, *option = key.removeprefix(section + ".").split(".")
+        # A right key of an entry that is not there: the whole entry is missing.
+        if key.startswith(section + ".") and (not option or nearest(key) == key):
+            entry = "{rise: 1.0}" if section == "evaluation.stop" else "{shards: [PATHS], task: TASK}"
+            return f"there is no {section}.{name}; to add it: '+{section}.{name}={entry}'"
     if free := next((each for each in free_sections() if key.startswith(each + ".")), None):
         return f"{free} has no {key.removeprefix(free + '.')} yet; to add it: '+{key}=VALUE'"
     near = nearest(key)

@@ -1,4 +1,4 @@
-"""Checks of ``dpo.*``: losses of TRL and what each of them reads, the reference, and the gates."""
+"""Checks of ``dpo.*``: losses of TRL and what each of them reads, and the reference."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ def check_preferences(cfg: StageConfig) -> None:
     _check_ranges(cfg.dpo)
     _check_reference(cfg)
     _check_sync(cfg)
-    _check_gates(cfg)
 
 
 def _check_losses(dpo: DpoConfig) -> None:
@@ -103,21 +102,6 @@ def _check_sync(cfg: StageConfig) -> None:
             f"dpo.ref_model_mixup_alpha={dpo.ref_model_mixup_alpha} "
             f"dpo.ref_model_sync_steps={dpo.ref_model_sync_steps}: use a share above 0 and up to 1, and 1 step or more"
         )
-
-
-def _check_gates(cfg: StageConfig) -> None:
-    gates = cfg.dpo.gates
-    if not gates.every:
-        return
-    if gates.action not in ("warn", "stop"):
-        raise ValueError(f"dpo.gates.action is {gates.action!r}: use warn or stop")
-    if not gates.shards or gates.every < 0 or gates.clips < 1 or gates.wer_points < 0 or gates.length_ratio < 1:
-        raise ValueError(
-            "dpo.gates needs shards of held-out speech, clips of 1 or more, wer_points of 0 or more and a length_ratio "
-            "of 1 or more; or dpo.gates.every=0"
-        )
-    if cfg.deepspeed.config.get("zero_optimization", {}).get("stage") == 3:
-        raise ValueError("dpo.gates needs whole weights, which ZeRO-3 cuts: use deepspeed=zero2, or dpo.gates.every=0")
 
 
 def _check_reference(cfg: StageConfig) -> None:

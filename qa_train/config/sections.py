@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from qa_train.config.evaluation import EvalSetConfig, EvaluationConfig
+from qa_train.config.evaluation import EvalSetConfig, EvaluationConfig, StopConfig
 from qa_train.config.reliability import ReliabilityConfig
 from qa_train.config.stages import STAGES, StageKind
 
@@ -254,26 +254,6 @@ class TrainerConfig(ReliabilityConfig):
 
 
 @dataclass
-class GatesConfig:
-    """Word error rate and answer length on held-out clips beside the reward; off while ``every`` is 0."""
-
-    # Steps between two measurements.
-    every: int = 0
-    shards: list[str] = field(default_factory=list)
-    where: dict[str, Any] = field(default_factory=dict)
-    # A task of the prompt bank that asks for a transcript.
-    task: str = "ask_transcript"
-    clips: int = 32
-    max_new_tokens: int = 64
-    # How far word error rate may rise above that of the start, in points.
-    wer_points: float = 1.0
-    # How many times longer, or shorter, answers may become.
-    length_ratio: float = 1.3
-    # warn or stop.
-    action: str = "warn"
-
-
-@dataclass
 class DpoConfig:
     """Options of TRL's DPOConfig, under the library's own names, and where the reference comes from."""
 
@@ -300,7 +280,6 @@ class DpoConfig:
     sync_ref_model: bool = False
     ref_model_mixup_alpha: float = 0.6
     ref_model_sync_steps: int = 512
-    gates: GatesConfig = field(default_factory=GatesConfig)
 
 
 @dataclass
@@ -367,4 +346,8 @@ class StageConfig:
 
 
 # Sections whose entries have names of the user's choice, and what each entry is.
-BY_NAME: dict[str, type[Any]] = {"data.sources": SourceConfig, "evaluation.sets": EvalSetConfig}
+BY_NAME: dict[str, type[Any]] = {
+    "data.sources": SourceConfig,
+    "evaluation.sets": EvalSetConfig,
+    "evaluation.stop": StopConfig,
+}

@@ -128,7 +128,6 @@ def dpo(cfg: StageConfig, *, callbacks: Sequence[Callback] = ()) -> int:
     """Run the stage; see `qa_train.train.flow.train`."""
     options = asdict(cfg.dpo)
     precomputed = options.pop("reference") == "precomputed"
-    del options["gates"]
     return train(cfg, DPOConfig, _build, callbacks, max_length=None, precompute_ref_log_probs=precomputed, **options)
 
 
