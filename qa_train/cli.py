@@ -21,7 +21,8 @@ from qa_train.utils.launch import end_with_launcher, without_local_rank
 
 # What a person can mend: paths, rights and room.
 _FILE_ERRORS = {
-    getattr(errno, name) for name in "ENOENT ENOTDIR EISDIR EEXIST ENOTEMPTY EACCES EPERM EROFS ENOSPC EDQUOT".split()
+    getattr(errno, name)
+    for name in "ENOENT ENOTDIR EISDIR EEXIST ENOTEMPTY EACCES EPERM EROFS ENOSPC EDQUOT EFBIG EMFILE".split()
 }
 
 DATA_HELP = """data (SHARDS: .tar files, folders or patterns of them; URLs too)
@@ -84,6 +85,9 @@ def main(argv: list[str] | None = None) -> None:
     """Run one command and exit with its code: 0 done, 1 failure, 2 wrong use, 73 run.dir is another's, 75 stopped."""
     words = without_local_rank(sys.argv[1:] if argv is None else argv)
     end_with_launcher()
+    if (encoding := sys.getfilesystemencoding()) != "utf-8":
+        print(f"qa-train: Python reads and writes {encoding} here, qa-train UTF-8: set PYTHONUTF8=1", file=sys.stderr)
+        sys.exit(2)
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP)
         sys.exit(0 if words else 2)
