@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qa_train.commands.pairs import Lesson, pairs
 from qa_train.config import PairsConfig
 from qa_train.data.audio.waveform import BadAudio
 from qa_train.data.shards.index import load_index
@@ -23,6 +22,7 @@ from qa_train.eval.ranks import Ranks
 from qa_train.infer.generate import Decoding
 from qa_train.llm.judge import Verdict
 from qa_train.preferences.draw import draw_answers, sampled_pairs
+from qa_train.preferences.from_answers import Lesson, pairs
 from qa_train.preferences.rank import ByJudge, ByLabel, Pair, _best_and_worst, balanced
 
 
@@ -92,9 +92,9 @@ def test_what_a_pair_cannot_hold_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_shards_that_share_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = [replace(pair("a b", "c"), load=lambda: np.zeros(16_000, np.float32)) for _ in range(3)]
-    monkeypatch.setattr("qa_train.commands.pairs.record_questions", lambda *args: [])
-    monkeypatch.setattr("qa_train.commands.pairs._drawn", lambda *args: {})
-    monkeypatch.setattr("qa_train.commands.pairs.ranked", lambda *args: iter(made))
+    monkeypatch.setattr("qa_train.preferences.from_answers.record_questions", lambda *args: [])
+    monkeypatch.setattr("qa_train.preferences.from_answers._drawn", lambda *args: {})
+    monkeypatch.setattr("qa_train.preferences.from_answers.ranked", lambda *args: iter(made))
     assert pairs(PairsConfig(checkpoint="x", shards="x", out=str(tmp_path))) == 0
     assert load_index(str(tmp_path / "pairs-000.tar")).table["key"].to_pylist() == ["k", "k-2", "k-3"]
 

@@ -5,11 +5,11 @@ from qa_train.config.compose import compose_stage, register, to_stage_config
 from qa_train.config.evaluation import EvalSetConfig, EvaluationConfig
 from qa_train.config.options import (
     ChatConfig,
+    CleanConfig,
     EvalConfig,
     ExportConfig,
     OrderConfig,
     PairsConfig,
-    RewriteConfig,
     ServeConfig,
     parse_options,
 )
@@ -42,6 +42,7 @@ __all__ = [
     "AugmentConfig",
     "ChatConfig",
     "CheckpointingConfig",
+    "CleanConfig",
     "DataConfig",
     "DeepspeedConfig",
     "DpoConfig",
@@ -60,7 +61,6 @@ __all__ = [
     "PartConfig",
     "PartsConfig",
     "ReliabilityConfig",
-    "RewriteConfig",
     "RunConfig",
     "ServeConfig",
     "SourceConfig",
