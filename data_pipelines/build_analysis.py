@@ -16,8 +16,8 @@ from typing import Any
 from omegaconf import MISSING
 
 from data_pipelines.chat_shards import Chat, ChatJob, Place, build, index_digest, places, shard_paths
-from data_pipelines.import_report import Report
-from data_pipelines.split import draw, pick
+from data_pipelines.clips.split import draw, pick
+from data_pipelines.importing.import_report import Report
 from qa_train.data.text.prompts import PromptBank, Unqualified
 from qa_train.data.text.records import BadRecord
 from qa_train.data.text.sample import Message, TextPart

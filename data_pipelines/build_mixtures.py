@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from omegaconf import MISSING
 
-from data_pipelines.acoustics import at_snr, level, unclipped
 from data_pipelines.build_analysis import labels_of
 from data_pipelines.chat_shards import Chat, ChatJob, Place, build, in_parts, places
-from data_pipelines.clip import SAMPLE_RATE
-from data_pipelines.import_report import Report
-from data_pipelines.speakers import Speaker, SpeakerOptions, open_speaker
-from data_pipelines.split import draw, pick
+from data_pipelines.clips.clip import SAMPLE_RATE
+from data_pipelines.clips.split import draw, pick
+from data_pipelines.importing.import_report import Report
+from data_pipelines.synthetic.acoustics import at_snr, level, unclipped
+from data_pipelines.synthetic.speakers import Speaker, SpeakerOptions, open_speaker
 
 KINDS = ("over", "two", "command")
 _WORDS = ("What does the speaker say?", "What are the words in this recording?", "Please write down what is said.")

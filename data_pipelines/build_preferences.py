@@ -28,8 +28,9 @@ from omegaconf import MISSING
 
 from data_pipelines.build_analysis import labels_of
 from data_pipelines.chat_shards import Chat, ChatJob, Place, build, index_digest, places, shard_paths
-from data_pipelines.import_report import Report
-from data_pipelines.preferences import (
+from data_pipelines.clips.split import draw, pick
+from data_pipelines.importing.import_report import Report
+from data_pipelines.synthetic.preferences import (
     MIN_WORDS,
     NO_SPEECH,
     QUESTIONS,
@@ -38,7 +39,6 @@ from data_pipelines.preferences import (
     with_words,
     without_words,
 )
-from data_pipelines.split import draw, pick
 from qa_train.data.shards.index import load_index
 
 # (family, question, chosen, rejected); an empty question: the clip alone.

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from omegaconf import MISSING
 
-from data_pipelines.acoustics import at_snr, coloured_noise, in_room, unclipped
 from data_pipelines.chat_shards import Chat, ChatJob, Place, build, in_parts, places
-from data_pipelines.import_report import Report
-from data_pipelines.speakable import one_line, unspeakable
-from data_pipelines.speakers import Speaker, SpeakerOptions, open_speaker
-from data_pipelines.split import draw
+from data_pipelines.clips.split import draw
+from data_pipelines.importing.import_report import Report
+from data_pipelines.synthetic.acoustics import at_snr, coloured_noise, in_room, unclipped
+from data_pipelines.synthetic.speakable import one_line, unspeakable
+from data_pipelines.synthetic.speakers import Speaker, SpeakerOptions, open_speaker
 from qa_train.data.text.chat_rows import chat_record
 from qa_train.data.text.json_rows import read_rows
 from qa_train.data.text.records import BadRecord

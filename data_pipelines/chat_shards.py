@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.clip import SAMPLE_RATE
-from data_pipelines.import_report import Report
-from data_pipelines.make_shards import Job, make
+from data_pipelines.clips.clip import SAMPLE_RATE
+from data_pipelines.clips.make_shards import Job, make
+from data_pipelines.importing.import_report import Report
 from qa_train.data.audio.waveform import read_clip
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.writer import ShardWriter

@@ -2,8 +2,9 @@
 
 1. Listing: the corpus's reader yields items; the blocklist and ``where`` leave some out. What stays is written to
    ``OUT/listing/`` in shards of ``samples_per_shard``. No audio is read.
-2. Making: each shard is written by a process of its own (`data_pipelines.make_shards`): FLAC at 16 kHz, or the files
-   as they are (``audio=keep``). A recording that cannot be read is left out, and noted in ``SHARD.tar.dropped.jsonl``.
+2. Making: each shard is written by a process of its own (`data_pipelines.clips.make_shards`): FLAC at 16 kHz, or
+   the files as they are (``audio=keep``). A recording that cannot be read is skipped, and noted in
+   ``SHARD.tar.dropped.jsonl``.
    It counts against ``error_budget``, together with the lines of the lists that could not be used.
 3. Report: ``OUT/NAME-SPLIT.report.json`` says what came in, what did not, and why.
 
@@ -20,14 +21,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from data_pipelines import blocklist
-from data_pipelines.blocklist import Blocklist
+from data_pipelines.clips.make_shards import RECIPE_SUFFIX, Job, make
 from data_pipelines.corpora.base import NOT_OBTAINED, Corpus, Drop, Found, Item, Request, TableForm
-from data_pipelines.corpora.catalogue import corpus_of, table
 from data_pipelines.corpora.recordings import Recording
-from data_pipelines.import_report import Report, Unlisted
-from data_pipelines.import_shard import BAD, DROPPED_SUFFIX, ImportJob, dropped_of, write_entries
-from data_pipelines.make_shards import RECIPE_SUFFIX, Job, make
+from data_pipelines.importing import blocklist
+from data_pipelines.importing.blocklist import Blocklist
+from data_pipelines.importing.catalogue import corpus_of, table
+from data_pipelines.importing.import_report import Report, Unlisted
+from data_pipelines.importing.import_shard import BAD, DROPPED_SUFFIX, ImportJob, dropped_of, write_entries
 from qa_train.data.shards.index import load_index
 from qa_train.data.tools.outside import Outside
 from qa_train.utils import draws

@@ -5,7 +5,7 @@
 | asr-train-*     | English sentences in many synthetic voices                                          |
 | asr-test        | held-out sentences in held-out synthetic voices                                     |
 | domain-train-*  | the recorded English training texts again, and new ones made of their words         |
-|                 | (`data_pipelines.recombine`), in synthetic voices                              |
+|                 | (`data_pipelines.synthetic.recombine`), in synthetic voices                              |
 | joined-train    | real English training prompts joined end to end                                     |
 | speed-train     | the real English training prompts, slower and faster                                |
 | chat-train-*    | spoken questions with written answers                                               |
@@ -14,7 +14,7 @@
 | notes-train, notes-test | notes of General MIDI instruments; unseen pairs of program and pitch in the test |
 | denial-train    | sounds without speech, asked for their words                                        |
 | dpo-facts       | spoken questions with the right reply and a wrong one                               |
-| dpo-train, dpo-test | preference pairs made by rule (`data_pipelines.preferences`)               |
+| dpo-train, dpo-test | preference pairs made by rule (`data_pipelines.synthetic.preferences`)               |
 
 Shards are FLAC. Made in parallel, a shard at a time; run again, only what is missing is made.
 """
@@ -32,14 +32,14 @@ from typing import Any
 
 import soxr
 
-from data_pipelines import notes, preferences, recombine, voice_chat
-from data_pipelines.clip import NO_SOUND, SAMPLE_RATE, Clip
-from data_pipelines.make_shards import Job, make
-from data_pipelines.read_shards import file_digest, read_shard
-from data_pipelines.split import draw
-from data_pipelines.spoken_text import TextIndex
+from data_pipelines.clips.clip import NO_SOUND, SAMPLE_RATE, Clip
+from data_pipelines.clips.make_shards import Job, make
+from data_pipelines.clips.read_shards import file_digest, read_shard
+from data_pipelines.clips.split import draw
+from data_pipelines.clips.spoken_text import TextIndex
 from data_pipelines.starter import NUM_HELD_OUT_QUESTIONS, NUM_UNSEEN_VOICE
-from data_pipelines.synth import Espeak, draw_voice
+from data_pipelines.synthetic import notes, preferences, recombine, voice_chat
+from data_pipelines.synthetic.synth import Espeak, draw_voice
 from qa_train.data.shards.index import load_index
 from qa_train.utils.progress import progress
 
@@ -193,7 +193,7 @@ def build(
     starter: Path,
     out: Path,
     *,
-    num_sentences: int = 8000,
+    num_sentences: int = 6400,
     num_domain: int = 2400,
     num_questions: int = 2000,
     num_notes: int = 1000,
@@ -225,7 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m data_pipelines.quickstart", description=__doc__.split("\n")[0])
     parser.add_argument("--starter", type=Path, default=Path("data/starter"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--sentences", type=int, default=8000)
+    parser.add_argument("--sentences", type=int, default=6400)
     parser.add_argument("--domain", type=int, default=2400, help="new sentences from the words of the recordings")
     parser.add_argument("--questions", type=int, default=2000)
     parser.add_argument("--notes", type=int, default=1000)

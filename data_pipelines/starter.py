@@ -18,12 +18,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data_pipelines import debian, preferences, voice_chat
-from data_pipelines.clip import Clip, read_sound_file
-from data_pipelines.corpora import asterisk, scratch, sonic_pi, tuxpaint, wordnet
-from data_pipelines.make_shards import write_shard
-from data_pipelines.split import clip_texts, hold_out, hold_out_per_class, speech_groups
-from data_pipelines.spoken_text import TextIndex
+from data_pipelines.clips.clip import Clip, read_sound_file
+from data_pipelines.clips.make_shards import write_shard
+from data_pipelines.clips.split import clip_texts, hold_out, hold_out_per_class, speech_groups
+from data_pipelines.clips.spoken_text import TextIndex
+from data_pipelines.debian import asterisk, scratch, sonic_pi, tuxpaint, wordnet
+from data_pipelines.debian import packages as debian
+from data_pipelines.synthetic import preferences, voice_chat
 
 PACKAGES = asterisk.PACKAGES + scratch.PACKAGES + sonic_pi.PACKAGES + tuxpaint.PACKAGES + wordnet.PACKAGES
 

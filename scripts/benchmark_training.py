@@ -50,7 +50,7 @@ from torch import nn
 
 from qa_train.model.build import make_processor
 from qa_train.model.flops import Shapes
-from qa_train.model.recompute import compile_layers
+from qa_train.model.layers.recompute import compile_layers
 from qa_train.model.tokenizers import load_tokenizer
 
 H200_PEAK = 989e12

@@ -29,8 +29,8 @@ from typing import Any
 
 import torch
 
-from qa_train.model import attention
-from qa_train.model.kernels import use_liger_kernels
+from qa_train.model.layers import attention
+from qa_train.model.layers.kernels import use_liger_kernels
 
 Found = dict[str, Any]
 LIMIT_S = 300

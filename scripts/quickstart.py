@@ -230,10 +230,10 @@ def loaded(checkpoint: str) -> tuple[Any, Any]:
     """Model and processor, kept for the next set."""
     import torch
 
-    from qa_train.model import load_model
+    from qa_train.model import load_answering_model
 
     torch.set_num_threads(1)
-    return load_model(checkpoint)
+    return load_answering_model(checkpoint)
 
 
 def evaluate_set(checkpoint: str, eval_set: Any, clips_dir: Path) -> dict[str, Any]:
@@ -278,7 +278,7 @@ def save_untrained(quick: Quickstart) -> None:
 
     from qa_train.config import config_dir, register, to_stage_config
     from qa_train.model import build_model
-    from qa_train.train.distributed import name_accelerator
+    from qa_train.train.job.distributed import name_accelerator
 
     name_accelerator()
     register()
@@ -305,10 +305,10 @@ def sample_pairs(quick: Quickstart) -> None:
     from qa_train.data.text.prompts import PromptBank
     from qa_train.eval.eval_sets import EvalSet
     from qa_train.infer.generate import Generator
-    from qa_train.model import load_model
+    from qa_train.model import load_answering_model
     from qa_train.preferences.draw import sampled_pairs
 
-    model, processor = load_model(quick.checkpoint("sft"))
+    model, processor = load_answering_model(quick.checkpoint("sft"))
     generator = Generator(model, processor, batch_size=64, token_budget=32768)
     clips = EvalSet("pairs", [str(quick.data / "asr-train-*.tar")], "ask_transcript", "chat", metric="wer",
                     min_words=3, limit=quick.recipe.pair_clips)  # fmt: skip

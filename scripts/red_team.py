@@ -155,7 +155,7 @@ def models(folder: Path, rounds: int, draw: random.Random) -> dict[str, Count]:
 
 def states(folder: Path, rounds: int, draw: random.Random) -> dict[str, Count]:
     """The states of a training, as a resume reads them."""
-    from qa_train.train.states import fault
+    from qa_train.train.job.states import fault
     from tests.train import test_states as tests
 
     executed = folder / "executed"

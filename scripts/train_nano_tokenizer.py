@@ -14,9 +14,9 @@ from collections.abc import Iterator
 
 import yaml
 
-from data_pipelines import voice_chat
-from data_pipelines.preferences import NO_SPEECH, QUESTIONS
 from data_pipelines.starter import NUM_HELD_OUT_QUESTIONS
+from data_pipelines.synthetic import voice_chat
+from data_pipelines.synthetic.preferences import NO_SPEECH, QUESTIONS
 from qa_train.config import config_dir, starter_dir
 from qa_train.data.shards.index import load_index
 from qa_train.data.text.records import LANGUAGES

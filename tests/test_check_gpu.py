@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from qa_train.model import attention
+from qa_train.model.layers import attention
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 

@@ -192,7 +192,7 @@ def test_order_does_not_depend_on_the_shape_of_the_run(capsys: Captured) -> None
     assert len(digests[0]) == 64
 
 
-def test_foreign_tars_become_trainable(tmp_path: Path, capsys: Captured) -> None:
+def test_foreign_tars_become_trainable(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with tarfile.open(tmp_path / "foreign.tar", "w") as tar:
         for i in range(6):
             audio = io.BytesIO()
@@ -202,7 +202,7 @@ def test_foreign_tars_become_trainable(tmp_path: Path, capsys: Captured) -> None
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
     assert cli("data", "index", str(tmp_path / "foreign.tar")) == 0
-    assert "6 records" in capsys.readouterr().out
+    assert "6 records" in capfd.readouterr().out
     source = f"+data.sources={{mine:{{shards:['{tmp_path}/foreign.tar'],task:asr}}}}"
     assert (
         cli("pretrain", "experiment=smoke", "data=empty", source, f"run.dir={tmp_path}/run", "trainer.max_steps=3") == 0

@@ -14,7 +14,7 @@ import yaml
 
 from qa_train.config import StageConfig, changed, digests, written
 from qa_train.config.compose import compose_stage
-from qa_train.train.run import RunFolder
+from qa_train.train.job.run import RunFolder
 from qa_train.utils.masking import MaskingFormatter, masked, masked_values, masked_words
 from tests.train.conftest import ROOT, environment
 

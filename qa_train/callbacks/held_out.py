@@ -31,7 +31,7 @@ from qa_train.eval.questions import Question, part_text
 from qa_train.eval.scores.task_metrics import Prediction, score
 from qa_train.infer.encoded import EncodedClips
 from qa_train.infer.generate import Decoding, Generator, Item, plan_batches
-from qa_train.train.distributed import from_main, world_size, zero_stage
+from qa_train.train.job.distributed import from_main, world_size, zero_stage
 from qa_train.train.mixin import AudioTrainerMixin
 from qa_train.train.stage import Stage
 from qa_train.utils.atomic import write_text

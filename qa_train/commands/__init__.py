@@ -1,4 +1,4 @@
-"""The commands of `qa-train`: `command_table` lists them all, `help` and `completion` show them, `guard` says how they end.
+"""The commands of `qa-train`: `command_table` lists them, `help` and `completion` show them, `guard` ends them.
 
 Every other file is one command (``data``: two files): options in, an exit code out.
 

@@ -136,8 +136,8 @@ def to_jsonl(paths: list[str], options: ToJsonlOptions) -> int:
     """Write indexed shards as lines of messages and audios, for other tools, with the clips unchanged in a folder."""
     from qa_train.data.tools.interchange import shards_to_jsonl
 
-    more = {"task": options.task, "cfg": options.storage, "overwrite": options.overwrite}
-    print(f"{options.out}: {shards_to_jsonl(paths, options.out, **more)} lines")
+    lines = shards_to_jsonl(paths, options.out, task=options.task, cfg=options.storage, overwrite=options.overwrite)
+    print(f"{options.out}: {lines} lines")
     return 0
 
 

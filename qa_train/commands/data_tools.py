@@ -120,8 +120,8 @@ def stats(paths: list[str], options: StatsOptions) -> int:
     elif options.tasks:
         raise ValueError("data stats: tasks= counts tokens, which needs tokenizer= (a folder, a hub id, builtin:nano)")
     tasks = [task for task in options.tasks.split(",") if task]
-    given = {"num_workers": options.num_workers, "storage": options.storage}
-    print(count(expand(paths), tokenizer=tokenizer, tasks=tasks, **given))
+    workers, storage = options.num_workers, options.storage
+    print(count(expand(paths), tokenizer=tokenizer, tasks=tasks, num_workers=workers, storage=storage))
     return 0
 
 
@@ -148,8 +148,14 @@ def clean(paths: list[str], options: CleanOptions) -> int:
     from qa_train.data.tools.clean import clean as run
 
     cfg = CleanConfig(**{each.name: getattr(options, each.name) for each in fields(CleanConfig)})
-    given = {"num_workers": options.num_workers, "storage": options.storage}
-    result = run(expand(paths), cfg, apply=options.apply, report=options.report, **given)
+    result = run(
+        expand(paths),
+        cfg,
+        apply=options.apply,
+        report=options.report,
+        num_workers=options.num_workers,
+        storage=options.storage,
+    )
     say(result)
     if result.dropped and not options.apply:
         print("nothing was changed; add apply=true to take these records out of the indexes")

@@ -71,8 +71,8 @@ def settings_first(words: list[str]) -> list[str]:
 
 
 def _run_stage(stage: str, cfg: Any) -> int:
-    from qa_train.train.owner import EXIT_OWNED, Owned, release
-    from qa_train.train.rollback import RollBack, StopRun
+    from qa_train.train.job.owner import EXIT_OWNED, Owned, release
+    from qa_train.train.safety.rollback import RollBack, StopRun
 
     evaluation: Any = None
     if cfg.evaluation.every:

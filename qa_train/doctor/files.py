@@ -73,8 +73,8 @@ def examine_checkpoint(source: str, *, verify: bool = True) -> Iterator[Finding]
 def examine_run(source: str) -> Iterator[Finding]:
     """Where a run stands, what resuming would take, and whether its numbers are numbers."""
     from qa_train.report.page import read_metrics
-    from qa_train.train.checkpoints import list_folders
-    from qa_train.train.checkpoints import problem as fault
+    from qa_train.train.job.checkpoints import list_folders
+    from qa_train.train.job.checkpoints import problem as fault
 
     folder = Path(source)
     if not (folder / "config.yaml").is_file():

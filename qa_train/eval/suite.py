@@ -157,7 +157,7 @@ def _answerer(options: EvalConfig) -> tuple[Answerer, dict[str, Any]]:
 
     from qa_train.infer.generate import Generator
     from qa_train.model import load_answering_model
-    from qa_train.model.weights import weights_digest
+    from qa_train.model.stored.weights import weights_digest
 
     device = options.device
     if device == "cuda" and "LOCAL_RANK" in os.environ:

@@ -15,10 +15,10 @@ from transformers import BatchFeature, Qwen2AudioProcessor
 from qa_train.export.model_card import model_card
 from qa_train.model import find_checkpoint, load_model
 from qa_train.model.build import load_adapted
-from qa_train.model.loading import read_stock
 from qa_train.model.lora import has_adapters, merge_adapters
-from qa_train.model.weights import weights_digest
-from qa_train.train.distributed import name_accelerator
+from qa_train.model.stored.loading import read_stock
+from qa_train.model.stored.weights import weights_digest
+from qa_train.train.job.distributed import name_accelerator
 
 _PROBE = "<|audio_bos|><|AUDIO|><|audio_eos|>Detect the language and recognize the speech: <|en|>"
 _SAMPLE_RATE = 16_000

@@ -12,9 +12,9 @@ from qa_train.model.build import (
     load_model_config,
     load_model_tokenizer,
 )
+from qa_train.model.stored.weights import encoder_hash, freeze, load_weights, weights_digest
 from qa_train.model.tokenizers import load_tokenizer, train_nano_tokenizer
 from qa_train.model.unpadded import UnpaddedQwen2AudioForConditionalGeneration
-from qa_train.model.weights import encoder_hash, freeze, load_weights, weights_digest
 
 __all__ = [
     "UnpaddedQwen2AudioForConditionalGeneration",

@@ -21,7 +21,10 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from qa_train.config import ModelConfig
 from qa_train.data.audio.front_end import FRONT_END
-from qa_train.model.loading import (
+from qa_train.model.lora import apply_adapters, has_adapters, merge_adapters, place_adapters, read_base
+from qa_train.model.precision import compute_dtype
+from qa_train.model.pretrained import EncoderSource, LanguageModelSource, open_encoder, open_llm
+from qa_train.model.stored.loading import (
     check_sizes,
     on_meta,
     open_folder,
@@ -30,13 +33,11 @@ from qa_train.model.loading import (
     read_processor,
     read_tokenizer,
 )
-from qa_train.model.lora import apply_adapters, has_adapters, merge_adapters, place_adapters, read_base
-from qa_train.model.precision import compute_dtype
-from qa_train.model.pretrained import EncoderSource, LanguageModelSource, open_encoder, open_llm
-from qa_train.model.sharded import made_once, shards_weights, whole_weights
+from qa_train.model.stored.sharded import made_once, shards_weights, whole_weights
+from qa_train.model.stored.weights import ADAPTER, adapter_state, check_finite, freeze, match, model_name, weight_files
 from qa_train.model.tokenizers import AUDIO, END_OF_TEXT, TURN_END, load_tokenizer, token_id
 from qa_train.model.unpadded import UnpaddedQwen2AudioForConditionalGeneration
-from qa_train.model.weights import ADAPTER, adapter_state, check_finite, freeze, match, model_name, weight_files
+from qa_train.utils.allocator import keep_freed_memory
 from qa_train.utils.manifest import MANIFEST
 
 logger = logging.getLogger(__name__)
@@ -159,6 +160,8 @@ def load_answering_model(
 ) -> tuple[Model, Qwen2AudioProcessor]:
     """As `load_model`, in the arithmetic that ``device`` computes fast: weights stored in half precision become float32
     on a CPU without bfloat16 instructions, at twice the memory."""
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
     model, processor = load_model(source, device=device, verify=verify, allow_missing=allow_missing)
     dtype = compute_dtype(model.dtype, device)
     if dtype != model.dtype:

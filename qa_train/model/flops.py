@@ -26,7 +26,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from qa_train.config import ModelConfig
-from qa_train.model.lengths import audio_tokens, conv_frames
+from qa_train.model.layers.lengths import audio_tokens, conv_frames
 
 _CONV_KERNEL = 3
 

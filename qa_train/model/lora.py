@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from qa_train.config import EncoderConfig, LanguageModelConfig, LoraSettings, ModelConfig
-from qa_train.model.loading import read_json, short
-from qa_train.model.weights import adapter_state, check_finite, load_weights, weights_digest
+from qa_train.model.stored.loading import read_json, short
+from qa_train.model.stored.weights import adapter_state, check_finite, load_weights, weights_digest
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel

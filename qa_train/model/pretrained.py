@@ -19,10 +19,10 @@ from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncod
 from transformers.models.whisper.modeling_whisper import sinusoids
 
 from qa_train.config import EncoderConfig, LanguageModelConfig
-from qa_train.model import whisper_package
-from qa_train.model.loading import check_limits, on_meta, open_folder, read_config, read_gguf, read_tokenizer
+from qa_train.model.encoders import whisper_package
+from qa_train.model.stored.loading import check_limits, on_meta, open_folder, read_config, read_gguf, read_tokenizer
+from qa_train.model.stored.weights import check_finite, has_weight, match, read_tensors, weight_files
 from qa_train.model.tokenizers import add_special_tokens
-from qa_train.model.weights import check_finite, has_weight, match, read_tensors, weight_files
 
 Weights = dict[str, torch.Tensor]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from qa_train.model.loading import open_folder, read_tokenizer
+from qa_train.model.stored.loading import open_folder, read_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 TURN_START = "<|im_start|>"

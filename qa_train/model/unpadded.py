@@ -34,12 +34,12 @@ from transformers.models.qwen2_audio.modeling_qwen2_audio import (
 )
 from transformers.utils.generic import can_return_tuple
 
-from qa_train.model.attention import UNPADDED, check_unpadded
-from qa_train.model.encoder import UnpaddedQwen2AudioEncoder
-from qa_train.model.head import Head, supervised_loss
-from qa_train.model.lengths import mel_columns
-from qa_train.model.recompute import LayerwiseRecompute
-from qa_train.model.rows import Rows, joined_features
+from qa_train.model.encoders.whisper_network import UnpaddedQwen2AudioEncoder
+from qa_train.model.layers.attention import UNPADDED, check_unpadded
+from qa_train.model.layers.head import Head, supervised_loss
+from qa_train.model.layers.lengths import mel_columns
+from qa_train.model.layers.recompute import LayerwiseRecompute
+from qa_train.model.layers.rows import Rows, joined_features
 
 _DUMMY_FRAMES = 4
 

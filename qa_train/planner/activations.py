@@ -20,10 +20,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qa_train.model.flops import Shapes, Work
-from qa_train.model.lengths import audio_tokens, conv_frames
+from qa_train.model.layers.lengths import audio_tokens, conv_frames
 
-# Rows of logits held at a time (qa_train.model.head), and bytes per logit at the worst moment of the backward pass:
-# the log-softmax, its gradient and the gradient of the logits, each in float32.
+# Rows of logits held at a time (qa_train.model.layers.head), and bytes per logit at the worst moment of the backward
+# pass: the log-softmax, its gradient and the gradient of the logits, each in float32.
 HEAD_ROWS = 2048
 _LOGIT_BYTES = 12
 

@@ -22,7 +22,7 @@ from qa_train.infer.generate import Decoding, Generator
 from qa_train.llm.client import Endpoint
 from qa_train.llm.judge import Judge
 from qa_train.model import load_answering_model
-from qa_train.model.weights import weights_digest
+from qa_train.model.stored.weights import weights_digest
 from qa_train.preferences.draw import askable, draw_answers
 from qa_train.preferences.rank import ByJudge, ByLabel, ByWordErrors, Pair, Ranker, balanced, ranked
 from qa_train.utils.atomic import write_json

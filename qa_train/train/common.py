@@ -22,13 +22,15 @@ from qa_train.data.batches import Batches, open_data
 from qa_train.data.workers import explained_worker_death
 from qa_train.model import build_model, encoder_hash, encoder_states, freeze
 from qa_train.model.flops import Shapes
-from qa_train.model.kernels import use_liger_kernels
+from qa_train.model.layers.kernels import use_liger_kernels
+from qa_train.model.layers.recompute import compile_layers
 from qa_train.model.lora import plan_adapters
-from qa_train.model.recompute import compile_layers
 from qa_train.planner.balance import cost_of
-from qa_train.train import checkpoints
-from qa_train.train.arithmetic import settle
-from qa_train.train.distributed import (
+from qa_train.train.first_screen import first_screen
+from qa_train.train.forecast import rehearse
+from qa_train.train.job import checkpoints
+from qa_train.train.job.arithmetic import settle
+from qa_train.train.job.distributed import (
     accumulation_steps,
     deepspeed_options,
     from_main,
@@ -36,19 +38,18 @@ from qa_train.train.distributed import (
     name_accelerator,
     optimizer_layout,
 )
-from qa_train.train.first_screen import first_screen
-from qa_train.train.forecast import rehearse
-from qa_train.train.guards import read_tail
-from qa_train.train.metrics import EXIT_STOPPED, MetricsWriter, Progress, StopOnRequest
-from qa_train.train.reshape import read_in_another_shape
-from qa_train.train.rollback import FILE as LEFT_OUT
-from qa_train.train.rollback import left_out
-from qa_train.train.run import RunFolder
-from qa_train.train.selfcheck import check_ranks, check_storage, require_optimizer
+from qa_train.train.job.reshape import read_in_another_shape
+from qa_train.train.job.run import RunFolder
+from qa_train.train.job.states import plain_states_only
+from qa_train.train.job.watchdog import Watchdog
+from qa_train.train.numbers.metrics import EXIT_STOPPED, MetricsWriter, Progress, StopOnRequest
+from qa_train.train.numbers.throughput import UsefulWork
+from qa_train.train.safety.guards import read_tail
+from qa_train.train.safety.rollback import FILE as LEFT_OUT
+from qa_train.train.safety.rollback import left_out
+from qa_train.train.safety.selfcheck import check_ranks, check_storage, require_optimizer
 from qa_train.train.stage import Stage
-from qa_train.train.states import plain_states_only
-from qa_train.train.throughput import UsefulWork
-from qa_train.train.watchdog import Watchdog
+from qa_train.utils.allocator import keep_freed_memory
 from qa_train.utils.atomic import write_json
 from qa_train.utils.launch import check_arithmetic, check_ranks_announced
 from qa_train.utils.progress import duration, progress, say
@@ -91,8 +92,10 @@ def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
     name_accelerator()
     deepspeed = deepspeed_options(cfg.deepspeed)
     plain_states_only()
-    if on_cpu and cfg.trainer.cpu_threads:
-        torch.set_num_threads(cfg.trainer.cpu_threads)
+    if on_cpu:
+        keep_freed_memory()
+        if cfg.trainer.cpu_threads:
+            torch.set_num_threads(cfg.trainer.cpu_threads)
     with warnings.catch_warnings():
         # TRL turns checkpointing on under the old name, so the old name is the one to set.
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")

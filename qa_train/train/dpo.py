@@ -14,14 +14,14 @@ from trl import DPOConfig, DPOTrainer
 from qa_train.config import StageConfig
 from qa_train.data.batches import Batches, PreferenceBatches
 from qa_train.model import build_model, weights_digest
-from qa_train.model.kernels import use_liger_kernels
-from qa_train.train import checkpoints
+from qa_train.model.layers.kernels import use_liger_kernels
 from qa_train.train.common import Evaluation, go, open_stage, training_arguments
-from qa_train.train.distributed import from_main, whole, zero_stage
+from qa_train.train.job import checkpoints
+from qa_train.train.job.distributed import from_main, whole, zero_stage
 from qa_train.train.mixin import AudioTrainerMixin
+from qa_train.train.numbers.tally import PAIR_VALUES, pair_curves, pair_values
 from qa_train.train.reference import Reference
 from qa_train.train.stage import Stage
-from qa_train.train.tally import PAIR_VALUES, pair_curves, pair_values
 
 # The loss that is a mean over tokens, and those that sort the pairs of a micro-batch.
 SFT = "sft"

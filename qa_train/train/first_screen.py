@@ -12,9 +12,9 @@ from accelerate import PartialState
 from qa_train.config import ModelConfig
 from qa_train.data.mixture_report import realised
 from qa_train.planner.work import LOOK
-from qa_train.train import checkpoints
 from qa_train.train.forecast import Rehearsal, expected_time
-from qa_train.train.groups import part_of
+from qa_train.train.job import checkpoints
+from qa_train.train.optimizer.groups import part_of
 from qa_train.train.stage import Stage
 
 _WIDTH = 118

@@ -22,10 +22,10 @@ import torch.distributed as dist
 
 from qa_train.model.flops import Regime, Shapes, training_flops
 from qa_train.planner.work import from_realised
-from qa_train.train import checkpoints
-from qa_train.train.pace import FIRST_STEPS
+from qa_train.train.job import checkpoints
+from qa_train.train.numbers.pace import FIRST_STEPS
+from qa_train.train.numbers.throughput import NAMES, count
 from qa_train.train.stage import Stage
-from qa_train.train.throughput import NAMES, count
 from qa_train.utils.progress import duration
 
 # The first call also prepares, and is timed alone if it takes longer than this.

@@ -27,17 +27,18 @@ from qa_train.config import PartsConfig, TrainerConfig
 from qa_train.data.batches import SKIP_REASONS, Batches
 from qa_train.model import load_weights, weights_digest
 from qa_train.model.lora import Adapters, write_base
-from qa_train.train import checkpoints, rollback, saving
-from qa_train.train.distributed import from_main, optimizer_layout, zero_stage
-from qa_train.train.groups import PartRates, learning_rates
-from qa_train.train.guards import Guards, StopRun
-from qa_train.train.metrics import MetricsWriter
-from qa_train.train.optimizers import muon_with_adamw
-from qa_train.train.run import RunFolder
-from qa_train.train.selfcheck import probe_audio
-from qa_train.train.tally import Tally, token_curves
-from qa_train.train.throughput import NAMES, UsefulWork, count, peak_flops, rates
-from qa_train.train.watchdog import Watchdog
+from qa_train.train.job import checkpoints
+from qa_train.train.job.distributed import from_main, optimizer_layout, zero_stage
+from qa_train.train.job.run import RunFolder
+from qa_train.train.job.watchdog import Watchdog
+from qa_train.train.numbers.metrics import MetricsWriter
+from qa_train.train.numbers.tally import Tally, token_curves
+from qa_train.train.numbers.throughput import NAMES, UsefulWork, count, peak_flops, rates
+from qa_train.train.optimizer.groups import PartRates, learning_rates
+from qa_train.train.optimizer.optimizers import muon_with_adamw
+from qa_train.train.safety import rollback, saving
+from qa_train.train.safety.guards import Guards, StopRun
+from qa_train.train.safety.selfcheck import probe_audio
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class AudioTrainerMixin(_Base):
     # The trainers declare it as perhaps none; here it always is.
     model: Any
     watchdog: Watchdog | None = None
-    # What is added up by source: see train/tally.py.
+    # What is added up by source: see qa_train.train.numbers.tally.
     tallied: tuple[str, ...] = ("loss",)
     # What the start-up checks found so far; the probe of the first step completes and prints it. None: switched off.
     self_check: list[str] | None = None

@@ -19,7 +19,7 @@ from accelerate.utils import gather_object
 
 from qa_train.data.batches import PreferenceBatches
 from qa_train.data.order.batch_plan import SampleRef
-from qa_train.train.distributed import from_main
+from qa_train.train.job.distributed import from_main
 from qa_train.utils.atomic import whole, write_json
 
 _TABLE = "logps.parquet"

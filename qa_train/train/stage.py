@@ -12,8 +12,8 @@ import pyarrow
 from qa_train.config import StageConfig
 from qa_train.data.batches import Batches, Collator
 from qa_train.model.lora import Adapters, add_adapters
-from qa_train.train.metrics import MetricsWriter
-from qa_train.train.run import RunFolder
+from qa_train.train.job.run import RunFolder
+from qa_train.train.numbers.metrics import MetricsWriter
 
 
 @dataclass

@@ -24,7 +24,7 @@ _PICKLES = {".pt", ".pth", ".bin", ".pkl"}
 _PIECE = 64 << 20
 # Of the manifest; those without one are of format 1.
 FORMAT = 2
-# Folders of a conversion that was not finished (see train/reshape.py); nothing reads them.
+# Folders of a conversion that was not finished (see qa_train.train.job.reshape); nothing reads them.
 UNIVERSAL = "_universal"
 
 

@@ -12,7 +12,7 @@ from benchmark.measure import Batch, FirstStep, Seconds
 from benchmark.twins import REGIMES, make_config
 from qa_train.data.audio.waveform import SAMPLE_RATE
 from qa_train.model.flops import Regime, Shapes, Work, forward_flops, six_n_flops, training_flops
-from qa_train.model.lengths import audio_tokens
+from qa_train.model.layers.lengths import audio_tokens
 
 _FULL_WINDOW = 3000
 _MANY = 4096

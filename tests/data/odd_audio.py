@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from qa_train.data.audio.mpeg import mpeg_frame
+from qa_train.data.audio.structure.mpeg import mpeg_frame
 
 FOLDER = Path(__file__).parent / "fixtures" / "audio"
 MEDIA = ("aac.m4a", "adts.aac", "alac.m4a", "fragments.mp4", "speex.spx", "video.mp4", "webm.webm", "webm_pipe.webm",

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.corpora.catalogue import corpus_of
 from data_pipelines.importers import ImportConfig, import_corpus
+from data_pipelines.importing.catalogue import corpus_of
 from qa_train.commands.command_table import run
 from qa_train.data.shards.index import load_index
 from qa_train.data.tools.outside import Outside

@@ -21,7 +21,7 @@ def test_the_reference_is_built_without_warnings(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert ", 0 warnings" in done.stdout
-    page = (tmp_path / "qa_train" / "train" / "checkpoints.html").read_text()
+    page = (tmp_path / "qa_train" / "train" / "job" / "checkpoints.html").read_text()
     assert 'id="newest_complete"' in page
     assert 'id="_' not in page
     assert "Arguments:" in page

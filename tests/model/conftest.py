@@ -10,7 +10,7 @@ import torch
 from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 
 from qa_train.model import UnpaddedQwen2AudioForConditionalGeneration
-from qa_train.model.lengths import audio_tokens
+from qa_train.model.layers.lengths import audio_tokens
 
 MELS, FULL, AUDIO_ID = 16, 3000, 3
 TINY_TEXT = {

@@ -9,7 +9,7 @@ import torch
 from qa_train.config import EncoderConfig, LanguageModelConfig, LoraSettings, ModelConfig
 from qa_train.model import build_model
 from qa_train.model.lora import add_adapters, plan_adapters, write_base
-from qa_train.train.checkpoints import commit
+from qa_train.train.job.checkpoints import commit
 
 SMALL = ModelConfig(
     name="small",

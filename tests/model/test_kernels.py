@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from qa_train.model import kernels
+from qa_train.model.layers import kernels
 from tests.model.conftest import Twins, make_twins
 
 

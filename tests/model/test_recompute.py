@@ -10,7 +10,7 @@ import torch._dynamo
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from qa_train.model.recompute import MODES, compile_layers
+from qa_train.model.layers.recompute import MODES, compile_layers
 from tests.model.conftest import Batch, Twins
 
 SHORT = [[3, -20, 2], [5, -133, 4], [9]]

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qa_train.model import encoder_hash, load_weights, weights_digest
-from qa_train.model.weights import model_name
+from qa_train.model.stored.weights import model_name
 from tests.model.conftest import make_twins
 
 

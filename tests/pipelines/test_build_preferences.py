@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.build_preferences import FAMILIES, PreferencesConfig, build_preferences
-from data_pipelines.preferences import NO_SPEECH
+from data_pipelines.synthetic.preferences import NO_SPEECH
 from qa_train.commands.command_table import run
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.writer import ShardWriter

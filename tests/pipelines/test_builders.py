@@ -16,9 +16,9 @@ import pytest
 import soundfile
 
 from data_pipelines import build_analysis
-from data_pipelines.acoustics import at_snr, coloured_noise, in_room, level
-from data_pipelines.speakable import one_line, unspeakable
-from data_pipelines.speakers import SpeakerOptions, open_speaker
+from data_pipelines.synthetic.acoustics import at_snr, coloured_noise, in_room, level
+from data_pipelines.synthetic.speakable import one_line, unspeakable
+from data_pipelines.synthetic.speakers import SpeakerOptions, open_speaker
 from qa_train.commands.command_table import run
 from qa_train.data.audio.waveform import read_clip
 from qa_train.data.shards.index import load_index
@@ -168,7 +168,7 @@ def endpoint() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def test_an_endpoint_is_asked_again(endpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_pipelines.speakers._WAIT_S", 0.01)
+    monkeypatch.setattr("data_pipelines.synthetic.speakers._WAIT_S", 0.01)
     address, asked = endpoint
     speech = open_speaker(SpeakerOptions(address, ("alloy",), "some-tts"))("Good morning.", 0, False)
     assert len(speech.wave) == 4000

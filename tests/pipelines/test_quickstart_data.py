@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines import preferences, quickstart, recombine, voice_chat
-from data_pipelines.clip import Clip
-from data_pipelines.make_shards import write_shard
-from data_pipelines.read_shards import read_shard
-from data_pipelines.spoken_text import TextIndex
-from data_pipelines.synth import HELD_OUT_ACCENTS
+from data_pipelines import quickstart
+from data_pipelines.clips.clip import Clip
+from data_pipelines.clips.make_shards import write_shard
+from data_pipelines.clips.read_shards import read_shard
+from data_pipelines.clips.spoken_text import TextIndex
+from data_pipelines.synthetic import preferences, recombine, voice_chat
+from data_pipelines.synthetic.synth import HELD_OUT_ACCENTS
 from qa_train.data.shards.index import load_index
 
 STARTER = Path(__file__).parents[2] / "data/starter"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_pipelines.clip import Clip
-from data_pipelines.split import draw, hold_out, hold_out_per_class, speech_groups
+from data_pipelines.clips.clip import Clip
+from data_pipelines.clips.split import draw, hold_out, hold_out_per_class, speech_groups
 
 
 def clip(key: str, text: str, language: str = "en", group: str = "", **record: object) -> Clip:

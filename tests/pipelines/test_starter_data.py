@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from data_pipelines import voice_chat
-from data_pipelines.read_shards import read_shard
-from data_pipelines.spoken_text import TextIndex, spoken
+from data_pipelines.clips.read_shards import read_shard
+from data_pipelines.clips.spoken_text import TextIndex, spoken
 from data_pipelines.starter import NUM_HELD_OUT_QUESTIONS, NUM_UNSEEN_VOICE
+from data_pipelines.synthetic import voice_chat
 from qa_train.data.shards.index import load_index
 
 STARTER = Path(__file__).parents[2] / "data/starter"

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines import notes, quickstart
-from data_pipelines.make_shards import Job, make
-from data_pipelines.read_shards import read_shard
-from data_pipelines.synth import (
+from data_pipelines import quickstart
+from data_pipelines.clips.make_shards import Job, make
+from data_pipelines.clips.read_shards import read_shard
+from data_pipelines.synthetic import notes
+from data_pipelines.synthetic.synth import (
     HELD_OUT_ACCENTS,
     HELD_OUT_VARIANTS,
     TRAIN_ACCENTS,

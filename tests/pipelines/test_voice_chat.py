@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from data_pipelines import voice_chat
-from data_pipelines.spoken_text import TextIndex, spoken
+from data_pipelines.clips.spoken_text import TextIndex, spoken
+from data_pipelines.synthetic import voice_chat
 
 NUMBER = {word: i for i, word in enumerate(voice_chat.NUMBERS)}
 

@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from qa_train.config import EncoderConfig, LanguageModelConfig, LoraSettings, ModelConfig, StageConfig
 from qa_train.model import build_model, freeze
 from qa_train.model.flops import Shapes, Work
-from qa_train.model.lengths import audio_tokens, mel_columns
-from qa_train.model.recompute import _KEPT
+from qa_train.model.layers.lengths import audio_tokens, mel_columns
+from qa_train.model.layers.recompute import _KEPT
 from qa_train.planner.activations import Precision, Trained, activations
 from qa_train.planner.memory import memory
 from qa_train.planner.sizes import measure

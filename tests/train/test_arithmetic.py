@@ -18,7 +18,7 @@ from qa_train.config.compose import compose_stage
 from qa_train.config.sections import StageConfig
 from qa_train.model import precision
 from qa_train.planner.memory import trains_in_bfloat16
-from qa_train.train import arithmetic
+from qa_train.train.job import arithmetic
 from tests.train.conftest import metrics, run
 
 # A CPU without bfloat16 instructions, on one that has them (CONTRIBUTING.md).

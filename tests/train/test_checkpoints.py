@@ -9,7 +9,7 @@ from pathlib import Path
 import crc32c
 import pytest
 
-from qa_train.train import checkpoints
+from qa_train.train.job import checkpoints
 from qa_train.utils import manifest
 from qa_train.utils.atomic import write_json
 

@@ -19,7 +19,7 @@ from qa_train.data.audio.waveform import read_clip
 from qa_train.data.batches import Collator, PreferenceBatches, open_data
 from qa_train.model import build_model
 from qa_train.train.dpo import AudioDPOTrainer, single_pairs
-from qa_train.train.tally import pair_curves
+from qa_train.train.numbers.tally import pair_curves
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "sigmoid": {},

@@ -13,7 +13,7 @@ from qa_train.config import EncoderConfig, ModelConfig, RunConfig, StageConfig
 from qa_train.train import forecast
 from qa_train.train.first_screen import parameters, weights
 from qa_train.train.forecast import expected_time
-from qa_train.train.run import RunFolder
+from qa_train.train.job.run import RunFolder
 
 
 def test_parameters_by_part() -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 import qa_train.train.common as common
 from qa_train.config import config_dir, register, to_stage_config
 from qa_train.train.dpo import dpo
-from qa_train.train.pace import FIRST_STEPS, Pace
+from qa_train.train.numbers.pace import FIRST_STEPS, Pace
 from qa_train.train.pretrain import pretrain
 
 RUN = {"pretrain": pretrain, "dpo": dpo}

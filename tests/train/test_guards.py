@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from qa_train.config import ReliabilityConfig
-from qa_train.train.guards import Guards, StopRun, read_tail, robust_z
-from qa_train.train.metrics import StopOnRequest
+from qa_train.train.numbers.metrics import StopOnRequest
+from qa_train.train.safety.guards import Guards, StopRun, read_tail, robust_z
 from tests.train.conftest import ROOT, environment, metrics
 
 NAN = torch.tensor(float("nan"))
@@ -178,7 +178,7 @@ def test_files_and_signals_ask_for_a_save_or_an_end(requests: StopOnRequest, tmp
 HANGS = """
     import sys, time
     from pathlib import Path
-    from qa_train.train.watchdog import Watchdog
+    from qa_train.train.job.watchdog import Watchdog
 
     def a_read_that_never_returns():
         time.sleep(60)

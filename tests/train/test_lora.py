@@ -18,7 +18,7 @@ from transformers import Qwen2AudioForConditionalGeneration
 from qa_train.export.hugging_face import export
 from qa_train.model import load_model
 from qa_train.model.build import find_checkpoint, load_adapted
-from qa_train.train import checkpoints
+from qa_train.train.job import checkpoints
 from tests.train.conftest import ROOT, environment, metrics, run
 
 Options = Callable[[str, Path], list[str]]

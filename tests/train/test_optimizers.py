@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from qa_train.train.muon import Muon, shares
-from qa_train.train.optimizers import MuonWithAdamW, muon_with_adamw
+from qa_train.train.optimizer.muon import Muon, shares
+from qa_train.train.optimizer.optimizers import MuonWithAdamW, muon_with_adamw
 
 
 def model() -> nn.Module:

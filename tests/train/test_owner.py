@@ -16,15 +16,15 @@ import pytest
 from filelock import FileLock
 
 from qa_train.config import RunConfig, StageConfig
-from qa_train.train import owner
-from qa_train.train.owner import FACTS, LOCK, Owned, Owner, own, release
-from qa_train.train.run import RunFolder
+from qa_train.train.job import owner
+from qa_train.train.job.owner import FACTS, LOCK, Owned, Owner, own, release
+from qa_train.train.job.run import RunFolder
 from tests.train.conftest import ROOT, environment
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from qa_train.train.owner import Owner
+from qa_train.train.job.owner import Owner
 Owner(Path(sys.argv[1])).take()
 print("taken", flush=True)
 time.sleep(60)
@@ -275,7 +275,7 @@ def test_a_start_that_waited_sees_that_the_run_is_finished_now(tmp_path: Path, m
 
 def test_the_verdict_reaches_ranks_that_look_at_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for verdict, error in (((7, None, None), None), ((None, "owned", None), Owned), ((None, None, "bad"), ValueError)):
-        monkeypatch.setattr("qa_train.train.run.from_main", lambda value, told=verdict: told)
+        monkeypatch.setattr("qa_train.train.job.run.from_main", lambda value, told=verdict: told)
         run = RunFolder(StageConfig(stage="sft", run=RunConfig(dir=str(tmp_path / "no"))), is_main=False)
         if error is None:
             assert run.take(5) == 7

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from qa_train.config import ReliabilityConfig
-from qa_train.train import checkpoints, rollback
-from qa_train.train.guards import Guards, StopRun
+from qa_train.train.job import checkpoints
+from qa_train.train.safety import rollback
+from qa_train.train.safety.guards import Guards, StopRun
 from tests.train.conftest import ROOT, TIMEOUT_S, environment, metrics, run
 
 Options = Callable[[str, Path], list[str]]

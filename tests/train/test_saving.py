@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from qa_train.config import ReliabilityConfig
-from qa_train.train import checkpoints, saving
-from qa_train.train.guards import StopRun
-from qa_train.train.metrics import MetricsWriter
+from qa_train.train.job import checkpoints
+from qa_train.train.numbers.metrics import MetricsWriter
+from qa_train.train.safety import saving
+from qa_train.train.safety.guards import StopRun
 from qa_train.utils import manifest
 from tests.train.conftest import ROOT, TIMEOUT_S, command, environment, run
 from tests.train.test_checkpoints import make

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from qa_train.config import StageConfig
-from qa_train.train import selfcheck
-from qa_train.train.guards import StopRun
+from qa_train.train.safety import selfcheck
+from qa_train.train.safety.guards import StopRun
 
 
 def test_ranks_that_differ_are_named() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from qa_train.config.compose import compose_stage
 from qa_train.planner.balance import open_planned
-from qa_train.train import checkpoints
+from qa_train.train.job import checkpoints
 from tests.train.conftest import ROOT, command, environment, metrics, run
 from tests.train.make_golden import GOLDEN, golden_of
 

@@ -18,11 +18,11 @@ import pytest
 import torch
 
 from qa_train.config import ModelConfig, RunConfig, StageConfig
-from qa_train.model import loading
 from qa_train.model.build import check_checkpoint
-from qa_train.train import checkpoints, states
-from qa_train.train.distributed import join_zero_parts
-from qa_train.train.run import RunFolder
+from qa_train.model.stored import loading
+from qa_train.train.job import checkpoints, states
+from qa_train.train.job.distributed import join_zero_parts
+from qa_train.train.job.run import RunFolder
 from tests.model.stored import write_model
 
 ZERO = "global_step{0}/zero_pp_rank_0_mp_rank_00_optim_states.pt"

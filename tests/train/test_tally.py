@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from qa_train.train.tally import PAIR_VALUES, Tally, pair_curves, pair_values, token_curves
+from qa_train.train.numbers.tally import PAIR_VALUES, Tally, pair_curves, pair_values, token_curves
 
 ALONE = SimpleNamespace(num_processes=1, process_index=0)
 

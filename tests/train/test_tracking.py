@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qa_train.config import StageConfig
-from qa_train.train.metrics import MetricsWriter, _wandb_mode
+from qa_train.train.numbers.metrics import MetricsWriter, _wandb_mode
 from tests.train.conftest import ROOT, command, environment, options, shards  # noqa: F401
 
 pytest.importorskip("wandb")

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from qa_train.train.owner import EXIT_OWNED
+from qa_train.train.job.owner import EXIT_OWNED
 from tests.train.conftest import ROOT, TIMEOUT_S, command, environment, metrics, run
 
 pytestmark = pytest.mark.slow

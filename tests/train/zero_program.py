@@ -22,7 +22,7 @@ from transformers import TrainingArguments
 
 from qa_train.config import DeepspeedConfig, EncoderConfig, LanguageModelConfig, ModelConfig, config_dir
 from qa_train.model import build_model
-from qa_train.train.distributed import deepspeed_options
+from qa_train.train.job.distributed import deepspeed_options
 
 MICRO_BATCHES = 16
 

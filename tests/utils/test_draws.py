@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from data_pipelines import split
+from data_pipelines.clips import split
 from qa_train.data.audio.augment import mask_spans
 from qa_train.data.order.epoch import hashes
 from qa_train.data.order.seek import _digest

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qa_train.data.audio.containers import CONVERT, BadAudio, Container, damaged
+from qa_train.data.audio.structure.containers import CONVERT, BadAudio, Container, damaged
 
 # Encoders pad the last frame, and say so or not: a length may differ by so many seconds.
 _SLACK_S = 0.15

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from qa_train.data.audio.containers import CONVERT, BadAudio, Container, Data, Part
-from qa_train.data.audio.formats import examine
 from qa_train.data.audio.media import MediaSound
+from qa_train.data.audio.structure.containers import CONVERT, BadAudio, Container, Data, Part
+from qa_train.data.audio.structure.formats import examine
 
 _BLOCK_FRAMES = 1 << 18
 # A file of more chained streams is refused: each is opened by itself.

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from qa_train.data.audio.containers import CONVERT, damaged
-from qa_train.data.audio.containers import BadAudio as BadAudio
-from qa_train.data.audio.formats import examine
 from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.media import MediaSound
 from qa_train.data.audio.sound import Sound, open_sound
+from qa_train.data.audio.structure.containers import CONVERT, damaged
+from qa_train.data.audio.structure.containers import BadAudio as BadAudio
+from qa_train.data.audio.structure.formats import examine
 
 SAMPLE_RATE = FRONT_END.sample_rate
 MIN_CLIP_SAMPLES = FRONT_END.shortest_clip

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from qa_train.data.audio.formats import other_file
+from qa_train.data.audio.structure.formats import other_file
 
 AUDIO_EXTENSIONS = ("flac", "wav", "ogg", "opus", "mp3")
 # What libsndfile does not read: decoded by the extra ``media``, or refused by name.

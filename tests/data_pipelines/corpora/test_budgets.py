@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.corpora.catalogue import corpus_of
-from data_pipelines.import_report import Report
 from data_pipelines.importers import ImportConfig, import_corpus
+from data_pipelines.importing.catalogue import corpus_of
+from data_pipelines.importing.import_report import Report
 from tests.data_pipelines.corpora.made_up import tone, write_tree
 
 LINE = json.dumps({"audio_filepath": "a.wav", "text": "hello"})

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.blocklist import EVALUATION_ONLY
-from data_pipelines.corpora.catalogue import CORPORA, corpus_of, table
-from data_pipelines.import_report import Report
 from data_pipelines.importers import ImportConfig, import_corpus
+from data_pipelines.importing.blocklist import EVALUATION_ONLY
+from data_pipelines.importing.catalogue import CORPORA, corpus_of, table
+from data_pipelines.importing.import_report import Report
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.prompts import CHAT, PromptBank

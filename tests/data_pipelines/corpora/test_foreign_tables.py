@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from data_pipelines.corpora.base import Request, TableForm
-from data_pipelines.corpora.delimited import open_table
-from data_pipelines.corpora.fields import mapping, record_of
-from data_pipelines.corpora.tables import table_files
-from data_pipelines.import_report import Report
+from data_pipelines.corpora.formats.delimited import open_table
+from data_pipelines.corpora.formats.fields import mapping, record_of
+from data_pipelines.corpora.formats.tables import table_files
+from data_pipelines.importing.import_report import Report
 from qa_train.data.shards.index import load_index
 from tests.data_pipelines.corpora.made_up import SECONDS, Case, audio_cell, table_bytes, tone
 from tests.data_pipelines.corpora.test_importing import run

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines.blocklist import Blocklist
-from data_pipelines.corpora.catalogue import corpus_of
-from data_pipelines.import_report import Report
+from data_pipelines.clips.read_shards import read_shard
 from data_pipelines.importers import ImportConfig, import_corpus
-from data_pipelines.read_shards import read_shard
+from data_pipelines.importing.blocklist import Blocklist
+from data_pipelines.importing.catalogue import corpus_of
+from data_pipelines.importing.import_report import Report
 from qa_train.commands.command_table import run as command
 from qa_train.data.shards.index import load_index
 from tests.data_pipelines.corpora.foreign_cases import cut

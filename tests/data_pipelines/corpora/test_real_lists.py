@@ -12,7 +12,7 @@ import pandas
 import pytest
 
 from data_pipelines.corpora.base import Drop, Item, Request
-from data_pipelines.corpora.catalogue import corpus_of
+from data_pipelines.importing.catalogue import corpus_of
 from qa_train.eval.benchmarks.layouts import read_rows
 from qa_train.eval.benchmarks.table import find_benchmarks
 from qa_train.eval.scores.prediction import Prediction

@@ -1,0 +1,211 @@
+"""Lhotse: cut manifests (``cuts.jsonl.gz``), recordings with supervisions, and Shar folders (``cuts.000000.jsonl.gz`` +
+``recording.000000.tar``).
+
+Padded cuts are read without their padding, appended ones are joined again; mixed and transformed ones are dropped. The
+manifests are read as plain JSON, without lhotse; sources of type "command" are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from data_pipelines.corpora.base import (
+    DEV,
+    TEST,
+    TRAIN,
+    Corpus,
+    Drop,
+    Found,
+    Item,
+    Recording,
+    Request,
+    gender_of,
+    language_code,
+    present,
+)  # fmt: skip
+from data_pipelines.corpora.formats.fields import FIELDS, decoded_file, recording_of
+from data_pipelines.corpora.tree import AUDIO, Tree
+from qa_train.data.shards.tar import members
+from qa_train.data.text.records import MAX_JSON_BYTES, BadRecord, parse_object
+
+# Lists round to a hundredth of a second: so far apart are cuts that follow one another.
+_SEAM_S = 0.02
+
+
+class _Unreadable(ValueError):
+    """A cut that cannot be imported; the message is the reason for the counts."""
+
+
+def _shar_members(path: str) -> dict[str, Recording]:
+    """Cut id -> its audio in the tar (ids may hold dots and folders)."""
+    found: dict[str, Recording] = {}
+    with Path(path).open("rb") as file:
+        for member in members(file, path, Path(path).stat().st_size):
+            stem, dot, extension = member.name.rpartition(".")
+            if f"{dot}{extension}".lower() in AUDIO:
+                found[stem] = Recording(path, member=member.name, offset=member.offset, size=member.size)
+    return found
+
+
+def _audio(request: Request, cut: dict[str, Any], bases: tuple[Path, ...], shar: dict[str, Recording]) -> Recording:
+    recording = cut.get("recording")
+    if cut.get("type", "MonoCut") != "MonoCut" or recording is None:
+        raise _Unreadable(f"{cut.get('type')} without one recording" if recording is None else f"type {cut['type']}")
+    if recording.get("transforms"):
+        raise _Unreadable("transformed recording")
+    sources = recording.get("sources", [])
+    several = len(sources) == 1 and len(sources[0].get("channels", [0])) > 1
+    kind = sources[0].get("type") if len(sources) == 1 else f"{len(sources)} sources"
+    if kind == "shar":
+        if cut["id"] not in shar:
+            raise _Unreadable("missing audio")
+        return shar[cut["id"]]
+    if kind not in ("file", "command"):
+        raise _Unreadable(f"source of type {kind}")
+    source = str(sources[0]["source"])
+    channel = int(cut["channel"]) if several and isinstance(cut.get("channel"), int) else None
+    if kind == "command":
+        if (known := decoded_file(source)) is None:
+            raise ValueError(
+                f"cut {cut['id']}: its source is a command: commands in data are never run. Save the audio as files"
+            )
+        source, channel = known[0], known[1] if known[1] is not None else channel
+    start, length = float(cut["start"]), float(cut["duration"])
+    whole = start == 0.0 and abs(length - float(recording["duration"])) < 1e-3
+    end = None if whole else round(start + length, 6)
+    return replace(recording_of(request, source, *bases, start_s=start, end_s=end), channel=channel)
+
+
+def _record(cut: dict[str, Any]) -> dict[str, Any]:
+    """Text and facts of the cut's supervisions; several of them also become ``turns``."""
+    heard = sorted(cut.get("supervisions", []), key=lambda supervision: float(supervision["start"]))
+    free: dict[str, Any] = {}
+    for custom in (cut.get("custom"), *(supervision.get("custom") for supervision in heard)):
+        free |= {name: value for name, value in (custom or {}).items() if name in FIELDS}
+
+    def common(name: str) -> str | None:
+        values = {supervision.get(name) for supervision in heard}
+        return str(values.pop()) if len(values) == 1 and None not in values else None
+
+    turns = [
+        present(speaker=s.get("speaker"), start=round(float(s["start"]), 3),
+                end=round(float(s["start"]) + float(s["duration"]), 3), text=s.get("text"))
+        for s in heard
+    ]  # fmt: skip
+    words = [
+        {"word": item[0], "start": round(float(item[1]), 3), "end": round(float(item[1]) + float(item[2]), 3)}
+        for supervision in heard
+        for item in (supervision.get("alignment") or {}).get("word", [])
+        if item[0]
+    ]
+    language = common("language")
+    return free | present(
+        text=" ".join(s["text"].strip() for s in heard if s.get("text")),
+        language=language_code(language) if language else None,
+        speaker=common("speaker"),
+        gender=gender_of(common("gender")),
+        turns=turns if len(turns) > 1 else [],
+        words=words,
+    )
+
+
+def _tracks(cut: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cuts that follow one another in a cut, their supervisions in the time of the first; padding is left out.
+
+    Raises _Unreadable for cuts that sound together, or with a gap.
+    """
+    if cut.get("type", "MonoCut") != "MixedCut":
+        return [cut]
+    tracks = [track for track in cut["tracks"] if track.get("type") != "PaddingCut" and "cut" in track]
+    tracks = [track for track in tracks if track["cut"].get("type", "MonoCut") != "PaddingCut"]
+    tracks.sort(key=lambda track: float(track.get("offset", 0.0)))
+    if not tracks:
+        raise _Unreadable("MixedCut without one recording")
+    parts, start = [], 0.0
+    first = float(tracks[0].get("offset", 0.0))
+    for track in tracks:
+        part = track["cut"]
+        if abs(float(track.get("offset", 0.0)) - first - start) > _SEAM_S:
+            raise _Unreadable("mixed cut")
+        heard = [s | {"start": float(s["start"]) + start} | _later(s, start) for s in part.get("supervisions", [])]
+        parts.append(part | {"supervisions": heard})
+        start += float(part["duration"])
+    return parts
+
+
+def _later(supervision: dict[str, Any], by: float) -> dict[str, Any]:
+    """Its alignment, so much later."""
+    alignment = supervision.get("alignment") or {}
+    moved = {name: [[item[0], float(item[1]) + by, *item[2:]] for item in items] for name, items in alignment.items()}
+    return {"alignment": moved} if by and moved else {}
+
+
+def _cuts(tree: Tree) -> Iterator[tuple[str, int, Any]]:
+    """(file, line, cut or why there is none) of all manifests; without cuts, one for each supervision."""
+    names = [Path(path).name for path in tree.files] or tree.glob("cuts*.jsonl*")
+    recordings = [name for name in names or tree.glob("recordings*.jsonl*") if "recordings" in PurePosixPath(name).name]
+    if not recordings:
+        names = names or tree.need("cuts*.jsonl*", "recordings*.jsonl*", what="Lhotse manifest (cuts*.jsonl.gz)")
+        for name in names:
+            for number, line in enumerate(tree.lines(name), 1):
+                yield name, number, line
+        return
+    known: dict[str, dict[str, Any]] = {}
+    for name in recordings:
+        for number, line in enumerate(tree.lines(name), 1):
+            try:
+                recording = parse_object(line.encode(), MAX_JSON_BYTES)
+                known[str(recording["id"])] = recording
+            except (BadRecord, KeyError) as error:
+                yield name, number, error
+    listed = [name for name in names if "supervisions" in PurePosixPath(name).name]
+    for name in listed or tree.need("supervisions*.jsonl*", what="Lhotse supervisions beside the recordings"):
+        for number, line in enumerate(tree.lines(name), 1):
+            try:
+                heard = parse_object(line.encode(), MAX_JSON_BYTES)
+                kept = ("id", "start", "duration", "channel")
+                cut: dict[str, Any] = {field: heard[field] for field in kept if field in heard}
+                cut |= {"recording": known[str(heard["recording_id"])], "supervisions": [heard | {"start": 0.0}]}
+                yield name, number, cut
+            except (BadRecord, KeyError) as error:
+                yield name, number, error
+
+
+def _read(request: Request) -> Found:
+    tree = request.tree
+    shar: dict[str, Recording] = {}
+    opened = ""
+    for listed, number, found in _cuts(tree):
+        place = Path(tree.recording(listed).path)
+        if listed != opened:
+            tar = place.with_name(place.name.replace("cuts", "recording", 1).split(".jsonl")[0] + ".tar")
+            shar, opened = (_shar_members(str(tar)) if tar.is_file() else {}), listed
+        name = f"{listed}-{number}"
+        try:
+            if isinstance(found, Exception):
+                raise found
+            cut = parse_object(found.encode(), MAX_JSON_BYTES) if isinstance(found, str) else found
+            name = str(cut["id"])
+            parts = _tracks(cut)
+            audio = tuple(_audio(request, part, (place.parent, Path()), shar) for part in parts)
+            record = _record(cut | {"supervisions": [s for part in parts for s in part.get("supervisions", [])]})
+        except _Unreadable as error:
+            yield Drop(name, str(error))
+            continue
+        except (BadRecord, KeyError, TypeError, IndexError) as error:
+            yield Drop(name, "bad line", f"{listed}, line {number}: {error!r}")
+            continue
+        yield Item(name, audio, record, joined=len(audio) > 1)
+
+
+CORPORA = (
+    Corpus("lhotse", "Lhotse cuts (cuts.jsonl.gz), recordings with supervisions, or a Shar folder",
+           "not stated: say fields.license=",
+           "https://lhotse.readthedocs.io", {"train": TRAIN, "dev": DEV, "test": TEST}, _read,
+           ("text", "language", "speaker", "gender", "turns", "words"),
+           "padded and appended cuts are read, mixed and transformed ones dropped",
+           generic=True),
+)  # fmt: skip

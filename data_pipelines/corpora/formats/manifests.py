@@ -1,0 +1,197 @@
+"""Generic lists of audio files: tables, JSONL or JSON (chats or rows), and Kaldi's data folders.
+
+A list may name files anywhere on the machine; it can never run a program: of Kaldi's pipes those that only
+decode one file are read as that file, the others refused.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.corpora.base import (
+    DEV,
+    TEST,
+    TRAIN,
+    Corpus,
+    Drop,
+    Found,
+    Item,
+    Recording,
+    Request,
+    gender_of,
+    language_code,
+    present,
+)
+from data_pipelines.corpora.formats.delimited import open_table
+from data_pipelines.corpora.formats.fields import decoded_file, mapping, note_untaken, record_of, recording_of, untaken
+from qa_train.data.text.chat_rows import TURNS, chat_record, is_chat, unknown_fields
+from qa_train.data.text.json_rows import rows
+from qa_train.data.text.records import BadRecord
+from qa_train.data.tools.interchange import said_of
+
+_ANY = {"train": TRAIN, "dev": DEV, "test": TEST}
+
+
+def _tables(request: Request) -> Iterator[tuple[str, Path]]:
+    """(name, folder) of the tables: the files named in path=, or the one at the top of the folder."""
+    tree = request.tree
+    listed = [Path(path).name for path in tree.files]
+    if not listed:
+        top = [name for name in tree.names if "/" not in name and name.lower().endswith((".csv", ".tsv"))]
+        listed = [name for name in top if name.lower().startswith("metadata.")] or top
+    if len(listed) != 1 and not tree.files:
+        raise ValueError(
+            f"expected one .csv or .tsv at the top of {', '.join(tree.paths)}, found {listed}: name it in path="
+        )
+    for name in listed:
+        folder = next((Path(path).parent for path in tree.files if Path(path).name == name), None)
+        yield name, folder or Path(tree.paths[0])
+
+
+def _table(request: Request) -> Found:
+    left: Counter[str] = Counter()
+    for listed, folder in _tables(request):
+        header, found = open_table(request, listed)
+        columns = _columns(request, listed, header)
+        bases = (folder, *(Path(path) for path in request.tree.folders), Path())
+        for number, (line, row) in enumerate(found, 1):
+            if isinstance(row, str):
+                yield Drop(f"{listed}-{line}", "row that does not fit", row)
+                continue
+            left.update(name for name in untaken(columns, row) if row[name])
+            if row.get(columns.get("split", ""), request.split) != request.split:
+                continue
+            path = row[columns["audio"]]
+            name = row[columns["key"]] if "key" in columns else f"{number:08d}-{Path(path[-80:]).stem}"
+            try:
+                record = record_of(row, columns)
+                start, end = (
+                    float(row[columns[n]]) if columns.get(n) and row[columns[n]] else None for n in ("start", "end")
+                )
+                audio = recording_of(request, path, *bases, origin=f"{listed}:{line}", start_s=start or 0.0, end_s=end)
+            except ValueError as error:
+                yield Drop(name, "bad cell", str(error))
+                continue
+            record.pop("split", None)
+            yield Item(name, (audio,), record)
+    note_untaken(request, left)
+
+
+def _columns(request: Request, listed: str, header: tuple[str, ...]) -> dict[str, str]:
+    try:
+        columns = mapping(request.columns, header)
+        if "audio" not in columns:
+            raise ValueError(f"no column of {list(header)} names the audio: say which, columns.audio=COLUMN")
+    except ValueError as error:
+        names = "; if its first line is no line of names, give them: header=[audio,text], and delimiter='|' if need be"
+        raise ValueError(f"{listed}: {error}{'' if request.table.header else names}") from error
+    return columns
+
+
+def _part(row: dict[str, Any], columns: dict[str, str]) -> tuple[float, float | None]:
+    """``start`` and ``end`` of a row, or NeMo's ``offset`` and ``duration``, as the segment that they cut (seconds)."""
+    start, end = row.get(columns.get("start", "offset")), row.get(columns.get("end", ""))
+    if end is None and start is not None and row.get("duration") is not None:
+        end = float(start) + float(row["duration"])
+    return float(start or 0.0), None if end is None else float(end)
+
+
+def _jsonl(request: Request) -> Found:
+    tree = request.tree
+    what = "list of rows (*.jsonl, *.json)"
+    names = [Path(p).name for p in tree.files] or tree.glob("*.jsonl", "*.jsonl.gz") or tree.need("*.json", what=what)
+    left: Counter[str] = Counter()
+    kept: Counter[str] = Counter()
+    for listed in names:
+        bases = (Path(tree.recording(listed).path).parent, Path())
+        with tree.open(listed) as file:
+            for number, where, row in rows(file):
+                name = f"{Path(listed).stem}-{number:08d}"
+                try:
+                    if isinstance(row, BadRecord):
+                        raise row
+                    place = partial(recording_of, request, origin=f"{listed}:{number}")
+                    if is_chat(row) and not (request.columns and not {*row} & {*TURNS}):
+                        record, sources = chat_record(row)
+                        kept.update(unknown_fields(record))
+                        audio = tuple(place(source, *bases) for source in sources)
+                    else:
+                        columns = mapping(request.columns, row)
+                        left.update(untaken(columns, row))
+                        record = record_of(row, columns)
+                        start_s, end_s = _part(row, columns)
+                        audio = (place(row[columns["audio"]], *bases, start_s=start_s, end_s=end_s),)
+                except (ValueError, KeyError, TypeError) as error:
+                    reason = getattr(error, "reason", "bad record")
+                    yield Drop(name, "bad line" if reason == "bad record" else reason, f"{listed}, {where}: {error}")
+                    continue
+                if record.pop("split", request.split) != request.split:
+                    continue
+                yield Item(name, audio, record)
+    note_untaken(request, left)
+    if kept:
+        request.notes.append(said_of(kept))
+
+
+def _kaldi(request: Request) -> Found:
+    """``wav.scp`` and ``text``, with ``segments``, ``utt2spk``, ``spk2gender`` and ``utt2lang`` where they exist."""
+    tree = request.tree
+    (listed, *_) = tree.need("wav.scp", what="Kaldi data folder")
+
+    def lines(name: str) -> dict[str, str]:
+        path = tree.beside(listed, name)
+        return dict(tree.pairs(path)) if path in tree.names else {}
+
+    bases = (Path(tree.recording(listed).path).parent, Path())
+    recordings: dict[str, Recording] = {}
+    for number, (name, place) in enumerate(tree.pairs(listed), 1):
+        channel = None
+        if place.endswith("|") or place.startswith("|"):
+            if (known := decoded_file(place)) is None:
+                raise ValueError(
+                    f"{listed}, line {number}: {name!r} is a command ({place[:60]}): commands in data are never run. "
+                    "Run it yourself, and list the audio files it makes"
+                )
+            place, channel = known
+        if ".ark:" in place:
+            raise ValueError(
+                f"{listed}, line {number}: {name!r} lies in a Kaldi archive ({place}); list audio files instead"
+            )
+        recordings[name] = replace(recording_of(request, place, *bases), channel=channel)
+    texts, speakers, genders, languages = (lines(n) for n in ("text", "utt2spk", "spk2gender", "utt2lang"))
+    segments = lines("segments") or {name: name for name in recordings}
+    for name, cut in segments.items():
+        recording, *times = cut.split()
+        if recording not in recordings or not texts.get(name):
+            yield Drop(name, "no text" if recording in recordings else "unknown recording", cut)
+            continue
+        speaker = speakers.get(name)
+        language = language_code(languages[name]) if name in languages else None
+        record = present(text=texts[name], language=language, speaker=speaker,
+                         gender=gender_of(genders.get(speaker or "")))  # fmt: skip
+        try:
+            start, end = (float(times[0]), float(times[1])) if len(times) >= 2 else (0.0, None)
+        except ValueError as error:
+            yield Drop(name, "bad line", f"segments: {error}")
+            continue
+        # Kaldi writes -1 for "to the end".
+        audio = replace(recordings[recording], start_s=start, end_s=None if end is not None and end < 0 else end)
+        yield Item(name, (audio,), record)
+
+
+CORPORA = (
+    Corpus("table", "a folder of audio with a CSV or TSV", "not stated: say fields.license=", "", _ANY, _table,
+           ("as mapped by columns.FIELD=COLUMN",),
+           "metadata.csv, or the table named in path=; a column split, if there is one, selects rows", generic=True),
+    Corpus("jsonl", "JSONL or JSON: chats and pairs of other tools, or rows (audio_filepath + fields)",
+           "not stated: say fields.license=", "", _ANY, _jsonl, ("messages", "chosen", "rejected", "or as mapped"),
+           "docs/coming-from.md lists the rows that are read", generic=True),
+    Corpus("kaldi", "Kaldi data folder: wav.scp, text, segments, utt2spk", "not stated: say fields.license=", "", _ANY,
+           _kaldi, ("text", "language", "speaker", "gender"),
+           "flac and sph2pipe pipes of one file are read without being run, others refused", generic=True),
+)  # fmt: skip

@@ -1,0 +1,244 @@
+"""Tables that carry their audio: Hugging Face datasets, VoiceAssistant-400K, align-anything's preferences.
+
+Parquet and Arrow files are read where they lie, without decoding and without any code of the dataset: a
+dataset that needs a script of its own cannot be imported.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+
+from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Request, present
+from data_pipelines.corpora.formats.fields import AUDIO_COLUMNS, mapping, note_untaken, record_of, untaken
+from data_pipelines.corpora.recordings import Recording, block_starts, class_names, rows, schema_of
+from qa_train.data.text.chat_rows import chat_record, is_chat, unknown_fields
+from qa_train.data.text.records import BadRecord
+from qa_train.data.tools.interchange import said_of
+
+_NUMBERED = re.compile(r"(.*[a-z])[-_.](\d+)")
+_SPLIT_WORDS = {"train", "validation", "valid", "val", "dev", "test", "eval"}
+
+
+def table_files(request: Request) -> list[str]:
+    """The Parquet or Arrow files of the split, sorted; a hub id is downloaded by `datasets`.
+
+    Raises ValueError when there is none.
+    """
+    found: list[str] = []
+    for path in map(Path, request.paths):
+        if path.is_dir():
+            found += _of_folder(path, request)
+        elif path.suffix in (".parquet", ".arrow"):
+            found.append(str(path))
+        elif not path.exists() and re.fullmatch(r"[\w.\-]+/[\w.\-]+", str(path)):
+            found += _of_hub(str(path), request)
+        else:
+            raise ValueError(f"{path}: neither a folder, a .parquet or .arrow file, nor a hub id such as org/name")
+    if not found:
+        raise ValueError(
+            f"no table of split {request.split!r} in {', '.join(request.paths)}: expected .parquet or .arrow files "
+            "with the split in their name, or a folder of save_to_disk"
+        )
+    return found
+
+
+def _of_folder(folder: Path, request: Request) -> list[str]:
+    """Files of a folder that `save_to_disk` made, or that lies on the hub as Parquet."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", [])
+        if request.split not in splits:
+            raise ValueError(f"{folder} has the splits {splits}, not {request.split!r}")
+        folder = folder / request.split
+    if (folder / "state.json").is_file():
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        return [str(folder / Path(part["filename"]).name) for part in state["_data_files"]]
+    files = sorted(folder.rglob("*.parquet"))
+    if request.config:
+        files = [file for file in files if request.config in file.relative_to(folder).parts]
+    names = _split_names(folder, files, request.config)
+    exact = [file for file in files if request.split.lower() in names[file]]
+    if exact:
+        return list(map(str, exact))
+    # A split in parts, as train.100 and train.360 or train_sft and train_gen: which, the user says.
+    near = {name for found in names.values() for name in found if request.split.lower() in re.split(r"[\W_]+", name)}
+    if len(near) > 1:
+        raise ValueError(
+            f"{folder}: split {request.split!r} is {', '.join(sorted(near))} here: name one, or several as "
+            f"split=[{','.join(sorted(near))}]"
+        )
+    wanted = [file for file in files if near & names[file]]
+    if not wanted and request.split == TRAIN and not any(_SPLIT_WORDS & _words(names[file]) for file in files):
+        wanted = files  # files without any split's name are the training split, as on the hub
+    return list(map(str, wanted))
+
+
+def _split_names(folder: Path, files: Sequence[Path], config: str) -> dict[Path, set[str]]:
+    """File -> names that may be its split's: of its folders but the configuration's, and its own without its number.
+
+    A number at the end counts files (train-00000-of-00002, train_0, train_1) if it says of how many, begins with a zero
+    or belongs to a whole series; else it is part of the name (train.100, train.360).
+    """
+    stems = {file: re.sub(r"[-_.]\d+-of-\d+$", "", file.stem.lower()) for file in files}
+    series: dict[str, set[int]] = {}
+    for stem in stems.values():
+        if found := _NUMBERED.fullmatch(stem):
+            series.setdefault(found[1], set()).add(int(found[2]))
+    names: dict[Path, set[str]] = {}
+    for file, stem in stems.items():
+        found = _NUMBERED.fullmatch(stem)
+        if found and (found[2].startswith("0") or series[found[1]] == set(range(1, len(series[found[1]]) + 1))):
+            stem = found[1]
+        parts = [part.lower() for part in file.relative_to(folder).parts[:-1] if part != config]
+        names[file] = {*parts, stem}
+    return names
+
+
+def _words(names: Iterable[str]) -> set[str]:
+    return {word for name in names for word in re.split(r"[\W_]+", name)}
+
+
+def _of_hub(identity: str, request: Request) -> list[str]:
+    import datasets
+
+    try:
+        dataset = datasets.load_dataset(identity, request.config or None, split=request.split)
+    except Exception as error:  # every kind of network and format error ends the import in the same way
+        raise ValueError(f"{identity}: `datasets` could not load split {request.split!r}: {error}") from error
+    return [file["filename"] for file in dataset.cache_files]
+
+
+def audio_column(schema: pyarrow.Schema, wanted: str | None = None) -> str:
+    """The column that holds encoded audio: the wanted one, a struct of bytes and path, or one so named."""
+    names = list(schema.names)
+    if wanted is not None:
+        if wanted not in names:
+            raise ValueError(f"there is no audio column {wanted!r}; the table has {names}")
+        return wanted
+    structs = [f.name for f in schema if pyarrow.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0]
+    if len(structs) > 1:
+        raise ValueError(f"several columns hold audio ({structs}): say which, e.g. columns.audio={structs[0]}")
+    named = structs or [name for name in AUDIO_COLUMNS if name in names]
+    if not named:
+        raise ValueError(f"no column of {names} holds audio: say which, e.g. columns.audio={names[0]}")
+    return named[0]
+
+
+def _all_rows(files: Sequence[str], columns: Sequence[str]) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """(file, row number in it, cells of ``columns``); the audio column is not read."""
+    for path in files:
+        starts = block_starts(path)
+        for start, stop in pairwise(starts):
+            for number, row in enumerate(rows(path, start, tuple(columns), stop), start):
+                yield path, number, row
+
+
+def _huggingface(request: Request) -> Found:
+    files = table_files(request)
+    schema = schema_of(files[0])
+    audio = audio_column(schema, request.columns.get("audio"))
+    others = [name for name in schema.names if name != audio]
+    given = {name: column for name, column in request.columns.items() if name != "audio"}
+    if not given and is_chat(dict.fromkeys(others, "")):
+        yield from _chats(request, files, audio, others)
+        return
+    columns = mapping(given, others)
+    columns.pop("audio", None)
+    classes = class_names(schema)
+    read = sorted({column.split(".")[0] for column in columns.values()})
+    position = -1
+    for position, (path, number, row) in enumerate(_all_rows(files, read)):
+        name = str(row[columns["key"]]) if "key" in columns else f"{position:08d}"
+        try:
+            record = record_of(row, columns, classes)
+        except (ValueError, TypeError) as error:
+            yield Drop(name, "bad cell", str(error))
+            continue
+        yield Item(name, (Recording(path, row=number, column=audio),), record)
+    note_untaken(request, Counter(dict.fromkeys(untaken(columns, others), position + 1)))
+
+
+def _chats(request: Request, files: Sequence[str], audio: str, others: Sequence[str]) -> Found:
+    """Rows that are chats or pairs, as other tools write them, each about the clip in its column ``audio``."""
+    kept: Counter[str] = Counter()
+    for position, (path, number, row) in enumerate(_all_rows(files, others)):
+        name = f"{position:08d}"
+        try:
+            record, clips = chat_record({**row, "audios": [audio]})
+            if clips != [audio]:
+                raise BadRecord(f"beside the clip in column {audio!r} it names {len(clips) - 1} more")
+        except BadRecord as error:
+            yield Drop(name, "bad row" if error.reason == "bad record" else error.reason, f"{path}[{number}]: {error}")
+            continue
+        kept.update(unknown_fields(record))
+        yield Item(name, (Recording(path, row=number, column=audio),), record)
+    if kept:
+        request.notes.append(said_of(kept))
+
+
+def _voice_assistant(request: Request) -> Found:
+    """split_name, index, round, question, question_audio, answer (answer_snac is not read): one chat per index."""
+    files = table_files(request)
+    read = ("split_name", "index", "round", "question", "answer")
+    found = _all_rows(files, read)
+    for (source, index), group in groupby(found, key=lambda entry: (entry[2]["split_name"], entry[2]["index"])):
+        turns = sorted(group, key=lambda entry: int(entry[2]["round"] or 0))
+        name = f"{source}-{index}"
+        if not all(str(row["answer"] or "").strip() for _, _, row in turns):
+            yield Drop(name, "no answer")
+            continue
+        messages = [
+            message
+            for _, _, row in turns
+            for message in (
+                {"role": "user", "content": "<audio>"},
+                {"role": "assistant", "content": str(row["answer"]).strip()},
+            )
+        ]
+        first = turns[0][2]
+        record: dict[str, Any] = {"messages": messages, "subset": str(source)}
+        if len(turns) == 1:
+            record |= present(question=first["question"], answer=first["answer"])
+        audio = tuple(Recording(path, row=number, column="question_audio") for path, number, _ in turns)
+        yield Item(name, audio, record)
+
+
+def _align_anything(request: Request) -> Found:
+    """prompt, response_1, response_2, overall_response (the better one: 1 or 2), audio."""
+    files = table_files(request)
+    audio = audio_column(schema_of(files[0]), request.columns.get("audio"))
+    read = ("prompt", "response_1", "response_2", "overall_response")
+    for position, (path, number, row) in enumerate(_all_rows(files, read)):
+        name, better = f"{position:08d}", str(row["overall_response"]).strip()
+        if better not in ("1", "2") or not row["prompt"]:
+            yield Drop(name, "no preference" if row["prompt"] else "no prompt", better, filter=bool(row["prompt"]))
+            continue
+        record = {
+            "messages": [{"role": "user", "content": f"<audio>{row['prompt']}"}],
+            "chosen": str(row[f"response_{better}"]),
+            "rejected": str(row["response_2" if better == "1" else "response_1"]),
+        }
+        yield Item(name, (Recording(path, row=number, column=audio),), record)
+
+
+CORPORA = (
+    Corpus("voice_assistant", "VoiceAssistant-400K", "Apache-2.0",
+           "https://huggingface.co/datasets/gpt-omni/VoiceAssistant-400K", {"train": TRAIN}, _voice_assistant,
+           ("messages", "question", "answer"), "synthetic questions only: add real speech",
+           tasks=("chat",)),
+    Corpus("align_anything", "align-anything, text-audio-to-text", "CC-BY-NC-4.0",
+           "https://huggingface.co/datasets/PKU-Alignment/align-anything", {"train": TRAIN, "val": DEV},
+           _align_anything, ("messages", "chosen", "rejected"), "path= the folder text-audio-to-text",
+           tasks=("chat",)),
+    Corpus("huggingface", "any Hugging Face dataset: a folder, Parquet or Arrow files, or a hub id",
+           "not stated: say fields.license=", "https://huggingface.co/docs/datasets", 
+           {"train": TRAIN, "validation": DEV, "test": TEST}, _huggingface, ("as mapped by columns.FIELD=COLUMN",),
+           "columns named like record fields are taken as they are", generic=True),
+)  # fmt: skip

@@ -1,0 +1,1 @@
+"""Corpora of sounds and music: events, captions, notes, genres, questions about audio."""

@@ -1,0 +1,1 @@
+"""Recordings, sounds and texts of Debian packages: the sources of the starter data."""

@@ -1,0 +1,57 @@
+"""All corpora by name."""
+
+from __future__ import annotations
+
+import difflib
+
+from data_pipelines.corpora.base import Corpus
+from data_pipelines.corpora.formats import lhotse, manifests, tables
+from data_pipelines.corpora.sounds import audio_qa, captions, events, music
+from data_pipelines.corpora.spoken import (
+    common_voice,
+    emotion,
+    fleurs,
+    gigaspeech,
+    intent,
+    librispeech,
+    mandarin,
+    vocal_sound,
+    voxceleb,
+)
+
+_MODULES = (
+    librispeech, common_voice, fleurs, mandarin, gigaspeech, emotion, voxceleb, intent, vocal_sound, captions, events,
+    audio_qa, music, tables, manifests, lhotse,
+)  # fmt: skip
+CORPORA: dict[str, Corpus] = {corpus.name: corpus for module in _MODULES for corpus in module.CORPORA}
+
+
+def _plain(name: str) -> str:
+    return "".join(char for char in name.lower() if char.isalnum())
+
+
+def corpus_of(name: str) -> Corpus:
+    """The corpus of that name; "LibriSpeech" and "libri-speech" mean librispeech. ValueError names the nearest."""
+    by_plain = {_plain(known): corpus for known, corpus in CORPORA.items()}
+    found = by_plain.get(_plain(name))
+    if found is not None:
+        return found
+    near = difflib.get_close_matches(_plain(name), by_plain, n=1, cutoff=0.4)
+    hint = f"did you mean {by_plain[near[0]].name}? " if near else ""
+    raise ValueError(f"no corpus {name!r}; {hint}qa-train data import --list shows all {len(CORPORA)}")
+
+
+def table() -> str:
+    """The corpora with licence, splits and fields, as text."""
+    lines = []
+    for corpus in CORPORA.values():
+        splits = ", ".join(f"{name}" + ("" if role == name else f" ({role})") for name, role in corpus.splits.items())
+        lines += [f"{corpus.name}: {corpus.title}", f"    licence  {corpus.license}"]
+        lines += [
+            f"    splits   {splits}" + (", or any name" if corpus.generic else ""),
+            f"    fields   {', '.join(corpus.gives)}",
+            f"    tasks    {', '.join(corpus.tasks) or 'those that its fields allow'}",
+        ]
+        lines += [f"    note     {corpus.note}"] if corpus.note else []
+        lines += [f"    from     {corpus.homepage}"] if corpus.homepage else []
+    return "\n".join(lines)

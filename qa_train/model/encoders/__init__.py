@@ -1,0 +1,1 @@
+"""Audio encoders: the network of each, and where its weights come from."""

@@ -1,0 +1,103 @@
+"""Activation checkpointing and torch.compile, layer by layer, for encoder and LLM apart.
+
+Checkpointing: a layer keeps its input only ("full"), or also the results of its matrix products and attention
+("selective"), and computes the rest again in the backward pass. Gradients are the same in every mode.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from transformers import AttentionInterface
+
+from qa_train.model.layers.attention import UNPADDED, unpadded_attention
+
+MODES = ("none", "selective", "full")
+
+# Operations whose results "selective" keeps: recomputing any of them costs more than its memory is worth.
+_KEPT = frozenset(
+    {
+        "aten::mm",
+        "aten::addmm",
+        "aten::bmm",
+        "aten::_scaled_dot_product_flash_attention",
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "aten::_scaled_dot_product_efficient_attention",
+        "aten::_scaled_dot_product_cudnn_attention",
+        "torch_attn::_varlen_attn",
+    }
+)
+
+
+class LayerwiseRecompute:
+    """Mixed into the model: what is computed again in the backward pass, chosen for encoder and LLM apart."""
+
+    _chosen: dict[str, str] | None = None
+
+    def set_recompute(self, *, encoder: str = "none", llm: str = "none") -> None:
+        """Choose "none", "selective" or "full" for the layers of each part. ValueError for another word."""
+        modes = {"encoder": encoder, "llm": llm}
+        for part, layers in _layers(self).items():
+            run = _checkpointed(modes[part], part)
+            for layer in layers:
+                # The two attributes are the protocol of transformers' GradientCheckpointingLayer.
+                layer.gradient_checkpointing = run is not None
+                layer._gradient_checkpointing_func = run
+        self._chosen = modes
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None, **kwargs: Any) -> None:
+        """As chosen by ``set_recompute`` before, else every layer as in the stock class.
+
+        TRL's DPO switches checkpointing off for the reference and on again; it must come back as it was.
+        """
+        if self._chosen is not None:
+            self.set_recompute(**self._chosen)
+        else:
+            super().gradient_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)  # type: ignore[misc]
+            # transformers makes the inputs require gradients for checkpointing's older variant; a frozen encoder
+            # would then pay a whole backward for nothing.
+            self.disable_input_require_grads()  # type: ignore[attr-defined]
+
+
+def _layers(model: Any) -> dict[str, list[Any]]:
+    return {"encoder": list(model.model.audio_tower.layers), "llm": list(model.model.language_model.layers)}
+
+
+def _checkpointed(mode: str, part: str) -> Callable[..., Any] | None:
+    if mode not in MODES:
+        raise ValueError(f"gradient checkpointing of the {part} is {mode!r}: use one of {', '.join(MODES)}")
+    if mode == "none":
+        return None
+    options: dict[str, Any] = {"use_reentrant": False}
+    if mode == "selective":
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+    return partial(checkpoint, **options)
+
+
+def _policy(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation.name().split(".")[0] in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
+    """Let torch.compile fuse each encoder and decoder layer by itself, for any length.
+
+    One layer's code serves all layers of its kind, so that it is compiled once. Attention stays outside: its
+    document lengths change with every batch, and each change would compile it again. ValueError without a compiler.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if backend == "inductor" and not torch.cuda.is_available() and shutil.which(compiler) is None:
+        raise ValueError(
+            f"trainer.compile_layers needs a C++ compiler, and there is no {compiler}: install one, point CXX to it, "
+            "or set trainer.compile_layers=false"
+        )
+    AttentionInterface.register(UNPADDED, torch.compiler.disable(unpadded_attention))
+    for layers in _layers(model).values():
+        for layer in layers:
+            layer.compile(dynamic=True, backend=backend)

@@ -1,0 +1,279 @@
+"""The run folder: what a run is, where it stands, and whether it may go on.
+
+::
+
+    RUN/config.yaml          resolved configuration; what came from the environment as its reference, no secrets
+    RUN/environment.json     command, versions, git commit, host facts of every start
+    RUN/data.txt             the sources of the newest start: samples, hours, share, what is left out and why
+    RUN/mixture.json         the same for programs
+    RUN/metrics.jsonl        one JSON object per optimizer step
+    RUN/checkpoints/         checkpoint-N/, complete when manifest.json is there
+    RUN/finished.json        written when the last step is saved
+    RUN/owner.json           the process that trains this run now (see owner.py)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import asdict, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qa_train.config import StageConfig, TrainerConfig, digests, written
+from qa_train.config import changed as environment_changed
+from qa_train.config.sections import BY_NAME
+from qa_train.train.job import checkpoints, states
+from qa_train.train.job.distributed import from_main
+from qa_train.train.job.owner import Owned, own
+from qa_train.utils.atomic import write_json, write_text
+from qa_train.utils.masking import masked_values, masked_words
+
+# Changing these in mid-run would silently make another run of it.
+_PINNED_SECTIONS = ("stage", "model", "data", "trainer", "dpo")
+# A restored optimizer brings its own values of these: new ones would have no effect.
+_CARRIED = (
+    "learning_rate",
+    "muon_learning_rate",
+    "parts",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "optim",
+)
+_FREE_KEYS = {
+    "model": ("verify",),
+    "data": ("num_workers", "root", "encoder_cache", "error_budget", "storage"),
+    "trainer": tuple(f.name for f in fields(TrainerConfig) if f.name not in (*_CARRIED, "batches_per_step")),
+}
+
+
+class RunFolder:
+    """Paths and state of one run. Only the main process writes."""
+
+    def __init__(self, cfg: StageConfig, *, is_main: bool) -> None:
+        self.dir = Path(cfg.run.dir)
+        self.checkpoints = self.dir / "checkpoints"
+        self.metrics = self.dir / "metrics.jsonl"
+        self.is_main = is_main
+        self._cfg = cfg
+
+    def finished_steps(self) -> int | None:
+        """The number of steps of a run that came to its end, or None."""
+        path = self.dir / "finished.json"
+        return int(json.loads(path.read_text())["steps"]) if path.is_file() else None
+
+    def take(self, steps: int) -> int | None:
+        """Become the only process group that trains this run, unless it is finished; a collective call.
+
+        Nothing in the folder is touched before. ``steps``: how many the run shall have.
+
+        Returns:
+            The number of steps of a finished run, or None: then the folder is this run's.
+
+        Raises:
+            Owned: another start trains it.
+            ValueError: the folder cannot be written.
+        """
+        done, owned, refusal = from_main(self._take(steps) if self.is_main else (None, None, None))
+        if owned is not None:
+            raise Owned(owned)
+        if refusal is not None:
+            raise ValueError(refusal)
+        return done
+
+    def _take(self, steps: int) -> tuple[int | None, str | None, str | None]:
+        """Steps of a finished run, who owns it, and why it cannot be owned, as words that travel to the other ranks."""
+        done = self.finished_steps()
+        if done is not None and done >= steps:
+            return done, None, None
+        try:
+            own(self.dir)
+        except Owned as error:
+            return None, str(error), None
+        except OSError as error:
+            return None, None, self._unwritable(error)
+        # The start that this one waited for may have come to the end.
+        done = self.finished_steps()
+        return (done if done is not None and done >= steps else None), None, None
+
+    def start(self) -> Path | None:
+        """Check that the folder belongs to this configuration, and find the resume point; `record` follows.
+
+        Rank 0 looks, and all ranks get what it found; a collective call.
+
+        Returns:
+            The checkpoint to resume from, every file of it compared with its checksum and every state
+            readable, or None for a fresh start.
+
+        Raises:
+            ValueError: the folder holds a run with other model or data settings, cannot be written, or holds
+                checkpoints that are all damaged.
+        """
+        resume, refusal = from_main(self._start_or_refuse() if self.is_main else None)
+        if refusal is not None:
+            raise ValueError(refusal)
+        return Path(resume) if resume is not None else None
+
+    def _start_or_refuse(self) -> tuple[str | None, str | None]:
+        """The resume point and why there is no start, as words that travel to the other ranks."""
+        try:
+            resume = self._start()
+        except ValueError as error:
+            return None, str(error)
+        except OSError as error:
+            return None, self._unwritable(error)
+        return str(resume) if resume is not None else None, None
+
+    def _unwritable(self, error: OSError) -> str:
+        return f"run.dir={self.dir} cannot be written: {error}; choose a folder on storage with write access"
+
+    def _start(self) -> Path | None:
+        previous = self.dir / "config.yaml"
+        resume = checkpoints.newest_complete(self.checkpoints, states.fault)
+        if resume is None:
+            self._refuse_to_lose_a_run()
+        # A start that never saved anything binds nobody: its settings may be what had to be mended.
+        bound = resume is not None or self.finished_steps() is not None
+        if bound and previous.is_file() and not self._cfg.run.allow_config_change:
+            self._compare(yaml.safe_load(previous.read_text()))
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.dir, os.W_OK):
+            raise PermissionError("no write access")
+        return resume
+
+    def record(self, resume: Path | None) -> None:
+        """Write down the configuration and the start; only once nothing refuses them any more (main process).
+
+        Raises:
+            OSError: the folder cannot be written.
+            Owned: another start took the folder in the same moment.
+        """
+        if not self.is_main:
+            return
+        own(self.dir).check()
+        # A finished run that is extended is unfinished again.
+        (self.dir / "finished.json").unlink(missing_ok=True)
+        write_text(self.dir / "config.yaml", yaml.safe_dump(written(self._cfg), sort_keys=False))
+        self._record_start(resume)
+
+    def _refuse_to_lose_a_run(self) -> None:
+        """A folder whose checkpoints were all committed and are all damaged now must not start at step 0 unasked."""
+        committed = [f for f in checkpoints.list_folders(self.checkpoints) if (f / checkpoints.MANIFEST).is_file()]
+        if committed:
+            newest = committed[0]
+            raise ValueError(
+                f"no checkpoint in {self.checkpoints} can be used ({newest.name}: {states.fault(newest)}): "
+                "restore one, or delete them all to begin anew"
+            )
+
+    def finish(self, steps: int) -> None:
+        """Mark the run as finished, so that starting it again does nothing."""
+        if self.is_main:
+            write_json(self.dir / "finished.json", {"steps": steps, "time": time.time()}, durable=True)
+
+    def other_settings(self) -> str:
+        """How a finished run differs from what is asked now, as words; ValueError for another stage."""
+        path = self.dir / "config.yaml"
+        previous = yaml.safe_load(path.read_text()) if path.is_file() else {}
+        if (stage := previous.get("stage", self._cfg.stage)) != self._cfg.stage:
+            raise ValueError(f"{self.dir} holds a finished {stage} run: choose another run.dir for {self._cfg.stage}")
+        keys = ", ".join(self._changed(previous)) if previous else ""
+        return f" although other settings are asked for ({keys} differ from its config.yaml)" if keys else ""
+
+    def _compare(self, previous: dict[str, Any]) -> None:
+        if keys := ", ".join(self._changed(previous)):
+            raise ValueError(
+                f"{self.dir} holds a run with other settings ({keys} differ from its config.yaml): "
+                "choose another run.dir, or continue all the same with run.allow_config_change=true"
+            )
+
+    def _changed(self, previous: dict[str, Any]) -> list[str]:
+        """The settings that must stay as they were and did not, by the first section that has any."""
+        # As they are written down: without keys and signatures, which may change.
+        now, defaults = written(self._cfg), written(StageConfig())
+        previous = masked_values(previous)
+        for section in _PINNED_SECTIONS:
+            free = _free(section)
+            before, after = previous.get(section), now[section]
+            if isinstance(after, dict) and isinstance(before, dict):
+                # A key that an older version did not have had its default's effect.
+                before = _filled(section, {**defaults[section], **before})
+                changed = [k for k in after if k not in free and after[k] != before.get(k)]
+            else:
+                changed = [] if before == after else [""]
+            if changed:
+                return [f"{section}.{k}".rstrip(".") for k in changed]
+        pinned = (key.split(".") for key in environment_changed(self._cfg, self._last_start().get("environment", {})))
+        return [".".join(key) for key in pinned if key[0] in _PINNED_SECTIONS and key[1] not in _free(key[0])]
+
+    def _last_start(self) -> dict[str, Any]:
+        """What environment.json says of the newest start; nothing before the first."""
+        path = self.dir / "environment.json"
+        starts = json.loads(path.read_text()) if path.is_file() else []
+        return dict(starts[-1]) if starts else {}
+
+    def _record_start(self, resume: Path | None) -> None:
+        path = self.dir / "environment.json"
+        starts = json.loads(path.read_text()) if path.is_file() else []
+        told = {"resumed_from": resume.name if resume else None, "environment": digests(self._cfg, {})}
+        starts.append({**environment(), **told})
+        write_json(path, starts, durable=True)
+
+
+def _free(section: str) -> tuple[str, ...]:
+    return _FREE_KEYS.get(section, ())
+
+
+def _filled(section: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The section with the defaults of what is set by name in it, as ``data.sources``."""
+    for path, kind in BY_NAME.items():
+        owner, _, key = path.partition(".")
+        if owner == section:
+            default = asdict(kind())
+            values = {**values, key: {name: {**default, **entry} for name, entry in values[key].items()}}
+    return values
+
+
+def environment() -> dict[str, Any]:
+    """Facts that explain a result later: command, versions, commit, machine."""
+    packages = ("torch", "transformers", "trl", "accelerate", "deepspeed", "datasets", "qa-train")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": masked_words(sys.argv),
+        "versions": versions,
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "cpus": os.cpu_count(),
+        "world_size": int(os.environ.get("WORLD_SIZE", 1)),
+    }
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()

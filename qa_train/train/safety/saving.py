@@ -1,0 +1,127 @@
+"""What makes a checkpoint of the stock trainer a committed one, on all ranks together."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qa_train.config import ReliabilityConfig
+from qa_train.train.job import checkpoints
+from qa_train.train.safety.guards import StopRun
+
+_STORAGE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENOTDIR,
+}  # fmt: skip
+# How the libraries word a failed write; they raise RuntimeError or an error of their own.
+_WORDS = ("No space left", "Disk quota", "Read-only file system", "File too large", "Input/output error",
+          "PytorchStreamWriter failed", "file write failed", "unexpected pos")  # fmt: skip
+
+
+def written(folder: Path, write: Callable[[], None]) -> None:
+    """Run ``write``, which fills a new checkpoint ``folder``; explain storage that fails.
+
+    Raises:
+        StopRun: the storage is full, read-only or broken. What was written of the new checkpoint is deleted as far as
+            possible; older checkpoints are not touched.
+    """
+    try:
+        write()
+    except Exception as error:
+        reason = _storage_problem(error)
+        if reason is None:
+            raise
+        with suppress(OSError):
+            checkpoints.remove(folder)
+        raise StopRun(failure(folder, reason)) from error
+
+
+def failure(folder: Path, reason: str) -> str:
+    """What to tell when a checkpoint could not be written."""
+    older = checkpoints.newest_complete(folder.parent)
+    kept = f"{older.name} is the newest complete one and was not touched" if older else "there is no older one"
+    return (
+        f"{folder.name} could not be written to {folder.parent}: {reason} ({_free(folder.parent)} free). "
+        f"{kept}; make room, or lower trainer.keep_checkpoints; the same command then continues"
+    )
+
+
+def flush_on_all_ranks(folder: Path, rank: int, ranks: int) -> dict[str, str]:
+    """Every rank flushes what it wrote; the checksums of all files, on every rank."""
+    sums = checkpoints.flush(folder, rank, ranks)
+    if ranks == 1:
+        return sums
+    parts: list[Any] = [None] * ranks
+    torch.distributed.all_gather_object(parts, sums)
+    return {name: digest for part in parts for name, digest in part.items()}
+
+
+def prune(root: Path, options: ReliabilityConfig) -> None:
+    """Delete the checkpoints that ``options`` does not keep; ``root`` is the run's ``checkpoints`` folder."""
+    best = None
+    if options.keep_best is not None:
+        best = checkpoints.best(root, largest=options.keep_best_is == "largest")
+    also = [best] if best is not None else []
+    checkpoints.prune(root, options.keep_checkpoints, every=options.keep_every_steps, also=also)
+
+
+def group_settings(optimizer: Any) -> list[dict[str, Any]]:
+    """Learning rate, weight decay and the like of every parameter group, for the manifest."""
+    plain = (int, float, bool, str, list, tuple)
+    return [
+        {key: value for key, value in group.items() if key != "params" and isinstance(value, plain)}
+        for group in optimizer.param_groups
+    ]
+
+
+def restore_group_settings(optimizer: Any, settings: list[dict[str, Any]]) -> None:
+    """Put the values of `group_settings` back.
+
+    DeepSpeed 0.19 gives every group the first one's values when it loads a universal checkpoint into ZeRO-3: biases
+    and norms would decay, and rates by part would be lost.
+
+    Raises:
+        ValueError: the optimizer has another number of groups.
+    """
+    if len(settings) != len(optimizer.param_groups):
+        raise ValueError(
+            f"the optimizer has {len(optimizer.param_groups)} parameter groups, the checkpoint {len(settings)}: "
+            "use the trainer.parts and trainer.optim that the run began with"
+        )
+    for group, values in zip(optimizer.param_groups, settings, strict=True):
+        group.update({key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def separate_steps(optimizer: Any) -> None:
+    """Give every parameter a step counter of its own.
+
+    DeepSpeed 0.19 puts one tensor into all of them when it loads a universal checkpoint into ZeRO-3; AdamW counts in
+    place, so it would go up once for every group in each step, and the moments would be corrected for a later one.
+    """
+    for state in optimizer.state.values():
+        if torch.is_tensor(state.get("step")):
+            state["step"] = state["step"].clone()
+
+
+def _storage_problem(error: BaseException) -> str | None:
+    """The storage's complaint behind an error, or None when it is about something else."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.errno in _STORAGE:
+            return link.strerror or str(link)
+        if any(word in str(link) for word in _WORDS):
+            return str(link).splitlines()[0]
+        link = link.__cause__ or link.__context__
+    return None
+
+
+def _free(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder).free / 1e9:.2f} GB"
+    except OSError:
+        return "an unknown space"
