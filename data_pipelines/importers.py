@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.clips.make_shards import RECIPE_SUFFIX, Job, make
-from data_pipelines.corpora.base import NOT_OBTAINED, Corpus, Drop, Found, Item, Request, TableForm
+from data_pipelines.corpora.base import NOT_OBTAINED, TRAIN, Corpus, Drop, Found, Item, Request, TableForm
 from data_pipelines.corpora.recordings import Recording
 from data_pipelines.importing import blocklist
 from data_pipelines.importing.blocklist import Blocklist
@@ -47,6 +47,8 @@ class ImportConfig:
     out: str = ""
     # Official split, or [A,B]; may be left out where only one is for training.
     split: Any = None
+    # Generic readers: split=test takes this share of what is for training, split=train the rest; a speaker is in one.
+    split_share: float | None = None
     # train, or eval: import evaluation splits, and write their ids as a blocklist.
     purpose: str = "train"
     # Ids to keep out: *.blocklist.txt, evaluation sets as CSV or JSON (AIR-Bench, MMAU, MMAR, NeMo).
@@ -132,6 +134,11 @@ def import_corpus(corpus: Corpus, options: ImportConfig) -> Iterator[Report]:
         raise ValueError(
             "samples_per_shard must be at least 1, error_budget and missing_budget between 0 and 1, workers 0 or more"
         )
+    if options.split_share is not None and not (corpus.generic and 0 < options.split_share < 1):
+        raise ValueError(
+            f"split_share={options.split_share} for {corpus.name}: give a share between 0 and 1, to generic readers; "
+            "public corpora have splits of their own"
+        )
     block = Blocklist.load(options.block)
     splits = _splits(corpus, options)
     for split in splits:
@@ -214,7 +221,7 @@ def _listing(
             report.bad += not found.filter and found.reason != NOT_OBTAINED
             continue
         record = known | found.record | constant | options.fields
-        reason = _left_out(corpus, found, record, options, block)
+        reason = _left_out(corpus, found, record, options, block, role)
         key = f"{prefix}-{_safe(found.name)}"
         digest = draws.digest(key)
         if reason is None and digest in seen:
@@ -255,7 +262,10 @@ def _request(split: str, options: ImportConfig) -> Request:
     form = TableForm(delimiter, tuple(options.header), options.encoding, options.quoted, options.extension)
     prefix = (options.prefix[0], options.prefix[1]) if options.prefix else None
     columns = dict(options.columns)
-    return Request(tuple(map(str, paths)), split, columns, options.config, form, prefix, options.by_name)
+    return Request(
+        tuple(map(str, paths)), split, columns, options.config, form, prefix, options.by_name,
+        split_share=options.split_share,
+    )  # fmt: skip
 
 
 def _checked(corpus: Corpus, request: Request) -> Found:
@@ -268,13 +278,22 @@ def _checked(corpus: Corpus, request: Request) -> Found:
         ) from error
 
 
+def _share_of(item: Item, record: dict[str, Any]) -> float:
+    """A number in [0, 1) that all recordings of a speaker share; of nobody's, all parts of one recording."""
+    first = item.audio[0] if item.audio else Recording(item.name)
+    place = item.name if first.data else f"{first.path} {first.member} {first.offset} {first.row}"
+    return draws.share(f"split_share {record.get('speaker') or place}")
+
+
 def _left_out(
-    corpus: Corpus, item: Item, record: dict[str, Any], options: ImportConfig, block: Blocklist
+    corpus: Corpus, item: Item, record: dict[str, Any], options: ImportConfig, block: Blocklist, role: str
 ) -> tuple[str, str] | None:
     """Why an item does not become a record: (reason, detail)."""
     for name, wanted in options.where.items():
         if record.get(name) not in (wanted if isinstance(wanted, list) else [wanted]):
             return f"where {name}", str(record.get(name))
+    if options.split_share is not None and (_share_of(item, record) < options.split_share) == (role == TRAIN):
+        return "in the other split", f"split_share={options.split_share}"
     if options.purpose == "train":
         blocked = block.match(corpus.name, item)
         if blocked is not None:

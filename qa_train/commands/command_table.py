@@ -5,6 +5,7 @@ what a command takes:
 
 - ``options``: a dataclass; its fields are the command's ``key=value`` words.
 - ``paths``: files and folders, at least one. ``settings``: settings of a training stage. ``words``: anything else.
+- ``name``: the name of the command, where one function runs several.
 
 Modules are imported when their command is asked for, so that ``qa-train --help`` is quick.
 """
@@ -17,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
 
-STAGES = ("pretrain", "sft", "dpo")
+from qa_train.config.stages import STAGES
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,7 @@ class Section:
 
 TRAIN = Section(
     "train",
-    (
-        Command("pretrain", "", "multi-task pretraining with natural-language prompts", "train_stage:pretrain"),
-        Command("sft", "", "instruction tuning: voice chat and audio analysis together", "train_stage:sft"),
-        Command("dpo", "", "preference optimization on pairs of a better and a worse answer", "train_stage:dpo"),
-    ),
+    tuple(Command(stage.name, "", stage.about, "train_stage:train") for stage in STAGES.values()),
     """\
   Any setting can be given as key=value; STAGE --help lists settings and
   experiments, --cfg job shows the resulting configuration. The same command
@@ -200,7 +197,7 @@ def run(name: str, words: list[str]) -> int:
     kind = takes.get("options")
     check_words(words, name)
     if kind is None:
-        return command.load()(words)
+        return command.load()(words, name) if "name" in takes else command.load()(words)
     if len(takes) == 1:
         return command.load()(parse_options(kind, words, name)) or 0
     names = {field.name for field in fields(kind)}

@@ -10,7 +10,7 @@ import select
 import sys
 from collections.abc import Callable
 
-from qa_train.commands.command_table import STAGES
+from qa_train.config.stages import STAGES
 
 # What a person can mend: paths, rights and room.
 _FILE_ERRORS = {

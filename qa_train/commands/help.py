@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import textwrap
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from typing import Any, cast
 
 from qa_train import __version__
-from qa_train.commands.command_table import DATA, SECTIONS, STAGES, Command, Section
+from qa_train.commands.command_table import DATA, SECTIONS, Command, Section
+from qa_train.config.stages import STAGES
 
 WIDTH = 80
 _COLUMN = 28
@@ -77,30 +79,34 @@ def _prose(function: Any) -> str:
     return "\n\n".join(paragraphs)
 
 
+def comments(kind: type[Any]) -> dict[str, str]:
+    """field -> the comment above it, of a dataclass and those it inherits from."""
+    found: dict[str, str] = {}
+    for base in filter(is_dataclass, reversed(kind.__mro__)):
+        lines: list[str] = []
+        for line in inspect.getsource(base).splitlines():
+            if line.startswith("    #"):
+                lines.append(line.lstrip("# "))
+            elif match := re.match(r"    (\w+): ", line):
+                found[match[1]] = " ".join(lines)
+                lines = []
+    return found
+
+
 def described(kind: type[Any], prefix: str = "") -> list[tuple[str, str]]:
     """(key=default, comment above it) of every option of a dataclass; those of a section by their dotted names."""
-    defaults = {field.name: field.default for field in fields(kind)}
-    factories = {field.name: field.default_factory for field in fields(kind)}
-    found, comment, last = list[tuple[str, str]](), list[str](), list[tuple[str, str]]()
-    # Options that a class inherits come first, as among its fields.
-    classes = [base for base in reversed(kind.__mro__) if is_dataclass(base)]
-    for line in map(str.strip, "\n".join(map(inspect.getsource, classes)).splitlines()):
-        name = line.partition(":")[0]
-        if line.startswith("#"):
-            comment.append(line.lstrip("# "))
-            continue
-        if name in defaults:
-            section = factories[name]
-            if not is_dataclass(section):
-                key = f"{name}.KEY" if section is dict else name
-                found.append((f"{prefix}{key}={_default(defaults[name], section)}", " ".join(comment)))
-            elif any(each.name == "cache_dir" for each in fields(section)):
-                # The same in every command, and only for those who keep shards elsewhere.
-                keys = ", ".join(each.name for each in fields(section))
-                last.append((f"{prefix}{name}.KEY=", f"How shards at http(s), s3 and gs are read: {keys}."))
-            else:
-                last += described(cast(type[Any], section), f"{prefix}{name}.")
-        comment = []
+    found, last, told = list[tuple[str, str]](), list[tuple[str, str]](), comments(kind)
+    for field in fields(kind):
+        section = field.default_factory
+        if not is_dataclass(section):
+            key = f"{field.name}.KEY" if section is dict else field.name
+            found.append((f"{prefix}{key}={_default(field.default, section)}", told.get(field.name, "")))
+        elif any(each.name == "cache_dir" for each in fields(section)):
+            # The same in every command, and only for those who keep shards elsewhere.
+            keys = ", ".join(each.name for each in fields(section))
+            last.append((f"{prefix}{field.name}.KEY=", f"How shards at http(s), s3 and gs are read: {keys}."))
+        else:
+            last += described(cast(type[Any], section), f"{prefix}{field.name}.")
     return found + last
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qa_train.commands.command_table import STAGES
 from qa_train.config.planning import PlanConfig
+from qa_train.config.stages import STAGES
 
 
 @dataclass
@@ -34,13 +34,13 @@ def plan(settings: list[str], options: PlanConfig) -> int:
         ValueError: no stage, or wrong options.
     """
     from qa_train.config.compose import compose_stage
-    from qa_train.planner import as_text, estimate
-    from qa_train.planner.output import as_dict
+    from qa_train.planner.estimate import estimate
+    from qa_train.planner.output import as_dict, as_text
 
     if not settings or settings[0] not in STAGES:
         raise ValueError(
-            "plan: say what to plan: qa-train plan pretrain|sft|dpo [experiment=...] [gpu=h100 gpus=8 zero=2 ...], or "
-            "qa-train plan data [stage=S steps=N json=FILE] [experiment=...]"
+            f"plan: say what to plan: qa-train plan {'|'.join(STAGES)} [experiment=...] [gpu=h100 gpus=8 zero=2 ...], "
+            "or qa-train plan data [stage=S steps=N json=FILE] [experiment=...]"
         )
     stage, *rest = settings
     if options.zero is not None:

@@ -1,4 +1,4 @@
-"""`qa-train pretrain | sft | dpo`: compose the configuration with Hydra, and train."""
+"""The commands that train: compose the configuration of a stage with Hydra, and run it."""
 
 from __future__ import annotations
 
@@ -7,24 +7,15 @@ import sys
 from typing import Any
 
 from qa_train.commands.guard import guarded, refused, show_warnings
+from qa_train.config.stages import STAGES
 
 
-def pretrain(settings: list[str]) -> int:
-    """Multi-task pretraining."""
-    return _stage("pretrain", settings)
+def train(settings: list[str], name: str) -> int:
+    """Compose the configuration of a stage, and train.
 
-
-def sft(settings: list[str]) -> int:
-    """Instruction tuning."""
-    return _stage("sft", settings)
-
-
-def dpo(settings: list[str]) -> int:
-    """Preference optimization."""
-    return _stage("dpo", settings)
-
-
-def _stage(stage: str, overrides: list[str]) -> int:
+    Raises:
+        ValueError: an experiment, a sweep or settings that the stage cannot be trained with.
+    """
     import hydra
 
     from qa_train.config import config_dir, register, to_stage_config
@@ -32,12 +23,12 @@ def _stage(stage: str, overrides: list[str]) -> int:
     from qa_train.config.sweep import check_sweep, is_sweep, objective
 
     register()
-    check_experiment(overrides)
-    check_sweep(overrides)
-    if "--resolve" in overrides and not {"-p", "--package"} & set(overrides):
+    check_experiment(settings)
+    check_sweep(settings)
+    if "--resolve" in settings and not {"-p", "--package"} & set(settings):
         from qa_train.commands.plan import print_resolved
 
-        return print_resolved(stage, overrides)
+        return print_resolved(name, settings)
     # Hydra raises what it refuses, instead of printing it and leaving; guarded says it in one line.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     codes: list[int] = []
@@ -49,16 +40,16 @@ def _stage(stage: str, overrides: list[str]) -> int:
         # Hydra's setup takes the handlers away and switches loggers off: skipped samples and steps would go unsaid.
         show_warnings()
         # Hydra would shorten the trace of any error; errors are handled here instead.
-        codes.append(guarded(stage, lambda: _run_stage(stage, to_stage_config(raw))))
-        if not is_sweep(overrides):
+        codes.append(guarded(name, lambda: _run_stage(name, to_stage_config(raw))))
+        if not is_sweep(settings):
             return None
         if codes[-1]:
             raise ValueError(f"the job with run.dir={raw.run.dir} ended with code {codes[-1]} (its message is above)")
         results[raw.run.dir] = objective(raw.run.dir, raw.run.objective)
         return results[raw.run.dir]
 
-    sys.argv = [f"qa-train {stage}", *settings_first(overrides)]
-    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=stage)(task)()
+    sys.argv = [f"qa-train {name}", *settings_first(settings)]
+    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)()
     for folder, value in sorted(results.items(), key=lambda result: result[1]):
         print(f"{folder}: run.objective {value:.4g}")
     return max(codes, default=0)
@@ -74,24 +65,13 @@ def _run_stage(stage: str, cfg: Any) -> int:
     from qa_train.train.job.owner import EXIT_OWNED, Owned, release
     from qa_train.train.safety.rollback import RollBack, StopRun
 
-    evaluation: Any = None
+    callbacks: list[Any] = []
     if cfg.evaluation.every:
         from qa_train.callbacks.held_out import HeldOut
 
-        evaluation = HeldOut
+        callbacks.append(HeldOut)
     try:
-        if stage == "pretrain":
-            from qa_train.train.pretrain import pretrain
-
-            return pretrain(cfg, evaluation=evaluation)
-        if stage == "sft":
-            from qa_train.train.sft import sft
-
-            return sft(cfg, evaluation=evaluation)
-        from qa_train.callbacks.gates import Gates
-        from qa_train.train.dpo import dpo
-
-        return dpo(cfg, gates=Gates, evaluation=evaluation)
+        return STAGES[stage].load()(cfg, callbacks=callbacks)
     except StopRun as error:
         refused(stage, str(error))
         return 75 if isinstance(error, RollBack) else 1

@@ -8,7 +8,7 @@ from textwrap import shorten
 
 import yaml
 
-from qa_train.config.nearest import valid_keys
+from qa_train.config.nearest import free_sections, how_to_clear, valid_keys
 from qa_train.config.places import config_dir
 from qa_train.config.words import did_you_mean
 
@@ -34,12 +34,19 @@ def group_options(group: str) -> list[tuple[str, str]]:
 def experiments(stage: str) -> list[tuple[str, str]]:
     """(name, hardware) of the experiments of a stage."""
     facts = {path.stem: _facts(path) for path in _files("experiment")}
-    runs = re.compile(rf"(?:qa-train|qa_train) {stage}\b|pretrain\|sft\|dpo")
+    runs = re.compile(rf"(?:qa-train|qa_train) (?:\w+\|)*{stage}\b")
     return [(name, each.get("Hardware", "")) for name, each in facts.items() if runs.search(each.get("Command", ""))]
 
 
 def check_experiment(words: list[str]) -> None:
-    """ValueError for an ``experiment=`` that is not there: the group is optional, so Hydra would train without it."""
+    """ValueError for words that Hydra takes without doing what they say.
+
+    An ``experiment=`` that is not there (the group is optional), and a dictionary set to {}, which it merges.
+    """
+    for word in words:
+        name, equals, value = word.partition("=")
+        if equals and value.replace(" ", "") == "{}" and name.lstrip("+") in free_sections():
+            raise ValueError(f"{word} would clear nothing: {how_to_clear(name.lstrip('+'))}")
     if any(word.startswith(("--config-dir", "-cd", "--config-path", "-cp")) for word in words):
         return
     known = [path.stem for path in _files("experiment")]

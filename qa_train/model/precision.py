@@ -1,7 +1,7 @@
 """Which arithmetic a device multiplies fast: the one place that decides between bfloat16 and float32.
 
 A processor without bfloat16 instructions still computes bfloat16 products, one value at a time: 7 to 50 times slower
-than in float32 (docs/benchmarks.md). Training, the encoder cache, evaluation, chat, serve and Muon all ask here.
+than in float32 (docs/lab/quickstart.md). Training, the encoder cache, evaluation, chat, serve and Muon all ask here.
 """
 
 from __future__ import annotations
@@ -66,3 +66,10 @@ def compute_dtype(stored: torch.dtype, device: str | torch.device) -> torch.dtyp
     if stored in (torch.bfloat16, torch.float16) and not native_bfloat16(torch.device(device).type):
         return torch.float32
     return stored
+
+
+def train_in_float32(model: torch.nn.Module) -> None:
+    """Turn what trains beside weights of half precision (the projector) into float32, so that small updates count."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.float()
