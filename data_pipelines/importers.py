@@ -24,7 +24,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from data_pipelines.clips.make_shards import RECIPE_SUFFIX, Job, make
-from data_pipelines.corpora.base import NOT_OBTAINED, Corpus, Drop, Found, Item, Request, TableForm
+from data_pipelines.corpora.base import NOT_OBTAINED, TRAIN, Corpus, Drop, Found, Item, Request, TableForm
 from data_pipelines.corpora.recordings import Recording
 from data_pipelines.importing import blocklist
 from data_pipelines.importing.blocklist import Blocklist
@@ -50,6 +50,8 @@ qa-train data import --list      every corpus with its licence and splits
   delimiter='|' header=[audio,text] quoted=false encoding=cp1252     tables: how the file is written, where it hides it
   extension=wav          of files that a list names without it      by_name=true   look for listed files by their names
   prefix=[OLD,NEW]       lists made on another machine: the beginning of their paths there, and here
+  split_share=SHARE      generic readers: split=test takes this share of what is for training, split=train the rest;
+                         speakers stay together
   name=NAME              of the shards and keys              max_samples=N samples_per_shard=N workers=N
   max_duration_s=S       longer recordings are left out      retry_bad=true       make shards with bad recordings again
   error_budget=SHARE     unusable lines and recordings allowed (0.01; one always is, unless it is 0)
@@ -66,6 +68,7 @@ class ImportConfig:
     path: Any = MISSING
     out: str = MISSING
     split: Any = None
+    split_share: float | None = None
     purpose: str = "train"
     block: list[str] = field(default_factory=list)
     allow: list[str] = field(default_factory=list)
@@ -118,6 +121,11 @@ def import_corpus(corpus: Corpus, options: ImportConfig) -> Iterator[Report]:
     if options.samples_per_shard < 1 or not all(0 <= share <= 1 for share in budgets) or options.workers < 0:
         raise ValueError(
             "samples_per_shard must be at least 1, error_budget and missing_budget between 0 and 1, workers 0 or more"
+        )
+    if options.split_share is not None and not (corpus.generic and 0 < options.split_share < 1):
+        raise ValueError(
+            f"split_share={options.split_share} for {corpus.name}: give a share between 0 and 1, to generic readers; "
+            "public corpora have splits of their own"
         )
     block = Blocklist.load(options.block)
     splits = _splits(corpus, options)
@@ -201,7 +209,7 @@ def _listing(
             report.bad += not found.filter and found.reason != NOT_OBTAINED
             continue
         record = known | found.record | constant | options.fields
-        reason = _left_out(corpus, found, record, options, block)
+        reason = _left_out(corpus, found, record, options, block, role)
         key = f"{prefix}-{_safe(found.name)}"
         digest = draws.digest(key)
         if reason is None and digest in seen:
@@ -242,7 +250,10 @@ def _request(split: str, options: ImportConfig) -> Request:
     form = TableForm(delimiter, tuple(options.header), options.encoding, options.quoted, options.extension)
     prefix = (options.prefix[0], options.prefix[1]) if options.prefix else None
     columns = dict(options.columns)
-    return Request(tuple(map(str, paths)), split, columns, options.config, form, prefix, options.by_name)
+    return Request(
+        tuple(map(str, paths)), split, columns, options.config, form, prefix, options.by_name,
+        split_share=options.split_share,
+    )  # fmt: skip
 
 
 def _checked(corpus: Corpus, request: Request) -> Found:
@@ -255,13 +266,22 @@ def _checked(corpus: Corpus, request: Request) -> Found:
         ) from error
 
 
+def _share_of(item: Item, record: dict[str, Any]) -> float:
+    """A number in [0, 1) that all recordings of a speaker share; of nobody's, all parts of one recording."""
+    first = item.audio[0] if item.audio else Recording(item.name)
+    place = item.name if first.data else f"{first.path} {first.member} {first.offset} {first.row}"
+    return draws.share(f"split_share {record.get('speaker') or place}")
+
+
 def _left_out(
-    corpus: Corpus, item: Item, record: dict[str, Any], options: ImportConfig, block: Blocklist
+    corpus: Corpus, item: Item, record: dict[str, Any], options: ImportConfig, block: Blocklist, role: str
 ) -> tuple[str, str] | None:
     """Why an item does not become a record: (reason, detail)."""
     for name, wanted in options.where.items():
         if record.get(name) not in (wanted if isinstance(wanted, list) else [wanted]):
             return f"where {name}", str(record.get(name))
+    if options.split_share is not None and (_share_of(item, record) < options.split_share) == (role == TRAIN):
+        return "in the other split", f"split_share={options.split_share}"
     if options.purpose == "train":
         blocked = block.match(corpus.name, item)
         if blocked is not None:

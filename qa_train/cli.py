@@ -12,6 +12,7 @@ import os
 import select
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -89,10 +90,10 @@ def main(argv: list[str] | None = None) -> None:
     if words[0] in ("-V", "--version"):
         print(f"qa-train {__version__}")
         sys.exit(0)
+    from qa_train.config.stages import STAGES
+
     commands: dict[str, Callable[[list[str]], int]] = {
-        "pretrain": lambda rest: _stage("pretrain", rest),
-        "sft": lambda rest: _stage("sft", rest),
-        "dpo": lambda rest: _stage("dpo", rest),
+        **{name: partial(_stage, name) for name in STAGES},
         "eval": _eval,
         "chat": _chat,
         "serve": _serve,
@@ -168,12 +169,13 @@ def _guarded(name: str, command: Callable[[list[str]], int], rest: list[str]) ->
         return 130
     except Exception as error:
         from qa_train.config.nearest import explain
+        from qa_train.config.stages import STAGES
         from qa_train.data.shards.remote import RemoteError
 
         if isinstance(error, RemoteError):
             return _refused(name, str(error))
         # A full disk in the middle of a training is no wrong use: its trace and code stay.
-        of_files = isinstance(error, FileNotFoundError | PermissionError) or name not in ("pretrain", "sft", "dpo")
+        of_files = isinstance(error, FileNotFoundError | PermissionError) or name not in STAGES
         # Hydra's errors first: some of them are OSErrors, too.
         line = explain(error)
         if line is None and isinstance(error, OSError) and of_files:
@@ -266,27 +268,17 @@ def settings_first(words: list[str]) -> list[str]:
 
 
 def _run_stage(stage: str, cfg: Any) -> int:
+    from qa_train.config.stages import STAGES
     from qa_train.train.job.owner import EXIT_OWNED, Owned, release
     from qa_train.train.safety.rollback import RollBack, StopRun
 
-    evaluation: Any = None
+    callbacks: list[Any] = []
     if cfg.evaluation.every:
         from qa_train.callbacks.held_out import HeldOut
 
-        evaluation = HeldOut
+        callbacks.append(HeldOut)
     try:
-        if stage == "pretrain":
-            from qa_train.train.pretrain import pretrain
-
-            return pretrain(cfg, evaluation=evaluation)
-        if stage == "sft":
-            from qa_train.train.sft import sft
-
-            return sft(cfg, evaluation=evaluation)
-        from qa_train.callbacks.gates import Gates
-        from qa_train.train.dpo import dpo
-
-        return dpo(cfg, gates=Gates, evaluation=evaluation)
+        return STAGES[stage].load()(cfg, callbacks=callbacks)
     except StopRun as error:
         _refused(stage, str(error))
         return 75 if isinstance(error, RollBack) else 1

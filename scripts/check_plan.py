@@ -1,6 +1,6 @@
 """How long the planner says that a step takes, against runs that took it on this machine.
 
-    python scripts/check_plan.py --make FOLDER          the table of docs/planning.md: makes its runs, then compares
+    python scripts/check_plan.py --make FOLDER          the table of docs/lab/planning.md: makes its runs, then compares
     python scripts/check_plan.py FIRST SECOND RUN...    runs of your own
 
 FIRST and SECOND are run folders that differ in ``data.tokens_per_batch``: they give the pace. Every other RUN, of the
@@ -22,7 +22,8 @@ from statistics import median
 from omegaconf import OmegaConf
 
 from qa_train.config import StageConfig, to_stage_config
-from qa_train.planner import PlanConfig, estimate
+from qa_train.config.planning import PlanConfig
+from qa_train.planner.estimate import estimate
 from qa_train.planner.measured import steps_of
 
 STEPS = 25
@@ -95,7 +96,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", type=Path, help="two that give the pace, then those to plan")
     parser.add_argument(
-        "--make", type=Path, metavar="FOLDER", help="make the runs of docs/planning.md there, and compare"
+        "--make", type=Path, metavar="FOLDER", help="make the runs of docs/lab/planning.md there, and compare"
     )
     args = parser.parse_args()
     if (len(args.runs) < 3) if args.make is None else args.runs:

@@ -199,7 +199,7 @@ def evaluate(quick: Quickstart, stage: str) -> None:
     if quick.recipe.items is not None:
         sets = [shortened(each, quick.recipe.items) for each in sets]
     # Before DPO the model is its own reference, and every reward is zero.
-    pairs = quick.pool.submit(preference_scores, quick.root) if stage == "dpo" else None
+    pairs = quick.pool.submit(preference_scores, quick.root, quick.recipe.items) if stage == "dpo" else None
     clips = quick.root / "eval" / "clips"
     jobs = [quick.pool.submit(evaluate_set, quick.checkpoint(stage), each, clips) for each in sets]
     print(f"answering {len(sets)} sets of held-out items", flush=True)
@@ -253,8 +253,8 @@ def shortened(eval_set: Any, items: int) -> Any:
     return dataclasses.replace(eval_set, limit=min(items, eval_set.limit or items))
 
 
-def preference_scores(root: Path) -> dict[str, Any]:
-    """Accuracy on held-out pairs: log-ratio of the last model to the one before DPO."""
+def preference_scores(root: Path, items: int | None) -> dict[str, Any]:
+    """Accuracy on held-out pairs, at most ``items``: log-ratio of the last model to the one before DPO."""
     from qa_train.config import DataConfig, SourceConfig
     from qa_train.data.batches import open_data
     from qa_train.eval.pair_accuracy import pair_accuracy
@@ -262,7 +262,7 @@ def preference_scores(root: Path) -> dict[str, Any]:
     reference, processor = loaded(str(root / "sft"))
     model, _ = loaded(str(root / "dpo"))
     shards = [str(root / "data" / "dpo-test.tar")]
-    source = SourceConfig(name="pairs", shards=shards, task="chat", template="chat")
+    source = SourceConfig(name="pairs", shards=shards, task="chat", template="chat", max_samples=items)
     probe = DataConfig(sources={"pairs": source})
     data = open_data(probe, processor.tokenizer, 80, seed=0, batches_per_step=1, preference=True)
     # One chapter of that many samples is one pass over the pairs.

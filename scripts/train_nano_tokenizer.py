@@ -22,7 +22,7 @@ from qa_train.data.shards.index import load_index
 from qa_train.data.text.records import LANGUAGES
 from qa_train.model.tokenizers import NANO_DIR, train_nano_tokenizer
 
-# Vocabularies of 400, 550 and 1,024 tokens gave the same word error rates (docs/benchmarks.md).
+# Vocabularies of 400, 550 and 1,024 tokens gave the same word error rates (docs/lab/quickstart.md).
 VOCABULARY = 550
 PROMPT_WEIGHT = 60
 # The tasks of the quickstart.

@@ -13,8 +13,9 @@ import pytest
 from qa_train.commands import data as data_cli
 from qa_train.commands.help import command_help, complete
 from qa_train.config import config_dir
-from qa_train.config.guide import GROUPS, STAGES, stage_help
+from qa_train.config.guide import GROUPS, stage_help
 from qa_train.config.nearest import explain, nearest, valid_keys
+from qa_train.config.stages import STAGES
 from tests.train.conftest import ROOT, environment
 
 

@@ -13,9 +13,10 @@ import omegaconf
 
 from qa_train.commands.plan import PlanDataConfig
 from qa_train.config import options
-from qa_train.config.guide import STAGES, complete_stage
+from qa_train.config.guide import complete_stage
 from qa_train.config.planning import PlanConfig
 from qa_train.config.sections import StorageConfig
+from qa_train.config.stages import STAGES
 from qa_train.dashboard import DashboardConfig
 from qa_train.doctor import DoctorConfig
 

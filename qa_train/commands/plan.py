@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_train.config import parse_options
-
-_STAGES = ("pretrain", "sft", "dpo")
+from qa_train.config.stages import STAGES
 
 
 @dataclass
@@ -28,11 +27,11 @@ class PlanDataConfig:
 
 
 def plan(words: list[str]) -> int:
-    """`plan data ...` or `plan pretrain|sft|dpo ...`."""
-    if not words or words[0] not in ("data", *_STAGES):
+    """`plan data ...` or `plan STAGE ...`."""
+    if not words or words[0] not in ("data", *STAGES):
         raise ValueError(
-            "plan: say what to plan: qa-train plan pretrain|sft|dpo [experiment=...] [gpu=h100 gpus=8 zero=2 ...], or "
-            "qa-train plan data [stage=S steps=N json=FILE] [experiment=...]"
+            f"plan: say what to plan: qa-train plan {'|'.join(STAGES)} [experiment=...] [gpu=h100 gpus=8 zero=2 ...], "
+            "or qa-train plan data [stage=S steps=N json=FILE] [experiment=...]"
         )
     return plan_data(words[1:]) if words[0] == "data" else plan_stage(words[0], words[1:])
 
@@ -40,8 +39,9 @@ def plan(words: list[str]) -> int:
 def plan_stage(stage: str, words: list[str]) -> int:
     """Print parameters, memory, time and cost of a stage; exit code 1 when it does not fit the GPUs."""
     from qa_train.config.compose import compose_stage
-    from qa_train.planner import PlanConfig, as_text, estimate
-    from qa_train.planner.output import as_dict
+    from qa_train.config.planning import PlanConfig
+    from qa_train.planner.estimate import estimate
+    from qa_train.planner.output import as_dict, as_text
 
     names = set(PlanConfig.__dataclass_fields__)
     own = [word for word in words if word.split("=", 1)[0].split(".", 1)[0] in names]

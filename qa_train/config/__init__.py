@@ -1,20 +1,11 @@
-"""The typed configuration: sections, checks, composition, and the options of the small commands."""
+"""The typed configuration: sections, the table of stages, checks, composition, and the options of small commands.
 
-from qa_train.config.checks import check
-from qa_train.config.compose import compose_stage, register, to_stage_config
-from qa_train.config.evaluation import EvalSetConfig, EvaluationConfig
-from qa_train.config.options import (
-    ChatConfig,
-    EvalConfig,
-    ExportConfig,
-    OrderConfig,
-    PairsConfig,
-    RewriteConfig,
-    ServeConfig,
-    parse_options,
-)
-from qa_train.config.places import config_dir, starter_dir
-from qa_train.config.references import changed, digests, from_references, written
+Sections and stages are there at once; the functions and the options of commands are imported on first use.
+"""
+
+from typing import TYPE_CHECKING
+
+from qa_train.config.evaluation import EvalSetConfig, EvaluationConfig, StopConfig
 from qa_train.config.reliability import ReliabilityConfig
 from qa_train.config.sections import (
     AugmentConfig,
@@ -23,7 +14,6 @@ from qa_train.config.sections import (
     DeepspeedConfig,
     DpoConfig,
     EncoderConfig,
-    GatesConfig,
     LanguageModelConfig,
     LoraSettings,
     MixtureConfig,
@@ -37,8 +27,27 @@ from qa_train.config.sections import (
     TrackingConfig,
     TrainerConfig,
 )
+from qa_train.config.stages import STAGES, StageKind
+from qa_train.utils.deferred import deferred
+
+if TYPE_CHECKING:
+    from qa_train.config.checks import check
+    from qa_train.config.compose import compose_stage, register, to_stage_config
+    from qa_train.config.options import (
+        ChatConfig,
+        EvalConfig,
+        ExportConfig,
+        OrderConfig,
+        PairsConfig,
+        RewriteConfig,
+        ServeConfig,
+        parse_options,
+    )
+    from qa_train.config.places import config_dir, starter_dir
+    from qa_train.config.references import changed, digests, from_references, written
 
 __all__ = [
+    "STAGES",
     "AugmentConfig",
     "ChatConfig",
     "CheckpointingConfig",
@@ -50,7 +59,6 @@ __all__ = [
     "EvalSetConfig",
     "EvaluationConfig",
     "ExportConfig",
-    "GatesConfig",
     "LanguageModelConfig",
     "LoraSettings",
     "MixtureConfig",
@@ -65,6 +73,8 @@ __all__ = [
     "ServeConfig",
     "SourceConfig",
     "StageConfig",
+    "StageKind",
+    "StopConfig",
     "StorageConfig",
     "TrackingConfig",
     "TrainerConfig",
@@ -80,3 +90,16 @@ __all__ = [
     "to_stage_config",
     "written",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = deferred(
+        __name__,
+        {
+            "checks": "check",
+            "compose": "compose_stage register to_stage_config",
+            "options": "ChatConfig EvalConfig ExportConfig OrderConfig PairsConfig RewriteConfig ServeConfig "
+            "parse_options",
+            "places": "config_dir starter_dir",
+            "references": "changed digests from_references written",
+        },
+    )

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from glob import glob
 from pathlib import Path
 
 from qa_train.config.evaluation import check_evaluation
+from qa_train.config.preference_checks import check_preferences
 from qa_train.config.reliability_checks import check_deepspeed, check_reliability
 from qa_train.config.sections import (
     AugmentConfig,
     CheckpointingConfig,
-    DpoConfig,
-    ModelConfig,
     PartConfig,
     SourceConfig,
     StageConfig,
 )
+from qa_train.config.stages import STAGES
 
 
 def require_root(cfg: StageConfig) -> None:
@@ -55,7 +56,7 @@ def check(cfg: StageConfig) -> None:
             value = getattr(source, option)
             if value is not None and value < 1:
                 raise ValueError(f"data.sources.{name}.{option} is {value}: use 1 or more (weight: 0 leaves it out)")
-        _check_learning(cfg.stage, name, source)
+        _check_learning(cfg.kind.pairs, name, source)
     if all(source.weight == 0 for source in cfg.data.sources.values()):
         raise ValueError("every source has weight 0: nothing to train on")
     parts = {"encoder", "projector", "llm"}
@@ -83,11 +84,9 @@ def check(cfg: StageConfig) -> None:
     for key, noise in noises.items():
         if not 0 <= noise <= 0.5:
             raise ValueError(f"{key} is {noise}: use a share between 0 and 0.5")
-        if noise and cfg.stage == "dpo":
+        if noise and cfg.kind.pairs:
             raise ValueError(f"{key}={noise} has no effect on preference pairs: leave it out")
-    if cfg.stage != "dpo" and cfg.dpo != (unset := DpoConfig()):
-        given = [name for name, value in vars(cfg.dpo).items() if value != getattr(unset, name)]
-        raise ValueError(f"{', '.join(f'dpo.{name}' for name in given)}: read by dpo only; {cfg.stage} would ignore it")
+    _check_sections(cfg)
     _check_parts(cfg)
     check_reliability(cfg)
     check_deepspeed(cfg)
@@ -101,7 +100,8 @@ def check(cfg: StageConfig) -> None:
         raise ValueError(f"trainer.bf16 is {cfg.trainer.bf16!r}: use auto, true or false")
     if cfg.trainer.batches_per_step < 1 or cfg.trainer.max_steps < 1:
         raise ValueError("trainer.batches_per_step and trainer.max_steps must be at least 1")
-    if cfg.model.dtype != "float32" and not cfg.deepspeed.config and not _only_adapters(cfg.model):
+    # Beside adapters only the projector trains whole, and both are kept in float32 then.
+    if cfg.model.dtype != "float32" and not cfg.deepspeed.config and not cfg.model.lora.parts:
         raise ValueError(
             f"model.dtype={cfg.model.dtype} without DeepSpeed would train weights that have no float32 copy, and "
             "small updates would vanish: use model.dtype=float32, or deepspeed=zero2, with trainer.bf16=true"
@@ -111,57 +111,39 @@ def check(cfg: StageConfig) -> None:
             "trainer.muon_learning_rate needs whole matrices, which DeepSpeed partitions: "
             "set deepspeed=none, or trainer.muon_learning_rate=null"
         )
-    if cfg.stage == "dpo" and any(source.template != "chat" for source in cfg.data.sources.values()):
-        raise ValueError("dpo sources must have template: chat (preference pairs are chats)")
-    if cfg.stage == "dpo":
-        _check_reference(cfg)
-        _check_gates(cfg)
+    if cfg.kind.pairs and any(source.template != "chat" for source in cfg.data.sources.values()):
+        raise ValueError(f"{cfg.stage} sources must have template: chat (preference pairs are chats)")
+    for look in _OF_SECTION.get(cfg.kind.section or "", ()):
+        look(cfg)
 
 
-def _check_learning(stage: str, name: str, source: SourceConfig) -> None:
+def _check_learning(pairs: bool, name: str, source: SourceConfig) -> None:
     """What of a source is learned, and how strongly."""
     if not 0 < source.loss_weight < float("inf"):
         raise ValueError(f"data.sources.{name}.loss_weight is {source.loss_weight}: use a factor above 0")
     if source.last_turn_only and source.template != "chat":
         raise ValueError(f"data.sources.{name}.last_turn_only has no effect on template {source.template}: remove it")
-    if stage == "dpo" and (source.last_turn_only or source.loss_weight != 1):
+    if pairs and (source.last_turn_only or source.loss_weight != 1):
         raise ValueError(
             f"data.sources.{name}: last_turn_only and loss_weight have no effect on preference pairs: leave them out "
             "(weight says how often a source comes)"
         )
 
 
-def _check_gates(cfg: StageConfig) -> None:
-    gates = cfg.dpo.gates
-    if not gates.every:
-        return
-    if gates.action not in ("warn", "stop"):
-        raise ValueError(f"dpo.gates.action is {gates.action!r}: use warn or stop")
-    if not gates.shards or gates.every < 0 or gates.clips < 1 or gates.wer_points < 0 or gates.length_ratio < 1:
-        raise ValueError(
-            "dpo.gates needs shards of held-out speech, clips of 1 or more, wer_points of 0 or more and a length_ratio "
-            "of 1 or more; or dpo.gates.every=0"
-        )
-    if cfg.deepspeed.config.get("zero_optimization", {}).get("stage") == 3:
-        raise ValueError("dpo.gates needs whole weights, which ZeRO-3 cuts: use deepspeed=zero2, or dpo.gates.every=0")
+# Checks of the sections that one stage alone reads.
+_OF_SECTION: dict[str, tuple[Callable[[StageConfig], None], ...]] = {"dpo": (check_preferences,)}
 
 
-def _check_reference(cfg: StageConfig) -> None:
-    """A reference that is computed once holds only for pairs that stay as they are."""
-    if cfg.dpo.reference not in ("live", "precomputed"):
-        raise ValueError(f"dpo.reference is {cfg.dpo.reference!r}: use live or precomputed")
-    if cfg.dpo.reference == "live":
-        return
-    if cfg.data.augment != AugmentConfig() or cfg.data.time_mask:
-        raise ValueError(
-            "dpo.reference=precomputed holds for clips that stay as they are: leave data.augment and data.time_mask "
-            "out, or use dpo.reference=live"
-        )
-
-
-def _only_adapters(model: ModelConfig) -> bool:
-    """Whether all that trains are adapters, which peft keeps in float32 beside weights of half precision."""
-    return bool(model.lora.parts) and "projector" in model.freeze
+def _check_sections(cfg: StageConfig) -> None:
+    """Settings of another stage's own section would be ignored."""
+    for kind in STAGES.values():
+        if kind.section is None or kind.section == cfg.kind.section:
+            continue
+        section = getattr(cfg, kind.section)
+        unset = type(section)()
+        given = [f"{kind.section}.{name}" for name, value in vars(section).items() if value != getattr(unset, name)]
+        if given:
+            raise ValueError(f"{', '.join(given)}: read by {kind.name} only; {cfg.stage} would ignore it")
 
 
 def _check_parts(cfg: StageConfig) -> None:

@@ -11,11 +11,10 @@ from typing import Any
 
 import yaml
 
-from qa_train.config.nearest import valid_keys
+from qa_train.config.nearest import free_sections, how_to_clear, valid_keys
 from qa_train.config.places import config_dir
 
 GROUPS = ("experiment", "model", "data", "trainer", "deepspeed", "tracking")
-STAGES = ("pretrain", "sft", "dpo")
 
 _KEYS = """
 keys used most (all: qa-train {stage} --cfg job run.dir=x experiment=...)
@@ -52,7 +51,7 @@ def stage_help(stage: str) -> str:
     lines += ["", "experiment=... (what differs from the defaults, as one file)"]
     for path in sorted((root / "experiment").glob("*.yaml")):
         facts = _facts(path)
-        if re.search(rf"(?:qa-train|qa_train) {stage}\b|pretrain\|sft\|dpo", facts.get("Command", "")):
+        if re.search(rf"(?:qa-train|qa_train) (?:\w+\|)*{stage}\b", facts.get("Command", "")):
             lines.append(f"  {path.stem:<26} {shorten(facts.get('Hardware', ''), 92, placeholder=' ...')}")
     return "\n".join(lines) + "\n" + _KEYS.format(stage=stage)
 
@@ -80,7 +79,14 @@ def options_help(kind: type[Any]) -> str:
 
 
 def check_experiment(words: list[str]) -> None:
-    """ValueError for an ``experiment=`` that is not there: the group is optional, so Hydra would train without it."""
+    """ValueError for words that Hydra takes without doing what they say.
+
+    An ``experiment=`` that is not there (the group is optional), and a dictionary set to {}, which it merges.
+    """
+    for word in words:
+        name, equals, value = word.partition("=")
+        if equals and value.replace(" ", "") == "{}" and name.lstrip("+") in free_sections():
+            raise ValueError(f"{word} would clear nothing: {how_to_clear(name.lstrip('+'))}")
     if any(word.startswith(("--config-dir", "-cd", "--config-path", "-cp")) for word in words):
         return
     known = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml"))

@@ -135,9 +135,16 @@ class ServeConfig:
     token_budget: int = 16384
     # Most requests at a time; more are told to come back (429).
     max_requests: int = 32
-    # Limits of one request: its bytes, the length of a clip, the number of clips, the tokens of its answer.
+    # Most of them from one address; null: half of them.
+    max_requests_per_client: int | None = None
+    # Threads that read bodies and decode clips.
+    decode_workers: int = 2
+    # Longest time of it for one request.
+    decode_timeout_s: float = 60.0
+    # Limits of one request: its bytes, the length of a clip and of all, the number of clips, the tokens of its answer.
     max_body_mb: float = 32.0
     max_duration_s: float = 120.0
+    max_audio_s: float = 300.0
     max_clips: int = 16
     max_new_tokens: int = 1024
     # Folder of clips that the page offers.

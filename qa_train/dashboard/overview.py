@@ -8,8 +8,9 @@ from html import escape
 from statistics import median
 from typing import Any
 
+from qa_train.config.stages import STAGES
 from qa_train.dashboard.panels import FAMILIES, draw, draw_family, family, panels_of
-from qa_train.dashboard.runs import STAGES, Run, differences
+from qa_train.dashboard.runs import Run, differences
 from qa_train.dashboard.samples import Clips, samples_table
 from qa_train.report.charts import number
 from qa_train.report.results import duration
@@ -150,7 +151,7 @@ def _stage_section(stage: str, runs: list[tuple[int, Run]], count: int, clips: C
     if count > len(runs):
         note += f" Drawn: the {len(runs)} newest of {count} runs."
     legend = "".join(f'<span><span class="swatch hue{hue}"></span>{escape(run.name)}</span>' for hue, run in runs)
-    order = f"stage {STAGES.index(stage) + 1}: " if stage in STAGES else ""
+    order = f"stage {list(STAGES).index(stage) + 1}: " if stage in STAGES else ""
     charts = (
         f'<div class="charts">{"".join(figures)}</div>' if figures else '<p class="note">No step was logged yet.</p>'
     )

@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 
+from qa_train.config.stages import STAGES
 from qa_train.report.page import read_metrics
 from qa_train.utils.masking import masked_values
 
-STAGES = ("pretrain", "sft", "dpo")
 _DEPTH = 5
 # Folders of a run, in which no further run lies.
 _INSIDE = {"checkpoints", "wandb"}

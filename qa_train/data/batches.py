@@ -103,6 +103,9 @@ class Batches:
         """Changes when the data, the mixture or the order change; kept in checkpoints."""
         return self.plan.fingerprint
 
+    # In the order of the counts, on every rank the same.
+    skip_reasons = SKIP_REASONS
+
     @property
     def skipped(self) -> Counter[str]:
         """Samples that could not be used in training so far, by reason, over all worker processes."""

@@ -1,20 +1,27 @@
-"""The model: assembled, loaded, made unpadded, hashed and frozen here."""
+"""The model: assembled, loaded, made unpadded, hashed and frozen here.
+
+What other packages use is offered here and imported on first use. `layers` and `encoders` are its parts, `stored`
+reads model folders; `build` joins them, `flops` counts their work.
+"""
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
-from qa_train.model.build import (
-    build_model,
-    find_checkpoint,
-    load_answering_model,
-    load_model,
-    load_model_config,
-    load_model_tokenizer,
-)
-from qa_train.model.stored.weights import encoder_hash, freeze, load_weights, weights_digest
-from qa_train.model.tokenizers import load_tokenizer, train_nano_tokenizer
-from qa_train.model.unpadded import UnpaddedQwen2AudioForConditionalGeneration
+from qa_train.utils.deferred import deferred
+
+if TYPE_CHECKING:
+    from qa_train.model.build import (
+        build_model,
+        find_checkpoint,
+        load_answering_model,
+        load_model,
+        load_model_config,
+        load_model_tokenizer,
+    )
+    from qa_train.model.stored.weights import encoder_hash, freeze, load_weights, weights_digest
+    from qa_train.model.tokenizers import load_tokenizer, train_nano_tokenizer
+    from qa_train.model.unpadded import UnpaddedQwen2AudioForConditionalGeneration, encoder_states
 
 __all__ = [
     "UnpaddedQwen2AudioForConditionalGeneration",
@@ -33,13 +40,14 @@ __all__ = [
     "weights_digest",
 ]
 
-
-@torch.no_grad()
-def encoder_states(
-    model: UnpaddedQwen2AudioForConditionalGeneration, input_features: torch.Tensor, feature_lengths: torch.Tensor
-) -> torch.Tensor:
-    """What the encoder makes of joined segments: mel [M, P] and lengths [S] -> [audio tokens, E], before the projector.
-
-    These are the ``audio_states`` that the forward takes instead of mels when the encoder is frozen.
-    """
-    return model.model.audio_tower(input_features, feature_lengths).last_hidden_state
+if not TYPE_CHECKING:
+    __getattr__ = deferred(
+        __name__,
+        {
+            "build": "build_model find_checkpoint load_answering_model load_model load_model_config "
+            "load_model_tokenizer",
+            "stored.weights": "encoder_hash freeze load_weights weights_digest",
+            "tokenizers": "load_tokenizer train_nano_tokenizer",
+            "unpadded": "UnpaddedQwen2AudioForConditionalGeneration encoder_states",
+        },
+    )

@@ -51,6 +51,11 @@ class Adapters:
     config: LoraConfig
     base: dict[str, Any]
 
+    def write_base(self, folder: Path) -> None:
+        """Put the record of the base beside the adapters, in place of peft's empty form of a model card."""
+        (folder / "README.md").unlink(missing_ok=True)
+        (folder / _BASE).write_text(json.dumps(self.base, indent=2, sort_keys=True) + "\n")
+
 
 def plan_adapters(model: nn.Module, cfg: ModelConfig, *, seed: int) -> Adapters | None:
     """What ``cfg.lora`` asks for on ``model`` (as ``build_model(cfg, seed=seed)`` gave it); None when it is off.
@@ -92,10 +97,11 @@ def add_adapters(model: nn.Module, adapters: Adapters, *, float32: bool = True) 
     return adapted
 
 
-def write_base(folder: Path, adapters: Adapters) -> None:
-    """Put the record of the base beside the adapters, in place of peft's empty form of a model card."""
-    (folder / "README.md").unlink(missing_ok=True)
-    (folder / _BASE).write_text(json.dumps(adapters.base, indent=2, sort_keys=True) + "\n")
+def train_in_float32(adapted: nn.Module) -> None:
+    """Turn what trains beside weights of half precision (the projector) into float32, so that small updates count."""
+    for parameter in adapted.parameters():
+        if parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.float()
 
 
 def has_adapters(folder: str | Path) -> bool:

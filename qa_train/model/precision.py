@@ -1,7 +1,7 @@
 """Which arithmetic a device multiplies fast: the one place that decides between bfloat16 and float32.
 
 A processor without bfloat16 instructions still computes bfloat16 products, one value at a time: 7 to 50 times slower
-than in float32 (docs/benchmarks.md). Training, the encoder cache, evaluation, chat, serve and Muon all ask here.
+than in float32 (docs/lab/quickstart.md). Training, the encoder cache, evaluation, chat, serve and Muon all ask here.
 """
 
 from __future__ import annotations

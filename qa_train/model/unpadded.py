@@ -161,15 +161,14 @@ class UnpaddedQwen2AudioModel(_StockName, Qwen2AudioModel):
         self, features: torch.Tensor | None, lengths: torch.Tensor | None, states: torch.Tensor | None
     ) -> _Audio:
         """Projected audio tokens [A, D], from a dummy clip when there is no audio."""
-        encoder = self.audio_tower
+        encoder, weight = self.audio_tower, self.multi_modal_projector.linear.weight
         dummy = False
         if states is not None:
             dummy = len(states) == 0
             width = encoder.config.d_model
             if states.ndim != 2 or states.shape[1] != width:
                 raise ValueError(f"audio_states have shape {list(states.shape)}; this encoder gives [tokens, {width}]")
-            weight = self.multi_modal_projector.linear.weight
-            states = weight.new_zeros(1, width) if dummy else states.to(weight.device, weight.dtype)
+            states = weight.new_zeros(1, width) if dummy else states.to(weight.device)
         else:
             if features is None or lengths is None:
                 dummy = True
@@ -177,7 +176,8 @@ class UnpaddedQwen2AudioModel(_StockName, Qwen2AudioModel):
                 columns = int(mel_columns(lengths, encoder.max_frames))
                 features = torch.zeros(encoder.num_mel_bins, columns)
             states = encoder(features, lengths).last_hidden_state
-        return _Audio(self.multi_modal_projector(states), dummy)
+        # A projector that trains beside adapters is float32, whatever the encoder is.
+        return _Audio(self.multi_modal_projector(states.to(weight.dtype)), dummy)
 
     def _insert(
         self,
@@ -346,3 +346,14 @@ register_checkpoint_conversion_mapping(
 register_checkpoint_conversion_mapping(
     UnpaddedQwen2AudioModel.__name__, get_checkpoint_conversion_mapping("Qwen2AudioModel")
 )
+
+
+@torch.no_grad()
+def encoder_states(
+    model: UnpaddedQwen2AudioForConditionalGeneration, input_features: torch.Tensor, feature_lengths: torch.Tensor
+) -> torch.Tensor:
+    """What the encoder makes of joined segments: mel [M, P] and lengths [S] -> [audio tokens, E], before the projector.
+
+    These are the ``audio_states`` that the forward takes instead of mels when the encoder is frozen.
+    """
+    return model.model.audio_tower(input_features, feature_lengths).last_hidden_state

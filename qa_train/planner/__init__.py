@@ -1,8 +1,5 @@
-"""What a run will need, from its configuration alone: parameters, memory, operations, time, money; no GPU is used."""
+"""What a run will need, from its configuration alone: parameters, memory, operations, time, money; no GPU is used.
 
-from qa_train.config.planning import PlanConfig
-from qa_train.planner.estimate import Estimate, estimate
-from qa_train.planner.gpus import GPUS, Gpu
-from qa_train.planner.output import as_text
-
-__all__ = ["GPUS", "Estimate", "Gpu", "PlanConfig", "as_text", "estimate"]
+`estimate.estimate` is the whole of it, and `output` prints it. Training takes the cost of a sample from `balance`, the
+load of a batch from `work` and the data sheets from `gpus`.
+"""

@@ -20,11 +20,10 @@ def cost_of(cfg: StageConfig, shapes: Shapes) -> Cost:
     """The cost of a sample by its lengths, in forward and backward passes of one LLM token.
 
     Counted as in ``qa_train.model.flops``: what is frozen has no backward pass of its own, cached encoder outputs cost
-    no encoder, and a live DPO reference is one more forward.
+    no encoder, and a live reference is one more forward.
     """
     parts = [training_flops(shapes, _UNIT, Regime.of(cfg.model))]
-    if cfg.stage == "dpo" and cfg.dpo.reference == "live":
-        parts.append(forward_flops(shapes, _UNIT))
+    parts += [forward_flops(shapes, _UNIT)] * cfg.kind.reference_forwards(cfg)
     heard = [Flops(projector=each.projector) for each in parts] if cfg.data.encoder_cache else parts
     # n tokens have n (n + 1) / 2 pairs: half a pair for each token, and half a pair for its square.
     half_a_pair = sum(each.llm_attention for each in parts) / 2
@@ -49,7 +48,7 @@ def open_planned(cfg: StageConfig) -> Batches:
         80,
         seed=cfg.data.seed,
         batches_per_step=cfg.trainer.batches_per_step,
-        preference=cfg.stage == "dpo",
+        preference=cfg.kind.pairs,
         cost=cost_of(cfg, Shapes.of(load_model_config(cfg.model))),
     )
 

@@ -167,7 +167,7 @@ def _estimate(cfg: StageConfig, options: PlanConfig, gpu: Gpu, sizes: Sizes, loa
         load,
         memory(cfg, sizes, options.gpus, kept),
         _times(useful, batches),
-        forward.total * batches if cfg.stage == "dpo" and cfg.dpo.reference == "live" else 0.0,
+        forward.total * batches * cfg.kind.reference_forwards(cfg),
         again * batches,
     )
 

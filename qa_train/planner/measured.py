@@ -134,4 +134,4 @@ def _kind(cfg: StageConfig) -> dict[str, Any]:
     names = ("bf16", "gradient_checkpointing", "compile_layers", "use_liger_kernel", "optim")
     found |= {f"trainer.{name}": asdict(cfg.trainer)[name] for name in names}
     found |= {"stage": cfg.stage, "deepspeed": cfg.deepspeed.name, "data.encoder_cache": bool(cfg.data.encoder_cache)}
-    return found | ({"dpo.reference": cfg.dpo.reference} if cfg.stage == "dpo" else {})
+    return found | cfg.kind.reference_of(cfg)

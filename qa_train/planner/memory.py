@@ -51,8 +51,8 @@ def zero_stage(cfg: StageConfig) -> int:
 
 
 def live_reference(cfg: StageConfig) -> bool:
-    """Whether DPO keeps a second model: with adapters the reference is the model without them."""
-    return cfg.stage == "dpo" and cfg.dpo.reference == "live" and not cfg.model.lora.parts
+    """Whether a second model is kept: with adapters the reference is the model without them."""
+    return cfg.kind.reference_forwards(cfg) > 0 and not cfg.model.lora.parts
 
 
 def trains_in_bfloat16(cfg: StageConfig, *, cpu: bool = False) -> bool:

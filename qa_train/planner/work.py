@@ -10,6 +10,7 @@ import numpy as np
 from qa_train.config import StageConfig
 from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.mixture_report import Ints, realised
+from qa_train.data.open_sources import records_at_hand
 from qa_train.model.flops import Work
 from qa_train.planner.balance import open_planned
 
@@ -53,17 +54,27 @@ def declared(cfg: StageConfig, *, clip_s: float, text_tokens: int, answer_tokens
         raise ValueError(
             f"plan: clip_s={clip_s} text_tokens={text_tokens} answer_tokens={answer_tokens}: use sizes > 0"
         )
+    rows, seconds, absent = records_at_hand(cfg.data)
+    hours = {name: each / 3600 for name, each in seconds.items()} | hours
+    origin = f"declared: clips of {clip_s:g} s"
+    if rows:
+        clip_s = sum(seconds.values()) / sum(rows.values())
+        origin = f"{sum(rows.values()):,} records at hand, of {clip_s:.1f} s on average; declared"
     load = _load(cfg, clip_s, text_tokens, answer_tokens, 1.0)
     total = load[1] * cfg.trainer.batches_per_step * cfg.trainer.max_steps
     shares, problems = _shares(cfg, hours)
+    if rows and absent:
+        problems.append(f"not at hand, of the same lengths here: {', '.join(absent)}")
     per_sample = sum(load[0].documents) / load[1]
     tasks = []
     for name, share in shares.items():
         samples = share * total
-        heard = samples * clip_s / 3600
-        epochs = heard / hours[name] if hours.get(name) else None
+        # Of a source that is at hand, its own mean length.
+        mean_s = seconds[name] / rows[name] if rows.get(name) else clip_s
+        heard = samples * mean_s / 3600
+        epochs = samples / rows[name] if rows.get(name) else heard / hours[name] if hours.get(name) else None
         tasks.append(Task(name, cfg.data.sources[name].task, share, samples, samples * per_sample, heard, epochs))
-    origin = f"declared: clips of {clip_s:g} s, {text_tokens} text tokens, {answer_tokens} of them answers"
+    origin += f", {text_tokens} text tokens, {answer_tokens} of them answers"
     return Load(load[0], load[1], clip_s, tasks, origin, problems)
 
 
@@ -111,14 +122,14 @@ def _typical(cfg: StageConfig, lengths: Ints, fill: float) -> tuple[Work, float]
         for whole, rest in zip(*divmod(audio, window), strict=True):
             segments += [window * frames] * int(whole) + [int(rest) * frames] * bool(rest)
     # A pair is two documents.
-    rows = 2 if cfg.stage == "dpo" else 1
+    rows = cfg.kind.rows
     documents = [int(count) // rows for count in tokens for _ in range(rows)]
     return Work(segments, documents, int(scored.sum())), samples
 
 
 def _load(cfg: StageConfig, clip_s: float, text: float, answers: float, fill: float) -> tuple[Work, float]:
     """(what a micro-batch of equal samples holds, how many samples); a pair has two rows and one clip."""
-    rows = 2 if cfg.stage == "dpo" else 1
+    rows = cfg.kind.rows
     document = max(1, round(clip_s * FRONT_END.tokens_per_second + text))
     samples = max(1.0, cfg.data.tokens_per_batch * fill / (rows * document))
     segments: list[int] = []

@@ -9,7 +9,7 @@ what the recording holds (`ByJudge`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations, permutations
@@ -187,16 +187,19 @@ def _choice(verdict: Verdict) -> str | None:
 
 def ranked(
     questions: Sequence[Question],
-    drawn: Mapping[int, Outcome],
+    drawn: Sequence[Outcome],
     samples: int,
     ranker: Ranker,
     left_out: Counter[str],
 ) -> Iterator[Pair]:
-    """The pairs among answers that `draw_answers` gave; unreadable clips are counted in ``left_out``."""
+    """The pairs among ``samples`` answers to each question, in the order of `qa_train.eval.answers.answer`.
+
+    Unreadable clips are counted in ``left_out``.
+    """
     for start in range(0, len(questions), _RANKED):
         asked, answers = [], []
         for i in range(start, min(start + _RANKED, len(questions))):
-            outcomes = [drawn[i * samples + j] for j in range(samples)]
+            outcomes = drawn[i * samples : (i + 1) * samples]
             if outcomes[0].error is not None:
                 left_out["unreadable clip"] += 1
                 continue

@@ -16,10 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qa_train.config.stages import STAGES
 from qa_train.report.markdown import plain
 
 CLOSE = "the interval includes the target"
-STAGES = ("before", "pretrain", "sft", "dpo")
+ORDER = ("before", *STAGES)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def merge_samples(by_stage: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[d
 def stages_of(results: dict[str, Any]) -> list[str]:
     """Stages that any metric has a value for: the known ones in their order, then others as found."""
     seen = [stage for metric in results["metrics"] for stage in metric["values"]]
-    return [s for s in STAGES if s in seen] + list(dict.fromkeys(s for s in seen if s not in STAGES))
+    return [s for s in ORDER if s in seen] + list(dict.fromkeys(s for s in seen if s not in ORDER))
 
 
 def check(results: dict[str, Any]) -> None:
@@ -101,7 +102,7 @@ def target_stage(metric: dict[str, Any]) -> str | None:
     """The stage whose value is compared with the target."""
     if "target_stage" in metric:
         return metric["target_stage"]
-    measured = [s for s in STAGES if metric["values"].get(s) is not None]
+    measured = [s for s in ORDER if metric["values"].get(s) is not None]
     return measured[-1] if measured else None
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from qa_train.config import StageConfig
 from qa_train.data.batches import Batches, PreferenceBatches
-from qa_train.model import build_model, weights_digest
+from qa_train.model import build_model, load_weights, weights_digest
 from qa_train.model.layers.kernels import use_liger_kernels
-from qa_train.train.common import Evaluation, go, open_stage, training_arguments
+from qa_train.train.flow import Callback, train
 from qa_train.train.job import checkpoints
 from qa_train.train.job.distributed import from_main, whole, zero_stage
 from qa_train.train.mixin import AudioTrainerMixin
@@ -26,6 +26,8 @@ from qa_train.train.stage import Stage
 # The loss that is a mean over tokens, and those that sort the pairs of a micro-batch.
 SFT = "sft"
 SORTED = ("aot", "aot_unpaired")
+# The folder in a checkpoint that holds a reference that moves (dpo.sync_ref_model).
+MOVED_REFERENCE = "reference"
 # So many micro-batches are looked at before a run with one of the latter.
 LOOKED_AT = 1000
 
@@ -39,6 +41,9 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
     """
 
     tallied = PAIR_VALUES
+    # The stock classes declare the first as of the base class, and the second as any model.
+    args: DPOConfig
+    ref_model: Any
 
     @contextmanager
     def _kept_at_home(self) -> Iterator[list[torch.Tensor]]:
@@ -89,6 +94,17 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
         """TRL would pad the dataset's rows here; our batches bring the values (``Reference.fill``)."""
         return dataset
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As the stock one; a reference that moves is part of the training's state, and lies beside it."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.sync_ref_model and self.args.should_save:
+            self.ref_model.save_pretrained(Path(output_dir) / MOVED_REFERENCE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.args.sync_ref_model and checkpoint is not None:
+            load_weights(self.ref_model, Path(checkpoint) / MOVED_REFERENCE)
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -108,25 +124,18 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
         return (loss, result[1]) if return_outputs else loss
 
 
-def dpo(
-    cfg: StageConfig,
-    *,
-    gates: Callable[..., TrainerCallback] | None = None,
-    evaluation: Evaluation | None = None,
-) -> int:
-    """Run the stage; returns the process's exit code (0 finished, 75 stopped by a signal).
-
-    ``gates(options, processor, run_dir, is_main=..., storage=...)`` makes the callback that watches for drift; it is
-    handed in, because it asks the model questions, which training knows nothing about.
-    """
+def dpo(cfg: StageConfig, *, callbacks: Sequence[Callback] = ()) -> int:
+    """Run the stage; see `qa_train.train.flow.train`."""
     options = asdict(cfg.dpo)
     precomputed = options.pop("reference") == "precomputed"
-    del options["gates"]
-    args = training_arguments(cfg, DPOConfig, max_length=None, precompute_ref_log_probs=precomputed, **options)
-    stage = open_stage(cfg, args)
-    if stage is None:
-        return 0
-    note = single_pairs(cfg.dpo.loss_type, stage.batches, cfg.trainer.max_steps * cfg.trainer.batches_per_step)
+    return train(cfg, DPOConfig, _build, callbacks, max_length=None, precompute_ref_log_probs=precomputed, **options)
+
+
+def _build(stage: Stage, args: DPOConfig) -> AudioDPOTrainer:
+    """The trainer with its reference: a second model, the model without its adapters, or values computed once."""
+    cfg, precomputed = stage.cfg, args.precompute_ref_log_probs
+    num_batches = cfg.trainer.max_steps * cfg.trainer.batches_per_step
+    note = single_pairs(cfg.dpo.loss_type, stage.batches, num_batches)
     if note and stage.run.is_main:
         print(note, flush=True)
     reference = Reference(stage.run.dir / "reference", _facts(stage), is_main=stage.run.is_main)
@@ -151,16 +160,12 @@ def dpo(
     )
     if precomputed:
         assert isinstance(stage.batches, PreferenceBatches)
-        num_batches = cfg.trainer.max_steps * cfg.trainer.batches_per_step
         first = checkpoints.step_of(stage.resume) * cfg.trainer.batches_per_step if stage.resume else 0
         reference.fill(trainer, stage.batches, num_batches, cfg.data.tokens_per_batch, first=first)
         trainer.ref_model = None
     else:
         reference.pin()
-    if cfg.dpo.gates.every and gates is not None:
-        is_main, storage = stage.run.is_main, cfg.data.storage
-        trainer.add_callback(gates(cfg.dpo.gates, stage.processor, stage.run.dir, is_main=is_main, storage=storage))
-    return go(trainer, stage, evaluation)
+    return trainer
 
 
 def single_pairs(losses: Sequence[str], batches: Batches, num_batches: int) -> str | None:

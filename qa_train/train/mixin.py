@@ -24,16 +24,15 @@ from transformers import Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from qa_train.config import PartsConfig, TrainerConfig
-from qa_train.data.batches import SKIP_REASONS, Batches
-from qa_train.model import load_weights, weights_digest
-from qa_train.model.lora import Adapters, write_base
+from qa_train.model.lora import train_in_float32
+from qa_train.model.stored.weights import load_weights, weights_digest
 from qa_train.train.job import checkpoints
 from qa_train.train.job.distributed import from_main, optimizer_layout, zero_stage
 from qa_train.train.job.run import RunFolder
 from qa_train.train.job.watchdog import Watchdog
 from qa_train.train.numbers.metrics import MetricsWriter
 from qa_train.train.numbers.tally import Tally, token_curves
-from qa_train.train.numbers.throughput import NAMES, UsefulWork, count, peak_flops, rates
+from qa_train.train.numbers.throughput import NAMES, count, rates
 from qa_train.train.optimizer.groups import PartRates, learning_rates
 from qa_train.train.optimizer.optimizers import muon_with_adamw
 from qa_train.train.safety import rollback, saving
@@ -44,6 +43,10 @@ logger = logging.getLogger(__name__)
 
 
 if TYPE_CHECKING:
+    from qa_train.data.batches import Batches
+    from qa_train.model.lora import Adapters
+    from qa_train.train.numbers.useful_work import UsefulWork
+
     # What it is mixed into, for the checker alone: TRL's trainers have a base of their own between the two.
     _Base = Trainer
 else:
@@ -69,16 +72,20 @@ class AudioTrainerMixin(_Base):
         writer: MetricsWriter,
         options: TrainerConfig,
         work: UsefulWork,
+        peak: float | None = None,
         adapters: Adapters | None = None,
     ) -> None:
-        """Hand over what the stock constructors have no place for."""
+        """Hand over what the stock constructors do not take. peak: operations per second of a device, if known."""
         self.batches = batches
         self.run = run
         self.writer = writer
         self.options = options
         self.work = work
-        self._peak = peak * self.args.world_size if (peak := peak_flops()) is not None else None
+        self._peak = None if peak is None else peak * self.args.world_size
         self.adapters = adapters
+        if adapters is not None and not self.is_deepspeed_enabled:
+            # DeepSpeed keeps float32 copies itself.
+            train_in_float32(self.model)
         self.guards = Guards(options)
         self.tally = Tally([source.name for source in batches.sources], batches.plan.used, self.tallied)
         self._step_numbers: dict[str, Any] = {}
@@ -104,12 +111,13 @@ class AudioTrainerMixin(_Base):
             # The first step's time begins here: loading the model and the checkpoint is not part of it.
             self._step_started = started
         counts = sum((count(batch, self.work) for batch in batches), torch.zeros(len(NAMES), dtype=torch.float64))
-        skipped = torch.tensor([self.batches.skipped[reason] for reason in SKIP_REASONS], dtype=torch.float64)
+        reasons = self.batches.skip_reasons
+        skipped = torch.tensor([self.batches.skipped[reason] for reason in reasons], dtype=torch.float64)
         numbers = torch.cat([counts, skipped])
         if self.args.world_size > 1:
             numbers = self.accelerator.reduce(numbers.float().to(device), "sum").double().cpu()
         self._step_numbers = dict(zip(NAMES, numbers.tolist()[: len(NAMES)], strict=True))
-        self._step_numbers["skipped"] = dict(zip(SKIP_REASONS, map(int, numbers.tolist()[len(NAMES) :]), strict=True))
+        self._step_numbers["skipped"] = dict(zip(reasons, map(int, numbers.tolist()[len(NAMES) :]), strict=True))
         self._step_numbers |= {"data_wait_s": waited, "checkpoint_s": self._checkpoint_s}
         self._checkpoint_s = 0.0
         return batches, num_items
@@ -222,7 +230,7 @@ class AudioTrainerMixin(_Base):
             # A pickle of the arguments that nothing here reads back.
             (folder / "training_args.bin").unlink(missing_ok=True)
             if self.adapters is not None:
-                write_base(folder, self.adapters)
+                self.adapters.write_base(folder)
         self.accelerator.wait_for_everyone()
         sums = saving.flush_on_all_ranks(folder, args.process_index, args.world_size)
         if self.run.is_main:

@@ -21,6 +21,6 @@ def test_reading_is_faster_than_a_plain_pipeline_of_the_stock_parts() -> None:
         result = module.measure(clips=20, seconds=5.0, rounds=2)
     finally:
         torch.set_num_threads(threads)
-    # CPU time on a busy machine varies by a factor of two; docs/benchmarks.md has the figures of a quiet one.
+    # CPU time on a busy machine varies by a factor of two; docs/lab/data.md has the figures of a quiet one.
     assert result["ours"]["clips_per_s"] > 1.8 * result["webdataset"]["clips_per_s"]
     assert result["ours"]["times_real_time"] > 300

@@ -18,7 +18,6 @@ from tests.train.conftest import ROOT, environment
 
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 _BLOCK = re.compile(r"^```bash( run)?\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
-_LINK = re.compile(r"\]\(([\w./-]+\.md)\)")
 
 
 def blocks(path: Path) -> list[tuple[bool, str]]:
@@ -81,9 +80,3 @@ def test_stage_commands_use_keys_that_exist(path: Path) -> None:
                 assert name in GROUPS or name in valid_keys(), f"{path.name}: {word}"
                 if name in GROUPS:
                     assert (config_dir() / name / f"{value}.yaml").is_file(), f"{path.name}: {word}"
-
-
-def test_links_between_guides_lead_somewhere() -> None:
-    for path in GUIDES:
-        for target in _LINK.findall(path.read_text()):
-            assert (path.parent / target).is_file(), f"{path.name} -> {target}"

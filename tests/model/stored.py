@@ -8,7 +8,7 @@ import torch
 
 from qa_train.config import EncoderConfig, LanguageModelConfig, LoraSettings, ModelConfig
 from qa_train.model import build_model
-from qa_train.model.lora import add_adapters, plan_adapters, write_base
+from qa_train.model.lora import add_adapters, plan_adapters
 from qa_train.train.job.checkpoints import commit
 
 SMALL = ModelConfig(
@@ -48,6 +48,6 @@ def write_adapters(folder: Path) -> Path:
                 parameter.add_(0.1)
     adapted.save_pretrained(str(folder))
     processor.save_pretrained(folder)
-    write_base(folder, adapters)
+    adapters.write_base(folder)
     commit(folder, {"step": 2})
     return folder

@@ -1,4 +1,4 @@
-"""scripts/check_plan.py: the runs that it makes for the table of docs/planning.md."""
+"""scripts/check_plan.py: the runs that it makes for the table of docs/lab/planning.md."""
 
 from __future__ import annotations
 

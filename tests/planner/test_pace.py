@@ -11,8 +11,10 @@ import yaml
 
 from qa_train.config import written
 from qa_train.config.compose import compose_stage
-from qa_train.planner import PlanConfig, as_text, estimate
+from qa_train.config.planning import PlanConfig
+from qa_train.planner.estimate import estimate
 from qa_train.planner.measured import pace_of
+from qa_train.planner.output import as_text
 
 CFG = compose_stage("pretrain", ["experiment=smoke", "trainer.batches_per_step=4"])
 

@@ -17,7 +17,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
-import qa_train.train.common as common
+import qa_train.train.encode_once as encode_once
+import qa_train.train.forecast as forecast
 from qa_train.config import config_dir, register, to_stage_config
 from qa_train.train.dpo import dpo
 from qa_train.train.numbers.pace import FIRST_STEPS, Pace
@@ -71,15 +72,15 @@ def test_a_rehearsed_run_is_equal_to_the_last_bit(
     stage, more = CASES[case]
     words = ["trainer.max_steps=4", *more]
     rehearsed: list[Any] = []
-    real = common.rehearse
+    real = forecast.rehearse
 
     def spied(trainer: Any, opened: Any) -> Any:
         rehearsed.append(real(trainer, opened))
         return rehearsed[-1]
 
-    monkeypatch.setattr(common, "rehearse", spied)
+    monkeypatch.setattr(forecast, "rehearse", spied)
     train(stage, [*options(stage, tmp_path / "with"), *words])
-    monkeypatch.setattr(common, "rehearse", lambda trainer, opened: None)
+    monkeypatch.setattr(forecast, "rehearse", lambda trainer, opened: None)
     train(stage, [*options(stage, tmp_path / "without"), *words])
 
     assert rehearsed[0].batch_s > 0 < rehearsed[0].update_s
@@ -100,7 +101,7 @@ def seconds_in(text: str, pattern: str) -> float:
 def test_encoding_says_how_long_it_takes(
     options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(common, "_LOOK_S", 0.0)
+    monkeypatch.setattr(encode_once, "_LOOK_S", 0.0)
     words = ["model.freeze=[encoder]", f"data.encoder_cache={tmp_path / 'cache'}", "trainer.max_steps=1"]
     train("pretrain", [*options("pretrain", tmp_path / "one"), *words])
     screen = capfd.readouterr().out

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from qa_train.config.compose import compose_stage
+from qa_train.config.stages import STAGES
 from qa_train.planner.balance import open_planned
 from qa_train.train.job import checkpoints
 from tests.train.conftest import ROOT, command, environment, metrics, run
 from tests.train.make_golden import GOLDEN, golden_of
 
 Options = Callable[[str, Path], list[str]]
-STAGES = ("pretrain", "sft", "dpo")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import torch
 from qa_train.config import PartConfig, PartsConfig, StageConfig, TrainerConfig
 from qa_train.model import build_model
 from qa_train.model.flops import Regime, Shapes, Work, training_flops
-from qa_train.train.numbers.throughput import NAMES, UsefulWork, count, peak_flops, rates
+from qa_train.train.numbers.throughput import NAMES, count, rates
+from qa_train.train.numbers.useful_work import UsefulWork, peak_flops
 from qa_train.train.optimizer.groups import learning_rates
 from tests.planner.test_measured import inputs, model_config
 

@@ -37,9 +37,36 @@ _REFUSED = {
 _REFUSED_IN_TURNS = ("tool_calls", "function_call", "reasoning_content", "thinking", "images", "videos")
 # What is looked at here and is no field of the record.
 _TAKEN = (*TURNS, *_CLIPS, *_REFUSED, "system", "system_prompt", "history", "rejected_response", "rejected_messages",
-          "rejected_audios", "duration", "response_1", "response_2", "overall_response")  # fmt: skip
+          "rejected_audios", "duration", "offset", "response_1", "response_2", "overall_response")  # fmt: skip
 _TURN_TAKEN = (*LOSS_FIELDS, *_CLIPS, *_REFUSED_IN_TURNS, "role", "content", "from", "value", "type", "message_type",
-               "duration")  # fmt: skip
+               "duration", "offset")  # fmt: skip
+
+
+def parts_of(row: dict[str, Any], num_clips: int) -> list[tuple[float, float | None]]:
+    """(offset, duration or None) in seconds of each clip of a row: the part of its file that is meant, as NeMo does.
+
+    They lie in the turn of a clip, or in the row if that has one clip; what is not said is the whole file.
+
+    Raises:
+        BadRecord: an offset that belongs to no single clip, or numbers that are none.
+    """
+    turns = [turn for name in TURNS for turn in (row.get(name) or []) if isinstance(turn, dict)]
+    said = [turn for turn in turns if {"offset", "duration"} & turn.keys()]
+    if not said and num_clips == 1:
+        said = [row]
+    if len(said) != num_clips:
+        if any(each.get("offset") for each in (*said, row)):
+            raise BadRecord("it has an 'offset', and several clips: cut the files, or give each clip a turn of its own")
+        return [(0.0, None)] * num_clips
+    try:
+        parts = [
+            (float(s.get("offset") or 0), None if s.get("duration") is None else float(s["duration"])) for s in said
+        ]
+    except (TypeError, ValueError) as error:
+        raise BadRecord(f"its 'offset' or 'duration' is no number of seconds ({error})") from error
+    if any(start < 0 or (length is not None and not length > 0) for start, length in parts):
+        raise BadRecord("its 'offset' must be 0 or more, and its 'duration' above 0")
+    return parts
 
 
 def is_chat(row: dict[str, Any]) -> bool:
@@ -49,10 +76,11 @@ def is_chat(row: dict[str, Any]) -> bool:
     return bool(said & {*TURNS} or (said & {*_ASKED} and answered) or isinstance(row.get("chosen"), list))
 
 
-def chat_record(row: dict[str, Any]) -> tuple[dict[str, Any], list[Source]]:
+def chat_record(row: dict[str, Any], *, cuts: bool = False) -> tuple[dict[str, Any], list[Source]]:
     """The record (``messages`` with ``<audio>`` where a clip is heard, perhaps ``chosen`` and ``rejected``), its clips.
 
-    Fields without a meaning here are kept in the record (see ``unknown_fields``).
+    Fields without a meaning here are kept in the record (see ``unknown_fields``). ``cuts``: the caller takes the parts
+    of files that ``parts_of`` tells; else a row that means a later part of a file is refused.
 
     Raises:
         BadRecord: the row is no chat, holds what this model cannot learn from, or its clips and marks do not match.
@@ -73,6 +101,10 @@ def chat_record(row: dict[str, Any]) -> tuple[dict[str, Any], list[Source]]:
     turns, pair = _answers(row, turns)
     listed = _listed(row)
     messages, clips = _placed(turns, listed)
+    if any(start for start, _ in parts_of(row, len(clips))) and not cuts:
+        raise BadRecord(
+            "a clip with 'offset': qa-train data import cuts parts of recordings; else give a file of its own"
+        )
     taken = {*_TAKEN, *(() if any(name in row for name in TURNS) else (*_ASKED, *_ANSWERED, "input"))}
     record = with_texts({name: value for name, value in row.items() if name not in taken} | pair)
     record["messages"] = messages
@@ -153,7 +185,7 @@ def _content(turn: dict[str, Any]) -> Any:
     content = turn.get("content", turn.get("value"))
     kind = _of_type(turn)
     if kind is not None and not isinstance(content, list):
-        return [{"type": kind, "value": content, "offset": turn.get("offset")}]
+        return [{"type": kind, "value": content}]
     if kind not in (None, "text", "message"):
         raise BadRecord(f"a turn of type {kind!r} with a list: give its parts as {{type, text}} and {{type, audio}}")
     if "value" in turn and isinstance(content, str):

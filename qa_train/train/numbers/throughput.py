@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qa_train.config import StageConfig
 from qa_train.data.audio.front_end import FRONT_END
-from qa_train.model.flops import Regime, Shapes, Work, training_flops
-from qa_train.planner.gpus import GPUS
+
+if TYPE_CHECKING:
+    from qa_train.train.numbers.useful_work import UsefulWork
 
 NAMES = ("tokens", "padded_tokens", "supervised_tokens", "rows", "audio_s", "pairs", "chosen_tokens",
          "useful_flops")  # fmt: skip
-
-
-class UsefulWork:
-    """Useful floating-point operations of micro-batches: real frames, real tokens, supervised rows, once each."""
-
-    def __init__(self, cfg: StageConfig, model_config: Any) -> None:
-        """What trains, and the sizes of the model."""
-        self._shapes, self._regime = Shapes.of(model_config), Regime.of(cfg.model)
-
-    def flops(self, batch: dict[str, torch.Tensor], supervised: int) -> float:
-        """Those of one micro-batch (see ``qa_train.model.flops``); the reference of DPO is left out."""
-        segments = batch["feature_lengths"].tolist() if "feature_lengths" in batch else []
-        documents = [n for n in batch["attention_mask"].sum(1).tolist() if n]
-        return training_flops(self._shapes, Work(segments, documents, supervised), self._regime).total
-
-
-def peak_flops() -> float | None:
-    """The data sheet's bfloat16 rate of this process's GPU, operations per second; None if it is not in the table."""
-    if not torch.cuda.is_available():
-        return None
-    name = torch.cuda.get_device_name().lower()
-    return next(
-        (gpu.bf16_tflops * 1e12 for key, gpu in GPUS.items() if key.partition("-")[0] in re.split(r"[ -]", name)), None
-    )
 
 
 def count(batch: dict[str, torch.Tensor], work: UsefulWork) -> torch.Tensor:

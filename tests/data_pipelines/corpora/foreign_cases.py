@@ -60,7 +60,8 @@ def _preference(number: int, better: int) -> dict[str, Any]:
         "response_1": "one",
         "response_2": "two",
         "overall_response": better,
-        "audio": audio_cell(f"p-{number}.flac"),
+        # As the project's own template for this set reads it.
+        "audio_path": audio_cell(f"p-{number}.flac"),
     }
 
 

@@ -1,0 +1,65 @@
+"""The stages of the recipe, one entry each: all that the rest of the project asks of a stage before it trains.
+
+A further stage is an entry here, a file in `qa_train/train/` with its function, and `configs/NAME.yaml`. The command
+line, completion, checks, planner, evaluation during training, report and dashboard follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """One stage.
+
+    Attributes:
+        name: the command, and the name of its file in ``configs/``.
+        run: ``module:function`` that trains; it takes the configuration and ``callbacks`` and returns an exit code.
+        template: of held-out questions that name none: "base" or "chat".
+        pairs: whether a sample is a preference pair, which has two documents, or one conversation.
+        section: the section of the configuration that this stage alone reads.
+        reference: the key that is "live" when a second model answers every batch too, forward only.
+    """
+
+    name: str
+    run: str
+    template: str = "chat"
+    pairs: bool = False
+    section: str | None = None
+    reference: str | None = None
+
+    @property
+    def rows(self) -> int:
+        """Documents of a sample."""
+        return 2 if self.pairs else 1
+
+    def reference_forwards(self, cfg: Any) -> int:
+        """Forward passes of a reference model for every micro-batch of this configuration."""
+        return int(self.reference is not None and self.reference_of(cfg) == {self.reference: "live"})
+
+    def reference_of(self, cfg: Any) -> dict[str, Any]:
+        """The key of ``reference`` with its value; empty for a stage without one."""
+        if self.reference is None:
+            return {}
+        section, _, name = self.reference.rpartition(".")
+        return {self.reference: getattr(getattr(cfg, section), name)}
+
+    def load(self) -> Callable[..., int]:
+        """The function that trains."""
+        module, _, name = self.run.partition(":")
+        function: Callable[..., int] = getattr(import_module(module), name)
+        return function
+
+
+STAGES = {
+    kind.name: kind
+    for kind in (
+        StageKind("pretrain", "qa_train.train.pretrain:pretrain", template="base"),
+        StageKind("sft", "qa_train.train.sft:sft"),
+        StageKind("dpo", "qa_train.train.dpo:dpo", pairs=True, section="dpo", reference="dpo.reference"),
+    )
+}

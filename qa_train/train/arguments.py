@@ -1,0 +1,93 @@
+"""The arguments of a stage's trainer, and what must be settled in the process before they are made."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, fields
+from typing import Any, TypeVar
+
+import torch
+from transformers import TrainingArguments
+
+from qa_train.config import ReliabilityConfig, StageConfig
+from qa_train.train.job.arithmetic import settle
+from qa_train.train.job.distributed import accumulation_steps, deepspeed_options, name_accelerator
+from qa_train.train.job.states import plain_states_only
+from qa_train.train.optimizer.optimizers import rehearse_optimizer
+from qa_train.utils.allocator import keep_freed_memory
+from qa_train.utils.launch import check_arithmetic, check_ranks_announced
+
+Args = TypeVar("Args", bound=TrainingArguments)
+
+# TrainerConfig fields that are not TrainingArguments.
+_OWN_FIELDS = (
+    "batches_per_step",
+    *(f.name for f in fields(ReliabilityConfig)),
+    "cpu_threads",
+    "muon_learning_rate",
+    "parts",
+    "gradient_checkpointing",
+    "compile_layers",
+    "use_liger_kernel",
+)
+
+
+def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
+    """TrainingArguments (or TRL's subclass of them) for this configuration.
+
+    Must be called before the model is loaded: under ZeRO-3 the arguments decide how it is partitioned.
+    """
+    settle(cfg)
+    check_ranks_announced()
+    check_arithmetic(bf16=cfg.trainer.bf16, gpu=torch.cuda.is_available())
+    options = {k: v for k, v in asdict(cfg.trainer).items() if k not in _OWN_FIELDS}
+    on_cpu = not torch.cuda.is_available()
+    name_accelerator()
+    deepspeed = deepspeed_options(cfg.deepspeed)
+    plain_states_only()
+    if on_cpu:
+        keep_freed_memory()
+        if cfg.trainer.cpu_threads:
+            torch.set_num_threads(cfg.trainer.cpu_threads)
+    with warnings.catch_warnings():
+        # TRL turns checkpointing on under the old name, so the old name is the one to set.
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
+        args = _construct(kind, cfg, options, deepspeed, on_cpu, more)
+    rehearse_optimizer(args)
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"one process sees {args.n_gpu} GPUs: start one process for each with torchrun --nproc-per-node "
+            f"{args.n_gpu} -m qa_train ..., or choose one with CUDA_VISIBLE_DEVICES=0"
+        )
+    return args
+
+
+def _construct(
+    kind: type[Args], cfg: StageConfig, options: dict[str, Any], deepspeed: Any, on_cpu: bool, more: dict[str, Any]
+) -> Args:
+    return kind(
+        output_dir=f"{cfg.run.dir}/checkpoints",
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=accumulation_steps(cfg.trainer),
+        # The model does it itself, part by part; TRL's own default would be all layers.
+        gradient_checkpointing=False,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        average_tokens_across_devices=True,
+        ddp_find_unused_parameters=False,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        # Old checkpoints are deleted after the new one is committed, not before.
+        save_total_limit=None,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_num_workers=cfg.data.num_workers,
+        dataloader_pin_memory=not on_cpu,
+        seed=cfg.run.seed,
+        # accelerate has no DeepSpeed branch for CPU processes (see distributed.py).
+        use_cpu=on_cpu and deepspeed is None,
+        deepspeed=deepspeed,
+        **options,
+        **more,
+    )

@@ -1,0 +1,133 @@
+"""What every stage does: arguments, an open stage, a trainer, and then training to the end or to a signal."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from transformers import PrinterCallback, TrainerCallback
+
+from qa_train.config import StageConfig, written
+from qa_train.train.arguments import Args, training_arguments
+from qa_train.train.job import checkpoints
+from qa_train.train.job.distributed import from_main
+from qa_train.train.job.watchdog import Watchdog
+from qa_train.train.numbers.metrics import EXIT_STOPPED, Progress, StopOnRequest
+from qa_train.train.safety.guards import read_tail
+from qa_train.train.safety.rollback import FILE as LEFT_OUT
+from qa_train.train.safety.rollback import left_out
+from qa_train.train.safety.selfcheck import check_ranks, check_storage
+from qa_train.utils.atomic import write_json
+
+if TYPE_CHECKING:
+    from qa_train.train.stage import Stage
+
+logger = logging.getLogger(__name__)
+
+# (stage, trainer) -> a callback, such as evaluation during training.
+Callback = Callable[[Any, Any], TrainerCallback]
+
+
+def train(
+    cfg: StageConfig,
+    kind: type[Args],
+    build: Callable[[Stage, Args], Any],
+    callbacks: Sequence[Callback] = (),
+    **options: Any,
+) -> int:
+    """Run a stage; returns the process's exit code (0 finished, 75 stopped by a signal).
+
+    Args:
+        cfg: its configuration.
+        kind: of the trainer's arguments.
+        build: makes the trainer of the opened stage: see `plain`.
+        callbacks: see `go`.
+        **options: arguments of ``kind`` that the configuration does not give.
+    """
+    # Here a model and its data come in: whoever only wants a stage's trainer class needs none of that.
+    from qa_train.train.opening import open_stage
+
+    args = training_arguments(cfg, kind, **options)
+    stage = open_stage(cfg, args)
+    return 0 if stage is None else go(build(stage, args), stage, callbacks)
+
+
+def plain(trainer: Callable[..., Any]) -> Callable[[Stage, Any], Any]:
+    """``build`` of a trainer that takes the stage's model, batches and processor, and nothing else."""
+
+    def build(stage: Stage, args: Any) -> Any:
+        return trainer(
+            model=stage.trained_model,
+            args=args,
+            train_dataset=stage.dataset,
+            data_collator=stage.collator,
+            processing_class=stage.processor,
+        )
+
+    return build
+
+
+def go(trainer: Any, stage: Stage, callbacks: Sequence[Callback] = ()) -> int:
+    """Train to the end (or to a signal) and return the process's exit code.
+
+    Each of ``callbacks`` makes one from (stage, trainer): evaluation is handed in, because training knows nothing of
+    questions and scores.
+    """
+    from qa_train.data.workers import explained_worker_death
+    from qa_train.train.first_screen import first_screen
+    from qa_train.train.forecast import rehearse
+    from qa_train.train.numbers.useful_work import UsefulWork, peak_flops
+
+    stop = StopOnRequest(stage.run.dir, is_main=stage.run.is_main)
+    trainer.add_callback(stop)
+    trainer.add_callback(Progress(stage.run, stage=stage.cfg.stage))
+    trainer.remove_callback(PrinterCallback)
+    trainer.attach(
+        batches=stage.batches,
+        run=stage.run,
+        writer=stage.writer,
+        options=stage.cfg.trainer,
+        work=UsefulWork(stage.cfg, stage.model.config),
+        peak=peak_flops(),
+        adapters=stage.adapters,
+    )
+    # A fresh start also forgets an evaluation of step 0: it may have been of another model.
+    stage.writer.rewind(checkpoints.step_of(stage.resume) if stage.resume else -1)
+    for make in callbacks:
+        # After the callback that hears of a stop: saving goes first.
+        trainer.add_callback(make(stage, trainer))
+    window = stage.cfg.trainer.loss_spike_window
+    trainer.guards.restore(from_main(read_tail(stage.run.metrics, window) if stage.run.is_main else None))
+    trainer.left_out = from_main(left_out(stage.run.dir) if stage.run.is_main else None)
+    if trainer.left_out and stage.run.is_main:
+        steps = ", ".join(map(str, trainer.left_out))
+        logger.warning("this run leaves steps out, as %s says: %s", stage.run.dir / LEFT_OUT, steps)
+    if stage.cfg.trainer.self_check:
+        trainer.self_check = [check_ranks(stage.cfg), check_storage(stage.run.dir, stage.model)]
+    mixture = stage.batches.table()
+    stage.writer.track(stage.cfg, written(stage.cfg) | {"mixture": {row["source"]: row["share"] for row in mixture}})
+    rehearsal = rehearse(trainer, stage)
+    if stage.run.is_main:
+        (stage.run.dir / "data.txt").write_text(stage.batches.describe() + "\n")
+        write_json(stage.run.dir / "mixture.json", mixture, durable=True)
+        print(first_screen(stage, trainer.model, rehearsal), flush=True)
+    stage.run.record(stage.resume)
+    trainer.watchdog = Watchdog(stage.run.dir / "logs", trainer.args.process_index, stage.cfg.trainer.hang_timeout_s)
+    trainer.watchdog.start()
+    try:
+        with explained_worker_death():
+            trainer.train(resume_from_checkpoint=str(stage.resume) if stage.resume else None)
+    finally:
+        trainer.watchdog.stop()
+    stop.close()
+    stage.writer.close()
+    if stop.stopped_by:
+        if stage.run.is_main:
+            by, step = stop.stopped_by, trainer.state.global_step
+            print(f"stopped by {by} at step {step}; saved. The same command continues.")
+        return EXIT_STOPPED
+    stage.run.finish(trainer.state.global_step)
+    if stage.run.is_main:
+        print(f"finished: {trainer.state.global_step} steps, model in {stage.run.checkpoints}")
+    return 0

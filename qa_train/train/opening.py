@@ -1,0 +1,112 @@
+"""Opening a stage: its run folder, model and data, and whether it may go on where it stopped."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import asdict
+from typing import Any
+
+from transformers import TrainingArguments, set_seed
+from transformers.trainer_utils import align_special_tokens
+from transformers.utils.logging import disable_progress_bar
+
+from qa_train.config import StageConfig
+from qa_train.config.checks import require_root
+from qa_train.data.batches import open_data
+from qa_train.model import build_model, freeze
+from qa_train.model.flops import Shapes
+from qa_train.model.layers.kernels import use_liger_kernels
+from qa_train.model.layers.recompute import compile_layers
+from qa_train.model.lora import plan_adapters
+from qa_train.planner.balance import cost_of
+from qa_train.train.encode_once import use_encoder_cache
+from qa_train.train.job import checkpoints
+from qa_train.train.job.distributed import is_main, optimizer_layout
+from qa_train.train.job.reshape import read_in_another_shape
+from qa_train.train.job.run import RunFolder
+from qa_train.train.numbers.metrics import MetricsWriter
+from qa_train.train.stage import Stage
+
+
+def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
+    """Open the run folder, the model and the data; None when the run is already finished.
+
+    Raises:
+        ValueError: the run folder or the data do not fit the configuration.
+    """
+    run = RunFolder(cfg, is_main=is_main())
+    done = run.take(cfg.trainer.max_steps)
+    if done is not None:
+        differs = run.other_settings()
+        if run.is_main:
+            print(
+                f"{run.dir}: finished after {done} steps; nothing to do{differs}. Choose another run.dir to train anew."
+            )
+        return None
+    require_root(cfg)
+    set_seed(cfg.run.seed)
+    model, processor = build_model(cfg.model, seed=cfg.run.seed)
+    _silence_libraries(model, processor)
+    freeze(model, cfg.model.freeze)
+    model.set_recompute(**asdict(cfg.trainer.gradient_checkpointing))
+    if cfg.trainer.use_liger_kernel:
+        use_liger_kernels(model)
+    if cfg.trainer.compile_layers:
+        compile_layers(model)
+    resume = run.start()
+    data = open_data(
+        cfg.data,
+        processor.tokenizer,
+        int(processor.feature_extractor.feature_size),
+        seed=cfg.data.seed,
+        batches_per_step=cfg.trainer.batches_per_step,
+        preference=cfg.kind.pairs,
+        cost=cost_of(cfg, Shapes.of(model.config)),
+    )
+    writer = MetricsWriter(run.metrics, is_main=run.is_main)
+    adapters = plan_adapters(model, cfg.model, seed=cfg.run.seed)
+    stage = Stage(cfg, run, model, processor, data, writer, resume, adapters)
+    # Before hours of encoding.
+    _check_resume(stage, args)
+    if cfg.data.encoder_cache:
+        use_encoder_cache(cfg.data.encoder_cache, model, data, args)
+    return stage
+
+
+def _silence_libraries(model: Any, processor: Any) -> None:
+    """Do quietly what the trainers would announce in every run; no bars for files that are written."""
+    disable_progress_bar()
+    # TRL asks under a name that transformers is about to drop.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+    # The trainer counts the batches of a step itself and tells accelerate of one; DeepSpeed knows them all.
+    logging.getLogger("accelerate.accelerator").addFilter(_no_accumulation_mismatch)
+    library = logging.getLogger("transformers.trainer_utils")
+    level = library.level
+    library.setLevel(logging.ERROR)
+    align_special_tokens(model, processor)
+    library.setLevel(level)
+
+
+def _no_accumulation_mismatch(record: logging.LogRecord) -> bool:
+    return "Gradient accumulation steps mismatch" not in record.getMessage()
+
+
+def _check_resume(stage: Stage, args: TrainingArguments) -> None:
+    """Refuse to go on with other shards than the run began with; take the plan's shortcut."""
+    if stage.resume is None:
+        return
+    manifest = checkpoints.read_manifest(stage.resume)
+    layout = optimizer_layout(stage.cfg.deepspeed.config)
+    if manifest.get("optimizer", layout) != layout:
+        read_in_another_shape(stage.resume, manifest["optimizer"], layout, args)
+    if manifest["plan_fingerprint"] != stage.batches.plan.fingerprint and not stage.cfg.run.allow_data_change:
+        raise ValueError(
+            f"the data differ from those {stage.run.dir} was trained on, or the order of their samples does (plan "
+            f"fingerprint {stage.batches.plan.fingerprint}, checkpoint {manifest['plan_fingerprint']}). The order also "
+            "hangs on the version of qa-train, on what trains, and on whether data.encoder_cache is set: restore what "
+            "changed, or continue in the new order with run.allow_data_change=true. Sources whose records, filters or "
+            "prompts changed then begin their next epoch, and what was left of this one is not seen; the others go on "
+            "where they were, with at most a chapter seen twice"
+        )
+    stage.batches.plan.seek(*manifest["plan_hint"])
