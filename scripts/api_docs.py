@@ -17,6 +17,7 @@ from pathlib import Path
 import pdoc
 import pdoc.render
 
+import qa_train
 from qa_train import config
 from qa_train.config.guide import options_help
 
@@ -33,9 +34,19 @@ def show_options() -> None:
                 kind.__doc__ = "\n".join([inspect.getdoc(kind) or "", "", *listed])
 
 
+def resolve_deferred() -> None:
+    """Import what packages offer on first use: pdoc reads their dictionaries, not their ``__getattr__``."""
+    for found in pkgutil.walk_packages(qa_train.__path__, "qa_train."):
+        if found.ispkg:
+            package = importlib.import_module(found.name)
+            for name in getattr(package, "__all__", ()):
+                setattr(package, name, getattr(package, name))
+
+
 def build(folder: Path) -> list[str]:
     """Write the pages; returns pdoc's warnings."""
     show_options()
+    resolve_deferred()
     pdoc.render.configure(docformat="google", show_source=False)
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always", UserWarning)

@@ -97,13 +97,6 @@ def add_adapters(model: nn.Module, adapters: Adapters, *, float32: bool = True) 
     return adapted
 
 
-def train_in_float32(adapted: nn.Module) -> None:
-    """Turn what trains beside weights of half precision (the projector) into float32, so that small updates count."""
-    for parameter in adapted.parameters():
-        if parameter.requires_grad and parameter.is_floating_point():
-            parameter.data = parameter.data.float()
-
-
 def has_adapters(folder: str | Path) -> bool:
     """Whether ``folder`` is a checkpoint of adapters."""
     return all((Path(folder) / name).is_file() for name in (_ADAPTER, _CONFIG, _BASE))

@@ -264,7 +264,7 @@ def test_identical_pairs_are_refused_wherever_they_come_in(tmp_path: Path, token
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [*rows, user("?") | {"rejected_response": "Rain."}])))
     with pytest.raises(ValueError, match="line 3: chosen and rejected are the same answer"):
         jsonl_to_shards(tmp_path / "a.jsonl", tmp_path / "a-%05d.tar")
-    # In a shard of before: named by the index, left out by the plan.
+    # In a shard of before: the row of its index is refused by name.
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (index,) = jsonl_to_shards(tmp_path / "a.jsonl", tmp_path / "a-%05d.tar")
     old = index.table.to_pylist()
@@ -272,10 +272,9 @@ def test_identical_pairs_are_refused_wherever_they_come_in(tmp_path: Path, token
     index.table = type(index.table).from_pylist(old, schema=index.table.schema)
     write_index(index)
     sources = {"c": SourceConfig(name="c", shards=[str(tmp_path / "*.tar")], task="chat", template="chat")}
-    data = open_data(
-        DataConfig(sources=sources, chapter_samples=2), tokenizer, 80, seed=0, batches_per_step=1, preference=True
-    )
-    assert data.sources[0].left_out == {"chosen and rejected are identical": 1}
+    config = DataConfig(sources=sources, chapter_samples=2)
+    with pytest.raises(ValueError, match="row 1 of its index: chosen and rejected are the same answer"):
+        _ = open_data(config, tokenizer, 80, seed=0, batches_per_step=1, preference=True).sources[0].left_out
     tar = tmp_path / "a-00000.tar"
     tar.write_bytes(tar.read_bytes().replace(b"Wind.", b"Rain."))
     (again,) = build_index([tar])

@@ -17,7 +17,6 @@ from hydra import initialize_config_dir
 
 from qa_train.config import DeepspeedConfig, EncoderConfig, LanguageModelConfig, SourceConfig, StageConfig, config_dir
 from qa_train.config.evaluation import EvaluationConfig
-from qa_train.config.sections import GatesConfig
 from qa_train.train.dpo import dpo
 from qa_train.train.pretrain import pretrain
 from qa_train.train.sft import sft
@@ -83,7 +82,7 @@ def stand_in(cfg: StageConfig, made: Path, folder: Path) -> StageConfig:
     cfg.data.num_workers, cfg.trainer.dataloader_prefetch_factor = 0, None
     cfg.trainer.max_steps, cfg.trainer.batches_per_step, cfg.trainer.save_steps = 2, 1, 2
     cfg.trainer.cpu_threads, cfg.trainer.compile_layers, cfg.trainer.use_liger_kernel = 1, False, False
-    cfg.evaluation, cfg.dpo.gates = EvaluationConfig(), GatesConfig()
+    cfg.evaluation = EvaluationConfig()
     return cfg
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import socket
+import warnings
 from pathlib import Path
 
 import pytest
@@ -186,7 +187,10 @@ def rehearsed(folder: Path, **options: object) -> None:
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"])
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "polynomial", "constant", "inverse_sqrt"])
 def test_what_can_be_built_passes_the_rehearsal(optim: str, schedule: str, tmp_path: Path) -> None:
-    rehearsed(tmp_path, optim=optim, lr_scheduler_type=schedule)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        rehearsed(tmp_path, optim=optim, lr_scheduler_type=schedule)
+    assert not [w for w in heard if "lr_scheduler.step" in str(w.message)], "it is printed at every start"
 
 
 def test_a_schedule_takes_what_it_needs(tmp_path: Path) -> None:

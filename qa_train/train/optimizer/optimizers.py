@@ -129,7 +129,9 @@ def rehearse_optimizer(args: TrainingArguments) -> None:
         if given and schedule in _PLAIN_SCHEDULES:
             raise TypeError("it takes none of them")
         steps = args.max_steps
-        get_scheduler(schedule, optimizer, args.get_warmup_steps(steps), steps, given).step()
+        scheduler = get_scheduler(schedule, optimizer, args.get_warmup_steps(steps), steps, given)
+        optimizer.step()  # in torch's order, or it warns
+        scheduler.step()
     except Exception as error:
         drop = ", ".join(f"'~trainer.lr_scheduler_kwargs.{key}'" for key in given)
         remedy = f"take out what it does not know ({drop})" if given else "use another"
