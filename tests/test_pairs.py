@@ -19,7 +19,7 @@ from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
 from qa_train.eval.questions import Question
 from qa_train.llm.judge import Verdict
 from qa_train.preferences.draw import sampled_pairs
-from qa_train.preferences.rank import ByJudge, ByLabel, Pair, _best_and_worst, balanced
+from qa_train.preferences.rank import ByJudge, ByLabel, ByWordErrors, Pair, balanced
 
 
 def question(reference: str) -> Question:
@@ -43,13 +43,28 @@ def question(reference: str) -> Question:
     ],
 )
 def test_best_and_worst_by_word_error_rate(answers: list[str], expected: tuple[str, str] | None) -> None:
-    assert _best_and_worst(question("the cat sat down"), answers, margin=0.15) == expected
+    assert ByWordErrors().rank([question("the cat sat down")], [answers]) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        (["the cat", "a hat sat"], ("the cat sat down", "a hat sat")),
+        # One answer is enough, and none is not.
+        (["the cat"], ("the cat sat down", "the cat")),
+        (["The cat sat down."], None),
+        ([], None),
+    ],
+)
+def test_the_transcript_may_be_the_chosen_answer(answers: list[str], expected: tuple[str, str] | None) -> None:
+    assert ByWordErrors(transcript=True).rank([question("the cat sat down")], [answers]) == [expected]
 
 
 def test_answers_closer_than_the_margin_make_no_pair() -> None:
     answers = ["red green blue black", "red green blue white"]
-    assert _best_and_worst(question("red green blue black"), answers, margin=0.3) is None
-    assert _best_and_worst(question("red green blue black"), answers, margin=0.2) == tuple(answers)
+    asked = [question("red green blue black")]
+    assert ByWordErrors(0.3).rank(asked, [answers]) == [None]
+    assert ByWordErrors(0.2).rank(asked, [answers]) == [tuple(answers)]
 
 
 def test_cut_and_unprintable_answers_make_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,3 +188,10 @@ def test_the_lesson_says_whether_longer_is_better() -> None:
     assert (report["chosen_words"], report["rejected_words"]) == (2.0, 2.0)
     assert len(report["examples"]) == 3
     assert report["longer_wins_percent"] == 50
+
+
+@pytest.mark.parametrize("by", ["label", "judge"])
+def test_the_transcript_is_chosen_by_word_errors_only(by: str, tmp_path: Path) -> None:
+    options = PairsConfig(checkpoint="none", shards="none", out=str(tmp_path), by=by, choose_transcript=True)
+    with pytest.raises(ValueError, match=f"choose_transcript=true needs by=wer; by is {by}"):
+        pairs(options)

@@ -146,8 +146,10 @@ def _drawn(options: PairsConfig, questions: Sequence[Question], out: Path, ranks
 
 
 def _ranker(options: PairsConfig) -> Ranker:
+    if options.choose_transcript and options.by != "wer":
+        raise ValueError(f"pairs: choose_transcript=true needs by=wer; by is {options.by}")
     if options.by == "wer":
-        return ByWordErrors(options.margin)
+        return ByWordErrors(options.margin, options.choose_transcript)
     if options.by == "label":
         return ByLabel()
     if options.by != "judge":

@@ -174,6 +174,8 @@ class PairsConfig:
     balance: bool = False
     # Least difference of word error rate.
     margin: float = 0.15
+    # Only by=wer: choose the transcript over the worst answer, instead of the best answer.
+    choose_transcript: bool = False
     # Answers sampled for each clip.
     samples: int = 4
     # Of the sampling: higher gives answers that differ more.

@@ -20,24 +20,22 @@ def sampled_pairs(
     *,
     samples: int = 4,
     temperature: float = 0.9,
-    margin: float = 0.15,
     max_new_tokens: int = 64,
     seed: int = 0,
-    ranker: Ranker | None = None,
+    ranker: Ranker = ByWordErrors(),  # noqa: B008 - frozen
     left_out: Counter[str] | None = None,
 ) -> Iterator[Pair]:
     """Pairs for the questions about ``clips`` (training data, never held-out data), in one go.
 
-    ``ranker``: by default word error rate with ``margin``, for transcription questions. The chosen answer is the best
-    sample, so that the model learns from what it can say. ``left_out`` counts, by reason, the questions that make no
-    pair because they cannot be asked.
+    ``ranker``: by default word error rate, for transcription questions. ``left_out`` counts, by reason, the questions
+    that make no pair because they cannot be asked.
     """
     left_out = Counter() if left_out is None else left_out
     questions = askable(record_questions(clips, bank), left_out)
     decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     limits = Limits(generator.batch_size, generator.token_budget)
     drawn = answer(questions, generator, decoding, samples=samples, limits=limits)
-    yield from ranked(questions, drawn, samples, ranker or ByWordErrors(margin), left_out)
+    yield from ranked(questions, drawn, samples, ranker, left_out)
 
 
 def askable(questions: Sequence[Question], left_out: Counter[str]) -> list[Question]:
