@@ -269,9 +269,17 @@ def _request(split: str, options: ImportConfig) -> Request:
 
 
 def _checked(corpus: Corpus, request: Request) -> Found:
-    """The reader's items; a list that is not as published is a clear error."""
+    """The reader's items, of a clip with several captions one for each that is trained on.
+
+    A list that is not as published is a clear error.
+    """
+    train = corpus.role(request.split) == TRAIN
     try:
-        yield from corpus.read(request)
+        for found in corpus.read(request):
+            if train and isinstance(found, Item):
+                yield from found.by_caption()
+            else:
+                yield found
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(
             f"{corpus.title}, split {request.split}: its lists are not as they are published ({error!r})"
