@@ -19,7 +19,7 @@ import pdoc.render
 
 import qa_train
 from qa_train import config
-from qa_train.config.guide import options_help
+from qa_train.commands.help import described
 
 PACKAGES = ("qa_train", "data_pipelines")
 
@@ -29,8 +29,7 @@ def show_options() -> None:
     for found in pkgutil.iter_modules(config.__path__, "qa_train.config."):
         for kind in vars(importlib.import_module(found.name)).values():
             if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == found.name:
-                options = [line.strip().partition("  ") for line in options_help(kind).splitlines()]
-                listed = [f"- `{option}` {comment.strip()}" for option, _, comment in options]
+                listed = [f"- `{option}` {comment}" for option, comment in described(kind)]
                 kind.__doc__ = "\n".join([inspect.getdoc(kind) or "", "", *listed])
 
 

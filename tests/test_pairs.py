@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from qa_train.commands.pairs import Lesson, pairs
 from qa_train.config import PairsConfig
 from qa_train.data.audio.waveform import BadAudio
 from qa_train.data.shards.index import load_index
@@ -19,6 +18,7 @@ from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
 from qa_train.eval.questions import Question
 from qa_train.llm.judge import Verdict
 from qa_train.preferences.draw import sampled_pairs
+from qa_train.preferences.from_answers import Lesson, pairs
 from qa_train.preferences.rank import ByJudge, ByLabel, ByWordErrors, Pair, balanced
 
 
@@ -107,9 +107,9 @@ def test_what_a_pair_cannot_hold_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_shards_that_share_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = [replace(pair("a b", "c"), load=lambda: np.zeros(16_000, np.float32)) for _ in range(3)]
-    monkeypatch.setattr("qa_train.commands.pairs.record_questions", lambda *args: [])
-    monkeypatch.setattr("qa_train.commands.pairs._drawn", lambda *args: [])
-    monkeypatch.setattr("qa_train.commands.pairs.ranked", lambda *args: iter(made))
+    monkeypatch.setattr("qa_train.preferences.from_answers.record_questions", lambda *args: [])
+    monkeypatch.setattr("qa_train.preferences.from_answers._drawn", lambda *args: [])
+    monkeypatch.setattr("qa_train.preferences.from_answers.ranked", lambda *args: iter(made))
     assert pairs(PairsConfig(checkpoint="x", shards="x", out=str(tmp_path))) == 0
     assert load_index(str(tmp_path / "pairs-000.tar")).table["key"].to_pylist() == ["k", "k-2", "k-3"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,15 @@ class Item:
     record: dict[str, Any]
     ids: tuple[str, ...] = ()
     joined: bool = False
+
+    def by_caption(self) -> Iterator[Item]:
+        """One item for each of the record's ``captions``, named NAME-1 and so on; itself where it has none."""
+        captions = self.record.get("captions") or []
+        if not captions:
+            yield self
+        rest = {name: value for name, value in self.record.items() if name != "captions"}
+        for number, caption in enumerate(captions, 1):
+            yield replace(self, name=f"{self.name}-{number}", record=rest | {"caption": caption})
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from qa_train.config.compose import compose_stage, register, to_stage_config
     from qa_train.config.options import (
         ChatConfig,
+        CleanConfig,
         EvalConfig,
         ExportConfig,
         OrderConfig,
         PairsConfig,
-        RewriteConfig,
         ServeConfig,
         parse_options,
     )
@@ -51,6 +51,7 @@ __all__ = [
     "AugmentConfig",
     "ChatConfig",
     "CheckpointingConfig",
+    "CleanConfig",
     "DataConfig",
     "DeepspeedConfig",
     "DpoConfig",
@@ -68,7 +69,6 @@ __all__ = [
     "PartConfig",
     "PartsConfig",
     "ReliabilityConfig",
-    "RewriteConfig",
     "RunConfig",
     "ServeConfig",
     "SourceConfig",
@@ -97,7 +97,7 @@ if not TYPE_CHECKING:
         {
             "checks": "check",
             "compose": "compose_stage register to_stage_config",
-            "options": "ChatConfig EvalConfig ExportConfig OrderConfig PairsConfig RewriteConfig ServeConfig "
+            "options": "ChatConfig CleanConfig EvalConfig ExportConfig OrderConfig PairsConfig ServeConfig "
             "parse_options",
             "places": "config_dir starter_dir",
             "references": "changed digests from_references written",

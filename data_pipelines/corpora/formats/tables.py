@@ -176,7 +176,8 @@ def _chats(request: Request, files: Sequence[str], audio: str, others: Sequence[
             if clips != [audio]:
                 raise BadRecord(f"beside the clip in column {audio!r} it names {len(clips) - 1} more")
         except BadRecord as error:
-            yield Drop(name, "bad row" if error.reason == "bad record" else error.reason, f"{path}[{number}]: {error}")
+            reason = "bad row" if error.reason == "bad record" else error.reason
+            yield Drop(name, reason, f"{path}[{number}]: {error}", filter=reason == "no preference")
             continue
         kept.update(unknown_fields(record))
         yield Item(name, (Recording(path, row=number, column=audio),), record)
@@ -212,21 +213,10 @@ def _voice_assistant(request: Request) -> Found:
 
 
 def _align_anything(request: Request) -> Found:
-    """prompt, response_1, response_2, overall_response (the better one: 1 or 2), audio."""
+    """prompt, response_1, response_2, overall_response (the better one: 1 or 2; of others neither), audio."""
     files = table_files(request)
     audio = audio_column(schema_of(files[0]), request.columns.get("audio"))
-    read = ("prompt", "response_1", "response_2", "overall_response")
-    for position, (path, number, row) in enumerate(_all_rows(files, read)):
-        name, better = f"{position:08d}", str(row["overall_response"]).strip()
-        if better not in ("1", "2") or not row["prompt"]:
-            yield Drop(name, "no preference" if row["prompt"] else "no prompt", better, filter=bool(row["prompt"]))
-            continue
-        record = {
-            "messages": [{"role": "user", "content": f"<audio>{row['prompt']}"}],
-            "chosen": str(row[f"response_{better}"]),
-            "rejected": str(row["response_2" if better == "1" else "response_1"]),
-        }
-        yield Item(name, (Recording(path, row=number, column=audio),), record)
+    return _chats(request, files, audio, ("prompt", "response_1", "response_2", "overall_response"))
 
 
 CORPORA = (
