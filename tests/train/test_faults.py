@@ -10,10 +10,13 @@ import pytest
 
 from tests.train.conftest import ROOT, TIMEOUT_S, environment
 
+TWO = ["--ranks", "2", "--deepspeed"]
+
 
 @pytest.mark.slow
-def test_three_kills_change_nothing() -> None:
-    words = ["--kills", "3", "--steps", "8", "--save-steps", "2", "--seed", "1"]
+@pytest.mark.parametrize("more", [[], [*TWO, "zero2"], [*TWO, "zero3"]], ids=["one process", "ZeRO-2", "ZeRO-3"])
+def test_three_kills_change_nothing(more: list[str]) -> None:
+    words = ["--kills", "3", "--steps", "8", "--save-steps", "2", "--seed", "1", *more]
     done = subprocess.run(
         [sys.executable, "scripts/check_faults.py", *words], env=environment(), cwd=ROOT, capture_output=True,
         text=True, timeout=TIMEOUT_S,
