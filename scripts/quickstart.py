@@ -265,10 +265,10 @@ def preference_scores(root: Path) -> dict[str, Any]:
     source = SourceConfig(name="pairs", shards=shards, task="chat", template="chat")
     probe = DataConfig(sources={"pairs": source})
     data = open_data(probe, processor.tokenizer, 80, seed=0, batches_per_step=1, preference=True)
-    # One chapter of that many samples is one pass over the pairs.
-    probe.chapter_samples = sum(map(len, data.sources))
+    # One window of that many samples is one pass over the pairs.
+    probe.shuffle_window = sum(map(len, data.sources))
     data = open_data(probe, processor.tokenizer, 80, seed=0, batches_per_step=1, preference=True)
-    batches = len(data.plan.chapter(0).batches)
+    batches = len(data.plan.window(0).batches)
     return {"held-out pairs, reward": pair_accuracy(model, reference, data, batches)}
 
 

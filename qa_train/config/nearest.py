@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any, get_type_hints
 
+from qa_train.config.renamed import RENAMED
 from qa_train.config.sections import BY_NAME, StageConfig
 
 _NO_KEY = re.compile(r"Key '[^']*' (?:is not in struct|not in '|is not in )")
@@ -70,6 +71,8 @@ def _no_option(group: str, option: str, text: str) -> str:
 
 
 def _no_key(key: str) -> str:
+    if key in RENAMED:
+        return f"{key} is now {RENAMED[key]}"
     for section in BY_NAME:
         name = key.removeprefix(section + ".")
         if name != key and "." not in name:

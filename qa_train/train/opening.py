@@ -107,6 +107,6 @@ def _check_resume(stage: Stage, args: TrainingArguments) -> None:
             "hangs on the version of qa-train, on what trains, and on whether data.encoder_cache is set: restore what "
             "changed, or continue in the new order with run.allow_data_change=true. Sources whose records, filters or "
             "prompts changed then begin their next epoch, and what was left of this one is not seen; the others go on "
-            "where they were, with at most a chapter seen twice"
+            "where they were, with at most a window seen twice"
         )
     stage.batches.plan.seek(*manifest["plan_hint"])

@@ -195,9 +195,7 @@ def test_the_mask_goes_through_shards_and_back(tmp_path: Path, tokenizer: Any) -
     ((_, _, row),) = objects(tmp_path / "back.jsonl")
     assert [turn.get("loss") for turn in row["messages"]] == [None, False, None, None]
     sources = {"c": SourceConfig(name="c", shards=[str(tmp_path / "*.tar")], task="chat", template="chat")}
-    batch = open_data(DataConfig(sources=sources, chapter_samples=2), tokenizer, 80, seed=0, batches_per_step=1).build(
-        0
-    )
+    batch = open_data(DataConfig(sources=sources, shuffle_window=2), tokenizer, 80, seed=0, batches_per_step=1).build(0)
     learned = tokenizer.decode(batch["input_ids"][batch["labels"] != IGNORE])
     assert "two" in learned
     assert "one" not in learned
@@ -273,7 +271,7 @@ def test_identical_pairs_are_refused_wherever_they_come_in(tmp_path: Path, token
     write_index(index)
     sources = {"c": SourceConfig(name="c", shards=[str(tmp_path / "*.tar")], task="chat", template="chat")}
     data = open_data(
-        DataConfig(sources=sources, chapter_samples=2), tokenizer, 80, seed=0, batches_per_step=1, preference=True
+        DataConfig(sources=sources, shuffle_window=2), tokenizer, 80, seed=0, batches_per_step=1, preference=True
     )
     assert data.sources[0].left_out == {"chosen and rejected are identical": 1}
     tar = tmp_path / "a-00000.tar"

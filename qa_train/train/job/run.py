@@ -29,6 +29,7 @@ import yaml
 
 from qa_train.config import StageConfig, TrainerConfig, digests, written
 from qa_train.config import changed as environment_changed
+from qa_train.config.renamed import with_new_names
 from qa_train.config.sections import BY_NAME
 from qa_train.train.job import checkpoints, states
 from qa_train.train.job.distributed import from_main
@@ -200,7 +201,7 @@ class RunFolder:
         """The settings that must stay as they were and did not, by the first section that has any."""
         # As they are written down: without keys and signatures, which may change.
         now, defaults = written(self._cfg), written(StageConfig())
-        previous = masked_values(previous)
+        previous = with_new_names(masked_values(previous))
         for section in _PINNED_SECTIONS:
             free = _free(section)
             before, after = previous.get(section), now[section]
