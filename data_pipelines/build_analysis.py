@@ -18,21 +18,10 @@ from omegaconf import MISSING
 from data_pipelines.chat_shards import Chat, ChatJob, Place, build, index_digest, places, shard_paths
 from data_pipelines.clips.split import draw, pick
 from data_pipelines.importing.import_report import Report
-from qa_train.config import parse_options
 from qa_train.data.text.prompts import PromptBank, Unqualified
 from qa_train.data.text.records import BadRecord
 from qa_train.data.text.sample import Message, TextPart
 
-USAGE = """qa-train data analysis shards=[FILES] out=FOLDER [key=value ...]
-
-  shards=FILE or [A,B]     indexed shards (globs allowed) whose records hold transcripts, captions, labels, emotions ...
-  where.FIELD=VALUE        only records with this value, e.g. where.split=train
-  tasks=[A,B]              tasks of the prompt bank to ask; default: all that need no special tokens
-  prompt_files=[FILE]      further tasks (YAML)        languages=[en]   of the wordings
-  turns=N                  most questions about one recording
-  yes_no=SHARE             share of the labelled recordings that are asked "do you hear ...?"
-  name=NAME license=TEXT workers=N seed=N
-"""
 _YES_NO = (
     "Can you hear {}?",
     "Do you hear {} in this recording?",
@@ -45,28 +34,37 @@ _NO = ("No, I do not hear {}.", "No, there is no {}.", "No. There is no {} in th
 
 @dataclass
 class AnalysisConfig:
-    """Options of `qa-train data analysis`; see USAGE."""
+    """Options of `qa-train data analysis`."""
 
+    # Indexed shards (a pattern, or [A,B]) whose records hold transcripts, captions, labels, emotions ...
     shards: Any = MISSING
+    # The folder for the new shards.
     out: str = MISSING
+    # Only records with this value, e.g. where.split=train.
     where: dict[str, Any] = field(default_factory=dict)
+    # Tasks of the prompt bank to ask; none: all that need no special tokens.
     tasks: list[str] = field(default_factory=list)
+    # Further tasks (YAML).
     prompt_files: list[str] = field(default_factory=list)
+    # Of the wordings.
     languages: list[str] = field(default_factory=lambda: ["en"])
+    # Most questions about one recording.
     turns: int = 3
+    # Share of the labelled recordings that are asked "do you hear ...?".
     yes_no: float = 0.5
+    # Of the shards.
     name: str = "analysis"
+    # For the report.
     license: str = ""
+    # Processes; 0: this one.
     workers: int = 2
+    # Of the draws.
     seed: int = 0
 
 
-def main(words: list[str]) -> int:
-    """The command; returns its exit code."""
-    if not words or words[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0
-    print(build_analysis(parse_options(AnalysisConfig, words, "data analysis")).text())
+def main(options: AnalysisConfig) -> int:
+    """Turn annotated recordings into conversations about them; answers come from the annotation alone."""
+    print(build_analysis(options).text())
     return 0
 
 

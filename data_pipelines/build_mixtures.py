@@ -25,18 +25,7 @@ from data_pipelines.clips.split import draw, pick
 from data_pipelines.importing.import_report import Report
 from data_pipelines.synthetic.acoustics import at_snr, level, unclipped
 from data_pipelines.synthetic.speakers import Speaker, SpeakerOptions, open_speaker
-from qa_train.config import parse_options
 
-USAGE = """qa-train data mixtures speech=[FILES] sounds=[FILES] out=FOLDER [key=value ...]
-
-  speech=[FILES] sounds=[FILES]   indexed shards: records with text, and records with a label or caption and no text
-  where.FIELD=VALUE               only records with this value, e.g. where.split=train
-  over=N two=N command=N          how many of each kind
-  snr_db=[LOW,HIGH]               of the speech over the sound behind it
-  max_duration_s=S                longest part of a mixture
-  tts=... voices=[A,B] tts_model=NAME key_env=VARIABLE    who speaks the commands, as in `data voice-chat`
-  split=train|test name=NAME samples_per_shard=N workers=N seed=N
-"""
 KINDS = ("over", "two", "command")
 _WORDS = ("What does the speaker say?", "What are the words in this recording?", "Please write down what is said.")
 _BEHIND = (
@@ -56,34 +45,48 @@ _PAUSE_S = (0.3, 0.8)
 
 @dataclass
 class MixtureConfig:
-    """Options of `qa-train data mixtures`; see USAGE."""
+    """Options of `qa-train data mixtures`."""
 
+    # Indexed shards of records with text.
     speech: Any = MISSING
+    # Indexed shards of records with a label or caption and no text.
     sounds: Any = MISSING
+    # The folder for the new shards.
     out: str = MISSING
+    # Only records with this value, e.g. where.split=train.
     where: dict[str, Any] = field(default_factory=dict)
+    # How many clips of each kind: speech over a sound, two speakers, a spoken command about a sound.
     over: int = 100
     two: int = 100
     command: int = 100
+    # Signal-to-noise ratio, in decibels, of the speech over the sound behind it.
     snr_db: list[float] = field(default_factory=lambda: [0.0, 20.0])
+    # Longest part of a mixture, in seconds.
     max_duration_s: float = 15.0
+    # Who speaks the commands, as in `qa-train data voice-chat`.
     tts: str = "espeak"
     voices: list[str] = field(default_factory=list)
     tts_model: str = "tts-1"
     key_env: str = ""
+    # train, or test: voices that train never uses.
     split: str = "train"
+    # Of the shards and keys.
     name: str = "mixtures"
     samples_per_shard: int = 200
+    # Processes; 0: this one.
     workers: int = 2
+    # Of the draws.
     seed: int = 0
 
 
-def main(words: list[str]) -> int:
-    """The command; returns its exit code."""
-    if not words or words[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0
-    print(build_mixtures(parse_options(MixtureConfig, words, "data mixtures")).text())
+def main(options: MixtureConfig) -> int:
+    """Make clips in which several things are heard, and chats about them.
+
+    - over: speech over a sound; asked for the words or for the sound
+    - two: two speakers in turn; asked for both, the first or the second
+    - command: a spoken request and a sound; the answer does what was asked
+    """
+    print(build_mixtures(options).text())
     return 0
 
 

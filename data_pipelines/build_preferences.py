@@ -39,18 +39,8 @@ from data_pipelines.synthetic.preferences import (
     with_words,
     without_words,
 )
-from qa_train.config import parse_options
 from qa_train.data.shards.index import load_index
 
-USAGE = """qa-train data preferences shards=[FILES] out=FOLDER [key=value ...]
-
-  shards=FILE or [A,B]     indexed shards (globs allowed) whose records hold transcripts, labels, events or spoken chats
-  where.FIELD=VALUE        only records with this value, e.g. where.split=train
-  families=[A,B]           kinds of pairs; default: all that a record can give
-  per_clip=N               most pairs from one recording, drawn among those it can give
-  voices=[LABELS]          labels of sounds in which somebody may speak (no "invented speech" from them)
-  name=NAME license=TEXT workers=N seed=N
-"""
 # (family, question, chosen, rejected); an empty question: the clip alone.
 Made = tuple[str, str, str, str]
 FAMILIES = (
@@ -66,26 +56,35 @@ _NEAR = 8
 
 @dataclass
 class PreferencesConfig:
-    """Options of `qa-train data preferences`; see USAGE."""
+    """Options of `qa-train data preferences`."""
 
+    # Indexed shards (a pattern, or [A,B]) whose records hold transcripts, labels, events or spoken chats.
     shards: Any = MISSING
+    # The folder for the new shards.
     out: str = MISSING
+    # Only records with this value, e.g. where.split=train.
     where: dict[str, Any] = field(default_factory=dict)
+    # Kinds of pairs, e.g. families=[wrong clip,speech denied]; by default all that a record can give.
     families: list[str] = field(default_factory=lambda: list(FAMILIES))
+    # Most pairs from one recording, drawn among those it can give.
     per_clip: int = 2
+    # Labels of sounds in which somebody may speak (no "invented speech" from them).
     voices: list[str] = field(default_factory=lambda: ["human sound", "singing voice", "speech", "Speech"])
+    # Of the shards.
     name: str = "preferences"
+    # For the report.
     license: str = ""
+    # Processes; 0: this one.
     workers: int = 2
+    # Of the draws.
     seed: int = 0
 
 
-def main(words: list[str]) -> int:
-    """The command; returns its exit code."""
-    if not words or words[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0
-    options = parse_options(PreferencesConfig, words, "data preferences")
+def main(options: PreferencesConfig) -> int:
+    """Make preference pairs by rule from annotated recordings: the truth against a typical hallucination.
+
+    OUT/NAME.lesson.json describes for each family what its pairs teach, with a few to read.
+    """
     print(build_preferences(options).text())
     print(f"what the pairs teach, and pairs to read: {options.out}/{options.name}.lesson.json")
     return 0

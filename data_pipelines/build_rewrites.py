@@ -22,8 +22,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from qa_train.config import RewriteConfig, parse_options
-from qa_train.config.guide import options_help
+from omegaconf import MISSING
+
+from qa_train.config import StorageConfig
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.storage import expand, open_binary
 from qa_train.data.shards.writer import ShardWriter
@@ -56,6 +57,33 @@ _GIVEN_AWAY = re.compile(
 
 
 @dataclass
+class RewriteConfig:
+    """Options of `qa-train data rewrite`."""
+
+    # Indexed shards of chats (data analysis makes some).
+    shards: Any = MISSING
+    # How remote ones are read: the keys of data.storage.
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    # The folder for the new shards.
+    out: str = MISSING
+    # An OpenAI-compatible endpoint, up to and without /chat/completions; null: replay OUT/rewrite.jsonl.
+    url: str | None = None
+    # Its name at the endpoint.
+    model: str = ""
+    # Name of the environment variable that holds the key.
+    key_env: str = "OPENAI_API_KEY"
+    # Share of the turns that are asked for; the others stay as they are.
+    share: float = 1.0
+    # Greatest length of new words, relative to the old ones.
+    max_ratio: float = 3.0
+    # Most tokens of one answer.
+    max_tokens: int = 256
+    # Requests at a time.
+    workers: int = 8
+    samples_per_shard: int = 5000
+
+
+@dataclass
 class Outcome:
     """What was made of the turns of all chats."""
 
@@ -82,13 +110,9 @@ class Turn:
     answer: str
 
 
-def main(words: list[str]) -> int:
-    """The command; returns its exit code."""
-    if not words or words[0] in ("-h", "--help"):
-        usage = "`qa-train data rewrite shards=... out=FOLDER url=... model=NAME`: chats said anew by a model, checked."
-        print(f"{usage}\n\n{options_help(RewriteConfig)}")
-        return 0
-    return rewrite(parse_options(RewriteConfig, words, "data rewrite"))
+def main(options: RewriteConfig) -> int:
+    """Paraphrase chats with a language model, validate the new words, and keep the old ones where they fail."""
+    return rewrite(options)
 
 
 def rewrite(options: RewriteConfig) -> int:

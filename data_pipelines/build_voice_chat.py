@@ -24,23 +24,10 @@ from data_pipelines.importing.import_report import Report
 from data_pipelines.synthetic.acoustics import at_snr, coloured_noise, in_room, unclipped
 from data_pipelines.synthetic.speakable import one_line, unspeakable
 from data_pipelines.synthetic.speakers import Speaker, SpeakerOptions, open_speaker
-from qa_train.config import parse_options
 from qa_train.data.text.chat_rows import chat_record
 from qa_train.data.text.json_rows import read_rows
 from qa_train.data.text.records import BadRecord
 
-USAGE = """qa-train data voice-chat path=FILE.jsonl out=FOLDER [key=value ...]
-
-  path=FILE or [A,B]       JSONL: messages, conversations (ShareGPT), instruction/input/output, or prompt/response
-  tts=espeak               built in (pip install espeakng-loader); English voices
-  tts='command:PROGRAM --voice {voice} --out {out}' or tts=http://HOST/v1/audio/speech, with voices=[A,B,...]
-  tts_model=NAME key_env=VARIABLE      of the endpoint
-  rooms=SHARE              utterances in a room (rt60 0.15 to 0.6 s)
-  noise_share=SHARE noise_snr_db=[LOW,HIGH]   noise[]=SHARDS: their clips without speech, else coloured noise
-  max_words=N max_answer_words=N max_turns=N  longer questions and answers are left out, further turns dropped
-  split=train|test         test speaks with voices that train never uses
-  language=en license=TEXT name=NAME max_samples=N samples_per_shard=N workers=N seed=N
-"""
 _RT60_S = (0.15, 0.6)
 _DIRECT_DB = (0.0, 12.0)
 Turns = list[tuple[str, str]]
@@ -48,37 +35,54 @@ Turns = list[tuple[str, str]]
 
 @dataclass
 class VoiceChatConfig:
-    """Options of `qa-train data voice-chat`; see USAGE."""
+    """Options of `qa-train data voice-chat`."""
 
+    # JSONL, several as [A,B]: messages, conversations (ShareGPT), instruction/input/output, or prompt/response.
     path: Any = MISSING
+    # The folder for the shards.
     out: str = MISSING
+    # espeak: built in, English (pip install espeakng-loader). 'command:PROGRAM --voice {voice} --out {out}': any
+    # program. http://HOST/v1/audio/speech: an OpenAI-compatible endpoint.
     tts: str = "espeak"
+    # Names that the program or endpoint knows: voices=[A,B,...].
     voices: list[str] = field(default_factory=list)
+    # Of the endpoint.
     tts_model: str = "tts-1"
+    # The environment variable that holds its key.
     key_env: str = ""
+    # Share of the utterances that are put into a room (rt60 0.15 to 0.6 s).
     rooms: float = 0.3
+    # Share of the utterances with noise, and the range of its signal-to-noise ratio in decibels.
     noise_share: float = 0.5
     noise_snr_db: list[float] = field(default_factory=lambda: [5.0, 30.0])
+    # Shards whose clips without speech are the noise; none: coloured noise.
     noise: list[str] = field(default_factory=list)
+    # Dialogues with longer questions or answers are skipped.
     max_words: int = 60
     max_answer_words: int = 200
+    # Further turns are dropped.
     max_turns: int = 3
+    # train, or test: voices that train never uses.
     split: str = "train"
+    # Written into the records.
     language: str = "en"
     license: str = ""
+    # Of the shards and keys.
     name: str = "voice-chat"
     max_samples: int | None = None
     samples_per_shard: int = 200
+    # Processes; 0: this one.
     workers: int = 2
+    # Of the draws.
     seed: int = 0
 
 
-def main(words: list[str]) -> int:
-    """The command; returns its exit code."""
-    if not words or words[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0
-    print(build_voice_chat(parse_options(VoiceChatConfig, words, "data voice-chat")).text())
+def main(options: VoiceChatConfig) -> int:
+    """Speak the user's turns of written chats; the answers stay text.
+
+    Dialogues that cannot be spoken (code, addresses, tables, long texts) are skipped and counted.
+    """
+    print(build_voice_chat(options).text())
     return 0
 
 

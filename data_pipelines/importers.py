@@ -21,87 +21,102 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
-
 from data_pipelines.clips.make_shards import RECIPE_SUFFIX, Job, make
-from data_pipelines.corpora.base import NOT_OBTAINED, Corpus, Drop, Found, Item, Request, TableForm
+from data_pipelines.corpora.base import NOT_OBTAINED, TRAIN, Corpus, Drop, Found, Item, Request, TableForm
 from data_pipelines.corpora.recordings import Recording
 from data_pipelines.importing import blocklist
 from data_pipelines.importing.blocklist import Blocklist
 from data_pipelines.importing.catalogue import corpus_of, table
 from data_pipelines.importing.import_report import Report, Unlisted
 from data_pipelines.importing.import_shard import BAD, DROPPED_SUFFIX, ImportJob, dropped_of, write_entries
-from qa_train.config import parse_options
 from qa_train.data.shards.index import load_index
 from qa_train.data.tools.outside import Outside
 from qa_train.utils import draws
 from qa_train.utils.progress import progress
 
-USAGE = """qa-train data import CORPUS path=FOLDER out=FOLDER [split=SPLIT] [key=value ...]
-qa-train data import --list      every corpus with its licence and splits
-
-  path=FOLDER or [A,B]   the corpus as published: folder, .tar or .zip archives, tables
-  split=NAME or [A,B]    official split; may be left out where only one is for training
-  purpose=train|eval     eval imports evaluation splits, and writes their ids as a blocklist
-  block=[FILE,...]       ids to keep out: *.blocklist.txt, evaluation sets as CSV or JSON (AIR-Bench, MMAU, MMAR, NeMo)
-  audio=flac|keep        re-encode at 16 kHz, or keep the files as they are (segments are always cut to FLAC)
-  where.FIELD=VALUE      only records with this value        fields.FIELD=VALUE   set a field of every record
-  columns.FIELD=COLUMN   generic readers: what is what       config=NAME          Hugging Face configuration
-  delimiter='|' header=[audio,text] quoted=false encoding=cp1252     tables: how the file is written, where it hides it
-  extension=wav          of files that a list names without it      by_name=true   look for listed files by their names
-  prefix=[OLD,NEW]       lists made on another machine: the beginning of their paths there, and here
-  name=NAME              of the shards and keys              max_samples=N samples_per_shard=N workers=N
-  max_duration_s=S       longer recordings are left out      retry_bad=true       make shards with bad recordings again
-  error_budget=SHARE     unusable lines and recordings allowed (0.01; one always is, unless it is 0)
-  missing_budget=SHARE   of lists published without their audio (YouTube): clips that may be missing (0.5)
-  overwrite=true         replace files of the same names that no import made
-"""
 _DEFAULTS = asdict(Recording(""))
 
 
 @dataclass
 class ImportConfig:
-    """Options of `qa-train data import`; see USAGE."""
+    """Options of `qa-train data import`."""
 
-    path: Any = MISSING
-    out: str = MISSING
+    # The corpus as published: a folder, .tar or .zip archives, tables; several as [A,B] (required).
+    path: Any = None
+    # The folder for the shards (required).
+    out: str = ""
+    # Official split, or [A,B]; may be left out where only one is for training.
     split: Any = None
+    # Generic readers: split=test takes this share of what is for training, split=train the rest; a speaker is in one.
+    split_share: float | None = None
+    # train, or eval: import evaluation splits, and write their ids as a blocklist.
     purpose: str = "train"
+    # Ids to keep out: *.blocklist.txt, evaluation sets as CSV or JSON (AIR-Bench, MMAU, MMAR, NeMo).
     block: list[str] = field(default_factory=list)
+    # Evaluation splits to train on all the same.
     allow: list[str] = field(default_factory=list)
+    # flac: re-encode at 16 kHz. keep: the files as they are (segments are always cut to FLAC).
     audio: str = "flac"
+    # Only records with this value: where.FIELD=VALUE.
     where: dict[str, Any] = field(default_factory=dict)
+    # Set a field of every record: fields.FIELD=VALUE.
     fields: dict[str, Any] = field(default_factory=dict)
+    # Generic readers: which column is what, columns.FIELD=COLUMN.
     columns: dict[str, str] = field(default_factory=dict)
+    # Hugging Face configuration.
     config: str = ""
+    # Tables: how the file is written, where it does not say so itself, e.g. delimiter='|' encoding=cp1252.
     delimiter: str = ""
+    # Names of the columns of a table without a header line, e.g. header=[audio,text].
     header: list[str] = field(default_factory=list)
     encoding: str = ""
     quoted: bool | None = None
+    # Of files that a list names without it, e.g. wav.
     extension: str = ""
+    # Lists made on another machine: the beginning of their paths there, and here: prefix=[OLD,NEW].
     prefix: list[str] = field(default_factory=list)
+    # Look for listed files by their names, wherever they are below path.
     by_name: bool = False
+    # Of the shards and keys; null: the corpus.
     name: str | None = None
+    # Stop after so many records.
     max_samples: int | None = None
     samples_per_shard: int = 1000
+    # Processes; 0: this one.
     workers: int = 2
+    # Seconds; longer recordings are skipped.
     max_duration_s: float = 600.0
+    # Unusable lines and recordings allowed, as a share; one always is, unless it is 0.
     error_budget: float = 0.01
+    # Of lists published without their audio (YouTube): share of clips that may be missing.
     missing_budget: float = 0.5
+    # Make shards with bad recordings again.
     retry_bad: bool = False
+    # Replace files of the same names that no import made.
     overwrite: bool = False
 
 
-def main(words: list[str]) -> int:
-    """The command; returns its exit code."""
-    if not words or words[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0
-    if "--list" in words:
+def main(words: list[str], options: ImportConfig) -> int:
+    """Import a public corpus, a table or a foreign list as indexed shards.
+
+      qa-train data import --list      every corpus with its licence and splits
+      qa-train data import librispeech path=DIR out=DIR split=train-clean-100
+
+    The same command again makes only what is missing or was made from something else. Bad recordings and lines are
+    counted, named in OUT/NAME-SPLIT.report.json, and stop the import beyond error_budget.
+
+    Raises:
+        ValueError: no such corpus, or what `import_corpus` refuses.
+    """
+    if words == ["--list"]:
         print(table())
         return 0
+    if len(words) != 1 or options.path is None or not options.out:
+        raise ValueError(
+            f"data import: give one CORPUS, path= and out=; found {' '.join(words) or 'no corpus'}, "
+            f"path={options.path or ''} out={options.out} (qa-train data import --list names the corpora)"
+        )
     corpus = corpus_of(words[0])
-    options: ImportConfig = parse_options(ImportConfig, words[1:], f"data import {corpus.name}")
     for report in import_corpus(corpus, options):
         print(report.text(), flush=True)
     return 0
@@ -118,6 +133,11 @@ def import_corpus(corpus: Corpus, options: ImportConfig) -> Iterator[Report]:
     if options.samples_per_shard < 1 or not all(0 <= share <= 1 for share in budgets) or options.workers < 0:
         raise ValueError(
             "samples_per_shard must be at least 1, error_budget and missing_budget between 0 and 1, workers 0 or more"
+        )
+    if options.split_share is not None and not (corpus.generic and 0 < options.split_share < 1):
+        raise ValueError(
+            f"split_share={options.split_share} for {corpus.name}: give a share between 0 and 1, to generic readers; "
+            "public corpora have splits of their own"
         )
     block = Blocklist.load(options.block)
     splits = _splits(corpus, options)
@@ -201,7 +221,7 @@ def _listing(
             report.bad += not found.filter and found.reason != NOT_OBTAINED
             continue
         record = known | found.record | constant | options.fields
-        reason = _left_out(corpus, found, record, options, block)
+        reason = _left_out(corpus, found, record, options, block, role)
         key = f"{prefix}-{_safe(found.name)}"
         digest = draws.digest(key)
         if reason is None and digest in seen:
@@ -242,26 +262,46 @@ def _request(split: str, options: ImportConfig) -> Request:
     form = TableForm(delimiter, tuple(options.header), options.encoding, options.quoted, options.extension)
     prefix = (options.prefix[0], options.prefix[1]) if options.prefix else None
     columns = dict(options.columns)
-    return Request(tuple(map(str, paths)), split, columns, options.config, form, prefix, options.by_name)
+    return Request(
+        tuple(map(str, paths)), split, columns, options.config, form, prefix, options.by_name,
+        split_share=options.split_share,
+    )  # fmt: skip
 
 
 def _checked(corpus: Corpus, request: Request) -> Found:
-    """The reader's items; a list that is not as published is a clear error."""
+    """The reader's items, of a clip with several captions one for each that is trained on.
+
+    A list that is not as published is a clear error.
+    """
+    train = corpus.role(request.split) == TRAIN
     try:
-        yield from corpus.read(request)
+        for found in corpus.read(request):
+            if train and isinstance(found, Item):
+                yield from found.by_caption()
+            else:
+                yield found
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(
             f"{corpus.title}, split {request.split}: its lists are not as they are published ({error!r})"
         ) from error
 
 
+def _share_of(item: Item, record: dict[str, Any]) -> float:
+    """A number in [0, 1) that all recordings of a speaker share; of nobody's, all parts of one recording."""
+    first = item.audio[0] if item.audio else Recording(item.name)
+    place = item.name if first.data else f"{first.path} {first.member} {first.offset} {first.row}"
+    return draws.share(f"split_share {record.get('speaker') or place}")
+
+
 def _left_out(
-    corpus: Corpus, item: Item, record: dict[str, Any], options: ImportConfig, block: Blocklist
+    corpus: Corpus, item: Item, record: dict[str, Any], options: ImportConfig, block: Blocklist, role: str
 ) -> tuple[str, str] | None:
     """Why an item does not become a record: (reason, detail)."""
     for name, wanted in options.where.items():
         if record.get(name) not in (wanted if isinstance(wanted, list) else [wanted]):
             return f"where {name}", str(record.get(name))
+    if options.split_share is not None and (_share_of(item, record) < options.split_share) == (role == TRAIN):
+        return "in the other split", f"split_share={options.split_share}"
     if options.purpose == "train":
         blocked = block.match(corpus.name, item)
         if blocked is not None:

@@ -193,7 +193,7 @@ def build(
     starter: Path,
     out: Path,
     *,
-    num_sentences: int = 6400,
+    num_sentences: int = 8000,
     num_domain: int = 2400,
     num_questions: int = 2000,
     num_notes: int = 1000,
@@ -225,7 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m data_pipelines.quickstart", description=__doc__.split("\n")[0])
     parser.add_argument("--starter", type=Path, default=Path("data/starter"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--sentences", type=int, default=6400)
+    parser.add_argument("--sentences", type=int, default=8000)
     parser.add_argument("--domain", type=int, default=2400, help="new sentences from the words of the recordings")
     parser.add_argument("--questions", type=int, default=2000)
     parser.add_argument("--notes", type=int, default=1000)

@@ -17,8 +17,9 @@ from pathlib import Path
 import pdoc
 import pdoc.render
 
+import qa_train
 from qa_train import config
-from qa_train.config.guide import options_help
+from qa_train.commands.help import described
 
 PACKAGES = ("qa_train", "data_pipelines")
 
@@ -28,14 +29,23 @@ def show_options() -> None:
     for found in pkgutil.iter_modules(config.__path__, "qa_train.config."):
         for kind in vars(importlib.import_module(found.name)).values():
             if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == found.name:
-                options = [line.strip().partition("  ") for line in options_help(kind).splitlines()]
-                listed = [f"- `{option}` {comment.strip()}" for option, _, comment in options]
+                listed = [f"- `{option}` {comment}" for option, comment in described(kind)]
                 kind.__doc__ = "\n".join([inspect.getdoc(kind) or "", "", *listed])
+
+
+def resolve_deferred() -> None:
+    """Import what packages offer on first use: pdoc reads their dictionaries, not their ``__getattr__``."""
+    for found in pkgutil.walk_packages(qa_train.__path__, "qa_train."):
+        if found.ispkg:
+            package = importlib.import_module(found.name)
+            for name in getattr(package, "__all__", ()):
+                setattr(package, name, getattr(package, name))
 
 
 def build(folder: Path) -> list[str]:
     """Write the pages; returns pdoc's warnings."""
     show_options()
+    resolve_deferred()
     pdoc.render.configure(docformat="google", show_source=False)
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always", UserWarning)

@@ -30,6 +30,7 @@ import quickstart_time
 from quickstart_recipes import PARTS, RECIPES, Recipe
 
 from qa_train.config import starter_dir
+from qa_train.utils.launch import end_with_parent
 from qa_train.utils.progress import duration
 
 ENGLISH_WER = "WER, recorded English"
@@ -54,7 +55,7 @@ class Quickstart:
         install = float(os.environ.get("QUICKSTART_INSTALL_SECONDS", 0))
         self.seconds["install"] = max(install, self.seconds.get("install", 0.0))
         # Started once: each process keeps what the frozen encoder made of the held-out clips.
-        self.pool = ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn"))
+        self.pool = ProcessPoolExecutor(PROCESSES, get_context("spawn"), end_with_parent)
 
     def outputs(self) -> dict[str, Path]:
         """What each part leaves behind: where it is there, the part is done."""
@@ -199,7 +200,7 @@ def evaluate(quick: Quickstart, stage: str) -> None:
     if quick.recipe.items is not None:
         sets = [shortened(each, quick.recipe.items) for each in sets]
     # Before DPO the model is its own reference, and every reward is zero.
-    pairs = quick.pool.submit(preference_scores, quick.root) if stage == "dpo" else None
+    pairs = quick.pool.submit(preference_scores, quick.root, quick.recipe.items) if stage == "dpo" else None
     clips = quick.root / "eval" / "clips"
     jobs = [quick.pool.submit(evaluate_set, quick.checkpoint(stage), each, clips) for each in sets]
     print(f"answering {len(sets)} sets of held-out items", flush=True)
@@ -253,8 +254,8 @@ def shortened(eval_set: Any, items: int) -> Any:
     return dataclasses.replace(eval_set, limit=min(items, eval_set.limit or items))
 
 
-def preference_scores(root: Path) -> dict[str, Any]:
-    """Accuracy on held-out pairs: log-ratio of the last model to the one before DPO."""
+def preference_scores(root: Path, items: int | None) -> dict[str, Any]:
+    """Accuracy on held-out pairs, at most ``items``: log-ratio of the last model to the one before DPO."""
     from qa_train.config import DataConfig, SourceConfig
     from qa_train.data.batches import open_data
     from qa_train.eval.pair_accuracy import pair_accuracy
@@ -262,7 +263,7 @@ def preference_scores(root: Path) -> dict[str, Any]:
     reference, processor = loaded(str(root / "sft"))
     model, _ = loaded(str(root / "dpo"))
     shards = [str(root / "data" / "dpo-test.tar")]
-    source = SourceConfig(name="pairs", shards=shards, task="chat", template="chat")
+    source = SourceConfig(name="pairs", shards=shards, task="chat", template="chat", max_samples=items)
     probe = DataConfig(sources={"pairs": source})
     data = open_data(probe, processor.tokenizer, 80, seed=0, batches_per_step=1, preference=True)
     # One window of that many samples is one pass over the pairs.
@@ -300,13 +301,14 @@ def make_data(quick: Quickstart) -> None:
 
 
 def sample_pairs(quick: Quickstart) -> None:
-    """Pairs from the SFT model's own answers about training clips, ranked by word error rate."""
+    """The transcripts of training clips, each against the SFT model's worst answer by word error rate."""
     from qa_train.data.shards.writer import ShardWriter
     from qa_train.data.text.prompts import PromptBank
     from qa_train.eval.eval_sets import EvalSet
     from qa_train.infer.generate import Generator
     from qa_train.model import load_answering_model
     from qa_train.preferences.draw import sampled_pairs
+    from qa_train.preferences.rank import ByWordErrors
 
     model, processor = load_answering_model(quick.checkpoint("sft"))
     generator = Generator(model, processor, batch_size=64, token_budget=32768)
@@ -315,7 +317,9 @@ def sample_pairs(quick: Quickstart) -> None:
     print(f"answering {clips.limit} recordings, each several times, to rank the answers", flush=True)
     count = 0
     with ShardWriter(str(quick.data / "pairs-sampled-%03d.tar")) as writer:
-        for pair in sampled_pairs(generator, clips, PromptBank.load(), seed=1):
+        # A chosen answer with errors of its own would teach them through the SFT term.
+        ranker = ByWordErrors(transcript=True)
+        for pair in sampled_pairs(generator, clips, PromptBank.load(), ranker=ranker, seed=1):
             writer.write(pair.key, pair.record("train"), [pair.wave])
             count += 1
     print(f"{count} pairs from {clips.limit} clips")

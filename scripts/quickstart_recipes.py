@@ -23,7 +23,7 @@ PARTS = (
     "export",
 )
 # Sentences, texts of the recordings' words, spoken questions and notes of the full recipe's data.
-SIZES = {"num_sentences": 6400, "num_domain": 2400, "num_questions": 2000, "num_notes": 1000}
+SIZES = {"num_sentences": 8000, "num_domain": 2400, "num_questions": 2000, "num_notes": 1000}
 # Clips of the data that every recipe has: the recordings' texts again, pairs, held-out ones.
 FIXED_CLIPS = 5600
 # Items of an evaluation set of the full recipe, on average.

@@ -1,14 +1,13 @@
-"""Write the tables of docs/settings.md from the dataclasses that Hydra composes into.
+"""Write the tables of docs/settings.md from the dataclasses of stages and commands.
 
     python scripts/settings_page.py
 
-Every key with its default and the comment above it in ``qa_train/config``. What precedes the mark is written by hand.
+Every key with its default and the comment above it. What precedes the mark is written by hand.
 """
 
 from __future__ import annotations
 
 import inspect
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -20,28 +19,14 @@ from omegaconf import MISSING as REQUIRED
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from qa_train.config import options  # noqa: E402
-from qa_train.config.planning import PlanConfig  # noqa: E402
+from qa_train.commands.command_table import COMMANDS  # noqa: E402
+from qa_train.commands.help import comments  # noqa: E402
 from qa_train.config.sections import BY_NAME, StageConfig  # noqa: E402
 
 PAGE = ROOT / "docs" / "settings.md"
 BEGIN = "<!-- made by scripts/settings_page.py -->"
 # Longer values are shortened in the column of defaults.
 MAX_DEFAULT = 40
-
-
-def comments(kind: type[Any]) -> dict[str, str]:
-    """field -> the comment above it, of a dataclass and those it inherits from."""
-    found: dict[str, str] = {}
-    for base in reversed([base for base in kind.__mro__ if base is not object]):
-        lines: list[str] = []
-        for line in inspect.getsource(base).splitlines():
-            if line.startswith("    #"):
-                lines.append(line.strip().lstrip("# "))
-            elif match := re.match(r"    (\w+): ", line):
-                found[match[1]] = " ".join(lines)
-                lines = []
-    return found
 
 
 def default(one: Field[Any]) -> str:
@@ -75,7 +60,7 @@ def table(kind: type[Any], prefix: str = "") -> str:
     return "\n".join(lines)
 
 
-def summary(kind: type[Any]) -> str:
+def summary(kind: Any) -> str:
     """The first paragraph of the docstring, on one line."""
     return " ".join((inspect.getdoc(kind) or "").split("\n\n")[0].split())
 
@@ -89,10 +74,9 @@ def page() -> str:
         if is_dataclass(kind):
             parts += [f"### {one.name}", summary(kind), table(kind, f"{one.name}.")]
     parts.append("## Commands")
-    kinds = [kind for kind in [*vars(options).values(), PlanConfig] if is_dataclass(kind)]
-    for kind in [kind for kind in kinds if summary(kind).startswith("`qa-train ")]:
-        name, _, about = summary(kind).partition(": ")
-        parts += [f"### {name}", about[:1].upper() + about[1:], table(kind)]
+    for command in COMMANDS.values():
+        if (kind := command.options) is not None:
+            parts += [f"### `qa-train {command.name}`", summary(command.load()), table(kind)]
     return "\n\n".join(parts) + "\n"
 
 

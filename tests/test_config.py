@@ -13,7 +13,9 @@ from hydra.errors import ConfigCompositionException
 
 from qa_train.config import EvalConfig, StageConfig, config_dir, parse_options, register, to_stage_config
 from qa_train.config.checks import require_root
+from qa_train.config.guide import check_experiment
 from qa_train.config.nearest import explain
+from qa_train.config.renamed import RENAMED, with_new_names
 from qa_train.config.sections import BY_NAME
 
 register()
@@ -49,7 +51,7 @@ def test_every_option_of_every_group_composes(composed: Any, group: str) -> None
             with pytest.raises(ValueError, match="list at least one source"):
                 composed("pretrain", "data=empty")
             continue
-        # Weights in bfloat16 need DeepSpeed's float32 copies.
+        # Weights in bfloat16 need DeepSpeed's float32 copies, or adapters.
         more = ["deepspeed=zero2"] if name in ("qwen2_audio_7b", "whisper_large_v3_qwen_7b") else []
         stage = "dpo" if name.endswith("dpo") else "sft" if name.endswith("sft") else "pretrain"
         composed(stage, f"{group}={name}", *more)
@@ -79,6 +81,18 @@ def test_a_wrong_key_in_a_section_by_name_is_explained(composed: Any, section: s
     with pytest.raises(Exception) as caught:
         composed("pretrain", "experiment=smoke", word.format(section))
     assert re.search(said.format(section, section), explain(caught.value) or "")
+
+
+@pytest.mark.parametrize(("old", "new"), sorted(RENAMED.items()))
+def test_a_renamed_key_is_refused_by_its_new_name_and_read_in_old_runs(composed: Any, old: str, new: str) -> None:
+    with pytest.raises(ConfigCompositionException) as caught:
+        composed("pretrain", "experiment=smoke", f"{old}=7")
+    assert explain(caught.value) == f"{old} is now {new}"
+    (section, was), (_, now) = old.split("."), new.split(".")
+    assert with_new_names({section: {was: 7, "other": 1}, "run": None}) == {
+        section: {now: 7, "other": 1},
+        "run": None,
+    }
 
 
 @pytest.mark.parametrize("word", ["trainer.max_step=3", "data.token_per_batch=1", "nonsense=1"])
@@ -151,3 +165,86 @@ def test_command_options_are_checked(words: list[str], message: str) -> None:
 def test_the_wheel_would_hold_every_config(tmp_path: Path) -> None:
     text = (config_dir().parent / "pyproject.toml").read_text()
     assert '"configs" = "qa_train/_configs"' in text
+
+
+def test_adapters_need_no_float32_copy_of_what_is_stored_in_half_precision(composed: Any) -> None:
+    for name in ("qwen2_audio_7b", "whisper_large_v3_qwen_7b"):
+        for more in (["model.freeze=[encoder]"], ["model.freeze=[encoder,projector]"]):
+            composed("sft", f"model={name}", "model.lora.parts=[llm]", *more)
+    with pytest.raises(ValueError, match="small updates would vanish"):
+        composed("sft", "model=qwen2_audio_7b", "model.freeze=[encoder]")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["beta=0"], "dpo.beta is 0.0: use a number above 0"),
+        (["beta=-1"], "dpo.beta is -1.0"),
+        (["beta=inf"], "dpo.beta is inf"),
+        (["loss_type=[sigmiod]"], "did you mean sigmoid? use a list of"),
+        (["loss_type=[]"], "use a list of sigmoid, hinge"),
+        (["loss_type=[sigmoid,sft]", "loss_weights=[1]"], "give one weight of 0 or more for each"),
+        (["loss_weights=[-1]"], "give one weight of 0 or more"),
+        (["loss_weights=[0]"], "nothing would be learned"),
+        (["loss_type=[robust]", "label_smoothing=0.5"], "label_smoothing is 0.5: use 0 or more, below 0.5"),
+        (["loss_type=[aot]", "label_smoothing=-0.1"], "label_smoothing is -0.1"),
+        (["label_smoothing=0.1"], "label_smoothing=0.1 has no effect on dpo.loss_type=['sigmoid']"),
+        (["loss_type=[ipo,sft]", "label_smoothing=0.1"], "has no effect on dpo.loss_type=['ipo', 'sft']"),
+        (["loss_type=[exo_pair]"], "exo_pair needs dpo.label_smoothing above 0"),
+        (["ld_alpha=1.5"], "ld_alpha is 1.5: use a weight between 0 and 1"),
+        (["ld_alpha=-0.1"], "ld_alpha is -0.1"),
+        (["discopop_tau=0", "loss_type=[discopop]"], "discopop_tau is 0.0"),
+        (["discopop_tau=0.1"], "discopop_tau=0.1 has no effect without dpo.loss_type=[discopop]"),
+        (["f_divergence_type=kl"], "f_divergence_type is 'kl': use reverse_kl"),
+        (["f_divergence_type=forward_kl", "loss_type=[apo_zero]"], "is not defined for apo_zero"),
+        (["f_alpha_divergence_coef=0.3"], "has no effect without dpo.f_divergence_type=alpha_divergence"),
+        (["use_weighting=true", "loss_type=[aot]"], "which aot does not keep apart"),
+        (["use_weighting=true", "loss_type=[sigmoid,sft]"], "which sft does not keep apart"),
+        (["ref_model_sync_steps=4"], "has no effect without dpo.sync_ref_model=true"),
+        (["ref_model_mixup_alpha=0.5"], "has no effect without dpo.sync_ref_model=true"),
+        (["sync_ref_model=true", "reference=precomputed"], "it needs dpo.reference=live"),
+        (["sync_ref_model=true", "ref_model_mixup_alpha=1.5"], "use a share above 0 and up to 1"),
+        (["sync_ref_model=true", "ref_model_sync_steps=0"], "1 step or more"),
+        (["reference=late"], "use live or precomputed"),
+    ],
+)
+def test_options_of_dpo_are_checked_before_anything_is_loaded(composed: Any, words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        composed("dpo", *(f"dpo.{word}" for word in words))
+
+
+def test_a_reference_that_moves_needs_a_model_of_its_own(composed: Any) -> None:
+    composed("dpo", "dpo.sync_ref_model=true")
+    for more in (["deepspeed=zero2"], ["model.lora.parts=[llm]", "model.freeze=[encoder]"]):
+        with pytest.raises(ValueError, match="moves a whole second model"):
+            composed("dpo", "dpo.sync_ref_model=true", *more)
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("trainer.lr_scheduler_kwargs.num_cycles=2", "to add it: '+trainer.lr_scheduler_kwargs.num_cycles=VALUE'"),
+        ("model.encoder.config.d_modell=2", "to add it: '+model.encoder.config.d_modell=VALUE'"),
+        ("deepspeed.config.zero_optimization.stage=2", "to add it: '+deepspeed.config.zero_optimization.stage=VALUE'"),
+        ("data.storage.options.s3={anon: true}", "to add it: '+data.storage.options.s3=VALUE'"),
+        ("~trainer.lr_scheduler_kwargs", "'~trainer.lr_scheduler_kwargs.KEY' takes one out"),
+        ("trainer.lr_scheduler_kwargs=null", "'+trainer.lr_scheduler_kwargs.KEY=VALUE' adds one"),
+        ("~model.llm.config", "model.llm.config is cleared entry by entry"),
+    ],
+)  # fmt: skip
+def test_a_dictionary_of_free_entries_says_how_it_is_changed(composed: Any, word: str, told: str) -> None:
+    with pytest.raises(ConfigCompositionException) as caught:
+        composed("pretrain", word)
+    assert told in (explain(caught.value) or "")
+
+
+def test_a_dictionary_of_free_entries_is_changed_entry_by_entry(composed: Any) -> None:
+    words = ["experiment=pretrain_7b", "trainer.lr_scheduler_type=linear"]
+    cfg = composed("pretrain", *words, "~trainer.lr_scheduler_kwargs.min_lr")
+    assert cfg.trainer.lr_scheduler_kwargs == {}
+    cfg = composed("pretrain", *words, "+trainer.lr_scheduler_kwargs.num_cycles=2")
+    assert cfg.trainer.lr_scheduler_kwargs == {"min_lr": 1e-5, "num_cycles": 2}
+    for word in ("trainer.lr_scheduler_kwargs={}", "+model.llm.config={ }", "deepspeed.config={}"):
+        with pytest.raises(ValueError, match=r"would clear nothing: .*'~.*\.KEY' takes one out"):
+            check_experiment([word])
+    check_experiment(["data={sources: {}}", "evaluation.sets={}"])

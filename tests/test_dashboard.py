@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qa_train.dashboard import dashboard
+from qa_train.commands.command_table import run as command
 from qa_train.dashboard.overview import HUES
 from qa_train.dashboard.panels import PANELS, draw, draw_family, family, panels_of
 from qa_train.dashboard.runs import differences, find_runs
@@ -81,7 +81,7 @@ def runs(tmp_path: Path) -> Path:
 
 
 def test_the_page_holds_every_run_and_needs_nothing_else(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert dashboard([str(runs), "title=My & runs"]) == 0
+    assert command("dashboard", [str(runs), "title=My & runs"]) == 0
     page = (runs / "dashboard.html").read_text()
     parser = Balanced()
     parser.feed(page)
@@ -147,7 +147,7 @@ def test_damaged_files_hide_no_run(runs: Path) -> None:
     (runs / "dpo" / "environment.json").write_text("{")
     with (runs / "dpo" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 41, "loss": null, "grad_norm": NaN}\n{"step": 42, "lo')
-    assert dashboard([str(runs), f"out={runs}/x/page.html"]) == 0
+    assert command("dashboard", [str(runs), f"out={runs}/x/page.html"]) == 0
     page = (runs / "x" / "page.html").read_text()
     assert "other" in page
     assert ",nan" not in page
@@ -156,7 +156,7 @@ def test_damaged_files_hide_no_run(runs: Path) -> None:
 def test_more_runs_than_colours(tmp_path: Path) -> None:
     for i in range(HUES + 2):
         make(tmp_path / f"r{i}", "sft", steps=3)
-    assert dashboard([str(tmp_path)]) == 0
+    assert command("dashboard", [str(tmp_path)]) == 0
     page = (tmp_path / "dashboard.html").read_text()
     assert "r0<" in page
     assert "the 8 newest of 10 runs" in page
@@ -165,12 +165,12 @@ def test_more_runs_than_colours(tmp_path: Path) -> None:
 
 def test_wrong_use(tmp_path: Path) -> None:
     for words, message in (
-        ([], "give the folder"),
+        ([], "give RUNS_DIR"),
         ([str(tmp_path)], r"no metrics\.jsonl"),
         (["nowhere"], "not a folder"),
     ):
         with pytest.raises(ValueError, match=message):
-            dashboard(words)
+            command("dashboard", words)
 
 
 def answered(run: Path, *, clip_bytes: int) -> None:
@@ -217,7 +217,7 @@ def test_a_strangers_run_puts_no_file_of_this_machine_into_the_page(
     for path in (run / "held_out").glob("step-*/asr/predictions.jsonl"):
         rows = [json.loads(line) for line in path.read_text().splitlines()[:2]]
         path.write_text("".join(json.dumps(row | ({"clip": name} if "clip" in row else {})) + "\n" for row in rows))
-    assert dashboard([str(runs), "audio_mib=0.001" if kind == "link" else "audio_mib=8"]) == 0
+    assert command("dashboard", [str(runs), "audio_mib=0.001" if kind == "link" else "audio_mib=8"]) == 0
     page = (runs / "dashboard.html").read_text()
     assert "data:audio" not in page
     assert "<audio" not in page
@@ -235,7 +235,7 @@ def test_a_page_holds_no_keys(runs: Path) -> None:
     for path in runs.rglob("config.yaml"):
         path.write_text(path.read_text() + "extra: 'https://user:pw1@h/x.tar?sig=pw2'\n")
         break
-    assert dashboard([str(runs)]) == 0
+    assert command("dashboard", [str(runs)]) == 0
     page = (runs / "dashboard.html").read_text()
     assert "https://***@h/x.tar?***" in page
     assert "pw1" not in page
@@ -244,7 +244,7 @@ def test_a_page_holds_no_keys(runs: Path) -> None:
 
 def test_held_out_answers_can_be_heard(runs: Path) -> None:
     answered(runs / "dpo", clip_bytes=3000)
-    assert dashboard([str(runs)]) == 0
+    assert command("dashboard", [str(runs)]) == 0
     page = (runs / "dashboard.html").read_text()
     parser = Balanced()
     parser.feed(page)
@@ -256,6 +256,6 @@ def test_held_out_answers_can_be_heard(runs: Path) -> None:
     assert [f"said at {step}" in page for step in (0, 10, 20, 40)] == [True, False, True, True]
     assert (page.count('class="wrong"'), page.count('class="right"')) == (1, 2)
     # Without room in the page, the player links to the file, from wherever the page lies.
-    assert dashboard([str(runs), f"out={runs}/x/page.html", "audio_mib=0.001"]) == 0
+    assert command("dashboard", [str(runs), f"out={runs}/x/page.html", "audio_mib=0.001"]) == 0
     (source,) = re.findall(r'src="([^"]+)"', (runs / "x" / "page.html").read_text())
     assert (runs / "x" / source).resolve() == (runs / "dpo" / "held_out" / "clips" / "asr" / "a.ogg").resolve()

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from qa_train.doctor import Finding, doctor, network, processor
+from qa_train.commands.command_table import run
+from qa_train.doctor import network, processor
 from qa_train.doctor.environment import audio_formats, disk, packages, wandb_key
 from qa_train.doctor.files import examine_checkpoint, examine_data, examine_run
+from qa_train.doctor.finding import Finding
 from qa_train.doctor.processor import arithmetic, cpu_quota, instructions, threads
 from tests.model.stored import write_model
 
@@ -109,8 +111,8 @@ def test_the_command_ends_with_one_when_something_is_wrong(
     # The environment is examined above, part by part; importing DeepSpeed takes many seconds.
     monkeypatch.setattr("qa_train.doctor.environment.examine", lambda folder: iter([Finding("x", "ok", "fine")]))
     make_run(tmp_path)
-    assert doctor([f"run={tmp_path}", f"checkpoint={tmp_path}"]) == 0
-    assert doctor([f"data={tmp_path}/none.tar"]) == 1
+    assert run("doctor", [f"run={tmp_path}", f"checkpoint={tmp_path}"]) == 0
+    assert run("doctor", [f"data={tmp_path}/none.tar"]) == 1
     shown = capsys.readouterr().out
     assert "1 problem(s)" in shown
     assert "->" in shown

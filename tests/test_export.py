@@ -179,3 +179,16 @@ def test_an_evaluation_of_these_weights_is_on_the_card(checkpoint: Path, tmp_pat
     assert entry["results"].pop()["dataset"]["name"] == "My calls (50 items of 2620, 3 unanswered)"
     assert entry["results"][0]["metrics"] == [{"type": "wer", "value": 12.34}]
     assert entry["results"][0]["dataset"] == {"name": "My calls", "type": "calls"}
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["", "[1]", "3", "{", "a: [", "model: 3", "model: {checkpoint: null}", "stage: x\nmodel: {}\ntrainer: []",
+     "trainer: {max_steps: 2}", "!!python/object/apply:os.system ['true']", "\x00"],
+)  # fmt: skip
+def test_a_strangers_settings_are_refused_in_one_line(config: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(config)
+    (tmp_path / "checkpoint-2").mkdir()
+    with pytest.raises(ValueError, match="that no run of qa-train writes") as caught:
+        model_card(tmp_path / "checkpoint-2", name="x", parameters=1)
+    assert "\n" not in str(caught.value)

@@ -221,12 +221,12 @@ def test_log_records_and_their_traces_are_masked() -> None:
 
 @pytest.mark.parametrize(
     "act", ["raise OSError(WORDS)", "warnings.warn(WORDS)", "logging.getLogger('any').error('%s', WORDS)",
-            "raise ValueError(WORDS) from KeyError(WORDS)", "say(WORDS, error=True)", "_refused('sft', WORDS)"]
+            "raise ValueError(WORDS) from KeyError(WORDS)", "say(WORDS, error=True)", "refused('sft', WORDS)"]
 )  # fmt: skip
 def test_nothing_is_printed_unmasked(act: str) -> None:
     program = (
-        "import logging, warnings\nfrom qa_train.cli import _show_warnings, _refused\n"
-        f"from qa_train.utils.progress import say\n_show_warnings()\nWORDS = open({__file__!r}).name + "
+        "import logging, warnings\nfrom qa_train.commands.guard import refused, show_warnings\n"
+        f"from qa_train.utils.progress import say\nshow_warnings()\nWORDS = open({__file__!r}).name + "
         f"' https://h/x.tar?' + '-'.join(['s3cr3t', 'v4lu3'])\n{act}\n"
     )
     done = subprocess.run([sys.executable, "-c", program], env=environment(), cwd=ROOT, capture_output=True, text=True)

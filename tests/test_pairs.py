@@ -7,23 +7,19 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 
-from qa_train.commands.pairs import Lesson, pairs
 from qa_train.config import PairsConfig
 from qa_train.data.audio.waveform import BadAudio
 from qa_train.data.shards.index import load_index
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
-from qa_train.eval.answers import Outcome
 from qa_train.eval.questions import Question
-from qa_train.eval.ranks import Ranks
-from qa_train.infer.generate import Decoding
 from qa_train.llm.judge import Verdict
-from qa_train.preferences.draw import draw_answers, sampled_pairs
-from qa_train.preferences.rank import ByJudge, ByLabel, Pair, _best_and_worst, balanced
+from qa_train.preferences.draw import sampled_pairs
+from qa_train.preferences.from_answers import Lesson, pairs
+from qa_train.preferences.rank import ByJudge, ByLabel, ByWordErrors, Pair, balanced
 
 
 def question(reference: str) -> Question:
@@ -47,21 +43,38 @@ def question(reference: str) -> Question:
     ],
 )
 def test_best_and_worst_by_word_error_rate(answers: list[str], expected: tuple[str, str] | None) -> None:
-    assert _best_and_worst(question("the cat sat down"), answers, margin=0.15) == expected
+    assert ByWordErrors().rank([question("the cat sat down")], [answers]) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        (["the cat", "a hat sat"], ("the cat sat down", "a hat sat")),
+        # One answer is enough, and none is not.
+        (["the cat"], ("the cat sat down", "the cat")),
+        (["The cat sat down."], None),
+        ([], None),
+    ],
+)
+def test_the_transcript_may_be_the_chosen_answer(answers: list[str], expected: tuple[str, str] | None) -> None:
+    assert ByWordErrors(transcript=True).rank([question("the cat sat down")], [answers]) == [expected]
 
 
 def test_answers_closer_than_the_margin_make_no_pair() -> None:
     answers = ["red green blue black", "red green blue white"]
-    assert _best_and_worst(question("red green blue black"), answers, margin=0.3) is None
-    assert _best_and_worst(question("red green blue black"), answers, margin=0.2) == tuple(answers)
+    asked = [question("red green blue black")]
+    assert ByWordErrors(0.3).rank(asked, [answers]) == [None]
+    assert ByWordErrors(0.2).rank(asked, [answers]) == [tuple(answers)]
 
 
 def test_cut_and_unprintable_answers_make_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     cut = {"a hat\0": False, "a": True, "the cat sat down": False, "a cat": False}
-    said = [SimpleNamespace(text=text, truncated=truncated) for text, truncated in cut.items()]
+    said = [SimpleNamespace(text=text, truncated=truncated, error=None) for text, truncated in cut.items()]
     asked = replace(question("the cat sat down"), load=lambda: (np.zeros(16_000, np.float32),))
     monkeypatch.setattr("qa_train.preferences.draw.record_questions", lambda clips, bank: [asked])
-    generator = SimpleNamespace(batch_size=64, sample=lambda items, count, decoding: [said for _ in items])
+    generator = SimpleNamespace(
+        batch_size=64, token_budget=9999, sample=lambda items, count, decoding: [said for _ in items]
+    )
     made = list(sampled_pairs(generator, None, None))  # type: ignore[arg-type]
     assert [(pair.chosen, pair.rejected) for pair in made] == [("the cat sat down", "a cat")]
 
@@ -82,8 +95,10 @@ def test_what_a_pair_cannot_hold_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
     asked = [good, replace(good, load=unreadable)]
     asked += [replace(good, sample=replace(good.sample, num_clips=n, messages=chat)) for n, chat in chats]
     monkeypatch.setattr("qa_train.preferences.draw.record_questions", lambda clips, bank: asked)
-    said = [SimpleNamespace(text=text, truncated=False) for text in ("the cat", "a hat")]
-    generator = SimpleNamespace(batch_size=64, sample=lambda items, count, decoding: [said for _ in items])
+    said = [SimpleNamespace(text=text, truncated=False, error=None) for text in ("the cat", "a hat")]
+    generator = SimpleNamespace(
+        batch_size=64, token_budget=9999, sample=lambda items, count, decoding: [said for _ in items]
+    )
     left_out: Counter[str] = Counter()
     made = list(sampled_pairs(generator, None, None, samples=2, left_out=left_out))  # type: ignore[arg-type]
     assert [(pair.key, pair.chosen) for pair in made] == [("clip", "the cat")]
@@ -92,65 +107,11 @@ def test_what_a_pair_cannot_hold_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_shards_that_share_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = [replace(pair("a b", "c"), load=lambda: np.zeros(16_000, np.float32)) for _ in range(3)]
-    monkeypatch.setattr("qa_train.commands.pairs.record_questions", lambda *args: [])
-    monkeypatch.setattr("qa_train.commands.pairs._drawn", lambda *args: {})
-    monkeypatch.setattr("qa_train.commands.pairs.ranked", lambda *args: iter(made))
+    monkeypatch.setattr("qa_train.preferences.from_answers.record_questions", lambda *args: [])
+    monkeypatch.setattr("qa_train.preferences.from_answers._drawn", lambda *args: [])
+    monkeypatch.setattr("qa_train.preferences.from_answers.ranked", lambda *args: iter(made))
     assert pairs(PairsConfig(checkpoint="x", shards="x", out=str(tmp_path))) == 0
     assert load_index(str(tmp_path / "pairs-000.tar")).table["key"].to_pylist() == ["k", "k-2", "k-3"]
-
-
-class Counting:
-    """Answers that tell whose and which draw they are, in place of a model."""
-
-    batch_size = 2
-
-    def __init__(self) -> None:
-        self.asked: list[list[str]] = []
-
-    def sample(self, items: list[Any], count: int, decoding: Any) -> list[list[Any]]:
-        self.asked.append([item.sample.key for item in items])
-        return [
-            [SimpleNamespace(text=f"{item.sample.key} {j}", truncated=False) for j in range(count)] for item in items
-        ]
-
-
-def numbered(count: int) -> list[Question]:
-    one = replace(question("the cat"), load=lambda: (np.zeros(16_000, np.float32),))
-    return [replace(one, sample=replace(one.sample, key=f"k{i}")) for i in range(count)]
-
-
-def test_drawing_goes_on_where_it_ended_on_any_number_of_ranks() -> None:
-    questions, decoding = numbered(10), Decoding(temperature=1.0)
-    alone = Counting()
-    whole = draw_answers(alone, questions, 2, decoding)  # type: ignore[arg-type]
-    assert alone.asked == [["k0", "k1", "k2", "k3"], ["k4", "k5", "k6", "k7"], ["k8", "k9"]]
-    assert [whole[place].text for place in range(20)] == [f"k{i} {j}" for i in range(10) for j in range(2)]
-    # Half of a chunk is no chunk: all of it is asked again, and nothing else.
-    known = {place: outcome for place, outcome in whole.items() if place != 11}
-    again = Counting()
-    new: list[dict[int, Outcome]] = []
-    assert draw_answers(again, questions, 2, decoding, known=known, keep=new.append) == whole  # type: ignore[arg-type]
-    assert again.asked == [["k4", "k5", "k6", "k7"]]
-    assert [sorted(part) for part in new] == [[], list(range(8, 16)), []]
-    shared: dict[int, Outcome] = {}
-    for rank in range(2):
-        shared |= draw_answers(Counting(), questions, 2, decoding, ranks=Ranks(rank, 2))  # type: ignore[arg-type]
-    assert shared == whole
-
-
-def test_a_clip_that_cannot_be_read_is_tried_again_and_asks_nothing_else_again() -> None:
-    def unreadable() -> tuple[np.ndarray, ...]:
-        raise BadAudio("broken")
-
-    questions, decoding = numbered(3), Decoding(temperature=1.0)
-    broken = [*questions[:2], replace(questions[2], load=unreadable)]
-    first = draw_answers(Counting(), broken, 2, decoding)  # type: ignore[arg-type]
-    assert [first[place].error for place in range(6)] == [None] * 4 + ["broken"] * 2
-    known = {place: outcome for place, outcome in first.items() if outcome.error is None}
-    again = Counting()
-    assert draw_answers(again, broken, 2, decoding, known=known) == first  # type: ignore[arg-type]
-    assert again.asked == []
-    assert draw_answers(again, questions, 2, decoding, known=known)[5].text == "k2 1"  # type: ignore[arg-type]
 
 
 class ScriptedJudge:
@@ -227,3 +188,10 @@ def test_the_lesson_says_whether_longer_is_better() -> None:
     assert (report["chosen_words"], report["rejected_words"]) == (2.0, 2.0)
     assert len(report["examples"]) == 3
     assert report["longer_wins_percent"] == 50
+
+
+@pytest.mark.parametrize("by", ["label", "judge"])
+def test_the_transcript_is_chosen_by_word_errors_only(by: str, tmp_path: Path) -> None:
+    options = PairsConfig(checkpoint="none", shards="none", out=str(tmp_path), by=by, choose_transcript=True)
+    with pytest.raises(ValueError, match=f"choose_transcript=true needs by=wer; by is {by}"):
+        pairs(options)

@@ -1,4 +1,4 @@
-"""`qa-train plan data`: the realised mixture, without audio or model."""
+"""`qa-train plan data`: the effective_mixture mixture, without audio or model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gates of DPO and builders of pairs, used as a person would: through the command line, with a small random model."""
+"""Runs that drift, and builders of pairs, through the command line, with a small random model."""
 
 from __future__ import annotations
 
@@ -24,29 +24,43 @@ pytestmark = pytest.mark.slow
 Options = Callable[[str, Path], list[str]]
 
 
-def gates(shards: Path, action: str) -> list[str]:  # noqa: F811
+def stop(shards: Path, action: str) -> list[str]:  # noqa: F811
+    sets = f"{{speech: {{shards: ['{shards}/speech-*.tar'], task: ask_transcript, limit: 5, seen_in_training: true}}}}"
     return [
-        "dpo.gates.every=2", f"dpo.gates.shards=['{shards}/speech-*.tar']", "dpo.gates.clips=5",
-        "dpo.gates.max_new_tokens=12", f"dpo.gates.action={action}", "dpo.gates.wer_points=0",
-        "dpo.gates.length_ratio=1", "trainer.learning_rate=5e-2", "trainer.warmup_steps=0",
+        "evaluation.every=2", f"+evaluation.sets={sets}", "evaluation.max_new_tokens=12",
+        f"+evaluation.stop.speech={{rise: 0, length_ratio: 1, action: {action}}}", "trainer.learning_rate=5e-2",
+        "trainer.warmup_steps=0",
     ]  # fmt: skip
 
 
-def test_gates_warn_and_go_on(tmp_path: Path, shards: Path, options: Options) -> None:  # noqa: F811
-    done = run("dpo", *options("dpo", tmp_path / "run"), *gates(shards, "warn"))
-    readings = [json.loads(line) for line in (tmp_path / "run/gates.jsonl").read_text().splitlines()]
-    assert [reading["step"] for reading in readings] == [0, 2, 4, 6]
-    assert any(reading != {**readings[0], "step": reading["step"]} for reading in readings)
-    assert "gate: step" in done.stdout
-    assert len(metrics(tmp_path / "run")) == 6
+def test_a_drift_warns_and_goes_on(tmp_path: Path, shards: Path, options: Options) -> None:  # noqa: F811
+    done = run("dpo", *options("dpo", tmp_path / "run"), *stop(shards, "warn"))
+    readings = [row["evaluation"]["speech"] for row in metrics(tmp_path / "run") if "evaluation" in row]
+    assert len(readings) == 4
+    assert any(reading != readings[0] for reading in readings)
+    assert "evaluation.stop.speech" in done.stdout
+    assert len([row for row in metrics(tmp_path / "run") if "loss" in row]) == 6
 
 
-def test_gates_stop_all_processes(tmp_path: Path, shards: Path, options: Options) -> None:  # noqa: F811
-    words = [*options("dpo", tmp_path / "run"), *gates(shards, "stop")]
-    done = run("dpo", *words, processes=2, check=False)
+@pytest.mark.parametrize(
+    ("stage", "more"),
+    [
+        ("dpo", []),
+        ("sft", ["deepspeed=zero3", "deepspeed.config.zero_optimization.stage3_param_persistence_threshold=0"]),
+    ],
+    ids=["dpo", "zero3"],
+)
+def test_a_drift_stops_all_processes(
+    stage: str, more: list[str], tmp_path: Path, shards: Path, options: Options  # noqa: F811
+) -> None:  # fmt: skip
+    words = [*options(stage, tmp_path / "run"), *stop(shards, "stop"), *more]
+    done = run(stage, *words, processes=2, check=False)
     assert done.returncode == 1
     assert "Use an earlier checkpoint, a lower learning rate" in done.stderr
-    assert len(metrics(tmp_path / "run")) < 6
+    last = metrics(tmp_path / "run")[-1]
+    assert last["step"] < 6
+    assert "loss" not in last
+    assert last["evaluation"]["speech"]["n"] == 5
     assert not (tmp_path / "run/finished.json").exists()
 
 

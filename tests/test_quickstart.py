@@ -21,6 +21,8 @@ from quickstart_recipes import PARTS, RECIPES, STAGES, settings
 from quickstart_time import COSTS, Clock, Probe, advice, calibrate, expected
 
 from qa_train.config import config_dir, register, to_stage_config
+from qa_train.data.shards.index import load_index
+from qa_train.model import load_tokenizer
 
 ROOT = Path(__file__).parent.parent
 QUICK = Probe(encoder=0.004, step=0.45, answer=0.15, busy=1.0, arithmetic="bfloat16")
@@ -137,6 +139,28 @@ def test_recipes_compose_and_look_where_they_are_told(name: str, stage: str) -> 
         assert own
         assert all(shard.startswith(f"{root}data/") for shard in own)
         assert cfg.model.checkpoint in (None, f"{root}pretrain", f"{root}sft")
+
+
+@pytest.mark.parametrize("items", [4, 40, None])
+def test_the_bound_of_a_recipe_holds_for_held_out_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, items: int | None
+) -> None:
+    (tmp_path / "data").mkdir()
+    for end in ("", ".index.parquet"):
+        (tmp_path / "data" / f"dpo-test.tar{end}").symlink_to(ROOT / f"data/starter/preferences-test.tar{end}")
+    asked: list[int] = []
+
+    def count(model: Any, reference: Any, data: Any, batches: int) -> dict[str, Any]:
+        asked.append(sum(len(data.plan.batch(k)) for k in range(batches)))
+        return {}
+
+    processor = SimpleNamespace(tokenizer=load_tokenizer("builtin:nano"))
+    monkeypatch.setattr(quickstart, "loaded", lambda checkpoint: (None, processor))
+    monkeypatch.setattr("qa_train.eval.pair_accuracy.pair_accuracy", count)
+    quickstart.preference_scores(tmp_path, items)
+    whole = load_index(str(tmp_path / "data" / "dpo-test.tar")).table.num_rows
+    assert asked == [items or whole]
+    assert whole > 40
 
 
 def finished_run(folder: Path, recipe: str = "full") -> None:

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipelines.build_rewrites import judge_reply, rewrite
-from qa_train.config import RewriteConfig
+from data_pipelines.build_rewrites import RewriteConfig, judge_reply, rewrite
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.llm.judge import Verdict

@@ -13,7 +13,7 @@ from qa_train.config import ChatConfig, EvalConfig, ExportConfig, ModelConfig, P
 from qa_train.doctor.files import examine_checkpoint
 from qa_train.eval.suite import _answerer
 from qa_train.export.hugging_face import export
-from qa_train.infer.chat import chat
+from qa_train.infer.conversation import chat
 from qa_train.infer.server import open_models
 from qa_train.model import build_model
 from tests.model.stored import write_adapters, write_model

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,15 @@ class Item:
     record: dict[str, Any]
     ids: tuple[str, ...] = ()
     joined: bool = False
+
+    def by_caption(self) -> Iterator[Item]:
+        """One item for each of the record's ``captions``, named NAME-1 and so on; itself where it has none."""
+        captions = self.record.get("captions") or []
+        if not captions:
+            yield self
+        rest = {name: value for name, value in self.record.items() if name != "captions"}
+        for number, caption in enumerate(captions, 1):
+            yield replace(self, name=f"{self.name}-{number}", record=rest | {"caption": caption})
 
 
 @dataclass(frozen=True)
@@ -85,11 +94,41 @@ class Request:
     by_name: bool = False
     # What a reader has to say about its lists, for the report.
     notes: list[str] = field(default_factory=list)
+    # Share of what is for training, or has no split, that is held out; None: nothing.
+    split_share: float | None = None
+
+    def without_split(self, listed: str) -> None:
+        """Readers call it for a list, or a row of one, that does not say which split it belongs to.
+
+        Raises:
+            ValueError: held-out data are asked for, and nothing keeps them apart from what is imported for training.
+        """
+        role = role_named(self.split)
+        named = any(role_named(Path(path).name) == role for path in (*self.paths, listed))
+        if self.split_share is None and role != TRAIN and not named:
+            raise ValueError(
+                f"{listed} has no column split, so split={self.split} would be the same recordings as split=train: "
+                f"hold a share out with split_share=0.1, given to both imports (split=train takes the rest), name a "
+                "list whose name says what it is, or give the list such a column"
+            )
+
+    @property
+    def published_split(self) -> str:
+        """The split to look for in a list: a share is held out of what is for training."""
+        return self.split if self.split_share is None else TRAIN
 
     @cached_property
     def tree(self) -> Tree:
         """The files at ``paths``, listed when first needed."""
         return Tree(self.paths)
+
+
+def role_named(split: str) -> str:
+    """What a split of a layout is for, by its name."""
+    words = set(re.split(r"[\W_\d]+", split.lower()))
+    if words & {"test", "eval", "evaluation", "te", "heldout"}:
+        return TEST
+    return DEV if words & {"dev", "devel", "val", "valid", "validation"} else TRAIN
 
 
 @dataclass(frozen=True)
@@ -119,10 +158,7 @@ class Corpus:
             return self.splits[split]
         if not self.generic:
             raise ValueError(f"{self.title} has no split {split!r}; its splits are {', '.join(self.splits)}")
-        words = set(re.split(r"[\W_\d]+", split.lower()))
-        if words & {"test", "eval", "evaluation", "te", "heldout"}:
-            return TEST
-        return DEV if words & {"dev", "devel", "val", "valid", "validation"} else TRAIN
+        return role_named(split)
 
     @property
     def train_splits(self) -> list[str]:

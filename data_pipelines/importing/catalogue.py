@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from data_pipelines.corpora.base import Corpus
-from data_pipelines.corpora.formats import lhotse, manifests, tables
+from data_pipelines.corpora.formats import lhotse, manifests, tables, webdataset
 from data_pipelines.corpora.sounds import audio_qa, captions, events, music
 from data_pipelines.corpora.spoken import (
     common_voice,
@@ -21,7 +21,7 @@ from data_pipelines.corpora.spoken import (
 
 _MODULES = (
     librispeech, common_voice, fleurs, mandarin, gigaspeech, emotion, voxceleb, intent, vocal_sound, captions, events,
-    audio_qa, music, tables, manifests, lhotse,
+    audio_qa, music, tables, manifests, lhotse, webdataset,
 )  # fmt: skip
 CORPORA: dict[str, Corpus] = {corpus.name: corpus for module in _MODULES for corpus in module.CORPORA}
 

@@ -4,6 +4,7 @@ The questions are shared among the processes batch by batch, by a plan that does
 ZeRO-3, which cuts the weights, all answer every batch in step and rank 0's answers count. The scores become part of the
 step's record in metrics.jsonl (``eval/NAME``, and ``evaluation`` with counts and intervals); the answers lie in
 ``RUN/held_out/step-N/NAME/predictions.jsonl``, so that ``qa-train eval compare=[...]`` takes two steps.
+``evaluation.stop`` ends a run whose scores move too far from its first evaluation, see `qa_train.callbacks.drift`.
 The clips of the first questions of each set are kept as well, and W&B gets these answers as tables with players.
 """
 
@@ -14,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +23,23 @@ import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
+from qa_train.callbacks.drift import check_rule, drifted, mean_words
 from qa_train.config import EvalSetConfig
 from qa_train.data.audio.waveform import BadAudio
+from qa_train.data.shards.catalog import open_shards
+from qa_train.data.shards.same_recordings import same_recordings
 from qa_train.data.shards.storage import expand
 from qa_train.data.text.prompts import PromptBank
-from qa_train.eval.answers import Outcome, predictions
+from qa_train.eval.answers import Limits, Outcome, answer, predictions
 from qa_train.eval.eval_sets import EvalSet, is_right, keep_clip, record_questions
 from qa_train.eval.questions import Question, part_text
+from qa_train.eval.ranks import Ranks
 from qa_train.eval.scores.task_metrics import Prediction, score
 from qa_train.infer.encoded import EncodedClips
-from qa_train.infer.generate import Decoding, Generator, Item, plan_batches
+from qa_train.infer.generate import Decoding, Generator
 from qa_train.train.job.distributed import from_main, world_size, zero_stage
 from qa_train.train.mixin import AudioTrainerMixin
+from qa_train.train.safety.guards import StopRun
 from qa_train.train.stage import Stage
 from qa_train.utils.atomic import write_text
 
@@ -54,11 +61,14 @@ class HeldOut(TrainerCallback):
         self.sets: dict[str, list[Question]] = {}
         for name, chosen in self.options.sets.items():
             if not chosen.seen_in_training:
-                _refuse_training_data(name, chosen, stage)
+                refuse_training_data(name, chosen, stage)
             fields = {k: v for k, v in asdict(chosen).items() if k != "seen_in_training"}
             fields["template"] = chosen.template or stage.cfg.kind.template
             self.sets[name] = record_questions(EvalSet(name, **fields), bank, data.storage)
+        for name, rule in self.options.stop.items():
+            check_rule(name, rule, self.sets[name][0].metric)
         self._clips = EncodedClips()
+        self._limits = Limits(self.options.batch_size, self.options.token_budget)
         # Every forward pass then gathers the weights from all processes: all must make the same ones.
         self._in_step = zero_stage(stage.cfg.deepspeed.config) == 3
         run = stage.run
@@ -66,23 +76,53 @@ class HeldOut(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """The starting point, or what a stop left out."""
-        if from_main(self._due(state) and not self._measured(state.global_step)):
-            self.trainer.report(self.evaluate(model, state.global_step, args), own_record=True)
+        if from_main(self._due(state) and all(row["step"] != state.global_step for row in self._records())):
+            self._measure(model, state.global_step, args, own_record=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Evaluate, if it is time."""
+        """Evaluate, if it is time.
+
+        Raises:
+            StopRun: a set has moved further from the first evaluation than ``evaluation.stop`` allows (every process).
+        """
         stopping = control.should_training_stop and state.global_step < state.max_steps
         if self._due(state) and not stopping:
-            self.trainer.report(self.evaluate(model, state.global_step, args))
+            self._measure(model, state.global_step, args)
 
     def _due(self, state: Any) -> bool:
         return state.global_step % self.options.every == 0 or state.global_step == state.max_steps
 
-    def _measured(self, step: int) -> bool:
-        """Whether metrics.jsonl has the scores of this step."""
+    def _records(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl that have scores."""
         path = self.stage.run.metrics
         rows = map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.is_file() else [])
-        return any(row["step"] == step and "evaluation" in row for row in rows)
+        return [row for row in rows if "evaluation" in row]
+
+    def _measure(self, model: Any, step: int, args: Any, *, own_record: bool = False) -> None:
+        """Evaluate, write the scores down, and end the run if they have drifted; a collective call."""
+        numbers = self.evaluate(model, step, args)
+        found = from_main(self._drifts(numbers) if self.options.stop and self.stage.run.is_main else {})
+        ends = [words for name, words in found.items() if self.options.stop[name].action == "stop"]
+        # A step that ends the run is not logged any more.
+        self.trainer.report(numbers, own_record=own_record or bool(ends))
+        if found and self.stage.run.is_main:
+            print(f"step {step}: {'; '.join(found.values())}", flush=True)
+        if ends:
+            more = ", a larger dpo.beta, or an SFT term (dpo.loss_type=[sigmoid,sft])"
+            raise StopRun(
+                f"step {step}: {'; '.join(ends)}. Use an earlier checkpoint, a lower learning rate"
+                f"{more if self.stage.cfg.stage == 'dpo' else ', or a mixture that keeps what was lost'}"
+            )
+
+    def _drifts(self, numbers: Mapping[str, Any]) -> dict[str, str]:
+        """What has drifted since the first evaluation of each set, by the set's name."""
+        records, found = self._records(), {}
+        for name, rule in self.options.stop.items():
+            start = next((row for row in records if "words" in row["evaluation"].get(name, {})), None)
+            words = drifted(name, rule, start, numbers) if start is not None else None
+            if words is not None:
+                found[name] = words
+        return found
 
     def evaluate(self, model: Any, step: int, args: Any) -> dict[str, Any]:
         """Answer and score all sets; all processes take part, and all get the numbers."""
@@ -92,21 +132,18 @@ class HeldOut(TrainerCallback):
         generator = Generator(
             plain,
             self.stage.processor,
-            batch_size=self.options.batch_size,
-            token_budget=self.options.token_budget,
+            batch_size=self._limits.batch_size,
+            token_budget=self._limits.token_budget,
             # Encoder weights that are cut cannot be hashed: states are not kept from one evaluation to the next.
             clips=EncodedClips() if self._in_step else self._clips,
         )
         with torch.autocast(args.device.type, dtype=torch.bfloat16, enabled=args.bf16):
-            mine = self._answer(generator, args.process_index)
-        outcomes: dict[tuple[str, int], Outcome] = {}
-        for part in reversed(gather_object([mine])):
-            outcomes |= part
+            outcomes = iter(self._answer(generator, args.process_index))
         numbers: dict[str, Any] = {"evaluation": {}}
         for name, questions in self.sets.items():
-            answers = [outcomes[name, i] for i in range(len(questions))]
+            answers = list(islice(outcomes, len(questions)))
             answered = predictions(questions, answers)
-            found = score(questions[0].metric, answered).as_dict()
+            found = score(questions[0].metric, answered).as_dict() | {"words": mean_words(questions, answers)}
             numbers[f"eval/{name}"] = found.pop("value")
             numbers["evaluation"][name] = found
             if self.stage.run.is_main:
@@ -127,40 +164,17 @@ class HeldOut(TrainerCallback):
             columns = ["question", "audio", "reference", "prediction", "right"]
             self.stage.writer.table(step, f"held_out/{name}", columns, cells)
 
-    def _answer(self, generator: Generator, rank: int) -> dict[tuple[str, int], Outcome]:
-        """This rank's share of the batches of all sets; under ZeRO-3 all of them."""
-        decoding = Decoding(max_new_tokens=self.options.max_new_tokens)
-        found: dict[tuple[str, int], Outcome] = {}
-        number = 0
-        for name, questions in self.sets.items():
-            lengths = [question.tokens for question in questions]
-            rows, tokens = self.options.batch_size, self.options.token_budget
-            for batch in plan_batches(lengths, rows=rows, tokens=tokens, new_tokens=decoding.max_new_tokens):
-                if self._in_step or number % world_size() == rank:
-                    answered = _answer_batch(generator, questions, batch, decoding, self._in_step)
-                    found |= {(name, i): outcome for i, outcome in answered.items()}
-                    self.trainer.beat()
-                number += 1
-        return found
-
-
-def _answer_batch(
-    generator: Generator, questions: list[Question], batch: list[int], decoding: Decoding, in_step: bool
-) -> dict[int, Outcome]:
-    """``in_step``: all processes answer this batch together, without what any of them could not read."""
-    items: dict[int, Item] = {}
-    found: dict[int, Outcome] = {}
-    for i in batch:
-        try:
-            items[i] = Item(questions[i].sample, questions[i].load())
-        except BadAudio as error:
-            found[i] = Outcome(error=str(error))
-    if in_step:
-        for others in gather_object([found]):
-            found = others | found
-        items = {i: item for i, item in items.items() if i not in found}
-    answers = generator.generate([*items.values()], decoding)
-    return found | {i: Outcome(a.text, a.truncated) for i, a in zip(items, answers, strict=True)}
+    def _answer(self, generator: Generator, rank: int) -> list[Outcome]:
+        """The outcomes of all sets, one set after the other, on every rank."""
+        return answer(
+            [question for questions in self.sets.values() for question in questions],
+            generator,
+            Decoding(max_new_tokens=self.options.max_new_tokens),
+            limits=self._limits,
+            ranks=Ranks(rank, world_size(), lambda value: list(gather_object([value]))),
+            in_step=self._in_step,
+            on_progress=lambda n: self.trainer.beat(),
+        )
 
 
 def summary(step: int, numbers: Mapping[str, Any]) -> str:
@@ -203,7 +217,7 @@ def _rows(
     """The lines of predictions.jsonl."""
     rows = []
     seen: Counter[str] = Counter()
-    for i, (question, outcome, answer) in enumerate(zip(questions, outcomes, answered, strict=True)):
+    for i, (question, outcome, said) in enumerate(zip(questions, outcomes, answered, strict=True)):
         references = question.references
         key = question.sample.key
         seen[key] += 1
@@ -218,7 +232,7 @@ def _rows(
             "prediction": outcome.text,
             "truncated": outcome.truncated,
             # null: no matter of right and wrong, as a translation.
-            "right": is_right(question.metric, answer),
+            "right": is_right(question.metric, said),
         }
         clip = {"clip": clips[i]} if i in clips else {}
         rows.append(row | clip | ({"error": outcome.error} if outcome.error else {}))
@@ -230,16 +244,24 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _refuse_training_data(name: str, held_out: EvalSetConfig, stage: Stage) -> None:
-    """ValueError when a source of the run may hold the records of a set: same shard, and filters that can both hold."""
+def refuse_training_data(name: str, held_out: EvalSetConfig, stage: Stage) -> None:
+    """ValueError when a source of the run holds records of a set: the same shard, or the same recordings in another."""
     wanted = {_real(path) for path in expand(held_out.shards)}
+    table = open_shards(held_out.shards, cfg=stage.cfg.data.storage)
     for source in stage.batches.sources:
+        if not source.weight:
+            continue
+        what, keys = "", list[str]()
         shared = sorted(wanted & {_real(path) for path in source.shards})
-        if source.weight and shared and not _apart(held_out.where, source.cfg.where):
+        if shared and not _apart(held_out.where, source.cfg.where):
+            what = f"read the same records of {shared[0]}"
+        elif keys := same_recordings(table, held_out.where, source.table, source.cfg.where):
+            what = f"hold {len(keys)} of the same recordings, e.g. {keys[0]}"
+        if what:
             raise ValueError(
-                f"evaluation.sets.{name} and data.sources.{source.name} read the same records of {shared[0]}: the "
-                f"scores would be of training data. Give both a where that keeps them apart (e.g. split), other "
-                f"shards, or evaluation.sets.{name}.seen_in_training=true if that is meant"
+                f"evaluation.sets.{name} and data.sources.{source.name} {what}: the scores would be of training data. "
+                f"Give both a where that keeps them apart (e.g. split), other shards, or "
+                f"evaluation.sets.{name}.seen_in_training=true if that is meant"
             )
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qa_train.commands import data_tools
-from qa_train.commands.data_tools import StorageOptions, split_words
-from qa_train.config import OrderConfig, parse_options
+from qa_train.commands.data_tools import StorageOptions, ToJsonlOptions
+from qa_train.config import OrderConfig
 from qa_train.utils.progress import say
 
 if TYPE_CHECKING:
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class IndexOptions:
-    """`qa-train data index PATH...`"""
+    """Options of `qa-train data index`."""
 
     # Decode every clip: audio that is cut, or lies about its length, is left out now and not in training.
     decode: bool = False
@@ -33,8 +31,8 @@ class IndexOptions:
     num_workers: int = 0
 
 
-def index(words: list[str]) -> int:
-    """`data index PATH... [decode=true keep_damaged=true missing=true num_workers=N]`: write the index of every tar.
+def index(paths: list[str], options: IndexOptions) -> int:
+    """Write the index of every tar of KEY.flac (or another sound file) and KEY.json, beside it.
 
     A damaged tar is named and gets no index; the others do, and the exit code is 2, as it is when a shard holds no
     record that can be used.
@@ -42,8 +40,7 @@ def index(words: list[str]) -> int:
     from qa_train.data.parallel import each_shard
     from qa_train.data.shards.storage import expand
 
-    given, options = split_words(words, IndexOptions, "data index")
-    paths = expand(given)
+    paths = expand(paths)
     waiting = [path for path in paths if not (options.missing and _has_index(path))]
     if len(waiting) < len(paths):
         print(f"{len(paths) - len(waiting)} of {len(paths)} shards have their index", flush=True)
@@ -100,10 +97,15 @@ def _has_index(path: str) -> bool:
 
 
 def from_jsonl(words: list[str]) -> int:
-    """`data from-jsonl FILE.jsonl OUT-%05d.tar`: turn lines of messages and audios into indexed shards.
+    """Turn lines of messages and audios into indexed shards.
 
-    A line: {"messages": [{"role": "user", "content": "<audio>What is said?"}, {"role": "assistant", "content": "Hi."}],
-    "audios": ["clips/a.wav"]}; paths are relative to the file. Rows of ms-swift, LLaMA-Factory, TRL, NeMo, Audio
+    A line holds messages and the files of their marks, relative to the file of lines:
+
+      {"messages": [{"role": "user", "content": "<audio>What is said?"},
+                    {"role": "assistant", "content": "Hi."}],
+       "audios": ["clips/a.wav"]}
+
+    Rows of ms-swift, LLaMA-Factory, TRL, NeMo, Audio
     Flamingo 3 and align-anything are taken too, and JSON arrays. `qa-train data import jsonl` counts faulty lines and
     goes on, where this one stops.
     """
@@ -120,63 +122,35 @@ def from_jsonl(words: list[str]) -> int:
     return 0
 
 
-def catalog(words: list[str]) -> int:
-    """`data catalog OUT SHARDS... [storage.KEY=...]`: summaries of all shards in one file that a source may name."""
+def catalog(paths: list[str], options: StorageOptions) -> int:
+    """Write the summaries of all shards into one file that a source may name, e.g. all.catalog.parquet."""
     from qa_train.data.shards.catalog import write_catalog
 
-    paths, options = split_words(words, StorageOptions, "data catalog")
     if len(paths) < 2:
         raise ValueError("data catalog: give the file to write and the shards, e.g. all.catalog.parquet data/*.tar")
     print(f"{paths[0]}: {write_catalog(paths[1:], paths[0], options.storage)} shards")
     return 0
 
 
-def to_jsonl(words: list[str]) -> int:
-    """`data to-jsonl PATH... out=FILE.jsonl [task=NAME]`: indexed shards as lines of messages and audios.
-
-    For other tools, or to read. The clips are written beside, unchanged.
-    """
+def to_jsonl(paths: list[str], options: ToJsonlOptions) -> int:
+    """Write indexed shards as lines of messages and audios, for other tools, with the clips unchanged in a folder."""
     from qa_train.data.tools.interchange import shards_to_jsonl
 
-    paths, options = split_words(words, data_tools.ToJsonlOptions, "data to-jsonl")
-    more = {"task": options.task, "cfg": options.storage, "overwrite": options.overwrite}
-    print(f"{options.out}: {shards_to_jsonl(paths, options.out, **more)} lines")
+    lines = shards_to_jsonl(paths, options.out, task=options.task, cfg=options.storage, overwrite=options.overwrite)
+    print(f"{options.out}: {lines} lines")
     return 0
 
 
-def order(words: list[str]) -> int:
-    """`data order [steps=N key=value ...]`: SHA-256 of the order in which a run of this shape trains on the samples.
+def order(settings: list[str], options: OrderConfig) -> int:
+    """Print the SHA-256 of the order in which a run of this shape trains on the samples.
 
     The batches are drawn as in training: each of ``world_size`` ranks through a DataLoader with
     ``num_workers`` processes. The digest depends on neither number; that is the point of it.
     """
-    names = set(OrderConfig.__dataclass_fields__)
-    own = [word for word in words if word.split("=", 1)[0] in names]
     from qa_train.config.compose import compose_stage
     from qa_train.data.loader import order_digest
     from qa_train.planner.balance import open_planned
 
-    options: OrderConfig = parse_options(OrderConfig, own, "data order")
-    cfg = compose_stage(options.stage, [word for word in words if word not in own])
+    cfg = compose_stage(options.stage, settings)
     print(order_digest(open_planned(cfg), options.steps, options.world_size, options.num_workers))
     return 0
-
-
-def command_help(name: str, command: Any) -> str:
-    """What `qa-train data NAME --help` prints: its docstring, and its options with their defaults."""
-    from qa_train.config.guide import options_help
-    from qa_train.data.tools.clean import CleanConfig
-
-    kinds: dict[str, tuple[type[Any], ...]] = {
-        "index": (IndexOptions,),
-        "to-jsonl": (data_tools.ToJsonlOptions,),
-        "order": (OrderConfig,),
-        "inspect": (StorageOptions,),
-        "catalog": (StorageOptions,),
-        "validate": (data_tools.ValidateOptions,),
-        "stats": (data_tools.StatsOptions,),
-        "sample": (data_tools.SampleOptions,),
-        "clean": (data_tools.CleanOptions, CleanConfig),
-    }
-    usage = inspect.cleandoc(command.__doc__).replace("`data ", "`qa-train data ")
-    return "\n".join([usage, *(f"\n{options_help(kind)}" for kind in kinds.get(name, ()))])

@@ -1,150 +1,158 @@
-"""What the small commands take: for `qa-train COMMAND --help`, and for the shell (`qa-train completion bash|zsh`)."""
+"""What `--help` prints, within 80 columns: one renderer for commands, options, settings and experiments."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import textwrap
+from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
-from importlib.metadata import entry_points
 from typing import Any, cast
 
-import omegaconf
-
-from qa_train.commands.plan import PlanDataConfig
-from qa_train.config import options
-from qa_train.config.guide import complete_stage
-from qa_train.config.planning import PlanConfig
-from qa_train.config.sections import StorageConfig
+from qa_train import __version__
+from qa_train.commands.command_table import DATA, SECTIONS, Command, Section
 from qa_train.config.stages import STAGES
-from qa_train.dashboard import DashboardConfig
-from qa_train.doctor import DoctorConfig
 
-_BASH = """# qa-train completion for bash: eval "$(qa-train completion bash)"
-_qa_train() {
-  local line=${COMP_LINE:0:COMP_POINT} word
-  word=${line##* }
-  mapfile -t COMPREPLY < <(qa-train completion query "$line" 2>/dev/null)
-  # bash counts "=" as the end of a word: what stands before it is on the line already.
-  if [[ $word == *=* && $COMP_WORDBREAKS == *=* ]]; then COMPREPLY=("${COMPREPLY[@]#"${word%%=*}="}"); fi
-  if [[ ${COMPREPLY[0]} == *= ]]; then compopt -o nospace 2>/dev/null; fi
-  return 0
-}
-complete -o default -F _qa_train qa-train
-"""
-
-_USAGE = """qa-train completion bash|zsh: print what makes the shell complete commands, keys and experiments.
-
-  eval "$(qa-train completion bash)"     now; in ~/.bashrc, in every shell (zsh: the same with zsh, in ~/.zshrc)"""
-
-_ZSH = """# qa-train completion for zsh: eval "$(qa-train completion zsh)"
-_qa_train() {
-  local -a found
-  found=(${(f)"$(qa-train completion query "${(j: :)words[1,CURRENT]}" 2>/dev/null)"})
-  if (( $#found )); then compadd -S '' -- $found; else _files; fi
-}
-compdef _qa_train qa-train
-"""
-
-_DATA = "index from-jsonl to-jsonl inspect validate stats sample clean catalog order"
+WIDTH = 80
+_COLUMN = 28
 
 
-def completion(words: list[str], commands: list[str]) -> int:
-    """Print the script of a shell, or answer its question. ValueError for another shell."""
-    if words[:1] == ["query"]:
-        line = " ".join(words[1:])
-        print("\n".join(complete(line, commands)))
-        return 0
-    scripts = {"bash": _BASH, "zsh": _ZSH}
-    if {"-h", "--help"} & set(words):
-        print(_USAGE)
-        return 0
-    if len(words) != 1 or words[0] not in scripts:
-        raise ValueError('completion: say for which shell: eval "$(qa-train completion bash)", or zsh')
-    print(scripts[words[0]])
-    return 0
+def entries(pairs: Iterable[tuple[str, str]]) -> str:
+    """Terms on the left, what they mean on the right; below a term that is too long for its column."""
+    pairs = list(pairs)
+    column = min(_COLUMN, 4 + max((len(term) for term, _ in pairs), default=0))
+    lines = []
+    for term, text in pairs:
+        told = textwrap.wrap(text, WIDTH - column, break_on_hyphens=False)
+        beside = told.pop(0) if told and len(term) + 4 <= column else ""
+        lines += [f"  {term}".ljust(column) + beside, *(" " * column + line for line in told)]
+    return "\n".join(line.rstrip() for line in lines)
 
 
-def complete(line: str, commands: list[str]) -> list[str]:
-    """What the last word of ``line`` (which begins with the program's name) could become."""
-    words = line.split(" ")[1:]
-    word, before = words[-1] if words else "", [w for w in words[:-1] if w]
-    if not before:
-        return [name for name in commands if name.startswith(word)]
-    if before[0] in STAGES:
-        return complete_stage(word)
-    if before[0] == "plan":
-        if len(before) == 1:
-            return [name for name in (*STAGES, "data") if name.startswith(word)]
-        return _options(PlanConfig, word) + complete_stage(word)
-    if before[0] == "data":
-        names = [*_DATA.split(), *(point.name for point in entry_points(group="qa_train.data_commands"))]
-        return [name for name in names if name.startswith(word)] if len(before) == 1 else []
-    if before[0] == "completion":
-        return [name for name in ("bash", "zsh") if name.startswith(word)]
-    kinds = _commands()
-    return _options(kinds[before[0]], word) if before[0] in kinds else []
+def overview() -> str:
+    """What `qa-train --help` prints."""
+    return "\n".join(
+        [
+            f"qa-train {__version__}: train audio-language models with the recipe of Qwen2-Audio",
+            "",
+            "qa-train COMMAND [key=value ...]",
+            "qa-train COMMAND --help explains one command",
+            *map(_section, SECTIONS),
+            "",
+            'completion in this shell: eval "$(qa-train completion bash)", or zsh',
+        ]
+    )
 
 
-def command_help(words: list[str]) -> str | None:
-    """What ``qa-train COMMAND --help`` prints: its options, defaults and comments; None if the command has its own."""
-    plan = PlanDataConfig if words[1:2] == ["data"] else PlanConfig
-    kind = plan if words[0] == "plan" else _commands().get(words[0])
-    if kind is None:
-        return None
-    return "\n".join([inspect.cleandoc(kind.__doc__ or ""), "", *_described(kind, "")])
+def group_help() -> str:
+    """What `qa-train data --help` prints."""
+    return "\n".join(["qa-train data COMMAND --help explains one command", *map(_section, DATA)])
 
 
-def _described(kind: type[Any], prefix: str) -> list[str]:
-    """Every option with its default and comment, those of a section inside it by their dotted names."""
-    defaults = {field.name: field.default for field in fields(kind)}
-    sections = {field.name: field.default_factory for field in fields(kind) if is_dataclass(field.default_factory)}
-    lines, comment, last = list[str](), list[str](), list[str]()
-    # Options that a class inherits come first, as among its fields.
-    classes = [base for base in reversed(kind.__mro__) if is_dataclass(base)]
-    for line in map(str.strip, "\n".join(map(inspect.getsource, classes)).splitlines()):
-        name = line.partition(":")[0]
-        if line.startswith("#"):
-            comment.append(line.lstrip("# "))
-        elif name in sections:
-            section = cast(type[Any], sections[name])
-            if section is StorageConfig:  # the same in every command, and only for those who keep shards elsewhere
-                last += [
-                    f"  {prefix}{name}.KEY=",
-                    *_wrapped(f"How shards at http(s), s3 and gs are read: {_names(section)}."),
-                ]
-            else:
-                last += _described(section, f"{prefix}{name}.")
-            comment = []
-        elif name in defaults:
-            lines.append(f"  {prefix}{name}={_default(defaults[name])}")
-            lines += _wrapped(" ".join(comment))
-            comment = []
-    return lines + last
+def _section(section: Section) -> str:
+    text = f"\n{section.title}\n" + entries((command.name, command.about) for command in section.commands)
+    return f"{text}\n{section.note}" if section.note else text
 
 
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, 100, initial_indent="      ", subsequent_indent="      ")
+def command_help(command: Command) -> str:
+    """What `qa-train COMMAND --help` prints: usage, what it does, its options with defaults and comments."""
+    lines = [f"usage: qa-train {command.name} {command.usage}".rstrip(), ""]
+    if command.name in STAGES:
+        return "\n".join([lines[0] + "[group=option ...] [key=value ...]".rjust(35), *_stage(command.name)])
+    lines += [_prose(command.load())]
+    if command.options is not None:
+        lines += ["", "options", entries(described(command.options))]
+    if "settings" in command.takes():
+        lines += ["", "Any setting of the stage may follow (qa-train STAGE --help)."]
+    return "\n".join(lines)
 
 
-def _names(kind: type[Any]) -> str:
-    return ", ".join(field.name for field in fields(kind))
+def _prose(function: Any) -> str:
+    """The docstring for a user: paragraphs filled to the width, indented blocks as they are, no ``Raises:``."""
+    paragraphs = []
+    for paragraph in textwrap.dedent("    " + (function.__doc__ or "")).strip().replace("``", "").split("\n\n"):
+        if paragraph.startswith("Raises:"):
+            break
+        as_is = any(line.startswith(("  ", "- ")) for line in paragraph.splitlines())
+        paragraphs.append(paragraph if as_is else textwrap.fill(paragraph, WIDTH, break_on_hyphens=False))
+    return "\n\n".join(paragraphs)
 
 
-def _default(value: Any) -> str:
-    if value is None or value is dataclasses.MISSING:
-        return ""
+def comments(kind: type[Any]) -> dict[str, str]:
+    """field -> the comment above it, of a dataclass and those it inherits from."""
+    found: dict[str, str] = {}
+    for base in filter(is_dataclass, reversed(kind.__mro__)):
+        lines: list[str] = []
+        for line in inspect.getsource(base).splitlines():
+            if line.startswith("    #"):
+                lines.append(line.lstrip("# "))
+            elif match := re.match(r"    (\w+): ", line):
+                found[match[1]] = " ".join(lines)
+                lines = []
+    return found
+
+
+def described(kind: type[Any], prefix: str = "") -> list[tuple[str, str]]:
+    """(key=default, comment above it) of every option of a dataclass; those of a section by their dotted names."""
+    found, last, told = list[tuple[str, str]](), list[tuple[str, str]](), comments(kind)
+    for field in fields(kind):
+        section = field.default_factory
+        if not is_dataclass(section):
+            key = f"{field.name}.KEY" if section is dict else field.name
+            found.append((f"{prefix}{key}={_default(field.default, section)}", told.get(field.name, "")))
+        elif any(each.name == "cache_dir" for each in fields(section)):
+            # The same in every command, and only for those who keep shards elsewhere.
+            keys = ", ".join(each.name for each in fields(section))
+            last.append((f"{prefix}{field.name}.KEY=", f"How shards at http(s), s3 and gs are read: {keys}."))
+        else:
+            last += described(cast(type[Any], section), f"{prefix}{field.name}.")
+    return found + last
+
+
+def _default(value: Any, factory: Any) -> str:
+    if factory is not dataclasses.MISSING:
+        value = factory()
+        listed = ",".join(map(str, value)) if isinstance(value, list) else ""
+        return listed and f"[{listed if len(listed) < WIDTH - _COLUMN else '...'}]"
     if isinstance(value, bool):
         return str(value).lower()
-    return "... (required)" if value == omegaconf.MISSING else str(value)
+    # omegaconf.MISSING
+    return {"None": "", "???": "... (required)"}.get(str(value), str(value))
 
 
-def _commands() -> dict[str, type[Any]]:
-    """The options of commands whose dataclass is named after them: EvalConfig is that of eval."""
-    found = {name: kind for name, kind in vars(options).items() if name.endswith("Config") and is_dataclass(kind)}
-    named: dict[str, Any] = {name.removesuffix("Config").lower(): kind for name, kind in found.items()}
-    return {"doctor": DoctorConfig, "dashboard": DashboardConfig, **named}
+def _stage(stage: str) -> list[str]:
+    from qa_train.config.guide import GROUPS, about_stage, chosen, experiments, group_options
+
+    lines = ["", textwrap.fill(about_stage(stage), WIDTH)]
+    for group in GROUPS[1:]:
+        default = chosen(stage).get(group)
+        lines += ["", f"{group}=..." + (f" (default: {default})" if default else ""), entries(group_options(group))]
+    lines += ["", "experiment=... (what differs from the defaults, as one file)", entries(experiments(stage))]
+    lines += ["", "keys used most (--cfg job shows all of them)", entries(_KEYS)]
+    more = [(f"qa-train {words.format(stage=stage)}", text) for words, text in _MORE]
+    return [*lines, "", "more", entries(more)]
 
 
-def _options(kind: type[Any], word: str) -> list[str]:
-    return [f"{field.name}=" for field in fields(kind) if field.name.startswith(word)]
+_KEYS = (
+    ("run.dir=FOLDER", "where the run lives; the same command again resumes it (required)"),
+    ("model.checkpoint=PATH", "start from a run, a checkpoint, a Hugging Face folder or a hub id"),
+    ("model.freeze=[encoder]", "parts that do not train: encoder, projector, llm"),
+    ("model.lora.parts=[llm]", "train low-rank adapters of these parts instead"),
+    ("data.tokens_per_batch=8000", "audio and text tokens that one GPU runs at a time"),
+    ("trainer.max_steps=1000", "optimizer steps"),
+    ("trainer.batches_per_step=64", "batches of one step over all GPUs, whatever their number"),
+    ("trainer.learning_rate=1e-5", "the greatest learning rate, after the warm-up"),
+    ("trainer.bf16=auto", "bfloat16 where the hardware multiplies it, else float32"),
+    ("trainer.gradient_checkpointing.llm=selective", "none, selective or full; also .encoder"),
+)
+_MORE = (
+    ("plan {stage} experiment=... gpu=h100 gpus=8", "memory, time and cost, without a GPU"),
+    ("plan data stage={stage} experiment=...", "effective mixture and epochs"),
+    ("{stage} ... --cfg job", "the configuration that would run, and nothing else"),
+    (
+        "{stage} -m trainer.max_steps=100,200 run.dir='runs/${{hydra:job.num}}'",
+        "one run after another",
+    ),
+    ("{stage} --hydra-help", "every option of Hydra"),
+)

@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qa_train.config import parse_options
+from qa_train.config.planning import PlanConfig
 from qa_train.config.stages import STAGES
 
 
 @dataclass
 class PlanDataConfig:
-    """`qa-train plan data [key=value ...]`: what a run would train on: mixture, epochs, what is left out.
-
-    Besides what follows, any key of the stage may be given, e.g. data=mine (`qa-train pretrain --help`).
-    """
+    """Options of `qa-train plan data`."""
 
     # pretrain, sft or dpo.
     stage: str = "pretrain"
@@ -26,27 +23,26 @@ class PlanDataConfig:
     json: str | None = None
 
 
-def plan(words: list[str]) -> int:
-    """`plan data ...` or `plan STAGE ...`."""
-    if not words or words[0] not in ("data", *STAGES):
+def plan(settings: list[str], options: PlanConfig) -> int:
+    """Parameters, memory, time and cost of a run, without a GPU and without reading audio.
+
+      qa-train plan sft experiment=sft_7b gpu=h100 gpus=8 zero=2
+
+    The exit code is 1 when the run does not fit the GPUs.
+
+    Raises:
+        ValueError: no stage, or wrong options.
+    """
+    from qa_train.config.compose import compose_stage
+    from qa_train.planner.estimate import estimate
+    from qa_train.planner.output import as_dict, as_text
+
+    if not settings or settings[0] not in STAGES:
         raise ValueError(
             f"plan: say what to plan: qa-train plan {'|'.join(STAGES)} [experiment=...] [gpu=h100 gpus=8 zero=2 ...], "
             "or qa-train plan data [stage=S steps=N json=FILE] [experiment=...]"
         )
-    return plan_data(words[1:]) if words[0] == "data" else plan_stage(words[0], words[1:])
-
-
-def plan_stage(stage: str, words: list[str]) -> int:
-    """Print parameters, memory, time and cost of a stage; exit code 1 when it does not fit the GPUs."""
-    from qa_train.config.compose import compose_stage
-    from qa_train.config.planning import PlanConfig
-    from qa_train.planner.estimate import estimate
-    from qa_train.planner.output import as_dict, as_text
-
-    names = set(PlanConfig.__dataclass_fields__)
-    own = [word for word in words if word.split("=", 1)[0].split(".", 1)[0] in names]
-    options: PlanConfig = parse_options(PlanConfig, own, f"plan {stage}")
-    rest = [word for word in words if word not in own]
+    stage, *rest = settings
     if options.zero is not None:
         if options.zero not in range(4):
             raise ValueError(f"plan: zero={options.zero}: use 0 (plain), 1, 2 or 3")
@@ -59,22 +55,25 @@ def plan_stage(stage: str, words: list[str]) -> int:
     return 0 if made.fits else 1
 
 
-def plan_data(words: list[str]) -> int:
-    """Print samples, hours, tokens and epochs of every source over the steps, how full the batches are, how evenly
-    they load the ranks, and what is left out and why."""
+def plan_data(settings: list[str], options: PlanDataConfig) -> int:
+    """What a run would train on.
+
+    Samples, hours, tokens and epochs of every source over the steps, how full the batches are, how evenly they load
+    the ranks, and what is skipped and why.
+
+    Raises:
+        ValueError: settings that cannot be trained with.
+    """
     from qa_train.config.compose import compose_stage
-    from qa_train.data.mixture_report import as_text, realised
+    from qa_train.data.mixture_report import as_text, effective_mixture
     from qa_train.planner.balance import open_planned
 
-    names = set(PlanDataConfig.__dataclass_fields__)
-    own = [word for word in words if word.split("=", 1)[0] in names]
-    options: PlanDataConfig = parse_options(PlanDataConfig, own, "plan data")
-    cfg: Any = compose_stage(options.stage, [word for word in words if word not in own])
+    cfg: Any = compose_stage(options.stage, settings)
     steps = cfg.trainer.max_steps if options.steps is None else options.steps
     if steps < 1:
         raise ValueError(f"plan data: steps={steps}: use 1 or more")
     data = open_planned(cfg)
-    result = {**realised(data.plan, data.sources, steps), "available": data.table()}
+    result = {**effective_mixture(data.plan, data.sources, steps), "available": data.table()}
     print(f"available (~ extrapolated)\n{data.describe()}\n\nplanned\n{as_text(result)}")
     if options.json:
         Path(options.json).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")

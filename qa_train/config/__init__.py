@@ -5,7 +5,7 @@ Sections and stages are there at once; the functions and the options of commands
 
 from typing import TYPE_CHECKING
 
-from qa_train.config.evaluation import EvalSetConfig, EvaluationConfig
+from qa_train.config.evaluation import EvalSetConfig, EvaluationConfig, StopConfig
 from qa_train.config.reliability import ReliabilityConfig
 from qa_train.config.sections import (
     AugmentConfig,
@@ -14,7 +14,6 @@ from qa_train.config.sections import (
     DeepspeedConfig,
     DpoConfig,
     EncoderConfig,
-    GatesConfig,
     LanguageModelConfig,
     LoraSettings,
     MixtureConfig,
@@ -36,11 +35,11 @@ if TYPE_CHECKING:
     from qa_train.config.compose import compose_stage, register, to_stage_config
     from qa_train.config.options import (
         ChatConfig,
+        CleanConfig,
         EvalConfig,
         ExportConfig,
         OrderConfig,
         PairsConfig,
-        RewriteConfig,
         ServeConfig,
         parse_options,
     )
@@ -52,6 +51,7 @@ __all__ = [
     "AugmentConfig",
     "ChatConfig",
     "CheckpointingConfig",
+    "CleanConfig",
     "DataConfig",
     "DeepspeedConfig",
     "DpoConfig",
@@ -60,7 +60,6 @@ __all__ = [
     "EvalSetConfig",
     "EvaluationConfig",
     "ExportConfig",
-    "GatesConfig",
     "LanguageModelConfig",
     "LoraSettings",
     "MixtureConfig",
@@ -70,12 +69,12 @@ __all__ = [
     "PartConfig",
     "PartsConfig",
     "ReliabilityConfig",
-    "RewriteConfig",
     "RunConfig",
     "ServeConfig",
     "SourceConfig",
     "StageConfig",
     "StageKind",
+    "StopConfig",
     "StorageConfig",
     "TrackingConfig",
     "TrainerConfig",
@@ -98,7 +97,7 @@ if not TYPE_CHECKING:
         {
             "checks": "check",
             "compose": "compose_stage register to_stage_config",
-            "options": "ChatConfig EvalConfig ExportConfig OrderConfig PairsConfig RewriteConfig ServeConfig "
+            "options": "ChatConfig CleanConfig EvalConfig ExportConfig OrderConfig PairsConfig ServeConfig "
             "parse_options",
             "places": "config_dir starter_dir",
             "references": "changed digests from_references written",

@@ -7,11 +7,11 @@ from glob import glob
 from pathlib import Path
 
 from qa_train.config.evaluation import check_evaluation
+from qa_train.config.preference_checks import check_preferences
 from qa_train.config.reliability_checks import check_deepspeed, check_reliability
 from qa_train.config.sections import (
     AugmentConfig,
     CheckpointingConfig,
-    ModelConfig,
     PartConfig,
     SourceConfig,
     StageConfig,
@@ -100,7 +100,8 @@ def check(cfg: StageConfig) -> None:
         raise ValueError(f"trainer.bf16 is {cfg.trainer.bf16!r}: use auto, true or false")
     if cfg.trainer.batches_per_step < 1 or cfg.trainer.max_steps < 1:
         raise ValueError("trainer.batches_per_step and trainer.max_steps must be at least 1")
-    if cfg.model.dtype != "float32" and not cfg.deepspeed.config and not _only_adapters(cfg.model):
+    # Beside adapters only the projector trains whole, and both are kept in float32 then.
+    if cfg.model.dtype != "float32" and not cfg.deepspeed.config and not cfg.model.lora.parts:
         raise ValueError(
             f"model.dtype={cfg.model.dtype} without DeepSpeed would train weights that have no float32 copy, and "
             "small updates would vanish: use model.dtype=float32, or deepspeed=zero2, with trainer.bf16=true"
@@ -129,36 +130,8 @@ def _check_learning(pairs: bool, name: str, source: SourceConfig) -> None:
         )
 
 
-def _check_gates(cfg: StageConfig) -> None:
-    gates = cfg.dpo.gates
-    if not gates.every:
-        return
-    if gates.action not in ("warn", "stop"):
-        raise ValueError(f"dpo.gates.action is {gates.action!r}: use warn or stop")
-    if not gates.shards or gates.every < 0 or gates.clips < 1 or gates.wer_points < 0 or gates.length_ratio < 1:
-        raise ValueError(
-            "dpo.gates needs shards of held-out speech, clips of 1 or more, wer_points of 0 or more and a length_ratio "
-            "of 1 or more; or dpo.gates.every=0"
-        )
-    if cfg.deepspeed.config.get("zero_optimization", {}).get("stage") == 3:
-        raise ValueError("dpo.gates needs whole weights, which ZeRO-3 cuts: use deepspeed=zero2, or dpo.gates.every=0")
-
-
-def _check_reference(cfg: StageConfig) -> None:
-    """A reference that is computed once holds only for pairs that stay as they are."""
-    if cfg.dpo.reference not in ("live", "precomputed"):
-        raise ValueError(f"dpo.reference is {cfg.dpo.reference!r}: use live or precomputed")
-    if cfg.dpo.reference == "live":
-        return
-    if cfg.data.augment != AugmentConfig() or cfg.data.time_mask:
-        raise ValueError(
-            "dpo.reference=precomputed holds for clips that stay as they are: leave data.augment and data.time_mask "
-            "out, or use dpo.reference=live"
-        )
-
-
 # Checks of the sections that one stage alone reads.
-_OF_SECTION: dict[str, tuple[Callable[[StageConfig], None], ...]] = {"dpo": (_check_reference, _check_gates)}
+_OF_SECTION: dict[str, tuple[Callable[[StageConfig], None], ...]] = {"dpo": (check_preferences,)}
 
 
 def _check_sections(cfg: StageConfig) -> None:
@@ -171,11 +144,6 @@ def _check_sections(cfg: StageConfig) -> None:
         given = [f"{kind.section}.{name}" for name, value in vars(section).items() if value != getattr(unset, name)]
         if given:
             raise ValueError(f"{', '.join(given)}: read by {kind.name} only; {cfg.stage} would ignore it")
-
-
-def _only_adapters(model: ModelConfig) -> bool:
-    """Whether all that trains are adapters, which peft keeps in float32 beside weights of half precision."""
-    return bool(model.lora.parts) and "projector" in model.freeze
 
 
 def _check_parts(cfg: StageConfig) -> None:

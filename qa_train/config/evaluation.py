@@ -32,6 +32,20 @@ class EvalSetConfig:
 
 
 @dataclass
+class StopConfig:
+    """How far a set may move from the run's first evaluation. A start has no step behind it: it is not judged."""
+
+    # Points by which an error rate (wer, cer, cp_wer) may rise; null: any number.
+    rise: float | None = None
+    # Points by which any other score (accuracy, bleu, chrf, ...) may fall; null: any number.
+    fall: float | None = None
+    # How many times longer, or shorter, answers may become, in words; null: any number.
+    length_ratio: float | None = None
+    # stop (without saving the step) or warn.
+    action: str = "stop"
+
+
+@dataclass
 class EvaluationConfig:
     """A small suite answered during training; off while ``every`` is 0."""
 
@@ -39,6 +53,8 @@ class EvaluationConfig:
     every: int = 0
     # By name, each an EvalSetConfig: +evaluation.sets.asr_en={shards: [...], task: asr, where: {split: test}}.
     sets: dict[str, Any] = field(default_factory=dict)
+    # By name of a set, each a StopConfig: +evaluation.stop.asr_en={rise: 1.0} ends a run whose word error rate rises.
+    stop: dict[str, Any] = field(default_factory=dict)
     # Of an answer; longer ones are cut short, which is counted.
     max_new_tokens: int = 96
     # Most answers at a time, and most prompt + new tokens of such a batch.
@@ -69,6 +85,8 @@ def check_evaluation(cfg: Any) -> None:
             f"({cfg.trainer.save_steps}) a multiple of evaluation.every ({options.every})"
         )
     if not options.every:
+        if options.stop:
+            raise ValueError("evaluation.stop judges evaluations during training: set evaluation.every")
         return
     if options.every < 0 or min(options.max_new_tokens, options.batch_size, options.token_budget) < 1:
         raise ValueError("evaluation.every must not be negative, and its other numbers must be at least 1")
@@ -85,3 +103,14 @@ def check_evaluation(cfg: Any) -> None:
             raise ValueError(f"evaluation.sets.{name}.template is {held_out.template!r}: use base or chat")
         if held_out.limit is not None and held_out.limit < 1:
             raise ValueError(f"evaluation.sets.{name}.limit is {held_out.limit}: use 1 or more, or null for all")
+    for name, rule in options.stop.items():
+        key = f"evaluation.stop.{name}"
+        if name not in options.sets:
+            raise ValueError(f"{key}: there is no such set in evaluation.sets ({', '.join(options.sets)})")
+        if rule.action not in ("stop", "warn"):
+            raise ValueError(f"{key}.action is {rule.action!r}: use stop or warn")
+        limits = (rule.rise, rule.fall, rule.length_ratio)
+        if limits == (None, None, None):
+            raise ValueError(f"{key} limits nothing: give rise or fall (points), or length_ratio")
+        if min(rule.rise or 0, rule.fall or 0) < 0 or (rule.length_ratio is not None and rule.length_ratio < 1):
+            raise ValueError(f"{key} needs rise and fall of 0 or more, and a length_ratio of 1 or more")

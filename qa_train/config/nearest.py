@@ -10,7 +10,7 @@ import shlex
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from qa_train.config.renamed import RENAMED
 from qa_train.config.sections import BY_NAME, StageConfig
@@ -32,8 +32,12 @@ def explain(error: BaseException) -> str | None:
     if found := _NO_OPTION.search(text):
         return _no_option(found[1], found[2], text)
     key = _FULL_KEY.search(text) or _OVERRIDDEN.search(text)
+    if key and key[1] in free_sections() and ("does not support deletion" in text or "is not Optional" in text):
+        return how_to_clear(key[1])
     if key and (_NO_KEY.search(text) or "No match in the defaults list" in text):
-        return _no_key(key[1])
+        # The first says which part of the key is not there, the second what was written.
+        written = _OVERRIDDEN.search(text)
+        return _no_key(written[1] if written and written[1].startswith(key[1]) else key[1])
     words = [line.strip() for line in str(error).splitlines() if line.strip()]
     if key and "missing mandatory value" in text:
         where = ", the folder where the run lives" if key[1] == "run.dir" else ""
@@ -73,10 +77,20 @@ def _no_option(group: str, option: str, text: str) -> str:
 def _no_key(key: str) -> str:
     if key in RENAMED:
         return f"{key} is now {RENAMED[key]}"
+    if key.startswith("dpo.gates"):
+        return (
+            f"there is no key {key}: held-out speech stops every stage now, as evaluation.every=100 "
+            "'+evaluation.sets.speech={shards: [PATHS], task: ask_transcript, limit: 32}' "
+            "'+evaluation.stop.speech={rise: 1.0, length_ratio: 1.3}' (action: warn goes on)"
+        )
     for section in BY_NAME:
-        name = key.removeprefix(section + ".")
-        if name != key and "." not in name:
-            return f"there is no {key}; to add it: '+{key}={{shards: [PATHS], task: TASK}}'"
+        name, *option = key.removeprefix(section + ".").split(".")
+        # A right key of an entry that is not there: the whole entry is missing.
+        if key.startswith(section + ".") and (not option or nearest(key) == key):
+            entry = "{rise: 1.0}" if section == "evaluation.stop" else "{shards: [PATHS], task: TASK}"
+            return f"there is no {section}.{name}; to add it: '+{section}.{name}={entry}'"
+    if free := next((each for each in free_sections() if key.startswith(each + ".")), None):
+        return f"{free} has no {key.removeprefix(free + '.')} yet; to add it: '+{key}=VALUE'"
     near = nearest(key)
     if near:
         return f"there is no key {key}: did you mean {near}? (--cfg job shows every key)"
@@ -105,6 +119,24 @@ def nearest(key: str) -> str | None:
     words = {each.rpartition(".")[2]: each for each in reversed(known)}
     found = get_close_matches(last, list(words), n=1, cutoff=0.7)
     return words[found[0]] if found else None
+
+
+def how_to_clear(section: str) -> str:
+    """What to write where a section of free entries is to be emptied, which Hydra does entry by entry."""
+    return (
+        f"{section} is cleared entry by entry: '~{section}.KEY' takes one out, '+{section}.KEY=VALUE' adds one "
+        "(--cfg job shows them)"
+    )
+
+
+@cache
+def free_sections() -> tuple[str, ...]:
+    """The dotted keys of the dictionaries whose entries are the user's choice, but for those of `BY_NAME`."""
+    hints: dict[str, Any] = {"": StageConfig}
+    for key in valid_keys():
+        section, _, name = key.rpartition(".")
+        hints[key] = get_type_hints(hints[section])[name]
+    return tuple(key for key, hint in hints.items() if get_origin(hint) is dict and key not in BY_NAME)
 
 
 @cache

@@ -135,9 +135,16 @@ class ServeConfig:
     token_budget: int = 16384
     # Most requests at a time; more are told to come back (429).
     max_requests: int = 32
-    # Limits of one request: its bytes, the length of a clip, the number of clips, the tokens of its answer.
+    # Most of them from one address; null: half of them.
+    max_requests_per_client: int | None = None
+    # Threads that read bodies and decode clips.
+    decode_workers: int = 2
+    # Longest time of it for one request.
+    decode_timeout_s: float = 60.0
+    # Limits of one request: its bytes, the length of a clip and of all, the number of clips, the tokens of its answer.
     max_body_mb: float = 32.0
     max_duration_s: float = 120.0
+    max_audio_s: float = 300.0
     max_clips: int = 16
     max_new_tokens: int = 1024
     # Folder of clips that the page offers.
@@ -167,6 +174,8 @@ class PairsConfig:
     balance: bool = False
     # Least difference of word error rate.
     margin: float = 0.15
+    # Only by=wer: choose the transcript over the worst answer, instead of the best answer.
+    choose_transcript: bool = False
     # Answers sampled for each clip.
     samples: int = 4
     # Of the sampling: higher gives answers that differ more.
@@ -191,33 +200,6 @@ class PairsConfig:
     allow_missing: list[str] = field(default_factory=list)
     # Of the sampled answers.
     seed: int = 0
-
-
-@dataclass
-class RewriteConfig:
-    """`qa-train data rewrite`: chats said anew by a language model, checked, with a cache."""
-
-    # Indexed shards of chats (data analysis makes some).
-    shards: Any = MISSING
-    # How remote ones are read: the keys of data.storage.
-    storage: StorageConfig = field(default_factory=StorageConfig)
-    # The folder for the new shards.
-    out: str = MISSING
-    # An OpenAI-compatible endpoint, up to and without /chat/completions; null: replay OUT/rewrite.jsonl.
-    url: str | None = None
-    # Its name at the endpoint.
-    model: str = ""
-    # Name of the environment variable that holds the key.
-    key_env: str = "OPENAI_API_KEY"
-    # Share of the turns that are asked for; the others stay as they are.
-    share: float = 1.0
-    # Greatest length of new words, relative to the old ones.
-    max_ratio: float = 3.0
-    # Most tokens of one answer.
-    max_tokens: int = 256
-    # Requests at a time.
-    workers: int = 8
-    samples_per_shard: int = 5000
 
 
 @dataclass
@@ -247,6 +229,33 @@ class OrderConfig:
     num_workers: int = 0
     # pretrain, sft or dpo.
     stage: str = "pretrain"
+
+
+@dataclass
+class CleanConfig:
+    """Limits of the filters; null leaves one out. Shares are between 0 and 1."""
+
+    # Seconds; shorter and longer clips are dropped.
+    min_duration_s: float | None = 0.3
+    max_duration_s: float | None = None
+    # Share of 20 ms frames that are silent: whose level is below silence_db.
+    max_silence: float | None = 0.95
+    # dB below full scale.
+    silence_db: float = -55.0
+    # Share of samples at full scale.
+    max_clipped: float | None = 0.01
+    # Hz; 8000 lets telephone speech pass.
+    min_sample_rate: int | None = 8000
+    # Share of the transcript's letters that belong to the script of its language.
+    min_script: float | None = 0.5
+    # Letters and digits of the transcript per second of audio.
+    min_chars_per_s: float | None = 0.3
+    # Halved for Chinese, Japanese and Korean.
+    max_chars_per_s: float | None = 30.0
+    # Times that the same audio may occur over all shards; the first ones stay.
+    max_same_audio: int | None = 1
+    # The same for texts.
+    max_same_text: int | None = None
 
 
 def parse_options(kind: type[Any], words: list[str], command: str) -> Any:

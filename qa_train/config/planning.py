@@ -8,11 +8,7 @@ from typing import Any
 
 @dataclass
 class PlanConfig:
-    """`qa-train plan pretrain|sft|dpo [key=value ...]`: parameters, memory, time and cost of a run, without a GPU.
-
-    Besides what follows, any key of the stage may be given, e.g. experiment=sft_7b data.tokens_per_batch=8000
-    (`qa-train sft --help`). `qa-train plan data --help`: what a run would train on.
-    """
+    """Options of `qa-train plan STAGE`."""
 
     # h200, h100, b200, a100-80, a100-40, l40s, a6000, 5090, 4090, 3090 or l4.
     gpu: str = "h100"

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from qa_train.config.evaluation import EvalSetConfig, EvaluationConfig
+from qa_train.config.evaluation import EvalSetConfig, EvaluationConfig, StopConfig
 from qa_train.config.reliability import ReliabilityConfig
 from qa_train.config.stages import STAGES, StageKind
 
@@ -254,26 +254,6 @@ class TrainerConfig(ReliabilityConfig):
 
 
 @dataclass
-class GatesConfig:
-    """Word error rate and answer length on held-out clips beside the reward; off while ``every`` is 0."""
-
-    # Steps between two measurements.
-    every: int = 0
-    shards: list[str] = field(default_factory=list)
-    where: dict[str, Any] = field(default_factory=dict)
-    # A task of the prompt bank that asks for a transcript.
-    task: str = "ask_transcript"
-    clips: int = 32
-    max_new_tokens: int = 64
-    # How far word error rate may rise above that of the start, in points.
-    wer_points: float = 1.0
-    # How many times longer, or shorter, answers may become.
-    length_ratio: float = 1.3
-    # warn or stop.
-    action: str = "warn"
-
-
-@dataclass
 class DpoConfig:
     """Options of TRL's DPOConfig, under the library's own names, and where the reference comes from."""
 
@@ -281,11 +261,25 @@ class DpoConfig:
     # log-probabilities are computed once, when the run starts, and kept in its folder.
     reference: str = "live"
     beta: float = 0.1
+    # sigmoid, hinge, ipo, exo_pair, nca_pair, robust, bco_pair, sppo_hard, aot, aot_unpaired, apo_zero, apo_down,
+    # discopop, sft, sigmoid_norm; several are added up by loss_weights (null: 1 each).
     loss_type: list[str] = field(default_factory=lambda: ["sigmoid"])
     loss_weights: list[float] | None = None
+    # Share of labels taken to be wrong, below 0.5: robust, aot, aot_unpaired; exo_pair needs one, e.g. 0.001.
     label_smoothing: float = 0.0
+    # Weight of the tokens by which one answer is longer than the other (LD-DPO, arXiv 2409.06411), 0 to 1; null: all.
     ld_alpha: float | None = None
-    gates: GatesConfig = field(default_factory=GatesConfig)
+    # reverse_kl, forward_kl, js_divergence or alpha_divergence with its coefficient (f-DPO, arXiv 2309.16240).
+    f_divergence_type: str = "reverse_kl"
+    f_alpha_divergence_coef: float = 0.5
+    # Weigh pairs by how likely the policy itself gives their answers (WPO, arXiv 2406.11827).
+    use_weighting: bool = False
+    # Temperature of discopop (arXiv 2406.08414).
+    discopop_tau: float = 0.05
+    # Move the reference towards the policy, by this share, every so many steps (TR-DPO, arXiv 2404.09656).
+    sync_ref_model: bool = False
+    ref_model_mixup_alpha: float = 0.6
+    ref_model_sync_steps: int = 512
 
 
 @dataclass
@@ -352,4 +346,8 @@ class StageConfig:
 
 
 # Sections whose entries have names of the user's choice, and what each entry is.
-BY_NAME: dict[str, type[Any]] = {"data.sources": SourceConfig, "evaluation.sets": EvalSetConfig}
+BY_NAME: dict[str, type[Any]] = {
+    "data.sources": SourceConfig,
+    "evaluation.sets": EvalSetConfig,
+    "evaluation.stop": StopConfig,
+}

@@ -18,6 +18,7 @@ class StageKind:
 
     Attributes:
         name: the command, and the name of its file in ``configs/``.
+        about: what it does, as ``qa-train --help`` lists it.
         run: ``module:function`` that trains; it takes the configuration and ``callbacks`` and returns an exit code.
         template: of held-out questions that name none: "base" or "chat".
         pairs: whether a sample is a preference pair, which has two documents, or one conversation.
@@ -26,6 +27,7 @@ class StageKind:
     """
 
     name: str
+    about: str
     run: str
     template: str = "chat"
     pairs: bool = False
@@ -58,8 +60,20 @@ class StageKind:
 STAGES = {
     kind.name: kind
     for kind in (
-        StageKind("pretrain", "qa_train.train.pretrain:pretrain", template="base"),
-        StageKind("sft", "qa_train.train.sft:sft"),
-        StageKind("dpo", "qa_train.train.dpo:dpo", pairs=True, section="dpo", reference="dpo.reference"),
+        StageKind(
+            "pretrain",
+            "multi-task pretraining with natural-language prompts",
+            "qa_train.train.pretrain:pretrain",
+            template="base",
+        ),
+        StageKind("sft", "instruction tuning: voice chat and audio analysis together", "qa_train.train.sft:sft"),
+        StageKind(
+            "dpo",
+            "preference optimization on pairs of a better and a worse answer",
+            "qa_train.train.dpo:dpo",
+            pairs=True,
+            section="dpo",
+            reference="dpo.reference",
+        ),
     )
 }

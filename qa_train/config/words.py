@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
-_HYDRA = set(
+_FLAGS = set(
     "-h --help --hydra-help --version --cfg -c --resolve --package -p --run -r --multirun -m --shell-completion -sc "
-    "--config-path -cp --config-name -cn --config-dir -cd --experimental-rerun --info -i".split()
+    "--config-path -cp --config-name -cn --config-dir -cd --experimental-rerun --info -i --list".split()
 )
 
 
@@ -27,6 +27,6 @@ def check_words(words: Sequence[str], command: str) -> None:
             raise ValueError(f'{command}: no spaces around "=": write {before}={word[1:] or following or "value"}')
         if word.endswith("=") and following and "=" not in following and not following.startswith(("-", "~", "+")):
             raise ValueError(f'{command}: no spaces around "=": write {word}{following}')
-        if name.startswith("--") and name not in _HYDRA:
+        if name.startswith("--") and name not in _FLAGS:
             key, value = name.lstrip("-").replace("-", "_"), word.partition("=")[2] or following or "value"
             raise ValueError(f"{command}: keys have no dashes before them: write {key}={value}, not {word}")

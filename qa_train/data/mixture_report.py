@@ -14,7 +14,7 @@ from qa_train.data.order.epoch import Ints
 from qa_train.data.source import Source
 
 
-def realised(
+def effective_mixture(
     plan: Plan, sources: list[Source], steps: int, *, first: int = 0, lengths: list[Ints] | None = None
 ) -> dict[str, Any]:
     """Plan ``steps`` steps from step ``first`` (counted from 0) on without reading audio, and count.
@@ -74,7 +74,7 @@ def imbalance(costs: Ints, per_step: int) -> dict[int, dict[str, float]]:
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """The realised mixture as a table for people."""
+    """The effective mixture as a table for people."""
     head = (
         f"  {'source':<16} {'task':<16} {'samples':>9} {'share':>7} {'hours':>9} {'tokens':>11} {'epochs':>7}  left out"
     )

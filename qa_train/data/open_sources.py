@@ -8,6 +8,7 @@ from qa_train.config import DataConfig
 from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.order import mixture
 from qa_train.data.order.shuffle_window import Window
+from qa_train.data.shards.catalog import open_shards
 from qa_train.data.shards.sidecar import CLEANED, IGNORED
 from qa_train.data.source import Source
 from qa_train.data.text.prompts import PromptBank
@@ -36,6 +37,25 @@ def open_sources(cfg: DataConfig, tokenizer: Any, *, seed: int, preference: bool
             source.check()
     weigh(sources, cfg)
     return sources
+
+
+def records_at_hand(cfg: DataConfig) -> tuple[dict[str, int], dict[str, float], list[str]]:
+    """Records and seconds of the sources whose shards are here, by their indexes, and the names of the others.
+
+    No tokenizer is needed for it. Of a ``where`` of several fields the records are an upper bound.
+    """
+    rows, seconds, absent = dict[str, int](), dict[str, float](), list[str]()
+    for name, source in cfg.sources.items():
+        if not source.weight:
+            continue
+        try:
+            table = open_shards(source.shards, source.where, cfg.storage)
+        except (ValueError, OSError):
+            absent.append(name)
+            continue
+        if matching := int(table.matching.sum()):
+            rows[name], seconds[name] = matching, float(table.matching_seconds.sum())
+    return rows, seconds, absent
 
 
 def share_allowed(budget: float, total: int) -> float:

@@ -25,7 +25,7 @@ from qa_train.data.order.shuffle_window import Lengths
 from qa_train.data.shards.catalog import ShardTable, open_shards
 from qa_train.data.shards.row_reader import CLIP_COLUMNS, PLAN_COLUMNS, RowReader
 from qa_train.data.text.prompts import CHAT, PromptBank, Unqualified
-from qa_train.data.text.records import same_answers
+from qa_train.data.text.records import BadRecord, same_answers, stored_record
 from qa_train.data.text.sample import Sample
 from qa_train.data.text.template import IGNORE, encode, encode_pair
 from qa_train.utils import draws
@@ -156,8 +156,14 @@ class Source:
 
     def record(self, row: int) -> dict[str, Any]:
         """The JSON of a row's record."""
-        record: dict[str, Any] = json.loads(self._at.cell("meta", row))
-        return record
+        return self._stored(row, self._at.cell("meta", row))
+
+    def _stored(self, row: int, meta: str) -> dict[str, Any]:
+        try:
+            return stored_record(meta)
+        except BadRecord as error:
+            number = row - self._at.first(self._at.shard_of(row))
+            raise ValueError(f"{self.shard(row)}, row {number} of its index: {error}; index it again") from error
 
     def sample(self, row: int, epoch: int) -> Sample:
         """The training sample of a row, with the wording of that epoch."""
@@ -200,7 +206,7 @@ class Source:
         self, row: int, kept: bool, epoch: int, key: str, samples: list[int], seconds: float, meta: str
     ) -> tuple[int, int, int, int, int] | str:
         """The numbers of ``Lengths``, in its order; or why the row is left out."""
-        record = json.loads(meta)
+        record = self._stored(row, meta)
         reason = self._reason(row, record, seconds)
         if reason is not None or not kept:
             return reason or "beyond max_samples"
@@ -252,7 +258,7 @@ class Source:
         kept = self._kept(shard) if quota else None
         columns = (table[name].to_pylist() for name in ("meta", "duration_s"))
         for i, (meta, seconds) in enumerate(zip(*columns, strict=True)):
-            record = json.loads(meta)
+            record = self._stored(first + i, meta)
             reason = self._reason(first + i, record, seconds)
             if reason is None and not self.bank.qualifies(record, self.cfg.task, pair=self.pairs):
                 reason = "does not qualify for the task"

@@ -1,27 +1,34 @@
-"""Asking a model all questions of an evaluation: chunked reading, a journal to resume from, the probe."""
+"""How questions are answered, everywhere: planned, shared among processes, kept in a journal, collected.
+
+1. Batches are planned over all questions, longest first, whatever the number of processes: rank r of W answers the
+   batches r, r + W, ... So the arithmetic of an answer depends neither on their number nor on when one was killed.
+2. Each rank appends its answers to a journal of its own, on disk after every batch, with the digest of the clips and of
+   all that was asked in one batch: a later start keeps an answer only while both are the same.
+3. Every rank gets all answers, in the order of the questions.
+
+Evaluation, held-out sets during training, preference pairs, the probe and the quickstart call `answer`.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
+from qa_train.data.audio.table_clip import clip_source
 from qa_train.data.audio.waveform import BadAudio
 from qa_train.eval.questions import Question
-from qa_train.eval.scores.normalise import strip_tags
-from qa_train.eval.scores.task_metrics import Prediction, wilson_interval
-from qa_train.infer.generate import Answer, Decoding, Item
+from qa_train.eval.ranks import Ranks
+from qa_train.eval.scores.task_metrics import Prediction
+from qa_train.infer.generate import Answer, Decoding, Generator, Item, plan_batches
+from qa_train.model import load_answering_model
+from qa_train.model.stored.weights import weights_digest
 from qa_train.utils.atomic import write_text
-
-# Clips held in memory at a time; batches are length-sorted within a chunk.
-CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -31,44 +38,95 @@ class Outcome:
     text: str = ""
     truncated: bool = False
     error: str | None = None
-    # Digests of the clips that were heard, and of all that was asked in one batch.
+    # Digests of the clips that were heard, and of all that was asked in one batch; empty without a journal.
     clips: str = ""
     batch: str = ""
 
 
-class Journal:
-    """Answers given so far, one JSON line each, under the identity of model, data and decoding.
+@dataclass(frozen=True)
+class Limits:
+    """What bounds a batch: most rows, and most prompt + new tokens."""
 
-    Opening a journal of the same identity gives its answers back; any other content is replaced.
-    Failed answers are not kept: a clip that could not be read is tried again.
+    batch_size: int = 32
+    token_budget: int = 16384
+
+
+class Answerer(Protocol):
+    """Whatever answers items in order: a ``Generator``, or an endpoint.
+
+    With an attribute ``alone`` that is true, an answer does not depend on the items asked in the same call. Only what
+    is asked for several samples needs ``sample``, see `qa_train.infer.generate.Generator.sample`.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
-        self.path = path
-        self.outcomes = {i: o for i, o in read_journal(path, identity).items() if o.error is None}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(dict(identity), sort_keys=True)]
-        lines += [self._line(index, outcome) for index, outcome in self.outcomes.items()]
-        write_text(path, "\n".join(lines) + "\n")
+    def generate(self, items: Sequence[Item], decoding: Decoding | None = None) -> list[Answer]:
+        """Answers in the order of the items."""
+        ...
+
+
+def load_answerer(
+    checkpoint: str, limits: Limits, device: str, *, verify: bool, allow_missing: Sequence[str]
+) -> tuple[Generator, dict[str, Any]]:
+    """A checkpoint that answers, each of torchrun's processes on its own device; and what names its answers.
+
+    Raises:
+        ValueError: a checkpoint that cannot be read.
+    """
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    model, processor = load_answering_model(checkpoint, device=device, verify=verify, allow_missing=allow_missing)
+    generator = Generator(model, processor, batch_size=limits.batch_size, token_budget=limits.token_budget)
+    return generator, {"weights": weights_digest(model)}
+
+
+class Journal:
+    """Answers on disk, one JSON line each: ``folder/NAME-RANK.jsonl``, under the identity of model, data and decoding.
+
+    ``known`` holds {(number of the answer, digest of its batch): outcome} of that identity, by whichever ranks gave
+    them; a file of another identity is replaced. Failures are not kept: a clip that could not be read is tried again.
+    ``on_change`` is called before every new answer. Making one is a meeting point of the ranks.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        identity: Mapping[str, Any],
+        ranks: Ranks | None = None,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        ranks = ranks or Ranks()
+        self.path, self._on_change = folder / f"{name}-{ranks.rank}.jsonl", on_change
+        self.known: dict[tuple[int, str], Outcome] = {}
+        own: dict[int, Outcome] = {}
+        for path in sorted(folder.glob(f"{name}-*.jsonl")):
+            kept = {i: outcome for i, outcome in read_journal(path, identity).items() if outcome.error is None}
+            self.known |= {(i, outcome.batch): outcome for i, outcome in kept.items()}
+            own = kept if path == self.path else own
+        # All have read before one writes.
+        ranks.meet()
+        folder.mkdir(parents=True, exist_ok=True)
+        header = json.dumps(dict(identity), sort_keys=True) + "\n"
+        write_text(self.path, header + "".join(self._line(i, outcome) for i, outcome in own.items()))
 
     @staticmethod
-    def _line(index: int, outcome: Outcome) -> str:
-        return json.dumps({"index": index, **asdict(outcome)}, ensure_ascii=False)
+    def _line(number: int, outcome: Outcome) -> str:
+        return json.dumps({"index": number, **asdict(outcome)}, ensure_ascii=False) + "\n"
 
     def add(self, outcomes: Mapping[int, Outcome]) -> None:
-        """Append answers, those not in it yet, and have them on disk before returning."""
-        outcomes = {i: outcome for i, outcome in outcomes.items() if self.outcomes.get(i) != outcome}
-        if not outcomes:
+        """Append answers, those that no journal has, and have them on disk before returning."""
+        new = {i: o for i, o in outcomes.items() if o.error is None and self.known.get((i, o.batch)) != o}
+        if not new:
             return
-        self.outcomes |= outcomes
+        self._on_change()
+        self.known |= {(i, outcome.batch): outcome for i, outcome in new.items()}
         with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(self._line(index, outcome) + "\n" for index, outcome in outcomes.items())
+            file.writelines(self._line(i, outcome) for i, outcome in new.items())
             file.flush()
             os.fsync(file.fileno())
 
 
 def read_journal(path: Path, identity: Mapping[str, Any]) -> dict[int, Outcome]:
-    """The outcomes of a journal of this identity, failed ones too; {} for another one or none."""
+    """The outcomes of a journal of this identity; {} for another one or none."""
     if not path.is_file():
         return {}
     rows = []
@@ -84,63 +142,131 @@ def read_journal(path: Path, identity: Mapping[str, Any]) -> dict[int, Outcome]:
     return {row.pop("index"): Outcome(**row) for row in rows[1:]}
 
 
+def answer(
+    questions: Sequence[Question],
+    answerer: Answerer,
+    decoding: Decoding | None = None,
+    *,
+    samples: int = 1,
+    limits: Limits | None = None,
+    ranks: Ranks | None = None,
+    journal: Journal | None = None,
+    in_step: bool = False,
+    on_progress: Callable[[int], None] = lambda n: None,
+) -> list[Outcome]:
+    """All outcomes, on every rank: answer j of ``samples`` to question i has the number ``i * samples + j``.
+
+    ``in_step``: all ranks answer every batch together and rank 0's answers count, because no rank has the whole model
+    (ZeRO-3); not with a journal. ``on_progress`` gets the number of questions done since its last call, by all ranks.
+    A clip that cannot be read and a question that an endpoint refuses give outcomes with ``error``.
+
+    Raises:
+        ValueError: the first batch of a new journal is refused as a whole: the fault is not in the questions. Or
+            several samples with greedy decoding.
+    """
+    decoding, limits, ranks = decoding or Decoding(), limits or Limits(), ranks or Ranks()
+    plan = plan_batches(
+        [question.tokens for question in questions],
+        rows=max(1, limits.batch_size // samples),
+        tokens=limits.token_budget // samples,
+        new_tokens=decoding.max_new_tokens,
+    )
+    found: dict[int, Outcome] = {}
+    stride = 1 if in_step else ranks.world
+    for number, batch in enumerate(plan):
+        if not in_step and number % ranks.world != ranks.rank:
+            continue
+        asked = _Batch(questions, batch, samples, journal)
+        asked.load(alone=getattr(answerer, "alone", False))
+        if in_step:
+            asked.without(ranks.gather(asked.failed))
+        # Every batch draws its own random numbers.
+        found |= asked.answers(answerer, replace(decoding, seed=decoding.seed + number))
+        on_progress(sum(map(len, plan[number : number + stride])))
+    for part in reversed(ranks.gather(found)):
+        found |= part
+    return [found[number] for number in range(len(questions) * samples)]
+
+
+class _Batch:
+    """Questions that are asked together: all of them or none, so that the arithmetic is the same in every try."""
+
+    def __init__(
+        self, questions: Sequence[Question], batch: Sequence[int], samples: int, journal: Journal | None
+    ) -> None:
+        self.questions, self.journal = questions, journal
+        self.places = {i: range(i * samples, (i + 1) * samples) for i in batch}
+        self.clips = {i: clips_digest(questions[i].clips) if journal else "" for i in batch}
+        self.name = sha256_of([[i, self.clips[i]] for i in batch]) if journal else ""
+        known = journal.known if journal else {}
+        places = [place for of_one in self.places.values() for place in of_one]
+        self.known = {place: known[place, self.name] for place in places if (place, self.name) in known}
+        self.items: dict[int, Item] = {}
+        self.failed: dict[int, Outcome] = {}
+
+    def load(self, *, alone: bool) -> None:
+        """Read what has to be asked: nothing of a batch that is known, and of one that ``alone`` may split the rest."""
+        missing = [i for i, places in self.places.items() if not self.known.keys() >= set(places)]
+        others = [] if alone or not missing else [i for i in self.places if i not in missing]
+        # Clips that failed before come first: while they still fail, nothing is asked again.
+        for i in [*missing, *others]:
+            if i not in missing and not self.items:
+                break
+            try:
+                self.items[i] = Item(self.questions[i].sample, self.questions[i].load())
+            except BadAudio as error:
+                outcome = Outcome(error=str(error), clips=self.clips[i], batch=self.name)
+                self.failed |= dict.fromkeys(self.places[i], outcome)
+
+    def without(self, failed: Sequence[Mapping[int, Outcome]]) -> None:
+        """Leave out what any rank could not read: all must ask the same."""
+        for others in failed:
+            self.failed = {**others, **self.failed}
+        self.items = {i: item for i, item in self.items.items() if self.places[i][0] not in self.failed}
+
+    def answers(self, answerer: Any, decoding: Decoding) -> dict[int, Outcome]:
+        """The outcomes of the batch, new ones added to the journal."""
+        order = [i for i in self.places if i in self.items]
+        items, samples = [self.items[i] for i in order], len(next(iter(self.places.values())))
+        said: list[list[Answer]] = []
+        if items and samples > 1:
+            said = answerer.sample(items, samples, decoding)
+        elif items:
+            said = [[one] for one in answerer.generate(items, decoding)]
+        refusals = [one.error for each in said for one in each]
+        if self.journal is not None and not self.journal.known and len(order) > 1 and all(refusals):
+            raise ValueError(f"all of the first {len(order)} questions were refused: {refusals[0]}")
+        new: dict[int, Outcome] = {}
+        for i, each in zip(order, said, strict=True):
+            for place, one in zip(self.places[i], each, strict=True):
+                new[place] = Outcome(one.text, one.truncated, one.error, self.clips[i], self.name)
+        found = self.failed | self.known | new
+        if self.journal is not None:
+            self.journal.add(found)
+        return found
+
+
+def clips_digest(paths: Sequence[Path]) -> str:
+    """Of the bytes of an item's clips; a file that cannot be opened counts as such."""
+    found = []
+    for path in paths:
+        try:
+            source = clip_source(path)
+            with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+                found.append(hashlib.file_digest(file, "sha256").hexdigest())
+        except (OSError, BadAudio) as error:
+            found.append(type(error).__name__)
+    return sha256_of(found)
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-class Answerer(Protocol):
-    """Whatever answers items in order: a ``Generator``, or an endpoint.
-
-    With an attribute ``alone`` that is true, an answer does not hang on the items asked beside it.
-    """
-
-    def generate(
-        self,
-        items: Sequence[Item],
-        decoding: Decoding | None = None,
-        *,
-        on_batch: Callable[[dict[int, Answer]], None] | None = None,
-    ) -> list[Answer]:
-        """Answers in the order of the items; ``on_batch`` receives {item number: answer} as they come."""
-        ...
-
-
-def answer_questions(
-    generator: Answerer,
-    questions: Sequence[Question],
-    decoding: Decoding,
-    *,
-    known: Mapping[int, Outcome] | None = None,
-    on_answers: Callable[[dict[int, Outcome]], None] | None = None,
-) -> list[Outcome]:
-    """Answer every question that is not ``known`` yet; the result is in the order of the questions.
-
-    An unreadable clip and a refused item give an outcome with ``error``; any other failure is the caller's to see.
-    ``on_answers`` receives new outcomes by question number, batch by batch.
-    """
-    outcomes = dict(known or {})
-    report = on_answers or (lambda new: None)
-    todo = [i for i in range(len(questions)) if i not in outcomes]
-
-    def keep(new: dict[int, Outcome]) -> None:
-        outcomes.update(new)
-        report(new)
-
-    for start in range(0, len(todo), CHUNK):
-        items: dict[int, Item] = {}
-        for i in todo[start : start + CHUNK]:
-            try:
-                items[i] = Item(questions[i].sample, questions[i].load())
-            except BadAudio as error:
-                keep({i: Outcome(error=str(error))})
-        numbers = list(items)
-
-        def answered(done: dict[int, Answer], numbers: list[int] = numbers) -> None:
-            keep({numbers[j]: Outcome(a.text, a.truncated, a.error) for j, a in done.items()})
-
-        generator.generate(list(items.values()), decoding, on_batch=answered)
-    return [outcomes[i] for i in range(len(questions))]
+def sha256_of(value: Any) -> str:
+    """Of a value as JSON."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def predictions(questions: Sequence[Question], outcomes: Sequence[Outcome]) -> list[Prediction]:
@@ -149,97 +275,3 @@ def predictions(questions: Sequence[Question], outcomes: Sequence[Outcome]) -> l
         Prediction(o.text, q.references, q.language, q.choices, o.truncated, o.error)
         for q, o in zip(questions, outcomes, strict=True)
     ]
-
-
-def silence_probe(
-    generator: Answerer,
-    questions: Sequence[Question],
-    outcomes: Sequence[Outcome],
-    decoding: Decoding,
-    count: int,
-) -> dict[str, Any] | None:
-    """Share of answers that change when every clip is replaced by silence of the same length.
-
-    Up to ``count`` questions, spread evenly over those answered; None when none has a clip. A
-    model that hears its clips changes most open answers; a share near 0 says that it does not.
-    """
-    picks = _probed(questions, outcomes, count)
-
-    def silent(question: Question) -> tuple[np.ndarray, ...]:
-        return tuple(np.zeros_like(wave) for wave in question.load())
-
-    asked = [replace(questions[i], load=partial(silent, questions[i])) for i in picks]
-    return _changed(answer_questions(generator, asked, decoding), [outcomes[i] for i in picks]) if picks else None
-
-
-# Both shares of changed answers surely below this: the model does not listen.
-DEAF_PERCENT = 25.0
-
-
-def listening_probe(
-    generator: Answerer,
-    questions: Sequence[Question],
-    outcomes: Sequence[Outcome],
-    decoding: Decoding,
-    count: int,
-) -> dict[str, Any] | None:
-    """Up to ``count`` questions asked again in three ways: {"again", "silence", "other_clip", "listens"}.
-
-    ``again`` is the control: the share of answers that change when the same clip is asked again. Endpoints, and
-    bfloat16 in batches of other items, do not repeat themselves. Against those second answers stand the ones to silence
-    of the same length and to another item's clip, cut or repeated to the same length: who counts seconds hears nothing.
-
-    ``listens`` is True when one of the two shares lies above ``DEAF_PERCENT`` and above the control's, each by its 95 %
-    interval; False when both lie below ``DEAF_PERCENT``; None when that cannot be told. None instead of all: no clips.
-    """
-    picks = _probed(questions, outcomes, count)
-    if not picks:
-        return None
-    pool = _probed(questions, outcomes, 2 * count)
-
-    def silent(i: int) -> tuple[np.ndarray, ...]:
-        return tuple(np.zeros_like(wave) for wave in questions[i].load())
-
-    def exchanged(i: int) -> tuple[np.ndarray, ...]:
-        # Half the probed items further on: neighbours are often cut from one recording.
-        others = [j for j in pool if j != i] or [i]
-        place = sum(j < i for j in others)
-        other = questions[others[(place + len(others) // 2) % len(others)]]
-        waves = other.load()
-        return tuple(np.resize(waves[k % len(waves)], len(own)) for k, own in enumerate(questions[i].load()))
-
-    def answers(load: Callable[[int], tuple[np.ndarray, ...]]) -> list[Outcome]:
-        return answer_questions(generator, [replace(questions[i], load=partial(load, i)) for i in picks], decoding)
-
-    same = answers(lambda i: questions[i].load())
-    again = _changed(same, [outcomes[i] for i in picks])
-    shares = {"silence": _changed(answers(silent), same), "other_clip": _changed(answers(exchanged), same)}
-    surely = max(DEAF_PERCENT, again["ci_high"])
-    listens: bool | None = None
-    if all(share["ci_high"] < DEAF_PERCENT for share in shares.values()):
-        listens = False
-    elif any(share["ci_low"] > surely for share in shares.values()):
-        listens = True
-    return {"again": again, **shares, "listens": listens}
-
-
-def _probed(questions: Sequence[Question], outcomes: Sequence[Outcome], count: int) -> list[int]:
-    """Up to ``count`` answered questions with a clip, spread evenly."""
-    with_clip = [i for i, q in enumerate(questions) if q.sample.num_clips and outcomes[i].error is None]
-    if not with_clip or count < 1:
-        return []
-    places = np.unique(np.linspace(0, len(with_clip) - 1, count).round().astype(int))
-    return [with_clip[i] for i in places]
-
-
-def _changed(after: Sequence[Outcome], before: Sequence[Outcome]) -> dict[str, Any]:
-    """Of the questions that were answered both times: how many, the share of other answers, its 95 % interval."""
-    pairs = [(new, old) for new, old in zip(after, before, strict=True) if new.error is None and old.error is None]
-    changed = sum(strip_tags(new.text) != strip_tags(old.text) for new, old in pairs)
-    low, high = wilson_interval(changed, len(pairs)) if pairs else (0.0, 100.0)
-    return {
-        "n": len(pairs),
-        "changed_percent": round(100 * changed / max(1, len(pairs)), 2),
-        "ci_low": round(low, 2),
-        "ci_high": round(high, 2),
-    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -41,24 +41,18 @@ def _wav(wave: np.ndarray) -> bytes:
 class EndpointModel:
     """Answers items through an endpoint, several at a time."""
 
-    # An answer does not hang on what is asked beside it: items of a batch can be asked again alone.
+    # An answer does not depend on what else is asked: items of a batch can be asked again alone.
     alone = True
 
     def __init__(self, endpoint: Endpoint, workers: int = 8) -> None:
         self.endpoint = endpoint
         self.workers = workers
 
-    def generate(
-        self,
-        items: Sequence[Item],
-        decoding: Decoding | None = None,
-        *,
-        on_batch: Callable[[dict[int, Answer]], None] | None = None,
-    ) -> list[Answer]:
+    def generate(self, items: Sequence[Item], decoding: Decoding | None = None) -> list[Answer]:
         """Answers in the order of the items; one that the endpoint refuses (too long, a filter) has an ``error``.
 
         Raises:
-            CallFailed: a call failed after all retries; answers given so far are with ``on_batch``'s owner.
+            CallFailed: a call failed after all retries.
         """
         decoding = decoding or Decoding()
 
@@ -72,7 +66,4 @@ class EndpointModel:
             return Answer(done.text, done.finish == "length", 0.0)
 
         with ThreadPoolExecutor(self.workers) as pool:
-            answers = list(pool.map(ask, items))
-        if on_batch is not None:
-            on_batch(dict(enumerate(answers)))
-        return answers
+            return list(pool.map(ask, items))

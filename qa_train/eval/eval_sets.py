@@ -28,7 +28,7 @@ from qa_train.data.shards.index import load_index
 from qa_train.data.shards.storage import expand
 from qa_train.data.text.prompts import PromptBank, Unqualified
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
-from qa_train.eval.answers import Outcome, answer_questions, predictions, silence_probe
+from qa_train.eval.answers import Limits, Outcome, answer, predictions
 from qa_train.eval.questions import Question, accepted_answers, into_language, part_text, split_answer, task_metric
 from qa_train.eval.scores.normalise import transcript_words
 from qa_train.eval.scores.task_metrics import (
@@ -40,7 +40,7 @@ from qa_train.eval.scores.task_metrics import (
     score,
 )
 from qa_train.infer.encoded import EncodedClips
-from qa_train.infer.generate import Decoding, Generator
+from qa_train.infer.generate import Decoding, Generator, prompt_tokens
 from qa_train.utils import draws
 
 log = logging.getLogger(__name__)
@@ -76,9 +76,7 @@ def evaluate_shards(
     *,
     bank: PromptBank | None = None,
     decoding: Decoding | None = None,
-    batch_size: int = 64,
-    token_budget: int = 32768,
-    probe: int = 0,
+    limits: Limits | None = None,
     keep_samples: int = 0,
     clips: EncodedClips | None = None,
     clips_dir: Path | str | None = None,
@@ -86,7 +84,7 @@ def evaluate_shards(
     """Answer and score each set: ``{set name: result}``.
 
     A result holds the fields of ``scores.Score`` (metric, value, ci_low, ci_high, n, empty,
-    truncated, failed), ``seconds``, with ``probe`` > 0 the silence probe over that many items, and
+    truncated, failed), ``seconds``, and
     with ``keep_samples`` > 0 that many ``samples`` (key, task, prompt, reference, answer, right and,
     with ``clips_dir``, the ``audio`` path of an Ogg Opus copy). A record may
     carry ``answers`` to its question (all accepted), or in a chat ``answer`` (the part of the reply that must be
@@ -99,17 +97,15 @@ def evaluate_shards(
         ValueError: a set without any qualifying record.
     """
     bank = bank or PromptBank.load()
-    decoding = decoding or Decoding(max_new_tokens=96)
-    generator = Generator(model, processor, batch_size=batch_size, token_budget=token_budget, clips=clips)
+    decoding, limits = decoding or Decoding(max_new_tokens=96), limits or Limits(64, 32768)
+    generator = Generator(model, processor, batch_size=limits.batch_size, token_budget=limits.token_budget, clips=clips)
     results = {}
     for eval_set in sets:
         started = time.perf_counter()
         questions = record_questions(eval_set, bank)
-        outcomes = answer_questions(generator, questions, decoding)
+        outcomes = answer(questions, generator, decoding, limits=limits)
         found = predictions(questions, outcomes)
         result: dict[str, Any] = score(questions[0].metric, found).as_dict()
-        if probe:
-            result["probe"] = silence_probe(generator, questions, outcomes, decoding, probe)
         if keep_samples:
             folder = Path(clips_dir) if clips_dir is not None else None
             picks = np.unique(np.linspace(0, len(questions) - 1, keep_samples).round().astype(int))
@@ -153,9 +149,8 @@ def record_questions(eval_set: EvalSet, bank: PromptBank, storage: StorageConfig
                     clips = clips_of(path, row)
                     order = draws.digest(row["key"], 64)
                     question = _question(eval_set, metric, sample, record, partial(_load, reader, clips))
-                    heard = sum(clip.num_tokens for clip in clips)
-                    text = sum(len(part_text(message)) for message in question.sample.messages)
-                    found.append((order, replace(question, tokens=heard + text // 3)))
+                    tokens = prompt_tokens(question.sample, sum(clip.num_tokens for clip in clips))
+                    found.append((order, replace(question, tokens=tokens)))
                     continue
             left_out[reason] += 1
     if not found:

@@ -1,22 +1,15 @@
 """The first half of an evaluation: answer every item of a benchmark, to ``predictions.jsonl``.
 
-1. Items become questions; batches are planned over all of them, longest first, whatever the number of
-   ranks: rank r answers the batches r, r + W, ... So the arithmetic of an answer, and with it the
-   file, does not depend on the number of ranks or on when a process was killed.
-2. Each rank appends its answers to a journal of its own, on disk after every batch, with the digest of
-   the clips and of all that was asked in one batch: an answer is kept by a later start only while both
-   are the same.
-3. Rank 0 joins the journals, in the order of the items, and asks the probe's questions.
+Items become questions, `qa_train.eval.answers.answer` answers them, and rank 0 writes the answers in the order of the
+items and asks the probe's questions.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,20 +18,14 @@ from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.table_clip import clip_source
 from qa_train.data.audio.waveform import BadAudio, audio_tokens, read_header
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
-from qa_train.eval.answers import (
-    Answerer,
-    Journal,
-    Outcome,
-    file_digest,
-    listening_probe,
-    read_journal,
-)
+from qa_train.eval.answers import Answerer, Journal, Limits, Outcome, answer, file_digest, sha256_of
 from qa_train.eval.benchmarks.table import JUDGED, UNSCORED, Benchmark
+from qa_train.eval.listening import listening_probe
 from qa_train.eval.questions import MAX_CLIP_S, Question, load_clips, part_text
 from qa_train.eval.ranks import Ranks
 from qa_train.eval.scores.labels import option_text
 from qa_train.eval.scores.task_metrics import WITHOUT_REFERENCE, check_references
-from qa_train.infer.generate import Decoding, Item, plan_batches
+from qa_train.infer.generate import Decoding, prompt_tokens
 from qa_train.utils.atomic import write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -51,14 +38,6 @@ RESULTS = ("run.json", "predictions.jsonl", "scores.json", "judgements.jsonl", O
 SAME_RUN = {"identity", "clips_sha256", "predictions_sha256"}
 # Fields of a row that its prediction keeps.
 KEPT = ("group", "question", "meta_info", "task_name", "dataset_name", "choices", "difficulty", "messages", "audios")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What bounds a batch: most rows, and most prompt + new tokens."""
-
-    batch_size: int = 32
-    token_budget: int = 16384
 
 
 def question_of(benchmark: Benchmark, row: Mapping[str, Any]) -> Question:
@@ -130,6 +109,10 @@ def predict(
     decoding = replace(decoding or Decoding(), max_new_tokens=benchmark.max_new_tokens)
     questions = [question_of(benchmark, row) for row in rows] if questions is None else questions
     seconds = [duration_s(question.clips) for question in questions]
+    questions = [
+        replace(question, tokens=prompt_tokens(question.sample, _tokens(duration)))
+        for question, duration in zip(questions, seconds, strict=True)
+    ]
     full = {
         **identity,
         "benchmark": benchmark.name,
@@ -137,38 +120,33 @@ def predict(
         "decoding": asdict(decoding),
         "limits": asdict(limits),
     }
-    earlier = _earlier(out, full)
-    if earlier and ranks.rank == 0:
-        answered = len({item for item, _ in earlier})
-        log.info("%s: %d of %d items are answered; clips that changed are asked again", out, answered, len(rows))
-    if ranks.rank == 0 and _recorded(out).get("identity") not in (None, _as_json(full)):
-        log.warning("%s: the answers there are of another model, data or decoding; they are replaced", out)
-        _drop_results(out)
-    ranks.meet()
-    journal = Journal(out / f"journal-{ranks.rank}.jsonl", full)
-    plan = _plan(questions, seconds, limits, decoding)
-    fresh = not earlier
-    for batch in plan[ranks.rank :: ranks.world]:
-        new = _answer_batch(answerer, questions, batch, decoding, earlier, out, fresh)
-        fresh = fresh and all(outcome.error for outcome in new.values())
-        journal.add(new)
-        on_answers(len(batch))
-    ranks.meet()
+    journal = Journal(out, "journal", full, ranks, partial(_drop_results, out))
     if ranks.rank == 0:
-        outcomes = _joined(out, full, plan, ranks.world)
+        if journal.known:
+            answered = len({item for item, _ in journal.known})
+            log.info("%s: %d of %d items are answered; clips that changed are asked again", out, answered, len(rows))
+        if _recorded(out).get("identity") not in (None, _as_json(full)):
+            log.warning("%s: the answers there are of another model, data or decoding; they are replaced", out)
+            _drop_results(out)
+    outcomes = answer(
+        questions, answerer, decoding, limits=limits, ranks=ranks, journal=journal, on_progress=on_answers
+    )
+    if ranks.rank == 0:
         before = _recorded(out)
         _write(benchmark, rows, questions, seconds, outcomes, out, data_root)
         run = {"identity": full, "benchmark": benchmark.as_dict(), "data_root": str(data_root or ""), "n": len(rows)}
         # By id: a comparison matches items in whatever order they are listed.
         heard = sorted([str(row["id"]), outcome.clips] for row, outcome in zip(rows, outcomes, strict=True))
-        run |= {"clips_sha256": _sha256(heard)}
+        run |= {"clips_sha256": sha256_of(heard)}
         run |= {"predictions_sha256": file_digest(out / "predictions.jsonl"), "answered_by": who}
         same = before.keys() >= SAME_RUN and all(before[name] == _as_json(run)[name] for name in SAME_RUN)
         if not same:
             _drop_results(out, ("scores.json", "judgements.jsonl"))
         kept = before["probe"] if same and (before.get("probe") or {}).get("asked") == probe else None
-        run |= {"probe": kept or _probe(answerer, questions, outcomes, decoding, probe)}
-        write_json(out / "run.json", run)
+        if kept is None:
+            found = listening_probe(answerer, questions, outcomes, decoding, probe, limits)
+            kept = None if found is None else {"asked": probe, **found}
+        write_json(out / "run.json", run | {"probe": kept})
     ranks.meet()
 
 
@@ -178,28 +156,11 @@ def _digest(rows: Sequence[Mapping[str, Any]], questions: Sequence[Question]) ->
     for row, q in zip(rows, questions, strict=True):
         turns = [[message.role, part_text(message)] for message in q.sample.messages]
         listing.append([row["id"], [clip.name for clip in q.clips], q.sample.template, turns, q.references])
-    return _sha256(listing)
-
-
-def _sha256(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+    return sha256_of(listing)
 
 
 def _as_json(value: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps(dict(value)))
-
-
-def clips_digest(paths: Sequence[Path]) -> str:
-    """Of the bytes of an item's clips; a file that cannot be opened counts as such."""
-    found = []
-    for path in paths:
-        try:
-            source = clip_source(path)
-            with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-                found.append(hashlib.file_digest(file, "sha256").hexdigest())
-        except (OSError, BadAudio) as error:
-            found.append(type(error).__name__)
-    return _sha256(found)
 
 
 def _drop_results(out: Path, names: Sequence[str] = RESULTS) -> None:
@@ -216,82 +177,11 @@ def _recorded(out: Path) -> dict[str, Any]:
         return {}
 
 
-def _earlier(out: Path, identity: Mapping[str, Any]) -> dict[tuple[int, str], Outcome]:
-    """{(item, digest of its batch): answer} on disk of this identity, by whichever ranks gave them."""
-    found: dict[tuple[int, str], Outcome] = {}
-    for path in sorted(out.glob("journal-*.jsonl")):
-        found |= {(i, o.batch): o for i, o in read_journal(path, identity).items() if o.error is None}
-    return found
-
-
-def _joined(out: Path, identity: Mapping[str, Any], plan: Sequence[Sequence[int]], world: int) -> list[Outcome]:
-    """What the rank of each batch wrote last of its items, in the order of the items."""
-    journals = [read_journal(out / f"journal-{rank}.jsonl", identity) for rank in range(world)]
-    found: dict[int, Outcome] = {}
-    for number, batch in enumerate(plan):
-        found |= {i: journals[number % world][i] for i in batch if i in journals[number % world]}
-    n = sum(len(batch) for batch in plan)
-    missing = [i for i in range(n) if i not in found]
-    if missing:
-        raise RuntimeError(f"{out}: no outcome for {len(missing)} items, the first is number {missing[0]}")
-    return [found[i] for i in range(n)]
-
-
-def _plan(
-    questions: Sequence[Question], seconds: Sequence[float | None], limits: Limits, decoding: Decoding
-) -> list[list[int]]:
-    """The batches over all questions. Audio by its header, text by its characters."""
-    lengths = []
-    for question, duration in zip(questions, seconds, strict=True):
-        text = sum(len(getattr(part, "text", "")) // 3 + 4 for m in question.sample.messages for part in m.content)
-        lengths.append(text + (_tokens(duration) if duration else 0))
-    return plan_batches(lengths, rows=limits.batch_size, tokens=limits.token_budget, new_tokens=decoding.max_new_tokens)
-
-
-def _tokens(duration: float) -> int:
+def _tokens(duration: float | None) -> int:
     try:
-        return audio_tokens(round(duration * FRONT_END.sample_rate))
+        return audio_tokens(round(duration * FRONT_END.sample_rate)) if duration else 0
     except BadAudio:
         return 0
-
-
-def _answer_batch(
-    answerer: Answerer,
-    questions: Sequence[Question],
-    batch: Sequence[int],
-    decoding: Decoding,
-    earlier: Mapping[tuple[int, str], Outcome],
-    out: Path,
-    fresh: bool,
-) -> dict[int, Outcome]:
-    """Outcomes of a batch. If one of its answers is missing all are asked, so that the arithmetic is the same.
-
-    Raises:
-        ValueError: all are refused, and nothing was answered before (``fresh``): the fault is not in the items.
-    """
-    clips = {i: clips_digest(questions[i].clips) for i in batch}
-    name = _sha256([[i, clips[i]] for i in batch])
-    known = {i: earlier[i, name] for i in batch if (i, name) in earlier}
-    missing = [i for i in batch if i not in known]
-    items: dict[int, Item] = {}
-    failed: dict[int, Outcome] = {}
-    beside = [] if getattr(answerer, "alone", False) else [*known]
-    # Clips that failed before come first: while they still fail, nothing is asked again.
-    for i in [*missing, *beside] if missing else []:
-        if i in known and not items:
-            break
-        try:
-            items[i] = Item(questions[i].sample, questions[i].load())
-        except BadAudio as error:
-            failed[i] = Outcome(error=str(error), clips=clips[i], batch=name)
-    order = [i for i in batch if i in items]
-    answers = answerer.generate([items[i] for i in order], decoding) if order else []
-    if fresh and len(order) > 1 and all(answer.error for answer in answers):
-        raise ValueError(f"all of the first {len(order)} questions were refused: {answers[0].error}")
-    if any(answer.error is None for answer in answers):
-        _drop_results(out)
-    new = {i: Outcome(a.text, a.truncated, a.error, clips[i], name) for i, a in zip(order, answers, strict=True)}
-    return failed | known | new
 
 
 def _write(
@@ -329,10 +219,3 @@ def _write(
             said = option_text("" if outcome.error else outcome.text, row["choices"])
             filled.append(row["official"] | {"model_output": said, "model_prediction": said})
         write_json(out / OFFICIAL, filled)
-
-
-def _probe(
-    answerer: Answerer, questions: Sequence[Question], outcomes: Sequence[Outcome], decoding: Decoding, count: int
-) -> dict[str, Any] | None:
-    found = listening_probe(answerer, questions, outcomes, decoding, count)
-    return None if found is None else {"asked": count, **found}

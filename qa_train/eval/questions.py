@@ -21,7 +21,7 @@ import numpy as np
 
 from qa_train.data.audio.table_clip import clip_source
 from qa_train.data.audio.waveform import BadAudio, audio_tokens, read_clip
-from qa_train.data.shards.clip_files import clip_bytes, located
+from qa_train.data.shards.clip_files import clip_bytes, located, refuse_parts
 from qa_train.data.text.chat_rows import chat_record, is_chat
 from qa_train.data.text.content import Source, shown, source_of, user_message
 from qa_train.data.text.json_rows import objects
@@ -160,7 +160,8 @@ def accepted_answers(record: dict[str, Any], metric: str, answer: str | None) ->
 
 def _question(row: dict[str, Any], key: str, folder: Path, max_duration_s: float) -> Question:
     # The released format has a prompt too, and says what is right in gt.
-    if is_chat({name: value for name, value in row.items() if name != "prompt" or "gt" not in row}):
+    chat = is_chat({name: value for name, value in row.items() if name != "prompt" or "gt" not in row})
+    if chat:
         sample, clips, prompt, answer = _chat(row, key)
     else:
         sample, clips, prompt, answer = _base(row, key)
@@ -188,6 +189,8 @@ def _question(row: dict[str, Any], key: str, folder: Path, max_duration_s: float
         raise ValueError(f"metric {metric!r} needs a reference: give gt, or metric {UNSCORED!r}")
     check_references(metric, [references])
     found = tuple(located(clip, folder) for clip in clips)
+    if chat:
+        refuse_parts(row, found)
     return Question(
         sample,
         partial(load_clips, found, max_duration_s),

@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from qa_train.utils.launch import check_ranks_announced
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that share the work, and a meeting point of all."""
+    """This process among those that share the work. ``gather`` gives every rank the values of all, in their order."""
 
     rank: int = 0
     world: int = 1
-    meet: Callable[[], None] = lambda: None
+    gather: Callable[[Any], list[Any]] = lambda value: [value]
+
+    def meet(self) -> None:
+        """Wait for all."""
+        self.gather(None)
 
 
 def ranks_from_environment(timeout_s: float = 24 * 3600) -> Ranks:
@@ -34,4 +39,10 @@ def ranks_from_environment(timeout_s: float = 24 * 3600) -> Ranks:
 
     if not dist.is_initialized():
         dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
-    return Ranks(rank, world, dist.barrier)
+
+    def gather(value: Any) -> list[Any]:
+        values: list[Any] = [None] * world
+        dist.all_gather_object(values, value)
+        return values
+
+    return Ranks(rank, world, gather)

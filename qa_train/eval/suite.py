@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from qa_train.config import EvalConfig
-from qa_train.eval.answers import Answerer
+from qa_train.eval.answers import Answerer, Limits, load_answerer
 from qa_train.eval.benchmarks.judged import prompts_of
 from qa_train.eval.benchmarks.layouts import read_rows
 from qa_train.eval.benchmarks.table import JUDGED, Benchmark, find_benchmarks, from_dict
 from qa_train.eval.compare import compare_folders, comparison_table
 from qa_train.eval.contamination import contamination
 from qa_train.eval.own_file import Asked, read_own_file, write_own_answers
-from qa_train.eval.predict import Limits, predict
+from qa_train.eval.predict import predict
 from qa_train.eval.ranks import ranks_from_environment
 from qa_train.eval.scores import voicebench
 from qa_train.eval.scores.json_lines import read_predictions
@@ -153,20 +153,10 @@ def _answerer(options: EvalConfig) -> tuple[Answerer, dict[str, Any]]:
 
         endpoint = Endpoint(options.endpoint, options.endpoint_model, options.endpoint_key_env)
         return EndpointModel(endpoint), {"endpoint": options.endpoint, "model": options.endpoint_model}
-    import os
-
-    from qa_train.infer.generate import Generator
-    from qa_train.model import load_answering_model
-    from qa_train.model.stored.weights import weights_digest
-
-    device = options.device
-    if device == "cuda" and "LOCAL_RANK" in os.environ:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    model, processor = load_answering_model(
-        str(options.checkpoint), device=device, verify=options.verify, allow_missing=options.allow_missing
+    limits = Limits(options.batch_size, options.token_budget)
+    return load_answerer(
+        str(options.checkpoint), limits, options.device, verify=options.verify, allow_missing=options.allow_missing
     )
-    generator = Generator(model, processor, batch_size=options.batch_size, token_budget=options.token_budget)
-    return generator, {"weights": weights_digest(model)}
 
 
 def score_benchmarks(options: EvalConfig, out: Path) -> dict[str, dict[str, Any]]:

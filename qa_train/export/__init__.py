@@ -1,4 +1,4 @@
 """Checkpoints in the form of Hugging Face: `hugging_face.export` writes and compares, `model_card` describes.
 
-Imported by `qa_train.cli` and by nothing else.
+Imported by `qa_train.commands` and by nothing else.
 """

@@ -51,6 +51,14 @@ def model_card(
     shown, found = _results(Path(results), name, weights) if results is not None else ([], [])
     if found:
         front |= {"model-index": eval_results_to_model_index(name, found)}
+    try:
+        stages = [_stage(*run) for run in _runs(checkpoint)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(
+            f"the run around {checkpoint} has settings or records that no run of qa-train writes ({said}): copy the "
+            "checkpoint out of it, or restore its files"
+        ) from error
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {plain(name)}",
@@ -60,7 +68,7 @@ def model_card(
         "## Use",
         _USE,
         "## Training",
-        *(_stage(*run) for run in _runs(checkpoint)),
+        *stages,
     ]
     if parts[-1] == "## Training":
         parts.append("The checkpoint does not belong to a run of qa-train, so nothing is known of its training.")

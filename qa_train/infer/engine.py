@@ -19,6 +19,11 @@ from qa_train.infer.row_stream import Row
 log = logging.getLogger(__name__)
 
 
+def one_line(error: BaseException) -> str:
+    """An error for the log."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+
+
 @dataclass(eq=False)
 class Job:
     """One request on its way; ``on_end`` gets its answer or what went wrong, in the engine's thread."""
@@ -90,7 +95,8 @@ class Engine:
                 first = batch[0]
                 answers = self.generators[first.model].stream_rows([job.row for job in batch], first.decoding)
             except Exception as error:
-                log.exception("a batch of %d requests failed", len(batch))
+                log.error("a batch of %d requests failed: %s", len(batch), one_line(error))
+                log.debug("where it failed", exc_info=True)
                 for job in batch:
                     job.on_end(error)
                 continue

@@ -18,18 +18,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from qa_train.data.audio.waveform import audio_tokens
 from qa_train.data.text.sample import Sample
 from qa_train.data.text.template import encode_prompt
 from qa_train.infer.encoded import EncodedClips
-from qa_train.infer.row_stream import Row, RowsEnded, RowsStreamer
+from qa_train.infer.row_stream import Numbers, Row, RowsEnded, RowsStreamer
 from qa_train.model import encoder_hash
 
 # Ends of an answer: the chat's and the base format's.
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 PAD_TOKEN = "<|endoftext|>"
+LEAST_TEMPERATURE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,13 @@ class Decoding:
     top_p: float = 1.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """ValueError for temperatures that divide the scores by almost nothing: no number is left of them."""
+        if not (self.temperature <= 0 or LEAST_TEMPERATURE <= self.temperature < float("inf")):
+            raise ValueError(
+                f"temperature is {self.temperature!r}; expected 0 (greedy), or {LEAST_TEMPERATURE:g} and more"
+            )
+
     def options(self) -> dict[str, Any]:
         """Keyword arguments of transformers' ``generate``."""
         options: dict[str, Any] = {
@@ -86,6 +94,12 @@ class Decoding:
         else:
             options |= {"temperature": None, "top_p": None, "top_k": None}
         return options
+
+
+def prompt_tokens(sample: Sample, audio: int) -> int:
+    """Length of a prompt for planning: ``audio`` tokens, and text by its characters, which sorts as well as tokens."""
+    texts = [getattr(part, "text", "") for message in sample.messages for part in message.content]
+    return audio + sum(len(text) // 3 + 4 for text in texts)
 
 
 def plan_batches(lengths: Sequence[int], *, rows: int, tokens: int, new_tokens: int) -> list[list[int]]:
@@ -147,17 +161,13 @@ class Generator:
         self,
         items: Sequence[Item],
         decoding: Decoding | None = None,
-        *,
-        on_batch: Callable[[dict[int, Answer]], None] | None = None,
     ) -> list[Answer]:
         """Answer every item; the order of the answers is the order of the items.
 
         Greedy answers do not depend on how items are batched, up to rounding of the arithmetic.
-        Sampled ones are a function of (items, decoding, batch limits). ``on_batch`` receives
-        {item number: answer} after each batch, to save or show progress.
+        Sampled ones are a function of (items, decoding, batch limits).
         """
-        relay = (lambda done: on_batch({i: answers[0] for i, answers in done.items()})) if on_batch else None
-        return [answers[0] for answers in self._run(items, decoding or Decoding(), 1, relay)]
+        return [answers[0] for answers in self._run(items, decoding or Decoding(), 1)]
 
     def sample(self, items: Sequence[Item], count: int, decoding: Decoding) -> list[list[Answer]]:
         """Draw ``count`` answers per item by sampling: [items][count]; the clips are encoded once.
@@ -167,7 +177,7 @@ class Generator:
         """
         if decoding.temperature <= 0:
             raise ValueError("sampling needs decoding.temperature > 0: greedy draws would all be equal")
-        return self._run(items, decoding, count, None)
+        return self._run(items, decoding, count)
 
     def stream(self, item: Item, write: Callable[[str], None], decoding: Decoding | None = None) -> Answer:
         """Answer one item and hand the text to ``write`` piece by piece as it appears."""
@@ -182,33 +192,19 @@ class Generator:
         options = replace(decoding, max_new_tokens=max(row.max_new_tokens for row in rows))
         return self._answer([Item(row.sample, row.waves) for row in rows], options, decoding.seed, rows=rows)
 
-    def _run(
-        self,
-        items: Sequence[Item],
-        decoding: Decoding,
-        count: int,
-        on_batch: Callable[[dict[int, list[Answer]]], None] | None,
-    ) -> list[list[Answer]]:
+    def _run(self, items: Sequence[Item], decoding: Decoding, count: int) -> list[list[Answer]]:
         """``count`` answers for each item, batch by batch."""
         answers: dict[int, list[Answer]] = {}
         plan = plan_batches(
-            [self._length(item) for item in items],
+            [prompt_tokens(item.sample, sum(audio_tokens(len(wave)) for wave in item.waves)) for item in items],
             rows=max(1, self.batch_size // count),
             tokens=self.token_budget // count,
             new_tokens=decoding.max_new_tokens,
         )
         for number, batch in enumerate(plan):
             flat = self._answer([items[i] for i in batch], decoding, decoding.seed + number, count=count)
-            done = {i: flat[row * count : (row + 1) * count] for row, i in enumerate(batch)}
-            answers |= done
-            if on_batch is not None:
-                on_batch(done)
+            answers |= {i: flat[row * count : (row + 1) * count] for row, i in enumerate(batch)}
         return [answers[i] for i in range(len(items))]
-
-    def _length(self, item: Item) -> int:
-        # Audio tokens are exact and cheap; text is measured in characters, which sorts as well.
-        clips = sum(audio_tokens(len(wave)) for wave in item.waves)
-        return clips + sum(len(getattr(part, "text", "")) // 3 + 4 for m in item.sample.messages for part in m.content)
 
     @torch.no_grad()
     def batch(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
@@ -257,6 +253,7 @@ class Generator:
                     pad_token_id=self.pad_id,
                     num_return_sequences=count,
                     use_cache=True,
+                    logits_processor=LogitsProcessorList([Numbers()]),
                     **streaming,
                 )
         finally:

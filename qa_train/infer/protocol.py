@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from qa_train.data.audio.waveform import BadAudio, audio_tokens, read_clip
+from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, audio_tokens, read_clip
 from qa_train.data.text.content import NOT_BASE64, PLACEHOLDER, Heard, content_parts
 from qa_train.data.text.records import MAX_TEXT_CHARACTERS, BadRecord, check_text
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
+from qa_train.infer.generate import LEAST_TEMPERATURE
 
+_MOST_SAID = 600
 FORMATS = ("wav", "flac", "mp3", "ogg", "opus")
 _KNOWN = ("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stream",
           "stream_options")  # fmt: skip
@@ -51,8 +54,11 @@ class ApiError(Exception):
     """A request that is answered with an error; the message says what was found and what to do."""
 
     def __init__(self, status: int, message: str, *, code: str = "invalid_request", param: str | None = None) -> None:
+        # What the client sent is part of many messages, whatever its length.
+        message = message if len(message) <= _MOST_SAID else f"{message[:_MOST_SAID]} ..."
         super().__init__(message)
-        self.status, self.message, self.code, self.param = status, message, code, param
+        self.status, self.message, self.code = status, message, code
+        self.param = None if param is None else param[:80]
 
     def body(self) -> dict[str, Any]:
         """The JSON that OpenAI's clients expect."""
@@ -66,6 +72,8 @@ class Limits:
 
     max_duration_s: float = 120.0
     max_clips: int = 16
+    # Of all clips of a request.
+    max_audio_s: float = 300.0
     max_new_tokens: int = 1024
 
 
@@ -84,8 +92,14 @@ class Request:
     include_usage: bool
 
 
-def parse(body: bytes, limits: Limits, models: list[str], template: str = "chat") -> Request:
-    """Read a request; decodes its audio (slow: not for an event loop).
+def parse(
+    body: bytes,
+    limits: Limits,
+    models: list[str],
+    template: str = "chat",
+    given_up: Callable[[], bool] = lambda: False,
+) -> Request:
+    """Read a request; decodes its audio (slow: not for an event loop), until ``given_up``.
 
     Raises:
         ApiError: malformed JSON, an unknown model or setting, unreadable, empty or too long audio.
@@ -101,14 +115,14 @@ def parse(body: bytes, limits: Limits, models: list[str], template: str = "chat"
         raise ApiError(404, f"no model {model!r} here; there are {', '.join(models)}", code="model_not_found",
                        param="model")  # fmt: skip
     _check_settings(found)
-    sample, waves = _conversation(found.get("messages"), limits, template)
+    sample, waves = _conversation(found.get("messages"), limits, template, given_up)
     stream_options = found.get("stream_options") or {}
     return Request(
         model=str(model),
         sample=sample,
         waves=waves,
         max_new_tokens=_max_new_tokens(found, limits),
-        temperature=_number(found, "temperature", 0.0, 0.0, 2.0),
+        temperature=_temperature(found),
         top_p=_number(found, "top_p", 1.0, 1e-6, 1.0),
         seed=_seed(found.get("seed")),
         stream=_flag(found, "stream"),
@@ -131,6 +145,13 @@ def _number(found: dict[str, Any], name: str, default: float, low: float, high: 
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise ApiError(400, f"{name} is {value!r}; expected a number from {low:g} to {high:g}", param=name)
     return float(value)
+
+
+def _temperature(found: dict[str, Any]) -> float:
+    value = _number(found, "temperature", 0.0, 0.0, 2.0)
+    if 0 < value < LEAST_TEMPERATURE:
+        raise ApiError(400, f"temperature is {value!r}; expected 0, or {LEAST_TEMPERATURE:g} to 2", param="temperature")
+    return value
 
 
 def _flag(found: dict[str, Any], name: str) -> bool:
@@ -163,7 +184,9 @@ def _max_new_tokens(found: dict[str, Any], limits: Limits) -> int:
     return value
 
 
-def _conversation(messages: Any, limits: Limits, template: str) -> tuple[Sample, tuple[np.ndarray, ...]]:
+def _conversation(
+    messages: Any, limits: Limits, template: str, given_up: Callable[[], bool]
+) -> tuple[Sample, tuple[np.ndarray, ...]]:
     if not isinstance(messages, list) or not messages:
         raise ApiError(400, "messages must be a list with at least one message", param="messages")
     waves: list[np.ndarray] = []
@@ -175,7 +198,8 @@ def _conversation(messages: Any, limits: Limits, template: str) -> tuple[Sample,
             raise ApiError(400, f"{where} has role {role!r}; expected system, user or assistant", param=where)
         if role == "system" and number:
             raise ApiError(400, f"{where}: a system message may only come first", param=where)
-        made.append(Message(str(role), _content(message.get("content"), where, str(role), waves, limits, template)))
+        content = _content(message.get("content"), where, str(role), waves, limits, template, given_up)
+        made.append(Message(str(role), content))
     if made[-1].role != "user":
         raise ApiError(400, f"the last message is from {made[-1].role!r}; expected user", param="messages")
     if template == "base" and len(made) > 1:
@@ -203,7 +227,13 @@ def _check_texts(messages: list[Message]) -> None:
 
 
 def _content(
-    content: Any, where: str, role: str, waves: list[np.ndarray], limits: Limits, template: str
+    content: Any,
+    where: str,
+    role: str,
+    waves: list[np.ndarray],
+    limits: Limits,
+    template: str,
+    given_up: Callable[[], bool],
 ) -> tuple[TextPart | AudioPart, ...]:
     """The parts of one message; its clips are appended to ``waves``."""
     if not isinstance(content, str | list):
@@ -224,7 +254,7 @@ def _content(
                 raise ApiError(400, f"{place}: {what}: send clips as input_audio from user", param=place)
             if len(waves) == limits.max_clips:
                 raise ApiError(400, f"{place}: more than {limits.max_clips} clips in one conversation", param=place)
-            waves.append(_wave(part, place, limits))
+            waves.append(_wave(part, place, limits, sum(map(len, waves)) / SAMPLE_RATE, given_up))
             made.append(AudioPart(len(waves) - 1))
     if not made and role == "user":
         raise ApiError(400, f"{where} is empty: give text, a clip, or both", param=where)
@@ -247,17 +277,21 @@ def _parts(given: Any, place: str) -> list[str | Heard]:
         raise ApiError(400, f"{place}: {error}; send clips as input_audio", code=code, param=place) from error
 
 
-def _wave(clip: Heard, place: str, limits: Limits) -> np.ndarray:
-    """One clip as a 16 kHz mono waveform."""
+def _wave(clip: Heard, place: str, limits: Limits, before_s: float, given_up: Callable[[], bool]) -> np.ndarray:
+    """One clip as a 16 kHz mono waveform, after others of ``before_s`` seconds."""
+    rest = limits.max_audio_s - before_s
+    if rest <= 0:
+        raise ApiError(400, f"{place}: the clips of one conversation may have {limits.max_audio_s:g} s", param=place)
     try:
         if not isinstance(clip.source, bytes):
             raise BadAudio("nothing is fetched from an address, and no path is opened: send its data as base64")
-        wave = read_clip(clip.source, max_duration_s=limits.max_duration_s)
+        wave = read_clip(clip.source, max_duration_s=min(limits.max_duration_s, rest), given_up=given_up)
         audio_tokens(len(wave))
     except BadAudio as error:
         raise ApiError(
             400,
-            f"{place} cannot be heard: {error}. Send a {', '.join(FORMATS)} file of 0.1 to {limits.max_duration_s:g} s",
+            f"{place} cannot be heard: {error}. Send a {', '.join(FORMATS)} file of 0.1 to {limits.max_duration_s:g} s "
+            f"(all clips of a conversation: {limits.max_audio_s:g} s)",
             code="audio_unreadable",
             param=place,
         ) from error

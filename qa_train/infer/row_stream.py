@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria
+from transformers import LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from qa_train.data.text.sample import Sample
@@ -87,3 +87,16 @@ class RowsEnded(StoppingCriteria):
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
         """bool [R]: which rows are done."""
         return torch.tensor([row.ended for row in self.rows], device=input_ids.device)
+
+
+class Numbers(LogitsProcessor):
+    """Ends an answer whose scores [R, V] are no numbers: the likeliest of them would be an empty text."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """The scores as they are; ValueError when one is NaN."""
+        if torch.isnan(scores).any():
+            raise ValueError(
+                "the model's scores are not numbers (NaN): its weights are damaged, or overflow in their precision; "
+                "use another checkpoint, or float32"
+            )
+        return scores

@@ -12,18 +12,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qa_train.config import ServeConfig
 from qa_train.infer.encoded import EncodedClips
-from qa_train.infer.engine import Engine
+from qa_train.infer.engine import Engine, one_line
 from qa_train.infer.generate import Generator
 from qa_train.infer.protocol import ApiError, Limits, parse
+from qa_train.infer.protocol import Request as Asked
 from qa_train.infer.turn import Turn, count_tokens
 from qa_train.model import load_answering_model
 
@@ -39,7 +44,11 @@ _PAGE_FILES = {"": ("page.html", "text/html"), "page.js": ("page.js", "text/java
                "page.css": ("page.css", "text/css")}  # fmt: skip
 _EXAMPLES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_BODY_TIMEOUT_S = 60.0
+# A body has so long, and a second more for each so many bytes; but never longer than the last.
+_BODY_FIRST_S, _BODY_BYTES_PER_S, _BODY_TIMEOUT_S = 5.0, 64_000, 120.0
+# How often a waiting request asks whether its client is still there.
+_ASK_AGAIN_S = 0.5
+T = TypeVar("T")
 # The page may use its own files and nothing from elsewhere; clips are played from memory.
 _PAGE_HEADERS = {"Content-Security-Policy": "default-src 'self'; media-src 'self' blob:", "Cache-Control": "no-cache"}
 
@@ -49,10 +58,12 @@ class Service:
 
     def __init__(self, generators: dict[str, Generator], options: ServeConfig) -> None:
         self.generators, self.options = generators, options
-        self.limits = Limits(options.max_duration_s, options.max_clips, options.max_new_tokens)
+        self.limits = Limits(options.max_duration_s, options.max_clips, options.max_audio_s, options.max_new_tokens)
         self.engine = Engine(generators, batch_size=options.batch_size, token_budget=options.token_budget)
         self.examples = _examples(options.examples)
-        self.active = 0
+        # Requests on their way, by the client's address.
+        self.active: Counter[str] = Counter()
+        self.decoders = ThreadPoolExecutor(options.decode_workers, thread_name_prefix="decode")
         self.started = int(time.time())
 
     async def chat(self, request: Request) -> Response:
@@ -60,20 +71,42 @@ class Service:
         from starlette.responses import JSONResponse, StreamingResponse
 
         body = await _body(request, self.options.max_body_mb)
-        asked = await asyncio.to_thread(parse, body, self.limits, list(self.generators), self.options.template)
-        generator = self.generators[asked.model]
-        prompt_tokens = await asyncio.to_thread(count_tokens, generator, asked, self.engine.token_budget)
+        given_up = threading.Event()
+        asked, prompt_tokens = await self._decoded(request, partial(self._read, body, given_up.is_set), given_up)
         turn = Turn(asked, prompt_tokens, self.engine)
         if asked.stream:
             headers = {"Cache-Control": "no-store"}
             return StreamingResponse(turn.events(), media_type="text/event-stream", headers=headers)
         return JSONResponse(await turn.whole(request.is_disconnected))
 
+    def _read(self, body: bytes, given_up: Callable[[], bool]) -> tuple[Asked, int]:
+        """The request of a body, and the number of tokens of its prompt."""
+        asked = parse(body, self.limits, list(self.generators), self.options.template, given_up)
+        return asked, count_tokens(self.generators[asked.model], asked, self.engine.token_budget)
+
+    async def _decoded(self, request: Request, read: Callable[[], T], given_up: threading.Event) -> T:
+        """What ``read`` gives in a thread of the decoders, which is told when its client goes or its time is over."""
+        work = asyncio.get_running_loop().run_in_executor(self.decoders, read)
+        until = time.monotonic() + self.options.decode_timeout_s
+        try:
+            while not (await asyncio.wait([work], timeout=_ASK_AGAIN_S))[0]:
+                if await request.is_disconnected():
+                    raise ApiError(499, "the client has gone", code="gone")
+                if time.monotonic() > until:
+                    limit = self.options.decode_timeout_s
+                    raise ApiError(503, f"its clips were not decoded in {limit:g} s: try again", code="timeout")
+            return work.result()
+        finally:
+            given_up.set()
+            # Of one that has not begun nothing is done; the other's last word interests nobody.
+            work.cancel()
+            work.add_done_callback(lambda done: done.cancelled() or done.exception())
+
     async def health(self, request: Request) -> Response:
         """GET /health: up, and how busy."""
         from starlette.responses import JSONResponse
 
-        return JSONResponse({"status": "ok", "active": self.active, "batches": self.engine.batches})
+        return JSONResponse({"status": "ok", "active": self.active.total(), "batches": self.engine.batches})
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
@@ -106,7 +139,10 @@ class Service:
 
 
 class Admission:
-    """ASGI middleware: at most ``max_requests`` questions at a time, from the first byte to the last one sent."""
+    """ASGI middleware: at most ``max_requests`` questions at a time, from the first byte to the last one sent.
+
+    Also the one place where what nobody expected is told: a line in the log, and 500 if nothing was sent yet.
+    """
 
     def __init__(self, app: Any, service: Service) -> None:
         self.app, self.service = app, service
@@ -117,18 +153,44 @@ class Admission:
 
         service = self.service
         if scope["type"] != "http" or scope["path"] != CHAT:
-            await self.app(scope, receive, send)
+            await self._answer(scope, receive, send)
             return
-        if service.active >= service.options.max_requests:
-            message = f"{service.active} requests are being answered, the most allowed: try again shortly"
+        client, options = str((scope["client"] or ("",))[0]), service.options
+        share = options.max_requests_per_client or max(1, options.max_requests // 2)
+        if service.active.total() >= options.max_requests or service.active[client] >= share:
+            message = f"{service.active.total()} requests are being answered, {service.active[client]} of this client"
+            message += f"; at most {options.max_requests} and {share} are allowed: try again shortly"
             body = ApiError(429, message, code="too_many_requests").body()
             await JSONResponse(body, status_code=429, headers={"Retry-After": "1"})(scope, receive, send)
             return
-        service.active += 1
+        service.active[client] += 1
         try:
-            await self.app(scope, receive, send)
+            await self._answer(scope, receive, send)
         finally:
-            service.active -= 1
+            service.active[client] -= 1
+            # Clients of a year would be many.
+            service.active = +service.active
+
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+        from starlette.responses import JSONResponse
+
+        begun = False
+
+        async def watched(message: Any) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            log.error("%s %.200s failed: %s", scope["method"], scope["path"], one_line(error))
+            log.debug("where it failed", exc_info=True)
+            if not begun:
+                failed = ApiError(500, "the server failed; its log says why", code="internal")
+                await JSONResponse(failed.body(), status_code=500)(scope, receive, send)
 
 
 def application(service: Service) -> Starlette:
@@ -149,14 +211,10 @@ def application(service: Service) -> Starlette:
         message = f"{request.method} {request.url.path}: {error.detail}"
         return JSONResponse(ApiError(error.status_code, message, code="http").body(), status_code=error.status_code)
 
-    async def failure(request: Request, error: Exception) -> Response:
-        return JSONResponse(
-            ApiError(500, "the server failed; its log says why", code="internal").body(), status_code=500
-        )
-
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
+        service.decoders.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(service.engine.close)
 
     # A page of another site can make a browser send requests here under a name of its own (DNS rebinding).
@@ -170,14 +228,16 @@ def application(service: Service) -> Starlette:
             Route("/examples/{name}", service.example),
             *(Route(f"/{name}", service.page) for name in _PAGE_FILES),
         ],
-        exception_handlers={ApiError: api_error, HTTPException: http_error, Exception: failure},
+        exception_handlers={ApiError: api_error, HTTPException: http_error},
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(Admission, service=service)],
         lifespan=lifespan,
     )
 
 
 async def _body(request: Request, max_body_mb: float) -> bytes:
-    """The body, refused as soon as it is known to be too large."""
+    """The body, refused as soon as it is known to be too large, or comes too slowly."""
+    from starlette.requests import ClientDisconnect
+
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         # Browsers send other types across sites without asking first.
@@ -185,16 +245,21 @@ async def _body(request: Request, max_body_mb: float) -> bytes:
     limit = int(max_body_mb * 1e6)
     parts: list[bytes] = []
     size = 0
+    started = asyncio.get_running_loop().time()
     try:
-        async with asyncio.timeout(_BODY_TIMEOUT_S):
+        async with asyncio.timeout(_BODY_FIRST_S) as time_left:
             async for part in request.stream():
                 size += len(part)
+                time_left.reschedule(started + min(_BODY_TIMEOUT_S, _BODY_FIRST_S + size / _BODY_BYTES_PER_S))
                 if size > limit:
                     message = f"the body has more than {max_body_mb:g} MB: send shorter clips, or compressed ones"
                     raise ApiError(413, message, code="too_large")
                 parts.append(part)
     except TimeoutError as error:
-        raise ApiError(408, f"the body did not arrive in {_BODY_TIMEOUT_S:g} s", code="timeout") from error
+        message = f"{size} bytes of the body arrived in time; expected {_BODY_BYTES_PER_S} a second"
+        raise ApiError(408, message, code="timeout") from error
+    except ClientDisconnect as error:
+        raise ApiError(499, "the client has gone", code="gone") from error
     return b"".join(parts)
 
 
@@ -252,8 +317,9 @@ def serve(options: ServeConfig) -> int:
         raise ValueError("serving needs starlette and uvicorn: pip install 'qa-train[serve]'")
     import uvicorn
 
-    if min(options.max_requests, options.batch_size, options.max_new_tokens, options.max_clips) < 1:
-        raise ValueError("serve: max_requests, batch_size, max_new_tokens and max_clips must be at least 1")
+    counts = ("max_requests", "batch_size", "max_new_tokens", "max_clips", "decode_workers")
+    if min(getattr(options, name) for name in counts) < 1:
+        raise ValueError(f"serve: {', '.join(counts)} must be at least 1")
     # A wrong address should be said before minutes of loading.
     listener = _listen(options.host, options.port)
     host, port = listener.getsockname()[:2]
@@ -263,7 +329,12 @@ def serve(options: ServeConfig) -> int:
     shown = f"[{host}]" if ":" in host else host
     listener.listen(128)
     print(f"serving {', '.join(service.generators)} at http://{shown}:{port} (page: /, API: /v1)", flush=True)
-    config: Any = uvicorn.Config(application(service), log_level="warning", timeout_graceful_shutdown=5)
+    from qa_train.infer.connections import Connection, connection_limit
+
+    Connection.limit = connection_limit()
+    config: Any = uvicorn.Config(
+        application(service), http=Connection, log_level="warning", timeout_graceful_shutdown=5
+    )
     uvicorn.Server(config).run(sockets=[listener])
     return 0
 

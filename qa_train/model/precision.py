@@ -66,3 +66,10 @@ def compute_dtype(stored: torch.dtype, device: str | torch.device) -> torch.dtyp
     if stored in (torch.bfloat16, torch.float16) and not native_bfloat16(torch.device(device).type):
         return torch.float32
     return stored
+
+
+def train_in_float32(model: torch.nn.Module) -> None:
+    """Turn what trains beside weights of half precision (the projector) into float32, so that small updates count."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.float()

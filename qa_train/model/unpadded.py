@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModel, Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 from transformers.cache_utils import Cache
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
@@ -35,7 +36,7 @@ from transformers.models.qwen2_audio.modeling_qwen2_audio import (
 from transformers.utils.generic import can_return_tuple
 
 from qa_train.model.encoders.whisper_network import UnpaddedQwen2AudioEncoder
-from qa_train.model.layers.attention import UNPADDED, check_unpadded
+from qa_train.model.layers.attention import UNPADDED, choose_attention
 from qa_train.model.layers.head import Head, supervised_loss
 from qa_train.model.layers.lengths import mel_columns
 from qa_train.model.layers.recompute import LayerwiseRecompute
@@ -52,15 +53,29 @@ class _Audio:
 
 @dataclass
 class UnpaddedOutput(Qwen2AudioCausalLMOutputWithPast):
-    """The stock output, and the cross-entropy of each row, summed over its supervised tokens [B], no gradient."""
+    """The stock output, and on request the cross-entropy of each row, summed over its supervised tokens [B], no
+    gradient."""
 
     row_losses: torch.Tensor | None = None
 
 
-class UnpaddedQwen2AudioModel(Qwen2AudioModel):
+class _StockName:
+    """Saved under the stock class's name, which every other tool knows."""
+
+    def save_pretrained(self, save_directory: Any, *args: Any, is_main_process: bool = True, **kwargs: Any) -> None:
+        """As in the stock class, and under its name."""
+        super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)  # type: ignore[misc]
+        if is_main_process:
+            config: Any = self.config  # type: ignore[attr-defined]
+            config.architectures = [type(self).__name__.removeprefix("Unpadded")]
+            config.save_pretrained(save_directory)
+
+
+class UnpaddedQwen2AudioModel(_StockName, Qwen2AudioModel):
     """Encoder, projector and LLM without head (the stock ``Qwen2AudioModel`` on real frames and tokens)."""
 
     def __init__(self, config: Qwen2AudioConfig) -> None:
+        choose_attention(config)
         super(Qwen2AudioModel, self).__init__(config)
         self.audio_tower = UnpaddedQwen2AudioEncoder._from_config(config.audio_config)
         self.multi_modal_projector = Qwen2AudioMultiModalProjector(config)
@@ -90,23 +105,23 @@ class UnpaddedQwen2AudioModel(Qwen2AudioModel):
     ) -> Qwen2AudioModelOutputWithPast:
         """The inputs of the module docstring -> last_hidden_state [B, L, D].
 
-        With a cache (generation) or a 4-D mask the LLM runs on the padded batch as in the stock model;
-        the audio is encoded unpadded all the same. ``use_cache=None`` means no cache.
+        With a cache (generation), a 4-D mask or another attention than ``UNPADDED`` the LLM runs on the padded batch
+        as in the stock model; the audio is encoded unpadded all the same. ``use_cache=None`` means no cache.
         """
         cached = bool(use_cache) or past_key_values is not None
-        unpadded = not cached and (attention_mask is None or attention_mask.ndim == 2)
+        own = self.language_model.config._attn_implementation == UNPADDED
+        unpadded = own and not cached and (attention_mask is None or attention_mask.ndim == 2)
         decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
         ids = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
         assert ids is not None, "one of input_ids and inputs_embeds is needed"
         rows = Rows.of((ids.shape[0], ids.shape[1]), attention_mask, ids.device) if unpadded else None
 
         if inputs_embeds is None:
-            tokens = ids.flatten() if rows is None else rows.drop_padding(ids)
-            inputs_embeds = self.get_input_embeddings()(tokens)
-            if not decoding:
+            inputs_embeds = self.get_input_embeddings()(ids.flatten() if rows is None else rows.drop_padding(ids))
+            if not decoding or input_features is not None or audio_states is not None:
                 features, lengths = joined_features(input_features, feature_attention_mask, feature_lengths)
                 audio = self._audio(features, lengths, audio_states)
-                inputs_embeds = self._insert(inputs_embeds, tokens, audio, audio_gather)
+                inputs_embeds = self._insert(inputs_embeds, ids, rows, audio, audio_gather)
             inputs_embeds = inputs_embeds[None] if rows else inputs_embeds.view(*ids.shape, -1)
         elif rows is not None:
             inputs_embeds = rows.drop_padding(inputs_embeds)[None]
@@ -117,7 +132,9 @@ class UnpaddedQwen2AudioModel(Qwen2AudioModel):
         return Qwen2AudioModelOutputWithPast(
             last_hidden_state=restore(outputs.last_hidden_state),
             past_key_values=outputs.past_key_values if cached else None,
-            hidden_states=outputs.hidden_states and tuple(restore(h) for h in outputs.hidden_states),
+            # None stands for a layer that ``output_hidden_states=[1, ...]`` did not ask for.
+            hidden_states=outputs.hidden_states
+            and tuple(h if h is None else restore(h) for h in outputs.hidden_states),
             attentions=outputs.attentions,
             attention_mask=attention_mask,
             labels=labels,
@@ -133,7 +150,6 @@ class UnpaddedQwen2AudioModel(Qwen2AudioModel):
     ) -> Any:
         """The LLM on joined rows [1, T, D], or on the padded batch [B, L, D] if ``rows`` is None."""
         if rows is not None:
-            check_unpadded(self.language_model.config)
             positions = rows.positions if positions is None else rows.drop_padding(positions.expand(rows.shape))[None]
             # A mask of four dimensions passes through transformers' mask code untouched, and the
             # attention ignores it: otherwise a quadratic mask of all documents would be built.
@@ -145,15 +161,14 @@ class UnpaddedQwen2AudioModel(Qwen2AudioModel):
         self, features: torch.Tensor | None, lengths: torch.Tensor | None, states: torch.Tensor | None
     ) -> _Audio:
         """Projected audio tokens [A, D], from a dummy clip when there is no audio."""
-        encoder = self.audio_tower
+        encoder, weight = self.audio_tower, self.multi_modal_projector.linear.weight
         dummy = False
         if states is not None:
             dummy = len(states) == 0
             width = encoder.config.d_model
             if states.ndim != 2 or states.shape[1] != width:
                 raise ValueError(f"audio_states have shape {list(states.shape)}; this encoder gives [tokens, {width}]")
-            weight = self.multi_modal_projector.linear.weight
-            states = weight.new_zeros(1, width) if dummy else states.to(weight.device, weight.dtype)
+            states = weight.new_zeros(1, width) if dummy else states.to(weight.device)
         else:
             if features is None or lengths is None:
                 dummy = True
@@ -161,13 +176,24 @@ class UnpaddedQwen2AudioModel(Qwen2AudioModel):
                 columns = int(mel_columns(lengths, encoder.max_frames))
                 features = torch.zeros(encoder.num_mel_bins, columns)
             states = encoder(features, lengths).last_hidden_state
-        return _Audio(self.multi_modal_projector(states), dummy)
+        # A projector that trains beside adapters is float32, whatever the encoder is.
+        return _Audio(self.multi_modal_projector(states.to(weight.dtype)), dummy)
 
     def _insert(
-        self, embeds: torch.Tensor, tokens: torch.Tensor, audio: _Audio, gather: torch.Tensor | None
+        self,
+        embeds: torch.Tensor,
+        ids: torch.Tensor,
+        rows: Rows | None,
+        audio: _Audio,
+        gather: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Put the audio tokens at the places of <|AUDIO|>: embeds [T, D], tokens [T]."""
-        places = (tokens == self.config.audio_token_id).nonzero().flatten()
+        """Put the audio tokens at the places of <|AUDIO|>: embeds [T, D], ids [B, L].
+
+        As in the stock model, a place under a mask of 0 has its audio token too, which is dropped with the place.
+        """
+        marks = ids.flatten() == self.config.audio_token_id
+        kept = marks if rows is None else marks[rows.index]
+        places = kept.nonzero().flatten()
         values = audio.values.to(embeds.device, embeds.dtype)
         if audio.dummy:
             if len(places):
@@ -178,6 +204,8 @@ class UnpaddedQwen2AudioModel(Qwen2AudioModel):
             return embeds + 0.0 * values.sum()
         if gather is not None:
             values = values[gather]
+        if len(places) != len(values) == int(marks.sum()) and rows is not None:
+            values = values[(marks.cumsum(0) - 1)[rows.index][kept]]
         if len(places) != len(values):
             raise ValueError(
                 f"input_ids have {len(places)} <|AUDIO|> tokens, but the audio gives {len(values)}: every segment of F "
@@ -187,11 +215,17 @@ class UnpaddedQwen2AudioModel(Qwen2AudioModel):
         return embeds.index_copy(0, places, values)
 
 
-class UnpaddedQwen2AudioForConditionalGeneration(LayerwiseRecompute, Qwen2AudioForConditionalGeneration):
-    """The unpadded model with its LM head; a drop-in for the stock class, in training and in ``generate``."""
+class UnpaddedQwen2AudioForConditionalGeneration(_StockName, LayerwiseRecompute, Qwen2AudioForConditionalGeneration):
+    """The unpadded model with its LM head; a drop-in for the stock class, in training and in ``generate``.
+
+    return_logits: whether a forward with labels returns logits too, as the stock class does. They cost the head on
+    every position, and only metrics that read them need them: ``Trainer.evaluate`` with ``compute_metrics``.
+    """
+
+    return_logits = False
 
     def __init__(self, config: Qwen2AudioConfig) -> None:
-        config._attn_implementation = UNPADDED
+        choose_attention(config)
         super(Qwen2AudioForConditionalGeneration, self).__init__(config)
         self.model = UnpaddedQwen2AudioModel(config)
         text: Any = config.text_config
@@ -213,17 +247,20 @@ class UnpaddedQwen2AudioForConditionalGeneration(LayerwiseRecompute, Qwen2AudioF
         feature_lengths: torch.Tensor | None = None,
         audio_states: torch.Tensor | None = None,
         audio_gather: torch.Tensor | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         row_weights: torch.Tensor | None = None,
+        return_row_losses: bool = False,
+        return_logits: bool | None = None,
         **kwargs: Any,
     ) -> UnpaddedOutput:
         """The inputs of the module docstring -> logits [B, L, V], or the loss when ``labels`` are given.
 
         The loss is the cross-entropy summed over supervised tokens (label not -100) and divided by
-        ``num_items_in_batch``, or by their number; only their rows meet the head, and no logits are returned.
-        ``row_weights`` [B]: factors on the loss of the rows.
-        ``logits_to_keep``: only the last so many positions of the logits (0: all).
+        ``num_items_in_batch``, or by their number; only their rows meet the head, and no logits are returned unless
+        ``return_logits`` asks for them (None: as the attribute of that name).
+        ``row_weights`` [B]: factors on the loss of the rows; ``return_row_losses``: also the losses of the rows.
+        ``logits_to_keep``: only the last so many positions of the logits (0: all), or the positions themselves.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -241,32 +278,44 @@ class UnpaddedQwen2AudioForConditionalGeneration(LayerwiseRecompute, Qwen2AudioF
         )
         hidden = outputs.last_hidden_state
         loss = row_losses = logits = None
-        if labels is None:
-            logits = self.lm_head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
-        else:
+        if labels is None or (self.return_logits if return_logits is None else return_logits):
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden[:, kept])
+        if labels is not None:
             loss, row_losses = supervised_loss(
                 self.lm_head, hidden, labels, attention_mask, num_items_in_batch, row_weights
             )
         return UnpaddedOutput(
             loss=loss,
-            row_losses=row_losses,
+            row_losses=row_losses if return_row_losses else None,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            attention_mask=attention_mask,
+            # Without logits nothing that a Trainer would take for predictions.
+            attention_mask=None if logits is None else attention_mask,
         )
 
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the head. A plain linear layer (``resize_token_embeddings`` makes one) becomes a `Head`."""
+        plain = type(new_embeddings) is nn.Linear and not hasattr(new_embeddings, "_hf_hook")
+        self.lm_head = Head.of(new_embeddings) if plain else new_embeddings  # type: ignore[arg-type]
+
     def prepare_inputs_for_generation(  # type: ignore[override]
-        self, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any
+        self,
+        *args: Any,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
     ) -> dict[str, Any]:
-        """As in the stock class; the audio goes in with the prompt only."""
-        kwargs["is_first_iteration"] = is_first_iteration
+        """As in the stock class; the audio goes in with the prompt only. ``generate`` looks for ``inputs_embeds``."""
+        audio = {name: kwargs.pop(name) for name in _AUDIO_INPUTS if name in kwargs}
+        kwargs |= {"inputs_embeds": inputs_embeds, "is_first_iteration": is_first_iteration}
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            for name in _AUDIO_INPUTS:
-                inputs.pop(name, None)
-        return inputs
+        # An assistant is never told that an iteration is its first; without audio it would guess deaf, as stock does.
+        cache = inputs.get("past_key_values")
+        prompt = is_first_iteration or cache is None or cache.get_seq_length() == 0
+        return inputs | audio if prompt or not kwargs.get("use_cache", True) else inputs
 
     def _expand_inputs_for_generation(  # type: ignore[override]
         self,
@@ -285,13 +334,6 @@ class UnpaddedQwen2AudioForConditionalGeneration(LayerwiseRecompute, Qwen2AudioF
         expand: Any = super()._expand_inputs_for_generation  # type: ignore[misc]
         input_ids, kwargs = expand(expand_size, is_encoder_decoder, input_ids, **kwargs)
         return input_ids, kwargs | audio
-
-    def save_pretrained(self, save_directory: Any, *args: Any, is_main_process: bool = True, **kwargs: Any) -> None:
-        """As in the stock class, under the stock class's name, which every other tool knows."""
-        super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)  # type: ignore[misc]
-        if is_main_process:
-            self.config.architectures = ["Qwen2AudioForConditionalGeneration"]
-            self.config.save_pretrained(save_directory)
 
 
 _AUDIO_INPUTS = ("input_features", "feature_attention_mask", "feature_lengths", "audio_states", "audio_gather")

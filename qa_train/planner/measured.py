@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from qa_train.config import StageConfig, to_stage_config
+from qa_train.config.renamed import with_new_names
 
 # The first steps fill caches; fewer than this after them say little.
 _WARM_UP, _ENOUGH = 5, 10

@@ -9,7 +9,8 @@ import numpy as np
 
 from qa_train.config import StageConfig
 from qa_train.data.audio.front_end import FRONT_END
-from qa_train.data.mixture_report import Ints, realised
+from qa_train.data.mixture_report import Ints, effective_mixture
+from qa_train.data.open_sources import records_at_hand
 from qa_train.model.flops import Work
 from qa_train.planner.balance import open_planned
 
@@ -53,17 +54,27 @@ def declared(cfg: StageConfig, *, clip_s: float, text_tokens: int, answer_tokens
         raise ValueError(
             f"plan: clip_s={clip_s} text_tokens={text_tokens} answer_tokens={answer_tokens}: use sizes > 0"
         )
+    rows, seconds, absent = records_at_hand(cfg.data)
+    hours = {name: each / 3600 for name, each in seconds.items()} | hours
+    origin = f"declared: clips of {clip_s:g} s"
+    if rows:
+        clip_s = sum(seconds.values()) / sum(rows.values())
+        origin = f"{sum(rows.values()):,} records at hand, of {clip_s:.1f} s on average; declared"
     load = _load(cfg, clip_s, text_tokens, answer_tokens, 1.0)
     total = load[1] * cfg.trainer.batches_per_step * cfg.trainer.max_steps
     shares, problems = _shares(cfg, hours)
+    if rows and absent:
+        problems.append(f"not at hand, of the same lengths here: {', '.join(absent)}")
     per_sample = sum(load[0].documents) / load[1]
     tasks = []
     for name, share in shares.items():
         samples = share * total
-        heard = samples * clip_s / 3600
-        epochs = heard / hours[name] if hours.get(name) else None
+        # Of a source that is at hand, its own mean length.
+        mean_s = seconds[name] / rows[name] if rows.get(name) else clip_s
+        heard = samples * mean_s / 3600
+        epochs = samples / rows[name] if rows.get(name) else heard / hours[name] if hours.get(name) else None
         tasks.append(Task(name, cfg.data.sources[name].task, share, samples, samples * per_sample, heard, epochs))
-    origin = f"declared: clips of {clip_s:g} s, {text_tokens} text tokens, {answer_tokens} of them answers"
+    origin += f", {text_tokens} text tokens, {answer_tokens} of them answers"
     return Load(load[0], load[1], clip_s, tasks, origin, problems)
 
 
@@ -71,14 +82,14 @@ def from_data(cfg: StageConfig) -> Load:
     """The load as the plan of the shards gives it. ValueError or FileNotFoundError if they cannot be opened."""
     data = open_planned(cfg)
     lengths: list[Ints] = []
-    seen = realised(data.plan, data.sources, min(cfg.trainer.max_steps, LOOK), lengths=lengths)
-    return from_realised(cfg, seen, lengths)
+    seen = effective_mixture(data.plan, data.sources, min(cfg.trainer.max_steps, LOOK), lengths=lengths)
+    return from_effective_mixture(cfg, seen, lengths)
 
 
-def from_realised(cfg: StageConfig, seen: dict[str, Any], lengths: list[Ints]) -> Load:
+def from_effective_mixture(cfg: StageConfig, seen: dict[str, Any], lengths: list[Ints]) -> Load:
     """The load of a run whose first steps are ``seen``, and whose samples are as long as ``lengths`` says.
 
-    See `qa_train.data.mixture_report.realised`.
+    See `qa_train.data.mixture_report.effective_mixture`.
     """
     steps = seen["steps"]
     times = cfg.trainer.max_steps / steps

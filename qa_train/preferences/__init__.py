@@ -1,5 +1,5 @@
-"""Preference pairs from a model's own answers: `draw` asks for the answers, `rank` finds the best and the worst.
+"""Preference pairs from a model's own answers: `draw` asks, `rank` finds the best answer and the worst.
 
 Stands on evaluation (questions, answers, scores) and on `qa_train.llm`. From outside: `draw.sampled_pairs` and
-`draw_answers`, the rankers of `rank`; `qa-train pairs` is `qa_train.commands.pairs`.
+`askable`, the rankers of `rank`; `from_answers.pairs` is all of `qa-train pairs`.
 """

@@ -9,7 +9,7 @@ what the recording holds (`ByJudge`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations, permutations
@@ -68,13 +68,30 @@ class Ranker(Protocol):
 
 @dataclass(frozen=True)
 class ByWordErrors:
-    """By word error rate against the transcript, which must differ by ``margin`` (edits / reference words)."""
+    """By word error rate against the transcript, which must differ by ``margin`` (edits / reference words).
+
+    ``transcript``: the transcript itself is one of the answers, hence the best. An SFT term of the loss then teaches
+    what was said; a model's best answer can still hold errors.
+    """
 
     margin: float = 0.15
+    transcript: bool = False
 
     def rank(self, questions: Sequence[Question], answers: Sequence[list[str]]) -> list[tuple[str, str] | None]:
         """See `Ranker`."""
-        return [_best_and_worst(q, texts, self.margin) for q, texts in zip(questions, answers, strict=True)]
+        return [self._best_and_worst(q, texts) for q, texts in zip(questions, answers, strict=True)]
+
+    def _best_and_worst(self, question: Question, drawn: list[str]) -> tuple[str, str] | None:
+        reference = transcript_words(question.references[0], question.language)
+        texts = [question.references[0], *drawn] if self.transcript else drawn
+        if not reference or len(set(texts)) < 2:
+            return None
+        answers = [transcript_words(text, question.language) for text in texts]
+        edits = word_edits([reference] * len(answers), answers)[:, 0] / len(reference)
+        best, worst = int(edits.argmin()), int(edits.argmax())
+        if edits[worst] - edits[best] < self.margin or not texts[best] or not texts[worst]:
+            return None
+        return texts[best], texts[worst]
 
 
 @dataclass(frozen=True)
@@ -187,16 +204,19 @@ def _choice(verdict: Verdict) -> str | None:
 
 def ranked(
     questions: Sequence[Question],
-    drawn: Mapping[int, Outcome],
+    drawn: Sequence[Outcome],
     samples: int,
     ranker: Ranker,
     left_out: Counter[str],
 ) -> Iterator[Pair]:
-    """The pairs among answers that `draw_answers` gave; unreadable clips are counted in ``left_out``."""
+    """The pairs among ``samples`` answers to each question, in the order of `qa_train.eval.answers.answer`.
+
+    Unreadable clips are counted in ``left_out``.
+    """
     for start in range(0, len(questions), _RANKED):
         asked, answers = [], []
         for i in range(start, min(start + _RANKED, len(questions))):
-            outcomes = [drawn[i * samples + j] for j in range(samples)]
+            outcomes = drawn[i * samples : (i + 1) * samples]
             if outcomes[0].error is not None:
                 left_out["unreadable clip"] += 1
                 continue
@@ -210,15 +230,3 @@ def ranked(
 
 def _first_clip(question: Question) -> np.ndarray:
     return question.load()[0]
-
-
-def _best_and_worst(question: Question, texts: list[str], margin: float) -> tuple[str, str] | None:
-    reference = transcript_words(question.references[0], question.language)
-    if not reference or len(set(texts)) < 2:
-        return None
-    answers = [transcript_words(text, question.language) for text in texts]
-    edits = word_edits([reference] * len(answers), answers)[:, 0] / len(reference)
-    best, worst = int(edits.argmin()), int(edits.argmax())
-    if edits[worst] - edits[best] < margin or not texts[best] or not texts[worst]:
-        return None
-    return texts[best], texts[worst]

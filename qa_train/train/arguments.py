@@ -13,7 +13,7 @@ from qa_train.config import ReliabilityConfig, StageConfig
 from qa_train.train.job.arithmetic import settle
 from qa_train.train.job.distributed import accumulation_steps, deepspeed_options, name_accelerator
 from qa_train.train.job.states import plain_states_only
-from qa_train.train.safety.selfcheck import require_optimizer
+from qa_train.train.optimizer.optimizers import rehearse_optimizer
 from qa_train.utils.allocator import keep_freed_memory
 from qa_train.utils.launch import check_arithmetic, check_ranks_announced
 
@@ -37,7 +37,6 @@ def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
 
     Must be called before the model is loaded: under ZeRO-3 the arguments decide how it is partitioned.
     """
-    require_optimizer(cfg.trainer.optim)
     settle(cfg)
     check_ranks_announced()
     check_arithmetic(bf16=cfg.trainer.bf16, gpu=torch.cuda.is_available())
@@ -54,6 +53,7 @@ def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
         # TRL turns checkpointing on under the old name, so the old name is the one to set.
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
         args = _construct(kind, cfg, options, deepspeed, on_cpu, more)
+    rehearse_optimizer(args)
     if args.n_gpu > 1:
         raise ValueError(
             f"one process sees {args.n_gpu} GPUs: start one process for each with torchrun --nproc-per-node "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from trl import DPOConfig, DPOTrainer
 
 from qa_train.config import StageConfig
 from qa_train.data.batches import Batches, PreferenceBatches
-from qa_train.model import build_model, weights_digest
+from qa_train.model import build_model, load_weights, weights_digest
 from qa_train.model.layers.kernels import use_liger_kernels
 from qa_train.train.flow import Callback, train
 from qa_train.train.job import checkpoints
@@ -25,6 +26,8 @@ from qa_train.train.stage import Stage
 # The loss that is a mean over tokens, and those that sort the pairs of a micro-batch.
 SFT = "sft"
 SORTED = ("aot", "aot_unpaired")
+# The folder in a checkpoint that holds a reference that moves (dpo.sync_ref_model).
+MOVED_REFERENCE = "reference"
 # So many micro-batches are looked at before a run with one of the latter.
 LOOKED_AT = 1000
 
@@ -38,6 +41,9 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
     """
 
     tallied = PAIR_VALUES
+    # The stock classes declare the first as of the base class, and the second as any model.
+    args: DPOConfig
+    ref_model: Any
 
     @contextmanager
     def _kept_at_home(self) -> Iterator[list[torch.Tensor]]:
@@ -88,6 +94,17 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
         """TRL would pad the dataset's rows here; our batches bring the values (``Reference.fill``)."""
         return dataset
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As the stock one; a reference that moves is part of the training's state, and lies beside it."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.sync_ref_model and self.args.should_save:
+            self.ref_model.save_pretrained(Path(output_dir) / MOVED_REFERENCE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.args.sync_ref_model and checkpoint is not None:
+            load_weights(self.ref_model, Path(checkpoint) / MOVED_REFERENCE)
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -111,7 +128,6 @@ def dpo(cfg: StageConfig, *, callbacks: Sequence[Callback] = ()) -> int:
     """Run the stage; see `qa_train.train.flow.train`."""
     options = asdict(cfg.dpo)
     precomputed = options.pop("reference") == "precomputed"
-    del options["gates"]
     return train(cfg, DPOConfig, _build, callbacks, max_length=None, precompute_ref_log_probs=precomputed, **options)
 
 

@@ -24,6 +24,7 @@ from transformers import Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from qa_train.config import PartsConfig, TrainerConfig
+from qa_train.model.precision import train_in_float32
 from qa_train.model.stored.weights import load_weights, weights_digest
 from qa_train.train.job import checkpoints
 from qa_train.train.job.distributed import from_main, optimizer_layout, zero_stage
@@ -82,6 +83,9 @@ class AudioTrainerMixin(_Base):
         self.work = work
         self._peak = None if peak is None else peak * self.args.world_size
         self.adapters = adapters
+        if adapters is not None and not self.is_deepspeed_enabled:
+            # DeepSpeed keeps float32 copies itself.
+            train_in_float32(self.model)
         self.guards = Guards(options)
         self.tally = Tally([source.name for source in batches.sources], batches.plan.used, self.tallied)
         self._step_numbers: dict[str, Any] = {}
@@ -157,7 +161,7 @@ class AudioTrainerMixin(_Base):
         if num_items_in_batch is not None:
             # Nothing is supervised in a step whose samples were all skipped: its loss is 0, not 0 / 0.
             num_items_in_batch = torch.as_tensor(num_items_in_batch).clamp(min=1)
-        outputs = model(**inputs, use_cache=False, num_items_in_batch=num_items_in_batch)
+        outputs = model(**inputs, use_cache=False, num_items_in_batch=num_items_in_batch, return_row_losses=True)
         self.tally.add(outputs.row_losses[:, None])
         loss = outputs.loss
         if num_items_in_batch is not None:

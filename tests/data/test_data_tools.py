@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 import soundfile
 
-from qa_train import cli
-from qa_train.commands import data as data_cli
-from qa_train.commands import data_tools
+from qa_train.commands.command_table import COMMANDS, run
+from qa_train.commands.help import command_help
 from qa_train.data.parallel import each_shard
 from qa_train.data.shards.index import SUFFIX, build_index, load_index
 from qa_train.data.shards.writer import ShardWriter
@@ -41,14 +40,14 @@ def test_index_shows_what_it_leaves_out(corpus: list[str], capsys: pytest.Captur
     Path(corpus[0]).write_bytes(whole[: len(whole) // 2])
     # A damaged shard is named, and does not keep the others from their indexes.
     for workers in (0, 2):
-        assert data_cli.index([*corpus, f"num_workers={workers}"]) == 2
+        assert run("data index", [*corpus, f"num_workers={workers}"]) == 2
         shown = capsys.readouterr()
         assert re.search(rf"{corpus[0]}: .*(cut short|end-of-archive)", shown.err)
         assert "1 of 3 shards were refused" in shown.err
         assert not Path(corpus[0] + SUFFIX).exists()
         assert [len(load_index(path)) for path in corpus[1:]] == [4, 1]
         Path(corpus[2] + SUFFIX).unlink()
-    assert data_cli.index([*corpus, "keep_damaged=true", "num_workers=2", "decode=true"]) == 0
+    assert run("data index", [*corpus, "keep_damaged=true", "num_workers=2", "decode=true"]) == 0
     out = capsys.readouterr().out
     assert "damaged shard" in out
     assert f"{corpus[1]}: 4 records" in out
@@ -61,19 +60,19 @@ def test_an_interrupted_index_goes_on_with_what_is_missing(
     Path(corpus[1] + SUFFIX).unlink()
     Path(corpus[2] + SUFFIX).write_bytes(b"PAR1 cut")
     before = Path(corpus[0] + SUFFIX).stat().st_mtime_ns
-    assert data_cli.index([*corpus, "missing=true"]) == 0
+    assert run("data index", [*corpus, "missing=true"]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown == ["1 of 3 shards have their index", f"{corpus[1]}: 4 records", f"{corpus[2]}: 1 records"]
     assert Path(corpus[0] + SUFFIX).stat().st_mtime_ns == before
-    assert data_cli.index([*corpus, "missing=true"]) == 0
+    assert run("data index", [*corpus, "missing=true"]) == 0
     assert capsys.readouterr().out == "3 of 3 shards have their index\n"
     # Without it all are made anew, which brings back what `data clean` took out.
-    assert data_cli.index(corpus) == 0
+    assert run("data index", corpus) == 0
     assert Path(corpus[0] + SUFFIX).stat().st_mtime_ns > before
 
 
 def test_validate_names_shard_key_and_offset(corpus: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert data_tools.validate([*corpus, "num_workers=2"]) == 0
+    assert run("data validate", [*corpus, "num_workers=2"]) == 0
     assert "3 shards, 9 intact records, 0.00 h; faults: none" in capsys.readouterr().out
     row = load_index(corpus[2]).table.to_pylist()[0]
     raw = bytearray(Path(corpus[2]).read_bytes())
@@ -81,7 +80,7 @@ def test_validate_names_shard_key_and_offset(corpus: list[str], capsys: pytest.C
     raw[row["offsets"][0] + 1000] ^= 1
     Path(corpus[2]).write_bytes(raw)
     report = Path(corpus[0]).with_name("faults.jsonl")
-    assert data_tools.validate([*corpus, f"report={report}"]) == 1
+    assert run("data validate", [*corpus, f"report={report}"]) == 1
     (line,) = report.read_text().splitlines()
     fault = json.loads(line)
     assert (fault["shard"], fault["key"], fault["offset"]) == (corpus[2], "bell", row["offsets"][0])
@@ -128,20 +127,20 @@ def test_stats_count_hours_and_exact_tokens(corpus: list[str], tokenizer: Any) -
 
 
 def test_inspect_and_sample(corpus: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert data_tools.inspect([corpus[2], f"{corpus[2]}:bell"]) == 0
+    assert run("data inspect", [corpus[2], f"{corpus[2]}:bell"]) == 0
     out = capsys.readouterr().out
     assert "1 members .wav" in out
     assert "WAV/PCM_16, 16000 Hz, 1 channels, 3.00 s" in out
     assert "ask_sound" in out
     with pytest.raises(ValueError, match="no record 'drum'; the first keys are"):
-        data_tools.inspect([f"{corpus[2]}:drum"])
+        run("data inspect", [f"{corpus[2]}:drum"])
     folder = tmp_path / "out"
-    assert data_tools.sample([corpus[2], "n=2", f"out={folder}"]) == 0
+    assert run("data sample", [corpus[2], "n=2", f"out={folder}"]) == 0
     first = capsys.readouterr().out
     assert {path.name for path in folder.iterdir()} == {"bell.json", "bell.wav", "bell.wav.png"}
     assert (folder / "bell.wav.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert len(soundfile.read(folder / "bell.wav")[0]) == 48_000
-    data_tools.sample([corpus[2], "n=2", f"out={folder}"])
+    run("data sample", [corpus[2], "n=2", f"out={folder}"])
     assert capsys.readouterr().out == first
 
 
@@ -153,7 +152,7 @@ def test_a_key_of_the_data_is_no_path(tmp_path: Path) -> None:
             info.size = len(raw)
             archive.addfile(info, io.BytesIO(raw))
     build_index([path])
-    data_tools.sample([str(path), "n=1", f"out={tmp_path / 'out'}"])
+    run("data sample", [str(path), "n=1", f"out={tmp_path / 'out'}"])
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"x_y_z.json", "x_y_z.wav", "x_y_z.wav.png"}
 
 
@@ -164,36 +163,33 @@ def _wav() -> bytes:
 
 
 def test_clean_says_what_it_would_do(corpus: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert data_tools.clean([*corpus, "min_duration_s=2.5"]) == 0
+    assert run("data clean", [*corpus, "min_duration_s=2.5"]) == 0
     out = capsys.readouterr().out
     assert "8 too short" in out
     assert "add apply=true" in out
-    assert data_tools.clean([*corpus, "min_duration_s=2.5", "apply=true"]) == 0
+    assert run("data clean", [*corpus, "min_duration_s=2.5", "apply=true"]) == 0
     assert [len(load_index(path)) for path in corpus] == [0, 0, 1]
 
 
-def test_every_command_explains_itself_and_its_options(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("index", "from-jsonl", "to-jsonl", "order", "catalog", *data_tools.COMMANDS):
-        assert cli._data([name, "--help"]) == 0
-        assert capsys.readouterr().out.startswith(f"`qa-train data {name} ")
-    assert cli._data(["clean", "-h"]) == 0
-    out = capsys.readouterr().out
+def test_every_command_explains_itself_and_its_options() -> None:
+    for name, command in COMMANDS.items():
+        assert command_help(command).startswith(f"usage: qa-train {name}")
+    shown = command_help(COMMANDS["data clean"])
     for field in dataclasses.fields(CleanConfig):
-        assert f"  {field.name}=" in out
-    assert "max_silence=0.95             Share of 20 ms frames" in out
-    cli._data(["to-jsonl", "--help"])
-    assert "out=(required)" in capsys.readouterr().out
+        assert f"  {field.name}=" in shown
+    assert "max_silence=0.95      Share of 20 ms frames" in shown
+    assert "out=... (required)" in command_help(COMMANDS["data to-jsonl"])
 
 
-@pytest.mark.parametrize("command", sorted(data_tools.COMMANDS))
+@pytest.mark.parametrize("command", ["inspect", "validate", "stats", "sample", "clean"])
 def test_wrong_words_are_explained(command: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give"):
-        data_tools.COMMANDS[command]([])
+        run(f"data {command}", [])
     if command != "inspect":
         with pytest.raises(ValueError, match="neither a path nor an option"):
-            data_tools.COMMANDS[command](["x.tar", "colour=red"])
+            run(f"data {command}", ["x.tar", "colour=red"])
         with pytest.raises(ValueError, match="no shard matches"):
-            data_tools.COMMANDS[command]([str(tmp_path / "*.tar")])
+            run(f"data {command}", [str(tmp_path / "*.tar")])
 
 
 def _dies(path: str) -> str:

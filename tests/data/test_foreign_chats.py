@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -262,7 +264,7 @@ def test_identical_pairs_are_refused_wherever_they_come_in(tmp_path: Path, token
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [*rows, user("?") | {"rejected_response": "Rain."}])))
     with pytest.raises(ValueError, match="line 3: chosen and rejected are the same answer"):
         jsonl_to_shards(tmp_path / "a.jsonl", tmp_path / "a-%05d.tar")
-    # In a shard of before: named by the index, left out by the plan.
+    # In a shard of before: the row of its index is refused by name.
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (index,) = jsonl_to_shards(tmp_path / "a.jsonl", tmp_path / "a-%05d.tar")
     old = index.table.to_pylist()
@@ -270,10 +272,9 @@ def test_identical_pairs_are_refused_wherever_they_come_in(tmp_path: Path, token
     index.table = type(index.table).from_pylist(old, schema=index.table.schema)
     write_index(index)
     sources = {"c": SourceConfig(name="c", shards=[str(tmp_path / "*.tar")], task="chat", template="chat")}
-    data = open_data(
-        DataConfig(sources=sources, shuffle_window=2), tokenizer, 80, seed=0, batches_per_step=1, preference=True
-    )
-    assert data.sources[0].left_out == {"chosen and rejected are identical": 1}
+    config = DataConfig(sources=sources, shuffle_window=2)
+    with pytest.raises(ValueError, match="row 1 of its index: chosen and rejected are the same answer"):
+        _ = open_data(config, tokenizer, 80, seed=0, batches_per_step=1, preference=True).sources[0].left_out
     tar = tmp_path / "a-00000.tar"
     tar.write_bytes(tar.read_bytes().replace(b"Wind.", b"Rain."))
     (again,) = build_index([tar])
@@ -378,6 +379,102 @@ def test_real_rows_of_trl_nemo_and_the_model_card(monkeypatch: pytest.MonkeyPatc
     (index,) = jsonl_to_shards(card, tmp_path / "c-%05d.tar")
     assert [len(names) for names in index.table["names"].to_pylist()] == [2, 2]
     assert len(read_questions(card)) == 2
+
+
+def af3(sound: Any, *values: Any, **more: Any) -> dict[str, Any]:
+    roles = ("human", "gpt")
+    turns = [{"from": roles[i % 2], "value": value} for i, value in enumerate(values)]
+    return {"id": "x", "sound": sound, "conversations": turns, **more}
+
+
+@pytest.mark.parametrize(
+    ("row", "texts", "clips"),
+    [
+        (af3("a.wav", "<sound>\nWhat?", "Rain.", duration=10.0), ["<audio>What?", "Rain."], ["a.wav"]),
+        (af3("a.wav", "What?\n<sound>", "Rain."), ["What?\n<audio>", "Rain."], ["a.wav"]),
+        (af3("a.wav", "<speech>\nSay it.", "Rain.", duration="4.2"), ["<audio>Say it.", "Rain."], ["a.wav"]),
+        (af3("a.wav", "What?", "Rain."), ["<audio>What?", "Rain."], ["a.wav"]),
+        (af3("a.wav", "<sound>How many?", 3), ["<audio>How many?", "3"], ["a.wav"]),
+        (af3("a.wav", "<sound>How long?", 2.5), ["<audio>How long?", "2.5"], ["a.wav"]),
+        (af3(None, "What?", "Rain."), ["What?", "Rain."], []),
+        (af3(["a.wav"], "<sound-1>What?", "Rain."), ["<audio>What?", "Rain."], ["a.wav"]),
+        (af3("a.wav", "<sound-1>\nWhat?", "Rain."), ["<audio>What?", "Rain."], ["a.wav"]),
+        (
+            af3(["a.wav", "b.wav"], "<sound-2>\nWhat?", "Rain.", "And <sound-1>?", "Wind."),
+            ["<audio>What?", "Rain.", "And <audio>?", "Wind."],
+            ["b.wav", "a.wav"],
+        ),
+        (
+            af3(["a.wav", "b.wav"], "<sound-1><sound-2>Same?", "No.", "<sound-1> again?", "Rain."),
+            ["<audio><audio>Same?", "No.", "<audio> again?", "Rain."],
+            ["a.wav", "b.wav", "a.wav"],
+        ),
+        # NeMo takes the first of three fields; what the others hold is not heard.
+        (af3(None, "<sound>?", "x", ori_sound="o.wav"), ["<audio>?", "x"], ["o.wav"]),
+        (af3("a.wav", "<sound>?", "x", speech="s.wav", ori_sound="o.wav"), ["<audio>?", "x"], ["a.wav"]),
+    ],
+)
+def test_rows_of_audio_flamingo(row: dict[str, Any], texts: list[str], clips: list[str]) -> None:
+    record, found = chat_record(row)
+    assert [turn["content"] for turn in record["messages"]] == texts
+    assert found == clips
+    assert set(record) == {"id", "messages"}
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        (af3(["a.wav"], "<sound-2>?", "x"), "<sound-2> names no clip: the row lists 1, numbered from 1 on"),
+        (af3(["a.wav"], "<sound-0>?", "x"), "<sound-0> names no clip"),
+        (af3(None, "<sound-1>?", "x"), "<sound-1> names no clip: the row lists 0"),
+        (af3(["a.wav", "b.wav"], "<sound-1>?", "x"), "make them agree"),
+        (af3(["a.wav", "b.wav"], "?", "x"), "make them agree"),
+        (af3("a.wav", "<sound>?", "x", "<sound>?", "y"), "make them agree"),
+        (af3("a.wav", "<sound-1>?", "<sound-1>"), "only a recording"),
+        (af3("a.wav", "<sound>?", None), "a content of NoneType"),
+    ],
+)
+def test_rows_of_audio_flamingo_that_are_refused(row: dict[str, Any], why: str) -> None:
+    with pytest.raises(BadRecord, match=why):
+        chat_record(row)
+
+
+def test_numbered_marks_are_heard_as_the_reader_of_audio_flamingo_hears_them() -> None:
+    """Its rule: the clips in the order of the marks in the text, each mark once more for each time it stands there."""
+    draw = random.Random(0)
+    for _ in range(200):
+        names = [f"{i}.wav" for i in range(draw.randint(2, 8))]
+        order = draw.sample(range(len(names)), len(names)) + draw.choices(range(len(names)), k=draw.randint(0, 3))
+        values: list[str] = []
+        while order or len(values) < 2:
+            here, order = order[:2], order[2:]
+            values += ["".join(f"{draw.choice(['', 'and '])}<sound-{i + 1}>" for i in here) + " what?", "Rain."]
+        record, clips = chat_record(af3(names, *values))
+        said = "".join(turn["content"] for turn in record["messages"])
+        assert clips == [names[int(number) - 1] for number in re.findall(r"<sound-(\d+)>", "".join(values))]
+        assert said == re.sub(r"<sound-\d+>", "<audio>", "".join(values))
+
+
+@pytest.mark.parametrize("better", [1, 2, "1", "2", 1.0, 2.0, 0, 3, -1, "", "tie", True])
+def test_the_preferred_answer_of_align_anything(better: Any) -> None:
+    row = {"prompt": "What?", "response_1": "one", "response_2": "two", "overall_response": better, "audio": "a.wav"}
+    try:
+        wanted = int(better)
+    except ValueError:
+        wanted = 0
+    if wanted not in (1, 2):
+        with pytest.raises(BadRecord) as caught:
+            chat_record(row)
+        assert caught.value.reason == "no preference"
+        return
+    record, clips = chat_record(row)
+    assert (record["chosen"], record["rejected"]) == (("one", "two") if wanted == 1 else ("two", "one"))
+    assert (record["messages"], clips) == ([{"role": "user", "content": "<audio>What?"}], ["a.wav"])
+    for changed, reason in (({"response_2": "one"}, "no preference"), ({"response_1": None}, "bad record"),
+                            ({"prompt": ""}, "bad record")):  # fmt: skip
+        with pytest.raises(BadRecord) as caught:
+            chat_record(row | changed)
+        assert caught.value.reason == reason
 
 
 def test_addresses_are_named_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from qa_train.commands import data as data_commands
+from qa_train.commands.command_table import run
 from qa_train.data.shards.index import build_index, scan
 from qa_train.data.shards.tar import DamagedShard, members
 from qa_train.data.shards.writer import ShardWriter
@@ -218,7 +218,7 @@ def test_media_are_indexed_and_said(tmp_path: Path, capsys: pytest.CaptureFixtur
     path = plain_tar(
         tmp_path / "a.tar", {"a.m4a": raw("aac.m4a"), "a.json": b"{}", "b.WebM": raw("webm.webm"), "b.json": b"{}"}
     )
-    assert data_commands.index([path]) == 0
+    assert run("data index", [path]) == 0
     out = capsys.readouterr().out
     assert "2 records" in out
     assert "PyAV decoded the sound: 1 .m4a, 1 .webm; training needs the extra media too" in out

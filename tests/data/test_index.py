@@ -296,7 +296,7 @@ def test_a_text_beside_a_json_of_facts_is_the_transcript_and_other_texts_are_cou
 
 
 def test_the_command_fails_where_no_record_can_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from qa_train.commands.data import index
+    from qa_train.commands.command_table import run
 
     def shard(name: str, *records: bytes) -> str:
         with tarfile.open(tmp_path / name, "w") as tar:
@@ -309,9 +309,9 @@ def test_the_command_fails_where_no_record_can_be_used(tmp_path: Path, capsys: p
     none = shard("none.tar", b"{", b"[]")
     some = shard("some.tar", b"{", b'{"messages": [{"role": "user", "content": "hi"}], "audios": []}')
     empty = shard("empty.tar")
-    assert index([some]) == 0
-    assert index([none]) == 2
-    assert index([none, some, empty]) == 2
+    assert run("data index", [some]) == 0
+    assert run("data index", [none]) == 2
+    assert run("data index", [none, some, empty]) == 2
     shown = capsys.readouterr().err
     assert f"{none}: no record can be used, 2 left out" in shown
     assert f"{empty}: no record can be used, 0 left out" in shown

@@ -11,8 +11,7 @@ import pytest
 
 from data_pipelines.importers import ImportConfig, import_corpus
 from data_pipelines.importing.catalogue import corpus_of
-from qa_train.commands.data import from_jsonl, to_jsonl
-from qa_train.dashboard import dashboard
+from qa_train.commands.command_table import run as command
 from qa_train.data.shards.index import load_index
 from qa_train.data.tools.outside import Outside
 from qa_train.report.style import refuse_foreign
@@ -69,12 +68,12 @@ def chat(name: str) -> str:
 def test_from_jsonl_packs_and_says(places: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "in" / "list.jsonl"
     path.write_text("".join(map(chat, places.values())))
-    assert from_jsonl([str(path), str(tmp_path / "out.tar")]) == 0
+    assert command("data from-jsonl", [str(path), str(tmp_path / "out.tar")]) == 0
     said = capsys.readouterr().err
     assert "note: 4 of 8 recordings lie outside" in said
     assert len(load_index(str(tmp_path / "out.tar"))) == 8
     path.write_text(chat(places["inside"]))
-    assert from_jsonl([str(path), str(tmp_path / "out.tar")]) == 0
+    assert command("data from-jsonl", [str(path), str(tmp_path / "out.tar")]) == 0
     assert capsys.readouterr().err == ""
 
 
@@ -125,25 +124,25 @@ def test_an_import_replaces_no_file_of_others(places: dict[str, str], tmp_path: 
 
 def test_to_jsonl_replaces_nothing_that_differs(places: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "in" / "list.jsonl").write_text(chat(places["inside"]))
-    from_jsonl([str(tmp_path / "in" / "list.jsonl"), str(tmp_path / "a.tar")])
+    command("data from-jsonl", [str(tmp_path / "in" / "list.jsonl"), str(tmp_path / "a.tar")])
     words = [str(tmp_path / "a.tar"), f"out={tmp_path}/x.jsonl"]
-    assert to_jsonl(words) == to_jsonl(words) == 0, "the same again changes nothing"
+    assert command("data to-jsonl", words) == command("data to-jsonl", words) == 0, "the same again changes nothing"
     (clip,) = (tmp_path / "x-audio").iterdir()
     sound, lines = clip.read_bytes(), (tmp_path / "x.jsonl").read_bytes()
     for path, kept in ((tmp_path / "x.jsonl", lines), (clip, sound)):
         path.write_text("mine")
         with pytest.raises(ValueError, match=rf"{path.name} is there with other content.*overwrite=true"):
-            to_jsonl(words)
+            command("data to-jsonl", words)
         assert path.read_text() == "mine"
-        assert to_jsonl([*words, "overwrite=true"]) == 0
+        assert command("data to-jsonl", [*words, "overwrite=true"]) == 0
         assert path.read_bytes() == kept
     # A link is never written through.
     clip.unlink()
     (tmp_path / "mine.wav").write_bytes(b"mine")
     clip.symlink_to(tmp_path / "mine.wav")
     with pytest.raises(ValueError, match="overwrite=true"):
-        to_jsonl(words)
-    assert to_jsonl([*words, "overwrite=true"]) == 0
+        command("data to-jsonl", words)
+    assert command("data to-jsonl", [*words, "overwrite=true"]) == 0
     assert (tmp_path / "mine.wav").read_bytes() == b"mine"
     assert clip.read_bytes() == sound
 
@@ -159,10 +158,10 @@ def test_a_page_replaces_pages_alone(tmp_path: Path, text: str) -> None:
     out = tmp_path / "page.html"
     out.write_text(text)
     with pytest.raises(ValueError, match=r"is no page of qa-train.*overwrite=true"):
-        dashboard([str(tmp_path / "runs"), f"out={out}"])
+        command("dashboard", [str(tmp_path / "runs"), f"out={out}"])
     assert out.read_text() == text
-    assert dashboard([str(tmp_path / "runs"), f"out={out}", "overwrite=true"]) == 0
-    assert dashboard([str(tmp_path / "runs"), f"out={out}"]) == 0
+    assert command("dashboard", [str(tmp_path / "runs"), f"out={out}", "overwrite=true"]) == 0
+    assert command("dashboard", [str(tmp_path / "runs"), f"out={out}"]) == 0
     refuse_foreign(out)
     refuse_foreign(tmp_path / "none.html")
 

@@ -15,9 +15,10 @@ import fsspec
 import numpy as np
 import pytest
 
-from data_pipelines.build_rewrites import rewrite
+from data_pipelines.build_rewrites import RewriteConfig, rewrite
 from qa_train.cli import main
-from qa_train.config import DataConfig, RewriteConfig, SourceConfig, StorageConfig, parse_options
+from qa_train.commands.doctor import DoctorConfig
+from qa_train.config import DataConfig, SourceConfig, StorageConfig, parse_options
 from qa_train.data.batches import open_data
 from qa_train.data.shards import storage
 from qa_train.data.shards.cache import BLOCK_BYTES, BlockCache
@@ -27,7 +28,6 @@ from qa_train.data.shards.remote import RemoteError
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.prompts import PromptBank
 from qa_train.data.tools.validate import validate
-from qa_train.doctor import DoctorConfig
 from qa_train.doctor.files import examine_data
 from qa_train.eval.contamination import contamination
 from qa_train.eval.eval_sets import EvalSet, record_questions

@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 
 from qa_train.cli import main
 from qa_train.commands.plan import PlanDataConfig
-from qa_train.config import OrderConfig, config_dir, register, to_stage_config
+from qa_train.config import OrderConfig, StageConfig, config_dir, register, to_stage_config
 from qa_train.config.guide import GROUPS
 from qa_train.config.planning import PlanConfig
 from tests.train.conftest import ROOT
@@ -99,7 +99,7 @@ def check(words: list[str]) -> None:
             assert re.search(rf"(?:^|[\s\[]){re.escape(key.split('.')[0])}[=.]", text), f"{key} is not in its --help"
 
 
-def compose_stage(stage: str, words: list[str]) -> None:
+def compose_stage(stage: str, words: list[str]) -> StageConfig:
     """The configuration of a stage as the words say it; of a sweep, with the first value of each list."""
     words = [w for w in words if not w.startswith("hydra") and w not in ("--cfg", "job", "-m", "-c")]
     words = [re.sub(r"=(tag\(.*|interval\(.*)$", "=1e-5", w) for w in words]
@@ -109,7 +109,7 @@ def compose_stage(stage: str, words: list[str]) -> None:
     for group, _, option in (w.partition("=") for w in words):
         # Hydra passes over an experiment that does not exist; the command line does not.
         assert group not in GROUPS or (config_dir() / group / f"{option}.yaml").is_file(), f"no {group}={option}"
-    to_stage_config(compose(config_name=stage, overrides=words))
+    return to_stage_config(compose(config_name=stage, overrides=words))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -11,9 +11,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "infer"))
 
 from fake_model import FakeModel, processor
 
+from qa_train.eval.answers import Limits
 from qa_train.eval.benchmarks.layouts import read_rows
 from qa_train.eval.benchmarks.table import find_benchmarks
-from qa_train.eval.predict import Limits, predict
+from qa_train.eval.predict import predict
 from qa_train.eval.ranks import ranks_from_environment
 from qa_train.infer.generate import Generator
 

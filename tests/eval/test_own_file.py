@@ -320,7 +320,15 @@ def test_two_processes_write_what_one_writes(data: Path, tmp_path: Path) -> None
     for name in ("predictions.jsonl", "results.json", "report.md", "mine/predictions.jsonl", "chat/run.json"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
     assert len({row["prediction"] for row in lines(tmp_path / "1" / "predictions.jsonl")}) > 3
-    assert sum(len(lines(path)) > 1 for path in (tmp_path / "2").glob("*/journal-1.jsonl")) >= 2, "both answered"
+    for alone in (tmp_path / "1").glob("*/journal-0.jsonl"):
+        parts = [kept(tmp_path / "2" / alone.parent.name / f"journal-{rank}.jsonl") for rank in (0, 1)]
+        assert sorted(parts[0] + parts[1]) == sorted(kept(alone)), "each answer was given by one of the two"
+    assert all(parts := [kept(tmp_path / "2" / "mine" / f"journal-{rank}.jsonl") for rank in (0, 1)]), parts
+
+
+def kept(journal: Path) -> list[int]:
+    """Which answers a process has written down; the first line names the model and the data."""
+    return [row["index"] for row in lines(journal)[1:]]
 
 
 def test_ids_that_occur_twice_are_told_apart_and_options_of_both_kinds_are_refused(

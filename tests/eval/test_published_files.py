@@ -15,10 +15,11 @@ import soundfile
 
 from qa_train.data.audio.table_clip import clip_source, table_rows
 from qa_train.data.audio.waveform import BadAudio, read_clip
+from qa_train.eval.answers import clips_digest
 from qa_train.eval.benchmarks.layouts import read_rows
 from qa_train.eval.benchmarks.published import read_list
 from qa_train.eval.benchmarks.table import Benchmark, find_benchmarks
-from qa_train.eval.predict import clips_digest, duration_s, question_of
+from qa_train.eval.predict import duration_s, question_of
 from qa_train.report.data_uri import data_uri
 
 # The row of MMSU that is printed in public code (dataset ddwang2000/MMSU, MIT), and one of its 453 with two options.

@@ -55,10 +55,10 @@ def test_sets_are_scored_by_their_task(shard: Path, model: FakeModel, tmp_path: 
         held_out(shard, "asr", "asr", prompt="Recognize the speech: <|{language}|>"),
         held_out(shard, "spoken", "chat", template="chat", metric="contains"),
     ]
-    results = evaluate_shards(model, processor(), sets, probe=4, keep_samples=3, clips_dir=tmp_path / "clips")
+    results = evaluate_shards(model, processor(), sets, keep_samples=3, clips_dir=tmp_path / "clips")
     assert list(results) == ["asr", "spoken"]
     asr, spoken = results["asr"], results["spoken"]
-    assert (asr["metric"], asr["n"], asr["probe"]["changed_percent"]) == ("wer", 10, 100.0)
+    assert (asr["metric"], asr["n"]) == ("wer", 10)
     # The transcript is the reference, not an answer to the record's question.
     assert {s["reference"] for s in samples_of(asr)} <= {f"tone {i}" for i in range(12, 48)}
     assert (spoken["metric"], spoken["value"], spoken["n"]) == ("contains", 100.0, 10)

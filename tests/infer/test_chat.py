@@ -13,8 +13,8 @@ import soundfile
 from fake_model import FakeModel, processor, tone
 
 from qa_train.config import ChatConfig
-from qa_train.infer import chat as module
-from qa_train.infer.chat import Conversation, chat, read_recording, record
+from qa_train.infer import conversation as module
+from qa_train.infer.conversation import Conversation, chat, read_recording, record
 from qa_train.infer.generate import Decoding, Generator
 
 

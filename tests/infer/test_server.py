@@ -74,7 +74,7 @@ def server(checkpoints: Path) -> Iterator[str]:
     command = [
         sys.executable, "-m", "qa_train", "serve", f"checkpoint=[{checkpoints}/first,{checkpoints}/second]", "port=0",
         f"max_new_tokens={NEW_TOKENS}", "max_duration_s=30", "max_body_mb=2", "max_requests=16",
-        f"examples={checkpoints}/clips",
+        "max_requests_per_client=16", f"examples={checkpoints}/clips",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)

@@ -86,7 +86,9 @@ def test_loss_is_divided_by_the_given_number(twins: Twins) -> None:
 
 
 def test_losses_by_row_equal_those_of_rows_alone(twins: Twins) -> None:
-    found = twins.ours(**Batch(SHORT).joined(), labels=Batch(SHORT).labels, num_items_in_batch=7)
+    found = twins.ours(
+        **Batch(SHORT).joined(), labels=Batch(SHORT).labels, num_items_in_batch=7, return_row_losses=True
+    )
     torch.testing.assert_close(found.row_losses.sum(), found.loss.detach() * 7)
     assert not found.row_losses.requires_grad
     for i in range(len(SHORT)):
@@ -98,9 +100,10 @@ def test_losses_by_row_equal_those_of_rows_alone(twins: Twins) -> None:
 
 def test_weights_of_rows_scale_their_part_of_the_loss(twins: Twins) -> None:
     batch = Batch(SHORT)
-    rows = twins.ours(**batch.joined(), labels=batch.labels, num_items_in_batch=5).row_losses
+    asked = {"labels": batch.labels, "num_items_in_batch": 5, "return_row_losses": True}
+    rows = twins.ours(**batch.joined(), **asked).row_losses
     weights = torch.tensor([1.0, 0.0, 2.5])
-    found = twins.ours(**batch.joined(), labels=batch.labels, num_items_in_batch=5, row_weights=weights)
+    found = twins.ours(**batch.joined(), **asked, row_weights=weights)
     torch.testing.assert_close(found.loss.detach(), (rows * weights).sum() / 5)
     torch.testing.assert_close(found.row_losses, rows)
 
@@ -211,10 +214,3 @@ def test_bad_input_is_named(twins: Twins, changes: dict, says: str) -> None:
     assert int((batch.input_ids == AUDIO_ID).sum()) == 38
     with pytest.raises(ValueError, match=re.escape(says)):
         twins.ours(**{**batch.joined(), **changes})
-
-
-@pytest.mark.parametrize("part", ["text_config", "audio_config"])
-def test_another_attention_is_refused(twins: Twins, part: str) -> None:
-    setattr(getattr(twins.ours.config, part), "_attn_implementation", "sdpa")  # noqa: B010 (a private name)
-    with pytest.raises(ValueError, match="which does not know where one sample ends"):
-        twins.ours(**Batch(SHORT).joined())

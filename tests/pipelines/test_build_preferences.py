@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipelines.build_preferences import FAMILIES, PreferencesConfig, build_preferences, main
+from data_pipelines.build_preferences import FAMILIES, PreferencesConfig, build_preferences
 from data_pipelines.synthetic.preferences import NO_SPEECH
+from qa_train.commands.command_table import run
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.writer import ShardWriter
 
@@ -97,15 +98,15 @@ def test_the_same_again_and_only_what_is_missing(
     shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [f"shards={shard}", "per_clip=1", "workers=0", "where.split=train"]
-    assert main([*words, f"out={tmp_path / 'one'}"]) == 0
+    assert run("data preferences", [*words, f"out={tmp_path / 'one'}"]) == 0
     assert "no family that the record can give" in capsys.readouterr().out
-    assert main([*words, f"out={tmp_path / 'two'}"]) == 0
+    assert run("data preferences", [*words, f"out={tmp_path / 'two'}"]) == 0
     one, two = (tmp_path / name / "preferences-00000.tar" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
     keys = [record["made_from"]["key"] for record in made(tmp_path / "one")]
     assert len(keys) == len(set(keys)) == len(RECORDS) - 1
     before = one.stat().st_mtime_ns
-    assert main([*words, f"out={tmp_path / 'one'}"]) == 0
+    assert run("data preferences", [*words, f"out={tmp_path / 'one'}"]) == 0
     assert one.stat().st_mtime_ns == before, "a shard that is there is not made again"
 
 

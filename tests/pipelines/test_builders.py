@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines import build_analysis, build_mixtures, build_voice_chat
+from data_pipelines import build_analysis
 from data_pipelines.synthetic.acoustics import at_snr, coloured_noise, in_room, level
 from data_pipelines.synthetic.speakable import one_line, unspeakable
 from data_pipelines.synthetic.speakers import SpeakerOptions, open_speaker
+from qa_train.commands.command_table import run
 from qa_train.data.audio.waveform import read_clip
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.writer import ShardWriter
@@ -59,7 +60,7 @@ def tars(folder: Path) -> dict[str, bytes]:
 
 def test_voice_chat_speaks_what_can_be_spoken_and_counts_the_rest(dialogues: Path, tmp_path: Path, capsys: Any) -> None:
     words = [f"path={dialogues}", "samples_per_shard=2", "noise_share=1", "rooms=1", "license=CC0-1.0", "workers=1"]
-    assert build_voice_chat.main([*words, f"out={tmp_path / 'one'}"]) == 0
+    assert run("data voice-chat", [*words, f"out={tmp_path / 'one'}"]) == 0
     said = capsys.readouterr().out
     for reason in ("answer: code", "question: web address", "question: too long", "question: other script",
                    "unknown fields", "not JSON"):  # fmt: skip
@@ -80,9 +81,9 @@ def test_voice_chat_speaks_what_can_be_spoken_and_counts_the_rest(dialogues: Pat
     assert bank.sample(two, "chat", "chat", "k", 0, 0).num_clips == 2
     # The same again: nothing is made twice, and elsewhere the same bytes come out.
     stamps = [path.stat().st_mtime_ns for path in (tmp_path / "one").glob("*.tar")]
-    build_voice_chat.main([*words, f"out={tmp_path / 'one'}"])
+    run("data voice-chat", [*words, f"out={tmp_path / 'one'}"])
     assert stamps == [path.stat().st_mtime_ns for path in (tmp_path / "one").glob("*.tar")]
-    build_voice_chat.main([*words[:-1], "workers=2", f"out={tmp_path / 'two'}"])
+    run("data voice-chat", [*words[:-1], "workers=2", f"out={tmp_path / 'two'}"])
     assert tars(tmp_path / "one") == tars(tmp_path / "two")
 
 
@@ -218,7 +219,7 @@ def annotated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_analysis_asks_only_what_the_annotation_answers(annotated: Path, tmp_path: Path, capsys: Any) -> None:
     words = [f"shards=[{annotated}/speech.tar,{annotated}/sounds.tar]", "workers=0", "yes_no=0.7"]
-    assert build_analysis.main([*words, f"out={tmp_path / 'one'}"]) == 0
+    assert run("data analysis", [*words, f"out={tmp_path / 'one'}"]) == 0
     assert "left out 1: no task that the record can answer, e.g. nothing" in capsys.readouterr().out
     found = records(tmp_path / "one")
     assert len(found) == 40
@@ -242,9 +243,9 @@ def test_analysis_asks_only_what_the_annotation_answers(annotated: Path, tmp_pat
                 # A dog that howls is no proof against a dog that barks.
                 index = int(record["made_from"]["key"].split("-")[1]) % 5
                 assert not (index < 2 and "dog" in label)
-    build_analysis.main([*words, f"out={tmp_path / 'two'}"])
+    run("data analysis", [*words, f"out={tmp_path / 'two'}"])
     assert tars(tmp_path / "one") == tars(tmp_path / "two")
-    build_analysis.main([f"shards={annotated}/*.tar", "tasks=[ask_transcript]", "yes_no=0", "turns=1", "workers=0",
+    run("data analysis", [f"shards={annotated}/*.tar", "tasks=[ask_transcript]", "yes_no=0", "turns=1", "workers=0",
                          "where.language=en", f"out={tmp_path / 'few'}"])  # fmt: skip
     assert {tuple(record["asked"]) for record in records(tmp_path / "few").values()} == {("ask_transcript",)}
 
@@ -252,7 +253,7 @@ def test_analysis_asks_only_what_the_annotation_answers(annotated: Path, tmp_pat
 def test_mixtures_say_what_they_are_made_of(annotated: Path, tmp_path: Path) -> None:
     words = [f"speech={annotated}/speech.tar", f"sounds={annotated}/sounds.tar", "over=12", "two=12", "command=12",
              "samples_per_shard=18", "workers=1"]  # fmt: skip
-    build_mixtures.main([*words, f"out={tmp_path / 'one'}"])
+    run("data mixtures", [*words, f"out={tmp_path / 'one'}"])
     found = records(tmp_path / "one")
     assert len(found) == 36
     texts = {f"speech-{i}": t for i, t in enumerate(["good morning to you", "the train is late", "two birds sing",
@@ -277,14 +278,14 @@ def test_mixtures_say_what_they_are_made_of(annotated: Path, tmp_path: Path) -> 
             assert {"text", "voice"} <= set(parts[0])
             assert answer in ("dog bark", "dog howl", "rain", "siren", "door knock")
     assert {r["license"] for r in found.values()} == {"CC-BY-4.0 and CC0-1.0", "CC0-1.0", "CC-BY-4.0"}
-    build_mixtures.main([*words[:-1], "workers=2", f"out={tmp_path / 'two'}"])
+    run("data mixtures", [*words[:-1], "workers=2", f"out={tmp_path / 'two'}"])
     assert tars(tmp_path / "one") == tars(tmp_path / "two")
     with pytest.raises(ValueError, match="at least two and one are needed"):
-        build_mixtures.main([*words, "where.split=test", f"out={tmp_path / 'three'}"])
+        run("data mixtures", [*words, "where.split=test", f"out={tmp_path / 'three'}"])
 
 
 def test_clips_of_a_chat_are_what_was_made(annotated: Path, tmp_path: Path) -> None:
-    build_analysis.main([f"shards={annotated}/speech.tar", "workers=0", f"out={tmp_path}"])
+    run("data analysis", [f"shards={annotated}/speech.tar", "workers=0", f"out={tmp_path}"])
     (path,) = tmp_path.glob("*.tar")
     row = load_index(str(path)).table.to_pylist()[0]
     raw = path.read_bytes()[row["offsets"][0] : row["offsets"][0] + row["sizes"][0]]

@@ -7,12 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qa_train.cli import main
 from qa_train.config import ModelConfig
 from qa_train.config.compose import compose_stage
 from qa_train.config.planning import PlanConfig
+from qa_train.data.shards.writer import ShardWriter
 from qa_train.planner.estimate import Estimate, estimate
 from qa_train.planner.memory import GIB
 from qa_train.planner.output import as_text
@@ -204,3 +206,23 @@ def test_wrong_use_is_one_line(words: list[str], message: str, capsys: pytest.Ca
     shown = capsys.readouterr().err
     assert message in shown.splitlines()[-1]
     assert "Traceback" not in shown
+
+
+def test_shards_at_hand_are_counted_although_the_tokenizer_is_not(tmp_path: Path) -> None:
+    with ShardWriter(str(tmp_path / "chats.tar")) as writer:
+        for i in range(8):
+            turns = [{"role": "user", "content": "<audio>?"}, {"role": "assistant", "content": "Yes."}]
+            writer.write(f"c{i}", {"messages": turns}, [np.full(16_000 * (2 + i % 2), 0.1, np.float32)])
+    here = f"chats:{{shards:['{tmp_path}/chats.tar'],task:chat,template:chat}}"
+    away = f"away:{{shards:['{tmp_path}/away.tar'],task:chat,template:chat,weight:3}}"
+    words = ["model=qwen2_audio_7b", "model.checkpoint=nobody/has-it", "deepspeed=zero2", "data=empty"]
+    made = plan("sft", *words, f"+data.sources={{{here}}}", gpus=2)
+    (task,) = made.load.tasks
+    assert task.epochs == pytest.approx(task.samples / 8)
+    assert task.hours == pytest.approx(task.samples * 2.5 / 3600)
+    assert "8 records at hand, of 2.5 s on average" in as_text(made)
+    made = plan("sft", *words, f"+data.sources={{{here},{away}}}", gpus=2)
+    known, unknown = made.load.tasks
+    assert known.epochs == pytest.approx(known.samples / 8)
+    assert unknown.epochs is None
+    assert any("not at hand" in problem and "away" in problem for problem in made.load.problems)

@@ -15,20 +15,23 @@ from transformers import Qwen2AudioForConditionalGeneration
 from trl import DPOConfig, DPOTrainer
 
 from qa_train.config import DataConfig, EncoderConfig, LanguageModelConfig, ModelConfig, SourceConfig, TrainerConfig
+from qa_train.config.preference_checks import LOSSES
 from qa_train.data.audio.waveform import read_clip
 from qa_train.data.batches import Collator, PreferenceBatches, open_data
 from qa_train.model import build_model
 from qa_train.train.dpo import AudioDPOTrainer, single_pairs
 from qa_train.train.numbers.tally import pair_curves
 
+# What a loss needs beside its name.
+_NEEDS = {"robust": {"label_smoothing": 0.1}, "exo_pair": {"label_smoothing": 0.001}}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "sigmoid": {},
-    "hinge": {},
-    "ipo": {},
-    "robust": {"label_smoothing": 0.1},
-    "nca_pair": {},
-    "sppo_hard": {},
-    "apo_zero": {},
+    **{name: _NEEDS.get(name, {}) for name in LOSSES},
+    "aot with smoothing": {"label_smoothing": 0.2},
+    "discopop at another temperature": {"discopop_tau": 0.5},
+    **{f"sigmoid by {name}": {"f_divergence_type": name} for name in ("forward_kl", "js_divergence")},
+    "hinge by alpha_divergence": {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.3},
+    "sigmoid with weighting": {"use_weighting": True},
+    "ipo with weighting": {"use_weighting": True},
     "sigmoid with a length limit": {"ld_alpha": 0.5},
     "sigmoid and sft": {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2]},
 }

@@ -133,3 +133,31 @@ def test_another_base_is_refused(plain: Path, tmp_path: Path) -> None:
     (folder / "base.json").write_text("{")
     with pytest.raises(ValueError, match="is no readable JSON"):
         load_model(folder, verify=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bf16", [True, False])
+def test_adapters_on_a_model_stored_in_half_precision_train_a_projector_in_float32(
+    bf16: bool, tmp_path: Path, options: Options
+) -> None:
+    """The documented recipe for the released model, as small as it gets: adapters of the LLM, a frozen encoder."""
+    recipe = ["model.lora.parts=[llm]", "model.freeze=[encoder]", "model.dtype=bfloat16", f"trainer.bf16={bf16}"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run("sft", *options("sft", whole), *recipe, "trainer.learning_rate=1e-2")
+    assert losses(whole)[-1] < losses(whole)[0]
+    weights = {}
+    for step in (4, 6):
+        with safe_open(whole / f"checkpoints/checkpoint-{step}/adapter_model.safetensors", "pt") as stored:
+            weights[step] = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (not a dict)
+    assert {value.dtype for value in weights[6].values()} == {torch.float32}
+    (projector,) = (key for key in weights[6] if key.endswith("linear.weight"))
+    assert not torch.equal(weights[4][projector], weights[6][projector])
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "checkpoint-6")
+    (resumed / "finished.json").unlink()
+    run("sft", *options("sft", resumed), *recipe, "trainer.learning_rate=1e-2")
+    assert losses(resumed) == losses(whole)
+    # A pair's reference is the model without adapters, whose own projector is in half precision.
+    pairs = [*options("dpo", tmp_path / "dpo"), *recipe, f"model.checkpoint={whole}", "trainer.max_steps=2"]
+    run("dpo", *pairs)
+    assert metrics(tmp_path / "dpo")[0]["loss"] == pytest.approx(np.log(2), abs=1e-2)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import socket
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from transformers import TrainingArguments
 
 from qa_train.train.optimizer.muon import Muon, shares
-from qa_train.train.optimizer.optimizers import MuonWithAdamW, muon_with_adamw
+from qa_train.train.optimizer.optimizers import MuonWithAdamW, muon_with_adamw, rehearse_optimizer
 
 
 def model() -> nn.Module:
@@ -175,3 +177,52 @@ def test_two_processes_of_muon_equal_one(tmp_path: Path) -> None:
     for rank in (0, 1):
         for mine, theirs in zip(params, torch.load(tmp_path / f"{rank}.pt", weights_only=True)):
             assert torch.equal(mine, theirs)
+
+
+def rehearsed(folder: Path, **options: object) -> None:
+    given = {"max_steps": 10, "warmup_steps": 0.1, **options}
+    rehearse_optimizer(TrainingArguments(output_dir=str(folder), use_cpu=True, report_to="none", **given))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "polynomial", "constant", "inverse_sqrt"])
+def test_what_can_be_built_passes_the_rehearsal(optim: str, schedule: str, tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        rehearsed(tmp_path, optim=optim, lr_scheduler_type=schedule)
+    assert not [w for w in heard if "lr_scheduler.step" in str(w.message)], "it is printed at every start"
+
+
+def test_a_schedule_takes_what_it_needs(tmp_path: Path) -> None:
+    rehearsed(tmp_path, lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": 1e-6})
+    rehearsed(tmp_path, lr_scheduler_type="warmup_stable_decay", lr_scheduler_kwargs={"num_decay_steps": 3})
+    rehearsed(tmp_path, lr_scheduler_type="cosine_with_restarts", lr_scheduler_kwargs={"num_cycles": 2})
+
+
+@pytest.mark.parametrize(
+    "optim",
+    ["adamw_bnb_8bit", "paged_lion_8bit", "adamw_torch_4bit", "galore_adamw", "galore_adamw_layerwise", "lomo",
+     "schedule_free_adamw", "apollo_adamw", "grokadamw", "stable_adamw", "adamw_torch_npu_fused"],
+)  # fmt: skip
+def test_an_optimizer_that_cannot_be_built_is_refused_with_its_reason(optim: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"^trainer\.optim={optim} cannot be built \(.+\): .*adamw_torch$"):
+        rehearsed(tmp_path, optim=optim)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "given", "told"),
+    [
+        ("linear", {"min_lr": 1e-5}, r"unexpected keyword argument 'min_lr'.*'~trainer\.lr_scheduler_kwargs\.min_lr'"),
+        ("cosine", {"num_cycle": 2}, r"'~trainer\.lr_scheduler_kwargs\.num_cycle'"),
+        ("constant", {"min_lr": 1e-5}, "takes none of them"),
+        ("constant_with_warmup", {"power": 2}, "takes none of them"),
+        ("cosine_with_min_lr", {}, r"use another, or add .*'\+trainer\.lr_scheduler_kwargs\.KEY=VALUE'"),
+        ("warmup_stable_decay", {}, "num_decay_steps"),
+        ("polynomial", {"lr_end": 1.0}, "lr_end"),
+    ],
+)
+def test_a_schedule_that_cannot_be_built_is_refused_with_the_key_to_change(
+    schedule: str, given: dict[str, float], told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=rf"^trainer\.lr_scheduler_type={schedule} with .*{told}"):
+        rehearsed(tmp_path, lr_scheduler_type=schedule, lr_scheduler_kwargs=given)

@@ -216,7 +216,7 @@ def wait_until(condition: Any) -> None:
 
 def test_a_process_that_lost_its_folder_ends() -> None:
     program = (
-        "import sys, time, json\nfrom pathlib import Path\nfrom qa_train.train import owner\nowner.BEAT_S = 0.05\n"
+        "import sys, time, json\nfrom pathlib import Path\nfrom qa_train.train.job import owner\nowner.BEAT_S = 0.05\n"
         "import tempfile\nfolder = Path(tempfile.mkdtemp())\nowner.own(folder)\n"
         "(folder / owner.FACTS).write_text(json.dumps({'token': 'x', 'host': 'elsewhere', 'pid': 3}))\ntime.sleep(30)"
     )

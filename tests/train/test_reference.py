@@ -44,6 +44,22 @@ def test_losses_equal_those_of_a_live_reference(precomputed: Path, tmp_path: Pat
     assert kinds[0] == kinds[1]
 
 
+@pytest.mark.slow
+def test_a_reference_that_moves_comes_back_with_the_run(tmp_path: Path, options: Options) -> None:
+    moving = ["dpo.sync_ref_model=true", "dpo.ref_model_sync_steps=2", "dpo.ref_model_mixup_alpha=0.5"]
+    for name, more in (("fixed", []), ("whole", moving)):
+        run("dpo", *options("dpo", tmp_path / name), *FAST, *more)
+    # It moves after the second step.
+    assert losses(tmp_path / "whole")[:2] == losses(tmp_path / "fixed")[:2]
+    assert losses(tmp_path / "whole")[2] > losses(tmp_path / "fixed")[2] + 1e-3
+    again = tmp_path / "again"
+    shutil.copytree(tmp_path / "whole", again)
+    shutil.rmtree(again / "checkpoints" / "checkpoint-8")
+    (again / "finished.json").unlink()
+    run("dpo", *options("dpo", again), *FAST, *moving)
+    assert losses(again) == losses(tmp_path / "whole")
+
+
 def test_another_reference_is_refused(precomputed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run/reference"
     shutil.copytree(precomputed / "reference", folder)

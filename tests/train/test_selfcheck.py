@@ -36,16 +36,6 @@ def test_a_checkpoint_that_would_not_fit_is_refused(tmp_path: Path, monkeypatch:
         selfcheck.check_storage(tmp_path, model)
 
 
-@pytest.mark.parametrize("name", ["adamw_bnb_8bit", "adamw_torch_4bit"])
-def test_an_optimizer_whose_library_is_absent_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selfcheck, "find_spec", lambda library: None)
-    with pytest.raises(ValueError, match="pip install"):
-        selfcheck.require_optimizer(name)
-    selfcheck.require_optimizer("adamw_torch")
-    monkeypatch.setattr(selfcheck, "find_spec", lambda library: library)
-    selfcheck.require_optimizer(name)
-
-
 class Listener(torch.nn.Module):
     """Its loss depends on the audio as much as ``ear``; dropout would show a forgotten training mode."""
 

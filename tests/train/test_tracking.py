@@ -43,7 +43,7 @@ def test_without_a_key_two_starts_are_one_offline_run(
     tmp_path: Path, shards: Path, options: Callable[[str, Path], list[str]]  # noqa: F811
 ) -> None:  # fmt: skip
     folder = tmp_path / "run"
-    sets = f"{{asr: {{shards: ['{shards}/pairs-000.tar']}}}}"
+    sets = f"{{asr: {{shards: ['{shards}/pairs-000.tar'], seen_in_training: true}}}}"
     words = [*options("pretrain", folder), "tracking=default", "evaluation.every=3", f"+evaluation.sets={sets}",
              "evaluation.samples=2", "evaluation.max_new_tokens=4"]  # fmt: skip
     plain = {k: v for k, v in environment().items() if not k.startswith("WANDB_")} | {"HOME": str(tmp_path)}

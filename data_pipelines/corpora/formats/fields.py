@@ -36,7 +36,7 @@ AUDIO_COLUMNS = (
 # Names by which others know a field.
 _OTHER_NAMES = {
     "audio": AUDIO_COLUMNS,
-    "text": ("sentence", "transcript", "transcription"),
+    "text": ("sentence", "transcript", "transcription", "txt"),
     "language": ("lang", "source_lang"),
     "speaker": ("speaker_id",),
     "question": ("context",),
@@ -46,7 +46,7 @@ _MEASURES = ("duration", "offset", "num_samples", "sampling_rate")
 
 
 def mapping(columns: dict[str, str], available: Iterable[str]) -> dict[str, str]:
-    """Record field -> column: the given ones, and the columns that are named like a field, or as everybody names them.
+    """Record field -> column: the given ones, and the others that are named like a field, or as everybody names them.
 
     Raises ValueError for a field that no record has, a column that is not there, or when nothing but audio is known.
     """
@@ -58,7 +58,8 @@ def mapping(columns: dict[str, str], available: Iterable[str]) -> dict[str, str]
     tops = {column.split(".")[0] for column in columns.values()}
     if missing := sorted(tops - set(have)):
         raise ValueError(f"columns: there is no column {missing}; the table has {have}")
-    found = {name: name for name in (*FIELDS, "key", "target_lang") if name in have and name not in columns} | columns
+    named = [name for name in (*FIELDS, "key", "target_lang") if name in have and name not in (*columns, *tops)]
+    found = dict(zip(named, named, strict=True)) | columns
     for name, others in _OTHER_NAMES.items():
         other = next((other for other in others if other in have and other not in tops), None)
         if name not in found and other is not None:
@@ -96,6 +97,8 @@ def record_of(
         value = _at(row, column)
         if classes and column in classes and isinstance(value, int):
             value = classes[column][value] if 0 <= value < len(classes[column]) else None
+        if name == "caption" and isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+            value, record["captions"] = value[0], [text.strip() for text in value] if len(value) > 1 else None
         if value is not None and value != "":
             record[name] = _typed(name, value)
     if "language" in record:

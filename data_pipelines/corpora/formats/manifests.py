@@ -29,7 +29,7 @@ from data_pipelines.corpora.base import (
 )
 from data_pipelines.corpora.formats.delimited import open_table
 from data_pipelines.corpora.formats.fields import decoded_file, mapping, note_untaken, record_of, recording_of, untaken
-from qa_train.data.text.chat_rows import TURNS, chat_record, is_chat, unknown_fields
+from qa_train.data.text.chat_rows import TURNS, chat_record, is_chat, parts_of, unknown_fields
 from qa_train.data.text.json_rows import rows
 from qa_train.data.text.records import BadRecord
 from qa_train.data.tools.interchange import said_of
@@ -58,13 +58,15 @@ def _table(request: Request) -> Found:
     for listed, folder in _tables(request):
         header, found = open_table(request, listed)
         columns = _columns(request, listed, header)
+        if "split" not in columns:
+            request.without_split(listed)
         bases = (folder, *(Path(path) for path in request.tree.folders), Path())
         for number, (line, row) in enumerate(found, 1):
             if isinstance(row, str):
                 yield Drop(f"{listed}-{line}", "row that does not fit", row)
                 continue
             left.update(name for name in untaken(columns, row) if row[name])
-            if row.get(columns.get("split", ""), request.split) != request.split:
+            if row.get(columns.get("split", ""), request.published_split) != request.published_split:
                 continue
             path = row[columns["audio"]]
             name = row[columns["key"]] if "key" in columns else f"{number:08d}-{Path(path[-80:]).stem}"
@@ -94,10 +96,14 @@ def _columns(request: Request, listed: str, header: tuple[str, ...]) -> dict[str
 
 
 def _part(row: dict[str, Any], columns: dict[str, str]) -> tuple[float, float | None]:
-    """``start`` and ``end`` of a row, or NeMo's ``offset`` and ``duration``, as the segment that they cut (seconds)."""
+    """``start`` and ``end`` of a row, or NeMo's ``offset`` and ``duration``, as the segment that they cut (seconds).
+
+    A ``duration`` alone cuts in NeMo's own rows, those of an ``audio_filepath``; elsewhere it is a measure of the file.
+    """
     start, end = row.get(columns.get("start", "offset")), row.get(columns.get("end", ""))
-    if end is None and start is not None and row.get("duration") is not None:
-        end = float(start) + float(row["duration"])
+    cuts = start is not None or "audio_filepath" in row
+    if end is None and cuts and row.get("duration") is not None:
+        end = float(start or 0.0) + float(row["duration"])
     return float(start or 0.0), None if end is None else float(end)
 
 
@@ -117,9 +123,12 @@ def _jsonl(request: Request) -> Found:
                         raise row
                     place = partial(recording_of, request, origin=f"{listed}:{number}")
                     if is_chat(row) and not (request.columns and not {*row} & {*TURNS}):
-                        record, sources = chat_record(row)
+                        record, sources = chat_record(row, cuts=True)
                         kept.update(unknown_fields(record))
-                        audio = tuple(place(source, *bases) for source in sources)
+                        audio = tuple(
+                            place(source, *bases, start_s=start, end_s=None if length is None else start + length)
+                            for source, (start, length) in zip(sources, parts_of(row, len(sources)), strict=True)
+                        )
                     else:
                         columns = mapping(request.columns, row)
                         left.update(untaken(columns, row))
@@ -130,7 +139,9 @@ def _jsonl(request: Request) -> Found:
                     reason = getattr(error, "reason", "bad record")
                     yield Drop(name, "bad line" if reason == "bad record" else reason, f"{listed}, {where}: {error}")
                     continue
-                if record.pop("split", request.split) != request.split:
+                if "split" not in record:
+                    request.without_split(listed)
+                if record.pop("split", request.published_split) != request.published_split:
                     continue
                 yield Item(name, audio, record)
     note_untaken(request, left)
@@ -142,6 +153,7 @@ def _kaldi(request: Request) -> Found:
     """``wav.scp`` and ``text``, with ``segments``, ``utt2spk``, ``spk2gender`` and ``utt2lang`` where they exist."""
     tree = request.tree
     (listed, *_) = tree.need("wav.scp", what="Kaldi data folder")
+    request.without_split(listed)
 
     def lines(name: str) -> dict[str, str]:
         path = tree.beside(listed, name)

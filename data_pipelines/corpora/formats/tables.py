@@ -37,6 +37,7 @@ def table_files(request: Request) -> list[str]:
         if path.is_dir():
             found += _of_folder(path, request)
         elif path.suffix in (".parquet", ".arrow"):
+            request.without_split(path.name)
             found.append(str(path))
         elif not path.exists() and re.fullmatch(r"[\w.\-]+/[\w.\-]+", str(path)):
             found += _of_hub(str(path), request)
@@ -54,28 +55,28 @@ def _of_folder(folder: Path, request: Request) -> list[str]:
     """Files of a folder that `save_to_disk` made, or that lies on the hub as Parquet."""
     if (folder / "dataset_dict.json").is_file():
         splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", [])
-        if request.split not in splits:
-            raise ValueError(f"{folder} has the splits {splits}, not {request.split!r}")
-        folder = folder / request.split
+        if request.published_split not in splits:
+            raise ValueError(f"{folder} has the splits {splits}, not {request.published_split!r}")
+        folder = folder / request.published_split
     if (folder / "state.json").is_file():
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         return [str(folder / Path(part["filename"]).name) for part in state["_data_files"]]
-    files = sorted(folder.rglob("*.parquet"))
+    split, files = request.published_split, sorted(folder.rglob("*.parquet"))
     if request.config:
         files = [file for file in files if request.config in file.relative_to(folder).parts]
     names = _split_names(folder, files, request.config)
-    exact = [file for file in files if request.split.lower() in names[file]]
+    exact = [file for file in files if split.lower() in names[file]]
     if exact:
         return list(map(str, exact))
     # A split in parts, as train.100 and train.360 or train_sft and train_gen: which, the user says.
-    near = {name for found in names.values() for name in found if request.split.lower() in re.split(r"[\W_]+", name)}
+    near = {name for found in names.values() for name in found if split.lower() in re.split(r"[\W_]+", name)}
     if len(near) > 1:
         raise ValueError(
-            f"{folder}: split {request.split!r} is {', '.join(sorted(near))} here: name one, or several as "
+            f"{folder}: split {split!r} is {', '.join(sorted(near))} here: name one, or several as "
             f"split=[{','.join(sorted(near))}]"
         )
     wanted = [file for file in files if near & names[file]]
-    if not wanted and request.split == TRAIN and not any(_SPLIT_WORDS & _words(names[file]) for file in files):
+    if not wanted and split == TRAIN and not any(_SPLIT_WORDS & _words(names[file]) for file in files):
         wanted = files  # files without any split's name are the training split, as on the hub
     return list(map(str, wanted))
 
@@ -109,9 +110,9 @@ def _of_hub(identity: str, request: Request) -> list[str]:
     import datasets
 
     try:
-        dataset = datasets.load_dataset(identity, request.config or None, split=request.split)
+        dataset = datasets.load_dataset(identity, request.config or None, split=request.published_split)
     except Exception as error:  # every kind of network and format error ends the import in the same way
-        raise ValueError(f"{identity}: `datasets` could not load split {request.split!r}: {error}") from error
+        raise ValueError(f"{identity}: `datasets` could not load split {request.published_split!r}: {error}") from error
     return [file["filename"] for file in dataset.cache_files]
 
 
@@ -175,7 +176,8 @@ def _chats(request: Request, files: Sequence[str], audio: str, others: Sequence[
             if clips != [audio]:
                 raise BadRecord(f"beside the clip in column {audio!r} it names {len(clips) - 1} more")
         except BadRecord as error:
-            yield Drop(name, "bad row" if error.reason == "bad record" else error.reason, f"{path}[{number}]: {error}")
+            reason = "bad row" if error.reason == "bad record" else error.reason
+            yield Drop(name, reason, f"{path}[{number}]: {error}", filter=reason == "no preference")
             continue
         kept.update(unknown_fields(record))
         yield Item(name, (Recording(path, row=number, column=audio),), record)
@@ -211,21 +213,10 @@ def _voice_assistant(request: Request) -> Found:
 
 
 def _align_anything(request: Request) -> Found:
-    """prompt, response_1, response_2, overall_response (the better one: 1 or 2), audio."""
+    """prompt, response_1, response_2, overall_response (the better one: 1 or 2; of others neither), audio."""
     files = table_files(request)
     audio = audio_column(schema_of(files[0]), request.columns.get("audio"))
-    read = ("prompt", "response_1", "response_2", "overall_response")
-    for position, (path, number, row) in enumerate(_all_rows(files, read)):
-        name, better = f"{position:08d}", str(row["overall_response"]).strip()
-        if better not in ("1", "2") or not row["prompt"]:
-            yield Drop(name, "no preference" if row["prompt"] else "no prompt", better, filter=bool(row["prompt"]))
-            continue
-        record = {
-            "messages": [{"role": "user", "content": f"<audio>{row['prompt']}"}],
-            "chosen": str(row[f"response_{better}"]),
-            "rejected": str(row["response_2" if better == "1" else "response_1"]),
-        }
-        yield Item(name, (Recording(path, row=number, column=audio),), record)
+    return _chats(request, files, audio, ("prompt", "response_1", "response_2", "overall_response"))
 
 
 CORPORA = (

@@ -7,7 +7,6 @@ the first as ``caption`` and all of them as ``captions``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
@@ -28,17 +27,10 @@ from data_pipelines.corpora.recordings import Recording
 from data_pipelines.corpora.tree import Tree
 
 
-def captioned(
-    name: str, audio: Recording, captions: list[str], role: str, ids: tuple[str, ...], **record: Any
-) -> Iterator[Item]:
-    """The records of one clip with its captions."""
-    if role == TRAIN:
-        for i, caption in enumerate(captions, 1):
-            key = name if len(captions) == 1 else f"{name}-{i}"
-            yield Item(key, (audio,), present(caption=caption, **record), ids)
-        return
+def captioned(name: str, audio: Recording, captions: list[str], ids: tuple[str, ...], **record: Any) -> Item:
+    """A clip with its captions: all of them where there are several."""
     more = captions if len(captions) > 1 else []
-    yield Item(name, (audio,), present(caption=captions[0], captions=more, **record), ids)
+    return Item(name, (audio,), present(caption=captions[0], captions=more, **record), ids)
 
 
 def youtube_audio(tree: Tree, video: str, start: str) -> str | None:
@@ -66,8 +58,8 @@ def _audiocaps(request: Request) -> Found:
         if audio is None:
             yield Drop(name, NOT_OBTAINED, f"{video} at {start} s")
             continue
-        yield from captioned(name, tree.recording(audio), [row["caption"].strip() for row in captions],
-                             _AUDIOCAPS[request.split], (f"youtube:{video}",))  # fmt: skip
+        texts = [row["caption"].strip() for row in captions]
+        yield captioned(name, tree.recording(audio), texts, (f"youtube:{video}",))
 
 
 _CLOTHO = {"development": TRAIN, "validation": DEV, "evaluation": TEST}
@@ -89,8 +81,8 @@ def _clotho(request: Request) -> Found:
             continue
         ids = (f"clotho:{file}", *([f"freesound:{facts['sound_id']}"] if facts.get("sound_id", "").isdigit() else []))
         keywords = [word.strip() for word in facts.get("keywords", "").split(";") if word.strip()]
-        yield from captioned(stem(file), tree.recording(audio), captions, _CLOTHO[request.split], ids,
-                             keywords=keywords, license=facts.get("license", "").strip())  # fmt: skip
+        yield captioned(stem(file), tree.recording(audio), captions, ids,
+                        keywords=keywords, license=facts.get("license", "").strip())  # fmt: skip
 
 
 _WAVCAPS_IDS = {"AudioSet_SL": "youtube", "FreeSound": "freesound"}

@@ -6,7 +6,7 @@ needs no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,11 @@ from qa_train.data.audio.structure.formats import examine
 SAMPLE_RATE = FRONT_END.sample_rate
 MIN_CLIP_SAMPLES = FRONT_END.shortest_clip
 MAX_CHANNELS = 8
-MAX_SAMPLE_RATE = 192_000
+MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1000, 192_000
+# Samples of all channels in a second: 8 channels at 48 kHz, or 2 at 192 kHz. With the duration it bounds the work.
+MAX_SAMPLES_PER_S = 384_000
+# Samples of a clip that is kept in memory as a whole, at its own rate: 1 GiB, 4.6 hours at 16 kHz.
+MAX_WHOLE_SAMPLES = 1 << 28
 # No single clip may be longer: it bounds what a header can make the indexer decode.
 MAX_CLIP_S = 24 * 3600.0
 
@@ -47,17 +51,26 @@ def read_header(source: bytes | str | Path) -> tuple[int, int]:
         return count, sound.rate
 
 
-def read_clip(source: bytes | str | Path, *, max_duration_s: float = 600.0) -> np.ndarray:
+def read_clip(
+    source: bytes | str | Path, *, max_duration_s: float = 600.0, given_up: Callable[[], bool] = lambda: False
+) -> np.ndarray:
     """Decode one clip to float32 mono at 16 kHz, shape [n].
 
     The read is bounded by ``max_duration_s``, and memory by what was decoded, whatever the header claims: an hour of
-    silence fits in a megabyte of FLAC. Raises BadAudio when the clip is unreadable, empty, too long, not finite, or
+    silence fits in a megabyte of FLAC. ``given_up`` is asked after every block.
+
+    Raises BadAudio when the clip is unreadable, empty, too long, not finite, or
     holds another number of samples than its header says.
     """
     with open_sound(source) as sound:
         _check_header(sound)
+        max_duration_s = min(max_duration_s, MAX_WHOLE_SAMPLES / sound.rate)
         limit = _limit(sound, max_duration_s)
-        blocks = list(_mono_blocks(sound, limit))
+        blocks = []
+        for block in _mono_blocks(sound, limit):
+            if given_up():
+                raise BadAudio("given up before its end")
+            blocks.append(block)
         mono = blocks[0] if len(blocks) == 1 else np.concatenate([np.empty(0, np.float32), *blocks])
         _check_decoded(sound, len(mono), limit, max_duration_s)
     if not np.isfinite(mono).all():
@@ -165,7 +178,13 @@ def _check_header(sound: Sound | MediaSound) -> None:
             f"{name}: {sound.channels} channels; at most {MAX_CHANNELS} are accepted; "
             'take one: ffmpeg -i IN -af "pan=mono|c0=c0" OUT.flac'
         )
-    if not 1000 <= sound.rate <= MAX_SAMPLE_RATE:
-        raise BadAudio(f"{name}: {sound.rate} Hz; expected 1000 to {MAX_SAMPLE_RATE}: ffmpeg -i IN -ar 16000 OUT.flac")
+    if not MIN_SAMPLE_RATE <= sound.rate <= MAX_SAMPLE_RATE:
+        expected = f"{MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE}: ffmpeg -i IN -ar 16000 OUT.flac"
+        raise BadAudio(f"{name}: {sound.rate} Hz; expected {expected}")
+    if sound.rate * sound.channels > MAX_SAMPLES_PER_S:
+        raise BadAudio(
+            f"{name}: {sound.channels} channels at {sound.rate} Hz; at most {MAX_SAMPLES_PER_S} samples a second are "
+            "accepted: ffmpeg -i IN -ac 1 -ar 16000 OUT.flac"
+        )
     if sound.frames is not None and not 0 < sound.frames < 2**40:
         raise BadAudio(f"{name}: its header says {sound.frames} samples: empty, or of unknown length; {CONVERT}")

@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 
 from qa_train.config import StorageConfig
 from qa_train.data.order.epoch import Ints
-from qa_train.data.shards import storage
-from qa_train.data.shards.remote import RemoteError
+from qa_train.data.shards import gate, storage
 from qa_train.data.shards.sidecar import Problem, Summary, load_rows, load_summary
 from qa_train.utils.atomic import whole
 from qa_train.utils.masking import masked, without_query
 
 CATALOG_SUFFIX = ".catalog.parquet"
+MAX_SHARDS = 10_000_000
+_REMEDY = "make it again with qa-train data catalog"
 _THREADS = 16
 _SCHEMA = pyarrow.schema(
     [
@@ -108,7 +109,8 @@ def make_table(listed: Iterable[tuple[str, Summary]], where: Mapping[str, Any]) 
         seen.add(summary.fingerprint)
         table.paths.append(path)
         table.fingerprints.append(summary.fingerprint)
-        rows, seconds = matching(summary, where)
+        with gate.named(path, "index it again, or make its catalog again"):
+            rows, seconds = matching(summary, where)
         numbers.append((summary.rows, summary.seconds, rows, seconds))
     columns = [np.asarray(column) for column in zip(*numbers, strict=True)]
     table.rows, table.seconds, table.matching, table.matching_seconds = columns
@@ -123,6 +125,7 @@ def matching(summary: Summary, where: Mapping[str, Any]) -> tuple[int, float]:
         if counts is None:
             # Too many values, or no texts: not summarized.
             continue
+        gate.check_counts(counts, name, summary.rows)
         allowed = wanted if isinstance(wanted, list) else [wanted]
         hits = [counts[value] for value in allowed if isinstance(value, str) and value in counts]
         if None in allowed:
@@ -182,18 +185,16 @@ def read_catalog(path: str, cfg: StorageConfig | None = None, *, values: bool = 
     ``values=False`` leaves out the counts by value, most of the work when there are many shards.
     """
     try:
-        with storage.open_binary(path, cfg) as file:
+        with storage.open_binary(path, cfg) as handle, gate.named(path, _REMEDY):
             # On this thread alone, as the sidecars (qa_train.data.shards.sidecar).
-            table = pyarrow.parquet.ParquetFile(file, pre_buffer=False).read(use_threads=False)
+            file = pyarrow.parquet.ParquetFile(handle, pre_buffer=False)
+            gate.footer_of(file, _SCHEMA, MAX_SHARDS)
+            table = gate.read_columns(handle, file, _SCHEMA.names, MAX_SHARDS)
+            gate.check_texts(table)
+            paths = table["path"].to_pylist()
+            gate.check_sums(table["rows"].to_numpy(), table["seconds"].to_numpy(), paths)
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist; make it with: qa-train data catalog {path} SHARDS") from error
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        # As in qa_train.data.shards.sidecar.
-        if isinstance(error, RemoteError) or getattr(error, "errno", None) is not None:
-            raise
-        raise ValueError(f"{path} is damaged ({error}); make it again with qa-train data catalog") from error
-    if table.schema.names != _SCHEMA.names:
-        raise ValueError(f"{path} is no catalog of this version; make it again with qa-train data catalog")
     place = without_query(path)
     folder, query = place.rpartition("/")[0], path[len(place) :]
     for batch in table.to_batches(max_chunksize=1024):
@@ -201,7 +202,16 @@ def read_catalog(path: str, cfg: StorageConfig | None = None, *, values: bool = 
         for name, fingerprint, rows, seconds, counts, problems in zip(*columns, strict=True):
             if "://" not in name and not name.startswith("/"):
                 name = f"{folder}/{name}{query}" if folder else name
-            found = json.loads(problems) if problems else {"counts": {}, "first": None}
-            first = Problem(**found["first"]) if found["first"] else None
-            by_value = json.loads(counts) if values else {}
-            yield name, Summary(rows, seconds, fingerprint, by_value, Counter(found["counts"]), first)
+            with gate.named(path, _REMEDY):
+                left, first = _problems(problems)
+                by_value = gate.parsed(counts, dict, "counts by value") if values else {}
+            yield name, Summary(rows, seconds, fingerprint, by_value, left, first)
+
+
+def _problems(text: str) -> tuple[Counter[str], Problem | None]:
+    """Counts of what a shard's index leaves out, by reason, and the first of them."""
+    found = gate.parsed(text, dict, "problems") if text else {}
+    counts, first = found.get("counts", {}), found.get("first")
+    if not isinstance(counts, dict) or not all(type(n) is int and n >= 0 for n in counts.values()):
+        raise gate.Refused(f"its problems are counted as {str(counts)[:80]!r}; expected numbers by reason")
+    return Counter(counts), Problem(**gate.check_problem(first)) if first else None

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from qa_train.config import StorageConfig
 from qa_train.data.audio.waveform import BadAudio, read_header, stored_kind
 from qa_train.data.shards import storage
 from qa_train.data.shards.remote import RemoteError
 from qa_train.data.shards.tar import AUDIO_EXTENSIONS, MAX_MEMBER_BYTES, OTHER_AUDIO_EXTENSIONS
+from qa_train.data.text.chat_rows import parts_of
 from qa_train.data.text.content import Source, shown
+from qa_train.data.text.records import BadRecord
 
 # A list may hold thousands of addresses of a server that is gone.
 _FETCHING = StorageConfig(retries=2)
+# Lists round lengths; what is shorter by more is a part of the file.
+_ROUNDED_S = 0.1
 
 
 def located(source: Source, *bases: Path) -> Path | Source:
@@ -48,6 +54,28 @@ def clip_bytes(clip: Path | Source) -> bytes:
     if len(raw) > MAX_MEMBER_BYTES:
         raise BadAudio(f"{name}: more than {MAX_MEMBER_BYTES} bytes")
     return raw
+
+
+def refuse_parts(row: dict[str, Any], clips: Sequence[Path | Source]) -> None:
+    """See that a chat's clips are its whole files, for readers that do not cut.
+
+    Clips that cannot be read are left to who reads them.
+
+    Raises:
+        BadRecord: the row says that a clip is shorter than its file (see ``parts_of``).
+    """
+    for clip, (_, length) in zip(clips, parts_of(row, len(clips)), strict=True):
+        if length is None:
+            continue
+        try:
+            frames, rate = read_header(clip_bytes(clip))
+        except (BadAudio, OSError):
+            continue
+        if length < frames / rate - _ROUNDED_S:
+            raise BadRecord(
+                f"a clip with 'duration' {length:g} is {frames / rate:.2f} s long: cut the file, or let "
+                "qa-train data import jsonl do it"
+            )
 
 
 def encoded(clip: Path | Source) -> tuple[str, bytes]:

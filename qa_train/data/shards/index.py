@@ -40,7 +40,7 @@ from qa_train.data.shards.tar import (
 )
 from qa_train.data.text.content import PLACEHOLDER
 from qa_train.data.text.prompts import chat_messages
-from qa_train.data.text.records import MAX_JSON_BYTES, BadRecord, decode_text, parse_record
+from qa_train.data.text.records import MAX_JSON_BYTES, BadRecord, check_text, decode_text, parse_record
 
 
 def build_index(
@@ -212,7 +212,9 @@ def _record(file: IO[bytes], text: dict[str, Member]) -> dict[str, Any]:
     record = parse_record(_bytes(file, text["json"], MAX_JSON_BYTES)) if "json" in text else {}
     # Beside a JSON of facts, a text file is the transcript.
     if "txt" in text and not (record.get("text") or record.get("messages")):
-        return record | {"text": decode_text(_bytes(file, text["txt"], MAX_JSON_BYTES), "the .txt member").strip()}
+        transcript = decode_text(_bytes(file, text["txt"], MAX_JSON_BYTES), "the .txt member").strip()
+        check_text(transcript)
+        return record | {"text": transcript}
     if "json" in text:
         return record
     raise BadRecord("no JSON (or txt) member beside the audio", "missing sibling")

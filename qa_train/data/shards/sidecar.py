@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,7 @@ import pyarrow
 import pyarrow.parquet
 
 from qa_train.config import StorageConfig
-from qa_train.data.shards import storage
-from qa_train.data.shards.remote import RemoteError
+from qa_train.data.shards import gate, storage
 from qa_train.utils.atomic import whole
 from qa_train.utils.masking import name_of
 
@@ -102,25 +101,34 @@ def load_index(path: str, cfg: StorageConfig | None = None) -> ShardIndex:
 
     ``cfg`` says how remote ones are read, here and below.
     """
-    with _sidecar(path, cfg) as (file, footer):
-        table = file.read(use_threads=False)
+    with _sidecar(path, cfg) as (read, footer):
+        table = read(SCHEMA.names)
+        gate.check_records(table)
+        problems = _problems(footer)
     size = _check_size(path, int(footer["shard_size"]), cfg)
-    problems = [Problem(**entry) for entry in json.loads(footer["problems"])]
     return ShardIndex(path, table.replace_schema_metadata(footer), size, footer["fingerprint"], problems)
 
 
 def load_summary(path: str, cfg: StorageConfig | None = None) -> Summary:
     """What the index says of a shard, from its footer alone; checks that the shard is still the one indexed."""
-    with _sidecar(path, cfg) as (file, footer):
-        # Indexes written by earlier versions hold no summary.
-        rows = None if "summary" in footer else file.read(columns=["duration_s", "meta"], use_threads=False)
-    said = _summarize(rows) if rows is not None else json.loads(footer["summary"])
+    with _sidecar(path, cfg) as (read, footer):
+        if "summary" in footer:
+            said = gate.parsed(footer["summary"], dict, "sums")
+        else:
+            # Indexes written by earlier versions hold none.
+            table = read(["num_samples", "duration_s", "meta"])
+            gate.check_records(table)
+            said = _summarize(table)
+        rows, seconds, values = (said.get(name) for name in ("rows", "seconds", "values"))
+        gate.check_sum(rows, seconds)
+        if not isinstance(values, dict):
+            raise gate.Refused("its sums have no counts by value")
+        problems = _problems(footer)
     _check_size(path, int(footer["shard_size"]), cfg)
-    problems = [Problem(**entry) for entry in json.loads(footer["problems"])]
     bad = [problem for problem in problems if problem.reason != IGNORED]
     counts = left_out(problems)
     first = bad[0] if bad else None
-    return Summary(said["rows"], said["seconds"], footer["fingerprint"], said["values"], counts, first)
+    return Summary(rows, seconds, footer["fingerprint"], values, counts, first)
 
 
 def left_out(problems: Iterable[Problem]) -> Counter[str]:
@@ -134,43 +142,46 @@ def load_rows(path: str, fingerprint: str, columns: Sequence[str], cfg: StorageC
 
     The shard itself is not looked at: every clip is checked against the index when it is read.
     """
-    with _sidecar(path, cfg) as (file, footer):
+    with _sidecar(path, cfg) as (read, footer):
         if footer["fingerprint"] != fingerprint:
             raise ValueError(
                 f"the index of {path} was made anew since the data were opened or their catalog was written: "
                 "restore the shard, or make the catalog again with qa-train data catalog"
             )
-        table = file.read(columns=list(columns), use_threads=False)
+        table = read(columns)
     return table.replace_schema_metadata(None)
 
 
-@contextlib.contextmanager
-def _sidecar(path: str, cfg: StorageConfig | None) -> Iterator[tuple[pyarrow.parquet.ParquetFile, dict[str, str]]]:
-    """The open index of a shard, and its footer.
+def _problems(footer: dict[str, str]) -> list[Problem]:
+    return [Problem(**gate.check_problem(entry)) for entry in gate.parsed(footer["problems"], list, "problems")]
 
-    Read it with ``use_threads=False``, and nothing is read ahead: Arrow's threads hold the Python file a moment longer
-    than the read takes, and one that lets it go while the interpreter ends aborts the process ("terminate called
-    without an active exception", apache/arrow#34314 and #33975).
-    """
+
+@contextlib.contextmanager
+def _sidecar(path: str, cfg: StorageConfig | None) -> Iterator[tuple[Callable[..., pyarrow.Table], dict[str, str]]]:
+    """The index of a shard: reads columns of it, checked (``gate``), while it is open; and its footer."""
     side = storage.beside(path, SUFFIX)
     try:
-        with storage.open_binary(side, cfg) as handle:
+        with storage.open_binary(side, cfg) as handle, gate.named(side, _remedy(path)):
+            # Nothing is read ahead, and nothing by Arrow's threads: they hold the Python file a moment longer than the
+            # read takes, and one that lets it go while the interpreter ends aborts the process ("terminate called
+            # without an active exception", apache/arrow#34314 and #33975).
             file = pyarrow.parquet.ParquetFile(handle, pre_buffer=False)
-            schema = file.schema_arrow
-            footer = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
-            if footer.get("format") != str(FORMAT) or schema.names != SCHEMA.names:
-                raise ValueError(f"{side} is of another format; {_remedy(path)}")
-            yield file, footer
+            footer = gate.footer_of(file, SCHEMA)
+            if footer.get("format") != str(FORMAT) or not {"problems", "fingerprint"} <= set(footer):
+                raise gate.Refused("it is of another format")
+            if not footer.get("shard_size", "").isdecimal() or len(footer["shard_size"]) > 16:
+                raise gate.Refused(f"its shard has {footer.get('shard_size')!r} bytes; expected a number")
+
+            def read(columns: Sequence[str]) -> pyarrow.Table:
+                table = gate.read_columns(handle, file, columns)
+                gate.check_rows(table, int(footer["shard_size"]))
+                return table
+
+            yield read, footer
     except FileNotFoundError as error:
         if not storage.exists(path, cfg):
             raise ValueError(f"there is no {path}, and no index of it: check the path of the shard") from error
         raise ValueError(f"{path} has no index; {_remedy(path)}") from error
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        # A server that does not answer, a file that may not be read: another index would change nothing. Arrow's own
-        # errors of damaged files are OSErrors too, without a number.
-        if isinstance(error, RemoteError) or getattr(error, "errno", None) is not None:
-            raise
-        raise ValueError(f"{side} is damaged ({error}); {_remedy(path)}") from error
 
 
 def _remedy(path: str) -> str:

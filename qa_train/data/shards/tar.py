@@ -26,6 +26,8 @@ MAX_MEMBER_BYTES = 1 << 29
 MAX_MEMBERS = 500_000
 MAX_NAME_BYTES = 4096
 MAX_EXTENDED_BYTES = 1 << 16
+# Headers that only say more of the next member: its name, its link, and what PAX has.
+MAX_EXTENDED_HEADERS = 8
 _BLOCK = 512
 _REGULAR, _FOLDER, _HARD_LINK, _SYMBOLIC_LINK = b"0\0", b"5", b"1", b"2"
 _GNU_NAME, _GNU_LINK, _PAX, _PAX_GLOBAL = b"L", b"K", b"x", b"g"
@@ -147,7 +149,10 @@ def _next(file: IO[bytes], offset: int, size: int) -> _Header | None:
     long_name: str | None = None
     long_link: str | None = None
     long_size: int | None = None
+    extended = 0
     while True:
+        if extended > MAX_EXTENDED_HEADERS:
+            raise _Broken(f"more than {MAX_EXTENDED_HEADERS} extended headers before one member")
         header = _header(file, offset, size)
         if header is None:
             if long_name is not None or long_size is not None:
@@ -167,6 +172,7 @@ def _next(file: IO[bytes], offset: int, size: int) -> _Header | None:
             long_name, long_link = found.name or long_name, found.target or long_link
             long_size = found.size if found.size >= 0 else long_size
         offset = header.end
+        extended += 1
     name = header.name if long_name is None else long_name
     length = header.size if long_size is None else long_size
     if header.kind in _REGULAR and name.endswith("/"):

@@ -8,7 +8,8 @@ output (Alpaca), prompt with completion or with chosen and rejected (TRL), and t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from qa_train.data.text.content import LOSS_FIELDS, PLACEHOLDER, Heard, Source, content_parts, source_of, turn_loss
@@ -19,9 +20,10 @@ _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "ass
 TURNS = ("messages", "conversations", "conversation")
 _ASKED = ("query", "instruction", "prompt")
 _ANSWERED = ("response", "output", "completion")
-_CLIPS = ("audios", "audio", "sound", "speech", "audio_path", "audio_filepath", "audio_url")
-# Marks of a clip in the turns of {from, value}; elsewhere they may be meant as they stand.
-_SHAREGPT_MARKS = ("<sound>", "<speech>")
+_CLIPS = ("audios", "audio", "sound", "speech", "ori_sound", "audio_path", "audio_filepath", "audio_url")
+# Marks of a clip in the turns of {from, value}; elsewhere they may be meant as they stand. A number (from 1 on,
+# AF-Chat) names a clip of the list.
+_SHAREGPT_MARK = re.compile(r"<(?:sound|speech|audio)>\n?|<sound-(\d+)>\n?")
 # Fields that change what is trained on, and what to do about each.
 _REFUSED = {
     "images": "this model hears, it does not see: leave such rows out",
@@ -37,9 +39,36 @@ _REFUSED = {
 _REFUSED_IN_TURNS = ("tool_calls", "function_call", "reasoning_content", "thinking", "images", "videos")
 # What is looked at here and is no field of the record.
 _TAKEN = (*TURNS, *_CLIPS, *_REFUSED, "system", "system_prompt", "history", "rejected_response", "rejected_messages",
-          "rejected_audios", "duration", "response_1", "response_2", "overall_response")  # fmt: skip
+          "rejected_audios", "duration", "offset", "response_1", "response_2", "overall_response")  # fmt: skip
 _TURN_TAKEN = (*LOSS_FIELDS, *_CLIPS, *_REFUSED_IN_TURNS, "role", "content", "from", "value", "type", "message_type",
-               "duration")  # fmt: skip
+               "duration", "offset")  # fmt: skip
+
+
+def parts_of(row: dict[str, Any], num_clips: int) -> list[tuple[float, float | None]]:
+    """(offset, duration or None) in seconds of each clip of a row: the part of its file that is meant, as NeMo does.
+
+    They lie in the turn of a clip, or in the row if that has one clip; what is not said is the whole file.
+
+    Raises:
+        BadRecord: an offset that belongs to no single clip, or numbers that are none.
+    """
+    turns = [turn for name in TURNS for turn in (row.get(name) or []) if isinstance(turn, dict)]
+    said = [turn for turn in turns if {"offset", "duration"} & turn.keys()]
+    if not said and num_clips == 1:
+        said = [row]
+    if len(said) != num_clips:
+        if any(each.get("offset") for each in (*said, row)):
+            raise BadRecord("it has an 'offset', and several clips: cut the files, or give each clip a turn of its own")
+        return [(0.0, None)] * num_clips
+    try:
+        parts = [
+            (float(s.get("offset") or 0), None if s.get("duration") is None else float(s["duration"])) for s in said
+        ]
+    except (TypeError, ValueError) as error:
+        raise BadRecord(f"its 'offset' or 'duration' is no number of seconds ({error})") from error
+    if any(start < 0 or (length is not None and not length > 0) for start, length in parts):
+        raise BadRecord("its 'offset' must be 0 or more, and its 'duration' above 0")
+    return parts
 
 
 def is_chat(row: dict[str, Any]) -> bool:
@@ -49,10 +78,11 @@ def is_chat(row: dict[str, Any]) -> bool:
     return bool(said & {*TURNS} or (said & {*_ASKED} and answered) or isinstance(row.get("chosen"), list))
 
 
-def chat_record(row: dict[str, Any]) -> tuple[dict[str, Any], list[Source]]:
+def chat_record(row: dict[str, Any], *, cuts: bool = False) -> tuple[dict[str, Any], list[Source]]:
     """The record (``messages`` with ``<audio>`` where a clip is heard, perhaps ``chosen`` and ``rejected``), its clips.
 
-    Fields without a meaning here are kept in the record (see ``unknown_fields``).
+    Fields without a meaning here are kept in the record (see ``unknown_fields``). ``cuts``: the caller takes the parts
+    of files that ``parts_of`` tells; else a row that means a later part of a file is refused.
 
     Raises:
         BadRecord: the row is no chat, holds what this model cannot learn from, or its clips and marks do not match.
@@ -73,6 +103,10 @@ def chat_record(row: dict[str, Any]) -> tuple[dict[str, Any], list[Source]]:
     turns, pair = _answers(row, turns)
     listed = _listed(row)
     messages, clips = _placed(turns, listed)
+    if any(start for start, _ in parts_of(row, len(clips))) and not cuts:
+        raise BadRecord(
+            "a clip with 'offset': qa-train data import cuts parts of recordings; else give a file of its own"
+        )
     taken = {*_TAKEN, *(() if any(name in row for name in TURNS) else (*_ASKED, *_ANSWERED, "input"))}
     record = with_texts({name: value for name, value in row.items() if name not in taken} | pair)
     record["messages"] = messages
@@ -96,7 +130,7 @@ def _asked(row: dict[str, Any]) -> list[dict[str, Any]]:
     if listed is None and isinstance(row.get("prompt"), list):
         listed = row["prompt"] + _as_turns(row.get("completion"), "completion")
     if listed is not None:
-        return _turns(listed)
+        return _turns(listed, _listed(row))
     if any(name in row for name in TURNS):
         return _turns(None)
     turns: list[dict[str, Any]] = []
@@ -115,8 +149,8 @@ def _asked(row: dict[str, Any]) -> list[dict[str, Any]]:
     return turns if answer is None else [*turns, {"role": "assistant", "content": answer}]
 
 
-def _turns(listed: Any) -> list[dict[str, Any]]:
-    """Turns of any tool as {role, content, and what else they say}."""
+def _turns(listed: Any, clips: Sequence[Source] = ()) -> list[dict[str, Any]]:
+    """Turns of any tool as {role, content, and what else they say}; ``clips``: those that numbered marks mean."""
     if not isinstance(listed, list) or not listed or not all(isinstance(turn, dict) for turn in listed):
         raise BadRecord("the turns must be a list with at least one turn, {role, content} or {from, value} each")
     turns: list[dict[str, Any]] = []
@@ -129,7 +163,7 @@ def _turns(listed: Any) -> list[dict[str, Any]]:
             if turn.get(name):
                 raise BadRecord(f"a turn has {name!r}, which is not part of the chat format: leave such rows out")
         role = str(turn.get("role", turn.get("from"))).lower()
-        made = {**turn, "role": _ROLES.get(role, role), "content": _content(turn)}
+        made = {**turn, "role": _ROLES.get(role, role), "content": _content(turn, clips)}
         last = turns[-1] if turns else {}
         if _of_type(turn) and _of_type(last) and last["role"] == made["role"] and turn_loss(last) == turn_loss(made):
             # NeMo's turns hold one thing each: those of one speaker are one message. The template ends a clip's line.
@@ -148,18 +182,26 @@ def _of_type(turn: dict[str, Any]) -> Any:
     return turn.get("type", turn.get("message_type"))
 
 
-def _content(turn: dict[str, Any]) -> Any:
+def _content(turn: dict[str, Any], clips: Sequence[Source]) -> Any:
     """What a turn says, as ``content_parts`` reads it."""
     content = turn.get("content", turn.get("value"))
     kind = _of_type(turn)
     if kind is not None and not isinstance(content, list):
-        return [{"type": kind, "value": content, "offset": turn.get("offset")}]
+        return [{"type": kind, "value": content}]
     if kind not in (None, "text", "message"):
         raise BadRecord(f"a turn of type {kind!r} with a list: give its parts as {{type, text}} and {{type, audio}}")
-    if "value" in turn and isinstance(content, str):
-        for mark in (*_SHAREGPT_MARKS, PLACEHOLDER):
-            content = content.replace(f"{mark}\n", PLACEHOLDER).replace(mark, PLACEHOLDER)
-    return content
+    if "value" not in turn or not isinstance(content, str | int | float):
+        return content
+    # The number that answers "How many?" is often written as one.
+    text, parts, start = str(content), [], 0
+    for mark in _SHAREGPT_MARK.finditer(text):
+        number = None if mark[1] is None else int(mark[1])
+        if number is not None and not 0 < number <= len(clips):
+            raise BadRecord(f"{mark[0].strip()} names no clip: the row lists {len(clips)}, numbered from 1 on")
+        heard = {"type": "audio"} if number is None else {"type": "audio", "audio": clips[number - 1]}
+        parts += [text[start : mark.start()], heard]
+        start = mark.end()
+    return [*parts, text[start:]] if parts else text
 
 
 def _as_turns(answer: Any, name: str) -> list[dict[str, Any]]:
@@ -214,10 +256,13 @@ def _answer_text(turn: dict[str, Any], name: str) -> str:
 def _compared(row: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Two answers of which people preferred one, as align-anything has them: the question, chosen and rejected."""
     answers = [row.get("response_1"), row.get("response_2")]
-    better = str(row["overall_response"])
-    if better not in ("1", "2") or not all(isinstance(text, str) for text in (row.get("prompt"), *answers)):
-        raise BadRecord("'overall_response' must be 1 or 2: which of response_1 and response_2 suits prompt better")
-    chosen, rejected = answers if better == "1" else answers[::-1]
+    better = next((i for i in (1, 2) if row["overall_response"] in (i, str(i))), None)
+    if better is None or answers[0] == answers[1]:
+        # As the project itself leaves such rows out.
+        raise BadRecord("'overall_response' is not 1 or 2, or the answers are the same", "no preference")
+    if not row.get("prompt") or not all(isinstance(text, str) for text in (row["prompt"], *answers)):
+        raise BadRecord("'prompt', 'response_1' and 'response_2' must be texts, and 'prompt' not empty")
+    chosen, rejected = answers if better == 1 else answers[::-1]
     question = [{"role": "user", "content": row["prompt"]}]
     return question, {"chosen": str(chosen), "rejected": str(rejected), "family": "human"}
 
@@ -259,7 +304,7 @@ def _placed(turns: list[dict[str, Any]], listed: list[Source]) -> tuple[list[dic
         learned = turn_loss(turn)
         loss = {} if learned is None or turn["role"] != "assistant" else {"loss": learned}
         messages.append({"role": turn["role"], "content": text} | made | loss)
-    if waiting and named and waiting == clips:
+    if waiting and named and all(source in clips for source in waiting):
         # Said twice: in the parts and in a list beside them.
         waiting = []
     if waiting and (clips or len(waiting) > 1):

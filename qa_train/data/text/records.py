@@ -98,6 +98,15 @@ _LIST_FIELDS: dict[str, tuple[tuple[str, ...], bool]] = {
     "events": (("label",), True),
     "entities": (("type", "value"), False),
 }
+_NOTHING = type(None)
+_ANY: tuple[tuple[type, ...], str] = ((), "")
+# Types of fields that are one value, and how to call them.
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    **dict.fromkeys(_TEXT_FIELDS, ((str, _NOTHING), "text")),
+    **dict.fromkeys(("chosen", "rejected"), ((str,), "text")),
+    **dict.fromkeys(_NUMBER_FIELDS, ((int, float, str, _NOTHING), "a number or text")),
+    **dict.fromkeys(_TEXTS_FIELDS, ((str, list, _NOTHING), "text or a list of texts")),
+}
 # What this library reads, or writes itself: other fields are kept, and read by prompts of one's own alone.
 KNOWN_FIELDS = frozenset(
     (*_TEXT_FIELDS, *_TEXTS_FIELDS, *_NUMBER_FIELDS, *_LIST_FIELDS, "labels", "keywords", "translation", "slots",
@@ -134,6 +143,24 @@ def parse_record(raw: bytes) -> dict[str, Any]:
     A speaker or label that is a whole number becomes a text.
     """
     record = with_texts(parse_object(raw, MAX_JSON_BYTES))
+    check_text(record)
+    check_record(record)
+    return record
+
+
+def stored_record(meta: str) -> dict[str, Any]:
+    """The record that an index holds, of which anybody may be the author: checked as those of shards are.
+
+    Raises BadRecord.
+    """
+    try:
+        record = _STORED.decode(meta)
+    except BadRecord:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise BadRecord(f"not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise BadRecord(f"expected a JSON object, found {type(record).__name__}")
     check_text(record)
     check_record(record)
     return record
@@ -182,31 +209,27 @@ def decode_text(raw: bytes, what: str) -> str:
 
 def check_record(record: dict[str, Any]) -> None:
     """Check the types of the fields that this library reads; other fields are free."""
-    for name in _TEXT_FIELDS:
-        if not isinstance(record.get(name, ""), str | None):
-            raise BadRecord(f"{name!r} must be text, found {type(record[name]).__name__}")
-    for name in ("chosen", "rejected"):
-        if not isinstance(record.get(name, ""), str):
-            raise BadRecord(f"{name!r} must be text, found {type(record[name]).__name__}")
+    for name in record:
+        kinds, expected = _TYPES.get(name, _ANY)
+        # Not isinstance: true is no number.
+        if kinds and type(record[name]) not in kinds:
+            raise BadRecord(f"{name!r} must be {expected}, found {type(record[name]).__name__}")
+        if name in _TEXTS_FIELDS and isinstance(record[name], list) and not _is_texts(record[name]):
+            raise BadRecord(f"{name!r} must be text or a list of texts")
     if ("chosen" in record) != ("rejected" in record):
         raise BadRecord("a preference pair needs both 'chosen' and 'rejected'")
     if same_answers(record):
         raise BadRecord("chosen and rejected are the same answer: there is nothing to prefer", "identical pair")
-    for name in _NUMBER_FIELDS:
-        if isinstance(record.get(name), bool) or not isinstance(record.get(name, 0), str | int | float | None):
-            raise BadRecord(f"{name!r} must be a number or text, found {type(record[name]).__name__}")
-    for name in _TEXTS_FIELDS:
-        if not isinstance(record.get(name), str | None) and not _is_texts(record[name]):
-            raise BadRecord(f"{name!r} must be text or a list of texts")
     for name in ("labels", "audios", "keywords"):
-        if not _is_texts(record.get(name) or []):
+        if name in record and not _is_texts(record[name] or []):
             raise BadRecord(f"{name!r} must be a list of texts")
     for name, what in (("translation", "language codes to texts"), ("slots", "names to texts")):
         mapping = record.get(name) or {}
         if not isinstance(mapping, dict) or not _is_texts(list(mapping.values())):
             raise BadRecord(f"{name!r} must map {what}")
     for name, (texts, timed) in _LIST_FIELDS.items():
-        _check_items(name, record.get(name) or [], texts, timed)
+        if record.get(name):
+            _check_items(name, record[name], texts, timed)
     _check_messages(record.get("messages"))
 
 
@@ -231,7 +254,7 @@ def check_text(value: Any) -> None:
         elif isinstance(item, str):
             if len(item) > MAX_TEXT_CHARACTERS:
                 raise BadRecord(f"a text of {len(item)} characters; at most {MAX_TEXT_CHARACTERS} are accepted")
-            if "\0" in item or not _encodes(item):
+            if "\0" in item or not (item.isascii() or _encodes(item)):
                 raise BadRecord("a text holds NUL or half a surrogate pair: not Unicode text")
 
 
@@ -309,6 +332,9 @@ def _check_messages(messages: Any) -> None:
 
 def _no_constant(name: str) -> None:
     raise BadRecord(f"{name} is not JSON")
+
+
+_STORED = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

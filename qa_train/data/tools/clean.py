@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from qa_train.config import StorageConfig
+from qa_train.config import CleanConfig, StorageConfig
 from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, read_clip
 from qa_train.data.parallel import each_shard
 from qa_train.data.shards.index import ShardIndex, load_index, shard_fingerprint, write_index
@@ -32,33 +32,6 @@ _SILENCE_FRAME = SAMPLE_RATE // 50
 _CLIPPED = 0.999
 # What a record can say: every text field that may be a training target.
 _SAID = ("text", "caption", "label", "answer")
-
-
-@dataclass
-class CleanConfig:
-    """Limits of the filters; null leaves one out. Shares are between 0 and 1."""
-
-    # Seconds; shorter and longer clips are dropped.
-    min_duration_s: float | None = 0.3
-    max_duration_s: float | None = None
-    # Share of 20 ms frames that are silent: whose level is below silence_db.
-    max_silence: float | None = 0.95
-    # dB below full scale.
-    silence_db: float = -55.0
-    # Share of samples at full scale.
-    max_clipped: float | None = 0.01
-    # Hz; 8000 lets telephone speech pass.
-    min_sample_rate: int | None = 8000
-    # Share of the transcript's letters that belong to the script of its language.
-    min_script: float | None = 0.5
-    # Letters and digits of the transcript per second of audio.
-    min_chars_per_s: float | None = 0.3
-    # Halved for Chinese, Japanese and Korean.
-    max_chars_per_s: float | None = 30.0
-    # Times that the same audio may occur over all shards; the first ones stay.
-    max_same_audio: int | None = 1
-    # The same for texts.
-    max_same_text: int | None = None
 
 
 @dataclass(frozen=True)

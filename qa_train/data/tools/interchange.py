@@ -19,7 +19,7 @@ import crc32c
 from qa_train.config import StorageConfig
 from qa_train.data.audio.waveform import BadAudio
 from qa_train.data.shards import storage
-from qa_train.data.shards.clip_files import encoded, located
+from qa_train.data.shards.clip_files import encoded, located, refuse_parts
 from qa_train.data.shards.index import ShardIndex, load_index
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.chat_rows import chat_record, unknown_fields
@@ -50,6 +50,7 @@ def read_jsonl(path: str | Path) -> Iterator[Line]:
                 if isinstance(clip, Path) and not clip.is_file():
                     hint = "qa-train data import jsonl counts such lines and goes on"
                     raise BadRecord(f"audio file {clip} does not exist ({hint})")
+            refuse_parts(row, clips)
         except ValueError as error:
             raise ValueError(f"{path}, {where}: {error}") from error
         extra = {name: value for name, value in record.items() if name != "messages"}

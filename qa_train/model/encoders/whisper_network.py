@@ -22,7 +22,7 @@ from transformers import Qwen2AudioEncoderConfig
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder
 
-from qa_train.model.layers.attention import UNPADDED, Documents, check_unpadded
+from qa_train.model.layers.attention import Documents, choose_attention, mask_between
 from qa_train.model.layers.lengths import audio_tokens, conv_frames, mel_columns, ranges
 
 
@@ -74,7 +74,7 @@ class UnpaddedQwen2AudioEncoder(Qwen2AudioEncoder):
             raise ValueError(
                 f"encoder_layerdrop is {config.encoder_layerdrop}; all ranks must run the same layers: set it to 0"
             )
-        config._attn_implementation = UNPADDED
+        choose_attention(config)
         super().__init__(config)
 
     @property
@@ -89,7 +89,6 @@ class UnpaddedQwen2AudioEncoder(Qwen2AudioEncoder):
 
         ValueError if the mel bins, the number of columns or a length do not fit.
         """
-        check_unpadded(self.config)
         lengths = feature_lengths.to("cpu", torch.long)
         self._check(input_features, lengths)
         weight = self.conv1.weight
@@ -97,8 +96,9 @@ class UnpaddedQwen2AudioEncoder(Qwen2AudioEncoder):
         hidden = self._convolve(input_features.to(weight.device, weight.dtype), layout)
         hidden = hidden + self.embed_positions(layout.positions)[None]
         hidden = nn.functional.dropout(hidden, p=self.dropout, training=self.training)
+        mask = mask_between(self.config, layout.documents, hidden.dtype)
         for layer in self.layers:
-            hidden = layer(hidden, None, documents=layout.documents)
+            hidden = layer(hidden, mask, documents=layout.documents)
         hidden = hidden[0]
         pooled = (hidden[layout.pairs] + hidden[layout.pairs + 1]) / 2
         return BaseModelOutput(last_hidden_state=self.layer_norm(pooled))

@@ -177,13 +177,40 @@ def adapt_varlen(varlen_attn: Callable[..., Any]) -> Callable[..., torch.Tensor]
     return attend
 
 
-def check_unpadded(config: Any) -> None:
-    """ValueError if a part of the model was switched to an attention that would mix the documents in silence."""
-    if config._attn_implementation != UNPADDED:
+def choose_attention(config: Any) -> None:
+    """Set ``config`` and its parts to ``UNPADDED`` before a model is built, or leave them at "eager" where asked for.
+
+    A part without a choice, or with "sdpa", which a configuration holds after a stock model was built from it, gets
+    ``UNPADDED``: it computes by SDPA too. ValueError for any other.
+    """
+    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+        asked = part._attn_implementation
+        if asked not in (None, "sdpa", "eager", UNPADDED):
+            raise ValueError(
+                f"attn_implementation is {asked!r} for the {part.model_type} part; the unpadded model takes 'eager' or "
+                f"its own {UNPADDED!r}, which chooses the fastest kernel of the device: drop attn_implementation, or "
+                "use the stock Qwen2AudioForConditionalGeneration"
+            )
+        # Not by the public name, which sets the parts of a part too.
+        part._attn_implementation_internal = "eager" if asked == "eager" else UNPADDED
+
+
+def mask_between(config: Any, documents: Documents, dtype: torch.dtype) -> torch.Tensor | None:
+    """What keeps the documents apart [1, 1, T, T] in an attention that does not know them; None for ``UNPADDED``.
+
+    ValueError if the part that ``config`` describes was switched to one that takes no such mask.
+    """
+    if config._attn_implementation == UNPADDED:
+        return None
+    if config._attn_implementation not in ("eager", "sdpa"):
         raise ValueError(
-            f"the {config.model_type} part was switched to attention {config._attn_implementation!r}, which does not "
-            f"know where one sample ends: leave it at {UNPADDED!r}, or use the stock Qwen2AudioForConditionalGeneration"
+            f"the {config.model_type} part was switched to attention {config._attn_implementation!r}, which takes no "
+            f"mask between segments: use 'eager', 'sdpa' or {UNPADDED!r}"
         )
+    device = documents.starts.device
+    number = torch.arange(len(documents.lengths)).repeat_interleave(torch.tensor(documents.lengths)).to(device)
+    apart = number[:, None] != number
+    return torch.zeros_like(apart, dtype=dtype).masked_fill(apart, torch.finfo(dtype).min)[None, None]
 
 
 AttentionInterface.register(UNPADDED, unpadded_attention)

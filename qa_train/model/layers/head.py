@@ -20,6 +20,13 @@ class Head(nn.Linear):
     the weights from all ranks, so ranks that called it a different number of times would wait for ever.
     """
 
+    @classmethod
+    def of(cls, linear: nn.Linear) -> Head:
+        """The head with the very weights of ``linear``."""
+        head = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+        head.weight, head.bias = linear.weight, linear.bias
+        return head.train(linear.training)
+
     def forward(self, hidden: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
         """hidden [..., D] -> logits [..., V]; with targets [N], hidden [N, D] -> cross-entropy of each [N], float32."""
         if targets is None:
@@ -32,8 +39,11 @@ class Head(nn.Linear):
         return torch.cat(losses)
 
     def _cross_entropy(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logits = nn.functional.linear(hidden, self.weight).float()
-        return nn.functional.cross_entropy(logits, targets, reduction="none")
+        return _cross_entropy(nn.functional.linear(hidden, self.weight, self.bias), targets)
+
+
+def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
 
 
 def supervised_loss(
@@ -51,12 +61,15 @@ def supervised_loss(
 
     hidden [B, L, D]; labels [B, L], not shifted, -100 where nothing is asked; mask [B, L], 0 on padding. A token
     counts if it and the one before it are real. Zero, with a gradient of zero, if no token counts.
+
+    A head that is no `Head` (replaced, or wrapped by peft) scores all supervised rows in one call.
     """
     supervised = labels[:, 1:] != -100
     if mask is not None:
         supervised = supervised & mask[:, 1:].bool() & mask[:, :-1].bool()
     targets = labels[:, 1:][supervised]
-    losses: torch.Tensor = head(hidden[:, :-1][supervised], targets)
+    rows = hidden[:, :-1][supervised]
+    losses: torch.Tensor = head(rows, targets) if isinstance(head, Head) else _cross_entropy(head(rows), targets)
     # Through a rectangle: adding up by index is not deterministic on CUDA.
     by_token = losses.new_zeros(supervised.shape)
     by_token[supervised] = losses.detach()

@@ -1,6 +1,7 @@
 """Muon for the hidden matrices of the LLM, AdamW for everything else, joined to one optimizer.
 
-Schedulers, checkpoints and accelerate then see a single one.
+Schedulers, checkpoints and accelerate then see a single one. Before a model is loaded, `rehearse_optimizer` builds what
+the configuration asks for on a throw-away weight.
 """
 
 from __future__ import annotations
@@ -10,12 +11,17 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import Trainer, TrainingArguments, get_scheduler
 
+from qa_train.model.layers.parts import NOT_HIDDEN
 from qa_train.train.optimizer.groups import PartRates
 from qa_train.train.optimizer.muon import Muon
 
-# Name parts of parameters that are not hidden matrices although they have two dimensions.
-_NOT_HIDDEN = ("embed_tokens", "embed_positions", "lm_head", "multi_modal_projector", "lora_")
+# Two-dimensional parameters that are AdamW's although they may lie in a hidden layer.
+_NOT_MUON = (*NOT_HIDDEN, "lora_")
+
+# Schedules that transformers builds without looking at trainer.lr_scheduler_kwargs.
+_PLAIN_SCHEDULES = ("constant", "constant_with_warmup")
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -73,7 +79,7 @@ def muon_with_adamw(
         ValueError: no hidden matrix trains.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    hidden = [p for name, p in trained if p.ndim == 2 and not any(part in name for part in _NOT_HIDDEN)]
+    hidden = [p for name, p in trained if p.ndim == 2 and not any(part in name for part in _NOT_MUON)]
     if not hidden:
         raise ValueError("trainer.muon_learning_rate is set, but no hidden matrix trains: set it to null")
     taken = {id(p) for p in hidden}
@@ -93,3 +99,48 @@ def muon_with_adamw(
         eps=epsilon,
     )
     return MuonWithAdamW(muon, adamw)
+
+
+def rehearse_optimizer(args: TrainingArguments) -> None:
+    """Build optimizer and schedule of ``args`` on a throw-away weight, and take one step with both.
+
+    What cannot be built would otherwise end the run after its model was loaded.
+
+    Raises:
+        ValueError: names ``trainer.optim`` or ``trainer.lr_scheduler_type``, why it fails, and what to use.
+    """
+    # With enumerations as texts.
+    said = args.to_dict()
+    net: Any = nn.Linear(1, 1).to(args.device)
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(args, net)
+        if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+            raise TypeError("it needs settings that are not given here")
+        optimizer = kind(net.parameters(), **options)
+        net(torch.ones(1, 1, device=args.device)).backward()
+        optimizer.step()
+    except Exception as error:
+        raise ValueError(
+            f"trainer.optim={said['optim']} cannot be built ({_line(error)}): install what it needs, or use "
+            "trainer.optim=adamw_torch"
+        ) from error
+    schedule: str = said["lr_scheduler_type"]
+    given: dict[str, Any] = said["lr_scheduler_kwargs"] or {}
+    try:
+        if given and schedule in _PLAIN_SCHEDULES:
+            raise TypeError("it takes none of them")
+        steps = args.max_steps
+        scheduler = get_scheduler(schedule, optimizer, args.get_warmup_steps(steps), steps, given)
+        optimizer.step()  # in torch's order, or it warns
+        scheduler.step()
+    except Exception as error:
+        drop = ", ".join(f"'~trainer.lr_scheduler_kwargs.{key}'" for key in given)
+        remedy = f"take out what it does not know ({drop})" if given else "use another"
+        raise ValueError(
+            f"trainer.lr_scheduler_type={schedule} with trainer.lr_scheduler_kwargs={given} cannot be built "
+            f"({_line(error)}): {remedy}, or add what it needs ('+trainer.lr_scheduler_kwargs.KEY=VALUE')"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -11,7 +11,6 @@ import json
 import shutil
 import time
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +25,6 @@ _CLOCK_TOLERANCE_S = 5.0
 # Bytes per trained parameter: weights, float32 copy, two float32 moments.
 _TRAINED_BYTES = 4 + 4 + 4 + 4
 _FROZEN_BYTES = 4
-
-
-def require_optimizer(name: str) -> None:
-    """See that the library behind ``trainer.optim`` is installed.
-
-    Optimizers with states of 8 or 4 bits: adamw_bnb_8bit, paged_adamw_8bit, lion_8bit, ... (bitsandbytes, CUDA),
-    adamw_torch_8bit and adamw_torch_4bit (torchao).
-
-    Raises:
-        ValueError: it is not; says what to install.
-    """
-    library = None
-    if name in ("adamw_torch_8bit", "adamw_torch_4bit"):
-        library = "torchao"
-    elif "bnb" in name or name.endswith(("_8bit", "_32bit")):
-        library = "bitsandbytes"
-    if library is not None and find_spec(library) is None:
-        raise ValueError(
-            f"trainer.optim={name} needs {library}: pip install {library}, or use trainer.optim=adamw_torch"
-        )
 
 
 def check_ranks(cfg: StageConfig) -> str:

@@ -60,22 +60,27 @@ def _preference(number: int, better: int) -> dict[str, Any]:
         "response_1": "one",
         "response_2": "two",
         "overall_response": better,
-        "audio": audio_cell(f"p-{number}.flac"),
+        # As the project's own template for this set reads it.
+        "audio_path": audio_cell(f"p-{number}.flac"),
     }
 
 
 ALIGN_ANYTHING = Case(
     "align_anything",
     "train",
-    {"text-audio-to-text/train_30k.parquet": table_bytes([_preference(0, 2), _preference(1, 0), _preference(2, 1)])},
+    {
+        "text-audio-to-text/train_30k.parquet": table_bytes(
+            [*(_preference(i, better) for i, better in enumerate((2, 0, 1))), _preference(3, 1) | {"response_2": "one"}]
+        )
+    },
     {
         f"{number:08d}": (
             f"p-{number}.flac",
-            {"messages": _chat(f"<audio>What is {number}?"), "chosen": chosen, "rejected": rejected},
+            {"messages": _chat(f"<audio>What is {number}?"), "chosen": chosen, "rejected": rejected, "family": "human"},
         )
         for number, chosen, rejected in ((0, "two", "one"), (2, "one", "two"))
     },
-    {"no preference": 1},
+    {"no preference": 2},
 )
 
 HUGGINGFACE = Case(
@@ -268,4 +273,59 @@ LHOTSE_SHAR = Case(
     options={"path": ["shar"]},
 )
 
-CASES = [VOICE_ASSISTANT, ALIGN_ANYTHING, HUGGINGFACE, TABLE, JSONL, KALDI, LHOTSE_CUTS, LHOTSE_SHAR]
+
+def tar_bytes(members: dict[str, bytes]) -> bytes:
+    """A tar of these members, in their order."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, raw in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(raw)
+            tar.addfile(info, io.BytesIO(raw))
+    return buffer.getvalue()
+
+
+# Each shard counts its keys from 0, as many do.
+WEBDATASET = Case(
+    "webdataset",
+    "train",
+    {
+        "a-0.tar": tar_bytes(
+            {
+                "000.flac": tone("a.flac"),
+                "000.json": json.dumps({"text": ["a bell", "ringing"], "tag": ["bell"]}).encode(),
+                "000.cls": b"3\n",
+                "000.metadata.json": json.dumps({"scene": "church", "place": {"of": "Rome"}}).encode(),
+                "000.jpg": b"\xff\xd8\xff\xe0 no text",
+                "001.mp3": tone("b.mp3"),
+                "001.json": json.dumps({"text": ["one horn"]}).encode(),
+                "001.cls": b"4",
+                "001.metadata.json": json.dumps({"scene": "street"}).encode(),
+            }
+        ),
+        "a-1.tar": tar_bytes(
+            {
+                "000.wav": tone("c.wav"),
+                "000.json": json.dumps({"text": "rain"}).encode(),
+                "000.cls": b"5",
+                "000.metadata.json": b"{}",
+                "001.wav": tone("d.wav"),
+                "001.cls": b"5",
+                "002.json": b"{}",
+            }
+        ),
+    },
+    {
+        "a-0-000-1": ("a.flac", {"caption": "a bell", "label": "3", "scene": "church"}),
+        "a-0-000-2": ("a.flac", {"caption": "ringing", "label": "3", "scene": "church"}),
+        "a-0-001": ("b.mp3", {"caption": "one horn", "label": "4", "scene": "street"}),
+        "a-1-000": ("c.wav", {"caption": "rain", "label": "5"}),
+    },
+    {"bad record": 2},
+    options={
+        "columns": {"caption": "text", "label": "cls", "scene": "metadata.scene"},
+        "error_budget": 0.5,
+    },
+)
+
+CASES = [VOICE_ASSISTANT, ALIGN_ANYTHING, HUGGINGFACE, TABLE, JSONL, KALDI, LHOTSE_CUTS, LHOTSE_SHAR, WEBDATASET]

@@ -16,10 +16,11 @@ import pytest
 import soundfile
 
 from data_pipelines.clips.read_shards import read_shard
-from data_pipelines.importers import ImportConfig, import_corpus, main
+from data_pipelines.importers import ImportConfig, import_corpus
 from data_pipelines.importing.blocklist import Blocklist
 from data_pipelines.importing.catalogue import corpus_of
 from data_pipelines.importing.import_report import Report
+from qa_train.commands.command_table import run as command
 from qa_train.data.shards.index import load_index
 from tests.data_pipelines.corpora.foreign_cases import cut
 from tests.data_pipelines.corpora.made_up import SECONDS, Case, audio_cell, heard, table_bytes, tone, write_tree
@@ -309,11 +310,12 @@ def test_where_fields_and_limits(tmp_path: Path) -> None:
 
 
 def test_the_list_of_corpora_and_near_names(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--list"]) == 0
+    assert command("data import", ["--list"]) == 0
     shown = capsys.readouterr().out
     assert "librispeech: LibriSpeech" in shown
     assert "CC-BY-4.0" in shown
-    assert main([]) == 0
+    with pytest.raises(ValueError, match="give one CORPUS, path= and out=; found no corpus"):
+        command("data import", [])
     assert corpus_of("LibriSpeech").name == corpus_of("libri-speech").name == "librispeech"
     with pytest.raises(ValueError, match="did you mean common_voice"):
         corpus_of("comon_voise")

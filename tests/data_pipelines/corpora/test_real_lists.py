@@ -51,6 +51,24 @@ def test_slurp_keeps_every_line_with_its_entities(tmp_path: Path) -> None:
     assert of["audio-1434542201"]["intent"] == "qa_currency"
 
 
+def test_audioset_keeps_every_segment_and_label(tmp_path: Path) -> None:
+    lines = (REAL / "audioset_eval_segments.csv").read_text().splitlines()
+    rows = [line.split(", ", 3) for line in lines if not line.startswith(("#", "YTID"))]
+    (tmp_path / "eval_segments.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "class_labels_indices.csv").write_bytes((REAL / "audioset_class_labels_indices.csv").read_bytes())
+    (tmp_path / "eval").mkdir()
+    for video, *_ in rows[1:]:
+        (tmp_path / "eval" / f"{video}.flac").touch()
+    items, drops = read("audioset", "eval", tmp_path)
+    # Videos vanish: what is not there is counted as not obtained, names that begin with a dash included.
+    assert [(drop.name, drop.reason) for drop in drops] == [(rows[0][0], "audio not obtained")]
+    assert [item.name for item in items] == [video for video, *_ in rows[1:]]
+    with (REAL / "audioset_class_labels_indices.csv").open() as file:
+        names = {row["mid"]: row["display_name"] for row in csv.DictReader(file)}
+    for item, (_, _, _, mids) in zip(items, rows[1:], strict=True):
+        assert item.record["labels"] == [names[mid] for mid in mids.strip('"').split(",")]
+
+
 def covost(folder: Path) -> dict[str, str]:
     """CoVoST 2 en-de beside Common Voice 4, written by the options of get_covost_splits.py; clip -> translation."""
     draw = random.Random(7)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,16 +12,14 @@ from typing import Any
 from qa_train.config import PairsConfig
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.prompts import PromptBank
-from qa_train.eval.answers import Journal, Outcome, read_journal
+from qa_train.eval.answers import Journal, Limits, Outcome, answer, load_answerer, sha256_of
 from qa_train.eval.eval_sets import EvalSet, record_questions
 from qa_train.eval.questions import Question, part_text
 from qa_train.eval.ranks import Ranks, ranks_from_environment
-from qa_train.infer.generate import Decoding, Generator
+from qa_train.infer.generate import Decoding
 from qa_train.llm.client import Endpoint
 from qa_train.llm.judge import Judge
-from qa_train.model import load_answering_model
-from qa_train.model.stored.weights import weights_digest
-from qa_train.preferences.draw import askable, draw_answers
+from qa_train.preferences.draw import askable
 from qa_train.preferences.rank import ByJudge, ByLabel, ByWordErrors, Pair, Ranker, balanced, ranked
 from qa_train.utils.atomic import write_json
 from qa_train.utils.progress import progress
@@ -127,52 +123,33 @@ def _finished(out: Path) -> Path | None:
     return left[0] if left and not unfinished else None
 
 
-def _drawn(options: PairsConfig, questions: Sequence[Question], out: Path, ranks: Ranks) -> dict[int, Outcome]:
-    """The answers of all ranks and earlier tries, on rank 0."""
-    device = options.device
-    if device == "cuda" and "LOCAL_RANK" in os.environ:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    model, processor = load_answering_model(
-        options.checkpoint, device=device, verify=options.verify, allow_missing=options.allow_missing
+def _drawn(options: PairsConfig, questions: Sequence[Question], out: Path, ranks: Ranks) -> list[Outcome]:
+    """The answers of all ranks and earlier tries."""
+    limits = Limits(options.batch_size, 32768)
+    generator, weights = load_answerer(
+        options.checkpoint, limits, options.device, verify=options.verify, allow_missing=options.allow_missing
     )
-    generator = Generator(model, processor, batch_size=options.batch_size, token_budget=32768)
     decoding = Decoding(max_new_tokens=options.max_new_tokens, temperature=options.temperature, seed=options.seed)
     asked = [[q.sample.key, part_text(q.sample.messages[-1]), q.references] for q in questions]
-    identity = {
-        "weights": weights_digest(model), "questions": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
-        "samples": options.samples, "batch_size": options.batch_size, "decoding": asdict(decoding),
-    }  # fmt: skip
-    known = _known(out, identity)
-    ranks.meet()
-    journal = Journal(out / f"answers-{ranks.rank}.jsonl", identity)
-    before = len(known) // options.samples
-    with progress(
-        total=len(questions), initial=before, desc="questions", unit="questions", disable=ranks.rank > 0
-    ) as bar:
-
-        def keep(new: dict[int, Outcome]) -> None:
-            journal.add(new)
-            # The other ranks are about as far.
-            bar.update(min(len(new) // options.samples * ranks.world, len(questions) - bar.n))
-
-        drawn = draw_answers(generator, questions, options.samples, decoding, known=known, ranks=ranks, keep=keep)
-    ranks.meet()
-    return drawn if ranks.world == 1 else _known(out, identity, failed=True)
-
-
-def _known(out: Path, identity: dict[str, Any], *, failed: bool = False) -> dict[int, Outcome]:
-    """Answers on disk, by whichever ranks gave them; and, if asked for, those that failed."""
-    found: dict[int, Outcome] = {}
-    for path in sorted(out.glob("answers-*.jsonl")):
-        for place, outcome in read_journal(path, identity).items():
-            if outcome.error is None or (failed and place not in found):
-                found[place] = outcome
-    return found
+    identity = weights | {
+        "questions": sha256_of(asked),
+        "samples": options.samples,
+        "limits": asdict(limits),
+        "decoding": asdict(decoding),
+    }
+    journal = Journal(out, "answers", identity, ranks)
+    with progress(total=len(questions), desc="questions", unit="questions", disable=ranks.rank > 0) as bar:
+        return answer(
+            questions, generator, decoding, samples=options.samples, limits=limits, ranks=ranks, journal=journal,
+            on_progress=bar.update,
+        )  # fmt: skip
 
 
 def _ranker(options: PairsConfig) -> Ranker:
+    if options.choose_transcript and options.by != "wer":
+        raise ValueError(f"pairs: choose_transcript=true needs by=wer; by is {options.by}")
     if options.by == "wer":
-        return ByWordErrors(options.margin)
+        return ByWordErrors(options.margin, options.choose_transcript)
     if options.by == "label":
         return ByLabel()
     if options.by != "judge":

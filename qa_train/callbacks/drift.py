@@ -1,0 +1,54 @@
+"""The rule of ``evaluation.stop``: has a set moved too far from the first evaluation of the run?
+
+Training on one aim can cost another: a reward is bought with longer answers or with speech that is heard less well, a
+narrow mixture forgets what it leaves out. A set that the run does not train on shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qa_train.config import StopConfig
+from qa_train.eval.answers import Outcome
+from qa_train.eval.questions import Question
+from qa_train.eval.scores.normalise import transcript_words
+from qa_train.eval.scores.task_metrics import LOWER_IS_BETTER
+
+
+def check_rule(name: str, rule: StopConfig, metric: str) -> None:
+    """ValueError for a limit on the side where the set's metric gets better."""
+    wrong, right = ("fall", "rise") if metric in LOWER_IS_BETTER else ("rise", "fall")
+    if getattr(rule, wrong) is not None:
+        better = "lower" if metric in LOWER_IS_BETTER else "higher"
+        raise ValueError(f"evaluation.stop.{name}.{wrong}: {metric} is better when it is {better}; use {right}")
+
+
+def mean_words(questions: Sequence[Question], outcomes: Sequence[Outcome]) -> float:
+    """Words of an answer (characters of Chinese and Japanese), tags and punctuation not counted."""
+    said = [len(transcript_words(o.text, q.language)) for q, o in zip(questions, outcomes, strict=True)]
+    return round(sum(said) / len(said), 2)
+
+
+def drifted(name: str, rule: StopConfig, start: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What of a set lies beyond its rule; None when nothing does.
+
+    ``start`` and ``now`` are records of metrics.jsonl: ``eval/NAME`` (points), and ``evaluation`` with ``words``.
+    """
+    before, after = start[f"eval/{name}"], now[f"eval/{name}"]
+    for key, moved in (("rise", after - before), ("fall", before - after)):
+        limit = getattr(rule, key)
+        if limit is not None and moved > limit:
+            verb = "rose" if key == "rise" else "fell"
+            return (
+                f"{name} {verb} by {moved:.1f} points, from {before:.1f} to {after:.1f} "
+                f"(evaluation.stop.{name}.{key}: {limit:g})"
+            )
+    if rule.length_ratio is not None:
+        words, first = now["evaluation"][name]["words"], start["evaluation"][name]["words"]
+        if not first / rule.length_ratio <= words <= first * rule.length_ratio:
+            return (
+                f"{name} has answers of {words:.1f} words instead of {first:.1f} "
+                f"(evaluation.stop.{name}.length_ratio: {rule.length_ratio:g})"
+            )
+    return None

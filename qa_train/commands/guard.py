@@ -1,0 +1,111 @@
+"""How a command ends: wrong use and bad input are one clear line, anything else shows its trace."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import logging
+import os
+import select
+import sys
+from collections.abc import Callable
+
+from qa_train.config.stages import STAGES
+
+# What a person can mend: paths, rights and room.
+_FILE_ERRORS = {
+    getattr(errno, name) for name in "ENOENT ENOTDIR EISDIR EEXIST ENOTEMPTY EACCES EPERM EROFS ENOSPC EDQUOT".split()
+}
+
+
+def guarded(name: str, command: Callable[[], int]) -> int:
+    """The exit code of a command; what a person can put right is one line on stderr and code 2.
+
+    141, as a shell reports it, when nobody reads stdout any more (``| head``).
+    """
+    try:
+        code = command()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        if name in STAGES:
+            print(f"qa-train {name}: ended, because nobody reads its output any more", file=sys.stderr)
+        return 141
+    except ValueError as error:
+        return refused(name, str(error))
+    except KeyboardInterrupt:
+        print(f"qa-train {name}: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        from qa_train.config.nearest import explain
+        from qa_train.data.shards.remote import RemoteError
+
+        if isinstance(error, RemoteError):
+            return refused(name, str(error))
+        # A full disk in the middle of a training is no wrong use: its trace and code stay.
+        of_files = isinstance(error, FileNotFoundError | PermissionError) or name not in STAGES
+        # Hydra's errors first: some of them are OSErrors, too.
+        line = explain(error)
+        if line is None and isinstance(error, OSError) and of_files:
+            line = _about_files(error)
+        if line is None:
+            raise
+        return refused(name, line)
+
+
+def refused(name: str, line: str) -> int:
+    """Say why a command was not done, its name once; 2."""
+    from qa_train.utils.masking import masked
+
+    named = name and line.startswith((f"{name}: ", f"{name} "))
+    line = f"qa-train {line}" if named else f"qa-train{' ' * bool(name)}{name}: {line}"
+    print(masked(line), file=sys.stderr)
+    return 2
+
+
+def _about_files(error: OSError) -> str | None:
+    """One line about a path that is not there, is no folder, may not be written ...; None for another error."""
+    if error.errno is None or error.filename is None:
+        return str(error) if isinstance(error, FileNotFoundError | PermissionError) else None
+    if error.errno not in _FILE_ERRORS:
+        return None
+    hint = "; free some, or choose another place" if error.errno == errno.ENOSPC else ""
+    return f"{error.filename}: {(error.strerror or '').lower()}{hint}"
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads stdout any more, as in ``| head``; what is left to say then goes nowhere."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
+
+def show_warnings() -> None:
+    """Warnings and errors of every library go to stderr."""
+    from qa_train.utils.masking import MaskingFormatter, mask_errors
+
+    mask_errors()
+    handler = logging.StreamHandler()
+    handler.setFormatter(MaskingFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("qa_train") and isinstance(logger, logging.Logger):
+            logger.disabled = False
+
+
+def leave_the_group() -> None:
+    """Join the threads of torch's process group while Python still runs.
+
+    A gloo thread that lets go of its last tensors while Python shuts down asks for a lock that is gone, and the
+    process ends with SIGABRT although all was done. A trainer that is left in a circle of references still holds the
+    group, hence the collection.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+        gc.collect()

@@ -1,0 +1,117 @@
+"""Checks of ``dpo.*``: losses of TRL and what each of them reads, and the reference."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+from qa_train.config.sections import AugmentConfig, DpoConfig, StageConfig
+
+LOSSES = (
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+)  # fmt: skip
+_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+# Losses of the difference between chosen and rejected, in which the divergence's constant cancels.
+_OF_DIFFERENCE = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
+_SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}
+# Losses whose values are not one a pair.
+_NOT_BY_PAIR = {"aot", "aot_unpaired", "sft"}
+
+
+def check_preferences(cfg: StageConfig) -> None:
+    """Options of ``dpo.*`` that are out of range, contradict each other, or would be ignored.
+
+    Raises:
+        ValueError: the first one found, with the key to change.
+    """
+    _check_losses(cfg.dpo)
+    _check_ranges(cfg.dpo)
+    _check_reference(cfg)
+    _check_sync(cfg)
+
+
+def _check_losses(dpo: DpoConfig) -> None:
+    losses = dpo.loss_type
+    if unknown := [name for name in losses if name not in LOSSES] or ([""] if not losses else []):
+        near = get_close_matches(unknown[0], LOSSES, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"dpo.loss_type={losses}: {hint}use a list of {', '.join(LOSSES)}")
+    weights = dpo.loss_weights
+    if weights is not None and (len(weights) != len(losses) or not all(0 <= w < float("inf") for w in weights)):
+        raise ValueError(f"dpo.loss_weights={weights} for {losses}: give one weight of 0 or more for each")
+    if weights is not None and not any(weights):
+        raise ValueError(f"dpo.loss_weights={weights}: nothing would be learned; give one of them more than 0")
+    smoothed = [name for name in losses if name in _SMOOTHED]
+    if not 0 <= dpo.label_smoothing < 0.5:
+        raise ValueError(f"dpo.label_smoothing is {dpo.label_smoothing}: use 0 or more, below 0.5")
+    if dpo.label_smoothing and not smoothed:
+        raise ValueError(
+            f"dpo.label_smoothing={dpo.label_smoothing} has no effect on dpo.loss_type={losses}: set it to 0, or use "
+            f"{', '.join(sorted(_SMOOTHED))}"
+        )
+    if "exo_pair" in smoothed and not dpo.label_smoothing:
+        raise ValueError("dpo.loss_type=exo_pair needs dpo.label_smoothing above 0, e.g. 0.001")
+    if dpo.use_weighting and (apart := sorted({*losses} & _NOT_BY_PAIR)):
+        raise ValueError(
+            f"dpo.use_weighting weighs single pairs, which {apart[0]} does not keep apart: set it to false, or use "
+            "another dpo.loss_type"
+        )
+    if dpo.f_divergence_type not in _DIVERGENCES:
+        raise ValueError(f"dpo.f_divergence_type is {dpo.f_divergence_type!r}: use {', '.join(_DIVERGENCES)}")
+    if dpo.f_divergence_type != "reverse_kl" and (other := sorted({*losses} - _OF_DIFFERENCE)):
+        raise ValueError(
+            f"dpo.f_divergence_type={dpo.f_divergence_type} is not defined for {other[0]}: use reverse_kl, or "
+            f"{', '.join(sorted(_OF_DIFFERENCE))}"
+        )
+
+
+def _check_ranges(dpo: DpoConfig) -> None:
+    if not 0 < dpo.beta < float("inf"):
+        raise ValueError(f"dpo.beta is {dpo.beta}: use a number above 0, e.g. 0.1")
+    if dpo.ld_alpha is not None and not 0 <= dpo.ld_alpha <= 1:
+        raise ValueError(f"dpo.ld_alpha is {dpo.ld_alpha}: use a weight between 0 and 1, or null")
+    if not 0 < dpo.discopop_tau < float("inf"):
+        raise ValueError(f"dpo.discopop_tau is {dpo.discopop_tau}: use a number above 0, e.g. 0.05")
+    unset = DpoConfig()
+    # (option, what must be so for it to be read)
+    needs = {
+        "discopop_tau": ("discopop" in dpo.loss_type, "dpo.loss_type=[discopop]"),
+        "f_alpha_divergence_coef": (
+            dpo.f_divergence_type == "alpha_divergence", "dpo.f_divergence_type=alpha_divergence",
+        ),
+        "ref_model_mixup_alpha": (dpo.sync_ref_model, "dpo.sync_ref_model=true"),
+        "ref_model_sync_steps": (dpo.sync_ref_model, "dpo.sync_ref_model=true"),
+    }  # fmt: skip
+    for name, (used, what) in needs.items():
+        if not used and getattr(dpo, name) != getattr(unset, name):
+            raise ValueError(f"dpo.{name}={getattr(dpo, name)} has no effect without {what}: remove it")
+
+
+def _check_sync(cfg: StageConfig) -> None:
+    """A reference that moves is a whole second model, which lies in the checkpoints."""
+    dpo = cfg.dpo
+    if not dpo.sync_ref_model:
+        return
+    if dpo.reference != "live" or cfg.model.lora.parts or cfg.deepspeed.config:
+        raise ValueError(
+            "dpo.sync_ref_model moves a whole second model: it needs dpo.reference=live, no model.lora and "
+            "deepspeed=none"
+        )
+    if not 0 < dpo.ref_model_mixup_alpha <= 1 or dpo.ref_model_sync_steps < 1:
+        raise ValueError(
+            f"dpo.ref_model_mixup_alpha={dpo.ref_model_mixup_alpha} "
+            f"dpo.ref_model_sync_steps={dpo.ref_model_sync_steps}: use a share above 0 and up to 1, and 1 step or more"
+        )
+
+
+def _check_reference(cfg: StageConfig) -> None:
+    """A reference that is computed once holds only for pairs that stay as they are."""
+    if cfg.dpo.reference not in ("live", "precomputed"):
+        raise ValueError(f"dpo.reference is {cfg.dpo.reference!r}: use live or precomputed")
+    if cfg.dpo.reference == "live":
+        return
+    if cfg.data.augment != AugmentConfig() or cfg.data.time_mask:
+        raise ValueError(
+            "dpo.reference=precomputed holds for clips that stay as they are: leave data.augment and data.time_mask "
+            "out, or use dpo.reference=live"
+        )

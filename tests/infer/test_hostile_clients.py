@@ -1,0 +1,300 @@
+"""The server against clients that do not mean well: idle, slow, gone, and with clips that are long to decode."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import resource
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+uvicorn = pytest.importorskip("uvicorn")
+
+from qa_train.config import ServeConfig  # noqa: E402
+from qa_train.infer import connections, server  # noqa: E402
+from qa_train.infer.generate import Answer  # noqa: E402
+from qa_train.infer.protocol import ApiError, Limits, parse  # noqa: E402
+from qa_train.infer.server import Service, application  # noqa: E402
+
+
+class Parrot:
+    """A generator that answers at once."""
+
+    def stream_rows(self, rows: Any, decoding: Any) -> list[Answer]:
+        return [Answer("yes", False, 0.0) for _ in rows]
+
+
+def service(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Service:
+    monkeypatch.setattr(server, "count_tokens", lambda *given: 10)
+    return Service({"m": Parrot()}, ServeConfig(checkpoint="x", **options))  # type: ignore[dict-item]
+
+
+@contextmanager
+def running(made: Service) -> Iterator[int]:
+    """The port of a server in a thread of this process."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        application(made), http=connections.Connection, log_level="warning", timeout_graceful_shutdown=1
+    )
+    serving = uvicorn.Server(config)
+    thread = threading.Thread(target=serving.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        serving.should_exit = True
+        thread.join(20)
+
+
+def body(*parts: Any, **more: Any) -> bytes:
+    content = [{"type": "text", "text": p} if isinstance(p, str) else p for p in parts]
+    return json.dumps({"model": "m", "messages": [{"role": "user", "content": content}], **more}).encode()
+
+
+def flac(seconds: float, rate: int = 16_000, channels: int = 1) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.zeros((int(seconds * rate), channels), np.int16), rate, format="FLAC")
+    return {
+        "type": "input_audio",
+        "input_audio": {"data": base64.b64encode(buffer.getvalue()).decode(), "format": "flac"},
+    }
+
+
+def head(length: int) -> bytes:
+    return (f"POST {server.CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {length}\r\n\r\n").encode()  # fmt: skip
+
+
+def connect(port: int, source: str = "127.0.0.1") -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=20, source_address=(source, 0))
+
+
+def ask(port: int, sent: bytes, source: str = "127.0.0.1") -> tuple[int, bytes]:
+    with connect(port, source) as client:
+        client.sendall(head(len(sent)) + sent)
+        answer = b""
+        while not answer.endswith(b"}") and (part := client.recv(65536)):
+            answer += part
+        return int(answer.split()[1]), answer
+
+
+def test_200_idle_connections_with_128_files(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The oldest make room: a good client is answered while they all stay."""
+    monkeypatch.setattr(connections.Connection, "limit", 40)
+    with running(service(monkeypatch)) as port:
+        idle = [connect(port, f"127.0.0.{2 + n % 8}") for n in range(200)]
+        started = time.monotonic()
+        assert ask(port, body("hello"))[0] == 200
+        assert time.monotonic() - started < 5
+        # The others were ended, the last ones are kept.
+        ended = sum(_is_ended(client) for client in idle)
+        assert ended >= 160
+        for client in idle:
+            client.close()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def _is_ended(client: socket.socket) -> bool:
+    client.settimeout(0.01)
+    try:
+        return client.recv(1) == b""
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def test_the_limit_of_connections_leaves_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    for allowed, least, most in ((128, 8, 96), (1 << 20, 1024, 1024), (10, 8, 8)):
+        monkeypatch.setattr(resource, "getrlimit", lambda kind, n=allowed: (n, n))
+        assert least <= connections.connection_limit() <= most
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "])
+def test_headers_that_do_not_come_end_the_connection(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEADERS_S", 0.5)
+    with running(service(monkeypatch)) as port, connect(port) as client:
+        client.sendall(sent)
+        started = time.monotonic()
+        with _either():
+            while client.recv(4096):
+                pass
+        assert 0.3 < time.monotonic() - started < 5
+
+
+def test_a_second_request_has_as_much_time_as_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEADERS_S", 0.5)
+    with running(service(monkeypatch)) as port, connect(port) as client:
+        for _ in range(2):
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b"}"):
+                answer += client.recv(4096)
+            assert answer.startswith(b"HTTP/1.1 200")
+        client.sendall(b"GET /heal")
+        with _either():
+            while client.recv(4096):
+                pass
+
+
+@contextmanager
+def _either() -> Iterator[None]:
+    """The end of a connection, orderly or not."""
+    with suppress(ConnectionError):
+        yield
+
+
+def test_slow_bodies_hold_their_own_share_and_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_BODY_FIRST_S", 1.5)
+    made = service(monkeypatch)
+    with running(made) as port:
+        slow = [connect(port, "127.0.0.2") for _ in range(32)]
+        for client in slow:
+            client.sendall(head(100_000) + b"{")
+        time.sleep(0.3)
+        assert made.active["127.0.0.2"] == 16
+        started = time.monotonic()
+        assert ask(port, body("hello"))[0] == 200
+        assert ask(port, body("hello"), "127.0.0.2")[0] == 429
+        assert time.monotonic() - started < 1
+        answers = [client.recv(4096) for client in slow]
+        assert sum(b"408" in answer.split(b"\r\n")[0] for answer in answers) == 16
+        assert time.monotonic() - started < 6
+        assert ask(port, body("hello"), "127.0.0.2")[0] == 200
+        for client in slow:
+            client.close()
+        _until(lambda: made.active.total() == 0)
+
+
+def test_clients_that_leave_while_they_upload_write_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = service(monkeypatch)
+    with running(made) as port:
+        for _ in range(8):
+            with connect(port, "127.0.0.2") as client:
+                client.sendall(head(100_000) + b"{")
+                time.sleep(0.02)
+        assert ask(port, body("hello"))[0] == 200
+        _until(lambda: made.active.total() == 0)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def _until(found: Any, seconds: float = 10.0) -> None:
+    until = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_an_error_is_one_line_of_the_log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    made = service(monkeypatch)
+    monkeypatch.setattr(server, "count_tokens", lambda *given: 1 // 0)
+    with running(made) as port:
+        assert ask(port, body("hello"))[0] == 500
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "ZeroDivisionError" in record.getMessage()
+    assert "\n" not in caplog.handler.format(record)
+
+
+def test_a_decoding_ends_with_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def endless(sent: bytes, limits: Any, models: Any, template: str, given_up: Any) -> Any:
+        if b"bomb" not in sent:
+            return parse(sent, limits, models, template, given_up)
+        begun.set()
+        while not given_up():
+            time.sleep(0.01)
+        ended.set()
+        raise ApiError(400, "given up")
+
+    made = service(monkeypatch)
+    monkeypatch.setattr(server, "parse", endless)
+    with running(made) as port:
+        client = connect(port, "127.0.0.2")
+        sent = body("bomb")
+        client.sendall(head(len(sent)) + sent)
+        assert begun.wait(10)
+        # One of two decoders is left.
+        assert ask(port, body("hello"))[0] == 200
+        client.close()
+        assert ended.wait(10)
+        _until(lambda: made.active.total() == 0)
+
+
+def test_a_decoding_has_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless(sent: bytes, limits: Any, models: Any, template: str, given_up: Any) -> Any:
+        while not given_up():
+            time.sleep(0.01)
+        raise ApiError(400, "given up")
+
+    monkeypatch.setattr(server, "parse", endless)
+    with running(service(monkeypatch, decode_timeout_s=0.2)) as port:
+        status, answer = ask(port, body("hello"))
+    assert status == 503
+    assert b"not decoded in 0.2 s" in answer
+
+
+# (what, clips): more work than their bytes tell.
+BOMBS: list[tuple[str, list[dict[str, Any]]]] = [
+    ("8 channels at 192 kHz", [flac(1, 192_000, 8)]),
+    ("8 channels at 96 kHz", [flac(1, 96_000, 8)]),
+    ("3 channels at 192 kHz", [flac(1, 192_000, 3)]),
+    ("longer than a clip may be", [flac(121)]),
+    ("longer together", [flac(100)] * 4),
+    ("many of a minute", [flac(60)] * 6),
+]
+
+
+@pytest.mark.parametrize(("name", "clips"), BOMBS, ids=[name for name, _ in BOMBS])
+def test_decode_bombs_are_refused_before_they_are_decoded(name: str, clips: list[dict[str, Any]]) -> None:
+    started = time.process_time()
+    with pytest.raises(ApiError) as caught:
+        parse(body(*clips), Limits(), ["m"])
+    assert caught.value.status == 400
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 5e-324, 1e-30, 1e-5, 9.9e-5])
+def test_a_temperature_next_to_nothing_is_refused(temperature: float) -> None:
+    with pytest.raises(ApiError, match=r"expected 0, or 0\.0001 to 2"):
+        parse(body("hello", temperature=temperature), Limits(), ["m"])
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-4, 1, 2.0])
+def test_other_temperatures_are_taken(temperature: float) -> None:
+    assert parse(body("hello", temperature=temperature), Limits(), ["m"]).temperature == temperature
+
+
+LONG = "x" * (1 << 20)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        json.dumps({"model": LONG}).encode(),
+        json.dumps({"model": ["x"] * 100_000}).encode(),
+        json.dumps({"model": "m", LONG: 1}).encode(),
+        body("hello", seed=LONG),
+        body("hello", temperature=LONG),
+        body("hello", tools=[LONG]),
+        body("hello", max_tokens=LONG),
+        body({"type": LONG}),
+        json.dumps({"model": "m", "messages": [{"role": LONG, "content": "a"}]}).encode(),
+    ],
+)
+def test_what_a_client_sends_is_not_echoed_whole(sent: bytes) -> None:
+    with pytest.raises(ApiError) as caught:
+        parse(sent, Limits(), ["m"])
+    assert len(json.dumps(caught.value.body())) < 2000
