@@ -128,7 +128,9 @@ class Quickstart:
         if code == 75:
             sys.exit("quickstart: stopped by a signal; the same command continues")
         if code:
-            sys.exit(f"quickstart: qa-train {words[0]} failed with code {code}; mend the cause and start again")
+            sys.exit(
+                f"quickstart: qa-train {words[0]} failed with code {code}; remove the cause and run the same command again"
+            )
 
     def train(self, stage: str) -> None:
         """One stage with its quickstart experiment."""
@@ -180,7 +182,7 @@ def evaluation_sets(data: Path) -> list[Any]:
 
 
 def side_sets() -> list[Any]:
-    """Measured once, at the end: no target hangs on them."""
+    """Measured once, at the end: no target depends on them."""
     from qa_train.eval.eval_sets import EvalSet
 
     speech = [str(starter_dir() / "speech-test.tar")]

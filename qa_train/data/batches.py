@@ -63,7 +63,7 @@ class Batches:
         Audio is ``input_features`` [M, F] with ``feature_lengths`` [S] (real frames per segment,
         tails not counted), or ``audio_states`` [T, D] when an encoder cache is open, or absent
         when the batch holds none. ``row_weights`` [B] is there if a source has another loss_weight
-        than 1. Bad clips leave their sample out; a batch of which nothing is left is one padding
+        than 1. Bad clips leave their sample out; an empty batch becomes one padding
         token without a label.
         """
         return self.build_named(k)[0]

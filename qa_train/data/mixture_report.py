@@ -1,4 +1,4 @@
-"""What a plan comes to: samples, hours, tokens and epochs by source and task, fill, and balance over ranks."""
+"""The effective mixture of a plan: samples, hours, tokens and epochs by source and task, fill, and balance over ranks."""
 
 from __future__ import annotations
 

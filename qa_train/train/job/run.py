@@ -5,7 +5,7 @@
     RUN/config.yaml          resolved configuration; what came from the environment as its reference, no secrets
     RUN/environment.json     command, versions, git commit, host facts of every start
     RUN/data.txt             the sources of the newest start: samples, hours, share, what is left out and why
-    RUN/mixture.json         the same for programs
+    RUN/mixture.json         the same, machine-readable
     RUN/metrics.jsonl        one JSON object per optimizer step
     RUN/checkpoints/         checkpoint-N/, complete when manifest.json is there
     RUN/finished.json        written when the last step is saved
@@ -142,7 +142,7 @@ class RunFolder:
         resume = checkpoints.newest_complete(self.checkpoints, states.fault)
         if resume is None:
             self._refuse_to_lose_a_run()
-        # A start that never saved anything binds nobody: its settings may be what had to be mended.
+        # Until the first checkpoint settings may change: they may be what had to be corrected.
         bound = resume is not None or self.finished_steps() is not None
         if bound and previous.is_file() and not self._cfg.run.allow_config_change:
             self._compare(yaml.safe_load(previous.read_text()))
