@@ -93,9 +93,7 @@ def check_deepspeed(cfg: StageConfig) -> None:
         if name in _DECIDED:
             raise ValueError(f"deepspeed.config.{name} has no effect or contradicts: use {_DECIDED[name]}")
         if name not in _KNOWN:
-            raise ValueError(
-                f"deepspeed.config.{name} has no effect on this training: remove it, or correct its spelling"
-            )
+            raise ValueError(f"deepspeed.config.{name} has no effect here: remove it, or correct its spelling")
     same = {"gradient_clipping": ("max_grad_norm", cfg.trainer.max_grad_norm)}
     for name in _AUTO:
         value = config.get(name, "auto")

@@ -1,4 +1,4 @@
-"""The effective mixture of a plan: samples, hours, tokens and epochs by source and task, fill, and balance over ranks."""
+"""The effective mixture of a plan: samples, hours, tokens, epochs by source and task; fill; balance over ranks."""
 
 from __future__ import annotations
 
