@@ -128,9 +128,7 @@ class Quickstart:
         if code == 75:
             sys.exit("quickstart: stopped by a signal; the same command continues")
         if code:
-            sys.exit(
-                f"quickstart: qa-train {words[0]} failed with code {code}; remove the cause and run the same command again"
-            )
+            sys.exit(f"quickstart: qa-train {words[0]} failed with code {code}; remove the cause and start it again")
 
     def train(self, stage: str) -> None:
         """One stage with its quickstart experiment."""

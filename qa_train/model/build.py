@@ -233,7 +233,8 @@ def _base_of(folder: Path) -> tuple[ModelConfig, int, str | None]:
     while has_adapters(here):
         if Path(here).resolve() in seen or len(seen) == _MOST_ADAPTERS:
             raise ValueError(
-                f"{folder} holds adapters whose base is again these adapters (or too many lie on one another): correct base.json"
+                f"{folder}: the base of these adapters is again these adapters, or more than {_MOST_ADAPTERS} lie on "
+                "one another: correct base.json"
             )
         seen.append(Path(here).resolve())
         place = read_base(here)[0].checkpoint
