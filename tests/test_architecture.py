@@ -86,6 +86,9 @@ OWNERS = {
     "hydra": {"qa_train/config/compose.py", "qa_train/commands/train_stage.py"},
     "av": {"qa_train/data/audio/media.py"},
     "deepspeed": {"qa_train/train/job/distributed.py"},
+    "tenacity": {"qa_train/utils/retry.py"},
+    # One search for the nearest name.
+    "difflib": {"qa_train/utils/closest.py"},
 }
 
 
