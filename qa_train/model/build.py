@@ -21,9 +21,11 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from qa_train.config import ModelConfig
 from qa_train.data.audio.front_end import FRONT_END
+from qa_train.model.encoders.whisper import EncoderSource, open_encoder
+from qa_train.model.language_model import LanguageModelSource, open_llm
+from qa_train.model.layers.parts import model_name, module_of
 from qa_train.model.lora import apply_adapters, has_adapters, merge_adapters, place_adapters, read_base
 from qa_train.model.precision import compute_dtype
-from qa_train.model.pretrained import EncoderSource, LanguageModelSource, open_encoder, open_llm
 from qa_train.model.stored.loading import (
     check_sizes,
     on_meta,
@@ -34,7 +36,7 @@ from qa_train.model.stored.loading import (
     read_tokenizer,
 )
 from qa_train.model.stored.sharded import made_once, shards_weights, whole_weights
-from qa_train.model.stored.weights import ADAPTER, adapter_state, check_finite, freeze, match, model_name, weight_files
+from qa_train.model.stored.weights import ADAPTER, adapter_state, check_finite, freeze, match, weight_files
 from qa_train.model.tokenizers import AUDIO, END_OF_TEXT, TURN_END, load_tokenizer, token_id
 from qa_train.model.unpadded import UnpaddedQwen2AudioForConditionalGeneration
 from qa_train.utils.allocator import keep_freed_memory
@@ -94,7 +96,7 @@ def _assemble(cfg: ModelConfig, dtype: torch.dtype, *, seed: int, meta: bool) ->
         torch.manual_seed(seed)
         model = Model._from_config(config, dtype=dtype)
     if not meta:
-        encoder.fill(model.model.audio_tower)
+        encoder.fill(module_of(model, "encoder"))
         _fill_llm(model, llm, tokenizer)
     model.generation_config = _generation_config(tokenizer)
     freeze(model, cfg.freeze)
@@ -350,7 +352,7 @@ def _fill_llm(model: Model, llm: LanguageModelSource, tokenizer: PreTrainedToken
         return
     new = [token_id(tokenizer, token) for token in llm.new_tokens]
     embedding = _extended(llm.body["embed_tokens.weight"], new, model.lm_head.out_features)
-    model.model.language_model.load_state_dict({**llm.body, "embed_tokens.weight": embedding})
+    module_of(model, "llm").load_state_dict({**llm.body, "embed_tokens.weight": embedding})
     with torch.no_grad():
         model.lm_head.weight.copy_(_extended(llm.head, new, len(embedding)))
 

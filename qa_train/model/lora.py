@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from qa_train.config import EncoderConfig, LanguageModelConfig, LoraSettings, ModelConfig
+from qa_train.model.layers.parts import LAYERS, PROJECTOR_MODULE
 from qa_train.model.stored.loading import read_json, short
 from qa_train.model.stored.weights import adapter_state, check_finite, load_weights, weights_digest
 
@@ -30,11 +31,8 @@ logger = logging.getLogger(__name__)
 _ADAPTER = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"
 _BASE = "base.json"
-# The repeated layers of a part; its convolutions, embeddings and head get no adapters.
-_LAYERS = {"encoder": "model.audio_tower.layers.", "llm": "model.language_model.layers."}
-_PROJECTOR = "multi_modal_projector"
 # The patterns that `_targets` makes: layers of a part, and names of the linear layers in them.
-_TARGET = rf"\(\?:(?:{'|'.join(re.escape(re.escape(prefix)) for prefix in _LAYERS.values())})\.\*\\\.\(\?:[\w|]+\)\)"
+_TARGET = rf"\(\?:(?:{'|'.join(re.escape(re.escape(prefix)) for prefix in LAYERS.values())})\.\*\\\.\(\?:[\w|]+\)\)"
 _TARGETS = re.compile(rf"{_TARGET}(?:\|{_TARGET})?")
 _MOST_RANK, _MOST_ALPHA = 4096, 1 << 20
 # Fields of the stored configuration that a run sets, or that change nothing.
@@ -73,7 +71,7 @@ def plan_adapters(model: nn.Module, cfg: ModelConfig, *, seed: int) -> Adapters 
         lora_alpha=cfg.lora.alpha,
         lora_dropout=cfg.lora.dropout,
         target_modules=_targets(model, cfg.lora),
-        modules_to_save=None if "projector" in cfg.freeze else [_PROJECTOR],
+        modules_to_save=None if "projector" in cfg.freeze else [PROJECTOR_MODULE],
         bias="none",
     )
     # Empty tensors are weights that ZeRO-3 has cut; their digest would say nothing.
@@ -177,7 +175,7 @@ def _read_config(path: Path) -> LoraConfig:
         wrong.append("r")
     if not isinstance(targets, str) or not _TARGETS.fullmatch(targets):
         wrong.append("target_modules")
-    if saved not in (None, [_PROJECTOR]):
+    if saved not in (None, [PROJECTOR_MODULE]):
         wrong.append("modules_to_save")
     if wrong:
         name = wrong[0]
@@ -194,10 +192,10 @@ def merge_adapters(model: Any) -> Any:
 
 
 def _targets(model: nn.Module, lora: LoraSettings) -> str:
-    """A regular expression for the full names of the linear layers that get adapters."""
+    """A regular expression for the full names of the linear layers that get adapters: those of the repeated layers."""
     patterns = []
     for part in lora.parts:
-        prefix = _LAYERS[part]
+        prefix = LAYERS[part]
         inside = [(name, module) for name, module in model.named_modules() if name.startswith(prefix)]
         names = {name.rpartition(".")[2] for name, module in inside if isinstance(module, nn.Linear)}
         wanted = names if lora.target_modules is None else names & set(lora.target_modules)

@@ -10,14 +10,7 @@ from typing import Any
 
 from qa_train.config import ModelConfig
 from qa_train.model.flops import Shapes
-
-_LAYERS = {"encoder": "model.audio_tower.layers.", "llm": "model.language_model.layers."}
-_PARTS = (
-    ("model.audio_tower.", "encoder"),
-    ("model.multi_modal_projector.", "projector"),
-    ("model.language_model.embed_tokens.", "embedding"),
-    ("lm_head.", "head"),
-)
+from qa_train.model.layers.parts import EMBEDDING, HEAD, LAYERS, part_of
 
 
 @dataclass(frozen=True)
@@ -63,7 +56,7 @@ def measure(cfg: ModelConfig) -> Sizes:
         wanted = cfg.lora.target_modules
         for name, module in model.named_modules():
             is_target = wanted is None or name.rpartition(".")[2] in wanted
-            if name.startswith(_LAYERS[part]) and isinstance(module, nn.Linear) and is_target:
+            if name.startswith(LAYERS[part]) and isinstance(module, nn.Linear) and is_target:
                 total["adapters"] += cfg.lora.r * (module.in_features + module.out_features)
     trained["adapters"] = total["adapters"]
     if cfg.lora.parts and trained["projector"]:
@@ -74,7 +67,10 @@ def measure(cfg: ModelConfig) -> Sizes:
 
 
 def _part(name: str) -> str:
-    return next((part for prefix, part in _PARTS if name.startswith(prefix)), "llm layers")
+    if name.startswith((EMBEDDING, HEAD)):
+        return "head" if name.startswith(HEAD) else "embedding"
+    part = part_of(name)
+    return "llm layers" if part == "llm" else part
 
 
 def _without_absent_sources(cfg: ModelConfig) -> tuple[ModelConfig, str]:

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from qa_train.data.audio.encoder_cache import EncoderCache, cache_writer
 from qa_train.data.batches import Batches
 from qa_train.model import encoder_hash, encoder_states
+from qa_train.model.layers.parts import module_of
 from qa_train.train.job.distributed import is_main
 from qa_train.utils.progress import duration, progress, say
 
@@ -36,7 +37,7 @@ def use_encoder_cache(folder: str, model: Any, data: Batches, args: TrainingArgu
         total_s = sum(clip.duration_s for clip in missing)
         if args.process_index == 0:
             print(f"encoding {total_s / 60:.0f} minutes of audio once (the encoder is frozen)", flush=True)
-        encoder = model.model.audio_tower.to(args.device)
+        encoder = module_of(model, "encoder").to(args.device)
         with torch.inference_mode(), torch.autocast(args.device.type, dtype=torch.bfloat16, enabled=args.bf16):
             _fill_encoder_cache(folder, key, model, data, share)
         encoder.to("cpu")

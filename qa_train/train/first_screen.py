@@ -11,10 +11,10 @@ from accelerate import PartialState
 
 from qa_train.config import ModelConfig
 from qa_train.data.mixture_report import realised
+from qa_train.model.layers.parts import part_of
 from qa_train.planner.work import LOOK
 from qa_train.train.forecast import Rehearsal, expected_time
 from qa_train.train.job import checkpoints
-from qa_train.train.optimizer.groups import part_of
 from qa_train.train.stage import Stage
 
 _WIDTH = 118
@@ -76,7 +76,7 @@ def parameters(model: Any) -> str:
         size = getattr(parameter, "ds_numel", parameter.numel())
         total += size
         if parameter.requires_grad:
-            trained[part_of(name.removeprefix("base_model.model."))] += size
+            trained[part_of(name)] += size
     shown = ", ".join(f"{part} {_millions(size)}" for part, size in trained.items())
     return f"{_millions(total)} parameters, {_millions(trained.total())} of them train ({shown or 'nothing'})"
 

@@ -35,12 +35,12 @@ def read(name: str, **changes: Any) -> ModelConfig:
     ("name", "billions"), [("qwen2_audio_7b", 8.397), ("whisper_large_v3_qwen_7b", 8.257), ("nano", 0.0122)]
 )
 def test_configurations_have_their_size(name: str, billions: float) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     model, processor = build_model(read(name), meta=True)
     assert all(p.is_meta for p in model.parameters())
     assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, abs=5e-4)
     assert processor.feature_extractor.feature_size == model.config.audio_config.num_mel_bins
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
 
 
 def test_random_weights_depend_on_the_seed_alone() -> None:
@@ -91,7 +91,7 @@ def test_trainer_checkpoint_with_a_tokenizer_only(tmp_path: Path) -> None:
 @needs_whisper
 def test_nano_has_the_pretrained_encoder_and_can_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
     pretrained, _ = build_model(read("nano"))
-    monkeypatch.setattr("qa_train.model.pretrained.whisper_package.find_package", lambda: None)
+    monkeypatch.setattr("qa_train.model.encoders.whisper.whisper_package.find_package", lambda: None)
     random, _ = build_model(read("nano"))
     names = ("model.audio_tower.conv1.weight", "model.audio_tower.embed_positions.weight")
     weights, substitutes = pretrained.state_dict(), random.state_dict()

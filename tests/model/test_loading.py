@@ -50,14 +50,14 @@ def copy(tmp_path: Path) -> Callable[..., Path]:
 
 def refused(folder: Path, says: str, **options: Any) -> None:
     """Both the loading and the doctor say so, in one line, and quickly."""
-    started = time.perf_counter()
+    started = time.process_time()
     for read in (load_model, check_checkpoint):
         with pytest.raises(ValueError, match=says) as caught:
             read(folder, **options)
         message = str(caught.value)
         assert "\n" not in message
         assert len(message) < 1200
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
 
 
 def edit(name: str, **changes: Any) -> Change:

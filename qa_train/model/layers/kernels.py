@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from qa_train.model.layers.parts import module_of
+
 
 def use_liger_kernels(model: Any) -> None:
     """Replace the three operations in the LLM of ``model``, in place; the weights and their names stay.
@@ -25,7 +27,7 @@ def use_liger_kernels(model: Any) -> None:
         )
     if not torch.cuda.is_available():
         raise ValueError("trainer.use_liger_kernel needs a CUDA device: set trainer.use_liger_kernel=false on a CPU")
-    llm = model.model.language_model
+    llm = module_of(model, "llm")
     if llm.config.hidden_act not in ("silu", "swish"):
         raise ValueError(
             f"trainer.use_liger_kernel computes SwiGLU, and this LLM has {llm.config.hidden_act}: "

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from transformers import AttentionInterface
 
 from qa_train.model.layers.attention import UNPADDED, unpadded_attention
+from qa_train.model.layers.parts import LAYERS, module_of
 
 MODES = ("none", "selective", "full")
 
@@ -67,7 +68,7 @@ class LayerwiseRecompute:
 
 
 def _layers(model: Any) -> dict[str, list[Any]]:
-    return {"encoder": list(model.model.audio_tower.layers), "llm": list(model.model.language_model.layers)}
+    return {part: list(module_of(model, part).layers) for part in LAYERS}
 
 
 def _checkpointed(mode: str, part: str) -> Callable[..., Any] | None:

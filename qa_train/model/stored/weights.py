@@ -22,28 +22,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-logger = logging.getLogger(__name__)
+from qa_train.model.layers.parts import PARTS, PREFIXES, model_name
 
-# Name in the file -> name in the model; the first match holds.
-_RENAMED = (
-    ("language_model.lm_head.", "lm_head."),
-    # As transformers 5 writes it under ZeRO-3; its own loader takes it as well.
-    ("language_model.model.model.", "model.language_model."),
-    ("language_model.model.", "model.language_model."),
-    ("audio_tower.", "model.audio_tower."),
-    ("multi_modal_projector.", "model.multi_modal_projector."),
-)
+logger = logging.getLogger(__name__)
 
 ADAPTER = "adapter_model.safetensors"
 # Values summed at a time: weights of half precision are copied for it.
 _PIECE = 1 << 22
 _SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")
-
-_PARTS = {
-    "encoder": ("model.audio_tower.",),
-    "projector": ("model.multi_modal_projector.",),
-    "llm": ("model.language_model.", "lm_head."),
-}
 
 
 def load_weights(model: nn.Module, folder: str | Path) -> None:
@@ -161,14 +147,6 @@ def adapter_state(model: nn.Module, folder: str | Path) -> dict[str, torch.Tenso
     return state
 
 
-def model_name(key: str) -> str:
-    """The name in the model of a weight that a file has under ``key``."""
-    for old, new in _RENAMED:
-        if key.startswith(old):
-            return new + key.removeprefix(old)
-    return key
-
-
 def weight_files(folder: Path) -> list[Path]:
     """``model.safetensors``, or the shards that its index lists; ValueError if there is neither, or not all of them."""
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
@@ -214,8 +192,8 @@ def weights_digest(model: nn.Module, whole: Callable[[torch.Tensor], AbstractCon
 
 def encoder_hash(model: nn.Module) -> str:
     """The digest of the audio encoder alone: two models with the same one give the same encoder states."""
-    prefix = _PARTS["encoder"][0]
-    return _digest((name, value) for name, value in model.state_dict().items() if name.startswith(prefix))
+    states = model.state_dict().items()
+    return _digest((name, value) for name, value in states if name.startswith(PREFIXES["encoder"]))
 
 
 def _digest(items: Iterable[tuple[str, torch.Tensor]]) -> str:
@@ -241,10 +219,10 @@ def freeze(model: nn.Module, parts: Iterable[str]) -> None:
     The encoder's positions never train: ``from_pretrained`` forgets that, so this must follow every load.
     """
     parts = list(parts)
-    if unknown := sorted(set(parts) - set(_PARTS)):
-        raise ValueError(f"cannot freeze {', '.join(unknown)}: the parts are {', '.join(_PARTS)}")
-    if set(parts) == set(_PARTS):
+    if unknown := sorted(set(parts) - set(PARTS)):
+        raise ValueError(f"cannot freeze {', '.join(unknown)}: the parts are {', '.join(PARTS)}")
+    if set(parts) == set(PARTS):
         raise ValueError("freeze names every part, so nothing would train: leave one out")
-    frozen = tuple(prefix for part in parts for prefix in _PARTS[part])
+    frozen = tuple(prefix for part in parts for prefix in PREFIXES[part])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(frozen) and "embed_positions" not in name)

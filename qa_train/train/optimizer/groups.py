@@ -15,12 +15,9 @@ from typing import Any
 from torch import nn
 
 from qa_train.config import PartConfig, PartsConfig, TrainerConfig
+from qa_train.model.layers.parts import BEFORE_THE_LAYERS, PARTS, part_of
 
-_PREFIXES = {"model.audio_tower.": "encoder", "model.multi_modal_projector.": "projector"}
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
-# What peft puts before the names of the model it wraps.
-_PEFT = "base_model.model."
-_BEFORE_THE_LAYERS = ("conv1.", "conv2.", "embed_positions.", "embed_tokens.")
 
 Group = dict[str, Any]
 
@@ -40,11 +37,11 @@ class PartRates:
 
     def __post_init__(self) -> None:
         """ValueError if a part has settings and nothing of it trains."""
-        named = [(name.removeprefix(_PEFT), p) for name, p in self.model.named_parameters()]
-        self._layers = {part: _count(name for name, _ in named if part_of(name) == part) for part in _NAMES}
+        named = list(self.model.named_parameters())
+        self._layers = {part: _count(name for name, _ in named if part_of(name) == part) for part in PARTS}
         self._place = {id(p): self._locate(name) for name, p in named if p.requires_grad}
         trained = {part for part, _ in self._place.values()}
-        for part in _NAMES:
+        for part in PARTS:
             if self._options(part) != PartConfig() and part not in trained:
                 raise ValueError(f"trainer.parts.{part} has no effect: nothing of the {part} trains; remove it")
 
@@ -84,15 +81,7 @@ class PartRates:
         part = part_of(name)
         if layer := _LAYER.search(name):
             return part, int(layer[1]) + 1
-        return part, 0 if any(word in name for word in _BEFORE_THE_LAYERS) else self._layers[part] + 1
-
-
-_NAMES = ("encoder", "projector", "llm")
-
-
-def part_of(name: str) -> str:
-    """The part ("encoder", "projector" or "llm") that a parameter of the model belongs to; the head is the LLM's."""
-    return next((part for prefix, part in _PREFIXES.items() if name.startswith(prefix)), "llm")
+        return part, 0 if any(word in name for word in BEFORE_THE_LAYERS) else self._layers[part] + 1
 
 
 def learning_rates(first: float, scheduler: Any, options: TrainerConfig) -> dict[str, float]:
@@ -105,7 +94,7 @@ def learning_rates(first: float, scheduler: Any, options: TrainerConfig) -> dict
         return {}
     # Every group follows the same schedule.
     factor = first / bases[0]
-    rates = {name: getattr(options.parts, name).learning_rate for name in _NAMES}
+    rates = {name: getattr(options.parts, name).learning_rate for name in PARTS}
     return {
         f"learning_rate/{name}": factor * (options.learning_rate if rate is None else rate)
         for name, rate in rates.items()

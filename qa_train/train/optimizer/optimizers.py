@@ -13,11 +13,12 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments, get_scheduler
 
+from qa_train.model.layers.parts import NOT_HIDDEN
 from qa_train.train.optimizer.groups import PartRates
 from qa_train.train.optimizer.muon import Muon
 
-# Name parts of parameters that are not hidden matrices although they have two dimensions.
-_NOT_HIDDEN = ("embed_tokens", "embed_positions", "lm_head", "multi_modal_projector", "lora_")
+# Two-dimensional parameters that are AdamW's although they may lie in a hidden layer.
+_NOT_MUON = (*NOT_HIDDEN, "lora_")
 
 # Schedules that transformers builds without looking at trainer.lr_scheduler_kwargs.
 _PLAIN_SCHEDULES = ("constant", "constant_with_warmup")
@@ -78,7 +79,7 @@ def muon_with_adamw(
         ValueError: no hidden matrix trains.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    hidden = [p for name, p in trained if p.ndim == 2 and not any(part in name for part in _NOT_HIDDEN)]
+    hidden = [p for name, p in trained if p.ndim == 2 and not any(part in name for part in _NOT_MUON)]
     if not hidden:
         raise ValueError("trainer.muon_learning_rate is set, but no hidden matrix trains: set it to null")
     taken = {id(p) for p in hidden}
