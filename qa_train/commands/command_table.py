@@ -212,7 +212,7 @@ def _check_paths(paths: list[str], names: list[str], command: Command) -> None:
     for path in paths:
         name, equals, _ = path.partition("=")
         if equals and not Path(path).exists() and "://" not in path:
-            hint = did_you_mean(name, names, "{}=")
+            hint = did_you_mean(name, names, "{}=", 0.75)
             raise ValueError(f"{command.name}: {path!r} is neither a path nor an option; {hint}{known}")
     if not paths:
         shards = " (SHARDS: paths, folders, globs or URLs of .tar shards)" if "SHARDS" in command.usage else ""

@@ -272,7 +272,7 @@ def parse_options(kind: type[Any], words: list[str], command: str) -> Any:
         if not equals:
             raise ValueError(f"{command}: {word!r} is not of the form key=value; {known}")
         if name.partition(".")[0] not in names:
-            raise ValueError(f"{command}: there is no option {name}=; {did_you_mean(name, names, '{}=')}{known}")
+            raise ValueError(f"{command}: there is no option {name}=; {did_you_mean(name, names, '{}=', 0.75)}{known}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.from_dotlist(words))
         if missing := sorted(OmegaConf.missing_keys(merged)):
