@@ -44,6 +44,8 @@ def explain(error: BaseException) -> str | None:
         return f"missing {key[1]}={where}"
     if (override := getattr(error, "override", None)) is not None:
         return _unread(str(override), words[0])
+    if key and "is not a ListConfig" in text:
+        return f"{key[1]} is a list: write '{key[1]}=[VALUE,...]'"
     if key and (found := re.search(r"Value .* could not be converted to \w+", text)):
         return f"{key[1]}: {found[0]}"
     if key and len(chain) > 1:
@@ -94,18 +96,20 @@ def _no_key(key: str) -> str:
     if near:
         return f"there is no key {key}: did you mean {near}? (--cfg job shows every key)"
     section = key.rpartition(".")[0] + "."
-    inside = [each.removeprefix(section) for each in valid_keys() if each.startswith(section)] if section != "." else []
+    inside = (
+        [each.removeprefix(section) for each in validkeys_of() if each.startswith(section)] if section != "." else []
+    )
     listed = f"{section[:-1]} has {', '.join(name for name in inside if '.' not in name)} " if inside else ""
     return f"there is no key {key}: {listed}(--cfg job shows every key)"
 
 
 def nearest(key: str) -> str | None:
     """The valid dotted key that ``key`` most probably stands for, or None."""
-    known = list(valid_keys())
+    known = list(validkeys_of())
     for section, kind in BY_NAME.items():
         if key.startswith(section + ".") and key.count(".") > section.count(".") + 1:
             name, _, option = key.removeprefix(section + ".").partition(".")
-            near = closest(option, _keys(kind, ""))
+            near = closest(option, keys_of(kind))
             return f"{section}.{name}.{near}" if near else None
     last = key.rpartition(".")[2]
     # The right word in the wrong section is likelier than a slip in every letter of another key.
@@ -116,7 +120,7 @@ def nearest(key: str) -> str | None:
     if near := closest(key, same_depth, cutoff=0.85 if "." in key else 0.7):
         return near
     words = {each.rpartition(".")[2]: each for each in reversed(known)}
-    found = closest(last, words, cutoff=0.7)
+    found = closest(last, words, cutoff=0.75)
     return words[found] if found else None
 
 
@@ -132,19 +136,20 @@ def how_to_clear(section: str) -> str:
 def free_sections() -> tuple[str, ...]:
     """The dotted keys of the dictionaries whose entries are the user's choice, but for those of `BY_NAME`."""
     hints: dict[str, Any] = {"": StageConfig}
-    for key in valid_keys():
+    for key in validkeys_of():
         section, _, name = key.rpartition(".")
         hints[key] = get_type_hints(hints[section])[name]
     return tuple(key for key, hint in hints.items() if get_origin(hint) is dict and key not in BY_NAME)
 
 
 @cache
-def valid_keys() -> tuple[str, ...]:
+def validkeys_of() -> tuple[str, ...]:
     """Every dotted key of a stage's configuration, without those of single data sources."""
-    return tuple(_keys(StageConfig, ""))
+    return tuple(keys_of(StageConfig))
 
 
-def _keys(kind: Any, prefix: str) -> list[str]:
+def keys_of(kind: Any, prefix: str = "") -> list[str]:
+    """The dotted keys of a dataclass, sections and what is in them, each with ``prefix`` before it."""
     found = []
     hints = get_type_hints(kind)
     for field in fields(kind):
@@ -153,5 +158,5 @@ def _keys(kind: Any, prefix: str) -> list[str]:
         name = prefix + field.name
         found.append(name)
         if is_dataclass(hints[field.name]):
-            found += _keys(hints[field.name], name + ".")
+            found += keys_of(hints[field.name], name + ".")
     return found

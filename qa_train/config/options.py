@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from qa_train.config.nearest import explain, keys_of
 from qa_train.config.sections import StorageConfig
 from qa_train.config.words import check_words
 from qa_train.utils.closest import did_you_mean
@@ -265,19 +266,16 @@ def parse_options(kind: type[Any], words: list[str], command: str) -> Any:
         ValueError: a word without "=", an unknown key, a wrong type, or a missing required key.
     """
     check_words(words, command)
-    names = [f.name for f in fields(kind)]
-    known = f"options: {', '.join(f'{name}=' for name in names)}"
-    for word in words:
-        name, equals, _ = word.partition("=")
-        if not equals:
-            raise ValueError(f"{command}: {word!r} is not of the form key=value; {known}")
-        if name.partition(".")[0] not in names:
-            raise ValueError(f"{command}: there is no option {name}=; {did_you_mean(name, names, '{}=', 0.75)}{known}")
+    known = f"options: {', '.join(f'{f.name}=' for f in fields(kind))}"
+    if stray := [word for word in words if "=" not in word]:
+        raise ValueError(f"{command}: {stray[0]!r} is not of the form key=value; {known}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.from_dotlist(words))
         if missing := sorted(OmegaConf.missing_keys(merged)):
             raise ValueError(f"{command}: missing {', '.join(m + '=' for m in missing)}; {known}")
         return OmegaConf.to_object(merged)
+    except ConfigKeyError as error:
+        hint = did_you_mean(str(error.full_key), keys_of(kind), "{}=", 0.75)
+        raise ValueError(f"{command}: there is no option {error.full_key}=; {hint}{known}") from error
     except OmegaConfBaseException as error:
-        key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
-        raise ValueError(f"{command}: {key}{str(error).splitlines()[0]}; {known}") from error
+        raise ValueError(f"{command}: {explain(error)}; {known}") from error
