@@ -96,16 +96,14 @@ def _no_key(key: str) -> str:
     if near:
         return f"there is no key {key}: did you mean {near}? (--cfg job shows every key)"
     section = key.rpartition(".")[0] + "."
-    inside = (
-        [each.removeprefix(section) for each in validkeys_of() if each.startswith(section)] if section != "." else []
-    )
+    inside = [each.removeprefix(section) for each in valid_keys() if each.startswith(section)] if section != "." else []
     listed = f"{section[:-1]} has {', '.join(name for name in inside if '.' not in name)} " if inside else ""
     return f"there is no key {key}: {listed}(--cfg job shows every key)"
 
 
 def nearest(key: str) -> str | None:
     """The valid dotted key that ``key`` most probably stands for, or None."""
-    known = list(validkeys_of())
+    known = list(valid_keys())
     for section, kind in BY_NAME.items():
         if key.startswith(section + ".") and key.count(".") > section.count(".") + 1:
             name, _, option = key.removeprefix(section + ".").partition(".")
@@ -136,14 +134,14 @@ def how_to_clear(section: str) -> str:
 def free_sections() -> tuple[str, ...]:
     """The dotted keys of the dictionaries whose entries are the user's choice, but for those of `BY_NAME`."""
     hints: dict[str, Any] = {"": StageConfig}
-    for key in validkeys_of():
+    for key in valid_keys():
         section, _, name = key.rpartition(".")
         hints[key] = get_type_hints(hints[section])[name]
     return tuple(key for key, hint in hints.items() if get_origin(hint) is dict and key not in BY_NAME)
 
 
 @cache
-def validkeys_of() -> tuple[str, ...]:
+def valid_keys() -> tuple[str, ...]:
     """Every dotted key of a stage's configuration, without those of single data sources."""
     return tuple(keys_of(StageConfig))
 

