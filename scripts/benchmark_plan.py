@@ -30,8 +30,8 @@ from qa_train.config.compose import compose_stage
 from qa_train.data.batches import Batches, open_data
 from qa_train.data.mixture_report import imbalance
 from qa_train.data.order.batch_plan import Plan
-from qa_train.data.order.chapter import Lengths
 from qa_train.data.order.packing import Cost, pack
+from qa_train.data.order.shuffle_window import Lengths
 from qa_train.data.shards.catalog import CATALOG_SUFFIX, open_shards, write_lines
 from qa_train.data.shards.sidecar import SCHEMA, ShardIndex, Summary, load_index, write_index
 from qa_train.data.shards.writer import ShardWriter
@@ -107,7 +107,7 @@ def seek(folder: Path, samples: int) -> dict[str, Any]:
     first_s, first_cpu_s = time.perf_counter() - started, time.process_time() - worked
     walked = opened()
     for number in range(12):
-        walked.plan.chapter(number)
+        walked.plan.window(number)
     last = walked.plan._starts[-1].first_batch
     seeks, opens, cpu = [], [], []
     for k in random.Random(0).sample(range(last), 10):
@@ -132,7 +132,7 @@ def seek(folder: Path, samples: int) -> dict[str, Any]:
     }
 
 
-def scale(folder: Path, samples: int, chapters: int) -> dict[str, Any]:
+def scale(folder: Path, samples: int, windows: int) -> dict[str, Any]:
     """A corpus of which only the catalog exists: start-up, seek far in, planning, memory, fill and balance."""
     catalog = folder / f"all{CATALOG_SUFFIX}"
     thirds = dict.fromkeys(("en", "zh", "de"), (ROWS // 3, ROWS * MEAN_S / 3))
@@ -159,7 +159,7 @@ def scale(folder: Path, samples: int, chapters: int) -> dict[str, Any]:
         table = open_shards(line.shards, line.where)
         table.load = load
         sources.append(Source(name, line, cfg, bank, tokenizer, seed=0, pairs=False, table=table))
-    plan = Plan(sources, seed=0, tokens_per_batch=8192, batches_per_step=8, chapter_samples=cfg.chapter_samples)
+    plan = Plan(sources, seed=0, tokens_per_batch=8192, batches_per_step=8, shuffle_window=cfg.shuffle_window)
     open_s, open_cpu_s = time.perf_counter() - started, time.process_time() - worked
     opened_mib = rss_mib()
     state = list(plan.seek_hint(0))
@@ -167,15 +167,15 @@ def scale(folder: Path, samples: int, chapters: int) -> dict[str, Any]:
     state[0], state[1], state[2] = 10_000, 1_000_000, 1_000_000
     for i in range(len(sources)):
         state[9 + 4 * i] = samples // 2
-    fresh = Plan(sources, seed=0, tokens_per_batch=8192, batches_per_step=8, chapter_samples=cfg.chapter_samples)
+    fresh = Plan(sources, seed=0, tokens_per_batch=8192, batches_per_step=8, shuffle_window=cfg.shuffle_window)
     fresh.seek(*state)
     tokens, costs, times = [], [], []
-    for number in range(10_000, 10_000 + chapters):
+    for number in range(10_000, 10_000 + windows):
         began = time.process_time() - made[0]
-        chapter = fresh.chapter(number)
+        window = fresh.window(number)
         times.append(time.process_time() - made[0] - began)
-        tokens += chapter.batch_tokens.tolist()
-        costs += chapter.batch_costs.tolist()
+        tokens += window.batch_tokens.tolist()
+        costs += window.batch_costs.tolist()
     return {
         "samples": samples,
         "open_s": open_s,
@@ -183,8 +183,8 @@ def scale(folder: Path, samples: int, chapters: int) -> dict[str, Any]:
         "rss_before_mib": before,
         "rss_opened_mib": opened_mib,
         "rss_after_mib": rss_mib(),
-        "chapters": chapters,
-        "chapter_cpu_s_mean": float(np.mean(times)),
+        "windows": windows,
+        "window_cpu_s_mean": float(np.mean(times)),
         "fill": float(np.mean(tokens)) / 8192,
         "imbalance": imbalance(np.asarray(costs), 8),
     }
@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--scale", action="store_true")
     parser.add_argument("--balance", action="store_true")
     parser.add_argument("--samples", type=int, default=0, help="instead of 1 M (--seek) or 190 M (--scale)")
-    parser.add_argument("--chapters", type=int, default=8)
+    parser.add_argument("--windows", type=int, default=8)
     options = parser.parse_args()
     if options.balance:
         for budget in (2500, 8192):
@@ -259,7 +259,7 @@ def main() -> None:
         both = options.seek == options.scale
         if options.scale or both:
             print(
-                json.dumps({"scale": scale(Path(folder), options.samples or 190_000_000, options.chapters)}), flush=True
+                json.dumps({"scale": scale(Path(folder), options.samples or 190_000_000, options.windows)}), flush=True
             )
         if options.seek or both:
             print(json.dumps({"seek": seek(Path(folder), options.samples or 1_000_000)}), flush=True)

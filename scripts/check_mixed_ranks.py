@@ -53,7 +53,7 @@ def make_shards(folder: Path, clips: int = 400) -> str:
 def mixed_steps(shard: str, steps: int, ranks: int) -> int:
     """Steps in which one rank's batch has audio and another's has none."""
     source = SourceConfig(name="chats", shards=[shard], task="chat", template="chat")
-    cfg = DataConfig(sources={"chats": source}, tokens_per_batch=TOKENS_PER_BATCH, chapter_samples=128)
+    cfg = DataConfig(sources={"chats": source}, tokens_per_batch=TOKENS_PER_BATCH, shuffle_window=128)
     batches = open_data(cfg, load_tokenizer("builtin:nano"), 80, seed=0, batches_per_step=ranks)
     heard = [any("audio" in key for key in batches.keys(k)) for k in range(steps * ranks)]
     return sum(len(set(heard[i : i + ranks])) > 1 for i in range(0, steps * ranks, ranks))
@@ -89,7 +89,7 @@ def main() -> int:
         mixed = mixed_steps(shard, options.steps, options.ranks)
         words = [options.stage, "experiment=smoke", "data=empty", f"data.tokens_per_batch={TOKENS_PER_BATCH}"]
         words += [f"+data.sources={{chats:{{shards:['{shard}'],task:chat,template:chat}}}}", "data.seed=0"]
-        words += ["data.chapter_samples=128", f"trainer.max_steps={options.steps}", "trainer.learning_rate=1e-4"]
+        words += ["data.shuffle_window=128", f"trainer.max_steps={options.steps}", "trainer.learning_rate=1e-4"]
         # Differences of the last bit grow with the steps: a low rate keeps them small.
         words += [f"trainer.batches_per_step={options.ranks}", "trainer.hang_timeout_s=120"]
         words += [f"trainer.save_steps={options.steps}"]

@@ -50,7 +50,7 @@ def make_shards(folder: Path) -> DataConfig:
         "asr": SourceConfig(name="asr", shards=shards, task="asr", weight=3),
         "lid": SourceConfig(name="lid", shards=shards, task="lid", where={"language": "fr"}, weight=1, max_epochs=2),
     }
-    return DataConfig(sources=sources, tokens_per_batch=250, chapter_samples=100)
+    return DataConfig(sources=sources, tokens_per_batch=250, shuffle_window=100)
 
 
 def opened(cfg: DataConfig) -> Batches:

@@ -128,7 +128,7 @@ class Quickstart:
         if code == 75:
             sys.exit("quickstart: stopped by a signal; the same command continues")
         if code:
-            sys.exit(f"quickstart: qa-train {words[0]} failed with code {code}; mend the cause and start again")
+            sys.exit(f"quickstart: qa-train {words[0]} failed with code {code}; remove the cause and start it again")
 
     def train(self, stage: str) -> None:
         """One stage with its quickstart experiment."""
@@ -180,7 +180,7 @@ def evaluation_sets(data: Path) -> list[Any]:
 
 
 def side_sets() -> list[Any]:
-    """Measured once, at the end: no target hangs on them."""
+    """Measured once, at the end: no target depends on them."""
     from qa_train.eval.eval_sets import EvalSet
 
     speech = [str(starter_dir() / "speech-test.tar")]
@@ -266,10 +266,10 @@ def preference_scores(root: Path, items: int | None) -> dict[str, Any]:
     source = SourceConfig(name="pairs", shards=shards, task="chat", template="chat", max_samples=items)
     probe = DataConfig(sources={"pairs": source})
     data = open_data(probe, processor.tokenizer, 80, seed=0, batches_per_step=1, preference=True)
-    # One chapter of that many samples is one pass over the pairs.
-    probe.chapter_samples = sum(map(len, data.sources))
+    # One window of that many samples is one pass over the pairs.
+    probe.shuffle_window = sum(map(len, data.sources))
     data = open_data(probe, processor.tokenizer, 80, seed=0, batches_per_step=1, preference=True)
-    batches = len(data.plan.chapter(0).batches)
+    batches = len(data.plan.window(0).batches)
     return {"held-out pairs, reward": pair_accuracy(model, reference, data, batches)}
 
 

@@ -15,6 +15,7 @@ from qa_train.config import EvalConfig, StageConfig, config_dir, parse_options, 
 from qa_train.config.checks import require_root
 from qa_train.config.guide import check_experiment
 from qa_train.config.nearest import explain
+from qa_train.config.renamed import RENAMED, with_new_names
 from qa_train.config.sections import BY_NAME
 
 register()
@@ -80,6 +81,18 @@ def test_a_wrong_key_in_a_section_by_name_is_explained(composed: Any, section: s
     with pytest.raises(Exception) as caught:
         composed("pretrain", "experiment=smoke", word.format(section))
     assert re.search(said.format(section, section), explain(caught.value) or "")
+
+
+@pytest.mark.parametrize(("old", "new"), sorted(RENAMED.items()))
+def test_a_renamed_key_is_refused_by_its_new_name_and_read_in_old_runs(composed: Any, old: str, new: str) -> None:
+    with pytest.raises(ConfigCompositionException) as caught:
+        composed("pretrain", "experiment=smoke", f"{old}=7")
+    assert explain(caught.value) == f"{old} is now {new}"
+    (section, was), (_, now) = old.split("."), new.split(".")
+    assert with_new_names({section: {was: 7, "other": 1}, "run": None}) == {
+        section: {now: 7, "other": 1},
+        "run": None,
+    }
 
 
 @pytest.mark.parametrize("word", ["trainer.max_step=3", "data.token_per_batch=1", "nonsense=1"])

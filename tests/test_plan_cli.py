@@ -1,4 +1,4 @@
-"""`qa-train plan data`: the realised mixture, without audio or model."""
+"""`qa-train plan data`: the effective_mixture mixture, without audio or model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def words(tmp_path: Path) -> list[str]:
     sources = f"{{asr:{{{shards},task:asr}},lid:{{{shards},task:lid,where:{{language:fr}},max_epochs:1,weight:1}}}}"
     return [
         "experiment=smoke", "data=empty", f"+data.sources={sources}", "data.tokens_per_batch=600",
-        "data.chapter_samples=80", "trainer.batches_per_step=4",
+        "data.shuffle_window=80", "trainer.batches_per_step=4",
     ]  # fmt: skip
 
 

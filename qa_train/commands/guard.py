@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from qa_train.config.stages import STAGES
 
-# What a person can mend: paths, rights and room.
+# What a user can correct: paths, permissions and disk space.
 _FILE_ERRORS = {
     getattr(errno, name)
     for name in "ENOENT ENOTDIR EISDIR EEXIST ENOTEMPTY EACCES EPERM EROFS ENOSPC EDQUOT EFBIG EMFILE".split()

@@ -65,7 +65,7 @@ def plan_data(settings: list[str], options: PlanDataConfig) -> int:
         ValueError: settings that cannot be trained with.
     """
     from qa_train.config.compose import compose_stage
-    from qa_train.data.mixture_report import as_text, realised
+    from qa_train.data.mixture_report import as_text, effective_mixture
     from qa_train.planner.balance import open_planned
 
     cfg: Any = compose_stage(options.stage, settings)
@@ -73,7 +73,7 @@ def plan_data(settings: list[str], options: PlanDataConfig) -> int:
     if steps < 1:
         raise ValueError(f"plan data: steps={steps}: use 1 or more")
     data = open_planned(cfg)
-    result = {**realised(data.plan, data.sources, steps), "available": data.table()}
+    result = {**effective_mixture(data.plan, data.sources, steps), "available": data.table()}
     print(f"available (~ extrapolated)\n{data.describe()}\n\nplanned\n{as_text(result)}")
     if options.json:
         Path(options.json).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any, get_origin, get_type_hints
 
+from qa_train.config.renamed import RENAMED
 from qa_train.config.sections import BY_NAME, StageConfig
 
 _NO_KEY = re.compile(r"Key '[^']*' (?:is not in struct|not in '|is not in )")
@@ -74,6 +75,8 @@ def _no_option(group: str, option: str, text: str) -> str:
 
 
 def _no_key(key: str) -> str:
+    if key in RENAMED:
+        return f"{key} is now {RENAMED[key]}"
     if key.startswith("dpo.gates"):
         return (
             f"there is no key {key}: held-out speech stops every stage now, as evaluation.every=100 "

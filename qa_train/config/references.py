@@ -36,7 +36,7 @@ def register_environment() -> None:
 
 
 def references(raw: Container) -> dict[str, str]:
-    """Dotted key -> interpolation, of every value that hangs on an environment variable, directly or through others."""
+    """Dotted key -> interpolation, of every value that depends, directly or not, on an environment variable."""
     return dict(_references(raw, ""))
 
 

@@ -24,7 +24,7 @@ _DECIDED = {
 }
 # Settings that must stay "auto" or repeat the trainer's value.
 _AUTO = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-# Top-level settings that have an effect on this training; DeepSpeed ignores unknown ones without a word.
+# Top-level settings that have an effect on this training; DeepSpeed silently ignores unknown ones.
 _KNOWN = {
     *_AUTO, "bf16", "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
     "communication_data_type", "data_types", "prescale_gradients", "gradient_predivide_factor", "aio",
@@ -93,7 +93,7 @@ def check_deepspeed(cfg: StageConfig) -> None:
         if name in _DECIDED:
             raise ValueError(f"deepspeed.config.{name} has no effect or contradicts: use {_DECIDED[name]}")
         if name not in _KNOWN:
-            raise ValueError(f"deepspeed.config.{name} has no effect on this training: remove it, or mend its spelling")
+            raise ValueError(f"deepspeed.config.{name} has no effect here: remove it, or correct its spelling")
     same = {"gradient_clipping": ("max_grad_norm", cfg.trainer.max_grad_norm)}
     for name in _AUTO:
         value = config.get(name, "auto")

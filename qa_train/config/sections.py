@@ -157,8 +157,8 @@ class DataConfig:
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     # Budget of one batch in LLM tokens: audio tokens + text tokens.
     tokens_per_batch: int = 3000
-    # Samples planned at a time; shuffling is global within a chapter.
-    chapter_samples: int = 8192
+    # Samples of a shuffle window: planned at a time, and shuffled among one another over all sources and shards.
+    shuffle_window: int = 8192
     min_duration_s: float = 0.1
     max_duration_s: float = 600.0
     # Extra prompt files (YAML) beside the built-in bank.
@@ -299,7 +299,7 @@ class TrackingConfig:
     project: str = "qa-train"
     tags: list[str] = field(default_factory=list)
     # Most MiB of clips that the tables of held-out answers hand to W&B in one start; later tables are text alone.
-    tables_mib: float = 64.0
+    max_clips_mib: float = 64.0
 
 
 @dataclass

@@ -64,7 +64,7 @@ class Batches:
         Audio is ``input_features`` [M, F] with ``feature_lengths`` [S] (real frames per segment,
         tails not counted), or ``audio_states`` [T, D] when an encoder cache is open, or absent
         when the batch holds none. ``row_weights`` [B] is there if a source has another loss_weight
-        than 1. Bad clips leave their sample out; a batch of which nothing is left is one padding
+        than 1. Bad clips leave their sample out; an empty batch becomes one padding
         token without a label.
         """
         return self.build_named(k)[0]
@@ -204,13 +204,13 @@ class Batches:
     def _refs(self, k: int) -> list[SampleRef]:
         refs = self.plan.batch(k)
         number, first = self.plan.locate(k)
-        chapter = self.plan.chapter(number)
-        check_lengths(chapter, self.cfg)
+        window = self.plan.window(number)
+        check_lengths(window, self.cfg)
         self._slot()[0] += len(refs)
         if k == first:
-            # Whoever builds a chapter's first batch reports what fitted into none.
+            # Whoever builds a window's first batch reports what fitted into none.
             message = f"more than tokens_per_batch={self.plan.tokens_per_batch} tokens"
-            for ref in chapter.too_long:
+            for ref in window.too_long:
                 self._report(ref, SkipSample(TOO_LONG, message))
         return refs
 
@@ -256,7 +256,7 @@ class Batches:
 
     def _count_skip(self, ref: SampleRef, skip: SkipSample) -> None:
         self._report(ref, skip)
-        # Samples too long for a batch were never read: each chapter is judged for them as a whole.
+        # Samples too long for a batch were never read: each window is judged for them as a whole.
         counts = self._counts.sum(0)[: _REASONS.index(TOO_LONG)].tolist()
         bad, read = sum(counts[1:]), counts[0]
         # A small set is read again and again: it may lose in each epoch what it may lose at all.
@@ -393,7 +393,7 @@ def open_data(
         seed=seed,
         tokens_per_batch=cfg.tokens_per_batch,
         batches_per_step=batches_per_step,
-        chapter_samples=cfg.chapter_samples,
+        shuffle_window=cfg.shuffle_window,
         cost=cost,
     )
     return (PreferenceBatches if preference else Batches)(sources, plan, tokenizer, num_mel_bins, cfg)

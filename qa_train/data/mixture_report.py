@@ -1,4 +1,4 @@
-"""What a plan comes to: samples, hours, tokens and epochs by source and task, fill, and balance over ranks."""
+"""The effective mixture of a plan: samples, hours, tokens, epochs by source and task; fill; balance over ranks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from qa_train.data.order.epoch import Ints
 from qa_train.data.source import Source
 
 
-def realised(
+def effective_mixture(
     plan: Plan, sources: list[Source], steps: int, *, first: int = 0, lengths: list[Ints] | None = None
 ) -> dict[str, Any]:
     """Plan ``steps`` steps from step ``first`` (counted from 0) on without reading audio, and count.
 
     ``fill`` is tokens / budget over all batches. ``imbalance`` is, by world size, how far the costliest rank of a
     step is above the mean of its ranks, in the plan's cost: mean over the steps, and worst step.
-    Records left out are those of the chapters that were planned. ``lengths`` receives arrays [samples, 3] of audio
+    Records left out are those of the windows that were planned. ``lengths`` receives arrays [samples, 3] of audio
     tokens, all tokens and scored rows of the samples.
     """
     batches = steps * plan.batches_per_step
@@ -31,21 +31,21 @@ def realised(
     begin = first * plan.batches_per_step
     number, start = plan.locate(begin)
     last, _ = plan.locate(begin + batches - 1)
-    # Batches of the first chapter that lie before the first step.
+    # Batches of the first window that lie before the first step.
     passed = begin - start
     while number <= last:
-        chapter = plan.chapter(number)
+        window = plan.window(number)
         used = slice(passed, passed + batches - len(tokens))
         passed = 0
-        for batch in chapter.batches[used]:
+        for batch in window.batches[used]:
             for ref in batch:
                 rows[ref.source].add(ref.row, ref.epoch)
-        for i, left in chapter.left_out.items():
+        for i, left in window.left_out.items():
             rows[i].left_out.update(left)
-        for ref in chapter.too_long:
+        for ref in window.too_long:
             rows[ref.source].left_out[TOO_LONG] += 1
-        tokens += chapter.batch_tokens[used].tolist()
-        costs += chapter.batch_costs[used].tolist()
+        tokens += window.batch_tokens[used].tolist()
+        costs += window.batch_costs[used].tolist()
         for i, line in rows.items():
             line.measure(sources[i], lengths)
         number += 1
@@ -74,7 +74,7 @@ def imbalance(costs: Ints, per_step: int) -> dict[int, dict[str, float]]:
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """The realised mixture as a table for people."""
+    """The effective mixture as a table for people."""
     head = (
         f"  {'source':<16} {'task':<16} {'samples':>9} {'share':>7} {'hours':>9} {'tokens':>11} {'epochs':>7}  left out"
     )
@@ -100,7 +100,7 @@ def as_text(result: dict[str, Any]) -> str:
 
 
 class _Line:
-    """Counts of one source; lengths are looked up chapter by chapter, while their shards are in memory."""
+    """Counts of one source; lengths are looked up window by window, while their shards are in memory."""
 
     def __init__(self) -> None:
         self.samples, self.tokens, self.audio = 0, 0, 0

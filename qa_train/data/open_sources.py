@@ -7,7 +7,7 @@ from typing import Any
 from qa_train.config import DataConfig
 from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.order import mixture
-from qa_train.data.order.chapter import Chapter
+from qa_train.data.order.shuffle_window import Window
 from qa_train.data.shards.catalog import open_shards
 from qa_train.data.shards.sidecar import CLEANED, IGNORED
 from qa_train.data.source import Source
@@ -17,7 +17,7 @@ from qa_train.data.text.prompts import PromptBank
 # is no reason to stop. Of a small set it never allows more than SMALL_SET times its share: 5 of 50, not 10, by 1 %.
 BUDGET_FLOOR = 1000
 SMALL_SET = 10
-# Why the plan leaves samples of a chapter in no batch.
+# Why the plan leaves samples of a window in no batch.
 TOO_LONG = "too long for a batch"
 
 
@@ -81,15 +81,15 @@ def weigh(sources: list[Source], cfg: DataConfig) -> None:
         source.weight = weight
 
 
-def check_lengths(chapter: Chapter, cfg: DataConfig) -> None:
-    """ValueError when more samples of a chapter than the error budget allows are too long for a batch.
+def check_lengths(window: Window, cfg: DataConfig) -> None:
+    """ValueError when more samples of a window than the error budget allows are too long for a batch.
 
     The plan is the same for every rank, so they all stop, or none.
     """
-    if not chapter.too_long:
+    if not window.too_long:
         return
-    long = len(chapter.too_long)
-    total = long + sum(map(len, chapter.batches))
+    long = len(window.too_long)
+    total = long + sum(map(len, window.batches))
     if too_many(long, total, cfg.error_budget):
         share = share_allowed(cfg.error_budget, total)
         raise ValueError(

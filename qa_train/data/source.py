@@ -20,8 +20,8 @@ from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.waveform import audio_tokens
 from qa_train.data.clips import Clip
 from qa_train.data.order import mixture
-from qa_train.data.order.chapter import Lengths
 from qa_train.data.order.epoch import Ints
+from qa_train.data.order.shuffle_window import Lengths
 from qa_train.data.shards.catalog import ShardTable, open_shards
 from qa_train.data.shards.row_reader import CLIP_COLUMNS, PLAN_COLUMNS, RowReader
 from qa_train.data.text.prompts import CHAT, PromptBank, Unqualified
@@ -52,7 +52,7 @@ class Overview:
 class Source:
     """The records of one source. A row number counts all records of the shards that may hold a sample.
 
-    Opening it reads no rows. Whether a row qualifies for the task is found when its chapter is planned;
+    Opening it reads no rows. Whether a row qualifies for the task is found when its window is planned;
     ``len``, ``hours``, ``left_out`` and ``rows`` look at every record.
     """
 

@@ -46,7 +46,7 @@ def examine_data(patterns: list[str], storage: StorageConfig | None = None) -> I
 
 
 def _data_remedy(path: str, error: Exception) -> str:
-    """A new index mends an index that is absent or damaged, and nothing else."""
+    """A new index repairs an index that is absent or damaged, and nothing else."""
     if isinstance(error, OSError):
         return "check the server, the network and the rights" if "://" in path else "check the rights and the disk"
     return "index the shard where it was made, and upload both" if "://" in path else f"qa-train data index {path}"

@@ -232,7 +232,10 @@ def _base_of(folder: Path) -> tuple[ModelConfig, int, str | None]:
     here: str | Path = folder
     while has_adapters(here):
         if Path(here).resolve() in seen or len(seen) == _MOST_ADAPTERS:
-            raise ValueError(f"{folder} holds adapters whose base leads back to adapters, without end: mend base.json")
+            raise ValueError(
+                f"{folder}: the base of these adapters is again these adapters, or more than {_MOST_ADAPTERS} lie on "
+                "one another: correct base.json"
+            )
         seen.append(Path(here).resolve())
         place = read_base(here)[0].checkpoint
         if place is None:

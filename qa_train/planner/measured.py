@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from qa_train.config import StageConfig, to_stage_config
+from qa_train.config.renamed import with_new_names
 
 # The first steps fill caches; fewer than this after them say little.
 _WARM_UP, _ENOUGH = 5, 10
@@ -100,7 +101,7 @@ def steps_of(folder: Path) -> list[tuple[float, float]]:
 def _read(folder: Path, cfg: StageConfig, processes: int) -> _Run:
     steps = steps_of(folder)
     try:
-        stored = OmegaConf.load(folder / "config.yaml")
+        stored = with_new_names(OmegaConf.load(folder / "config.yaml"))
         then = to_stage_config(OmegaConf.merge(OmegaConf.structured(StageConfig), stored))
         ran_on = int(json.loads((folder / "environment.json").read_text())[-1]["world_size"])
     except (OSError, ValueError, TypeError, LookupError, YAMLError, OmegaConfBaseException) as error:

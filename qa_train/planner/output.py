@@ -14,7 +14,7 @@ def as_text(made: Estimate) -> str:
 
 
 def as_dict(made: Estimate) -> dict[str, Any]:
-    """The same for programs: bytes, operations, seconds."""
+    """The same, machine-readable: bytes, operations, seconds."""
     kept = made.memory.activations
     return {
         "stage": made.cfg.stage,

@@ -9,7 +9,7 @@ import numpy as np
 
 from qa_train.config import StageConfig
 from qa_train.data.audio.front_end import FRONT_END
-from qa_train.data.mixture_report import Ints, realised
+from qa_train.data.mixture_report import Ints, effective_mixture
 from qa_train.data.open_sources import records_at_hand
 from qa_train.model.flops import Work
 from qa_train.planner.balance import open_planned
@@ -82,14 +82,14 @@ def from_data(cfg: StageConfig) -> Load:
     """The load as the plan of the shards gives it. ValueError or FileNotFoundError if they cannot be opened."""
     data = open_planned(cfg)
     lengths: list[Ints] = []
-    seen = realised(data.plan, data.sources, min(cfg.trainer.max_steps, LOOK), lengths=lengths)
-    return from_realised(cfg, seen, lengths)
+    seen = effective_mixture(data.plan, data.sources, min(cfg.trainer.max_steps, LOOK), lengths=lengths)
+    return from_effective_mixture(cfg, seen, lengths)
 
 
-def from_realised(cfg: StageConfig, seen: dict[str, Any], lengths: list[Ints]) -> Load:
+def from_effective_mixture(cfg: StageConfig, seen: dict[str, Any], lengths: list[Ints]) -> Load:
     """The load of a run whose first steps are ``seen``, and whose samples are as long as ``lengths`` says.
 
-    See `qa_train.data.mixture_report.realised`.
+    See `qa_train.data.mixture_report.effective_mixture`.
     """
     steps = seen["steps"]
     times = cfg.trainer.max_steps / steps

@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 
 from qa_train.config import ModelConfig
-from qa_train.data.mixture_report import realised
+from qa_train.data.mixture_report import effective_mixture
 from qa_train.model.layers.parts import part_of
 from qa_train.planner.work import LOOK
 from qa_train.train.forecast import Rehearsal, expected_time
@@ -34,7 +34,7 @@ def first_screen(stage: Stage, model: Any, rehearsal: Rehearsal | None = None) -
     first = checkpoints.step_of(stage.resume) if stage.resume else 0
     look = max(min(steps - first, LOOK), 1)
     lengths: list[Any] = []
-    ahead = realised(plan, stage.batches.sources, look, first=first, lengths=lengths)
+    ahead = effective_mixture(plan, stage.batches.sources, look, first=first, lengths=lengths)
     world = PartialState().num_processes
     table = stage.batches.table()
     times = steps / look

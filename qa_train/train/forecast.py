@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from qa_train.model.flops import Regime, Shapes, training_flops
-from qa_train.planner.work import from_realised
+from qa_train.planner.work import from_effective_mixture
 from qa_train.train.job import checkpoints
 from qa_train.train.numbers.pace import FIRST_STEPS
 from qa_train.train.numbers.throughput import NAMES, count
@@ -95,7 +95,7 @@ def rehearse(trainer: Any, stage: Stage) -> Rehearsal | None:
 
 
 def expected_time(stage: Stage, found: Rehearsal | None, ahead: dict[str, Any], lengths: list[Any], world: int) -> str:
-    """The first screen's line of time. ahead, lengths: of the plan (``qa_train.data.mixture_report.realised``)."""
+    """The first screen's line of time. ahead, lengths: of the plan (`effective_mixture`)."""
     left = stage.cfg.trainer.max_steps - (checkpoints.step_of(stage.resume) if stage.resume else 0)
     if found is None:
         return f"measured by the steps: said after {FIRST_STEPS} of them"
@@ -111,7 +111,9 @@ def expected_time(stage: Stage, found: Rehearsal | None, ahead: dict[str, Any], 
 def _operations(stage: Stage, ahead: dict[str, Any], lengths: list[Any]) -> float:
     """Useful operations of a typical micro-batch, counted as those of the rehearsed one."""
     regime = Regime.of(stage.cfg.model)
-    return training_flops(Shapes.of(stage.model.config), from_realised(stage.cfg, ahead, lengths).work, regime).total
+    return training_flops(
+        Shapes.of(stage.model.config), from_effective_mixture(stage.cfg, ahead, lengths).work, regime
+    ).total
 
 
 def _supervised(inputs: dict[str, Any]) -> Any:

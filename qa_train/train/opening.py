@@ -105,10 +105,10 @@ def _check_resume(stage: Stage, args: TrainingArguments) -> None:
     if manifest["plan_fingerprint"] != stage.batches.plan.fingerprint and not stage.cfg.run.allow_data_change:
         raise ValueError(
             f"the data differ from those {stage.run.dir} was trained on, or the order of their samples does (plan "
-            f"fingerprint {stage.batches.plan.fingerprint}, checkpoint {manifest['plan_fingerprint']}). The order also "
-            "hangs on the version of qa-train, on what trains, and on whether data.encoder_cache is set: restore what "
+            f"fingerprint {stage.batches.plan.fingerprint}, checkpoint {manifest['plan_fingerprint']}). The order "
+            "also depends on the qa-train version, the frozen parts and data.encoder_cache: restore what "
             "changed, or continue in the new order with run.allow_data_change=true. Sources whose records, filters or "
             "prompts changed then begin their next epoch, and what was left of this one is not seen; the others go on "
-            "where they were, with at most a chapter seen twice"
+            "where they were, with at most a window seen twice"
         )
     stage.batches.plan.seek(*manifest["plan_hint"])

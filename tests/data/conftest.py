@@ -77,7 +77,7 @@ def mixture(shards: dict[str, str], **options: Any) -> DataConfig:
         "st": SourceConfig(name="st", shards=[shards["speech"]], task="translate", weight=1),
         "sounds": SourceConfig(name="sounds", shards=[shards["sound"]], task="sound_class", template="chat", weight=2),
     }
-    return DataConfig(sources=sources, **{"tokens_per_batch": 500, "chapter_samples": 120, **options})
+    return DataConfig(sources=sources, **{"tokens_per_batch": 500, "shuffle_window": 120, **options})
 
 
 @pytest.fixture

@@ -170,7 +170,7 @@ def one_source(pattern: str, **options: Any) -> DataConfig:
     source = {"task": "asr", **{k: v for k, v in options.items() if k in names}}
     rest = {k: v for k, v in options.items() if k not in names}
     sources = {"s": SourceConfig(name="s", shards=[pattern], **source)}
-    return DataConfig(sources=sources, **{"tokens_per_batch": 500, "chapter_samples": 90, **rest})
+    return DataConfig(sources=sources, **{"tokens_per_batch": 500, "shuffle_window": 90, **rest})
 
 
 def opened(cfg: DataConfig, tokenizer: Any, **options: Any) -> Batches:
@@ -192,7 +192,7 @@ def test_filters_are_counted(shards: dict[str, str], tokenizer: Any) -> None:
     assert len(rows) == len(source) == 20
     assert {source.record(row)["language"] for row in rows} == {"es"}
     # What is planned is what is counted.
-    refs = [ref for k in range(len(batches.plan.chapter(0).batches)) for ref in batches.plan.batch(k)]
+    refs = [ref for k in range(len(batches.plan.window(0).batches)) for ref in batches.plan.batch(k)]
     assert {ref.row for ref in refs if ref.epoch == 0} == set(rows)
     assert "60 filtered by where" in batches.describe()
 
@@ -223,11 +223,11 @@ def test_other_audio_under_the_same_key_and_text_is_another_record(tokenizer: An
         with ShardWriter(tmp_path / f"{name}.tar") as writer:
             for i, seed in enumerate(seeds):
                 writer.write(f"{i:06d}", {"text": "dog"}, noise(0.5, seed=seed))
-    batches = opened(one_source(str(tmp_path / "*.tar"), chapter_samples=7), tokenizer)
+    batches = opened(one_source(str(tmp_path / "*.tar"), shuffle_window=7), tokenizer)
     (row,) = batches.table()
     assert (row["samples"], row["left_out"]) == (7, {"duplicate record": 1})
     # Row 7 says what row 3 says, and sounds like it.
-    refs = [ref for batch in batches.plan.chapter(0).batches for ref in batch]
+    refs = [ref for batch in batches.plan.window(0).batches for ref in batch]
     assert sorted((ref.row, ref.epoch) for ref in refs) == [(i, 0) for i in range(7)]
 
 
@@ -248,10 +248,10 @@ def damaged(tmp_path: Path, flip: list[int]) -> str:
 def test_bad_clips_are_left_out_counted_and_named(
     workers: int, tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cfg = one_source(damaged(tmp_path, [2, 5]), chapter_samples=20)
+    cfg = one_source(damaged(tmp_path, [2, 5]), shuffle_window=20)
     batches = opened(cfg, tokenizer)
-    chapter = batches.plan.chapter(0)
-    numbers: Any = list(range(len(chapter.batches)))
+    window = batches.plan.window(0)
+    numbers: Any = list(range(len(window.batches)))
     with caplog.at_level(logging.WARNING):
         loader = DataLoader(numbers, batch_size=1, num_workers=workers, collate_fn=Collator(batches))
         rows = sum(len(batch["feature_lengths"]) for batch in loader)
@@ -274,8 +274,8 @@ def test_weights_of_tasks_come_with_the_rows(shards: dict[str, str], tokenizer: 
 
 def test_the_error_budget_stops_the_run(tokenizer: Any, tmp_path: Path) -> None:
     path = damaged(tmp_path, [2, 5])
-    batches = opened(one_source(path, chapter_samples=20, error_budget=0.0), tokenizer)
-    numbers = range(len(batches.plan.chapter(0).batches))
+    batches = opened(one_source(path, shuffle_window=20, error_budget=0.0), tokenizer)
+    numbers = range(len(batches.plan.window(0).batches))
     with pytest.raises(ValueError, match=r"samples could not be used, more than data.error_budget=0 .*d\.tar"):
         [batches.build(k) for k in numbers]
 
@@ -302,8 +302,8 @@ def test_a_small_set_may_lose_a_tenth_and_no_more(tokenizer: Any, tmp_path: Path
         opened(one_source(fifty(tmp_path, silent=1), error_budget=0.0), tokenizer)
 
     def read(flip: int) -> Counter[str]:
-        batches = opened(one_source(fifty(tmp_path, flip=flip), chapter_samples=1000), tokenizer)
-        for k in range(len(batches.plan.chapter(0).batches)):
+        batches = opened(one_source(fifty(tmp_path, flip=flip), shuffle_window=1000), tokenizer)
+        for k in range(len(batches.plan.window(0).batches)):
             batches.build(k)
         return batches.skipped
 
@@ -316,7 +316,7 @@ def test_a_small_set_may_lose_a_tenth_and_no_more(tokenizer: Any, tmp_path: Path
 
 def test_a_deleted_shard_is_counted_and_stops_by_budget(tokenizer: Any, tmp_path: Path) -> None:
     path = damaged(tmp_path, [])
-    batches = opened(one_source(path, chapter_samples=20, tokens_per_batch=150), tokenizer)
+    batches = opened(one_source(path, shuffle_window=20, tokens_per_batch=150), tokenizer)
     Path(path).unlink()
     # Nothing is left of the batch: one padding token without a label, and no audio.
     batch = batches.build(0)
@@ -341,15 +341,15 @@ def test_samples_too_long_for_a_batch_are_counted_once(tokenizer: Any, tmp_path:
     with ShardWriter(tmp_path / "l.tar") as writer:
         for i in range(9):
             writer.write(f"k{i}", {"text": "hi"}, noise(0.5 if i else 5.0))
-    batches = opened(one_source(str(tmp_path / "l.tar"), tokens_per_batch=100, chapter_samples=9), tokenizer)
-    for k in range(len(batches.plan.chapter(0).batches)):
+    batches = opened(one_source(str(tmp_path / "l.tar"), tokens_per_batch=100, shuffle_window=9), tokenizer)
+    for k in range(len(batches.plan.window(0).batches)):
         batches.build(k)
     assert batches.skipped == Counter({"too long for a batch": 1})
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("long", [1, 15])
-def test_samples_too_long_for_a_batch_are_judged_by_the_chapter(
+def test_samples_too_long_for_a_batch_are_judged_by_the_window(
     long: int, ranks: int, tokenizer: Any, tmp_path: Path
 ) -> None:
     """One in 300 passes an error budget of 1 %, 15 do not: from the first batch on, for every rank."""
@@ -357,7 +357,7 @@ def test_samples_too_long_for_a_batch_are_judged_by_the_chapter(
         for i in range(300):
             turns = [("user", "Hi"), ("assistant", "no " * 200 if i < long else "no")]
             writer.write(f"k{i}", {"messages": [{"role": role, "content": text} for role, text in turns]}, [])
-    cfg = one_source(str(tmp_path / "l.tar"), task="chat", template="chat", tokens_per_batch=300, chapter_samples=3600)
+    cfg = one_source(str(tmp_path / "l.tar"), task="chat", template="chat", tokens_per_batch=300, shuffle_window=3600)
     copies = [opened(cfg, tokenizer) for _ in range(ranks)]
     for rank, batches in enumerate(copies):
         if long == 1:
@@ -458,7 +458,7 @@ def test_a_clip_missing_from_the_cache_is_counted(shards: dict[str, str], tokeni
 
 
 def test_bad_clips_stay_out_of_the_cache(tokenizer: Any, tmp_path: Path) -> None:
-    batches = opened(one_source(damaged(tmp_path, [4]), chapter_samples=20), tokenizer)
+    batches = opened(one_source(damaged(tmp_path, [4]), shuffle_window=20), tokenizer)
     fill(batches, tmp_path / "cache")
     assert len(EncoderCache.open(tmp_path / "cache", "enc")) == 19
     assert batches.read_mels(batches.clips_not_in(tmp_path / "cache", "enc")).clips == []

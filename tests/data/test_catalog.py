@@ -61,11 +61,11 @@ def test_opening_and_seeking_read_few_of_19000_shards(tokenizer: Any) -> None:
     """19 million samples here; scripts/benchmark_plan.py does it with 190 million and measures time and memory."""
     source, read = huge(tokenizer, 19_000, where={"language": "fr"})
     assert read == []
-    options = {"seed": 0, "tokens_per_batch": 3000, "batches_per_step": 2, "chapter_samples": 400}
+    options = {"seed": 0, "tokens_per_batch": 3000, "batches_per_step": 2, "shuffle_window": 400}
     plan = Plan([source], **options)
     state = list(plan.seek_hint(0))
     assert len(read) <= 17
-    # Anywhere in the epoch: chapter, its first batch, the batch, and the position of the source.
+    # Anywhere in the epoch: window, its first batch, the batch, and the position of the source.
     state[0], state[1], state[2], state[9] = 20_000, 400_000, 400_000, 9_500_123
     read.clear()
     plan = Plan([source], **options)
@@ -85,9 +85,9 @@ def test_max_samples_is_spread_over_the_shards_and_fixed(tokenizer: Any) -> None
     assert source.quotas.max() <= 17
     chosen = list(source.rows())
     assert len(chosen) == len(source) == 100
-    plan = Plan([source], seed=1, tokens_per_batch=3000, batches_per_step=2, chapter_samples=100)
+    plan = Plan([source], seed=1, tokens_per_batch=3000, batches_per_step=2, shuffle_window=100)
     for epoch in (0, 1):
-        refs = [ref for batch in plan.chapter(epoch).batches for ref in batch]
+        refs = [ref for batch in plan.window(epoch).batches for ref in batch]
         assert sorted(ref.row for ref in refs) == chosen
         assert {ref.epoch for ref in refs} == {epoch}
 

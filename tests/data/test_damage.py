@@ -54,13 +54,13 @@ def tar_bytes(files: Members) -> tuple[bytes, Infos]:
 def data(paths: list[Path], tokenizer: Any, budget: float) -> Any:
     """The shards as training opens them."""
     source = SourceConfig(name="all", shards=list(map(str, paths)), task="asr")
-    cfg = DataConfig(sources={"all": source}, tokens_per_batch=300, chapter_samples=10, error_budget=budget)
+    cfg = DataConfig(sources={"all": source}, tokens_per_batch=300, shuffle_window=10, error_budget=budget)
     return open_data(cfg, tokenizer, 80, seed=0, batches_per_step=1)
 
 
-def read_chapter(batches: Any) -> int:
-    """Clips of the first chapter's batches that could be read."""
-    numbers = range(len(batches.plan.chapter(0).batches))
+def read_window(batches: Any) -> int:
+    """Clips of the first window's batches that could be read."""
+    numbers = range(len(batches.plan.window(0).batches))
     return sum(len(batches.build(k).get("feature_lengths", [])) for k in numbers)
 
 
@@ -107,13 +107,13 @@ def test_a_damaged_tar(kind: str, tokenizer: Any, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"a\.tar"):
             data([path], tokenizer, budget=0.5)
     else:
-        assert read_chapter(data([path], tokenizer, budget=0.5)) >= 9
+        assert read_window(data([path], tokenizer, budget=0.5)) >= 9
     # Without one: refused, unless what precedes the damage is asked for; the damage counts against the budget.
     Path(f"{path}.index.parquet").unlink()
     with pytest.raises(DamagedShard, match=r"a\.tar.*at byte .*rec2\.json"):
         build_index([path])
     build_index([path], keep_damaged=True)
-    assert read_chapter(data([path], tokenizer, budget=0.5)) == 10
+    assert read_window(data([path], tokenizer, budget=0.5)) == 10
     with pytest.raises(ValueError, match=rf"a\.tar, key '', byte {offset}.*rec2"):
         data([path], tokenizer, budget=0.0)
 
@@ -168,7 +168,7 @@ def test_a_damaged_record(kind: str, tokenizer: Any, tmp_path: Path) -> None:
     assert [(f.shard, f.key, f.offset) for f in faults] == [(str(path), KEY, first.offset_data)]
     batches = data([path], tokenizer, budget=0.5)
     assert batches.table()[0]["problems"] == {bad.reason: 1}
-    assert read_chapter(batches) == 10
+    assert read_window(batches) == 10
     with pytest.raises(ValueError, match=rf"a\.tar, key '{KEY}', byte {first.offset_data}"):
         data([path], tokenizer, budget=0.0)
 
@@ -202,10 +202,10 @@ def test_a_changed_bit_is_found_by_its_checksum(tokenizer: Any, tmp_path: Path) 
     validate([str(path)], faults.append, decode=False)
     assert [(f.key, f.offset, f.reason) for f in faults] == [(KEY, place, "checksum")]
     batches = data([path], tokenizer, budget=0.5)
-    assert read_chapter(batches) == 9
+    assert read_window(batches) == 9
     assert batches.skipped == Counter({"changed shard": 1})
     with pytest.raises(ValueError, match=rf"{KEY} of .*a\.tar \(changed shard\): {KEY}\.flac.* at {place}"):
-        read_chapter(data([path], tokenizer, budget=0.0))
+        read_window(data([path], tokenizer, budget=0.0))
 
 
 def test_a_key_in_two_shards(tokenizer: Any, tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_another_shard_of_equal_size(tokenizer: Any, tmp_path: Path) -> None:
     validate([str(path)], faults.append)
     assert {(f.key, f.offset) for f in faults} == {(f"rec{i}", infos[f"rec{i}.flac"].offset_data) for i in range(10)}
     batches = data([path], tokenizer, budget=0.5)
-    assert read_chapter(batches) == 0
+    assert read_window(batches) == 0
     assert batches.skipped == Counter({"changed shard": 10})
     with pytest.raises(ValueError, match=r"more than data.error_budget=0.005 allows; the last: rec\d of .*a\.tar"):
-        read_chapter(data([path], tokenizer, budget=0.005))
+        read_window(data([path], tokenizer, budget=0.005))

@@ -197,9 +197,7 @@ def test_the_mask_goes_through_shards_and_back(tmp_path: Path, tokenizer: Any) -
     ((_, _, row),) = objects(tmp_path / "back.jsonl")
     assert [turn.get("loss") for turn in row["messages"]] == [None, False, None, None]
     sources = {"c": SourceConfig(name="c", shards=[str(tmp_path / "*.tar")], task="chat", template="chat")}
-    batch = open_data(DataConfig(sources=sources, chapter_samples=2), tokenizer, 80, seed=0, batches_per_step=1).build(
-        0
-    )
+    batch = open_data(DataConfig(sources=sources, shuffle_window=2), tokenizer, 80, seed=0, batches_per_step=1).build(0)
     learned = tokenizer.decode(batch["input_ids"][batch["labels"] != IGNORE])
     assert "two" in learned
     assert "one" not in learned
@@ -274,7 +272,7 @@ def test_identical_pairs_are_refused_wherever_they_come_in(tmp_path: Path, token
     index.table = type(index.table).from_pylist(old, schema=index.table.schema)
     write_index(index)
     sources = {"c": SourceConfig(name="c", shards=[str(tmp_path / "*.tar")], task="chat", template="chat")}
-    config = DataConfig(sources=sources, chapter_samples=2)
+    config = DataConfig(sources=sources, shuffle_window=2)
     with pytest.raises(ValueError, match="row 1 of its index: chosen and rejected are the same answer"):
         _ = open_data(config, tokenizer, 80, seed=0, batches_per_step=1, preference=True).sources[0].left_out
     tar = tmp_path / "a-00000.tar"

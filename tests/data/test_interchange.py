@@ -39,7 +39,7 @@ def test_jsonl_becomes_shards_that_train(tmp_path: Path, tokenizer: Any) -> None
     (index,) = jsonl_to_shards(path, tmp_path / "out" / "c-%03d.tar")
     assert len(index) == 3
     sources = {"c": SourceConfig(name="c", shards=[str(tmp_path / "out")], task="chat", template="chat")}
-    cfg = DataConfig(sources=sources, chapter_samples=3)
+    cfg = DataConfig(sources=sources, shuffle_window=3)
     batch = open_data(cfg, tokenizer, 80, seed=0, batches_per_step=1).build(0)
     assert len(batch["input_ids"]) == 3
     assert sorted(batch["feature_lengths"].tolist()) == [50, 70, 90]

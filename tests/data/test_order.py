@@ -9,9 +9,9 @@ import pytest
 
 from qa_train.data.mixture_report import imbalance
 from qa_train.data.order import mixture
-from qa_train.data.order.chapter import Lengths
 from qa_train.data.order.epoch import EpochOrder
 from qa_train.data.order.packing import Cost, fill, level, pack
+from qa_train.data.order.shuffle_window import Lengths
 
 
 @pytest.mark.parametrize("lengths", [[7], [3, 0, 5], [100] * 300, [1] * 1000, [9000, 1, 20_000, 3, 12_000, 17_000]])

@@ -1,4 +1,4 @@
-"""Passes through the sources: exact at the ends of chapters, and never going back."""
+"""Passes through the sources: exact at the ends of windows, and never going back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.data.test_plan import fake, make
 
 
 def test_samples_seen_divided_by_the_size_of_the_source() -> None:
-    plan = make([fake("a", 3, [100, 80, 120]), fake("b", 1, [40])], tokens_per_batch=3000, chapter_samples=200)
+    plan = make([fake("a", 3, [100, 80, 120]), fake("b", 1, [40])], tokens_per_batch=3000, shuffle_window=200)
     passes, seen = Passes(plan), Counter[int]()
     for k in range(300):
         seen.update(ref.source for ref in plan.batch(k))

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from qa_train.data.order.batch_plan import Plan
-from qa_train.data.order.chapter import Lengths, SampleRef
 from qa_train.data.order.epoch import Ints
 from qa_train.data.order.packing import Cost, pack
+from qa_train.data.order.shuffle_window import Lengths, SampleRef
 
 
 @dataclass
@@ -49,7 +49,7 @@ def sources() -> list[Fake]:
 def make(some: list[Fake] | None = None, **options: int) -> Plan:
     return Plan(
         some or sources(),
-        **{"seed": 1, "tokens_per_batch": 3000, "batches_per_step": 4, "chapter_samples": 900, **options},
+        **{"seed": 1, "tokens_per_batch": 3000, "batches_per_step": 4, "shuffle_window": 900, **options},
     )
 
 
@@ -63,7 +63,7 @@ def test_the_plan_is_a_pure_function_of_its_arguments() -> None:
     assert [backward.batch(k) for k in reversed(range(300))] == wanted[::-1]
     assert [make(seed=2).batch(k) for k in range(3)] != wanted[:3]
     assert forward.fingerprint == make().fingerprint
-    for change in ({"seed": 2}, {"tokens_per_batch": 2999}, {"chapter_samples": 901}, {"cost": Cost(audio=9)}):
+    for change in ({"seed": 2}, {"tokens_per_batch": 2999}, {"shuffle_window": 901}, {"cost": Cost(audio=9)}):
         assert make(**change).fingerprint != forward.fingerprint  # type: ignore[arg-type]
     # Batches per step say how many batches make a step, not what is in them.
     other = make(batches_per_step=5)
@@ -83,10 +83,10 @@ def test_seek_needs_no_replay() -> None:
     resumed.seek(*hint)
     assert [resumed.batch(k) for k in range(200, 260)] == [walked.batch(k) for k in range(200, 260)]
     asked = sum(sum(source.asked.values()) for source in resumed.sources if isinstance(source, Fake))
-    chapters = 1 + walked.locate(259)[0] - walked.locate(200)[0]
+    windows = 1 + walked.locate(259)[0] - walked.locate(200)[0]
     # Three sources, each of which may look at 256 records more than it needs.
-    assert asked <= chapters * (900 + 3 * 257)
-    with pytest.raises(ValueError, match="chapter 1 starts at batch"):
+    assert asked <= windows * (900 + 3 * 257)
+    with pytest.raises(ValueError, match="window 1 starts at batch"):
         walked.seek(1, 5, *hint[2:])
     with pytest.raises(ValueError, match="not the state of a plan"):
         walked.seek(1, 5)
@@ -110,20 +110,20 @@ def test_other_batches_per_step_continue_at_the_next_step() -> None:
 def test_changed_data_continue_without_a_gap() -> None:
     before = make()
     hint = before.seek_hint(200)
-    chapter, _ = before.locate(200)
+    window, _ = before.locate(200)
     some = sources()
     some[1].fingerprint = "changed"
     some.append(fake("new", 1, [60]))
     after = make(some)
     after.seek(*hint)
-    refs = [ref for batch in after.chapter(chapter).batches for ref in batch]
-    assert after.locate(200) == (chapter, 200)
-    # The unchanged sources go on where their chapter began.
+    refs = [ref for batch in after.window(window).batches for ref in batch]
+    assert after.locate(200) == (window, 200)
+    # The unchanged sources go on where their window began.
     for source in (0, 2):
-        old = [ref for batch in before.chapter(chapter).batches for ref in batch if ref.source == source]
+        old = [ref for batch in before.window(window).batches for ref in batch if ref.source == source]
         assert Counter(old) - Counter(r for r in refs if r.source == source) == Counter() or len(old) > 200
         assert min(r.epoch for r in refs if r.source == source) == min(r.epoch for r in old)
-    began = {ref.epoch for batch in before.chapter(chapter).batches for ref in batch if ref.source == 1}
+    began = {ref.epoch for batch in before.window(window).batches for ref in batch if ref.source == 1}
     assert min(r.epoch for r in refs if r.source == 1) in {min(began) + 1, min(began) + 2}
     assert min(r.epoch for r in refs if r.source == 4) == 0
 
@@ -143,9 +143,9 @@ def test_shares_are_exact_over_time_and_epochs_do_not_mix() -> None:
     plan = make()
     seen: list[list[SampleRef]] = [[], [], [], []]
     for number in range(7):
-        chapter = plan.chapter(number)
-        assert chapter.too_long == []
-        for ref in sorted((ref for batch in chapter.batches for ref in batch), key=lambda ref: ref.epoch):
+        window = plan.window(number)
+        assert window.too_long == []
+        for ref in sorted((ref for batch in window.batches for ref in batch), key=lambda ref: ref.epoch):
             seen[ref.source].append(ref)
         total = 900 * (number + 1)
         for source, share in ((0, 3 / 6), (1, 1 / 6), (2, 2 / 6)):
@@ -160,13 +160,13 @@ def test_shares_are_exact_over_time_and_epochs_do_not_mix() -> None:
 
 def test_records_that_do_not_qualify_are_passed_over_and_do_not_change_shares() -> None:
     some = [fake("a", 1, [100, 80, 120], bad=2), fake("b", 1, [50, 50])]
-    plan = make(some, chapter_samples=100)
-    refs = [ref for number in range(6) for batch in plan.chapter(number).batches for ref in batch]
+    plan = make(some, shuffle_window=100)
+    refs = [ref for number in range(6) for batch in plan.window(number).batches for ref in batch]
     assert Counter(ref.source for ref in refs) == {0: 300, 1: 300}
     first = [ref for ref in refs if ref.source == 0]
     # Half of the rows qualify, so 300 samples are two epochs; each of them is there once.
     assert Counter((ref.row, ref.epoch) for ref in first) == Counter((r, e) for r in range(1, 300, 2) for e in (0, 1))
-    left = sum((plan.chapter(n).left_out[0] for n in (4, 5)), Counter())
+    left = sum((plan.window(n).left_out[0] for n in (4, 5)), Counter())
     assert set(left) == {"filtered by where"}
     with pytest.raises(ValueError, match=r"source 'a': none of 300 records is usable; left out: \{'filtered by where'"):
         make([fake("a", 1, [100, 80, 120], bad=1)]).batch(0)
@@ -174,16 +174,16 @@ def test_records_that_do_not_qualify_are_passed_over_and_do_not_change_shares() 
 
 def test_a_source_that_runs_dry_leaves_its_share_to_the_others() -> None:
     some = [fake("a", 2, [400]), fake("b", 1, [400]), fake("c", 3, [50, 40], max_epochs=2)]
-    plan = make(some, chapter_samples=120)
-    counts = [Counter(r.source for batch in plan.chapter(n).batches for r in batch) for n in range(9)]
-    # 60 of each chapter until 180 were taken: three chapters; then 2 : 1 of all.
+    plan = make(some, shuffle_window=120)
+    counts = [Counter(r.source for batch in plan.window(n).batches for r in batch) for n in range(9)]
+    # 60 of each window until 180 were taken: three windows; then 2 : 1 of all.
     assert [c[2] for c in counts] == [60, 60, 60, 0, 0, 0, 0, 0, 0]
     assert counts[0][0] == 40
     assert counts[0][1] == 20
     for n in range(3, 9):
         assert sum(counts[m][0] for m in range(3, n + 1)) == 80 * (n - 2)
     # The state says so too.
-    resumed = make(some, chapter_samples=120)
+    resumed = make(some, shuffle_window=120)
     k = plan._starts[6].first_batch
     resumed.seek(*plan.seek_hint(k))
     assert resumed.batch(k) == plan.batch(k)
@@ -191,11 +191,11 @@ def test_a_source_that_runs_dry_leaves_its_share_to_the_others() -> None:
         make([fake("c", 3, [50], max_epochs=2)])
 
 
-def test_a_chapter_mixes_several_shards_but_reads_few() -> None:
-    plan = make([fake("a", 1, [5000] * 50), fake("b", 1, [100_000])], chapter_samples=800)
+def test_a_window_mixes_several_shards_but_reads_few() -> None:
+    plan = make([fake("a", 1, [5000] * 50), fake("b", 1, [100_000])], shuffle_window=800)
     seen = set()
     for number in range(4):
-        refs = [ref for batch in plan.chapter(number).batches for ref in batch]
+        refs = [ref for batch in plan.window(number).batches for ref in batch]
         shards = Counter(ref.row // 5000 for ref in refs if ref.source == 0)
         assert len(shards) == 4
         assert min(shards.values()) > 60
@@ -205,19 +205,19 @@ def test_a_chapter_mixes_several_shards_but_reads_few() -> None:
     assert len(seen) == 4
 
 
-def test_chapters_smaller_than_the_number_of_sources_still_advance() -> None:
+def test_windows_smaller_than_the_number_of_sources_still_advance() -> None:
     for samples in (1, 2):
-        plan = make(chapter_samples=samples)
+        plan = make(shuffle_window=samples)
         rows = Counter(ref.source for k in range(150) for ref in plan.batch(k))
         assert rows[0] > rows[2] > rows[1] > 0
 
 
 def test_what_fits_in_no_batch_is_reported_and_only_that() -> None:
-    plan = make([fake("a", 1, [200], longest=300)], tokens_per_batch=250, chapter_samples=200)
-    chapter = plan.chapter(0)
-    assert len(chapter.too_long) + sum(map(len, chapter.batches)) == 200
+    plan = make([fake("a", 1, [200], longest=300)], tokens_per_batch=250, shuffle_window=200)
+    window = plan.window(0)
+    assert len(window.too_long) + sum(map(len, window.batches)) == 200
     lengths = fake("a", 1, [200]).lengths(np.arange(200), 0)
-    assert {ref.row for ref in chapter.too_long} == set(np.flatnonzero(lengths.tokens > 250).tolist())
+    assert {ref.row for ref in window.too_long} == set(np.flatnonzero(lengths.tokens > 250).tolist())
 
 
 def test_impossible_plans_fail_clearly() -> None:

@@ -76,7 +76,7 @@ def stand_in(cfg: StageConfig, made: Path, folder: Path) -> StageConfig:
     template = "base" if stage == "pretrain" else "chat"
     source = SourceConfig(name="made", shards=[f"{made}/{kind}-*.tar"], task=task, template=template)
     cfg.data.sources = {"made": source}
-    cfg.data.tokens_per_batch, cfg.data.chapter_samples, cfg.data.root = 900, 64, None
+    cfg.data.tokens_per_batch, cfg.data.shuffle_window, cfg.data.root = 900, 64, None
     if cfg.data.encoder_cache:
         cfg.data.encoder_cache = str(folder / "cache")
     cfg.data.num_workers, cfg.trainer.dataloader_prefetch_factor = 0, None

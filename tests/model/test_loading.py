@@ -377,7 +377,7 @@ def test_adapters_that_no_run_writes_are_refused(
 
 
 BASES: list[tuple[str, Callable[[Path], dict[str, Any]], str]] = [
-    ("themselves", lambda f: {"model.checkpoint": str(f)}, "leads back to adapters"),
+    ("themselves", lambda f: {"model.checkpoint": str(f)}, "is again these adapters"),
     ("a folder that is not there", lambda f: {"model.checkpoint": "/nowhere"}, "does not exist"),
     ("a number", lambda f: {"model.checkpoint": 5}, "is damaged"),
     ("layers without end", lambda f: {"model.llm.config": SMALL.llm.config | {"num_hidden_layers": 10**8}}, "num_hid"),

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from qa_train.config.compose import compose_stage
-from qa_train.data.order.chapter import Lengths
 from qa_train.data.order.packing import Cost
+from qa_train.data.order.shuffle_window import Lengths
 from qa_train.model import build_model, load_model_config
 from qa_train.model.flops import Regime, Shapes, Work, forward_flops, training_flops
 from qa_train.planner.balance import cost_of

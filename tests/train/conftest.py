@@ -88,7 +88,7 @@ def stage_words(shards: Path, stage: str, folder: Path) -> list[str]:
     source = f"{{made:{{{made},weight:2}},french:{{{made},where:{{language:fr}}}}}}"
     return [
         "experiment=smoke", f"run.dir={folder}", "data=empty", f"+data.sources={source}",
-        "data.tokens_per_batch=250", "data.chapter_samples=64", "trainer.max_steps=6",
+        "data.tokens_per_batch=250", "data.shuffle_window=64", "trainer.max_steps=6",
     ]  # fmt: skip
 
 

@@ -56,7 +56,7 @@ def test_four_batches_in_one_forward(template: str, shards: Path) -> None:
     )  # fmt: skip
     model, processor = build_model(cfg)
     source = SourceConfig(name="made", shards=[f"{shards}/speech-*.tar"], task="asr", template=template)
-    data = DataConfig(sources={"made": source}, tokens_per_batch=300, chapter_samples=64)
+    data = DataConfig(sources={"made": source}, tokens_per_batch=300, shuffle_window=64)
     opened = open_data(data, processor.tokenizer, 80, seed=0, batches_per_step=4)
     batches = [opened.build(k) for k in range(4)]
     joined = {

@@ -61,7 +61,7 @@ def test_they_compose_with_both_precisions(composed: Any, name: str, bf16: str) 
     ("words", "message"),
     [
         (["deepspeed=zero2", "+deepspeed.config.optimizer={type: Adam}"], "use trainer.optim"),
-        (["deepspeed=zero2", "+deepspeed.config.gradient_cliping=1"], "mend its spelling"),
+        (["deepspeed=zero2", "+deepspeed.config.gradient_cliping=1"], "correct its spelling"),
         (["deepspeed=zero2", "deepspeed.config.gradient_clipping=0.3"], "contradicts trainer.max_grad_norm"),
         (["deepspeed=zero2", "deepspeed.config.gradient_accumulation_steps=4"], "trainer.batches_per_step"),
         (["deepspeed=zero2", "deepspeed.config.bf16.enabled=true"], "contradicts trainer.bf16"),

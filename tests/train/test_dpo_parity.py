@@ -68,7 +68,7 @@ def parts() -> tuple[Any, Any]:
 @pytest.fixture(scope="module")
 def batches(parts: tuple[Any, Any], shards: Path) -> PreferenceBatches:
     source = SourceConfig(name="made", shards=[f"{shards}/pairs-*.tar"], task="chat", template="chat")
-    cfg = DataConfig(sources={"made": source}, tokens_per_batch=900, chapter_samples=64)
+    cfg = DataConfig(sources={"made": source}, tokens_per_batch=900, shuffle_window=64)
     opened = open_data(cfg, parts[1].tokenizer, 80, seed=0, batches_per_step=1, preference=True)
     assert isinstance(opened, PreferenceBatches)
     return opened

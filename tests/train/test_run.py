@@ -122,7 +122,7 @@ def test_tables_hand_clips_to_the_tracker_until_their_room_is_used_up(
     clip = tmp_path / "a.ogg"
     clip.write_bytes(b"O" * 1024)
     cfg = config(tmp_path)
-    cfg.tracking.wandb, cfg.tracking.tables_mib = "offline", 1.5 / 1024
+    cfg.tracking.wandb, cfg.tracking.max_clips_mib = "offline", 1.5 / 1024
     writer = MetricsWriter(tmp_path / "metrics.jsonl", is_main=True)
     writer.table(1, "held_out/asr", ["audio"], [[clip]])
     assert logged == [], "no run is open yet"

@@ -1,15 +1,15 @@
 """Which samples make up batch k: a pure function of the index, the mixture, the seed and the budget.
 
-1. A chapter takes from each source its share of ``chapter_samples`` samples. The number taken up to
-   the end of a chapter is rounded, not that of the chapter, so shares are exact over time.
+1. A window takes from each source its share of ``shuffle_window`` samples. The number taken up to
+   the end of a window is rounded, not that of the window, so shares are exact over time.
 2. A source is read in the order of ``EpochOrder``; records that do not qualify are passed over when
-   they are met. Its cursor (epoch, position among all records) is where the next chapter goes on.
-3. Inside a chapter the sources are spread evenly. Epochs of a small source do not mix.
+   they are met. Its cursor (epoch, position among all records) is where the next window goes on.
+3. Inside a window the sources are spread evenly. Epochs of a small source do not mix.
 4. Samples are packed in that order into batches of at most ``tokens_per_batch`` tokens and of equal
    cost (``packing``).
 
 World size, worker count, batches per step and interruptions appear nowhere. The state at any batch
-is a few integers: the chapter, its first batch and the cursors at its start.
+is a few integers: the window, its first batch and the cursors at its start.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 
 from qa_train.data.order import mixture
-from qa_train.data.order.chapter import Chapter, PlanSource, SampleRef
 from qa_train.data.order.epoch import EpochOrder, Ints, hashes
 from qa_train.data.order.packing import Cost, pack
 from qa_train.data.order.seek import Board, Start, decode_state, encode_state
+from qa_train.data.order.shuffle_window import PlanSource, SampleRef, Window
 
-_CHAPTERS_KEPT = 2
+_WINDOWS_KEPT = 2
 _STARTS_KEPT = 4096
 _EPOCHS_KEPT = 2
 # Records looked at together when few are missing.
@@ -41,7 +41,7 @@ _VERSION = 4
 
 @dataclass
 class _Part:
-    """What a chapter takes from one source."""
+    """What a window takes from one source."""
 
     rows: Ints
     epochs: Ints
@@ -54,8 +54,8 @@ class _Part:
 class Plan:
     """The order of the training data; ``batch(k)`` for any k, in constant memory.
 
-    Finding batch k walks the chapters before it once; ``seek_hint`` and ``seek`` let a resumed run
-    start at its chapter.
+    Finding batch k walks the windows before it once; ``seek_hint`` and ``seek`` let a resumed run
+    start at its window.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Plan:
         seed: int,
         tokens_per_batch: int,
         batches_per_step: int,
-        chapter_samples: int,
+        shuffle_window: int,
         cost: Cost | None = None,
     ) -> None:
         used = [i for i, s in enumerate(sources) if s.weight > 0]
@@ -79,18 +79,18 @@ class Plan:
                 "every source has max_epochs, so the data would end: leave it off at least one source "
                 "(trainer.max_steps ends the run)"
             )
-        if min(tokens_per_batch, batches_per_step, chapter_samples) < 1:
-            raise ValueError("tokens_per_batch, batches_per_step and chapter_samples must be 1 or more")
+        if min(tokens_per_batch, batches_per_step, shuffle_window) < 1:
+            raise ValueError("tokens_per_batch, batches_per_step and shuffle_window must be 1 or more")
         self.sources = sources
         self.seed = seed
         self.tokens_per_batch = tokens_per_batch
         self.batches_per_step = batches_per_step
-        self.chapter_samples = chapter_samples
+        self.shuffle_window = shuffle_window
         self.cost = cost or Cost()
         self._used = used
-        self._chapters: OrderedDict[int, Chapter] = OrderedDict()
+        self._windows: OrderedDict[int, Window] = OrderedDict()
         self._epochs: OrderedDict[tuple[int, int], EpochOrder] = OrderedDict()
-        # Starts of chapters, by number; not all of them.
+        # Starts of windows, by number; not all of them.
         self._starts = [Start(0, 0, 0, tuple((0, 0) for _ in used))]
         self._board = Board(len(used))
 
@@ -103,16 +103,16 @@ class Plan:
 
     def batch(self, k: int) -> list[SampleRef]:
         """The samples of batch k."""
-        chapter, first = self.locate(k)
-        return self.chapter(chapter).batches[k - first]
+        window, first = self.locate(k)
+        return self.window(window).batches[k - first]
 
     def locate(self, k: int) -> tuple[int, int]:
-        """The chapter that holds batch k, and the number of that chapter's first batch."""
+        """The window that holds batch k, and the number of that window's first batch."""
         start = self._start_of(k)
-        return start.chapter, start.first_batch
+        return start.window, start.first_batch
 
     def bounds(self, k: int) -> tuple[Start, Start]:
-        """The start of the chapter that holds batch k, and the start of the one after it."""
+        """The start of the window that holds batch k, and the start of the one after it."""
         start = self._start_of(k)
         return start, self._starts[bisect_right(self._starts, k, key=lambda s: s.first_batch)]
 
@@ -121,15 +121,15 @@ class Plan:
         """The numbers of the sources whose weight is above 0; cursors of a start come in this order."""
         return self._used
 
-    def chapter(self, number: int) -> Chapter:
-        """All batches of a chapter; the last two are kept in memory."""
-        while number not in self._chapters:
-            place = bisect_right(self._starts, number, key=lambda s: s.chapter) - 1
+    def window(self, number: int) -> Window:
+        """All batches of a window; the last two are kept in memory."""
+        while number not in self._windows:
+            place = bisect_right(self._starts, number, key=lambda s: s.window) - 1
             if place < 0:
-                raise ValueError(f"chapter {number} lies before the one that this run resumed at")
+                raise ValueError(f"shuffle window {number} lies before the one that this run resumed at")
             self._make(self._starts[place])
-        self._chapters.move_to_end(number)
-        return self._chapters[number]
+        self._windows.move_to_end(number)
+        return self._windows[number]
 
     def seek_hint(self, k: int) -> tuple[int, ...]:
         """The state at batch k as integers, for ``seek`` in another process."""
@@ -137,36 +137,36 @@ class Plan:
         return encode_state(self._start_of(k), k, self.batches_per_step, self._settings(), ids)
 
     def seek(self, *state: int) -> None:
-        """Continue from a saved ``seek_hint`` instead of walking the chapters before it.
+        """Continue from a saved ``seek_hint`` instead of walking the windows before it.
 
         Batches per step may have changed: the step that came next still comes next, under its new
         batch number. When the data or their settings changed, unchanged sources go on where they
         were, changed ones begin their next epoch (what was left of the one before is not seen), and
-        the chapter starts again: at most one is seen twice.
+        the window starts again: at most one is seen twice.
         """
         ids = [(s.name, s.fingerprint) for s in (self.sources[i] for i in self._used)]
         start, exact = decode_state(state, self.batches_per_step, self._settings(), ids)
         if not exact:
             self._starts = [start]
             self._board.clear()
-            self._chapters.clear()
+            self._windows.clear()
             return
         for known in self._starts:
-            if known.chapter == start.chapter and known != start:
+            if known.window == start.window and known != start:
                 raise ValueError(
-                    f"chapter {known.chapter} starts at batch {known.first_batch}, the saved state says "
+                    f"shuffle window {known.window} starts at batch {known.first_batch}, the saved state says "
                     f"{start.first_batch}: it is of another run"
                 )
         self._learn(start)
 
     def _settings(self) -> str:
         """All that the order depends on but the sources' data."""
-        parts: list[Any] = [_VERSION, self.seed, self.tokens_per_batch, self.chapter_samples, self.cost.key()]
+        parts: list[Any] = [_VERSION, self.seed, self.tokens_per_batch, self.shuffle_window, self.cost.key()]
         parts += [[s.name, s.weight, s.max_epochs] for s in self.sources]
         return json.dumps(parts)
 
     def _start_of(self, k: int) -> Start:
-        """The start of the chapter that holds batch k: known, learnt from another process, or walked to."""
+        """The start of the window that holds batch k: known, learnt from another process, or walked to."""
         asked = False
         while True:
             place = bisect_right(self._starts, k, key=lambda s: s.first_batch) - 1
@@ -175,7 +175,7 @@ class Plan:
                     f"batch {k} lies before batch {self._starts[0].first_batch}, at which this run resumed"
                 )
             start = self._starts[place]
-            if place + 1 < len(self._starts) and self._starts[place + 1].chapter == start.chapter + 1:
+            if place + 1 < len(self._starts) and self._starts[place + 1].window == start.window + 1:
                 return start
             if asked:
                 self._make(start)
@@ -185,8 +185,8 @@ class Plan:
                 self._learn(other, share=False)
 
     def _learn(self, start: Start, *, share: bool = True) -> None:
-        place = bisect_right(self._starts, start.chapter, key=lambda s: s.chapter)
-        if place and self._starts[place - 1].chapter == start.chapter:
+        place = bisect_right(self._starts, start.window, key=lambda s: s.window)
+        if place and self._starts[place - 1].window == start.window:
             return
         self._starts.insert(place, start)
         if len(self._starts) > _STARTS_KEPT:
@@ -195,27 +195,27 @@ class Plan:
             self._board.write(start)
 
     def _make(self, start: Start) -> None:
-        """Plan a chapter, and learn where the next one starts."""
-        number = start.chapter
+        """Plan a window, and learn where the next one starts."""
+        number = start.window
         active = [
             u
             for u, i in enumerate(self._used)
             if start.cursors[u][0] < (self.sources[i].max_epochs or start.cursors[u][0] + 1)
         ]
         weights = [self.sources[self._used[u]].weight for u in active]
-        counts = mixture.take(weights, self.chapter_samples, number - start.base)
+        counts = mixture.take(weights, self.shuffle_window, number - start.base)
         parts = {u: self._take(self._used[u], *start.cursors[u], n) for u, n in zip(active, counts, strict=True)}
-        chapter = self._packed(number, {self._used[u]: part for u, part in parts.items()})
+        window = self._packed(number, {self._used[u]: part for u, part in parts.items()})
         cursors = tuple(parts[u].cursor if u in parts else cursor for u, cursor in enumerate(start.cursors))
         ran_dry = any(
             cursors[u][0] >= limit for u in active if (limit := self.sources[self._used[u]].max_epochs) is not None
         )
         following = Start(
-            number + 1, start.first_batch + len(chapter.batches), number + 1 if ran_dry else start.base, cursors
+            number + 1, start.first_batch + len(window.batches), number + 1 if ran_dry else start.base, cursors
         )
-        self._chapters[number] = chapter
-        if len(self._chapters) > _CHAPTERS_KEPT:
-            self._chapters.popitem(last=False)
+        self._windows[number] = window
+        if len(self._windows) > _WINDOWS_KEPT:
+            self._windows.popitem(last=False)
         self._learn(following)
 
     def _take(self, i: int, epoch: int, position: int, count: int) -> _Part:
@@ -249,7 +249,7 @@ class Plan:
         rows, epochs, tokens, costs = map(np.concatenate, zip(*found, strict=True))
         return _Part(rows, epochs, tokens, costs, left_out, (epoch, position))
 
-    def _packed(self, number: int, parts: dict[int, _Part]) -> Chapter:
+    def _packed(self, number: int, parts: dict[int, _Part]) -> Window:
         """Spread the sources evenly, set too long samples apart, and pack the others."""
         places = []
         for i, part in parts.items():
@@ -267,11 +267,11 @@ class Plan:
         kept = np.flatnonzero(fits)
         if len(refs) and not len(kept):
             raise ValueError(
-                f"no sample of chapter {number} fits into data.tokens_per_batch={self.tokens_per_batch} "
+                f"no sample of shuffle window {number} fits into data.tokens_per_batch={self.tokens_per_batch} "
                 f"(the shortest has {tokens.min()} tokens): raise it"
             )
         packed = pack(tokens[kept], costs[kept], self.tokens_per_batch)
-        return Chapter(
+        return Window(
             [[refs[kept[i]] for i in batch] for batch in packed],
             np.asarray([tokens[kept[batch]].sum() for batch in packed], dtype=np.int64),
             np.asarray([costs[kept[batch]].sum() for batch in packed], dtype=np.int64),

@@ -17,7 +17,7 @@ from qa_train.utils import draws
 
 Ints = NDArray[np.int64]
 # Rows of so many shards are mixed, and of more when the shards are small: a shard is often one
-# speaker or one book, and a chapter must not be.
+# speaker or one book, and a window must not be.
 GROUP_SHARDS = 4
 GROUP_ROWS = 16_384
 _GROUPS_KEPT = 3

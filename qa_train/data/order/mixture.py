@@ -52,14 +52,14 @@ def effective_weights(lines: Sequence[Line], by: str, temperature: float) -> lis
     return [line.weight * (line.hours / most) ** (1 / temperature) if line.weight else 0.0 for line in lines]
 
 
-def take(shares: Sequence[float], samples: int, chapter: int) -> list[int]:
-    """Samples of each share in a chapter: the total up to its end is rounded, so shares are exact over time."""
+def take(shares: Sequence[float], samples: int, window: int) -> list[int]:
+    """Samples of each share in a window: the total up to its end is rounded, so shares are exact over time."""
     total = sum(shares)
 
-    def until(share: float, chapters: int) -> int:
-        return int(np.floor(share / total * samples * chapters + 0.5))
+    def until(share: float, windows: int) -> int:
+        return int(np.floor(share / total * samples * windows + 0.5))
 
-    return [until(share, chapter + 1) - until(share, chapter) for share in shares]
+    return [until(share, window + 1) - until(share, window) for share in shares]
 
 
 def quotas(counts: Ints, limit: int | None) -> Ints | None:

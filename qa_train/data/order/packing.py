@@ -2,7 +2,7 @@
 
 1. Fill: samples are packed in pools of at least ``POOL`` batches taken in the order of the plan: longest
    first, each into the batch that is emptiest. What fits nowhere moves on to the next pool. Every pool aims
-   at the same tokens per batch, so the last batches of a chapter are as full as the others.
+   at the same tokens per batch, so the last batches of a window are as full as the others.
 2. Level: the batch whose cost is farthest from the mean swaps the two samples with the batch at the
    other end that bring both nearest to it, again and again, until all are within ``_LEVEL`` of the mean.
 
@@ -15,8 +15,8 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 
-from qa_train.data.order.chapter import Lengths
 from qa_train.data.order.epoch import Ints
+from qa_train.data.order.shuffle_window import Lengths
 
 POOL = 32
 # Aim a little below the budget: with nothing to spare the last samples of a pool would fit nowhere.

@@ -9,23 +9,23 @@ from qa_train.data.order.epoch import Ints
 
 
 class Passes:
-    """Passes through every source up to a batch; keeps the counts of one chapter. Picklable."""
+    """Passes through every source up to a batch; keeps the counts of one window. Picklable."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._chapter = -1
-        # [batches of the chapter, sources]: samples of each source up to and with a batch.
+        self._window = -1
+        # [batches of the window, sources]: samples of each source up to and with a batch.
         self._taken: Ints = np.zeros((0, 0), dtype=np.int64)
 
     def after(self, k: int) -> list[float]:
         """Passes through every source, by its number, when batch k has been trained on; 0 for unused ones.
 
-        A chapter's start knows exactly how far each source was read, records that were passed over included;
-        inside a chapter a source moves with its samples.
+        A window's start knows exactly how far each source was read, records that were passed over included;
+        inside a window a source moves with its samples.
         """
         start, following = self.plan.bounds(k)
-        if self._chapter != start.chapter:
-            self._chapter, self._taken = start.chapter, self._count(start.chapter)
+        if self._window != start.window:
+            self._window, self._taken = start.window, self._count(start.window)
         done, all_of_it = self._taken[k - start.first_batch], self._taken[-1]
         found = [0.0] * len(self.plan.sources)
         for u, i in enumerate(self.plan.used):
@@ -35,7 +35,7 @@ class Passes:
             found[i] = float(first + share * (last - first))
         return found
 
-    def _count(self, chapter: int) -> Ints:
-        batches = self.plan.chapter(chapter).batches
+    def _count(self, window: int) -> Ints:
+        batches = self.plan.window(window).batches
         counts = [np.bincount([ref.source for ref in batch], minlength=len(self.plan.sources)) for batch in batches]
         return np.cumsum(counts, axis=0)

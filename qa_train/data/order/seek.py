@@ -14,12 +14,12 @@ _BOARD_SLOTS = 64
 
 @dataclass(frozen=True)
 class Start:
-    """Where a chapter begins: its first batch, and (epoch, position) of every source that is used.
+    """Where a window begins: its first batch, and (epoch, position) of every source that is used.
 
-    ``base`` is the chapter from which shares count: 0, or the one after a source ran dry.
+    ``base`` is the window from which shares count: 0, or the one after a source ran dry.
     """
 
-    chapter: int
+    window: int
     first_batch: int
     base: int
     cursors: tuple[tuple[int, int], ...]
@@ -28,12 +28,12 @@ class Start:
 def encode_state(
     start: Start, batch: int, batches_per_step: int, settings: str, sources: Sequence[tuple[str, str]]
 ) -> tuple[int, ...]:
-    """The state at a batch of the chapter; ``sources`` are names and fingerprints.
+    """The state at a batch of the window; ``sources`` are names and fingerprints.
 
-    Six integers (chapter, its first batch, the batch, batches per step, base, digest of the
+    Six integers (window, its first batch, the batch, batches per step, base, digest of the
     settings), then four for each source (digests of name and data, epoch, position).
     """
-    out = [start.chapter, start.first_batch, batch, batches_per_step, start.base, _digest(settings)]
+    out = [start.window, start.first_batch, batch, batches_per_step, start.base, _digest(settings)]
     for (name, fingerprint), (epoch, position) in zip(sources, start.cursors, strict=True):
         out += [_digest(name), _digest(fingerprint), epoch, position]
     return tuple(out)
@@ -42,13 +42,13 @@ def encode_state(
 def decode_state(
     state: Sequence[int], batches_per_step: int, settings: str, sources: Sequence[tuple[str, str]]
 ) -> tuple[Start, bool]:
-    """The chapter start to continue from, and whether it is one of the same run in the same numbering.
+    """The window start to continue from, and whether it is one of the same run in the same numbering.
 
     Raises ValueError for what is no state of a plan.
     """
     if len(state) < 10 or (len(state) - 6) % 4:
         raise ValueError(f"{list(state)} is not the state of a plan (6 integers, and 4 for each source)")
-    chapter, first, batch, per_step, base, digest = state[:6]
+    window, first, batch, per_step, base, digest = state[:6]
     saved = {state[i]: tuple(state[i + 1 : i + 4]) for i in range(6, len(state), 4)}
     same = digest == _digest(settings) and len(saved) == len(sources)
     cursors = []
@@ -68,12 +68,12 @@ def decode_state(
             )
         moved = batch // per_step * batches_per_step - batch
     if not same:
-        return Start(chapter, batch + moved, chapter, tuple(cursors)), False
-    return Start(chapter, first + moved, base, tuple(cursors)), not moved
+        return Start(window, batch + moved, window, tuple(cursors)), False
+    return Start(window, first + moved, base, tuple(cursors)), not moved
 
 
 class Board:
-    """Chapter starts in shared memory: what one process of a rank planned, the others need not walk.
+    """Window starts in shared memory: what one process of a rank planned, the others need not walk.
 
     The main process asks for the state when it saves, though its workers did the planning. A row
     ends in a sum, so that one that is being written is not believed.
@@ -83,16 +83,16 @@ class Board:
         self._rows = torch.zeros(_BOARD_SLOTS, 4 + 2 * sources, dtype=torch.int64).share_memory_()
 
     def write(self, start: Start) -> None:
-        """Publish the start of a chapter."""
-        values = [start.chapter, start.first_batch, start.base, *(n for cursor in start.cursors for n in cursor)]
-        self._rows[start.chapter % _BOARD_SLOTS] = torch.tensor([*values, _sum(values)])
+        """Publish the start of a window."""
+        values = [start.window, start.first_batch, start.base, *(n for cursor in start.cursors for n in cursor)]
+        self._rows[start.window % _BOARD_SLOTS] = torch.tensor([*values, _sum(values)])
 
     def read(self) -> Iterator[Start]:
-        """The starts of recent chapters."""
+        """The starts of recent windows."""
         for *values, check in self._rows[self._rows[:, -1] != 0].tolist():
             if check == _sum(values):
-                chapter, first, base, *rest = values
-                yield Start(chapter, first, base, tuple(zip(rest[::2], rest[1::2], strict=True)))
+                window, first, base, *rest = values
+                yield Start(window, first, base, tuple(zip(rest[::2], rest[1::2], strict=True)))
 
     def clear(self) -> None:
         """Forget what belongs to another numbering."""

@@ -1,6 +1,6 @@
 """Strict reading of WebDataset tars: regular files (and hard links to them) only, bounded, and no silent end.
 
-Python's ``tarfile`` stops without a word at a damaged header, at a cut between members and at
+Python's ``tarfile`` stops silently at a damaged header, at a cut between members and at
 zero blocks in the middle, and reads extended headers of any size into memory. Here each of these is
 an error that names the shard, the last good key and the byte offset. Member names are only ever
 keys, never paths. The formats are ustar, GNU long names and PAX (POSIX.1-2001, pax, "ustar Interchange Format").

@@ -110,7 +110,7 @@ def read_tasks(path: Path, languages: tuple[str, ...]) -> dict[str, Task]:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Plain YAML in which a key given twice is an error: the first of two tasks would vanish without a word."""
+    """Plain YAML in which a key given twice is an error: the first of two tasks would be dropped silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]

@@ -2,7 +2,7 @@
 
 Checkpoints and hub folders keep the names of the first Qwen2-Audio release (``audio_tower.…``,
 ``language_model.lm_head.…``); the module tree of transformers 5 has other ones. The stock Trainer loads such a
-file with ``strict=False`` and keeps the initial weights without a word, hence ``load_weights`` and ``match``.
+file with ``strict=False`` and silently keeps the initial weights, hence ``load_weights`` and ``match``.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     RUN/config.yaml          resolved configuration; what came from the environment as its reference, no secrets
     RUN/environment.json     command, versions, git commit, host facts of every start
     RUN/data.txt             the sources of the newest start: samples, hours, share, what is left out and why
-    RUN/mixture.json         the same for programs
+    RUN/mixture.json         the same, machine-readable
     RUN/metrics.jsonl        one JSON object per optimizer step
     RUN/checkpoints/         checkpoint-N/, complete when manifest.json is there
     RUN/finished.json        written when the last step is saved
@@ -29,6 +29,7 @@ import yaml
 
 from qa_train.config import StageConfig, TrainerConfig, digests, written
 from qa_train.config import changed as environment_changed
+from qa_train.config.renamed import with_new_names
 from qa_train.config.sections import BY_NAME
 from qa_train.train.job import checkpoints, states
 from qa_train.train.job.distributed import from_main
@@ -141,7 +142,7 @@ class RunFolder:
         resume = checkpoints.newest_complete(self.checkpoints, states.fault)
         if resume is None:
             self._refuse_to_lose_a_run()
-        # A start that never saved anything binds nobody: its settings may be what had to be mended.
+        # Until the first checkpoint settings may change: they may be what had to be corrected.
         bound = resume is not None or self.finished_steps() is not None
         if bound and previous.is_file() and not self._cfg.run.allow_config_change:
             self._compare(yaml.safe_load(previous.read_text()))
@@ -200,7 +201,7 @@ class RunFolder:
         """The settings that must stay as they were and did not, by the first section that has any."""
         # As they are written down: without keys and signatures, which may change.
         now, defaults = written(self._cfg), written(StageConfig())
-        previous = masked_values(previous)
+        previous = with_new_names(masked_values(previous))
         for section in _PINNED_SECTIONS:
             free = _free(section)
             before, after = previous.get(section), now[section]

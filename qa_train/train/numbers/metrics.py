@@ -87,7 +87,7 @@ class MetricsWriter:
             settings=wandb.Settings(silent=True, console="off"),
         )
         self.tracked = mode
-        self._table_room = cfg.tracking.tables_mib * 2**20
+        self._table_room = cfg.tracking.max_clips_mib * 2**20
 
     def write(self, step: int, record: dict[str, Any]) -> None:
         """Append the record of one step."""
@@ -107,7 +107,7 @@ class MetricsWriter:
     def table(self, step: int, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         """Show a table in W&B, if a run is open there; a cell that is a Path of a recording becomes a player.
 
-        Once ``tracking.tables_mib`` is used up, such cells hold the file's name.
+        Once ``tracking.max_clips_mib`` is used up, such cells hold the file's name.
         """
         if self._tracker is None:
             return

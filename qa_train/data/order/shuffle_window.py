@@ -1,4 +1,4 @@
-"""What a plan is made of: sources as it sees them, samples, and chapters."""
+"""What a plan is made of: sources as it sees them, samples, and windows."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class SampleRef:
 
 
 @dataclass(frozen=True)
-class Chapter:
-    """The batches of one chapter with their tokens and costs, the samples that fit in none, and by source
+class Window:
+    """The batches of one window with their tokens and costs, the samples that fit in none, and by source
     how many records were passed over and why."""
 
     batches: list[list[SampleRef]]
