@@ -24,6 +24,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(words: list[str]) -> int:
+    if (encoding := sys.getfilesystemencoding()) != "utf-8":
+        raise ValueError(f"Python reads and writes {encoding} here, qa-train UTF-8: set PYTHONUTF8=1")
     if words[:1] in (["-V"], ["--version"]):
         print(f"qa-train {__version__}")
         return 0

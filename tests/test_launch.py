@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from qa_train import cli
 from qa_train.utils.launch import check_arithmetic, check_ranks_announced, without_local_rank
 
 WHOLE = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
@@ -153,3 +154,15 @@ def running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "iso8859-1", "utf-8"])
+def test_another_encoding_than_that_of_all_files_is_refused(
+    encoding: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: encoding)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    told = capsys.readouterr()
+    assert end.value.code == (0 if encoding == "utf-8" else 2)
+    assert (f"{encoding} here, qa-train UTF-8: set PYTHONUTF8=1" in told.err) == (encoding != "utf-8")

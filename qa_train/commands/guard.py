@@ -14,7 +14,8 @@ from qa_train.config.stages import STAGES
 
 # What a user can correct: paths, permissions and disk space.
 _FILE_ERRORS = {
-    getattr(errno, name) for name in "ENOENT ENOTDIR EISDIR EEXIST ENOTEMPTY EACCES EPERM EROFS ENOSPC EDQUOT".split()
+    getattr(errno, name)
+    for name in "ENOENT ENOTDIR EISDIR EEXIST ENOTEMPTY EACCES EPERM EROFS ENOSPC EDQUOT EFBIG EMFILE".split()
 }
 
 
@@ -44,7 +45,7 @@ def guarded(name: str, command: Callable[[], int]) -> int:
 
         if isinstance(error, RemoteError):
             return refused(name, str(error))
-        # A full disk in the middle of a training is no wrong use: its trace and code stay.
+        # Storage that fails a training has ended it as StopRun; what is left of its OSErrors keeps its trace.
         of_files = isinstance(error, FileNotFoundError | PermissionError) or name not in STAGES
         # Hydra's errors first: some of them are OSErrors, too.
         line = explain(error)

@@ -29,6 +29,7 @@ from qa_train.data.order.passes import Passes
 from qa_train.data.source import Source
 from qa_train.data.text.noise import ordinary_tokens, replace_targets
 from qa_train.data.text.template import ENDOFTEXT, IGNORE, encode, encode_pair, special_id
+from qa_train.data.workers import share
 from qa_train.utils import draws
 from qa_train.utils.launch import end_with_parent
 from qa_train.utils.masking import name_of
@@ -293,10 +294,11 @@ class Collator:
         plan = self.batches.plan
         last = (k + 1) % plan.batches_per_step == 0
         passes = self._passes.after(k) if last else [0.0] * len(plan.sources)
-        return built | {
+        batch = built | {
             "row_sources": torch.tensor([ref.source for ref in refs], dtype=torch.long),
             "passes": torch.tensor(passes, dtype=torch.float64),
         }
+        return batch if get_worker_info() is None else share(batch)
 
 
 class PreferenceBatches(Batches):

@@ -1,17 +1,24 @@
-"""What torch says when a worker of a DataLoader dies, in words that help."""
+"""Worker processes of a DataLoader: what they need of the system, and in words that help what ended them."""
 
 from __future__ import annotations
 
 import contextlib
 import re
+import resource
 import traceback
 from collections.abc import Iterator
 
+from torch import Tensor
+
+# Open files of a process that trains, and those more for each worker: its waiting batches hold one or two a tensor.
+_FILES, _FILES_PER_WORKER, _FILES_MOST = 128, 64, 65536
+
+_SHARED_MEMORY = "enlarge /dev/shm (docker --shm-size), or set a lower data.num_workers (0 needs none)"
 # Signal in torch's message -> the usual cause, and what to do.
 _CAUSES = {
     "Killed": "the kernel's out-of-memory killer, or somebody's kill -9: give the job more memory, "
     "or set a lower data.num_workers",
-    "Bus error": "no room in shared memory (/dev/shm): enlarge it, or set a lower data.num_workers",
+    "Bus error": f"no room in shared memory: {_SHARED_MEMORY}",
     "Segmentation fault": "a native decoder crashed: set data.decode_timeout_s=30 to decode in a process that may die, "
     "and find the file with qa-train data validate",
     "Aborted": "a native library stopped itself: set data.decode_timeout_s=30, and look above for its message",
@@ -22,6 +29,37 @@ _CAUSES = {
 
 class WorkerDied(RuntimeError):
     """A worker process of the data loader died or no longer answers; the message says why, and what to do."""
+
+
+def raise_file_limit(num_workers: int) -> None:
+    """Let this process open as many files as the system allows it.
+
+    Raises:
+        ValueError: that is too few for training with so many workers.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _FILES_MOST if hard == resource.RLIM_INFINITY else min(hard, _FILES_MOST)
+    if 0 <= soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    needed = _FILES + _FILES_PER_WORKER * num_workers
+    if most < needed:
+        fewer = " and set a lower data.num_workers" if num_workers else ""
+        raise ValueError(
+            f"this process may open {most} files, and training with data.num_workers={num_workers} needs {needed}: "
+            f"raise the limit (ulimit -Hn; LimitNOFILE of a service; --ulimit nofile of a container){fewer}"
+        )
+
+
+def share(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Put a worker's batch into shared memory.
+
+    torch would do so in a thread of its own, which prints an error and drops the batch, and the trainer would wait for
+    it. Here an error reaches the trainer.
+    """
+    for tensor in batch.values():
+        if tensor.numel():
+            tensor.share_memory_()
+    return batch
 
 
 @contextlib.contextmanager
@@ -51,6 +89,10 @@ def explain(message: str) -> str | None:
             "no batch came from the data loader within its time-out: storage stalls, or a decoder hangs. "
             "Check the storage, lower data.storage.timeout_s, or set data.decode_timeout_s=30"
         )
+    if re.search(r"</torch_\d.*(?:No space left|Cannot allocate|File too large)", message):
+        return f"a batch does not fit into shared memory: {_SHARED_MEMORY}. Training resumes from the last checkpoint"
+    if re.search(r"Too many open files|items of ancdata", message):
+        return "too many open files: raise the limit (ulimit -n), or set a lower data.num_workers"
     match = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", message)
     if match is None:
         return None

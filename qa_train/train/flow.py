@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, TrainerCallback
@@ -14,9 +15,10 @@ from qa_train.train.job import checkpoints
 from qa_train.train.job.distributed import from_main
 from qa_train.train.job.watchdog import Watchdog
 from qa_train.train.numbers.metrics import EXIT_STOPPED, Progress, StopOnRequest
-from qa_train.train.safety.guards import read_tail
+from qa_train.train.safety.guards import StopRun, read_tail
 from qa_train.train.safety.rollback import FILE as LEFT_OUT
 from qa_train.train.safety.rollback import left_out
+from qa_train.train.safety.saving import storage_explained
 from qa_train.train.safety.selfcheck import check_ranks, check_storage
 from qa_train.utils.atomic import write_json
 
@@ -49,8 +51,9 @@ def train(
     from qa_train.train.opening import open_stage
 
     args = training_arguments(cfg, kind, **options)
-    stage = open_stage(cfg, args)
-    return 0 if stage is None else go(build(stage, args), stage, callbacks)
+    with storage_explained(Path(cfg.run.dir)):
+        stage = open_stage(cfg, args)
+        return 0 if stage is None else go(build(stage, args), stage, callbacks)
 
 
 def plain(trainer: Callable[..., Any]) -> Callable[[Stage, Any], Any]:
@@ -74,7 +77,7 @@ def go(trainer: Any, stage: Stage, callbacks: Sequence[Callback] = ()) -> int:
     Each of ``callbacks`` makes one from (stage, trainer): evaluation is handed in, because training knows nothing of
     questions and scores.
     """
-    from qa_train.data.workers import explained_worker_death
+    from qa_train.data.workers import WorkerDied, explained_worker_death
     from qa_train.train.first_screen import first_screen
     from qa_train.train.forecast import rehearse
     from qa_train.train.numbers.useful_work import UsefulWork, peak_flops
@@ -118,6 +121,8 @@ def go(trainer: Any, stage: Stage, callbacks: Sequence[Callback] = ()) -> int:
     try:
         with explained_worker_death():
             trainer.train(resume_from_checkpoint=str(stage.resume) if stage.resume else None)
+    except WorkerDied as error:
+        raise StopRun(str(error)) from error
     finally:
         trainer.watchdog.stop()
     stop.close()

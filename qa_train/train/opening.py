@@ -14,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 from qa_train.config import StageConfig
 from qa_train.config.checks import require_root
 from qa_train.data.batches import open_data
+from qa_train.data.workers import raise_file_limit
 from qa_train.model import build_model, freeze
 from qa_train.model.flops import Shapes
 from qa_train.model.layers.kernels import use_liger_kernels
@@ -35,6 +36,7 @@ def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
     Raises:
         ValueError: the run folder or the data do not fit the configuration.
     """
+    raise_file_limit(cfg.data.num_workers)
     run = RunFolder(cfg, is_main=is_main())
     done = run.take(cfg.trainer.max_steps)
     if done is not None:

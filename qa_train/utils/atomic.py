@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,28 @@ def whole(path: Path | str, *, durable: bool = False) -> Iterator[Path]:
     path = Path(path)
     part = path.with_name(path.name + PART)
     try:
-        yield part
+        with named(path):
+            yield part
     except BaseException:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise
     if durable:
         flush(part)
     part.replace(path)
     if durable:
         flush(path.parent)
+
+
+@contextmanager
+def named(path: Path | str) -> Iterator[None]:
+    """Within, an OSError without a file name, as that of a failed write, gets the name of ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_text(path: Path | str, text: str, *, durable: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import resource
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,48 @@ def test_what_is_kept_follows_the_options(tmp_path: Path) -> None:
         checkpoints.commit(make(tmp_path, step, commit=False), {"step": step, "best_value": loss})
     saving.prune(tmp_path, ReliabilityConfig(keep_checkpoints=1, keep_best="loss", keep_every_steps=3))
     assert [checkpoints.step_of(f) for f in checkpoints.list_folders(tmp_path)] == [4, 3, 2]
+
+
+def test_metrics_do_not_begin_again_in_the_middle_of_a_run(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path / "metrics.jsonl", is_main=True)
+    writer.write(1, {"loss": 4.0})
+    writer.write(2, {"loss": 3.0})
+    assert writer.path.read_text().count("\n") == 2
+    writer.path.unlink()
+    with pytest.raises(FileNotFoundError):
+        writer.write(3, {"loss": 2.0})
+    assert not writer.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "RUN: No space left on device .*checkpoint-2 is the newest"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "/elsewhere/cache"), "/elsewhere/cache: Disk quota exceeded"),
+        (OSError(errno.ENOENT, "No such file or directory", "RUN/metrics.jsonl"), "RUN/metrics.jsonl: No such file"),
+        (OSError(errno.EMFILE, "Too many open files", "RUN/data.txt"), "RUN/data.txt: Too many open files"),
+        (PermissionError(errno.EACCES, "Permission denied", "RUN/data.txt"), "RUN/data.txt: Permission denied"),
+    ],
+)
+def test_a_run_folder_that_fails_is_explained(error: OSError, told: str, tmp_path: Path) -> None:
+    run = tmp_path / "RUN"
+    make(run / "checkpoints", 2)
+    if error.filename is not None:
+        error.filename = error.filename.replace("RUN", str(run))
+    with pytest.raises(StopRun, match=told), saving.storage_explained(run):
+        raise error
+    assert manifest.damage(run / "checkpoints" / "checkpoint-2") is None
+    shutil.rmtree(run)
+    with pytest.raises(StopRun, match="RUN was removed while"), saving.storage_explained(run):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(errno.ENOENT, "No such file", "/elsewhere/a.tar"), BrokenPipeError(errno.EPIPE, "x")]
+)
+def test_other_files_are_not_the_run_folder(error: OSError, tmp_path: Path) -> None:
+    with pytest.raises(type(error)), saving.storage_explained(tmp_path):
+        raise error
 
 
 @pytest.mark.slow

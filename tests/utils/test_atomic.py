@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -32,3 +33,18 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: ty
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
     assert part.name == path.name + PART
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "a.txt"),
+        (OSError(errno.EIO, "Input/output error", "disk"), "disk"),
+        (OSError("of a library"), None),
+    ],
+)
+def test_a_failed_write_names_its_file(error: OSError, name: str | None, tmp_path: Path) -> None:
+    with pytest.raises(OSError) as found, whole(tmp_path / "a.txt"):
+        raise error
+    assert found.value.errno == error.errno
+    assert (found.value.filename and Path(found.value.filename).name) == name

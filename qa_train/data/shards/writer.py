@@ -7,6 +7,7 @@ import json
 import os
 import tarfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -18,6 +19,7 @@ from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.shards.index import ShardIndex, build_index
 from qa_train.data.shards.tar import AUDIO_EXTENSIONS, OTHER_AUDIO_EXTENSIONS
 from qa_train.data.text.records import check_record, check_text
+from qa_train.utils.atomic import PART, named
 
 _FORMATS: dict[str, tuple[str, str]] = {
     "flac": ("FLAC", "PCM_16"),
@@ -100,10 +102,11 @@ class ShardWriter:
         if self._file is not None and (self._count >= self.max_samples or self._file.tell() >= self.max_bytes):
             self._finish_shard()
         tar = self._open()
-        for name, raw in members:
-            info = tarfile.TarInfo(name)
-            info.size, info.mode = len(raw), 0o644
-            tar.addfile(info, io.BytesIO(raw))
+        with named(self._part):
+            for name, raw in members:
+                info = tarfile.TarInfo(name)
+                info.size, info.mode = len(raw), 0o644
+                tar.addfile(info, io.BytesIO(raw))
         self._keys.add(key)
         self._count += 1
 
@@ -123,7 +126,8 @@ class ShardWriter:
             self.close()
         elif self._file is not None:
             # An unfinished shard must not look like a finished one.
-            self._file.close()
+            with suppress(OSError):  # on a full disk what is still in its buffer finds no room either
+                self._file.close()
             Path(self._part).unlink()
 
     def _path(self, number: int) -> str:
@@ -131,7 +135,7 @@ class ShardWriter:
 
     @property
     def _part(self) -> str:
-        return self._path(len(self.indexes)) + ".part"
+        return self._path(len(self.indexes)) + PART
 
     def _open(self) -> tarfile.TarFile:
         if self._file is None:
@@ -144,10 +148,11 @@ class ShardWriter:
 
     def _finish_shard(self) -> None:
         assert self._file is not None
-        self._tar.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with named(self._part):
+            self._tar.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
         self._file = None
         path = self._path(len(self.indexes))
         Path(self._part).replace(path)

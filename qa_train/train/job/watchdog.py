@@ -8,6 +8,7 @@ stopped (SIGSTOP) cannot report itself; the others wait for it in a collective, 
 from __future__ import annotations
 
 import faulthandler
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -45,5 +46,6 @@ class Watchdog:
         faulthandler.enable()
         self._file.close()
         self._file = None
-        if self._path.stat().st_size == 0:
-            self._path.unlink()
+        with suppress(FileNotFoundError):  # the run folder may have been removed
+            if self._path.stat().st_size == 0:
+                self._path.unlink()

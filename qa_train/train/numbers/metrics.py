@@ -25,7 +25,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from qa_train.config import StageConfig
 from qa_train.train.job.run import RunFolder
 from qa_train.train.numbers.pace import Pace
-from qa_train.utils.atomic import write_text
+from qa_train.utils.atomic import named, write_text
 from qa_train.utils.progress import say
 
 # sysexits.h EX_TEMPFAIL, "try again later": stopped by a signal after saving. torchrun would report
@@ -42,6 +42,7 @@ class MetricsWriter:
         # online or offline while a W&B run is open.
         self.tracked: str | None = None
         self._tracker: Any = None
+        self._begun = False
         # Bytes of clips that tables may still hand to W&B.
         self._table_room = 0.0
         self._since_save: list[dict[str, Any]] = []
@@ -95,12 +96,11 @@ class MetricsWriter:
         self._since_save.append(record)
         # JSON has no NaN: a norm that is not finite becomes null.
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, **finite}) + "\n")
-        except OSError as error:
-            told = f"{error.strerror}: step {step} cannot be added; make room and give the same command again"
-            raise OSError(error.errno, told, str(self.path)) from error
+        # A file that is gone must not begin again in the middle of the run.
+        with named(self.path), self.path.open("r+" if self._begun else "a") as file:
+            file.seek(0, os.SEEK_END)
+            file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._begun = True
         if self._tracker is not None:
             self._tracker.log({"train/" + name: value for name, value in record.items()}, step=step)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,11 @@ from qa_train.config import ReliabilityConfig
 from qa_train.train.job import checkpoints
 from qa_train.train.safety.guards import StopRun
 
-_STORAGE = {
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENOTDIR,
-}  # fmt: skip
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+_STORAGE = _FULL | {errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EMFILE, errno.ENFILE}
 # How the libraries word a failed write; they raise RuntimeError or an error of their own.
 _WORDS = ("No space left", "Disk quota", "Read-only file system", "File too large", "Input/output error",
-          "PytorchStreamWriter failed", "file write failed", "unexpected pos")  # fmt: skip
+          "Too many open files", "PytorchStreamWriter failed", "file write failed", "unexpected pos")  # fmt: skip
 
 
 def written(folder: Path, write: Callable[[], None]) -> None:
@@ -41,14 +40,35 @@ def written(folder: Path, write: Callable[[], None]) -> None:
         raise StopRun(failure(folder, reason)) from error
 
 
+@contextmanager
+def storage_explained(run: Path) -> Iterator[None]:
+    """Within, a file of the run folder that cannot be used, and full storage anywhere, end the run in one line.
+
+    Raises:
+        StopRun: names the file and what to do. Checkpoints are not touched.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = Path(error.filename).absolute() if isinstance(error.filename, str) else None
+        if error.errno not in _FULL and (place is None or not place.is_relative_to(run.absolute())):
+            raise
+        told = f"{place or run}: {error.strerror} ({_free(run)} free). {_remedy(run / 'checkpoints')}"
+        if not run.is_dir():
+            told = f"run.dir={run} was removed while the run wrote to it: start it again, from the beginning"
+        raise StopRun(told) from error
+
+
 def failure(folder: Path, reason: str) -> str:
     """What to tell when a checkpoint could not be written."""
-    older = checkpoints.newest_complete(folder.parent)
-    kept = f"{older.name} is the newest complete one and was not touched" if older else "there is no older one"
-    return (
-        f"{folder.name} could not be written to {folder.parent}: {reason} ({_free(folder.parent)} free). "
-        f"{kept}; make room, or lower trainer.keep_checkpoints; the same command then continues"
-    )
+    where = folder.parent
+    return f"{folder.name} could not be written to {where}: {reason} ({_free(where)} free). {_remedy(where)}"
+
+
+def _remedy(root: Path) -> str:
+    older = checkpoints.newest_complete(root)
+    kept = f"{older.name} is the newest complete one and was not touched" if older else "there is no older checkpoint"
+    return f"{kept}; make room, or lower trainer.keep_checkpoints; the same command then continues"
 
 
 def flush_on_all_ranks(folder: Path, rank: int, ranks: int) -> dict[str, str]:
