@@ -102,7 +102,7 @@ class Endpoint:
         except urllib.error.HTTPError as error:
             detail = error.read(500).decode("utf-8", "replace")
             if error.code in RETRIED_CODES or error.code >= 500:
-                raise TryAgain(f"HTTP {error.code} {detail}", _retry_after(error)) from error
+                raise TryAgain(f"HTTP {error.code} {detail}") from error
             raise (ItemRefused if error.code in REFUSED_CODES else ValueError)(
                 f"{address} refused the request: HTTP {error.code} {detail}; check the model {self.model!r} "
                 f"and the key in ${self.key_env} ({'set' if key else 'not set'})"
@@ -110,14 +110,6 @@ class Endpoint:
         except (OSError, http.client.HTTPException) as error:
             # URLError, TimeoutError and broken connections.
             raise TryAgain(f"{type(error).__name__}: {error}") from error
-
-
-def _retry_after(error: urllib.error.HTTPError) -> float:
-    try:
-        return float(error.headers.get("Retry-After") or 0)
-    except ValueError:
-        # A date: the growing pauses do.
-        return 0.0
 
 
 def _completion(raw: bytes) -> Completion:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
+from urllib.error import HTTPError
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
@@ -18,11 +20,7 @@ _jitter = random.SystemRandom()
 
 
 class TryAgain(Exception):
-    """A failure that may pass; ``wait_s``: seconds that the server asks to wait."""
-
-    def __init__(self, cause: str, wait_s: float = 0.0) -> None:
-        super().__init__(cause)
-        self.wait_s = wait_s
+    """A failure that may pass."""
 
 
 def retried(
@@ -38,7 +36,8 @@ def retried(
     """The result of ``call``, which is called up to ``attempts`` times while its errors may pass.
 
     The wait is ``first_wait_s`` at first and doubles up to ``longest_wait_s``, times a random factor between 0.5 and
-    1.5 so that many processes do not come back together; it is at least what the server asks for.
+    1.5 so that many processes do not come back together; it is at least what an HTTP server asks for (Retry-After), up
+    to 300 s.
 
     Args:
         call: what may fail.
@@ -55,8 +54,7 @@ def retried(
     grown = wait_exponential(multiplier=first_wait_s, max=longest_wait_s)
 
     def wait(state: RetryCallState) -> float:
-        asked = getattr(_error(state), "wait_s", 0.0)
-        return max(grown(state) * _jitter.uniform(0.5, 1.5), min(asked, _MOST_ASKED_S))
+        return max(grown(state) * _jitter.uniform(0.5, 1.5), min(_asked_s(_error(state)), _MOST_ASKED_S))
 
     def before_sleep(state: RetryCallState) -> None:
         error = _error(state)
@@ -71,6 +69,15 @@ def retried(
         reraise=True,
     )
     return again(call)
+
+
+def _asked_s(error: BaseException | None) -> float:
+    """Seconds of the header Retry-After, if ``error`` or its cause is an HTTP status; a date counts as 0."""
+    for each in (error, error.__cause__ if error else None):
+        if isinstance(each, HTTPError):
+            with suppress(ValueError):
+                return max(0.0, float(each.headers.get("Retry-After") or 0))
+    return 0.0
 
 
 def _error(state: RetryCallState) -> BaseException | None:

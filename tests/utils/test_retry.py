@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from email.message import Message
+from urllib.error import HTTPError
 
 import pytest
 
@@ -36,7 +38,7 @@ def failing(*errors: BaseException) -> Callable[[], str]:
 def run(call: Callable[[], str], attempts: int = 4, told: list[str] | None = None) -> str:
     return retried(
         call,
-        may_pass=lambda error: isinstance(error, TryAgain | ConnectionError),
+        may_pass=lambda error: isinstance(error, TryAgain | ConnectionError | HTTPError),
         attempts=attempts,
         first_wait_s=1.0,
         longest_wait_s=5.0,
@@ -71,10 +73,30 @@ def test_waits_double_up_to_a_bound_and_scatter(waits: list[float]) -> None:
         assert max(of_this) - min(of_this) > 0.1 * grown
 
 
-@pytest.mark.parametrize(("asked_s", "waited_s"), [(30.0, 30.0), (299.0, 299.0), (7200.0, 300.0)])
-def test_a_server_may_ask_for_a_longer_wait_within_reason(waits: list[float], asked_s: float, waited_s: float) -> None:
-    run(failing(TryAgain("slow down", wait_s=asked_s), TryAgain("again")))
-    assert waits[0] == waited_s
+def http_error(asked: str, cause_of: type[Exception] | None) -> Exception:
+    """The answer of a server that is too busy, as urllib raises it or as the cause of another error."""
+    headers = Message()
+    headers["Retry-After"] = asked
+    error = HTTPError(URL, 429, "slow down", headers, None)
+    if cause_of is None:
+        return error
+    wrapped = cause_of("slow down")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+@pytest.mark.parametrize("cause_of", [None, TryAgain, ConnectionError])
+@pytest.mark.parametrize(
+    ("asked", "least", "most"),
+    [("30", 30.0, 30.0), ("299", 299.0, 299.0), ("7200", 300.0, 300.0), ("inf", 300.0, 300.0),
+     # Not followed: the wait is its own.
+     ("0", 0.5, 1.5), ("-5", 0.5, 1.5), ("nan", 0.5, 1.5), ("Wed, 21 Oct 2026 07:28:00 GMT", 0.5, 1.5)],
+)  # fmt: skip
+def test_a_server_may_ask_for_a_longer_wait_within_reason(
+    waits: list[float], asked: str, least: float, most: float, cause_of: type[Exception] | None
+) -> None:
+    run(failing(http_error(asked, cause_of), TryAgain("again")))
+    assert least <= waits[0] <= most
     assert waits[1] <= 3.0
 
 
