@@ -96,7 +96,7 @@ USE = Section(
             "pairs",
             "checkpoint=RUN shards=SHARDS out=DIR",
             "preference pairs for dpo from the model's own answers",
-            "own_pairs:pairs",
+            "pairs:pairs",
         ),
         Command(
             "dashboard", "RUNS_DIR [out=PAGE]", "runs compared on one page, from their metrics", "dashboard:dashboard"
