@@ -152,7 +152,10 @@ def test_an_experiment_says_who_makes_what_it_looks_for(composed: Any, tmp_path:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["checkpoint=a", "data=b", "out=c", "batchsize=3"], "known keys"),
+        (
+            ["checkpoint=a", "data=b", "out=c", "batchsize=3"],
+            "no option batchsize=; did you mean batch_size=[?] options: ",
+        ),
         (["a"], "key=value"),
         (["checkpoint=a", "data=b", "out=c", "batch_size=many"], "batch_size"),
     ],

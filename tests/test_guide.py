@@ -33,6 +33,10 @@ from tests.train.conftest import ROOT, environment
         ("data.sources.mine.wieght", "data.sources.mine.weight"),
         ("trainer.gradient_checkpointing.lm", "trainer.gradient_checkpointing.llm"),
         ("trainer.lr", None),
+        # Their last words are like those of keys elsewhere, which mean something else.
+        ("dpo.rpo_alpha", None),
+        ("dpo.simpo_gamma", None),
+        ("dpo.ld_alfa", "dpo.ld_alpha"),
         ("nonsense", None),
     ],
 )

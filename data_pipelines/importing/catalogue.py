@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-
 from data_pipelines.corpora.base import Corpus
 from data_pipelines.corpora.formats import lhotse, manifests, tables, webdataset
 from data_pipelines.corpora.sounds import audio_qa, captions, events, music
@@ -18,6 +16,7 @@ from data_pipelines.corpora.spoken import (
     vocal_sound,
     voxceleb,
 )
+from qa_train.utils.closest import closest
 
 _MODULES = (
     librispeech, common_voice, fleurs, mandarin, gigaspeech, emotion, voxceleb, intent, vocal_sound, captions, events,
@@ -36,8 +35,8 @@ def corpus_of(name: str) -> Corpus:
     found = by_plain.get(_plain(name))
     if found is not None:
         return found
-    near = difflib.get_close_matches(_plain(name), by_plain, n=1, cutoff=0.4)
-    hint = f"did you mean {by_plain[near[0]].name}? " if near else ""
+    near = closest(_plain(name), by_plain, cutoff=0.4)
+    hint = f"did you mean {by_plain[near].name}? " if near else ""
     raise ValueError(f"no corpus {name!r}; {hint}qa-train data import --list shows all {len(CORPORA)}")
 
 

@@ -9,11 +9,11 @@ is, by no shell, and only when the user names one.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import subprocess
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -26,6 +26,9 @@ import numpy as np
 from data_pipelines.clips.split import draw
 from data_pipelines.synthetic.synth import Espeak, draw_voice
 from qa_train.data.audio.waveform import BadAudio, read_clip
+from qa_train.utils.retry import retried
+
+log = logging.getLogger(__name__)
 
 SPEEDS = (0.85, 1.2)
 _MAX_ANSWER_BYTES = 64 << 20
@@ -146,16 +149,29 @@ def _ask(options: SpeakerOptions, text: str, voice: str, speed: float) -> bytes:
             raise ValueError(f"key_env={options.key_env}: no such environment variable")
         headers["Authorization"] = f"Bearer {os.environ[options.key_env]}"
     request = urllib.request.Request(options.tts, json.dumps(body).encode(), headers)
-    for attempt in range(options.retries + 1):
-        try:
-            with urllib.request.urlopen(request, timeout=options.timeout_s) as response:
-                return bytes(response.read(_MAX_ANSWER_BYTES))
-        except urllib.error.HTTPError as error:
-            if attempt == options.retries or error.code not in (408, 429, 500, 502, 503, 504):
-                said = error.read(300).decode(errors="replace")
-                raise ValueError(f"{options.tts} answers {error.code} for {text!r}: {said}") from error
-        except OSError as error:
-            if attempt == options.retries:
-                raise ValueError(f"{options.tts} cannot be asked: {error}") from error
-        time.sleep(_WAIT_S * 2**attempt)
-    raise AssertionError
+
+    def once() -> bytes:
+        with urllib.request.urlopen(request, timeout=options.timeout_s) as response:
+            return bytes(response.read(_MAX_ANSWER_BYTES))
+
+    try:
+        return retried(
+            once,
+            may_pass=_may_pass,
+            attempts=options.retries + 1,
+            first_wait_s=_WAIT_S,
+            longest_wait_s=60.0,
+            what=f"speech from {options.tts}",
+            tell=log.info,
+        )
+    except urllib.error.HTTPError as error:
+        said = error.read(300).decode(errors="replace")
+        raise ValueError(f"{options.tts} answers {error.code} for {text!r}: {said}") from error
+    except OSError as error:
+        raise ValueError(f"{options.tts} cannot be asked: {error}") from error
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code in (408, 429, 500, 502, 503, 504)
+    return isinstance(error, OSError)

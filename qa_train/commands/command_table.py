@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from qa_train.config.stages import STAGES
+from qa_train.utils.closest import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ USE = Section(
             "pairs",
             "checkpoint=RUN shards=SHARDS out=DIR",
             "preference pairs for dpo from the model's own answers",
-            "own_pairs:pairs",
+            "pairs:pairs",
         ),
         Command(
             "dashboard", "RUNS_DIR [out=PAGE]", "runs compared on one page, from their metrics", "dashboard:dashboard"
@@ -165,8 +166,6 @@ def find(words: list[str]) -> tuple[Command | None, list[str]]:
     for size in (2, 1):
         if command := COMMANDS.get(" ".join(words[:size])):
             return command, words[size:]
-    from qa_train.config.words import did_you_mean
-
     if words[0] not in NAMES:
         hint = did_you_mean(words[0], NAMES)
         raise ValueError(f"no command {words[0]!r}: {hint}there are {', '.join(NAMES)}")
@@ -211,8 +210,10 @@ def run(name: str, words: list[str]) -> int:
 def _check_paths(paths: list[str], names: list[str], command: Command) -> None:
     known = f"options: {', '.join(f'{name}=' for name in names)}"
     for path in paths:
-        if "=" in path and not Path(path).exists() and "://" not in path:
-            raise ValueError(f"{command.name}: {path!r} is neither a path nor an option; {known}")
+        name, equals, _ = path.partition("=")
+        if equals and not Path(path).exists() and "://" not in path:
+            hint = did_you_mean(name, names, "{}=", 0.75)
+            raise ValueError(f"{command.name}: {path!r} is neither a path nor an option; {hint}{known}")
     if not paths:
-        shards = "paths, folders, globs or URLs of .tar shards; " if "SHARD" in command.usage else ""
-        raise ValueError(f"{command.name}: give {shards}{command.usage}; {known}")
+        shards = " (SHARDS: paths, folders, globs or URLs of .tar shards)" if "SHARDS" in command.usage else ""
+        raise ValueError(f"{command.name}: give {command.usage}{shards}; {known}")

@@ -59,7 +59,7 @@ def command_help(command: Command) -> str:
     """What `qa-train COMMAND --help` prints: usage, what it does, its options with defaults and comments."""
     lines = [f"usage: qa-train {command.name} {command.usage}".rstrip(), ""]
     if command.name in STAGES:
-        return "\n".join([lines[0] + "[group=option ...] [key=value ...]".rjust(35), *_stage(command.name)])
+        return "\n".join([f"{lines[0]} [group=option ...] [key=value ...]", *_stage(command.name)])
     lines += [_prose(command.load())]
     if command.options is not None:
         lines += ["", "options", entries(described(command.options))]

@@ -10,7 +10,7 @@ import yaml
 
 from qa_train.config.nearest import free_sections, how_to_clear, valid_keys
 from qa_train.config.places import config_dir
-from qa_train.config.words import did_you_mean
+from qa_train.utils.closest import did_you_mean
 
 GROUPS = ("experiment", "model", "data", "trainer", "deepspeed", "tracking")
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
 from functools import cache
 from typing import Any, get_origin, get_type_hints
 
 from qa_train.config.renamed import RENAMED
 from qa_train.config.sections import BY_NAME, StageConfig
+from qa_train.utils.closest import closest, did_you_mean
 
 _NO_KEY = re.compile(r"Key '[^']*' (?:is not in struct|not in '|is not in )")
 _FULL_KEY = re.compile(r"full_key: (\S+)")
@@ -44,6 +44,8 @@ def explain(error: BaseException) -> str | None:
         return f"missing {key[1]}={where}"
     if (override := getattr(error, "override", None)) is not None:
         return _unread(str(override), words[0])
+    if key and "is not a ListConfig" in text:
+        return f"{key[1]} is a list: write '{key[1]}=[VALUE,...]'"
     if key and (found := re.search(r"Value .* could not be converted to \w+", text)):
         return f"{key[1]}: {found[0]}"
     if key and len(chain) > 1:
@@ -69,8 +71,7 @@ def _unread(override: str, why: str) -> str:
 
 def _no_option(group: str, option: str, text: str) -> str:
     options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
-    near = get_close_matches(option, options, n=1, cutoff=0.4)
-    hint = f"did you mean {group}={near[0]}? " if near else ""
+    hint = did_you_mean(option, options, f"{group}={{}}", cutoff=0.4)
     return f"there is no {group}={option}: {hint}there are {', '.join(options) or 'none'}"
 
 
@@ -106,19 +107,19 @@ def nearest(key: str) -> str | None:
     for section, kind in BY_NAME.items():
         if key.startswith(section + ".") and key.count(".") > section.count(".") + 1:
             name, _, option = key.removeprefix(section + ".").partition(".")
-            near = get_close_matches(option, _keys(kind, ""), n=1)
-            return f"{section}.{name}.{near[0]}" if near else None
+            near = closest(option, keys_of(kind))
+            return f"{section}.{name}.{near}" if near else None
     last = key.rpartition(".")[2]
     # The right word in the wrong section is likelier than a slip in every letter of another key.
     if same := [each for each in known if each.rpartition(".")[2] == last]:
-        return get_close_matches(key, same, n=1, cutoff=0)[0]
+        return closest(key, same, cutoff=0)
     # A whole section is no answer to a key inside one.
     same_depth = [each for each in known if "." in each or "." not in key]
-    if near := get_close_matches(key, same_depth, n=1, cutoff=0.85 if "." in key else 0.7):
-        return near[0]
+    if near := closest(key, same_depth, cutoff=0.85 if "." in key else 0.7):
+        return near
     words = {each.rpartition(".")[2]: each for each in reversed(known)}
-    found = get_close_matches(last, list(words), n=1, cutoff=0.7)
-    return words[found[0]] if found else None
+    found = closest(last, words, cutoff=0.75)
+    return words[found] if found else None
 
 
 def how_to_clear(section: str) -> str:
@@ -142,10 +143,11 @@ def free_sections() -> tuple[str, ...]:
 @cache
 def valid_keys() -> tuple[str, ...]:
     """Every dotted key of a stage's configuration, without those of single data sources."""
-    return tuple(_keys(StageConfig, ""))
+    return tuple(keys_of(StageConfig))
 
 
-def _keys(kind: Any, prefix: str) -> list[str]:
+def keys_of(kind: Any, prefix: str = "") -> list[str]:
+    """The dotted keys of a dataclass, sections and what is in them, each with ``prefix`` before it."""
     found = []
     hints = get_type_hints(kind)
     for field in fields(kind):
@@ -154,5 +156,5 @@ def _keys(kind: Any, prefix: str) -> list[str]:
         name = prefix + field.name
         found.append(name)
         if is_dataclass(hints[field.name]):
-            found += _keys(hints[field.name], name + ".")
+            found += keys_of(hints[field.name], name + ".")
     return found

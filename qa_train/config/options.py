@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from qa_train.config.nearest import explain, keys_of
 from qa_train.config.sections import StorageConfig
 from qa_train.config.words import check_words
+from qa_train.utils.closest import did_you_mean
 
 
 @dataclass
@@ -265,17 +266,16 @@ def parse_options(kind: type[Any], words: list[str], command: str) -> Any:
         ValueError: a word without "=", an unknown key, a wrong type, or a missing required key.
     """
     check_words(words, command)
-    known = ", ".join(f"{f.name}=" for f in fields(kind))
-    stray = [word for word in words if "=" not in word]
-    if stray:
-        raise ValueError(f"{command}: {stray[0]!r} is not of the form key=value; known keys: {known}")
+    known = f"options: {', '.join(f'{f.name}=' for f in fields(kind))}"
+    if stray := [word for word in words if "=" not in word]:
+        raise ValueError(f"{command}: {stray[0]!r} is not of the form key=value; {known}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.from_dotlist(words))
-        missing = sorted(OmegaConf.missing_keys(merged))
-        if missing:
-            raise ValueError(f"{command}: missing {', '.join(m + '=' for m in missing)}; known keys: {known}")
+        if missing := sorted(OmegaConf.missing_keys(merged)):
+            raise ValueError(f"{command}: missing {', '.join(m + '=' for m in missing)}; {known}")
         return OmegaConf.to_object(merged)
+    except ConfigKeyError as error:
+        hint = did_you_mean(str(error.full_key), keys_of(kind), "{}=", 0.75)
+        raise ValueError(f"{command}: there is no option {error.full_key}=; {hint}{known}") from error
     except OmegaConfBaseException as error:
-        near = get_close_matches(str(getattr(error, "key", "") or ""), [f.name for f in fields(kind)], n=1)
-        hint = f"did you mean {near[0]}=? " if near and "not in" in str(error) else ""
-        raise ValueError(f"{command}: {str(error).splitlines()[0]}; {hint}known keys: {known}") from error
+        raise ValueError(f"{command}: {explain(error)}; {known}") from error

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
 from qa_train.config.sections import AugmentConfig, DpoConfig, StageConfig
+from qa_train.utils.closest import did_you_mean
 
 LOSSES = (
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
@@ -33,8 +32,7 @@ def check_preferences(cfg: StageConfig) -> None:
 def _check_losses(dpo: DpoConfig) -> None:
     losses = dpo.loss_type
     if unknown := [name for name in losses if name not in LOSSES] or ([""] if not losses else []):
-        near = get_close_matches(unknown[0], LOSSES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(unknown[0], LOSSES)
         raise ValueError(f"dpo.loss_type={losses}: {hint}use a list of {', '.join(LOSSES)}")
     weights = dpo.loss_weights
     if weights is not None and (len(weights) != len(losses) or not all(0 <= w < float("inf") for w in weights)):

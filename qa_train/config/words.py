@@ -1,20 +1,13 @@
-"""Slips of the hand on a command line: names that are nearly right, dashes, spaces around "="."""
+"""Slips of the hand on a command line: dashes before keys, spaces around "="."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 
 _FLAGS = set(
     "-h --help --hydra-help --version --cfg -c --resolve --package -p --run -r --multirun -m --shell-completion -sc "
     "--config-path -cp --config-name -cn --config-dir -cd --experimental-rerun --info -i --list".split()
 )
-
-
-def did_you_mean(word: str, known: Iterable[str], shown: str = "{}") -> str:
-    """ "did you mean X? " with the nearest known word, as ``shown`` writes it; "" if none is near."""
-    near = get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"did you mean {shown.format(near[0])}? " if near else ""
 
 
 def check_words(words: Sequence[str], command: str) -> None:

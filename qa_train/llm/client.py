@@ -1,4 +1,4 @@
-"""A small client of OpenAI-compatible chat endpoints: one call, retried with growing pauses.
+"""A small client of OpenAI-compatible chat endpoints: one call, tried again with growing waits.
 
 Retried: no connection, time-outs, 408, 409, 429 and 5xx, and answers that are not the JSON expected. Not retried:
 other 4xx, which say that the key or the model is wrong, or (400, 413, 422) perhaps this one request. The key comes
@@ -11,13 +11,13 @@ import http.client
 import json
 import logging
 import os
-import random
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from qa_train.utils.retry import TryAgain, retried
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +57,8 @@ class Endpoint:
     timeout_s: float = 120.0
     # Calls in all, the first included.
     attempts: int = 6
-    # First pause; it doubles each time, up to a minute, and a tenth of it is random.
+    # First wait; it doubles each time, up to a minute.
     pause_s: float = 1.0
-    sleep: Callable[[float], None] = time.sleep
 
     def complete(self, messages: Sequence[dict[str, Any]], *, temperature: float, max_tokens: int) -> Completion:
         """One chat completion.
@@ -75,17 +74,18 @@ class Endpoint:
             "temperature": temperature,
             "max_tokens": max_tokens,
         }
-        causes = []
-        for attempt in range(self.attempts):
-            try:
-                return _completion(self._post(body))
-            except _TryAgainError as error:
-                causes.append(str(error))
-                log.info("call %d to %s failed: %s", attempt + 1, self.url, error)
-                pause = min(60.0, self.pause_s * 2**attempt) * (1 + 0.1 * random.random())
-                if attempt + 1 < self.attempts:
-                    self.sleep(max(pause, min(error.wait_s, 300.0)))
-        raise CallFailed(f"{self.attempts} attempts failed, the last by: {causes[-1]}")
+        try:
+            return retried(
+                lambda: _completion(self._post(body)),
+                may_pass=lambda error: isinstance(error, TryAgain),
+                attempts=self.attempts,
+                first_wait_s=self.pause_s,
+                longest_wait_s=60.0,
+                what=f"call to {self.url}",
+                tell=log.info,
+            )
+        except TryAgain as error:
+            raise CallFailed(f"{self.attempts} attempts failed, the last by: {error}") from error
 
     def _post(self, body: dict[str, Any]) -> bytes:
         headers = {"Content-Type": "application/json"}
@@ -102,28 +102,14 @@ class Endpoint:
         except urllib.error.HTTPError as error:
             detail = error.read(500).decode("utf-8", "replace")
             if error.code in RETRIED_CODES or error.code >= 500:
-                raise _TryAgainError(f"HTTP {error.code} {detail}", _retry_after(error)) from error
+                raise TryAgain(f"HTTP {error.code} {detail}") from error
             raise (ItemRefused if error.code in REFUSED_CODES else ValueError)(
                 f"{address} refused the request: HTTP {error.code} {detail}; check the model {self.model!r} "
                 f"and the key in ${self.key_env} ({'set' if key else 'not set'})"
             ) from error
         except (OSError, http.client.HTTPException) as error:
             # URLError, TimeoutError and broken connections.
-            raise _TryAgainError(f"{type(error).__name__}: {error}") from error
-
-
-class _TryAgainError(Exception):
-    def __init__(self, cause: str, wait_s: float = 0.0) -> None:
-        super().__init__(cause)
-        self.wait_s = wait_s
-
-
-def _retry_after(error: urllib.error.HTTPError) -> float:
-    try:
-        return float(error.headers.get("Retry-After") or 0)
-    except ValueError:
-        # A date: the growing pauses do.
-        return 0.0
+            raise TryAgain(f"{type(error).__name__}: {error}") from error
 
 
 def _completion(raw: bytes) -> Completion:
@@ -138,7 +124,7 @@ def _completion(raw: bytes) -> Completion:
             text = "".join(part["text"] for part in text if part.get("type") == "text")
         finish = str(choice.get("finish_reason") or "stop")
         if text is None and refusal is None and finish != "content_filter":
-            raise _TryAgainError("an answer without content")
+            raise TryAgain("an answer without content")
         return Completion(
             str(text if text is not None else refusal or ""),
             finish,
@@ -147,4 +133,4 @@ def _completion(raw: bytes) -> Completion:
             int(usage.get("completion_tokens") or 0),
         )
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _TryAgainError(f"an answer that is not a chat completion: {raw[:200]!r}") from error
+        raise TryAgain(f"an answer that is not a chat completion: {raw[:200]!r}") from error

@@ -22,6 +22,7 @@ from qa_train.config import EncoderConfig, LanguageModelConfig, LoraSettings, Mo
 from qa_train.model.layers.parts import LAYERS, PROJECTOR_MODULE
 from qa_train.model.stored.loading import read_json, short
 from qa_train.model.stored.weights import adapter_state, check_finite, load_weights, weights_digest
+from qa_train.utils.closest import did_you_mean
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -193,21 +194,29 @@ def merge_adapters(model: Any) -> Any:
 
 def _targets(model: nn.Module, lora: LoraSettings) -> str:
     """A regular expression for the full names of the linear layers that get adapters: those of the repeated layers."""
+    linear = {
+        part: {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if name.startswith(LAYERS[part]) and isinstance(module, nn.Linear)
+        }
+        for part in lora.parts
+    }
+    known = sorted(set().union(*linear.values()))
+    if missing := sorted(set(lora.target_modules or ()).difference(known)):
+        raise ValueError(
+            f"model.lora.target_modules holds {missing}, which no layer of {' and '.join(lora.parts)} has: "
+            f"{did_you_mean(missing[0], known)}use some of {', '.join(known)}, or null for all of them"
+        )
     patterns = []
-    for part in lora.parts:
-        prefix = LAYERS[part]
-        inside = [(name, module) for name, module in model.named_modules() if name.startswith(prefix)]
-        names = {name.rpartition(".")[2] for name, module in inside if isinstance(module, nn.Linear)}
+    for part, names in linear.items():
         wanted = names if lora.target_modules is None else names & set(lora.target_modules)
         if not wanted:
             raise ValueError(
                 f"model.lora.target_modules {lora.target_modules} names no linear layer of the {part}: "
                 f"use some of {', '.join(sorted(names))}, or null for all of them"
             )
-        patterns.append(rf"{re.escape(prefix)}.*\.(?:{'|'.join(sorted(wanted))})")
-        missing = set(lora.target_modules or ()) - names
-        if missing and len(lora.parts) == 1:
-            raise ValueError(f"model.lora.target_modules holds {sorted(missing)}, which the {part} does not have")
+        patterns.append(rf"{re.escape(LAYERS[part])}.*\.(?:{'|'.join(sorted(wanted))})")
     return "|".join(f"(?:{pattern})" for pattern in patterns)
 
 

@@ -47,7 +47,9 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
 
     @contextmanager
     def _kept_at_home(self) -> Iterator[list[torch.Tensor]]:
-        """Keep what TRL would gather from all ranks, in its order: the tally adds it up once per step.
+        """Keep what TRL would gather from all ranks, in its order: `pair_values` checks it by name.
+
+        The tally adds it up once per step.
 
         TRL takes it that all ranks have the same number of pairs; batches filled to a token budget have not, and
         gloo would abort (NCCL hang, or mix values up).
@@ -113,7 +115,8 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
         share = pairs / self._step_numbers["pairs"]
         with self._kept_at_home() as kept, self._sft_by_tokens(inputs["completion_mask"][:pairs, 1:], share):
             result = DPOTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
-        self.tally.add(pair_values(kept, inputs["completion_mask"], training=model.training))
+        reported = self._metrics["train" if model.training else "eval"]
+        self.tally.add(pair_values(kept, inputs["completion_mask"], reported, training=model.training))
         loss = result[0] if return_outputs else result
         if not inputs["completion_mask"].any():
             # All pairs were skipped; a mean over no answer token is not a number.

@@ -265,7 +265,8 @@ load_index(shard), load_rows(shard, summary.fingerprint, ["key"]), list(read_cat
 print(len(os.listdir("/proc/self/task")) - len(before))
 """
     words = [sys.executable, "-c", program, str(shard), str(tmp_path / "all.catalog.parquet")]
-    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == "0\n"
+    more = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert int(more) <= 0  # one of an import may end meanwhile
 
 
 def test_files_that_are_no_shards_say_what_makes_some() -> None:

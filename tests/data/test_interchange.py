@@ -68,7 +68,7 @@ def test_pairs_judged_by_people(better: Any, chosen: str, rejected: str, tmp_pat
         ({"text": "x"}, "no 'messages'"),
         (chat("<audio>?", "none.wav"), "does not exist"),
         (chat("<audio><audio>?", "0.wav"), "place 2 clips"),
-        ({"prompt": "?", "response_1": "a", "response_2": "b", "overall_response": 3}, "must be 1 or 2"),
+        ({"prompt": "?", "response_1": "a", "response_2": "b", "overall_response": 3}, "is not 1 or 2"),
     ],
 )
 def test_bad_lines_are_located(line: Any, message: str, tmp_path: Path) -> None:

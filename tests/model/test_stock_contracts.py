@@ -212,13 +212,24 @@ def test_eager_attention_is_honoured(twins: Twins, tmp_path: Path) -> None:
     close(found.logits[real], twins.ours(**batch.joined()).logits[real])
 
 
-@pytest.mark.parametrize("asked", ["eager", "sdpa", {"text_config": "eager"}, {"audio_config": "sdpa"}], ids=str)
-def test_attention_can_be_switched_later(twins: Twins, asked: Any) -> None:
+@pytest.mark.parametrize(
+    ("asked", "of_parts"),
+    [
+        ("eager", ["eager", "eager"]),
+        ("sdpa", ["sdpa", "sdpa"]),
+        ({"text_config": "eager"}, [UNPADDED, "eager"]),
+        ({"audio_config": "sdpa"}, ["sdpa", UNPADDED]),
+    ],
+    ids=str,
+)
+def test_attention_can_be_switched_later(twins: Twins, asked: Any, of_parts: list[str]) -> None:
     """Mirrors test_can_set_attention_dynamically and its composite form."""
     batch = Batch(SHORT)
     real = batch.attention_mask.bool()
     before = twins.ours(**batch.joined()).logits[real]
     twins.ours.set_attn_implementation(asked)
+    parts = (twins.ours.model.audio_tower, twins.ours.model.language_model)
+    assert [part.config._attn_implementation for part in parts] == of_parts
     close(twins.ours(**batch.joined()).logits[real], before)
 
 

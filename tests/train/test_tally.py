@@ -71,20 +71,69 @@ def test_a_batch_without_a_usable_sample_counts_nowhere() -> None:
     assert "loss/a" not in record
 
 
-def test_pairs_by_source() -> None:
-    chosen, rejected = torch.tensor([0.3, -0.1]), torch.tensor([0.1, 0.2])
-    margins, right = chosen - rejected, (chosen > rejected).float()
-    logps = [torch.tensor([-3.0, -4.0]), torch.tensor([-5.0, -6.0])]
-    mask = torch.tensor([[0, 1, 1, 1], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1]])
-    tally = Tally(["speech", "sounds"], [0, 1], PAIR_VALUES)
-    pairs = {"completion_mask": mask, "row_sources": torch.tensor([1, 0]), "passes": torch.zeros(2).double()}
-    tally.begin([pairs])
-    # Entropy, tokens of answers, of the batch, logits and tokens of both answers, right tokens: sums, in TRL's order.
+CHOSEN, REJECTED = torch.tensor([0.3, -0.1]), torch.tensor([0.1, 0.2])
+MASK = torch.tensor([[0, 1, 1, 1], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1]])
+# TRL's means; those of earlier micro-batches come first.
+REPORTED = {
+    name: [9.0, mean]
+    for name, mean in {
+        "entropy": 2.0, "logits/chosen": 2.0, "logits/rejected": 3.0, "mean_token_accuracy": 0.75,
+        "rewards/chosen": 0.1, "rewards/rejected": 0.15, "rewards/accuracies": 0.5, "rewards/margins": -0.05,
+        "logps/chosen": -3.5, "logps/rejected": -5.5,
+    }.items()
+}  # fmt: skip
+
+
+def gathered() -> list[torch.Tensor]:
+    """What TRL gathers, in its order."""
+    # Entropy, tokens of answers, of the batch, logits and tokens of both answers, right tokens and tokens of chosen.
     sums = [torch.tensor(value) for value in (18.0, 9, 30, 8.0, 4, 15.0, 5, 3, 4)]
-    kept = [*sums, chosen, rejected, right, margins, *logps]
-    tally.add(pair_values(kept, mask, training=True))
-    with pytest.raises(RuntimeError, match=r"constraints\.txt"):
-        pair_values([*sums[::-1], chosen, rejected, right, margins, *logps], mask, training=True)
+    logps = [torch.tensor([-3.0, -4.0]), torch.tensor([-5.0, -6.0])]
+    return [*sums, CHOSEN, REJECTED, (CHOSEN > REJECTED).float(), CHOSEN - REJECTED, *logps]
+
+
+def test_values_of_another_trl_are_refused() -> None:
+    whole = gathered()
+    for other in (whole[::-1], whole[:-1], whole[1:], [*whole, whole[-1]], [*whole[8::-1], *whole[9:]]):
+        with pytest.raises(RuntimeError, match=r"not those known here: use the TRL version of constraints\.txt"):
+            pair_values(other, MASK, REPORTED, training=True)
+    with pytest.raises(RuntimeError, match="not those known here"):
+        pair_values(whole, MASK, REPORTED, training=False)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "named"),
+    [
+        (0, 3, "entropy"), (3, 5, "logits/chosen"), (5, 0, "entropy"), (3, 7, "logits/chosen"),
+        (9, 10, "rewards/chosen"), (9, 11, "rewards/chosen"), (10, 12, "rewards/rejected"),
+        (11, 12, "rewards/accuracies"), (12, 13, "rewards/margins"), (13, 14, "logps/chosen"),
+    ],
+)  # fmt: skip
+def test_values_in_each_others_place_are_refused_by_name(one: int, other: int, named: str) -> None:
+    kept = gathered()
+    kept[one], kept[other] = kept[other], kept[one]
+    with pytest.raises(RuntimeError, match=rf"reports {named} as .* use the TRL version of constraints\.txt"):
+        pair_values(kept, MASK, REPORTED, training=True)
+
+
+@pytest.mark.parametrize("name", REPORTED)
+def test_values_that_trl_does_not_report_any_more_are_refused(name: str) -> None:
+    with pytest.raises(RuntimeError, match=f"reports {name} as None"):
+        pair_values(gathered(), MASK, {**REPORTED, name: []}, training=True)
+    with pytest.raises(RuntimeError, match=f"reports {name} as 9.0"):
+        pair_values(gathered(), MASK, {**REPORTED, name: [9.0]}, training=True)
+
+
+def test_what_is_not_finite_is_left_to_the_guards() -> None:
+    kept = [value * float("nan") if value.is_floating_point() else value for value in gathered()]
+    assert pair_values(kept, MASK, REPORTED, training=True).shape == (2, len(PAIR_VALUES))
+
+
+def test_pairs_by_source() -> None:
+    tally = Tally(["speech", "sounds"], [0, 1], PAIR_VALUES)
+    pairs = {"completion_mask": MASK, "row_sources": torch.tensor([1, 0]), "passes": torch.zeros(2).double()}
+    tally.begin([pairs])
+    tally.add(pair_values(gathered(), MASK, REPORTED, training=True))
     record = pair_curves(tally.record(ALONE), beta=0.5)
     assert record["rewards/accuracies"] == 0.5
     assert record["rewards/accuracies/sounds"] == 1

@@ -65,8 +65,13 @@ def mapping(columns: dict[str, str], available: Iterable[str]) -> dict[str, str]
         if name not in found and other is not None:
             found[name] = other
     if not set(found) & set(FIELDS) - {"split", "license"}:
-        rest = [name for name in have if name != found.get("audio")] or have
-        raise ValueError(f"no column of {have} is a record field: say which is what, e.g. columns.text={rest[0]}")
+        # What names a file, an item or a length is no transcript.
+        places = {found.get("audio"), *AUDIO_COLUMNS, *_MEASURES, *PLACES, "id"}
+        example = next((name for name in have if name not in places), "COLUMN")
+        raise ValueError(
+            f"no column of {have} is a record field: tell which column is which field, e.g. columns.text={example} for "
+            f"transcripts or columns.label={example} for classes"
+        )
     return found
 
 

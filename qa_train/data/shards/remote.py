@@ -8,7 +8,6 @@ from __future__ import annotations
 import http.client
 import io
 import logging
-import random
 import threading
 import time
 import urllib.error
@@ -16,21 +15,19 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import fsspec
 
 from qa_train.config import StorageConfig
 from qa_train.utils.masking import masked
+from qa_train.utils.retry import Result, retried
 
 log = logging.getLogger(__name__)
-Result = TypeVar("Result")
 # One request never asks for more, so that its time-out means a least speed too.
 MAX_REQUEST_BYTES = 8 << 20
 _LONGEST_WAIT_S = 30.0
 _RETRIED_STATUS = (408, 425, 429)
-# Of its own: jitter must not move the random numbers of the training.
-_jitter = random.SystemRandom()
 
 
 class RemoteError(OSError):
@@ -39,6 +36,9 @@ class RemoteError(OSError):
 
 class _Permanent(Exception):
     """Trying again would give the same answer."""
+
+
+_LASTING = (FileNotFoundError, PermissionError, _Permanent)
 
 
 @dataclass(frozen=True)
@@ -101,24 +101,25 @@ class RemoteFile(io.RawIOBase):
 
 def _retried(url: str, what: str, once: Callable[[], Result], cfg: StorageConfig) -> Result:
     started = time.monotonic()
-    url = masked(url)
-    for attempt in range(1, cfg.retries + 2):
-        try:
-            return once()
-        except FileNotFoundError:
-            raise
-        except (_Permanent, PermissionError) as error:
-            raise RemoteError(masked(f"{url}, {what}: {error}")) from error
-        except Exception as error:  # every cloud library has errors of its own
-            last = masked(f"{type(error).__name__}: {error}")
-            if attempt > cfg.retries:
-                spent = time.monotonic() - started
-                message = f"{url}, {what}: not read in {attempt} attempts over {spent:.1f} s; the last: {last}"
-                raise RemoteError(f"{message}. Check the server, or raise data.storage.retries or timeout_s") from error
-            wait = min(_LONGEST_WAIT_S, cfg.first_wait_s * 2 ** (attempt - 1)) * _jitter.uniform(0.5, 1.5)
-            log.warning("%s, %s: attempt %d failed (%s); again in %.1f s", url, what, attempt, last, wait)
-            time.sleep(wait)
-    raise AssertionError("unreachable: the last attempt returns or raises")
+    what = f"{url}, {what}"
+    try:
+        return retried(
+            once,
+            may_pass=lambda error: not isinstance(error, _LASTING),
+            attempts=cfg.retries + 1,
+            first_wait_s=cfg.first_wait_s,
+            longest_wait_s=_LONGEST_WAIT_S,
+            what=what,
+            tell=log.warning,
+        )
+    except FileNotFoundError:
+        raise
+    except _LASTING as error:
+        raise RemoteError(masked(f"{what}: {error}")) from error
+    except Exception as error:  # every cloud library has errors of its own
+        spent = f"not read in {cfg.retries + 1} attempts over {time.monotonic() - started:.1f} s"
+        hint = "Check the server, or raise data.storage.retries or timeout_s"
+        raise RemoteError(masked(f"{what}: {spent}; the last: {type(error).__name__}: {error}. {hint}")) from error
 
 
 def _is_http(url: str) -> bool:

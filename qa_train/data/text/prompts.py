@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from qa_train.config import config_dir
-from qa_train.config.words import did_you_mean
 from qa_train.data.text.content import content_parts, turn_loss
 from qa_train.data.text.records import BadRecord, fields
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
 from qa_train.data.text.tasks import Task, read_tasks
 from qa_train.utils import draws
+from qa_train.utils.closest import did_you_mean
 
 CHAT = "chat"
 

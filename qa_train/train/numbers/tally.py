@@ -13,7 +13,7 @@ of its own micro-batches on its device; they are added up over the ranks once pe
 from __future__ import annotations
 
 import resource
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -119,10 +119,7 @@ def pair_curves(found: dict[str, Any], beta: float) -> dict[str, float]:
     rows = sum(sums["rows"] for sums in sources.values())
     if not rows:
         return record
-    total = {name: sum(sums[name] for sums in sources.values()) for name in PAIR_VALUES}
-    for name, value in total.items():
-        sides = _BY_TOKEN.get(name)
-        record[name] = value / (sum(total[f"lengths/{side}"] for side in sides) if sides else rows)
+    record |= _means({name: sum(sums[name] for sums in sources.values()) for name in PAIR_VALUES}, rows)
     record |= {f"kl/{side}": record[f"rewards/{side}"] / beta for side in ("chosen", "rejected")}
     for name, sums in sources.items():
         if sums["rows"]:
@@ -130,34 +127,64 @@ def pair_curves(found: dict[str, Any], beta: float) -> dict[str, float]:
     return record
 
 
-def pair_values(kept: list[Tensor], completion_mask: Tensor, *, training: bool) -> Tensor:
+def _means(total: dict[str, float], pairs: int) -> dict[str, float]:
+    """Sums over ``pairs`` as TRL's means, over pairs or over tokens of answers; 0 without a token."""
+    found = {}
+    for name, value in total.items():
+        count = sum(total[f"lengths/{side}"] for side in _BY_TOKEN[name]) if name in _BY_TOKEN else pairs
+        found[name] = value / count if count else 0.0
+    return found
+
+
+def pair_values(
+    kept: list[Tensor], completion_mask: Tensor, reported: Mapping[str, Sequence[float]], *, training: bool
+) -> Tensor:
     """[pairs, ``PAIR_VALUES``] from what TRL's DPO loss gathers, in its order, and the mask of answers [2 pairs, L].
 
-    What TRL sums over a whole micro-batch is spread evenly over its pairs.
+    What TRL sums over a whole micro-batch is spread evenly over its pairs. TRL gathers without names, but reports the
+    mean of each value by name afterwards: every column must give the mean that its name has there.
+
+    Args:
+        kept: what was gathered.
+        completion_mask: which tokens belong to answers, chosen ones first.
+        reported: TRL's metrics, by name; the last of each is of this micro-batch.
+        training: whether TRL counts the tokens of the batch, too.
 
     Raises:
         RuntimeError: TRL gathers something else; this version of it was never tested here.
     """
     by_pair, sums = [v.double() for v in kept if v.ndim], [v.double() for v in kept if not v.ndim]
     lengths = completion_mask[:, 1:].sum(1).double().chunk(2)
-    # In training the tokens of the whole batch are between those of the answers and the logits.
-    if len(by_pair) == 6 and len(sums) == 8 + training:
+    known = len(by_pair) == 6 and len(sums) == 8 + training
+    if known:
+        # In training the tokens of the whole batch are between those of the answers and the logits.
         entropy, tokens, chosen_logits, chosen_tokens, rejected_logits, rejected_tokens, right, scored = (
             sums[:2] + sums[2 + training :]
         )
         counted = torch.stack([tokens, chosen_tokens, rejected_tokens, scored])
         expected = torch.stack([lengths[0].sum() + lengths[1].sum(), *(n.sum() for n in (*lengths, lengths[0]))])
-        margins = by_pair[0] - by_pair[1]
-        # A NaN is the guards' to find.
-        as_known = torch.allclose(by_pair[3], margins, rtol=1e-4, atol=1e-4, equal_nan=True)
-        if as_known and torch.equal(counted, expected):
-            pairs = len(margins)
-            spread = [(value / pairs).expand(pairs) for value in (entropy, chosen_logits, rejected_logits, right)]
-            return torch.stack([*by_pair, *lengths, *spread], dim=1)
-    raise RuntimeError(
-        f"TRL's DPO loss gathers {len(by_pair)} values by pair and {len(sums)} sums, and not those known here: "
-        "use the TRL version of constraints.txt"
-    )
+        known = torch.equal(counted, expected)
+    if not known:
+        raise RuntimeError(
+            f"TRL's DPO loss gathers {len(by_pair)} values by pair and {len(sums)} sums, and not those known here: "
+            "use the TRL version of constraints.txt"
+        )
+    pairs = len(by_pair[0])
+    spread = [(value / pairs).expand(pairs) for value in (entropy, chosen_logits, rejected_logits, right)]
+    values = torch.stack([*by_pair, *lengths, *spread], dim=1)
+    means = _means(dict(zip(PAIR_VALUES, values.sum(0).tolist(), strict=True)), pairs)
+    largest = dict(zip(PAIR_VALUES, values.abs().amax(0).tolist(), strict=True))
+    for name in means:
+        if name.startswith("lengths/"):
+            continue
+        told = reported[name][-1] if reported.get(name) else None
+        # TRL's means are in float32. What is not finite is the guards' to find.
+        if told is None or abs(means[name] - told) > 1e-4 * abs(told) + 1e-6 * (1 + largest[name]):
+            raise RuntimeError(
+                f"TRL's DPO loss reports {name} as {told}, and the value gathered in its place has the mean "
+                f"{means[name]:.6g}: use the TRL version of constraints.txt"
+            )
+    return values
 
 
 def peak_memory_gb() -> float:

@@ -163,6 +163,18 @@ def test_names_of_columns_that_everybody_uses() -> None:
 
 
 @pytest.mark.parametrize(
+    ("columns", "example"),
+    [
+        (["audio", "file_name"], "COLUMN"), (["path", "id", "duration"], "COLUMN"), (["wav", "key"], "COLUMN"),
+        (["file_name", "path", "remark"], "remark"), (["remark", "audio"], "remark"),
+    ],
+)  # fmt: skip
+def test_no_name_of_a_file_is_offered_as_transcript(columns: list[str], example: str) -> None:
+    with pytest.raises(ValueError, match=f"columns.text={example} for transcripts"):
+        mapping({}, columns)
+
+
+@pytest.mark.parametrize(
     ("row", "record"),
     [
         ({"text": "hallo", "lang": "de"}, {"text": "hallo", "language": "de"}),

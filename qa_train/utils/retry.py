@@ -1,0 +1,84 @@
+"""Trying again what may pass: one rule for remote files, language models and speech endpoints, on tenacity."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+from urllib.error import HTTPError
+
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential
+
+from qa_train.utils.masking import masked
+
+Result = TypeVar("Result")
+# Longest wait that a server may ask for.
+_MOST_ASKED_S = 300.0
+# Of its own: jitter must not move the random numbers of the training, and tenacity's own jitter draws from them.
+_jitter = random.SystemRandom()
+
+
+class TryAgain(Exception):
+    """A failure that may pass."""
+
+
+def retried(
+    call: Callable[[], Result],
+    *,
+    may_pass: Callable[[Exception], bool],
+    attempts: int,
+    first_wait_s: float,
+    longest_wait_s: float,
+    what: str,
+    tell: Callable[[str], None],
+) -> Result:
+    """The result of ``call``, which is called up to ``attempts`` times while its errors may pass.
+
+    The wait is ``first_wait_s`` at first and doubles up to ``longest_wait_s``, times a random factor between 0.5 and
+    1.5 so that many processes do not come back together; it is at least what an HTTP server asks for (Retry-After), up
+    to 300 s.
+
+    Args:
+        call: what may fail.
+        may_pass: whether trying again after this error may help; other errors are raised at once.
+        attempts: calls in all, the first included.
+        first_wait_s: seconds before the second call.
+        longest_wait_s: bound of the doubling.
+        what: the call's name in messages.
+        tell: takes one line about every failed attempt that is followed by another.
+
+    Raises:
+        Exception: the last error of ``call``, as it is.
+    """
+    grown = wait_exponential(multiplier=first_wait_s, max=longest_wait_s)
+
+    def wait(state: RetryCallState) -> float:
+        return max(grown(state) * _jitter.uniform(0.5, 1.5), min(_asked_s(_error(state)), _MOST_ASKED_S))
+
+    def before_sleep(state: RetryCallState) -> None:
+        error = _error(state)
+        why = str(error) if isinstance(error, TryAgain) else f"{type(error).__name__}: {error}"
+        tell(masked(f"{what}: attempt {state.attempt_number} failed ({why}); again in {state.upcoming_sleep:.1f} s"))
+
+    again = Retrying(
+        retry=retry_if_exception(lambda error: isinstance(error, Exception) and may_pass(error)),
+        stop=stop_after_attempt(attempts),
+        wait=wait,
+        before_sleep=before_sleep,
+        reraise=True,
+    )
+    return again(call)
+
+
+def _asked_s(error: BaseException | None) -> float:
+    """Seconds of the header Retry-After, if ``error`` or its cause is an HTTP status; a date counts as 0."""
+    for each in (error, error.__cause__ if error else None):
+        if isinstance(each, HTTPError):
+            with suppress(ValueError):
+                return max(0.0, float(each.headers.get("Retry-After") or 0))
+    return 0.0
+
+
+def _error(state: RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome is not None else None
