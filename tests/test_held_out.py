@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from qa_train.eval.answers import Outcome, predictions
 from qa_train.eval.compare import compare_folders
 from qa_train.eval.questions import Question
 from tests.train.conftest import ROOT, command, environment, metrics, options, run, shards  # noqa: F401
+from tests.train.forks import forks
 
 Options = Callable[[str, Path], list[str]]
 
@@ -95,15 +94,11 @@ def test_a_killed_run_has_every_number_once_and_training_does_not_notice(
     assert [step for step, *_ in scores(whole)] == [0, 1, 2, 3, 4, 5, 6]
     assert all(found["asr"]["n"] == 9 and found["lid"]["n"] == 7 for *_, found in scores(whole))
 
-    process = subprocess.Popen(
-        command(stage, *options(stage, killed), *words(held_out, 1)), env=environment(), cwd=ROOT,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = forks().start([stage, *options(stage, killed), *words(held_out, 1)])
     # The checkpoint is of step 4: step 5 is evaluated twice, and its number must be there once.
-    while process.poll() is None and '"step": 5' not in _text(killed / "metrics.jsonl"):
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(60) == -signal.SIGKILL, "the run was over before it could be killed"
+    process.until(lambda: '"step": 5' in _text(killed / "metrics.jsonl"), "step 5")
+    process.kill()
+    assert process.codes() == [-signal.SIGKILL], "the run was over before it could be killed"
     run(stage, *options(stage, killed), *words(held_out, 1))
     assert scores(killed) == scores(whole)
     assert answers(killed) == answers(whole)

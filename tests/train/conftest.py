@@ -36,12 +36,25 @@ def command(stage: str, *words: str, processes: int = 1) -> list[str]:
     return [*launcher, *module]
 
 
-def run(stage: str, *words: str, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a stage to its end; its output is in the failure message."""
-    done = subprocess.run(
-        command(stage, *words, processes=processes),
-        env=environment(), capture_output=True, text=True, timeout=TIMEOUT_S, cwd=ROOT,
-    )  # fmt: skip
+def run(
+    *words: str, processes: int = 1, check: bool = True, program: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command (or a Python file) to its end, one forked process a rank; see `tests.train.forks`."""
+    from tests.train.forks import forks
+
+    started = forks().start(list(words), ranks=processes, program=program, env=env)
+    code, out, err = started.code(), started.stdout.read_text(), started.stderr.read_text()
+    return _checked(subprocess.CompletedProcess(list(words), code, out, err), check)
+
+
+def run_fresh(*words: str, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """As `run`, as a user starts it: a new interpreter, under torchrun when there are several processes."""
+    line = command(*words, processes=processes)
+    done = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=TIMEOUT_S, cwd=ROOT)
+    return _checked(done, check)
+
+
+def _checked(done: subprocess.CompletedProcess[str], check: bool) -> subprocess.CompletedProcess[str]:
     if check and done.returncode:
         pytest.fail(f"{done.args} ended with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}")
     return done

@@ -1,22 +1,27 @@
-"""Starts of training without the time of their imports, in conditions that a test chooses.
+"""Commands as processes of their own, without the time of their imports, in conditions that a test chooses.
 
-One server process imports what training needs and forks every start from itself. A test talks to it through `Forks`;
-what is tested stays real: processes of their own, real signals, limits and mounts. Faults that act on imports (the
-home folder, the locale) need a fresh process instead.
+One server process imports what training needs and forks every start from itself. A test talks to it
+through `Forks`; what is tested stays real: separate processes, real signals, limits and mounts. What acts on imports or
+on a launcher (the home folder, the locale, OMP_NUM_THREADS, torchrun's restarts) needs fresh processes instead:
+`tests.train.conftest.command`.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import json
 import os
 import resource
+import runpy
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +35,13 @@ _NEW_MOUNTS, _NEW_USERS, _PRIVATE = 0x20000, 0x10000000, (1 << 18) | (1 << 14)
 class Start:
     """A started stage: one process a rank."""
 
-    def __init__(self, forks: Forks, pids: list[int], folder: Path, log: Path) -> None:
+    def __init__(self, forks: Forks, pids: list[int], words: list[str], log: Path) -> None:
         self._forks = forks
         self.pids = pids
-        self.folder = folder
-        self.log = log
+        self.folder = next((Path(word[8:]) for word in words if word.startswith("run.dir=")), Path())
+        self.stdout, self.stderr = log.with_suffix(".out"), log.with_suffix(".err")
+        self.stdout.touch()
+        self.stderr.touch()
 
     @property
     def steps(self) -> int:
@@ -57,19 +64,32 @@ class Start:
     def codes(self, seconds: float = TIMEOUT_S) -> list[int]:
         """The exit codes of all ranks; a failure if they do not come in time."""
         deadline = time.monotonic() + seconds
-        found = [self._forks.ask(poll=pid) for pid in self.pids]
-        while None in found:
+        while None in (found := [self._forks.ask(poll=pid) for pid in self.pids]):
             if time.monotonic() > deadline:
-                for pid in self.pids:
-                    self._forks.ask(end=pid)
+                self.end()
                 raise AssertionError(f"no end within {seconds} s: {found}\n{self.said()}")
             time.sleep(0.02)
-            found = [self._forks.ask(poll=pid) for pid in self.pids]
         return [int(code) for code in found if code is not None]
+
+    def code(self) -> int:
+        """As torchrun: the exit code of the first rank that fails, whereupon the others are ended; 0 if none does."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while None in (found := [self._forks.ask(poll=pid) for pid in self.pids]) and not any(found):
+            if time.monotonic() > deadline:
+                self.end()
+                raise AssertionError(f"no end within {TIMEOUT_S} s: {found}\n{self.said()}")
+            time.sleep(0.02)
+        self.end()
+        return next((int(code) for code in found if code), 0)
+
+    def end(self) -> None:
+        """Kill what still runs."""
+        for pid in self.pids:
+            self._forks.ask(end=pid)
 
     def said(self) -> str:
         """What it wrote to stdout and stderr."""
-        return self.log.read_text(errors="replace")
+        return self.stdout.read_text(errors="replace") + self.stderr.read_text(errors="replace")
 
 
 class Forks:
@@ -91,12 +111,18 @@ class Forks:
         self._server.stdin.flush()
         return json.loads(self._server.stdout.readline())
 
-    def start(self, stage: str, *words: str, folder: Path, ranks: int = 1, under: dict[str, Any] | None = None,
-              **env: str) -> Start:  # fmt: skip
-        """Start a stage of run.dir ``folder``; ``under``: see `_condition`."""
+    def start(
+        self,
+        words: list[str],
+        *,
+        ranks: int = 1,
+        program: Path | None = None,
+        under: dict[str, Any] | None = None,
+        env: dict[str, str] | None = None,
+    ) -> Start:
+        """Give a command (with ``program``: to this Python file, not to qa-train); ``under``: see `_condition`."""
         self._count += 1
-        log = self._folder / f"start-{self._count}.txt"
-        log.touch()
+        log = self._folder / f"start-{self._count}"
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             port = found.getsockname()[1]
@@ -105,11 +131,9 @@ class Forks:
              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if ranks > 1 else {}
             for rank in range(ranks)
         ]  # fmt: skip
-        pids = [
-            self.ask(words=[stage, *words, f"run.dir={folder}"], env=each | env, log=str(log), under=under or {})
-            for each in announced
-        ]
-        return Start(self, pids, folder, log)
+        request = {"words": words, "program": program and str(program), "log": str(log), "under": under or {}}
+        pids = [self.ask(**request, env=(env or environment()) | each) for each in announced]
+        return Start(self, pids, words, log)
 
     def close(self) -> None:
         """End the server and with it, by the kernel, whatever it started."""
@@ -117,11 +141,23 @@ class Forks:
         self._server.communicate()
 
 
+@cache
+def forks() -> Forks:
+    """The server of this test process."""
+    folder = tempfile.TemporaryDirectory()
+    made = Forks(Path(folder.name))
+    atexit.register(folder.cleanup)
+    atexit.register(made.close)
+    return made
+
+
 def _condition(name: str, value: Any) -> None:
-    """Put this process under a condition: files ([soft, hard]), shm (size of /dev/shm), powerless (rights apply)."""
+    """Put this process under a condition: see the branches."""
     libc = ctypes.CDLL(None, use_errno=True)
     if name == "files":
         resource.setrlimit(resource.RLIMIT_NOFILE, tuple(value))
+    elif name == "file size":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (value, value))
     elif name == "shm":
         inside = os.getuid() != 0
         if libc.unshare(_NEW_MOUNTS | (_NEW_USERS if inside else 0)) or libc.mount(b"none", b"/", None, _PRIVATE, None):
@@ -135,7 +171,7 @@ def _condition(name: str, value: Any) -> None:
             os._exit(IMPOSSIBLE)
 
 
-def _fork(words: list[str], env: dict[str, str], log: str, under: dict[str, Any]) -> int:
+def _fork(words: list[str], program: str | None, env: dict[str, str], log: str, under: dict[str, Any]) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -144,15 +180,19 @@ def _fork(words: list[str], env: dict[str, str], log: str, under: dict[str, Any]
         from qa_train.cli import main
         from qa_train.utils.launch import end_with_parent
 
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
+        for stream, suffix in ((1, ".out"), (2, ".err")):
+            os.dup2(os.open(log + suffix, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         end_with_parent()
+        os.environ.clear()
         os.environ |= env
         for name, value in under.items():
             _condition(name, value)
-        main(words)
+        if program is None:
+            main(words)
+        else:
+            sys.argv = [program, *words]
+            runpy.run_path(program, run_name="__main__")
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
     except BaseException:
@@ -184,7 +224,8 @@ def serve() -> None:
         if "words" in request:
             answer = _fork(**request)
         elif "end" in request:
-            os.kill(request["end"], signal.SIGKILL)
+            if request["end"] not in codes:
+                os.kill(request["end"], signal.SIGKILL)
         else:
             pid = request["poll"]
             if pid not in codes:

@@ -19,7 +19,7 @@ from qa_train.config.sections import StageConfig
 from qa_train.model import precision
 from qa_train.planner.memory import trains_in_bfloat16
 from qa_train.train.job import arithmetic
-from tests.train.conftest import metrics, run
+from tests.train.conftest import metrics, run, run_fresh
 
 # A CPU without bfloat16 instructions, on one that has them (CONTRIBUTING.md).
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
@@ -135,7 +135,8 @@ def test_a_run_that_moves_between_cpus_keeps_its_arithmetic(
     def train(folder: str, machine: str, *words: str) -> list[dict[str, Any]]:
         for name, value in AVX2.items():
             monkeypatch.setenv(name, value) if machine == "float32" else monkeypatch.delenv(name, raising=False)
-        run("pretrain", *options("pretrain", tmp_path / folder), "trainer.lr_scheduler_type=constant", *words)
+        # The variables are read when the libraries are loaded.
+        run_fresh("pretrain", *options("pretrain", tmp_path / folder), "trainer.lr_scheduler_type=constant", *words)
         return metrics(tmp_path / folder)
 
     train("moved", first, "trainer.bf16=auto", "trainer.max_steps=3")

@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import yaml
 from qa_train.train.job.checkpoints import list_folders, step_of
 from qa_train.utils.manifest import damage, problem
 from tests.train.conftest import ROOT, TIMEOUT_S, command, environment, metrics, stage_words
-from tests.train.forks import IMPOSSIBLE, Forks, Start
+from tests.train.forks import IMPOSSIBLE, Start, forks
 from tests.train.test_two_starts import steps_of, wait_for
 
 pytestmark = pytest.mark.slow
@@ -33,25 +33,17 @@ STEPS = 40
 SOON_S = 120.0
 
 
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    made = Forks(tmp_path_factory.mktemp("starts"))
-    yield made
-    made.close()
-
-
 class Runs:
     """Starts of one run, on shards of its own when a test spoils them."""
 
-    def __init__(self, forks: Forks, folder: Path, shards: Path) -> None:
-        self._forks = forks
+    def __init__(self, folder: Path, shards: Path) -> None:
         self.folder = folder
-        drop = ("run.dir=", "trainer.max_steps=")
-        self.words = [word for word in stage_words(shards, "pretrain", folder) if not word.startswith(drop)]
+        words = stage_words(shards, "pretrain", folder)
+        self.words = [word for word in words if not word.startswith("trainer.max_steps=")]
 
     def start(self, *words: str, steps: int = STEPS, ranks: int = 1, under: dict[str, Any] | None = None) -> Start:
         given = [*self.words, f"trainer.max_steps={steps}", "trainer.save_steps=4", *words]
-        return self._forks.start("pretrain", *given, folder=self.folder, ranks=ranks, under=under)
+        return forks().start(["pretrain", *given], ranks=ranks, under=under)
 
     def end(self) -> dict[str, Any]:
         """What is compared of a finished run: its weights and its records without times."""
@@ -74,18 +66,18 @@ class Runs:
 
 
 @pytest.fixture
-def runs(forks: Forks, shards: Path, tmp_path: Path) -> Runs:
-    return Runs(forks, tmp_path / "run", shards)
+def runs(shards: Path, tmp_path: Path) -> Runs:
+    return Runs(tmp_path / "run", shards)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(forks: Forks, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Any]:
+def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Any]:
     """The end of a run that nothing happens to, by its number of ranks."""
     found: dict[int, Any] = {}
 
     def end(ranks: int) -> Any:
         if ranks not in found:
-            found[ranks] = Runs(forks, tmp_path_factory.mktemp(f"ranks-{ranks}") / "run", shards).complete(ranks=ranks)
+            found[ranks] = Runs(tmp_path_factory.mktemp(f"ranks-{ranks}") / "run", shards).complete(ranks=ranks)
         return found[ranks]
 
     return end
@@ -185,10 +177,10 @@ def test_few_file_descriptors(runs: Runs, undisturbed: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["replaced", "overwritten"])
-def test_shards_that_change_under_a_run(how: str, forks: Forks, shards: Path, tmp_path: Path) -> None:
+def test_shards_that_change_under_a_run(how: str, shards: Path, tmp_path: Path) -> None:
     own = tmp_path / "shards"
     shutil.copytree(shards, own)
-    runs = Runs(forks, tmp_path / "run", own)
+    runs = Runs(tmp_path / "run", own)
     first = runs.start(steps=100_000)
     first.until(lambda: first.steps >= 3, "three steps")
     for tar in own.glob("speech-*.tar"):

@@ -19,7 +19,7 @@ import torch
 from qa_train.config import ReliabilityConfig
 from qa_train.train.numbers.metrics import StopOnRequest
 from qa_train.train.safety.guards import Guards, StopRun, read_tail, robust_z
-from tests.train.conftest import ROOT, environment, metrics
+from tests.train.conftest import ROOT, environment, metrics, run
 
 NAN = torch.tensor(float("nan"))
 
@@ -130,13 +130,8 @@ NAN_ON_RANK_1 = """
 def test_a_nan_on_one_rank_skips_the_step_on_both(tmp_path: Path, options: Callable[[str, Path], list[str]]) -> None:
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(NAN_ON_RANK_1))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    words = options("pretrain", tmp_path / "run")
-    done = subprocess.run(
-        [*launcher, "pretrain", *words, "trainer.on_nonfinite=skip"],
-        env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    words = [*options("pretrain", tmp_path / "run"), "trainer.on_nonfinite=skip"]
+    done = run("pretrain", *words, processes=2, program=script)
     records = metrics(tmp_path / "run")
     assert [record.get("skipped_steps") for record in records] == [None, None, 1, 1, 1, 1]
     assert "not finite" in records[2]["skipped_because"]

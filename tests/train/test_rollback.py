@@ -94,11 +94,10 @@ def check(folder: Path, reference: Path) -> None:
 
 def test_a_run_rolls_back_and_leaves_out_what_spoilt_it(tmp_path: Path, options: Options) -> None:
     words = [*options("pretrain", tmp_path / "run"), "trainer.save_steps=2", "trainer.on_nonfinite=rollback"]
-    start = [sys.executable, str(make_script(tmp_path)), "pretrain", *words]
-    more = environment() | {"SICK_RANK": "0"}
+    script, more = make_script(tmp_path), environment() | {"SICK_RANK": "0"}
     codes = []
     for _ in range(2):
-        done = subprocess.run(start, env=more, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S)
+        done = run("pretrain", *words, check=False, program=script, env=more)
         codes.append(done.returncode)
         if done.returncode:
             assert "step 4: the loss is nan. Samples of this step: speech-" in done.stderr

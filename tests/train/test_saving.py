@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import resource
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +16,8 @@ from qa_train.train.numbers.metrics import MetricsWriter
 from qa_train.train.safety import saving
 from qa_train.train.safety.guards import StopRun
 from qa_train.utils import manifest
-from tests.train.conftest import ROOT, TIMEOUT_S, command, environment, run
+from tests.train.conftest import run
+from tests.train.forks import forks
 from tests.train.test_checkpoints import make
 
 
@@ -157,13 +156,9 @@ def test_a_run_on_full_storage_says_so_and_goes_on_later(
     words = [w for w in options("pretrain", folder) if not w.startswith("trainer.max_steps")]
     run("pretrain", *words, "trainer.max_steps=2")
     # The kernel refuses every file beyond this size: less than the weights, more than metrics.jsonl.
-    limit = (400_000, 400_000)
-    full = subprocess.run(
-        command("pretrain", *words, "trainer.max_steps=4"), env=environment(), cwd=ROOT, capture_output=True,
-        text=True, timeout=TIMEOUT_S, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
-    )  # fmt: skip
-    assert full.returncode == 1, full.stderr[-2000:]
-    assert "checkpoint-4 could not be written" in full.stderr
+    full = forks().start(["pretrain", *words, "trainer.max_steps=4"], under={"file size": 400_000})
+    assert full.codes() == [1], full.said()
+    assert "checkpoint-4 could not be written" in full.said()
     assert manifest.damage(folder / "checkpoints" / "checkpoint-2") is None
     assert not (folder / "checkpoints" / "checkpoint-4").exists()
     run("pretrain", *words, "trainer.max_steps=4")

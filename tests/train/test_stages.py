@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +15,8 @@ from qa_train.config.compose import compose_stage
 from qa_train.config.stages import STAGES
 from qa_train.planner.balance import open_planned
 from qa_train.train.job import checkpoints
-from tests.train.conftest import ROOT, command, environment, metrics, run
+from tests.train.conftest import metrics, run
+from tests.train.forks import forks
 from tests.train.make_golden import GOLDEN, golden_of
 
 Options = Callable[[str, Path], list[str]]
@@ -107,16 +106,10 @@ def test_an_interrupted_run_equals_an_undisturbed_one(
 ) -> None:
     folder = tmp_path / "run"
     words = options(stage, folder)
-    process = subprocess.Popen(
-        command(stage, *words), env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if (folder / "metrics.jsonl").is_file() and len(metrics_so_far(folder)) >= 2:
-            process.send_signal(signal.SIGTERM)
-            break
-        time.sleep(0.01)
-    code = process.wait(timeout=60)
+    started = forks().start([stage, *words])
+    started.until(lambda: started.steps >= 2, "two steps")
+    started.kill(number=signal.SIGTERM)
+    (code,) = started.codes()
     if not (folder / "finished.json").is_file():
         assert code == 75
     # What a crash leaves behind: an unfinished checkpoint and half a line.
@@ -134,10 +127,6 @@ def test_an_interrupted_run_equals_an_undisturbed_one(
         checkpoints.read_manifest(f / "checkpoints" / "checkpoint-6")["weights_digest"] for f in (folder, plain(stage))
     ]
     assert digests[0] == digests[1]
-
-
-def metrics_so_far(folder: Path) -> list[str]:
-    return (folder / "metrics.jsonl").read_text().splitlines()
 
 
 @pytest.mark.parametrize("stage", STAGES)

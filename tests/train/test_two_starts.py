@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from qa_train.train.job.owner import EXIT_OWNED
-from tests.train.conftest import ROOT, TIMEOUT_S, command, environment, metrics, run
+from tests.train.conftest import ROOT, TIMEOUT_S, command, environment, metrics, run, run_fresh
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +72,7 @@ def test_a_second_start_is_refused_and_touches_nothing(
         os.kill(psutil.Process(first.process.pid).pid, 0)
         environments = (folder / "environment.json").read_bytes()
         config = (folder / "config.yaml").stat().st_mtime_ns
-        second = run("pretrain", *words, processes=processes, check=False)
+        second = run_fresh("pretrain", *words, processes=processes, check=False)
         # Under torchrun every worker's code becomes 1, and its own is in the report.
         assert second.returncode == (EXIT_OWNED if processes == 1 else 1), second.stderr
         assert f"exitcode  : {EXIT_OWNED}" in second.stderr or processes == 1
