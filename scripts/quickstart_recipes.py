@@ -36,7 +36,8 @@ class Recipe:
     """How much of everything. What is not given is as in the experiments and in ``data_pipelines.quickstart``.
 
     steps: optimizer steps by stage; sizes: of the synthetic data; items: most of an evaluation set;
-    pair_clips: recordings that the SFT model answers for preference pairs; save_steps: steps between checkpoints.
+    pair_clips: recordings that the SFT model answers for preference pairs; save_steps: steps between checkpoints;
+    encoded_once: the stages that keep the encoder's output on disk, which takes longer than a few steps without it.
     """
 
     name: str
@@ -46,11 +47,13 @@ class Recipe:
     items: int | None = None
     pair_clips: int = PAIR_CLIPS
     save_steps: int | None = None
+    encoded_once: tuple[str, ...] = STAGES
 
     def overrides(self, stage: str) -> list[str]:
         """The settings of a stage that differ from its experiment's."""
         found = [f"trainer.max_steps={self.steps[stage]}"] if stage in self.steps else []
-        return found + ([f"trainer.save_steps={self.save_steps}"] if self.save_steps else [])
+        found += [f"trainer.save_steps={self.save_steps}"] if self.save_steps else []
+        return found + ([] if stage in self.encoded_once else ["data.encoder_cache=null"])
 
     def share(self, part: str, unit: str) -> float:
         """How much of the full recipe's work in ``part`` this one does; ``unit`` of the probe: what it consists of."""
@@ -82,6 +85,7 @@ RECIPES = {
         items=4,
         pair_clips=8,
         save_steps=2,
+        encoded_once=("sft",),
     ),
 }
 

@@ -6,8 +6,6 @@ import io
 import json
 import math
 import re
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from qa_train.config import starter_dir
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.storage import RangeReader
 from tests.data_pipelines.corpora.made_up import audio_cell, table_bytes, tone, write_tree
-from tests.train.conftest import ROOT, environment
+from tests.train.conftest import run
 
 NUM = 6
 WORDS = "seven green birds sing over the quiet river".split()
@@ -28,11 +26,7 @@ pytestmark = pytest.mark.slow
 
 def cli(*words: str) -> str:
     """Run a command to its end and return what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", "qa_train", *words], capture_output=True, text=True, cwd=ROOT, env=environment()
-    )
-    assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    return done.stdout
+    return run(*words).stdout
 
 
 def train(stage: str, folder: Path, source: dict[str, Any]) -> None:
