@@ -11,12 +11,19 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 
-from qa_train.config import EvalConfig, StageConfig, config_dir, parse_options, register, to_stage_config
-from qa_train.config.checks import require_root
+from qa_train.config import (
+    BY_NAME,
+    EvalConfig,
+    StageConfig,
+    config_dir,
+    parse_options,
+    register,
+    require_root,
+    to_stage_config,
+)
 from qa_train.config.guide import check_experiment
 from qa_train.config.nearest import explain
 from qa_train.config.renamed import RENAMED, with_new_names
-from qa_train.config.sections import BY_NAME
 
 register()
 
