@@ -246,7 +246,10 @@ def test_two_runs_on_one_host(options: Callable[[str, Path], list[str]], tmp_pat
 
 
 def test_the_agent_of_one_node_is_killed(options: Callable[[str, Path], list[str]], tmp_path: Path) -> None:
-    """Two nodes of one process each on one machine; the second one's agent dies and is started again."""
+    """Two nodes of one process each on one machine; the second one's agent dies and is started again.
+
+    The first one holds the rendezvous: without it torchrun ends the job, and the next start of all nodes resumes.
+    """
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -257,8 +260,9 @@ def test_the_agent_of_one_node_is_killed(options: Callable[[str, Path], list[str
                 "--rdzv-endpoint", f"127.0.0.1:{port}"]  # fmt: skip
 
     def node(name: str) -> subprocess.Popen[str]:
+        host = ["--rdzv-conf", f"is_host={int(name == 'first')}"]
         return subprocess.Popen(
-            [*launcher, "-m", "qa_train", "pretrain", *words], env=environment(), cwd=ROOT, text=True,
+            [*launcher, *host, "-m", "qa_train", "pretrain", *words], env=environment(), cwd=ROOT, text=True,
             stdout=(tmp_path / name).open("w"), stderr=subprocess.STDOUT,
         )  # fmt: skip
 
