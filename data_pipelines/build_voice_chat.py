@@ -97,7 +97,7 @@ def build_voice_chat(options: VoiceChatConfig) -> Report:
     items: list[dict[str, Any]] = []
     for path in map(Path, files):
         for name, turns in read_dialogues(path):
-            reason = _left_out(turns, options)
+            reason = _skip_reason(turns, options)
             if reason is not None:
                 report.drop(name, reason, turns[0][1][:80] if isinstance(turns, list) and turns else "")
                 continue
@@ -142,7 +142,7 @@ def _turns(row: dict[str, Any]) -> Turns | str:
     return found
 
 
-def _left_out(turns: Turns | str, options: VoiceChatConfig) -> str | None:
+def _skip_reason(turns: Turns | str, options: VoiceChatConfig) -> str | None:
     if isinstance(turns, str):
         return turns
     for role, text in _shortened(turns, options.max_turns):

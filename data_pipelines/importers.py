@@ -221,7 +221,7 @@ def _listing(
             report.bad += not found.filter and found.reason != NOT_OBTAINED
             continue
         record = known | found.record | constant | options.fields
-        reason = _left_out(corpus, found, record, options, block, role)
+        reason = _skip_reason(corpus, found, record, options, block, role)
         key = f"{prefix}-{_safe(found.name)}"
         digest = draws.digest(key)
         if reason is None and digest in seen:
@@ -293,7 +293,7 @@ def _share_of(item: Item, record: dict[str, Any]) -> float:
     return draws.share(f"split_share {record.get('speaker') or place}")
 
 
-def _left_out(
+def _skip_reason(
     corpus: Corpus, item: Item, record: dict[str, Any], options: ImportConfig, block: Blocklist, role: str
 ) -> tuple[str, str] | None:
     """Why an item does not become a record: (reason, detail)."""

@@ -23,20 +23,20 @@ def examine_data(patterns: list[str], storage: StorageConfig | None = None) -> I
     except (ValueError, OSError) as error:
         yield problem("data", str(error), "give folders, globs or URLs of .tar shards")
         return
-    records, broken, left_out = 0, 0, Counter[str]()
+    records, broken, skipped = 0, 0, Counter[str]()
     for path in paths:
         try:
             summary = load_summary(path, storage)
             records += summary.rows
-            left_out.update({reason: n for reason, n in summary.problems.items() if reason not in (IGNORED, CLEANED)})
+            skipped.update({reason: n for reason, n in summary.problems.items() if reason not in (IGNORED, CLEANED)})
         except (ValueError, OSError) as error:
             broken += 1
             if broken <= 5:
                 yield problem("shard", f"{path}: {error}", _data_remedy(path, error))
     if broken > 5:
         yield problem("shards", f"{broken - 5} more without a sound index", "see those above")
-    if left_out:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in left_out.most_common())
+    if skipped:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in skipped.most_common())
         yield note("data", f"left out when indexed: {reasons}", "qa-train data inspect SHARD names them")
     if records:
         yield ok("data", f"{len(paths) - broken} shards, {records} records with an index that fits")

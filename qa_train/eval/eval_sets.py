@@ -135,7 +135,7 @@ def record_questions(eval_set: EvalSet, bank: PromptBank, storage: StorageConfig
     # Waveforms are read here; the number of mel bins is the generator's business.
     reader = ClipReader(num_mel_bins=0, storage=storage)
     found: list[tuple[bytes, Question]] = []
-    left_out: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     for path in expand(eval_set.shards):
         for row in load_index(path, storage).table.to_pylist():
             record = json.loads(row["meta"])
@@ -152,11 +152,11 @@ def record_questions(eval_set: EvalSet, bank: PromptBank, storage: StorageConfig
                     tokens = prompt_tokens(question.sample, sum(clip.num_tokens for clip in clips))
                     found.append((order, replace(question, tokens=tokens)))
                     continue
-            left_out[reason] += 1
+            skipped[reason] += 1
     if not found:
         raise ValueError(
             f"evaluation set {eval_set.name!r}: no record of {list(eval_set.shards)} can be asked "
-            f"({dict(left_out) or 'the shards are empty'}): check its shards, task and where"
+            f"({dict(skipped) or 'the shards are empty'}): check its shards, task and where"
         )
     _one_tokenizer(eval_set.name, metric, [question for _, question in found])
     try:

@@ -82,17 +82,17 @@ def pairs(options: PairsConfig) -> int:
     shards = options.shards if isinstance(options.shards, list) else [options.shards]
     metric = {"wer": "wer", "label": "contains"}.get(options.by)
     clips = EvalSet("pairs", shards, options.task, "chat", options.where, metric, limit=options.limit)
-    left_out: Counter[str] = Counter()
-    questions = askable(record_questions(clips, PromptBank.load(), options.storage), left_out)
+    skipped: Counter[str] = Counter()
+    questions = askable(record_questions(clips, PromptBank.load(), options.storage), skipped)
     drawn = _drawn(options, questions, out, ranks)
     if ranks.rank > 0:
         return 0
-    found = list(ranked(questions, drawn, options.samples, ranker, left_out))
+    found = list(ranked(questions, drawn, options.samples, ranker, skipped))
     kept = balanced(found) if options.balance else found
     if not found:
         raise ValueError(
             "pairs: no two answers were far enough apart: raise temperature= or samples=, or lower margin= "
-            f"(left out before: {dict(left_out) or 'nothing'})"
+            f"(left out before: {dict(skipped) or 'nothing'})"
         )
     if not kept:
         raise ValueError("pairs: all longer answers were the better ones, or all shorter ones: use balance=false")
@@ -106,7 +106,7 @@ def pairs(options: PairsConfig) -> int:
             writer.write(pair.key, pair.record("train"), [pair.wave])
             lesson.add(pair)
     report = lesson.report() | {
-        "by": options.by, "left_out": dict(left_out), "left_out_for_length": len(found) - len(kept),
+        "by": options.by, "left_out": dict(skipped), "left_out_for_length": len(found) - len(kept),
     }  # fmt: skip
     if isinstance(ranker, ByJudge):
         report["judged"] = ranker.counts

@@ -207,7 +207,7 @@ def ranked(
     drawn: Sequence[Outcome],
     samples: int,
     ranker: Ranker,
-    left_out: Counter[str],
+    skipped: Counter[str],
 ) -> Iterator[Pair]:
     """The pairs among ``samples`` answers to each question, in the order of `qa_train.eval.answers.answer`.
 
@@ -218,7 +218,7 @@ def ranked(
         for i in range(start, min(start + _RANKED, len(questions))):
             outcomes = drawn[i * samples : (i + 1) * samples]
             if outcomes[0].error is not None:
-                left_out["unreadable clip"] += 1
+                skipped["unreadable clip"] += 1
                 continue
             asked.append(questions[i])
             answers.append([o.text.strip() for o in outcomes if not o.truncated and is_answer(o.text)])

@@ -161,7 +161,7 @@ def test_not_a_tar(tmp_path: Path) -> None:
             scan(str(tmp_path / name))
 
 
-def test_bad_records_are_left_out_and_located(tmp_path: Path) -> None:
+def test_bad_records_are_skipped_and_located(tmp_path: Path) -> None:
     good = {"g.flac": flac(noise(0.5)), "g.json": b'{"text": "ok"}'}
     nan = noise(0.5)
     nan[3] = np.nan

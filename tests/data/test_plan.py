@@ -166,7 +166,7 @@ def test_records_that_do_not_qualify_are_passed_over_and_do_not_change_shares() 
     first = [ref for ref in refs if ref.source == 0]
     # Half of the rows qualify, so 300 samples are two epochs; each of them is there once.
     assert Counter((ref.row, ref.epoch) for ref in first) == Counter((r, e) for r in range(1, 300, 2) for e in (0, 1))
-    left = sum((plan.window(n).left_out[0] for n in (4, 5)), Counter())
+    left = sum((plan.window(n).skipped[0] for n in (4, 5)), Counter())
     assert set(left) == {"filtered by where"}
     with pytest.raises(ValueError, match=r"source 'a': none of 300 records is usable; left out: \{'filtered by where'"):
         make([fake("a", 1, [100, 80, 120], bad=1)]).batch(0)

@@ -90,5 +90,5 @@ def ptb_tokenize(texts: tuple[str, ...]) -> list[str]:
             f"the PTB tokenizer gave {len(lines)} lines for {len(texts)} texts (exit code {done.returncode}): "
             f"{done.stderr.strip()[-300:]}"
         )
-    left_out = set(ptbtokenizer.PUNCTUATIONS)
-    return [" ".join(word for word in line.split(" ") if word and word not in left_out) for line in lines]
+    skipped = set(ptbtokenizer.PUNCTUATIONS)
+    return [" ".join(word for word in line.split(" ") if word and word not in skipped) for line in lines]
