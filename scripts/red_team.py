@@ -1,24 +1,29 @@
-"""Attack what reads files of others, and count: tried, refused in one line, accepted, and what went wrong.
+"""Attack what reads the data of others, and count: tried, refused in one line, accepted, and what went wrong.
 
-    python scripts/red_team.py                        every kind
-    python scripts/red_team.py --rounds 300 --seed 7  so many random inputs of each kind
+    python scripts/red_team.py                             every kind
+    python scripts/red_team.py indexes pages               these kinds
+    python scripts/red_team.py --rounds 300 --seed 7       so many random inputs of each kind
 
-Everything happens in a temporary folder and in this process, with a limit on its memory; nothing leaves the machine.
-Inputs are those of the tests, one by one, and random ones: bits that are flipped in a checkpoint with its manifest
-(each must be refused) and without (a changed weight is a weight, so it may be accepted), and fields of its
-configurations that hold something else. Wrong is: an error of another kind than ValueError, more than one line, more
-than a few seconds, and above all anything that was executed. Exit code 1 if something went wrong.
+Inputs are those of the tests, one by one, and random ones (scripts/red_team_inputs.py). Each is read in a process of
+its own, in a temporary folder, with limits on memory and time; the server is asked over the loopback interface, and
+nothing else touches a network. Wrong is: an error of another kind than a refusal, a refusal of more than one line, a
+process that ends or takes too long, an input that had to be refused and was not (or the reverse), and above all
+anything that was executed, written outside the folder, or sent elsewhere. Exit code 1 if something went wrong.
+Needs the extra dev, on Linux or macOS.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import logging
 import os
 import random
 import resource
+import select
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -30,15 +35,29 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"}
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
+# Threads do not survive a fork.
+os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
-# More than the small models need, and less than the bombs ask for.
+# Beyond what the process has when an input comes: more than small models need, and less than the bombs ask for.
 MEMORY = 6 << 30
-SECONDS = 20.0
-ODD: list[Any] = [
-    None, True, -1, 0, 1, 3, 2**31, 10**9, 10**18, 1e9, 1e308, float("nan"), float("inf"), "", "x", "../../etc/passwd",
-    "os.system", "${oc.env:HOME}", [], [[]], ["x"] * 50, {}, {"a": {"b": 1}}, {"rope_type": "x"},
-]  # fmt: skip
+# Of CPU time; a process that waits for nothing is ended, too.
+SECONDS, STUCK_S = 20, 300.0
+_LONGEST = 4000
+# What starts a program, by the names of Python's audit events.
+_STARTS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "subprocess.Popen", "pty.spawn")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One input: ``read`` gets an empty folder, puts the input there and reads it as a command would.
+
+    ``must``: "refuse" (ValueError with one line), "accept", or "either".
+    """
+
+    kind: str
+    name: str
+    read: Callable[[Path], Any]
+    must: str
 
 
 @dataclass
@@ -51,161 +70,181 @@ class Count:
     wrong: list[str] = field(default_factory=list)
 
 
-def attack(count: Count, name: str, read: Callable[[], Any], executed: Path, *, must_refuse: bool) -> None:
-    """Read one input and note what happened."""
+def attack(count: Count, attempt: Attempt, folder: Path) -> None:
+    """Read one input in a process of its own and note what happened."""
     count.tried += 1
-    started = time.perf_counter()
-    try:
-        read()
+    place = folder / "input"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    outcome = _in_child(attempt, place)
+    end, text = outcome["end"], outcome.get("text", "")
+    faults = list(outcome.get("did", []))
+    if end == "accepted":
         count.accepted += 1
-        if must_refuse:
-            count.wrong.append(f"{name}: accepted")
-    except ValueError as error:
+        if attempt.must == "refuse":
+            faults.append("accepted")
+    elif end == "refused":
         count.refused += 1
-        if "\n" in str(error):
-            count.wrong.append(f"{name}: more than one line: {str(error)[:200]!r}")
+        if attempt.must == "accept":
+            faults.append(f"refused: {text[:200]}")
+        if "\n" in text or not text or len(text) > _LONGEST:
+            faults.append(f"not one line: {text[:200]!r}")
+    else:
+        faults.append(f"{end}: {text[:200]}")
+    if (marker := executed(folder)).exists():
+        faults.append("EXECUTED")
+        marker.unlink()
+    count.wrong += [f"{attempt.name}: {fault}" for fault in faults]
+
+
+def apart(make: Callable[[], Any]) -> Any:
+    """What ``make`` returns, as JSON holds it, made in a process of its own: its threads do not live on in this one."""
+    reader, writer = os.pipe()
+    if (pid := os.fork()) == 0:
+        try:
+            os.close(reader)
+            with os.fdopen(writer, "w") as file:
+                json.dump(make(), file)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        made = file.read()
+    os.waitpid(pid, 0)
+    return json.loads(made)
+
+
+def executed(folder: Path) -> Path:
+    """The file that hostile inputs create if they get code to run."""
+    return folder / "executed"
+
+
+def _in_child(attempt: Attempt, place: Path) -> dict[str, Any]:
+    """Fork, read, and hear of it through a pipe."""
+    reader, writer = os.pipe()
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        _child(attempt, place, writer)
+    os.close(writer)
+    said, until = b"", time.monotonic() + STUCK_S
+    try:
+        while select.select([reader], [], [], max(0.0, until - time.monotonic()))[0]:
+            part = os.read(reader, 65536)
+            if not part:
+                break
+            said += part
+        else:
+            os.kill(pid, signal.SIGKILL)
+            return {"end": f"no end within {STUCK_S:.0f} s"}
+    finally:
+        os.close(reader)
+        _, status = os.waitpid(pid, 0)
+    if not said:
+        code = os.waitstatus_to_exitcode(status)
+        slow = code in (-signal.SIGXCPU, -signal.SIGKILL)
+        return {"end": f"more than {SECONDS} s of CPU time" if slow else f"the process ended with {code}"}
+    return dict(json.loads(said))
+
+
+def _child(attempt: Attempt, place: Path, writer: int) -> None:
+    """Read under limits and under watch; never returns."""
+    outcome: dict[str, Any] = {"end": "nothing"}
+    did: list[str] = []
+    try:
+        faulthandler.disable()
+        os.chdir(place)
+        quiet = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(quiet, stream)
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
+        _watch(did, place.parent)
+        outcome = outcome_of(attempt.read, place)
+    except BaseException as error:
+        outcome = {"end": type(error).__name__, "text": str(error)}
+    finally:
+        os.write(writer, json.dumps({**outcome, "did": did[:3]}).encode())
+        os._exit(0)
+
+
+def outcome_of(read: Callable[[Path], Any], place: Path) -> dict[str, Any]:
+    """How reading ended: accepted, refused with the line that a command prints, or the name of the error."""
+    from qa_train.commands.guard import line_of
+
+    try:
+        read(place)
     except Exception as error:
-        count.wrong.append(f"{name}: {type(error).__name__}: {str(error)[:200]}")
-    if time.perf_counter() - started > SECONDS:
-        count.wrong.append(f"{name}: {time.perf_counter() - started:.0f} s")
-    if executed.exists():
-        count.wrong.append(f"{name}: EXECUTED")
-        executed.unlink()
+        line = line_of(error)
+        if line is None or isinstance(error, UnicodeError):
+            return {"end": type(error).__name__, "text": str(error)}
+        return {"end": "refused", "text": line}
+    return {"end": "accepted"}
 
 
-def listed(whole: Path, adapters: Path) -> Iterator[tuple[str, Path, bool, Callable[[Path], Any]]]:
-    """(name, checkpoint, whether its manifest stays, change) of the inputs of the tests."""
-    from tests.model import test_loading as tests
+def _watch(did: list[str], allowed: Path) -> None:
+    """Note in ``did`` what Python starts, writes outside ``allowed`` or connects to, from now on."""
+    inside = (str(allowed.resolve()), str(allowed), os.devnull)
 
-    for name, adapted, change in tests.CHANGED:
-        yield name, adapters if adapted else whole, True, change
-    for name, adapted, change, _ in tests.UNFIT:
-        yield name, adapters if adapted else whole, False, change
-    for name, changes, _ in tests.CONFIG:
-        yield name, whole, False, tests.edit("config.json", **changes)
-    for file, changes in tests.BRINGS:
-        if (whole / file).is_file():
-            yield f"code in {file}", whole, False, tests.edit(file, **changes)
-    for changes, _ in tests.ODD:
-        yield f"adapters with {changes}", adapters, False, tests.edit("adapter_config.json", **changes)
-    for name, found, _ in tests.BASES:
-        yield f"a base: {name}", adapters, False, lambda f, g=found: tests.edit("base.json", **g(f))(f)
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in _STARTS:
+            did.append(f"STARTED {arguments!r:.200}")
+        elif event == "socket.connect" and _is_elsewhere(arguments[1]):
+            did.append(f"CONNECTED to {arguments[1]!r:.200}")
+        elif event == "open" and isinstance(arguments[0], str | bytes) and _writes(arguments[1], arguments[2]):
+            path = os.path.abspath(os.fsdecode(arguments[0]))  # noqa: PTH100 (opens nothing)
+            if not path.startswith(inside):
+                did.append(f"WROTE {path:.200}")
+
+    sys.addaudithook(hook)
 
 
-def flipped(draw: random.Random, folder: Path) -> None:
-    """One bit of one of the files that it was saved with."""
-    files = [p for p in sorted(folder.iterdir()) if p.is_file() and p.name not in ("manifest.json", "evil.py")]
-    files = [p for p in files if p.stat().st_size]
-    path = draw.choice(files)
-    content = bytearray(path.read_bytes())
-    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-    path.write_bytes(content)
+def _is_elsewhere(address: Any) -> bool:
+    return isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost")
 
 
-def odd_field(draw: random.Random, folder: Path) -> None:
-    """One field, at any depth, of one of its JSON files holds something else."""
-    names = ("config.json", "tokenizer_config.json", "processor_config.json", "generation_config.json", "base.json",
-             "adapter_config.json", "tokenizer.json")  # fmt: skip
-    path = draw.choice([folder / name for name in names if (folder / name).is_file()])
-    content = json.loads(path.read_text())
-    place = content
-    while True:
-        key = draw.choice(sorted(place))
-        if not isinstance(place[key], dict) or not place[key] or draw.random() < 0.2:
-            break
-        place = place[key]
-    place[key] = draw.choice(ODD)
-    path.write_text(json.dumps(content))
+def _writes(mode: Any, flags: Any) -> bool:
+    return bool(isinstance(mode, str) and set(mode) & set("wax+")) or bool(
+        isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    )
 
 
-def models(folder: Path, rounds: int, draw: random.Random) -> dict[str, Count]:
-    """Whole checkpoints and adapters."""
-    from qa_train.model import load_model
-    from tests.model.stored import write_adapters, write_model
+def run(kinds: list[str], rounds: int, seed: int, folder: Path) -> dict[str, Count]:
+    """Attack with every input of these rooms of red_team_inputs; the counts by kind."""
+    from scripts.red_team_inputs import KINDS
 
-    whole, adapters = write_model(folder / "whole"), write_adapters(folder / "adapters")
-    executed, copy = folder / "executed", folder / "copy"
-    counts = {name: Count() for name in ("listed", "bits, with manifest", "bits, without", "fields, without manifest")}
-
-    def one(kind: str, name: str, source: Path, manifest: bool, change: Callable[[Path], Any], must: bool) -> None:
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(source, copy)
-        if not manifest:
-            (copy / "manifest.json").unlink()
-        (copy / "evil.py").write_text(f"open({str(executed)!r}, 'w')\n")
-        change(copy)
-        attack(counts[kind], name, lambda: load_model(copy), executed, must_refuse=must)
-
-    for name, source, manifest, change in listed(whole, adapters):
-        one("listed", name, source, manifest, change, True)
-    for number in range(rounds):
-        source = adapters if number % 3 == 0 else whole
-        state = draw.getstate()
-        for kind, manifest, act in (
-            ("bits, with manifest", True, flipped),
-            ("bits, without", False, flipped),
-            ("fields, without manifest", False, odd_field),
-        ):
-            # A failure can be made again from its number.
-            own = random.Random(f"{state[1][0]} {number} {kind}")
-            one(kind, f"{kind} {number}", source, manifest, lambda f, a=act, d=own: a(d, f), manifest)
-        draw.random()
-    return counts
-
-
-def states(folder: Path, rounds: int, draw: random.Random) -> dict[str, Count]:
-    """The states of a training, as a resume reads them."""
-    from qa_train.train.job.states import fault
-    from tests.train import test_states as tests
-
-    executed = folder / "executed"
-    counts = {name: Count() for name in ("states, listed", "states, bits")}
-
-    def read(checkpoint: Path) -> None:
-        if (reason := fault(checkpoint)) is not None:
-            raise ValueError(reason)
-
-    for name, zero, forge in tests.FORGED:
-        checkpoint = tests.make(folder / f"run-{counts['states, listed'].tried}", 2, zero=zero)
-        forge(checkpoint, executed)
-        tests.commit(checkpoint, zero)
-        attack(counts["states, listed"], name, lambda c=checkpoint: read(c), executed, must_refuse=True)
-    original = {zero: tests.make(folder / f"original-{zero}", 2, zero=zero) for zero in (True, False)}
-    for number in range(rounds):
-        zero = number % 2 == 0
-        copy = folder / "states" / "checkpoint-2"
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(original[zero], copy)
-        flipped(draw, copy)
-        # The forger's checksums are right.
-        tests.commit(copy, zero)
-        attack(counts["states, bits"], f"states {number}", lambda c=copy: read(c), executed, must_refuse=False)
+    counts: dict[str, Count] = {}
+    for room in kinds or list(KINDS):
+        made = folder / room
+        made.mkdir()
+        attempts: Iterator[Attempt] = KINDS[room](made, rounds, random.Random(f"{seed} {room}"))
+        for attempt in attempts:
+            attack(counts.setdefault(attempt.kind, Count()), attempt, made)
     return counts
 
 
 def main() -> int:
-    """Attack, and print one line a kind."""
+    """Attack, and print one line for each kind."""
+    from scripts.red_team_inputs import KINDS
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)} (default: all)")
     parser.add_argument("--rounds", type=int, default=60, help="random inputs of each kind")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if unknown := set(options.kinds) - set(KINDS):
+        parser.error(f"there is no kind {', '.join(sorted(unknown))}; there are {', '.join(KINDS)}")
     logging.disable(logging.CRITICAL)
-    draw = random.Random(options.seed)
-    counts: dict[str, Count] = {}
     with tempfile.TemporaryDirectory() as folder:
-        import torch  # noqa: F401 (its address space is not part of what an input may take)
-
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
-        counts |= models(Path(folder), options.rounds, draw)
-        counts |= states(Path(folder), options.rounds, draw)
-    print(f"{'kind':<28}{'tried':>7}{'refused':>9}{'accepted':>10}{'wrong':>7}")
+        counts = run(options.kinds, options.rounds, options.seed, Path(folder).resolve())
+    print(f"{'kind':<36}{'tried':>7}{'refused':>9}{'accepted':>10}{'wrong':>7}")
     for name, count in counts.items():
-        print(f"{name:<28}{count.tried:>7}{count.refused:>9}{count.accepted:>10}{len(count.wrong):>7}")
-    for count in counts.values():
-        for line in count.wrong:
-            print("WRONG", line)
-    return 1 if any(count.wrong for count in counts.values()) else 0
+        print(f"{name:<36}{count.tried:>7}{count.refused:>9}{count.accepted:>10}{len(count.wrong):>7}")
+    wrong = [f"WRONG {name}: {line}" for name, count in counts.items() for line in count.wrong]
+    print("\n".join(wrong) if wrong else "nothing was executed, written elsewhere or sent; every refusal was one line")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

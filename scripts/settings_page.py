@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from qa_train.commands.command_table import COMMANDS  # noqa: E402
 from qa_train.commands.help import comments  # noqa: E402
-from qa_train.config.sections import BY_NAME, StageConfig  # noqa: E402
+from qa_train.config import BY_NAME, StageConfig  # noqa: E402
 
 PAGE = ROOT / "docs" / "settings.md"
 BEGIN = "<!-- made by scripts/settings_page.py -->"

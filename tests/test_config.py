@@ -11,12 +11,19 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 
-from qa_train.config import EvalConfig, StageConfig, config_dir, parse_options, register, to_stage_config
-from qa_train.config.checks import require_root
+from qa_train.config import (
+    BY_NAME,
+    EvalConfig,
+    StageConfig,
+    config_dir,
+    parse_options,
+    register,
+    require_root,
+    to_stage_config,
+)
 from qa_train.config.guide import check_experiment
 from qa_train.config.nearest import explain
 from qa_train.config.renamed import RENAMED, with_new_names
-from qa_train.config.sections import BY_NAME
 
 register()
 
@@ -134,12 +141,12 @@ def test_contradictions_say_the_remedy(composed: Any, words: list[str], message:
 
 def test_an_experiment_says_who_makes_what_it_looks_for(composed: Any, tmp_path: Path) -> None:
     words = ["experiment=quickstart_sft", "run.dir=/elsewhere/x"]
-    with pytest.raises(ValueError, match=r"^runs/nowhere/pretrain is not there .*scripts/quickstart\.sh first"):
+    with pytest.raises(ValueError, match=r"^runs/nowhere/pretrain is missing .*scripts/quickstart\.sh first"):
         require_root(composed("sft", *words, "data.root=runs/nowhere"))
     (tmp_path / "pretrain").mkdir()
     (tmp_path / "data").mkdir()
     cfg = composed("sft", *words, f"data.root={tmp_path}/")
-    with pytest.raises(ValueError, match=r"chat-train-\*\.tar is not there"):
+    with pytest.raises(ValueError, match=r"chat-train-\*\.tar is missing"):
         require_root(cfg)
     for name in ("chat-train-0", "facts-train", "asr-train-0", "joined-train", "domain-train-0", "denial-train"):
         (tmp_path / "data" / f"{name}.tar").touch()
@@ -188,7 +195,7 @@ def test_adapters_need_no_float32_copy_of_what_is_stored_in_half_precision(compo
         (["loss_type=[]"], "use a list of sigmoid, hinge"),
         (["loss_type=[sigmoid,sft]", "loss_weights=[1]"], "give one weight of 0 or more for each"),
         (["loss_weights=[-1]"], "give one weight of 0 or more"),
-        (["loss_weights=[0]"], "nothing would be learned"),
+        (["loss_weights=[0]"], "would always be 0"),
         (["loss_type=[robust]", "label_smoothing=0.5"], "label_smoothing is 0.5: use 0 or more, below 0.5"),
         (["loss_type=[aot]", "label_smoothing=-0.1"], "label_smoothing is -0.1"),
         (["label_smoothing=0.1"], "label_smoothing=0.1 has no effect on dpo.loss_type=['sigmoid']"),

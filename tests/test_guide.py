@@ -15,10 +15,9 @@ from omegaconf import OmegaConf
 from qa_train.commands.command_table import COMMANDS
 from qa_train.commands.completion import complete
 from qa_train.commands.help import command_help
-from qa_train.config import config_dir, register
+from qa_train.config import STAGES, config_dir, register
 from qa_train.config.guide import GROUPS
 from qa_train.config.nearest import explain, nearest, valid_keys
-from qa_train.config.stages import STAGES
 from tests.train.conftest import ROOT, environment
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from qa_train.callbacks.held_out import _apart, _rows, _write, keep_clips, summary
 from qa_train.config import EvalSetConfig, EvaluationConfig, StageConfig
-from qa_train.config.evaluation import check_evaluation
+from qa_train.config.settings.evaluation import check_evaluation
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.sample import AudioPart, Message, Sample
 from qa_train.eval.answers import Outcome, predictions
@@ -208,7 +208,7 @@ def test_filters_that_keep_records_apart(one: dict[str, Any], other: dict[str, A
     ("change", "message"),
     [
         ({"sets": {}}, "without evaluation.sets"),
-        ({"sets": {"a b": EvalSetConfig(["x.tar"])}}, "no name for a column"),
+        ({"sets": {"a b": EvalSetConfig(["x.tar"])}}, "not a valid column name"),
         ({"sets": {"a": EvalSetConfig()}}, "sets.a.shards is empty"),
         ({"sets": {"a": EvalSetConfig(["x.tar"], template="x")}}, "use base or chat"),
         ({"sets": {"a": EvalSetConfig(["x.tar"], limit=0)}}, "limit is 0"),

@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from qa_train.config.stages import STAGES
+from qa_train.config import STAGES
 from qa_train.utils.closest import did_you_mean
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 
 from qa_train.commands.command_table import NAMES, find, inside
+from qa_train.config import STAGES
 from qa_train.config.guide import complete_setting
-from qa_train.config.stages import STAGES
 
 _BASH = """# qa-train completion for bash: eval "$(qa-train completion bash)"
 _qa_train() {

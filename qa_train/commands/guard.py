@@ -10,7 +10,7 @@ import select
 import sys
 from collections.abc import Callable
 
-from qa_train.config.stages import STAGES
+from qa_train.config import STAGES
 
 # What a user can correct: paths, permissions and disk space.
 _FILE_ERRORS = {
@@ -34,26 +34,29 @@ def guarded(name: str, command: Callable[[], int]) -> int:
         if name in STAGES:
             print(f"qa-train {name}: ended, because nobody reads its output any more", file=sys.stderr)
         return 141
-    except ValueError as error:
-        return refused(name, str(error))
     except KeyboardInterrupt:
         print(f"qa-train {name}: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        from qa_train.config.nearest import explain
-        from qa_train.data.shards.remote import RemoteError
-
-        if isinstance(error, RemoteError):
-            return refused(name, str(error))
-        # Storage that fails a training has ended it as StopRun; what is left of its OSErrors keeps its trace.
-        of_files = isinstance(error, FileNotFoundError | PermissionError) or name not in STAGES
-        # Hydra's errors first: some of them are OSErrors, too.
-        line = explain(error)
-        if line is None and isinstance(error, OSError) and of_files:
-            line = _about_files(error)
+        line = line_of(error, name)
         if line is None:
             raise
         return refused(name, line)
+
+
+def line_of(error: Exception, name: str = "") -> str | None:
+    """What the user of command ``name`` reads of an error that can be put right; None: the error keeps its trace."""
+    from qa_train.config.nearest import explain
+    from qa_train.data.shards.remote import RemoteError
+
+    # Errors of Hydra and OmegaConf first: some of them are ValueErrors of several lines, others OSErrors.
+    if (line := explain(error)) is not None:
+        return line
+    if isinstance(error, ValueError | RemoteError):
+        return str(error)
+    # Storage that fails a training has ended it as StopRun; what is left of its OSErrors keeps its trace.
+    of_files = isinstance(error, FileNotFoundError | PermissionError) or name not in STAGES
+    return _about_files(error) if isinstance(error, OSError) and of_files else None
 
 
 def refused(name: str, line: str) -> int:

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from qa_train import __version__
 from qa_train.commands.command_table import DATA, SECTIONS, Command, Section
-from qa_train.config.stages import STAGES
+from qa_train.config import STAGES
 
 WIDTH = 80
 _COLUMN = 28

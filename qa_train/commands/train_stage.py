@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from qa_train.commands.guard import guarded, refused, show_warnings
-from qa_train.config.stages import STAGES
+from qa_train.config import STAGES
 
 
 def train(settings: list[str], name: str) -> int:

@@ -5,9 +5,10 @@ Sections and stages are there at once; the functions and the options of commands
 
 from typing import TYPE_CHECKING
 
-from qa_train.config.evaluation import EvalSetConfig, EvaluationConfig, StopConfig
-from qa_train.config.reliability import ReliabilityConfig
-from qa_train.config.sections import (
+from qa_train.config.settings.evaluation import EvalSetConfig, EvaluationConfig, StopConfig
+from qa_train.config.settings.reliability import ReliabilityConfig
+from qa_train.config.settings.sections import (
+    BY_NAME,
     AugmentConfig,
     CheckpointingConfig,
     DataConfig,
@@ -27,11 +28,11 @@ from qa_train.config.sections import (
     TrackingConfig,
     TrainerConfig,
 )
-from qa_train.config.stages import STAGES, StageKind
+from qa_train.config.settings.stages import STAGES, StageKind
 from qa_train.utils.deferred import deferred
 
 if TYPE_CHECKING:
-    from qa_train.config.checks import check
+    from qa_train.config.checks.stage_checks import check, require_root
     from qa_train.config.compose import compose_stage, register, to_stage_config
     from qa_train.config.options import (
         ChatConfig,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from qa_train.config.references import changed, digests, from_references, written
 
 __all__ = [
+    "BY_NAME",
     "STAGES",
     "AugmentConfig",
     "ChatConfig",
@@ -86,6 +88,7 @@ __all__ = [
     "from_references",
     "parse_options",
     "register",
+    "require_root",
     "starter_dir",
     "to_stage_config",
     "written",
@@ -95,7 +98,7 @@ if not TYPE_CHECKING:
     __getattr__ = deferred(
         __name__,
         {
-            "checks": "check",
+            "checks.stage_checks": "check require_root",
             "compose": "compose_stage register to_stage_config",
             "options": "ChatConfig CleanConfig EvalConfig ExportConfig OrderConfig PairsConfig ServeConfig "
             "parse_options",

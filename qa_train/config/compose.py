@@ -8,11 +8,11 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from qa_train.config.checks import check
+from qa_train.config.checks.stage_checks import check
 from qa_train.config.guide import check_experiment
 from qa_train.config.places import config_dir, starter_dir
 from qa_train.config.references import references, register_environment
-from qa_train.config.sections import BY_NAME, StageConfig
+from qa_train.config.settings.sections import BY_NAME, StageConfig
 
 
 def to_stage_config(raw: Any) -> StageConfig:

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, get_origin, get_type_hints
 
 from qa_train.config.renamed import RENAMED
-from qa_train.config.sections import BY_NAME, StageConfig
+from qa_train.config.settings.sections import BY_NAME, StageConfig
 from qa_train.utils.closest import closest, did_you_mean
 
 _NO_KEY = re.compile(r"Key '[^']*' (?:is not in struct|not in '|is not in )")

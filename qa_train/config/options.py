@@ -9,7 +9,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from qa_train.config.nearest import explain, keys_of
-from qa_train.config.sections import StorageConfig
+from qa_train.config.settings.sections import StorageConfig
 from qa_train.config.words import check_words
 from qa_train.utils.closest import did_you_mean
 

@@ -17,7 +17,7 @@ from omegaconf import Container, DictConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
-from qa_train.config.sections import StageConfig
+from qa_train.config.settings.sections import StageConfig
 from qa_train.utils.masking import masked_options, masked_values
 
 # Names that the resolver was asked for since `references` emptied it.

@@ -8,7 +8,7 @@ from html import escape
 from statistics import median
 from typing import Any
 
-from qa_train.config.stages import STAGES
+from qa_train.config import STAGES
 from qa_train.dashboard.panels import FAMILIES, draw, draw_family, family, panels_of
 from qa_train.dashboard.runs import Run, differences
 from qa_train.dashboard.samples import Clips, samples_table

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from qa_train.config.stages import STAGES
+from qa_train.config import STAGES
 from qa_train.report.page import read_metrics
 from qa_train.utils.masking import masked_values
 

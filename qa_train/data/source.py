@@ -27,7 +27,7 @@ from qa_train.data.shards.row_reader import CLIP_COLUMNS, PLAN_COLUMNS, RowReade
 from qa_train.data.text.prompts import CHAT, PromptBank, Unqualified
 from qa_train.data.text.records import BadRecord, same_answers, stored_record
 from qa_train.data.text.sample import Sample
-from qa_train.data.text.template import IGNORE, encode, encode_pair
+from qa_train.data.text.template import Outline, measure, outline, outline_pair
 from qa_train.utils import draws
 from qa_train.utils.identity import ById
 from qa_train.utils.masking import name_of
@@ -193,19 +193,25 @@ class Source:
             table = self._at.rows(shard).take(local)
             columns = [table[name].to_pylist() for name in PLAN_COLUMNS]
             kept = self._kept(shard)
-            for place, number, *cells in zip(places, local.tolist(), *columns, strict=True):
-                found = self._measure(int(rows[place]), kept is None or number in kept, epoch, *cells)
+            good: list[tuple[int, list[Outline], list[int]]] = []
+            for place, number, *cells in zip(places.tolist(), local.tolist(), *columns, strict=True):
+                found = self._documents(int(rows[place]), kept is None or number in kept, epoch, *cells)
                 if isinstance(found, str):
                     reasons[place] = found
                 else:
-                    numbers[:, place] = found
+                    good.append((place, *found))
+            measured = iter(measure([each for _, documents, _ in good for each in documents], self.tokenizer).tolist())
+            for place, documents, clips in good:
+                of_each, learned = zip(*(next(measured) for _ in documents), strict=True)
+                of_clips = sum(clips), sum(map(_squared, clips))
+                numbers[:, place] = sum(of_each), sum(n**2 for n in of_each), *of_clips, sum(learned)
         tokens, tokens_squared, audio, audio_squared, scored = numbers
         return Lengths(tokens, tokens_squared, audio, audio_squared, scored, reasons)
 
-    def _measure(
+    def _documents(
         self, row: int, kept: bool, epoch: int, key: str, samples: list[int], seconds: float, meta: str
-    ) -> tuple[int, int, int, int, int] | str:
-        """The numbers of ``Lengths``, in its order; or why the row is skipped."""
+    ) -> tuple[list[Outline], list[int]] | str:
+        """The documents of a row (a pair has two) and its clips' audio tokens; or why the row is skipped."""
         record = self._stored(row, meta)
         reason = self._reason(row, record, seconds)
         if reason is not None or not kept:
@@ -216,16 +222,9 @@ class Source:
         except Unqualified:
             return "does not qualify for the task"
         if self.pairs:
-            prompt, chosen, rejected = encode_pair(sample, self.tokenizer, clips)
-            documents = [len(prompt) + len(answer) for answer in (chosen, rejected)]
-            scored = len(chosen) + len(rejected)
-        else:
-            row_ids = encode(sample, self.tokenizer, clips, last_turn_only=self.cfg.last_turn_only)
-            documents = [len(row_ids.input_ids)]
-            scored = documents[0] - row_ids.labels.count(IGNORE)
-        whole = FRONT_END.segment_tokens
-        squared = sum(n // whole * whole**2 + (n % whole) ** 2 for n in clips)
-        return sum(documents), sum(n**2 for n in documents), sum(clips), squared, scored
+            prompt, *answers = outline_pair(sample, self.tokenizer, clips)
+            return [prompt + answer for answer in answers], clips
+        return [outline(sample, self.tokenizer, clips, last_turn_only=self.cfg.last_turn_only)], clips
 
     def _sample(self, record: dict[str, Any], key: str, epoch: int) -> Sample:
         return self.bank.sample(record, self.cfg.task, self.cfg.template, key, self.seed, epoch, pair=self.pairs)
@@ -340,6 +339,12 @@ class Source:
         for path, fingerprint in zip(self.shards, self.table.fingerprints, strict=True):
             digest.update(f"{name_of(path)} {fingerprint}\n".encode())
         return digest.hexdigest()
+
+
+def _squared(tokens: int) -> int:
+    """Sum of squares over the segments of at most 30 s that a clip of so many audio tokens is cut into."""
+    whole = FRONT_END.segment_tokens
+    return tokens // whole * whole**2 + (tokens % whole) ** 2
 
 
 @lru_cache(maxsize=4)

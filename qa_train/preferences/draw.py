@@ -27,7 +27,7 @@ def sampled_pairs(
 ) -> Iterator[Pair]:
     """Pairs for the questions about ``clips`` (training data, never held-out data), in one go.
 
-    ``ranker``: by default word error rate, for transcription questions. ``left_out`` counts, by reason, the questions
+    ``ranker``: by default word error rate, for transcription questions. ``skipped`` counts, by reason, the questions
     that make no pair because they cannot be asked.
     """
     skipped = Counter() if skipped is None else skipped

@@ -211,7 +211,7 @@ def ranked(
 ) -> Iterator[Pair]:
     """The pairs among ``samples`` answers to each question, in the order of `qa_train.eval.answers.answer`.
 
-    Unreadable clips are counted in ``left_out``.
+    Unreadable clips are counted in ``skipped``.
     """
     for start in range(0, len(questions), _RANKED):
         asked, answers = [], []

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qa_train.config.stages import STAGES
+from qa_train.config import STAGES
 from qa_train.report.markdown import plain
 
 CLOSE = "the interval includes the target"

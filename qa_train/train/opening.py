@@ -11,8 +11,7 @@ from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import align_special_tokens
 from transformers.utils.logging import disable_progress_bar
 
-from qa_train.config import StageConfig
-from qa_train.config.checks import require_root
+from qa_train.config import StageConfig, require_root
 from qa_train.data.batches import open_data
 from qa_train.data.workers import raise_file_limit
 from qa_train.model import build_model, freeze

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import crc32c
@@ -37,22 +37,35 @@ def problem(folder: Path) -> str | None:
     """Why ``folder`` is not a usable checkpoint, judged by names and sizes, or None when it is complete."""
     try:
         manifest = read_manifest(folder)
-        files, version = dict(manifest["files"]), int(manifest.get("format", 1))
-        if not isinstance(manifest.get("checksums", {}), dict):
-            raise ValueError("its checksums are no list of files")
+        _check(manifest)
     except FileNotFoundError:
         return "it has no manifest: the save was interrupted"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         return f"its manifest cannot be read: {error}"
-    if version > FORMAT:
+    if (version := manifest.get("format", 1)) > FORMAT:
         return f"its manifest has format {version}, this qa-train reads up to {FORMAT}: use the version that saved it"
-    for name, size in files.items():
+    for name, size in manifest["files"].items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes, the manifest says {size}"
     return None
+
+
+def _check(manifest: dict[str, Any]) -> None:
+    """ValueError for fields that no `qa-train` wrote."""
+    files, sums, version = manifest.get("files"), manifest.get("checksums"), manifest.get("format", 1)
+    if type(version) is not int or version < 1:
+        raise ValueError(f"format is {version!r:.80}, expected a whole number")
+    if not isinstance(files, dict) or any(type(size) is not int for size in files.values()):
+        raise ValueError("files is no object of sizes in bytes by name")
+    if sums is not None and (not isinstance(sums, dict) or any(type(each) is not str for each in sums.values())):
+        raise ValueError("checksums is no object of checksums by name")
+    for name in files:
+        parts = PurePosixPath(name).parts
+        if not parts or name[0] == "/" or ".." in parts or "\0" in name or max(len(p.encode()) for p in parts) > 255:
+            raise ValueError(f"files has {name!r:.80}, expected names inside the folder")
 
 
 def damage(folder: Path) -> str | None:

@@ -184,7 +184,7 @@ def test_turns_say_whether_they_are_learned(tokenizer: Any) -> None:
             chat_record({"messages": turns(**said)})
     with pytest.raises(BadRecord, match="only answers are learned"):
         chat_record({"messages": [{"role": "user", "content": "?", "loss": True}, *turns()]})
-    with pytest.raises(Unqualified, match="every answer says"):
+    with pytest.raises(Unqualified, match="every answer is marked"):
         masks(tokenizer, {"role": "user", "content": "?"}, {"role": "assistant", "content": "one", "loss": False})
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+import webdataset
 
 from data_pipelines.build_rewrites import RewriteConfig, rewrite
 from qa_train.cli import main
@@ -205,7 +206,7 @@ def test_no_index_is_told_from_a_server_that_does_not_answer(server: Server, tmp
     server.fail()
     with pytest.raises(ValueError, match=r"bare\.tar\.index\.parquet is damaged .*; index a local copy"):
         load_index(url, QUICK)
-    with pytest.raises(ValueError, match="written beside local shards"):
+    with pytest.raises(ValueError, match="written next to local shards"):
         index_shard(url)
     assert [line for line in server.requests if "bare" in line] == []
     side.unlink()
@@ -267,6 +268,35 @@ def test_other_schemes_are_refused(url: str) -> None:
     else:
         with pytest.raises(FileNotFoundError):
             storage.open_binary(url)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("x-{00..03}.tar", ["x-00.tar", "x-01.tar", "x-02.tar", "x-03.tar"]),
+        ("s3://b/{en,fr}/{8..10}.tar", [f"s3://b/{a}/{n}.tar" for a in ("en", "fr") for n in (8, 9, 10)]),
+        ("https://h/x-{000..001}.tar?sig=1", ["https://h/x-000.tar?sig=1", "https://h/x-001.tar?sig=1"]),
+        ("{a}.tar", ["{a}.tar"]),
+        ("{}.tar", ["{}.tar"]),
+    ],
+)
+def test_braces_are_those_of_webdataset(
+    pattern: str, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.expand([pattern]) == names
+    if "{a}" not in pattern and "{}" not in pattern:
+        assert storage.expand([pattern]) == webdataset.shardlists.expand_urls(pattern)
+
+
+def test_braces_and_globs_go_together_and_a_file_keeps_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a-1.tar", "b-1.tar", "b-2.tar", "c-1.tar", "{x,y}.tar"):
+        (tmp_path / name).touch()
+    assert storage.expand(["{a,b}-*.tar"]) == ["a-1.tar", "b-1.tar", "b-2.tar"]
+    assert storage.expand(["{x,y}.tar"]) == ["{x,y}.tar"]
 
 
 def test_object_stores_are_read_through_fsspec() -> None:

@@ -10,7 +10,16 @@ from transformers import Qwen2AudioProcessor, WhisperFeatureExtractor
 
 from qa_train.data.audio.waveform import audio_tokens
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
-from qa_train.data.text.template import IGNORE, encode, encode_pair, encode_prompt, special_id
+from qa_train.data.text.template import (
+    IGNORE,
+    encode,
+    encode_pair,
+    encode_prompt,
+    measure,
+    outline,
+    outline_pair,
+    special_id,
+)
 from tests.data.conftest import noise
 
 
@@ -123,6 +132,31 @@ def test_pairs_share_the_prompt_and_end_with_eos(tokenizer: Any) -> None:
         assert prompt == encode_prompt(sample, tokenizer, [2])
         assert tokenizer.decode(chosen) == "good" + eos
         assert tokenizer.decode(rejected) == "bad" + eos
+
+
+@pytest.mark.parametrize("last_turn_only", [False, True])
+def test_what_is_measured_is_what_is_encoded(last_turn_only: bool, tokenizer: Any) -> None:
+    """Counts of a block, of texts seen before too, against the ids of each row."""
+    texts = ["", " ", "hello", "¡Más! 你好", "a<|im_end|>b<|AUDIO|>", "<<|en|>>", "x\n" * 400, "<|en|>" * 200]
+    chats = [(turn("user", 0, text), turn("assistant", text + "!"), turn("user", text), turn("assistant", "no"))
+             for text in texts]  # fmt: skip
+    samples = [Sample(str(i), messages, 1, "t") for i, messages in enumerate(chats)]
+    samples += [Sample(f"b{i}", messages[:2], 1, "t", template="base") for i, messages in enumerate(chats)]
+    samples += [Sample(name, messages, clips_of(messages), "chat") for name, messages in CHATS.items()]
+    for _ in range(2):
+        outlines = [outline(s, tokenizer, [3, 1, 7], last_turn_only=last_turn_only) for s in samples]
+        rows = [encode(s, tokenizer, [3, 1, 7], last_turn_only=last_turn_only) for s in samples]
+        wanted = [[len(row.input_ids), len(row.labels) - row.labels.count(IGNORE)] for row in rows]
+        assert measure(outlines, tokenizer).tolist() == wanted
+    assert measure([], tokenizer).shape == (0, 2)
+    answers = ((TextPart("good"),), (TextPart("a<|im_end|>"),))
+    pairs = [
+        Sample("k", (turn("user", 0, "What?"),), 1, "t", None, template, *answers) for template in ("chat", "base")
+    ]
+    for pair in pairs:
+        found = [len(ids) for ids in encode_pair(pair, tokenizer, [2])]
+        measured = measure(outline_pair(pair, tokenizer, [2]), tokenizer).tolist()
+        assert measured == [[found[0], 0], [found[1]] * 2, [found[2]] * 2]
 
 
 def test_samples_are_checked_at_birth(tokenizer: Any) -> None:

@@ -15,8 +15,15 @@ from pathlib import Path
 import pytest
 from hydra import initialize_config_dir
 
-from qa_train.config import DeepspeedConfig, EncoderConfig, LanguageModelConfig, SourceConfig, StageConfig, config_dir
-from qa_train.config.evaluation import EvaluationConfig
+from qa_train.config import (
+    DeepspeedConfig,
+    EncoderConfig,
+    EvaluationConfig,
+    LanguageModelConfig,
+    SourceConfig,
+    StageConfig,
+    config_dir,
+)
 from qa_train.train.dpo import dpo
 from qa_train.train.pretrain import pretrain
 from qa_train.train.sft import sft

@@ -14,8 +14,8 @@ import pytest
 import torch
 import yaml
 
+from qa_train.config import StageConfig
 from qa_train.config.compose import compose_stage
-from qa_train.config.sections import StageConfig
 from qa_train.model import precision
 from qa_train.planner.memory import trains_in_bfloat16
 from qa_train.train.job import arithmetic

@@ -15,7 +15,7 @@ from transformers import Qwen2AudioForConditionalGeneration
 from trl import DPOConfig, DPOTrainer
 
 from qa_train.config import DataConfig, EncoderConfig, LanguageModelConfig, ModelConfig, SourceConfig, TrainerConfig
-from qa_train.config.preference_checks import LOSSES
+from qa_train.config.checks.preference_checks import LOSSES
 from qa_train.data.audio.waveform import read_clip
 from qa_train.data.batches import Collator, PreferenceBatches, open_data
 from qa_train.model import build_model

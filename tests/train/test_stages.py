@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qa_train.config import STAGES
 from qa_train.config.compose import compose_stage
-from qa_train.config.stages import STAGES
 from qa_train.planner.balance import open_planned
 from qa_train.train.job import checkpoints
 from tests.train.conftest import ROOT, command, environment, metrics, run

@@ -33,8 +33,8 @@ from qa_train.data.order.shuffle_window import PlanSource, SampleRef, Window
 _WINDOWS_KEPT = 2
 _STARTS_KEPT = 4096
 _EPOCHS_KEPT = 2
-# Records looked at together when few are missing.
-_BLOCK = 256
+# Records looked at beyond those that will probably qualify, so that few remain for another look; and at most together.
+_SPARE, _MOST = 8, 16_384
 # Raised when other samples make up batch k of the same data: a run of an older version is then not continued unnoticed.
 _VERSION = 4
 
@@ -221,10 +221,12 @@ class Plan:
         none = np.zeros(0, dtype=np.int64)
         found: list[tuple[Ints, Ints, Ints, Ints]] = [(none, none, none, none)]
         skipped: Counter[str] = Counter()
-        missing, since = count, 0
+        missing, since, seen = count, 0, 0
         while missing and (source.max_epochs is None or epoch < source.max_epochs):
             order = self._order(i, epoch)
-            rows = order.rows(position, max(missing, _BLOCK))
+            # As many as qualified up to now let expect; with none, twice as many as before.
+            expected = -(-missing * seen // (count - missing)) + _SPARE if missing < count else missing + seen
+            rows = order.rows(position, min(expected, max(missing, _MOST)))
             lengths = source.lengths(rows, epoch)
             good = np.flatnonzero(lengths.reason == "")
             stop = len(rows) if len(good) < missing else int(good[missing - 1]) + 1
@@ -233,7 +235,7 @@ class Plan:
             tokens = lengths.tokens[good]
             costs = self.cost.of(lengths)[good]
             found.append((rows[good], np.full(len(good), epoch), tokens, costs))
-            missing -= len(good)
+            missing, seen = missing - len(good), seen + stop
             since = 0 if len(good) else since + stop
             if since > 2 * order.total:
                 raise ValueError(

@@ -8,11 +8,15 @@ from __future__ import annotations
 import glob
 import io
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Iterable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
+
+import braceexpand
 
 from qa_train.config import StorageConfig
 from qa_train.data.shards.cache import BlockCache
@@ -21,6 +25,10 @@ from qa_train.utils.masking import masked, without_query
 
 SCHEMES = ("http", "https", "s3", "gs", "memory")
 MAX_OPEN_FILES = 64
+# That braces may stand for; a catalog holds more shards.
+MAX_NAMES = 100_000
+_BRACES = re.compile(r"\{[^{}]*(?:\.\.|,)[^{}]*\}")
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 _READ_AHEAD_BYTES = 1 << 20
 
 
@@ -39,11 +47,15 @@ _OTHER_KINDS = {
 
 
 def expand(patterns: Iterable[str | Path]) -> list[str]:
-    """Sorted shard paths of paths, folders and globs; URLs pass unchanged. Finding none is an error. So is an
-    explicitly named file of another kind; the message tells how to make shards of it.
+    """Shard paths of paths, folders, globs and WebDataset's braces (``x-{000..099}.tar``), also in URLs.
+
+    Raises:
+        ValueError: nothing was found; a file of another kind is named (the message tells how to make shards of it);
+            braces stand for more than `MAX_NAMES` names.
     """
+    patterns = list(patterns)
     found: list[str] = []
-    for pattern in map(str, patterns):
+    for pattern in (name for each in patterns for name in _unbraced(str(each))):
         place = without_query(pattern)
         kind = next((kind for kind in _OTHER_KINDS if place.lower().endswith(kind)), None)
         if kind is not None and not glob.has_magic(place):
@@ -61,6 +73,23 @@ def expand(patterns: Iterable[str | Path]) -> list[str]:
     if not found:
         raise ValueError(f"no shard matches {list(map(str, patterns))}: give .tar files, a folder or a glob")
     return list(dict.fromkeys(found))
+
+
+def _unbraced(pattern: str) -> Iterable[str]:
+    """The names that braces in ``pattern`` stand for; the pattern itself when it has none, or is the name of a file."""
+    # os.path.exists answers False where Path.exists fails, for names that no file can have.
+    if not _BRACES.search(pattern) or os.path.exists(Path(pattern).expanduser()):  # noqa: PTH110
+        return [pattern]
+    try:
+        # Ranges are built before they are multiplied, so they are judged before they are built.
+        if any(abs(int(last) - int(first)) >= MAX_NAMES for first, last in _RANGE.findall(pattern)):
+            raise ValueError(f"more than {MAX_NAMES:,} names")
+        names = list(islice(braceexpand.braceexpand(pattern, escape=False), MAX_NAMES + 1))
+        if len(names) > MAX_NAMES:
+            raise ValueError(f"more than {MAX_NAMES:,} names")
+    except ValueError as error:
+        raise ValueError(f"the braces of {masked(pattern)[:300]} cannot be expanded: {error}") from error
+    return names
 
 
 def beside(path: str, suffix: str) -> str:

@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
+from qa_train.model.stored.patterns import ambiguous, expressions
 from qa_train.model.stored.sharded import whole_weights
 from qa_train.utils.manifest import MANIFEST, changed, read_manifest
 
@@ -101,7 +102,20 @@ def open_folder(source: str | Path, *, key: str = "checkpoint", weights: bool = 
                     "model that transformers knows by itself (for the first Qwen: Qwen1.5 or later, or the released "
                     "Qwen2-Audio as model.checkpoint)"
                 )
+            if name == "tokenizer.json":
+                _check_expressions(content, folder / name)
     return folder
+
+
+def _check_expressions(content: dict[str, Any], path: Path) -> None:
+    """ValueError if a prompt could keep the tokenizer busy without end."""
+    parts = [content.get(name) for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder")]
+    for pattern in expressions(parts):
+        if (part := ambiguous(pattern)) is not None:
+            raise ValueError(
+                f"{path} splits text by a regular expression that can take exponential time ({part[:60]!r}): use "
+                "another tokenizer, or rewrite that part without a repeated group"
+            )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def newest_complete(root: Path, fault: Callable[[Path], str | None] = problem) -
 def best(root: Path, *, largest: bool) -> Path | None:
     """The complete checkpoint with the best ``best_value`` in its manifest; the newest of equals."""
     found = [(read_manifest(f).get("best_value"), f) for f in list_folders(root) if problem(f) is None]
-    known = [(value if largest else -value, step_of(f), f) for value, f in found if value is not None]
+    known = [(value if largest else -value, step_of(f), f) for value, f in found if isinstance(value, int | float)]
     return max(known)[2] if known else None
 
 

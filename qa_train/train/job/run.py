@@ -27,10 +27,9 @@ from typing import Any
 
 import yaml
 
-from qa_train.config import StageConfig, TrainerConfig, digests, written
+from qa_train.config import BY_NAME, StageConfig, TrainerConfig, digests, written
 from qa_train.config import changed as environment_changed
 from qa_train.config.renamed import with_new_names
-from qa_train.config.sections import BY_NAME
 from qa_train.train.job import checkpoints, states
 from qa_train.train.job.distributed import from_main
 from qa_train.train.job.owner import Owned, own

@@ -11,9 +11,9 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from qa_train.config.evaluation import EvalSetConfig, EvaluationConfig, StopConfig
-from qa_train.config.reliability import ReliabilityConfig
-from qa_train.config.stages import STAGES, StageKind
+from qa_train.config.settings.evaluation import EvalSetConfig, EvaluationConfig, StopConfig
+from qa_train.config.settings.reliability import ReliabilityConfig
+from qa_train.config.settings.stages import STAGES, StageKind
 
 
 @dataclass

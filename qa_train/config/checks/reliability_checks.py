@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qa_train.config.sections import StageConfig
+from qa_train.config.settings.sections import StageConfig
 
 # DeepSpeed's own settings that the trainer decides, and where.
 _DECIDED = {

@@ -6,17 +6,17 @@ from collections.abc import Callable
 from glob import glob
 from pathlib import Path
 
-from qa_train.config.evaluation import check_evaluation
-from qa_train.config.preference_checks import check_preferences
-from qa_train.config.reliability_checks import check_deepspeed, check_reliability
-from qa_train.config.sections import (
+from qa_train.config.checks.preference_checks import check_preferences
+from qa_train.config.checks.reliability_checks import check_deepspeed, check_reliability
+from qa_train.config.settings.evaluation import check_evaluation
+from qa_train.config.settings.sections import (
     AugmentConfig,
     CheckpointingConfig,
     PartConfig,
     SourceConfig,
     StageConfig,
 )
-from qa_train.config.stages import STAGES
+from qa_train.config.settings.stages import STAGES
 
 
 def require_root(cfg: StageConfig) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qa_train.config.sections import AugmentConfig, DpoConfig, StageConfig
+from qa_train.config.settings.sections import AugmentConfig, DpoConfig, StageConfig
 from qa_train.utils.closest import did_you_mean
 
 LOSSES = (
