@@ -1,4 +1,4 @@
-"""Reading run folders: metrics, configuration, how a run was started and where it stands."""
+"""Reading run folders: metrics, configuration, how a run was started and its progress."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Run:
 
 
 def find_runs(folders: Iterable[Path]) -> list[Run]:
-    """Runs below ``folders`` by stage, oldest first; a folder without a metrics.jsonl is none."""
+    """Runs below ``folders`` by stage, oldest first; a folder without a metrics.jsonl is not a run."""
     found: dict[Path, Run] = {}
     for root in folders:
         for path in _metrics(root):

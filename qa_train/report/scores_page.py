@@ -1,4 +1,4 @@
-"""The report of an evaluation: our numbers beside the published ones, what may be compared, what went wrong."""
+"""The report of an evaluation: our numbers next to the published ones, what may be compared, what went wrong."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from qa_train.report.markdown import plain
 from qa_train.report.style import STYLE
 
 MAX_PLAYERS = 30
-# Columns of their own; every other system is a baseline.
+# Separate columns; every other system is a baseline.
 COLUMNS = {"hf": "HF weights", "paper": "paper"}
 LOWER_IS_BETTER = ("wer", "cer", "first_line_wer", "cp_wer")
 # Columns of words; the others are of numbers.
 _KINDS = {"other systems": "", "odd answers": "", "probe": ""}
-# How a metric scores where a benchmark does not say it itself.
+# Descriptions of metrics for benchmarks without their own.
 RULES = {
     "wer": "tags out; normalised as the released evaluation does for the language of the row; corpus word error rate "
     "(characters for zh, yue and ja)",
@@ -73,7 +73,7 @@ def _ours(result: Mapping[str, Any]) -> str:
 
 
 def _published(results: Results) -> dict[str, Callable[[Mapping[str, Any]], str]]:
-    """{column: its cell of a benchmark} of the published numbers; columns that no benchmark has are left out."""
+    """{column: its cell of a benchmark} of the published numbers; columns that no benchmark has are omitted."""
     columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
         title: lambda benchmark, key=key: _number(benchmark["numbers"].get(key))  # type: ignore[misc]
         for key, title in COLUMNS.items()
@@ -108,7 +108,7 @@ def listening(result: Mapping[str, Any]) -> str:
 
 
 def _warnings(results: Results) -> list[str]:
-    """What a reader must know before believing a number."""
+    """Caveats of the numbers."""
     notes = []
     models = {name: (r.get("answered_by", ""), _model(r)) for name, r in results.items()}
     if len({model for _, model in models.values()}) > 1:
@@ -165,7 +165,7 @@ def _warnings(results: Results) -> list[str]:
 
 
 def _model(result: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What tells a model from another: its weights, or its endpoint."""
+    """The identity of a model: its weights, or its endpoint."""
     return tuple(result.get("identity", {}).get(key) for key in ("weights", "endpoint", "model"))
 
 

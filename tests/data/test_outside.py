@@ -157,7 +157,7 @@ def test_a_page_replaces_pages_alone(tmp_path: Path, text: str) -> None:
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     out = tmp_path / "page.html"
     out.write_text(text)
-    with pytest.raises(ValueError, match=r"is no page of qa-train.*overwrite=true"):
+    with pytest.raises(ValueError, match=r"is not a page of qa-train.*overwrite=true"):
         command("dashboard", [str(tmp_path / "runs"), f"out={out}"])
     assert out.read_text() == text
     assert command("dashboard", [str(tmp_path / "runs"), f"out={out}", "overwrite=true"]) == 0

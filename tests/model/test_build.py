@@ -154,7 +154,7 @@ def test_tied_llm_gives_its_embedding_to_the_head_and_new_tokens_start_as_the_me
         (lambda c: setattr(c.encoder, "source", "package:other"), "unknown model.encoder.source"),
         (lambda c: setattr(c.llm, "source", "package:other"), "unknown model.llm.source"),
         (lambda c: setattr(c, "checkpoint", "no/such/place"), "does not exist: give"),
-        (lambda c: setattr(c, "checkpoint", str(CONFIGS)), "no model folder"),
+        (lambda c: setattr(c, "checkpoint", str(CONFIGS)), "not a model folder"),
     ],
 )
 def test_wrong_configurations_are_named(change: Any, says: str) -> None:

@@ -29,7 +29,7 @@ def find_list(data_root: Path, path: str, tables: str | None = None) -> Path | N
 
 
 def read_list(path: Path) -> list[Row]:
-    """The objects of a JSON list or of JSON lines, told apart by the content; or of all Parquet files of a pattern.
+    """The objects of a JSON list or of JSON lines, detected by content; or of all Parquet files of a pattern.
 
     Rows of a Parquet file have ``audio`` (``qa_train.data.audio.table_clip``) and ``table``, the part of its name that
     names the split.

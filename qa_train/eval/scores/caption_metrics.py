@@ -70,7 +70,7 @@ def _one_line(text: str) -> str:
 
 @lru_cache(maxsize=4)
 def ptb_tokenize(texts: tuple[str, ...]) -> list[str]:
-    """Each text (one line) as PTB tokens joined by spaces: lower case, punctuation left out.
+    """Each text (one line) as PTB tokens joined by spaces: lower case, without punctuation.
 
     Raises:
         ValueError: there is no Java, or it failed.
