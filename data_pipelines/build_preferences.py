@@ -216,7 +216,7 @@ def _about_sounds(place: Place, labels: list[str], settings: dict[str, Any]) -> 
 
 
 def _about_mode(place: Place) -> Iterator[Made]:
-    """A spoken question: whether it is to be answered or transcribed depends on the text beside it alone."""
+    """A spoken question: whether it is to be answered or transcribed depends only on the accompanying text."""
     text, messages = place.record.get("text"), place.record.get("messages") or []
     spoken = [m for m in messages if m["role"] != "system"]
     if not text or len(spoken) != 2 or [m["role"] for m in spoken] != ["user", "assistant"]:

@@ -94,7 +94,7 @@ class Outcome:
     examples: list[dict[str, str]] = field(default_factory=list)
 
     def report(self, options: RewriteConfig) -> dict[str, Any]:
-        """For the JSON file beside the shards."""
+        """For the JSON file next to the shards."""
         return {
             "model": options.model, "prompt_sha256": _PROMPT_DIGEST, "chats": self.chats, "turns": self.turns,
             "rewritten": self.rewritten, "kept_as_they_were": dict(self.kept.most_common()), "examples": self.examples,

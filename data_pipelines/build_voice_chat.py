@@ -1,7 +1,7 @@
 """`qa-train data voice-chat path=FILE.jsonl out=FOLDER`: text instruction data, spoken.
 
 1. Dialogues are read from JSONL (messages, ShareGPT conversations, instruction/output or prompt/response).
-2. Those that cannot be spoken (code, addresses, tables, long texts ...) are left out and counted.
+2. Those that cannot be spoken (code, addresses, tables, long texts ...) are skipped and counted.
 3. Every user turn is spoken (voice and speed drawn from the text), put into a room, and given noise. The answers
    stay text: a chat whose user says everything aloud.
 

@@ -80,7 +80,7 @@ class Benchmark:
         self.sweeps: list[dict[str, Any]] = []
 
     def run(self) -> dict[str, Any]:
-        """Every cell that fits into the time; those left out are listed."""
+        """Every cell that fits into the time; skipped ones are listed."""
         options = self.options
         peak = measured_peak(options.device, self.dtype)
         results = self.results(peak)

@@ -93,7 +93,7 @@ def record_of(
     """The record of a row. Class numbers become their names, cells of lists and objects are parsed.
 
     Of NeMo: a ``text`` whose ``target_lang`` is not the language spoken is a translation; a ``context`` is a question,
-    and the text beside it the answer. Raises ValueError when a cell does not hold what its field needs.
+    and the text next to it the answer. Raises ValueError when a cell does not hold what its field needs.
     """
     record: dict[str, Any] = {}
     for name, column in columns.items():

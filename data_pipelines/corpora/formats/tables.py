@@ -174,7 +174,7 @@ def _chats(request: Request, files: Sequence[str], audio: str, others: Sequence[
         try:
             record, clips = chat_record({**row, "audios": [audio]})
             if clips != [audio]:
-                raise BadRecord(f"beside the clip in column {audio!r} it names {len(clips) - 1} more")
+                raise BadRecord(f"besides the clip in column {audio!r} it has {len(clips) - 1} more")
         except BadRecord as error:
             reason = "bad row" if error.reason == "bad record" else error.reason
             yield Drop(name, reason, f"{path}[{number}]: {error}", filter=reason == "no preference")
