@@ -101,7 +101,7 @@ def shard_paths(paths: Iterable[str]) -> list[Path]:
 
 
 def index_digest(path: Path) -> str:
-    """What a shard's index says about its content, as one text (part of the recipes of what is made from it)."""
+    """The content of a shard according to its index, as one text (part of the recipes of derived shards)."""
     return load_index(str(path)).fingerprint
 
 

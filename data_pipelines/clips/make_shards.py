@@ -2,7 +2,7 @@
 
 A shard is made by a separate process, completely or not at all. Beside a finished shard lies
 ``X.tar.recipe`` with the digest of what it was made from: the same recipe again is skipped, another
-recipe or a missing digest makes the shard anew.
+recipe or a missing digest makes the shard again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def opus(wave: np.ndarray, compression: float) -> bytes:
 
 
 def write_shard(path: Path, clips: Iterable[Clip], *, opus_compression: Callable[[Clip], float] | None = None) -> int:
-    """Writes one shard (FLAC, or Opus when ``opus_compression`` says how much); returns the clips written.
+    """Writes one shard (FLAC, or Opus with ``opus_compression``); returns the clips written.
 
     A clip without samples becomes a text-only record.
     """

@@ -19,7 +19,7 @@ from qa_train.utils.masking import masked_values
 _DEPTH = 5
 # Folders of a run, in which no further run lies.
 _INSIDE = {"checkpoints", "wandb"}
-# Configuration that differs between any two runs and says nothing.
+# Configuration that always differs between two runs and is not informative.
 _TRIVIAL = ("run.dir",)
 
 

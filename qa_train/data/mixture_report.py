@@ -76,7 +76,7 @@ def imbalance(costs: Ints, per_step: int) -> dict[int, dict[str, float]]:
 def as_text(result: dict[str, Any]) -> str:
     """The effective mixture as a table for people."""
     head = (
-        f"  {'source':<16} {'task':<16} {'samples':>9} {'share':>7} {'hours':>9} {'tokens':>11} {'epochs':>7}  left out"
+        f"  {'source':<16} {'task':<16} {'samples':>9} {'share':>7} {'hours':>9} {'tokens':>11} {'epochs':>7}  skipped"
     )
     lines = [head]
     for row in result["sources"]:

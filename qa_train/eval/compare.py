@@ -249,7 +249,7 @@ def comparison_table(results: dict[str, dict[str, Any]], first: str, second: str
             continue
         but = f" (another {r['differs']})" if r.get("differs") else ""
         verdict = {"first": f"{first} is better", "second": f"{second} is better", None: "may be chance"}[r["better"]]
-        items = f"{r['n']}" + (f" ({r['left_out']} unrated left out)" if r.get("left_out") else "")
+        items = f"{r['n']}" + (f" ({r['left_out']} unrated, skipped)" if r.get("left_out") else "")
         items += " ({} and {} unanswered)".format(*r["failed"]) if r.get("failed") else ""
         # All items differ equally, or a single item: resampling gives no information.
         drawn = f"{r['ci_low']:+.2f}, {r['ci_high']:+.2f}" if r["ci_low"] < r["ci_high"] else "–"

@@ -159,7 +159,7 @@ def accepted_answers(record: dict[str, Any], metric: str, answer: str | None) ->
 
 
 def _question(row: dict[str, Any], key: str, folder: Path, max_duration_s: float) -> Question:
-    # The released format has a prompt too, and says what is right in gt.
+    # The released format has a prompt too, and the reference in gt.
     chat = is_chat({name: value for name, value in row.items() if name != "prompt" or "gt" not in row})
     if chat:
         sample, clips, prompt, answer = _chat(row, key)

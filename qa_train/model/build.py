@@ -360,7 +360,7 @@ def _fill_llm(model: Model, llm: LanguageModelSource, tokenizer: PreTrainedToken
 
 
 def _extended(rows: torch.Tensor, new: list[int], size: int) -> torch.Tensor:
-    """[V, D] -> [size, D]: the rows, with their mean wherever ``new`` says or nothing was."""
+    """[V, D] -> [size, D]: the rows, with their mean for ``new`` and added ones."""
     mean = rows[: min(new, default=len(rows))].mean(0, dtype=torch.float32).to(rows.dtype)
     extended = mean.repeat(size, 1)
     extended[: len(rows)] = rows

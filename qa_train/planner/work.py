@@ -87,7 +87,7 @@ def from_data(cfg: StageConfig) -> Load:
 
 
 def from_effective_mixture(cfg: StageConfig, seen: dict[str, Any], lengths: list[Ints]) -> Load:
-    """The load of a run whose first steps are ``seen``, and whose samples are as long as ``lengths`` says.
+    """The load of a run with first steps ``seen`` and sample lengths ``lengths``.
 
     See `qa_train.data.mixture_report.effective_mixture`.
     """

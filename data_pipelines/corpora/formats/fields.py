@@ -160,7 +160,7 @@ def recording_of(
 
     Relative paths start at the first of ``bases`` where they exist; ``origin`` names the row of a clip that lies in the
     list itself. The request's ``extension``, ``prefix`` and ``by_name`` are followed. Raises BadRecord when nothing
-    says where the clip is.
+    has the path of the clip.
     """
     source = source_of(given)
     if source is None:
@@ -181,7 +181,7 @@ def recording_of(
 
 
 def _renamed(request: Request, name: str) -> str:
-    """A name of a list with the extension that it leaves out, and the beginning that it has on this machine."""
+    """A name of a list with its missing extension, and its prefix on this machine."""
     extension = f".{request.table.extension.lstrip('.')}" if request.table.extension else ""
     if not name.endswith(extension):
         name += extension

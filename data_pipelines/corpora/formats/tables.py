@@ -68,7 +68,7 @@ def _of_folder(folder: Path, request: Request) -> list[str]:
     exact = [file for file in files if split.lower() in names[file]]
     if exact:
         return list(map(str, exact))
-    # A split in parts, as train.100 and train.360 or train_sft and train_gen: which, the user says.
+    # A split in parts, as train.100 and train.360 or train_sft and train_gen: the user selects one.
     near = {name for found in names.values() for name in found if split.lower() in re.split(r"[\W_]+", name)}
     if len(near) > 1:
         raise ValueError(
@@ -84,7 +84,7 @@ def _of_folder(folder: Path, request: Request) -> list[str]:
 def _split_names(folder: Path, files: Sequence[Path], config: str) -> dict[Path, set[str]]:
     """File -> names that may be its split's: of its folders but the configuration's, and its own without its number.
 
-    A number at the end counts files (train-00000-of-00002, train_0, train_1) if it says of how many, begins with a zero
+    A number at the end counts files (train-00000-of-00002, train_0, train_1) if it has the total, begins with a zero
     or belongs to a whole series; else it is part of the name (train.100, train.360).
     """
     stems = {file: re.sub(r"[-_.]\d+-of-\d+$", "", file.stem.lower()) for file in files}

@@ -170,7 +170,7 @@ def mean_over_tasks(rows: Sequence[dict[str, Any]], metric: str = "choice") -> d
         "official": {
             "value": round(sum(shares) / len(shares), 2) if shares else None,
             "left_out": official["fail_num"],
-            "what": "score_foundation.py: its reading of letters; unread answers left out of the denominator",
+            "what": "score_foundation.py: its reading of letters; unread answers are not in the denominator",
         },
     }
 

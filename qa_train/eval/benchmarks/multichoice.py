@@ -36,7 +36,7 @@ LETTER_TAIL = "Answer with the letter of the correct option only."
 
 
 def _airbench_clip(root: Path, row: Row) -> str:
-    """{task}_{dataset}/{path}; the clips of Audio_Grounding are .flac although the list says .wav."""
+    """{task}_{dataset}/{path}; the clips of Audio_Grounding are .flac although the list has .wav."""
     path = root / f"{row['task_name']}_{row['dataset_name']}" / str(row["path"])
     if row["task_name"] == "Audio_Grounding" and not path.is_file():
         path = path.with_suffix(".flac")
@@ -149,7 +149,7 @@ def _mmsu(root: Path, benchmark: Benchmark) -> Iterator[Row]:
 
 
 def _voicebench(root: Path, benchmark: Benchmark) -> Iterator[Row]:
-    """A subset as JSONL or Parquet: prompt (what the clip says), audio, and output or reference where there is one.
+    """A subset as JSONL or Parquet: prompt (the clip's words), audio, and output or reference where there is one.
 
     The clip is the question: there is no text question. Multiple-choice answers are letters.
     """

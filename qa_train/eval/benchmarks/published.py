@@ -54,10 +54,10 @@ def clip_named(folder: Path, stem: str) -> str:
 
 
 def clip_beside(listing: Path, row: Row, names: Sequence[str]) -> str:
-    """The clip that the first of the fields ``names`` names, which is there: beside the list.
+    """The existing clip named by the first of the fields ``names``, relative to the list.
 
     A path that begins with "/" means the list's folder too, unless there is such a file ("/audio/x.wav" of MMSU); a
-    clip of that name in another format is taken, where the named one is not there.
+    clip of that name in another format is used if the named one is missing.
     """
     path = str(next(row[name] for name in names if row.get(name)))
     place = Path(path)

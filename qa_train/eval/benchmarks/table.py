@@ -94,7 +94,7 @@ class Benchmark:
         if isinstance(self.also, str) or any(name not in METRICS for name in self.also):
             problems.append(f"also is {self.also!r}: give a list of metrics, of {', '.join(METRICS)}")
         if self.also and self.metric not in METRICS:
-            problems.append(f"also has no effect beside metric {self.metric!r}")
+            problems.append(f"also has no effect with metric {self.metric!r}")
         if self.reader not in READERS:
             problems.append(f"reader {self.reader!r} is unknown: use one of {', '.join(READERS)}")
         if self.template not in ("base", "chat"):
