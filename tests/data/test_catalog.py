@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -13,14 +15,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from qa_train.config import DataConfig, SourceConfig
+from qa_train.config import DataConfig, SourceConfig, StorageConfig
 from qa_train.data.batches import open_data
 from qa_train.data.order.batch_plan import Plan
+from qa_train.data.shards import catalog
 from qa_train.data.shards.catalog import make_table, open_shards, write_catalog
 from qa_train.data.shards.sidecar import SCHEMA, SUFFIX, Summary, load_summary
 from qa_train.data.source import Source
 from qa_train.data.text.prompts import PromptBank
-from tests.data.conftest import mixture
+from tests.data.conftest import mixture, speech_record, write_shards
 
 
 @cache
@@ -159,3 +162,26 @@ def test_loaded_rows_are_plain_numbers(tokenizer: Any) -> None:
     assert lengths.tokens.dtype == np.int64
     assert (lengths.audio == [sum(source.clip_tokens(row)) for row in (0, 1, 1500, 2999)]).all()
     assert lengths.tokens.tolist() == [source.lengths(np.asarray([row]), 0).tokens[0] for row in (0, 1, 1500, 2999)]
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 0.02])
+def test_indexes_are_read_by_threads_where_reading_is_waiting(
+    wait_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = set()
+    read = catalog.load_summary
+
+    def slow(path: str, cfg: StorageConfig | None = None) -> Any:
+        used.add(threading.get_ident())
+        time.sleep(wait_s)
+        return read(path, cfg)
+
+    shards = write_shards(tmp_path, "a", 40, 1, speech_record)
+    expected = open_shards([shards])
+    monkeypatch.setattr(catalog, "load_summary", slow)
+    monkeypatch.setattr(catalog, "_TRIED", 4)
+    found = open_shards([shards])
+    assert (found.paths, found.fingerprints) == (expected.paths, expected.fingerprints)
+    assert len(found.paths) == 40
+    # A busy machine waits, too.
+    assert (len(used) > 2) if wait_s else (threading.get_ident() in used)
