@@ -196,7 +196,7 @@ def test_no_index_is_told_from_a_server_that_does_not_answer(server: Server, tmp
         load_index(f"{server.url}/nowhere.tar", QUICK)
     with pytest.raises(ValueError, match=r"bare\.tar has no index; run: qa-train data index"):
         load_index(str(shard), QUICK)
-    for fault, why in (("503", "not read in 3 attempts .*answers 503"), ("403", "403 Forbidden; stores return this for")):
+    for fault, why in (("503", "not read in 3 attempts .*answers 503"), ("403", "403 Forbidden; stores return this")):
         server.fail(*[fault] * 3)
         with pytest.raises(RemoteError, match=why) as error:
             load_index(url, QUICK)
