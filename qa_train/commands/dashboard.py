@@ -45,7 +45,9 @@ def dashboard(paths: list[str], options: DashboardConfig) -> int:
     refuse_foreign(out, overwrite=options.overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     clips = Clips(out, options.audio_mib)
-    write_text(out, render(runs, options.title, clips))
+    # JSON may hold halves of characters, which no file can.
+    page = render(runs, options.title, clips).encode("utf-8", "replace").decode()
+    write_text(out, page)
     print(f"{out}: {len(runs)} run(s)")
     if clips.refused:
         shown = ", ".join(clips.refused[:3]) + (" ..." if len(clips.refused) > 3 else "")
