@@ -3,7 +3,7 @@
 For each recording, some tasks of the prompt bank that its record can answer are drawn; question after question makes
 one chat of one to ``turns`` turns about the same clip. Recordings with labels are also asked for a sound that they
 hold and for one that they do not, so that "yes" and "no" are equally often right. Answers come from the annotation
-alone, so they can be checked; ``asked`` in the record says which task each turn came from.
+alone, so they can be checked; ``asked`` in the record names the task of each turn.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 - ``command``: a spoken command and a sound in one clip, with no text at all; the answer does what was said. This is
   the case that a model can only get right by telling on its own what is a request and what is to be analysed.
 
-``parts`` in the record says what was mixed, from where to where, and how loud. Draws depend on (seed, kind, number).
+``parts`` in the record lists what was mixed, with times and levels. Draws depend on (seed, kind, number).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ swapped order           two events in their order, against the other order
 answered, not transcribed     a spoken question to be transcribed: its words, against an answer to it
 transcribed, not answered     the same clip with no text at all: the answer, against the question's words
 
-``OUT/NAME.lesson.json`` says for each family what its pairs teach besides: how long chosen and rejected answers are,
+``OUT/NAME.lesson.json`` has for each family the side effects of its pairs: how long chosen and rejected answers are,
 which of them is longer how often, and a few to read.
 """
 
@@ -199,7 +199,7 @@ def _about_sounds(place: Place, labels: list[str], settings: dict[str, Any]) -> 
             question = pick(SOUND_QUESTIONS, *names, "sound question")
             yield "wrong sound", question, mine[0], other
             yield "sound denied", question, mine[0], denial(*names)
-        # One of the two: whoever says no to everything must be wrong half the time.
+        # One of the two: a model that always answers no must be wrong half the time.
         present = draw(*names, "present") < 0.5
         label = (pick(mine, *names, "mine") if present else other).lower()
         asked = pick(_HEARD, *names, "heard").format(label)
@@ -216,7 +216,7 @@ def _about_sounds(place: Place, labels: list[str], settings: dict[str, Any]) -> 
 
 
 def _about_mode(place: Place) -> Iterator[Made]:
-    """A spoken question: whether it is to be answered or transcribed depends on the text beside it alone."""
+    """A spoken question: whether it is to be answered or transcribed depends only on the accompanying text."""
     text, messages = place.record.get("text"), place.record.get("messages") or []
     spoken = [m for m in messages if m["role"] != "system"]
     if not text or len(spoken) != 2 or [m["role"] for m in spoken] != ["user", "assistant"]:

@@ -1,12 +1,12 @@
 """`qa-train data rewrite shards=... out=FOLDER url=... model=NAME`: chats in the words of a language model.
 
 Chats that templates made all sound alike. A model at any OpenAI-compatible endpoint is asked to say every question
-and answer anew, turn by turn, and what it says is kept only if it passes the filters: it must hold every fact of the
+and answer, turn by turn, and its text is kept only if it passes the filters: it must hold every fact of the
 checked answer (its names, numbers and contents), add no number, keep yes and no, not give the answer away in the
 question, not speak of annotations, and stay near the length. A turn that fails keeps its old words; why is counted.
 
 Every reply is kept in ``OUT/rewrite.jsonl``: a run that was stopped asks only for what is missing, and a run without
-``url`` makes the same shards again. The record keeps its old messages, and says which turns were rewritten, by what
+``url`` makes the same shards again. The record keeps its old messages, and lists which turns were rewritten, by what
 and how. Audio is copied byte by byte.
 """
 
@@ -94,7 +94,7 @@ class Outcome:
     examples: list[dict[str, str]] = field(default_factory=list)
 
     def report(self, options: RewriteConfig) -> dict[str, Any]:
-        """For the JSON file beside the shards."""
+        """For the JSON file next to the shards."""
         return {
             "model": options.model, "prompt_sha256": _PROMPT_DIGEST, "chats": self.chats, "turns": self.turns,
             "rewritten": self.rewritten, "kept_as_they_were": dict(self.kept.most_common()), "examples": self.examples,
@@ -179,7 +179,7 @@ def _turns(record: dict[str, Any]) -> list[Turn]:
         if not isinstance(asked["content"], str) or not isinstance(given["content"], str):
             continue
         question = asked["content"].replace("<audio>", "").strip()
-        # A spoken question has no words here that could be said anew.
+        # A spoken question has no text here that could be paraphrased.
         if question and given["content"].strip():
             found.append(Turn(i, question, given["content"].strip()))
     return found

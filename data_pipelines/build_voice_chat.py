@@ -1,7 +1,7 @@
 """`qa-train data voice-chat path=FILE.jsonl out=FOLDER`: text instruction data, spoken.
 
 1. Dialogues are read from JSONL (messages, ShareGPT conversations, instruction/output or prompt/response).
-2. Those that cannot be spoken (code, addresses, tables, long texts ...) are left out and counted.
+2. Those that cannot be spoken (code, addresses, tables, long texts ...) are skipped and counted.
 3. Every user turn is spoken (voice and speed drawn from the text), put into a room, and given noise. The answers
    stay text: a chat whose user says everything aloud.
 
@@ -97,7 +97,7 @@ def build_voice_chat(options: VoiceChatConfig) -> Report:
     items: list[dict[str, Any]] = []
     for path in map(Path, files):
         for name, turns in read_dialogues(path):
-            reason = _left_out(turns, options)
+            reason = _skip_reason(turns, options)
             if reason is not None:
                 report.drop(name, reason, turns[0][1][:80] if isinstance(turns, list) and turns else "")
                 continue
@@ -142,7 +142,7 @@ def _turns(row: dict[str, Any]) -> Turns | str:
     return found
 
 
-def _left_out(turns: Turns | str, options: VoiceChatConfig) -> str | None:
+def _skip_reason(turns: Turns | str, options: VoiceChatConfig) -> str | None:
     if isinstance(turns, str):
         return turns
     for role, text in _shortened(turns, options.max_turns):

@@ -46,7 +46,7 @@ class ChatJob(Job):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a clip lies: a shard, the byte range of its first recording, and what is known about it."""
+    """The location of a clip: shard, byte range of its first recording, and its metadata."""
 
     shard: str
     key: str
@@ -72,7 +72,7 @@ class Place:
 def places(paths: Iterable[str], keep: Callable[[dict[str, Any]], bool]) -> list[Place]:
     """The clips of indexed shards (paths or globs) for whose record ``keep`` is true, in order.
 
-    Records with several recordings are left out.
+    Records with several recordings are skipped.
 
     Raises:
         ValueError: a path without shards, or a shard without a sound index.
@@ -101,7 +101,7 @@ def shard_paths(paths: Iterable[str]) -> list[Path]:
 
 
 def index_digest(path: Path) -> str:
-    """What a shard's index says about its content, as one text (part of the recipes of what is made from it)."""
+    """The content of a shard according to its index, as one text (part of the recipes of derived shards)."""
     return load_index(str(path)).fingerprint
 
 

@@ -1,12 +1,12 @@
 """`qa-train data import CORPUS path=... out=...`: a public corpus, or a foreign list, as indexed shards.
 
-1. Listing: the corpus's reader yields items; the blocklist and ``where`` leave some out. What stays is written to
+1. Listing: the corpus's reader yields items; the blocklist and ``where`` skip some. The rest is written to
    ``OUT/listing/`` in shards of ``samples_per_shard``. No audio is read.
-2. Making: each shard is written by a process of its own (`data_pipelines.clips.make_shards`): FLAC at 16 kHz, or
+2. Making: each shard is written by a separate process (`data_pipelines.clips.make_shards`): FLAC at 16 kHz, or
    the files as they are (``audio=keep``). A recording that cannot be read is skipped, and noted in
    ``SHARD.tar.dropped.jsonl``.
    It counts against ``error_budget``, together with the lines of the lists that could not be used.
-3. Report: ``OUT/NAME-SPLIT.report.json`` says what came in, what did not, and why.
+3. Report: ``OUT/NAME-SPLIT.report.json`` lists imported and skipped items, with reasons.
 
 The same command again makes only what is missing or was made from something else.
 """
@@ -45,7 +45,7 @@ class ImportConfig:
     path: Any = None
     # The folder for the shards (required).
     out: str = ""
-    # Official split, or [A,B]; may be left out where only one is for training.
+    # Official split, or [A,B]; may be omitted where only one is for training.
     split: Any = None
     # Generic readers: split=test takes this share of what is for training, split=train the rest; a speaker is in one.
     split_share: float | None = None
@@ -173,7 +173,7 @@ def _import_split(corpus: Corpus, split: str, options: ImportConfig, block: Bloc
     _check_budgets(options, report)
     _make(jobs, options, report)
     for job in jobs:
-        if job.path.exists():  # a shard of which everything was left out is not written
+        if job.path.exists():  # a shard with only skipped entries is not written
             index = load_index(str(job.path))
             report.shards += 1
             report.made += len(index)
@@ -221,7 +221,7 @@ def _listing(
             report.bad += not found.filter and found.reason != NOT_OBTAINED
             continue
         record = known | found.record | constant | options.fields
-        reason = _left_out(corpus, found, record, options, block, role)
+        reason = _skip_reason(corpus, found, record, options, block, role)
         key = f"{prefix}-{_safe(found.name)}"
         digest = draws.digest(key)
         if reason is None and digest in seen:
@@ -293,7 +293,7 @@ def _share_of(item: Item, record: dict[str, Any]) -> float:
     return draws.share(f"split_share {record.get('speaker') or place}")
 
 
-def _left_out(
+def _skip_reason(
     corpus: Corpus, item: Item, record: dict[str, Any], options: ImportConfig, block: Blocklist, role: str
 ) -> tuple[str, str] | None:
     """Why an item does not become a record: (reason, detail)."""

@@ -200,7 +200,7 @@ def build(
     seed: int = 0,
     num_workers: int | None = None,
 ) -> None:
-    """Makes all shards in ``out`` with a progress bar, and says how long it took."""
+    """Makes all shards in ``out`` with a progress bar, and prints the time it took."""
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     todo = jobs(

@@ -77,7 +77,7 @@ class Sentences:
 
 
 def split_sentences(root: Path, train_texts: Iterable[str], held_out_texts: Sequence[str]) -> Sentences:
-    """Chooses sentences that are new beside the recorded texts, and keeps the test ones apart."""
+    """Chooses sentences that are not among the recorded texts, and separates the test ones."""
     sentences = wordnet.read(root)
     known = TextIndex([*train_texts, *held_out_texts])
     # Enough words to score, and only common ones: the head of the list.
@@ -163,7 +163,7 @@ def build(debs: Path, work: Path, out: Path, piper_python: str) -> None:
     _write_lines(out / "texts/synthetic-test.txt", sentences.synthetic_test)
     _write_lines(out / "texts/held-out.txt", sorted(test_texts | {*sentences.synthetic_test, *sentences.unseen_voice}))
     for reason, num in sorted(dropped.items()):
-        print(f"left out, {reason}: {num}")
+        print(f"skipped, {reason}: {num}")
 
 
 def main() -> None:

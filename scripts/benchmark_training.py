@@ -80,11 +80,11 @@ class Benchmark:
         self.sweeps: list[dict[str, Any]] = []
 
     def run(self) -> dict[str, Any]:
-        """Every cell that fits into the time; those left out are listed."""
+        """Every cell that fits into the time; skipped ones are listed."""
         options = self.options
         peak = measured_peak(options.device, self.dtype)
         results = self.results(peak)
-        cells, left_out = results["cells"], results["left_out_for_time"]
+        cells, skipped = results["cells"], results["left_out_for_time"]
         for regime in options.regimes:
             sides = make_sides(options.size, regime, self.processor, options.device, self.dtype, seed=options.seed)
             if options.compile:
@@ -94,7 +94,7 @@ class Benchmark:
             optimizer = make_optimizer(sides[0].model)
             for corpus in options.data:
                 if time.monotonic() > self.deadline:
-                    left_out.append([regime, corpus])
+                    skipped.append([regime, corpus])
                     continue
                 try:
                     cells.append(self.cell(sides, optimizer, regime, corpus, peak["flops_per_s"]))

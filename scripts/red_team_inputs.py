@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -417,7 +418,7 @@ def _serve(listener: socket.socket, log: Path) -> None:
     import pytest
     import uvicorn
 
-    from qa_train.infer import connections
+    from qa_train.infer import connections, server
     from qa_train.infer.server import application
     from tests.infer import test_hostile_clients as tests
 
@@ -425,7 +426,11 @@ def _serve(listener: socket.socket, log: Path) -> None:
         written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(written, 1)
         os.dup2(written, 2)
-        service = tests.service(pytest.MonkeyPatch())
+        patch = pytest.MonkeyPatch()
+        service = tests.service(patch)
+        # Half a request is waited for, but not for long.
+        patch.setattr(connections, "HEADERS_S", 1.0)
+        patch.setattr(server, "_BODY_FIRST_S", 1.0)
         config = uvicorn.Config(application(service), http=connections.Connection, log_level="warning")
         uvicorn.Server(config).run(sockets=[listener])
     finally:
@@ -439,17 +444,22 @@ def _until_open(port: int) -> None:
 
 
 def _exchange(port: int, raw: bytes) -> bytes:
-    """Send, say that nothing more comes, and read until the server has ended it."""
+    """Send, and read an answer to its end, or until the server has closed the connection."""
     answer = b""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
             client.sendall(raw)
-            client.shutdown(socket.SHUT_WR)
-            while part := client.recv(65536):
+            while not _is_whole(answer) and (part := client.recv(65536)):
                 answer += part
     except ConnectionError:
         pass
     return answer
+
+
+def _is_whole(answer: bytes) -> bool:
+    head, found, body = answer.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: *(\d+)", head)
+    return bool(found) and length is not None and len(body) >= int(length[1])
 
 
 SECRET = "a-secret-of-this-machine"

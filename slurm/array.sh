@@ -23,7 +23,7 @@ run_part() {
 open_site() {
   # Slurm runs a copy of the script, so the checkout is the folder sbatch was called from.
   cd "$SLURM_SUBMIT_DIR" || return 2
-  [ -f slurm/site.sh ] || { echo "call sbatch from the checkout: there is no slurm/site.sh in $PWD"; return 2; }
+  [ -f slurm/site.sh ] || { echo "call sbatch from the checkout: slurm/site.sh is missing in $PWD"; return 2; }
   source slurm/site.sh
   site_setup || { echo "site_setup failed: adapt slurm/site.sh to this cluster"; return 2; }
 }

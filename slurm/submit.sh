@@ -27,7 +27,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 [ $# -gt 0 ] || { sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2; }
-[ -f slurm/site.sh ] || { echo "call it from the checkout: there is no slurm/site.sh in $PWD" >&2; exit 2; }
+[ -f slurm/site.sh ] || { echo "call it from the checkout: slurm/site.sh is missing in $PWD" >&2; exit 2; }
 
 commit=$(git rev-parse HEAD)
 changes=$(git status --porcelain)

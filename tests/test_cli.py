@@ -159,7 +159,7 @@ def test_files_that_are_not_as_expected_are_one_line(tmp_path: Path, capsys: Cap
         ("dashboard", "qa-train dashboard: give RUNS_DIR"),
         ("dashboard runs colour=red", "'colour=red' is neither a path nor an option; options: audio_mib="),
         ("dashboard runs titel=mine", "an option; did you mean title=? options: audio_mib="),
-        ("completion fish", "say for which shell"),
+        ("completion fish", "name the shell"),
     ],
 )
 def test_wrong_use_is_one_clear_line(words: str, message: str, capsys: Captured) -> None:

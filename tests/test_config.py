@@ -141,12 +141,12 @@ def test_contradictions_say_the_remedy(composed: Any, words: list[str], message:
 
 def test_an_experiment_says_who_makes_what_it_looks_for(composed: Any, tmp_path: Path) -> None:
     words = ["experiment=quickstart_sft", "run.dir=/elsewhere/x"]
-    with pytest.raises(ValueError, match=r"^runs/nowhere/pretrain is not there .*scripts/quickstart\.sh first"):
+    with pytest.raises(ValueError, match=r"^runs/nowhere/pretrain is missing .*scripts/quickstart\.sh first"):
         require_root(composed("sft", *words, "data.root=runs/nowhere"))
     (tmp_path / "pretrain").mkdir()
     (tmp_path / "data").mkdir()
     cfg = composed("sft", *words, f"data.root={tmp_path}/")
-    with pytest.raises(ValueError, match=r"chat-train-\*\.tar is not there"):
+    with pytest.raises(ValueError, match=r"chat-train-\*\.tar is missing"):
         require_root(cfg)
     for name in ("chat-train-0", "facts-train", "asr-train-0", "joined-train", "domain-train-0", "denial-train"):
         (tmp_path / "data" / f"{name}.tar").touch()
@@ -195,7 +195,7 @@ def test_adapters_need_no_float32_copy_of_what_is_stored_in_half_precision(compo
         (["loss_type=[]"], "use a list of sigmoid, hinge"),
         (["loss_type=[sigmoid,sft]", "loss_weights=[1]"], "give one weight of 0 or more for each"),
         (["loss_weights=[-1]"], "give one weight of 0 or more"),
-        (["loss_weights=[0]"], "nothing would be learned"),
+        (["loss_weights=[0]"], "would always be 0"),
         (["loss_type=[robust]", "label_smoothing=0.5"], "label_smoothing is 0.5: use 0 or more, below 0.5"),
         (["loss_type=[aot]", "label_smoothing=-0.1"], "label_smoothing is -0.1"),
         (["label_smoothing=0.1"], "label_smoothing=0.1 has no effect on dpo.loss_type=['sigmoid']"),
@@ -208,8 +208,8 @@ def test_adapters_need_no_float32_copy_of_what_is_stored_in_half_precision(compo
         (["f_divergence_type=kl"], "f_divergence_type is 'kl': use reverse_kl"),
         (["f_divergence_type=forward_kl", "loss_type=[apo_zero]"], "is not defined for apo_zero"),
         (["f_alpha_divergence_coef=0.3"], "has no effect without dpo.f_divergence_type=alpha_divergence"),
-        (["use_weighting=true", "loss_type=[aot]"], "which aot does not keep apart"),
-        (["use_weighting=true", "loss_type=[sigmoid,sft]"], "which sft does not keep apart"),
+        (["use_weighting=true", "loss_type=[aot]"], "aot has no loss per pair"),
+        (["use_weighting=true", "loss_type=[sigmoid,sft]"], "sft has no loss per pair"),
         (["ref_model_sync_steps=4"], "has no effect without dpo.sync_ref_model=true"),
         (["ref_model_mixup_alpha=0.5"], "has no effect without dpo.sync_ref_model=true"),
         (["sync_ref_model=true", "reference=precomputed"], "it needs dpo.reference=live"),

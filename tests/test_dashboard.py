@@ -226,7 +226,7 @@ def test_a_strangers_run_puts_no_file_of_this_machine_into_the_page(
     if kind in ("folder", "number"):
         assert "is gone" in page
     else:
-        assert "is no clip of this run: not shown" in page
+        assert "is not a clip of this run: not shown" in page
         assert "1 clip(s) not shown" in said
         assert str(name)[:20].replace("\0", "\\x00") in said
 

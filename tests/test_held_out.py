@@ -203,7 +203,7 @@ def test_filters_that_keep_records_apart(one: dict[str, Any], other: dict[str, A
     ("change", "message"),
     [
         ({"sets": {}}, "without evaluation.sets"),
-        ({"sets": {"a b": EvalSetConfig(["x.tar"])}}, "no name for a column"),
+        ({"sets": {"a b": EvalSetConfig(["x.tar"])}}, "not a valid column name"),
         ({"sets": {"a": EvalSetConfig()}}, "sets.a.shards is empty"),
         ({"sets": {"a": EvalSetConfig(["x.tar"], template="x")}}, "use base or chat"),
         ({"sets": {"a": EvalSetConfig(["x.tar"], limit=0)}}, "limit is 0"),

@@ -30,7 +30,7 @@ def environ(text: str) -> dict[str, str]:
      "RANK=1 LOCAL_RANK=0 WORLD_SIZE=1 MASTER_ADDR=localhost MASTER_PORT=1", "WORLD_SIZE=0"],
 )  # fmt: skip
 def test_half_an_announcement_is_refused_at_once(left: str) -> None:
-    with pytest.raises(ValueError, match=r"the environment says .*unset .*torchrun") as error:
+    with pytest.raises(ValueError, match=r"the environment has .*unset .*torchrun") as error:
         check_ranks_announced(environ(left))
     assert "\n" not in str(error.value)
     for word in left.split():

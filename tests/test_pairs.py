@@ -99,10 +99,10 @@ def test_what_a_pair_cannot_hold_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
     generator = SimpleNamespace(
         batch_size=64, token_budget=9999, sample=lambda items, count, decoding: [said for _ in items]
     )
-    left_out: Counter[str] = Counter()
-    made = list(sampled_pairs(generator, None, None, samples=2, left_out=left_out))  # type: ignore[arg-type]
+    skipped: Counter[str] = Counter()
+    made = list(sampled_pairs(generator, None, None, samples=2, skipped=skipped))  # type: ignore[arg-type]
     assert [(pair.key, pair.chosen) for pair in made] == [("clip", "the cat")]
-    assert left_out == {"several turns or a system prompt": 2, "not exactly one clip": 2, "unreadable clip": 1}
+    assert skipped == {"several turns or a system prompt": 2, "not exactly one clip": 2, "unreadable clip": 1}
 
 
 def test_shards_that_share_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

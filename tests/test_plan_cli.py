@@ -61,5 +61,5 @@ def test_wrong_use_is_one_line(words: list[str], capsys: pytest.CaptureFixture[s
     assert run(["plan", "data", "steps=0", *words]) == 2
     assert run(["plan", "data", *words, "+data.sources.asr.max_epochs=2"]) == 2
     shown = capsys.readouterr().err
-    for message in ("say what to plan", "steps=0: use 1 or more", "every source has max_epochs"):
+    for message in ("name what to plan", "steps=0: use 1 or more", "every source has max_epochs"):
         assert message in shown

@@ -1,8 +1,8 @@
 """Making shards: clips in, a ``.tar`` with its index out, in parallel and resumable.
 
-A shard is made by one process of its own, whole or not at all. Beside a finished shard lies
+A shard is made by a separate process, completely or not at all. Beside a finished shard lies
 ``X.tar.recipe`` with the digest of what it was made from: the same recipe again is skipped, another
-recipe or a missing digest makes the shard anew.
+recipe or a missing digest makes the shard again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def opus(wave: np.ndarray, compression: float) -> bytes:
 
 
 def write_shard(path: Path, clips: Iterable[Clip], *, opus_compression: Callable[[Clip], float] | None = None) -> int:
-    """Writes one shard (FLAC, or Opus when ``opus_compression`` says how much); returns the clips written.
+    """Writes one shard (FLAC, or Opus with ``opus_compression``); returns the clips written.
 
     A clip without samples becomes a text-only record.
     """
@@ -136,7 +136,7 @@ def make(
 def _in_processes(jobs: Sequence[Job], num_workers: int) -> Generator[tuple[Job, int], None, None]:
     """Runs each job in a process of its own, so that a decoder that crashes is noticed and named."""
     # Children of a fork server start from a clean process with the libraries already imported:
-    # cheap, safe beside threads, and with a speech engine that has spoken nothing yet.
+    # cheap, safe with threads, and with a speech engine that has spoken nothing yet.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["data_pipelines.clips.make_shards", "data_pipelines.synthetic.synth"])
     waiting = list(reversed(jobs))
@@ -160,7 +160,7 @@ def _in_processes(jobs: Sequence[Job], num_workers: int) -> Generator[tuple[Job,
 
 
 def _report(job: Job, sender: Any) -> None:
-    # A process that outlives a killed import would go on writing beside the next one.
+    # A process that outlives a killed import would keep writing next to the next one.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         sender.send(_run(job))

@@ -22,7 +22,7 @@ def file_digest(path: Path) -> str:
 def read_shard(path: Path, keep: Callable[[dict[str, Any]], bool] = lambda record: True) -> Iterator[Clip]:
     """The clips of a shard in its order, each with its first (own) recording decoded to 16 kHz.
 
-    Clips for whose record ``keep`` is false are left out without being decoded.
+    Clips with a false ``keep`` of their record are skipped without being decoded.
     """
     rows = load_index(str(path)).table.to_pylist()
     with path.open("rb") as file:

@@ -1,6 +1,6 @@
 """What a corpus reader is made of: a description, and an iterator of items that name their audio lazily.
 
-A reader only looks at the corpus's lists and tables. An `Item` says what is known about a
+A reader only looks at the corpus's lists and tables. An `Item` has the known facts about a
 recording and where its bytes lie; nobody decodes anything before the shard is made.
 """
 
@@ -90,7 +90,7 @@ class Request:
     table: TableForm = TableForm()
     # Lists that were made on another machine: the beginning of their paths there, and here.
     prefix: tuple[str, str] | None = None
-    # Files that are not where a list says are looked for by their names.
+    # Files that are not at their listed paths are searched by name.
     by_name: bool = False
     # What a reader has to say about its lists, for the report.
     notes: list[str] = field(default_factory=list)
@@ -109,7 +109,7 @@ class Request:
             raise ValueError(
                 f"{listed} has no column split, so split={self.split} would be the same recordings as split=train: "
                 f"hold a share out with split_share=0.1, given to both imports (split=train takes the rest), name a "
-                "list whose name says what it is, or give the list such a column"
+                "list with a name that includes the split, or give the list such a column"
             )
 
     @property
@@ -149,7 +149,7 @@ class Corpus:
     note: str = ""
     # Tasks of the prompt bank that its records are for; of a layout, whatever its fields allow.
     tasks: tuple[str, ...] = ()
-    # A layout, not a corpus: any split name may be asked for, and its name says what it is for.
+    # A layout, not a corpus: any split name is allowed, and its name defines its purpose.
     generic: bool = False
 
     def role(self, split: str) -> str:

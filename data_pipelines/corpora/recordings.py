@@ -24,7 +24,7 @@ from qa_train.data.audio.waveform import MIN_CLIP_SAMPLES, BadAudio, read_clip, 
 from qa_train.data.shards.clip_files import clip_bytes
 from qa_train.data.shards.tar import MAX_MEMBER_BYTES, OTHER_AUDIO_EXTENSIONS
 
-# Taken where no other kind lies beside them (a video beside its sound).
+# Used if no other kind is next to them (a video next to its sound).
 OTHER_AUDIO = tuple(f".{kind}" for kind in OTHER_AUDIO_EXTENSIONS)
 
 

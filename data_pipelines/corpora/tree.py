@@ -95,7 +95,7 @@ class Tree:
         return [name for name in self.names if any(fnmatch.fnmatchcase(name, p) for p in wanted)]
 
     def need(self, *patterns: str, what: str) -> list[str]:
-        """Like glob; finding nothing is an error that says what was looked for."""
+        """Like glob; finding none is an error with the pattern."""
         found = self.glob(*patterns)
         if not found:
             raise ValueError(
@@ -128,7 +128,7 @@ class Tree:
         return self.recording(found[0]) if len(found) == 1 else None
 
     def audio_names(self, within: str = "") -> Iterator[str]:
-        """All audio files whose path holds ``within``, sorted; a video only where no sound lies beside it."""
+        """All audio files whose path holds ``within``, sorted; a video only without a sound file next to it."""
         plain = {name.rpartition(".")[0] for name in self.names if name.lower().endswith(AUDIO)}
         for name in self.names:
             other = name.lower().endswith(OTHER_AUDIO) and name.rpartition(".")[0] not in plain
@@ -236,5 +236,5 @@ def _clean(name: str) -> str:
     """The name without "./" and with its ".." resolved; ValueError when it leaves the corpus."""
     clean = os.path.normpath(name.replace("\\", "/")).replace(os.sep, "/")
     if clean.startswith(("../", "/")) or clean == "..":
-        raise ValueError(f"{name!r} lies outside the corpus: refused")
+        raise ValueError(f"{name!r} is outside the corpus: refused")
     return clean

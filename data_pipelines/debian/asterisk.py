@@ -48,7 +48,7 @@ def _decode(path: Path) -> np.ndarray:
 
 
 def read(root: Path, language: str, dropped: Counter[str]) -> Iterator[Clip]:
-    """Clips of one language with an unambiguous transcript; what is left out is counted in ``dropped``."""
+    """Clips of one language with an unambiguous transcript; skipped ones are counted in ``dropped``."""
     folder, license_name = LANGUAGES[language]
     texts = read_texts(root, language)
     english = {key: spoken(text, "en") for key, text in read_texts(root, "en").items()}

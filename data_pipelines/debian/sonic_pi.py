@@ -46,7 +46,7 @@ _DRUMS = {
 
 
 def read(root: Path) -> Iterator[Clip]:
-    """The clips whose name says what is heard; variants of one sound share a ``group``."""
+    """The clips with a descriptive name; variants of one sound share a ``group``."""
     for path in sorted((root / "usr/share/sonic-pi/samples").glob("*.flac")):
         stem = re.sub(r"\d+$", "", path.stem)
         prefix = stem.split("_")[0]

@@ -30,7 +30,7 @@ def _caption(path: Path) -> str | None:
 
 
 def read(root: Path, dropped: Counter[str]) -> Iterator[Clip]:
-    """Effects with an English caption; a recording used under several captions is left out (and counted)."""
+    """Effects with an English caption; a recording used under several captions is skipped (and counted)."""
     stamps = root / "usr/share/tuxpaint/stamps"
     paths = [path for folder in CLASSES for path in sorted((stamps / folder).rglob("*.ogg"))]
     waves = {path: read_sound_file(path) for path in paths if "_desc" not in path.name}

@@ -1,6 +1,6 @@
 """What must stay out of training because models are evaluated on it.
 
-Three rules, each of which says why:
+Three rules, each with its reason:
 
 1. Splits that a corpus calls dev, validation or test are imported with ``purpose=eval`` only.
 2. Corpora that are evaluation sets as a whole (:data:`EVALUATION_ONLY`) likewise.
@@ -8,7 +8,7 @@ Three rules, each of which says why:
    test clip is also found in AudioSet and WavCaps. An import with ``purpose=eval`` writes such a list; AIR-Bench's meta
    files, and the CSV files in which evaluation sets are published, are read as they are.
 
-:data:`OVERLAPS` says which lists a corpus should be checked against; an import without them says so.
+:data:`OVERLAPS` has the lists that a corpus should be checked against; an import without them warns.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def check_purpose(corpus: Corpus, split: str, purpose: str, allow: Iterable[str]
         raise ValueError(f"purpose={purpose!r}: use train or eval")
     if purpose == "eval":
         if role == TRAIN and corpus.name not in EVALUATION_ONLY:
-            raise ValueError(f"{corpus.title}, split {split}, is for training: leave out purpose=eval")
+            raise ValueError(f"{corpus.title}, split {split}, is for training: remove purpose=eval")
         return
     if corpus.name in allow:
         return

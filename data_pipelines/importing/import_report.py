@@ -1,4 +1,4 @@
-"""What an import did: counted, explained with examples, and written beside the shards."""
+"""The report of an import: counts with examples, written next to the shards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXAMPLES = 5
 
 
 class Unlisted:
-    """Audio files that lie beside those of a split, and that its lists do not name."""
+    """Unlisted audio files next to those of a split."""
 
     def __init__(self, request: Request) -> None:
         self._request = request
@@ -46,9 +46,9 @@ class Unlisted:
 
 @dataclass
 class Report:
-    """What an import read, made and left out, by reason; written beside the shards.
+    """What an import read, made and skipped, by reason; written next to the shards.
 
-    ``bad`` counts what was left out as damage (the error budget is compared with it), ``missing`` the clips that a list
+    ``bad`` counts entries skipped as damaged (the error budget is compared with it), ``missing`` the clips that a list
     is published without and that were not obtained.
     """
 
@@ -77,5 +77,5 @@ class Report:
         lines = [f"{self.corpus}, {self.split}: {self.made} records, {self.hours:.3f} h in {self.shards} shards"]
         lines[0] += f" (licence: {self.license})"
         for reason, count in sorted(self.dropped.items(), key=lambda entry: -entry[1]):
-            lines.append(f"  left out {count}: {reason}, e.g. {self.examples[reason][0]}")
+            lines.append(f"  skipped {count}: {reason}, e.g. {self.examples[reason][0]}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])

@@ -1,4 +1,4 @@
-"""One shard of an import, made from its listing in a process of its own."""
+"""One shard of an import, made from its listing in a separate process."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class ImportJob(Job):
 
     @property
     def complete(self) -> bool:
-        """A shard with its index; or none, when every entry was left out."""
+        """A shard with its index; or none, when every entry was skipped."""
         return super().complete or (not self.path.exists() and len(list(dropped_of(self.path))) == self.num_clips)
 
     def write(self) -> int:
-        """Write the shard, and what it left out; returns the number of its records."""
+        """Write the shard, and its skipped entries; returns the number of its records."""
         _, audio, max_duration_s = self.arguments
         return write_entries(self.path, Path(self.listing), audio, max_duration_s, self.max_bad)
 
@@ -80,7 +80,7 @@ def write_entries(path: Path, listing: Path, audio: str, max_duration_s: float, 
 
 
 def dropped_of(path: Path) -> Iterator[dict[str, Any]]:
-    """What the shard at ``path`` left out: key, reason, detail, and whether it counts as an error."""
+    """Skipped entries of the shard at ``path``: key, reason, detail, and whether it counts as an error."""
     side = Path(f"{path}{DROPPED_SUFFIX}")
     if side.exists():
         yield from (json.loads(line) for line in side.read_text(encoding="utf-8").splitlines())

@@ -1,7 +1,7 @@
 """The rule of ``evaluation.stop``: has a set moved too far from the first evaluation of the run?
 
-Training on one aim can cost another: a reward is bought with longer answers or with speech that is heard less well, a
-narrow mixture forgets what it leaves out. A set that the run does not train on shows it.
+Training on one aim can cost another: answers get longer or speech recognition gets worse, and a narrow mixture forgets
+tasks that it does not contain. A set that the run does not train on shows this.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def mean_words(questions: Sequence[Question], outcomes: Sequence[Outcome]) -> fl
 
 
 def drifted(name: str, rule: StopConfig, start: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """What of a set lies beyond its rule; None when nothing does.
+    """How a set violates its rule; None if it does not.
 
     ``start`` and ``now`` are records of metrics.jsonl: ``eval/NAME`` (points), and ``evaluation`` with ``words``.
     """

@@ -1,11 +1,11 @@
 """Evaluation during training: every few steps the model answers held-out sets, greedily, and is scored.
 
-The questions are shared among the processes batch by batch, by a plan that does not depend on their number; under
-ZeRO-3, which cuts the weights, all answer every batch in step and rank 0's answers count. The scores become part of the
-step's record in metrics.jsonl (``eval/NAME``, and ``evaluation`` with counts and intervals); the answers lie in
+Batches of questions are distributed over the processes by a plan that does not depend on their number. ZeRO-3 shards
+the weights, so there all ranks answer every batch together and rank 0's answers are used. The scores become part of the
+step's record in metrics.jsonl (``eval/NAME``, and ``evaluation`` with counts and intervals); the answers are in
 ``RUN/held_out/step-N/NAME/predictions.jsonl``, so that ``qa-train eval compare=[...]`` takes two steps.
-``evaluation.stop`` ends a run whose scores move too far from its first evaluation, see `qa_train.callbacks.drift`.
-The clips of the first questions of each set are kept as well, and W&B gets these answers as tables with players.
+``evaluation.stop`` ends a run whose scores move too far from its first evaluation, see `qa_train.callbacks.drift`. The
+clips of the first questions of each set are kept as well, and W&B gets these answers as tables with players.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ FOLDER = "held_out"
 class HeldOut(TrainerCallback):
     """Evaluates at the start, every ``evaluation.every`` steps and after the last one.
 
-    A run that is told to stop saves first: the evaluation of that step is made up for when it goes on.
+    A run that is told to stop saves first; the evaluation of that step runs after the resume.
     """
 
     def __init__(self, stage: Stage, trainer: AudioTrainerMixin) -> None:
@@ -75,7 +75,7 @@ class HeldOut(TrainerCallback):
         self._kept = keep_clips(self.sets, run.dir / FOLDER, self.options) if run.is_main else {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """The starting point, or what a stop left out."""
+        """The evaluation at the start, or the one that a stop skipped."""
         if from_main(self._due(state) and all(row["step"] != state.global_step for row in self._records())):
             self._measure(model, state.global_step, args, own_record=True)
 
@@ -111,7 +111,7 @@ class HeldOut(TrainerCallback):
             more = ", a larger dpo.beta, or an SFT term (dpo.loss_type=[sigmoid,sft])"
             raise StopRun(
                 f"step {step}: {'; '.join(ends)}. Use an earlier checkpoint, a lower learning rate"
-                f"{more if self.stage.cfg.stage == 'dpo' else ', or a mixture that keeps what was lost'}"
+                f"{more if self.stage.cfg.stage == 'dpo' else ', or a mixture that includes the lost task'}"
             )
 
     def _drifts(self, numbers: Mapping[str, Any]) -> dict[str, str]:
@@ -127,7 +127,7 @@ class HeldOut(TrainerCallback):
     def evaluate(self, model: Any, step: int, args: Any) -> dict[str, Any]:
         """Answer and score all sets; all processes take part, and all get the numbers."""
         started = time.perf_counter()
-        # Under peft the model with its adapters active lies inside.
+        # Under peft the model with active adapters is an inner module.
         plain = model.get_base_model() if hasattr(model, "get_base_model") else model
         generator = Generator(
             plain,
@@ -190,7 +190,7 @@ def summary(step: int, numbers: Mapping[str, Any]) -> str:
 def keep_clips(sets: Mapping[str, list[Question]], folder: Path, options: Any) -> dict[str, dict[int, str]]:
     """Keep the clips of the first ``options.samples`` questions of each set, all within ``options.samples_mib``.
 
-    Questions are in an order that says nothing of them. Returns by set: question's number -> path below ``folder``.
+    Questions are in random order. Returns by set: question's number -> path below ``folder``.
     """
     kept: dict[str, dict[int, str]] = {name: {} for name in sets}
     room = options.samples_mib * 2**20
@@ -202,7 +202,7 @@ def keep_clips(sets: Mapping[str, list[Question]], folder: Path, options: Any) -
             try:
                 path = keep_clip(questions[i], i, folder / "clips" / name)
             except BadAudio:
-                continue  # its answer says why
+                continue  # its answer has the reason
             room -= path.stat().st_size
             if room < 0:
                 path.unlink()
@@ -260,7 +260,7 @@ def refuse_training_data(name: str, held_out: EvalSetConfig, stage: Stage) -> No
         if what:
             raise ValueError(
                 f"evaluation.sets.{name} and data.sources.{source.name} {what}: the scores would be of training data. "
-                f"Give both a where that keeps them apart (e.g. split), other shards, or "
+                "Separate them with where (e.g. split), use other shards, or set "
                 f"evaluation.sets.{name}.seen_in_training=true if that is meant"
             )
 

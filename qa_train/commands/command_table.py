@@ -1,7 +1,7 @@
-"""Every command once: its name, the words that follow it, one line about it, and the function that runs it.
+"""The table of commands: name, arguments, one-line description, and the function that runs it.
 
-Help, completion, "did you mean" and the parsing of words all read this table. The signature of the function says
-what a command takes:
+Help, completion, "did you mean" and the parsing of words all read this table. The signature of the function defines the
+arguments of a command:
 
 - ``options``: a dataclass; its fields are the command's ``key=value`` words.
 - ``paths``: files and folders, at least one. ``settings``: settings of a training stage. ``words``: anything else.
@@ -136,11 +136,11 @@ DATA = (
     Section(
         "data: look at shards",
         (
-            Command("data inspect", "SHARD[:KEY]", "what a shard, or one record, holds", "data_tools:inspect"),
-            Command("data validate", "SHARDS", "read all again, name every fault", "data_tools:validate"),
+            Command("data inspect", "SHARD[:KEY]", "contents of a shard or of one record", "data_tools:inspect"),
+            Command("data validate", "SHARDS", "read everything, report every fault", "data_tools:validate"),
             Command("data stats", "SHARDS", "hours by task and language, lengths, tokens", "data_tools:stats"),
             Command("data sample", "SHARDS", "print records, write clips to play", "data_tools:sample"),
-            Command("data clean", "SHARDS", "count or drop what the filters refuse", "data_tools:clean"),
+            Command("data clean", "SHARDS", "count or drop records that fail the filters", "data_tools:clean"),
             Command("data to-jsonl", "SHARDS out=FILE", "JSONL and audio files for other tools", "data:to_jsonl"),
             Command("data order", "[KEY=VALUE ...]", "digest of a run's sample order", "data:order"),
         ),
@@ -153,7 +153,7 @@ SHELL = Section(
 
 SECTIONS = (TRAIN, BEFORE, USE, *DATA, SHELL)
 COMMANDS = {command.name: command for section in SECTIONS for command in section.commands}
-# First words; those that are no command themselves hold others.
+# First words; those that are not commands themselves are groups.
 NAMES = tuple(dict.fromkeys(name.split()[0] for name in COMMANDS))
 
 

@@ -1,4 +1,4 @@
-"""`qa-train completion bash|zsh`: what the shell asks, answered from the table of commands."""
+"""`qa-train completion bash|zsh`: shell completion, from the table of commands."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def completion(words: list[str]) -> int:
         return 0
     scripts = {"bash": _BASH, "zsh": _ZSH}
     if len(words) != 1 or words[0] not in scripts:
-        raise ValueError('completion: say for which shell: eval "$(qa-train completion bash)", or zsh')
+        raise ValueError('completion: name the shell: eval "$(qa-train completion bash)", or zsh')
     print(scripts[words[0]])
     return 0
 

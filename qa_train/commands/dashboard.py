@@ -17,9 +17,9 @@ class DashboardConfig:
     out: str | None = None
     # Of the page.
     title: str = "Runs"
-    # MiB of clips inside the page; what is beyond is linked to the run folders.
+    # MiB of clips embedded in the page; the rest is linked to the run folders.
     audio_mib: float = 8.0
-    # Replace a file of that name that is no such page.
+    # Replace an existing file that is not a dashboard page.
     overwrite: bool = False
 
 
@@ -27,7 +27,7 @@ def dashboard(paths: list[str], options: DashboardConfig) -> int:
     """Show and compare all runs below the given folders on one offline page.
 
     Raises:
-        ValueError: there is no run.
+        ValueError: no run found.
     """
     from qa_train.dashboard.overview import render
     from qa_train.dashboard.runs import find_runs
@@ -45,7 +45,9 @@ def dashboard(paths: list[str], options: DashboardConfig) -> int:
     refuse_foreign(out, overwrite=options.overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     clips = Clips(out, options.audio_mib)
-    write_text(out, render(runs, options.title, clips))
+    # JSON may hold halves of characters, which no file can.
+    page = render(runs, options.title, clips).encode("utf-8", "replace").decode()
+    write_text(out, page)
     print(f"{out}: {len(runs)} run(s)")
     if clips.refused:
         shown = ", ".join(clips.refused[:3]) + (" ..." if len(clips.refused) > 3 else "")

@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 class IndexOptions:
     """Options of `qa-train data index`."""
 
-    # Decode every clip: audio that is cut, or lies about its length, is left out now and not in training.
+    # Decode every clip: truncated audio, or audio with a wrong length, is skipped now instead of in training.
     decode: bool = False
     # Index what precedes the damage of a broken tar instead of refusing it.
     keep_damaged: bool = False
-    # Leave alone what has an index of its size: to go on after an interruption. Not for other options, or for shards
-    # that were rewritten.
+    # Skip shards with an index of matching size, to continue after an interruption. Not after a change of options or
+    # for rewritten shards.
     missing: bool = False
     # Processes; 0: this one.
     num_workers: int = 0
 
 
 def index(paths: list[str], options: IndexOptions) -> int:
-    """Write the index of every tar of KEY.flac (or another sound file) and KEY.json, beside it.
+    """Write an index next to every tar of KEY.flac (or another sound file) and KEY.json.
 
-    A damaged tar is named and gets no index; the others do, and the exit code is 2, as it is when a shard holds no
-    record that can be used.
+    A damaged tar is reported and gets no index; the others do. The exit code is then 2, also when a shard has no usable
+    record.
     """
     from qa_train.data.parallel import each_shard
     from qa_train.data.shards.storage import expand
@@ -56,26 +56,26 @@ def index(paths: list[str], options: IndexOptions) -> int:
             say(f"{done.path}: {line}")
         if not len(done):
             unusable += 1
-            say(f"qa-train data index: {done.path}: no record can be used, {len(done.problems)} left out", error=True)
+            say(f"qa-train data index: {done.path}: no usable record, {len(done.problems)} skipped", error=True)
     if refused and len(paths) > 1:
         print(f"qa-train data index: {refused} of {len(paths)} shards were refused: they got no index", file=sys.stderr)
     return 2 if refused or unusable else 0
 
 
 def _through_ffmpeg(index: ShardIndex) -> Iterator[str]:
-    """What to know about clips that libsndfile does not read."""
+    """A note on clips that libsndfile does not read."""
     from qa_train.data.shards.tar import MEDIA_EXTENSIONS
 
     kinds = Counter(name.rpartition(".")[2].lower() for names in index.table["names"].to_pylist() for name in names)
     if media := [f"{number} .{kind}" for kind, number in sorted(kinds.items()) if kind in MEDIA_EXTENSIONS]:
         yield (
-            f"clips of which PyAV decoded the sound: {', '.join(media)}; training needs the extra media too, and more "
+            f"clips decoded with PyAV: {', '.join(media)}; training needs the extra media too, and more "
             "time than for flac (ffmpeg -i IN OUT.flac)"
         )
 
 
 def _index_or_reason(path: str, decode: bool, keep_damaged: bool) -> Any:
-    """The index of a shard, or why there is none: one bad tar of thousands does not end the work on the others."""
+    """The index of a shard, or the error: one bad tar of thousands does not stop the others."""
     from qa_train.data.shards.index import index_shard
 
     try:
@@ -99,15 +99,14 @@ def _has_index(path: str) -> bool:
 def from_jsonl(words: list[str]) -> int:
     """Turn lines of messages and audios into indexed shards.
 
-    A line holds messages and the files of their marks, relative to the file of lines:
+    A line has messages and the audio files of their marks, relative to the JSONL file:
 
       {"messages": [{"role": "user", "content": "<audio>What is said?"},
                     {"role": "assistant", "content": "Hi."}],
        "audios": ["clips/a.wav"]}
 
-    Rows of ms-swift, LLaMA-Factory, TRL, NeMo, Audio
-    Flamingo 3 and align-anything are taken too, and JSON arrays. `qa-train data import jsonl` counts faulty lines and
-    goes on, where this one stops.
+    Rows of ms-swift, LLaMA-Factory, TRL, NeMo, Audio Flamingo 3 and align-anything work too, and JSON arrays. This
+    command stops at a faulty line; `qa-train data import jsonl` counts it and continues.
     """
     from qa_train.data.tools.interchange import jsonl_to_shards
     from qa_train.data.tools.outside import Outside
@@ -142,10 +141,10 @@ def to_jsonl(paths: list[str], options: ToJsonlOptions) -> int:
 
 
 def order(settings: list[str], options: OrderConfig) -> int:
-    """Print the SHA-256 of the order in which a run of this shape trains on the samples.
+    """Print the SHA-256 of a run's sample order.
 
     The batches are drawn as in training: each of ``world_size`` ranks through a DataLoader with
-    ``num_workers`` processes. The digest depends on neither number; that is the point of it.
+    ``num_workers`` processes. The digest must not depend on either number.
     """
     from qa_train.config.compose import compose_stage
     from qa_train.data.loader import order_digest

@@ -23,7 +23,7 @@ class StorageOptions:
 class ToJsonlOptions(StorageOptions):
     """Options of `qa-train data to-jsonl`."""
 
-    # The file to write; the clips go into the folder FILE-audio beside it.
+    # The file to write; the clips go into the folder FILE-audio next to it.
     out: str = MISSING
     # A task of the prompt bank for records without messages; chat: their own.
     task: str = "chat"
@@ -71,7 +71,7 @@ class SampleOptions(StorageOptions):
 class CleanOptions(StorageOptions, CleanConfig):
     """Options of `qa-train data clean`."""
 
-    # Take the refused records out of the indexes; the tars stay as they are.
+    # Remove the rejected records from the indexes; the tars are not changed.
     apply: bool = False
     # JSONL file with one line per dropped record.
     report: str | None = None
@@ -158,5 +158,5 @@ def clean(paths: list[str], options: CleanOptions) -> int:
     )
     say(result)
     if result.dropped and not options.apply:
-        print("nothing was changed; add apply=true to take these records out of the indexes")
+        print("nothing was changed; add apply=true to remove these records from the indexes")
     return 0

@@ -21,7 +21,7 @@ class DoctorConfig:
     data: str | None = None
     # How remote shards are read: the keys of data.storage.
     storage: StorageConfig = field(default_factory=StorageConfig)
-    # A run folder: does it go on from where it stands?
+    # A run folder: can it be resumed?
     run: str | None = None
 
 

@@ -19,7 +19,7 @@ _COLUMN = 28
 
 
 def entries(pairs: Iterable[tuple[str, str]]) -> str:
-    """Terms on the left, what they mean on the right; below a term that is too long for its column."""
+    """Terms in the left column, descriptions in the right one, or below a term that is too long."""
     pairs = list(pairs)
     column = min(_COLUMN, 4 + max((len(term) for term, _ in pairs), default=0))
     lines = []
@@ -56,7 +56,7 @@ def _section(section: Section) -> str:
 
 
 def command_help(command: Command) -> str:
-    """What `qa-train COMMAND --help` prints: usage, what it does, its options with defaults and comments."""
+    """Text of `qa-train COMMAND --help`: usage, description, options with defaults and comments."""
     lines = [f"usage: qa-train {command.name} {command.usage}".rstrip(), ""]
     if command.name in STAGES:
         return "\n".join([f"{lines[0]} [group=option ...] [key=value ...]", *_stage(command.name)])
@@ -69,7 +69,7 @@ def command_help(command: Command) -> str:
 
 
 def _prose(function: Any) -> str:
-    """The docstring for a user: paragraphs filled to the width, indented blocks as they are, no ``Raises:``."""
+    """The docstring for a user: paragraphs wrapped to the width, indented blocks unchanged, no ``Raises:``."""
     paragraphs = []
     for paragraph in textwrap.dedent("    " + (function.__doc__ or "")).strip().replace("``", "").split("\n\n"):
         if paragraph.startswith("Raises:"):
@@ -149,7 +149,7 @@ _KEYS = (
 _MORE = (
     ("plan {stage} experiment=... gpu=h100 gpus=8", "memory, time and cost, without a GPU"),
     ("plan data stage={stage} experiment=...", "effective mixture and epochs"),
-    ("{stage} ... --cfg job", "the configuration that would run, and nothing else"),
+    ("{stage} ... --cfg job", "print the configuration and exit"),
     (
         "{stage} -m trainer.max_steps=100,200 run.dir='runs/${{hydra:job.num}}'",
         "one run after another",

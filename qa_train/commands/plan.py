@@ -39,7 +39,7 @@ def plan(settings: list[str], options: PlanConfig) -> int:
 
     if not settings or settings[0] not in STAGES:
         raise ValueError(
-            f"plan: say what to plan: qa-train plan {'|'.join(STAGES)} [experiment=...] [gpu=h100 gpus=8 zero=2 ...], "
+            f"plan: name what to plan: qa-train plan {'|'.join(STAGES)} [experiment=...] [gpu=h100 gpus=8 zero=2 ...], "
             "or qa-train plan data [stage=S steps=N json=FILE] [experiment=...]"
         )
     stage, *rest = settings
@@ -56,13 +56,13 @@ def plan(settings: list[str], options: PlanConfig) -> int:
 
 
 def plan_data(settings: list[str], options: PlanDataConfig) -> int:
-    """What a run would train on.
+    """Show the data that a run would train on.
 
-    Samples, hours, tokens and epochs of every source over the steps, how full the batches are, how evenly they load
-    the ranks, and what is skipped and why.
+    Samples, hours, tokens and epochs of every source, batch fill, load balance of the ranks, and what is skipped and
+    why.
 
     Raises:
-        ValueError: settings that cannot be trained with.
+        ValueError: invalid settings.
     """
     from qa_train.config.compose import compose_stage
     from qa_train.data.mixture_report import as_text, effective_mixture
@@ -82,9 +82,9 @@ def plan_data(settings: list[str], options: PlanDataConfig) -> int:
 
 
 def print_resolved(stage: str, words: list[str]) -> int:
-    """`STAGE ... --cfg job --resolve`: the configuration as a run writes it down.
+    """`STAGE ... --cfg job --resolve`: the configuration as a run stores it.
 
-    Hydra would print the values of environment variables, and slurm/submit.sh keeps what is printed.
+    Hydra would print the values of environment variables, and slurm/submit.sh stores the output.
     """
     import yaml
 

@@ -29,7 +29,7 @@ def train(settings: list[str], name: str) -> int:
         from qa_train.commands.plan import print_resolved
 
         return print_resolved(name, settings)
-    # Hydra raises what it refuses, instead of printing it and leaving; guarded says it in one line.
+    # Make Hydra raise its errors instead of printing them and exiting; `guarded` prints them in one line.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     codes: list[int] = []
     results: dict[str, float] = {}

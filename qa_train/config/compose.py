@@ -36,7 +36,7 @@ def to_stage_config(raw: Any) -> StageConfig:
 
 
 def _refuse_added(value: Any, path: str = "") -> None:
-    """ValueError for a key that "+" added to a typed section: Hydra lets it pass, and nothing would read it."""
+    """ValueError for a key that "+" added to a typed section: Hydra accepts it, but nothing reads it."""
     if isinstance(value, dict):
         for name, entry in value.items():
             _refuse_added(entry, f"{path}{name}.")

@@ -39,9 +39,9 @@ def experiments(stage: str) -> list[tuple[str, str]]:
 
 
 def check_experiment(words: list[str]) -> None:
-    """ValueError for words that Hydra takes without doing what they say.
+    """ValueError for arguments that Hydra accepts but does not act on.
 
-    An ``experiment=`` that is not there (the group is optional), and a dictionary set to {}, which it merges.
+    These are an unknown ``experiment=`` (the group is optional) and a dictionary set to {}, which Hydra merges.
     """
     for word in words:
         name, equals, value = word.partition("=")

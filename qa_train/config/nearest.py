@@ -1,6 +1,6 @@
-"""What Hydra and OmegaConf refuse, said in one line with the nearest valid key or option.
+"""Errors of Hydra and OmegaConf in one line, with the nearest valid key or option.
 
-The errors are told apart by their module and text, so that this file needs neither library.
+The errors are recognized by module and text, so that this file imports neither library.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def explain(error: BaseException) -> str | None:
     if key and key[1] in free_sections() and ("does not support deletion" in text or "is not Optional" in text):
         return how_to_clear(key[1])
     if key and (_NO_KEY.search(text) or "No match in the defaults list" in text):
-        # The first says which part of the key is not there, the second what was written.
+        # The first names the missing part of the key, the second has the key as written.
         written = _OVERRIDDEN.search(text)
         return _no_key(written[1] if written and written[1].startswith(key[1]) else key[1])
     words = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -49,7 +49,7 @@ def explain(error: BaseException) -> str | None:
     if key and (found := re.search(r"Value .* could not be converted to \w+", text)):
         return f"{key[1]}: {found[0]}"
     if key and len(chain) > 1:
-        # The first line of a refused value says that it was refused; the cause says why.
+        # The first line only reports that a value was refused; the cause has the reason.
         words = [f"{key[1]}: {str(chain[-1]).splitlines()[0]}"]
     return " ".join(words[:3])
 
@@ -86,7 +86,7 @@ def _no_key(key: str) -> str:
         )
     for section in BY_NAME:
         name, *option = key.removeprefix(section + ".").split(".")
-        # A right key of an entry that is not there: the whole entry is missing.
+        # The key is valid but its entry does not exist: the whole entry is missing.
         if key.startswith(section + ".") and (not option or nearest(key) == key):
             entry = "{rise: 1.0}" if section == "evaluation.stop" else "{shards: [PATHS], task: TASK}"
             return f"there is no {section}.{name}; to add it: '+{section}.{name}={entry}'"
@@ -113,7 +113,7 @@ def nearest(key: str) -> str | None:
     # The right word in the wrong section is likelier than a slip in every letter of another key.
     if same := [each for each in known if each.rpartition(".")[2] == last]:
         return closest(key, same, cutoff=0)
-    # A whole section is no answer to a key inside one.
+    # A section is not a useful suggestion for a key.
     same_depth = [each for each in known if "." in each or "." not in key]
     if near := closest(key, same_depth, cutoff=0.85 if "." in key else 0.7):
         return near
@@ -132,7 +132,7 @@ def how_to_clear(section: str) -> str:
 
 @cache
 def free_sections() -> tuple[str, ...]:
-    """The dotted keys of the dictionaries whose entries are the user's choice, but for those of `BY_NAME`."""
+    """The dotted keys of dictionaries with user-chosen entries, except those of `BY_NAME`."""
     hints: dict[str, Any] = {"": StageConfig}
     for key in valid_keys():
         section, _, name = key.rpartition(".")

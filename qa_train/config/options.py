@@ -20,13 +20,13 @@ class JudgeConfig:
 
     # Its name at the endpoint; the report names it.
     model: str | None = None
-    # An OpenAI-compatible endpoint, up to and without /chat/completions; none: only what the cache holds.
+    # An OpenAI-compatible endpoint, without /chat/completions; none: only cached judgements are used.
     url: str | None = None
     # The environment variable that holds the key.
     key_env: str = "OPENAI_API_KEY"
-    # What the judge said so far; by default judge-cache.jsonl in out.
+    # The judge's cached replies; by default judge-cache.jsonl in out.
     cache: str | None = None
-    # The evaluation folder of a fixed system, rated by the same judge beside ours.
+    # The evaluation folder of a fixed system, rated by the same judge for comparison.
     reference: str | None = None
     # Most tokens of one rating.
     max_tokens: int = 16
@@ -69,7 +69,7 @@ class EvalConfig:
     batch_size: int = 32
     # Most prompt + new tokens of a batch.
     token_budget: int = 16384
-    # Longest answer to a file of questions; benchmarks have limits of their own.
+    # Maximum answer length for a file of questions; benchmarks have their own limits.
     max_new_tokens: int = 256
     # cpu, cuda or cuda:N.
     device: str = "cpu"
@@ -96,7 +96,7 @@ class ChatConfig:
     checkpoint: str = MISSING
     # One file, or a list: audio=[a.wav,b.wav].
     audio: Any = None
-    # What is asked about it; without it a conversation opens.
+    # The question about the audio; without it a conversation starts.
     text: str | None = None
     # "chat" for a model after SFT; "base" for a pretrained one, which takes audio + a prompt.
     template: str = "chat"
@@ -120,7 +120,7 @@ class ServeConfig:
     checkpoint: Any = MISSING
     # 127.0.0.1: this machine only. There is no login: think before opening it to others.
     host: str = "127.0.0.1"
-    # 0: any free port; the first line printed says which.
+    # 0: any free port; the first line of output shows it.
     port: int = 8000
     # cpu, cuda or cuda:N.
     device: str = "cpu"
@@ -132,9 +132,9 @@ class ServeConfig:
     template: str = "chat"
     # Most requests answered together.
     batch_size: int = 8
-    # Most tokens (prompts + answers) of such a batch.
+    # Maximum tokens (prompts + answers) of a batch.
     token_budget: int = 16384
-    # Most requests at a time; more are told to come back (429).
+    # Maximum concurrent requests; further ones get status 429.
     max_requests: int = 32
     # Most of them from one address; null: half of them.
     max_requests_per_client: int | None = None
@@ -168,10 +168,10 @@ class PairsConfig:
     out: str = MISSING
     # A task of the prompt bank, or "chat".
     task: str = "ask_transcript"
-    # wer: word error rate against the transcript. label: whether the answer says the label (task=ask_sound or another
-    # that asks for one). judge: a language model that is told the reference.
+    # wer: word error rate against the transcript. label: whether the answer contains the label (task=ask_sound or
+    # another that asks for one). judge: a language model that sees the reference.
     by: str = "wer"
-    # Keep as many pairs whose longer answer is the better one as pairs whose shorter one is.
+    # Balance lengths: keep equal numbers of pairs in which the longer and the shorter answer is better.
     balance: bool = False
     # Least difference of word error rate.
     margin: float = 0.15
@@ -234,12 +234,12 @@ class OrderConfig:
 
 @dataclass
 class CleanConfig:
-    """Limits of the filters; null leaves one out. Shares are between 0 and 1."""
+    """Limits of the filters; null turns a filter off. Shares are between 0 and 1."""
 
     # Seconds; shorter and longer clips are dropped.
     min_duration_s: float | None = 0.3
     max_duration_s: float | None = None
-    # Share of 20 ms frames that are silent: whose level is below silence_db.
+    # Share of silent 20 ms frames: those with a level below silence_db.
     max_silence: float | None = 0.95
     # dB below full scale.
     silence_db: float = -55.0

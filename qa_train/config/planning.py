@@ -1,4 +1,4 @@
-"""The options of `qa-train plan STAGE`, apart from the planner so that reading them needs no model code."""
+"""The options of `qa-train plan STAGE`, separate from the planner so that reading them needs no model code."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ class PlanConfig:
     gpu: str = "h100"
     # How many of them, over all machines.
     gpus: int = 8
-    # ZeRO stage 1, 2 or 3; 0: plain training; null: as the configuration says.
+    # ZeRO stage 1, 2 or 3; 0: plain training; null: as in the configuration.
     zero: int | None = None
     # optimizer: its states live in host memory; all: the weights too (ZeRO-3).
     offload: str | None = None
     # Share of the card's bfloat16 peak that useful and recomputed operations reach, communication included.
     mfu: float | None = None
-    # One or two run folders, measured=[runs/a,runs/b]: the time of a step from what theirs took, on the same machine
-    # and number of processes. Two with different data.tokens_per_batch say more.
+    # One or two run folders, measured=[runs/a,runs/b]: step time is predicted from theirs, for the same machine and
+    # number of processes. Two with different data.tokens_per_batch give a better prediction.
     measured: Any = None
     # Price of one GPU for one hour, in any currency.
     price: float | None = None
-    # Used where the shards are not at hand: seconds of audio per sample ...
+    # Used where the shards are not available: seconds of audio per sample ...
     clip_s: float = 10.0
     # ... tokens of its text, all turns together ...
     text_tokens: int = 50

@@ -1,8 +1,7 @@
 """Values that come from environment variables, and how they are written down: as the reference, never as the value.
 
-``${oc.env:NAME}`` in YAML or on the command line is the way to hand over keys, signed URLs and places of one machine.
-A run's files say where a value came from; of the value they hold a salted, slow digest, so that a resume notices that
-it changed.
+``${oc.env:NAME}`` in YAML or on the command line is the way to pass keys, signed URLs and machine-specific paths. A
+run's files record where a value came from, and a salted, slow digest of it, so that a resume detects a change.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _asked: list[str] = []
 
 
 def register_environment() -> None:
-    """Let ``${oc.env:...}`` note what it reads; otherwise it stays as OmegaConf defines it."""
+    """Make ``${oc.env:...}`` record what it reads; otherwise it works as OmegaConf defines it."""
 
     def noted(name: str, *default: Any) -> Any:
         _asked.append(name)
@@ -41,7 +40,7 @@ def references(raw: Container) -> dict[str, str]:
 
 
 def written(cfg: StageConfig) -> dict[str, Any]:
-    """The configuration as it is written down and sent away: references for what the environment says, no secrets."""
+    """The configuration as stored and logged: references instead of values from the environment, no secrets."""
     found = asdict(cfg)
     for key, text in found.pop("from_environment").items():
         _put(found, key.split("."), text)
@@ -51,7 +50,7 @@ def written(cfg: StageConfig) -> dict[str, Any]:
 
 
 def from_references(text: Any) -> Any:
-    """What a written value stands for here and now; the reference itself where the variable is not set."""
+    """The current value of a stored reference; the reference itself if the variable is not set."""
     if not isinstance(text, str) or "${oc.env:" not in text:
         return text
     try:
@@ -63,8 +62,8 @@ def from_references(text: Any) -> Any:
 def digests(cfg: StageConfig, before: dict[str, str]) -> dict[str, str]:
     """Key -> "salt:digest" (hex) of every value from the environment; with the salts of ``before``, to compare.
 
-    Keys and signatures in it do not count: they run out and are renewed, and the run stays the same.
-    scrypt (RFC 7914) with 16 MiB: guessing a short value from its digest costs time, and nobody else's table helps.
+    Keys and signatures in a value are ignored: they expire and are renewed without changing the run.
+    scrypt (RFC 7914) with 16 MiB: guessing a short value from its digest is slow, and precomputed tables do not help.
     """
     found: dict[str, str] = {}
     values = asdict(cfg)
@@ -79,7 +78,7 @@ def digests(cfg: StageConfig, before: dict[str, str]) -> dict[str, str]:
 
 
 def changed(cfg: StageConfig, before: dict[str, str]) -> list[str]:
-    """The keys whose value from the environment is another one than when ``before`` was written."""
+    """The keys with environment values that changed since ``before`` was written."""
     now = digests(cfg, before)
     return [key for key, value in now.items() if key in before and not hmac.compare_digest(value, before[key])]
 

@@ -13,7 +13,7 @@ def is_sweep(words: Sequence[str]) -> bool:
 
 
 def check_sweep(words: Sequence[str]) -> None:
-    """ValueError for a sweep whose jobs would all write into one folder: each would resume the one before."""
+    """ValueError for a sweep in which all jobs share one folder: each would resume the previous one."""
     folders = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("run.dir=")]
     if is_sweep(words) and folders and not any(mark in folders[-1] for mark in ("${", ",", "(")):
         raise ValueError(
@@ -29,7 +29,7 @@ def objective(folder: str | Path, name: str) -> float:
         ValueError: no step has the value.
     """
     rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    # The loss of a skipped step says nothing; an evaluation after it does.
+    # The loss of a skipped step is ignored; an evaluation after it counts.
     told = [row for row in rows if "skipped_because" not in row or name.startswith("eval/")]
     points = [(row["step"], float(row[name])) for row in told if isinstance(row.get(name), int | float)]
     if not points:

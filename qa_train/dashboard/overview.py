@@ -16,7 +16,7 @@ from qa_train.report.charts import number
 from qa_train.report.results import duration
 from qa_train.report.style import STYLE
 
-# As many runs are drawn in one chart: more colours could not be told apart.
+# Maximum number of runs in one chart: more colours could not be distinguished.
 HUES = 8
 # Rows of the table of differences; the rest is counted.
 MAX_DIFFERENCES = 40
@@ -84,7 +84,7 @@ def _numbered(runs: list[Run]) -> list[tuple[int, Run]]:
 def _tiles(runs: Sequence[Run]) -> str:
     seconds = sum(sum(run.curve("seconds")[1]) for run in runs)
     hours = sum(sum(run.curve("audio_s")[1]) for run in runs) / 3600
-    # An evaluation before the first step has a row of its own.
+    # An evaluation before the first step has a separate row.
     steps = sum(row["step"] > 0 for run in runs for row in run.rows)
     tiles = [
         (str(len(runs)), "runs"),

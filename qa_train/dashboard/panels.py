@@ -9,7 +9,7 @@ from qa_train.dashboard.runs import Run
 from qa_train.report.charts import Line, line_chart, smooth
 
 Curve = tuple[list[float], list[float]]
-# A run with more steps than this gets its average beside its raw values.
+# A run with more steps than this gets its average in addition to raw values.
 _DENSE = 20
 
 
@@ -85,7 +85,7 @@ FAMILIES = {
     "learning_rate/": "learning rate by part",
     "skipped/": "skipped samples by reason, since the last start",
 }
-# The same, where every name needs a chart of its own: their units differ.
+# The same, with a separate chart for every name: their units differ.
 PREFIXES = ("grad_norm/", "eval")
 
 

@@ -1,4 +1,4 @@
-"""Reading run folders: metrics, configuration, how a run was started and where it stands."""
+"""Reading run folders: metrics, configuration, how a run was started and its progress."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qa_train.utils.masking import masked_values
 _DEPTH = 5
 # Folders of a run, in which no further run lies.
 _INSIDE = {"checkpoints", "wandb"}
-# Configuration that differs between any two runs and says nothing.
+# Configuration that always differs between two runs and is not informative.
 _TRIVIAL = ("run.dir",)
 
 
@@ -57,7 +57,7 @@ class Run:
 
 
 def find_runs(folders: Iterable[Path]) -> list[Run]:
-    """Runs below ``folders`` by stage, oldest first; a folder without a metrics.jsonl is none."""
+    """Runs below ``folders`` by stage, oldest first; a folder without a metrics.jsonl is not a run."""
     found: dict[Path, Run] = {}
     for root in folders:
         for path in _metrics(root):

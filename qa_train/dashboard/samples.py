@@ -20,10 +20,9 @@ _SAID = {True: "right: ", False: "wrong: ", None: ""}
 
 
 class Clips:
-    """Players whose sound lies inside the page until ``mib`` are used up; later ones link to their file.
-
-    A run folder may come from anybody, and the page is made to be handed on: what a run calls a clip is embedded or
-    linked only if it is an Ogg file inside that run folder, wherever links lead. ``refused`` names the others.
+    """Players with embedded sound until ``mib`` are used up; later ones link to their file. A run folder may come from
+    anyone, and the page may be shared: a clip is embedded or linked only if it is an Ogg file inside that run folder,
+    with links resolved. ``refused`` names the others.
     """
 
     def __init__(self, page: Path, mib: float) -> None:
@@ -42,7 +41,7 @@ class Clips:
             inside = there = ogg = False
         if not inside or (there and not ogg):
             self.refused.append(f"{run}: {name!r}")
-            return f"<small>{escape(name)} is no clip of this run: not shown</small>"
+            return f"<small>{escape(name)} is not a clip of this run: not shown</small>"
         if not there:
             return f"<small>{escape(path.name)} is gone</small>"
         size = path.stat().st_size
@@ -84,7 +83,7 @@ def _questions(run: Run, steps: list[int]) -> Iterator[tuple[dict[str, Any], dic
 
 
 def _lines(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """(set, id of the question) -> its line; a damaged line is left out, which must not hide the others."""
+    """(set, id of the question) -> its line; a damaged line is skipped, and does not hide the others."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for path in sorted(folder.glob("*/predictions.jsonl")):
         # Not splitlines(): an answer may hold other line separators, which JSON does not escape.

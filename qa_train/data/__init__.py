@@ -3,9 +3,9 @@
 1. ``shards.index``: one scan of a tar shard writes a sidecar with offsets, lengths and metadata.
 2. ``text.prompts``: a record and a task become a chat ``Sample``; the wording is a keyed draw.
 3. ``text.template``: a sample becomes token ids and labels.
-4. ``order.batch_plan``: a pure function says which samples make up batch k.
+4. ``order.batch_plan``: a pure function that maps batch number k to its samples.
 5. ``batches``: reads those samples by byte range and joins their mel frames without padding.
 
-The rooms, from the ground up: ``audio``, ``order`` and ``text``; ``shards``; the files of this folder, which join
+The packages, lowest layer first: ``audio``, ``order`` and ``text``; ``shards``; the files of this folder, which join
 them; ``tools``. Never imported here: the model, training, evaluation, torch.cuda.
 """

@@ -55,7 +55,7 @@ class Batches:
         self._weighted = any(source.cfg.loss_weight != 1 for source in sources)
         check_augment(cfg.augment)
         self._augments = cfg.augment != AugmentConfig()
-        # One row per process, so that no process writes where another does; shared with workers.
+        # One row per process, so that processes never write to the same row; shared with workers.
         self._counts = torch.zeros(_SLOTS, len(_REASONS), dtype=torch.int64).share_memory_()
 
     def build(self, k: int) -> dict[str, Tensor]:
@@ -82,11 +82,11 @@ class Batches:
             kept.append(ref)
         out = {**self._rows(rows), **join_audio(audio)}
         if self._weighted:
-            # A batch of nothing has one row.
+            # An empty batch has one row.
             weights = [self.sources[ref.source].cfg.loss_weight for ref in kept] or [1.0]
             out["row_weights"] = torch.tensor(weights)
         if self.cache is not None and "audio_states" not in out:
-            # A batch without audio must say so: ranks that ran the encoder on a dummy clip and ranks
+            # A batch without audio must be marked: ranks that ran the encoder on a dummy clip and ranks
             # that did not would wait for each other under ZeRO-3.
             out["audio_states"] = torch.zeros(0, self.cache.width)
         return out, kept
@@ -114,8 +114,8 @@ class Batches:
         return +Counter(dict(zip(SKIP_REASONS, counts[1:], strict=True)))
 
     def describe(self) -> str:
-        """The sources as a text table, one line each, with what was left out and why."""
-        lines = [f"  {'source':<16} {'task':<16} {'records':>9} {'samples':>9} {'hours':>8} {'share':>7}  left out"]
+        """The sources as a text table, one line each, with skipped records by reason."""
+        lines = [f"  {'source':<16} {'task':<16} {'records':>9} {'samples':>9} {'hours':>8} {'share':>7}  skipped"]
         for row in self.table():
             out = ", ".join(f"{n} {reason}" for reason, n in (row["left_out"] | row["problems"]).items())
             about = "" if row["exact"] else "~"
@@ -128,9 +128,9 @@ class Batches:
         return "\n".join(lines)
 
     def table(self) -> list[dict[str, Any]]:
-        """One row per source: records, samples that qualify, hours, weight, share, what was left out.
+        """One row per source: records, samples that qualify, hours, weight, share, skipped records.
 
-        Of large sources, samples, hours and left_out are extrapolated from a part (``exact`` is False).
+        For large sources, samples, hours and ``left_out`` are extrapolated from a part (``exact`` is False).
         """
         total = sum(source.weight for source in self.sources)
         return [
@@ -145,14 +145,14 @@ class Batches:
                 "weight": source.cfg.weight,
                 "share": round(source.weight / total, 4),
                 "max_epochs": source.max_epochs,
-                "left_out": dict(source.overview.left_out),
+                "left_out": dict(source.overview.skipped),
                 "problems": dict(source.problems),
             }
             for source in self.sources
         ]
 
     def clips(self) -> Iterator[Clip]:
-        """Every distinct clip of the sources, each once, in shard order (those of weight 0 left out)."""
+        """Every distinct clip of the sources, each once, in shard order (without sources of weight 0)."""
         seen: set[str] = set()
         for source in (source for source in self.sources if source.weight > 0):
             for row in source.rows():
@@ -168,9 +168,8 @@ class Batches:
         return sorted(missing, key=lambda clip: (clip.num_samples, clip.id))
 
     def read_mels(self, clips: list[Clip]) -> ClipMels:
-        """The clips as one joined input of the encoder; unreadable ones are left out and logged.
-
-        They stay out of the cache, so training counts them when it comes to them.
+        """The clips as one joined input of the encoder; unreadable ones are skipped and logged. They are not cached, so
+        training counts them when it reaches them.
         """
         good: list[Clip] = []
         audio = []
@@ -188,7 +187,7 @@ class Batches:
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
-        """Inside, batches hold noise as long as their clips: nothing of the shards is read, and nothing counted."""
+        """Inside, batches have noise of their clips' lengths: shards are not read, and nothing is counted."""
         kept = self.reader, self._counts, log.disabled
         self.reader, self._counts = NoiseReader(self.reader.num_mel_bins), self._counts.clone()
         log.disabled = True
@@ -259,7 +258,7 @@ class Batches:
         # Samples too long for a batch were never read: each window is judged for them as a whole.
         counts = self._counts.sum(0)[: _REASONS.index(TOO_LONG)].tolist()
         bad, read = sum(counts[1:]), counts[0]
-        # A small set is read again and again: it may lose in each epoch what it may lose at all.
+        # A small set is read many times: each epoch may lose as much as one epoch may.
         share = share_allowed(self.cfg.error_budget, sum(source.records_read for source in self.sources))
         if bad > max(share * read, self.cfg.error_budget * BUDGET_FLOOR):
             source = self.sources[ref.source]
@@ -273,9 +272,9 @@ class Batches:
 class Collator:
     """Builds the batch whose number is the only item of the list: {"batch": k}, or k itself.
 
-    To what the model takes it adds ``row_sources`` [B] (of pairs: [B / 2]), the number of each row's source,
-    and ``passes`` [sources], how often each source has been gone through when the step is done: zeros but for
-    the last batch of a step, so that the ranks may add them up.
+    It adds to the model's inputs ``row_sources`` [B] (of pairs: [B / 2]), the number of each row's source, and
+    ``passes`` [sources], the number of passes over each source at the end of the step: zeros except in the last batch
+    of a step, so that ranks can sum them.
     """
 
     def __init__(self, batches: Batches) -> None:
@@ -312,16 +311,15 @@ class PreferenceBatches(Batches):
     references: Mapping[str, tuple[float, float]] | None = None
 
     def pair_id(self, ref: SampleRef) -> tuple[str, int]:
-        """What the pair is by its tokens and clips, whatever it is called, and its number of tokens."""
+        """The identity of the pair by tokens and clips, independent of its key, and its number of tokens."""
         prompt, chosen, rejected, _ = self._tokens(ref)
         clips = [clip.id for clip in self.sources[ref.source].clips(ref.row)]
         name = draws.digest([prompt, chosen, rejected, clips], 16).hex()
         return name, 2 * len(prompt) + len(chosen + rejected)
 
     def build_pairs(self, refs: Sequence[SampleRef]) -> tuple[dict[str, Tensor], list[str]]:
-        """Any pairs as one batch, with the id of each; unreadable ones are left out and logged.
-
-        They are not counted here: training counts them when it comes to them.
+        """Any pairs as one batch, with the id of each; unreadable ones are skipped and logged. They are not counted
+        here: training counts them when it reaches them.
         """
         kept, rows, audio = [], [], []
         for ref in refs:
@@ -382,10 +380,10 @@ def open_data(
     """Open the sources of a config and plan their order; ``preference`` gives PreferenceBatches.
 
     ``cost`` weighs tokens against audio when batches are made equally costly; null: the released model's shape.
-    Training and its commands take that of the run's own model (``qa_train.planner.balance``).
+    Training and its commands use that of the run's own model (``qa_train.planner.balance``).
 
     Raises ValueError when an index is missing or stale, when a source has no usable record, or
-    when indexing left out more records than the error budget allows.
+    when indexing skipped more records than the error budget allows.
     """
     sources = open_sources(cfg, tokenizer, seed=seed, preference=preference)
     plan = Plan(

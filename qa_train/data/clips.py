@@ -1,4 +1,4 @@
-"""One clip of a shard: where its bytes lie, and how they become mel frames."""
+"""One clip of a shard: the position of its bytes, and their decoding to mel frames."""
 
 from __future__ import annotations
 
@@ -91,10 +91,10 @@ class ClipReader:
             what = f"{clip.member}: {len(raw)} of {clip.size} bytes at {clip.offset} do not match the index's checksum"
             raise SkipSample("changed shard", f"{what}: damaged, or another shard under this name")
         try:
-            # One second more than indexed: the length is compared below, so a lie ends the read early.
+            # One second more than indexed: the length is compared below, so a wrong index ends the read early.
             wave = self._decode(raw, max_duration_s=clip.duration_s + 1)
             if len(wave) != clip.num_samples:
-                raise BadAudio(f"{len(wave)} samples at 16 kHz, the index says {clip.num_samples}")
+                raise BadAudio(f"{len(wave)} samples at 16 kHz, the index has {clip.num_samples}")
         except BadAudio as error:
             raise SkipSample("bad audio", f"{clip.member}, byte {clip.offset}: {error}") from error
         return wave
@@ -108,7 +108,7 @@ class ClipReader:
 
 
 class NoiseReader(ClipReader):
-    """Gives noise as long as the clip that is asked for, and reads nothing."""
+    """Returns noise of the requested clip's length, without reading it."""
 
     def wave(self, clip: Clip) -> np.ndarray:
         """Quiet noise, float32 [n] at 16 kHz."""

@@ -1,4 +1,4 @@
-"""Joining what a batch holds: rows padded on the right, audio end to end."""
+"""Collation of a batch: rows padded on the right, audio concatenated."""
 
 from __future__ import annotations
 

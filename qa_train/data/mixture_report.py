@@ -21,7 +21,7 @@ def effective_mixture(
 
     ``fill`` is tokens / budget over all batches. ``imbalance`` is, by world size, how far the costliest rank of a
     step is above the mean of its ranks, in the plan's cost: mean over the steps, and worst step.
-    Records left out are those of the windows that were planned. ``lengths`` receives arrays [samples, 3] of audio
+    Skipped records are those of the planned windows. ``lengths`` receives arrays [samples, 3] of audio
     tokens, all tokens and scored rows of the samples.
     """
     batches = steps * plan.batches_per_step
@@ -31,7 +31,7 @@ def effective_mixture(
     begin = first * plan.batches_per_step
     number, start = plan.locate(begin)
     last, _ = plan.locate(begin + batches - 1)
-    # Batches of the first window that lie before the first step.
+    # Batches of the first window before the first step.
     passed = begin - start
     while number <= last:
         window = plan.window(number)
@@ -40,10 +40,10 @@ def effective_mixture(
         for batch in window.batches[used]:
             for ref in batch:
                 rows[ref.source].add(ref.row, ref.epoch)
-        for i, left in window.left_out.items():
-            rows[i].left_out.update(left)
+        for i, left in window.skipped.items():
+            rows[i].skipped.update(left)
         for ref in window.too_long:
-            rows[ref.source].left_out[TOO_LONG] += 1
+            rows[ref.source].skipped[TOO_LONG] += 1
         tokens += window.batch_tokens[used].tolist()
         costs += window.batch_costs[used].tolist()
         for i, line in rows.items():
@@ -76,7 +76,7 @@ def imbalance(costs: Ints, per_step: int) -> dict[int, dict[str, float]]:
 def as_text(result: dict[str, Any]) -> str:
     """The effective mixture as a table for people."""
     head = (
-        f"  {'source':<16} {'task':<16} {'samples':>9} {'share':>7} {'hours':>9} {'tokens':>11} {'epochs':>7}  left out"
+        f"  {'source':<16} {'task':<16} {'samples':>9} {'share':>7} {'hours':>9} {'tokens':>11} {'epochs':>7}  skipped"
     )
     lines = [head]
     for row in result["sources"]:
@@ -104,7 +104,7 @@ class _Line:
 
     def __init__(self) -> None:
         self.samples, self.tokens, self.audio = 0, 0, 0
-        self.epoch, self.left_out = 0, Counter[str]()
+        self.epoch, self.skipped = 0, Counter[str]()
         self._new: dict[int, list[int]] = {}
 
     def add(self, row: int, epoch: int) -> None:
@@ -131,5 +131,5 @@ class _Line:
             "hours": self.audio * FRONT_END.token_s / 3600,
             "tokens": self.tokens,
             "epochs": self.samples / max(1, source.overview.samples),
-            "left_out": dict(self.left_out),
+            "left_out": dict(self.skipped),
         }

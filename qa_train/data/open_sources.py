@@ -13,8 +13,8 @@ from qa_train.data.shards.sidecar import CLEANED, IGNORED
 from qa_train.data.source import Source
 from qa_train.data.text.prompts import PromptBank
 
-# Below this many records the budget counts as if there were that many: one bad clip among the first ten that are read
-# is no reason to stop. Of a small set it never allows more than SMALL_SET times its share: 5 of 50, not 10, by 1 %.
+# With fewer records the budget is computed for this many: one bad clip among the first ten read is not a reason to
+# stop. A small set is allowed at most SMALL_SET times its share: 5 of 50, not 10, at 1 %.
 BUDGET_FLOOR = 1000
 SMALL_SET = 10
 # Why the plan leaves samples of a window in no batch.
@@ -25,7 +25,7 @@ def open_sources(cfg: DataConfig, tokenizer: Any, *, seed: int, preference: bool
     """The sources of a config; their ``weight`` is the share that ``data.mixture`` gives them.
 
     Raises ValueError when an index is missing or stale, when a source has no usable record, or
-    when indexing left out more records than the error budget allows.
+    when indexing skipped more records than the error budget allows.
     """
     bank = PromptBank.load(cfg.prompt_files, cfg.prompt_languages)
     sources = [
@@ -40,9 +40,8 @@ def open_sources(cfg: DataConfig, tokenizer: Any, *, seed: int, preference: bool
 
 
 def records_at_hand(cfg: DataConfig) -> tuple[dict[str, int], dict[str, float], list[str]]:
-    """Records and seconds of the sources whose shards are here, by their indexes, and the names of the others.
-
-    No tokenizer is needed for it. Of a ``where`` of several fields the records are an upper bound.
+    """Records and seconds of the sources whose shards are here, by their indexes, and the names of the others. This
+    needs no tokenizer. With a ``where`` of several fields the count is an upper bound.
     """
     rows, seconds, absent = dict[str, int](), dict[str, float](), list[str]()
     for name, source in cfg.sources.items():
@@ -69,7 +68,7 @@ def too_many(bad: int, total: int, budget: float) -> bool:
 
 
 def weigh(sources: list[Source], cfg: DataConfig) -> None:
-    """Set the weight of each source as ``data.mixture`` says; records beyond max_samples count for nothing."""
+    """Set the weight of each source according to ``data.mixture``; records beyond max_samples are ignored."""
     lines = []
     for source in sources:
         records = float(source.table.matching.sum())
@@ -103,7 +102,7 @@ def check_lengths(window: Window, cfg: DataConfig) -> None:
 
 def _check_index_budget(source: Source, budget: float) -> None:
     bad = sum(n for reason, n in source.problems.items() if reason not in (IGNORED, CLEANED))
-    # What the index holds, and what it left out.
+    # Indexed and skipped records.
     total = source.records_read + bad
     if too_many(bad, total, budget):
         assert source.table.first_problem is not None

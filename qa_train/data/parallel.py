@@ -1,4 +1,4 @@
-"""The same work for many shards, in processes of its own, with results in the order of the shards."""
+"""The same work for many shards, in separate processes, with results in the order of the shards."""
 
 from __future__ import annotations
 

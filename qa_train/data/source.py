@@ -45,15 +45,15 @@ class Overview:
 
     samples: int
     seconds: float
-    left_out: Counter[str]
+    skipped: Counter[str]
     exact: bool
 
 
 class Source:
     """The records of one source. A row number counts all records of the shards that may hold a sample.
 
-    Opening it reads no rows. Whether a row qualifies for the task is found when its window is planned;
-    ``len``, ``hours``, ``left_out`` and ``rows`` look at every record.
+    Opening it reads no rows. Whether a row qualifies for the task is determined when its window is planned; ``len``,
+    ``hours``, ``skipped`` and ``rows`` read every record.
     """
 
     def __init__(
@@ -97,9 +97,9 @@ class Source:
         return self.counts.seconds / 3600
 
     @property
-    def left_out(self) -> Counter[str]:
+    def skipped(self) -> Counter[str]:
         """Records that do not qualify, by reason."""
-        return self.counts.left_out
+        return self.counts.skipped
 
     @cached_property
     def counts(self) -> Overview:
@@ -117,7 +117,7 @@ class Source:
         enough = np.searchsorted(np.cumsum(self.shard_lengths[used[spread]]), OVERVIEW_RECORDS) + 1
         some = self._count(used[spread[:enough]].tolist(), exact=False)
         scale = self.shard_lengths.sum() / self.shard_lengths[used[spread[:enough]]].sum()
-        left = Counter({reason: round(n * scale) for reason, n in some.left_out.items()}) + self._dropped()
+        left = Counter({reason: round(n * scale) for reason, n in some.skipped.items()}) + self._dropped()
         return Overview(round(some.samples * scale), some.seconds * scale, left, exact=False)
 
     def rows(self) -> Iterator[int]:
@@ -131,12 +131,12 @@ class Source:
         if all(reasons):
             raise ValueError(
                 f"source {self.name!r}: none of {self.records_read} records in {len(self.shards)} shards is "
-                f"usable for task {self.cfg.task!r}; left out: {dict(self.left_out)}. Check its task and "
+                f"usable for task {self.cfg.task!r}; skipped: {dict(self.skipped)}. Check its task and "
                 f"where{self._fits()}"
             )
 
     def _fits(self) -> str:
-        """What the first record could be used for, for a message."""
+        """Tasks that the first record qualifies for, for a message."""
         if not self.shard_lengths.sum():
             return ""
         record, bank = self.record(0), self.bank
@@ -183,7 +183,7 @@ class Source:
         return [audio_tokens(n) for n in self._at.cell("num_samples", row)]
 
     def lengths(self, rows: Ints, epoch: int) -> Lengths:
-        """Exact lengths with the wording of that epoch, and why rows are left out; a pair counts its two rows."""
+        """Exact lengths with the wording of that epoch, and why rows are skipped; a pair counts its two rows."""
         numbers = np.zeros((5, len(rows)), dtype=np.int64)
         reasons = np.full(len(rows), "", dtype=object)
         shards = self._at.shards_of(rows)
@@ -211,7 +211,7 @@ class Source:
     def _documents(
         self, row: int, kept: bool, epoch: int, key: str, samples: list[int], seconds: float, meta: str
     ) -> tuple[list[Outline], list[int]] | str:
-        """The documents of a row (a pair has two) and its clips' audio tokens; or why the row is left out."""
+        """The documents of a row (a pair has two) and its clips' audio tokens; or why the row is skipped."""
         record = self._stored(row, meta)
         reason = self._reason(row, record, seconds)
         if reason is not None or not kept:
@@ -230,7 +230,7 @@ class Source:
         return self.bank.sample(record, self.cfg.task, self.cfg.template, key, self.seed, epoch, pair=self.pairs)
 
     def _reason(self, row: int, record: dict[str, Any], seconds: float) -> str | None:
-        """Why a row is left out, but for its task."""
+        """Why a row is skipped, apart from its task."""
         for name, wanted in self.cfg.where.items():
             if record.get(name) not in (wanted if isinstance(wanted, list) else [wanted]):
                 return "filtered by where"
@@ -247,7 +247,7 @@ class Source:
         return "duplicate record" if row in self._duplicates else None
 
     def _reasons(self, shard: int, *, quota: bool = True) -> NDArray[np.object_]:
-        """Why each row of a shard is left out; empty for those that qualify."""
+        """Why each row of a shard is skipped; empty for those that qualify."""
         return np.asarray([*self._each_reason(shard, quota=quota), None], dtype=object)[:-1]
 
     def _each_reason(self, shard: int, *, quota: bool = True) -> Iterator[str]:
@@ -294,9 +294,8 @@ class Source:
         )
 
     def _find_duplicates(self) -> frozenset[int]:
-        """Rows whose key, JSON and audio an earlier shard holds as well; looked for in sources of moderate size.
-
-        Key and JSON alone say little: many sets number their keys anew in every shard, and labels are few.
+        """Rows with the same key, JSON and audio in an earlier shard; searched in sources of moderate size. Key and
+        JSON alone are not enough: many sets restart their keys in every shard, and labels are few.
         """
         used = np.flatnonzero(self.shard_lengths).tolist()
         if len(used) < 2 or self.shard_lengths.sum() > DUPLICATE_RECORDS:
@@ -327,7 +326,7 @@ class Source:
         parts: list[Any] = [cfg.task, cfg.template, sorted(cfg.where.items()), cfg.max_samples]
         parts.append(self.bank.digest(cfg.task))
         if cfg.last_turn_only:
-            # What is scored is part of the cost.
+            # Scored rows are part of the cost.
             parts.append("last_turn_only")
         parts += [
             data.min_duration_s,

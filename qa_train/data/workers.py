@@ -1,4 +1,4 @@
-"""Worker processes of a DataLoader: what they need of the system, and in words that help what ended them."""
+"""Worker processes of a DataLoader: what they need of the system, and a helpful report of what ended them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CAUSES = {
 
 
 class WorkerDied(RuntimeError):
-    """A worker process of the data loader died or no longer answers; the message says why, and what to do."""
+    """A worker process of the data loader died or does not respond; the message has the cause and the remedy."""
 
 
 def raise_file_limit(num_workers: int) -> None:
@@ -53,7 +53,7 @@ def raise_file_limit(num_workers: int) -> None:
 def share(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Put a worker's batch into shared memory.
 
-    torch would do so in a thread of its own, which prints an error and drops the batch, and the trainer would wait for
+    torch would do so in a separate thread, which prints an error and drops the batch, and the trainer would wait for
     it. Here an error reaches the trainer.
     """
     for tensor in batch.values():
@@ -86,7 +86,7 @@ def explain(message: str) -> str | None:
     """A clear account of a torch error about a dead or silent worker; None for any other error."""
     if re.search(r"DataLoader timed out after", message):
         return (
-            "no batch came from the data loader within its time-out: storage stalls, or a decoder hangs. "
+            "no batch came from the data loader within its timeout: storage stalls, or a decoder hangs. "
             "Check the storage, lower data.storage.timeout_s, or set data.decode_timeout_s=30"
         )
     if re.search(r"</torch_\d.*(?:No space left|Cannot allocate|File too large)", message):
@@ -101,7 +101,7 @@ def explain(message: str) -> str | None:
 
 
 def _account(which: str, name: str | None) -> str:
-    # Without a signal, the process is gone, and that is all the parent saw.
+    # Without a signal, the parent only knows that the process is gone.
     cause = _CAUSES.get(name or "", "unknown: the lines above may say more, or run with data.num_workers=0")
     ended = f"was killed by signal {name}" if name else "ended"
     return f"data loader worker{which} {ended}; usual cause: {cause}. Training resumes from the last checkpoint"

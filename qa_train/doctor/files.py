@@ -14,7 +14,7 @@ from qa_train.utils.manifest import MANIFEST
 
 
 def examine_data(patterns: list[str], storage: StorageConfig | None = None) -> Iterator[Finding]:
-    """Are there shards, has each an index that fits it; nothing is decoded. ``storage``: how remote ones are read."""
+    """Check that shards exist and have matching indexes; nothing is decoded. ``storage``: how remote ones are read."""
     from qa_train.data.shards.sidecar import CLEANED, IGNORED, load_summary
     from qa_train.data.shards.storage import expand
 
@@ -23,21 +23,21 @@ def examine_data(patterns: list[str], storage: StorageConfig | None = None) -> I
     except (ValueError, OSError) as error:
         yield problem("data", str(error), "give folders, globs or URLs of .tar shards")
         return
-    records, broken, left_out = 0, 0, Counter[str]()
+    records, broken, skipped = 0, 0, Counter[str]()
     for path in paths:
         try:
             summary = load_summary(path, storage)
             records += summary.rows
-            left_out.update({reason: n for reason, n in summary.problems.items() if reason not in (IGNORED, CLEANED)})
+            skipped.update({reason: n for reason, n in summary.problems.items() if reason not in (IGNORED, CLEANED)})
         except (ValueError, OSError) as error:
             broken += 1
             if broken <= 5:
                 yield problem("shard", f"{path}: {error}", _data_remedy(path, error))
     if broken > 5:
         yield problem("shards", f"{broken - 5} more without a sound index", "see those above")
-    if left_out:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in left_out.most_common())
-        yield note("data", f"left out when indexed: {reasons}", "qa-train data inspect SHARD names them")
+    if skipped:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in skipped.most_common())
+        yield note("data", f"skipped when indexed: {reasons}", "qa-train data inspect SHARD lists them")
     if records:
         yield ok("data", f"{len(paths) - broken} shards, {records} records with an index that fits")
         yield note("data", "the audio itself was not read", "qa-train data validate SHARDS reads every clip")
@@ -46,7 +46,7 @@ def examine_data(patterns: list[str], storage: StorageConfig | None = None) -> I
 
 
 def _data_remedy(path: str, error: Exception) -> str:
-    """A new index repairs an index that is absent or damaged, and nothing else."""
+    """A new index only repairs a missing or damaged index."""
     if isinstance(error, OSError):
         return "check the server, the network and the rights" if "://" in path else "check the rights and the disk"
     return "index the shard where it was made, and upload both" if "://" in path else f"qa-train data index {path}"
@@ -71,7 +71,7 @@ def examine_checkpoint(source: str, *, verify: bool = True) -> Iterator[Finding]
 
 
 def examine_run(source: str) -> Iterator[Finding]:
-    """Where a run stands, what resuming would take, and whether its numbers are numbers."""
+    """Progress of a run, what resuming would use, and whether its numbers are finite."""
     from qa_train.report.page import read_metrics
     from qa_train.train.job.checkpoints import list_folders
     from qa_train.train.job.checkpoints import problem as fault
@@ -98,7 +98,7 @@ def examine_run(source: str) -> Iterator[Finding]:
     whole = None
     for each in list_folders(folder / "checkpoints"):
         if reason := fault(each):
-            yield note("checkpoint", f"{each.name} does not count: {reason}", "nothing to do: resuming skips it")
+            yield note("checkpoint", f"{each.name} is not usable: {reason}", "nothing to do: resuming skips it")
         elif whole is None:
             whole = each
     if (folder / "finished.json").is_file():

@@ -21,15 +21,15 @@ class Finding:
 
 
 def ok(name: str, found: str) -> Finding:
-    """A finding that needs nothing."""
+    """A finding that needs no action."""
     return Finding(name, "ok", found)
 
 
 def note(name: str, found: str, remedy: str) -> Finding:
-    """A finding to know of, with what could be done."""
+    """A note, with an optional remedy."""
     return Finding(name, "note", found, remedy)
 
 
 def problem(name: str, found: str, remedy: str) -> Finding:
-    """A finding that stands in the way, with its remedy; the exit code becomes 1."""
+    """A problem, with its remedy; the exit code becomes 1."""
     return Finding(name, "problem", found, remedy)

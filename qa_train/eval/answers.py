@@ -1,8 +1,8 @@
-"""How questions are answered, everywhere: planned, shared among processes, kept in a journal, collected.
+"""Answering questions: planned, distributed over processes, kept in a journal, collected.
 
 1. Batches are planned over all questions, longest first, whatever the number of processes: rank r of W answers the
    batches r, r + W, ... So the arithmetic of an answer depends neither on their number nor on when one was killed.
-2. Each rank appends its answers to a journal of its own, on disk after every batch, with the digest of the clips and of
+2. Each rank appends its answers to its own journal, on disk after every batch, with the digest of the clips and of
    all that was asked in one batch: a later start keeps an answer only while both are the same.
 3. Every rank gets all answers, in the order of the questions.
 
@@ -33,12 +33,12 @@ from qa_train.utils.atomic import write_text
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one question: an answer, or why there is none."""
+    """The outcome of one question: an answer, or the reason why it is missing."""
 
     text: str = ""
     truncated: bool = False
     error: str | None = None
-    # Digests of the clips that were heard, and of all that was asked in one batch; empty without a journal.
+    # Digests of the clips, and of all that was asked in one batch; empty without a journal.
     clips: str = ""
     batch: str = ""
 
@@ -219,7 +219,7 @@ class _Batch:
                 self.failed |= dict.fromkeys(self.places[i], outcome)
 
     def without(self, failed: Sequence[Mapping[int, Outcome]]) -> None:
-        """Leave out what any rank could not read: all must ask the same."""
+        """Skip what any rank could not read: all must ask the same."""
         for others in failed:
             self.failed = {**others, **self.failed}
         self.items = {i: item for i, item in self.items.items() if self.places[i][0] not in self.failed}
@@ -270,7 +270,7 @@ def sha256_of(value: Any) -> str:
 
 
 def predictions(questions: Sequence[Question], outcomes: Sequence[Outcome]) -> list[Prediction]:
-    """Questions and outcomes as what the scores take."""
+    """Questions and outcomes as input of the scores."""
     return [
         Prediction(o.text, q.references, q.language, q.choices, o.truncated, o.error)
         for q, o in zip(questions, outcomes, strict=True)

@@ -118,7 +118,7 @@ def compare_folders(first: Path | str, second: Path | str) -> dict[str, dict[str
     """``compare_predictions`` for every benchmark that two evaluation folders have in common: {name: result}.
 
     Also takes two predictions.jsonl files. Items are matched by id. A judged benchmark is compared by the judge's score
-    of each item; items that it did not rate on both sides are left out and counted (``left_out``).
+    of each item; items that it did not rate on both sides are skipped and counted (``left_out``).
 
     Raises:
         ValueError: nothing in common, different items of a benchmark (how many on each side), another metric, or
@@ -183,7 +183,7 @@ def _asked_otherwise(folders: Sequence[Path]) -> dict[str, str]:
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         benchmark = {k: run["benchmark"].get(k) for k in ASKED if k not in ("path", "max_new_tokens")}
         asked.append(benchmark | {"decoding": run["identity"].get("decoding"), "clips": run.get("clips_sha256")})
-    # Evaluations written by earlier versions do not say which clips they heard.
+    # Evaluations written by earlier versions do not record their clips.
     known = [name for name in asked[0] if name != "clips" or all(side[name] for side in asked)]
     differs = [name.replace("_", " ") for name in known if asked[0][name] != asked[1][name]]
     return {"differs": " and ".join(differs)} if differs else {}
@@ -249,9 +249,9 @@ def comparison_table(results: dict[str, dict[str, Any]], first: str, second: str
             continue
         but = f" (another {r['differs']})" if r.get("differs") else ""
         verdict = {"first": f"{first} is better", "second": f"{second} is better", None: "may be chance"}[r["better"]]
-        items = f"{r['n']}" + (f" ({r['left_out']} unrated left out)" if r.get("left_out") else "")
+        items = f"{r['n']}" + (f" ({r['left_out']} unrated, skipped)" if r.get("left_out") else "")
         items += " ({} and {} unanswered)".format(*r["failed"]) if r.get("failed") else ""
-        # Items that all differ alike, or one item: drawing again says nothing.
+        # All items differ equally, or a single item: resampling gives no information.
         drawn = f"{r['ci_low']:+.2f}, {r['ci_high']:+.2f}" if r["ci_low"] < r["ci_high"] else "–"
         interval = f"{r['difference']:+.2f} [{drawn}]"
         lines.append(

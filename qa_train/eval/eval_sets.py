@@ -64,7 +64,7 @@ class EvalSet:
     metric: str | None = None
     # Asked instead of a wording drawn from the bank; "{language}" becomes the record's code.
     prompt: str | None = None
-    # Leave out records whose text has fewer words.
+    # Skip records with fewer words of text.
     min_words: int = 0
     limit: int | None = 200
 
@@ -90,8 +90,8 @@ def evaluate_shards(
     carry ``answers`` to its question (all accepted), or in a chat ``answer`` (the part of the reply that must be
     right), and ``choices`` (all labels of its question).
 
-    ``clips``: encoder states kept from one call to the next, so that a frozen encoder hears each
-    held-out clip once over all stages; by default they are shared by the sets of this call.
+    ``clips``: encoder states kept from one call to the next, so that a frozen encoder encodes each held-out clip once
+    over all stages; by default they are shared by the sets of this call.
 
     Raises:
         ValueError: a set without any qualifying record.
@@ -126,8 +126,8 @@ def record_questions(eval_set: EvalSet, bank: PromptBank, storage: StorageConfig
     """
     if eval_set.metric is None and eval_set.task in _NO_DEFAULT:
         raise ValueError(
-            f"evaluation set {eval_set.name!r}: task {eval_set.task} has no metric of its own: give "
-            f"metric: {_NO_DEFAULT[eval_set.task]}, or two sets with one each"
+            f"evaluation set {eval_set.name!r}: task {eval_set.task} has no default metric: give metric: "
+            f"{_NO_DEFAULT[eval_set.task]}, or two sets with one each"
         )
     metric = eval_set.metric or task_metric(eval_set.task)
     if metric not in METRICS:
@@ -135,7 +135,7 @@ def record_questions(eval_set: EvalSet, bank: PromptBank, storage: StorageConfig
     # Waveforms are read here; the number of mel bins is the generator's business.
     reader = ClipReader(num_mel_bins=0, storage=storage)
     found: list[tuple[bytes, Question]] = []
-    left_out: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     for path in expand(eval_set.shards):
         for row in load_index(path, storage).table.to_pylist():
             record = json.loads(row["meta"])
@@ -152,11 +152,11 @@ def record_questions(eval_set: EvalSet, bank: PromptBank, storage: StorageConfig
                     tokens = prompt_tokens(question.sample, sum(clip.num_tokens for clip in clips))
                     found.append((order, replace(question, tokens=tokens)))
                     continue
-            left_out[reason] += 1
+            skipped[reason] += 1
     if not found:
         raise ValueError(
             f"evaluation set {eval_set.name!r}: no record of {list(eval_set.shards)} can be asked "
-            f"({dict(left_out) or 'the shards are empty'}): check its shards, task and where"
+            f"({dict(skipped) or 'the shards are empty'}): check its shards, task and where"
         )
     _one_tokenizer(eval_set.name, metric, [question for _, question in found])
     try:
@@ -178,7 +178,7 @@ def _one_tokenizer(name: str, metric: str, questions: Sequence[Question]) -> Non
 
 
 def _unwanted(record: dict[str, Any], eval_set: EvalSet) -> str | None:
-    """Why a record is no part of the set, or None."""
+    """Why a record is not part of the set, or None."""
     for name, wanted in eval_set.where.items():
         if record.get(name) not in (wanted if isinstance(wanted, list) else [wanted]):
             return "filtered by where"

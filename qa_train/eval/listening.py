@@ -1,4 +1,4 @@
-"""The listening probe: does an answer change when the model hears something else?"""
+"""The listening probe: does an answer change when the audio changes?"""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ def listening_probe(
     """Up to ``count`` questions asked again in three ways: {"again", "silence", "other_clip", "listens"}.
 
     ``again`` is the control: the share of answers that change when the same clip is asked again. Endpoints, and
-    bfloat16 in batches of other items, do not repeat themselves. Against those second answers stand the ones to silence
-    of the same length and to another item's clip, cut or repeated to the same length: who counts seconds hears nothing.
+    bfloat16 in batches of other items, do not repeat themselves. Those second answers are compared with the answers to
+    silence of the same length and to another item's clip, cut or repeated to the same length, so a model that only uses
+    clip length is not counted as listening.
 
     ``listens`` is True when one of the two shares lies above ``DEAF_PERCENT`` and above the control's, each by its 95 %
     interval; False when both lie below ``DEAF_PERCENT``; None when that cannot be told. None instead of all: no clips.

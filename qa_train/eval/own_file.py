@@ -19,7 +19,7 @@ from qa_train.utils.atomic import write_text
 
 @dataclass(frozen=True)
 class Asked:
-    """A benchmark with its items: the rows as they are scored, and the questions as they are put."""
+    """A benchmark with its items: the rows to score, and the questions to ask."""
 
     benchmark: Benchmark
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -94,7 +94,7 @@ def _names(keys: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
 
 
 def write_own_answers(path: Path, asked: Sequence[Asked], out: Path) -> None:
-    """``out/predictions.jsonl``: the lines of the file, in its order, with what the model said to each."""
+    """``out/predictions.jsonl``: the lines of the file, in its order, with the model's answer to each."""
     said: dict[tuple[str, str], dict[str, Any]] = {}
     places: dict[int, tuple[str, str]] = {}
     for one in asked:

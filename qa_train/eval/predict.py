@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 # letter, which the script would not know; its README and its code name the key differently, so both are there.
 OFFICIAL = "model_output.json"
 RESULTS = ("run.json", "predictions.jsonl", "scores.json", "judgements.jsonl", OFFICIAL)
-# What a run.json must have in common with a new one for the probe and the scores beside it to stand.
+# What a run.json must have in common with a new one for the probe and the stored scores to stay valid.
 SAME_RUN = {"identity", "clips_sha256", "predictions_sha256"}
 # Fields of a row that its prediction keeps.
 KEPT = ("group", "question", "meta_info", "task_name", "dataset_name", "choices", "difficulty", "messages", "audios")
@@ -57,7 +57,7 @@ def question_of(benchmark: Benchmark, row: Mapping[str, Any]) -> Question:
     if benchmark.metric not in (UNSCORED, *JUDGED, *WITHOUT_REFERENCE) and not any(references):
         raise ValueError(f"benchmark {benchmark.name}, item {row['id']}: no reference to score by {benchmark.metric}")
     clips = (AudioPart(0),) if row["audio"] else ()
-    # A benchmark's own base prompt holds language tags that are meant as such; a question of its rows does not.
+    # A benchmark's own base prompt may contain language tags as control tokens; a question of its rows may not.
     text = (TextPart(prompt, trusted=benchmark.template == "base"),) if prompt else ()
     language = row.get("language") or benchmark.language
     sample = Sample(
@@ -170,7 +170,7 @@ def _drop_results(out: Path, names: Sequence[str] = RESULTS) -> None:
 
 
 def _recorded(out: Path) -> dict[str, Any]:
-    """The run.json of the folder; {} where there is none that can be read."""
+    """The run.json of the folder; {} if it is missing or unreadable."""
     try:
         return dict(json.loads((out / "run.json").read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError):

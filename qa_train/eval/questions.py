@@ -1,11 +1,11 @@
-"""Evaluation data as questions: what the model is asked, what counts as right, by which metric.
+"""Evaluation data as questions: prompt, accepted answers, and metric.
 
 A line of an evaluation file is either the released format of Qwen2-Audio's evaluation,
 ``{"audio": path, "prompt": text, "gt": text, "source": name}``, asked in the base format, or a
 chat, ``{"messages": [...], "audios": [...]}``, asked in ChatML; a chat's last assistant turn, or
 its ``gt``, is the reference. Optional fields of both: ``metric``, ``language`` (of the reference),
 ``choices`` (all labels of the question), ``gt`` as a list of accepted labels, ``task`` as ``data to-jsonl`` writes it.
-Of a chat without ``gt``, the ``captions`` and ``answers`` that are beside its last turn are accepted too.
+Of a chat without ``gt``, the ``captions`` and ``answers`` of its last turn are accepted too.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def accepted_answers(record: dict[str, Any], metric: str, answer: str | None) ->
 
 
 def _question(row: dict[str, Any], key: str, folder: Path, max_duration_s: float) -> Question:
-    # The released format has a prompt too, and says what is right in gt.
+    # The released format has a prompt too, and the reference in gt.
     chat = is_chat({name: value for name, value in row.items() if name != "prompt" or "gt" not in row})
     if chat:
         sample, clips, prompt, answer = _chat(row, key)

@@ -34,7 +34,7 @@ class Recordings:
     """Clips of a benchmark by their sound."""
 
     def __init__(self, clips: Mapping[str, Path]) -> None:
-        """``clips``: {item: path}. Unreadable and steady ones are left out: ``len`` says how many stay."""
+        """``clips``: {item: path}. Unreadable and steady ones are skipped: ``len`` is the number of the others."""
         self._clips = clips
         made = []
         for item, path in clips.items():

@@ -45,9 +45,9 @@ def score_folder(
 ) -> dict[str, Any]:
     """Score one benchmark's folder (predictions.jsonl, run.json); writes and returns its scores.json.
 
-    ``reference``: the folder of the same benchmark of a fixed system, which the judge rates beside. What a judge said
-    of each item is written to judgements.jsonl. ``current``: the benchmark as its table has it now; its metric, rule
-    and published numbers are used then.
+    ``reference``: the folder of the same benchmark of a fixed system, which the judge also rates. The judge's reply to
+    each item is written to judgements.jsonl. ``current``: the benchmark as its table has it now; its metric, rule and
+    published numbers are used then.
 
     Raises:
         ValueError: a folder without predictions, predictions that were changed, that answer other questions than
@@ -88,7 +88,7 @@ def score_folder(
 
 
 def refuse_changed(predictions: Path) -> str:
-    """The file's digest. ValueError: it is not what the model answered, as far as the run.json beside it tells."""
+    """The file's digest. ValueError: it is not what the model answered, according to its run.json."""
     run, found = predictions.parent / "run.json", file_digest(predictions)
     recorded = json.loads(run.read_text(encoding="utf-8")).get("predictions_sha256") if run.is_file() else None
     if recorded not in (None, found):
@@ -124,14 +124,14 @@ def _without_folders(doubts: dict[str, Any], folders: Sequence[str]) -> dict[str
 
 
 def _doubts(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
-    """What a reader must know to believe the number: failures, references no answer can meet, unknown languages."""
+    """Caveats of the number: failures, references no answer can meet, unknown languages."""
     found: dict[str, Any] = {}
     if errors := [row["error"] for row in rows if row.get("error")]:
         found["first_error"] = errors[0]
     if benchmark.metric in ("choice", "airbench"):
         found["right_is_no_option"] = sum(row["gt"] not in (row.get("choices") or ()) for row in rows)
     if benchmark.metric in ("mmau", "tokens"):
-        # By words, as they are scored: "Man" is right where the option is "man".
+        # By words, as in scoring: "Man" is right where the option is "man".
         options = [(str(row["gt"]), row.get("choices") or ()) for row in rows]
         found["right_is_no_option"] = sum(not any(tokens_match(gt, c, among) for c in among) for gt, among in options)
     if benchmark.metric == "contains":
@@ -150,7 +150,7 @@ def score_rows(
 ) -> tuple[dict[str, Any], list[Judgement]]:
     """Value, interval, counts, breakdowns and worst cases of a benchmark's predictions; and a judge's items.
 
-    Without a judge, a judged benchmark has ``value`` None and says what is missing; so has one of silence alone.
+    Without a judge, a judged benchmark has ``value`` None and the reason; so has one of silence only.
     """
     if benchmark.metric == UNSCORED:
         return {"value": None, "n": len(rows), "why": benchmark.rule or "no metric: answers only"}, []

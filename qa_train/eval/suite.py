@@ -1,4 +1,4 @@
-"""`qa-train eval`: benchmarks from a checkpoint to a report; predicting and scoring can be run apart."""
+"""`qa-train eval`: benchmarks from a checkpoint to a report; predicting and scoring can be run separately."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def evaluate(options: EvalConfig) -> int:
         if not main or options.step == "predict":
             return 0
     results = score_benchmarks(options, out)
-    # Answers that are scored again may be anybody's: what they call their clips is looked for in the named data only.
+    # Answers that are scored again may be from anyone: their clips are searched in the named data only.
     print(write_reports(out, results, _data_root(options) if options.step == "score" else None))
     print(f"predictions, scores and report.html: {out}")
     return 0
@@ -82,7 +82,7 @@ def _compare(options: EvalConfig) -> int:
 
 
 def _asked(options: EvalConfig) -> list[Asked]:
-    """What the options ask: the items of benchmarks, or of a file of questions. All data are read here."""
+    """The items requested by the options: of benchmarks, or of a file of questions. All data are read here."""
     if options.data is not None:
         if options.benchmarks is not None:
             raise ValueError("eval: give data= or benchmarks=, not both")
@@ -199,7 +199,7 @@ def score_benchmarks(options: EvalConfig, out: Path) -> dict[str, dict[str, Any]
 
 
 def _reference(options: EvalConfig, folder: Path) -> Path | None:
-    """Where the reference system's answers to a judged benchmark lie. ValueError: they are not there."""
+    """The folder of the reference system's answers to a judged benchmark. ValueError: they are missing."""
     metric = json.loads((folder / "run.json").read_text(encoding="utf-8"))["benchmark"]["metric"]
     if options.judge.reference is None or metric not in JUDGED:
         return None

@@ -57,7 +57,7 @@ def export(
         raise ValueError(f"{out} is not an empty folder: choose another place for the export")
     name_accelerator()
     folder = find_checkpoint(checkpoint)
-    # Adapters answer the probe as they were trained, beside their base: so the merge is part of what is proved.
+    # Adapters answer the probe unmerged, as trained, so the merge is part of what is verified.
     if has_adapters(folder):
         model, processor = load_adapted(folder, verify=verify)
     else:

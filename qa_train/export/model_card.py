@@ -41,7 +41,7 @@ def model_card(
     and those of the runs that it started from, as long as they are found. ``results``: the folder of a
     ``qa-train eval``, shown as a table and in the front matter as model hubs read it (its answers must be of these
     ``weights``, a digest); or a quickstart's ``results.json``. Shards are named without their folders, so that a
-    published card says nothing of the machine. ValueError if ``results`` cannot be read.
+    published card reveals nothing about the machine. ValueError if ``results`` cannot be read.
     """
     front: dict[str, Any] = {
         "library_name": "transformers",
@@ -182,5 +182,5 @@ def _stage(config: dict[str, Any], environments: list[dict[str, Any]], step: int
 
 
 def _number(value: Any) -> str:
-    """A number as it is read; plain text where an environment variable stands for one."""
+    """A number as read; plain text if it is a reference to an environment variable."""
     return f"{value:g}" if isinstance(value, int | float) else plain(value)

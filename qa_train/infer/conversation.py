@@ -43,7 +43,7 @@ class Conversation:
     def ask(self, waves: Iterable[np.ndarray], text: str, write: Callable[[str], None]) -> Answer:
         """Send one user turn; the answer is handed to ``write`` as it appears, and remembered.
 
-        A text may say where its clips are heard (``<audio>``); else they come first.
+        A text may mark the positions of its clips (``<audio>``); else they come first.
 
         Raises:
             ValueError: neither a clip nor text, or marks of other clips than those given.
@@ -53,7 +53,7 @@ class Conversation:
             raise ValueError("nothing to send: give text, a recording, or both")
         if self.template == "base":
             self.clear()
-        # Only the base format knows prompts with language tags; what a chat user types stays text.
+        # Only the base format has prompts with language tags; what a chat user types stays text.
         asked = user_message(text, len(waves), trusted=self.template == "base", first=len(self.waves))
         messages = (*self.messages, asked)
         heard = (*self.waves, *waves)
@@ -85,7 +85,7 @@ def read_recording(path: Path | str) -> np.ndarray:
 
 
 def record(seconds: float) -> np.ndarray:
-    """So many seconds of the default microphone, 16 kHz mono.
+    """Record the default microphone for this many seconds, 16 kHz mono.
 
     Raises:
         ValueError: the length is not sensible, or there is no library or microphone to record with.
@@ -115,7 +115,7 @@ def chat(options: ChatConfig, *, lines: TextIO | None = None, out: TextIO | None
         ValueError: unreadable checkpoint or recording.
     """
     out = out or sys.stdout
-    # A wrong path should be said before minutes of loading.
+    # Report a wrong path before minutes of loading.
     paths = [options.audio] if isinstance(options.audio, str) else list(options.audio or ())
     waves = [read_recording(path) for path in paths]
     model, processor = load_answering_model(

@@ -1,4 +1,4 @@
-"""Clips as the encoder hears them, each encoded once however often it is asked about.
+"""Encoded clips, each encoded once however many questions it has.
 
 Evaluation asks several questions about the same recording, and a frozen encoder gives the same
 states after every training stage: encoding is then the largest part of the work saved.

@@ -47,13 +47,13 @@ class Job:
         """Jobs of one group may share a batch."""
         draw = self.decoding
         if draw.temperature > 0 and not self.any_seed:
-            # What a seed draws depends on the rows beside it: such a job is answered alone.
+            # Draws of a seed depend on the other rows of the batch: such a job is answered alone.
             return (id(self),)
         return (self.model, draw.temperature, draw.top_p)
 
 
 class Engine:
-    """Answers jobs with the generators by name, in a thread of its own."""
+    """Answers jobs with the generators by name, in a separate thread."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Engine:
                 job.on_end(answer)
 
     def _next(self) -> list[Job] | None:
-        """The next batch: the oldest job and what fits beside it; None when closed."""
+        """The next batch: the oldest job and others that fit; None when closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             if self._closed:

@@ -2,7 +2,7 @@
 
 1. ``plan_batches``: items of like length share a batch, within a token budget.
 2. Prompt ids by the training code's own template, clips encoded unpadded (each once:
-   ``encoded.EncodedClips``), so that a model is asked exactly as it was taught.
+   ``encoded.EncodedClips``), so that questions have exactly the form of training.
 3. One prefill and decode per batch; answers in the order of the items.
 
 Shapes: R rows of a batch, L prompt length, T audio tokens of all clips, E encoder width.
@@ -50,7 +50,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said. ``text`` keeps tags such as ``<|en|>`` and has no end tokens."""
+    """The model's answer. ``text`` keeps tags such as ``<|en|>`` and has no end tokens."""
 
     text: str
     # The answer reached max_new_tokens without ending itself.
@@ -73,7 +73,7 @@ class Decoding:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """ValueError for temperatures that divide the scores by almost nothing: no number is left of them."""
+        """ValueError for temperatures so low that dividing the scores by them overflows."""
         if not (self.temperature <= 0 or LEAST_TEMPERATURE <= self.temperature < float("inf")):
             raise ValueError(
                 f"temperature is {self.temperature!r}; expected 0 (greedy), or {LEAST_TEMPERATURE:g} and more"
@@ -88,7 +88,7 @@ class Decoding:
             "num_beams": 1,
             "repetition_penalty": 1.0,
         }
-        # A checkpoint's generation_config must not add limits of its own: every option is explicit.
+        # A checkpoint's generation_config must not add limits: every option is explicit.
         if self.temperature > 0:
             options |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
         else:
@@ -106,7 +106,7 @@ def plan_batches(lengths: Sequence[int], *, rows: int, tokens: int, new_tokens: 
     """Group item numbers, longest first, so that rows x (longest prompt + new tokens) fits ``tokens``.
 
     Longest first, so that a memory shortage shows in the first batch and not in the last one.
-    A single item over the budget is a batch of its own.
+    A single item over the budget is a separate batch.
     """
     batches: list[list[int]] = []
     longest = 0
@@ -121,7 +121,7 @@ def plan_batches(lengths: Sequence[int], *, rows: int, tokens: int, new_tokens: 
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Sampling draws from torch's global generators: set them, and give them back as they were."""
+    """Sampling draws from torch's global generators: set them, and restore them."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -142,7 +142,7 @@ class Generator:
     ) -> None:
         """batch_size: most rows of a batch; token_budget: most prompt + new tokens of a batch.
 
-        ``clips``: encoder states to reuse and to add to; by default an empty store of its own. The
+        ``clips``: encoder states to reuse and to add to; by default a new, empty store. The
         encoder's weights are hashed here: a generator must not outlive a change of them.
         """
         if batch_size < 1 or token_budget < 1:
@@ -187,7 +187,7 @@ class Generator:
     def stream_rows(self, rows: Sequence[Row], decoding: Decoding) -> list[Answer]:
         """Answer all rows in one batch; each writes its text as it appears and ends at its own limit.
 
-        ``decoding`` says how tokens are drawn; its ``max_new_tokens`` is not used here. The caller bounds the batch.
+        ``decoding``: how tokens are drawn; its ``max_new_tokens`` is not used here. The caller bounds the batch.
         """
         options = replace(decoding, max_new_tokens=max(row.max_new_tokens for row in rows))
         return self._answer([Item(row.sample, row.waves) for row in rows], options, decoding.seed, rows=rows)

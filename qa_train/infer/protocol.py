@@ -2,7 +2,7 @@
 
 Audio comes as ``input_audio`` parts ({"data": base64, "format": "wav"}), or as data URLs in parts that mean sound
 (``qa_train.data.text.content``). Nothing is fetched from an address.
-A setting that would change the answer and is not known here is refused, not ignored.
+An unknown setting that would change the answer is refused, not ignored.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
 }
-# Said about a request, without influence on its answer.
+# Information about a request, without influence on its answer.
 _HARMLESS = (
     "user",
     "metadata",
@@ -51,10 +51,10 @@ _HARMLESS = (
 
 
 class ApiError(Exception):
-    """A request that is answered with an error; the message says what was found and what to do."""
+    """A request that is answered with an error; the message has the finding and the remedy."""
 
     def __init__(self, status: int, message: str, *, code: str = "invalid_request", param: str | None = None) -> None:
-        # What the client sent is part of many messages, whatever its length.
+        # Many messages quote the client's input, which may be long.
         message = message if len(message) <= _MOST_SAID else f"{message[:_MOST_SAID]} ..."
         super().__init__(message)
         self.status, self.message, self.code = status, message, code
@@ -68,7 +68,7 @@ class ApiError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may ask for."""
+    """Limits of one request."""
 
     max_duration_s: float = 120.0
     max_clips: int = 16
@@ -133,7 +133,7 @@ def parse(
 def _check_settings(found: dict[str, Any]) -> None:
     for name, value in found.items():
         if name in _FIXED and value not in _FIXED[name]:
-            raise ApiError(400, f"{name}={value!r} is not supported here; leave it out", param=name)
+            raise ApiError(400, f"{name}={value!r} is not supported here; remove it", param=name)
         if name not in _KNOWN and name not in _FIXED and name not in _HARMLESS:
             raise ApiError(400, f"unknown setting {name!r}; known are {', '.join(_KNOWN)}", param=name)
 
@@ -209,7 +209,7 @@ def _conversation(
 
 
 def _check_texts(messages: list[Message]) -> None:
-    """Refuse what would take seconds to tokenize, or is no Unicode."""
+    """Refuse what would take seconds to tokenize, or is not Unicode."""
     parts = [part for message in messages for part in message.content if isinstance(part, TextPart)]
     characters = sum(len(part.text) for part in parts)
     if characters > MAX_TEXT_CHARACTERS:
@@ -250,7 +250,7 @@ def _content(
                 made.append(TextPart(text, trusted=template == "base"))
                 continue
             if part.mark or role != "user":
-                what = f"a text holds {part.mark}, which stands for sound" if part.mark else f"sound from {role!r}"
+                what = f"a text holds {part.mark}, which marks sound" if part.mark else f"sound from {role!r}"
                 raise ApiError(400, f"{place}: {what}: send clips as input_audio from user", param=place)
             if len(waves) == limits.max_clips:
                 raise ApiError(400, f"{place}: more than {limits.max_clips} clips in one conversation", param=place)

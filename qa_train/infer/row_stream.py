@@ -1,6 +1,5 @@
-"""Rows of a batch that is being answered: each hands on its text as it appears, and ends by itself.
-
-Rows of one batch may have limits of their own, and one may be given up (its reader has gone) while the others go on.
+"""Rows of a batch that is being answered: each emits its text as it appears, and ends by itself. Rows of one batch may
+have separate limits, and one may be given up (its reader has gone) while the others go on.
 """
 
 from __future__ import annotations
@@ -93,7 +92,7 @@ class Numbers(LogitsProcessor):
     """Ends an answer whose scores [R, V] are no numbers: the likeliest of them would be an empty text."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        """The scores as they are; ValueError when one is NaN."""
+        """The unchanged scores; ValueError when one is NaN."""
         if torch.isnan(scores).any():
             raise ValueError(
                 "the model's scores are not numbers (NaN): its weights are damaged, or overflow in their precision; "

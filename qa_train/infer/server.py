@@ -85,7 +85,7 @@ class Service:
         return asked, count_tokens(self.generators[asked.model], asked, self.engine.token_budget)
 
     async def _decoded(self, request: Request, read: Callable[[], T], given_up: threading.Event) -> T:
-        """What ``read`` gives in a thread of the decoders, which is told when its client goes or its time is over."""
+        """The result of ``read`` in a decoder thread, which is told when its client disconnects or its time is over."""
         work = asyncio.get_running_loop().run_in_executor(self.decoders, read)
         until = time.monotonic() + self.options.decode_timeout_s
         try:
@@ -98,7 +98,7 @@ class Service:
             return work.result()
         finally:
             given_up.set()
-            # Of one that has not begun nothing is done; the other's last word interests nobody.
+            # One that has not started is cancelled; the result of the other is discarded.
             work.cancel()
             work.add_done_callback(lambda done: done.cancelled() or done.exception())
 
@@ -141,7 +141,7 @@ class Service:
 class Admission:
     """ASGI middleware: at most ``max_requests`` questions at a time, from the first byte to the last one sent.
 
-    Also the one place where what nobody expected is told: a line in the log, and 500 if nothing was sent yet.
+    Also the one place that reports unexpected errors: a line in the log, and 500 if nothing was sent yet.
     """
 
     def __init__(self, app: Any, service: Service) -> None:
@@ -189,7 +189,7 @@ class Admission:
             log.error("%s %.200s failed: %s", scope["method"], scope["path"], one_line(error))
             log.debug("where it failed", exc_info=True)
             if not begun:
-                failed = ApiError(500, "the server failed; its log says why", code="internal")
+                failed = ApiError(500, "the server failed; see its log", code="internal")
                 await JSONResponse(failed.body(), status_code=500)(scope, receive, send)
 
 
@@ -217,7 +217,7 @@ def application(service: Service) -> Starlette:
         service.decoders.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(service.engine.close)
 
-    # A page of another site can make a browser send requests here under a name of its own (DNS rebinding).
+    # A page of another site can make a browser send requests here under its own name (DNS rebinding).
     hosts = ["*"] if service.options.host not in _LOOPBACK else [*_LOOPBACK[:2], "[::1]"]
     return Starlette(
         routes=[
@@ -267,7 +267,7 @@ def _examples(folder: str | None) -> dict[str, Path]:
     if folder is None:
         return {}
     if not Path(folder).is_dir():
-        raise ValueError(f"serve: no folder {folder} with example clips: correct examples=, or leave it out")
+        raise ValueError(f"serve: no folder {folder} with example clips: correct examples=, or remove it")
     return {path.name: path for path in sorted(Path(folder).iterdir()) if path.suffix.lower() in _EXAMPLES}
 
 
@@ -320,7 +320,7 @@ def serve(options: ServeConfig) -> int:
     counts = ("max_requests", "batch_size", "max_new_tokens", "max_clips", "decode_workers")
     if min(getattr(options, name) for name in counts) < 1:
         raise ValueError(f"serve: {', '.join(counts)} must be at least 1")
-    # A wrong address should be said before minutes of loading.
+    # Report a wrong address before minutes of loading.
     listener = _listen(options.host, options.port)
     host, port = listener.getsockname()[:2]
     service = Service(open_models(options), options)

@@ -32,8 +32,8 @@ def count_tokens(generator: Generator, asked: Request, token_budget: int) -> int
     if tokens + asked.max_new_tokens > room:
         raise ApiError(
             400,
-            f"the conversation has {tokens} tokens, and {asked.max_new_tokens} for the answer come to "
-            f"more than the {room} that fit: start a new conversation, send shorter clips, or ask for fewer tokens",
+            f"the conversation has {tokens} tokens, and {asked.max_new_tokens} for the answer exceed the {room} that "
+            "fit: start a new conversation, send shorter clips, or ask for fewer tokens",
             code="context_length_exceeded",
             param="messages",
         )
@@ -57,7 +57,7 @@ class Turn:
         self._news: asyncio.Queue[str | Answer | BaseException] = asyncio.Queue()
 
     async def whole(self, gone: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
-        """The answer in one piece; ``gone`` tells whether the client still waits."""
+        """The answer in one piece; ``gone``: whether the client has disconnected."""
         pieces = [piece async for piece in self._pieces(gone)]
         return self.reply.whole("".join(pieces), self._finish, self._usage())
 
@@ -90,7 +90,7 @@ class Turn:
             while True:
                 news = await self._next_news(gone)
                 if isinstance(news, BaseException):
-                    raise ApiError(500, "the model failed; the server's log says why", code="model") from news
+                    raise ApiError(500, "the model failed; see the server's log", code="model") from news
                 if isinstance(news, Answer):
                     break
                 yield news
@@ -109,7 +109,7 @@ class Turn:
 
     def _tell(self, news: str | Answer | BaseException) -> None:
         """Called in the engine's thread."""
-        # At the very end of the server's life the loop is closed, and nobody is left to hear it.
+        # At the end of the server the loop is closed, and no client is left.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._news.put_nowait, news)
 

@@ -1,7 +1,7 @@
 """A small client of OpenAI-compatible chat endpoints: one call, tried again with growing waits.
 
 Retried: no connection, time-outs, 408, 409, 429 and 5xx, and answers that are not the JSON expected. Not retried:
-other 4xx, which say that the key or the model is wrong, or (400, 413, 422) perhaps this one request. The key comes
+other 4xx, which mean that the key or the model is wrong, or (400, 413, 422) perhaps this one request. The key comes
 from an environment variable and is never written anywhere.
 """
 
@@ -31,17 +31,17 @@ class ItemRefused(ValueError):
 
 
 class CallFailed(Exception):
-    """A call that failed after all retries; the text says why, last cause first."""
+    """A call that failed after all retries; the text has the causes, last one first."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What the endpoint said."""
+    """The endpoint's reply."""
 
     text: str
     # "stop", "length", "content_filter", ...
     finish: str = "stop"
-    # The endpoint declined; ``text`` is what it said instead.
+    # The endpoint declined; ``text`` is its reply.
     refused: bool = False
     prompt_tokens: int = 0
     completion_tokens: int = 0

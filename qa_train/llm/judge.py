@@ -31,7 +31,7 @@ REFUSED_AT_FIRST = 8
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge said to one prompt."""
+    """The judge's reply to one prompt."""
 
     text: str = ""
     refused: bool = False
@@ -118,7 +118,7 @@ class Judge:
                 known[key] = Verdict(**row)
             except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
                 # The line that a killed process was writing; its prompt is asked again.
-                log.warning("%s: a damaged line is left out", self.cache)
+                log.warning("%s: a damaged line is skipped", self.cache)
         return known
 
     def _key(self, prompt: str) -> str:
@@ -189,7 +189,7 @@ class Judge:
         return verdict
 
     def facts(self, template: str) -> dict[str, Any]:
-        """What a result must say about its judge."""
+        """The description of the judge in a result."""
         return {
             "judge": self.model,
             "judge_temperature": 0.0,

@@ -122,12 +122,12 @@ def load_model(
         device: where the model goes.
         dtype: of its weights.
         verify: compare the files with the checksums of the run's manifest, if there is one.
-        allow_missing: patterns (as of file names) of weights that may be missing; they begin anew, drawn by ``seed``.
-        seed: see there.
+        allow_missing: patterns (as of file names) of weights that may be missing; they are initialized randomly from
+        ``seed``. seed: see there.
 
     Raises:
-        ValueError: there is no whole checkpoint, or it brings code, or was changed since it was saved, or its weights
-            do not fit its configuration or are no numbers.
+        ValueError: there is no complete checkpoint, or it contains code, was changed since it was saved, or its weights
+        do not fit its configuration or are not finite.
     """
     place = find_checkpoint(source)
     model: Model
@@ -180,7 +180,7 @@ def load_answering_model(
 def load_adapted(folder: str | Path, *, verify: bool = True) -> tuple[Any, Qwen2AudioProcessor]:
     """The adapters of a checkpoint on their base, not merged, in evaluation mode on the CPU; and the processor.
 
-    ValueError if the base is not there, or is another than the adapters were trained on, or adapters are missing.
+    ValueError if the base is missing, or is not the one that the adapters were trained on, or adapters are missing.
     """
     folder = open_folder(folder, verify=verify)
     cfg, seed, digest = _base_of(folder)
@@ -189,8 +189,7 @@ def load_adapted(folder: str | Path, *, verify: bool = True) -> tuple[Any, Qwen2
 
 
 def check_checkpoint(source: str | Path, *, verify: bool = True) -> int:
-    """Look at all that `load_model` would, but for the values of the weights; the number of tensors found.
-
+    """Check everything that `load_model` would, except the values of the weights; returns the number of tensors.
     ValueError as there.
     """
     folder = open_folder(find_checkpoint(source), verify=verify)
@@ -268,7 +267,7 @@ def find_checkpoint(source: str | Path) -> str:
             raise ValueError(f"{path} has no finished checkpoint (checkpoint-N with weights and {MANIFEST})")
         path = max(whole, key=lambda p: int(p.name.removeprefix("checkpoint-")))
     if not _has_weights(path) and not has_adapters(path):
-        raise ValueError(f"{path} is no model folder: config.json or model.safetensors (or its index) is missing")
+        raise ValueError(f"{path} is not a model folder: config.json or model.safetensors (or its index) is missing")
     return str(path)
 
 
@@ -295,14 +294,14 @@ def _load_processor(folder: Path, config: Any) -> Qwen2AudioProcessor:
     found, expected = token_id(processor.tokenizer, AUDIO), config.audio_token_id
     if found != expected:
         raise ValueError(
-            f"{folder}: {AUDIO} is token {found} of the tokenizer and {expected} of the model, so audio would land "
-            "elsewhere: put the tokenizer beside the weights that it was trained with"
+            f"{folder}: {AUDIO} is token {found} of the tokenizer and {expected} of the model, so audio would be "
+            "misplaced: use the tokenizer that the weights were trained with"
         )
     bins, expected = processor.feature_extractor.feature_size, config.audio_config.num_mel_bins
     if bins != expected:
         raise ValueError(
             f"{folder}: the feature extractor makes {bins} mel bins and the encoder takes {expected}: "
-            "put the processor's files of this model beside the weights"
+            "put the processor's files of this model next to the weights"
         )
     return processor
 
@@ -312,7 +311,7 @@ def _read_processor(folder: Path, config: Any) -> Qwen2AudioProcessor:
     if any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
         return read_processor(folder)
     if not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"{folder} has no tokenizer.json: save the tokenizer beside the weights")
+        raise ValueError(f"{folder} has no tokenizer.json: save the tokenizer next to the weights")
     return make_processor(read_tokenizer(folder), config)
 
 
@@ -325,7 +324,7 @@ def _tokenizer(cfg: ModelConfig, llm: LanguageModelSource) -> PreTrainedTokenize
             )
         return load_tokenizer(cfg.tokenizer)
     if llm.tokenizer is None:
-        raise ValueError("model.tokenizer is null and the LLM starts from nothing: set it, e.g. builtin:nano")
+        raise ValueError("model.tokenizer is null and the LLM starts from random weights: set it, e.g. builtin:nano")
     return llm.tokenizer
 
 
@@ -340,7 +339,7 @@ def _config(encoder: EncoderSource, llm: LanguageModelSource, tokenizer: PreTrai
     text.eos_token_id = token_id(tokenizer, TURN_END)
     # A padding id would switch off the gradient of <|endoftext|>, which ends the base format's answers.
     text.pad_token_id = None
-    # The class has an untied head; a file that says otherwise loses it in some releases of transformers.
+    # The class has an untied head; a file with another setting loses it in some releases of transformers.
     text.tie_word_embeddings = False
     config = Qwen2AudioConfig(
         audio_config=encoder.config, text_config=text, audio_token_index=token_id(tokenizer, AUDIO)
@@ -361,7 +360,7 @@ def _fill_llm(model: Model, llm: LanguageModelSource, tokenizer: PreTrainedToken
 
 
 def _extended(rows: torch.Tensor, new: list[int], size: int) -> torch.Tensor:
-    """[V, D] -> [size, D]: the rows, with their mean wherever ``new`` says or nothing was."""
+    """[V, D] -> [size, D]: the rows, with their mean for ``new`` and added ones."""
     mean = rows[: min(new, default=len(rows))].mean(0, dtype=torch.float32).to(rows.dtype)
     extended = mean.repeat(size, 1)
     extended[: len(rows)] = rows

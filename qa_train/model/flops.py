@@ -124,7 +124,7 @@ class Regime:
 
     @classmethod
     def of(cls, cfg: ModelConfig) -> Regime:
-        """What trains under this configuration. Gradients pass through an encoder with adapters as through one that
+        """The trained parts of this configuration. Gradients pass through an encoder with adapters as through one that
         trains."""
         frozen, lora = set(cfg.freeze), set(cfg.lora.parts)
         return cls(
@@ -205,8 +205,8 @@ def training_flops(shapes: Shapes, work: Work, regime: Regime, *, causal: bool =
 def six_n_flops(shapes: Shapes, work: Work, regime: Regime) -> float:
     """The usual estimate "6 N per token", for comparison with published figures.
 
-    N are the weights of linear layers and head; every token meets the head, supervised or not; attention and
-    convolutions are left out. 6 becomes 4 for a frozen LLM and 2 for a frozen encoder.
+    N are the weights of linear layers and head; every token meets the head, supervised or not; without attention and
+    convolutions. 6 becomes 4 for a frozen LLM and 2 for a frozen encoder.
     """
     tokens = sum(work.documents)
     llm = shapes.llm_weights + shapes.width * shapes.vocab

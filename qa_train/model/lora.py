@@ -1,4 +1,4 @@
-"""Low-rank adapters through peft: what they sit on, what a checkpoint of them holds, and how they come back.
+"""Low-rank adapters through peft: target layers, contents of a checkpoint, and loading.
 
 A checkpoint of a run with adapters is a folder in peft's own format (``adapter_model.safetensors``,
 ``adapter_config.json``), with the projector if it trains, and ``base.json``: how to build the model that the adapters
@@ -51,7 +51,7 @@ class Adapters:
     base: dict[str, Any]
 
     def write_base(self, folder: Path) -> None:
-        """Put the record of the base beside the adapters, in place of peft's empty form of a model card."""
+        """Put the record of the base next to the adapters, in place of peft's empty form of a model card."""
         (folder / "README.md").unlink(missing_ok=True)
         (folder / _BASE).write_text(json.dumps(self.base, indent=2, sort_keys=True) + "\n")
 
@@ -75,7 +75,7 @@ def plan_adapters(model: nn.Module, cfg: ModelConfig, *, seed: int) -> Adapters 
         modules_to_save=None if "projector" in cfg.freeze else [PROJECTOR_MODULE],
         bias="none",
     )
-    # Empty tensors are weights that ZeRO-3 has cut; their digest would say nothing.
+    # Empty tensors are weights sharded by ZeRO-3; their digest would be meaningless.
     cut = any(hasattr(p, "ds_numel") for p in model.parameters())
     base = {"model": asdict(_base_config(cfg)), "seed": seed, "weights_digest": None if cut else weights_digest(model)}
     return Adapters(config, base)
@@ -84,7 +84,7 @@ def plan_adapters(model: nn.Module, cfg: ModelConfig, *, seed: int) -> Adapters 
 def add_adapters(model: nn.Module, adapters: Adapters, *, float32: bool = True) -> PeftModel:
     """``model`` with new adapters in place, which change nothing yet (their second factor is zero).
 
-    float32: adapters in float32 also beside weights of half precision; ZeRO-3 cannot mix the two.
+    float32: adapters in float32 also with weights of half precision; ZeRO-3 cannot mix the two.
     """
     from peft import get_peft_model
 
@@ -112,7 +112,7 @@ def read_base(folder: str | Path) -> tuple[ModelConfig, int, str | None]:
         model, digest = ModelConfig(**cfg), found["weights_digest"]
         places = (model.checkpoint, model.tokenizer, model.encoder.source, model.llm.source, digest)
         if not all(place is None or isinstance(place, str) for place in places):
-            raise TypeError("a place is no text")
+            raise TypeError("a path is not a text")
         if not all(isinstance(part.config, dict) for part in (model.encoder, model.llm)):
             raise TypeError("a configuration is none")
         return model, int(found["seed"]), digest

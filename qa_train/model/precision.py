@@ -19,8 +19,8 @@ _PROBE = (500, 384, 1536)
 def native_bfloat16(kind: str) -> bool:
     """Whether devices of this ``kind`` ("cpu" or "cuda") multiply bfloat16 in hardware.
 
-    On a CPU oneDNN is asked first: it knows the instructions and what ``ONEDNN_MAX_CPU_ISA`` leaves of them. It also
-    says yes where it emulates bfloat16 with AVX-512, so a yes is confirmed by timing one product. The two cases are
+    On a CPU oneDNN is asked first: it knows the instructions and the limit of ``ONEDNN_MAX_CPU_ISA``. It also reports
+    support where it emulates bfloat16 with AVX-512, so support is confirmed by timing one product. The two cases are
     far apart: native is at least twice as fast as float32, emulated a fifth of it or less.
     """
     if kind == "cuda":
@@ -62,14 +62,14 @@ def cpu_product_rate(dtype: torch.dtype) -> float:
 
 
 def compute_dtype(stored: torch.dtype, device: str | torch.device) -> torch.dtype:
-    """The type to load weights in, for answers: as they are stored, but float32 where half precision is slow."""
+    """The type to load weights in, for answers: the stored type, but float32 where half precision is slow."""
     if stored in (torch.bfloat16, torch.float16) and not native_bfloat16(torch.device(device).type):
         return torch.float32
     return stored
 
 
 def train_in_float32(model: torch.nn.Module) -> None:
-    """Turn what trains beside weights of half precision (the projector) into float32, so that small updates count."""
+    """Turn trained weights of a half-precision model (the projector) into float32, so that small updates count."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.float()

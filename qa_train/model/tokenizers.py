@@ -87,7 +87,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 
 
 def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Add what is missing of ``SPECIAL_TOKENS`` at the end of the vocabulary, and pad with ``<|endoftext|>``.
+    """Add the missing ``SPECIAL_TOKENS`` at the end of the vocabulary, and pad with ``<|endoftext|>``.
 
     Returns the tokens that were missing.
     """

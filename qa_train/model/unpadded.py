@@ -5,11 +5,11 @@ M mel bins, P joined mel columns, A audio tokens of all segments, E encoder widt
 
 The forward takes ``input_ids``, ``attention_mask`` and ``labels`` [B, L] and the audio in one of these forms:
  - ``input_features`` [M, P] with ``feature_lengths`` [S]: all segments joined on time (training);
- - ``audio_states`` [A, E]: what the encoder made of them before (a frozen encoder's cache);
+ - ``audio_states`` [A, E]: stored outputs of the encoder (a frozen encoder's cache);
  - ``input_features`` [S, M, 3000] with ``feature_attention_mask`` [S, 3000]: the stock padded form;
  - nothing, when no row has audio.
-``audio_gather`` [number of <|AUDIO|> tokens] tells which audio token stands at each of them, so that rows can
-share a clip; without it the audio tokens are taken in order.
+``audio_gather`` [number of <|AUDIO|> tokens] is the index of the audio token at each of them, so that rows can share a
+clip; without it the audio tokens are taken in order.
 
 The encoder and the LLM run on real frames and real tokens only; hidden states return as [B, L, D] with zeros
 at padding. Every forward calls encoder and projector exactly once (on a dummy clip, multiplied by zero, when no
@@ -176,7 +176,7 @@ class UnpaddedQwen2AudioModel(_StockName, Qwen2AudioModel):
                 columns = int(mel_columns(lengths, encoder.max_frames))
                 features = torch.zeros(encoder.num_mel_bins, columns)
             states = encoder(features, lengths).last_hidden_state
-        # A projector that trains beside adapters is float32, whatever the encoder is.
+        # A projector trained with adapters is float32, whatever the encoder is.
         return _Audio(self.multi_modal_projector(states.to(weight.dtype)), dummy)
 
     def _insert(
@@ -352,7 +352,7 @@ register_checkpoint_conversion_mapping(
 def encoder_states(
     model: UnpaddedQwen2AudioForConditionalGeneration, input_features: torch.Tensor, feature_lengths: torch.Tensor
 ) -> torch.Tensor:
-    """What the encoder makes of joined segments: mel [M, P] and lengths [S] -> [audio tokens, E], before the projector.
+    """The encoder's output for joined segments: mel [M, P] and lengths [S] -> [audio tokens, E], before the projector.
 
     These are the ``audio_states`` that the forward takes instead of mels when the encoder is frozen.
     """

@@ -1,7 +1,7 @@
-"""What a sample costs the model of a run beside others: so batches are packed to keep all ranks busy equally long.
+"""The relative cost of a sample for the model of a run, used to pack batches of equal cost for all ranks.
 
 A pure function of the configuration and of the model's shapes. Recomputation (``trainer.gradient_checkpointing``) is
-left out: it may change when a run is resumed, and the order of samples must not change with it.
+ignored: it may change when a run is resumed, and the order of samples must not change with it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _UNIT = Work([4], [1], 1)
 def cost_of(cfg: StageConfig, shapes: Shapes) -> Cost:
     """The cost of a sample by its lengths, in forward and backward passes of one LLM token.
 
-    Counted as in ``qa_train.model.flops``: what is frozen has no backward pass of its own, cached encoder outputs cost
-    no encoder, and a live reference is one more forward.
+    Counted as in ``qa_train.model.flops``: frozen parts have no backward pass for their weights, cached encoder outputs
+    cost no encoder, and a live reference is one more forward.
     """
     parts = [training_flops(shapes, _UNIT, Regime.of(cfg.model))]
     parts += [forward_flops(shapes, _UNIT)] * cfg.kind.reference_forwards(cfg)
@@ -54,5 +54,5 @@ def open_planned(cfg: StageConfig) -> Batches:
 
 
 def _rounded(ratio: float) -> float:
-    """Three significant digits: the order must not hang on the last bit of a float."""
+    """Three significant digits: the order must not depend on the last bit of a float."""
     return float(f"{ratio:.3g}")

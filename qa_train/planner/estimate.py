@@ -115,7 +115,7 @@ def with_offload(cfg: StageConfig, offload: str | None) -> StageConfig:
 
 
 def _trained(cfg: StageConfig) -> tuple[Trained, Trained]:
-    """What trains, for the activations of encoder and LLM."""
+    """The trained parts, for the activations of encoder and LLM."""
     frozen, lora = set(cfg.model.freeze), set(cfg.model.lora.parts)
     regime = Regime.of(cfg.model)
     precision = precision_of(cfg)
@@ -139,7 +139,7 @@ def _load(cfg: StageConfig, options: PlanConfig) -> Load:
     try:
         return from_data(cfg)
     except (ValueError, OSError) as error:
-        # The shards need not be on the machine that plans; the estimate says why it did not use them.
+        # The shards need not be on the machine that plans; the estimate reports why it did not use them.
         load = declared(
             cfg,
             clip_s=options.clip_s,
@@ -190,7 +190,7 @@ def _suggest(made: Estimate) -> list[str]:
     while more < _MOST_GPUS and zero_stage(made.cfg):
         more *= 2
         if memory(made.cfg, made.sizes, more, made.memory.activations).total <= made.gpu.memory_gib * GIB:
-            found.append(f"it fits as it is on gpus={more} (trainer.batches_per_step: a multiple of {more})")
+            found.append(f"it fits unchanged on gpus={more} (trainer.batches_per_step: a multiple of {more})")
             break
     return found or ["nothing tried here makes it fit: use LoRA (model.lora.parts), or larger GPUs"]
 

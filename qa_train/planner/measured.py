@@ -20,15 +20,15 @@ from yaml import YAMLError
 from qa_train.config import StageConfig, to_stage_config
 from qa_train.config.renamed import with_new_names
 
-# The first steps fill caches; fewer than this after them say little.
+# The first steps fill caches; fewer than this after them are not enough.
 _WARM_UP, _ENOUGH = 5, 10
-# Two runs whose batches are nearer than this cannot tell what a batch costs beside its operations.
+# Two runs with batches closer in size than this cannot show the fixed cost of a batch.
 _APART = 1.5
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of a batch of one process: ``batch_s`` beside its operations, and those at ``rate`` per second."""
+    """Seconds of a batch of one process: a fixed ``batch_s``, and its operations at ``rate`` per second."""
 
     rate: float
     batch_s: float
@@ -85,7 +85,7 @@ def steps_of(folder: Path) -> list[tuple[float, float]]:
     try:
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     except (OSError, ValueError) as error:
-        raise ValueError(f"plan: measured={folder} is no run folder that can be read: {error}") from error
+        raise ValueError(f"plan: measured={folder} is not a readable run folder: {error}") from error
     rows = [row for row in rows if row.get("useful_tflops_per_s") and "skipped_because" not in row][_WARM_UP:]
     if len(rows) < _ENOUGH:
         raise ValueError(f"plan: {folder} has {len(rows)} steps after its first {_WARM_UP}: {_ENOUGH} are needed")
@@ -105,7 +105,7 @@ def _read(folder: Path, cfg: StageConfig, processes: int) -> _Run:
         then = to_stage_config(OmegaConf.merge(OmegaConf.structured(StageConfig), stored))
         ran_on = int(json.loads((folder / "environment.json").read_text())[-1]["world_size"])
     except (OSError, ValueError, TypeError, LookupError, YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"plan: measured={folder} is no run folder that can be read: {error}") from error
+        raise ValueError(f"plan: measured={folder} is not a readable run folder: {error}") from error
     _check_kind(folder, then, cfg)
     if ran_on != processes:
         raise ValueError(

@@ -6,7 +6,7 @@ With N parameters, T of them trained, W GPUs and weights of b bytes:
  - ZeRO-1: b N, b T, and 12 T / W (a float32 copy and AdamW's two states); ZeRO-2: gradients b T / W too;
    ZeRO-3: everything / W, and the weights that are gathered at one time;
  - the buckets in which gradients travel: ``reduce_bucket_size`` elements, twice with ``overlap_comm``;
- - DeepSpeed adds up gradients in the weights' type, unless ``data_types.grad_accum_dtype`` says fp32.
+ - DeepSpeed adds up gradients in the weights' type, unless ``data_types.grad_accum_dtype`` is fp32.
 
 The formulas are those of the ZeRO paper (arXiv 1910.02054); the sizes of buckets are DeepSpeed's defaults and settings.
 """
@@ -100,7 +100,7 @@ def memory(cfg: StageConfig, sizes: Sizes, gpus: int, kept: Activations) -> Memo
 
 
 def _plain(cfg: StageConfig, sizes: Sizes, gpus: int, kept: Activations) -> Memory:
-    """Without DeepSpeed: every GPU has everything. Adapters are float32 also beside weights of half precision."""
+    """Without DeepSpeed: every GPU has everything. Adapters are float32 also with weights of half precision."""
     precision, total, trained = precision_of(cfg), sizes.parameters, sizes.trained_parameters
     b = 4 if cfg.model.lora.parts else precision.weights
     frozen = total - trained

@@ -103,7 +103,7 @@ def _time(made: Estimate) -> list[str]:
             f"at {made.mfu:.0%} of {made.gpu.bf16_tflops:g} TFLOP/s (efficiency: {source})"
             if made.pace is None
             else f"as measured in {made.pace.source}: {made.pace.rate / 1e12:.3g} TFLOP/s of one process, and "
-            f"{made.pace.batch_s:.2g} s beside for every batch"
+            f"{made.pace.batch_s:.2g} s of fixed cost per batch"
         ),
         f"the run: {cfg.trainer.max_steps:,} steps, {made.wall_hours:,.1f} hours, {made.gpu_hours:,.0f} GPU-hours",
     ]

@@ -22,7 +22,7 @@ class Sizes:
     trained: dict[str, int]
     # Parameters of the largest single weight, which ZeRO-3 gathers at once.
     largest: int
-    # Where the shapes came from, when it is not what the run will read.
+    # The source of the shapes, if it is not what the run will read.
     note: str = ""
 
     @property
@@ -60,7 +60,7 @@ def measure(cfg: ModelConfig) -> Sizes:
                 total["adapters"] += cfg.lora.r * (module.in_features + module.out_features)
     trained["adapters"] = total["adapters"]
     if cfg.lora.parts and trained["projector"]:
-        # peft trains a copy and keeps the original beside it.
+        # peft trains a copy and also keeps the original.
         total["adapters"] += trained["projector"]
     largest = max(parameter.numel() for parameter in model.parameters())
     return Sizes(Shapes.of(model.config), dict(total), {k: v for k, v in trained.items() if v}, largest, note)

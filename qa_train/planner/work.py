@@ -1,4 +1,4 @@
-"""What one micro-batch holds, and how the tasks share a run: from the shards if they are there, else as declared."""
+"""What one micro-batch holds, and how the tasks share a run: from the shards if available, else as declared."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def from_data(cfg: StageConfig) -> Load:
 
 
 def from_effective_mixture(cfg: StageConfig, seen: dict[str, Any], lengths: list[Ints]) -> Load:
-    """The load of a run whose first steps are ``seen``, and whose samples are as long as ``lengths`` says.
+    """The load of a run with first steps ``seen`` and sample lengths ``lengths``.
 
     See `qa_train.data.mixture_report.effective_mixture`.
     """
@@ -144,7 +144,7 @@ def _load(cfg: StageConfig, clip_s: float, text: float, answers: float, fill: fl
 
 
 def _shares(cfg: StageConfig, hours: dict[str, float]) -> tuple[dict[str, float], list[str]]:
-    """Shares of the samples by source, as the mixture says; hours by source where it asks for them."""
+    """Shares of the samples by source, according to the mixture; hours by source where it needs them."""
     sources = {name: source for name, source in cfg.data.sources.items() if source.weight > 0}
     if unknown := sorted(set(hours) - set(cfg.data.sources)):
         raise ValueError(f"plan: hours.{unknown[0]}: no such source; there are {', '.join(cfg.data.sources)}")

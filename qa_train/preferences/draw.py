@@ -23,29 +23,29 @@ def sampled_pairs(
     max_new_tokens: int = 64,
     seed: int = 0,
     ranker: Ranker = ByWordErrors(),  # noqa: B008 - frozen
-    left_out: Counter[str] | None = None,
+    skipped: Counter[str] | None = None,
 ) -> Iterator[Pair]:
     """Pairs for the questions about ``clips`` (training data, never held-out data), in one go.
 
-    ``ranker``: by default word error rate, for transcription questions. ``left_out`` counts, by reason, the questions
+    ``ranker``: by default word error rate, for transcription questions. ``skipped`` counts, by reason, the questions
     that make no pair because they cannot be asked.
     """
-    left_out = Counter() if left_out is None else left_out
-    questions = askable(record_questions(clips, bank), left_out)
+    skipped = Counter() if skipped is None else skipped
+    questions = askable(record_questions(clips, bank), skipped)
     decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     limits = Limits(generator.batch_size, generator.token_budget)
     drawn = answer(questions, generator, decoding, samples=samples, limits=limits)
-    yield from ranked(questions, drawn, samples, ranker, left_out)
+    yield from ranked(questions, drawn, samples, ranker, skipped)
 
 
-def askable(questions: Sequence[Question], left_out: Counter[str]) -> list[Question]:
+def askable(questions: Sequence[Question], skipped: Counter[str]) -> list[Question]:
     """The questions that a pair can hold: one user message about one clip."""
     kept = []
     for question in questions:
         if len(question.sample.messages) > 1:
-            left_out["several turns or a system prompt"] += 1
+            skipped["several turns or a system prompt"] += 1
         elif question.sample.num_clips != 1:
-            left_out["not exactly one clip"] += 1
+            skipped["not exactly one clip"] += 1
         else:
             kept.append(question)
     return kept

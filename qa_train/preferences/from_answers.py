@@ -1,4 +1,4 @@
-"""`qa-train pairs`: sample answers, rank them, write the pairs as shards, and say what they teach."""
+"""`qa-train pairs`: sample answers, rank them, write the pairs as shards, and report their statistics."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ REPORT = "pairs.report.json"
 
 @dataclass
 class Lesson:
-    """What a set of pairs teaches besides its purpose: above all, whether longer is better."""
+    """Side effects of a set of pairs: above all, whether longer is better."""
 
     pairs: int = 0
     chosen_words: float = 0.0
     rejected_words: float = 0.0
     chosen_longer: int = 0
     rejected_longer: int = 0
-    # Share, in percent, of the pairs of unequal length whose longer answer is the chosen one: 50 teaches nothing of it.
+    # Share, in percent, of the pairs of unequal length with the longer answer chosen: 50 is neutral.
     longer_wins_percent: float | None = None
     examples: list[dict[str, str]] = field(default_factory=list)
 
@@ -69,7 +69,7 @@ def pairs(options: PairsConfig) -> int:
     """Make ``out/pairs-NNN.tar`` and ``out/pairs.report.json``; several processes share the questions.
 
     The answers are kept in ``out/answers-RANK.jsonl``: the same command goes on after a kill, on any number of
-    processes, and another ``by`` or ``margin`` ranks the same answers anew.
+    processes, and another ``by`` or ``margin`` ranks the same answers again.
 
     Raises:
         ValueError: wrong options, an unreadable checkpoint, no record to ask about, or no pair far enough apart.
@@ -82,17 +82,17 @@ def pairs(options: PairsConfig) -> int:
     shards = options.shards if isinstance(options.shards, list) else [options.shards]
     metric = {"wer": "wer", "label": "contains"}.get(options.by)
     clips = EvalSet("pairs", shards, options.task, "chat", options.where, metric, limit=options.limit)
-    left_out: Counter[str] = Counter()
-    questions = askable(record_questions(clips, PromptBank.load(), options.storage), left_out)
+    skipped: Counter[str] = Counter()
+    questions = askable(record_questions(clips, PromptBank.load(), options.storage), skipped)
     drawn = _drawn(options, questions, out, ranks)
     if ranks.rank > 0:
         return 0
-    found = list(ranked(questions, drawn, options.samples, ranker, left_out))
+    found = list(ranked(questions, drawn, options.samples, ranker, skipped))
     kept = balanced(found) if options.balance else found
     if not found:
         raise ValueError(
             "pairs: no two answers were far enough apart: raise temperature= or samples=, or lower margin= "
-            f"(left out before: {dict(left_out) or 'nothing'})"
+            f"(skipped before: {dict(skipped) or 'nothing'})"
         )
     if not kept:
         raise ValueError("pairs: all longer answers were the better ones, or all shorter ones: use balance=false")
@@ -106,7 +106,7 @@ def pairs(options: PairsConfig) -> int:
             writer.write(pair.key, pair.record("train"), [pair.wave])
             lesson.add(pair)
     report = lesson.report() | {
-        "by": options.by, "left_out": dict(left_out), "left_out_for_length": len(found) - len(kept),
+        "by": options.by, "left_out": dict(skipped), "left_out_for_length": len(found) - len(kept),
     }  # fmt: skip
     if isinstance(ranker, ByJudge):
         report["judged"] = ranker.counts

@@ -1,9 +1,9 @@
 """Preference pairs from a model's own answers, ranked by a metric that can be checked or by a judge.
 
 For every clip, k answers are sampled; the best becomes ``chosen`` and the worst ``rejected`` when
-they are far enough apart: by word error rate against the transcript (`ByWordErrors`), by whether
-it says the right label (`ByLabel`; neither asks another model), or by a language model that is told
-what the recording holds (`ByJudge`).
+they are far enough apart: by word error rate against the transcript (`ByWordErrors`), by whether it contains the right
+label (`ByLabel`; neither uses another model), or by a language model that sees a description of the recording
+(`ByJudge`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from qa_train.eval.scores.prediction import Prediction
 from qa_train.eval.scores.task_metrics import word_edits
 from qa_train.llm.judge import Judge, Verdict
 
-# Questions whose answers are ranked together.
+# Number of questions ranked together.
 _RANKED = 256
 
 
@@ -96,7 +96,8 @@ class ByWordErrors:
 
 @dataclass(frozen=True)
 class ByLabel:
-    """By whether an answer says the record's label (and no other of its ``choices``): a right one against a wrong one.
+    """By whether an answer contains the record's label (and no other of its ``choices``): a right one against a wrong
+    one.
 
     Of several, the two whose numbers of words are nearest, so that length teaches nothing.
     """
@@ -123,7 +124,7 @@ def _words(text: str) -> int:
 def balanced(pairs: Sequence[Pair]) -> list[Pair]:
     """As many pairs whose chosen answer has more words as pairs whose rejected one has, and all of equal length.
 
-    Those farthest apart in length are left out. A set in which the better answers are all the longer ones has only
+    Those farthest apart in length are dropped. A set in which the better answers are all the longer ones has only
     pairs of equal length left: it cannot teach anything but length.
     """
     gaps = [_words(pair.chosen) - _words(pair.rejected) for pair in pairs]
@@ -149,10 +150,9 @@ that says less. Length is no merit. Reply with one word: A, B or TIE."""
 
 @dataclass
 class ByJudge:
-    """By a language model that is told the reference: every two answers are compared in both orders.
-
-    An answer wins a comparison only if both orders say so. The best has the most wins and must have beaten the worst.
-    ``unclear`` counts comparisons whose orders disagree, ``failed`` those without a usable verdict.
+    """By a language model that sees the reference: every two answers are compared in both orders. An answer wins a
+    comparison only if both orders agree. The best has the most wins and must have beaten the worst. ``unclear`` counts
+    comparisons whose orders disagree, ``failed`` those without a usable verdict.
     """
 
     judge: Judge
@@ -207,18 +207,18 @@ def ranked(
     drawn: Sequence[Outcome],
     samples: int,
     ranker: Ranker,
-    left_out: Counter[str],
+    skipped: Counter[str],
 ) -> Iterator[Pair]:
     """The pairs among ``samples`` answers to each question, in the order of `qa_train.eval.answers.answer`.
 
-    Unreadable clips are counted in ``left_out``.
+    Unreadable clips are counted in ``skipped``.
     """
     for start in range(0, len(questions), _RANKED):
         asked, answers = [], []
         for i in range(start, min(start + _RANKED, len(questions))):
             outcomes = drawn[i * samples : (i + 1) * samples]
             if outcomes[0].error is not None:
-                left_out["unreadable clip"] += 1
+                skipped["unreadable clip"] += 1
                 continue
             asked.append(questions[i])
             answers.append([o.text.strip() for o in outcomes if not o.truncated and is_answer(o.text)])

@@ -27,7 +27,7 @@ def write_report(
         results: metrics per stage, seconds per part, samples with clips, environment, commands.
         run_dirs: run folders with a metrics.jsonl, by stage name; a plain list is named by folder.
         out: an .html file, or a folder in which report.html is written.
-        overwrite: replace a file of that name that is no such page.
+        overwrite: replace a file of that name that is not a report page.
 
     Raises:
         ValueError: results that miss a required field, or a foreign file of that name.

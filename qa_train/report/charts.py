@@ -25,7 +25,7 @@ _LABEL_ROOM = 7
 class Line:
     """One curve: x and y values of equal length; ``faint`` draws it thin, behind the others.
 
-    hue: one of the page's colours, by number, to tell runs apart; label: shown at the curve's end on hovering.
+    hue: one of the page's colours, by number, to distinguish runs; label: shown at the curve's end on hovering.
     """
 
     xs: Sequence[float]
@@ -68,7 +68,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def tick_labels(values: Sequence[float]) -> list[str]:
-    """Each as `number` writes it, or with the digits that tell neighbours apart; a repetition without room is empty."""
+    """Each as `number` writes it, or with digits that distinguish neighbours; a repetition without room is empty."""
     labels = [number(value) for value in values]
     if len(set(labels)) == len(labels):
         return labels

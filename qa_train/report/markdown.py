@@ -1,4 +1,4 @@
-"""Texts of others inside Markdown: shown as they are written, never read as markup."""
+"""Foreign texts inside Markdown: shown literally, never read as markup."""
 
 from __future__ import annotations
 

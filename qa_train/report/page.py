@@ -30,7 +30,7 @@ EXTRA_CURVES = {
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; a last line cut off by a kill is left out."""
+    """The lines of a run's metrics.jsonl; a last line truncated by a kill is skipped."""
     path = run_dir / "metrics.jsonl"
     if not path.is_file():
         return []

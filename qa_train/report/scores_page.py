@@ -1,4 +1,4 @@
-"""The report of an evaluation: our numbers beside the published ones, what may be compared, what went wrong."""
+"""The report of an evaluation: our numbers next to the published ones, what may be compared, what went wrong."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from qa_train.report.markdown import plain
 from qa_train.report.style import STYLE
 
 MAX_PLAYERS = 30
-# Columns of their own; every other system is a baseline.
+# Separate columns; every other system is a baseline.
 COLUMNS = {"hf": "HF weights", "paper": "paper"}
 LOWER_IS_BETTER = ("wer", "cer", "first_line_wer", "cp_wer")
 # Columns of words; the others are of numbers.
 _KINDS = {"other systems": "", "odd answers": "", "probe": ""}
-# How a metric scores where a benchmark does not say it itself.
+# Descriptions of metrics for benchmarks without their own.
 RULES = {
     "wer": "tags out; normalised as the released evaluation does for the language of the row; corpus word error rate "
     "(characters for zh, yue and ja)",
@@ -31,10 +31,10 @@ RULES = {
     "chrf": "sacrebleu corpus chrF",
     "accuracy": "the answer is the label, whatever case and marks",
     "exact": "the answer is the label letter for letter",
-    "contains": "the answer says the label and no other choice",
+    "contains": "the answer contains the label and no other choice",
     "choice": "the chosen option by letter or text; an answer that chooses none is wrong",
     "refusal": "the answer holds one of VoiceBench's phrases of refusal, in any letter case",
-    "bbh": "yes, no, (A) or (B) as the answer says it; an answer that says none is wrong",
+    "bbh": "yes, no, (A) or (B) as stated in the answer; an answer with none is wrong",
     "ifeval": "mean of the shares of prompts and of instructions followed, strictly and loosely",
     "macro_f1": "mean of the labels' F1",
     "map": "mean average precision of the labels that are listed",
@@ -66,14 +66,14 @@ def _ours(result: Mapping[str, Any]) -> str:
         return "–"
     if "ci_low" not in result:
         return f"{result['value']:.2f}"
-    # Of one item, or of items that are all alike, drawing again says nothing: no interval is not a narrow one.
+    # With one item, or equal items, resampling gives no information: no interval does not mean a narrow one.
     drawn = result["ci_low"] < result["ci_high"]
     interval = f"{result['ci_low']:.2f}, {result['ci_high']:.2f}" if drawn else "–"
     return f"{result['value']:.2f} [{interval}]"
 
 
 def _published(results: Results) -> dict[str, Callable[[Mapping[str, Any]], str]]:
-    """{column: its cell of a benchmark} of the published numbers; columns that no benchmark has are left out."""
+    """{column: its cell of a benchmark} of the published numbers; columns that no benchmark has are omitted."""
     columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
         title: lambda benchmark, key=key: _number(benchmark["numbers"].get(key))  # type: ignore[misc]
         for key, title in COLUMNS.items()
@@ -108,7 +108,7 @@ def listening(result: Mapping[str, Any]) -> str:
 
 
 def _warnings(results: Results) -> list[str]:
-    """What a reader must know before believing a number."""
+    """Caveats of the numbers."""
     notes = []
     models = {name: (r.get("answered_by", ""), _model(r)) for name, r in results.items()}
     if len({model for _, model in models.values()}) > 1:
@@ -118,20 +118,20 @@ def _warnings(results: Results) -> list[str]:
         if result.get("why"):
             notes.append(f"{name}: no score: {result['why']}")
         if (result.get("probe") or {}).get("listens") is False:
-            notes.append(f"{name}: the model does not listen; its score says nothing about hearing")
+            notes.append(f"{name}: the model does not listen; its score is not evidence of hearing")
         if result.get("items_differ"):
             notes.append(f"{name}: {result['n']} items, published are {result['items_expected']}: other data")
         if result.get("first_error"):
             none = (
-                "no item was answered, the number says nothing of the model"
+                "no item was answered, the number is not informative"
                 if result["failed"] == result["n"]
                 else (f"{result['failed']} items without an answer, which count as empty")
             )
             notes.append(f"{name}: {none}; {result['first_error']}")
         if result.get("judge_unread"):
             notes.append(
-                f"{name}: {result['judge_unread']} ratings of the judge never came or could not be read: left out of "
-                f"the mean, which is {_number(result['strict'])} with them as 0"
+                f"{name}: {result['judge_unread']} ratings of the judge never came or could not be read: not in the "
+                f"mean, which is {_number(result['strict'])} with them as 0"
             )
         if result.get("speaks_to_judge"):
             count = result["speaks_to_judge"]
@@ -165,7 +165,7 @@ def _warnings(results: Results) -> list[str]:
 
 
 def _model(result: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What tells a model from another: its weights, or its endpoint."""
+    """The identity of a model: its weights, or its endpoint."""
     return tuple(result.get("identity", {}).get(key) for key in ("weights", "endpoint", "model"))
 
 
@@ -200,7 +200,7 @@ def _notes(name: str, result: Mapping[str, Any]) -> list[str]:
         notes.append(f"comparable: {benchmark['comparable']}")
     official = result.get("official")
     if official and "value" in official:
-        left = f"; {official['left_out']} answers left out" if official.get("left_out") else ""
+        left = f"; {official['left_out']} answers skipped" if official.get("left_out") else ""
         notes.append(f"official number {_number(official['value'])} ({official['what']}{left})")
     elif official:
         notes += _official_orders(official)
@@ -228,7 +228,7 @@ def _official_orders(official: Mapping[str, Any]) -> list[str]:
     for order, place in (("reference_first", 3), ("answer_first", 2)):
         found = official[order]
         means = ", ".join(f"{name} {row[place]:.2f} (n = {row[0]})" for name, row in found["groups"].items())
-        failed = f"{found['fail_num']} lines left out"
+        failed = f"{found['fail_num']} lines skipped"
         notes.append(
             f"official, {order.replace('_', ' ')}: {means or 'no line was read'}; {failed} ({official['what']})"
         )
@@ -414,5 +414,5 @@ def render_benchmarks(results: Results, title: str = "Evaluation", below: Path |
         f"<title>{escape(title)}</title><style>{STYLE}{_MORE}</style></head><body><main>"
         f"<header class='top'><h1>{escape(title)}</h1><p>Figures in brackets are 95 % intervals (–: one "
         f"item, or all are alike). Empty, unparsed, cut-short and failed answers are in every denominator; what a "
-        f"judge did not rate is counted, and left out of its mean.</p></header>{body}</main></body></html>\n"
+        f"judge did not rate is counted, but not in its mean.</p></header>{body}</main></body></html>\n"
     )

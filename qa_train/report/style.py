@@ -95,4 +95,4 @@ def refuse_foreign(page: Path, *, overwrite: bool = False) -> None:
     with page.open("rb") as file:
         start = file.read(4096).decode(errors="replace")
     if not start.startswith(_HEAD) or STYLE.strip()[:60] not in start:
-        raise ValueError(f"{page} is there and is no page of qa-train: choose another out=, or say overwrite=true")
+        raise ValueError(f"{page} exists and is not a page of qa-train: choose another out=, or use overwrite=true")

@@ -33,7 +33,7 @@ LOOKED_AT = 1000
 
 
 class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
-    """TRL's DPOTrainer on audio batches; every pair of a step weighs the same.
+    """TRL's DPOTrainer on audio batches; every pair of a step has equal weight.
 
     Batches hold as many pairs as fit the token budget, so TRL's mean over a batch is turned into
     a sum over pairs divided by the pairs of the whole step; the mean of an added SFT term, over tokens of the chosen,
@@ -47,12 +47,12 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
 
     @contextmanager
     def _kept_at_home(self) -> Iterator[list[torch.Tensor]]:
-        """Keep what TRL would gather from all ranks, in its order: `pair_values` checks it by name.
+        """Keep the values that TRL would gather from all ranks, in its order: `pair_values` checks them by name.
 
         The tally adds it up once per step.
 
-        TRL takes it that all ranks have the same number of pairs; batches filled to a token budget have not, and
-        gloo would abort (NCCL hang, or mix values up).
+        TRL assumes equal pair counts across ranks. Token-budget batches break that: gloo would abort, and NCCL would
+        hang or mix up values.
         """
         kept: list[torch.Tensor] = []
         gather = self.accelerator.gather
@@ -87,7 +87,7 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
         return pair_curves(self.tally.record(self.accelerator), self.beta)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As the mixin; TRL's means over one rank's micro-batches do not come in the way of the step's."""
+        """As the mixin, but drop TRL's per-rank means so they do not override the step metrics."""
         for metrics in self._metrics.values():
             metrics.clear()
         super().log(logs, start_time)
@@ -97,7 +97,7 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
         return dataset
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """As the stock one; a reference that moves is part of the training's state, and lies beside it."""
+        """As the stock one; a moving reference is part of the training state and is saved with it."""
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.sync_ref_model and self.args.should_save:
             self.ref_model.save_pretrained(Path(output_dir) / MOVED_REFERENCE)
@@ -151,8 +151,8 @@ def _build(stage: Stage, args: DPOConfig) -> AudioDPOTrainer:
         model.requires_grad_(False)
     trainer = AudioDPOTrainer(
         model=stage.model,
-        # With adapters the reference is the model without them: TRL switches them off, and nothing is held twice.
-        # A model that ZeRO-3 has cut answers only inside an engine, so a second one does until the training begins.
+        # With adapters the reference is the model without them: TRL disables them, so no second copy is in memory.
+        # A ZeRO-3 model runs only inside an engine, so a second engine runs it until training starts.
         ref_model=model,
         peft_config=stage.adapters.config if stage.adapters else None,
         args=args,
@@ -172,10 +172,10 @@ def _build(stage: Stage, args: DPOConfig) -> AudioDPOTrainer:
 
 
 def single_pairs(losses: Sequence[str], batches: Batches, num_batches: int) -> str | None:
-    """What to tell of a loss that sorts the pairs of a micro-batch, where some hold one pair: the plain sigmoid there.
+    """A note for losses that sort the pairs of a micro-batch: with a single pair they are the plain sigmoid.
 
     Raises:
-        ValueError: no micro-batch of those that were looked at holds two pairs.
+        ValueError: no sampled micro-batch has two pairs.
     """
     sorting = [name for name in losses if name in SORTED]
     if not sorting:
@@ -192,7 +192,7 @@ def single_pairs(losses: Sequence[str], batches: Batches, num_batches: int) -> s
 
 
 def _facts(stage: Stage) -> dict[str, Any]:
-    """What the reference is: the model that the stage starts from, and the arithmetic it is run in."""
+    """The identity of the reference: the stage's initial model and the arithmetic it runs in."""
     cfg = stage.cfg
     if any(hasattr(weight, "ds_id") for weight in stage.model.parameters()):
         digest = weights_digest(stage.model, whole)

@@ -18,7 +18,7 @@ from qa_train.utils.progress import duration, progress, say
 
 # Clips encoded at a time when the encoder cache is filled, in seconds of audio.
 _CACHE_BATCH_S = 60.0
-# After so long the encoding says how long it will take.
+# Time after which the encoding reports how long it will take.
 _LOOK_S = 5.0
 
 
@@ -29,7 +29,7 @@ def use_encoder_cache(folder: str, model: Any, data: Batches, args: TrainingArgu
     """
     key = f"{encoder_hash(model)[:16]}-{data.reader.num_mel_bins}" + ("-bf16" if args.bf16 else "")
     missing = data.clips_not_in(folder, key)
-    # Nobody may write before everybody has seen what is missing: the shares would differ.
+    # No rank may write before all ranks have listed what is missing: the shares would differ.
     PartialState().wait_for_everyone()
     # They are sorted by length, so that every share takes the same time.
     share = missing[args.process_index :: args.world_size]
@@ -65,7 +65,7 @@ def _fill_encoder_cache(folder: str, key: str, model: Any, data: Batches, clips:
             # The first groups also prepare.
             if not said and (took := time.monotonic() - started) > _LOOK_S:
                 said = True
-                say(f"encoding takes about {duration(took / done * (total_s - done))} more here; then training begins")
+                say(f"encoding takes about {duration(took / done * (total_s - done))} more here; then training starts")
 
 
 def _groups(clips: list[Any]) -> list[list[Any]]:

@@ -1,4 +1,4 @@
-"""What a run says before its first step, in ten lines: model, data, steps, time, and where it writes."""
+"""What a run prints before its first step, in ten lines: model, data, steps, time, and where it writes."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _WIDTH = 118
 
 
 def first_screen(stage: Stage, model: Any, rehearsal: Rehearsal | None = None) -> str:
-    """Ten lines for the person who started it.
+    """The ten lines.
 
     Args:
         stage: the opened stage.
-        model: what trains: ``stage.model``, with its adapters if there are some.
-        rehearsal: what was measured of a step, if it could be.
+        model: the model being trained: ``stage.model``, with its adapters if any.
+        rehearsal: the measured step, if there is one.
     """
     cfg, plan = stage.cfg, stage.batches.plan
     steps = cfg.trainer.max_steps
-    # On data that changed, the plan knows nothing of what came before the resume.
+    # After a data change, the plan does not cover the steps before the resume.
     first = checkpoints.step_of(stage.resume) if stage.resume else 0
     look = max(min(steps - first, LOOK), 1)
     lengths: list[Any] = []
@@ -39,18 +39,18 @@ def first_screen(stage: Stage, model: Any, rehearsal: Rehearsal | None = None) -
     table = stage.batches.table()
     times = steps / look
     hours = sum(row["hours"] for row in ahead["sources"]) * times
-    left_out = sum((Counter(row["left_out"] | row["problems"]) for row in table), Counter[str]())
+    skipped = sum((Counter(row["left_out"] | row["problems"]) for row in table), Counter[str]())
     tracker = "metrics.jsonl" if stage.writer.tracked is None else f"metrics.jsonl and W&B ({stage.writer.tracked})"
     precision = "bfloat16" if cfg.trainer.bf16 or cfg.model.dtype == "bfloat16" else "float32"
     lines = {
         cfg.stage: f"{cfg.model.name}: {parameters(model)}{_adapted(stage)}",
         "weights": weights(cfg.model),
         "data": f"{len(table)} sources with {sum(row['samples'] for row in table):,} samples, "
-        f"{sum(row['hours'] for row in table):,.2f} hours (what several share counts in each)",
-        "left out": f"{_counts(left_out)}; by source in {stage.run.dir / 'data.txt'}",
+        f"{sum(row['hours'] for row in table):,.2f} hours (shared records count in each)",
+        "skipped": f"{_counts(skipped)}; by source in {stage.run.dir / 'data.txt'}",
         "mixture": _mixture(ahead["sources"], times),
         "steps": f"{steps:,} steps of {cfg.trainer.batches_per_step} x {cfg.data.tokens_per_batch:,} tokens "
-        f"({ahead['fill']:.0%} full): {ahead['tokens'] * times / 1e6:,.2f} M tokens, {hours:,.2f} hours of audio heard",
+        f"({ahead['fill']:.0%} full): {ahead['tokens'] * times / 1e6:,.2f} M tokens, {hours:,.2f} hours of audio",
         "machine": f"{world} process{'es' * (world > 1)} on {_device()}, {precision}, deepspeed {cfg.deepspeed.name}",
         "time": expected_time(stage, rehearsal, ahead, lengths, world),
         "saves": f"every {cfg.trainer.save_steps:,} steps and at the end; metrics in {tracker}",

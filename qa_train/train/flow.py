@@ -16,8 +16,8 @@ from qa_train.train.job.distributed import from_main
 from qa_train.train.job.watchdog import Watchdog
 from qa_train.train.numbers.metrics import EXIT_STOPPED, Progress, StopOnRequest
 from qa_train.train.safety.guards import StopRun, read_tail
-from qa_train.train.safety.rollback import FILE as LEFT_OUT
-from qa_train.train.safety.rollback import left_out
+from qa_train.train.safety.rollback import FILE as SKIPPED_FILE
+from qa_train.train.safety.rollback import skipped_steps
 from qa_train.train.safety.saving import storage_explained
 from qa_train.train.safety.selfcheck import check_ranks, check_storage
 from qa_train.utils.atomic import write_json
@@ -57,7 +57,7 @@ def train(
 
 
 def plain(trainer: Callable[..., Any]) -> Callable[[Stage, Any], Any]:
-    """``build`` of a trainer that takes the stage's model, batches and processor, and nothing else."""
+    """``build`` of a trainer that takes only the stage's model, batches and processor."""
 
     def build(stage: Stage, args: Any) -> Any:
         return trainer(
@@ -74,8 +74,8 @@ def plain(trainer: Callable[..., Any]) -> Callable[[Stage, Any], Any]:
 def go(trainer: Any, stage: Stage, callbacks: Sequence[Callback] = ()) -> int:
     """Train to the end (or to a signal) and return the process's exit code.
 
-    Each of ``callbacks`` makes one from (stage, trainer): evaluation is handed in, because training knows nothing of
-    questions and scores.
+    Each of ``callbacks`` builds one from (stage, trainer). Evaluation is passed in, because training does not import
+    it.
     """
     from qa_train.data.workers import WorkerDied, explained_worker_death
     from qa_train.train.first_screen import first_screen
@@ -98,14 +98,14 @@ def go(trainer: Any, stage: Stage, callbacks: Sequence[Callback] = ()) -> int:
     # A fresh start also forgets an evaluation of step 0: it may have been of another model.
     stage.writer.rewind(checkpoints.step_of(stage.resume) if stage.resume else -1)
     for make in callbacks:
-        # After the callback that hears of a stop: saving goes first.
+        # After the callback that receives the stop: saving comes first.
         trainer.add_callback(make(stage, trainer))
     window = stage.cfg.trainer.loss_spike_window
     trainer.guards.restore(from_main(read_tail(stage.run.metrics, window) if stage.run.is_main else None))
-    trainer.left_out = from_main(left_out(stage.run.dir) if stage.run.is_main else None)
-    if trainer.left_out and stage.run.is_main:
-        steps = ", ".join(map(str, trainer.left_out))
-        logger.warning("this run leaves steps out, as %s says: %s", stage.run.dir / LEFT_OUT, steps)
+    trainer.skipped_steps = from_main(skipped_steps(stage.run.dir) if stage.run.is_main else None)
+    if trainer.skipped_steps and stage.run.is_main:
+        steps = ", ".join(map(str, trainer.skipped_steps))
+        logger.warning("this run skips the steps listed in %s: %s", stage.run.dir / SKIPPED_FILE, steps)
     if stage.cfg.trainer.self_check:
         trainer.self_check = [check_ranks(stage.cfg), check_storage(stage.run.dir, stage.model)]
     mixture = stage.batches.table()

@@ -1,8 +1,8 @@
 """How long a run will take, by a rehearsal before its first step.
 
 On a CPU the first screen rehearses: one micro-batch of the plan forward and backward and one update, with the run's own
-model, optimizer and arithmetic. Nothing is left of it: weights, gradients, random states and counts are as they were,
-and the run is equal to the last bit to one without. A forecast that nothing was measured for is not made.
+model, optimizer and arithmetic. Weights, gradients, random states and counts are then restored, so the run is
+bit-identical to one without rehearsal. There is no forecast without a measurement.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from qa_train.utils.progress import duration
 # The first call also prepares, and is timed alone if it takes longer than this.
 _LONG_S = 1.0
 _CALLS = 4
-# What a loss reads or changes in a trainer beside gradients.
+# Trainer state that a loss reads or changes, besides gradients.
 _CHANGED = ("tally", "_metrics", "_step_numbers")
 
 
@@ -47,8 +47,8 @@ class Rehearsal:
 def rehearse(trainer: Any, stage: Stage) -> Rehearsal | None:
     """Time the run's first micro-batch and an update; every rank must call it.
 
-    None where that cannot be done without leaving something behind or saying less than the truth: on GPUs, under
-    DeepSpeed (it cuts weights and steps on its own), and with layers that are compiled by their first call.
+    None where that would have side effects or be inaccurate: on GPUs, under DeepSpeed (which shards weights and steps
+    by itself), and with layers that are compiled on their first call.
     """
     options = stage.cfg.trainer
     if torch.cuda.is_available() or trainer.args.deepspeed is not None or options.compile_layers:
@@ -65,7 +65,7 @@ def rehearse(trainer: Any, stage: Stage) -> Rehearsal | None:
         trainer._step_numbers = {name: value * trainer.batches_per_step for name, value in numbers.items()}
 
         def learn() -> None:
-            # Workers build batches beside the training.
+            # Workers build batches in parallel to training.
             inputs = dict(batch) if stage.cfg.data.num_workers else collator([number])
             trainer.tally.begin([inputs])
             inputs = trainer._prepare_inputs(inputs)
@@ -98,13 +98,13 @@ def expected_time(stage: Stage, found: Rehearsal | None, ahead: dict[str, Any], 
     """The first screen's line of time. ahead, lengths: of the plan (`effective_mixture`)."""
     left = stage.cfg.trainer.max_steps - (checkpoints.step_of(stage.resume) if stage.resume else 0)
     if found is None:
-        return f"measured by the steps: said after {FIRST_STEPS} of them"
+        return f"to be measured: shown after {FIRST_STEPS} steps"
     usual = _operations(stage, ahead, lengths)
     batch_s = found.batch_s * (usual / found.operations if found.operations else 1.0)
     step_s = batch_s * stage.cfg.trainer.batches_per_step / world + found.update_s
     return (
-        f"about {duration(left * step_s)} for {left:,} steps of {step_s:.2g} s, by a rehearsal of one; "
-        f"said again after {FIRST_STEPS} steps"
+        f"about {duration(left * step_s)} for {left:,} steps of {step_s:.2g} s, from a rehearsal step; shown again "
+        f"after {FIRST_STEPS} steps"
     )
 
 
@@ -117,7 +117,7 @@ def _operations(stage: Stage, ahead: dict[str, Any], lengths: list[Any]) -> floa
 
 
 def _supervised(inputs: dict[str, Any]) -> Any:
-    """Supervised tokens of a micro-batch; None for pairs, whose loss does not ask."""
+    """Supervised tokens of a micro-batch; None for pairs, as their loss does not use it."""
     return inputs["labels"][:, 1:].ne(-100).sum() if "labels" in inputs else None
 
 
@@ -133,7 +133,7 @@ def _timed(work: Callable[[], None]) -> float:
 
 @contextmanager
 def _untouched(trainer: Any, model: Any) -> Iterator[None]:
-    """What is trained inside is a copy of the weights; at the end all is as it was."""
+    """Training inside works on a copy of the weights; the original state is restored at the end."""
     trained = [p for p in model.parameters() if p.requires_grad]
     weights = [p.data for p in trained]
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()

@@ -1,6 +1,6 @@
-"""The one piece of trainer code of our own, mixed into transformers' and TRL's trainers.
+"""Our only trainer code, mixed into transformers' and TRL's trainers.
 
-It adds what audio and exactness need, and nothing else:
+It adds only what audio and exactness need:
 
 1. data: the dataset is a list of batch numbers, read in order; the collator builds batch k;
 2. loss: a sum over supervised tokens divided by their number in the whole optimizer step;
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from qa_train.model.lora import Adapters
     from qa_train.train.numbers.useful_work import UsefulWork
 
-    # What it is mixed into, for the checker alone: TRL's trainers have a base of their own between the two.
+    # The class it is mixed into, for the type checker only: TRL's trainers have another base class in between.
     _Base = Trainer
 else:
     _Base = object
@@ -59,9 +59,9 @@ class AudioTrainerMixin(_Base):
     # The trainers declare it as perhaps none; here it always is.
     model: Any
     watchdog: Watchdog | None = None
-    # What is added up by source: see qa_train.train.numbers.tally.
+    # Sums by source: see qa_train.train.numbers.tally.
     tallied: tuple[str, ...] = ("loss",)
-    # What the start-up checks found so far; the probe of the first step completes and prints it. None: switched off.
+    # Results of the start-up checks so far; the probe of the first step completes and prints it. None: disabled.
     self_check: list[str] | None = None
 
     def attach(
@@ -75,7 +75,7 @@ class AudioTrainerMixin(_Base):
         peak: float | None = None,
         adapters: Adapters | None = None,
     ) -> None:
-        """Hand over what the stock constructors do not take. peak: operations per second of a device, if known."""
+        """Set what the stock constructors do not accept. peak: operations per second of a device, if known."""
         self.batches = batches
         self.run = run
         self.writer = writer
@@ -89,8 +89,8 @@ class AudioTrainerMixin(_Base):
         self.guards = Guards(options)
         self.tally = Tally([source.name for source in batches.sources], batches.plan.used, self.tallied)
         self._step_numbers: dict[str, Any] = {}
-        # Steps that a roll-back leaves out, and why.
-        self.left_out: dict[int, str] = {}
+        # Steps that a rollback skips, with reasons.
+        self.skipped_steps: dict[int, str] = {}
         self._checkpoint_s = 0.0
         # Scores of the step that ends, for its record.
         self._scores: dict[str, Any] = {}
@@ -125,9 +125,9 @@ class AudioTrainerMixin(_Base):
     # --- 2. loss -------------------------------------------------------------------------------
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """One micro-batch forward and backward; tells the watchdog, and probes the first batch of every start."""
+        """One micro-batch forward and backward; notifies the watchdog, and probes the first batch of every start."""
         self.beat()
-        if self.state.global_step + 1 in self.left_out:
+        if self.state.global_step + 1 in self.skipped_steps:
             # As the stock step does: what is logged depends on it, and this may be the first step after a resume.
             model.train()
             return torch.zeros((), device=self.args.device)
@@ -147,7 +147,7 @@ class AudioTrainerMixin(_Base):
         return torch.nan_to_num(loss, nan=0.0, posinf=0.0, neginf=0.0)
 
     def beat(self) -> None:
-        """Tell the watchdog that there is progress."""
+        """Notify the watchdog of progress."""
         if self.watchdog is not None:
             self.watchdog.beat()
 
@@ -194,7 +194,7 @@ class AudioTrainerMixin(_Base):
         return optimizer
 
     def _stock_optimizer(self, net: Any, rates: PartRates) -> Any:
-        """The optimizer that trainer.optim names, on groups with rates of their own."""
+        """The optimizer named by trainer.optim, with a learning rate per group."""
         kind, options = Trainer.get_optimizer_cls_and_kwargs(self.args, net)
         decayed = set(self.get_decay_parameter_names(net))
         trained = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
@@ -227,7 +227,7 @@ class AudioTrainerMixin(_Base):
         # Past TRL's override, which writes a model card and may ask a hub about it.
         Trainer._save_checkpoint(self, model, trial)
         if self.run.is_main:
-            # A pickle of the arguments that nothing here reads back.
+            # A pickle of the arguments that is never read back.
             (folder / "training_args.bin").unlink(missing_ok=True)
             if self.adapters is not None:
                 self.adapters.write_base(folder)
@@ -310,9 +310,9 @@ class AudioTrainerMixin(_Base):
             raise StopRun(self._describe_step(f"{problem}; the weights were not updated"))
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        left_out = self.left_out.get(self.state.global_step + 1)
-        if left_out is not None:
-            self.guards.leave_out(left_out)
+        skipped = self.skipped_steps.get(self.state.global_step + 1)
+        if skipped is not None:
+            self.guards.count_skip(skipped)
             return 0.0
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         self.beat()
@@ -321,41 +321,41 @@ class AudioTrainerMixin(_Base):
             return norm
         if (self.options.on_nonfinite if self.guards.nonfinite else self.options.on_loss_spike) == "rollback":
             self._roll_back(reason)
-        # DeepSpeed steps inside backward, before it tells the norm; ZeRO-1 and ZeRO-2 skip a norm that is not finite.
+        # DeepSpeed steps inside backward, before it returns the norm; ZeRO-1 and ZeRO-2 skip a norm that is not finite.
         updated = self.is_deepspeed_enabled and not self.accelerator.optimizer_step_was_skipped
         if updated or (self.guards.nonfinite and self.options.on_nonfinite == "stop"):
             weights = "spoilt in memory, not on disk" if updated else "not updated"
             raise StopRun(self._describe_step(f"{reason}; the weights were {weights}"))
         self.guards.skip(reason, self._describe_step(reason))
         for parameter in model.parameters():
-            # Without a gradient the optimizer leaves a parameter and its moments as they are.
+            # Without a gradient the optimizer does not change a parameter or its moments.
             parameter.grad = None
         return norm
 
     def _roll_back(self, reason: str) -> None:
-        """Write down what the next start leaves out, and end this one; every rank calls it.
+        """Record what the next start skips, and end this one; every rank calls it.
 
         Raises:
-            RollBack: always, unless too much would be left out (StopRun).
+            RollBack: always, unless too many steps would be skipped (StopRun).
         """
         step, number = self.state.global_step + 1, self.options.rollback_steps
         told = self._describe_step(reason)
-        if len(self.left_out) + number > self.options.max_skipped_steps:
-            raise StopRun(f"{told}; {len(self.left_out)} steps are left out already (trainer.max_skipped_steps)")
+        if len(self.skipped_steps) + number > self.options.max_skipped_steps:
+            raise StopRun(f"{told}; {len(self.skipped_steps)} steps are already skipped (trainer.max_skipped_steps)")
         refusal = None
         if self.run.is_main:
             try:
                 removed = rollback.remove_spoilt(
-                    self.run.checkpoints, rollback.leave_out(self.run.dir, step, number, reason)
+                    self.run.checkpoints, rollback.add_skips(self.run.dir, step, number, reason)
                 )
                 if removed:
-                    logger.warning("%s deleted: they hold updates that are left out", ", ".join(removed))
+                    logger.warning("%s deleted: they contain updates that are skipped", ", ".join(removed))
             except StopRun as error:
                 refusal = str(error)
         refusal = from_main(refusal)
         if refusal is not None:
             raise StopRun(f"{told}; {refusal}")
-        raise rollback.RollBack(f"{told}. The same command does so and leaves the steps in {rollback.FILE} out")
+        raise rollback.RollBack(f"{told}. The same command does so and skips the steps in {rollback.FILE}")
 
     def _describe_step(self, problem: str, *, done: bool = False) -> str:
         """The problem with the step's number and samples; ``done``: the step is already counted."""
@@ -376,7 +376,7 @@ class AudioTrainerMixin(_Base):
         return int(self.args.gradient_accumulation_steps * self.args.world_size)
 
     def report(self, scores: dict[str, Any], *, own_record: bool = False) -> None:
-        """Put an evaluation's scores into the record of the step that ends, or into one of their own."""
+        """Put an evaluation's scores into the record of the current step, or into a separate one."""
         if own_record:
             self.writer.write(self.state.global_step, scores)
         else:
@@ -390,10 +390,10 @@ class AudioTrainerMixin(_Base):
         """Complete the step's record with counts and rates, and write it."""
         if "loss" in logs and self.model.training:
             now = time.perf_counter()
-            # An evaluation is no part of the step's time.
+            # Evaluation is not part of the step's time.
             seconds, self._step_started = now - self._step_started - self._scores.get("eval_s", 0.0), now
-            # A step that was left out has no losses.
-            curves = {} if self.state.global_step in self.left_out else self.curves()
+            # A skipped step has no losses.
+            curves = {} if self.state.global_step in self.skipped_steps else self.curves()
             logs.update(rates(self._step_numbers, seconds, self._peak) | curves | self._scores)
             logs.update(learning_rates(logs["learning_rate"], self.lr_scheduler, self.options))
             self._scores = {}

@@ -42,7 +42,7 @@ def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
         differs = run.other_settings()
         if run.is_main:
             print(
-                f"{run.dir}: finished after {done} steps; nothing to do{differs}. Choose another run.dir to train anew."
+                f"{run.dir}: finished after {done} steps; nothing to do{differs}. Choose another run.dir for a new run."
             )
         return None
     require_root(cfg)
@@ -76,11 +76,11 @@ def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
 
 
 def _silence_libraries(model: Any, processor: Any) -> None:
-    """Do quietly what the trainers would announce in every run; no bars for files that are written."""
+    """Silence what the trainers announce in every run, and progress bars of written files."""
     disable_progress_bar()
     # TRL asks under a name that transformers is about to drop.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-    # The trainer counts the batches of a step itself and tells accelerate of one; DeepSpeed knows them all.
+    # The trainer counts the batches of a step itself and tells accelerate of one; DeepSpeed needs the true number.
     logging.getLogger("accelerate.accelerator").addFilter(_no_accumulation_mismatch)
     library = logging.getLogger("transformers.trainer_utils")
     level = library.level
@@ -106,8 +106,8 @@ def _check_resume(stage: Stage, args: TrainingArguments) -> None:
             f"the data differ from those {stage.run.dir} was trained on, or the order of their samples does (plan "
             f"fingerprint {stage.batches.plan.fingerprint}, checkpoint {manifest['plan_fingerprint']}). The order "
             "also depends on the qa-train version, the frozen parts and data.encoder_cache: restore what "
-            "changed, or continue in the new order with run.allow_data_change=true. Sources whose records, filters or "
-            "prompts changed then begin their next epoch, and what was left of this one is not seen; the others go on "
-            "where they were, with at most a window seen twice"
+            "changed, or continue in the new order with run.allow_data_change=true. Sources with changed records, "
+            "filters or prompts then start their next epoch and skip the rest of the current one; the others continue "
+            "where they were, with at most one window seen twice"
         )
     stage.batches.plan.seek(*manifest["plan_hint"])

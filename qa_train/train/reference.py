@@ -1,8 +1,8 @@
 """The reference of a DPO run: which weights it is, pinned in the run folder, and its log-probabilities if precomputed.
 
-``run.dir/reference/reference.json`` says what the reference is: kind, digest of the weights, arithmetic, ``ld_alpha``.
-A resumed run whose reference would be another one is refused. Beside it, for a precomputed reference, lies
-``logps.parquet``: one row per pair (by its tokens and clips) with the log-probabilities of its two answers.
+``run.dir/reference/reference.json`` describes the reference: kind, digest of the weights, arithmetic, ``ld_alpha``.
+A resume with a different reference is refused. A precomputed reference also has ``logps.parquet``: one row per pair (by
+its tokens and clips) with the log-probabilities of its two answers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FACTS = "reference.json"
 
 
 class Reference:
-    """What the run's reference is, and what is known of it."""
+    """The run's reference and its stored description."""
 
     def __init__(self, folder: Path, facts: dict[str, Any], *, is_main: bool) -> None:
         """``facts`` of the reference this run would use now. All processes must come here together.
@@ -37,7 +37,7 @@ class Reference:
         """
         self.folder, self.facts, self.is_main = folder, facts, is_main
         self.table: dict[str, tuple[float, float]] = {}
-        # What the table was filled for: plan fingerprint, end and first of its batches; empty while pairs are missing.
+        # Batches covered by the table: plan fingerprint, end and first; empty while pairs are missing.
         self._filled: list[Any] = []
         path = folder / _FACTS
         if is_main and path.exists():
@@ -46,7 +46,7 @@ class Reference:
         self.table, self._filled = from_main((self.table, self._filled))
 
     def pin(self) -> None:
-        """Write down what the reference is (main process; again after every change of the table)."""
+        """Write the description of the reference (main process; again after every change of the table)."""
         if not self.is_main:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -59,14 +59,15 @@ class Reference:
     def fill(
         self, trainer: Any, batches: PreferenceBatches, num_batches: int, tokens_per_batch: int, *, first: int = 0
     ) -> int:
-        """Compute what the table lacks for the batches from ``first`` to before ``num_batches``; every process a share.
+        """Compute missing rows of the table for the batches from ``first`` to before ``num_batches``; each process does
+        a share.
 
         The model before its first step answers, or ``trainer.ref_model`` where there is one (an engine of DeepSpeed's).
         Returns the number of pairs computed (over all processes). The batches carry the values from then on.
         """
         wanted = [batches.fingerprint, num_batches, first]
         missing: dict[str, tuple[SampleRef, int]] = {}
-        # A table of an older version begins at batch 0 and does not say so.
+        # A table of an older version starts at batch 0 and has no entry for it.
         filled = self._filled[:2] == wanted[:2] and (self._filled[2:] or [0])[0] <= first
         if not filled:
             for k in range(first, num_batches):
@@ -81,7 +82,7 @@ class Reference:
         state = PartialState()
         together = trainer.ref_model is not None
         if together and len(groups) % state.num_processes:
-            # All processes take part in every forward of a model that is cut: some do the first group once more.
+            # All processes take part in every forward of a sharded model: some repeat the first group.
             groups += groups[:1] * (state.num_processes - len(groups) % state.num_processes)
         model = trainer.ref_model if together else trainer.model.to(trainer.args.device)
         training = model.training
@@ -103,7 +104,7 @@ class Reference:
         return len(missing)
 
     def _take(self, record: dict[str, Any]) -> None:
-        """What the run began with, if it is the same reference."""
+        """The stored reference, if it is the same."""
         before = record["facts"]
         changed = [name for name in self.facts if before.get(name) != self.facts[name]]
         if changed:

@@ -17,6 +17,6 @@ class AudioSFTTrainer(AudioTrainerMixin, SFTTrainer):
 
 def sft(cfg: StageConfig, *, callbacks: Sequence[Callback] = ()) -> int:
     """Run the stage; see `qa_train.train.flow.train`."""
-    # Nothing is cut here: the plan already bounds every batch.
+    # No truncation here: the plan already bounds every batch.
     as_made = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
     return train(cfg, SFTConfig, plain(AudioSFTTrainer), callbacks, **as_made)

@@ -1,4 +1,4 @@
-"""Small things that every package needs and that know none of them: progress, files that appear whole, keyed draws.
+"""Small helpers that every package may use: progress, atomic files, keyed draws.
 
 Imports nothing of qa-train.
 """

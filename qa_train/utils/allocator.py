@@ -15,9 +15,9 @@ _LARGEST_KEPT, _NEVER = 32 * 2**20, 2**31 - 1
 def keep_freed_memory() -> bool:
     """Let glibc reuse freed blocks of up to 32 MiB instead of returning each to the kernel. Whether it does.
 
-    By default a large tensor is a mapping of its own: each operation asks the kernel for zeroed pages and gives them
-    back. A training step of the quickstart takes 10 % less CPU time without that. The process then holds as much as
-    such blocks ever took together. Other C libraries have no ``mallopt``: nothing is changed there.
+    By default a large tensor is a separate mapping: each operation asks the kernel for zeroed pages and gives them
+    back. A training step of the quickstart takes 10 % less CPU time without that. The process then keeps the peak
+    memory of such blocks. Other C libraries have no ``mallopt``: no effect there.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:

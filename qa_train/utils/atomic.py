@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written under another name beside their place, then renamed."""
+"""Atomic files: written under another name in the same folder, then renamed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-# What a file is called until it is whole.
+# The name of a file until it is complete.
 PART = ".part"
 
 
@@ -18,8 +18,8 @@ def whole(path: Path | str, *, durable: bool = False) -> Iterator[Path]:
     """Yield the path to write to; at the end it becomes ``path``, and after an error it is deleted.
 
     Args:
-        path: the file; what is there already stays until the new one is whole.
-        durable: have the content and the name on disk before returning, so that no power failure takes them back.
+        path: the file; an existing one stays until the new one is complete.
+        durable: have content and name on disk before returning, so that they survive a power failure.
     """
     path = Path(path)
     part = path.with_name(path.name + PART)

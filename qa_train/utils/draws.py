@@ -35,5 +35,5 @@ def seed(key: Any) -> int:
 
 
 def generator(key: Any) -> np.random.Generator:
-    """A random generator of its own."""
+    """A separate random generator."""
     return np.random.default_rng(seed(key))

@@ -1,4 +1,4 @@
-"""Things that a cache holds by what they are, not by what they equal."""
+"""Cache keys compared by identity instead of equality."""
 
 from __future__ import annotations
 

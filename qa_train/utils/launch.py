@@ -1,7 +1,7 @@
 """How this process was started: by which launcher, as which rank, and what ends it.
 
-A launcher speaks through environment variables, and so do its ghosts: variables that an earlier session left in a
-shell make a run wait for processes that nobody started, or train in another arithmetic than its configuration says.
+A launcher passes environment variables. Stale ones from an earlier session make a run wait for processes that were
+never started, or train in another arithmetic than configured.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _bound = 0
 def end_with_parent() -> None:
     """From now on the kernel kills this process (SIGKILL) when the thread that started it ends.
 
-    Whatever the process is doing then, and however its parent died: a rank that waits for another one in a collective
-    would never act on a request. To be called soon after the start: a parent that is gone by then is not noticed. Only
-    Linux has this (prctl(2), PR_SET_PDEATHSIG); elsewhere nothing happens.
+    This works whatever the process is doing: a rank that waits in a collective would never act on a request. Call it
+    soon after the start: a parent that has already died is not noticed. Linux only (prctl(2), PR_SET_PDEATHSIG); no
+    effect elsewhere.
     """
     global _bound
     if sys.platform != "linux" or _bound == os.getpid():
@@ -67,7 +67,7 @@ def without_local_rank(words: list[str], environ: Mapping[str, str] = os.environ
 
 
 def check_ranks_announced(environ: Mapping[str, str] = os.environ, *, local: bool = True) -> None:
-    """See that the variables that make this process a rank are whole; say so when it may wait for others.
+    """Check that the variables that make this process a rank are complete; warn when it may wait for others.
 
     Args:
         environ: the environment.
@@ -85,15 +85,16 @@ def check_ranks_announced(environ: Mapping[str, str] = os.environ, *, local: boo
         rank, world = int(there.get("RANK", "0")), int(there.get("WORLD_SIZE", "1"))
         local_rank = int(there.get("LOCAL_RANK", "0"))
     except ValueError as error:
-        raise ValueError(f"the environment says {told}, which are no numbers: {remedy}") from error
+        raise ValueError(f"the environment has {told}, which are not numbers: {remedy}") from error
     missing = [name for name in _RANKS if name not in there and (local or name != "LOCAL_RANK")]
     # One process needs no partner, whatever is missing, if it is the first.
     if (missing and (world, rank, local_rank) != (1, 0, 0)) or not 0 <= rank < world or local_rank < 0:
-        fault = f"but not {', '.join(missing)}" if missing else f"and there is no rank {rank} of {world}"
-        raise ValueError(f"the environment says {told} {fault}: left over from another session? {remedy}")
+        fault = f"but not {', '.join(missing)}" if missing else f"and rank {rank} of {world} does not exist"
+        raise ValueError(f"the environment has {told} {fault}: left over from another session? {remedy}")
     if world > 1 and not _launcher(environ):
         print(
-            f"rank {rank} of {world}, as the environment says ({told}), waits for the other {world - 1}; if nobody "
+            f"rank {rank} of {world}, according to the environment ({told}), waits for the other {world - 1}; if "
+            "nobody "
             f"starts them: {remedy}",
             file=sys.stderr,
             flush=True,
@@ -103,7 +104,7 @@ def check_ranks_announced(environ: Mapping[str, str] = os.environ, *, local: boo
 def check_arithmetic(
     *, bf16: bool, gpu: bool, inherited: Mapping[str, str] = _INHERITED, environ: MutableMapping[str, str] = os.environ
 ) -> None:
-    """Take out of ``environ`` what would change the arithmetic behind the configuration's back.
+    """Remove variables from ``environ`` that would override the configured arithmetic.
 
     Args:
         bf16: trainer.bf16.
@@ -112,7 +113,7 @@ def check_arithmetic(
         environ: what the libraries will read.
 
     Raises:
-        ValueError: a variable contradicts the configuration; says which key to set.
+        ValueError: a variable contradicts the configuration; the message names the key to set.
     """
     harmless = {name: values for name, (values, _) in _ARITHMETIC.items()}
     remedies = {name: remedy for name, (_, remedy) in _ARITHMETIC.items()}
@@ -125,8 +126,8 @@ def check_arithmetic(
         value = inherited.get(name, "")
         if value and value.lower() not in values:
             raise ValueError(
-                f"{name}={value} is in the environment (accelerate launch sets it), which this configuration does not "
-                f"say: {remedies[name]}, and unset it or start with torchrun --nproc-per-node N -m qa_train ..."
+                f"{name}={value} is in the environment (accelerate launch sets it), but not in this configuration: "
+                f"{remedies[name]}, and unset it or start with torchrun --nproc-per-node N -m qa_train ..."
             )
     for name in list(environ):
         if name in harmless or name.startswith(_COMPANIONS):

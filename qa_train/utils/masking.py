@@ -32,7 +32,7 @@ _SHAPES = re.compile(
 )
 _SECRET_WORDS = set("KEY TOKEN SECRET PASSWORD PASSWD PASSPHRASE CREDENTIAL CREDENTIALS SIGNATURE SAS PAT".split())
 _format_warning = warnings.formatwarning
-# Shorter values are words that stand everywhere.
+# Shorter values are common words.
 _SHORTEST = 8
 # Names inside data.storage.options (those of s3fs, gcsfs, adlfs ...) whose values are shown.
 _OPEN = re.compile(r"(?i)^(anon|.*url|region.*|.*region|project|.*host|.*port|use_.*|.*version|requester_pays|.*size)$")
@@ -42,8 +42,8 @@ _OPTIONS = re.compile(r"^[+~]*(?:data\.)?storage(?:\.options(?:\..*)?)?$|^[+~]*d
 def masked(text: object) -> str:
     """The text with every query, user info and key in it replaced by ``***``.
 
-    Keys are known by their names (``api_key=``, ``Authorization:``), by their shapes, and by being the value of an
-    environment variable whose name says key, token, secret or password.
+    Keys are recognized by name (``api_key=``, ``Authorization:``), by shape, and as values of environment variables
+    with key, token, secret or password in their names.
     """
     found = str(text)
     for value in _secret_values():
@@ -64,12 +64,12 @@ def masked_values(value: Any) -> Any:
 
 
 def masked_words(words: Sequence[str]) -> list[str]:
-    """A command line, each word masked, and what it says under data.storage.options."""
+    """A command line with each word masked, and its data.storage.options."""
     return [_masked_word(word) for word in words]
 
 
 def masked_options(value: Any) -> Any:
-    """A copy of data.storage.options: texts only where they are no keys (addresses, regions ...), or references."""
+    """A copy of data.storage.options: texts only if they are not keys (addresses, regions ...), or references."""
     if not isinstance(value, Mapping):
         return value
     return {
@@ -81,7 +81,7 @@ def masked_options(value: Any) -> Any:
 
 
 def without_query(path: str) -> str:
-    """A URL up to its query (a signature, as a rule); a local path is returned as it is."""
+    """A URL up to its query (a signature, as a rule); a local path is returned unchanged."""
     return path.partition("?")[0] if "://" in path else path
 
 

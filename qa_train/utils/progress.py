@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from qa_train.utils.masking import masked
 
-# Between two lines in a log file. A job that is shorter than this says nothing of its progress.
+# Between two lines in a log file. A shorter job prints no progress.
 EVERY_S = 30.0
 
 
@@ -30,7 +30,7 @@ def progress(
     total: how many there will be, None if that is not known; initial: how many were done before.
     """
     if not disable and sys.stderr.isatty():
-        # Some remote terminals (srun --pty, containers) do not say how wide they are; tqdm would show nothing there.
+        # Some remote terminals (srun --pty, containers) do not report their width; tqdm would show nothing there.
         wide = os.get_terminal_size(sys.stderr.fileno()).columns > 0
         width: dict[str, Any] = {"dynamic_ncols": True} if wide else {"ncols": 80}
         return tqdm(items, total=total, initial=initial, desc=desc, unit=f" {unit}", **width)

@@ -15,7 +15,8 @@ from qa_train.utils.masking import masked
 Result = TypeVar("Result")
 # Longest wait that a server may ask for.
 _MOST_ASKED_S = 300.0
-# Of its own: jitter must not move the random numbers of the training, and tenacity's own jitter draws from them.
+# A separate generator: jitter must not move the random numbers of the training, and tenacity's own jitter draws from
+# them.
 _jitter = random.SystemRandom()
 
 
@@ -36,8 +37,8 @@ def retried(
     """The result of ``call``, which is called up to ``attempts`` times while its errors may pass.
 
     The wait is ``first_wait_s`` at first and doubles up to ``longest_wait_s``, times a random factor between 0.5 and
-    1.5 so that many processes do not come back together; it is at least what an HTTP server asks for (Retry-After), up
-    to 300 s.
+    1.5 so that many processes do not retry at once; it is at least what an HTTP server asks for (Retry-After), up to
+    300 s.
 
     Args:
         call: what may fail.
@@ -46,10 +47,10 @@ def retried(
         first_wait_s: seconds before the second call.
         longest_wait_s: bound of the doubling.
         what: the call's name in messages.
-        tell: takes one line about every failed attempt that is followed by another.
+        tell: called with one line about every failed attempt before a retry.
 
     Raises:
-        Exception: the last error of ``call``, as it is.
+        Exception: the last error of ``call``, unchanged.
     """
     grown = wait_exponential(multiplier=first_wait_s, max=longest_wait_s)
 

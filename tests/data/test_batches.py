@@ -245,7 +245,7 @@ def damaged(tmp_path: Path, flip: list[int]) -> str:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bad_clips_are_left_out_counted_and_named(
+def test_bad_clips_are_skipped_counted_and_named(
     workers: int, tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cfg = one_source(damaged(tmp_path, [2, 5]), shuffle_window=20)

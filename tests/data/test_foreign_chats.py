@@ -149,7 +149,7 @@ def test_marks_that_match_no_clip_are_refused(tmp_path: Path) -> None:
         read_questions(tmp_path / "q.jsonl")
 
 
-def test_old_shards_with_marks_are_left_out_by_the_plan() -> None:
+def test_old_shards_with_marks_are_skipped_by_the_plan() -> None:
     bank = PromptBank.load()
     asked = {"role": "user", "content": "<audio>?"}
     for record in ({"messages": [asked, {"role": "assistant", "content": "a <|AUDIO|>"}]},
@@ -184,7 +184,7 @@ def test_turns_say_whether_they_are_learned(tokenizer: Any) -> None:
             chat_record({"messages": turns(**said)})
     with pytest.raises(BadRecord, match="only answers are learned"):
         chat_record({"messages": [{"role": "user", "content": "?", "loss": True}, *turns()]})
-    with pytest.raises(Unqualified, match="every answer says"):
+    with pytest.raises(Unqualified, match="every answer is marked"):
         masks(tokenizer, {"role": "user", "content": "?"}, {"role": "assistant", "content": "one", "loss": False})
 
 
@@ -274,7 +274,7 @@ def test_identical_pairs_are_refused_wherever_they_come_in(tmp_path: Path, token
     sources = {"c": SourceConfig(name="c", shards=[str(tmp_path / "*.tar")], task="chat", template="chat")}
     config = DataConfig(sources=sources, shuffle_window=2)
     with pytest.raises(ValueError, match="row 1 of its index: chosen and rejected are the same answer"):
-        _ = open_data(config, tokenizer, 80, seed=0, batches_per_step=1, preference=True).sources[0].left_out
+        _ = open_data(config, tokenizer, 80, seed=0, batches_per_step=1, preference=True).sources[0].skipped
     tar = tmp_path / "a-00000.tar"
     tar.write_bytes(tar.read_bytes().replace(b"Wind.", b"Rain."))
     (again,) = build_index([tar])

@@ -207,7 +207,7 @@ def test_a_record_without_audio_is_not_told_to_do_without(tmp_path: Path) -> Non
     details = [p.detail for p in scan(plain_tar(tmp_path / "a.tar", files)).problems if p.key]
     assert len(details) == 2
     assert not any('"audios": []' in detail for detail in details)
-    assert "no audio member beside 'a.json'" in details[0]
+    assert "no audio member next to 'a.json'" in details[0]
     chat = b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}'
     (problem,) = scan(plain_tar(tmp_path / "a.tar", {"a.json": chat})).problems
     assert '"audios": []' in problem.detail
@@ -221,7 +221,7 @@ def test_media_are_indexed_and_said(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert run("data index", [path]) == 0
     out = capsys.readouterr().out
     assert "2 records" in out
-    assert "PyAV decoded the sound: 1 .m4a, 1 .webm; training needs the extra media too" in out
+    assert "clips decoded with PyAV: 1 .m4a, 1 .webm; training needs the extra media too" in out
 
 
 def test_writers_make_plain_keys_of_dotted_ones(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_not_a_tar(tmp_path: Path) -> None:
             scan(str(tmp_path / name))
 
 
-def test_bad_records_are_left_out_and_located(tmp_path: Path) -> None:
+def test_bad_records_are_skipped_and_located(tmp_path: Path) -> None:
     good = {"g.flac": flac(noise(0.5)), "g.json": b'{"text": "ok"}'}
     nan = noise(0.5)
     nan[3] = np.nan
@@ -274,7 +274,7 @@ def test_files_that_are_no_shards_say_what_makes_some() -> None:
         ("a.jsonl", "from-jsonl"), ("https://h/a.tar.gz", "gunzip"), ("a.tar.index.parquet", r"name the \.tar"),
         ("b.parquet", "import huggingface"), ("a.csv", "import table"),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match=f"{name} is no shard but .*{remedy}"):
+        with pytest.raises(ValueError, match=f"{name} is not a shard but .*{remedy}"):
             expand([name])
 
 
@@ -314,6 +314,6 @@ def test_the_command_fails_where_no_record_can_be_used(tmp_path: Path, capsys: p
     assert run("data index", [none]) == 2
     assert run("data index", [none, some, empty]) == 2
     shown = capsys.readouterr().err
-    assert f"{none}: no record can be used, 2 left out" in shown
-    assert f"{empty}: no record can be used, 0 left out" in shown
+    assert f"{none}: no usable record, 2 skipped" in shown
+    assert f"{empty}: no usable record, 0 skipped" in shown
     assert some not in shown

@@ -48,7 +48,7 @@ def test_what_lies_outside(places: dict[str, str], tmp_path: Path, kind: str, mo
         assert (outside.seen, len(outside.outside)) == (3, 3 if kind in OUT else 0)
     note = outside.note()
     assert (note is None) == (kind not in OUT)
-    assert note is None or ("3 of 3 recordings lie outside" in note and "packed as well" in note)
+    assert note is None or ("3 of 3 recordings are outside" in note and "packed as well" in note)
     monkeypatch.chdir(tmp_path)
     outside = Outside(["in"])
     outside.look(Path("in") / places[kind])
@@ -70,7 +70,7 @@ def test_from_jsonl_packs_and_says(places: dict[str, str], tmp_path: Path, capsy
     path.write_text("".join(map(chat, places.values())))
     assert command("data from-jsonl", [str(path), str(tmp_path / "out.tar")]) == 0
     said = capsys.readouterr().err
-    assert "note: 4 of 8 recordings lie outside" in said
+    assert "note: 4 of 8 recordings are outside" in said
     assert len(load_index(str(tmp_path / "out.tar"))) == 8
     path.write_text(chat(places["inside"]))
     assert command("data from-jsonl", [str(path), str(tmp_path / "out.tar")]) == 0
@@ -95,7 +95,7 @@ def test_import_packs_and_says(places: dict[str, str], tmp_path: Path, name: str
     report = imported(tmp_path, name)
     assert report.made == 1
     (note,) = [note for note in report.notes if "outside" in note]
-    assert "1 of 1 recordings lie outside" in note
+    assert "1 of 1 recordings are outside" in note
     assert note in report.text()
     (tmp_path / "in" / name).write_text(
         f"audio\ttext\n{places['inside']}\thello\n" if name.endswith("tsv") else chat(places["inside"])
@@ -157,7 +157,7 @@ def test_a_page_replaces_pages_alone(tmp_path: Path, text: str) -> None:
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     out = tmp_path / "page.html"
     out.write_text(text)
-    with pytest.raises(ValueError, match=r"is no page of qa-train.*overwrite=true"):
+    with pytest.raises(ValueError, match=r"is not a page of qa-train.*overwrite=true"):
         command("dashboard", [str(tmp_path / "runs"), f"out={out}"])
     assert out.read_text() == text
     assert command("dashboard", [str(tmp_path / "runs"), f"out={out}", "overwrite=true"]) == 0

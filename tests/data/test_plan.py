@@ -108,7 +108,7 @@ def test_other_batches_per_step_continue_at_the_next_step() -> None:
     again = make(batches_per_step=6)
     again.seek(*after.seek_hint(330))
     assert again.batch(340) == before.batch(240)
-    with pytest.raises(ValueError, match="lies before"):
+    with pytest.raises(ValueError, match="is before"):
         after.batch(0)
     with pytest.raises(ValueError, match="inside a step of 4 batches"):
         after.seek(*before.seek_hint(202))
@@ -173,9 +173,9 @@ def test_records_that_do_not_qualify_are_passed_over_and_do_not_change_shares() 
     first = [ref for ref in refs if ref.source == 0]
     # Half of the rows qualify, so 300 samples are two epochs; each of them is there once.
     assert Counter((ref.row, ref.epoch) for ref in first) == Counter((r, e) for r in range(1, 300, 2) for e in (0, 1))
-    left = sum((plan.window(n).left_out[0] for n in (4, 5)), Counter())
+    left = sum((plan.window(n).skipped[0] for n in (4, 5)), Counter())
     assert set(left) == {"filtered by where"}
-    with pytest.raises(ValueError, match=r"source 'a': none of 300 records is usable; left out: \{'filtered by where'"):
+    with pytest.raises(ValueError, match=r"source 'a': none of 300 records is usable; skipped: \{'filtered by where'"):
         make([fake("a", 1, [100, 80, 120], bad=1)]).batch(0)
 
 

@@ -166,6 +166,6 @@ def test_where_the_index_of_a_shard_lies(path: str, index: str) -> None:
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.tar.index.parquet", "x.tgz", "x.parquet"])
 def test_other_kinds_are_known_behind_a_signature(name: str) -> None:
-    with pytest.raises(ValueError, match=r"is no shard but") as error:
+    with pytest.raises(ValueError, match=r"is not a shard but") as error:
         storage.expand([f"https://h/{name}?{SIGNATURE}"])
     assert "sig=" not in str(error.value)

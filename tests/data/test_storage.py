@@ -192,11 +192,11 @@ def test_no_index_is_told_from_a_server_that_does_not_answer(server: Server, tmp
         ValueError, match=r"bare\.tar has no index; index a local copy, qa-train data index bare\.tar, and up"
     ):
         load_index(url, QUICK)
-    with pytest.raises(ValueError, match=r"there is no .*/nowhere\.tar, and no index of it"):
+    with pytest.raises(ValueError, match=r"/nowhere\.tar and its index do not exist"):
         load_index(f"{server.url}/nowhere.tar", QUICK)
     with pytest.raises(ValueError, match=r"bare\.tar has no index; run: qa-train data index"):
         load_index(str(shard), QUICK)
-    for fault, why in (("503", "not read in 3 attempts .*answers 503"), ("403", "403 Forbidden; stores answer so for")):
+    for fault, why in (("503", "not read in 3 attempts .*answers 503"), ("403", "403 Forbidden; stores return this")):
         server.fail(*[fault] * 3)
         with pytest.raises(RemoteError, match=why) as error:
             load_index(url, QUICK)
@@ -206,7 +206,7 @@ def test_no_index_is_told_from_a_server_that_does_not_answer(server: Server, tmp
     server.fail()
     with pytest.raises(ValueError, match=r"bare\.tar\.index\.parquet is damaged .*; index a local copy"):
         load_index(url, QUICK)
-    with pytest.raises(ValueError, match="written beside local shards"):
+    with pytest.raises(ValueError, match="written next to local shards"):
         index_shard(url)
     assert [line for line in server.requests if "bare" in line] == []
     side.unlink()

@@ -205,7 +205,7 @@ def test_judged_benchmarks_are_compared_by_the_scores_of_their_items(tmp_path: P
     assert [found["first"], found["second"]] == pytest.approx(means, abs=0.001)
     assert found["ci_low"] > 0
     assert found["better"] == "second"
-    assert "79 (1 unrated left out)" in comparison_table({"opinions": found}, "a", "b")
+    assert "79 (1 unrated, skipped)" in comparison_table({"opinions": found}, "a", "b")
     same = compare_folders(tmp_path / "a", tmp_path / "a")["opinions"]
     assert (same["difference"], same["better"]) == (0, None)
 

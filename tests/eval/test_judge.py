@@ -208,8 +208,8 @@ def test_no_answer_gets_the_lowest_mark_and_a_missing_category_is_named(tmp_path
     benchmark = {"title": "Chat", "metric": "airbench_chat", "numbers": {}, "rule": "", "comparable": ""}
     text = markdown_report({"chat": found | {"benchmark": benchmark}})
     assert f"chat: no rated item of {', '.join(missing)}: the average is of the other categories alone" in text
-    assert "chat: official, reference first: speech 6.00 (n = 1); 1 lines left out (cal_score.py" in text
-    assert "chat: official, answer first: speech 6.00 (n = 1); 1 lines left out (cal_score.py" in text
+    assert "chat: official, reference first: speech 6.00 (n = 1); 1 lines skipped (cal_score.py" in text
+    assert "chat: official, answer first: speech 6.00 (n = 1); 1 lines skipped (cal_score.py" in text
     assert "order agreement 100.00 %; better than the reference in 0.00 % of the items" in text
     opinions = [{"id": str(i), "question": "q", "prediction": p, "gt": ""} for i, p in enumerate(["", "a"])]
     found, _ = judged_result("voicebench_open", opinions, Scripted(["5", "-3"], tmp_path))

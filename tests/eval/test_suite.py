@@ -166,7 +166,7 @@ def test_a_report_goes_with_the_answers_it_is_of(folder: Path) -> None:
     assert not [name for name in suite.REPORTS if (folder / "out" / name).exists()]
 
 
-def test_a_benchmark_without_answers_is_not_left_out_in_silence(folder: Path) -> None:
+def test_a_benchmark_without_answers_is_not_skipped_in_silence(folder: Path) -> None:
     mine = [f"benchmarks=[{folder / 'my.yaml'}]"]
     evaluate(options(folder, *mine, "checkpoint=a", "probe=0", "step=predict"))
     shutil.rmtree(folder / "out" / "opinions")

@@ -101,7 +101,7 @@ def test_parts_that_cannot_be_joined_are_named(whisper: Path, tmp_path: Path) ->
     (tmp_path / "qwen").mkdir()
     code = {"AutoConfig": "configuration_qwen.QWenConfig", "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel"}
     (tmp_path / "qwen" / "config.json").write_text(json.dumps({"model_type": "qwen", "auto_map": code}))
-    refuses("code of its own, which is never run here", llm=LanguageModelConfig(str(tmp_path / "qwen")))
+    refuses("contains code, which is never run here", llm=LanguageModelConfig(str(tmp_path / "qwen")))
     refuses("model_type gpt2; use one of", llm=LanguageModelConfig(config={"model_type": "gpt2"}))
     refuses("num_mel_bins=128, but .* has 80", encoder=EncoderConfig(str(whisper), config={"num_mel_bins": 128}))
     refuses("model.tokenizer .*none cannot be read", tokenizer=str(tmp_path / "none"))

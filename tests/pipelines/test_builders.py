@@ -64,7 +64,7 @@ def test_voice_chat_speaks_what_can_be_spoken_and_counts_the_rest(dialogues: Pat
     said = capsys.readouterr().out
     for reason in ("answer: code", "question: web address", "question: too long", "question: other script",
                    "unknown fields", "not JSON"):  # fmt: skip
-        assert f"left out 1: {reason}" in said
+        assert f"skipped 1: {reason}" in said
     found = records(tmp_path / "one")
     assert [len(tars(tmp_path / "one")), len(found)] == [2, 3]
     first = found["voice-chat-train-text_data-0000000"]
@@ -220,7 +220,7 @@ def annotated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_analysis_asks_only_what_the_annotation_answers(annotated: Path, tmp_path: Path, capsys: Any) -> None:
     words = [f"shards=[{annotated}/speech.tar,{annotated}/sounds.tar]", "workers=0", "yes_no=0.7"]
     assert run("data analysis", [*words, f"out={tmp_path / 'one'}"]) == 0
-    assert "left out 1: no task that the record can answer, e.g. nothing" in capsys.readouterr().out
+    assert "skipped 1: no task that the record can answer, e.g. nothing" in capsys.readouterr().out
     found = records(tmp_path / "one")
     assert len(found) == 40
     kinds = {kind for record in found.values() for kind in record["asked"]}

@@ -68,7 +68,7 @@ def test_the_reference_of_dpo_is_in_the_pace(tmp_path: Path) -> None:
 def test_a_configuration_that_cannot_be_read(text: str, tmp_path: Path) -> None:
     made = run(tmp_path / "a", 4e9, 0.8)
     (tmp_path / "a" / "config.yaml").write_text(text)
-    with pytest.raises(ValueError, match=r"plan: measured=.*/a (is no run folder that can be read|has )"):
+    with pytest.raises(ValueError, match=r"plan: measured=.*/a (is not a readable run folder|has )"):
         pace_of([made], CFG, 2)
 
 
@@ -102,5 +102,5 @@ def test_runs_that_say_nothing_are_refused(tmp_path: Path, made: dict[str, Any],
 
 
 def test_no_run_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is no run folder that can be read"):
+    with pytest.raises(ValueError, match="is not a readable run folder"):
         pace_of([str(tmp_path)], CFG, 2)

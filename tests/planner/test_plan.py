@@ -114,7 +114,7 @@ def test_states_that_do_not_fit_need_more_gpus() -> None:
     made = plan("sft", *words, gpu="a100-40", gpus=2)
     assert not made.fits
     assert any("offload=optimizer" in each for each in made.suggestions)
-    assert any("it fits as it is on gpus=8" in each for each in made.suggestions)
+    assert any("it fits unchanged on gpus=8" in each for each in made.suggestions)
     assert plan("sft", *words, gpu="a100-40", gpus=8).fits
 
 

@@ -72,7 +72,7 @@ def test_they_compose_with_both_precisions(composed: Any, name: str, bf16: str) 
         (["deepspeed=zero3", "trainer.on_nonfinite=skip"], "use stop or rollback"),
         (["deepspeed=zero2", "trainer.on_loss_spike=skip"], "use warn or rollback"),
         (["trainer.on_nonfinite=ignore"], "use stop, skip or rollback"),
-        (["trainer.keep_every_steps=1500", "trainer.save_steps=1000"], "no multiple of trainer.save_steps"),
+        (["trainer.keep_every_steps=1500", "trainer.save_steps=1000"], "not a multiple of trainer.save_steps"),
         (["trainer.hang_timeout_s=0"], "above 0"),
         (["trainer.keep_best=loss", "trainer.keep_best_is=lowest"], "use smallest or largest"),
     ],

@@ -37,7 +37,7 @@ def test_a_checkpoint_says_which_sources_it_replaces() -> None:
 def test_nothing_is_said_of_time_that_was_not_measured(tmp_path: Path) -> None:
     cfg = StageConfig(stage="sft", run=RunConfig(dir=str(tmp_path)))
     stage: Any = SimpleNamespace(cfg=cfg, run=RunFolder(cfg, is_main=True), resume=None)
-    assert expected_time(stage, None, {}, [], 1) == "measured by the steps: said after 3 of them"
+    assert expected_time(stage, None, {}, [], 1) == "to be measured: shown after 3 steps"
 
 
 def test_the_rehearsed_batch_stands_for_those_of_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,6 +47,6 @@ def test_the_rehearsed_batch_stands_for_those_of_the_plan(tmp_path: Path, monkey
     stage: Any = SimpleNamespace(cfg=cfg, resume=tmp_path / "checkpoint-40")
     found = forecast.Rehearsal(batch_s=0.5, operations=1.5e9, update_s=1.0)
     # The usual batch has twice the operations: two of them in each of two processes, and the update.
-    said = "about 3 min for 60 steps of 3 s, by a rehearsal of one; said again after 3 steps"
+    said = "about 3 min for 60 steps of 3 s, from a rehearsal step; shown again after 3 steps"
     assert expected_time(stage, found, {}, [], 2) == said
     assert "steps of 5 s" in expected_time(stage, found, {}, [], 1)

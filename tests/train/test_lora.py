@@ -131,7 +131,7 @@ def test_another_base_is_refused(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="trained on other weights than those"):
         load_model(folder, verify=False)
     (folder / "base.json").write_text("{")
-    with pytest.raises(ValueError, match="is no readable JSON"):
+    with pytest.raises(ValueError, match="is not readable JSON"):
         load_model(folder, verify=False)
 
 

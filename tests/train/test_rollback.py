@@ -38,15 +38,15 @@ NAN_IN_STEP_4 = """
 
 
 def test_the_file_names_steps_and_reasons(tmp_path: Path) -> None:
-    assert rollback.left_out(tmp_path) == {}
-    rollback.leave_out(tmp_path, 1, 2, "the loss is nan")
-    rollback.leave_out(tmp_path, 9, 2, "the loss jumped")
-    assert rollback.left_out(tmp_path) == {
+    assert rollback.skipped_steps(tmp_path) == {}
+    rollback.add_skips(tmp_path, 1, 2, "the loss is nan")
+    rollback.add_skips(tmp_path, 9, 2, "the loss jumped")
+    assert rollback.skipped_steps(tmp_path) == {
         1: "the loss is nan (step 1)", 8: "the loss jumped (step 9)", 9: "the loss jumped (step 9)",
     }  # fmt: skip
     (tmp_path / rollback.FILE).write_text('["17"]')
     with pytest.raises(ValueError, match=r"left_out.json cannot be read .*should look like"):
-        rollback.left_out(tmp_path)
+        rollback.skipped_steps(tmp_path)
 
 
 def test_checkpoints_with_the_spoilt_update_go(tmp_path: Path) -> None:

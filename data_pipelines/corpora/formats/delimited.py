@@ -35,7 +35,7 @@ class _Form:
 def open_table(request: Request, name: str) -> tuple[tuple[str, ...], Rows]:
     """The names of a table's columns, and (line number, row); a row that does not fit them is a sentence about it.
 
-    ``request.table`` says what the file itself does not tell. Adds to ``request.notes`` when quotes do not pair.
+    ``request.table`` has settings that cannot be detected. Adds to ``request.notes`` when quotes do not pair.
 
     Raises:
         ValueError: a file that is empty, or not in its encoding.
@@ -89,7 +89,7 @@ def _encoding(request: Request, name: str) -> str:
 
 
 def _lines(request: Request, name: str, encoding: str) -> Iterator[str]:
-    """Lines with their ends; ValueError says where the file is not in its encoding."""
+    """Lines with their ends; ValueError with the position of a byte that is not in the encoding."""
     number = 0
     with request.tree.open(name) as file:
         try:

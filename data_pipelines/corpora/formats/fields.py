@@ -93,7 +93,7 @@ def record_of(
     """The record of a row. Class numbers become their names, cells of lists and objects are parsed.
 
     Of NeMo: a ``text`` whose ``target_lang`` is not the language spoken is a translation; a ``context`` is a question,
-    and the text beside it the answer. Raises ValueError when a cell does not hold what its field needs.
+    and the text next to it the answer. Raises ValueError when a cell does not hold what its field needs.
     """
     record: dict[str, Any] = {}
     for name, column in columns.items():
@@ -160,7 +160,7 @@ def recording_of(
 
     Relative paths start at the first of ``bases`` where they exist; ``origin`` names the row of a clip that lies in the
     list itself. The request's ``extension``, ``prefix`` and ``by_name`` are followed. Raises BadRecord when nothing
-    says where the clip is.
+    has the path of the clip.
     """
     source = source_of(given)
     if source is None:
@@ -181,7 +181,7 @@ def recording_of(
 
 
 def _renamed(request: Request, name: str) -> str:
-    """A name of a list with the extension that it leaves out, and the beginning that it has on this machine."""
+    """A name of a list with its missing extension, and its prefix on this machine."""
     extension = f".{request.table.extension.lstrip('.')}" if request.table.extension else ""
     if not name.endswith(extension):
         name += extension

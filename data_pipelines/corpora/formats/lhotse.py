@@ -113,7 +113,7 @@ def _record(cut: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tracks(cut: dict[str, Any]) -> list[dict[str, Any]]:
-    """The cuts that follow one another in a cut, their supervisions in the time of the first; padding is left out.
+    """The cuts that follow one another in a cut, their supervisions in the time of the first; padding is skipped.
 
     Raises _Unreadable for cuts that sound together, or with a gap.
     """
@@ -162,7 +162,7 @@ def _cuts(tree: Tree) -> Iterator[tuple[str, int, Any]]:
             except (BadRecord, KeyError) as error:
                 yield name, number, error
     listed = [name for name in names if "supervisions" in PurePosixPath(name).name]
-    for name in listed or tree.need("supervisions*.jsonl*", what="Lhotse supervisions beside the recordings"):
+    for name in listed or tree.need("supervisions*.jsonl*", what="Lhotse supervisions next to the recordings"):
         for number, line in enumerate(tree.lines(name), 1):
             try:
                 heard = parse_object(line.encode(), MAX_JSON_BYTES)

@@ -68,7 +68,7 @@ def _of_folder(folder: Path, request: Request) -> list[str]:
     exact = [file for file in files if split.lower() in names[file]]
     if exact:
         return list(map(str, exact))
-    # A split in parts, as train.100 and train.360 or train_sft and train_gen: which, the user says.
+    # A split in parts, as train.100 and train.360 or train_sft and train_gen: the user selects one.
     near = {name for found in names.values() for name in found if split.lower() in re.split(r"[\W_]+", name)}
     if len(near) > 1:
         raise ValueError(
@@ -84,7 +84,7 @@ def _of_folder(folder: Path, request: Request) -> list[str]:
 def _split_names(folder: Path, files: Sequence[Path], config: str) -> dict[Path, set[str]]:
     """File -> names that may be its split's: of its folders but the configuration's, and its own without its number.
 
-    A number at the end counts files (train-00000-of-00002, train_0, train_1) if it says of how many, begins with a zero
+    A number at the end counts files (train-00000-of-00002, train_0, train_1) if it has the total, begins with a zero
     or belongs to a whole series; else it is part of the name (train.100, train.360).
     """
     stems = {file: re.sub(r"[-_.]\d+-of-\d+$", "", file.stem.lower()) for file in files}
@@ -174,7 +174,7 @@ def _chats(request: Request, files: Sequence[str], audio: str, others: Sequence[
         try:
             record, clips = chat_record({**row, "audios": [audio]})
             if clips != [audio]:
-                raise BadRecord(f"beside the clip in column {audio!r} it names {len(clips) - 1} more")
+                raise BadRecord(f"besides the clip in column {audio!r} it has {len(clips) - 1} more")
         except BadRecord as error:
             reason = "bad row" if error.reason == "bad record" else error.reason
             yield Drop(name, reason, f"{path}[{number}]: {error}", filter=reason == "no preference")

@@ -1,4 +1,4 @@
-"""WebDataset tars of others: whatever lies beside the audio becomes the columns that record fields are taken from.
+"""Foreign WebDataset tars: the other members of a key become columns for record fields.
 
 Tars whose members are ours already (KEY.flac, KEY.json, KEY.txt) need no import: `qa-train data index`.
 """
@@ -52,7 +52,7 @@ def _groups(file: IO[bytes], path: str) -> Iterator[tuple[str, list[Member]]]:
 
 
 def _row(file: IO[bytes], key: str, group: list[Member]) -> dict[str, Any]:
-    """Fields of KEY.json, and the content of every other text beside it, under what follows the key in its name.
+    """Fields of KEY.json, and the content of every other text of the key, under the rest of its name.
 
     KEY.cls is the column ``cls``; KEY.caption.txt is ``caption``; the fields of KEY.metadata.json are
     ``metadata.FIELD``.
@@ -79,7 +79,7 @@ def _row(file: IO[bytes], key: str, group: list[Member]) -> dict[str, Any]:
 
 
 def _clip(key: str, group: list[Member], wanted: str | None) -> Member:
-    """The audio of a key: the one with the wanted extension, or the only one (a video beside its sound is none)."""
+    """The audio of a key: the one with the wanted extension, or the only one (not a video next to its sound)."""
     sounds = [member for member in group if member.kind in _AUDIO]
     if wanted is not None:
         sounds = [member for member in sounds if member.extension.lower() == wanted.lower()]

@@ -114,9 +114,9 @@ CORPORA = (
            ("question", "answer"), "extract the sound of the videos (VGGSound) as VIDEO_SECONDS.wav",
            tasks=("audio_qa",)),
     Corpus("openaqa", "OpenAQA / OpenASQA", "not stated", "https://github.com/YuanGongND/ltu", {"train": TRAIN},
-           _openaqa, ("question", "answer"), "put the audio of the source corpora beside the list",
+           _openaqa, ("question", "answer"), "put the audio of the source corpora next to the list",
            tasks=("audio_qa",)),
     Corpus("salmonn", "SALMONN annotations", "not stated", "https://github.com/bytedance/SALMONN", {"train": TRAIN},
-           _salmonn, ("question", "answer", "text", "caption"), "put the audio of the source corpora beside the list",
+           _salmonn, ("question", "answer", "text", "caption"), "put the audio of the source corpora next to the list",
            tasks=("audio_qa", "asr", "sound_caption")),
 )  # fmt: skip

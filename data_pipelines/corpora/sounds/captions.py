@@ -151,7 +151,7 @@ CORPORA = (
            tasks=("sound_caption", "keywords")),
     Corpus("wavcaps", "WavCaps", "academic use (unverified)", "https://github.com/XinhaoMei/WavCaps", {"train": TRAIN},
            _wavcaps, ("caption",), "drawn from AudioSet and freesound.org: give block= lists of what you test on; "
-           "what its own json_files/blacklist/*.json name is left out",
+           "entries of its own json_files/blacklist/*.json are skipped",
            tasks=("sound_caption",)),
     Corpus("musiccaps", "MusicCaps", "CC-BY-SA-4.0", "https://huggingface.co/datasets/google/MusicCaps",
            {"test": TEST}, _musiccaps, ("caption", "keywords"),

@@ -106,7 +106,7 @@ _FSD50K = {"train": TRAIN, "val": DEV, "eval": TEST}
 
 
 def _fsd50k(request: Request) -> Found:
-    """``FSD50K.ground_truth/{dev,eval}.csv``; the development list says which clips are train and val."""
+    """``FSD50K.ground_truth/{dev,eval}.csv``; the development list marks clips as train or val."""
     tree = request.tree
     part = "eval" if request.split == "eval" else "dev"
     (listed, *_) = tree.need(f"FSD50K.ground_truth/{part}.csv", what="FSD50K ground truth")

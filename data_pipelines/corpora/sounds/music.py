@@ -29,7 +29,7 @@ def _nsynth(request: Request) -> Found:
 
 
 _GTZAN = {"train": TRAIN, "valid": DEV, "test": TEST}
-# Known to be damaged in the published archive (also left out by mirdata and torchaudio).
+# Known to be damaged in the published archive (also excluded by mirdata and torchaudio).
 _GTZAN_DAMAGED = ("jazz.00054",)
 
 
@@ -45,8 +45,8 @@ def _gtzan_lists(request: Request) -> dict[str, str]:
     }
     if request.split not in found.values() and (found or request.split != TRAIN):
         raise ValueError(
-            f"no {request.split}_filtered.txt under {', '.join(tree.paths)}: GTZAN has no split of its own; put the "
-            "three lists of the fault-filtered split (train, valid, test) beside genres/, or none to train on all"
+            f"no {request.split}_filtered.txt under {', '.join(tree.paths)}: GTZAN has no official split; put the "
+            "three lists of the fault-filtered split (train, valid, test) next to genres/, or none to train on all"
         )
     return found
 
@@ -62,7 +62,7 @@ def _gtzan(request: Request) -> Found:
             yield Drop(path.stem, "known to be damaged", filter=True)
             continue
         if filtered and path.stem not in listed:
-            yield Drop(path.stem, "faulty", "left out by the fault-filtered lists", filter=True)
+            yield Drop(path.stem, "faulty", "excluded by the fault-filtered lists", filter=True)
             continue
         if listed.pop(path.stem, TRAIN) != request.split:
             continue
@@ -77,7 +77,7 @@ CORPORA = (
            ("instrument", "pitch", "velocity", "note"),
            tasks=("instrument", "note", "pitch", "velocity")),
     Corpus("gtzan", "GTZAN", "none stated", "http://marsyas.info/downloads/datasets.html", _GTZAN, _gtzan,
-           ("genre",), "no official split: fault-filtered lists ({train,valid,test}_filtered.txt) beside genres/ "
-           "are followed, without them train is everything; jazz.00054 is damaged and left out",
+           ("genre",), "no official split: fault-filtered lists ({train,valid,test}_filtered.txt) next to genres/ "
+           "are followed, without them train is everything; jazz.00054 is damaged and skipped",
            tasks=("genre",)),
 )  # fmt: skip

@@ -25,13 +25,13 @@ from data_pipelines.corpora.tree import Tree
 
 
 def _held_out(tree: Tree, table: str, *, union: bool) -> set[str]:
-    """Clips of the test and dev lists beside ``table``; a ``union`` of splits contains them, so both must be there."""
+    """Clips of the test and dev lists next to ``table``; a ``union`` of splits contains them, so both are needed."""
     names = [tree.beside(table, f"{split}.tsv") for split in ("test", "dev")]
     absent = [name for name in names if name not in tree.names]
     if absent and union:
         raise ValueError(
-            f"{table} holds the clips of the test and dev lists, and {', '.join(absent)} to tell them is not there: "
-            "put the release's test.tsv and dev.tsv beside it, or import split=train"
+            f"{table} holds the clips of the test and dev lists, and {', '.join(absent)} to identify them is missing: "
+            "put the release's test.tsv and dev.tsv next to it, or import split=train"
         )
     return {row["path"] for name in set(names) - set(absent) for row in tree.table(name, delimiter="\t", quoted=False)}
 
@@ -69,7 +69,7 @@ def _sentences(tree: Tree, source: str) -> dict[str, dict[str, str]]:
     """Clip -> its row in Common Voice's own list (sentence and speaker)."""
     tables = tree.glob(f"{source}/validated.tsv", "validated.tsv")
     if not tables:
-        raise ValueError(f"CoVoST 2 needs Common Voice 4 beside it: no {source}/validated.tsv under {tree.paths}")
+        raise ValueError(f"CoVoST 2 needs Common Voice 4 next to it: no {source}/validated.tsv under {tree.paths}")
     # With the escapes that get_covost_splits.py takes out of Common Voice's own list as well.
     rows = tree.table(tables[0], ("path", "sentence"), delimiter="\t", quoted=False, escape="\\")
     return {
@@ -94,7 +94,7 @@ def _covost_lists(tree: Tree, split: str) -> list[str]:
 
 def _covost(request: Request) -> Found:
     tree = request.tree
-    # The official scripts train on "train_covost" too: clips that Common Voice's own training list leaves out.
+    # The official scripts train on "train_covost" too: clips that are not in Common Voice's own training list.
     wanted = ("train", "train_covost") if request.split == TRAIN else (request.split,)
     for table in _covost_lists(tree, request.split):
         source, target = PurePosixPath(table).name.split(".")[1].rsplit("_", 1)
@@ -126,6 +126,6 @@ CORPORA = (
            tasks=("asr", "lid", "dialect", "speaker", "gender", "age")),
     Corpus("covost2", "CoVoST 2", "labels CC0-1.0, code CC-BY-NC-4.0",
            "https://github.com/facebookresearch/covost", {"train": TRAIN, "dev": DEV, "test": TEST}, _covost,
-           ("text", "language", "translation", "speaker"), "put the covost_v2 lists beside Common Voice 4",
+           ("text", "language", "translation", "speaker"), "put the covost_v2 lists next to Common Voice 4",
            tasks=("translate_@code", "asr", "lid")),
 )  # fmt: skip

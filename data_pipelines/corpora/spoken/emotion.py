@@ -90,7 +90,7 @@ def _iemocap(request: Request) -> Found:
 CORPORA = (
     Corpus("meld", "MELD", "GPL-3.0 (Hugging Face card)", "https://github.com/declare-lab/MELD", _MELD_SPLITS, _meld,
            ("text", "language", "emotion", "speaker"),
-           "clips are MP4: extract the sound to .wav beside them; seven emotions; "
+           "clips are MP4: extract the sound to .wav next to them; seven emotions; "
            "dia125_utt3 (train) and dia110_utt7 (dev) are damaged",
            tasks=("emotion", "asr")),
     Corpus("iemocap", "IEMOCAP", "on request", "https://sail.usc.edu/iemocap/",

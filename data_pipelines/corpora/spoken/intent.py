@@ -67,7 +67,7 @@ def _slurp(request: Request) -> Found:
     (listed, *_) = tree.need(f"{request.split}.jsonl", what="SLURP list")
     homes = sorted({name[: name.index(folder)] for name in tree.audio_names(f"{folder}/")})
     if not homes:
-        raise ValueError(f"no {folder}/*.flac under {', '.join(tree.paths)}: unpack SLURP's audio beside its lists")
+        raise ValueError(f"no {folder}/*.flac under {', '.join(tree.paths)}: unpack SLURP's audio next to its lists")
     for number, line in enumerate(tree.lines(listed), 1):
         try:
             row = parse_object(line.encode(), MAX_JSON_BYTES)

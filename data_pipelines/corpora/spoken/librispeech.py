@@ -1,7 +1,7 @@
 """LibriSpeech and LibriTTS: read English books.
 
-``LibriSpeech/{split}/{speaker}/{chapter}/{utterance}.flac`` beside ``{speaker}-{chapter}.trans.txt`` (capitals, no
-punctuation); LibriTTS has ``{utterance}.wav`` beside ``{utterance}.normalized.txt``.
+``LibriSpeech/{split}/{speaker}/{chapter}/{utterance}.flac`` next to ``{speaker}-{chapter}.trans.txt`` (capitals, no
+punctuation); LibriTTS has ``{utterance}.wav`` next to ``{utterance}.normalized.txt``.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ _DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 # Losses of the difference between chosen and rejected, in which the divergence's constant cancels.
 _OF_DIFFERENCE = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
 _SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}
-# Losses whose values are not one a pair.
+# Losses that do not return one value per pair.
 _NOT_BY_PAIR = {"aot", "aot_unpaired", "sft"}
 
 
@@ -38,7 +38,7 @@ def _check_losses(dpo: DpoConfig) -> None:
     if weights is not None and (len(weights) != len(losses) or not all(0 <= w < float("inf") for w in weights)):
         raise ValueError(f"dpo.loss_weights={weights} for {losses}: give one weight of 0 or more for each")
     if weights is not None and not any(weights):
-        raise ValueError(f"dpo.loss_weights={weights}: nothing would be learned; give one of them more than 0")
+        raise ValueError(f"dpo.loss_weights={weights}: the loss would always be 0; give at least one a weight above 0")
     smoothed = [name for name in losses if name in _SMOOTHED]
     if not 0 <= dpo.label_smoothing < 0.5:
         raise ValueError(f"dpo.label_smoothing is {dpo.label_smoothing}: use 0 or more, below 0.5")
@@ -51,7 +51,7 @@ def _check_losses(dpo: DpoConfig) -> None:
         raise ValueError("dpo.loss_type=exo_pair needs dpo.label_smoothing above 0, e.g. 0.001")
     if dpo.use_weighting and (apart := sorted({*losses} & _NOT_BY_PAIR)):
         raise ValueError(
-            f"dpo.use_weighting weighs single pairs, which {apart[0]} does not keep apart: set it to false, or use "
+            f"dpo.use_weighting weighs single pairs, but {apart[0]} has no loss per pair: set it to false, or use "
             "another dpo.loss_type"
         )
     if dpo.f_divergence_type not in _DIVERGENCES:
@@ -86,7 +86,7 @@ def _check_ranges(dpo: DpoConfig) -> None:
 
 
 def _check_sync(cfg: StageConfig) -> None:
-    """A reference that moves is a whole second model, which lies in the checkpoints."""
+    """A moving reference is a full second model and is stored in the checkpoints."""
     dpo = cfg.dpo
     if not dpo.sync_ref_model:
         return
@@ -103,13 +103,13 @@ def _check_sync(cfg: StageConfig) -> None:
 
 
 def _check_reference(cfg: StageConfig) -> None:
-    """A reference that is computed once holds only for pairs that stay as they are."""
+    """A precomputed reference is valid only for pairs that do not change."""
     if cfg.dpo.reference not in ("live", "precomputed"):
         raise ValueError(f"dpo.reference is {cfg.dpo.reference!r}: use live or precomputed")
     if cfg.dpo.reference == "live":
         return
     if cfg.data.augment != AugmentConfig() or cfg.data.time_mask:
         raise ValueError(
-            "dpo.reference=precomputed holds for clips that stay as they are: leave data.augment and data.time_mask "
+            "dpo.reference=precomputed needs clips that do not change: leave data.augment and data.time_mask "
             "out, or use dpo.reference=live"
         )

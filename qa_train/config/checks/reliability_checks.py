@@ -61,7 +61,7 @@ def check_reliability(cfg: StageConfig) -> None:
         raise ValueError(f"trainer.keep_every_steps is {trainer.keep_every_steps}: use 1 or more, or null")
     if trainer.keep_every_steps is not None and trainer.keep_every_steps % trainer.save_steps:
         raise ValueError(
-            f"trainer.keep_every_steps={trainer.keep_every_steps} is no multiple of trainer.save_steps="
+            f"trainer.keep_every_steps={trainer.keep_every_steps} is not a multiple of trainer.save_steps="
             f"{trainer.save_steps}: most of those checkpoints would never be saved"
         )
     if trainer.hang_timeout_s is not None and trainer.hang_timeout_s <= 0:
@@ -121,4 +121,4 @@ def _check_zero(zero: dict[str, Any]) -> None:
         )
     for part in ("offload_param", "offload_optimizer"):
         if zero.get(part, {}).get("device") == "nvme" and "nvme_path" not in zero[part]:
-            raise ValueError(f"deepspeed.config.zero_optimization.{part}.device=nvme needs nvme_path beside it")
+            raise ValueError(f"deepspeed.config.zero_optimization.{part}.device=nvme also needs nvme_path")

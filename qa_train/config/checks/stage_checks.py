@@ -20,10 +20,10 @@ from qa_train.config.settings.stages import STAGES
 
 
 def require_root(cfg: StageConfig) -> None:
-    """See that what a configuration looks for under ``data.root`` is there; called when a stage opens.
+    """Check that the files a configuration expects under ``data.root`` exist; called when a stage opens.
 
     Raises:
-        ValueError: a checkpoint or shards under it are not there; says how they are made.
+        ValueError: a checkpoint or shards are missing; the message tells how to make them.
     """
     root = cfg.data.root
     if root is None:
@@ -32,8 +32,8 @@ def require_root(cfg: StageConfig) -> None:
     for path in wanted:
         if path.startswith(f"{root.rstrip('/')}/") and not (Path(path).exists() or glob(path)):
             raise ValueError(
-                f"{path} is not there (data.root={root}): run scripts/quickstart.sh first, which makes it; or give the "
-                "folder where it did, as data.root=FOLDER"
+                f"{path} is missing (data.root={root}): run scripts/quickstart.sh first, which makes it; or set "
+                "data.root=FOLDER to the folder that has it"
             )
 
 
@@ -51,11 +51,11 @@ def check(cfg: StageConfig) -> None:
         if not source.shards:
             raise ValueError(f"data.sources.{name}.shards is empty: give paths, globs or URLs of .tar shards")
         if source.weight < 0:
-            raise ValueError(f"data.sources.{name}.weight is {source.weight}: use 0 or more (0 leaves it out)")
+            raise ValueError(f"data.sources.{name}.weight is {source.weight}: use 0 or more (0 skips the source)")
         for option in ("max_samples", "max_epochs"):
             value = getattr(source, option)
             if value is not None and value < 1:
-                raise ValueError(f"data.sources.{name}.{option} is {value}: use 1 or more (weight: 0 leaves it out)")
+                raise ValueError(f"data.sources.{name}.{option} is {value}: use 1 or more (weight: 0 skips the source)")
         _check_learning(cfg.kind.pairs, name, source)
     if all(source.weight == 0 for source in cfg.data.sources.values()):
         raise ValueError("every source has weight 0: nothing to train on")
@@ -85,7 +85,7 @@ def check(cfg: StageConfig) -> None:
         if not 0 <= noise <= 0.5:
             raise ValueError(f"{key} is {noise}: use a share between 0 and 0.5")
         if noise and cfg.kind.pairs:
-            raise ValueError(f"{key}={noise} has no effect on preference pairs: leave it out")
+            raise ValueError(f"{key}={noise} has no effect on preference pairs: remove it")
     _check_sections(cfg)
     _check_parts(cfg)
     check_reliability(cfg)
@@ -100,7 +100,7 @@ def check(cfg: StageConfig) -> None:
         raise ValueError(f"trainer.bf16 is {cfg.trainer.bf16!r}: use auto, true or false")
     if cfg.trainer.batches_per_step < 1 or cfg.trainer.max_steps < 1:
         raise ValueError("trainer.batches_per_step and trainer.max_steps must be at least 1")
-    # Beside adapters only the projector trains whole, and both are kept in float32 then.
+    # With adapters, only the projector can train in full; both are then kept in float32.
     if cfg.model.dtype != "float32" and not cfg.deepspeed.config and not cfg.model.lora.parts:
         raise ValueError(
             f"model.dtype={cfg.model.dtype} without DeepSpeed would train weights that have no float32 copy, and "
@@ -125,8 +125,8 @@ def _check_learning(pairs: bool, name: str, source: SourceConfig) -> None:
         raise ValueError(f"data.sources.{name}.last_turn_only has no effect on template {source.template}: remove it")
     if pairs and (source.last_turn_only or source.loss_weight != 1):
         raise ValueError(
-            f"data.sources.{name}: last_turn_only and loss_weight have no effect on preference pairs: leave them out "
-            "(weight says how often a source comes)"
+            f"data.sources.{name}: last_turn_only and loss_weight have no effect on preference pairs: remove them "
+            "(weight sets how often a source is drawn)"
         )
 
 
@@ -147,7 +147,7 @@ def _check_sections(cfg: StageConfig) -> None:
 
 
 def _check_parts(cfg: StageConfig) -> None:
-    """What trains, how fast, and what it keeps in memory, part by part."""
+    """Per part of the model: whether it trains, its learning rate and its memory."""
     lora, frozen = set(cfg.model.lora.parts), set(cfg.model.freeze)
     if wrong := lora - {"encoder", "llm"}:
         raise ValueError(f"model.lora.parts holds {sorted(wrong)}: use encoder, llm or both")
@@ -155,8 +155,8 @@ def _check_parts(cfg: StageConfig) -> None:
         raise ValueError(f"{sorted(both)} is in model.lora.parts and in model.freeze: take it out of one of them")
     if lora and (whole := {"encoder", "llm"} - lora - frozen):
         raise ValueError(
-            f"model.lora.parts is {sorted(lora)}, and {sorted(whole)} would train whole beside it: "
-            "put it into model.lora.parts or model.freeze"
+            f"model.lora.parts is {sorted(lora)}, and {sorted(whole)} would train in full next to it: put it into "
+            "model.lora.parts or model.freeze"
         )
     if lora and (cfg.model.lora.r < 1 or not 0 <= cfg.model.lora.dropout < 1):
         raise ValueError("model.lora.r must be at least 1, and model.lora.dropout at least 0 and below 1")
@@ -170,13 +170,13 @@ def _check_parts(cfg: StageConfig) -> None:
             raise ValueError(f"trainer.gradient_checkpointing.{part} is {kind!r}: use none, selective or full")
     if cfg.trainer.compile_layers and cfg.trainer.gradient_checkpointing != CheckpointingConfig():
         raise ValueError(
-            "trainer.compile_layers has no effect on layers with trainer.gradient_checkpointing (torch.compile leaves "
-            "them as they are): use one of the two"
+            "trainer.compile_layers has no effect on layers with trainer.gradient_checkpointing (torch.compile skips "
+            "them): use one of the two"
         )
     if cfg.trainer.use_liger_kernel and cfg.trainer.gradient_checkpointing.llm == "selective":
         raise ValueError(
             "trainer.use_liger_kernel rotates queries and keys in place, and "
-            "trainer.gradient_checkpointing.llm=selective would rotate those that it kept once more: use none or full"
+            "trainer.gradient_checkpointing.llm=selective would rotate the stored ones a second time: use none or full"
         )
     if cfg.trainer.use_liger_kernel and cfg.trainer.compile_layers:
         raise ValueError(

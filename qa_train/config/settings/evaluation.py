@@ -23,7 +23,7 @@ class EvalSetConfig:
     metric: str | None = None
     # Asked instead of a wording of the prompt bank; "{language}" becomes the record's code.
     prompt: str | None = None
-    # Leave out records whose text has fewer words.
+    # Skip records with fewer words of text.
     min_words: int = 0
     # At most so many records: the same ones every time, spread by a hash of their keys.
     limit: int | None = 100
@@ -57,7 +57,7 @@ class EvaluationConfig:
     stop: dict[str, Any] = field(default_factory=dict)
     # Of an answer; longer ones are cut short, which is counted.
     max_new_tokens: int = 96
-    # Most answers at a time, and most prompt + new tokens of such a batch.
+    # Maximum answers in a batch, and maximum prompt + new tokens of a batch.
     batch_size: int = 32
     token_budget: int = 16384
     # Questions of each set whose clips are kept (RUN/held_out/clips), for tables with players in the dashboard and W&B.
@@ -96,7 +96,9 @@ def check_evaluation(cfg: Any) -> None:
         raise ValueError("evaluation.every is set without evaluation.sets: name at least one, or use every=0")
     for name, held_out in options.sets.items():
         if not re.fullmatch(r"[\w.-]+", name):
-            raise ValueError(f"evaluation.sets: {name!r} is no name for a column: use letters, digits, '_', '-', '.'")
+            raise ValueError(
+                f"evaluation.sets: {name!r} is not a valid column name: use letters, digits, '_', '-', '.'"
+            )
         if not held_out.shards:
             raise ValueError(f"evaluation.sets.{name}.shards is empty: give paths, globs or URLs of .tar shards")
         if held_out.template not in (None, "base", "chat"):
@@ -106,11 +108,11 @@ def check_evaluation(cfg: Any) -> None:
     for name, rule in options.stop.items():
         key = f"evaluation.stop.{name}"
         if name not in options.sets:
-            raise ValueError(f"{key}: there is no such set in evaluation.sets ({', '.join(options.sets)})")
+            raise ValueError(f"{key}: evaluation.sets has no such set ({', '.join(options.sets)})")
         if rule.action not in ("stop", "warn"):
             raise ValueError(f"{key}.action is {rule.action!r}: use stop or warn")
         limits = (rule.rise, rule.fall, rule.length_ratio)
         if limits == (None, None, None):
-            raise ValueError(f"{key} limits nothing: give rise or fall (points), or length_ratio")
+            raise ValueError(f"{key} has no limit: give rise or fall (points), or length_ratio")
         if min(rule.rise or 0, rule.fall or 0) < 0 or (rule.length_ratio is not None and rule.length_ratio < 1):
             raise ValueError(f"{key} needs rise and fall of 0 or more, and a length_ratio of 1 or more")

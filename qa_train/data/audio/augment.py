@@ -64,7 +64,7 @@ def add_noise(wave: np.ndarray, snr_db: float, rng: np.random.Generator) -> np.n
     if power == 0:
         return wave
     spectrum = np.fft.rfft(rng.standard_normal(len(wave)))
-    # The first bin would be infinite; it is the mean, which no one hears.
+    # The first bin would be infinite; it is the mean, which is inaudible.
     spectrum[1:] *= np.arange(1, len(spectrum)) ** (-rng.uniform(0, _STEEPEST) / 2)
     spectrum[0] = 0
     noise = np.fft.irfft(spectrum, len(wave))

@@ -23,7 +23,7 @@ from qa_train.utils.launch import end_with_parent
 
 _REQUEST = struct.Struct("<Qd")
 _REPLY = struct.Struct("<?Q")
-# What a child may allocate beyond the memory of the process that it was forked from.
+# Memory that a child may allocate in addition to that of its parent.
 _MORE_MEMORY = 2 << 30
 
 
@@ -35,7 +35,7 @@ class _Child:
 
 
 class KillableDecoder:
-    """``read_clip`` in a child process. Picklable: every process has a child of its own."""
+    """``read_clip`` in a child process. Picklable: every process has its own child."""
 
     def __init__(self, timeout_s: float) -> None:
         if timeout_s <= 0:
@@ -63,7 +63,7 @@ class KillableDecoder:
         return np.frombuffer(body, dtype=np.float32)
 
     def close(self) -> str:
-        """End the child; says how it ended."""
+        """End the child; returns how it ended."""
         child, self._child = self._child, None
         if child is None or self._process != os.getpid():
             return "not running"
@@ -106,7 +106,7 @@ def _fork() -> _Child:
 
 def _serve(requests: int, replies: int) -> NoReturn:
     """The child: answers until the parent's end closes."""
-    end_with_parent()  # also while it hangs in a clip
+    end_with_parent()  # even while it hangs in a clip
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # Descriptors of the parent (sockets, queues, the other ends of these pipes) would be kept open by this process.

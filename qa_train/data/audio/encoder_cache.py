@@ -88,7 +88,7 @@ class CacheWriter:
                 self._index.close()
                 part += 1
         rows, _ = _read_index(folder / f"{part}.jsonl")
-        # What a killed writer left half-written goes: first the index's last line, then the states.
+        # Remove what a killed writer left half-written: first the index's last line, then the states.
         text = "".join(_line(clip, *place, self.width) for clip, place in rows.items())
         self._index.truncate(len(text))
         self._next = sum(count for _, count in rows.values())
@@ -123,7 +123,7 @@ class CacheWriter:
 
 
 def cache_writer(folder: str | Path, key: str, width: int) -> CacheWriter:
-    """Append to the cache of that key, whose states have ``width`` values; processes write to parts of their own."""
+    """Append to the cache of that key, whose states have ``width`` values; each process writes its own part."""
     return CacheWriter(EncoderCache.open(folder, key), width)
 
 

@@ -16,7 +16,7 @@ Length = TypeVar("Length", int, Any)
 
 @dataclass(frozen=True)
 class FrontEnd:
-    """Sizes in samples unless they say otherwise. The mel bins are the encoder's (``num_mel_bins``): 80 or 128."""
+    """Sizes are in samples unless noted. The mel bins are the encoder's (``num_mel_bins``): 80 or 128."""
 
     sample_rate: int = 16_000
     # Between two mel frames, and the window of one.
@@ -27,8 +27,8 @@ class FrontEnd:
     # The last segment of a long clip borrows from the one before it rather than be shorter than this:
     # fewer than 3 mel frames give no audio token at all.
     shortest_segment: int = 1600
-    # Mel frames beside a segment that its convolutions see: the second reads one past the last kept frame, and so does
-    # the first.
+    # Mel frames outside a segment that its convolutions read: the second reads one past the last kept frame, and so
+    # does the first.
     tail_frames: int = 2
 
     @property
@@ -75,7 +75,7 @@ class FrontEnd:
         return lengths
 
     def frames(self, num_samples: int) -> int:
-        """Real mel frames of a segment: every frame whose centre lies inside it, the last part of a hop included.
+        """Real mel frames of a segment: every frame with its centre inside it, including the last partial hop.
 
         That is how many ``WhisperFeatureExtractor`` marks in its attention mask (every 160th sample of the mask).
         """

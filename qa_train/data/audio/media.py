@@ -14,9 +14,9 @@ import numpy as np
 
 from qa_train.data.audio.structure.containers import CONVERT, BadAudio, Container, damaged
 
-# Encoders pad the last frame, and say so or not: a length may differ by so many seconds.
+# Encoders pad the last frame, declared or not: a length may differ by this many seconds.
 _SLACK_S = 0.15
-# Formats of which the stated length is none, or an estimate by the bit rate.
+# Formats without a stated length, or with an estimate from the bit rate.
 _ESTIMATED = ("aac",)
 
 
@@ -82,7 +82,7 @@ class MediaSound:
                 stated = self._file.duration / self._av.time_base
         if stated is not None and count / self.rate < stated - _SLACK_S:
             raise damaged(
-                self.container.name, f"it decodes to {count / self.rate:.2f} s, its header says {stated:.2f} s"
+                self.container.name, f"it decodes to {count / self.rate:.2f} s, its header states {stated:.2f} s"
             )
 
 

@@ -17,10 +17,10 @@ def log_mel(wave: np.ndarray, num_mel_bins: int) -> Tensor:
     """Whisper log-mel of one segment, float32 [M, L + FRONT_END.tail(L)].
 
     The frames are those of ``WhisperFeatureExtractor`` padded to 30 s, so that an encoder that
-    sees only these gives the padded encoder's states: the two tail frames still hear the clip
-    through their windows and through the second convolution. Zeros are appended only as far as
-    those windows reach; near 30 s the signal ends with the same reflection as the reference.
-    The dynamic-range floor (maximum - 8) is taken over every frame that hears the clip.
+    sees only these gives the padded encoder's states: the two tail frames still depend on the clip through their
+    windows and the second convolution. Zeros are appended only as far as those windows reach; near 30 s the signal ends
+    with the same reflection as the reference. The dynamic-range floor (maximum - 8) is taken over every frame that
+    depends on the clip.
     """
     num_samples = len(wave)
     if not FRONT_END.shortest_clip <= num_samples <= FRONT_END.segment:
@@ -49,7 +49,7 @@ def _window() -> Tensor:
 
 @lru_cache(maxsize=4)
 def _filters(num_mel_bins: int) -> list[tuple[int, int, Tensor]]:
-    """The filter bank in groups of 16 filters, each with the frequency bins ``low`` to ``high`` that it hears.
+    """The filter bank in groups of 16 filters, each with its frequency bins ``low`` to ``high``.
 
     Filters are narrow: the whole matrix [M, 201] is nearly all zeros, and multiplying by it takes three times as long.
     """

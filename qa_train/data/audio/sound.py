@@ -1,4 +1,4 @@
-"""Opening audio, by content: libsndfile, fed with what the walk of the file's structure found, or PyAV (``media``)."""
+"""Opening audio, by content: libsndfile, with the file's parsed structure, or PyAV (``media``)."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class _Bytes(io.BytesIO):
 
 @contextlib.contextmanager
 def open_sound(source: bytes | str | Path) -> Iterator[Sound | MediaSound]:
-    """The sound of a file, whatever its name. Raises BadAudio, with what was found and what to do."""
+    """The sound of a file, detected by content instead of name. Raises BadAudio with the finding and the remedy."""
     with _data(source) as (place, data):
         container = examine(data)
         sound = Sound(place, data, container) if container.native else MediaSound(bytes(data), container)

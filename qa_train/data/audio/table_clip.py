@@ -1,4 +1,4 @@
-"""Clips that lie in a Parquet file, named as if it were a folder: ``test-00000-of-00001.parquet/17`` is row 17."""
+"""Clips in a Parquet file, addressed as if it were a folder: ``test-00000-of-00001.parquet/17`` is row 17."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def audio_column(schema: pyarrow.Schema) -> str | None:
 
 
 def table_rows(path: Path) -> list[dict[str, Any]]:
-    """The cells of every row but the audio, of which ``audio`` gets the place (see ``clip_source``).
+    """The cells of every row without the audio; ``audio`` gets its location (see ``clip_source``).
 
     Raises:
         ValueError: not a Parquet file, or one without audio.

@@ -1,7 +1,6 @@
 """Audio bytes to 16 kHz waveforms and 30-second segments.
 
-How many frames and tokens these give says ``front_end``; the frames themselves are in ``mel``, so that reading audio
-needs no torch.
+``front_end`` has the numbers of frames and tokens, ``mel`` the frames themselves, so that reading audio needs no torch.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1000, 192_000
 MAX_SAMPLES_PER_S = 384_000
 # Samples of a clip that is kept in memory as a whole, at its own rate: 1 GiB, 4.6 hours at 16 kHz.
 MAX_WHOLE_SAMPLES = 1 << 28
-# No single clip may be longer: it bounds what a header can make the indexer decode.
+# Maximum length of a clip: bounds what a header can make the indexer decode.
 MAX_CLIP_S = 24 * 3600.0
 
 
@@ -37,9 +36,9 @@ def resampled_length(num_samples: int, sample_rate: int) -> int:
 
 
 def read_header(source: bytes | str | Path) -> tuple[int, int]:
-    """Samples (per channel) and rate of a file: the true number. What libsndfile reads needs no decoding for it.
+    """Samples (per channel) and rate of a file: the true number. Formats of libsndfile need no decoding for it.
 
-    Raises BadAudio when the file is none of sound, was cut as far as its structure shows, or makes no sense.
+    Raises BadAudio when the file is not audio, is truncated as far as its structure shows, or is invalid.
     """
     with open_sound(source) as sound:
         _check_header(sound)
@@ -57,10 +56,10 @@ def read_clip(
     """Decode one clip to float32 mono at 16 kHz, shape [n].
 
     The read is bounded by ``max_duration_s``, and memory by what was decoded, whatever the header claims: an hour of
-    silence fits in a megabyte of FLAC. ``given_up`` is asked after every block.
+    silence fits in a megabyte of FLAC. ``given_up`` is called after every block.
 
     Raises BadAudio when the clip is unreadable, empty, too long, not finite, or
-    holds another number of samples than its header says.
+    has a number of samples that differs from its header.
     """
     with open_sound(source) as sound:
         _check_header(sound)
@@ -81,7 +80,7 @@ def read_clip(
 def read_frames(source: bytes | str | Path, start: int, stop: int) -> np.ndarray:
     """Samples ``start`` to ``stop`` of every channel at the file's own rate, float32 [n, channels].
 
-    Raises BadAudio when the decoder stops, or fewer are there than the header says.
+    Raises BadAudio when the decoder stops, or finds fewer samples than the header states.
     """
     with open_sound(source) as sound:
         _check_header(sound)
@@ -132,7 +131,7 @@ def resample(wave: np.ndarray, sample_rate: int) -> np.ndarray:
 
 
 def segments(wave: np.ndarray) -> list[np.ndarray]:
-    """The clip in windows of at most 30 s, nothing lost and nothing shared."""
+    """The clip in windows of at most 30 s, without loss or overlap."""
     ends = np.cumsum(FRONT_END.segments(len(wave)))
     return [part for part in np.split(wave, ends[:-1]) if len(part)]
 
@@ -145,7 +144,7 @@ def audio_tokens(num_samples: int) -> int:
 
 
 def _limit(sound: Sound | MediaSound, max_duration_s: float) -> int:
-    """One sample more than may be read; BadAudio when the header already says more."""
+    """One sample more than may be read; BadAudio when the header already states more."""
     limit = int(max_duration_s * sound.rate) + 1
     if sound.frames is not None and sound.frames >= limit:
         raise BadAudio(_too_long(max_duration_s))
@@ -164,7 +163,7 @@ def _check_decoded(sound: Sound | MediaSound, count: int, limit: int, max_durati
     if count == 0:
         raise BadAudio("it holds no samples")
     if sound.frames is not None and count != sound.frames:
-        raise damaged(sound.container.name, f"it decodes to {count} samples, its header says {sound.frames}")
+        raise damaged(sound.container.name, f"it decodes to {count} samples, its header states {sound.frames}")
 
 
 def _too_long(max_duration_s: float) -> str:
@@ -187,4 +186,4 @@ def _check_header(sound: Sound | MediaSound) -> None:
             "accepted: ffmpeg -i IN -ac 1 -ar 16000 OUT.flac"
         )
     if sound.frames is not None and not 0 < sound.frames < 2**40:
-        raise BadAudio(f"{name}: its header says {sound.frames} samples: empty, or of unknown length; {CONVERT}")
+        raise BadAudio(f"{name}: its header states {sound.frames} samples: empty, or of unknown length; {CONVERT}")

@@ -2,13 +2,13 @@
 
 1. A window takes from each source its share of ``shuffle_window`` samples. The number taken up to
    the end of a window is rounded, not that of the window, so shares are exact over time.
-2. A source is read in the order of ``EpochOrder``; records that do not qualify are passed over when
-   they are met. Its cursor (epoch, position among all records) is where the next window goes on.
-3. Inside a window the sources are spread evenly. Epochs of a small source do not mix.
-4. Samples are packed in that order into batches of at most ``tokens_per_batch`` tokens and of equal
+2. A source is read in the order of ``EpochOrder``; records that do not qualify are skipped when they are reached. Its
+cursor (epoch, position among all records) is where the next window goes on. 3. Inside a window the sources are spread
+evenly. Epochs of a small source do not mix. 4. Samples are packed in that order into batches of at most
+``tokens_per_batch`` tokens and of equal
    cost (``packing``).
 
-World size, worker count, batches per step and interruptions appear nowhere. The state at any batch
+World size, worker count, batches per step and interruptions have no influence. The state at any batch
 is a few integers: the window, its first batch and the cursors at its start.
 """
 
@@ -41,13 +41,13 @@ _VERSION = 4
 
 @dataclass
 class _Part:
-    """What a window takes from one source."""
+    """The samples that a window takes from one source."""
 
     rows: Ints
     epochs: Ints
     tokens: Ints
     costs: Ints
-    left_out: Counter[str]
+    skipped: Counter[str]
     cursor: tuple[int, int]
 
 
@@ -76,7 +76,7 @@ class Plan:
                 raise ValueError(f"source {sources[i].name!r} has no usable record")
         if all(sources[i].max_epochs is not None for i in used):
             raise ValueError(
-                "every source has max_epochs, so the data would end: leave it off at least one source "
+                "every source has max_epochs, so the data would end: remove it from at least one source "
                 "(trainer.max_steps ends the run)"
             )
         if min(tokens_per_batch, batches_per_step, shuffle_window) < 1:
@@ -118,7 +118,7 @@ class Plan:
 
     @property
     def used(self) -> list[int]:
-        """The numbers of the sources whose weight is above 0; cursors of a start come in this order."""
+        """The numbers of the sources with a weight above 0; cursors of a start are in this order."""
         return self._used
 
     def window(self, number: int) -> Window:
@@ -126,7 +126,7 @@ class Plan:
         while number not in self._windows:
             place = bisect_right(self._starts, number, key=lambda s: s.window) - 1
             if place < 0:
-                raise ValueError(f"shuffle window {number} lies before the one that this run resumed at")
+                raise ValueError(f"shuffle window {number} is before the one that this run resumed at")
             self._make(self._starts[place])
         self._windows.move_to_end(number)
         return self._windows[number]
@@ -139,10 +139,9 @@ class Plan:
     def seek(self, *state: int) -> None:
         """Continue from a saved ``seek_hint`` instead of walking the windows before it.
 
-        Batches per step may have changed: the step that came next still comes next, under its new
-        batch number. When the data or their settings changed, unchanged sources go on where they
-        were, changed ones begin their next epoch (what was left of the one before is not seen), and
-        the window starts again: at most one is seen twice.
+        Batches per step may have changed: the next step stays the next one, under its new batch number. When the data
+        or their settings changed, unchanged sources continue where they were, changed ones start their next epoch
+        (skipping the rest of the current one), and the window starts again: at most one is seen twice.
         """
         ids = [(s.name, s.fingerprint) for s in (self.sources[i] for i in self._used)]
         start, exact = decode_state(state, self.batches_per_step, self._settings(), ids)
@@ -154,13 +153,13 @@ class Plan:
         for known in self._starts:
             if known.window == start.window and known != start:
                 raise ValueError(
-                    f"shuffle window {known.window} starts at batch {known.first_batch}, the saved state says "
+                    f"shuffle window {known.window} starts at batch {known.first_batch}, the saved state has "
                     f"{start.first_batch}: it is of another run"
                 )
         self._learn(start)
 
     def _settings(self) -> str:
-        """All that the order depends on but the sources' data."""
+        """Everything that the order depends on except the sources' data."""
         parts: list[Any] = [_VERSION, self.seed, self.tokens_per_batch, self.shuffle_window, self.cost.key()]
         parts += [[s.name, s.weight, s.max_epochs] for s in self.sources]
         return json.dumps(parts)
@@ -171,9 +170,7 @@ class Plan:
         while True:
             place = bisect_right(self._starts, k, key=lambda s: s.first_batch) - 1
             if place < 0:
-                raise ValueError(
-                    f"batch {k} lies before batch {self._starts[0].first_batch}, at which this run resumed"
-                )
+                raise ValueError(f"batch {k} is before batch {self._starts[0].first_batch}, at which this run resumed")
             start = self._starts[place]
             if place + 1 < len(self._starts) and self._starts[place + 1].window == start.window + 1:
                 return start
@@ -223,7 +220,7 @@ class Plan:
         source = self.sources[i]
         none = np.zeros(0, dtype=np.int64)
         found: list[tuple[Ints, Ints, Ints, Ints]] = [(none, none, none, none)]
-        left_out: Counter[str] = Counter()
+        skipped: Counter[str] = Counter()
         missing, since, seen = count, 0, 0
         while missing and (source.max_epochs is None or epoch < source.max_epochs):
             order = self._order(i, epoch)
@@ -234,7 +231,7 @@ class Plan:
             good = np.flatnonzero(lengths.reason == "")
             stop = len(rows) if len(good) < missing else int(good[missing - 1]) + 1
             good = good[:missing]
-            left_out.update(reason for reason in lengths.reason[:stop] if reason)
+            skipped.update(reason for reason in lengths.reason[:stop] if reason)
             tokens = lengths.tokens[good]
             costs = self.cost.of(lengths)[good]
             found.append((rows[good], np.full(len(good), epoch), tokens, costs))
@@ -242,17 +239,17 @@ class Plan:
             since = 0 if len(good) else since + stop
             if since > 2 * order.total:
                 raise ValueError(
-                    f"source {source.name!r}: none of {order.total} records is usable; left out: {dict(left_out)}. "
+                    f"source {source.name!r}: none of {order.total} records is usable; skipped: {dict(skipped)}. "
                     "Check its task and where"
                 )
             position += stop
             if position >= order.total:
                 epoch, position = epoch + 1, 0
         rows, epochs, tokens, costs = map(np.concatenate, zip(*found, strict=True))
-        return _Part(rows, epochs, tokens, costs, left_out, (epoch, position))
+        return _Part(rows, epochs, tokens, costs, skipped, (epoch, position))
 
     def _packed(self, number: int, parts: dict[int, _Part]) -> Window:
-        """Spread the sources evenly, set too long samples apart, and pack the others."""
+        """Spread the sources evenly, set aside samples that are too long, and pack the others."""
         places = []
         for i, part in parts.items():
             count = len(part.rows)
@@ -278,7 +275,7 @@ class Plan:
             np.asarray([tokens[kept[batch]].sum() for batch in packed], dtype=np.int64),
             np.asarray([costs[kept[batch]].sum() for batch in packed], dtype=np.int64),
             [refs[i] for i in np.flatnonzero(~fits)],
-            {i: part.left_out for i, part in parts.items()},
+            {i: part.skipped for i, part in parts.items()},
         )
 
     def _order(self, i: int, epoch: int) -> EpochOrder:

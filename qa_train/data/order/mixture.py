@@ -20,7 +20,7 @@ BY = ("weight", "temperature", "epochs")
 
 @dataclass(frozen=True)
 class Line:
-    """What the mixture needs to know of a source."""
+    """The properties of a source that the mixture needs."""
 
     name: str
     weight: float

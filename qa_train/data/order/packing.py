@@ -1,8 +1,8 @@
 """Samples into batches that are full, and equally costly, so that no rank waits for another.
 
 1. Fill: samples are packed in pools of at least ``POOL`` batches taken in the order of the plan: longest
-   first, each into the batch that is emptiest. What fits nowhere moves on to the next pool. Every pool aims
-   at the same tokens per batch, so the last batches of a window are as full as the others.
+   first, each into the batch that is emptiest. Samples that do not fit move to the next pool. Every pool aims at the
+   same tokens per batch, so the last batches of a window are as full as the others.
 2. Level: the batch whose cost is farthest from the mean swaps the two samples with the batch at the
    other end that bring both nearest to it, again and again, until all are within ``_LEVEL`` of the mean.
 
@@ -19,7 +19,7 @@ from qa_train.data.order.epoch import Ints
 from qa_train.data.order.shuffle_window import Lengths
 
 POOL = 32
-# Aim a little below the budget: with nothing to spare the last samples of a pool would fit nowhere.
+# Aim a little below the budget: without slack the last samples of a pool would not fit.
 _AIM = 0.995
 # Below this fill a pool is packed again, its shortest samples by best fit: fuller, a little less even.
 _GOOD_FILL = 0.985
@@ -98,7 +98,7 @@ def level(batches: list[list[int]], tokens: Ints, costs: Ints, budget: int) -> l
             break
         other = int(np.argmin(over) if over[first] > 0 else np.argmax(over))
         a, b = (np.asarray([-1, *batches[i]]) for i in (first, other))
-        # What leaves the first batch and enters the other, for each pair; item -1 is nothing.
+        # Items moved from the first batch to the other, for each pair; -1 is no item.
         less = np.where(a < 0, 0, tokens[a])[:, None] - np.where(b < 0, 0, tokens[b])
         cheaper = (np.where(a < 0, 0, costs[a])[:, None] - np.where(b < 0, 0, costs[b])) * count
         after = np.maximum(np.abs(over[first] - cheaper), np.abs(over[other] + cheaper))

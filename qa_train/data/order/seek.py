@@ -44,7 +44,7 @@ def decode_state(
 ) -> tuple[Start, bool]:
     """The window start to continue from, and whether it is one of the same run in the same numbering.
 
-    Raises ValueError for what is no state of a plan.
+    Raises ValueError if it is not a state of a plan.
     """
     if len(state) < 10 or (len(state) - 6) % 4:
         raise ValueError(f"{list(state)} is not the state of a plan (6 integers, and 4 for each source)")
@@ -73,10 +73,10 @@ def decode_state(
 
 
 class Board:
-    """Window starts in shared memory: what one process of a rank planned, the others need not walk.
+    """Window starts in shared memory: windows planned by one process of a rank are not walked by the others.
 
-    The main process asks for the state when it saves, though its workers did the planning. A row
-    ends in a sum, so that one that is being written is not believed.
+    The main process asks for the state when it saves, though its workers did the planning. A row ends in a checksum, so
+    that a partially written one is not used.
     """
 
     def __init__(self, sources: int) -> None:

@@ -1,4 +1,4 @@
-"""What a plan is made of: sources as it sees them, samples, and windows."""
+"""The parts of a plan: its view of sources, samples, and windows."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from qa_train.data.order.epoch import Ints
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of each row: its tokens, audio tokens and scored rows, sums of squares, and why it is left out.
-
-    ``reason`` is empty for rows that qualify; the other fields of a row left out are 0. ``tokens_squared`` is over
-    the documents (a pair has two), ``audio_squared`` over segments of at most 30 s: attention stays inside them.
+    """For each row: tokens, audio tokens, scored rows, sums of squares, and why it is skipped. ``reason`` is empty for
+    rows that qualify; the other fields of a skipped row are 0. ``tokens_squared`` is over the documents (a pair has
+    two), ``audio_squared`` over segments of at most 30 s: attention does not cross them.
     """
 
     tokens: Ints
@@ -29,7 +28,7 @@ class Lengths:
 
 
 class PlanSource(Protocol):
-    """What the plan needs to know of a source: its rows in shard order, and exact lengths when asked."""
+    """The plan's view of a source: rows in shard order, and exact lengths on request."""
 
     name: str
     weight: float
@@ -60,7 +59,7 @@ class Window:
     batch_tokens: Ints
     batch_costs: Ints
     too_long: list[SampleRef]
-    left_out: dict[int, Counter[str]]
+    skipped: dict[int, Counter[str]]
 
     @property
     def tokens(self) -> int:

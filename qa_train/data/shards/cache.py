@@ -41,7 +41,7 @@ class BlockCache:
     def read(self, name: str, size: int, offset: int, length: int, fetch: Callable[[int, int], bytes]) -> bytes:
         """``length`` bytes at ``offset`` of the file called ``name`` (with its version) of ``size`` bytes.
 
-        ``fetch(offset, length)`` reads what is missing from the source.
+        ``fetch(offset, length)`` reads missing bytes from the source.
         """
         end = min(offset + length, size)
         parts = []

@@ -51,8 +51,8 @@ _SCHEMA = pyarrow.schema(
 class ShardTable:
     """Shards in order: path, digest, records, audio in seconds, and the records and seconds that pass a ``where``.
 
-    ``matching`` is exact for a ``where`` of one field with few values, else an upper bound. A shard that holds
-    the same records as one before it is left out and counted in ``copies``.
+    ``matching`` is exact for a ``where`` of one field with few values, else an upper bound. A shard with the same
+    records as an earlier one is skipped and counted in ``copies``.
     """
 
     paths: list[str]
@@ -61,7 +61,7 @@ class ShardTable:
     seconds: NDArray[np.float64]
     matching: Ints
     matching_seconds: NDArray[np.float64]
-    # Records left out when indexing, by reason ("ignored" members apart), and the first of them.
+    # Records skipped when indexing, by reason (without "ignored" members), and the first of them.
     problems: Counter[str] = field(default_factory=Counter)
     first_problem: tuple[str, Problem] | None = None
     copies: int = 0
@@ -79,9 +79,8 @@ class ShardTable:
 def open_shards(
     patterns: Iterable[str | Path], where: Mapping[str, Any] | None = None, cfg: StorageConfig | None = None
 ) -> ShardTable:
-    """The table of all shards of paths, folders, globs, URLs and catalogs; ``cfg`` says how remote ones are read.
-
-    Raises ValueError when a shard has no index, or is no longer the one that was indexed.
+    """The table of all shards of paths, folders, globs, URLs and catalogs; ``cfg``: how remote ones are read. Raises
+    ValueError when a shard has no index, or has changed since it was indexed.
     """
     named = list(map(str, patterns))
     catalogs = [path for path in named if without_query(path).endswith(CATALOG_SUFFIX)]
@@ -139,18 +138,18 @@ def matching(summary: Summary, where: Mapping[str, Any]) -> tuple[int, float]:
 
 
 def write_catalog(patterns: Iterable[str | Path], out: str | Path, cfg: StorageConfig | None = None) -> int:
-    """Write the table of all shards into one file; returns their number. ``cfg`` says how remote ones are read.
+    """Write the table of all shards into one file; returns their number. ``cfg``: how remote ones are read.
 
     Local shards are named relative to the catalog's folder, so that both can move together.
 
     Raises:
-        ValueError: a URL is signed or holds a password, which a file that is handed on must not.
+        ValueError: a URL is signed or has a password, which must not be in a shared file.
     """
     paths = storage.expand(patterns)
     if secret := [path for path in paths if masked(path) != path]:
         raise ValueError(
-            f"{masked(secret[0])}: a catalog would hold its signature; make the catalog of local copies, and upload it "
-            "beside the shards: the query of its own URL then opens them too"
+            f"{masked(secret[0])}: a catalog would hold its signature; make the catalog of local copies, and upload "
+            "it next to the shards: the query of its own URL then opens them too"
         )
     folder = Path(out).parent.resolve()
     names = [path if "://" in path else os.path.relpath(Path(path).resolve(), folder) for path in paths]
@@ -199,7 +198,7 @@ def write_lines(listed: Iterable[tuple[str, Summary]], out: str | Path) -> int:
 def read_catalog(path: str, cfg: StorageConfig | None = None, *, values: bool = True) -> Iterator[tuple[str, Summary]]:
     """Paths and summaries of a catalog; the shards themselves are checked when their rows are read.
 
-    ``values=False`` leaves out the counts by value, most of the work when there are many shards.
+    ``values=False`` skips the counts by value, most of the work with many shards.
     """
     try:
         with storage.open_binary(path, cfg) as handle, gate.named(path, _REMEDY):
@@ -226,7 +225,7 @@ def read_catalog(path: str, cfg: StorageConfig | None = None, *, values: bool = 
 
 
 def _problems(text: str) -> tuple[Counter[str], Problem | None]:
-    """Counts of what a shard's index leaves out, by reason, and the first of them."""
+    """Counts of records that a shard's index skips, by reason, and the first of them."""
     found = gate.parsed(text, dict, "problems") if text else {}
     counts, first = found.get("counts", {}), found.get("first")
     if not isinstance(counts, dict) or not all(type(n) is int and n >= 0 for n in counts.values()):

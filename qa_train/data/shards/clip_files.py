@@ -17,12 +17,12 @@ from qa_train.data.text.records import BadRecord
 
 # A list may hold thousands of addresses of a server that is gone.
 _FETCHING = StorageConfig(retries=2)
-# Lists round lengths; what is shorter by more is a part of the file.
+# Lists round lengths; a clip that is shorter by more is a part of the file.
 _ROUNDED_S = 0.1
 
 
 def located(source: Source, *bases: Path) -> Path | Source:
-    """A local path, relative to the first of ``bases`` where it exists; addresses and bytes as they are."""
+    """A local path, relative to the first of ``bases`` where it exists; addresses and bytes unchanged."""
     if isinstance(source, bytes):
         return source
     source = source.removeprefix("file://")
@@ -57,12 +57,10 @@ def clip_bytes(clip: Path | Source) -> bytes:
 
 
 def refuse_parts(row: dict[str, Any], clips: Sequence[Path | Source]) -> None:
-    """See that a chat's clips are its whole files, for readers that do not cut.
-
-    Clips that cannot be read are left to who reads them.
+    """Check that a chat's clips are whole files, for readers that do not cut. Unreadable clips are left to the reader.
 
     Raises:
-        BadRecord: the row says that a clip is shorter than its file (see ``parts_of``).
+        BadRecord: the row states that a clip is shorter than its file (see ``parts_of``).
     """
     for clip, (_, length) in zip(clips, parts_of(row, len(clips)), strict=True):
         if length is None:
@@ -79,9 +77,8 @@ def refuse_parts(row: dict[str, Any], clips: Sequence[Path | Source]) -> None:
 
 
 def encoded(clip: Path | Source) -> tuple[str, bytes]:
-    """The shard's extension for a clip, and its bytes as they are; their header is checked.
-
-    Raises what ``clip_bytes`` does, and BadAudio for what shards do not hold.
+    """The shard's extension for a clip, and its unchanged bytes; their header is checked. Raises the errors of
+    ``clip_bytes``, and BadAudio for formats that shards do not support.
     """
     raw = clip_bytes(clip)
     name = shown(clip) if isinstance(clip, bytes) else str(clip)

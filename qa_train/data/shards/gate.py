@@ -22,7 +22,7 @@ from qa_train.data.shards.tar import MAX_MEMBER_BYTES, MAX_MEMBERS, MAX_NAME_BYT
 from qa_train.data.text.records import MAX_JSON_BYTES, BadRecord, stored_record
 from qa_train.utils.masking import masked
 
-# A record's JSON with its transcript, written anew: other spaces, numbers and escapes.
+# A record's JSON with its transcript, rewritten: other spaces, numbers and escapes.
 MAX_META_BYTES = 4 * MAX_JSON_BYTES
 # Text of one column, unpacked; equal texts are stored once, so that a small file may hold any number of them.
 MAX_COLUMN_BYTES = 1 << 30
@@ -40,32 +40,32 @@ _BAD_NAME = r"\p{Cc}|^/|(^|/)\.\.(/|$)"
 
 
 class Refused(ValueError):
-    """What is wrong with an index or a catalog, without its name."""
+    """A fault of an index or a catalog, without its name."""
 
 
 @contextlib.contextmanager
 def named(place: str, remedy: str) -> Iterator[None]:
-    """Say of which file something is wrong, and what to do, in one line."""
+    """Report a faulty file and the remedy, in one line."""
     try:
         yield
     except Refused as error:
         raise ValueError(f"{masked(place)}: {_short(error)}; {remedy}") from error
     except (pyarrow.ArrowException, MemoryError, UnicodeDecodeError, OSError) as error:
-        # A server that does not answer, a file that may not be read: another file would change nothing. Arrow's own
-        # errors of damaged files are OSErrors too, without a number.
+        # An unreachable server, an unreadable file: a new index would not help. Arrow's errors for damaged files are
+        # OSErrors too, without a number.
         if isinstance(error, RemoteError) or getattr(error, "errno", None) is not None:
             raise
         raise ValueError(f"{masked(place)} is damaged ({_short(error)}); {remedy}") from error
 
 
 def _short(error: BaseException) -> str:
-    """What it says, in one line of some length: it may repeat what the file holds."""
+    """The message in one line of bounded length: it may repeat contents of the file."""
     text = " ".join(str(error).split())
     return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
 def footer_of(file: pyarrow.parquet.ParquetFile, schema: pyarrow.Schema, rows: int = MAX_MEMBERS) -> dict[str, str]:
-    """What a Parquet file says of itself; Refused when its columns are others, or it states more than ``rows`` rows."""
+    """The metadata of a Parquet file; Refused when its columns differ, or it states more than ``rows`` rows."""
     found, metadata = file.schema_arrow, file.metadata
     if not found.equals(schema):
         raise Refused(f"it has the columns {found.names}, or types, of another format; expected {schema.names}")
@@ -108,7 +108,7 @@ def _unpacked(chunk: Any) -> int:
 
 
 def check_rows(table: pyarrow.Table, shard_bytes: int) -> None:
-    """Refuse columns of an index whose values no scan of a shard of that size could have written.
+    """Refuse columns of an index with values that no scan of a shard of that size could have written.
 
     ``meta`` is judged by its size alone; ``stored_record`` reads it.
     """
@@ -174,7 +174,7 @@ def _refuse(bad: Any, name: str, what: str) -> None:
 
 
 def check_texts(table: pyarrow.Table) -> None:
-    """Refuse a table with an empty cell, or with texts that are no UTF-8."""
+    """Refuse a table with an empty cell, or with texts that are not UTF-8."""
     table.validate(full=True)
     for name in table.column_names:
         _refuse(table[name].combine_chunks().is_null(), name, "is null")
@@ -194,7 +194,7 @@ def parsed(text: str, kind: type, what: str) -> Any:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Refused(f"its {what} are no JSON ({error})") from error
+        raise Refused(f"its {what} are not JSON ({error})") from error
     if not isinstance(found, kind):
         raise Refused(f"its {what} are {str(found)[:40]!r}; expected a JSON {kind.__name__}")
     return found
@@ -214,7 +214,7 @@ def check_sum(rows: Any, seconds: Any) -> None:
         ("rows", rows, (int,), MAX_MEMBERS),
         ("seconds", seconds, (int, float), _MAX_SECONDS),
     ):
-        # Not isinstance: true is no number.
+        # Not isinstance: true is not a number.
         if type(value) not in kinds or not 0 <= value <= most:
             raise Refused(f"it states {what} {str(value)[:80]}; expected 0 to {most:g}")
 

@@ -1,7 +1,7 @@
 """The sidecar of a shard, ``X.tar.index.parquet``: one row per record, made by one scan.
 
-With it the plan knows every length before any audio is read, and reading is by byte range. What it
-holds is stated in ``sidecar``.
+With it the plan has every length before any audio is read, and reading is by byte range. Its contents are described in
+``sidecar``.
 """
 
 from __future__ import annotations
@@ -50,12 +50,11 @@ def build_index(
     decode: bool = False,
     keep_damaged: bool = False,
 ) -> list[ShardIndex]:
-    """Scan local tar shards and write the index beside each; the shards are not changed.
+    """Scan local tar shards and write an index next to each; the shards are not changed.
 
-    ``decode`` decodes every clip, so that audio that lies about its length, is cut or holds NaN is
-    left out now instead of being skipped in training. ``keep_damaged`` indexes what precedes the
-    damage of a broken tar, and records the damage as a problem; otherwise it raises DamagedShard.
-    ``progress(path, records)`` is called after each shard.
+    ``decode`` decodes every clip, so that audio with a wrong length, truncated audio or NaN is skipped now instead of
+    in training. ``keep_damaged`` indexes what precedes the damage of a broken tar, and records the damage as a problem;
+    otherwise it raises DamagedShard. ``progress(path, records)`` is called after each shard.
     """
     indexes = []
     for path in storage.expand(paths):
@@ -67,10 +66,10 @@ def build_index(
 
 
 def index_shard(path: str, decode: bool = False, keep_damaged: bool = False) -> ShardIndex:
-    """Scan one local shard and write the index beside it (see ``build_index``)."""
+    """Scan one local shard and write the index next to it (see ``build_index``)."""
     if "://" in path:
-        # Said before the whole shard was fetched.
-        raise ValueError(f"{path}: indexes are written beside local shards; index it before uploading")
+        # Reported before the whole shard is fetched.
+        raise ValueError(f"{path}: indexes are written next to local shards; index it before uploading")
     index = scan(path, decode=decode, keep_damaged=keep_damaged)
     write_index(index)
     return index
@@ -79,7 +78,7 @@ def index_shard(path: str, decode: bool = False, keep_damaged: bool = False) -> 
 def scan(
     path: str, *, decode: bool = False, keep_damaged: bool = False, cfg: StorageConfig | None = None
 ) -> ShardIndex:
-    """Read a whole shard once and return its index, without writing it. ``cfg`` says how a remote one is read."""
+    """Read a whole shard once and return its index, without writing it. ``cfg``: how a remote one is read."""
     size = storage.size_of(path, cfg)
     rows: list[dict[str, Any]] = []
     problems: list[Problem] = []
@@ -138,8 +137,8 @@ def _groups(stream: Iterable[Member], ignored: Counter[str]) -> Iterator[tuple[s
 def _by_key(group: list[Member], ignored: Counter[str]) -> Iterator[tuple[str, list[Member]]]:
     """Records of members that are equal up to the first dot of their names, which ends a key by WebDataset's rule.
 
-    Where audio and text agree up to a later dot (a.5.wav, a.5.json), that one ends the key. Only beside an a.json
-    without an a.wav the rule stays: then a.5.wav is a clip of it, whatever lies beside the clip.
+    Where audio and text agree up to a later dot (a.5.wav, a.5.json), that one ends the key. With an a.json but no a.wav
+    the first dot still ends it: then a.5.wav is a clip of a.json, whatever else is next to the clip.
     """
     if not group:
         return
@@ -181,7 +180,7 @@ def _row(file: IO[bytes], key: str, group: list[Member], decode: bool, ignored: 
             record["audios"] = [_type(m, key) for m in clips]
     else:
         clips = _listed(record["audios"], {_type(m, key): m for m in sounds})
-    ignored.update(f"of type .{m.kind}, beside other audio" for m in sounds if m not in clips)
+    ignored.update(f"of type .{m.kind}, next to other audio" for m in sounds if m not in clips)
     if "messages" in record:
         chat_messages(record)
     details = [_clip(file, member, decode) for member in clips]
@@ -201,23 +200,23 @@ def _row(file: IO[bytes], key: str, group: list[Member], decode: bool, ignored: 
 def _no_audio(record: dict[str, Any], group: list[Member]) -> str:
     """Why a record has no clip, and what to do."""
     if record.get("messages") and PLACEHOLDER not in json.dumps(record["messages"], ensure_ascii=False):
-        return 'no audio member beside the JSON (a chat without sound says "audios": [])'
+        return 'no audio member next to the JSON (a chat without sound has "audios": [])'
     dots = ""
     if any("." in member.extension for member in group):
         dots = "; a key ends at the first dot of a name, or at the last one where audio and JSON agree up to it"
-    return f"no audio member beside {group[0].name!r} (.{', .'.join(AUDIO_EXTENSIONS)}, ...){dots}"
+    return f"no audio member next to {group[0].name!r} (.{', .'.join(AUDIO_EXTENSIONS)}, ...){dots}"
 
 
 def _record(file: IO[bytes], text: dict[str, Member]) -> dict[str, Any]:
     record = parse_record(_bytes(file, text["json"], MAX_JSON_BYTES)) if "json" in text else {}
-    # Beside a JSON of facts, a text file is the transcript.
+    # Next to a JSON of facts, a text file is the transcript.
     if "txt" in text and not (record.get("text") or record.get("messages")):
         transcript = decode_text(_bytes(file, text["txt"], MAX_JSON_BYTES), "the .txt member").strip()
         check_text(transcript)
         return record | {"text": transcript}
     if "json" in text:
         return record
-    raise BadRecord("no JSON (or txt) member beside the audio", "missing sibling")
+    raise BadRecord("no JSON (or txt) member next to the audio", "missing sibling")
 
 
 def _listed(audios: list[str], sounds: dict[str, Member]) -> list[Member]:

@@ -50,16 +50,16 @@ class RemoteInfo:
 
 
 def remote_info(url: str, cfg: StorageConfig) -> RemoteInfo:
-    """Size and version of a remote file; FileNotFoundError when there is none."""
+    """Size and version of a remote file; FileNotFoundError if it does not exist."""
     once = _http_info if _is_http(url) else _fsspec_info
     return _retried(url, "size", partial(once, url, cfg), cfg)
 
 
 def read_range(url: str, offset: int, size: int, cfg: StorageConfig) -> bytes:
-    """``size`` bytes at ``offset``; the range must lie within the file.
+    """``size`` bytes at ``offset``; the range must be within the file.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         RemoteError: every attempt failed.
     """
     once = _http_range if _is_http(url) else _fsspec_range
@@ -116,7 +116,7 @@ def _retried(url: str, what: str, once: Callable[[], Result], cfg: StorageConfig
         raise
     except _LASTING as error:
         raise RemoteError(masked(f"{what}: {error}")) from error
-    except Exception as error:  # every cloud library has errors of its own
+    except Exception as error:  # every cloud library has its own errors
         spent = f"not read in {cfg.retries + 1} attempts over {time.monotonic() - started:.1f} s"
         hint = "Check the server, or raise data.storage.retries or timeout_s"
         raise RemoteError(masked(f"{what}: {spent}; the last: {type(error).__name__}: {error}. {hint}")) from error
@@ -148,10 +148,10 @@ def _http_get(url: str, offset: int, size: int, cfg: StorageConfig) -> tuple[byt
         if error.code in (404, 410):
             raise FileNotFoundError(f"{masked(url)}: the server answers {error.code}, no such file") from error
         if error.code < 500 and error.code not in _RETRIED_STATUS:
-            hint = "; stores answer so for what may not be read, and for what is not there" if error.code == 403 else ""
+            hint = "; stores return this for unreadable and for missing files" if error.code == 403 else ""
             if error.code in (401, 403) and "?" in url:
                 hint += (
-                    ". A signature that has run out, or that opens a single file and not the index beside it: sign the "
+                    ". The signature has expired, or opens a single file and not the index next to it: sign the "
                     "folder, or read s3:// or gs:// with keys in data.storage.options"
                 )
             raise _Permanent(f"the server answers {error.code} {error.reason}{hint}") from error

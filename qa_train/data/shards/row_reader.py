@@ -43,12 +43,12 @@ class RowReader:
         return np.searchsorted(self._ends, rows, side="right")
 
     def cell(self, column: str, row: int, *, clips: bool = False) -> Any:
-        """One value; ``clips`` for the columns that say where the clips lie."""
+        """One value; ``clips`` for the columns with the positions of the clips."""
         shard = self.shard_of(row)
         return self.rows(shard, clips=clips)[column][row - self.first(shard)].as_py()
 
     def rows(self, shard: int, *, clips: bool = False) -> pyarrow.Table:
-        """The columns for planning, or those that say where the clips lie, of a whole shard."""
+        """The columns for planning, or those with the positions of the clips, for a whole shard."""
         if (shard, clips) not in self._cache:
             table = self._table.read(shard, CLIP_COLUMNS if clips else PLAN_COLUMNS)
             self._cache[shard, clips] = table.combine_chunks()

@@ -1,8 +1,8 @@
 """Reading and writing the sidecar of a shard, ``X.tar.index.parquet``: one row per record (see ``index``).
 
 The rows hold: key; for each clip its member name, offset, size, CRC32C, samples at 16 kHz and
-sample rate; the record's JSON. The footer holds the shard's size, a fingerprint, what was left out
-and a summary, so that a corpus opens without reading rows.
+sample rate; the record's JSON. The footer holds the shard's size, a fingerprint, skipped records and a summary, so that
+a corpus opens without reading rows.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from qa_train.utils.atomic import whole
 from qa_train.utils.masking import name_of
 
 SUFFIX = ".index.parquet"
-# Reason of what an index leaves out without a fault: members that are no audio, JSON or text (no key), and records
-# that `data clean` took out.
+# Reasons of skips that are not faults: members that are not audio, JSON or text (no key), and records that `data clean`
+# removed.
 IGNORED, CLEANED = "ignored", "taken out by data clean"
 FORMAT = 1
 # Fields of the records with at most so many different short texts are counted in the footer.
@@ -47,7 +47,7 @@ SCHEMA = pyarrow.schema(
 
 @dataclass(frozen=True)
 class Problem:
-    """A record that the index leaves out, and why."""
+    """A record that the index skips, and why."""
 
     key: str
     offset: int
@@ -57,7 +57,7 @@ class Problem:
     def __str__(self) -> str:
         if self.reason == IGNORED and not self.key:
             return f"ignored {self.detail}"
-        return f"left out {self.key or '-'} at byte {self.offset}: {self.reason}, {self.detail}"
+        return f"skipped {self.key or '-'} at byte {self.offset}: {self.reason}, {self.detail}"
 
 
 @dataclass(repr=False)
@@ -75,17 +75,17 @@ class ShardIndex:
 
     def __repr__(self) -> str:
         hours = sum(self.table["duration_s"].to_pylist()) / 3600
-        out = left_out(self.problems)
-        left = "; left out: " + ", ".join(f"{n} {reason}" for reason, n in out.items()) if out else ""
+        out = skipped(self.problems)
+        left = "; skipped: " + ", ".join(f"{n} {reason}" for reason, n in out.items()) if out else ""
         return f"{self.path}: {len(self)} records, {hours:.3f} h{left}"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What the footer of an index says of its shard, without its rows.
+    """The footer of a shard's index, without its rows.
 
     ``values`` counts records and seconds of audio by value of each text field of the records; None stands for a field
-    with too many values, or values that are no texts. ``problems`` counts records left out, by reason.
+    with too many values, or values that are not texts. ``problems`` counts skipped records, by reason.
     """
 
     rows: int
@@ -97,9 +97,8 @@ class Summary:
 
 
 def load_index(path: str, cfg: StorageConfig | None = None) -> ShardIndex:
-    """Read the index of a shard and check that the shard is still the one that was indexed.
-
-    ``cfg`` says how remote ones are read, here and below.
+    """Read the index of a shard and check that the shard has not changed since. ``cfg``: how remote ones are read, here
+    and below.
     """
     with _sidecar(path, cfg) as (read, footer):
         table = read(SCHEMA.names)
@@ -110,7 +109,7 @@ def load_index(path: str, cfg: StorageConfig | None = None) -> ShardIndex:
 
 
 def load_summary(path: str, cfg: StorageConfig | None = None) -> Summary:
-    """What the index says of a shard, from its footer alone; checks that the shard is still the one indexed."""
+    """The summary of a shard, from its index's footer alone; checks that the shard has not changed since."""
     with _sidecar(path, cfg) as (read, footer):
         if "summary" in footer:
             said = gate.parsed(footer["summary"], dict, "sums")
@@ -126,13 +125,13 @@ def load_summary(path: str, cfg: StorageConfig | None = None) -> Summary:
         problems = _problems(footer)
     _check_size(path, int(footer["shard_size"]), cfg)
     bad = [problem for problem in problems if problem.reason != IGNORED]
-    counts = left_out(problems)
+    counts = skipped(problems)
     first = bad[0] if bad else None
     return Summary(rows, seconds, footer["fingerprint"], values, counts, first)
 
 
-def left_out(problems: Iterable[Problem]) -> Counter[str]:
-    """Records that an index leaves out, by reason; members of other types are no records."""
+def skipped(problems: Iterable[Problem]) -> Counter[str]:
+    """Records that an index skips, by reason; members of other types are not records."""
     reasons = ((problem.key, problem.reason) for problem in problems)
     return Counter(CLEANED if reason == IGNORED else reason for key, reason in reasons if key or reason != IGNORED)
 
@@ -145,7 +144,7 @@ def load_rows(path: str, fingerprint: str, columns: Sequence[str], cfg: StorageC
     with _sidecar(path, cfg) as (read, footer):
         if footer["fingerprint"] != fingerprint:
             raise ValueError(
-                f"the index of {path} was made anew since the data were opened or their catalog was written: "
+                f"the index of {path} was rewritten since the data were opened or their catalog was written: "
                 "restore the shard, or make the catalog again with qa-train data catalog"
             )
         table = read(columns)
@@ -163,7 +162,7 @@ def _sidecar(path: str, cfg: StorageConfig | None) -> Iterator[tuple[Callable[..
     try:
         with storage.open_binary(side, cfg) as handle, gate.named(side, _remedy(path)):
             # Nothing is read ahead, and nothing by Arrow's threads: they hold the Python file a moment longer than the
-            # read takes, and one that lets it go while the interpreter ends aborts the process ("terminate called
+            # read takes, and one that releases it while the interpreter ends aborts the process ("terminate called
             # without an active exception", apache/arrow#34314 and #33975).
             file = pyarrow.parquet.ParquetFile(handle, pre_buffer=False)
             footer = gate.footer_of(file, SCHEMA)
@@ -180,14 +179,14 @@ def _sidecar(path: str, cfg: StorageConfig | None) -> Iterator[tuple[Callable[..
             yield read, footer
     except FileNotFoundError as error:
         if not storage.exists(path, cfg):
-            raise ValueError(f"there is no {path}, and no index of it: check the path of the shard") from error
+            raise ValueError(f"{path} and its index do not exist: check the path of the shard") from error
         raise ValueError(f"{path} has no index; {_remedy(path)}") from error
 
 
 def _remedy(path: str) -> str:
     if "://" in path:
         name = name_of(path)
-        return f"index a local copy, qa-train data index {name}, and upload {name}{SUFFIX} beside the shard"
+        return f"index a local copy, qa-train data index {name}, and upload {name}{SUFFIX} next to the shard"
     return f"run: qa-train data index {path}"
 
 
@@ -235,7 +234,7 @@ def write_index(index: ShardIndex) -> None:
     }
     side = index.path + SUFFIX
     if "://" in side:
-        raise ValueError(f"{index.path}: indexes are written beside local shards; index it before uploading")
+        raise ValueError(f"{index.path}: indexes are written next to local shards; index it before uploading")
     table = index.table.replace_schema_metadata(footer)
     with whole(side) as part:
         pyarrow.parquet.write_table(table, part, compression="zstd")

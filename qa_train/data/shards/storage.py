@@ -41,8 +41,8 @@ _OTHER_KINDS = {
     ".catalog.parquet": "a catalog, which only data.sources take: name the shards it lists",
     ".parquet": "a table: make shards of it with qa-train data import huggingface",
     ".arrow": "a table: make shards of it with qa-train data import huggingface",
-    ".gz": "a compressed file, in which nothing has a place of its own: unpack it (gunzip) and index the .tar",
-    ".tgz": "a compressed tar, in which nothing has a place of its own: unpack it (gunzip) and index the .tar",
+    ".gz": "a compressed file, without byte ranges: unpack it (gunzip) and index the .tar",
+    ".tgz": "a compressed tar, without byte ranges: unpack it (gunzip) and index the .tar",
 }
 
 
@@ -50,7 +50,7 @@ def expand(patterns: Iterable[str | Path]) -> list[str]:
     """Shard paths of paths, folders, globs and WebDataset's braces (``x-{000..099}.tar``), also in URLs.
 
     Raises:
-        ValueError: nothing was found; a file of another kind is named (the message says what makes shards of it);
+        ValueError: nothing was found; a file of another kind is named (the message tells how to make shards of it);
             braces stand for more than `MAX_NAMES` names.
     """
     patterns = list(patterns)
@@ -59,7 +59,7 @@ def expand(patterns: Iterable[str | Path]) -> list[str]:
         place = without_query(pattern)
         kind = next((kind for kind in _OTHER_KINDS if place.lower().endswith(kind)), None)
         if kind is not None and not glob.has_magic(place):
-            raise ValueError(f"{masked(pattern)} is no shard but {_OTHER_KINDS[kind]}")
+            raise ValueError(f"{masked(pattern)} is not a shard but {_OTHER_KINDS[kind]}")
         if "://" in pattern:
             found.append(_checked(pattern))
             continue
@@ -109,7 +109,7 @@ def open_binary(path: str, cfg: StorageConfig | None = None) -> IO[bytes]:
 
 
 def size_of(path: str, cfg: StorageConfig | None = None) -> int:
-    """Size in bytes; FileNotFoundError when there is no such file."""
+    """Size in bytes; FileNotFoundError if the file does not exist."""
     if "://" in path:
         return remote_info(_checked(path), cfg or StorageConfig()).size
     return Path(path).stat().st_size
@@ -148,7 +148,7 @@ class RangeReader:
         if len(self._files) > MAX_OPEN_FILES:
             self._files.popitem(last=False)[1].close()
         parts = []
-        # Past Python's buffer: clips lie apart, so nothing read ahead is used.
+        # Bypass Python's buffer: clips are not adjacent, so nothing read ahead is used.
         while size > 0 and (part := os.pread(file.fileno(), size, offset)):
             parts.append(part)
             offset, size = offset + len(part), size - len(part)
@@ -169,7 +169,7 @@ class RangeReader:
         fetch = partial(_read_remote, url, self.cfg)
         if self.cache is None:
             return fetch(offset, size)
-        # Another signature makes no other file, where the server tells files apart.
+        # Another signature is still the same file if the server reports versions.
         name = without_query(url) if info.version.strip() else url
         return self.cache.read(f"{name} {info.size} {info.version}", info.size, offset, size, fetch)
 

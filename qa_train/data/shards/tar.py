@@ -18,15 +18,15 @@ AUDIO_EXTENSIONS = ("flac", "wav", "ogg", "opus", "mp3")
 # What libsndfile does not read: decoded by the extra ``media``, or refused by name.
 MEDIA_EXTENSIONS = ("m4a", "m4b", "mp4", "mov", "3gp", "aac", "webm", "weba", "mka", "mkv", "wma", "spx", "amr", "ac3",
                     "voc", "ape", "wv", "tta", "avi", "flv")  # fmt: skip
-# Read though shards are not written so. Beside a clip of the first kind they are not the record's audio (a video
-# beside its sound).
+# Read although shards are not written so. Next to a clip of the first kind they are not the record's audio (a video
+# next to its sound).
 OTHER_AUDIO_EXTENSIONS = ("oga", "aif", "aiff", "aifc", "au", "caf", "w64", "sph", "mp2", *MEDIA_EXTENSIONS)
 TEXT_EXTENSIONS = ("json", "txt")
 MAX_MEMBER_BYTES = 1 << 29
 MAX_MEMBERS = 500_000
 MAX_NAME_BYTES = 4096
 MAX_EXTENDED_BYTES = 1 << 16
-# Headers that only say more of the next member: its name, its link, and what PAX has.
+# Headers that only describe the next member: its name, its link, and PAX records.
 MAX_EXTENDED_HEADERS = 8
 _BLOCK = 512
 _REGULAR, _FOLDER, _HARD_LINK, _SYMBOLIC_LINK = b"0\0", b"5", b"1", b"2"
@@ -73,13 +73,13 @@ class Member:
 
     @property
     def of_macos(self) -> bool:
-        """Whether macOS added it beside another file ("._clip.wav", "__MACOSX/")."""
+        """Whether macOS added it next to another file ("._clip.wav", "__MACOSX/")."""
         folders, _, name = self.name.rpartition("/")
         return name.startswith("._") or "__MACOSX" in folders.split("/")
 
 
 class _Broken(ValueError):
-    """What is wrong at a header, and what to do when it is not damage; ``members`` adds the place."""
+    """A fault of a header, with the remedy when it is not damage; ``members`` adds the position."""
 
     def __init__(self, what: str, remedy: str = "") -> None:
         super().__init__(what)
@@ -106,7 +106,7 @@ class _Header:
 def members(file: IO[bytes], shard: str, size: int) -> Iterator[Member]:
     """The regular files of an uncompressed tar of ``size`` bytes, in order; raises DamagedShard where it breaks.
 
-    A hard link is the file that it names, which stands before it.
+    A hard link is the earlier file that it names.
     """
     last: str | None = None
     known: dict[str, Member] = {}
@@ -137,7 +137,8 @@ def _member(header: _Header, known: dict[str, Member]) -> Member | None:
     target = known.get(header.target)
     if target is None:
         raise _Broken(
-            f"member {header.name!r} is a hard link to {header.target[:80]!r}, which is no member before it, and not a "
+            f"member {header.name!r} is a hard link to {header.target[:80]!r}, which is not an earlier member, and "
+            "not a "
             "regular file: refused",
             "make the tar with: tar --hard-dereference",
         )
@@ -145,7 +146,7 @@ def _member(header: _Header, known: dict[str, Member]) -> Member | None:
 
 
 def _next(file: IO[bytes], offset: int, size: int) -> _Header | None:
-    """The member's header at ``offset``, with what the extended headers before it say; None at a zero block."""
+    """The member's header at ``offset``, with the extended headers before it applied; None at a zero block."""
     long_name: str | None = None
     long_link: str | None = None
     long_size: int | None = None
@@ -179,7 +180,7 @@ def _next(file: IO[bytes], offset: int, size: int) -> _Header | None:
         # Tars older than ustar mark folders so.
         header.kind = _FOLDER
     if header.kind == _HARD_LINK and name:
-        # Without bytes of its own, whatever size it states.
+        # It has no data, whatever size it states.
         return _Header(name, 0, header.kind, header.data, header.target if long_link is None else long_link)
     if (header.kind not in _REGULAR and header.kind != _FOLDER) or not name:
         link = header.kind == _SYMBOLIC_LINK
@@ -208,7 +209,7 @@ def _header(file: IO[bytes], offset: int, size: int) -> _Header | None:
     # The sum of all bytes, with the field of the sum itself read as spaces.
     if stated != sum(block) - sum(block[148:156]) + 8 * ord(" "):
         if offset == 0 and (what := other_file(block)):
-            raise _Broken(f"it is no tar, but {what}", "shards are plain tars, whatever their name")
+            raise _Broken(f"it is not a tar, but {what}", "shards are plain tars, whatever their name")
         raise _Broken("the next header is damaged (not a readable tar header)")
     name = block[:100].split(b"\0")[0]
     if block[257:263] == b"ustar\0" and (prefix := block[345:500].split(b"\0")[0]):
@@ -240,7 +241,7 @@ def _pax(text: bytes) -> _Header:
     while text:
         length, _, _ = text[:10].partition(b" ")
         if not length.isdigit() or not len(length) + 1 < int(length) <= len(text) or text[int(length) - 1] != ord("\n"):
-            raise _Broken("an extended header that is no list of records")
+            raise _Broken("an extended header that is not a list of records")
         key, _, value = text[len(length) + 1 : int(length) - 1].partition(b"=")
         text = text[int(length) :]
         if key.startswith(b"GNU.sparse"):
@@ -272,7 +273,7 @@ def _name(raw: bytes) -> str:
 
 
 def _target(raw: bytes) -> str:
-    """What a link names; only ever looked up among the members before it."""
+    """The target of a link; only looked up among earlier members."""
     return raw.decode("utf-8", "replace")
 
 

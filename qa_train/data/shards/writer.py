@@ -30,7 +30,7 @@ _FORMATS: dict[str, tuple[str, str]] = {
 
 
 def plain_key(key: str) -> str:
-    """A key as it is written: "-" for the dots of other people's keys, since in a tar the type starts at the first."""
+    """A key as written: dots become "-", since in a tar the type starts at the first dot."""
     folder, slash, name = key.rpartition("/")
     return f"{folder}{slash}{name.replace('.', '-')}"
 
@@ -39,8 +39,7 @@ class ShardWriter:
     """Writes records to ``pattern`` (``dir/train-%05d.tar``), a new shard every ``max_samples``.
 
     The same records give the same bytes (but for the random stream number inside each Ogg file):
-    headers hold no time, user or mode of the machine. A shard appears under its name only when
-    it is whole.
+    headers hold no time, user or mode of the machine. A shard appears under its name only when it is complete.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class ShardWriter:
         """Add a record with its clip, or clips.
 
         ``audio``: mono float waveforms [n] in [-1, 1] at ``sample_rate``, encoded by the writer's
-        codec; or files as bytes, stored as they are under ``extension`` (one, or one for each clip). An
+        codec; or files as bytes, stored unchanged under ``extension`` (one, or one for each clip). An
         empty list makes a text-only record.
         """
         clips = [audio] if isinstance(audio, np.ndarray | bytes) else list(audio)
@@ -126,7 +125,7 @@ class ShardWriter:
             self.close()
         elif self._file is not None:
             # An unfinished shard must not look like a finished one.
-            with suppress(OSError):  # on a full disk what is still in its buffer finds no room either
+            with suppress(OSError):  # on a full disk its buffer cannot be written either
                 self._file.close()
             Path(self._part).unlink()
 

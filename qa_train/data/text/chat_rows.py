@@ -1,9 +1,9 @@
 """One row of a fine-tuning data set, as other tools write it: a chat or a preference pair, and its clips.
 
-Read are messages and audios (ms-swift, LLaMA-Factory, OpenAI), conversations of {from, value} (ShareGPT, LLaMA-Factory,
-Audio Flamingo 3) and turns of a type (NeMo), query and response with a history (ms-swift), instruction, input and
-output (Alpaca), prompt with completion or with chosen and rejected (TRL), and the answers that people compared
-(align-anything). What such a row says and we cannot honour is refused by its name: nothing is lost in silence.
+Supported are messages and audios (ms-swift, LLaMA-Factory, OpenAI), conversations of {from, value} (ShareGPT,
+LLaMA-Factory, Audio Flamingo 3) and turns of a type (NeMo), query and response with a history (ms-swift), instruction,
+input and output (Alpaca), prompt with completion or with chosen and rejected (TRL), and the answers that people
+compared (align-anything). Unsupported fields of such a row are refused by name: nothing is lost silently.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ TURNS = ("messages", "conversations", "conversation")
 _ASKED = ("query", "instruction", "prompt")
 _ANSWERED = ("response", "output", "completion")
 _CLIPS = ("audios", "audio", "sound", "speech", "ori_sound", "audio_path", "audio_filepath", "audio_url")
-# Marks of a clip in the turns of {from, value}; elsewhere they may be meant as they stand. A number (from 1 on,
+# Marks of a clip in the turns of {from, value}; elsewhere they may be meant literally. A number (from 1 on,
 # AF-Chat) names a clip of the list.
 _SHAREGPT_MARK = re.compile(r"<(?:sound|speech|audio)>\n?|<sound-(\d+)>\n?")
-# Fields that change what is trained on, and what to do about each.
+# Fields that would change training, and the remedy for each.
 _REFUSED = {
-    "images": "this model hears, it does not see: leave such rows out",
-    "videos": "this model hears, it does not see: leave such rows out",
-    "image": "this model hears, it does not see: leave such rows out",
-    "video": "this model hears, it does not see: leave such rows out",
-    "tools": "tools are not part of the chat format: leave such rows out",
-    "functions": "tools are not part of the chat format: leave such rows out",
-    "objects": "grounding is not supported: leave such rows out",
+    "images": "this model hears, it does not see: remove such rows",
+    "videos": "this model hears, it does not see: remove such rows",
+    "image": "this model hears, it does not see: remove such rows",
+    "video": "this model hears, it does not see: remove such rows",
+    "tools": "tools are not part of the chat format: remove such rows",
+    "functions": "tools are not part of the chat format: remove such rows",
+    "objects": "grounding is not supported: remove such rows",
     "kto_tag": "answers judged one by one are KTO's: dpo needs pairs; pair them by question, or keep the good for sft",
     "completions": "stepwise supervision is not supported: give one completion",
 }
 _REFUSED_IN_TURNS = ("tool_calls", "function_call", "reasoning_content", "thinking", "images", "videos")
-# What is looked at here and is no field of the record.
+# Fields that are read here and are not part of the record.
 _TAKEN = (*TURNS, *_CLIPS, *_REFUSED, "system", "system_prompt", "history", "rejected_response", "rejected_messages",
           "rejected_audios", "duration", "offset", "response_1", "response_2", "overall_response")  # fmt: skip
 _TURN_TAKEN = (*LOSS_FIELDS, *_CLIPS, *_REFUSED_IN_TURNS, "role", "content", "from", "value", "type", "message_type",
@@ -47,10 +47,10 @@ _TURN_TAKEN = (*LOSS_FIELDS, *_CLIPS, *_REFUSED_IN_TURNS, "role", "content", "fr
 def parts_of(row: dict[str, Any], num_clips: int) -> list[tuple[float, float | None]]:
     """(offset, duration or None) in seconds of each clip of a row: the part of its file that is meant, as NeMo does.
 
-    They lie in the turn of a clip, or in the row if that has one clip; what is not said is the whole file.
+    They are in the turn of a clip, or in the row if that has one clip; the default is the whole file.
 
     Raises:
-        BadRecord: an offset that belongs to no single clip, or numbers that are none.
+        BadRecord: an offset without a single clip, or values that are not numbers.
     """
     turns = [turn for name in TURNS for turn in (row.get(name) or []) if isinstance(turn, dict)]
     said = [turn for turn in turns if {"offset", "duration"} & turn.keys()]
@@ -58,14 +58,14 @@ def parts_of(row: dict[str, Any], num_clips: int) -> list[tuple[float, float | N
         said = [row]
     if len(said) != num_clips:
         if any(each.get("offset") for each in (*said, row)):
-            raise BadRecord("it has an 'offset', and several clips: cut the files, or give each clip a turn of its own")
+            raise BadRecord("it has an 'offset', and several clips: cut the files, or give each clip its own turn")
         return [(0.0, None)] * num_clips
     try:
         parts = [
             (float(s.get("offset") or 0), None if s.get("duration") is None else float(s["duration"])) for s in said
         ]
     except (TypeError, ValueError) as error:
-        raise BadRecord(f"its 'offset' or 'duration' is no number of seconds ({error})") from error
+        raise BadRecord(f"its 'offset' or 'duration' is not a number of seconds ({error})") from error
     if any(start < 0 or (length is not None and not length > 0) for start, length in parts):
         raise BadRecord("its 'offset' must be 0 or more, and its 'duration' above 0")
     return parts
@@ -79,13 +79,14 @@ def is_chat(row: dict[str, Any]) -> bool:
 
 
 def chat_record(row: dict[str, Any], *, cuts: bool = False) -> tuple[dict[str, Any], list[Source]]:
-    """The record (``messages`` with ``<audio>`` where a clip is heard, perhaps ``chosen`` and ``rejected``), its clips.
+    """The record (``messages`` with ``<audio>`` at the position of a clip, perhaps ``chosen`` and ``rejected``), its
+    clips.
 
-    Fields without a meaning here are kept in the record (see ``unknown_fields``). ``cuts``: the caller takes the parts
-    of files that ``parts_of`` tells; else a row that means a later part of a file is refused.
+    Fields without a meaning here are kept in the record (see ``unknown_fields``). ``cuts``: the caller cuts the parts
+    given by ``parts_of``; otherwise a row with a later part of a file is refused.
 
     Raises:
-        BadRecord: the row is no chat, holds what this model cannot learn from, or its clips and marks do not match.
+        BadRecord: the row is not a chat, is not supported by this model, or its clips and marks do not match.
     """
     # Tables write null for what a row does not have.
     row = {name: value for name, value in row.items() if value is not None}
@@ -105,7 +106,7 @@ def chat_record(row: dict[str, Any], *, cuts: bool = False) -> tuple[dict[str, A
     messages, clips = _placed(turns, listed)
     if any(start for start, _ in parts_of(row, len(clips))) and not cuts:
         raise BadRecord(
-            "a clip with 'offset': qa-train data import cuts parts of recordings; else give a file of its own"
+            "a clip with 'offset': qa-train data import cuts parts of recordings; else make it a separate file"
         )
     taken = {*_TAKEN, *(() if any(name in row for name in TURNS) else (*_ASKED, *_ANSWERED, "input"))}
     record = with_texts({name: value for name, value in row.items() if name not in taken} | pair)
@@ -117,7 +118,7 @@ def chat_record(row: dict[str, Any], *, cuts: bool = False) -> tuple[dict[str, A
 
 
 def unknown_fields(record: dict[str, Any]) -> list[str]:
-    """Fields of a record, and of its turns, that nothing here reads: kept, and worth saying once."""
+    """Fields of a record, and of its turns, that nothing here reads: kept, and reported once."""
     turns = {name for turn in record.get("messages") or [] for name in turn}
     return [name for name in record if name not in KNOWN_FIELDS] + [
         f"messages.{name}" for name in sorted(turns - {"role", "content", "loss"})
@@ -150,7 +151,7 @@ def _asked(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _turns(listed: Any, clips: Sequence[Source] = ()) -> list[dict[str, Any]]:
-    """Turns of any tool as {role, content, and what else they say}; ``clips``: those that numbered marks mean."""
+    """Turns of any tool as {role, content, and other fields}; ``clips``: those that numbered marks mean."""
     if not isinstance(listed, list) or not listed or not all(isinstance(turn, dict) for turn in listed):
         raise BadRecord("the turns must be a list with at least one turn, {role, content} or {from, value} each")
     turns: list[dict[str, Any]] = []
@@ -161,7 +162,7 @@ def _turns(listed: Any, clips: Sequence[Source] = ()) -> list[dict[str, Any]]:
             continue
         for name in _REFUSED_IN_TURNS:
             if turn.get(name):
-                raise BadRecord(f"a turn has {name!r}, which is not part of the chat format: leave such rows out")
+                raise BadRecord(f"a turn has {name!r}, which is not part of the chat format: remove such rows")
         role = str(turn.get("role", turn.get("from"))).lower()
         made = {**turn, "role": _ROLES.get(role, role), "content": _content(turn, clips)}
         last = turns[-1] if turns else {}
@@ -178,12 +179,12 @@ def _turns(listed: Any, clips: Sequence[Source] = ()) -> list[dict[str, Any]]:
 
 
 def _of_type(turn: dict[str, Any]) -> Any:
-    """What the one thing is that the turn holds, where it says so: text or audio."""
+    """The declared type of a turn with a single content: text or audio."""
     return turn.get("type", turn.get("message_type"))
 
 
 def _content(turn: dict[str, Any], clips: Sequence[Source]) -> Any:
-    """What a turn says, as ``content_parts`` reads it."""
+    """The content of a turn, as ``content_parts`` reads it."""
     content = turn.get("content", turn.get("value"))
     kind = _of_type(turn)
     if kind is not None and not isinstance(content, list):
@@ -238,7 +239,7 @@ def _answers(row: dict[str, Any], turns: list[dict[str, Any]]) -> tuple[list[dic
     if chosen[:-1] != rejected[:-1]:
         raise BadRecord("the two answers of the pair follow different turns: only the last one may differ")
     if chosen[:-1]:
-        # The question, said once more in the answers: of several turns a row often repeats the last one alone.
+        # The question, repeated in the answers: with several turns a row often repeats only the last one.
         if turns not in ([], chosen[:-1], chosen, [chosen[-2]]):
             raise BadRecord("the turns before the chosen answer are not those of the row: give them once")
         turns = chosen[:-1]
@@ -249,7 +250,7 @@ def _answers(row: dict[str, Any], turns: list[dict[str, Any]]) -> tuple[list[dic
 def _answer_text(turn: dict[str, Any], name: str) -> str:
     parts = content_parts(turn["content"])
     if turn_loss(turn) is False:
-        raise BadRecord(f"the {name} answer says that it is not learned (loss: false)")
+        raise BadRecord(f"the {name} answer is marked as not learned (loss: false)")
     return "".join(part if isinstance(part, str) else PLACEHOLDER for part in parts)
 
 
@@ -268,11 +269,11 @@ def _compared(row: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, str]
 
 
 def _listed(values: dict[str, Any]) -> list[Source]:
-    """The clips that a row, or a turn, lists beside its texts."""
+    """The clips that a row, or a turn, lists next to its texts."""
     given: Any = next((values[name] for name in _CLIPS if values.get(name) not in (None, [], "")), [])
     found = [source_of(each) for each in (given if isinstance(given, list) else [given])]
     if None in found:
-        raise BadRecord("a clip of the list says neither path nor data")
+        raise BadRecord("a clip of the list has neither path nor data")
     return [source for source in found if source is not None]
 
 
@@ -305,7 +306,7 @@ def _placed(turns: list[dict[str, Any]], listed: list[Source]) -> tuple[list[dic
         loss = {} if learned is None or turn["role"] != "assistant" else {"loss": learned}
         messages.append({"role": turn["role"], "content": text} | made | loss)
     if waiting and named and all(source in clips for source in waiting):
-        # Said twice: in the parts and in a list beside them.
+        # Given twice: in the parts and in a separate list.
         waiting = []
     if waiting and (clips or len(waiting) > 1):
         raise BadRecord(_mismatch(turns, listed))

@@ -1,9 +1,9 @@
-"""What the content of one chat message holds: text and clips in order, in whatever form other tools write it.
+"""The content of one chat message: text and clips in order, in the forms that other tools write.
 
 The only reader of contents: for shards, JSONL, evaluation files, the terminal chat and the server. A clip is a mark in
 a text (``<audio>``; ``<|AUDIO|>``, alone or between ``<|audio_bos|>`` and ``<|audio_eos|>``, as Qwen's templates spell
-it), or a part of a list: ``audio`` (with ``audio``, ``audio_url``, ``url``, ``path`` or nothing beside it),
-``audio_url``, ``input_audio``. Everything that is neither text nor sound is refused by its name.
+it), or a part of a list: ``audio`` (with ``audio``, ``audio_url``, ``url``, ``path`` or nothing else),
+``audio_url``, ``input_audio``. Anything that is neither text nor sound is refused by name.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _MARKS = re.compile(
 )
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _AUDIO_PARTS = ("audio", "audio_url", "input_audio")
-# Where a part of sound says what is heard, and where an object in that place does.
+# Fields of an audio part that give its source, and fields of an object in that place.
 _PLACES = ("audio", "audio_url", "input_audio", "url", "path", "data", "value", "base64", "bytes")
 # The first bytes of the files that base64 without a name is recognised by.
 _MAGIC = (b"RIFF", b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b"\xff\xfa", b"\0\0\0\x1cftyp",
           b"\0\0\0\x20ftyp", b"\0\0\0\x18ftyp")  # fmt: skip
-# Fields of a turn by which other tools say whether its answer is learned.
+# Fields of a turn by which other tools mark whether its answer is learned.
 LOSS_FIELDS = ("loss", "weight", "loss_weight", "loss_scale", "train")
 
 
@@ -42,7 +42,7 @@ LOSS_FIELDS = ("loss", "weight", "loss_weight", "loss_scale", "train")
 class Heard:
     """A clip in a message: its ``source``, or None for the next one of the record's own list.
 
-    ``mark`` is the text that stood for it, empty for a part of a list.
+    ``mark`` is the text that marked it, empty for a part of a list.
     """
 
     source: Source | None = None
@@ -50,10 +50,10 @@ class Heard:
 
 
 def content_parts(content: Any) -> list[str | Heard]:
-    """Text and clips of a content, in reading order; empty texts are left out.
+    """Text and clips of a content, in reading order; empty texts are skipped.
 
     Raises:
-        BadRecord: a part that is neither text nor sound, half of a clip's mark, or bytes that are no base64.
+        BadRecord: a part that is neither text nor sound, half of a clip's mark, or bytes that are not base64.
     """
     parts: list[str | Heard] = []
     for part in content if isinstance(content, list) else [content]:
@@ -78,10 +78,10 @@ def content_parts(content: Any) -> list[str | Heard]:
 
 
 def user_message(text: str, clips: int, *, trusted: bool = False, first: int = 0) -> Message:
-    """A question of ``clips`` recordings (numbers from ``first`` on): where its marks say, else before the text.
+    """A question of ``clips`` recordings (numbers from ``first`` on): at its marks, else before the text.
 
-    ``trusted``: tags of languages in the text are meant as such. Raises BadRecord for marks of other clips than these;
-    ``<audio>`` in a question without a recording is a word like others.
+    ``trusted``: language tags in the text are control tokens. Raises BadRecord for marks of other clips; ``<audio>`` in
+    a question without a recording is plain text.
     """
     parts = content_parts(text)
     marks = [part.mark for part in parts if isinstance(part, Heard)]
@@ -97,9 +97,9 @@ def user_message(text: str, clips: int, *, trusted: bool = False, first: int = 0
 
 
 def source_of(value: Any) -> Source | None:
-    """A clip as a list of them names it: a path, an address, a data URL, base64, or an object with one of these.
+    """A clip as listed: a path, an address, a data URL, base64, or an object with one of these.
 
-    Raises BadRecord for anything else, such as decoded samples; None for nothing.
+    Raises BadRecord for anything else, such as decoded samples; None if absent.
     """
     if isinstance(value, dict):
         given = {name: value[name] for name in _PLACES if value.get(name) not in (None, "")}
@@ -129,7 +129,7 @@ def shown(source: Source) -> str:
 
 
 def turn_loss(turn: dict[str, Any]) -> bool | None:
-    """Whether a turn says that it is learned (``loss: true``, ``weight: 1``), or not; None when it says nothing.
+    """Whether a turn is marked as learned (``loss: true``, ``weight: 1``) or not; None if unmarked.
 
     Raises BadRecord for a weight between, and for a question that is to be learned.
     """
@@ -139,7 +139,7 @@ def turn_loss(turn: dict[str, Any]) -> bool | None:
             raise BadRecord(f"a turn with {name}: {value!r}: a turn is learned (true or 1) or not (false or 0)")
     values = {bool(value) for value in said.values()}
     if len(values) > 1:
-        raise BadRecord(f"a turn says both that it is learned and that it is not: {said}")
+        raise BadRecord(f"a turn is marked both as learned and as not learned: {said}")
     found = values.pop() if values else None
     if found and turn.get("role") != "assistant":
         raise BadRecord(f"{next(iter(said))}: true on a turn of {turn.get('role')!r}: only answers are learned")
@@ -147,7 +147,7 @@ def turn_loss(turn: dict[str, Any]) -> bool | None:
 
 
 def is_answer(text: str) -> bool:
-    """Whether a record may hold the text as an answer. A model may also say a byte of 0, or the mark of a clip."""
+    """Whether a record may hold the text as an answer. A model may also generate a zero byte, or the mark of a clip."""
     return "\0" not in text and not any(mark in text for mark in (*_TOKENS, PLACEHOLDER))
 
 
@@ -161,7 +161,7 @@ def _of_text(text: str) -> list[str | Heard]:
     for part in parts:
         if isinstance(part, str) and (left := next((token for token in _TOKENS if token in part), None)):
             raise BadRecord(
-                f"a text holds {left}, a part of the mark of a clip: write {PLACEHOLDER} where the clip is heard"
+                f"a text holds {left}, a part of the mark of a clip: write {PLACEHOLDER} at the position of the clip"
             )
     return [part for part in parts if part != ""]
 
@@ -169,7 +169,7 @@ def _of_text(text: str) -> list[str | Heard]:
 def _source_in(part: dict[str, Any], kind: str) -> Source | None:
     if cut := next((name for name in ("offset", "start", "end") if part.get(name)), None):
         raise BadRecord(
-            f"a clip with {cut!r}: parts of recordings are cut by qa-train data import; give a file of its own"
+            f"a clip with {cut!r}: parts of recordings are cut by qa-train data import; make it a separate file"
         )
     named = next((part[name] for name in (kind, *_PLACES) if part.get(name) not in (None, "")), None)
     # What an input_audio holds is data, whatever it looks like; a path there is an address.

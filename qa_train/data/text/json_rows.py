@@ -1,6 +1,5 @@
-"""Files of JSON objects, one on each line or in one array, whatever their name says: a row at a time, strictly read.
-
-A byte-order mark is no part of the first row. A bad row does not hide those after it; an array that is cut short does.
+"""Files of JSON objects, one per line or in one array, whatever the file name: a row at a time, parsed strictly. A
+byte-order mark is not part of the first row. A bad row does not hide later ones; a truncated array does.
 """
 
 from __future__ import annotations
@@ -35,9 +34,8 @@ def objects(path: Path | str) -> Iterator[tuple[int, str, dict[str, Any]]]:
 
 
 def rows(file: IO[bytes]) -> Iterator[Row]:
-    """(number, "line 3" or "item 3", object) of every row that is not empty; in place of an object, what is wrong.
-
-    ``file`` is read from its beginning, to which it must be able to go back.
+    """(number, "line 3" or "item 3", object) of every row that is not empty; a faulty row gives an error instead of the
+    object. ``file`` is read from its start and must be seekable.
     """
     beginning = file.read(_BLOCK).removeprefix(_BYTE_ORDER_MARK).lstrip()
     file.seek(0)
@@ -71,8 +69,8 @@ def _items(file: IO[bytes]) -> Iterator[bytes | BadRecord]:
 def array_items(text: IO[str], key: str | None = None) -> Iterator[tuple[Any, str]]:
     """(item, its text) of the array at the top of a JSON file, or of its array ``key``, one at a time.
 
-    Nothing is held but one item (some lists have gigabytes). Raises ValueError when there is no such array, it is no
-    JSON or cut short, or something follows it.
+    Only one item is in memory (some lists have gigabytes). Raises ValueError when the array is missing, invalid or
+    truncated, or something follows it.
     """
     decoder = json.JSONDecoder()
     buffer = ""

@@ -24,7 +24,7 @@ CHAT = "chat"
 
 
 class Unqualified(ValueError):
-    """The record lacks what the task needs; it is counted, not an error of the data."""
+    """The record lacks a field that the task needs; it is counted and not an error of the data."""
 
 
 class PromptBank:
@@ -50,7 +50,7 @@ class PromptBank:
         return self.tasks[name]
 
     def digest(self, name: str) -> str:
-        """Changes with what ``sample`` makes of a record under this task, and with nothing else of the bank."""
+        """Depends only on what ``sample`` makes of a record for this task, not on the rest of the bank."""
         if name == CHAT:
             return CHAT
         # The family only names a row of tables.
@@ -101,7 +101,7 @@ class PromptBank:
             if not answered:
                 raise Unqualified(f"{key}: the messages end without an answer")
             if all(message.learned is False for message in messages if message.role == "assistant"):
-                raise Unqualified(f"{key}: every answer says that it is not learned (loss: false)")
+                raise Unqualified(f"{key}: every answer is marked as not learned (loss: false)")
             return Sample(key, messages, clips, task, language, template)
         chosen, rejected = (TextPart(record["chosen"]),), (TextPart(record["rejected"]),)
         return Sample(key, messages[:-1] if answered else messages, clips, task, language, template, chosen, rejected)
@@ -119,7 +119,7 @@ class PromptBank:
             raise Unqualified(f"{key}: task {name} needs a clip, the record is text only")
         if task.clips not in (None, clips):
             raise Unqualified(f"{key}: task {name} needs {task.clips} clips, the record has {clips}")
-        # A wording that names a field the record lacks (a language tag, say) is not drawn.
+        # A wording with a field that the record lacks (e.g. a language tag) is not drawn.
         options = [prompt for prompt in task.prompts if task.complete(prompt, known)]
         target = next((target for target in task.targets if task.complete(target, known)), None)
         if not options or not (pair or target):
@@ -137,10 +137,10 @@ def draw(seed: int, epoch: int, key: str, task: str, count: int) -> int:
 
 
 def chat_messages(record: dict[str, Any]) -> tuple[tuple[Message, ...], int]:
-    """The record's own turns and their number of clips (``qa_train.data.text.content`` says what a content may hold).
+    """The record's own turns and their number of clips (``qa_train.data.text.content`` defines a content).
 
-    Every clip in the messages is the next one of the record. When nothing places the record's only clip, it opens the
-    first user turn. Raises BadRecord when texts and clips do not match, or an answer says its loss in an unknown way.
+    Every clip in the messages is the next one of the record. A single clip without a mark is put at the start of the
+    first user turn. Raises BadRecord when texts and clips do not match, or an answer has an unknown loss mark.
     """
     turns = record.get("messages")
     if not turns:

@@ -107,15 +107,15 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     **dict.fromkeys(_NUMBER_FIELDS, ((int, float, str, _NOTHING), "a number or text")),
     **dict.fromkeys(_TEXTS_FIELDS, ((str, list, _NOTHING), "text or a list of texts")),
 }
-# What this library reads, or writes itself: other fields are kept, and read by prompts of one's own alone.
+# Fields that this library reads or writes: others are kept, and only read by user prompts.
 KNOWN_FIELDS = frozenset(
     (*_TEXT_FIELDS, *_TEXTS_FIELDS, *_NUMBER_FIELDS, *_LIST_FIELDS, "labels", "keywords", "translation", "slots",
      "messages", "audios", "chosen", "rejected", "family", "subset", "answers", "choices", "id", "key")
 )  # fmt: skip
 _NOTES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 _WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*")
-# A clip so labelled may well hold speech, without a transcript that would say so: such a record is not asked about it.
-# Better too many words than too few. Singing, screams and beatboxing are no speech.
+# A clip with such a label may contain speech although it has no transcript, so it gets no question about speech. Better
+# too many words than too few. Singing, screams and beatboxing are not speech.
 _OF_SPEECH = re.compile(
     r"\b(?:speech|speak\w*|spoke\w*|talk\w*|says?|saying|said|narrat\w*|convers\w*|announc\w*|whisper\w*|murmur\w*|"
     r"mutter\w*|yell\w*|shout\w*|chat(?:s|ting|ter\w*)?|reads?|reading|recit\w*|preach\w*|pray\w*|lectur\w*|comment\w*|"
@@ -130,7 +130,7 @@ _UNSPACED = ("zh", "yue", "ja")
 
 
 class BadRecord(ValueError):
-    """A record that cannot be used; the message says why, ``reason`` in two words for the counts."""
+    """A record that cannot be used; the message has the details, ``reason`` two words for the counts."""
 
     def __init__(self, message: str, reason: str = "bad record") -> None:
         super().__init__(message)
@@ -167,7 +167,7 @@ def stored_record(meta: str) -> dict[str, Any]:
 
 
 def parse_object(raw: bytes, limit: int) -> dict[str, Any]:
-    """One JSON object of at most ``limit`` bytes, before its fields are looked at; BadRecord when it is none."""
+    """One JSON object of at most ``limit`` bytes, before its fields are checked; BadRecord if it is not one."""
     if len(raw) > limit:
         raise BadRecord(f"{len(raw)} bytes of JSON; at most {limit} are accepted")
     text = decode_text(raw, "the JSON")
@@ -177,7 +177,7 @@ def parse_object(raw: bytes, limit: int) -> dict[str, Any]:
         raise BadRecord("JSON nested too deeply") from error
     except BadRecord:
         raise
-    # Beside JSONDecodeError, a number of thousands of digits is a ValueError.
+    # Besides JSONDecodeError, a number of thousands of digits is a ValueError.
     except ValueError as error:
         raise BadRecord(f"not JSON: {error}") from error
     if not isinstance(record, dict):
@@ -186,16 +186,15 @@ def parse_object(raw: bytes, limit: int) -> dict[str, Any]:
 
 
 def with_texts(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with its speaker and label as texts, where they are numbered."""
-    # Not isinstance: true and false are no numbers here.
+    """The record with its speaker and label as texts, if they are numbers."""
+    # Not isinstance: true and false are not numbers here.
     numbers = [name for name in _NAMES if type(record.get(name)) is int]
     return record | {name: str(record[name]) for name in numbers} if numbers else record
 
 
 def decode_text(raw: bytes, what: str) -> str:
-    """A text file of any common tool: UTF-8, or what its byte-order mark says, without the mark and carriage returns.
-
-    Raises BadRecord when it is neither.
+    """A text file of any common tool: UTF-8, or the encoding of its byte-order mark, without the mark and carriage
+    returns. Raises BadRecord for other encodings.
     """
     marked = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
@@ -211,7 +210,7 @@ def check_record(record: dict[str, Any]) -> None:
     """Check the types of the fields that this library reads; other fields are free."""
     for name in record:
         kinds, expected = _TYPES.get(name, _ANY)
-        # Not isinstance: true is no number.
+        # Not isinstance: true is not a number.
         if kinds and type(record[name]) not in kinds:
             raise BadRecord(f"{name!r} must be {expected}, found {type(record[name]).__name__}")
         if name in _TEXTS_FIELDS and isinstance(record[name], list) and not _is_texts(record[name]):
@@ -219,7 +218,7 @@ def check_record(record: dict[str, Any]) -> None:
     if ("chosen" in record) != ("rejected" in record):
         raise BadRecord("a preference pair needs both 'chosen' and 'rejected'")
     if same_answers(record):
-        raise BadRecord("chosen and rejected are the same answer: there is nothing to prefer", "identical pair")
+        raise BadRecord("chosen and rejected are the same answer: no preference", "identical pair")
     for name in ("labels", "audios", "keywords"):
         if name in record and not _is_texts(record[name] or []):
             raise BadRecord(f"{name!r} must be a list of texts")
@@ -234,7 +233,7 @@ def check_record(record: dict[str, Any]) -> None:
 
 
 def same_answers(record: dict[str, Any]) -> bool:
-    """Whether the record is a preference pair whose two answers are identical, but for spaces around them."""
+    """Whether the record is a preference pair whose two answers are identical, except for surrounding spaces."""
     return "chosen" in record and str(record["chosen"]).strip() == str(record["rejected"]).strip()
 
 
@@ -259,10 +258,10 @@ def check_text(value: Any) -> None:
 
 
 def fields(record: dict[str, Any]) -> dict[str, Any]:
-    """The record plus what can be said about it, for format strings; absent or empty fields are left out.
+    """The record plus derived fields, for format strings; absent or empty fields are omitted.
 
     Adds ``language_name`` (English name of a known code), ``num_words``, ``first_word``,
-    ``last_word``, ``has_speech`` ("Yes" with a transcript, "No" with only a label or caption that speaks of none),
+    ``last_word``, ``has_speech`` ("Yes" with a transcript, "No" with only a label or caption that mentions no speech),
     ``labels_text`` (joined labels), ``num_speakers`` (of the turns), ``pitch_name`` (of a MIDI pitch; 60 is C4).
     """
     out = {name: value for name, value in record.items() if value not in (None, "", [], {})}

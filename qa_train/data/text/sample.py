@@ -1,4 +1,4 @@
-"""One training example: a chat whose messages hold text and audio in order."""
+"""One training example: a chat with messages of text and audio in order."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class AudioPart:
 class Message:
     """One turn: ``role`` is system, user or assistant; ``content`` is in reading order.
 
-    ``learned``: what the data say of an answer, that it is learned (also where only the last one is) or that it is not.
+    ``learned``: the data's mark of an answer as learned (even with last_turn_only) or not learned.
     """
 
     role: str

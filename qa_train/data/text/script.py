@@ -32,7 +32,7 @@ _DENSE = ("zh", "yue", "ja", "ko")
 
 
 def script_share(text: str, language: str | None) -> tuple[float | None, bool]:
-    """Share of a text's letters in the script of its language, and whether that script has a syllable a letter.
+    """Share of a text's letters in the script of its language, and whether that script has one syllable per letter.
 
     The share is None when the language is unknown or the text has no letters.
     """

@@ -45,7 +45,7 @@ Pieces = tuple[Piece, ...]
 
 @dataclass(frozen=True)
 class ListForm:
-    """How a list of objects becomes text: the text of one item, and what stands between items."""
+    """How a list of objects becomes text: the text of one item, and the separator."""
 
     item: Pieces
     join: str
@@ -95,7 +95,7 @@ def read_tasks(path: Path, languages: tuple[str, ...]) -> dict[str, Task]:
     """The tasks of one prompt file, with the wordings of ``languages``.
 
     Raises:
-        ValueError: what is wrong in the file, with its path and the task's name.
+        ValueError: a fault in the file, with its path and the task's name.
     """
     tasks: dict[str, Task] = {}
     for name, spec in _read(path).items():
@@ -233,7 +233,7 @@ def _parse(template: str) -> Pieces:
 
 
 def _text(value: Any, key: str | None = None) -> str | None:
-    """A record's value as text: numbers as they are written, lists of texts joined by commas."""
+    """A record's value as text: numbers as written, lists of texts joined by commas."""
     if key is not None:
         value = value.get(key) if isinstance(value, dict) else None
     if isinstance(value, list) and all(isinstance(v, str) for v in value):

@@ -37,7 +37,7 @@ Outline = list[tuple[str | int, int, bool]]
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids and labels of one row, both of length T; labels are -100 where nothing is learned."""
+    """Token ids and labels of one row, both of length T; labels are -100 for tokens that are not learned."""
 
     input_ids: list[int]
     labels: list[int]
@@ -46,8 +46,7 @@ class Encoded:
 def encode(sample: Sample, tokenizer: Any, clip_tokens: list[int], *, last_turn_only: bool = False) -> Encoded:
     """The whole training row; ``clip_tokens[i]`` is the number of audio tokens of clip i.
 
-    ``last_turn_only``: of a chat, learn the last assistant turn and not those before it. What a turn says itself
-    (``learned``) comes first.
+    ``last_turn_only``: of a chat, learn only the last assistant turn. A turn's own mark (``learned``) takes precedence.
     """
     return _encoded(outline(sample, tokenizer, clip_tokens, last_turn_only=last_turn_only), tokenizer)
 
@@ -70,7 +69,7 @@ def outline(sample: Sample, tokenizer: Any, clip_tokens: list[int], *, last_turn
 
 
 def encode_prompt(sample: Sample, tokenizer: Any, clip_tokens: list[int]) -> list[int]:
-    """Everything up to where the model answers; a final assistant turn is left out."""
+    """Everything up to the model's answer, without a final assistant turn."""
     return _encoded(_prompt(sample, tokenizer, clip_tokens), tokenizer).input_ids
 
 
@@ -195,14 +194,14 @@ class _Row:
             self.text("\n")
 
     def base_prompt(self, sample: Sample) -> None:
-        """Base text before the target. The target starts a token of its own, as in generation."""
+        """Base text before the target. The target starts a new token, as in generation."""
         for message in sample.messages:
             if message.role == "user":
                 self.parts(message.content, learn=False)
         self.flush(False)
 
     def turn(self, message: Message, *, answer: bool, learn: bool) -> None:
-        """One ChatML turn. An answer starts a token of its own, as after the generation prompt."""
+        """One ChatML turn. An answer starts a new token, as after the generation prompt."""
         self.special(IM_START)
         self.text(message.role + "\n")
         if answer:

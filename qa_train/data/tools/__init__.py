@@ -1,4 +1,3 @@
-"""Examining and changing corpora: what `qa-train data validate, stats, clean, inspect, sample, ...` do.
-
-The top floor of `qa_train.data`: training imports nothing from here, `qa_train.commands` and `data_pipelines` do.
+"""Examining and changing corpora: the work of `qa-train data validate, stats, clean, inspect, sample, ...`. The top
+layer of `qa_train.data`: training imports nothing from here, `qa_train.commands` and `data_pipelines` do.
 """

@@ -1,8 +1,7 @@
-"""Filters over indexed shards: measure every record, decide, explain, and take what fails out of the index.
-
-The shards stay as they are. A dropped record leaves the index, which is all that training reads, and is listed
-there as "ignored" with the filter's reason; ``qa-train data index`` brings it back. So nothing is copied, and
-no other part needs to know a second list.
+"""Filters over indexed shards: measure every record, decide, explain, and drop failing records from the index. The
+shards are not changed. A dropped record is no longer in the index that training reads, and is listed there as "ignored"
+with the filter's reason; ``qa-train data index`` restores it. So nothing is copied, and no other part needs a second
+list.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ from qa_train.utils import draws
 
 _SILENCE_FRAME = SAMPLE_RATE // 50
 _CLIPPED = 0.999
-# What a record can say: every text field that may be a training target.
+# Every text field that may be a training target.
 _SAID = ("text", "caption", "label", "answer")
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What the filters look at: of a record's clips the worst one; None where there is nothing to measure."""
+    """Measurements for the filters, from the worst clip of a record; None where not applicable."""
 
     key: str
     offset: int
@@ -94,14 +93,14 @@ def clean(
     num_workers: int = 0,
     storage: StorageConfig | None = None,
 ) -> Cleaned:
-    """Measure indexed shards and drop what breaks a limit; with ``apply`` the indexes are written anew.
+    """Measure indexed shards and drop what breaks a limit; with ``apply`` the indexes are rewritten.
 
     ``report`` is a JSONL file with one line per dropped record. Records dropped by an earlier run stay dropped.
-    ``storage`` says how remote shards are read; their indexes cannot be written.
+    ``storage``: how remote shards are read; their indexes cannot be written.
     """
     remote = [path for path in paths if "://" in path]
     if apply and remote:
-        raise ValueError(f"{remote[0]}: indexes are written beside local shards; clean a copy, and upload its index")
+        raise ValueError(f"{remote[0]}: indexes are written next to local shards; clean a copy, and upload its index")
     total = Cleaned(dropped=Counter())
     seen: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
     with contextlib.ExitStack() as stack:
@@ -188,13 +187,13 @@ def _measure(reader: RangeReader, path: str, row: dict[str, Any], silence_db: fl
             # The sound itself, at 16 bits: the same recording in another lossless container counts as the same.
             digest.update((wave * 32767).round().astype(np.int16).tobytes())
     except BadAudio as error:
-        # What a disk or a server does not hand out is no fault of the record: that ends the command.
+        # A failure of disk or server is not a fault of the record: it ends the command.
         return replace(common, problem=str(error))
     return replace(common, silence=silence, clipped=clipped, audio=int.from_bytes(digest.digest()))
 
 
 def silent_share(wave: np.ndarray, silence_db: float) -> float:
-    """Share of 20 ms frames of a waveform [n] whose root mean square is below ``silence_db`` of full scale."""
+    """Share of 20 ms frames of a waveform [n] with a root mean square below ``silence_db`` of full scale."""
     usable = len(wave) // _SILENCE_FRAME * _SILENCE_FRAME
     frames = (wave[:usable] if usable else wave).reshape(-1, _SILENCE_FRAME if usable else len(wave))
     power = np.square(frames, dtype=np.float64).mean(axis=1)
@@ -212,7 +211,7 @@ def _waves(reader: RangeReader, path: str, row: dict[str, Any]) -> Iterator[np.n
 
 
 def _text_digest(record: dict[str, Any]) -> int | None:
-    """Letters and digits of what the record says, in lower case."""
+    """Letters and digits of the record's texts, in lower case."""
     said = " ".join(str(record[name]) for name in _SAID if record.get(name))
     said += json.dumps(record["messages"], ensure_ascii=False) if record.get("messages") else ""
     plain = re.sub(r"[\W_]+", " ", said).strip().lower()

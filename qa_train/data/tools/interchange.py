@@ -1,6 +1,6 @@
 """Files of chats with their clips, as other fine-tuning tools use them: in and out.
 
-What is read is stated in ``chat_rows`` and ``content``. Written is ms-swift's form: ``messages``, ``audios``,
+``chat_rows`` and ``content`` define the supported input. The output has ms-swift's form: ``messages``, ``audios``,
 ``rejected_response``.
 """
 
@@ -62,9 +62,9 @@ def jsonl_to_shards(
 ) -> list[ShardIndex]:
     """Pack a file of chats (JSONL or a JSON array) and its clips, unchanged, into indexed shards (task: chat).
 
-    ``outside`` counts clips elsewhere than below the file's folder. ``options`` go to ShardWriter. The key of a record
-    is its count, so it stays unique. Fields that nothing reads are kept, and named once in a warning. Raises ValueError
-    for a row that is no chat, or a clip that cannot be read.
+    ``outside`` counts clips outside the file's folder. ``options`` go to ShardWriter. The key of a record
+    is its count, so it stays unique. Unknown fields are kept, and listed once in a warning. Raises ValueError for a row
+    that is not a chat, or a clip that cannot be read.
     """
     unknown: Counter[str] = Counter()
     with ShardWriter(out_pattern, **options) as writer:
@@ -105,9 +105,8 @@ def shards_to_jsonl(
     """Write the records of indexed shards as chats to ``out``, and their clips, unchanged, to ``OUT-audio/``.
 
     ``task`` gives records without messages a question and an answer (the wording of epoch 0) and is on every line; the
-    other fields are kept. ``cfg`` says how remote shards are read. Returns the number of lines. Raises ValueError for
-    a record that the task cannot use, a changed shard, or a file of the same name and other content that is there,
-    unless ``overwrite``.
+    other fields are kept. ``cfg``: how remote shards are read. Returns the number of lines. Raises ValueError for a
+    record that the task cannot use, a changed shard, or (unless ``overwrite``) an existing file with other content.
     """
     out = Path(out)
     folder = out.with_name(f"{out.stem}-audio")

@@ -1,4 +1,4 @@
-"""Recordings that a list reaches outside its own folder: packed as asked, and said."""
+"""Recordings outside the folder of their list: packed as requested, and reported."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from pathlib import Path
 
 
 class Outside:
-    """Counts files that do not lie below the given folders, wherever ``..``, links and absolute paths lead.
-
-    Lists name recordings anywhere, which is often wanted; but shards are handed on, and a list of somebody else may
-    name files that were not meant to be.
+    """Counts files outside the given folders, with ``..``, links and absolute paths resolved. Lists may name recordings
+    anywhere, which is often wanted; but shards are shared, and a foreign list may name files that should not be.
     """
 
     def __init__(self, given: Iterable[str | Path]) -> None:
-        """``given``: folders, or files, which stand for the folders that hold them."""
+        """``given``: folders, or files, which mean their folders."""
         places = (Path(place) for place in given)
         self._below = [os.path.realpath(place if place.is_dir() else place.parent) for place in places]
         self._parents: dict[str, str] = {}
@@ -38,10 +36,10 @@ class Outside:
             self.outside.append(str(path))
 
     def note(self) -> str | None:
-        """One line, or None when all lie inside."""
+        """One line, or None when all are inside."""
         if not self.outside:
             return None
         return (
-            f"{len(self.outside)} of {self.seen} recordings lie outside {', '.join(self._below)} (absolute paths, .. "
+            f"{len(self.outside)} of {self.seen} recordings are outside {', '.join(self._below)} (absolute paths, .. "
             f"or links) and are packed as well, e.g. {self.outside[0]}"
         )

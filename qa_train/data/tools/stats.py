@@ -1,4 +1,4 @@
-"""What a corpus holds: hours by task, language and source, lengths of clips, and tokens by task."""
+"""Statistics of a corpus: hours by task, language and source, lengths of clips, and tokens by task."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qa_train.config import StorageConfig
 from qa_train.data.audio.waveform import BadAudio, audio_tokens
 from qa_train.data.parallel import each_shard
 from qa_train.data.shards.index import load_index
-from qa_train.data.shards.sidecar import left_out
+from qa_train.data.shards.sidecar import skipped
 from qa_train.data.text.prompts import CHAT, PromptBank
 from qa_train.data.text.template import IGNORE, encode
 
@@ -32,7 +32,7 @@ class Stats:
     bytes: int = 0
     groups: dict[str, dict[str, list[float]]] = field(default_factory=lambda: {name: {} for name in GROUPS})
     lengths: Counter[float] = field(default_factory=Counter)
-    left_out: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
     # Per task: records that qualify, their seconds of audio, all tokens, audio tokens, supervised tokens.
     tokens: dict[str, list[float]] = field(default_factory=dict)
 
@@ -43,7 +43,7 @@ class Stats:
         self.seconds += other.seconds
         self.bytes += other.bytes
         self.lengths.update(other.lengths)
-        self.left_out.update(other.left_out)
+        self.skipped.update(other.skipped)
         for name, values in other.groups.items():
             for value, (count, seconds) in values.items():
                 entry = self.groups[name].setdefault(value, [0, 0.0])
@@ -57,8 +57,8 @@ class Stats:
         lines = [
             f"{self.shards} shards, {self.records} records, {self.seconds / 3600:.2f} h, {self.bytes / 1e9:.3f} GB"
         ]
-        if self.left_out:
-            lines.append("left out by the index: " + ", ".join(f"{n} {r}" for r, n in self.left_out.most_common()))
+        if self.skipped:
+            lines.append("skipped by the index: " + ", ".join(f"{n} {r}" for r, n in self.skipped.most_common()))
         for name, values in self.groups.items():
             if set(values) - {"-"}:
                 lines += ["", f"{name:<24} {'records':>10} {'hours':>10} {'share':>7}"]
@@ -98,11 +98,10 @@ def stats(
     num_workers: int = 0,
     storage: StorageConfig | None = None,
 ) -> Stats:
-    """Numbers of indexed shards, from their indexes alone.
+    """Statistics of indexed shards, from their indexes alone.
 
     With a ``tokenizer``, exact rows are made of every record for every task of ``tasks`` that it qualifies for;
-    with no ``tasks``, for the task that the record names itself, or for its own chat. ``storage`` says how remote
-    indexes are read.
+    with no ``tasks``, for the task named in the record, or for its own chat. ``storage``: how remote indexes are read.
     """
     bank = PromptBank.load(prompt_files, languages) if tokenizer is not None else None
     for task in tasks:
@@ -121,7 +120,7 @@ def shard_stats(
     """Numbers of one indexed shard."""
     index = load_index(path, storage)
     out = Stats(shards=1, records=len(index), bytes=index.shard_size)
-    out.left_out.update(left_out(index.problems))
+    out.skipped.update(skipped(index.problems))
     columns = ("key", "meta", "duration_s", "num_samples")
     for key, meta, seconds, samples in zip(*(index.table[name].to_pylist() for name in columns), strict=True):
         record = json.loads(meta)

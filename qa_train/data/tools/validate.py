@@ -1,4 +1,4 @@
-"""Reading shards anew, whole, and reporting every fault with its shard, key and byte offset."""
+"""Read complete shards again, and report every fault with its shard, key and byte offset."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Fault:
 
 @dataclass
 class ShardReport:
-    """What the reading of one shard gave; ``contents`` are digests of key and content of each record."""
+    """The result for one shard; ``contents`` are digests of key and content of each record."""
 
     path: str
     records: int
@@ -70,7 +70,7 @@ class Summary:
         found = ", ".join(f"{n} {reason}" for reason, n in self.reasons.most_common()) or "none"
         text = f"{self.shards} shards, {self.records} intact records, {self.hours:.2f} h; faults: {found}"
         if self.ignored:
-            text += f"; members that are no audio, JSON or text were ignored in {self.ignored} shards"
+            text += f"; members that are not audio, JSON or text were ignored in {self.ignored} shards"
         if self.without_index:
             text += f"; {self.without_index} shards have no index, so their checksums could not be compared"
         return text
@@ -87,7 +87,7 @@ def validate(
 ) -> Summary:
     """Check tar structure, JSON, audio (decoded to the end when ``decode``), checksums against the index, and
     records that occur twice over all shards. ``show`` gets each fault as it is found; ``report`` is a JSONL
-    file of them, ``storage`` says how remote shards are read."""
+    file of them, ``storage``: how remote shards are read."""
     summary = Summary()
     contents: list[Digests] = []
     with contextlib.ExitStack() as stack:
@@ -133,7 +133,7 @@ def _faults(
 
 
 def _against_index(path: str, fresh: ShardIndex, storage: StorageConfig | None) -> Iterator[Fault]:
-    """Records that the index describes otherwise, or that are no longer there."""
+    """Records that differ from the index, or no longer exist."""
     try:
         known = load_index(path, storage)
     except (ValueError, OSError) as error:

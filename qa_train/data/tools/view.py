@@ -25,9 +25,8 @@ Row = dict[str, Any]
 
 
 def open_index(path: str, cfg: StorageConfig | None = None) -> tuple[ShardIndex, bool]:
-    """The index beside a shard, or one made by a scan now (and not written); True when it was there.
-
-    ``cfg`` says how remote shards are read, here and below.
+    """The stored index of a shard, or one made by a scan now (and not written); True if it was stored. ``cfg``: how
+    remote shards are read, here and below.
     """
     if storage.exists(storage.beside(path, SUFFIX), cfg):
         return load_index(path, cfg), True
@@ -35,7 +34,7 @@ def open_index(path: str, cfg: StorageConfig | None = None) -> tuple[ShardIndex,
 
 
 def describe_shard(path: str, most: int = 10, cfg: StorageConfig | None = None) -> str:
-    """Members by type, the index, what it leaves out, and the first records."""
+    """Members by type, the index, skipped records, and the first records."""
     index, stored = open_index(path, cfg)
     kinds: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
@@ -50,7 +49,7 @@ def describe_shard(path: str, most: int = 10, cfg: StorageConfig | None = None) 
     lines = [f"{path}: {index.shard_size} bytes"]
     lines += [f"  {count} members .{kind}, {sizes[kind]} bytes" for kind, count in kinds.most_common()]
     lines += [damage] if damage else []
-    source = "index" if stored else "no index beside it; a scan finds"
+    source = "index" if stored else "no index next to it; a scan finds"
     hours = float(sum(index.table["duration_s"].to_pylist())) / 3600
     lines.append(f"{source}: {len(index)} records, {hours:.3f} h, fingerprint {index.fingerprint[:16]}")
     lines += [f"  {problem}" for problem in index.problems[:most]]
@@ -62,12 +61,12 @@ def describe_shard(path: str, most: int = 10, cfg: StorageConfig | None = None) 
 
 
 def describe_record(path: str, key: str, cfg: StorageConfig | None = None) -> str:
-    """One record in full: its JSON, where its clips lie and how they decode, and the tasks it qualifies for."""
+    """One record in full: its JSON, positions and decoding of its clips, and the tasks it qualifies for."""
     index, _ = open_index(path, cfg)
     keys = index.table["key"].to_pylist()
     if key not in keys:
         known = [p for p in index.problems if p.key == key]
-        why = f"; left out: {known[0].reason}, {known[0].detail}" if known else f"; the first keys are {keys[:5]}"
+        why = f"; skipped: {known[0].reason}, {known[0].detail}" if known else f"; the first keys are {keys[:5]}"
         raise ValueError(f"{path} has no record {key!r}{why}")
     return describe_row(path, index.table.slice(keys.index(key), 1).to_pylist()[0], cfg)
 
@@ -103,7 +102,7 @@ def draw_rows(
 
 
 def write_row(path: str, row: Row, folder: Path, cfg: StorageConfig | None = None) -> list[Path]:
-    """Write a record's clips as they are (playable files), its JSON, and a PNG of waveform and log-mel of each clip."""
+    """Write a record's unchanged clips (playable files), its JSON, and a PNG of waveform and log-mel of each clip."""
     folder.mkdir(parents=True, exist_ok=True)
     # A key is data, not a path.
     stem = re.sub(r"[^\w\-]+", "_", row["key"])[:100]
@@ -127,7 +126,7 @@ def plot_clip(wave: np.ndarray, out: str | Path, *, title: str = "", num_mel_bin
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ValueError("plots need matplotlib: pip install 'qa-train[plots]'") from error
-    # The two frames after each segment, made for the convolutions, are left out.
+    # Without the two frames after each segment, which are for the convolutions only.
     from qa_train.data.audio.mel import log_mel
 
     parts = [log_mel(part, num_mel_bins)[:, : FRONT_END.frames(len(part))].numpy() for part in segments(wave)]

@@ -1,11 +1,11 @@
-"""AIR-Bench: results as its own scripts compute them, and honest ones beside.
+"""AIR-Bench: results as its own scripts compute them, and corrected ones.
 
-Quirks of the published scripts (OFA-Sys/AIR-Bench), kept in the "official" numbers and nowhere else:
+Quirks of the published scripts (OFA-Sys/AIR-Bench), kept only in the "official" numbers:
 
-- Foundation: an answer's letter is its first character if that is A to D, else the last but one; an
-  answer without one is left out of the denominator.
-- Chat: a judge line counts only if it is two integers of at most 10 parted by exactly one space, all
-  others are left out; scores below 1 pass; after the swap the printed names of the two means are
+- Foundation: an answer's letter is its first character if that is A to D, else the last but one; an answer without one
+is not in the denominator.
+- Chat: a judge line counts only if it is two integers of at most 10 parted by exactly one space, all others are
+skipped; scores below 1 pass; after the swap the printed names of the two means are
   exchanged. Items without an answer are never sent to the judge. Half of the calls had temperature 2.
 """
 
@@ -126,7 +126,7 @@ def official_foundation(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def task_statistics(metric: str, rows: Sequence[dict[str, Any]]) -> Statistics:
     """Per-item rows [n, 2 T] of (right, 1) in the item's task, and the function from sums to the mean over tasks.
 
-    A task of which no item was drawn is left out of that mean. ``metric`` is a share of right answers.
+    A task without drawn items is not in that mean. ``metric`` is a share of right answers.
     """
     right, _ = item_statistics(metric, [to_prediction(row) for row in rows])
     names = sorted({row["task_name"] for row in rows})
@@ -145,7 +145,7 @@ def task_statistics(metric: str, rows: Sequence[dict[str, Any]]) -> Statistics:
 def mean_over_tasks(rows: Sequence[dict[str, Any]], metric: str = "choice") -> dict[str, Any]:
     """Foundation, honest: mean over tasks of the share of right options (a task's data sets together).
 
-    Returns value, its bootstrap interval, and per task {value, ci_low, ci_high, n}; the official mean beside it.
+    Returns value, its bootstrap interval, and per task {value, ci_low, ci_high, n}; and the official mean.
     """
     flat, mean = task_statistics(metric, rows)
     names = sorted({row["task_name"] for row in rows})
@@ -170,7 +170,7 @@ def mean_over_tasks(rows: Sequence[dict[str, Any]], metric: str = "choice") -> d
         "official": {
             "value": round(sum(shares) / len(shares), 2) if shares else None,
             "left_out": official["fail_num"],
-            "what": "score_foundation.py: its reading of letters; unread answers left out of the denominator",
+            "what": "score_foundation.py: its reading of letters; unread answers are not in the denominator",
         },
     }
 

@@ -1,7 +1,7 @@
 """Benchmarks that a judge scores: AIR-Bench Chat in both orders, VoiceBench's open and reference-based questions.
 
-Everything the judge did not rate counts: an item whose judge line cannot be read is reported, left out
-of the mean and rated 0 in the "strict" number beside it. What the judge said of each item is kept.
+Unrated items are reported: an item with an unreadable judge line is not in the mean, and counts as 0 in the additional
+"strict" number. The judge's reply to each item is kept.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ Is the candidate answer correct based on the question and reference answer?
 Please only output a single "Yes" or "No". Do not output anything else."""
 
 
-# Fields of a row, beside its prediction, that a judge is shown.
+# Fields of a row that a judge sees, besides its prediction.
 NEEDED = {
     "airbench_chat": ("question", "meta_info", "task_name", "gt"),
     "voicebench_open": ("question",),
     "voicebench_qa": ("question", "gt"),
 }
-# What a result says about its judge: scores are comparable only where all of it is the same.
+# The judge's description in a result: scores are comparable only if all of it is equal.
 JUDGE_FACTS = ("judge", "judge_temperature", "judge_max_tokens", "judge_prompt_sha256")
 # Parts of the judges' prompts: an answer that holds one may be read as an instruction.
 MARKS = ("[The Start of Assistant", "[The End of Assistant", "[System]", "### [Response]", "### Candidate answer")
@@ -70,7 +70,7 @@ class Judgement:
     score: float | None
     # The same with unread orders as 0.
     strict: float
-    # What the judge said, order by order, for a reader.
+    # The judge's replies, by order, for a reader.
     said: tuple[str, ...]
     # How many of its lines could not be read, or never came.
     unread: int
@@ -97,7 +97,7 @@ def prompts_of(metric: str, rows: Sequence[Row]) -> list[str]:
 def judged_result(
     metric: str, rows: Sequence[Row], judge: Judge, reference: Sequence[Row] | None = None
 ) -> tuple[dict[str, Any], list[Judgement]]:
-    """The score of one benchmark by a judge, and its items; ``reference``: another system's rows, rated beside.
+    """The score of one benchmark by a judge, and its items; ``reference``: another system's rows, rated for comparison.
 
     Raises:
         ValueError: a reference system with other items; no line that could be read; the judge's own refusals to start
@@ -125,12 +125,12 @@ def _one_text(gt: str | Sequence[str]) -> str:
 
 
 def _questions(metric: str, rows: Sequence[Row]) -> dict[str, list[Any]]:
-    """What each item shows to the judge beside the answer: ids may be those of another data set."""
+    """What the judge sees of each item besides the answer: ids may be those of another data set."""
     return {str(row["id"]): [row.get(name) for name in NEEDED[metric]] for row in rows}
 
 
 def judgements(metric: str, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Judgement]:
-    """One per row, from the verdicts on ``prompts_of`` it. No answer gets the lowest mark, whatever the judge says."""
+    """One per row, from the verdicts on ``prompts_of`` it. A missing answer gets the lowest mark."""
     if metric == "airbench_chat":
         found = [_both_orders(*pair) for pair in zip(verdicts[0::2], verdicts[1::2], strict=True)]
     else:
@@ -208,7 +208,7 @@ def judged_statistics(metric: str, rows: Sequence[Row], scores: Sequence[float])
 
 
 def _mean_of_categories(sums: np.ndarray) -> np.ndarray:
-    """[r, 2 G] sums and counts of the groups -> [r]; a category without an item is left out."""
+    """[r, 2 G] sums and counts of the groups -> [r]; a category without an item is skipped."""
     parts = sums.reshape(len(sums), len(_GROUPS), 2)
     # nan: without an item.
     means = np.divide(parts[:, :, 0], parts[:, :, 1], out=np.full(parts.shape[:2], np.nan), where=parts[:, :, 1] > 0)

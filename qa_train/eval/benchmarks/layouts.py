@@ -103,7 +103,7 @@ def _librispeech(root: Path, benchmark: Benchmark) -> Iterator[Row]:
 
 
 def _tsv(path: Path, escape: str | None = None) -> Iterator[dict[str, str]]:
-    """Rows of a TSV without quoting; ``escape``: the character that is left out before the one that it protects."""
+    """Rows of a TSV without quoting; ``escape``: the character removed before the one that it protects."""
     if not path.is_file():
         raise ValueError(f"no file {path}")
     with path.open(encoding="utf-8", newline="") as file:
@@ -139,7 +139,7 @@ def _aishell2(root: Path, benchmark: Benchmark) -> Iterator[Row]:
 
 
 def _covost2(root: Path, benchmark: Benchmark) -> Iterator[Row]:
-    """``root`` is Common Voice of the source language: clips/ with covost_v2.SRC_TGT.test.tsv beside it."""
+    """``root`` is Common Voice of the source language: clips/ with covost_v2.SRC_TGT.test.tsv next to it."""
     listings = [p for p in sorted(root.glob("covost_v2.*.test.tsv")) if re.search(benchmark.source or "", p.name)]
     if len(listings) != 1:
         raise ValueError(

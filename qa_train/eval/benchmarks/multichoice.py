@@ -36,7 +36,7 @@ LETTER_TAIL = "Answer with the letter of the correct option only."
 
 
 def _airbench_clip(root: Path, row: Row) -> str:
-    """{task}_{dataset}/{path}; the clips of Audio_Grounding are .flac although the list says .wav."""
+    """{task}_{dataset}/{path}; the clips of Audio_Grounding are .flac although the list has .wav."""
     path = root / f"{row['task_name']}_{row['dataset_name']}" / str(row["path"])
     if row["task_name"] == "Audio_Grounding" and not path.is_file():
         path = path.with_suffix(".flac")
@@ -87,7 +87,7 @@ def _lettered(choices: list[str]) -> list[str]:
 
 
 def _ordered(choices: list[str], benchmark: Benchmark, key: object) -> list[str]:
-    """The options as they are, or with ``shuffle_options`` in an order of the item's own that the seed decides."""
+    """The options unchanged, or with ``shuffle_options`` in an order drawn from the seed for each item."""
     if benchmark.shuffle_options is None:
         return choices
     digest = hashlib.sha256(f"{benchmark.shuffle_options}/{key}".encode()).digest()
@@ -95,9 +95,9 @@ def _ordered(choices: list[str], benchmark: Benchmark, key: object) -> list[str]
 
 
 def _mmau(root: Path, benchmark: Benchmark) -> Iterator[Row]:
-    """``root`` is the .json list of the version; its clips lie beside it. The test split has no answers.
+    """``root`` is the .json list of the version; its clips are next to it. The test split has no answers.
 
-    ``official``: the row as it is, for the file that MMAU's own script takes.
+    ``official``: the unchanged row, for the file that MMAU's own script reads.
     """
     for row in read_list(root):
         choices = json.loads(row["choices"]) if isinstance(row["choices"], str) else row["choices"]
@@ -149,9 +149,9 @@ def _mmsu(root: Path, benchmark: Benchmark) -> Iterator[Row]:
 
 
 def _voicebench(root: Path, benchmark: Benchmark) -> Iterator[Row]:
-    """A subset as JSONL or Parquet: prompt (what the clip says), audio, and output or reference where there is one.
+    """A subset as JSONL or Parquet: prompt (the clip's words), audio, and output or reference where there is one.
 
-    The clip is the question: nothing is asked beside it. Multiple-choice answers are letters.
+    The clip is the question: there is no text question. Multiple-choice answers are letters.
     """
     for number, row in enumerate(read_list(root)):
         row_id = str(next((row[name] for name in ("id", "key") if row.get(name) is not None), number))

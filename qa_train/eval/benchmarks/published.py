@@ -29,7 +29,7 @@ def find_list(data_root: Path, path: str, tables: str | None = None) -> Path | N
 
 
 def read_list(path: Path) -> list[Row]:
-    """The objects of a JSON list or of JSON lines, told apart by the content; or of all Parquet files of a pattern.
+    """The objects of a JSON list or of JSON lines, detected by content; or of all Parquet files of a pattern.
 
     Rows of a Parquet file have ``audio`` (``qa_train.data.audio.table_clip``) and ``table``, the part of its name that
     names the split.
@@ -54,10 +54,10 @@ def clip_named(folder: Path, stem: str) -> str:
 
 
 def clip_beside(listing: Path, row: Row, names: Sequence[str]) -> str:
-    """The clip that the first of the fields ``names`` names, which is there: beside the list.
+    """The existing clip named by the first of the fields ``names``, relative to the list.
 
     A path that begins with "/" means the list's folder too, unless there is such a file ("/audio/x.wav" of MMSU); a
-    clip of that name in another format is taken, where the named one is not there.
+    clip of that name in another format is used if the named one is missing.
     """
     path = str(next(row[name] for name in names if row.get(name)))
     place = Path(path)

@@ -1,4 +1,4 @@
-"""Benchmarks as a table: what is asked, how it is scored, what others got. YAML in ``configs/benchmarks``.
+"""Benchmarks as a table: questions, scoring, published results. YAML in ``configs/benchmarks``.
 
 A file holds ``benchmarks: {name: entry}``, and optionally ``suite`` (a name for all of them) and
 ``defaults`` (keys of every entry). A user's own file has the same form; its paths are relative to
@@ -49,10 +49,10 @@ class Benchmark:
 
     name: str
     metric: str
-    # How the data lie on disk: one of READERS, and where.
+    # The layout of the data on disk (one of READERS) and their path.
     reader: str
     path: str
-    # Parquet files (a pattern) in which the benchmark is published; used where nothing lies at ``path``.
+    # Parquet files (a pattern) in which the benchmark is published; used if ``path`` does not exist.
     tables: str | None = None
     title: str = ""
     suite: str = ""
@@ -64,7 +64,7 @@ class Benchmark:
     prompt: str | None = None
     # "base": clip + prompt, as a pretrained model is asked; "chat": ChatML, as a model after SFT is.
     template: str = "base"
-    # More metrics of the same answers, reported beside.
+    # Additional metrics of the same answers.
     also: Sequence[str] = field(default_factory=list)
     # Of the reference text: decides the normaliser and the tokenizer.
     language: str | None = None
@@ -94,7 +94,7 @@ class Benchmark:
         if isinstance(self.also, str) or any(name not in METRICS for name in self.also):
             problems.append(f"also is {self.also!r}: give a list of metrics, of {', '.join(METRICS)}")
         if self.also and self.metric not in METRICS:
-            problems.append(f"also has no effect beside metric {self.metric!r}")
+            problems.append(f"also has no effect with metric {self.metric!r}")
         if self.reader not in READERS:
             problems.append(f"reader {self.reader!r} is unknown: use one of {', '.join(READERS)}")
         if self.template not in ("base", "chat"):
@@ -119,7 +119,7 @@ class Benchmark:
         return self.metric not in LOWER_IS_BETTER
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready, as it is written beside the predictions."""
+        """JSON-ready, as written next to the predictions."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
 

@@ -70,7 +70,7 @@ def _one_line(text: str) -> str:
 
 @lru_cache(maxsize=4)
 def ptb_tokenize(texts: tuple[str, ...]) -> list[str]:
-    """Each text (one line) as PTB tokens joined by spaces: lower case, punctuation left out.
+    """Each text (one line) as PTB tokens joined by spaces: lower case, without punctuation.
 
     Raises:
         ValueError: there is no Java, or it failed.
@@ -90,5 +90,5 @@ def ptb_tokenize(texts: tuple[str, ...]) -> list[str]:
             f"the PTB tokenizer gave {len(lines)} lines for {len(texts)} texts (exit code {done.returncode}): "
             f"{done.stderr.strip()[-300:]}"
         )
-    left_out = set(ptbtokenizer.PUNCTUATIONS)
-    return [" ".join(word for word in line.split(" ") if word and word not in left_out) for line in lines]
+    skipped = set(ptbtokenizer.PUNCTUATIONS)
+    return [" ".join(word for word in line.split(" ") if word and word not in skipped) for line in lines]

@@ -1,7 +1,7 @@
 """IFEval: does an answer follow the verifiable instructions of its prompt? (arXiv 2311.07911, as VoiceBench uses it.)
 
 An item's references are its instructions, each a JSON text {"id": "length_constraints:number_words", "kwargs": {...}}
-with the names of the published data. Strict: the answer as it is. Loose: any of eight variants, without asterisks and
+with the names of the published data. Strict: the unchanged answer. Loose: any of eight variants, without asterisks and
 without its first or last line, is enough. VoiceBench's number is the mean of four shares: of prompts with every
 instruction followed and of instructions, strict and loose. An empty answer follows nothing.
 
@@ -35,7 +35,7 @@ def ifeval_rows(predictions: Sequence[Prediction]) -> np.ndarray:
     """
     rows = []
     for prediction in predictions:
-        # As it is: an empty last line is the one that the loose reading leaves out.
+        # Unchanged: an empty last line is the one that the loose variant removes.
         answer = without_tags(answer_of(prediction), strip=False)
         orders = [read_instruction(text) for text in prediction.references]
         strict = [follows(answer, *order) for order in orders]

@@ -85,12 +85,12 @@ def says_label(text: str, label: str) -> bool:
 
 
 def _within(label: str, other: str) -> bool:
-    """Whether an answer that says ``other`` also says ``label``, both of ``label_form``: "guitar", "bass guitar"."""
+    """Whether an answer with ``other`` also contains ``label``, both of ``label_form``: "guitar", "bass guitar"."""
     return label in other if _UNSPACED.search(label) else f" {label} " in f" {other} "
 
 
 def label_contained(prediction: Prediction) -> bool:
-    """Whether the answer says an accepted label as whole words, and none of the other choices."""
+    """Whether the answer contains an accepted label as whole words, and none of the other choices."""
     text = answer_of(prediction)
     accepted = {label_form(reference) for reference in prediction.references}
     # A choice that is a part of an accepted label ("guitar", "bass guitar") is no second answer.
@@ -105,7 +105,7 @@ def chosen_option(text: str, choices: Sequence[str]) -> int | None:
 
     In this order: an option in full, as the whole answer or named as it ("The answer is C major"); a letter at the
     start followed by a mark or the end ("B", "(B)", "B. dog"); a letter named as the answer ("the answer is B",
-    "Option (C)"); the only option whose words the answer says; where the options are letters alone (they were
+    "Option (C)"); the only option with its words in the answer; where the options are letters alone (they were
     spoken), the only one that is set off by a mark ("I would go with B, because"). An answer that lists several
     letters or all options chooses none.
     """
@@ -125,10 +125,10 @@ def chosen_option(text: str, choices: Sequence[str]) -> int | None:
         return forms.index(form)
     if found:
         return None
-    # A single letter ("A", "C") is no label to look for inside a sentence.
+    # A single letter ("A", "C") is not searched inside a sentence.
     wordy = [i for i, form in enumerate(forms) if len(form) > 1 or not form.isalpha() or _UNSPACED.search(form)]
     said = [i for i in wordy if says_label(text, choices[i])]
-    # "bass guitar" also says "guitar": an option inside another said one does not count.
+    # "bass guitar" also contains "guitar": an option inside another found one does not count.
     said = [i for i in said if not any(j != i and _within(forms[i], forms[j]) for j in said)]
     return said[0] if len(said) == 1 else None
 
@@ -154,7 +154,7 @@ def _letters(text: str, options: int) -> set[str]:
     """The letters, as capitals, that an answer sets at its start or names; several: it chooses none of them."""
     if _SEVERAL.match(text):
         return set(LETTERS)
-    # Options said over again ("A. dog B. cat") are no choice of the first one.
+    # Repeated options ("A. dog B. cat") are not a choice of the first one.
     marked = {*_MARKED_LETTER.findall(text)}, {letter.upper() for letter in _MARKED_SMALL.findall(text)}
     listed = options > 1 and any({*LETTERS[:options]} <= each for each in marked)
     if not listed and (found := _LEADING_LETTER.match(text) or _SMALL_LETTER.match(text)):
@@ -169,7 +169,7 @@ def gold_option(choices: Sequence[str | None], answer: str) -> int | None:
 
 
 def choice_right(prediction: Prediction) -> bool:
-    """Whether the answer chooses an option whose text is the reference."""
+    """Whether the answer chooses the option with the reference as its text."""
     chosen = chosen_option(answer_of(prediction), prediction.choices)
     return chosen is not None and prediction.choices[chosen] == prediction.references[0]
 
@@ -201,7 +201,7 @@ def tokens_match(answer: str, prediction: str, choices: Sequence[str]) -> bool:
 
 
 def tokens_right(prediction: Prediction) -> bool:
-    """``tokens_match`` on the answer as it is: a bare letter never matches."""
+    """``tokens_match`` on the unchanged answer: a bare letter never matches."""
     return tokens_match(prediction.references[0], without_tags(answer_of(prediction)), prediction.choices)
 
 
@@ -213,7 +213,7 @@ def option_text(text: str, choices: Sequence[str]) -> str:
 
 
 def option_tokens_right(prediction: Prediction) -> bool:
-    """Whether the answer chooses the right option; where it chooses none, ``tokens_match`` on what it says.
+    """Whether the answer chooses the right option; where it chooses none, ``tokens_match`` on its text.
 
     A chosen option is compared as such: the word rule takes "From near to far" for "From far to near".
     """

@@ -6,7 +6,7 @@ The order of steps for transcripts is that of the released evaluation script of 
 - all: remove ``<|tags|>``, collapse spaces, close the gap before ``! , . ? ; :``; zh: no spaces;
 - en: Whisper's English normaliser, then its basic one (the script does both); fr and the rest: basic;
 - zh: the rules of ``cn_tn`` (``qa_train.eval.scores.chinese``); yue: simplified characters, then basic;
-- all: words of punctuation alone left out, lower case; zh and yue (and ja): single characters.
+- all: words of punctuation alone removed, lower case; zh and yue (and ja): single characters.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def strip_tags(text: str) -> str:
     return _SPACE_BEFORE_MARK.sub(r"\1", text)
 
 
-# Words that the package spells out and the normaliser released with Qwen2-Audio, which is OpenAI's, leaves as they are.
+# Words that the package spells out and the normaliser released with Qwen2-Audio, which is OpenAI's, does not change.
 _NOT_RELEASED = ("kinda", "sorta", "dunno", "cause")
 
 
@@ -89,7 +89,7 @@ def released_normalise(text: str, language: str | None) -> str:
 
 
 def without_tags(text: str, *, strip: bool = True) -> str:
-    """The answer as the released scripts read it: special tokens left out, nothing else changed but the ends."""
+    """The answer as the released scripts read it: special tokens removed, and the ends stripped."""
     text = _ANY_TAG.sub("", text)
     return text.strip() if strip else text
 

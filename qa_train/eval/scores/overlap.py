@@ -39,7 +39,7 @@ def bleu_points(sums: np.ndarray) -> np.ndarray:
 
 
 def chrf_statistics(answer: str, *references: str) -> list[int]:
-    """For character n-grams of order 1 to 6, white space left out: answer's, reference's and common ones.
+    """For character n-grams of order 1 to 6, without white space: answer's, reference's and common ones.
 
     Of several references it is the one that gives the answer most points, the first of equal ones.
     """

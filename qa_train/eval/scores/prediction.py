@@ -1,4 +1,4 @@
-"""What is scored, and what a score is."""
+"""The input of a score, and the score itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answer beside what it should have been."""
+    """One answer with its references."""
 
     text: str
     # Accepted answers; several only for labels ("contains", "accuracy" and "map").
@@ -55,5 +55,5 @@ class Score:
 
 
 def answer_of(prediction: Prediction) -> str:
-    """The answer as it is scored: empty where there is none."""
+    """The answer to score: empty if it is missing."""
     return "" if prediction.error is not None else prediction.text

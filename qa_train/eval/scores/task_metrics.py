@@ -1,8 +1,8 @@
 """Scores as pure functions: answers and references in, a number with its uncertainty out.
 
-An answer that is empty, cut short or that never came (unreadable clip) is an item like any
-other: it is scored against its reference and counted beside the score, never dropped.
-All values are percentages (BLEU and chrF: their usual 0-100 points; caption metrics: 100 times their usual value).
+An empty, truncated or missing answer (unreadable clip) is an item like any other: it is scored against its reference,
+counted and reported, never dropped. All values are percentages (BLEU and chrF: their usual 0-100 points; caption
+metrics: 100 times their usual value).
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ SHARES: dict[str, Callable[[Prediction], bool]] = {
     "choice": choice_right,
     # AIR-Bench Foundation's reading of letters.
     "airbench": airbench_right,
-    # MMAU's and MMAR's word rule, on the answer as it is, or after a letter became its option's text.
+    # MMAU's and MMAR's word rule, on the unchanged answer, or after replacing a letter by its option's text.
     "tokens": tokens_right,
     "mmau": option_tokens_right,
     # A harmful request is declined; the reference is not used.

@@ -1,6 +1,6 @@
 """VoiceBench's own rules (MatthewCYM/VoiceBench): refusals, yes-or-no answers of BBH, its guesses, its average.
 
-Where its scripts guess or are kinder than the numbers here, ``official`` says what that adds.
+Where its scripts guess or are more lenient than the numbers here, ``official`` has the difference.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ def refuses(prediction: Prediction) -> bool:
 
 
 def says_yes(text: str) -> bool | None:
-    """Whether an answer to a yes-or-no question says yes; None where it says neither.
+    """Whether an answer to a yes-or-no question is yes; None if it is neither yes nor no.
 
     In this order: what it calls its answer, its first word, its last word, its last statement about the matter.
     """
     text = re.sub(r"n['’ ]t\b", " n t", text.lower()).replace("boxed", " ").replace("\\text", " ")
     text = " ".join(re.sub(r"[^\w\s]|_", " ", text).split())
-    # The question said again is no answer.
+    # A repeated question is not an answer.
     text = _ASKED.sub("", text)
     named = _ANSWER.findall(text)
     words = text.split(" ")

@@ -5,7 +5,7 @@ segment's frames and its tail, one segment after another), F conv frames (20 ms)
 T audio tokens (40 ms) of all segments, D encoder width.
 
 Equal to the stock encoder, which pads every segment to 30 s, because
- - the tail frames beside each segment are what the padded reference sees there (computed from the
+ - the tail frames after each segment are those of the padded reference (computed from the
    zero-padded waveform), and the convolutions see zeros only before the first and after frame 3000;
  - positions restart with each segment, and attention stays inside it;
  - the pool joins two conv frames of one segment; an odd last frame is dropped.
@@ -28,7 +28,7 @@ from qa_train.model.layers.lengths import audio_tokens, conv_frames, mel_columns
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where each frame lies. Indices are on the model's device.
+    """The position of each frame. Indices are on the model's device.
 
     columns: LongTensor [P], places of the mel columns in the spaced mel of ``width`` columns.
     borders: LongTensor [S], the empty column before each segment.
@@ -121,7 +121,7 @@ class UnpaddedQwen2AudioEncoder(Qwen2AudioEncoder):
         if lengths.numel() == 0 or int(lengths.min()) < 3 or int(lengths.max()) > self.max_frames:
             raise ValueError(
                 f"feature_lengths are {_short(lengths)}; every segment needs 3 to {self.max_frames} mel frames: "
-                "leave out empty clips and split longer ones into segments"
+                "remove empty clips and split longer ones into segments"
             )
         expected = int(mel_columns(lengths, self.max_frames).sum())
         if mel.shape[1] != expected:

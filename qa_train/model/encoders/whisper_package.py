@@ -80,7 +80,7 @@ def _split_qkv(prefix: str, leaf: str, stacked: torch.Tensor) -> dict[str, torch
     if leaf == "weight":
         parts[f"{prefix}.self_attn.k_proj.weight"] = key
     elif key.abs().max() != 0:
-        raise ValueError(f"{prefix}: the key projection has a bias, which a Whisper encoder has not")
+        raise ValueError(f"{prefix}: the key projection has a bias, which a Whisper encoder does not have")
     return parts
 
 

@@ -1,4 +1,4 @@
-"""Attention inside documents that lie one after another in a single row, without padding.
+"""Attention inside documents that are joined in a single row, without padding.
 
 Shapes: T tokens of all documents together, N documents, H heads, D head width. A *document* is one
 sequence that may see only itself: a segment of audio in the encoder, a row of the batch in the LLM.
@@ -61,7 +61,7 @@ def unpadded_attention(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention of one layer: query [1, H, T, D], key and value [1, H or fewer, T, D] -> [1, T, H, D].
 
-    Causal or not as ``module.is_causal`` says. ``attention_mask`` is ignored when ``documents`` is given.
+    Causal if ``module.is_causal``. ``attention_mask`` is ignored when ``documents`` is given.
     """
     if documents is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -196,7 +196,8 @@ def choose_attention(config: Any) -> None:
 
 
 def mask_between(config: Any, documents: Documents, dtype: torch.dtype) -> torch.Tensor | None:
-    """What keeps the documents apart [1, 1, T, T] in an attention that does not know them; None for ``UNPADDED``.
+    """The mask [1, 1, T, T] that separates the documents in an attention without document support; None for
+    ``UNPADDED``.
 
     ValueError if the part that ``config`` describes was switched to one that takes no such mask.
     """

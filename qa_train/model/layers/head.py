@@ -59,10 +59,10 @@ def supervised_loss(
     Also its sum by row [B], float32, not divided and without a gradient: for the record of each source.
     ``row_weights`` [B] are factors on the loss of the rows; neither the number nor the sums by row change.
 
-    hidden [B, L, D]; labels [B, L], not shifted, -100 where nothing is asked; mask [B, L], 0 on padding. A token
+    hidden [B, L, D]; labels [B, L], not shifted, -100 where nothing is supervised; mask [B, L], 0 on padding. A token
     counts if it and the one before it are real. Zero, with a gradient of zero, if no token counts.
 
-    A head that is no `Head` (replaced, or wrapped by peft) scores all supervised rows in one call.
+    A head that is not a `Head` (replaced, or wrapped by peft) scores all supervised rows in one call.
     """
     supervised = labels[:, 1:] != -100
     if mask is not None:

@@ -1,4 +1,4 @@
-"""The parts of a model, and how the names of their weights begin: nothing else knows these names.
+"""The parts of a model, and the prefixes of their weights' names, which are defined only here.
 
 A model has three parts: "encoder", "projector" and "llm"; the head and the embedding are the LLM's. Works on names and
 needs no torch, so that the planner can use it.
@@ -22,7 +22,7 @@ HEAD = "lm_head."
 PROJECTOR_MODULE = "multi_modal_projector"
 # Matrices that no hidden layer holds, by parts of their names.
 NOT_HIDDEN = ("embed_tokens", "embed_positions", "lm_head", "multi_modal_projector")
-# What lies before the first layer of a part.
+# The modules before the first layer of a part.
 BEFORE_THE_LAYERS = ("conv1.", "conv2.", "embed_positions.", "embed_tokens.")
 # What peft puts before the names of the model that it wraps.
 PEFT = "base_model.model."
@@ -52,7 +52,7 @@ def part_of(name: str) -> str:
 
 
 def module_of(model: Any, part: str) -> Any:
-    """The module of a part: what all its weights but the head lie in."""
+    """The module of a part: it contains all its weights except the head."""
     return model.get_submodule(PREFIXES[part][0].removesuffix("."))
 
 

@@ -1,4 +1,4 @@
-"""Activation checkpointing and torch.compile, layer by layer, for encoder and LLM apart.
+"""Activation checkpointing and torch.compile, layer by layer, separately for encoder and LLM.
 
 Checkpointing: a layer keeps its input only ("full"), or also the results of its matrix products and attention
 ("selective"), and computes the rest again in the backward pass. Gradients are the same in every mode.
@@ -38,7 +38,7 @@ _KEPT = frozenset(
 
 
 class LayerwiseRecompute:
-    """Mixed into the model: what is computed again in the backward pass, chosen for encoder and LLM apart."""
+    """Mixed into the model: what is recomputed in the backward pass, chosen separately for encoder and LLM."""
 
     _chosen: dict[str, str] | None = None
 
@@ -56,7 +56,7 @@ class LayerwiseRecompute:
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None, **kwargs: Any) -> None:
         """As chosen by ``set_recompute`` before, else every layer as in the stock class.
 
-        TRL's DPO switches checkpointing off for the reference and on again; it must come back as it was.
+        TRL's DPO switches checkpointing off for the reference and on again; the choice must be restored.
         """
         if self._chosen is not None:
             self.set_recompute(**self._chosen)

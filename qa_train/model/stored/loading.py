@@ -1,7 +1,7 @@
-"""The one door for stored models: whatever is read of a model folder comes through here.
+"""The only reader of stored models: every file of a model folder is read through here.
 
 A folder may be a stranger's. Nothing in it is executed: weights are safetensors, the rest is JSON, text and tokenizer
-files, and code that a folder brings or names is refused before a library hears of it. Sizes are judged before memory
+files, and code in a folder is refused before any library sees it. Sizes are judged before memory
 is taken for them, and a folder with a manifest is compared with its checksums, which find damage and not a forger.
 """
 
@@ -43,7 +43,7 @@ _SMALL = (
 )  # fmt: skip
 # The largest tokenizer known has 35 MB.
 _MOST_BYTES = 256 << 20
-# Where configurations name classes: settings of other files are no code.
+# Fields in which configurations name classes: settings of other files are not code.
 _NAMES_CODE = ("auto_map", "custom_pipelines")
 
 # Field of a configuration -> its smallest and largest value. Above any model that exists, below what hurts.
@@ -82,7 +82,7 @@ def open_folder(source: str | Path, *, key: str = "checkpoint", weights: bool = 
         verify: compare the files that will be read with the manifest's checksums, if there is a manifest.
 
     Raises:
-        ValueError: there is no such folder or repository, it brings code, a file of it is no JSON, or was changed
+        ValueError: there is no such folder or repository, it contains code, a file of it is not JSON, or was changed
             since it was saved.
     """
     folder = Path(source) if Path(source).is_dir() else _fetch(str(source), key, weights)
@@ -98,7 +98,7 @@ def open_folder(source: str | Path, *, key: str = "checkpoint", weights: bool = 
             # A vocabulary has words of any kind.
             if not name.startswith(("vocab", "added_tokens")) and (found := _code(content)):
                 raise ValueError(
-                    f"{key} {source} brings code of its own, which is never run here ({name} has {found}): give a "
+                    f"{key} {source} contains code, which is never run here ({name} has {found}): give a "
                     "model that transformers knows by itself (for the first Qwen: Qwen1.5 or later, or the released "
                     "Qwen2-Audio as model.checkpoint)"
                 )
@@ -123,7 +123,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no readable JSON ({short(error)}): use another copy of this folder") from error
+        raise ValueError(f"{path} is not readable JSON ({short(error)}): use another copy of this folder") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no JSON object: use another copy of this folder")
     return content
@@ -143,7 +143,7 @@ def _code(content: Any, depth: int = 0) -> str | None:
 
 
 def _verify(folder: Path, names: list[str], weights: bool) -> None:
-    """ValueError if a file is not what the manifest says, or one that it lists is not there."""
+    """ValueError if a file differs from the manifest, or a listed one is missing."""
     try:
         listed = set(read_manifest(folder)["files"])
         wanted = (*_SMALL, *(_WEIGHTS if weights else ()))
@@ -209,7 +209,7 @@ def _check_tree(values: dict[str, Any], where: str) -> None:
 
 
 def check_limits(values: dict[str, Any], where: str) -> None:
-    """ValueError if a field of a configuration is a size and none that a model has, or a number that is none."""
+    """ValueError if a field of a configuration is an impossible size or not a number."""
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{where} has {name} = {value}: expected a number")
@@ -245,14 +245,14 @@ def read_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
 
 
 def read_processor(folder: Path) -> Qwen2AudioProcessor:
-    """The processor of a folder that `open_folder` gave; ValueError if it is none of Qwen2-Audio."""
+    """The processor of a folder that `open_folder` gave; ValueError if it is not one of Qwen2-Audio."""
     for name in ("processor_config.json", "preprocessor_config.json"):
         if not (folder / name).is_file():
             continue
         stored = read_json(folder / name)
         extractor = stored.get("feature_extractor", stored)
         if not isinstance(extractor, dict):
-            raise ValueError(f"{folder / name} has a feature extractor that is none: use another copy of this folder")
+            raise ValueError(f"{folder / name} has an invalid feature extractor: use another copy of this folder")
         check_limits(extractor, str(folder / name))
         kind = extractor.get("feature_extractor_type", "WhisperFeatureExtractor")
         if kind != "WhisperFeatureExtractor":

@@ -1,4 +1,4 @@
-"""Shapes that a configuration writes, against what a class knows and what a source has."""
+"""Shapes in a configuration, checked against the class's fields and the source."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def must_agree(given: dict[str, Any], found: dict[str, Any], source: str | None)
     for name, value in given.items():
         if found.get(name) != value:
             raise ValueError(
-                f"the configuration says {name}={json.dumps(value)}, but {source} has {found.get(name)!r}: "
+                f"the configuration has {name}={json.dumps(value)}, but {source} has {found.get(name)!r}: "
                 "remove the line, or the source"
             )

@@ -1,4 +1,4 @@
-"""Making a model under ZeRO-3 without every process holding it whole.
+"""Build a model under ZeRO-3 without a full copy in every process.
 
 A stored model needs nothing of this: transformers creates it cut, rank 0 reads the file, and each layer is gathered
 only while its weights are filled in. A model that is joined from parts, or whose adapters are merged, has to be whole
@@ -71,7 +71,7 @@ def _write(make: Callable[[], tuple[Any, Any]], folder: str) -> str | None:
     try:
         with whole_weights():
             model, processor = make()
-            # transformers lets rank 0 alone write; here one process of every machine has a folder of its own.
+            # transformers lets rank 0 alone write; here one process of every machine has a separate folder.
             model.should_save_on_this_rank = lambda is_main_process: True
             model.save_pretrained(folder)
             processor.save_pretrained(folder)

@@ -60,7 +60,7 @@ def match(
         targets: tensors by their names in the model, of which the shapes count; they may be on "meta".
         files: safetensors files.
         rename: name in a file -> name in the model; None for what does not concern it.
-        where: what the files belong to, for the message.
+        where: the owner of the files, for the message.
         allow_missing: patterns (as of file names) of what may be missing.
 
     Raises:
@@ -93,7 +93,7 @@ def match(
             "Use the model configuration that the checkpoint was trained with, or a whole copy of it"
         )
     if allowed:
-        logger.warning("%s lacks %s, which begin anew (allow_missing)", where, ", ".join(sorted(allowed)))
+        logger.warning("%s lacks %s, which are initialized randomly (allow_missing)", where, ", ".join(sorted(allowed)))
     return found
 
 
@@ -116,7 +116,7 @@ def read_tensors(found: Mapping[str, tuple[Path, str]]) -> Iterator[tuple[str, t
 
 
 def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], where: str) -> None:
-    """ValueError if one of them holds a value that is no number; threads read them side by side."""
+    """ValueError if one of them has a non-finite value; threads read them in parallel."""
 
     def spoilt(item: tuple[str, torch.Tensor]) -> str | None:
         name, value = item
@@ -132,7 +132,7 @@ def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], where: str) -> Non
         names = [name for name in pool.map(spoilt, tensors) if name is not None]
     if names:
         raise ValueError(
-            f"{where} holds weights that are no numbers (NaN or infinite), {len(names)} of its tensors, the first is "
+            f"{where} has weights that are not finite (NaN or infinite), {len(names)} of its tensors, the first is "
             f"{names[0]}: use an older checkpoint, and a lower trainer.learning_rate"
         )
 
@@ -158,10 +158,10 @@ def weight_files(folder: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         foreign = [name for name in names if not _SHARD.fullmatch(name)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{index} is no index of weights ({error}): use another copy of this folder") from error
+        raise ValueError(f"{index} is not an index of weights ({error}): use another copy of this folder") from error
     if foreign or not names:
         raise ValueError(
-            f"{index} names {str(foreign)[:80] if foreign else 'nothing'}; expected safetensors files beside it: "
+            f"{index} names {str(foreign)[:80] if foreign else 'nothing'}; expected safetensors files next to it: "
             "nothing else is read"
         )
     if absent := [name for name in names if not (folder / name).is_file()]:
@@ -222,7 +222,7 @@ def freeze(model: nn.Module, parts: Iterable[str]) -> None:
     if unknown := sorted(set(parts) - set(PARTS)):
         raise ValueError(f"cannot freeze {', '.join(unknown)}: the parts are {', '.join(PARTS)}")
     if set(parts) == set(PARTS):
-        raise ValueError("freeze names every part, so nothing would train: leave one out")
+        raise ValueError("freeze names every part, so nothing would train: remove one")
     frozen = tuple(prefix for part in parts for prefix in PREFIXES[part])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(frozen) and "embed_positions" not in name)

@@ -1,4 +1,4 @@
-"""The arithmetic of a run: chosen once by what the device multiplies fast, and kept by every resume."""
+"""The arithmetic of a run: chosen once by what the device computes fast, and kept by every resume."""
 
 from __future__ import annotations
 

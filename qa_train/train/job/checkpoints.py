@@ -1,10 +1,10 @@
 """Checkpoints that exist whole or not at all.
 
-A checkpoint folder counts only once ``manifest.json`` lies in it. The manifest is written last,
-after every other file is on disk, and lists each file with its size and checksum, so a folder cut
-short by a crash is recognised and skipped, and a damaged file is found before anything is loaded
-(see utils/manifest.py). It also holds a digest of the weights, which a resumed run compares with what it
-restored: stock Trainer resume can keep the initial weights of this model and only log a warning.
+A checkpoint folder is complete once it contains ``manifest.json``. The manifest is written last,
+after every other file is on disk, and lists each file with its size and checksum, so an incomplete folder after a crash
+is detected and skipped, and a damaged file is found before anything is loaded (see utils/manifest.py). It also holds a
+digest of the weights, which a resumed run compares with what it restored: stock Trainer resume can keep the initial
+weights of this model and only log a warning.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def commit(folder: Path, manifest: dict[str, Any], sums: dict[str, str] | None =
 
 
 def newest_complete(root: Path, fault: Callable[[Path], str | None] = problem) -> Path | None:
-    """The newest checkpoint under ``root`` without a fault; says which newer ones it skipped and why.
+    """The newest checkpoint under ``root`` without a fault; logs which newer ones it skipped and why.
 
     Args:
         root: the run's ``checkpoints`` folder.
@@ -93,7 +93,7 @@ def newest_complete(root: Path, fault: Callable[[Path], str | None] = problem) -
 
 
 def best(root: Path, *, largest: bool) -> Path | None:
-    """The complete checkpoint whose manifest holds the best ``best_value``; the newest of equals."""
+    """The complete checkpoint with the best ``best_value`` in its manifest; the newest of equals."""
     found = [(read_manifest(f).get("best_value"), f) for f in list_folders(root) if problem(f) is None]
     known = [(value if largest else -value, step_of(f), f) for value, f in found if isinstance(value, int | float)]
     return max(known)[2] if known else None
@@ -104,8 +104,8 @@ def prune(root: Path, keep: int, *, every: int | None = None, also: Iterable[Pat
 
     Args:
         root: the run's ``checkpoints`` folder.
-        keep: so many of the newest stay, at least one.
-        every: complete checkpoints whose step is a multiple of it stay too.
+        keep: number of newest ones that stay, at least one.
+        every: complete checkpoints at multiples of this step stay too.
         also: complete checkpoints that stay too.
     """
     complete = [folder for folder in list_folders(root) if problem(folder) is None]

@@ -49,7 +49,7 @@ def accumulation_steps(cfg: TrainerConfig) -> int:
 
 
 def whole(weight: torch.Tensor) -> AbstractContextManager[Any]:
-    """A context in which a weight that ZeRO-3 has cut is whole: a collective call. For any other, nothing happens."""
+    """A context that gathers a weight sharded by ZeRO-3: a collective call. No effect on other weights."""
     if not hasattr(weight, "ds_id"):
         return nullcontext()
     import deepspeed
@@ -142,7 +142,7 @@ def _prepare_deepspeed_on_cpu() -> None:
 
     accelerate's PartialState finds no backend for CPU processes under DeepSpeed and falls back to a
     world of one; the wrapper answers gloo. DeepSpeed would compile a shared-memory op that only its
-    inference all-reduce uses; it is declared unavailable. Neither has an effect when CUDA is there.
+    inference all-reduce uses; it is declared unavailable. Neither has an effect with CUDA.
     """
     import deepspeed
     from accelerate.state import PartialState

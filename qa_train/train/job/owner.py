@@ -1,14 +1,14 @@
 """One owner of a run folder at a time.
 
-Two starts of one run (a requeue that is faster than the end of the job before it, a job that was submitted twice)
+Two starts of one run (a requeue before the previous job has ended, a job submitted twice)
 would write into each other's metrics and delete each other's checkpoints. The first start therefore locks
-``RUN/owner.lock`` (flock, which the kernel undoes when the process dies, however it dies) and writes who it is into
-``RUN/owner.json``, anew every ``BEAT_S`` seconds.
+``RUN/owner.lock`` (flock, which the kernel releases when the process dies) and writes its identity to
+``RUN/owner.json``, again every ``BEAT_S`` seconds.
 
-On file systems without locks, or whose locks hold on one machine only (some mounts of Lustre and NFS), the beats
-decide: an owner on another machine is dead when its file has not changed for ``DEAD_AFTER_S`` seconds. Two starts in
-the same moment there are told apart by the next look at the file (`Owner.check`, and every beat): who finds another
-name in it ends.
+On file systems without locks, or with locks local to one machine (some mounts of Lustre and NFS), the beats decide: an
+owner on another machine is dead when its file has not changed for ``DEAD_AFTER_S`` seconds. Two simultaneous starts
+there are resolved at the next read of the file (`Owner.check`, and every beat): the one that finds another identity in
+it exits.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ DEAD_AFTER_S = 90.0
 # How long a start waits for the one before it in the same job, which may still be saving or dying.
 PREDECESSOR_WAIT_S = 300.0
 _LOOK_S = 1.0
-# flock is not there, or the lock daemon of a network file system does not answer.
+# flock is missing, or the lock daemon of a network file system does not respond.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class Owned(ValueError):
-    """Another process trains this run; the message says which, and since when."""
+    """Another process trains this run; the message has its identity and start time."""
 
 
 _current: Owner | None = None
@@ -66,7 +66,7 @@ def own(folder: Path) -> Owner:
 
 
 def release() -> None:
-    """Give back what `own` took, as at the end of a stage; death does so too."""
+    """Release what `own` took, at the end of a stage; the death of the process does so too."""
     global _current
     owner, _current = _current, None
     if owner is not None:
@@ -93,7 +93,7 @@ class Owner:
         self._beating = threading.Thread(target=self._beat, name="owner of the run folder", daemon=True)
 
     def take(self) -> None:
-        """Become the owner; waits for the start before in the same job, and for nobody else.
+        """Become the owner; waits only for an earlier start of the same job.
 
         Raises:
             Owned: another process is.
@@ -116,10 +116,10 @@ class Owner:
         self._beating.start()
 
     def check(self) -> None:
-        """Look once more, before the first file of a run is replaced.
+        """Check again, before the first file of a run is replaced.
 
         Raises:
-            Owned: another start took the folder in the same moment, where locks do not hold.
+            Owned: another start took the folder at the same time, where locks do not work.
         """
         other = self._read()
         if other.get("token") != self._facts["token"]:
@@ -136,7 +136,7 @@ class Owner:
             self._lock.release()
 
     def _other(self) -> dict[str, Any] | None:
-        """Who owns the folder, or None: then the lock is held, or there are no locks here."""
+        """The other owner of the folder, or None if this process holds the lock or locks are not supported."""
         if self._lock is not None:
             try:
                 self._lock.acquire(blocking=False)
@@ -147,7 +147,7 @@ class Owner:
                     raise
                 self._lock = None
         other = self._read()
-        # On this machine a lock tells the truth: who held it is dead.
+        # On this machine locks are reliable: the previous holder is dead.
         if not other or (self._lock is not None and other.get("host") == self._facts["host"]):
             return None
         if not self._alive(other):
@@ -197,18 +197,18 @@ class Owner:
             try:
                 self._write()
             except OSError as error:
-                # A full disk must not end a run that may outlast it; a save says so anyway.
+                # A full disk must not end a run that may outlast it; a save reports it anyway.
                 logger.warning("%s cannot be written: %s", self._path, error)
 
     def _write(self) -> None:
-        """The facts with a new number, whole or not at all; not flushed: they are worth nothing after a crash."""
+        """Write the facts with a new number, atomically but without flushing: they are useless after a crash."""
         self._beats += 1
         temporary = self._path.with_name(f"{FACTS}.{self._facts['token']}")
         temporary.write_text(json.dumps({**self._facts, "beat": self._beats, "seen": _now()}, indent=2) + "\n")
         temporary.replace(self._path)
 
     def _read(self) -> dict[str, Any]:
-        """What the file says; nothing when it is not there or damaged."""
+        """The contents of the file; empty when it is missing or damaged."""
         try:
             found = json.loads(self._path.read_text())
         except (OSError, ValueError):
@@ -224,7 +224,7 @@ def _who(facts: dict[str, Any]) -> str:
 
 
 def _launch_id() -> str | None:
-    """What torchrun's restarts of one launch have in common; None where they have nothing."""
+    """What torchrun's restarts of one launch have in common; None without torchrun."""
     name = os.environ.get("TORCHELASTIC_RUN_ID")
     return None if name in (None, "none") else name
 

@@ -1,9 +1,9 @@
 """ZeRO checkpoints for another number of processes or another ZeRO stage.
 
-DeepSpeed cuts optimizer state (and, from stage 3, weights) by rank, so only a run of the same shape can read it.
-Its own converter joins the pieces into a "universal" form that any shape reads; the result lies beside the original
-files of the checkpoint, and the manifest is written again with it. Parameters that do not train are in none of
-the pieces of ZeRO-1 and ZeRO-2: they keep what the model was built with, which the run's pinned settings reproduce.
+DeepSpeed shards optimizer state (and, from stage 3, weights) by rank, so only a run of the same shape can read it.
+Its converter joins the pieces into a "universal" form that any shape reads. The result is stored with the original
+files of the checkpoint, and the manifest is rewritten to include it. The pieces of ZeRO-1 and ZeRO-2 do not contain
+frozen parameters: these keep the model's initial values, which the run's pinned settings reproduce.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ def read_in_another_shape(folder: Path, before: str, now: str, args: Any) -> Non
 
     Args:
         folder: a complete checkpoint.
-        before: how it holds the optimizer's state (``optimizer_layout``).
-        now: how this run does.
-        args: the TrainingArguments, whose DeepSpeed settings are told to read the universal form.
+        before: its layout of the optimizer's state (``optimizer_layout``).
+        now: the layout of this run.
+        args: the TrainingArguments, with DeepSpeed settings to change so that they read the universal form.
 
     Raises:
-        ValueError: one of the two is no ZeRO run, or the conversion failed.
+        ValueError: one of the two is not a ZeRO run, or the conversion failed.
     """
     if "whole" in (before, now):
         raise ValueError(
             f"the optimizer state in {folder} is {before}, and this run's would be {now}: use the same deepspeed= as "
-            f"before, or start anew from these weights with model.checkpoint={folder} and another run.dir"
+            f"before, or start a new run from these weights with model.checkpoint={folder} and another run.dir"
         )
     refusal = None
     if is_main():
@@ -62,7 +62,7 @@ def make_universal(folder: Path) -> None:
         return
     source = folder / (folder / "latest").read_text().strip()
     target = folder / (source.name + UNIVERSAL)
-    # A conversion that was killed leaves a part of it; nothing lists it, so nothing reads it.
+    # A killed conversion leaves partial output; it is not in the manifest, so nothing reads it.
     shutil.rmtree(target, ignore_errors=True)
     print(f"joining the ZeRO parts of {folder.name} for another number of processes or stage (once)", flush=True)
     _convert(source, target)
@@ -79,7 +79,7 @@ def _convert(source: Path, target: Path) -> None:
     words += ["--input_folder", str(source), "--output_folder", str(target)]
     workers = str(min(os.cpu_count() or 1, 8))
     words += ["--num_extract_workers", workers, "--num_merge_workers", workers]
-    # A process of its own: it would otherwise take this one for a rank of the run.
+    # A separate process: otherwise it would treat this one as a rank of the run.
     ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     clean = {key: value for key, value in os.environ.items() if key not in ranks}
     done = subprocess.run(words, capture_output=True, text=True, env=clean)
@@ -88,6 +88,6 @@ def _convert(source: Path, target: Path) -> None:
         last = "\n".join(done.stderr.strip().splitlines()[-4:])
         raise ValueError(
             f"DeepSpeed could not convert {source} (exit code {done.returncode}): {last}\n"
-            "Use the same deepspeed= and number of processes as before, or start anew from these weights with "
+            "Use the same deepspeed= and number of processes as before, or start a new run from these weights with "
             f"model.checkpoint={source.parent} and another run.dir"
         )

@@ -1,13 +1,13 @@
-"""The run folder: what a run is, where it stands, and whether it may go on.
+"""The run folder: the identity of a run, its progress, and whether it may continue.
 
 ::
 
-    RUN/config.yaml          resolved configuration; what came from the environment as its reference, no secrets
+    RUN/config.yaml          resolved configuration; environment values as references, no secrets
     RUN/environment.json     command, versions, git commit, host facts of every start
-    RUN/data.txt             the sources of the newest start: samples, hours, share, what is left out and why
+    RUN/data.txt             the sources of the newest start: samples, hours, share, skipped records and reasons
     RUN/mixture.json         the same, machine-readable
     RUN/metrics.jsonl        one JSON object per optimizer step
-    RUN/checkpoints/         checkpoint-N/, complete when manifest.json is there
+    RUN/checkpoints/         checkpoint-N/, complete once manifest.json exists
     RUN/finished.json        written when the last step is saved
     RUN/owner.json           the process that trains this run now (see owner.py)
 """
@@ -74,7 +74,7 @@ class RunFolder:
     def take(self, steps: int) -> int | None:
         """Become the only process group that trains this run, unless it is finished; a collective call.
 
-        Nothing in the folder is touched before. ``steps``: how many the run shall have.
+        Nothing in the folder is changed before. ``steps``: planned number of steps.
 
         Returns:
             The number of steps of a finished run, or None: then the folder is this run's.
@@ -101,14 +101,14 @@ class RunFolder:
             return None, str(error), None
         except OSError as error:
             return None, None, self._unwritable(error)
-        # The start that this one waited for may have come to the end.
+        # The start that this one waited for may have finished the run.
         done = self.finished_steps()
         return (done if done is not None and done >= steps else None), None, None
 
     def start(self) -> Path | None:
         """Check that the folder belongs to this configuration, and find the resume point; `record` follows.
 
-        Rank 0 looks, and all ranks get what it found; a collective call.
+        Rank 0 checks, and all ranks get its result; a collective call.
 
         Returns:
             The checkpoint to resume from, every file of it compared with its checksum and every state
@@ -124,7 +124,7 @@ class RunFolder:
         return Path(resume) if resume is not None else None
 
     def _start_or_refuse(self) -> tuple[str | None, str | None]:
-        """The resume point and why there is no start, as words that travel to the other ranks."""
+        """The resume point, and the reason not to start as text, so that it can be sent to the other ranks."""
         try:
             resume = self._start()
         except ValueError as error:
@@ -151,11 +151,11 @@ class RunFolder:
         return resume
 
     def record(self, resume: Path | None) -> None:
-        """Write down the configuration and the start; only once nothing refuses them any more (main process).
+        """Write the configuration and the start, after all checks have passed (main process).
 
         Raises:
             OSError: the folder cannot be written.
-            Owned: another start took the folder in the same moment.
+            Owned: another start took the folder at the same time.
         """
         if not self.is_main:
             return
@@ -166,22 +166,22 @@ class RunFolder:
         self._record_start(resume)
 
     def _refuse_to_lose_a_run(self) -> None:
-        """A folder whose checkpoints were all committed and are all damaged now must not start at step 0 unasked."""
+        """If all committed checkpoints are damaged, do not silently start at step 0."""
         committed = [f for f in checkpoints.list_folders(self.checkpoints) if (f / checkpoints.MANIFEST).is_file()]
         if committed:
             newest = committed[0]
             raise ValueError(
                 f"no checkpoint in {self.checkpoints} can be used ({newest.name}: {states.fault(newest)}): "
-                "restore one, or delete them all to begin anew"
+                "restore one, or delete them all to start from step 0"
             )
 
     def finish(self, steps: int) -> None:
-        """Mark the run as finished, so that starting it again does nothing."""
+        """Mark the run as finished, so that starting it again has no effect."""
         if self.is_main:
             write_json(self.dir / "finished.json", {"steps": steps, "time": time.time()}, durable=True)
 
     def other_settings(self) -> str:
-        """How a finished run differs from what is asked now, as words; ValueError for another stage."""
+        """How a finished run differs from the requested one, as text; ValueError for another stage."""
         path = self.dir / "config.yaml"
         previous = yaml.safe_load(path.read_text()) if path.is_file() else {}
         if (stage := previous.get("stage", self._cfg.stage)) != self._cfg.stage:
@@ -197,8 +197,8 @@ class RunFolder:
             )
 
     def _changed(self, previous: dict[str, Any]) -> list[str]:
-        """The settings that must stay as they were and did not, by the first section that has any."""
-        # As they are written down: without keys and signatures, which may change.
+        """Changed settings that must not change, from the first section that has any."""
+        # As stored: without keys and signatures, which may change.
         now, defaults = written(self._cfg), written(StageConfig())
         previous = with_new_names(masked_values(previous))
         for section in _PINNED_SECTIONS:
@@ -216,7 +216,7 @@ class RunFolder:
         return [".".join(key) for key in pinned if key[0] in _PINNED_SECTIONS and key[1] not in _free(key[0])]
 
     def _last_start(self) -> dict[str, Any]:
-        """What environment.json says of the newest start; nothing before the first."""
+        """The newest start in environment.json; empty before the first."""
         path = self.dir / "environment.json"
         starts = json.loads(path.read_text()) if path.is_file() else []
         return dict(starts[-1]) if starts else {}
@@ -234,7 +234,7 @@ def _free(section: str) -> tuple[str, ...]:
 
 
 def _filled(section: str, values: dict[str, Any]) -> dict[str, Any]:
-    """The section with the defaults of what is set by name in it, as ``data.sources``."""
+    """The section with defaults filled in for its named entries, such as ``data.sources``."""
     for path, kind in BY_NAME.items():
         owner, _, key = path.partition(".")
         if owner == section:

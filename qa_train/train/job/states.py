@@ -1,9 +1,9 @@
-"""What a checkpoint holds beside its weights: the states of optimizer, schedule, random numbers and ZeRO.
+"""States in a checkpoint besides the weights: optimizer, schedule, random numbers and ZeRO.
 
 They are pickles, and a pickle can call any function. The checksums of a manifest do not help: whoever writes a folder
-writes its checksums, too. So torch is told to unpickle tensors, plain values and the few classes below, whoever asks
-it: transformers does so by itself, DeepSpeed (0.19) and its converter do not. A state that holds more than that, or
-that cannot be read, makes a checkpoint unusable, and an older one is taken.
+writes its checksums, too. So torch is restricted to tensors, plain values and the few classes below, for every caller:
+transformers does so by itself, DeepSpeed (0.19) and its converter do not. A state with anything else, or one that
+cannot be read, makes a checkpoint unusable, and an older one is used.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from transformers.trainer_pt_utils import safe_globals
 from qa_train.train.job import checkpoints
 from qa_train.utils.manifest import damage, read_manifest
 
-# What DeepSpeed and torchao put into states beside tensors: a number, an enumeration, a range and a tensor of few bits.
-# None of them acts when it is made.
+# What DeepSpeed and torchao put into states besides tensors: a number, an enumeration, a range and a tensor of few
+# bits. None of them has side effects when constructed.
 _CLASSES = (
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
     "deepspeed.runtime.zero.config.ZeroStageEnum",
@@ -36,7 +36,7 @@ _CLASSES = (
 )
 _SUFFIXES = (".pt", ".pth")
 _TRAINER = "trainer_state.json"
-# Without them transformers would begin with a new optimizer and not say so.
+# Without them transformers would silently start with a new optimizer.
 _WHOLE = ("optimizer.pt", "scheduler.pt", _TRAINER)
 _CUT = ("latest", "scheduler.pt", _TRAINER)
 # File -> keys of which one must be there; muon_with_adamw has halves.
@@ -65,7 +65,7 @@ def plain_states_only() -> None:
 
 
 def fault(folder: Path) -> str | None:
-    """Why a run cannot go on from ``folder``, or None: damage, or states that are none. Nothing in it is executed."""
+    """Why a run cannot resume from ``folder``, or None: damage or invalid states. Nothing in it is executed."""
     return damage(folder) or _problem(folder)
 
 
@@ -89,7 +89,7 @@ def _problem(folder: Path) -> str | None:
             try:
                 _check(folder / name)
             except _ERRORS as error:
-                return f"{name} is no state of a training ({_short(error)})"
+                return f"{name} is not a training state ({_short(error)})"
     return None
 
 
@@ -107,7 +107,7 @@ def _check_tag(folder: Path, files: dict[str, Any]) -> None:
 
 
 def _check(path: Path) -> None:
-    """Read one state without its tensors' contents; an error of `_ERRORS` when it is none."""
+    """Read one state without its tensors' contents; an error of `_ERRORS` if it is invalid."""
     strange = set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     _allow(strange & set(_CLASSES))
     with safe_globals():

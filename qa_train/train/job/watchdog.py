@@ -1,8 +1,8 @@
-"""A rank that hangs says where, and ends, so that torchrun can restart the run.
+"""A hanging rank dumps its stacks and exits, so that torchrun can restart the run.
 
 The clock is faulthandler's own thread, which runs without Python's lock: it also sees a rank that is stuck inside
 C code (a collective whose partner is gone, a blocked read) or that never gives the lock back. A rank that the system
-stopped (SIGSTOP) cannot report itself; the others wait for it in a collective, report that, and end.
+stopped (SIGSTOP) cannot report itself; the others wait for it in a collective, report that, and exit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Watchdog:
 
     def __init__(self, folder: Path, rank: int, timeout_s: float | None) -> None:
         """Args:
-        folder: where ``stacks-rank-R.txt`` is written when there is something to tell.
+        folder: where ``stacks-rank-R.txt`` is written if needed.
         rank: this process's number.
         timeout_s: longest time between two beats, in seconds; None switches the clock off, not the report of crashes.
         """
@@ -39,7 +39,7 @@ class Watchdog:
             faulthandler.dump_traceback_later(self._timeout_s, exit=True, file=self._file)
 
     def stop(self) -> None:
-        """No more clock; a file with nothing in it goes away."""
+        """Stop the clock; an empty file is deleted."""
         faulthandler.cancel_dump_traceback_later()
         if self._file is None:
             return

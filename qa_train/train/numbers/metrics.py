@@ -29,7 +29,7 @@ from qa_train.utils.atomic import named, write_text
 from qa_train.utils.progress import say
 
 # sysexits.h EX_TEMPFAIL, "try again later": stopped by a signal after saving. torchrun would report
-# any worker's code as a failure, so under it the code is 0 and finished.json tells the two ends apart.
+# any worker's code as a failure, so under it the code is 0 and finished.json shows whether the run is complete.
 EXIT_STOPPED = 0 if "TORCHELASTIC_RUN_ID" in os.environ else 75
 
 
@@ -71,7 +71,8 @@ class MetricsWriter:
         id_file = folder / "wandb_run_id"
         if not id_file.is_file():
             id_file.write_text(uuid.uuid4().hex[:8])
-        # Tables' files wait there for `wandb sync`: beside the run, not in a home that a job's end may take away.
+        # Tables' files wait there for `wandb sync`: in the run folder, not in a home directory that may be deleted when
+        # the job ends.
         os.environ.setdefault("WANDB_DATA_DIR", str(folder.absolute() / "wandb"))
         self._tracker = wandb.init(
             project=cfg.tracking.project,
@@ -128,7 +129,7 @@ class MetricsWriter:
     def mean_since_save(self, name: str | None) -> float | None:
         """The mean of one value over the steps since the last call, for choosing the best checkpoint.
 
-        Steps that were skipped or left out do not count. Of an evaluation's value it is the last.
+        Skipped steps do not count. For a value of an evaluation it is the last one.
 
         A resumed run starts at a save, so it finds the same mean as an undisturbed one.
 
@@ -162,7 +163,7 @@ class MetricsWriter:
 
 
 def _wandb_mode() -> str:
-    """What WANDB_MODE says; without it online with a key, offline without."""
+    """WANDB_MODE if set; otherwise online with a key, offline without."""
     said = os.environ.get("WANDB_MODE", "").lower()
     if said in ("offline", "dryrun"):
         return "offline"
@@ -224,7 +225,7 @@ class Progress(TrainerCallback):
         last_step = state.global_step >= state.max_steps
         if not sys.stderr.isatty() and (now - self._last >= self._every_s or last_step):
             self._last = now
-            # The median: one slow step, as the first or a save, is not what the others will take.
+            # The median: one slow step, such as the first or a save, is not typical.
             step_s = median(self._seconds)
             left = step_s * (state.max_steps - state.global_step)
             print(
@@ -287,7 +288,7 @@ class StopOnRequest(TrainerCallback):
             control.should_training_stop = True
 
     def _files(self) -> float:
-        """What the files in the run folder ask for; they are used up."""
+        """Requests by files in the run folder; the files are deleted."""
         asked = _NOTHING
         for name, request in (("SAVE", _SAVE), ("STOP", _STOP)):
             path = self._folder / name

@@ -11,13 +11,13 @@ FIRST_STEPS, SHARE = 3, 0.1
 
 
 class Pace:
-    """The steps' own seconds, and when there is something new to say of the time that is left."""
+    """Seconds per step, and when to report a new estimate of the remaining time."""
 
     def __init__(self, first: int, last: int) -> None:
         """The step that a start goes on from, and the run's last one."""
         self.first, self.last = first, last
         self.seconds: list[float] = []
-        # A tenth of the work says more than three steps only if it is more.
+        # A tenth of the work is a better sample than three steps only if it is longer.
         tenth = round(SHARE * (last - first))
         self._due = {FIRST_STEPS, tenth} if tenth > FIRST_STEPS else {FIRST_STEPS}
 
@@ -33,8 +33,7 @@ class Pace:
         return f"time: about {duration(left * step_s)} for the {steps} ({step_s:.2g} s a step, measured over {done})"
 
     def step_s(self) -> float:
-        """Seconds of a step: of few the median, as the first one also prepares; then the mean of all but the first.
-
-        The mean has the saves in it.
+        """Seconds per step: the median while there are few, as the first includes preparation; then the mean of all but
+        the first. The mean includes saves.
         """
         return median(self.seconds) if len(self.seconds) <= FIRST_STEPS else mean(self.seconds[1:])

@@ -1,4 +1,4 @@
-"""What a step taught, source by source: sums over all ranks, from numbers that the loss gives anyway.
+"""Metrics of a step by source: sums over all ranks, from values that the loss computes anyway.
 
 A source of the mixture is one task in one mode, so these are the curves by task and by mode. Every rank keeps the sums
 of its own micro-batches on its device; they are added up over the ranks once per step. In the record:
@@ -28,14 +28,14 @@ class Tally:
     """The sums of one optimizer step by source."""
 
     def __init__(self, sources: Sequence[str], used: Sequence[int], values: Sequence[str]) -> None:
-        """All sources by their numbers; those whose weight is above 0; names of what is added up besides tokens."""
+        """All sources by number; those with a weight above 0; names of what is summed besides tokens."""
         self.sources, self.used, self.values = list(sources), list(used), list(values)
         self._plain = torch.zeros(0, 0, dtype=torch.float64)
         self._row_sources: list[Tensor] = []
         self._added: list[Tensor] = []
 
     def begin(self, batches: list[dict[str, Tensor]]) -> None:
-        """Start a step with its micro-batches (see ``Collator``); takes out of them what is not the model's."""
+        """Start a step with its micro-batches (see ``Collator``); removes entries that are not inputs of the model."""
         self._row_sources, self._added = [batch.pop("row_sources") for batch in batches], []
         self._plain = torch.zeros(len(self.sources), _VALUES, dtype=torch.float64)
         for batch, row_sources in zip(batches, self._row_sources, strict=True):
@@ -72,7 +72,7 @@ class Tally:
         return {"sources": found, "peak_memory_gb": round(everything[table.numel() :].max().item(), 3)}
 
     def _by_source(self, row_sources: Tensor, values: Tensor) -> Tensor:
-        """Sums [sources] of values [rows]; on the CPU and in float64, so that no order of additions shows."""
+        """Sums [sources] of values [rows]; on the CPU and in float64, so that the order of additions has no effect."""
         return torch.bincount(row_sources.cpu(), weights=values.double(), minlength=len(self.sources))
 
 
@@ -98,7 +98,7 @@ PAIR_VALUES = (
     "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected",
     "lengths/chosen", "lengths/rejected", "entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy",
 )  # fmt: skip
-# What is a mean over answer tokens and not over pairs, and over which answers' tokens.
+# Values that are means over answer tokens instead of pairs, and which answers' tokens.
 _BY_TOKEN = {
     "entropy": ("chosen", "rejected"),
     "logits/chosen": ("chosen",),
@@ -141,8 +141,8 @@ def pair_values(
 ) -> Tensor:
     """[pairs, ``PAIR_VALUES``] from what TRL's DPO loss gathers, in its order, and the mask of answers [2 pairs, L].
 
-    What TRL sums over a whole micro-batch is spread evenly over its pairs. TRL gathers without names, but reports the
-    mean of each value by name afterwards: every column must give the mean that its name has there.
+    Values that TRL sums over a micro-batch are divided evenly over its pairs. TRL gathers without names but later
+    reports the mean of each value by name: every column must have the mean reported for its name.
 
     Args:
         kept: what was gathered.
@@ -151,7 +151,7 @@ def pair_values(
         training: whether TRL counts the tokens of the batch, too.
 
     Raises:
-        RuntimeError: TRL gathers something else; this version of it was never tested here.
+        RuntimeError: TRL gathers something else; this version was not tested.
     """
     by_pair, sums = [v.double() for v in kept if v.ndim], [v.double() for v in kept if not v.ndim]
     lengths = completion_mask[:, 1:].sum(1).double().chunk(2)
@@ -178,7 +178,7 @@ def pair_values(
         if name.startswith("lengths/"):
             continue
         told = reported[name][-1] if reported.get(name) else None
-        # TRL's means are in float32. What is not finite is the guards' to find.
+        # TRL's means are in float32. Non-finite values are left to the guards.
         if told is None or abs(means[name] - told) > 1e-4 * abs(told) + 1e-6 * (1 + largest[name]):
             raise RuntimeError(
                 f"TRL's DPO loss reports {name} as {told}, and the value gathered in its place has the mean "

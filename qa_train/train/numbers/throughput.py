@@ -1,4 +1,4 @@
-"""What a step holds, and what that means per second."""
+"""Counts of a step and rates per second."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def count(batch: dict[str, torch.Tensor], work: UsefulWork) -> torch.Tensor:
 
 
 def rates(numbers: dict[str, Any], seconds: float, peak: float | None) -> dict[str, float]:
-    """Counts of a step and what they mean per second.
+    """Counts of a step and rates per second.
 
     numbers: ``NAMES`` over all ranks, "skipped" by reason, "data_wait_s", "checkpoint_s"; peak: operations per second
     of all ranks together by the data sheet, if it is known.

@@ -16,11 +16,11 @@ class UsefulWork:
     """Useful floating-point operations of micro-batches: real frames, real tokens, supervised rows, once each."""
 
     def __init__(self, cfg: StageConfig, model_config: Any) -> None:
-        """What trains, and the sizes of the model."""
+        """The trained parts and the sizes of the model."""
         self._shapes, self._regime = Shapes.of(model_config), Regime.of(cfg.model)
 
     def flops(self, batch: dict[str, torch.Tensor], supervised: int) -> float:
-        """Those of one micro-batch (see ``qa_train.model.flops``); the reference of DPO is left out."""
+        """Those of one micro-batch (see ``qa_train.model.flops``); without DPO's reference."""
         segments = batch["feature_lengths"].tolist() if "feature_lengths" in batch else []
         documents = [n for n in batch["attention_mask"].sum(1).tolist() if n]
         return training_flops(self._shapes, Work(segments, documents, supervised), self._regime).total

@@ -1,4 +1,4 @@
-"""Optimizer groups: learning rate, weight decay and layer-wise decay for encoder, projector and LLM apart.
+"""Optimizer groups: learning rate, weight decay and layer-wise decay for encoder, projector and LLM separately.
 
 Layer k of a part with n layers trains at the part's rate times ``layer_decay ** (n + 1 - k)``: k = 0 is what comes
 before the layers (convolutions, embeddings), k = n + 1 what comes after (last norm, head). The formula is that of
@@ -36,14 +36,14 @@ class PartRates:
     _layers: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        """ValueError if a part has settings and nothing of it trains."""
+        """ValueError if a part has settings but is frozen."""
         named = list(self.model.named_parameters())
         self._layers = {part: _count(name for name, _ in named if part_of(name) == part) for part in PARTS}
         self._place = {id(p): self._locate(name) for name, p in named if p.requires_grad}
         trained = {part for part, _ in self._place.values()}
         for part in PARTS:
             if self._options(part) != PartConfig() and part not in trained:
-                raise ValueError(f"trainer.parts.{part} has no effect: nothing of the {part} trains; remove it")
+                raise ValueError(f"trainer.parts.{part} has no effect: the {part} is frozen; remove it")
 
     def split(self, groups: Iterable[Group], *, learning_rate: float | None = None) -> list[Group]:
         """``groups`` (of "params", "weight_decay" and perhaps more), each cut by rate and decay.

@@ -56,7 +56,7 @@ class Muon(torch.optim.Optimizer):
     ``torch.optim.Muon``'s: a checkpoint does not depend on precision or on the number of processes.
 
     Args:
-        groups: parameter groups of matrices, with "lr" and "weight_decay" of their own or these.
+        groups: parameter groups of matrices, with their own "lr" and "weight_decay" or these.
         dtype: precision of the iterations; bfloat16 where the run computes in it, else float32.
     """
 
@@ -87,7 +87,7 @@ class Muon(torch.optim.Optimizer):
             p.add_(update, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
 
     def _momentum(self, p: Tensor, momentum: float) -> Tensor:
-        """What is to be orthogonalized: the gradient, mixed with its running mean twice (Nesterov)."""
+        """The matrix to orthogonalize: the gradient, mixed twice with its running mean (Nesterov)."""
         assert p.grad is not None
         state = self.state[p]
         if "momentum_buffer" not in state:

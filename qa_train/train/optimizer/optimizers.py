@@ -1,7 +1,7 @@
 """Muon for the hidden matrices of the LLM, AdamW for everything else, joined to one optimizer.
 
-Schedulers, checkpoints and accelerate then see a single one. Before a model is loaded, `rehearse_optimizer` builds what
-the configuration asks for on a throw-away weight.
+Schedulers, checkpoints and accelerate then see a single one. Before a model is loaded, `rehearse_optimizer` builds the
+configured optimizer on a dummy weight.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qa_train.model.layers.parts import NOT_HIDDEN
 from qa_train.train.optimizer.groups import PartRates
 from qa_train.train.optimizer.muon import Muon
 
-# Two-dimensional parameters that are AdamW's although they may lie in a hidden layer.
+# Two-dimensional parameters for AdamW although they may be in a hidden layer.
 _NOT_MUON = (*NOT_HIDDEN, "lora_")
 
 # Schedules that transformers builds without looking at trainer.lr_scheduler_kwargs.
@@ -135,7 +135,7 @@ def rehearse_optimizer(args: TrainingArguments) -> None:
         scheduler.step()
     except Exception as error:
         drop = ", ".join(f"'~trainer.lr_scheduler_kwargs.{key}'" for key in given)
-        remedy = f"take out what it does not know ({drop})" if given else "use another"
+        remedy = f"remove unknown arguments ({drop})" if given else "use another"
         raise ValueError(
             f"trainer.lr_scheduler_type={schedule} with trainer.lr_scheduler_kwargs={given} cannot be built "
             f"({_line(error)}): {remedy}, or add what it needs ('+trainer.lr_scheduler_kwargs.KEY=VALUE')"

@@ -20,21 +20,21 @@ from qa_train.config import ReliabilityConfig
 
 logger = logging.getLogger(__name__)
 
-# Fewer losses than this say nothing about what is usual.
+# Fewer losses than this are too few to tell what is normal.
 _MIN_LOSSES = 20
 # Median absolute deviation of a normal distribution -> its standard deviation.
 _MAD_TO_STD = 1.4826
 
 
 class StopRun(RuntimeError):
-    """The run must not go on; the message says why and what to do."""
+    """The run must stop; the message has the reason and the remedy."""
 
 
 def robust_z(value: float, window: list[float]) -> float:
-    """How many robust standard deviations ``value`` lies above the median of ``window``.
+    """How many robust standard deviations ``value`` is above the median of ``window``.
 
-    The deviation is 1.4826 times the median absolute deviation, and at least a thousandth of the median, so that a
-    flat stretch does not make a spike of every wiggle.
+    The deviation is 1.4826 times the median absolute deviation, and at least a thousandth of the median, so that small
+    changes of a flat curve are not spikes.
     """
     middle = statistics.median(window)
     spread = _MAD_TO_STD * statistics.median([abs(each - middle) for each in window])
@@ -59,7 +59,7 @@ class Guards:
         """Take up the memory of the steps before a resume from their records in metrics.jsonl."""
         for record in records:
             if "loss" not in record:
-                # An evaluation alone is no step.
+                # A record of an evaluation only is not a step.
                 continue
             self.skipped = int(record.get("skipped_steps", self.skipped))
             self._in_a_row = self._in_a_row + 1 if "skipped_because" in record else 0
@@ -112,8 +112,8 @@ class Guards:
             raise StopRun(f"{samples}; {self._in_a_row} steps in a row were skipped (trainer.max_skipped_steps)")
         logger.warning("%s; the step was skipped", samples)
 
-    def leave_out(self, reason: str) -> None:
-        """Count a step that a roll-back leaves out."""
+    def count_skip(self, reason: str) -> None:
+        """Count a step skipped by a rollback."""
         self.reason = f"left out: {reason}"
         self.skipped += 1
         self._in_a_row += 1
@@ -159,7 +159,7 @@ class Guards:
 def read_tail(path: Path, num_losses: int) -> list[dict[str, Any]]:
     """The last records of metrics.jsonl, in order, with ``num_losses`` steps that were not skipped among them.
 
-    Fewer when there are not so many; none when the file is not there.
+    Fewer if the file has fewer; none if it is missing.
     """
     tail: list[dict[str, Any]] = []
     for line in reversed(path.read_text().splitlines() if path.is_file() else []):

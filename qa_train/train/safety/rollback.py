@@ -1,10 +1,10 @@
-"""Steps that a run leaves out after it went back to a checkpoint.
+"""Steps that a run skips after it went back to a checkpoint.
 
-A step whose loss is not finite, or jumps, has often been spoilt by the update before it, and DeepSpeed has updated the
-weights again before the verdict is there. Under ``rollback`` the run therefore writes down which steps to leave out
-and ends with a code that asks for a restart (torchrun starts it again by itself): it resumes from the newest
-checkpoint, comes to those steps, and passes them without a forward pass. RUN/left_out.json is all there is to it, so
-the outcome is a function of that file: it can be read, edited, or put into a run folder before the first start.
+A non-finite or jumping loss is often caused by the previous update, and DeepSpeed has already updated the weights again
+when the loss is judged. Under ``rollback`` the run therefore records which steps to skip and exits with a code that
+asks for a restart (torchrun restarts it by itself). It resumes from the newest checkpoint and skips those steps without
+a forward pass. RUN/left_out.json is the only state, so it can be read, edited, or put into a run folder before the
+first start.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ FILE = "left_out.json"
 
 
 class RollBack(StopRun):
-    """The run must be started again, which resumes from the newest checkpoint; the message says why."""
+    """The run must be restarted, which resumes from the newest checkpoint; the message has the reason."""
 
 
-def left_out(run: Path) -> dict[int, str]:
-    """The steps (counted from 1) that the run leaves out, and why.
+def skipped_steps(run: Path) -> dict[int, str]:
+    """The steps (counted from 1) that the run skips, with reasons.
 
     Raises:
         ValueError: the file is not a JSON object of step: reason.
@@ -38,11 +38,11 @@ def left_out(run: Path) -> dict[int, str]:
         raise ValueError(f'{path} cannot be read ({error}): it should look like {{"17": "the loss is nan"}}') from error
 
 
-def leave_out(run: Path, last: int, number: int, reason: str) -> int:
+def add_skips(run: Path, last: int, number: int, reason: str) -> int:
     """Add the ``number`` steps that end with ``last`` to the file; the first of them."""
     first = max(last - number + 1, 1)
     steps = dict.fromkeys(range(first, last + 1), f"{reason} (step {last})")
-    write_json(run / FILE, {str(step): why for step, why in sorted((steps | left_out(run)).items())}, durable=True)
+    write_json(run / FILE, {str(step): why for step, why in sorted((steps | skipped_steps(run)).items())}, durable=True)
     return first
 
 
@@ -56,8 +56,8 @@ def remove_spoilt(root: Path, first: int) -> list[str]:
     older = [folder for folder in checkpoints.list_folders(root) if checkpoints.step_of(folder) < first]
     if spoilt and first > 1 and not any(checkpoints.problem(folder) is None for folder in older):
         raise StopRun(
-            f"every checkpoint in {root} holds the update of step {first} or a later one, which {FILE} leaves out: "
-            "raise trainer.keep_checkpoints, delete them to begin anew without those steps, or lower "
+            f"every checkpoint in {root} holds the update of step {first} or a later one, which {FILE} skips: raise "
+            "trainer.keep_checkpoints, delete them to start from step 0 without those steps, or lower "
             "trainer.rollback_steps"
         )
     for folder in spoilt:

@@ -17,7 +17,7 @@ from qa_train.train.safety.guards import StopRun
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _STORAGE = _FULL | {errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EMFILE, errno.ENFILE}
-# How the libraries word a failed write; they raise RuntimeError or an error of their own.
+# The libraries' messages for a failed write; they raise RuntimeError or their own error.
 _WORDS = ("No space left", "Disk quota", "Read-only file system", "File too large", "Input/output error",
           "Too many open files", "PytorchStreamWriter failed", "file write failed", "unexpected pos")  # fmt: skip
 
@@ -26,8 +26,8 @@ def written(folder: Path, write: Callable[[], None]) -> None:
     """Run ``write``, which fills a new checkpoint ``folder``; explain storage that fails.
 
     Raises:
-        StopRun: the storage is full, read-only or broken. What was written of the new checkpoint is deleted as far as
-            possible; older checkpoints are not touched.
+        StopRun: the storage is full, read-only or broken. The partial new checkpoint is deleted as far as possible;
+        older checkpoints are not changed.
     """
     try:
         write()
@@ -60,19 +60,19 @@ def storage_explained(run: Path) -> Iterator[None]:
 
 
 def failure(folder: Path, reason: str) -> str:
-    """What to tell when a checkpoint could not be written."""
+    """Advice for a checkpoint that could not be written."""
     where = folder.parent
     return f"{folder.name} could not be written to {where}: {reason} ({_free(where)} free). {_remedy(where)}"
 
 
 def _remedy(root: Path) -> str:
     older = checkpoints.newest_complete(root)
-    kept = f"{older.name} is the newest complete one and was not touched" if older else "there is no older checkpoint"
+    kept = f"{older.name} is the newest complete one and is unchanged" if older else "there is no older checkpoint"
     return f"{kept}; make room, or lower trainer.keep_checkpoints; the same command then continues"
 
 
 def flush_on_all_ranks(folder: Path, rank: int, ranks: int) -> dict[str, str]:
-    """Every rank flushes what it wrote; the checksums of all files, on every rank."""
+    """Flush each rank's files; returns the checksums of all files, on every rank."""
     sums = checkpoints.flush(folder, rank, ranks)
     if ranks == 1:
         return sums
@@ -118,7 +118,7 @@ def restore_group_settings(optimizer: Any, settings: list[dict[str, Any]]) -> No
 
 
 def separate_steps(optimizer: Any) -> None:
-    """Give every parameter a step counter of its own.
+    """Give every parameter its own step counter.
 
     DeepSpeed 0.19 puts one tensor into all of them when it loads a universal checkpoint into ZeRO-3; AdamW counts in
     place, so it would go up once for every group in each step, and the moments would be corrected for a later one.

@@ -31,10 +31,8 @@ def check_ranks(cfg: StageConfig) -> str:
     """Compare settings, package versions and clocks of all ranks; a collective call.
 
     Returns:
-        What was found, for the start's one line.
-
-    Raises:
-        ValueError: ranks have other versions or settings; the message names them.
+        The result, for the start's line. Raises: ValueError: ranks have other versions or settings; the message names
+        them.
     """
     settings = hashlib.sha256(json.dumps(asdict(cfg), sort_keys=True, default=str).encode()).hexdigest()
     facts = environment()
@@ -42,7 +40,7 @@ def check_ranks(cfg: StageConfig) -> str:
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
     if not several or torch.distributed.get_world_size() == 1:
         return "1 process"
-    # All leave the barrier at nearly the same moment, so that what is compared is clocks and not waiting.
+    # All leave the barrier at nearly the same time, so that clocks are compared and not waiting times.
     torch.distributed.barrier()
     now = time.time()
     ranks: list[Any] = [None] * torch.distributed.get_world_size()
@@ -68,16 +66,16 @@ def differences(facts: list[dict[str, Any]]) -> str:
 
 
 def checkpoint_bytes(model: torch.nn.Module) -> int:
-    """An estimate of one checkpoint's size: weights and, for what trains, AdamW's states."""
+    """An estimate of one checkpoint's size: weights and, for trained parameters, AdamW's states."""
     sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
     return sum(n * (_TRAINED_BYTES if trains else _FROZEN_BYTES) for n, trains in sizes)
 
 
 def check_storage(folder: Path, model: torch.nn.Module) -> str:
-    """See that one more checkpoint fits beside those that are kept.
+    """Check that one more checkpoint fits in addition to those that are kept.
 
     Raises:
-        ValueError: it would not; the message tells how much there is and is needed.
+        ValueError: it does not; the message has the free and the needed space.
     """
     free, needed = shutil.disk_usage(folder).free, checkpoint_bytes(model)
     if free < needed:
@@ -88,13 +86,13 @@ def check_storage(folder: Path, model: torch.nn.Module) -> str:
     return f"{free / 1e9:.1f} GB free, {needed / 1e9:.2f} GB per checkpoint"
 
 
-# What the model itself takes from a batch.
+# Entries of a batch that are inputs of the model.
 _MODEL_INPUTS = ("input_ids", "attention_mask", "input_features", "feature_lengths", "audio_states", "audio_gather")
 
 
 @torch.no_grad()
 def probe_audio(model: Any, inputs: dict[str, Any]) -> str:
-    """Prove that audio reaches the model: the same batch with its audio set to zero must have another loss.
+    """Prove that audio reaches the model: the same batch with its audio set to zero must have a different loss.
 
     A collective call under ZeRO-3: every rank runs the model twice. Dropout is off and no random number is drawn.
 
@@ -103,10 +101,8 @@ def probe_audio(model: Any, inputs: dict[str, Any]) -> str:
         inputs: one micro-batch on the model's device (see ``Collator``).
 
     Returns:
-        What was found, for the start's one line.
-
-    Raises:
-        StopRun: there is audio in the batch and the loss does not depend on it.
+        The result, for the start's line. Raises: StopRun: there is audio in the batch and the loss does not depend on
+        it.
     """
     words = {name: inputs[name] for name in _MODEL_INPUTS if name in inputs}
     words["labels"] = inputs.get("labels")

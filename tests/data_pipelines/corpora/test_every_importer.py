@@ -96,7 +96,7 @@ def _damaged(files: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_bad_audio_is_left_out_counted_and_named(case: Case, tmp_path: Path) -> None:
+def test_bad_audio_is_skipped_counted_and_named(case: Case, tmp_path: Path) -> None:
     name, (file, _) = next(iter(case.records.items()))
     hit = {key for key, (other, _) in case.records.items() if other == file}
     with pytest.raises(ValueError, match=r"cannot be read, allowed are 0, e\.g\. |cannot be used, .*allows 0"):
@@ -202,7 +202,7 @@ def test_files_that_no_list_names_are_counted(tmp_path: Path) -> None:
 def test_a_union_of_splits_needs_the_lists_of_what_is_held_out(tmp_path: Path) -> None:
     case = next(case for case in CASES if case.corpus == "common_voice")
     files = {name: content for name, content in case.files.items() if not name.endswith("test.tsv")}
-    with pytest.raises(ValueError, match=r"test\.tsv to tell them is not there: put the release's test\.tsv"):
+    with pytest.raises(ValueError, match=r"test\.tsv to identify them is missing: put the release's test\.tsv"):
         run(case, tmp_path, files)
 
 
@@ -212,5 +212,5 @@ def test_gtzan_follows_its_filtered_lists_or_none(tmp_path: Path) -> None:
     assert run(train, tmp_path / "train").dropped == {"faulty": 1}
     assert set(records(tmp_path / "train")) == {"gtzan-train-blues_00000"}
     bare = {name: content for name, content in case.files.items() if name.endswith(".wav")}
-    with pytest.raises(ValueError, match="has no split of its own"):
+    with pytest.raises(ValueError, match="has no official split"):
         run(case, tmp_path / "bare", bare)

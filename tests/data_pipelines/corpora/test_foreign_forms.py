@@ -116,7 +116,7 @@ def test_lhotse_recordings_with_supervisions(tmp_path: Path) -> None:
     # The same files named one by one, and one of them missing.
     again = {"path": [str(tmp_path / "in" / name) for name in files if name.endswith("jsonl")]}
     assert run("lhotse", files, tmp_path / "named", **again)[0].made == 3
-    with pytest.raises(ValueError, match="no Lhotse supervisions beside the recordings"):
+    with pytest.raises(ValueError, match="no Lhotse supervisions next to the recordings"):
         run("lhotse", {"recordings.jsonl": json.dumps(recordings[0])}, tmp_path / "alone")
 
 

@@ -75,7 +75,7 @@ def test_what_lies_beside_the_audio(
         ({"x.wav": WAVE, "x.json": {"text": "x" * (1 << 20)}}, {}, "bad record", "at most"),
     ],
 )
-def test_what_cannot_be_used_is_left_out_by_name(
+def test_what_cannot_be_used_is_skipped_by_name(
     members: dict[str, Any], columns: dict[str, str], reason: str, why: str, tmp_path: Path
 ) -> None:
     (drop,) = read(tmp_path, members, **columns)

@@ -81,7 +81,7 @@ def test_names_that_leave_the_corpus_are_refused(tmp_path: Path) -> None:
     listed = "filename,fold,target,category,esc10,src_file,take\n../../../secret.wav,1,0,dog,True,1,A\n"
     root = write_tree(tmp_path / "in", {"meta/esc50.csv": listed})
     config = ImportConfig(path=str(root), out=str(tmp_path / "out"), split="train", workers=0)
-    with pytest.raises(ValueError, match="lies outside the corpus: refused"):
+    with pytest.raises(ValueError, match="is outside the corpus: refused"):
         list(import_corpus(corpus_of("esc50"), config))
 
 
@@ -142,7 +142,7 @@ def test_lists_of_other_kinds(tmp_path: Path) -> None:
     assert block.ids["youtube:abc"] == "eval_segments.csv"
     with pytest.raises(ValueError, match="nothing to import") as error:
         run(CLOTHO, tmp_path, block=[str(names)])
-    assert "left out 5: blocklist" in str(error.value)
+    assert "skipped 5: blocklist" in str(error.value)
     (tmp_path / "none.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="holds no id to block"):
         Blocklist.load([str(tmp_path / "none.csv")])

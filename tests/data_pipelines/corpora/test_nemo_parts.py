@@ -89,7 +89,7 @@ def test_parts_are_cut(row: dict[str, Any], seconds: float, tmp_path: Path) -> N
         ([{"duration": 1.0}], "'duration' 1 is 4.00 s long"),
         ([{"duration": 4.0}, {"duration": 3.5}], "'duration' 3.5 is 4.00 s long"),
         ([{"offset": 1.0, "duration": 3.0}], "a clip with 'offset'"),
-        ([{"duration": "long"}], "no number of seconds"),
+        ([{"duration": "long"}], "not a number of seconds"),
         ([{"duration": -1.0}], "'duration' above 0"),
     ],
 )

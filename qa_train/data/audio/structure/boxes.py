@@ -27,7 +27,7 @@ def check_boxes(data: Data, name: str) -> None:
 def check_elements(data: Data, name: str) -> None:
     """BadAudio when an element of a Matroska or WebM file ends beyond it.
 
-    Of a segment and of clusters whose size is unknown, as a recorder writes them, the elements inside are looked at.
+    Segments and clusters of unknown size, as recorders write them, are checked by the elements inside.
     """
     at = 0
     while at < len(data):
@@ -48,5 +48,5 @@ def check_elements(data: Data, name: str) -> None:
 
 
 def _width(data: Data, at: int) -> int:
-    """Bytes of the number of variable length at ``at``; 0 when there is none."""
+    """Bytes of the number of variable length at ``at``; 0 if it is missing."""
     return 9 - data[at].bit_length() if at < len(data) and data[at] else 0

@@ -1,4 +1,4 @@
-"""Formats whose audio is one chunk of stated size (WAV and its kin): it is compared with the bytes that are there.
+"""Formats with audio in one chunk of stated size (WAV and its kin): the size is compared with the bytes present.
 
 Sources: Microsoft's RIFF, EBU Tech 3306 (RF64), Sony's Wave64, Apple's AIFF and CAF, Sun's AU, NIST's SPHERE.
 """
@@ -37,7 +37,7 @@ def chunks(data: Data, name: str) -> Iterator[tuple[bytes, int, int]]:
 
 
 def check_size(data: Data, name: str) -> None:
-    """BadAudio when a header states more audio than there is: libsndfile would take what is there for the whole."""
+    """BadAudio when a header states more audio than the file has: libsndfile would accept the rest as complete."""
     if name == "AU":
         start, size = int.from_bytes(data[4:8], "big"), int.from_bytes(data[8:12], "big")
         _compare(name, size, len(data) - start, size >= _UNKNOWN_32)
@@ -54,7 +54,7 @@ def check_size(data: Data, name: str) -> None:
 def _compare(name: str, stated: int, there: int, unknown: bool) -> None:
     # Programs that write into a pipe cannot know the length, and state the largest one.
     if not unknown and stated - there > _SLACK:
-        raise damaged(name, f"its header says {stated} bytes of audio, {there} are there")
+        raise damaged(name, f"its header states {stated} bytes of audio, the file has {there}")
 
 
 def _check_sphere(data: Data) -> None:
@@ -70,7 +70,7 @@ def _check_sphere(data: Data) -> None:
 
 @dataclass(frozen=True)
 class Wave:
-    """A WAV's format tag, and where its audio lies; ``known``: the header states the size (or libsndfile copes)."""
+    """A WAV's format tag and audio position; ``known``: the header states the size (or libsndfile copes)."""
 
     format: int
     start: int
@@ -104,7 +104,7 @@ def wav_chunks(data: Data, name: str) -> Wave:
 
 
 def _check_rest(data: Data, name: str, start: int, size: int) -> None:
-    """BadAudio when bytes follow the audio that are no chunks: a recorder that was stopped before it wrote the size."""
+    """BadAudio when non-chunk bytes follow the audio: the recorder was stopped before it wrote the size."""
     rest = len(data) - start - size
     if rest <= _SLACK or _are_chunks(data, start + size + size % 2) or _are_chunks(data, start + size):
         return
@@ -112,8 +112,8 @@ def _check_rest(data: Data, name: str, start: int, size: int) -> None:
     if (tail[-128:-125] == b"TAG" and len(tail) <= _SLACK + 128) or not tail.strip(b"\0"):
         return
     raise BadAudio(
-        f"{name}: its header says {size} bytes of audio, and {rest} bytes that are no chunk follow; "
-        "all of it: ffmpeg -ignore_length 1 -i IN OUT.flac; what the header says: ffmpeg -i IN OUT.flac"
+        f"{name}: its header states {size} bytes of audio, and {rest} bytes follow that are not a chunk; "
+        "all of it: ffmpeg -ignore_length 1 -i IN OUT.flac; only the stated part: ffmpeg -i IN OUT.flac"
     )
 
 

@@ -1,9 +1,9 @@
-"""What an audio file is and how much it holds, read from its own structure before anything is decoded.
+"""Format and length of an audio file, read from its own structure before anything is decoded.
 
 libsndfile guesses the length of an MP3 without a Xing header, reads only the first of chained Ogg streams, does not
-know a FLAC's length when the header leaves it open, and takes what is there of a file that was cut. So the structure is
-walked here: a file comes out as it is, as parts that libsndfile reads whole, or as BadAudio that names the format,
-what was found and what to do.
+know a FLAC's length when the header leaves it open, and accepts truncated files. So the structure is parsed here: the
+result is the file unchanged, parts that libsndfile reads completely, or BadAudio with the format, the finding and the
+remedy.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ CONVERT = "ffmpeg -i IN OUT.flac"
 
 
 class BadAudio(ValueError):
-    """A clip that cannot be used; the message says why, ``reason`` in two words for the counts."""
+    """A clip that cannot be used; the message has the details, ``reason`` two words for the counts."""
 
     reason = "bad audio"
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a decoder reads by itself: ``head``, then the bytes ``spans`` of the file, (start, stop) each."""
+    """The input of one decoder: ``head``, then the bytes ``spans`` of the file, (start, stop) each."""
 
     spans: tuple[tuple[int, int], ...]
     head: bytes = b""
-    # Samples (per channel) that the head decodes to, and those of the part without them; None: as its header says.
+    # Samples (per channel) that the head decodes to, and those of the part without them; None: as stated in its header.
     skip: int = 0
     frames: int | None = None
 
@@ -39,10 +39,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Container:
-    """``parts`` one after another are the sound; none: the file as it is.
+    """``parts``, concatenated, are the sound; empty: the whole file.
 
     ``kind`` is its extension in shards, ``demuxer`` FFmpeg's name of the format, ``native``: libsndfile reads it.
-    ``seconds``: its length by its frames, for formats of which the decoder states none.
+    ``seconds``: its length by its frames, for formats without a length from the decoder.
     """
 
     name: str
@@ -59,7 +59,7 @@ def damaged(name: str, what: str) -> BadAudio:
 
 
 def syncsafe(data: Data, start: int) -> int:
-    """Bytes of the ID3v2 tag at ``start``, its header (and footer) included; 0 when there is none.
+    """Bytes of the ID3v2 tag at ``start``, including its header (and footer); 0 if there is no tag.
 
     Source: id3.org/id3v2.4.0-structure, sections 3.1 and 6.2.
     """

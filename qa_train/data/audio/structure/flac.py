@@ -1,4 +1,4 @@
-"""The true length of a FLAC: its last frame's header says where it starts and how much it holds.
+"""The true length of a FLAC: the last frame's header has its start and its size.
 
 Source: RFC 9639, sections 8.2 (STREAMINFO) and 9.1 (frame header).
 """
@@ -33,7 +33,7 @@ _CRC8, _CRC16 = _crc_table(0x107, 8), _crc_table(0x18005, 16)
 
 @dataclass(frozen=True)
 class _Info:
-    """What STREAMINFO says: the least block size, channels, bits."""
+    """From STREAMINFO: minimum block size, channels, bits."""
 
     block: int
     channels: int
@@ -41,7 +41,7 @@ class _Info:
 
 
 def flac_parts(data: Data) -> tuple[Part, ...]:
-    """The FLAC and those that were joined to it, each with its true length; () for one that says it rightly.
+    """The FLAC and those joined to it, each with its true length; () if the stated length is correct.
 
     Raises BadAudio when frames are missing at the end.
     """
@@ -56,21 +56,21 @@ def _part(data: Data, start: int, stop: int) -> Part:
     whole = Part(((start, stop),))
     raw = data[start + 8 : start + 8 + _STREAMINFO]
     if data[start : start + 8] != _SIGNATURE or len(raw) < _STREAMINFO:
-        return whole  # the decoder says what is wrong with it
+        return whole  # the decoder reports the fault
     word = int.from_bytes(raw[10:18], "big")
     info = _Info(int.from_bytes(raw[:2], "big"), (word >> 41 & 7) + 1, (word >> 36 & 31) + 1)
     stated = word & _MAX_TOTAL - 1
     first = _first_frame(data, start, stop)
     if first >= stop:
-        raise damaged(_NAME, f"its header says {stated or 'an unknown number of'} samples, no frame follows")
+        raise damaged(_NAME, f"its header states {stated or 'an unknown number of'} samples, no frame follows")
     if stated and _ends_at(data, first, stop, info, stated):
         return whole
     total = _count(data, first, stop, info)
     if total is None:
         return whole
     if total < stated:
-        raise damaged(_NAME, f"its header says {stated} samples, its frames hold {total}")
-    # A file that was written into a pipe does not know its length.
+        raise damaged(_NAME, f"its header states {stated} samples, its frames have {total}")
+    # A file written to a pipe does not state its length.
     head = data[start : start + 18] + (word >> 36 << 36 | total).to_bytes(8, "big")
     return Part(((start + 26, stop),), head)
 
@@ -97,9 +97,9 @@ def _ends_at(data: Data, first: int, stop: int, info: _Info, total: int) -> bool
 
 
 def _count(data: Data, first: int, stop: int, info: _Info) -> int | None:
-    """Samples of all frames, from the first on, each following the one before; None when there is no first one.
+    """Samples of all frames, from the first on, each following the previous one; None without a first one.
 
-    Raises BadAudio when the frames end long before the file does.
+    Raises BadAudio when the frames end long before the file.
     """
     at = header = first
     frame = _frame(data[at : at + 16], info)
@@ -124,7 +124,7 @@ def _count(data: Data, first: int, stop: int, info: _Info) -> int | None:
 
 
 def _ends_whole(rest: bytes) -> bool:
-    """Whether bytes that start with a frame hold all of it, by its CRC-16; zeros and an ID3v1 tag may lie behind it."""
+    """Whether bytes that start with a frame have all of it, by its CRC-16; zeros and an ID3v1 tag may follow."""
     least = len((rest[:-128] if rest[-128:-125] == b"TAG" else rest).rstrip(b"\0"))
     value = 0
     for at, byte in enumerate(rest, start=1):
@@ -135,7 +135,7 @@ def _ends_whole(rest: bytes) -> bool:
 
 
 def _frame(head: bytes, info: _Info) -> tuple[int, int] | None:
-    """(first sample, samples) of the frame with this header; None when it is none of this stream."""
+    """(first sample, samples) of the frame with this header; None if it is not part of this stream."""
     if len(head) < 6 or head[0] != 0xFF or head[1] not in (0xF8, 0xF9) or head[3] & 1:
         return None
     size, rate, bits = head[2] >> 4, head[2] & 15, head[3] >> 1 & 7

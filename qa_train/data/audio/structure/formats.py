@@ -1,4 +1,4 @@
-"""Telling formats apart by their first bytes, and what is in a file of each: see ``containers``."""
+"""Format detection by first bytes, and the contents of a file of each format: see ``containers``."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ _SIGNS = (
     _Sign(b"wvpk", "WavPack", "wv", ""),
     _Sign(b"TTA1", "True Audio", "tta", ""),
 )
-# What is no audio, and what to do about it.
+# Files that are not audio, and the remedy.
 _NO_AUDIO = {
-    b"\0\x05\x16\x07": "an AppleDouble file, which macOS adds beside others ('._NAME'): leave it out",
+    b"\0\x05\x16\x07": "an AppleDouble file, which macOS adds next to others ('._NAME'): remove it",
     b"version https://git-lfs": "a Git LFS pointer, not the file: git lfs pull fetches it",
     b"\x1f\x8b": "gzip: unpack it (gunzip)",
     b"pk\x03\x04": "a zip archive: unpack it (unzip)",
@@ -69,12 +69,11 @@ _WAVES = {b"RIFF": "WAV", b"RIFX": "WAV (RIFX)", b"RF64": "WAV (RF64)", b"BW64":
 
 
 def examine(data: Data) -> Container:
-    """What the file is, by its content; its name does not matter.
-
-    Raises BadAudio when it is no audio, empty, cut, or damaged as far as its structure shows.
+    """The format of the file, by its content; its name does not matter. Raises BadAudio when it is not audio, empty,
+    truncated, or damaged as far as its structure shows.
     """
     if not len(data):
-        raise BadAudio("an empty file (0 bytes): fetch it again, or leave it out")
+        raise BadAudio("an empty file (0 bytes): fetch it again, or remove it")
     start = 0
     while size := syncsafe(data, start):
         start += size
@@ -87,7 +86,7 @@ def examine(data: Data) -> Container:
 
 
 def other_file(head: bytes) -> str | None:
-    """What a file with these first bytes is when it is neither audio nor a tar, with what to do; None if unknown."""
+    """The format of a file that is neither audio nor a tar, by its first bytes, with the remedy; None if unknown."""
     text = head[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for raw, name in _NO_AUDIO.items():
         if head.startswith(raw) or text.startswith(raw):

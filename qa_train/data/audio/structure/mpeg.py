@@ -24,10 +24,10 @@ _KBITS = {
 }
 _RATES = {_V1: (44100, 48000, 32000), _V2: (22050, 24000, 16000), _V25: (11025, 12000, 8000)}
 _AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
-# A stream may begin inside a frame. Behind a tag, whose size some programs state wrongly, much more is looked through.
+# A stream may begin inside a frame. After a tag, which some programs write with a wrong size, much more is searched.
 _LEAD, _LEAD_BEHIND_TAG = 4096, 1 << 20
 _ID3V1 = 128
-# Tags of encoders, in place of a frame's sound, and how far behind its start they stand (2 more with a checksum).
+# Tags of encoders, in place of a frame's sound, and their distance from its start (2 more with a checksum).
 _ENCODER = re.compile(rb"Xing|Info|VBRI")
 _PLACES = (13, 15, 21, 23, 36, 38)
 
@@ -64,7 +64,7 @@ class Walk:
 
 @lru_cache(maxsize=4096)
 def mpeg_frame(head: bytes) -> Frame | None:
-    """The frame whose header are these four bytes; None when they are none (free-format bit rates included)."""
+    """The frame with these four header bytes; None if they are not a header (or have a free-format bit rate)."""
     if len(head) < 4 or head[0] != 0xFF or head[1] < 0xE0:
         return None
     version, layer = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3)
@@ -122,9 +122,9 @@ def _agree(data: Data, at: int, parse: Callable[[bytes], Frame | None], header: 
 
 
 def walk(name: str, data: Data, start: int, parse: Callable[[bytes], Frame | None], header: int) -> Walk:
-    """Count the frames from ``start`` to the end; tags between and behind them are left out.
+    """Count the frames from ``start`` to the end; tags between and after them are skipped.
 
-    Raises BadAudio when other bytes lie between frames, or the format changes on the way.
+    Raises BadAudio when there are other bytes between frames, or the format changes.
     """
     first = parse(data[start : start + header])
     assert first is not None
@@ -162,7 +162,7 @@ def walk(name: str, data: Data, start: int, parse: Callable[[bytes], Frame | Non
 
 
 def _tag(data: Data, at: int) -> int:
-    """Bytes of the tag at ``at`` (ID3v2, ID3v1, APEv2); 0 when there is none."""
+    """Bytes of the tag at ``at`` (ID3v2, ID3v1, APEv2); 0 if there is no tag."""
     if data[at : at + 3] == b"TAG":
         return _ID3V1
     if data[at : at + 8] == b"APETAGEX":
@@ -173,7 +173,7 @@ def _tag(data: Data, at: int) -> int:
 def _only_the_end(
     name: str, data: Data, at: int, parse: Callable[[bytes], Frame | None], header: int, first: Frame
 ) -> None:
-    """BadAudio when frames follow the bytes at ``at``, which are none: other bytes are harmless at the end only."""
+    """BadAudio when frames follow the non-frame bytes at ``at``: such bytes are harmless only at the end."""
     behind = at
     while (behind := data.find(b"\xff", behind)) >= 0:
         if _agree(data, behind, parse, header):
@@ -184,7 +184,7 @@ def _only_the_end(
                     f"{name}: from byte {at} on it has {found.rate} Hz and {found.channels} channels, before "
                     f"{first.rate} and {first.channels}: several recordings in one file; convert it: {CONVERT}"
                 )
-            raise damaged(name, f"the {behind - at} bytes at byte {at} are no frames")
+            raise damaged(name, f"the {behind - at} bytes at byte {at} are not frames")
         behind += 1
 
 
@@ -199,7 +199,7 @@ def mpeg_part(name: str, data: Data, start: int) -> Part:
     count, stated = found.count, sum(frames or 0 for frames in found.stated)
     # Some encoders count their tag as well.
     if stated > count + len(found.stated):
-        raise damaged(name, f"its header says {stated} frames, {count} are there")
+        raise damaged(name, f"its header states {stated} frames, the file has {count}")
     if not count:
         raise BadAudio(f"{name}: it holds no samples: empty")
     if stated == count and len(found.stated) == len(found.spans) == 1 and found.spans[0][0] > start:
@@ -221,7 +221,7 @@ def _stated_frames(frame: bytes) -> int | None:
 
 
 def _silent(head: bytes) -> bytes:
-    """A frame without sound of the lowest bit rate, of the stream that a header is of. Zeros mean: nothing is coded."""
+    """A silent frame of the lowest bit rate for the stream of this header. Zeros mean: nothing is coded."""
     lowest = bytes([0xFF, head[1] | 1, head[2] & 0x0C | 0x10, head[3]])
     frame = mpeg_frame(lowest)
     assert frame is not None

@@ -30,7 +30,7 @@ def ogg_parts(data: Data) -> tuple[tuple[Part, ...], str]:
         head = data[at : at + _HEADER]
         if not _PAGE.startswith(head[:4]) and head[:4] != _PAGE:
             if (behind := data.find(_PAGE, at)) >= 0:
-                raise damaged(f"Ogg {codec}", f"the {behind - at} bytes at byte {at} are no pages")
+                raise damaged(f"Ogg {codec}", f"the {behind - at} bytes at byte {at} are not pages")
             break
         sizes = data[at + _HEADER : at + _HEADER + head[26]] if len(head) == _HEADER else b""
         stop = at + _HEADER + len(sizes) + sum(sizes)
