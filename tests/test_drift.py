@@ -126,8 +126,8 @@ def test_a_warning_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"stop": {"b": StopConfig(rise=1.0)}}, r"evaluation.stop.b: there is no such set in evaluation.sets \(a\)"),
-        ({"stop": {"a": StopConfig()}}, "evaluation.stop.a limits nothing"),
+        ({"stop": {"b": StopConfig(rise=1.0)}}, r"evaluation.stop.b: evaluation.sets has no such set \(a\)"),
+        ({"stop": {"a": StopConfig()}}, "evaluation.stop.a has no limit"),
         ({"stop": {"a": StopConfig(rise=-1.0)}}, "needs rise and fall of 0 or more"),
         ({"stop": {"a": StopConfig(fall=-0.1)}}, "needs rise and fall of 0 or more"),
         ({"stop": {"a": StopConfig(length_ratio=0.5)}}, "a length_ratio of 1 or more"),

@@ -116,7 +116,7 @@ def test_numbers_that_say_little_are_marked(tmp_path: Path) -> None:
     }
     text = markdown_report(results)
     assert "100.00 [–]" in text
-    assert "gone: no item was answered, the number says nothing of the model" in text
+    assert "gone: no item was answered, the number is not informative" in text
     assert "judged: 3 ratings of the judge never came or could not be read: not in the mean, which is 1.25" in text
     for note in ("no item was answered", "3 ratings of the judge"):
         assert note in render_benchmarks(results).split("Before believing these numbers")[1].split("</section>")[0]

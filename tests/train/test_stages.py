@@ -82,7 +82,7 @@ def test_a_stage_runs_and_explains_itself(stage: str, plain: Callable[[str], Pat
     assert planned.fingerprint == manifest["plan_fingerprint"]
     screen = (folder / "screen.txt").read_text()
     assert [line.partition(" ")[0] for line in screen.splitlines()[:10]] == [
-        stage, "weights", "data", "left", "mixture", "steps", "machine", "time", "saves", "writes"
+        stage, "weights", "data", "skipped", "mixture", "steps", "machine", "time", "saves", "writes"
     ]  # fmt: skip
     # Nothing of the libraries in between: no bars, no warnings; steps as plain lines.
     assert len(screen.splitlines()) < 18
