@@ -53,7 +53,8 @@ class Recipe:
         """The settings of a stage that differ from its experiment's."""
         found = [f"trainer.max_steps={self.steps[stage]}"] if stage in self.steps else []
         found += [f"trainer.save_steps={self.save_steps}"] if self.save_steps else []
-        return found + ([] if stage in self.encoded_once else ["data.encoder_cache=null"])
+        # Time masks belong to what was encoded once.
+        return found + ([] if stage in self.encoded_once else ["data.encoder_cache=null", "data.time_mask=0"])
 
     def share(self, part: str, unit: str) -> float:
         """How much of the full recipe's work in ``part`` this one does; ``unit`` of the probe: what it consists of."""
