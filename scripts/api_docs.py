@@ -26,7 +26,7 @@ PACKAGES = ("qa_train", "data_pipelines")
 
 def show_options() -> None:
     """Options are described by the comment above each, which pdoc does not read: every section lists its own."""
-    for found in pkgutil.iter_modules(config.__path__, "qa_train.config."):
+    for found in pkgutil.walk_packages(config.__path__, "qa_train.config."):
         for kind in vars(importlib.import_module(found.name)).values():
             if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == found.name:
                 listed = [f"- `{option}` {comment}" for option, comment in described(kind)]

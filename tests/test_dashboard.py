@@ -147,6 +147,8 @@ def test_damaged_files_hide_no_run(runs: Path) -> None:
     (runs / "dpo" / "environment.json").write_text("{")
     with (runs / "dpo" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 41, "loss": null, "grad_norm": NaN}\n{"step": 42, "lo')
+    with (runs / "sft" / "metrics.jsonl").open("ab") as binary:
+        binary.write(b'\n\x9f\xff{"step": 43}\n')
     assert command("dashboard", [str(runs), f"out={runs}/x/page.html"]) == 0
     page = (runs / "x" / "page.html").read_text()
     assert "other" in page
