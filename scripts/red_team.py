@@ -4,12 +4,12 @@
     python scripts/red_team.py indexes pages               these kinds
     python scripts/red_team.py --rounds 300 --seed 7       so many random inputs of each kind
 
-Inputs are those of the tests, one by one, and random ones (scripts/red_team_inputs.py). Each is read in a process of
+Inputs are those of the tests, one by one, and random ones (scripts/attacks). Each is read in a process of
 its own, in a temporary folder, with limits on memory and time; the server is asked over the loopback interface, and
 nothing else touches a network. Wrong is: an error of another kind than a refusal, a refusal of more than one line, a
 process that ends or takes too long, an input that had to be refused and was not (or the reverse), and above all
 anything that was executed, written outside the folder, or sent elsewhere. Exit code 1 if something went wrong.
-Needs the extra dev, on Linux or macOS.
+Needs the extra dev, on Linux.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,16 +102,21 @@ def apart(make: Callable[[], Any]) -> Any:
     """What ``make`` returns, as JSON holds it, made in a process of its own: its threads do not live on in this one."""
     reader, writer = os.pipe()
     if (pid := os.fork()) == 0:
+        code = 1
         try:
             os.close(reader)
             with os.fdopen(writer, "w") as file:
                 json.dump(make(), file)
+            code = 0
+        except Exception:
+            traceback.print_exc()
         finally:
-            os._exit(0)
+            os._exit(code)
     os.close(writer)
     with os.fdopen(reader) as file:
         made = file.read()
-    os.waitpid(pid, 0)
+    if os.waitpid(pid, 0)[1]:
+        raise RuntimeError("the inputs could not be made: see above")
     return json.loads(made)
 
 
@@ -212,8 +218,8 @@ def _writes(mode: Any, flags: Any) -> bool:
 
 
 def run(kinds: list[str], rounds: int, seed: int, folder: Path) -> dict[str, Count]:
-    """Attack with every input of these rooms of red_team_inputs; the counts by kind."""
-    from scripts.red_team_inputs import KINDS
+    """Attack with every input of these rooms of scripts.attacks; the counts by kind."""
+    from scripts.attacks import KINDS
 
     counts: dict[str, Count] = {}
     for room in kinds or list(KINDS):
@@ -227,7 +233,7 @@ def run(kinds: list[str], rounds: int, seed: int, folder: Path) -> dict[str, Cou
 
 def main() -> int:
     """Attack, and print one line for each kind."""
-    from scripts.red_team_inputs import KINDS
+    from scripts.attacks import KINDS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)} (default: all)")

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from scripts import red_team, red_team_inputs
+from scripts import red_team
+from scripts.attacks import changes
 from scripts.red_team import Attempt, Count, attack, executed
 
 
@@ -86,14 +87,14 @@ def test_random_changes_change_what_is_read(tmp_path: Path) -> None:
     draw, seen = random.Random(0), set()
     for _ in range(30):
         (tmp_path / "config.json").write_text(original)
-        red_team_inputs.flip_file(draw, tmp_path)
+        changes.flip_file(draw, tmp_path)
         after = (tmp_path / "config.json").read_bytes()
         assert sum(bin(a ^ b).count("1") for a, b in zip(original.encode(), after, strict=True)) == 1
         (tmp_path / "config.json").write_text(original)
-        red_team_inputs.odd_json(draw, tmp_path, ("config.json",))
+        changes.odd_json(draw, tmp_path, ("config.json",))
         seen.add((tmp_path / "config.json").read_text())
-        assert red_team_inputs.damage_bytes(draw, b"0123456789" * 9) is not None
     assert len(seen) > 10
+    assert len({changes.damage_bytes(draw, b"0123456789" * 9) for _ in range(50)}) > 25
     assert (tmp_path / "manifest.json").read_text() == "{}"
 
 

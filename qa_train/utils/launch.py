@@ -93,9 +93,8 @@ def check_ranks_announced(environ: Mapping[str, str] = os.environ, *, local: boo
         raise ValueError(f"the environment has {told} {fault}: left over from another session? {remedy}")
     if world > 1 and not _launcher(environ):
         print(
-            f"rank {rank} of {world}, according to the environment ({told}), waits for the other {world - 1}; if "
-            "nobody "
-            f"starts them: {remedy}",
+            f"rank {rank} of {world}, according to the environment ({told}), waits for the other {world - 1}; "
+            f"if nobody starts them: {remedy}",
             file=sys.stderr,
             flush=True,
         )

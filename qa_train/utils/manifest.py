@@ -59,9 +59,9 @@ def _check(manifest: dict[str, Any]) -> None:
     if type(version) is not int or version < 1:
         raise ValueError(f"format is {version!r:.80}, expected a whole number")
     if not isinstance(files, dict) or any(type(size) is not int for size in files.values()):
-        raise ValueError("files is no object of sizes in bytes by name")
+        raise ValueError("files is not an object of sizes in bytes by name")
     if sums is not None and (not isinstance(sums, dict) or any(type(each) is not str for each in sums.values())):
-        raise ValueError("checksums is no object of checksums by name")
+        raise ValueError("checksums is not an object of checksums by name")
     for name in files:
         parts = PurePosixPath(name).parts
         if not parts or name[0] == "/" or ".." in parts or "\0" in name or max(len(p.encode()) for p in parts) > 255:

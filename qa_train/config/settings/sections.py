@@ -82,7 +82,7 @@ class SourceConfig:
 
     # Filled from the key under data.sources.
     name: str = ""
-    # Paths, globs or URLs of .tar shards, each with its index next to it.
+    # Paths, globs, braces (x-{000..099}.tar) or URLs of .tar shards, each with its index next to it.
     shards: list[str] = field(default_factory=list)
     # A task of the prompt bank (configs/prompts), or "chat": the record's own messages.
     task: str = MISSING
