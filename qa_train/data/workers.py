@@ -49,8 +49,9 @@ def raise_file_limit(num_workers: int, prefetch_factor: int | None = None) -> No
     if most < needed:
         fewer = " and set a lower trainer.dataloader_prefetch_factor or data.num_workers" if waiting else ""
         raise ValueError(
-            f"this process may open {most} files, and training with data.num_workers={num_workers} and {waiting} batches "
-            f"ahead needs {needed}: raise the limit (ulimit -Hn; LimitNOFILE of a service; --ulimit nofile of a container){fewer}"
+            f"this process may open {most} files, and training with data.num_workers={num_workers} and {waiting} "
+            f"batches ahead needs {needed}: raise the limit (ulimit -Hn; LimitNOFILE of a service; --ulimit nofile of "
+            f"a container){fewer}"
         )
 
 

@@ -87,6 +87,7 @@ def test_four_batches_in_one_forward(template: str, shards: Path) -> None:
     for name, gradient in expected.items():
         assert float((found[name] - gradient).abs().max()) <= 1e-5 * float(gradient.abs().max()), name
 
+
 @pytest.mark.slow
 def test_batches_built_ahead_by_workers_and_a_damaged_clip_give_the_update_of_one_process_that_builds_its_own(
     tmp_path: Path, shards: Path
