@@ -92,6 +92,7 @@ OWNERS = {
     "av": {"qa_train/data/audio/media.py"},
     "deepspeed": {"qa_train/train/job/distributed.py"},
     "tenacity": {"qa_train/utils/retry.py"},
+    "webdataset": {"qa_train/data/shards/wds.py"},
     # One search for the nearest name.
     "difflib": {"qa_train/utils/closest.py"},
 }
