@@ -38,7 +38,7 @@ def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
     Raises:
         ValueError: the run folder or the data do not fit the configuration.
     """
-    raise_file_limit(cfg.data.num_workers)
+    raise_file_limit(args.dataloader_num_workers, args.dataloader_prefetch_factor)
     run = RunFolder(cfg, is_main=is_main())
     done = run.take(cfg.trainer.max_steps)
     if done is not None:
