@@ -155,6 +155,7 @@ class _OneToken:
         self._source = source
         self.name, self.weight, self.fingerprint = source.name, source.weight, source.fingerprint
         self.shard_lengths, self.max_epochs = source.shard_lengths, source.max_epochs
+        self.settings, self.shard_ids = source.settings, source.shard_ids
 
     def lengths(self, rows: Ints, epoch: int) -> Lengths:
         """One for every row that qualifies."""
