@@ -19,8 +19,8 @@ import pytest
 import soundfile
 
 from qa_train.cli import main
-from qa_train.commands.command_table import COMMANDS, find
-from qa_train.commands.help import WIDTH, command_help, group_help, overview
+from qa_train.command_line.command_table import COMMANDS, find
+from qa_train.command_line.help import WIDTH, command_help, group_help, overview
 from qa_train.commands.train_stage import settings_first
 from tests.train.conftest import ROOT, environment
 

@@ -81,6 +81,7 @@ def each(
     size: Callable[[Item], int] = lambda item: 1,
     ready: Callable[[Item, Result], object] = lambda item, result: None,
     died: Callable[[Item, str], Result] | None = None,
+    preload: Sequence[str] = (),
 ) -> Generator[Result, None, None]:
     """``work(item, *arguments)`` for every item: the results in the order of the items, and a progress bar of all.
 
@@ -96,12 +97,13 @@ def each(
         ready: called with every item and its result as soon as it is there, in any order; what it raises ends the run.
             Not for those that died.
         died: what takes the place of a result when the job's process died `ATTEMPTS` times; None: ValueError.
+        preload: modules that jobs import late, to be imported once and not in every process.
 
     Raises:
         ValueError: a job's process died `ATTEMPTS` times.
         Exception: what a job raised. The other jobs that run are ended.
     """
-    modules = sorted({work.__module__, *(type(item).__module__ for item in items)} - {"__main__"})
+    modules = sorted({work.__module__, *(type(item).__module__ for item in items), *preload} - {"__main__"})
     total = initial + sum(map(size, items))
     with (
         progress(total=total, initial=initial, desc=what, unit=unit) as bar,

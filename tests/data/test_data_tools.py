@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import soundfile
 
-from qa_train.commands.command_table import COMMANDS, run
-from qa_train.commands.help import command_help
+from qa_train.command_line.command_table import COMMANDS, run
+from qa_train.command_line.help import command_help
 from qa_train.data.shards.index import SUFFIX, build_index, load_index
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.tools.clean import CleanConfig

@@ -247,6 +247,7 @@ class TrainerConfig(ReliabilityConfig):
     compile_layers: bool = False
     # Liger's fused RMSNorm, rotary positions and SwiGLU in the LLM; CUDA only, untested.
     use_liger_kernel: bool = False
+    # Batches that each loader worker builds ahead; null: all workers together a whole step of their rank, at least 2.
     dataloader_prefetch_factor: int | None = None
     ddp_timeout: int = 1800
     # Micro-batches of one optimizer step over all ranks; must be divisible by the world size.

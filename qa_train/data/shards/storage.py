@@ -77,7 +77,11 @@ def expand(patterns: Iterable[str | Path]) -> list[str]:
 
 
 def _unbraced(pattern: str) -> Iterable[str]:
-    """The names that braces in ``pattern`` stand for; the pattern itself when it has none, or is the name of a file."""
+    """The names that braces in ``pattern`` stand for; the pattern itself when it has none, or is the name of a file.
+
+    The notation is that of the webdataset library, which also uses braceexpand. Its own ``expand_urls`` has no bound,
+    inserts environment variables and cuts an address at "::".
+    """
     # os.path.exists answers False where Path.exists fails, for names that no file can have.
     if not _BRACES.search(pattern) or os.path.exists(Path(pattern).expanduser()):  # noqa: PTH110
         return [pattern]

@@ -20,7 +20,7 @@ from data_pipelines.importers import ImportConfig, import_corpus
 from data_pipelines.importing.blocklist import Blocklist
 from data_pipelines.importing.catalogue import corpus_of
 from data_pipelines.importing.import_report import Report
-from qa_train.commands.command_table import run as command
+from qa_train.command_line.command_table import run as command
 from qa_train.data.shards.index import load_index
 from tests.data_pipelines.corpora.foreign_cases import cut
 from tests.data_pipelines.corpora.made_up import SECONDS, Case, audio_cell, heard, table_bytes, tone, write_tree
