@@ -19,7 +19,7 @@ from tests.data.conftest import mixture
 def test_the_last_step_is_the_one_that_completes_the_epochs(
     shards: dict[str, str], tokenizer: Any, by: str, epochs: float
 ) -> None:
-    cfg = mixture(shards, mixture=MixtureConfig(by=by), shuffle_window=150)
+    cfg = mixture(shards, mixture=MixtureConfig(by=by), shuffle_window=40)
     for source in cfg.sources.values():
         source.weight = 1.0
     if by == "epochs":
