@@ -153,7 +153,7 @@ def test_files_that_are_not_as_expected_are_one_line(tmp_path: Path, capsys: Cap
             "dpo.loss_type is a list: write 'dpo.loss_type=[VALUE,...]'",
         ),
         ("sft run.dir=x model.freeze=encoder", "model.freeze is a list: write 'model.freeze=[VALUE,...]'"),
-        ("dpo run.dir=x dpo.rpo_alpha=1", "there is no key dpo.rpo_alpha: dpo has reference, beta, "),
+        ("dpo run.dir=x dpo.rpo_alpha=1", "there is no key dpo.rpo_alpha: here it is dpo.loss_type=[sigmoid,sft]"),
         ("chat checkpoint=/nowhere device=cuda:99", "device=cuda:99 cannot be used ("),
         ("data index", "give SHARDS (SHARDS: paths, folders, globs or URLs of .tar shards); options: "),
         ("dashboard", "qa-train dashboard: give RUNS_DIR"),
