@@ -233,7 +233,7 @@ def test_a_hang_is_found_told_and_restarted_by_torchrun(
     words = [*options("pretrain", tmp_path / "run"), "trainer.save_steps=2", "trainer.hang_timeout_s=10"]
     done = subprocess.run(
         [*launcher, "--nproc-per-node", "2", str(script), "pretrain", *words],
-        env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert [record["step"] for record in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
