@@ -15,6 +15,7 @@ from qa_train.train.job.distributed import accumulation_steps, deepspeed_options
 from qa_train.train.job.states import plain_states_only
 from qa_train.train.optimizer.optimizers import rehearse_optimizer
 from qa_train.utils.allocator import keep_freed_memory
+from qa_train.utils.compiler import REMEDY, missing_compiler
 from qa_train.utils.launch import check_arithmetic, check_ranks_announced
 
 Args = TypeVar("Args", bound=TrainingArguments)
@@ -45,6 +46,7 @@ def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
     settle(cfg)
     check_ranks_announced()
     check_arithmetic(bf16=cfg.trainer.bf16, gpu=torch.cuda.is_available())
+    _check_compiler(cfg)
     options = {k: v for k, v in asdict(cfg.trainer).items() if k not in _OWN_FIELDS}
     on_cpu = not torch.cuda.is_available()
     name_accelerator()
@@ -65,6 +67,18 @@ def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
             f"{args.n_gpu} -m qa_train ..., or choose one with CUDA_VISIBLE_DEVICES=0"
         )
     return args
+
+
+def _check_compiler(cfg: StageConfig) -> None:
+    """ValueError where a run would end at its first step, because Triton finds no C compiler for its kernels."""
+    kernels = {
+        f"qa-train {cfg.stage}": cfg.kind.pairs,
+        "trainer.use_liger_kernel": cfg.trainer.use_liger_kernel,
+        "trainer.compile_layers": cfg.trainer.compile_layers,
+    }
+    asked = [name for name, needed in kernels.items() if needed]
+    if asked and torch.cuda.is_available() and (missing := missing_compiler()):
+        raise ValueError(f"{' and '.join(asked)} on a GPU needs a C compiler for its kernels, and {missing}: {REMEDY}")
 
 
 def prefetch_factor(cfg: StageConfig) -> int | None:
