@@ -93,6 +93,13 @@ def prefetch_factor(cfg: StageConfig) -> int | None:
     return max(_PREFETCH_FACTOR, -(-accumulation_steps(cfg.trainer) // workers))
 
 
+def _optim(asked: str) -> str:
+    """What auto is here. On a GPU AdamW by lists copies all weights and starts eight times as many kernels."""
+    if asked != "auto":
+        return asked
+    return "adamw_torch_fused" if torch.cuda.is_available() else "adamw_torch"
+
+
 def _construct(
     kind: type[Args], cfg: StageConfig, options: dict[str, Any], deepspeed: Any, on_cpu: bool, more: dict[str, Any]
 ) -> Args:
@@ -119,6 +126,6 @@ def _construct(
         # accelerate has no DeepSpeed branch for CPU processes (see distributed.py).
         use_cpu=on_cpu and deepspeed is None,
         deepspeed=deepspeed,
-        **options | {"dataloader_prefetch_factor": prefetch_factor(cfg)},
+        **options | {"dataloader_prefetch_factor": prefetch_factor(cfg), "optim": _optim(cfg.trainer.optim)},
         **more,
     )
