@@ -152,7 +152,9 @@ def write_catalog(patterns: Iterable[str | Path], out: str | Path, cfg: StorageC
             "it next to the shards: the query of its own URL then opens them too"
         )
     folder = Path(out).parent.resolve()
-    names = [path if "://" in path else os.path.relpath(Path(path).resolve(), folder) for path in paths]
+    # A link stays one: its index is next to it, not next to the file.
+    own = (path if "://" in path else Path(path).parent.resolve() / Path(path).name for path in paths)
+    names = [path if isinstance(path, str) else os.path.relpath(path, folder) for path in own]
     return write_lines(zip(names, _summaries(paths, cfg), strict=True), out)
 
 
