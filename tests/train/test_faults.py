@@ -31,7 +31,7 @@ KILLS, SEED = int(os.environ.get("FAULTS_KILLS", "3")), int(os.environ.get("FAUL
 STAGE, SIGNAL = os.environ.get("FAULTS_STAGE", "pretrain"), os.environ.get("FAULTS_SIGNAL", "KILL")
 TIMINGS = {
     "seconds", "data_wait_s", "tokens_per_s", "samples_per_s", "audio_s_per_s", "checkpoint_s", "eval_s",
-    "peak_memory_gb", "useful_tflops_per_s", "useful_mfu",
+    "peak_memory_gb", "peak_reserved_gb", "useful_tflops_per_s", "useful_mfu",
 }  # fmt: skip
 # How long a kill waits for its moment before it strikes all the same.
 PATIENCE_S = 120.0

@@ -205,7 +205,7 @@ def test_a_rank_that_hangs_writes_its_stacks_and_ends(tmp_path: Path, end: str) 
 
 
 HANG_ON_RANK_1 = """
-    import os, signal, sys, time
+    import os, sys, time
     from qa_train.cli import main
     from qa_train.train.mixin import AudioTrainerMixin
 
@@ -214,7 +214,7 @@ HANG_ON_RANK_1 = """
     def check_finite(self, loss):
         first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
         if first and self.state.global_step == 3 and os.environ["RANK"] == "1":
-            HANG
+            time.sleep(600)
         return stock(self, loss)
 
     AudioTrainerMixin.check_finite = check_finite
@@ -223,17 +223,16 @@ HANG_ON_RANK_1 = """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hang", ["time.sleep(600)", "os.kill(os.getpid(), signal.SIGSTOP)"], ids=["asleep", "stopped"])
 def test_a_hang_is_found_told_and_restarted_by_torchrun(
-    hang: str, tmp_path: Path, options: Callable[[str, Path], list[str]]
+    tmp_path: Path, options: Callable[[str, Path], list[str]]
 ) -> None:
     script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent(HANG_ON_RANK_1).replace("HANG", hang))
+    script.write_text(textwrap.dedent(HANG_ON_RANK_1))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "1"]
     words = [*options("pretrain", tmp_path / "run"), "trainer.save_steps=2", "trainer.hang_timeout_s=10"]
     done = subprocess.run(
         [*launcher, "--nproc-per-node", "2", str(script), "pretrain", *words],
-        env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=900,
+        env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert [record["step"] for record in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
