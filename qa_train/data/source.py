@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -85,7 +85,9 @@ class Source:
         self.shard_lengths: Ints = np.where(holds, self.table.rows, 0)
         self._at = RowReader(self.table, self.shard_lengths)
         self._kept_rows: dict[int, frozenset[int]] = {}
-        self.fingerprint = self._fingerprint(data)
+        # With max_samples, new shards change which records of the others are taken.
+        self.shard_ids: Sequence[str] | None = self.table.fingerprints if self.quotas is None else None
+        self.settings, self.fingerprint = self._fingerprints(data)
         self._duplicates = self._find_duplicates()
 
     def __len__(self) -> int:
@@ -350,7 +352,8 @@ class Source:
                 seen.add(record)
         return frozenset(out)
 
-    def _fingerprint(self, data: DataConfig) -> str:
+    def _fingerprints(self, data: DataConfig) -> tuple[str, str]:
+        """Of the settings that the order depends on, and of these with the shards."""
         cfg = self.cfg
         parts: list[Any] = [cfg.task, cfg.template, sorted(cfg.where.items()), cfg.max_samples]
         parts.append(self.bank.digest(cfg.task))
@@ -365,9 +368,10 @@ class Source:
             vocabulary_digest(ById(self.tokenizer)),
         ]
         digest = hashlib.sha256(json.dumps(parts, default=str).encode())
+        settings = digest.hexdigest()
         for path, fingerprint in zip(self.shards, self.table.fingerprints, strict=True):
             digest.update(f"{name_of(path)} {fingerprint}\n".encode())
-        return digest.hexdigest()
+        return settings, digest.hexdigest()
 
 
 def _squared(tokens: int) -> int:

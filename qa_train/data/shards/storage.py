@@ -65,7 +65,8 @@ def expand(patterns: Iterable[str | Path]) -> list[str]:
             continue
         path = Path(pattern).expanduser()
         if path.is_dir():
-            found += sorted(map(str, path.rglob("*.tar")))
+            # Not those in hidden folders, which are being made.
+            found += sorted(glob.glob(f"{glob.escape(str(path))}/**/*.tar", recursive=True))
         elif glob.has_magic(pattern):
             found += sorted(glob.glob(str(path), recursive=True))
         else:
