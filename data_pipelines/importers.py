@@ -29,6 +29,8 @@ from data_pipelines.importing.blocklist import Blocklist
 from data_pipelines.importing.catalogue import corpus_of, table
 from data_pipelines.importing.import_report import Report, Unlisted
 from data_pipelines.importing.import_shard import BAD, DROPPED_SUFFIX, ImportJob, dropped_of, write_entries
+from qa_train.config import StorageConfig
+from qa_train.data.shards.folders import companion, open_folder
 from qa_train.data.shards.index import load_index
 from qa_train.data.tools.outside import Outside
 from qa_train.utils import draws
@@ -44,7 +46,7 @@ class ImportConfig(EngineOptions):
 
     # The corpus as published: a folder, .tar or .zip archives, tables; several as [A,B] (required).
     path: Any = None
-    # The folder for the shards (required).
+    # The folder for the shards, or s3://, gs:// (required).
     out: str = ""
     # Official split, or [A,B]; may be omitted where only one is for training.
     split: Any = None
@@ -95,6 +97,8 @@ class ImportConfig(EngineOptions):
     retry_bad: bool = False
     # Replace files of the same names that no import made.
     overwrite: bool = False
+    # How remote files are read: the keys of data.storage.
+    storage: StorageConfig = field(default_factory=StorageConfig)
 
 
 def main(words: list[str], options: ImportConfig) -> int:
@@ -157,7 +161,7 @@ def _splits(corpus: Corpus, options: ImportConfig) -> list[str]:
 
 
 def _import_split(corpus: Corpus, split: str, options: ImportConfig, block: Blocklist) -> Report:
-    out = Path(options.out).expanduser()
+    out = open_folder(options.out, options.storage)
     prefix = f"{_safe(options.name or corpus.name)}-{_safe(split)}"
     report = Report(corpus.name, split, str(options.fields.get("license", corpus.license)))
     if corpus.name in blocklist.OVERLAPS and options.purpose == "train" and not options.block:
@@ -175,7 +179,7 @@ def _import_split(corpus: Corpus, split: str, options: ImportConfig, block: Bloc
     _make(jobs, options, report)
     for job in jobs:
         if job.path.exists():  # a shard with only skipped entries is not written
-            index = load_index(str(job.path))
+            index = load_index(str(job.path), options.storage)
             report.shards += 1
             report.made += len(index)
             report.hours += sum(index.table["duration_s"].to_pylist()) / 3600
@@ -209,7 +213,7 @@ def _listing(
         listing = out / "listing" / f"{name}.jsonl"
         listing.write_bytes(raw)
         what = (hashlib.sha256(raw).hexdigest(), options.audio, options.max_duration_s)
-        jobs.append(ImportJob(out / f"{name}.tar", write_entries, what, len(lines), str(listing.resolve())))
+        jobs.append(ImportJob(out / f"{name}.tar", write_entries, what, len(lines), listing))
         lines.clear()
 
     total = 0
@@ -315,7 +319,7 @@ def _refuse_foreign(out: Path, prefix: str, *, overwrite: bool) -> None:
     shards = sorted(out.glob(f"{prefix}-[0-9][0-9][0-9][0-9][0-9].tar"))
     listed = sorted((out / "listing").glob(f"{prefix}-[0-9][0-9][0-9][0-9][0-9].jsonl"))
     names = {path.stem for path in listed}
-    foreign = [path for path in shards if path.stem not in names and not Path(f"{path}{RECIPE_SUFFIX}").exists()]
+    foreign = [path for path in shards if path.stem not in names and not companion(path, RECIPE_SUFFIX).exists()]
     if not listed:
         foreign += [
             path for path in (out / f"{prefix}.report.json", out / f"{prefix}{blocklist.SUFFIX}") if path.exists()
@@ -367,7 +371,7 @@ def _make(jobs: list[ImportJob], options: ImportConfig, report: Report) -> None:
     jobs = [replace(job, max_bad=allowed - report.bad) for job in jobs]
     for job in jobs:
         if options.retry_bad and any(entry["error"] for entry in dropped_of(job.path)):
-            Path(f"{job.path}{RECIPE_SUFFIX}").unlink(missing_ok=True)
+            companion(job.path, RECIPE_SUFFIX).unlink(missing_ok=True)
 
     def count(bad: int) -> None:
         report.bad += bad

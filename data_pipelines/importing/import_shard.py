@@ -13,6 +13,7 @@ import numpy as np
 from data_pipelines.clips.make_shards import Job
 from data_pipelines.corpora.recordings import Recording, TooLong, duration_s, raw_bytes, wave_of
 from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, stored_kind
+from qa_train.data.shards.folders import companion
 from qa_train.data.shards.tar import AUDIO_EXTENSIONS
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.records import BadRecord
@@ -26,7 +27,7 @@ BAD = "recordings cannot be read, allowed are"
 class ImportJob(Job):
     """A shard to be made from ``listing``; more than ``max_bad`` unreadable recordings end the import."""
 
-    listing: str = ""
+    listing: Path = Path()
     max_bad: int = 0
 
     @property
@@ -37,7 +38,7 @@ class ImportJob(Job):
     def write(self) -> int:
         """Write the shard, and its skipped entries; returns the number of its records."""
         _, audio, max_duration_s = self.arguments
-        return write_entries(self.path, Path(self.listing), audio, max_duration_s, self.max_bad)
+        return write_entries(self.path, self.listing, audio, max_duration_s, self.max_bad)
 
 
 def write_entries(path: Path, listing: Path, audio: str, max_duration_s: float, max_bad: int) -> int:
@@ -73,13 +74,13 @@ def write_entries(path: Path, listing: Path, audio: str, max_duration_s: float, 
         for problem in index.problems
     ]
     text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in dropped)
-    Path(f"{path}{DROPPED_SUFFIX}").write_text(text, encoding="utf-8")
+    companion(path, DROPPED_SUFFIX).write_text(text, encoding="utf-8")
     return made
 
 
 def dropped_of(path: Path) -> Iterator[dict[str, Any]]:
     """Skipped entries of the shard at ``path``: key, reason, detail, and whether it counts as an error."""
-    side = Path(f"{path}{DROPPED_SUFFIX}")
+    side = companion(path, DROPPED_SUFFIX)
     if side.exists():
         yield from (json.loads(line) for line in side.read_text(encoding="utf-8").splitlines())
 
