@@ -22,6 +22,7 @@ def test_an_import_runs_on_the_nodes_of_a_job(slurm: Slurm, tmp_path: Path) -> N
         "text": "".join(f"{name} hello\n" for name in names),
     }
     corpus, out = write_tree(tmp_path / "in", files), tmp_path / "out"
+    slurm.env["RAY_worker_niceness"] = "0"  # other programs of this machine have their own
 
     def submit(*words: str) -> str:
         log = f"--output={slurm.state}/job-%j.out"
