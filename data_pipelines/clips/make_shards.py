@@ -83,6 +83,11 @@ class Job:
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
+    def outputs(self) -> tuple[Path, ...]:
+        """The shards that it may make."""
+        return (self.path,)
+
+    @property
     def finished(self) -> bool:
         """Whether the shard exists whole and was made from this recipe."""
         marker = companion(self.path, RECIPE_SUFFIX)
@@ -129,7 +134,7 @@ def _run(job: Job) -> int:
         return job.num_clips  # by a node that was lost before it could answer
     marker, folder = companion(job.path, RECIPE_SUFFIX), job.path.parent
     # Of an earlier recipe; with no clip to keep, no shard takes its place.
-    for old in (marker, job.path):
+    for old in (marker, *job.outputs):
         old.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     hidden, here = f".making-{job.path.name}-", folder if isinstance(folder, Path) else None

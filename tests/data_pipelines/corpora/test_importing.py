@@ -95,7 +95,7 @@ def test_names_that_leave_the_corpus_are_refused(tmp_path: Path) -> None:
         (LIBRISPEECH, {"purpose": "eval"}, "is for training"),
         (LIBRISPEECH, {"split": "train"}, "has no split 'train'; its splits are train-clean-100"),
         (LIBRISPEECH, {"split": None}, "say which split"),
-        (LIBRISPEECH, {"audio": "mp2"}, "use flac or keep"),
+        (LIBRISPEECH, {"audio": "mp2"}, "use flac, keep or in_place"),
     ],
 )  # fmt: skip
 def test_wrong_use_is_explained(case: Case, options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -309,6 +309,8 @@ def test_an_object_store_gets_the_same_files(tmp_path: Path) -> None:
     assert {(store / name).read_bytes() for name in names[1:]} == {b"x"}
     with pytest.raises(ValueError, match="of an earlier import"):
         run(GTZAN, tmp_path, samples_per_shard=1, max_samples=1, out=str(store))
+    with pytest.raises(ValueError, match="audio=in_place links to files"):
+        run(GTZAN, tmp_path, audio="in_place", out=str(store))
     for wrong in ("https://host/set", "hf://datasets/a/b"):
         with pytest.raises(ValueError, match="shards are written to a folder, s3:// or gs://"):
             run(GTZAN, tmp_path, out=wrong)
