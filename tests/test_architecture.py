@@ -39,7 +39,7 @@ MAY_IMPORT = {
         "data.text": "config",
         "data.shards": "config data.audio data.audio.structure data.order data.text",
         "data": f"{_READS} data.order",
-        "data.tools": f"{_READS} data",
+        "data.tools": _READS,
         "model.layers": "data.audio",
         "model.stored": "model.layers",
         "model.encoders": "config model.layers model.stored",
@@ -91,7 +91,9 @@ OWNERS = {
     "hydra": {"qa_train/config/compose.py", "qa_train/commands/train_stage.py"},
     "av": {"qa_train/data/audio/media.py"},
     "deepspeed": {"qa_train/train/job/distributed.py"},
+    "ray": {"qa_train/utils/ray_pool.py"},
     "tenacity": {"qa_train/utils/retry.py"},
+    "webdataset": {"qa_train/data/shards/wds.py"},
     # One search for the nearest name.
     "difflib": {"qa_train/utils/closest.py"},
 }

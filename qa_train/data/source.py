@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -94,7 +94,9 @@ class Source:
         # Shards whose rows were planned without counts.
         self._wanted: dict[int, None] = {}
         self._kept_rows: dict[int, Ints] = {}
-        self.fingerprint = self._fingerprint(data)
+        # With max_samples, new shards change which records of the others are taken.
+        self.shard_ids: Sequence[str] | None = self.table.fingerprints if self.quotas is None else None
+        self.settings, self.fingerprint = self._fingerprints(data)
         self._duplicates = self._find_duplicates()
         self._twice = np.asarray(sorted(self._duplicates), dtype=np.int64)
 
@@ -401,7 +403,8 @@ class Source:
                 seen.add(record)
         return frozenset(out)
 
-    def _fingerprint(self, data: DataConfig) -> str:
+    def _fingerprints(self, data: DataConfig) -> tuple[str, str]:
+        """Of the settings that the order depends on, and of these with the shards."""
         cfg = self.cfg
         parts: list[Any] = [cfg.task, cfg.template, sorted(cfg.where.items()), cfg.max_samples]
         parts.append(self.bank.digest(cfg.task))
@@ -416,9 +419,10 @@ class Source:
             vocabulary_digest(ById(self.tokenizer)),
         ]
         digest = hashlib.sha256(json.dumps(parts, default=str).encode())
+        settings = digest.hexdigest()
         for path, fingerprint in zip(self.shards, self.table.fingerprints, strict=True):
             digest.update(f"{name_of(path)} {fingerprint}\n".encode())
-        return digest.hexdigest()
+        return settings, digest.hexdigest()
 
 
 def _audio(samples: pyarrow.ChunkedArray) -> tuple[Ints, Ints]:

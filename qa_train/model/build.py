@@ -21,7 +21,8 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from qa_train.config import ModelConfig
 from qa_train.data.audio.front_end import FRONT_END
-from qa_train.model.encoders.whisper import EncoderSource, open_encoder
+from qa_train.model.encoders.interface import EncoderSource
+from qa_train.model.encoders.kinds import open_encoder
 from qa_train.model.language_model import LanguageModelSource, open_llm
 from qa_train.model.layers.parts import model_name, module_of
 from qa_train.model.lora import apply_adapters, has_adapters, merge_adapters, place_adapters, read_base

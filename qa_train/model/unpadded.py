@@ -35,7 +35,7 @@ from transformers.models.qwen2_audio.modeling_qwen2_audio import (
 )
 from transformers.utils.generic import can_return_tuple
 
-from qa_train.model.encoders.whisper_network import UnpaddedQwen2AudioEncoder
+from qa_train.model.encoders.kinds import kind_of
 from qa_train.model.layers.attention import UNPADDED, choose_attention
 from qa_train.model.layers.head import Head, supervised_loss
 from qa_train.model.layers.lengths import mel_columns
@@ -77,7 +77,7 @@ class UnpaddedQwen2AudioModel(_StockName, Qwen2AudioModel):
     def __init__(self, config: Qwen2AudioConfig) -> None:
         choose_attention(config)
         super(Qwen2AudioModel, self).__init__(config)
-        self.audio_tower = UnpaddedQwen2AudioEncoder._from_config(config.audio_config)
+        self.audio_tower = kind_of(config.audio_config).network._from_config(config.audio_config)
         self.multi_modal_projector = Qwen2AudioMultiModalProjector(config)
         text: Any = config.text_config
         self.vocab_size = text.vocab_size

@@ -10,7 +10,8 @@ from typing import Any
 from qa_train.config import DeepspeedConfig, StageConfig
 from qa_train.config.planning import PlanConfig
 from qa_train.model.flops import Flops, Regime, forward_flops, training_flops
-from qa_train.planner.activations import Trained, activations
+from qa_train.model.layers.costs import Trained
+from qa_train.planner.activations import activations
 from qa_train.planner.gpus import Gpu, find_gpu
 from qa_train.planner.measured import Pace, pace_of
 from qa_train.planner.memory import GIB, Memory, memory, precision_of, trains_in_bfloat16, zero_stage

@@ -13,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from qa_train.config import StageConfig, require_root
 from qa_train.data.batches import open_data
+from qa_train.data.order.growth import Records
 from qa_train.data.workers import raise_file_limit
 from qa_train.model import build_model, freeze
 from qa_train.model.flops import Shapes
@@ -27,6 +28,8 @@ from qa_train.train.job.reshape import read_in_another_shape
 from qa_train.train.job.run import RunFolder
 from qa_train.train.numbers.metrics import MetricsWriter
 from qa_train.train.stage import Stage
+
+logger = logging.getLogger(__name__)
 
 
 def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
@@ -106,8 +109,9 @@ def _check_resume(stage: Stage, args: TrainingArguments) -> None:
             f"the data differ from those {stage.run.dir} was trained on, or the order of their samples does (plan "
             f"fingerprint {stage.batches.plan.fingerprint}, checkpoint {manifest['plan_fingerprint']}). The order "
             "also depends on the qa-train version, the frozen parts and data.encoder_cache: restore what "
-            "changed, or continue in the new order with run.allow_data_change=true. Sources with changed records, "
-            "filters or prompts then start their next epoch and skip the rest of the current one; the others continue "
-            "where they were, with at most one window seen twice"
+            "changed, or continue with run.allow_data_change=true: new sources and new shards then join after the "
+            "current shuffle window. Sources with changed records, filters or prompts start their next epoch"
         )
-    stage.batches.plan.seek(*manifest["plan_hint"])
+    for line in stage.batches.plan.seek(*manifest["plan_hint"], records=Records.read(stage.run.plans)):
+        if stage.run.is_main:
+            logger.warning("the data have changed: %s", line)

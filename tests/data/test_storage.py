@@ -289,6 +289,14 @@ def test_braces_are_those_of_webdataset(
         assert storage.expand([pattern]) == webdataset.shardlists.expand_urls(pattern)
 
 
+def test_braces_insert_nothing_and_cut_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unlike `webdataset.shardlists.expand_urls`, which takes values from the environment and splits addresses."""
+    monkeypatch.setenv("WDS_SECRET", "value")
+    for pattern in ("http://[::1]:8000/x-0.tar", "https://h/${SECRET}.tar", "s3://b/a::b.tar"):
+        assert storage.expand([pattern]) == [pattern]
+        assert webdataset.shardlists.expand_urls(pattern) != [pattern]
+
+
 def test_braces_and_globs_go_together_and_a_file_keeps_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,8 @@ class EncoderConfig:
     source: str | None = None
     # Random weights instead of an error when a "package:" source is not installed.
     random_if_absent: bool = False
-    # Fields of transformers' Qwen2AudioEncoderConfig; ignored fields are an error.
+    # Fields of the encoder's configuration (transformers' Qwen2AudioEncoderConfig, unless "model_type" names another
+    # encoder of qa_train/model/encoders/kinds.py); ignored fields are an error.
     config: dict[str, Any] = field(default_factory=dict)
 
 

@@ -65,7 +65,8 @@ def expand(patterns: Iterable[str | Path]) -> list[str]:
             continue
         path = Path(pattern).expanduser()
         if path.is_dir():
-            found += sorted(map(str, path.rglob("*.tar")))
+            # Not those in hidden folders, which are being made.
+            found += sorted(glob.glob(f"{glob.escape(str(path))}/**/*.tar", recursive=True))
         elif glob.has_magic(pattern):
             found += sorted(glob.glob(str(path), recursive=True))
         else:
@@ -76,7 +77,11 @@ def expand(patterns: Iterable[str | Path]) -> list[str]:
 
 
 def _unbraced(pattern: str) -> Iterable[str]:
-    """The names that braces in ``pattern`` stand for; the pattern itself when it has none, or is the name of a file."""
+    """The names that braces in ``pattern`` stand for; the pattern itself when it has none, or is the name of a file.
+
+    The notation is that of the webdataset library, which also uses braceexpand. Its own ``expand_urls`` has no bound,
+    inserts environment variables and cuts an address at "::".
+    """
     # os.path.exists answers False where Path.exists fails, for names that no file can have.
     if not _BRACES.search(pattern) or os.path.exists(Path(pattern).expanduser()):  # noqa: PTH110
         return [pattern]

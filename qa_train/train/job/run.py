@@ -6,6 +6,7 @@
     RUN/environment.json     command, versions, git commit, host facts of every start
     RUN/data.txt             the sources of the newest start: samples, hours, share, skipped records and reasons
     RUN/mixture.json         the same, machine-readable
+    RUN/plans/               settings and shards of every version of the data that the run has seen
     RUN/metrics.jsonl        one JSON object per optimizer step
     RUN/checkpoints/         checkpoint-N/, complete once manifest.json exists
     RUN/finished.json        written when the last step is saved
@@ -63,6 +64,7 @@ class RunFolder:
         self.dir = Path(cfg.run.dir)
         self.checkpoints = self.dir / "checkpoints"
         self.metrics = self.dir / "metrics.jsonl"
+        self.plans = self.dir / "plans"
         self.is_main = is_main
         self._cfg = cfg
 
