@@ -23,11 +23,10 @@ from qa_train.data.order import mixture
 from qa_train.data.order.epoch import Ints
 from qa_train.data.order.shuffle_window import Lengths
 from qa_train.data.shards.catalog import ShardTable, open_shards
-from qa_train.data.shards.row_reader import CLIP_COLUMNS, PLAN_COLUMNS, RowReader
+from qa_train.data.shards.row_reader import CLIP_COLUMNS, PLAN_COLUMNS, RowReader, records_of
 from qa_train.data.shards.token_counts import CountReader
 from qa_train.data.text.counting import REASONS, UNQUALIFIED, TokenCounts, Use
 from qa_train.data.text.prompts import CHAT, PromptBank, Unqualified
-from qa_train.data.text.records import BadRecord, stored_record
 from qa_train.data.text.sample import Sample
 from qa_train.data.text.template import Outline, measure, outline, outline_answers, outline_prompt
 from qa_train.utils import draws
@@ -89,8 +88,8 @@ class Source:
         holds = self.table.matching > 0 if self.quotas is None else self.quotas > 0
         self.shard_lengths: Ints = np.where(holds, self.table.rows, 0)
         self._at = RowReader(self.table, self.shard_lengths)
-        self._use = Use(bank, tokenizer, cfg.task, cfg.template, cfg.where, pairs, cfg.last_turn_only)
-        self._counted = CountReader(self.table, self._use, data.storage)
+        self.use = Use(bank, tokenizer, cfg.task, cfg.template, cfg.where, pairs, cfg.last_turn_only)
+        self._counted = CountReader(self.table, self.use, data.storage)
         # Shards whose rows were planned without counts.
         self._wanted: dict[int, None] = {}
         self._kept_rows: dict[int, Ints] = {}
@@ -171,11 +170,8 @@ class Source:
         return self._stored(row, self._at.cell("meta", row))
 
     def _stored(self, row: int, meta: str) -> dict[str, Any]:
-        try:
-            return stored_record(meta)
-        except BadRecord as error:
-            number = row - self._at.first(self._at.shard_of(row))
-            raise ValueError(f"{self.shard(row)}, row {number} of its index: {error}; index it again") from error
+        shard = self._at.shard_of(row)
+        return next(records_of([meta], self.shards[shard], row - self._at.first(shard)))
 
     def sample(self, row: int, epoch: int) -> Sample:
         """The training sample of a row, with the wording of that epoch."""
@@ -214,9 +210,7 @@ class Source:
         tokens, tokens_squared, audio, audio_squared, scored = numbers
         return Lengths(tokens, tokens_squared, audio, audio_squared, scored, reasons)
 
-    def _summed(
-        self, shard: int, local: Ints, epoch: int, counts: TokenCounts
-    ) -> tuple[Ints, NDArray[np.object_]]:
+    def _summed(self, shard: int, local: Ints, epoch: int, counts: TokenCounts) -> tuple[Ints, NDArray[np.object_]]:
         """[5, rows] and reasons, from the counts of the texts."""
         table = self._at.rows(shard)
         reasons = self._judged(shard, local, counts)
@@ -284,16 +278,8 @@ class Source:
         self._counted.make(shard, lambda: self._records(shard))
         return True
 
-    def write_counts(self, shard: int, *, missing: bool = False) -> str | None:
-        """Write the token counts of a shard next to it; its path, or None if ``missing`` and they are there."""
-        if missing and self._counted.find(shard) is not None:
-            return None
-        self._counted.write(shard, lambda: self._records(shard))
-        return self._counted.path(shard)
-
     def _records(self, shard: int) -> Iterator[dict[str, Any]]:
-        for number, meta in enumerate(self._at.rows(shard)["meta"].to_pylist()):
-            yield self._stored(number + self._at.first(shard), meta)
+        return records_of(self._at.rows(shard)["meta"].to_pylist(), self.shards[shard])
 
     def _documents(
         self, row: int, epoch: int, key: str, samples: list[int], seconds: float, meta: str
@@ -317,7 +303,7 @@ class Source:
 
     def _reason(self, row: int, record: dict[str, Any], seconds: float) -> str:
         """Why a row is skipped, apart from its task; empty if it is not."""
-        if reason := self._use.unfit(record):
+        if reason := self.use.unfit(record):
             return reason
         if record.get("audios") != [] and seconds < self._limits[0]:
             return _SHORT
@@ -371,9 +357,7 @@ class Source:
         """Records of shards that no row number leads to."""
         without = int(self.table.rows[self.table.matching == 0].sum())
         beyond = int(self.table.rows.sum()) - without - int(self.shard_lengths.sum())
-        return +Counter(
-            {_TWICE: self.table.copies, REASONS[1]: without, _BEYOND: beyond}
-        )
+        return +Counter({_TWICE: self.table.copies, REASONS[1]: without, _BEYOND: beyond})
 
     def _find_duplicates(self) -> frozenset[int]:
         """Rows with the same key, JSON and audio in an earlier shard; searched in sources of moderate size. Key and

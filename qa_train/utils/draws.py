@@ -28,7 +28,9 @@ def below(count: int, key: Any) -> int:
     return int.from_bytes(digest(key)) % count
 
 
-def below_each(counts: NDArray[np.int64], before: list[Any], keys: Sequence[str], after: list[Any]) -> NDArray[np.int64]:
+def below_each(
+    counts: NDArray[np.int64], before: list[Any], keys: Sequence[str], after: list[Any]
+) -> NDArray[np.int64]:
     """`below` (count, [*before, key, *after]) for each count [n] and key, in a third of the time of a call for each."""
     start = json.dumps(before)[:-1] + (", " if before else "")
     end = (", " if after else "") + json.dumps(after)[1:]

@@ -42,9 +42,7 @@ class NodeFiles:
     def __init__(self, kind: str, most_bytes: int) -> None:
         self.kind, self.most_bytes = kind, most_bytes
 
-    def get(
-        self, name: str, make: Callable[[], T], write: Callable[[T, Path], None], read: Callable[[Path], T]
-    ) -> T:
+    def get(self, name: str, make: Callable[[], T], write: Callable[[T, Path], None], read: Callable[[Path], T]) -> T:
         """The content of that name: read, or made by this process alone and written for the others.
 
         Without a usable folder, or when another process takes too long, it is made and not shared.
@@ -123,7 +121,7 @@ class NodeFiles:
         total = sum(size for _, size, _ in found)
         for when, size, path in sorted(found):
             unfinished = path.name.endswith(PART)
-            if path != newest and (total > self.most_bytes and not unfinished or time.time() - when > _OLD_S and unfinished):
+            if path != newest and (time.time() - when > _OLD_S if unfinished else total > self.most_bytes):
                 path.unlink(missing_ok=True)
                 total -= size
 
@@ -156,7 +154,7 @@ def _locked(part: Path) -> Iterator[Path | None]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine = os.path.samestat(os.fstat(handle), os.stat(part))
+            mine = os.path.samestat(os.fstat(handle), part.stat())
         except (BlockingIOError, FileNotFoundError):
             mine = False
         except OSError as error:
@@ -196,7 +194,7 @@ def _claimed(folder: Path) -> int | None:
             continue  # the last process before this one removed it just now
         fcntl.flock(handle, fcntl.LOCK_SH)
         with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle), os.stat(folder / "used")):
+            if os.path.samestat(os.fstat(handle), (folder / "used").stat()):
                 return handle
         os.close(handle)
 
@@ -208,4 +206,3 @@ def _leave(folder: Path, used: int, owner: int) -> None:
     with suppress(OSError):
         fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(folder)
-

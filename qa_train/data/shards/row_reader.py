@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow
 from qa_train.data.order.epoch import Ints
 from qa_train.data.shards.catalog import ShardTable
 from qa_train.data.shards.process_cache import KEPT
+from qa_train.data.text.records import BadRecord, stored_record
 from qa_train.utils.node_files import NodeFiles
 
 PLAN_COLUMNS = ("key", "num_samples", "duration_s", "meta")
@@ -59,6 +61,15 @@ class RowReader:
             found, own = _FILES.get(hashlib.sha256(repr(key).encode()).hexdigest()[:32], load, _write, _mapped)
             KEPT.put(key, found, own)
         return found
+
+
+def records_of(metas: Iterable[str], path: str, first: int = 0) -> Iterator[dict[str, Any]]:
+    """The records of a shard's index from row ``first`` on; ValueError for one that no shard's JSON could be."""
+    for number, meta in enumerate(metas, first):
+        try:
+            yield stored_record(meta)
+        except BadRecord as error:
+            raise ValueError(f"{path}, row {number} of its index: {error}; index it again") from error
 
 
 def _write(made: tuple[pyarrow.Table, int], part: Path) -> None:

@@ -1,4 +1,4 @@
-"""Token counts of a shard in a file next to its index, ``X.tar.tokens-DIGEST.parquet``: one row per record, for one use.
+"""Token counts of a shard for one use, in a file next to its index: ``X.tar.tokens-DIGEST.parquet``, a row per record.
 
 ``qa-train data tokens`` writes them. Where a shard has none, a run counts while it trains, for the processes of its
 node. A file is judged before it is used, as an index is (``gate``), and a batch with another length than was planned
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,8 +21,9 @@ import pyarrow.parquet
 
 from qa_train.config import StorageConfig
 from qa_train.data.shards import gate, storage
-from qa_train.data.shards.catalog import ShardTable
+from qa_train.data.shards.catalog import ShardTable, open_shards
 from qa_train.data.shards.process_cache import KEPT
+from qa_train.data.shards.row_reader import records_of
 from qa_train.data.text.counting import REASONS, TokenCounts, Use, count_tokens
 from qa_train.utils.atomic import whole
 from qa_train.utils.masking import masked
@@ -85,14 +87,20 @@ class CountReader:
             lambda path: self._shared(path, shard),
         )
 
-    def write(self, shard: int, records: Records) -> None:
-        """Count a shard's records and write the file next to the shard."""
+    def write(self, shard: int, records: Records) -> str | None:
+        """Count a shard's records and write the file next to it; its path, or None if it is there already."""
         place = self.path(shard)
         if "://" in place:
-            raise ValueError(f"{masked(place)}: counts are written next to local shards; count a local copy and upload it")
+            raise ValueError(
+                f"{masked(place)}: counts are written next to local shards; count a local copy, and upload them"
+            )
+        with suppress(ValueError):  # a faulty file is replaced
+            if self._next_to(shard) is not None:
+                return None
         counts = count_tokens(records(), self._use)
         with whole(place) as part:
             self._write(counts, shard, part)
+        return place
 
     def _key(self, shard: int) -> tuple[tuple[str, str, str], str]:
         key = (self._table.paths[shard], self._table.fingerprints[shard], self._digest)
@@ -146,6 +154,12 @@ class CountReader:
         counts = _arrays(table, self._use.documents)
         _check(counts)
         return counts
+
+
+def count_shard(path: str, use: Use, cfg: StorageConfig | None = None) -> str | None:
+    """Write the token counts of one local, indexed shard; the file, or None if it is there already."""
+    table = open_shards([path], cfg=cfg)
+    return CountReader(table, use, cfg).write(0, lambda: records_of(table.read(0, ("meta",))["meta"].to_pylist(), path))
 
 
 class _OfAnother(Exception):

@@ -103,9 +103,7 @@ def count_tokens(records: Iterable[dict[str, Any]], use: Use) -> TokenCounts:
     blocks = []
     while block := list(islice(records, _BLOCK)):
         blocks.append(list(zip(*_block(block, use, known, kinds), strict=True)))
-    reason, silent, text, scored, kind = (
-        [value for block in blocks for value in block[column]] for column in range(5)
-    )
+    reason, silent, text, scored, kind = ([value for block in blocks for value in block[column]] for column in range(5))
     widest = max(map(len, kinds), default=1)
     wordings = [each + (-1,) * (widest - len(each)) for each in kinds]
     return TokenCounts(
@@ -134,16 +132,17 @@ def _block(
         reasons.append(REASONS.index(reason))
         texts.append(answers)
         asked.append(asks)
-    counted = iter(measure([*(text for each in texts for text in each), *(o for w in new.values() for o in w)], use.tokenizer).tolist())
+    outlines = [made for each in (*texts, *new.values()) for made in each]
+    counted = iter(measure(outlines, use.tokenizer).tolist())
     numbers = [[next(counted) for _ in each] for each in texts]
     known |= {asks: tuple(next(counted)[0] for _ in each) for asks, each in new.items()}
     nothing = [(0, 0)] * use.documents
-    for record, reason, texts_of, asks in zip(records, reasons, numbers, asked, strict=True):
+    for record, code, texts_of, asks in zip(records, reasons, numbers, asked, strict=True):
         wordings = (0,) if asks is None else known[asks]
         if not wordings:
-            reason, texts_of, wordings = REASONS.index(UNQUALIFIED), [], (0,)
+            code, texts_of, wordings = REASONS.index(UNQUALIFIED), [], (0,)
         tokens, learned = zip(*(texts_of or nothing), strict=True)
-        yield reason, record.get("audios") == [], tokens, sum(learned), kinds.setdefault(wordings, len(kinds))
+        yield code, record.get("audios") == [], tokens, sum(learned), kinds.setdefault(wordings, len(kinds))
 
 
 def _outlines(
