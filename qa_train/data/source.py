@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -41,6 +41,8 @@ OVERVIEW_RECORDS = 20_000
 # Why a record is skipped, apart from its text (`counting.REASONS`).
 _SHORT, _LONG = "shorter than min_duration_s", "longer than max_duration_s"
 _TWICE, _BEYOND = "duplicate record", "beyond max_samples"
+# Of which ``reasons`` keeps its answers: small sources are read again and again.
+_JUDGED_SHARDS = 64
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Source:
         # Shards whose rows were planned without counts.
         self._wanted: dict[int, None] = {}
         self._kept_rows: dict[int, Ints] = {}
+        self._judged: OrderedDict[int, NDArray[np.object_]] = OrderedDict()
         # With max_samples, new shards change which records of the others are taken.
         self.shard_ids: Sequence[str] | None = self.table.fingerprints if self.quotas is None else None
         self.settings, self.fingerprint = self._fingerprints(data)
@@ -135,6 +138,19 @@ class Source:
         """Numbers of the rows that qualify, in shard order."""
         for shard in range(len(self.shards)):
             yield from (np.flatnonzero(self._reasons(shard) == "") + self._at.first(shard)).tolist()
+
+    def reasons(self, rows: Ints) -> NDArray[np.object_]:
+        """Why each of the rows is skipped; empty for those that qualify. Nothing is tokenized."""
+        found = np.full(len(rows), "", dtype=object)
+        shards = self._at.shards_of(rows)
+        for shard in np.unique(shards).tolist():
+            if shard not in self._judged:
+                self._judged[shard] = self._reasons(shard)
+                if len(self._judged) > _JUDGED_SHARDS:
+                    self._judged.popitem(last=False)
+            places = shards == shard
+            found[places] = self._judged[shard][rows[places] - self._at.first(shard)]
+        return found
 
     def check(self) -> None:
         """Raises ValueError when no record qualifies; stops at the first that does."""
@@ -213,7 +229,7 @@ class Source:
     def _summed(self, shard: int, local: Ints, epoch: int, counts: TokenCounts) -> tuple[Ints, NDArray[np.object_]]:
         """[5, rows] and reasons, from the counts of the texts."""
         table = self._at.rows(shard)
-        reasons = self._judged(shard, local, counts)
+        reasons = self._judge(shard, local, counts)
         audio, audio_squared = _audio(table["num_samples"].take(local))
         wordings = counts.wordings[counts.kind[local]]
         choices = (wordings >= 0).sum(1)
@@ -226,7 +242,7 @@ class Source:
         numbers = np.stack([texts.sum(1), (texts**2).sum(1), audio, audio_squared, counts.scored[local]])
         return numbers * (reasons == ""), reasons
 
-    def _judged(self, shard: int, local: Ints, counts: TokenCounts, *, quota: bool = True) -> NDArray[np.object_]:
+    def _judge(self, shard: int, local: Ints, counts: TokenCounts, *, quota: bool = True) -> NDArray[np.object_]:
         """Why rows of a counted shard are skipped; empty for those that qualify."""
         of_text = np.asarray(REASONS, dtype=object)[counts.reason[local]]
         seconds = self._at.rows(shard)["duration_s"].to_numpy()[local]
@@ -316,7 +332,7 @@ class Source:
         """Why each row of a shard is skipped; empty for those that qualify."""
         counts = self._counted.find(shard) if self.shard_lengths[shard] else None
         if counts is not None:
-            return self._judged(shard, np.arange(len(counts)), counts, quota=quota)
+            return self._judge(shard, np.arange(len(counts)), counts, quota=quota)
         return np.asarray([*self._each_reason(shard, quota=quota), None], dtype=object)[:-1]
 
     def _each_reason(self, shard: int, *, quota: bool = True) -> Iterator[str]:

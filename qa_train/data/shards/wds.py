@@ -6,6 +6,7 @@ a tar is cut. Nor is its decoding, which loads pickles. It is imported on first 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
 
@@ -16,3 +17,10 @@ def tar_writer(file: IO[bytes]) -> Any:
     return webdataset.TarWriter(
         file, encoder=False, user="", group="", mode=0o644, mtime=0, compress=False, format="PAX_FORMAT"
     )
+
+
+def shared_out(places: Callable[[], Iterator[Any]], read: Callable[[Iterable[Any]], Iterator[Any]]) -> Any:
+    """A ``webdataset.DataPipeline`` of what ``read`` makes of ``places``, dealt out to ranks and loader workers."""
+    import webdataset
+
+    return webdataset.DataPipeline(places, webdataset.split_by_node, webdataset.split_by_worker, read)
