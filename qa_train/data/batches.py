@@ -199,8 +199,10 @@ class Batches:
         finally:
             self.reader, self._counts, log.disabled = kept
 
-    def count_one(self) -> None:
-        """Count the tokens of one shard that was planned without counts, if there is one: planning is cheaper then."""
+    def ahead(self, k: int) -> None:
+        """Work that batches after k will need, for all processes of this node: windows are planned, and the tokens of
+        one shard are counted if it was planned without counts."""
+        self.plan.ahead(k)
         any(source.count_one() for source in self.sources)
 
     def use_encoder_cache(self, cache: EncoderCache) -> None:
@@ -309,7 +311,8 @@ class Collator:
         (item,) = numbers
         k = int(item["batch"] if isinstance(item, dict) else item)
         built, refs = self.batches.build_named(k)
-        self.batches.count_one()
+        if get_worker_info() is not None:
+            self.batches.ahead(k)
         plan = self.batches.plan
         last = (k + 1) % plan.batches_per_step == 0
         passes = self._passes.after(k) if last else [0.0] * len(plan.sources)
@@ -417,5 +420,6 @@ def open_data(
         batches_per_step=batches_per_step,
         shuffle_window=cfg.shuffle_window,
         cost=cost,
+        share=True,
     )
     return (PreferenceBatches if preference else Batches)(sources, plan, tokenizer, num_mel_bins, cfg)

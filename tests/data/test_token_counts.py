@@ -144,7 +144,7 @@ def test_batches_are_the_same_and_a_run_counts_while_it_trains(corpus: str, toke
     assert all(each._wanted for each in plain.sources)
     # One shard for each batch that is built, by the process that planned; each is found by the other processes.
     for _ in range(6):
-        plain.count_one()
+        plain.ahead(0)
     assert not any(each._wanted for each in plain.sources)
     again = opened(corpus, tokenizer)
     assert [again.plan.window(number).batches for number in range(4)] == [window.batches for window in windows]

@@ -182,6 +182,7 @@ def tokenizer_digest(holder: ById) -> str:
     """Of all that decides how a text is cut into tokens."""
     tokenizer = holder.thing
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    parts = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), sorted(tokenizer.all_special_tokens)]
+    parts = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
+    parts.append(sorted(getattr(tokenizer, "all_special_tokens", [])))
     parts.append(backend.to_str() if backend is not None else "")
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
