@@ -23,7 +23,7 @@ from qa_train.data.shards.token_counts import CountReader, count_shard
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.source import Source
 from qa_train.data.text.prompts import PromptBank
-from qa_train.utils import draws
+from qa_train.utils import draws, node_files
 from tests.data.conftest import noise, speech_record
 
 PROMPTS = """
@@ -52,6 +52,12 @@ def record(i: int) -> dict[str, Any]:
     if i % 17 == 3:
         del made["text"]
     return made
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path_factory.mktemp("node")
+    monkeypatch.setattr(node_files, "_folder", lambda: folder)
 
 
 @pytest.fixture
@@ -135,7 +141,9 @@ def opened(corpus: str, tokenizer: Any, **options: Any) -> Batches:
     }
     files = [str(Path(corpus).parent / "tasks.yaml")]
     cfg = DataConfig(sources=sources, tokens_per_batch=400, shuffle_window=50, prompt_files=files, **options)
-    return open_data(cfg, tokenizer, 80, seed=5, batches_per_step=2)
+    made = open_data(cfg, tokenizer, 80, seed=5, batches_per_step=2)
+    made.plan._share = False  # every window is planned here
+    return made
 
 
 def test_batches_are_the_same_and_a_run_counts_while_it_trains(corpus: str, tokenizer: Any) -> None:
