@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from glob import glob
+from importlib.util import find_spec
 from pathlib import Path
 
 from qa_train.config.checks.preference_checks import check_preferences
@@ -70,11 +71,6 @@ def check(cfg: StageConfig) -> None:
             "data.encoder_cache is set but the encoder trains, so cached outputs would be stale: "
             "add encoder to model.freeze, or set data.encoder_cache=null"
         )
-    if cfg.data.encoder_cache and cfg.deepspeed.config.get("zero_optimization", {}).get("stage") == 3:
-        raise ValueError(
-            "data.encoder_cache needs the encoder's whole weights, which ZeRO-3 cuts: "
-            "use deepspeed=zero2 or none, or set data.encoder_cache=null"
-        )
     if cfg.data.time_mask and not cfg.data.encoder_cache:
         raise ValueError("data.time_mask masks cached encoder outputs: set data.encoder_cache, or data.time_mask=0")
     if not 0 <= cfg.data.time_mask <= 0.5:
@@ -97,6 +93,7 @@ def check(cfg: StageConfig) -> None:
             "or leave data.augment out and use data.time_mask"
         )
     _check_trainer(cfg)
+    _check_tracking(cfg)
     # With adapters, only the projector can train in full; both are then kept in float32.
     if cfg.model.dtype != "float32" and not cfg.deepspeed.config and not cfg.model.lora.parts:
         raise ValueError(
@@ -112,6 +109,19 @@ def check(cfg: StageConfig) -> None:
         raise ValueError(f"{cfg.stage} sources must have template: chat (preference pairs are chats)")
     for look in _OF_SECTION.get(cfg.kind.section or "", ()):
         look(cfg)
+
+
+# Sinks of tracking.report_to -> the extra that installs them, by the name of their package.
+_SINKS = {"wandb": "tracking", "tensorboard": "tensorboard", "mlflow": "mlflow", "trackio": "trackio"}
+
+
+def _check_tracking(cfg: StageConfig) -> None:
+    for name in cfg.tracking.report_to:
+        if name not in _SINKS:
+            raise ValueError(f"tracking.report_to has {name!r}: use a list of {', '.join(_SINKS)}")
+        # W&B by default is no demand.
+        if find_spec(name) is None and (name != "wandb" or cfg.tracking.wandb is not None):
+            raise ValueError(f"tracking needs {name}, which is not installed: pip install 'qa-train[{_SINKS[name]}]'")
 
 
 def _check_trainer(cfg: StageConfig) -> None:
