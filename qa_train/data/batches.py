@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class Batches:
         self._ordinary = ordinary_tokens(tokenizer)
         self.cache: EncoderCache | None = None
         self.reader = ClipReader(num_mel_bins, cfg.storage, cfg.decode_timeout_s)
+        self._remote = any("://" in path for source in sources for path in source.shards)
         self._weighted = any(source.cfg.loss_weight != 1 for source in sources)
         check_augment(cfg.augment)
         self._augments = cfg.augment != AugmentConfig()
@@ -69,10 +70,14 @@ class Batches:
         """
         return self.build_named(k)[0]
 
-    def build_named(self, k: int) -> tuple[dict[str, Tensor], list[SampleRef]]:
-        """Batch k, and the samples that are in it, in the order of its rows (of its pairs)."""
+    def build_named(self, k: int, later: int | None = None) -> tuple[dict[str, Tensor], list[SampleRef]]:
+        """Batch k, and the samples that are in it, in the order of its rows (of its pairs). Remote clips of batch
+        ``later`` are fetched meanwhile.
+        """
         rows, audio, kept = [], [], []
-        for ref in self._refs(k):
+        refs = self._refs(k)
+        self._fetch(refs, self._expected(later))
+        for ref in refs:
             try:
                 audio.append(self._audio(ref))
             except SkipSample as skip:
@@ -173,6 +178,7 @@ class Batches:
         """
         good: list[Clip] = []
         audio = []
+        self.reader.fetch(clips)
         for clip in clips:
             try:
                 audio.append(self.reader.mels(clip))
@@ -212,6 +218,21 @@ class Batches:
             for ref in window.too_long:
                 self._report(ref, SkipSample(TOO_LONG, message))
         return refs
+
+    def _expected(self, k: int | None) -> list[SampleRef]:
+        """The samples of a batch that will probably be asked for; none if their clips need no fetching."""
+        if k is not None and self._remote and self.cache is None:
+            # What cannot be planned is raised when the batch is asked for, which may be never.
+            with suppress(OSError, ValueError):
+                return self.plan.batch(k)
+        return []
+
+    def _fetch(self, *groups: Sequence[SampleRef]) -> None:
+        """Start reading the clips of these samples together; `_audio` waits for its own."""
+        if self._remote and self.cache is None:
+            sources = self.sources
+            clips = ([clip for ref in refs for clip in sources[ref.source].clips(ref.row)] for refs in groups)
+            self.reader.fetch(*clips)
 
     def _audio(self, ref: SampleRef) -> tuple[list[Tensor], list[int]]:
         """Mel segments and their real frames, or cached states and no frames."""
@@ -280,6 +301,7 @@ class Collator:
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
         self._passes = Passes(batches.plan)
+        self._last: int | None = None
 
     def __call__(self, numbers: list[Any]) -> dict[str, Tensor]:
         """Build the one batch of ``numbers``, a list of one batch number (or of a row with it under "batch")."""
@@ -289,7 +311,10 @@ class Collator:
             raise ValueError(f"{len(numbers)} batch numbers at once: set per_device_train_batch_size=1")
         (item,) = numbers
         k = int(item["batch"] if isinstance(item, dict) else item)
-        built, refs = self.batches.build_named(k)
+        # A loader's process is asked for batches at equal distances: the next one's clips are fetched meanwhile.
+        later = None if self._last is None or self._last >= k else 2 * k - self._last
+        self._last = k
+        built, refs = self.batches.build_named(k, later)
         plan = self.batches.plan
         last = (k + 1) % plan.batches_per_step == 0
         passes = self._passes.after(k) if last else [0.0] * len(plan.sources)
@@ -322,6 +347,7 @@ class PreferenceBatches(Batches):
         here: training counts them when it reaches them.
         """
         kept, rows, audio = [], [], []
+        self._fetch(refs)
         for ref in refs:
             try:
                 audio.append(self._audio(ref))

@@ -87,7 +87,7 @@ def open_shards(
     others = [path for path in named if path not in catalogs]
     listed = [line for path in catalogs for line in read_catalog(path, cfg, values=bool(where))]
     if others or not catalogs:
-        paths = storage.expand(others)
+        paths = storage.expand(others, cfg)
         listed += zip(paths, _summaries(paths, cfg), strict=True)
     table = make_table(listed, where or {})
     table.load = partial(load_rows, cfg=cfg)
@@ -145,7 +145,7 @@ def write_catalog(patterns: Iterable[str | Path], out: str | Path, cfg: StorageC
     Raises:
         ValueError: a URL is signed or has a password, which must not be in a shared file.
     """
-    paths = storage.expand(patterns)
+    paths = storage.expand(patterns, cfg)
     if secret := [path for path in paths if masked(path) != path]:
         raise ValueError(
             f"{masked(secret[0])}: a catalog would hold its signature; make the catalog of local copies, and upload "
