@@ -21,6 +21,7 @@ from data_pipelines.importing.import_report import Report
 from qa_train.data.text.prompts import PromptBank, Unqualified
 from qa_train.data.text.records import BadRecord
 from qa_train.data.text.sample import Message, TextPart
+from qa_train.utils.jobs import EngineOptions
 
 _YES_NO = (
     "Can you hear {}?",
@@ -33,7 +34,7 @@ _NO = ("No, I do not hear {}.", "No, there is no {}.", "No. There is no {} in th
 
 
 @dataclass
-class AnalysisConfig:
+class AnalysisConfig(EngineOptions):
     """Options of `qa-train data analysis`."""
 
     # Indexed shards (a pattern, or [A,B]) whose records hold transcripts, captions, labels, emotions ...
@@ -56,7 +57,7 @@ class AnalysisConfig:
     name: str = "analysis"
     # For the report.
     license: str = ""
-    # Processes; 0: this one.
+    # Processes of engine=local; 0: this one.
     workers: int = 2
     # Of the draws.
     seed: int = 0
@@ -95,7 +96,7 @@ def build_analysis(options: AnalysisConfig) -> Report:
             arguments = (str(path), index_digest(path), keys, labels, settings)
             target = Path(options.out) / f"{options.name}-{len(jobs):05d}.tar"
             jobs.append(ChatJob(target, ask, arguments, len(keys)))
-    return build(options.name, jobs, report, options.workers)
+    return build(options.name, jobs, report, options.engine_with(options.workers))
 
 
 def _places(path: Path, where: dict[str, Any]) -> list[Place]:

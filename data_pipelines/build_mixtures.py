@@ -25,6 +25,7 @@ from data_pipelines.clips.split import draw, pick
 from data_pipelines.importing.import_report import Report
 from data_pipelines.synthetic.acoustics import at_snr, level, unclipped
 from data_pipelines.synthetic.speakers import Speaker, SpeakerOptions, open_speaker
+from qa_train.utils.jobs import EngineOptions
 
 KINDS = ("over", "two", "command")
 _WORDS = ("What does the speaker say?", "What are the words in this recording?", "Please write down what is said.")
@@ -44,7 +45,7 @@ _PAUSE_S = (0.3, 0.8)
 
 
 @dataclass
-class MixtureConfig:
+class MixtureConfig(EngineOptions):
     """Options of `qa-train data mixtures`."""
 
     # Indexed shards of records with text.
@@ -73,7 +74,7 @@ class MixtureConfig:
     # Of the shards and keys.
     name: str = "mixtures"
     samples_per_shard: int = 200
-    # Processes; 0: this one.
+    # Processes of engine=local; 0: this one.
     workers: int = 2
     # Of the draws.
     seed: int = 0
@@ -112,7 +113,7 @@ def build_mixtures(options: MixtureConfig) -> Report:
         ChatJob(Path(options.out) / f"{options.name}-{i:05d}.tar", mix, (part, settings), len(part))
         for i, part in enumerate(in_parts(specs, options.samples_per_shard))
     ]
-    return build(options.name, jobs, report, options.workers)
+    return build(options.name, jobs, report, options.engine_with(options.workers))
 
 
 def name_of(record: dict[str, Any]) -> str:

@@ -40,6 +40,7 @@ from data_pipelines.synthetic.preferences import (
     without_words,
 )
 from qa_train.data.shards.index import load_index
+from qa_train.utils.jobs import EngineOptions
 
 # (family, question, chosen, rejected); an empty question: the clip alone.
 Made = tuple[str, str, str, str]
@@ -55,7 +56,7 @@ _NEAR = 8
 
 
 @dataclass
-class PreferencesConfig:
+class PreferencesConfig(EngineOptions):
     """Options of `qa-train data preferences`."""
 
     # Indexed shards (a pattern, or [A,B]) whose records hold transcripts, labels, events or spoken chats.
@@ -74,7 +75,7 @@ class PreferencesConfig:
     name: str = "preferences"
     # For the report.
     license: str = ""
-    # Processes; 0: this one.
+    # Processes of engine=local; 0: this one.
     workers: int = 2
     # Of the draws.
     seed: int = 0
@@ -114,7 +115,7 @@ def build_preferences(options: PreferencesConfig) -> Report:
         if sum(counts):
             target = Path(options.out) / f"{options.name}-{len(jobs):05d}.tar"
             jobs.append(ChatJob(target, contrast, (str(path), index_digest(path), labels, settings), sum(counts)))
-    build(options.name, jobs, report, options.workers)
+    build(options.name, jobs, report, options.engine_with(options.workers))
     lesson = json.dumps(lessons([job.path for job in jobs]), indent=2, ensure_ascii=False)
     (Path(options.out) / f"{options.name}.lesson.json").write_text(lesson + "\n", encoding="utf-8")
     return report

@@ -11,7 +11,7 @@ Draws depend on (seed, text) and (seed, key) alone. A shard is made by one proce
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from data_pipelines.synthetic.speakers import Speaker, SpeakerOptions, open_spea
 from qa_train.data.text.chat_rows import chat_record
 from qa_train.data.text.json_rows import read_rows
 from qa_train.data.text.records import BadRecord
+from qa_train.utils.jobs import EngineOptions
 
 _RT60_S = (0.15, 0.6)
 _DIRECT_DB = (0.0, 12.0)
@@ -34,7 +35,7 @@ Turns = list[tuple[str, str]]
 
 
 @dataclass
-class VoiceChatConfig:
+class VoiceChatConfig(EngineOptions):
     """Options of `qa-train data voice-chat`."""
 
     # JSONL, several as [A,B]: messages, conversations (ShareGPT), instruction/input/output, or prompt/response.
@@ -71,7 +72,7 @@ class VoiceChatConfig:
     name: str = "voice-chat"
     max_samples: int | None = None
     samples_per_shard: int = 200
-    # Processes; 0: this one.
+    # Processes of engine=local; 0: this one.
     workers: int = 2
     # Of the draws.
     seed: int = 0
@@ -108,14 +109,15 @@ def build_voice_chat(options: VoiceChatConfig) -> Report:
             items.append({"key": f"{options.name}-{options.split}-{name}", "turns": kept})
             if len(items) == options.max_samples:
                 break
-    settings = {name: value for name, value in asdict(options).items() if name not in ("path", "out", "workers")}
+    elsewhere = {"path", "out", "workers", *(each.name for each in fields(EngineOptions))}
+    settings = {name: value for name, value in asdict(options).items() if name not in elsewhere}
     noises = [asdict(place) for place in places(options.noise, lambda record: "text" not in record)]
     prefix = f"{options.name}-{options.split}"
     jobs = [
         ChatJob(Path(options.out) / f"{prefix}-{i:05d}.tar", speak, (part, settings, noises), len(part))
         for i, part in enumerate(in_parts(items, options.samples_per_shard))
     ]
-    return build(prefix, jobs, report, options.workers)
+    return build(prefix, jobs, report, options.engine_with(options.workers))
 
 
 def read_dialogues(path: Path) -> Iterator[tuple[str, Turns | str]]:

@@ -16,7 +16,7 @@ from data_pipelines.importing.import_report import Report
 from qa_train.data.audio.waveform import read_clip
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.writer import ShardWriter
-from qa_train.utils.progress import progress
+from qa_train.utils.jobs import Engine
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def in_parts(items: Sequence[Any], size: int) -> list[list[Any]]:
     return [list(items[i : i + size]) for i in range(0, len(items), size)]
 
 
-def build(name: str, jobs: Sequence[ChatJob], report: Report, workers: int) -> Report:
+def build(name: str, jobs: Sequence[ChatJob], report: Report, engine: Engine) -> Report:
     """Make the shards, and write ``OUT/NAME.report.json``; shards that are there already are not made again.
 
     Raises:
@@ -127,8 +127,7 @@ def build(name: str, jobs: Sequence[ChatJob], report: Report, workers: int) -> R
             f"{out} holds {len(left)} shards of another build ({left[0]}): delete them, or choose another out="
         )
     report.listed = sum(job.num_clips for job in jobs)
-    with progress(total=report.listed, desc=f"making {name}", unit="chats") as bar:
-        make(jobs, num_workers=workers, progress=bar.update)
+    make(jobs, engine=engine, what=f"making {name}", unit="chats")
     for job in jobs:
         index = load_index(str(job.path))
         report.shards += 1

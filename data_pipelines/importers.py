@@ -32,13 +32,14 @@ from data_pipelines.importing.import_shard import BAD, DROPPED_SUFFIX, ImportJob
 from qa_train.data.shards.index import load_index
 from qa_train.data.tools.outside import Outside
 from qa_train.utils import draws
+from qa_train.utils.jobs import EngineOptions
 from qa_train.utils.progress import progress
 
 _DEFAULTS = asdict(Recording(""))
 
 
 @dataclass
-class ImportConfig:
+class ImportConfig(EngineOptions):
     """Options of `qa-train data import`."""
 
     # The corpus as published: a folder, .tar or .zip archives, tables; several as [A,B] (required).
@@ -82,7 +83,7 @@ class ImportConfig:
     # Stop after so many records.
     max_samples: int | None = None
     samples_per_shard: int = 1000
-    # Processes; 0: this one.
+    # Processes of engine=local; 0: this one.
     workers: int = 2
     # Seconds; longer recordings are skipped.
     max_duration_s: float = 600.0
@@ -368,30 +369,34 @@ def _make(jobs: list[ImportJob], options: ImportConfig, report: Report) -> None:
         if options.retry_bad and any(entry["error"] for entry in dropped_of(job.path)):
             Path(f"{job.path}{RECIPE_SUFFIX}").unlink(missing_ok=True)
 
-    def tally(job: Job) -> None:
-        for entry in dropped_of(job.path):
-            report.drop(entry["key"], entry["reason"], entry["detail"])
-            report.bad += entry["error"]
-
-    with progress(total=clips, desc="making shards", unit="clips") as bar:
-
-        def made(num: int) -> None:
-            bar.update(num)
-            if report.bad > allowed:
-                raise ValueError(
-                    f"{report.bad} of {total} recordings cannot be read, error_budget={options.error_budget:g} allows "
-                    f"{allowed}: see {options.out}/*{DROPPED_SUFFIX}; repair them, or raise error_budget"
-                    f"\n{report.text()}"
-                )
-
-        try:
-            make(jobs, num_workers=options.workers, progress=made, ready=tally)
-        except ValueError as error:
-            if BAD not in str(error):
-                raise
+    def count(bad: int) -> None:
+        report.bad += bad
+        if report.bad > allowed:
             raise ValueError(
-                f"{error} (error_budget={options.error_budget:g}); repair them, or raise error_budget"
-            ) from error
+                f"{report.bad} of {total} recordings cannot be read, error_budget={options.error_budget:g} allows "
+                f"{allowed}: see {options.out}/*{DROPPED_SUFFIX}; repair them, or raise error_budget\n{report.text()}"
+            )
+
+    def tally(job: Job) -> None:
+        dropped = list(dropped_of(job.path))
+        for entry in dropped:
+            report.drop(entry["key"], entry["reason"], entry["detail"])
+        count(sum(entry["error"] for entry in dropped))
+
+    def lost(job: Job, why: str) -> int:
+        for _ in range(job.num_clips):
+            report.drop(job.path.name, "crash", why)
+        count(job.num_clips)
+        return 0
+
+    try:
+        make(jobs, engine=options.engine_with(options.workers), ready=tally, died=lost)
+    except ValueError as error:
+        if BAD not in str(error):
+            raise
+        raise ValueError(
+            f"{error} (error_budget={options.error_budget:g}); repair them, or raise error_budget"
+        ) from error
 
 
 def _safe(name: str) -> str:

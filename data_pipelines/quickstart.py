@@ -41,7 +41,7 @@ from data_pipelines.starter import NUM_HELD_OUT_QUESTIONS, NUM_UNSEEN_VOICE
 from data_pipelines.synthetic import notes, preferences, recombine, voice_chat
 from data_pipelines.synthetic.synth import Espeak, draw_voice
 from qa_train.data.shards.index import load_index
-from qa_train.utils.progress import progress
+from qa_train.utils.jobs import Engine
 
 CLIPS_PER_SHARD = 1000
 SPEEDS = (0.89, 1.11)
@@ -213,9 +213,7 @@ def build(
         seed=seed,
     )
     workers = num_workers or len(os.sched_getaffinity(0))
-    with progress(total=sum(job.num_clips for job in todo), unit="clips", desc="synthetic data") as bar:
-        made = make(todo, num_workers=workers, progress=bar.update)
-        bar.total = bar.n  # the number of pairs is known only when they are made
+    made = make(todo, engine=Engine(workers), what="synthetic data")
     size = sum(job.path.stat().st_size for job in todo) / 1e6
     print(f"{len(todo)} shards, {size:.0f} MB in {out}: {made} clips made in {time.monotonic() - started:.0f} s")
 

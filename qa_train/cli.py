@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from qa_train import __version__
-from qa_train.commands.command_table import NAMES, find, run
+from qa_train.command_line.command_table import NAMES, find, run
 from qa_train.commands.guard import guarded, leave_the_group, show_warnings
 from qa_train.utils.launch import end_with_launcher, without_local_rank
 
@@ -30,14 +30,14 @@ def _run(words: list[str]) -> int:
         print(f"qa-train {__version__}")
         return 0
     if not words or words[0] in ("-h", "--help", "help"):
-        from qa_train.commands.help import overview
+        from qa_train.command_line.help import overview
 
         print(overview())
         return 0 if words else 2
     command, rest = find(words)
     asked = bool({"-h", "--help"} & set(words)) or rest == ["help"]
     if command is None or asked:
-        from qa_train.commands.help import command_help, group_help
+        from qa_train.command_line.help import command_help, group_help
 
         print(group_help() if command is None else command_help(command))
         return 0 if asked else 2

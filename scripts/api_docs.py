@@ -19,7 +19,7 @@ import pdoc.render
 
 import qa_train
 from qa_train import config
-from qa_train.commands.help import described
+from qa_train.command_line.help import described
 
 PACKAGES = ("qa_train", "data_pipelines")
 

@@ -28,6 +28,7 @@ BEGIN, END = "<!-- made by scripts/architecture.py -->", "<!-- end -->"
 # What a package is for, in at most 20 letters; a package without an entry is an error.
 PURPOSES = {
     "cli": "qa-train COMMAND",
+    "command_line": "table, help",
     "commands": "one file per command",
     "callbacks": "held-out sets",
     "export": "to Hugging Face",

@@ -234,7 +234,7 @@ def balance(budget: int) -> None:
                 segments = [4 * n for n in lengths.audio[batch].tolist() if n]
                 scored = int(lengths.scored[batch].sum())
                 flops = training_flops(shapes, Work(segments, lengths.tokens[batch].tolist(), scored), regime)
-                encoder = flops.conv1 + flops.conv2 + flops.encoder + flops.encoder_attention
+                encoder = flops.stem + flops.encoder + flops.encoder_attention
                 done.append(flops.total - (encoder if cfg.data.encoder_cache else 0))
             over = imbalance(np.asarray(done), 8)[8]
             fill = float(np.mean([lengths.tokens[batch].sum() for batch in batches])) / budget

@@ -19,8 +19,8 @@ from omegaconf import MISSING as REQUIRED
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from qa_train.commands.command_table import COMMANDS  # noqa: E402
-from qa_train.commands.help import comments  # noqa: E402
+from qa_train.command_line.command_table import COMMANDS  # noqa: E402
+from qa_train.command_line.help import comments  # noqa: E402
 from qa_train.config import BY_NAME, StageConfig  # noqa: E402
 
 PAGE = ROOT / "docs" / "settings.md"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qa_train.commands.command_table import run as command
+from qa_train.command_line.command_table import run as command
 from qa_train.dashboard.overview import HUES
 from qa_train.dashboard.panels import PANELS, draw, draw_family, family, panels_of
 from qa_train.dashboard.runs import differences, find_runs

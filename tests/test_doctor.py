@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qa_train.commands.command_table import run
+from qa_train.command_line.command_table import run
 from qa_train.doctor import network, processor
 from qa_train.doctor.environment import audio_formats, disk, packages, wandb_key
 from qa_train.doctor.files import examine_checkpoint, examine_data, examine_run

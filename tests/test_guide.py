@@ -12,9 +12,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from qa_train.commands.command_table import COMMANDS
-from qa_train.commands.completion import complete
-from qa_train.commands.help import command_help
+from qa_train.command_line.command_table import COMMANDS
+from qa_train.command_line.completion import complete
+from qa_train.command_line.help import command_help
 from qa_train.config import STAGES, config_dir, register
 from qa_train.config.guide import GROUPS
 from qa_train.config.nearest import explain, nearest, valid_keys

@@ -7,17 +7,14 @@ recipe or a missing digest makes the shard again.
 
 from __future__ import annotations
 
-import contextlib
+import glob
 import hashlib
 import io
 import json
-import multiprocessing
-import multiprocessing.connection
-import os
-import threading
-import traceback
-from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +24,13 @@ import soundfile
 from data_pipelines.clips.clip import SAMPLE_RATE, Clip
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.utils.atomic import write_text
+from qa_train.utils.jobs import Engine, each
 
 RECIPE_SUFFIX = ".recipe"
 # Part of every recipe: raise it when a change of the code changes what is made.
 RECIPE_VERSION = 2
+# Imported by the writer when it writes; brings torch: 1.5 s, once and not for every shard.
+_PRELOAD = ("webdataset",)
 
 
 def opus(wave: np.ndarray, compression: float) -> bytes:
@@ -70,6 +70,9 @@ class Job:
     arguments: tuple[Any, ...]
     num_clips: int
 
+    def __str__(self) -> str:
+        return str(self.path)
+
     @property
     def recipe(self) -> str:
         """Digest of the maker's name and arguments."""
@@ -95,23 +98,15 @@ class Job:
         return write_shard(self.path, self.maker(*self.arguments))
 
 
-def _run(job: Job) -> int:
-    marker = Path(f"{job.path}{RECIPE_SUFFIX}")
-    marker.unlink(missing_ok=True)
-    num = job.write()
-    # The marker comes last and appears whole: a killed job leaves none and is redone.
-    write_text(marker, job.recipe + "\n")
-    return num
-
-
 def make(
-    jobs: Sequence[Job], *, num_workers: int, progress: Callable[[int], object] = lambda clips: None,
-    ready: Callable[[Job], object] = lambda job: None,
+    jobs: Sequence[Job], *, engine: Engine, what: str = "making shards", unit: str = "clips",
+    ready: Callable[[Job], object] = lambda job: None, died: Callable[[Job, str], int] | None = None,
 ) -> int:  # fmt: skip
-    """Runs the unfinished jobs in ``num_workers`` processes (0: in this one); returns the number of clips made.
+    """Runs the unfinished jobs; returns the number of clips made.
 
-    ``ready`` is called with each job whose shard is there, ``progress`` then with its clips (skipped ones: together).
-    Raises ValueError when a job fails or its process dies, naming the shard; the other running jobs are ended.
+    ``ready`` is called with each job whose shard is there, as soon as it is; it may end the run. ``what``, ``unit``: of
+    the progress bar. ``died``: as in `qa_train.utils.jobs.each`.
+    Raises ValueError when a job fails, naming the shard; the other running jobs are ended.
     """
     todo: list[Job] = []
     for job in jobs:
@@ -119,71 +114,34 @@ def make(
             ready(job)
         else:
             todo.append(job)
-    progress(sum(job.num_clips for job in jobs) - sum(job.num_clips for job in todo))
-    if not todo:
-        return 0
-    made = 0
-    # Closed at once when progress() raises: no process goes on writing.
-    results = _in_processes(todo, num_workers) if num_workers else ((job, _run(job)) for job in todo)
-    with contextlib.closing(results):
-        for job, num in results:
-            made += num
-            ready(job)
-            progress(num)
-    return made
+    done = sum(job.num_clips for job in jobs) - sum(job.num_clips for job in todo)
+    return sum(
+        each(
+            _run, todo, engine=engine, what=what, unit=unit, initial=done, size=lambda job: job.num_clips,
+            ready=lambda job, made: ready(job), died=died, preload=_PRELOAD,
+        )
+    )  # fmt: skip
 
 
-def _in_processes(jobs: Sequence[Job], num_workers: int) -> Generator[tuple[Job, int], None, None]:
-    """Runs each job in a process of its own, so that a decoder that crashes is noticed and named."""
-    # Children of a fork server start from a clean process with the libraries already imported:
-    # cheap, safe with threads, and with a speech engine that has spoken nothing yet.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_pipelines.clips.make_shards", "data_pipelines.synthetic.synth"])
-    waiting = list(reversed(jobs))
-    running: dict[Any, tuple[Job, Any]] = {}  # receiving end -> (job, process)
-    try:
-        while waiting or running:
-            while waiting and len(running) < num_workers:
-                job = waiting.pop()
-                receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_report, args=(job, sender), daemon=True)
-                process.start()
-                sender.close()
-                running[receiver] = (job, process)
-            for ready in multiprocessing.connection.wait(list(running)):
-                job, process = running.pop(ready)
-                yield job, _result(job, process, ready)
-    finally:
-        for _, process in running.values():
-            process.terminate()
-            process.join()
-
-
-def _report(job: Job, sender: Any) -> None:
-    # A process that outlives a killed import would keep writing next to the next one.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        sender.send(_run(job))
-    except ValueError as error:
-        sender.send(str(error))
-    except Exception:
-        sender.send(traceback.format_exc())
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _result(job: Job, process: Any, receiver: Any) -> int:
-    try:
-        answer = receiver.recv()
-    except EOFError:
-        answer = None
-    process.join()
-    if isinstance(answer, int):
-        return answer
-    died = f"its process died (exit code {process.exitcode}): a decoder may have crashed, or memory ran out"
-    raise ValueError(f"{job.path} was not made: {answer or died}")
+def _run(job: Job) -> int:
+    if job.finished:
+        return job.num_clips  # by a node that was lost before it could answer
+    marker = Path(f"{job.path}{RECIPE_SUFFIX}")
+    # Of an earlier recipe; with no clip to keep, no shard takes its place.
+    for old in (marker, job.path):
+        old.unlink(missing_ok=True)
+    job.path.parent.mkdir(parents=True, exist_ok=True)
+    hidden = f".making-{job.path.name}-"
+    for killed in job.path.parent.glob(f"{glob.escape(hidden)}*"):
+        shutil.rmtree(killed, ignore_errors=True)
+    # A folder of this attempt alone: one that was given up, on a node that only seemed lost, may still write.
+    with tempfile.TemporaryDirectory(prefix=hidden, dir=job.path.parent) as scratch:
+        try:
+            num = replace(job, path=Path(scratch) / job.path.name).write()
+        except ValueError as error:
+            raise ValueError(f"{job.path} was not made: {error}") from error
+        for file in sorted(Path(scratch).iterdir()):
+            file.replace(job.path.parent / file.name)
+    # The marker comes last and appears whole: a killed job leaves none and is redone.
+    write_text(marker, job.recipe + "\n")
+    return num

@@ -48,8 +48,6 @@ def write_entries(path: Path, listing: Path, audio: str, max_duration_s: float, 
     """
     dropped: list[dict[str, Any]] = []
     made = bad = 0
-    # Of an earlier import; without records no shard takes its place.
-    path.unlink(missing_ok=True)
     with ShardWriter(path, max_samples=1 << 40, max_bytes=1 << 50) as writer:
         for line in listing.read_text(encoding="utf-8").split("\n"):
             entry = json.loads(line)

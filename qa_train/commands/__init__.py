@@ -1,7 +1,6 @@
-"""The commands of `qa-train`: `command_table` lists them, `help` and `completion` show them, `guard` ends them.
+"""The commands of `qa-train`, one file each (``data``: two files): options in, an exit code out.
 
-Every other file is one command (``data``: two files): options in, an exit code out.
-
-Only `qa_train.cli` imports from here, and only the command that was asked for, so that help stays fast. A command
-parses its words, calls the packages that do the work and prints; nothing else may depend on one.
+A command parses its words, calls the packages that do the work and prints. `guard` ends a command, `device` checks its
+device. `qa_train.command_line` loads only the command that was asked for, so that help stays fast; nothing else may
+depend on one.
 """

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qa_train.commands.data_tools import StorageOptions, ToJsonlOptions
 from qa_train.config import OrderConfig
+from qa_train.utils.jobs import EngineOptions, each
 from qa_train.utils.progress import say
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class IndexOptions:
+class IndexOptions(EngineOptions):
     """Options of `qa-train data index`."""
 
     # Decode every clip: truncated audio, or audio with a wrong length, is skipped now instead of in training.
@@ -27,7 +28,7 @@ class IndexOptions:
     # Skip shards with an index of matching size, to continue after an interruption. Not after a change of options or
     # for rewritten shards.
     missing: bool = False
-    # Processes; 0: this one.
+    # Processes of engine=local; 0: this one.
     num_workers: int = 0
 
 
@@ -37,7 +38,6 @@ def index(paths: list[str], options: IndexOptions) -> int:
     A damaged tar is reported and gets no index; the others do. The exit code is then 2, also when a shard has no usable
     record.
     """
-    from qa_train.data.parallel import each_shard
     from qa_train.data.shards.storage import expand
 
     paths = expand(paths)
@@ -45,8 +45,8 @@ def index(paths: list[str], options: IndexOptions) -> int:
     if len(waiting) < len(paths):
         print(f"{len(paths) - len(waiting)} of {len(paths)} shards have their index", flush=True)
     refused = unusable = 0
-    arguments = options.decode, options.keep_damaged
-    for done in each_shard(_index_or_reason, waiting, *arguments, num_workers=options.num_workers, what="index"):
+    arguments, engine = (options.decode, options.keep_damaged), options.engine_with(options.num_workers)
+    for done in each(_index_or_reason, waiting, *arguments, engine=engine, what="index", died=_refusal):
         if isinstance(done, str):
             refused += 1
             say(done, error=True)
@@ -81,9 +81,13 @@ def _index_or_reason(path: str, decode: bool, keep_damaged: bool) -> Any:
     try:
         return index_shard(path, decode, keep_damaged)
     except FileNotFoundError:
-        return f"qa-train data index: {path}: no such file"
+        return _refusal(path, "no such file")
     except (ValueError, OSError) as error:
         return f"qa-train data index: {error}"
+
+
+def _refusal(path: str, why: str) -> str:
+    return f"qa-train data index: {path}: {why}"
 
 
 def _has_index(path: str) -> bool:
@@ -121,13 +125,22 @@ def from_jsonl(words: list[str]) -> int:
     return 0
 
 
-def catalog(paths: list[str], options: StorageOptions) -> int:
+@dataclass
+class CatalogOptions(StorageOptions):
+    """Options of `data catalog`."""
+
+    # Keep the lines of an existing catalog and read the indexes of the shards that it lacks only. For shards that were
+    # indexed again, write it anew.
+    append: bool = False
+
+
+def catalog(paths: list[str], options: CatalogOptions) -> int:
     """Write the summaries of all shards into one file that a source may name, e.g. all.catalog.parquet."""
     from qa_train.data.shards.catalog import write_catalog
 
     if len(paths) < 2:
         raise ValueError("data catalog: give the file to write and the shards, e.g. all.catalog.parquet data/*.tar")
-    print(f"{paths[0]}: {write_catalog(paths[1:], paths[0], options.storage)} shards")
+    print(f"{paths[0]}: {write_catalog(paths[1:], paths[0], options.storage, append=options.append)} shards")
     return 0
 
 

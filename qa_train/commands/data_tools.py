@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from qa_train.config import CleanConfig, StorageConfig
+from qa_train.utils.jobs import EngineOptions
 from qa_train.utils.progress import say
 
 
@@ -17,6 +18,14 @@ class StorageOptions:
 
     # The keys of data.storage, e.g. storage.timeout_s=60 or storage.options.s3.anon=true.
     storage: StorageConfig = field(default_factory=StorageConfig)
+
+
+@dataclass
+class ShardOptions(EngineOptions, StorageOptions):
+    """Options of the commands that read every shard."""
+
+    # Processes of engine=local; 0: this one.
+    num_workers: int = 0
 
 
 @dataclass
@@ -32,27 +41,23 @@ class ToJsonlOptions(StorageOptions):
 
 
 @dataclass
-class ValidateOptions(StorageOptions):
+class ValidateOptions(ShardOptions):
     """Options of `qa-train data validate`."""
 
     # false: check bytes and records only, which is quicker.
     decode: bool = True
-    # Processes; 0: this one.
-    num_workers: int = 0
     # JSONL file of the faults.
     report: str | None = None
 
 
 @dataclass
-class StatsOptions(StorageOptions):
+class StatsOptions(ShardOptions):
     """Options of `qa-train data stats`."""
 
     # With a tokenizer (a folder, a hub id, or builtin:nano): tokens by task.
     tokenizer: str | None = None
     # Tasks to count tokens for, joined by commas; none: the record's own.
     tasks: str = ""
-    # Processes; 0: this one.
-    num_workers: int = 0
 
 
 @dataclass
@@ -68,15 +73,13 @@ class SampleOptions(StorageOptions):
 
 
 @dataclass
-class CleanOptions(StorageOptions, CleanConfig):
+class CleanOptions(ShardOptions, CleanConfig):
     """Options of `qa-train data clean`."""
 
     # Remove the rejected records from the indexes; the tars are not changed.
     apply: bool = False
     # JSONL file with one line per dropped record.
     report: str | None = None
-    # Processes; 0: this one.
-    num_workers: int = 0
 
 
 def inspect(paths: list[str], options: StorageOptions) -> int:
@@ -99,7 +102,7 @@ def validate(paths: list[str], options: ValidateOptions) -> int:
         expand(paths, options.storage),
         say,
         decode=options.decode,
-        num_workers=options.num_workers,
+        engine=options.engine_with(options.num_workers),
         report=options.report,
         storage=options.storage,
     )
@@ -120,8 +123,8 @@ def stats(paths: list[str], options: StatsOptions) -> int:
     elif options.tasks:
         raise ValueError("data stats: tasks= counts tokens, which needs tokenizer= (a folder, a hub id, builtin:nano)")
     tasks = [task for task in options.tasks.split(",") if task]
-    workers, storage = options.num_workers, options.storage
-    print(count(expand(paths, storage), tokenizer=tokenizer, tasks=tasks, num_workers=workers, storage=storage))
+    engine, storage = options.engine_with(options.num_workers), options.storage
+    print(count(expand(paths, storage), tokenizer=tokenizer, tasks=tasks, engine=engine, storage=storage))
     return 0
 
 
@@ -153,7 +156,7 @@ def clean(paths: list[str], options: CleanOptions) -> int:
         cfg,
         apply=options.apply,
         report=options.report,
-        num_workers=options.num_workers,
+        engine=options.engine_with(options.num_workers),
         storage=options.storage,
     )
     say(result)

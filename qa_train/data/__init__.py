@@ -8,4 +8,18 @@
 
 The packages, lowest layer first: ``audio``, ``order`` and ``text``; ``shards``; the files of this folder, which join
 them; ``tools``. Never imported here: the model, training, evaluation, torch.cuda.
+
+``stream`` hands the samples to code of others. It is imported on first use.
 """
+
+from typing import TYPE_CHECKING
+
+from qa_train.utils.deferred import deferred
+
+if TYPE_CHECKING:
+    from qa_train.data.streaming import stream
+
+__all__ = ["stream"]
+
+if not TYPE_CHECKING:
+    __getattr__ = deferred(__name__, {"streaming": "stream"})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -37,6 +37,8 @@ from qa_train.utils.masking import name_of
 DUPLICATE_RECORDS = 200_000
 # Records looked at for the first screen; more than that are extrapolated.
 OVERVIEW_RECORDS = 20_000
+# Of which ``reasons`` keeps its answers: small sources are read again and again.
+_JUDGED_SHARDS = 64
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,10 @@ class Source:
         self.shard_lengths: Ints = np.where(holds, self.table.rows, 0)
         self._at = RowReader(self.table, self.shard_lengths)
         self._kept_rows: dict[int, frozenset[int]] = {}
-        self.fingerprint = self._fingerprint(data)
+        self._judged: OrderedDict[int, NDArray[np.object_]] = OrderedDict()
+        # With max_samples, new shards change which records of the others are taken.
+        self.shard_ids: Sequence[str] | None = self.table.fingerprints if self.quotas is None else None
+        self.settings, self.fingerprint = self._fingerprints(data)
         self._duplicates = self._find_duplicates()
 
     def __len__(self) -> int:
@@ -124,6 +129,19 @@ class Source:
         """Numbers of the rows that qualify, in shard order."""
         for shard in range(len(self.shards)):
             yield from (np.flatnonzero(self._reasons(shard) == "") + self._at.first(shard)).tolist()
+
+    def reasons(self, rows: Ints) -> NDArray[np.object_]:
+        """Why each of the rows is skipped; empty for those that qualify. Nothing is tokenized."""
+        found = np.full(len(rows), "", dtype=object)
+        shards = self._at.shards_of(rows)
+        for shard in np.unique(shards).tolist():
+            if shard not in self._judged:
+                self._judged[shard] = self._reasons(shard)
+                if len(self._judged) > _JUDGED_SHARDS:
+                    self._judged.popitem(last=False)
+            places = shards == shard
+            found[places] = self._judged[shard][rows[places] - self._at.first(shard)]
+        return found
 
     def check(self) -> None:
         """Raises ValueError when no record qualifies; stops at the first that does."""
@@ -321,7 +339,8 @@ class Source:
                 seen.add(record)
         return frozenset(out)
 
-    def _fingerprint(self, data: DataConfig) -> str:
+    def _fingerprints(self, data: DataConfig) -> tuple[str, str]:
+        """Of the settings that the order depends on, and of these with the shards."""
         cfg = self.cfg
         parts: list[Any] = [cfg.task, cfg.template, sorted(cfg.where.items()), cfg.max_samples]
         parts.append(self.bank.digest(cfg.task))
@@ -336,9 +355,10 @@ class Source:
             vocabulary_digest(ById(self.tokenizer)),
         ]
         digest = hashlib.sha256(json.dumps(parts, default=str).encode())
+        settings = digest.hexdigest()
         for path, fingerprint in zip(self.shards, self.table.fingerprints, strict=True):
             digest.update(f"{name_of(path)} {fingerprint}\n".encode())
-        return digest.hexdigest()
+        return settings, digest.hexdigest()
 
 
 def _squared(tokens: int) -> int:

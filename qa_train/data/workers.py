@@ -10,10 +10,13 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-# Open files of a process that trains, and those more for each worker: its waiting batches hold one or two a tensor.
-_FILES, _FILES_PER_WORKER, _FILES_MOST = 128, 64, 65536
+# Open files of a process that trains, and those more for each batch that waits: one or two a tensor.
+_FILES, _FILES_PER_BATCH, _FILES_MOST = 128, 32, 65536
 
-_SHARED_MEMORY = "enlarge /dev/shm (docker --shm-size), or set a lower data.num_workers (0 needs none)"
+_SHARED_MEMORY = (
+    "enlarge /dev/shm (docker --shm-size), or set a lower trainer.dataloader_prefetch_factor or data.num_workers "
+    "(0 needs none)"
+)
 # Signal in torch's message -> the usual cause, and what to do.
 _CAUSES = {
     "Killed": "the kernel's out-of-memory killer, or somebody's kill -9: give the job more memory, "
@@ -31,22 +34,24 @@ class WorkerDied(RuntimeError):
     """A worker process of the data loader died or does not respond; the message has the cause and the remedy."""
 
 
-def raise_file_limit(num_workers: int) -> None:
+def raise_file_limit(num_workers: int, prefetch_factor: int | None = None) -> None:
     """Let this process open as many files as the system allows it.
 
     Raises:
-        ValueError: that is too few for training with so many workers.
+        ValueError: that is too few for training with so many workers, each ``prefetch_factor`` batches ahead.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _FILES_MOST if hard == resource.RLIM_INFINITY else min(hard, _FILES_MOST)
     if 0 <= soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    needed = _FILES + _FILES_PER_WORKER * num_workers
+    waiting = num_workers * (prefetch_factor or 0)
+    needed = _FILES + _FILES_PER_BATCH * waiting
     if most < needed:
-        fewer = " and set a lower data.num_workers" if num_workers else ""
+        fewer = " and set a lower trainer.dataloader_prefetch_factor or data.num_workers" if waiting else ""
         raise ValueError(
-            f"this process may open {most} files, and training with data.num_workers={num_workers} needs {needed}: "
-            f"raise the limit (ulimit -Hn; LimitNOFILE of a service; --ulimit nofile of a container){fewer}"
+            f"this process may open {most} files, and training with data.num_workers={num_workers} and {waiting} "
+            f"batches ahead needs {needed}: raise the limit (ulimit -Hn; LimitNOFILE of a service; --ulimit nofile of "
+            f"a container){fewer}"
         )
 
 

@@ -4,9 +4,7 @@ One multiply-add is two operations. Only matrix products count (convolutions, li
 attention), as in torch's ``FlopCounterMode`` and in published model-FLOPs utilisation; norms, activations, softmax,
 the embedding look-up and the optimizer do not. Plain arithmetic on lengths: a planner can use it without tensors.
 
-T conv frames (20 ms) of a segment, d encoder width, f its MLP width; n tokens of a document, D LLM width:
- - encoder forward: (8 d^2 + 4 d f) T per layer, 4 d T^2 per layer for attention, 6 M d per mel frame (M bins) and
-   6 d^2 per conv frame for the two convolutions;
+An encoder counts its own (``qa_train.model.encoders``). d encoder width, n tokens of a document, D LLM width:
  - projector: 2 d D per audio token;
  - LLM forward: 2 operations per weight and token, and 4 H h per pair of tokens that sees each other (H heads of width
    h). A document of n tokens has n (n + 1) / 2 such pairs. Grouped keys and values save weights, not pairs;
@@ -26,19 +24,16 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from qa_train.config import ModelConfig
-from qa_train.model.layers.lengths import audio_tokens, conv_frames
-
-_CONV_KERNEL = 3
+from qa_train.model.encoders.interface import EncoderCosts
+from qa_train.model.encoders.kinds import kind_of
+from qa_train.model.layers.lengths import audio_tokens
 
 
 @dataclass(frozen=True)
 class Shapes:
     """The sizes of a model that its cost depends on."""
 
-    mel_bins: int
-    encoder_width: int
-    encoder_ffn: int
-    encoder_layers: int
+    encoder: EncoderCosts
     width: int
     ffn: int
     layers: int
@@ -50,12 +45,9 @@ class Shapes:
     @classmethod
     def of(cls, config: Any) -> Shapes:
         """Those of a ``Qwen2AudioConfig`` whose LLM has gated MLPs (Qwen, Qwen2/2.5/3, Llama)."""
-        audio, text = config.audio_config, config.text_config
+        text = config.text_config
         return cls(
-            mel_bins=audio.num_mel_bins,
-            encoder_width=audio.d_model,
-            encoder_ffn=audio.encoder_ffn_dim,
-            encoder_layers=audio.encoder_layers,
+            encoder=kind_of(config.audio_config).costs(config.audio_config),
             width=text.hidden_size,
             ffn=text.intermediate_size,
             layers=text.num_hidden_layers,
@@ -64,11 +56,6 @@ class Shapes:
             head_width=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
             vocab=text.vocab_size,
         )
-
-    @property
-    def encoder_weights(self) -> int:
-        """Weights of the encoder's linear layers, all layers."""
-        return self.encoder_layers * (4 * self.encoder_width**2 + 2 * self.encoder_width * self.encoder_ffn)
 
     @property
     def qkv_weights(self) -> int:
@@ -107,11 +94,6 @@ class Work:
             supervised=int(supervised.sum()),
         )
 
-    @property
-    def frames(self) -> int:
-        """Conv frames of all segments."""
-        return sum(conv_frames(length) for length in self.segments)
-
 
 @dataclass(frozen=True)
 class Regime:
@@ -143,10 +125,9 @@ class Regime:
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations by part of the model."""
+    """Floating-point operations by part of the model. stem: of the encoder, before its layers."""
 
-    conv1: float = 0
-    conv2: float = 0
+    stem: float = 0
     encoder: float = 0
     encoder_attention: float = 0
     projector: float = 0
@@ -163,16 +144,14 @@ class Flops:
 
 def forward_flops(shapes: Shapes, work: Work, *, lora_rank: int = 0, causal: bool = True) -> Flops:
     """One forward pass. ``causal=False`` counts whole squares of LLM attention, as kernels with a mask compute them."""
-    frames = [conv_frames(length) for length in work.segments]
     tokens = sum(work.documents)
     pairs = sum(n * (n + 1) / 2 if causal else n * n for n in work.documents)
-    kernel = 2 * _CONV_KERNEL * shapes.encoder_width
+    encoder = shapes.encoder.flops(work.segments)
     return Flops(
-        conv1=kernel * shapes.mel_bins * sum(work.segments),
-        conv2=kernel * shapes.encoder_width * sum(frames),
-        encoder=2 * shapes.encoder_weights * sum(frames),
-        encoder_attention=4 * shapes.encoder_layers * shapes.encoder_width * sum(n * n for n in frames),
-        projector=2 * shapes.encoder_width * shapes.width * sum(audio_tokens(length) for length in work.segments),
+        stem=encoder.stem,
+        encoder=encoder.layers,
+        encoder_attention=encoder.attention,
+        projector=2 * shapes.encoder.width * shapes.width * sum(audio_tokens(length) for length in work.segments),
         llm=2 * shapes.llm_weights * tokens,
         llm_attention=4 * shapes.layers * shapes.heads * shapes.head_width * pairs,
         adapters=2 * shapes.adapter_weights(lora_rank) * tokens,
@@ -184,17 +163,16 @@ def training_flops(shapes: Shapes, work: Work, regime: Regime, *, causal: bool =
     """Forward and backward of one batch in a regime; see the module docstring for what a backward pass costs."""
     forward = forward_flops(shapes, work, lora_rank=regime.lora_rank, causal=causal)
     before_llm = regime.encoder or regime.projector or regime.llm  # the embedding trains with the LLM
-    encoder, llm = int(regime.encoder), int(regime.llm)
+    encoder, llm = shapes.encoder.flops(work.segments, trains=regime.encoder), int(regime.llm)
     rank = regime.lora_rank
     tokens = sum(work.documents)
     # With adapters alone nothing trains before the first layer, whose query, key and value pass no gradient on.
     first = 0 if before_llm else 2 * tokens
     return Flops(
-        conv1=forward.conv1 * (1 + encoder),  # the mel needs no gradient
-        conv2=forward.conv2 * (1 + 2 * encoder),
-        encoder=forward.encoder * (1 + 2 * encoder),
-        encoder_attention=forward.encoder_attention * (1 + 2 * encoder),
-        projector=forward.projector * (1 + int(regime.projector) + encoder),
+        stem=encoder.stem,
+        encoder=encoder.layers,
+        encoder_attention=encoder.attention,
+        projector=forward.projector * (1 + int(regime.projector) + int(regime.encoder)),
         llm=forward.llm * (2 + llm) - first * shapes.qkv_weights,
         llm_attention=forward.llm_attention * 3,
         adapters=forward.adapters * 3 - first * 3 * rank * shapes.width,
@@ -211,7 +189,7 @@ def six_n_flops(shapes: Shapes, work: Work, regime: Regime) -> float:
     tokens = sum(work.documents)
     llm = shapes.llm_weights + shapes.width * shapes.vocab
     return 2.0 * (
-        shapes.encoder_weights * work.frames * (3 if regime.encoder else 1)
+        shapes.encoder.weights * shapes.encoder.frames(work.segments) * (3 if regime.encoder else 1)
         + llm * tokens * (3 if regime.llm else 2)
         + 3 * shapes.adapter_weights(regime.lora_rank) * tokens
     )

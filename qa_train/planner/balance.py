@@ -30,7 +30,7 @@ def cost_of(cfg: StageConfig, shapes: Shapes) -> Cost:
     token = sum(each.llm + each.adapters for each in parts) + half_a_pair
     return Cost(
         token_squared=_rounded(half_a_pair / token),
-        audio=_rounded(sum(each.conv1 + each.conv2 + each.encoder + each.projector for each in heard) / token),
+        audio=_rounded(sum(each.stem + each.encoder + each.projector for each in heard) / token),
         audio_squared=_rounded(sum(each.encoder_attention for each in heard) / token),
         scored=_rounded(sum(each.head for each in parts) / token),
     )

@@ -10,7 +10,8 @@ from typing import Any
 from qa_train.config import DeepspeedConfig, StageConfig
 from qa_train.config.planning import PlanConfig
 from qa_train.model.flops import Flops, Regime, forward_flops, training_flops
-from qa_train.planner.activations import Trained, activations
+from qa_train.model.layers.costs import Trained
+from qa_train.planner.activations import activations
 from qa_train.planner.gpus import Gpu, find_gpu
 from qa_train.planner.measured import Pace, pace_of
 from qa_train.planner.memory import GIB, Memory, memory, precision_of, trains_in_bfloat16, zero_stage
@@ -147,7 +148,10 @@ def _load(cfg: StageConfig, options: PlanConfig) -> Load:
             text_tokens=options.text_tokens,
             answer_tokens=options.answer_tokens,
         )
-        return replace(load, problems=[*load.problems, f"shards not read: {str(error).splitlines()[0]}"])
+        problems = [*load.problems, f"shards not read: {str(error).splitlines()[0]}"]
+        if cfg.trainer.epochs is not None:
+            problems.append(f"trainer.epochs is counted from the shards; planned are {cfg.trainer.max_steps} steps")
+        return replace(load, problems=problems)
 
 
 def _estimate(cfg: StageConfig, options: PlanConfig, gpu: Gpu, sizes: Sizes, load: Load) -> Estimate:

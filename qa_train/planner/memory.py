@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from qa_train.config import StageConfig
+from qa_train.model.layers.costs import Precision
 from qa_train.model.precision import native_bfloat16
-from qa_train.planner.activations import Activations, Precision
+from qa_train.planner.activations import Activations
 from qa_train.planner.sizes import Sizes
 
 GIB = 1024**3
@@ -112,7 +113,7 @@ def _plain(cfg: StageConfig, sizes: Sizes, gpus: int, kept: Activations) -> Memo
         "context and fragmentation": OVERHEAD,
     }
     if precision.autocast:
-        kinds["weights cast by autocast"] = 2.0 * (sizes.shapes.llm_weights + sizes.shapes.encoder_weights)
+        kinds["weights cast by autocast"] = 2.0 * (sizes.shapes.llm_weights + sizes.shapes.encoder.weights)
     if live_reference(cfg):
         kinds["reference model"] = float(precision.weights * total)
     return Memory(kinds, kept, 0.0)

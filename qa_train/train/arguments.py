@@ -19,9 +19,14 @@ from qa_train.utils.launch import check_arithmetic, check_ranks_announced
 
 Args = TypeVar("Args", bound=TrainingArguments)
 
+# torch's own number of batches that a worker builds ahead.
+_PREFETCH_FACTOR = 2
 # TrainerConfig fields that are not TrainingArguments.
 _OWN_FIELDS = (
     "batches_per_step",
+    "epochs",
+    # The library's hook takes a padded batch; the model does it for real tokens.
+    "neftune_noise_alpha",
     *(f.name for f in fields(ReliabilityConfig)),
     "cpu_threads",
     "muon_learning_rate",
@@ -62,6 +67,18 @@ def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
     return args
 
 
+def prefetch_factor(cfg: StageConfig) -> int | None:
+    """How many batches each loader worker builds ahead: together they hold the next step while this one is computed.
+
+    The trainer takes all micro-batches of a step before its first forward, to count what the loss is divided by. With
+    less ahead, workers would stand still in a step with accumulation, and the device at the start of the next one.
+    """
+    workers, asked = cfg.data.num_workers, cfg.trainer.dataloader_prefetch_factor
+    if asked is not None or not workers:
+        return asked
+    return max(_PREFETCH_FACTOR, -(-accumulation_steps(cfg.trainer) // workers))
+
+
 def _construct(
     kind: type[Args], cfg: StageConfig, options: dict[str, Any], deepspeed: Any, on_cpu: bool, more: dict[str, Any]
 ) -> Args:
@@ -88,6 +105,6 @@ def _construct(
         # accelerate has no DeepSpeed branch for CPU processes (see distributed.py).
         use_cpu=on_cpu and deepspeed is None,
         deepspeed=deepspeed,
-        **options,
+        **options | {"dataloader_prefetch_factor": prefetch_factor(cfg)},
         **more,
     )

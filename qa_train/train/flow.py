@@ -77,6 +77,7 @@ def go(trainer: Any, stage: Stage, callbacks: Sequence[Callback] = ()) -> int:
     Each of ``callbacks`` builds one from (stage, trainer). Evaluation is passed in, because training does not import
     it.
     """
+    from qa_train.data.order.growth import write_record
     from qa_train.data.workers import WorkerDied, explained_worker_death
     from qa_train.train.first_screen import first_screen
     from qa_train.train.forecast import rehearse
@@ -112,6 +113,7 @@ def go(trainer: Any, stage: Stage, callbacks: Sequence[Callback] = ()) -> int:
     stage.writer.track(stage.cfg, written(stage.cfg) | {"mixture": {row["source"]: row["share"] for row in mixture}})
     rehearsal = rehearse(trainer, stage)
     if stage.run.is_main:
+        write_record(stage.run.plans, stage.batches.plan.fingerprint, stage.batches.plan.record())
         (stage.run.dir / "data.txt").write_text(stage.batches.describe() + "\n")
         write_json(stage.run.dir / "mixture.json", mixture, durable=True)
         print(first_screen(stage, trainer.model, rehearsal), flush=True)

@@ -1,8 +1,8 @@
 """How long a run will take, by a rehearsal before its first step.
 
-On a CPU the first screen rehearses: one micro-batch of the plan forward and backward and one update, with the run's own
+On a CPU a fresh start rehearses: one micro-batch of the plan forward and backward and one update, with the run's own
 model, optimizer and arithmetic. Weights, gradients, random states and counts are then restored, so the run is
-bit-identical to one without rehearsal. There is no forecast without a measurement.
+bit-identical to one without rehearsal. A resumed run knows its own steps. There is no forecast without a measurement.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ from qa_train.planner.work import from_effective_mixture
 from qa_train.train.job import checkpoints
 from qa_train.train.numbers.pace import FIRST_STEPS
 from qa_train.train.numbers.throughput import NAMES, count
+from qa_train.train.safety.guards import read_tail
 from qa_train.train.stage import Stage
 from qa_train.utils.progress import duration
 
 # The first call also prepares, and is timed alone if it takes longer than this.
 _LONG_S = 1.0
 _CALLS = 4
+# A resumed run takes the median of so many steps before the restart.
+_BEFORE = 20
 # Trainer state that a loss reads or changes, besides gradients.
 _CHANGED = ("tally", "_metrics", "_step_numbers")
 
@@ -48,13 +51,12 @@ def rehearse(trainer: Any, stage: Stage) -> Rehearsal | None:
     """Time the run's first micro-batch and an update; every rank must call it.
 
     None where that would have side effects or be inaccurate: on GPUs, under DeepSpeed (which shards weights and steps
-    by itself), and with layers that are compiled on their first call.
+    by itself), and with layers that are compiled on their first call. None on a resume, where it would only cost time.
     """
     options = stage.cfg.trainer
-    if torch.cuda.is_available() or trainer.args.deepspeed is not None or options.compile_layers:
+    if stage.resume or torch.cuda.is_available() or trainer.args.deepspeed is not None or options.compile_layers:
         return None
-    first = checkpoints.step_of(stage.resume) if stage.resume else 0
-    number = first * options.batches_per_step + trainer.args.process_index
+    number = trainer.args.process_index
     model = trainer.model
     collator = stage.collator
     with stage.batches.rehearsal(), _untouched(trainer, model):
@@ -96,14 +98,22 @@ def rehearse(trainer: Any, stage: Stage) -> Rehearsal | None:
 
 def expected_time(stage: Stage, found: Rehearsal | None, ahead: dict[str, Any], lengths: list[Any], world: int) -> str:
     """The first screen's line of time. ahead, lengths: of the plan (`effective_mixture`)."""
-    left = stage.cfg.trainer.max_steps - (checkpoints.step_of(stage.resume) if stage.resume else 0)
-    if found is None:
+    left = stage.cfg.trainer.max_steps
+    if stage.resume:
+        left -= checkpoints.step_of(stage.resume)
+        seconds = [row["seconds"] for row in read_tail(stage.run.metrics, _BEFORE) if "seconds" in row]
+        step_s, source = (median(seconds) if seconds else None), "as before the restart"
+    elif found is not None:
+        usual = _operations(stage, ahead, lengths)
+        batch_s = found.batch_s * (usual / found.operations if found.operations else 1.0)
+        step_s = batch_s * stage.cfg.trainer.batches_per_step / world + found.update_s
+        source = "from a rehearsal step"
+    else:
+        step_s, source = None, ""
+    if step_s is None:
         return f"to be measured: shown after {FIRST_STEPS} steps"
-    usual = _operations(stage, ahead, lengths)
-    batch_s = found.batch_s * (usual / found.operations if found.operations else 1.0)
-    step_s = batch_s * stage.cfg.trainer.batches_per_step / world + found.update_s
     return (
-        f"about {duration(left * step_s)} for {left:,} steps of {step_s:.2g} s, from a rehearsal step; shown again "
+        f"about {duration(left * step_s)} for {left:,} steps of {step_s:.2g} s, {source}; shown again "
         f"after {FIRST_STEPS} steps"
     )
 

@@ -13,6 +13,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from qa_train.config import StageConfig, require_root
 from qa_train.data.batches import open_data
+from qa_train.data.mixture_report import steps_of_epochs
+from qa_train.data.order.growth import Records
 from qa_train.data.workers import raise_file_limit
 from qa_train.model import build_model, freeze
 from qa_train.model.flops import Shapes
@@ -28,6 +30,8 @@ from qa_train.train.job.run import RunFolder
 from qa_train.train.numbers.metrics import MetricsWriter
 from qa_train.train.stage import Stage
 
+logger = logging.getLogger(__name__)
+
 
 def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
     """Open the run folder, the model and the data; None when the run is already finished.
@@ -35,9 +39,9 @@ def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
     Raises:
         ValueError: the run folder or the data do not fit the configuration.
     """
-    raise_file_limit(cfg.data.num_workers)
+    raise_file_limit(args.dataloader_num_workers, args.dataloader_prefetch_factor)
     run = RunFolder(cfg, is_main=is_main())
-    done = run.take(cfg.trainer.max_steps)
+    done = run.take(cfg.trainer.max_steps if cfg.trainer.epochs is None else run.steps_of(cfg.trainer.epochs))
     if done is not None:
         differs = run.other_settings()
         if run.is_main:
@@ -50,6 +54,7 @@ def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
     model, processor = build_model(cfg.model, seed=cfg.run.seed)
     _silence_libraries(model, processor)
     freeze(model, cfg.model.freeze)
+    model.model.neftune_noise_alpha = cfg.trainer.neftune_noise_alpha
     model.set_recompute(**asdict(cfg.trainer.gradient_checkpointing))
     if cfg.trainer.use_liger_kernel:
         use_liger_kernels(model)
@@ -65,6 +70,8 @@ def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
         preference=cfg.kind.pairs,
         cost=cost_of(cfg, Shapes.of(model.config)),
     )
+    if cfg.trainer.epochs is not None:
+        args.max_steps = cfg.trainer.max_steps = steps_of_epochs(data.plan, data.sources, cfg.trainer.epochs)
     writer = MetricsWriter(run.metrics, is_main=run.is_main)
     adapters = plan_adapters(model, cfg.model, seed=cfg.run.seed)
     stage = Stage(cfg, run, model, processor, data, writer, resume, adapters)
@@ -106,8 +113,9 @@ def _check_resume(stage: Stage, args: TrainingArguments) -> None:
             f"the data differ from those {stage.run.dir} was trained on, or the order of their samples does (plan "
             f"fingerprint {stage.batches.plan.fingerprint}, checkpoint {manifest['plan_fingerprint']}). The order "
             "also depends on the qa-train version, the frozen parts and data.encoder_cache: restore what "
-            "changed, or continue in the new order with run.allow_data_change=true. Sources with changed records, "
-            "filters or prompts then start their next epoch and skip the rest of the current one; the others continue "
-            "where they were, with at most one window seen twice"
+            "changed, or continue with run.allow_data_change=true: new sources and new shards then join after the "
+            "current shuffle window. Sources with changed records, filters or prompts start their next epoch"
         )
-    stage.batches.plan.seek(*manifest["plan_hint"])
+    for line in stage.batches.plan.seek(*manifest["plan_hint"], records=Records.read(stage.run.plans)):
+        if stage.run.is_main:
+            logger.warning("the data have changed: %s", line)

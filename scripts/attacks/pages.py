@@ -47,7 +47,7 @@ SECRET = "a-secret-of-this-machine"
 
 def pages(folder: Path, rounds: int, draw: random.Random) -> Iterator[Attempt]:
     """Run folders of others, as the dashboard shows them: no file of this machine, no script, no key on the page."""
-    from qa_train.commands.command_table import run as command
+    from qa_train.command_line.command_table import run as command
     from tests.test_dashboard import answered, make
 
     # Even a file that claims to be sound.

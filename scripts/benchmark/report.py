@@ -11,6 +11,7 @@ from benchmark.clips import PROMPT_TOKENS, Example, durations
 from benchmark.measure import Batch, FirstStep, Seconds
 from benchmark.twins import REGIMES, make_config
 from qa_train.data.audio.waveform import SAMPLE_RATE
+from qa_train.model.encoders.whisper_costs import WhisperCosts
 from qa_train.model.flops import Regime, Shapes, Work, forward_flops, six_n_flops, training_flops
 from qa_train.model.layers.lengths import audio_tokens
 
@@ -38,7 +39,10 @@ def describe(
     kind = REGIMES[regime]
     useful = sum(training_flops(shapes, part, kind).total for part in work)
     dense = sum(six_n_flops(shapes, part, kind) for part in work)
-    tokens, frames = sum(sum(part.documents) for part in work), sum(part.frames for part in work)
+    tokens, frames = (
+        sum(sum(part.documents) for part in work),
+        sum(shapes.encoder.frames(part.segments) for part in work),
+    )
     audio_s = sum(len(example.wave) for example in examples) / SAMPLE_RATE
     record: dict[str, Any] = {"corpus": corpus, "regime": regime, "clips": len(examples), "audio_s": round(audio_s, 2)}
     record |= {"tokens": tokens, "supervised": sum(part.supervised for part in work), "frames": frames}
@@ -106,9 +110,10 @@ def executed_flops(
             total += again.llm + again.llm_attention + again.adapters
             if not regime.lora_rank:  # with LoRA an adapter comes after a layer's last weight
                 total -= 2 * shapes.layers * shapes.width * shapes.ffn * sum(work.documents)
-            if regime.encoder:
+            encoder = shapes.encoder
+            if regime.encoder and isinstance(encoder, WhisperCosts):
                 total += again.encoder + again.encoder_attention
-                total -= 2 * shapes.encoder_layers * shapes.encoder_width * shapes.encoder_ffn * work.frames
+                total -= 2 * encoder.layers * encoder.width * encoder.ffn * encoder.frames(work.segments)
     return total
 
 

@@ -16,6 +16,7 @@ from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.script import script_share, spoken_characters
 from qa_train.data.tools.clean import CleanConfig, clean, clipped_share, measure_shard, silent_share
 from qa_train.data.tools.validate import validate
+from qa_train.utils.jobs import Engine
 from tests.data.conftest import noise
 
 OFF = CleanConfig(**{name: None for name in CleanConfig.__dataclass_fields__ if name != "silence_db"})
@@ -62,7 +63,7 @@ def test_every_filter_refuses_its_record_and_explains(tmp_path: Path) -> None:
     assert dry.dropped is not None
     assert dry.dropped.total() == 9
     assert "9 (0.00 h) are dropped" in str(dry)
-    done = clean(paths, cfg, apply=True, num_workers=2)
+    done = clean(paths, cfg, apply=True, engine=Engine(2))
     assert done.dropped == dry.dropped
     assert keys(paths) == ["good", "chinese", "text_only"]
     problems = [problem for path in paths for problem in load_index(path).problems]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import os
 import re
 import tarfile
 from pathlib import Path
@@ -14,9 +13,8 @@ from typing import Any
 import pytest
 import soundfile
 
-from qa_train.commands.command_table import COMMANDS, run
-from qa_train.commands.help import command_help
-from qa_train.data.parallel import each_shard
+from qa_train.command_line.command_table import COMMANDS, run
+from qa_train.command_line.help import command_help
 from qa_train.data.shards.index import SUFFIX, build_index, load_index
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.tools.clean import CleanConfig
@@ -190,15 +188,3 @@ def test_wrong_words_are_explained(command: str, tmp_path: Path) -> None:
             run(f"data {command}", ["x.tar", "colour=red"])
         with pytest.raises(ValueError, match="no shard matches"):
             run(f"data {command}", [str(tmp_path / "*.tar")])
-
-
-def _dies(path: str) -> str:
-    if path == "b":
-        os._exit(9)
-    return path
-
-
-def test_a_dead_worker_is_named() -> None:
-    assert list(each_shard(_dies, ["a", "c", "d"], num_workers=2)) == ["a", "c", "d"]
-    with pytest.raises(ValueError, match=r"a worker process died .* on one of \[.*'b'"):
-        list(each_shard(_dies, ["a", "b"], num_workers=2))

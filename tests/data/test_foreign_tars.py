@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from qa_train.commands.command_table import run
+from qa_train.command_line.command_table import run
 from qa_train.data.shards.index import build_index, scan
 from qa_train.data.shards.tar import DamagedShard, members
 from qa_train.data.shards.writer import ShardWriter

@@ -297,7 +297,7 @@ def test_a_text_beside_a_json_of_facts_is_the_transcript_and_other_texts_are_cou
 
 
 def test_the_command_fails_where_no_record_can_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from qa_train.commands.command_table import run
+    from qa_train.command_line.command_table import run
 
     def shard(name: str, *records: bytes) -> str:
         with tarfile.open(tmp_path / name, "w") as tar:

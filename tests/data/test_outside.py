@@ -11,7 +11,7 @@ import pytest
 
 from data_pipelines.importers import ImportConfig, import_corpus
 from data_pipelines.importing.catalogue import corpus_of
-from qa_train.commands.command_table import run as command
+from qa_train.command_line.command_table import run as command
 from qa_train.data.shards.index import load_index
 from qa_train.data.tools.outside import Outside
 from qa_train.report.style import refuse_foreign

@@ -26,6 +26,8 @@ class Fake:
     longest: int = 300
     bad: int = 0
     max_epochs: int | None = None
+    settings: str = "s"
+    shard_ids: list[str] | None = None
     asked: Counter[tuple[int, int]] = field(default_factory=Counter)
 
     def lengths(self, rows: Ints, epoch: int) -> Lengths:

@@ -107,8 +107,13 @@ def test_a_batch_that_does_not_fit_into_shared_memory_ends_the_wait() -> None:
         ((3000, 5000), 2, 5000),
         ((256, resource.RLIM_INFINITY), 2, 65536),
         ((70_000, 80_000), 2, 70_000),
-        ((100, 100), 0, "open 100 files, and training with data.num_workers=0 needs 128"),
-        ((100, 256), 4, "open 256 files, and training with data.num_workers=4 needs 384.* lower data.num_workers"),
+        ((100, 100), 0, "open 100 files, and training with data.num_workers=0 and 0 batches ahead needs 128"),
+        (
+            (100, 256),
+            4,
+            "open 256 files, and training with data.num_workers=4 and 12 batches ahead needs 512: "
+            ".* lower trainer.dataloader_prefetch_factor or data.num_workers",
+        ),
     ],
 )
 def test_the_limit_on_open_files_is_raised_as_far_as_it_goes(
@@ -119,9 +124,9 @@ def test_the_limit_on_open_files_is_raised_as_far_as_it_goes(
     monkeypatch.setattr(resource, "setrlimit", lambda _, values: now.__setitem__(0, values))
     if isinstance(result, str):
         with pytest.raises(ValueError, match=result):
-            raise_file_limit(workers)
+            raise_file_limit(workers, 3 if workers else None)
     else:
-        raise_file_limit(workers)
+        raise_file_limit(workers, 3 if workers else None)
         assert now == [(result, limit[1])]
 
 

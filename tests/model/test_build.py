@@ -151,7 +151,7 @@ def test_tied_llm_gives_its_embedding_to_the_head_and_new_tokens_start_as_the_me
         (lambda c: setattr(c, "freeze", ["head"]), "the parts are encoder, projector, llm"),
         (lambda c: setattr(c, "freeze", ["llm", "encoder", "projector"]), "nothing would train"),
         (lambda c: setattr(c.encoder, "source", "package:whisper-tiny.en"), "has d_model=64.*has 384"),
-        (lambda c: setattr(c.encoder, "source", "package:other"), "unknown model.encoder.source"),
+        (lambda c: setattr(c.encoder, "source", "package:other"), "no encoder of type package:other; there are"),
         (lambda c: setattr(c.llm, "source", "package:other"), "unknown model.llm.source"),
         (lambda c: setattr(c, "checkpoint", "no/such/place"), "does not exist: give"),
         (lambda c: setattr(c, "checkpoint", str(CONFIGS)), "not a model folder"),

@@ -8,6 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from qa_train.model import freeze
+from qa_train.model.encoders.whisper_costs import WhisperCosts
 from qa_train.model.flops import Regime, Shapes, Work, forward_flops, six_n_flops, training_flops
 from tests.model.conftest import Batch, make_config, make_twins
 
@@ -21,7 +22,7 @@ REGIMES = {
     "projector alone": (Regime(encoder=False, llm=False), ("encoder", "llm")),
     "LoRA": (Regime(encoder=False, projector=False, llm=False, lora_rank=RANK), ()),
 }
-QWEN2_AUDIO = Shapes(128, 1280, 5120, 32, 4096, 11008, 32, 32, 32, 128, 156032)
+QWEN2_AUDIO = Shapes(WhisperCosts(128, 1280, 5120, 32), 4096, 11008, 32, 32, 32, 128, 156032)
 
 
 def count(regime: str, batch: Batch) -> tuple[float, float]:
@@ -46,7 +47,7 @@ def test_training_flops_equal_what_torch_counts(regime: str) -> None:
     work = Work.of({**batch.joined(), "labels": batch.labels})
     expected = training_flops(Shapes.of(make_config()), work, REGIMES[regime][0], causal=False)
     rest, convolutions = count(regime, batch)
-    useful = expected.conv1 + expected.conv2
+    useful = expected.stem
     assert rest == expected.total - useful
     # Each segment brings up to two tail frames and an empty column or two between itself and the next.
     columns = 4 * len(work.segments) + 2
@@ -58,7 +59,7 @@ def test_work_is_what_the_batch_really_holds() -> None:
     work = Work.of({**batch.joined(), "labels": batch.labels})
     # The first token of a row is never a target; 10 mel frames are 5 conv frames and 2 audio tokens.
     assert work == Work(segments=[10], documents=[7, 7], supervised=2 + 2 + 6)
-    assert work.frames == 5
+    assert QWEN2_AUDIO.encoder.frames(work.segments) == 5
     text = Batch([[7]])
     assert Work.of({**text.joined(), "labels": text.labels}).segments == []
 
@@ -75,18 +76,18 @@ def test_a_causal_document_costs_its_pairs() -> None:
 @pytest.mark.parametrize(("seconds", "teraflops"), [(30, 2.27), (15, 1.045), (10, 0.676), (5, 0.328), (4, 0.261)])
 def test_encoder_of_the_released_model(seconds: int, teraflops: float) -> None:
     flops = forward_flops(QWEN2_AUDIO, Work([100 * seconds], [], 0))
-    encoder = flops.conv1 + flops.conv2 + flops.encoder + flops.encoder_attention
+    encoder = flops.stem + flops.encoder + flops.encoder_attention
     assert encoder / 1e12 == pytest.approx(teraflops, rel=3e-3)
 
 
 def test_llm_of_the_released_model() -> None:
     assert QWEN2_AUDIO.llm_weights == pytest.approx(6.476e9, rel=1e-4)
-    assert QWEN2_AUDIO.encoder_weights == pytest.approx(0.629e9, rel=1e-3)
+    assert QWEN2_AUDIO.encoder.weights == pytest.approx(0.629e9, rel=1e-3)
     work = Work([500], [173], 14)
     total = training_flops(QWEN2_AUDIO, work, Regime()).total
     # 3 x (0.328 TF of encoder + 173 tokens x 12.95 GF + 14 rows x 1.278 GF); attention of 173 tokens adds 0.3 %.
     assert total / 1e12 == pytest.approx(0.98 + 6.72 + 0.05, rel=6e-3)
-    dense = 6 * (QWEN2_AUDIO.encoder_weights * 250 + (QWEN2_AUDIO.llm_weights + 4096 * 156032) * 173)
+    dense = 6 * (QWEN2_AUDIO.encoder.weights * 250 + (QWEN2_AUDIO.llm_weights + 4096 * 156032) * 173)
     assert six_n_flops(QWEN2_AUDIO, work, Regime()) == dense
 
 

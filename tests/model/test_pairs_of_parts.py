@@ -94,7 +94,10 @@ def test_parts_that_cannot_be_joined_are_named(whisper: Path, tmp_path: Path) ->
 
     Wav2Vec2Config().save_pretrained(tmp_path / "wav2vec")
     BertConfig().save_pretrained(tmp_path / "bert")
-    refuses("of type wav2vec2; give a Whisper or Qwen2-Audio", encoder=EncoderConfig(str(tmp_path / "wav2vec")))
+    refuses(
+        "no encoder of type wav2vec2; there are qwen2_audio_encoder, whisper, ",
+        encoder=EncoderConfig(str(tmp_path / "wav2vec")),
+    )
     refuses("model.encoder.source .*none cannot be read", encoder=EncoderConfig(str(tmp_path / "none")))
     refuses("model.llm.source .*none cannot be read", llm=LanguageModelConfig(str(tmp_path / "none")))
     refuses("is of type bert; use an LLM of the families", llm=LanguageModelConfig(str(tmp_path / "bert")))

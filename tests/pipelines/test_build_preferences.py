@@ -11,7 +11,7 @@ import pytest
 
 from data_pipelines.build_preferences import FAMILIES, PreferencesConfig, build_preferences
 from data_pipelines.synthetic.preferences import NO_SPEECH
-from qa_train.commands.command_table import run
+from qa_train.command_line.command_table import run
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.writer import ShardWriter
 

@@ -19,7 +19,7 @@ from data_pipelines import build_analysis
 from data_pipelines.synthetic.acoustics import at_snr, coloured_noise, in_room, level
 from data_pipelines.synthetic.speakable import one_line, unspeakable
 from data_pipelines.synthetic.speakers import SpeakerOptions, open_speaker
-from qa_train.commands.command_table import run
+from qa_train.command_line.command_table import run
 from qa_train.data.audio.waveform import read_clip
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.writer import ShardWriter

@@ -21,6 +21,7 @@ from data_pipelines.synthetic.synth import (
     Voice,
     draw_voice,
 )
+from qa_train.utils.jobs import Engine
 
 TEXTS = [f"this is sentence {word}" for word in ["one", "two", "three", "four", "five", "six", "seven", "eight"]]
 
@@ -57,8 +58,8 @@ def jobs(folder: Path) -> list[Job]:
 
 def test_shards_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
     first, second = jobs(tmp_path / "a"), jobs(tmp_path / "b")
-    assert make(first, num_workers=2) == 8
-    assert make(second, num_workers=1) == 8
+    assert make(first, engine=Engine(2)) == 8
+    assert make(second, engine=Engine(1)) == 8
     for one, other in zip(first, second, strict=True):
         assert one.path.read_bytes() == other.path.read_bytes()
 
@@ -66,18 +67,18 @@ def test_shards_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None
 def test_finished_shards_are_kept_and_half_ones_redone(tmp_path: Path) -> None:
     todo = jobs(tmp_path)
     seen: list[int] = []
-    make(todo, num_workers=1)
+    make(todo, engine=Engine(1))
     whole = todo[0].path.read_bytes()
-    assert make(todo, num_workers=1, progress=seen.append) == 0
+    assert make(todo, engine=Engine(1), ready=lambda job: seen.append(job.num_clips)) == 0
     assert sum(seen) == 8
     # Killed while writing: the shard is there, the marker is not.
     todo[0].path.write_bytes(whole[:1000])
     Path(f"{todo[0].path}.recipe").unlink()
-    assert make(todo, num_workers=1) == 4
+    assert make(todo, engine=Engine(1)) == 4
     assert todo[0].path.read_bytes() == whole
     # Another recipe under the same name.
     changed = dataclasses.replace(todo[0], arguments=(TEXTS[:2], "train", 3, 0), num_clips=2)
-    assert make([changed], num_workers=1) == 2
+    assert make([changed], engine=Engine(1)) == 2
     assert [clip.record["text"] for clip in read_shard(changed.path)] == TEXTS[:2]
 
 

@@ -15,9 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from qa_train.config import EncoderConfig, LanguageModelConfig, LoraSettings, ModelConfig, StageConfig
 from qa_train.model import build_model, freeze
 from qa_train.model.flops import Shapes, Work
+from qa_train.model.layers.costs import Precision, Trained
 from qa_train.model.layers.lengths import audio_tokens, mel_columns
 from qa_train.model.layers.recompute import _KEPT
-from qa_train.planner.activations import Precision, Trained, activations
+from qa_train.planner.activations import activations
 from qa_train.planner.memory import memory
 from qa_train.planner.sizes import measure
 
@@ -130,7 +131,7 @@ def test_activations_are_what_autograd_saves(
     expected = planned.encoder + planned.llm + planned.logits / 3
     if autocast and dtype == "float32":
         # Every weight of a product has a copy in bfloat16.
-        expected += 2 * (shapes.llm_weights + (0 if llm.adapters else shapes.encoder_weights))
+        expected += 2 * (shapes.llm_weights + (0 if llm.adapters else shapes.encoder.weights))
     counter = KeptBySelective() if mode == "selective" else None
     if counter is not None and not encoder.whole:
         counter.leave_out(tower)

@@ -92,6 +92,20 @@ def test_a_rehearsed_run_is_equal_to_the_last_bit(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_a_resume_takes_its_own_steps_and_rehearses_nothing(
+    options: Options, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [*options("pretrain", tmp_path / "run"), "trainer.save_steps=2"]
+    train("pretrain", [*words, "trainer.max_steps=4"])
+    assert "from a rehearsal step" in capfd.readouterr().out
+    log = tmp_path / "run" / "metrics.jsonl"
+    rows = [json.loads(line) | {"seconds": 7.0} for line in log.read_text().splitlines()]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "run" / "finished.json").unlink(missing_ok=True)
+    train("pretrain", [*words, "trainer.max_steps=9"])
+    assert "about 35 s for 5 steps of 7 s, as before the restart; shown again after 3 steps" in capfd.readouterr().out
+
+
 def seconds_in(text: str, pattern: str) -> float:
     found = re.search(pattern + r"[^\n]*?([\d.e-]+) s\b", text)
     assert found is not None, text

@@ -25,7 +25,8 @@ class EncoderConfig:
     source: str | None = None
     # Random weights instead of an error when a "package:" source is not installed.
     random_if_absent: bool = False
-    # Fields of transformers' Qwen2AudioEncoderConfig; ignored fields are an error.
+    # Fields of the encoder's configuration (transformers' Qwen2AudioEncoderConfig, unless "model_type" names another
+    # encoder of qa_train/model/encoders/kinds.py); ignored fields are an error.
     config: dict[str, Any] = field(default_factory=dict)
 
 
@@ -223,6 +224,9 @@ class TrainerConfig(ReliabilityConfig):
     """Options of transformers' TrainingArguments, under the library's own names."""
 
     max_steps: int = 100
+    # Train until the samples of all sources together were seen so often; replaces max_steps. How often each is seen
+    # follows from data.mixture: about equally often with by=epochs and weights of 1.
+    epochs: float | None = None
     learning_rate: float = 1e-4
     lr_scheduler_type: str = "cosine"
     lr_scheduler_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -233,6 +237,10 @@ class TrainerConfig(ReliabilityConfig):
     adam_beta2: float = 0.98
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
+    # Share of the target's probability that is spread over the vocabulary (arXiv 1512.00567); not for dpo.
+    label_smoothing_factor: float = 0.0
+    # Noise on the LLM's input embeddings, uniform and at most alpha / sqrt(tokens x width) (NEFTune, arXiv 2310.05914).
+    neftune_noise_alpha: float | None = None
     optim: str = "adamw_torch"
     # Learning rate of Muon for hidden matrices, with AdamW at learning_rate for the rest; null: optim for all.
     muon_learning_rate: float | None = None
@@ -247,6 +255,7 @@ class TrainerConfig(ReliabilityConfig):
     compile_layers: bool = False
     # Liger's fused RMSNorm, rotary positions and SwiGLU in the LLM; CUDA only, untested.
     use_liger_kernel: bool = False
+    # Batches that each loader worker builds ahead; null: all workers together a whole step of their rank, at least 2.
     dataloader_prefetch_factor: int | None = None
     ddp_timeout: int = 1800
     # Micro-batches of one optimizer step over all ranks; must be divisible by the world size.

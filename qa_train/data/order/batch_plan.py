@@ -18,16 +18,17 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from qa_train.data.order import mixture
+from qa_train.data.order import growth, mixture
 from qa_train.data.order.epoch import EpochOrder, Ints, hashes
+from qa_train.data.order.growth import Generation, GrownOrder, PlanRecord, Records
 from qa_train.data.order.packing import Cost, pack
-from qa_train.data.order.seek import Board, Start, decode_state, encode_state
+from qa_train.data.order.seek import Board, Read, Saved, Start, decode_state, encode_state, number_of
 from qa_train.data.order.shuffle_window import PlanSource, SampleRef, Window
 
 _WINDOWS_KEPT = 2
@@ -55,7 +56,7 @@ class Plan:
     """The order of the training data; ``batch(k)`` for any k, in constant memory.
 
     Finding batch k walks the windows before it once; ``seek_hint`` and ``seek`` let a resumed run
-    start at its window.
+    start at its window. After a change of the data, an earlier plan holds the batches up to the end of its window.
     """
 
     def __init__(
@@ -67,7 +68,10 @@ class Plan:
         batches_per_step: int,
         shuffle_window: int,
         cost: Cost | None = None,
+        settings: str | None = None,
+        shards: Mapping[int, Ints] | None = None,
     ) -> None:
+        """``settings`` and ``shards`` (by place of the source, in order): of an earlier version of the data."""
         used = [i for i, s in enumerate(sources) if s.weight > 0]
         if not used:
             raise ValueError("no source has a weight above 0: nothing to plan")
@@ -89,7 +93,13 @@ class Plan:
         self.cost = cost or Cost()
         self._used = used
         self._windows: OrderedDict[int, Window] = OrderedDict()
-        self._epochs: OrderedDict[tuple[int, int], EpochOrder] = OrderedDict()
+        self._epochs: OrderedDict[tuple[int, int], EpochOrder | GrownOrder] = OrderedDict()
+        self._settings_then, self._shards_then = settings, shards or {}
+        self._earlier: Plan | None = None
+        # Epochs that other shards joined, by source and epoch: the shards before each time.
+        self._grown: dict[tuple[int, int], list[Generation]] = {}
+        # The same as numbers, for the state.
+        self._reads: dict[tuple[int, int], list[Read]] = {}
         # Starts of windows, by number; not all of them.
         self._starts = [Start(0, 0, 0, tuple((0, 0) for _ in used))]
         self._board = Board(len(used))
@@ -113,6 +123,9 @@ class Plan:
 
     def bounds(self, k: int) -> tuple[Start, Start]:
         """The start of the window that holds batch k, and the start of the one after it."""
+        if self._earlier is not None and k < self._starts[0].first_batch:
+            start, following = (self._translated(each) for each in self._earlier.bounds(k))
+            return start, self._starts[0] if following.window == self._starts[0].window else following
         start = self._start_of(k)
         return start, self._starts[bisect_right(self._starts, k, key=lambda s: s.first_batch)]
 
@@ -123,6 +136,8 @@ class Plan:
 
     def window(self, number: int) -> Window:
         """All batches of a window; the last two are kept in memory."""
+        if self._earlier is not None and number < self._starts[0].window:
+            return self._earlier.window(number)
         while number not in self._windows:
             place = bisect_right(self._starts, number, key=lambda s: s.window) - 1
             if place < 0:
@@ -133,39 +148,165 @@ class Plan:
 
     def seek_hint(self, k: int) -> tuple[int, ...]:
         """The state at batch k as integers, for ``seek`` in another process."""
-        ids = [(s.name, s.fingerprint) for s in (self.sources[i] for i in self._used)]
-        return encode_state(self._start_of(k), k, self.batches_per_step, self._settings(), ids)
+        if self._earlier is not None and k < self._starts[0].first_batch:
+            return self._earlier.seek_hint(k)
+        start = self._start_of(k)
+        now, before = [], []
+        for i, (epoch, position) in zip(self._used, start.cursors, strict=True):
+            source = self.sources[i]
+            now.append(Read(number_of(source.name), number_of(source.fingerprint), epoch, position))
+            before += self._reads.get((i, epoch), [])
+        return encode_state(start, k, self.batches_per_step, self._settings(), now, before)
 
-    def seek(self, *state: int) -> None:
+    def record(self) -> PlanRecord:
+        """What ``seek`` needs to know of this version of the data when they have changed."""
+        return growth.record(self._settings(), self.sources)
+
+    def seek(self, *state: int, records: Records | None = None) -> list[str]:
         """Continue from a saved ``seek_hint`` instead of walking the windows before it.
 
-        Batches per step may have changed: the next step stays the next one, under its new batch number. When the data
-        or their settings changed, unchanged sources continue where they were, changed ones start their next epoch
-        (skipping the rest of the current one), and the window starts again: at most one is seen twice.
+        Batches per step may have changed: the next step stays the next one, under its new batch number.
+
+        When the data or their settings have changed, ``records`` of the versions that the run has seen let it finish
+        the window that it is in as it was planned. From the next window on, new sources are part of the mixture, and
+        new shards join the epoch that their source is in. A source with other settings, or without some of its records,
+        starts its next epoch. Where the window cannot be had back, it starts again: at most one is seen twice.
+
+        Returns what became of the sources that have changed, one line each.
         """
-        ids = [(s.name, s.fingerprint) for s in (self.sources[i] for i in self._used)]
-        start, exact = decode_state(state, self.batches_per_step, self._settings(), ids)
-        if not exact:
-            self._starts = [start]
-            self._board.clear()
-            self._windows.clear()
-            return
+        saved, records = decode_state(state), records or Records()
+        moved = saved.moved(self.batches_per_step)
+        ids = {number_of(s.name): number_of(s.fingerprint) for s in (self.sources[i] for i in self._used)}
+        same = saved.settings == number_of(self._settings())
+        same &= ids == {name: versions[0].data for name, versions in saved.sources.items()}
+        cursors = {name: (versions[0].epoch, versions[0].position) for name, versions in saved.sources.items()}
+        batch, first = saved.batch + moved, saved.first_batch + moved
+        if same:
+            now, told = self._continued(cursors, saved, records)
+            start = Start(saved.window, first, saved.base, now)
+            if not moved and not told:
+                self._check_known(start)
+                self._learn(start)
+                return []
+        if same and not told:
+            self._restart(start, None)
+            return []
+        earlier = self._back(saved, records, first) if batch > first else None
+        if earlier is None:
+            now, told = self._continued(cursors, saved, records)
+            self._restart(Start(saved.window, batch, saved.window, now), None)
+            return told
+        following = earlier.bounds(batch)[1]
+        for u, i in enumerate(earlier.used):
+            cursors[number_of(self.sources[i].name)] = following.cursors[u]
+        now, told = self._continued(cursors, saved, records)
+        self._restart(Start(following.window, following.first_batch, following.window, now), earlier)
+        return told
+
+    def _restart(self, start: Start, earlier: Plan | None) -> None:
+        """Count windows and batches from here on; batches before it are those of an earlier plan."""
+        self._starts, self._earlier = [start], earlier
+        self._board.clear()
+        self._windows.clear()
+
+    def _check_known(self, start: Start) -> None:
         for known in self._starts:
             if known.window == start.window and known != start:
                 raise ValueError(
                     f"shuffle window {known.window} starts at batch {known.first_batch}, the saved state has "
                     f"{start.first_batch}: it is of another run"
                 )
-        self._learn(start)
+
+    def _back(self, saved: Saved, records: Records, first: int) -> Plan | None:
+        """The plan that a state is of, at its window; None if it cannot be had back from the data of now."""
+        made = records.of(saved)
+        if made is None or json.loads(made.settings)[: growth.GLOBAL] != json.loads(self._settings())[: growth.GLOBAL]:
+            return None
+        found = growth.earlier_sources(made, self.sources)
+        if found is None:
+            return None
+        plan = Plan(
+            found[0],
+            seed=self.seed,
+            tokens_per_batch=self.tokens_per_batch,
+            batches_per_step=self.batches_per_step,
+            shuffle_window=self.shuffle_window,
+            cost=self.cost,
+            settings=made.settings,
+            shards=found[1],
+        )
+        cursors = {name: (versions[0].epoch, versions[0].position) for name, versions in saved.sources.items()}
+        now, told = plan._continued(cursors, saved, records)
+        plan._restart(Start(saved.window, first, saved.base, now), None)
+        return None if told else plan
+
+    def _continued(
+        self, cursors: Mapping[int, tuple[int, int]], saved: Saved, records: Records
+    ) -> tuple[tuple[tuple[int, int], ...], list[str]]:
+        """Where each source goes on that was read up to ``cursors`` (by number of the name), and what has changed."""
+        self._grown, self._reads = {}, {}
+        self._epochs.clear()
+        out, told = [], []
+        for i in self._used:
+            source = self.sources[i]
+            versions = saved.sources.get(number_of(source.name))
+            if versions is None:
+                out.append((0, 0))
+                told.append(f"source {source.name!r} is new: it begins with its first epoch")
+                continue
+            epoch, position = cursors[number_of(source.name)]
+            reads = [read for read in versions[1:] if read.epoch == epoch]
+            changed = versions[0].data != number_of(source.fingerprint)
+            if changed and source.max_epochs is not None and epoch >= source.max_epochs:
+                # Its last epoch goes on with the new shards alone.
+                epoch, reads, position = epoch - 1, [], -1
+            if changed:
+                reads.append(Read(versions[0].name, versions[0].data, epoch, position))
+            parts = [growth.placed(records.version(read.name, read.data), source) for read in reads]
+            known = [part for part in parts if part is not None]
+            if len(known) < len(parts):
+                out.append((versions[0].epoch + 1, 0))
+                told.append(f"source {source.name!r} has other records or settings: it starts its next epoch")
+                continue
+            if changed:
+                joined = len(self._shards(i)) - len(known[-1])
+                told.append(f"source {source.name!r} has grown by {joined} shards: they join epoch {epoch}")
+            if position < 0:
+                position = int(np.asarray(source.shard_lengths)[known[-1]].sum())
+                reads = [Read(reads[-1].name, reads[-1].data, epoch, position)]
+            out.append((epoch, position))
+            # At its very start, an epoch is simply that of all shards.
+            if position and reads:
+                self._reads[i, epoch] = reads
+                self._grown[i, epoch] = [
+                    Generation(part, read.position) for part, read in zip(known, reads, strict=True)
+                ]
+        return tuple(out), told
+
+    def _shards(self, i: int) -> Ints:
+        """The numbers of the shards of source i that are part of this plan."""
+        if i in self._shards_then:
+            return self._shards_then[i]
+        return np.flatnonzero(np.asarray(self.sources[i].shard_lengths) > 0)
+
+    def _translated(self, start: Start) -> Start:
+        """A start of the earlier plan with a cursor for every source of this one."""
+        assert self._earlier is not None
+        cursors = dict(zip(self._earlier.used, start.cursors, strict=True))
+        return Start(start.window, start.first_batch, start.base, tuple(cursors.get(i, (0, 0)) for i in self._used))
 
     def _settings(self) -> str:
         """Everything that the order depends on except the sources' data."""
+        if self._settings_then is not None:
+            return self._settings_then
         parts: list[Any] = [_VERSION, self.seed, self.tokens_per_batch, self.shuffle_window, self.cost.key()]
         parts += [[s.name, s.weight, s.max_epochs] for s in self.sources]
         return json.dumps(parts)
 
     def _start_of(self, k: int) -> Start:
         """The start of the window that holds batch k: known, learnt from another process, or walked to."""
+        if self._earlier is not None and k < self._starts[0].first_batch:
+            return self._translated(self._earlier._start_of(k))
         asked = False
         while True:
             place = bisect_right(self._starts, k, key=lambda s: s.first_batch) - 1
@@ -278,11 +419,20 @@ class Plan:
             {i: part.skipped for i, part in parts.items()},
         )
 
-    def _order(self, i: int, epoch: int) -> EpochOrder:
+    def _order(self, i: int, epoch: int) -> EpochOrder | GrownOrder:
         if (i, epoch) not in self._epochs:
-            source = self.sources[i]
-            self._epochs[i, epoch] = EpochOrder(np.asarray(source.shard_lengths), self.seed, source.name, epoch)
+            self._epochs[i, epoch] = self._make_order(i, epoch)
             if len(self._epochs) > _EPOCHS_KEPT * len(self._used):
                 self._epochs.popitem(last=False)
         self._epochs.move_to_end((i, epoch))
         return self._epochs[i, epoch]
+
+    def _make_order(self, i: int, epoch: int) -> EpochOrder | GrownOrder:
+        lengths, key = np.asarray(self.sources[i].shard_lengths), (self.seed, self.sources[i].name, epoch)
+        generations = self._grown.get((i, epoch), [])
+        made: list[Ints] = [*(each.shards for each in generations), self._shards(i)]
+        order: EpochOrder | GrownOrder = EpochOrder(lengths, *key, shards=made[0])
+        for generation, shards in zip(generations, made[1:], strict=True):
+            new = np.setdiff1d(shards, generation.shards)
+            order = GrownOrder(order, generation.position, lengths, new, *key)
+        return order

@@ -26,21 +26,22 @@ _GROUPS_KEPT = 3
 class EpochOrder:
     """Where the raw positions of one epoch lead: ``rows(position, count)``, every row once.
 
-    ``shard_lengths`` holds the rows of each shard; row numbers count through the shards.
+    ``shard_lengths`` holds the rows of each shard; row numbers count through the shards. ``shards``: the numbers of
+    those that are part of the epoch, by default all that have rows.
     """
 
-    def __init__(self, shard_lengths: Ints, *key: Any) -> None:
+    def __init__(self, shard_lengths: Ints, *key: Any, shards: Ints | None = None) -> None:
         self._key = key
-        used = np.flatnonzero(shard_lengths > 0)
-        self._shards = used[np.argsort(hashes(len(used), *key, "shards"), kind="stable")]
-        self._lengths = shard_lengths[self._shards]
-        self._starts = (np.cumsum(shard_lengths) - shard_lengths)[self._shards]
+        used = np.flatnonzero(shard_lengths > 0) if shards is None else shards
+        self.shards = used[np.argsort(hashes(len(used), *key, "shards"), kind="stable")]
+        self._lengths = shard_lengths[self.shards]
+        self._starts = (np.cumsum(shard_lengths) - shard_lengths)[self.shards]
         self.total = int(self._lengths.sum())
         per_shard = max(1, self.total // max(1, len(used)))
         self.group_shards = max(GROUP_SHARDS, -(-GROUP_ROWS // per_shard))
         # Position at which each group begins, and the end.
-        self._bounds = np.append(np.add.reduceat(self._lengths, np.arange(0, len(used), self.group_shards)), 0)
-        self._bounds = np.concatenate([[0], np.cumsum(self._bounds[:-1])])
+        groups = np.add.reduceat(self._lengths, np.arange(0, len(used), self.group_shards))
+        self._bounds = np.concatenate([[0], np.cumsum(groups)])
         self._groups: OrderedDict[int, Ints] = OrderedDict()
 
     def rows(self, position: int, count: int) -> Ints:
@@ -54,6 +55,11 @@ class EpochOrder:
             parts.append(part)
             position += len(part)
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+    def split(self, position: int) -> tuple[int, Ints]:
+        """Where the group of shards ends that is being read at ``position``, and the shards after it."""
+        group = int(np.searchsorted(self._bounds, position, side="left"))
+        return int(self._bounds[group]), self.shards[group * self.group_shards :]
 
     def _group(self, number: int) -> Ints:
         if number not in self._groups:

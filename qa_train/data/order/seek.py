@@ -25,51 +25,70 @@ class Start:
     cursors: tuple[tuple[int, int], ...]
 
 
-def encode_state(
-    start: Start, batch: int, batches_per_step: int, settings: str, sources: Sequence[tuple[str, str]]
-) -> tuple[int, ...]:
-    """The state at a batch of the window; ``sources`` are names and fingerprints.
+@dataclass(frozen=True)
+class Read:
+    """How far a version of a source's data was read: numbers of its name and data, epoch, position."""
 
-    Six integers (window, its first batch, the batch, batches per step, base, digest of the
-    settings), then four for each source (digests of name and data, epoch, position).
+    name: int
+    data: int
+    epoch: int
+    position: int
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A state: the window that holds ``batch``, where it began, and by the number of each source's name its data with
+    the cursor at the window's start, then the versions that made up earlier parts of that epoch with their ends.
     """
-    out = [start.window, start.first_batch, batch, batches_per_step, start.base, _digest(settings)]
-    for (name, fingerprint), (epoch, position) in zip(sources, start.cursors, strict=True):
-        out += [_digest(name), _digest(fingerprint), epoch, position]
+
+    window: int
+    first_batch: int
+    batch: int
+    batches_per_step: int
+    base: int
+    settings: int
+    sources: dict[int, list[Read]]
+
+    def moved(self, batches_per_step: int) -> int:
+        """By how much the numbers of batches change when a step has so many; the next step stays the next one."""
+        if batches_per_step == self.batches_per_step:
+            return 0
+        if self.batch % self.batches_per_step:
+            raise ValueError(
+                f"batch {self.batch} is inside a step of {self.batches_per_step} batches: resume with "
+                f"trainer.batches_per_step={self.batches_per_step}"
+            )
+        return self.batch // self.batches_per_step * batches_per_step - self.batch
+
+
+def encode_state(
+    start: Start, batch: int, batches_per_step: int, settings: str, now: Sequence[Read], earlier: Sequence[Read]
+) -> tuple[int, ...]:
+    """The state at a batch of the window as integers.
+
+    Six (window, its first batch, the batch, batches per step, base, number of the settings), then four for each source,
+    then four for each earlier version of an epoch that is being read, the oldest first.
+    """
+    out = [start.window, start.first_batch, batch, batches_per_step, start.base, number_of(settings)]
+    for read in (*now, *earlier):
+        out += [read.name, read.data, read.epoch, read.position]
     return tuple(out)
 
 
-def decode_state(
-    state: Sequence[int], batches_per_step: int, settings: str, sources: Sequence[tuple[str, str]]
-) -> tuple[Start, bool]:
-    """The window start to continue from, and whether it is one of the same run in the same numbering.
-
-    Raises ValueError if it is not a state of a plan.
-    """
+def decode_state(state: Sequence[int]) -> Saved:
+    """What ``encode_state`` wrote. Raises ValueError if it is not a state of a plan."""
     if len(state) < 10 or (len(state) - 6) % 4:
         raise ValueError(f"{list(state)} is not the state of a plan (6 integers, and 4 for each source)")
-    window, first, batch, per_step, base, digest = state[:6]
-    saved = {state[i]: tuple(state[i + 1 : i + 4]) for i in range(6, len(state), 4)}
-    same = digest == _digest(settings) and len(saved) == len(sources)
-    cursors = []
-    for name, fingerprint in sources:
-        source, epoch, position = saved.get(_digest(name), (0, -1, 0))
-        if source == _digest(fingerprint):
-            cursors.append((epoch, position))
-            continue
-        same = False
-        # New sources begin with epoch 0; changed ones have another order, so they begin their next epoch.
-        cursors.append((epoch + 1, 0))
-    moved = 0
-    if per_step != batches_per_step:
-        if batch % per_step:
-            raise ValueError(
-                f"batch {batch} is inside a step of {per_step} batches: resume with trainer.batches_per_step={per_step}"
-            )
-        moved = batch // per_step * batches_per_step - batch
-    if not same:
-        return Start(window, batch + moved, window, tuple(cursors)), False
-    return Start(window, first + moved, base, tuple(cursors)), not moved
+    sources: dict[int, list[Read]] = {}
+    for i in range(6, len(state), 4):
+        sources.setdefault(state[i], []).append(Read(*state[i : i + 4]))
+    window, first, batch, per_step, base, settings = state[:6]
+    return Saved(window, first, batch, per_step, base, settings, sources)
+
+
+def number_of(text: str) -> int:
+    """The number that stands for a name, a fingerprint or settings in a state (48 bits of a digest)."""
+    return int.from_bytes(draws.digest(text, 6))
 
 
 class Board:
@@ -101,7 +120,3 @@ class Board:
 
 def _sum(values: Sequence[int]) -> int:
     return 1 + sum((i + 1) * value for i, value in enumerate(values)) % (2**61 - 1)
-
-
-def _digest(text: str) -> int:
-    return int.from_bytes(draws.digest(text, 6))

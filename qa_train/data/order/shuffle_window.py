@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,12 +29,18 @@ class Lengths:
 
 
 class PlanSource(Protocol):
-    """The plan's view of a source: rows in shard order, and exact lengths on request."""
+    """The plan's view of a source: rows in shard order, and exact lengths on request.
+
+    ``fingerprint`` is of everything that its order depends on, ``settings`` of all but its shards. ``shard_ids`` tell
+    its shards apart by content; None where a new shard would change which records of the others are used.
+    """
 
     name: str
     weight: float
     fingerprint: str
+    settings: str
     shard_lengths: Ints
+    shard_ids: Sequence[str] | None
     max_epochs: int | None
 
     def lengths(self, rows: Ints, epoch: int) -> Lengths:

@@ -75,7 +75,8 @@ def expand(patterns: Iterable[str | Path], cfg: StorageConfig | None = None) -> 
             continue
         path = Path(pattern).expanduser()
         if path.is_dir():
-            found += sorted(map(str, path.rglob("*.tar")))
+            # Not those in hidden folders, which are being made.
+            found += sorted(glob.glob(f"{glob.escape(str(path))}/**/*.tar", recursive=True))
         elif glob.has_magic(pattern):
             found += sorted(glob.glob(str(path), recursive=True))
         else:
@@ -88,10 +89,12 @@ def expand(patterns: Iterable[str | Path], cfg: StorageConfig | None = None) -> 
 def _listed(url: str, cfg: StorageConfig) -> list[str]:
     """The shard that a URL names, or those that its folder or glob stands for."""
     place = without_query(url)
-    if place.endswith(".tar") and not _GLOB.search(place):
+    # Hosts have brackets too: http://[::1]/x.tar.
+    several = _GLOB.search(place.split("/", 3)[-1]) is not None or place.endswith("/")
+    if place.endswith(".tar") and not several:
         return [url]
     if url.startswith(("http://", "https://")):
-        if _GLOB.search(place) or place.endswith("/"):
+        if several:
             raise ValueError(
                 f"{masked(url)}: web servers list no folders; name the shards, with braces for many: x-{{000..099}}.tar"
             )
@@ -100,11 +103,15 @@ def _listed(url: str, cfg: StorageConfig) -> list[str]:
     if len(names) > MAX_NAMES:
         raise ValueError(f"{masked(url)} stands for more than {MAX_NAMES:,} shards: make a catalog of them")
     # A single file may have any name.
-    return names or ([] if _GLOB.search(place) or place.endswith("/") else [url])
+    return names or ([] if several else [url])
 
 
 def _unbraced(pattern: str) -> Iterable[str]:
-    """The names that braces in ``pattern`` stand for; the pattern itself when it has none, or is the name of a file."""
+    """The names that braces in ``pattern`` stand for; the pattern itself when it has none, or is the name of a file.
+
+    The notation is that of the webdataset library, which also uses braceexpand. Its own ``expand_urls`` has no bound,
+    inserts environment variables and cuts an address at "::".
+    """
     # os.path.exists answers False where Path.exists fails, for names that no file can have.
     if not _BRACES.search(pattern) or os.path.exists(Path(pattern).expanduser()):  # noqa: PTH110
         return [pattern]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import tarfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ import soundfile
 from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.shards.index import ShardIndex, build_index
 from qa_train.data.shards.tar import AUDIO_EXTENSIONS, OTHER_AUDIO_EXTENSIONS
+from qa_train.data.shards.wds import tar_writer
 from qa_train.data.text.records import check_record, check_text
 from qa_train.utils.atomic import PART, named
 
@@ -95,17 +95,16 @@ class ShardWriter:
             raise ValueError(f"{key}: {len(clips)} clips and {len(kinds)} extensions; give one, or one for each clip")
         for i, (clip, given) in enumerate(zip(clips, kinds, strict=True)):
             kind, raw = self._encoded(key, clip, sample_rate, given)
-            members.append((f"{key}.{kind}" if i == 0 else f"{key}.{i}.{kind}", raw))
+            members.append((kind if i == 0 else f"{i}.{kind}", raw))
         text = json.dumps(record, ensure_ascii=False, sort_keys=True, allow_nan=False)
-        members.append((f"{key}.json", text.encode()))
-        if self._file is not None and (self._count >= self.max_samples or self._file.tell() >= self.max_bytes):
+        members.append(("json", text.encode()))
+        if self._file is not None and (self._count >= self.max_samples or self._tar.tarstream.offset >= self.max_bytes):
             self._finish_shard()
         tar = self._open()
         with named(self._part):
             for name, raw in members:
-                info = tarfile.TarInfo(name)
-                info.size, info.mode = len(raw), 0o644
-                tar.addfile(info, io.BytesIO(raw))
+                # One by one: of a whole record it would sort the members by name.
+                tar.write({"__key__": key, name: raw})
         self._keys.add(key)
         self._count += 1
 
@@ -125,7 +124,9 @@ class ShardWriter:
             self.close()
         elif self._file is not None:
             # An unfinished shard must not look like a finished one.
-            with suppress(OSError):  # on a full disk its buffer cannot be written either
+            with suppress(OSError):  # on a full disk its buffers cannot be written either
+                self._tar.close()
+            with suppress(OSError):
                 self._file.close()
             Path(self._part).unlink()
 
@@ -136,12 +137,12 @@ class ShardWriter:
     def _part(self) -> str:
         return self._path(len(self.indexes)) + PART
 
-    def _open(self) -> tarfile.TarFile:
+    def _open(self) -> Any:
         if self._file is None:
             if self.indexes and "%" not in self.pattern:
                 raise ValueError(f"{self.pattern} has room for one shard only; name it like train-%05d.tar")
             self._file = Path(self._part).open("wb")  # noqa: SIM115 (closed with the shard)
-            self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+            self._tar = tar_writer(self._file)
             self._count = 0
         return self._tar
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qa_train.data.text.records import BadRecord
-from qa_train.data.text.sample import AudioPart, Message, TextPart
+from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
 
 PLACEHOLDER = "<audio>"
 # Where a clip comes from: a path or an address, or the bytes of its file.
@@ -94,6 +94,18 @@ def user_message(text: str, clips: int, *, trusted: bool = False, first: int = 0
         return Message("user", (*heard, *(TextPart(str(part), trusted=trusted) for part in parts)))
     numbers = iter(heard)
     return Message("user", tuple(next(numbers) if isinstance(p, Heard) else TextPart(p, trusted) for p in parts))
+
+
+def plain_messages(sample: Sample) -> list[dict[str, Any]]:
+    """The turns of a sample as other tools write them: role, content with ``<audio>`` for a clip, any mark of loss."""
+    return [
+        {
+            "role": message.role,
+            "content": "".join(PLACEHOLDER if isinstance(part, AudioPart) else part.text for part in message.content),
+        }
+        | ({} if message.learned is None else {"loss": message.learned})
+        for message in sample.messages
+    ]
 
 
 def source_of(value: Any) -> Source | None:

@@ -20,12 +20,12 @@ import numpy as np
 
 from qa_train.config import CleanConfig, StorageConfig
 from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, read_clip
-from qa_train.data.parallel import each_shard
 from qa_train.data.shards.index import ShardIndex, load_index, shard_fingerprint, write_index
 from qa_train.data.shards.sidecar import IGNORED, Problem
 from qa_train.data.shards.storage import RangeReader
 from qa_train.data.text.script import script_share, spoken_characters
 from qa_train.utils import draws
+from qa_train.utils.jobs import HERE, Engine, each
 
 _SILENCE_FRAME = SAMPLE_RATE // 50
 _CLIPPED = 0.999
@@ -90,7 +90,7 @@ def clean(
     *,
     apply: bool = False,
     report: str | Path | None = None,
-    num_workers: int = 0,
+    engine: Engine = HERE,
     storage: StorageConfig | None = None,
 ) -> Cleaned:
     """Measure indexed shards and drop what breaks a limit; with ``apply`` the indexes are rewritten.
@@ -105,7 +105,7 @@ def clean(
     seen: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(Path(report).open("w", encoding="utf-8")) if report is not None else None
-        measured = each_shard(measure_shard, paths, cfg.silence_db, storage, num_workers=num_workers, what="clean")
+        measured = each(measure_shard, paths, cfg.silence_db, storage, engine=engine, what="clean")
         for path, measures in zip(paths, measured, strict=True):
             drops = []
             for measure in measures:

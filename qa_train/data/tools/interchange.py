@@ -23,11 +23,11 @@ from qa_train.data.shards.clip_files import encoded, located, refuse_parts
 from qa_train.data.shards.index import ShardIndex, load_index
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.chat_rows import chat_record, unknown_fields
-from qa_train.data.text.content import PLACEHOLDER, Source
+from qa_train.data.text.content import Source, plain_messages
 from qa_train.data.text.json_rows import objects
 from qa_train.data.text.prompts import CHAT, PromptBank
 from qa_train.data.text.records import BadRecord
-from qa_train.data.text.sample import AudioPart, Sample
+from qa_train.data.text.sample import Sample
 from qa_train.data.tools.outside import Outside
 from qa_train.utils.atomic import whole
 
@@ -135,14 +135,7 @@ def shards_to_jsonl(
 
 def _line(record: dict[str, Any], sample: Sample) -> dict[str, Any]:
     """The record with its sample's turns as plain messages; a pair in ms-swift's fields."""
-    messages: list[dict[str, Any]] = [
-        {
-            "role": message.role,
-            "content": "".join(PLACEHOLDER if isinstance(part, AudioPart) else part.text for part in message.content),
-        }
-        | ({} if message.learned is None else {"loss": message.learned})
-        for message in sample.messages
-    ]
+    messages = plain_messages(sample)
     line = {name: value for name, value in record.items() if name not in ("audios", "chosen", "rejected")}
     if sample.chosen is not None and sample.rejected is not None:
         messages.append({"role": "assistant", "content": "".join(part.text for part in sample.chosen)})

@@ -10,11 +10,11 @@ from typing import Any
 
 from qa_train.config import StorageConfig
 from qa_train.data.audio.waveform import BadAudio, audio_tokens
-from qa_train.data.parallel import each_shard
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.sidecar import skipped
 from qa_train.data.text.prompts import CHAT, PromptBank
 from qa_train.data.text.template import IGNORE, encode
+from qa_train.utils.jobs import HERE, Engine, each
 
 GROUPS = ("task", "language", "source", "split")
 # Upper ends of the histogram's bins, in seconds.
@@ -95,7 +95,7 @@ def stats(
     tasks: Sequence[str] = (),
     prompt_files: Sequence[str] = (),
     languages: Sequence[str] = ("en",),
-    num_workers: int = 0,
+    engine: Engine = HERE,
     storage: StorageConfig | None = None,
 ) -> Stats:
     """Statistics of indexed shards, from their indexes alone.
@@ -109,7 +109,7 @@ def stats(
             bank.task(task)
     total = Stats()
     given = (tokenizer, tuple(tasks), bank, storage)
-    for one in each_shard(shard_stats, paths, *given, num_workers=num_workers, what="stats"):
+    for one in each(shard_stats, paths, *given, engine=engine, what="stats"):
         total.add(one)
     return total
 

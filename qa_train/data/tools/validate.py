@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from qa_train.config import StorageConfig
-from qa_train.data.parallel import each_shard
 from qa_train.data.shards.index import SUFFIX, ShardIndex, load_index, scan
 from qa_train.data.shards.sidecar import IGNORED
 from qa_train.data.shards.storage import beside, exists
 from qa_train.utils import draws
+from qa_train.utils.jobs import HERE, Engine, each
 
 Digests = np.ndarray[Any, np.dtype[np.uint64]]
 
@@ -81,7 +81,7 @@ def validate(
     show: Callable[[Fault], object],
     *,
     decode: bool = True,
-    num_workers: int = 0,
+    engine: Engine = HERE,
     report: str | Path | None = None,
     storage: StorageConfig | None = None,
 ) -> Summary:
@@ -92,7 +92,7 @@ def validate(
     contents: list[Digests] = []
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(Path(report).open("w", encoding="utf-8")) if report is not None else None
-        for fault in _faults(paths, decode, num_workers, summary, contents, storage):
+        for fault in _faults(paths, decode, engine, summary, contents, storage):
             summary.reasons[fault.reason] += 1
             show(fault)
             if file is not None:
@@ -106,8 +106,7 @@ def validate_shard(path: str, decode: bool = True, storage: StorageConfig | None
         fresh = scan(path, decode=decode, keep_damaged=True, cfg=storage)
         indexed = exists(beside(path, SUFFIX), storage)
     except OSError as error:
-        fault = Fault(path, "", 0, "unreadable", str(error))
-        return ShardReport(path, 0, 0.0, False, 0, [fault], np.empty(0, np.uint64))
+        return _unread(path, str(error))
     problems = [p for p in fresh.problems if p.reason != IGNORED]
     faults = [Fault(path, p.key, p.offset, p.reason, p.detail) for p in problems]
     if indexed:
@@ -117,11 +116,16 @@ def validate_shard(path: str, decode: bool = True, storage: StorageConfig | None
     return ShardReport(path, len(fresh), hours, indexed, ignored, faults, _contents(fresh))
 
 
+def _unread(path: str, why: str) -> ShardReport:
+    fault = Fault(path, "", 0, "unreadable", why)
+    return ShardReport(path, 0, 0.0, False, 0, [fault], np.empty(0, np.uint64))
+
+
 def _faults(
-    paths: Sequence[str], decode: bool, num_workers: int, summary: Summary, contents: list[Digests],
+    paths: Sequence[str], decode: bool, engine: Engine, summary: Summary, contents: list[Digests],
     storage: StorageConfig | None,
 ) -> Iterator[Fault]:  # fmt: skip
-    for report in each_shard(validate_shard, paths, decode, storage, num_workers=num_workers, what="validate"):
+    for report in each(validate_shard, paths, decode, storage, engine=engine, what="validate", died=_unread):
         summary.shards += 1
         summary.records += report.records
         summary.hours += report.hours

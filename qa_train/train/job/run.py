@@ -6,6 +6,7 @@
     RUN/environment.json     command, versions, git commit, host facts of every start
     RUN/data.txt             the sources of the newest start: samples, hours, share, skipped records and reasons
     RUN/mixture.json         the same, machine-readable
+    RUN/plans/               settings and shards of every version of the data that the run has seen
     RUN/metrics.jsonl        one JSON object per optimizer step
     RUN/checkpoints/         checkpoint-N/, complete once manifest.json exists
     RUN/finished.json        written when the last step is saved
@@ -63,6 +64,7 @@ class RunFolder:
         self.dir = Path(cfg.run.dir)
         self.checkpoints = self.dir / "checkpoints"
         self.metrics = self.dir / "metrics.jsonl"
+        self.plans = self.dir / "plans"
         self.is_main = is_main
         self._cfg = cfg
 
@@ -70,6 +72,12 @@ class RunFolder:
         """The number of steps of a run that came to its end, or None."""
         path = self.dir / "finished.json"
         return int(json.loads(path.read_text())["steps"]) if path.is_file() else None
+
+    def steps_of(self, epochs: float) -> int:
+        """The steps that the run counted for at least so many epochs when it started; more than any without."""
+        path = self.dir / "config.yaml"
+        stored = yaml.safe_load(path.read_text())["trainer"] if path.is_file() else {}
+        return int(stored["max_steps"]) if (stored.get("epochs") or 0) >= epochs else sys.maxsize
 
     def take(self, steps: int) -> int | None:
         """Become the only process group that trains this run, unless it is finished; a collective call.

@@ -20,7 +20,7 @@ from data_pipelines.importers import ImportConfig, import_corpus
 from data_pipelines.importing.blocklist import Blocklist
 from data_pipelines.importing.catalogue import corpus_of
 from data_pipelines.importing.import_report import Report
-from qa_train.commands.command_table import run as command
+from qa_train.command_line.command_table import run as command
 from qa_train.data.shards.index import load_index
 from tests.data_pipelines.corpora.foreign_cases import cut
 from tests.data_pipelines.corpora.made_up import SECONDS, Case, audio_cell, heard, table_bytes, tone, write_tree
@@ -271,7 +271,9 @@ def test_processes_end_with_a_killed_import_and_the_next_one_makes_the_same(tmp_
     process = subprocess.Popen(
         [sys.executable, "-m", "qa_train", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    while len(parts := sorted(out.glob("*.part"))) < 2 or min(part.stat().st_size for part in parts) < 100_000:
+    while (
+        len(parts := sorted(out.glob(".making-*/*.part"))) < 2 or min(part.stat().st_size for part in parts) < 100_000
+    ):
         assert process.poll() is None
         time.sleep(0.02)
     process.kill()
@@ -283,7 +285,7 @@ def test_processes_end_with_a_killed_import_and_the_next_one_makes_the_same(tmp_
     case = Case("kaldi", "train", files, {})
     run(case, tmp_path, samples_per_shard=500, workers=2)
     assert len(keys(tmp_path)) == 1000
-    assert not list(out.glob("*.part"))
+    assert not list(out.glob(".making-*"))
 
 
 def test_files_can_be_kept_as_they_are(tmp_path: Path) -> None:

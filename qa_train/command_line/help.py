@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, cast
 
 from qa_train import __version__
-from qa_train.commands.command_table import DATA, SECTIONS, Command, Section
+from qa_train.command_line.command_table import DATA, SECTIONS, Command, Section
 from qa_train.config import STAGES
 
 WIDTH = 80

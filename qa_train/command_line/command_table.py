@@ -30,14 +30,14 @@ class Command:
     # What follows the name, as help shows it.
     usage: str
     about: str
-    # MODULE:FUNCTION in qa_train.commands; "": an entry point, because qa_train never imports data_pipelines.
+    # MODULE:FUNCTION, seen from qa_train.commands; "": an entry point, because qa_train never imports data_pipelines.
     function: str = ""
 
     def load(self) -> Callable[..., int]:
         """The function; ValueError when no installed package brings it."""
         if self.function:
             module, _, name = self.function.partition(":")
-            loaded: Callable[..., int] = getattr(import_module(f"qa_train.commands.{module}"), name)
+            loaded: Callable[..., int] = getattr(import_module(f".{module}", "qa_train.commands"), name)
             return loaded
         from importlib.metadata import entry_points
 
@@ -148,7 +148,11 @@ DATA = (
 )
 SHELL = Section(
     "shell",
-    (Command("completion", "bash|zsh", "complete commands and keys in the shell", "completion:completion"),),
+    (
+        Command(
+            "completion", "bash|zsh", "complete commands and keys in the shell", ".command_line.completion:completion"
+        ),
+    ),
 )
 
 SECTIONS = (TRAIN, BEFORE, USE, *DATA, SHELL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from qa_train.commands.command_table import NAMES, find, inside
+from qa_train.command_line.command_table import NAMES, find, inside
 from qa_train.config import STAGES
 from qa_train.config.guide import complete_setting
 

@@ -1,0 +1,96 @@
+"""Jobs on a Ray cluster (extra ``cluster``). The only file that imports Ray.
+
+A node gets as many jobs as it has cores, each in a process of its own as on one machine. Ray's usage statistics and its
+dashboard are off. Functions and results travel between our own processes by Ray's serialisation; what a job reads is
+opened by the job alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from qa_train.utils.processes import Died, NodeLost, Processes
+
+# Read when Ray is imported; the processes of a cluster that this one starts inherit it.
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+# Of a cluster of this machine alone: only the loopback address, and only for who has the token.
+_LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+# Results are small; Ray would take 30 % of the memory for them.
+_OBJECT_STORE_BYTES = 256 << 20
+# Jobs handed in for each core, so that none waits for this process.
+_AHEAD = 2
+
+
+class RayPool:
+    """A cluster that runs, or one of this machine alone that ends with the command."""
+
+    def __init__(self, address: str, modules: Sequence[str]) -> None:
+        address = address or os.environ.get("RAY_ADDRESS", "") or "local"
+        if "://" in address:
+            raise ValueError(f"ray_address={address}: start the command on a node of the cluster, and give HOST:PORT")
+        os.environ.update(_LOCAL if address == "local" else {})
+        try:
+            import ray
+        except ImportError as error:
+            raise ValueError("engine=ray needs Ray: pip install 'qa-train[cluster]'") from error
+
+        own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+        try:
+            ray.init(address=address, logging_level=logging.WARNING, **(own if address == "local" else {}))
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ValueError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from error
+        self._ray, self._modules = ray, modules
+        # What Ray would try again itself is tried again, counted and told by qa_train.utils.jobs.
+        self._task = ray.remote(max_retries=0)(_on_node)
+
+    @property
+    def ahead(self) -> int:
+        """Grows and shrinks with the cluster."""
+        return max(1, _AHEAD * int(self._ray.cluster_resources().get("CPU", 0)))
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Queue a job; it takes one core."""
+        future: Future[Any] = self._task.remote(str(Path.cwd()), self._modules, work, *arguments).future()
+        return future
+
+    def result(self, future: Future[Any]) -> Any:
+        """The job's result."""
+        errors = self._ray.exceptions
+        try:
+            good, answer = future.result()
+        except errors.OutOfMemoryError as error:
+            raise Died("Ray ended it, for its node was out of memory") from error
+        except (errors.WorkerCrashedError, errors.NodeDiedError, errors.ObjectLostError) as error:
+            raise NodeLost(f"its node or Ray's process there was lost ({type(error).__name__})") from error
+        except errors.RayTaskError as error:
+            # Not the job's own error: a node could not begin it.
+            raise ValueError(f"a node cannot run jobs of this qa-train: {error.cause or error}") from error
+        if not good:
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """Leave the cluster, which ends the jobs of this command there."""
+        self._ray.shutdown()
+
+
+def _on_node(folder: str, modules: Sequence[str], work: Callable[..., Any], *arguments: Any) -> tuple[bool, Any]:
+    """(True, result) or (False, what was raised)."""
+    try:
+        # Relative paths mean the same everywhere.
+        os.chdir(folder)
+    except OSError as error:
+        where = f"node {socket.gethostname()} has no folder {folder} ({error.strerror})"
+        return False, ValueError(f"{where}: start the command in one that all nodes share")
+    try:
+        # Ray's own program is the main module here, which every child would import.
+        return True, Processes(1, [*modules, "ray"]).run(work, *arguments)
+    except Exception as error:
+        return False, error
