@@ -24,13 +24,13 @@ def _webdataset(request: Request) -> Found:
     left: Counter[str] = Counter()
     for path in storage.expand(request.paths):
         with Path(path).open("rb") as file:
-            for key, group in _groups(file, path):
+            for key, group in groups(file, path):
                 name = f"{Path(path).stem}-{key}"
                 try:
-                    row = _row(file, key, group)
+                    row = row_of(file, key, group)
                     columns = mapping({n: c for n, c in request.columns.items() if n != "audio"}, row)
                     record = record_of(row, columns)
-                    clip = _clip(key, group, request.columns.get("audio"))
+                    clip = clip_of(key, group, request.columns.get("audio"))
                 except ValueError as error:
                     reason = getattr(error, "reason", "bad record")
                     yield Drop(name, reason, f"{path}, {key}: {error}")
@@ -44,14 +44,14 @@ def _webdataset(request: Request) -> Found:
     note_untaken(request, left)
 
 
-def _groups(file: IO[bytes], path: str) -> Iterator[tuple[str, list[Member]]]:
+def groups(file: IO[bytes], path: str) -> Iterator[tuple[str, list[Member]]]:
     """(key, members) of what follows one another up to the first dot of its name, as the webdataset library groups."""
     plain = (member for member in members(file, path, Path(path).stat().st_size) if not member.of_macos)
     for key, group in groupby(plain, key=lambda member: member.key):
         yield key, list(group)
 
 
-def _row(file: IO[bytes], key: str, group: list[Member]) -> dict[str, Any]:
+def row_of(file: IO[bytes], key: str, group: list[Member]) -> dict[str, Any]:
     """Fields of KEY.json, and the content of every other text of the key, under the rest of its name.
 
     KEY.cls is the column ``cls``; KEY.caption.txt is ``caption``; the fields of KEY.metadata.json are
@@ -78,7 +78,7 @@ def _row(file: IO[bytes], key: str, group: list[Member]) -> dict[str, Any]:
     return row
 
 
-def _clip(key: str, group: list[Member], wanted: str | None) -> Member:
+def clip_of(key: str, group: list[Member], wanted: str | None) -> Member:
     """The audio of a key: the one with the wanted extension, or the only one (not a video next to its sound)."""
     sounds = [member for member in group if member.kind in _AUDIO]
     if wanted is not None:
