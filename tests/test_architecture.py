@@ -93,6 +93,7 @@ OWNERS = {
     "deepspeed": {"qa_train/train/job/distributed.py"},
     "upath": {"qa_train/data/shards/folders.py"},
     "ray": {"qa_train/utils/ray_pool.py"},
+    "urllib3": {"qa_train/data/shards/web_ranges.py"},
     "tenacity": {"qa_train/utils/retry.py"},
     "webdataset": {"qa_train/data/shards/wds.py"},
     # One search for the nearest name.
