@@ -76,14 +76,9 @@ class Batches:
         ``later`` are fetched meanwhile.
         """
         rows, audio, kept = [], [], []
-<<<<<<< HEAD
         planned = self._refs(k)
+        self._fetch(planned, self._expected(later))
         for ref in planned:
-=======
-        refs = self._refs(k)
-        self._fetch(refs, self._expected(later))
-        for ref in refs:
->>>>>>> remote
             try:
                 audio.append(self._audio(ref))
             except SkipSample as skip:
@@ -327,16 +322,12 @@ class Collator:
             raise ValueError(f"{len(numbers)} batch numbers at once: set per_device_train_batch_size=1")
         (item,) = numbers
         k = int(item["batch"] if isinstance(item, dict) else item)
-<<<<<<< HEAD
-        built, refs = self.batches.build_named(k)
-        if get_worker_info() is not None:
-            self.batches.ahead(k)
-=======
         # A loader's process is asked for batches at equal distances: the next one's clips are fetched meanwhile.
         later = None if self._last is None or self._last >= k else 2 * k - self._last
         self._last = k
         built, refs = self.batches.build_named(k, later)
->>>>>>> remote
+        if get_worker_info() is not None:
+            self.batches.ahead(k)
         plan = self.batches.plan
         last = (k + 1) % plan.batches_per_step == 0
         passes = self._passes.after(k) if last else [0.0] * len(plan.sources)
