@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from qa_train.data.audio import flac
+from qa_train.data.audio import dr_flac
 from qa_train.data.audio.waveform import BadAudio, read_clip
 
 DEPTHS = ("PCM_S8", "PCM_16", "PCM_24")
@@ -45,7 +45,7 @@ def result(raw: bytes, **options: float) -> bytes | str:
 
 def twin(raw: bytes, **options: float) -> bytes | str:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flac, "stated", lambda raw: None)
+        patch.setattr(dr_flac, "stated", lambda raw: None)
         return result(raw, **options)
 
 
@@ -59,11 +59,11 @@ def test_samples_are_equal_bit_for_bit(depth: str, channels: int, rate: int) -> 
     for length in (400, 4096, 4097, 21_000):
         for name, wave in waves(rng, length, channels):
             raw = encoded(wave, rate, depth)
-            samples, expected = flac.decode(raw), soundfile.read(io.BytesIO(raw), dtype="float32")[0]
+            samples, expected = dr_flac.decode(raw), soundfile.read(io.BytesIO(raw), dtype="float32")[0]
             assert samples is not None, name
             assert samples.dtype == np.float32
             assert np.array_equal(samples, expected), name
-            assert flac.stated(raw) == (length, rate, channels)
+            assert dr_flac.stated(raw) == (length, rate, channels)
             found = result(raw)
             assert found == twin(raw), name
             taken += isinstance(found, bytes)
@@ -93,13 +93,13 @@ def test_damaged_and_odd_files_end_as_with_libsndfile_alone(monkeypatch: pytest.
 
 def test_what_the_header_states_is_bounded_before_anything_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = encoded(np.zeros((100_000, 1)), 16_000, "PCM_16")
-    monkeypatch.setattr(flac.miniaudio, "flac_read_f32", lambda raw: pytest.fail("decoded"))
+    monkeypatch.setattr(dr_flac.miniaudio, "flac_read_f32", lambda raw: pytest.fail("decoded"))
     word = int.from_bytes(raw[18:26], "big")
-    for frames in (0, flac.MAX_AT_ONCE + 1, 2**36 - 1):
+    for frames in (0, dr_flac.MAX_AT_ONCE + 1, 2**36 - 1):
         claims = raw[:18] + struct.pack(">Q", word >> 36 << 36 | frames) + raw[26:]
-        assert flac.decode(claims) is None
+        assert dr_flac.decode(claims) is None
         assert result(claims) == twin(claims)
     for bits in (4, 12, 20, 32):
-        assert flac.stated(raw[:18] + struct.pack(">Q", word & ~(31 << 36) | bits - 1 << 36) + raw[26:]) is None
+        assert dr_flac.stated(raw[:18] + struct.pack(">Q", word & ~(31 << 36) | bits - 1 << 36) + raw[26:]) is None
     assert "longer than max_duration_s=2" in str(result(raw, max_duration_s=2))
-    assert flac.stated(raw[:41]) is None
+    assert dr_flac.stated(raw[:41]) is None

@@ -1,4 +1,4 @@
-"""Opening audio, by content: libsndfile, with the file's parsed structure, PyAV (``media``), or dr_flac (``flac``)."""
+"""Opening audio, by content: libsndfile, with the file's parsed structure, PyAV (``media``), or ``dr_flac``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from qa_train.data.audio import flac
+from qa_train.data.audio import dr_flac
 from qa_train.data.audio.media import MediaSound
 from qa_train.data.audio.structure.containers import CONVERT, BadAudio, Container, Data, Part
 from qa_train.data.audio.structure.formats import examine
@@ -103,7 +103,7 @@ class WholeFlac:
 
     def blocks(self, limit: int) -> Iterator[np.ndarray]:
         """As those of `Sound`, but one where it can be."""
-        samples = flac.decode(self._raw)
+        samples = dr_flac.decode(self._raw)
         if samples is not None:
             yield samples[:limit]
             return
@@ -137,7 +137,7 @@ def open_sound(source: bytes | str | Path, *, at_once: bool = False) -> Iterator
         container = examine(data)
         header = None
         if at_once and isinstance(place, bytes) and container.kind == "flac" and not container.parts:
-            header = flac.stated(place)
+            header = dr_flac.stated(place)
         sound: AnySound
         if header is not None:
             sound = WholeFlac(bytes(data), container, header)
