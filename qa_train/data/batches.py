@@ -71,7 +71,8 @@ class Batches:
     def build_named(self, k: int) -> tuple[dict[str, Tensor], list[SampleRef]]:
         """Batch k, and the samples that are in it, in the order of its rows (of its pairs)."""
         rows, audio, kept = [], [], []
-        for ref in self._refs(k):
+        planned = self._refs(k)
+        for ref in planned:
             try:
                 audio.append(self._audio(ref))
             except SkipSample as skip:
@@ -79,6 +80,8 @@ class Batches:
                 continue
             rows.append(self._encode(ref))
             kept.append(ref)
+        if len(kept) == len(planned):
+            self._check_tokens(k, sum(map(self._tokens_of, rows)))
         out = {**self._rows(rows), **join_audio(audio)}
         if self._weighted:
             # An empty batch has one row.
@@ -180,6 +183,12 @@ class Batches:
         finally:
             self.reader, self._counts, log.disabled = kept
 
+    def ahead(self, k: int) -> None:
+        """Work that batches after k will need, for all processes of this node: windows are planned, and the tokens of
+        one shard are counted if it was planned without counts."""
+        self.plan.ahead(k)
+        any(source.count_one() for source in self.sources)
+
     def use_encoder_cache(self, cache: EncoderCache) -> None:
         """From now on batches carry ``audio_states`` of this cache, and no audio is read."""
         self.cache = cache
@@ -224,6 +233,18 @@ class Batches:
         noise = self.cfg.target_noise if source.cfg.target_noise is None else source.cfg.target_noise
         key = (self.plan.seed, ref.epoch, f"{source.key(ref.row)}:{source.cfg.task}")
         return replace_targets(encoded, noise, self._ordinary, key)
+
+    def _check_tokens(self, k: int, found: int) -> None:
+        number, first = self.plan.locate(k)
+        planned = int(self.plan.window(number).batch_tokens[k - first])
+        if found != planned:
+            raise ValueError(
+                f"batch {k} has {found} tokens, {planned} were planned: token counts next to its shards are wrong. "
+                "Delete their *.tokens-*.parquet, or make them again with qa-train data tokens"
+            )
+
+    def _tokens_of(self, row: Any) -> int:
+        return len(row.input_ids)
 
     def _rows(self, rows: list[Any]) -> dict[str, Tensor]:
         ids = [row.input_ids for row in rows] or [[self.pad_id]]
@@ -276,6 +297,8 @@ class Collator:
         (item,) = numbers
         k = int(item["batch"] if isinstance(item, dict) else item)
         built, refs = self.batches.build_named(k)
+        if get_worker_info() is not None:
+            self.batches.ahead(k)
         plan = self.batches.plan
         last = (k + 1) % plan.batches_per_step == 0
         passes = self._passes.after(k) if last else [0.0] * len(plan.sources)
@@ -337,6 +360,10 @@ class PreferenceBatches(Batches):
                 )
         return *self._tokens(ref), known
 
+    def _tokens_of(self, row: Any) -> int:
+        prompt, chosen, rejected, *_ = row
+        return 2 * len(prompt) + len(chosen) + len(rejected)
+
     def _rows(self, rows: list[Any]) -> dict[str, Tensor]:
         chosen = [row[0] + row[1] for row in rows] or [[self.pad_id]]
         rejected = [row[0] + row[2] for row in rows] or [[self.pad_id]]
@@ -379,5 +406,6 @@ def open_data(
         batches_per_step=batches_per_step,
         shuffle_window=cfg.shuffle_window,
         cost=cost,
+        share=True,
     )
     return (PreferenceBatches if preference else Batches)(sources, plan, tokenizer, num_mel_bins, cfg)
