@@ -136,11 +136,11 @@ class AugmentConfig:
 
 @dataclass
 class StorageConfig:
-    """How remote shards (http, https, s3, gs) are read; local files need none of this."""
+    """How remote shards (http, https, hf, s3, gs) are read; local files need none of this."""
 
-    # Folder for blocks of remote shards, shared by all processes of a machine; null: no cache.
+    # Folder for the clips that were read of remote shards, shared by all processes of a machine; null: no cache.
     cache_dir: str | None = None
-    # Size of that folder; the least recently used blocks are deleted first.
+    # Size of that folder; the least recently used clips are deleted first.
     cache_gb: float = 20.0
     # Retries after a failed attempt; the wait doubles from first_wait_s, with jitter, up to 30 s.
     retries: int = 5
