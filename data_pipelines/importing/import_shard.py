@@ -54,7 +54,7 @@ def write_entries(path: Path, listing: Path, audio: str, max_duration_s: float, 
             try:
                 places = [Recording(**place) for place in entry["audio"]]
                 extension, clips = (
-                    _joined(places, max_duration_s) if entry.get("joined") else _clips(places, audio, max_duration_s)
+                    _joined(places, max_duration_s) if entry.get("joined") else clips_of(places, audio, max_duration_s)
                 )
                 writer.write(entry["key"], entry["record"], clips, SAMPLE_RATE, extension=extension)
                 made += 1
@@ -84,7 +84,7 @@ def dropped_of(path: Path) -> Iterator[dict[str, Any]]:
         yield from (json.loads(line) for line in side.read_text(encoding="utf-8").splitlines())
 
 
-def _clips(places: list[Recording], audio: str, max_duration_s: float) -> tuple[str | None, list[np.ndarray | bytes]]:
+def clips_of(places: list[Recording], audio: str, max_duration_s: float) -> tuple[str | None, list[np.ndarray | bytes]]:
     """(extension, clips) as the writer takes them: bytes of one kind, or waveforms at 16 kHz."""
     if audio == "keep" and places and all(place.whole for place in places):
         raws = [raw_bytes(place) for place in places]

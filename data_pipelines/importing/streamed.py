@@ -1,0 +1,118 @@
+"""Foreign files at addresses, each read once from its beginning to its end into a shard of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence  # noqa: F401 (pdoc looks up inherited annotations here)
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.clips.make_shards import Job
+from data_pipelines.corpora.base import Drop, Request
+from data_pipelines.corpora.recordings import TooLong
+from data_pipelines.importing.admission import Admission, Entry, items_of
+from data_pipelines.importing.blocklist import ids_of
+from data_pipelines.importing.import_shard import DROPPED_SUFFIX, clips_of
+from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio
+from qa_train.data.shards.writer import ShardWriter
+from qa_train.data.text.records import BadRecord
+from qa_train.utils import draws
+from qa_train.utils.atomic import write_json
+from qa_train.utils.masking import masked, without_query
+
+# Beside a shard: the number of its records, the reader's notes, and ids for purpose=eval.
+TOLD_SUFFIX = ".streamed.json"
+
+
+@dataclass(frozen=True)
+class StreamJob(Job):
+    """A shard of the file that ``request`` names; ``most``: of its first so many records."""
+
+    request: Request
+    admission: Admission
+    most: int | None = None
+
+    @property
+    def complete(self) -> bool:
+        """A shard with its index; or none, when every sample was skipped."""
+        told = Path(f"{self.path}{TOLD_SUFFIX}")
+        return told.exists() and (super().complete or not told_of(self.path)[0])
+
+    def at_most(self, most: int) -> StreamJob:
+        """The same of the first ``most`` records only."""
+        return replace(self, most=most, arguments=(*self.arguments, most))
+
+    def write(self) -> int:
+        """Write the shard, its skipped samples, and what else is known of it; returns the number of its records.
+
+        Raises:
+            ValueError: the file cannot be read to its end.
+        """
+        _, audio, max_duration_s, *_ = self.arguments
+        # Names are those of this file alone.
+        admission = replace(self.admission, _seen=set())
+        dropped: list[dict[str, Any]] = []
+        ids: list[str] = []
+        made = 0
+
+        def drop(key: str, reason: str, detail: str, *, error: bool) -> None:
+            dropped.append({"key": key, "reason": reason, "detail": detail, "error": error})
+
+        def write(entry: Entry) -> int:
+            try:
+                kind, clips = clips_of(list(entry.item.audio), audio, max_duration_s)
+                writer.write(entry.key, entry.record, clips, SAMPLE_RATE, extension=kind)
+            except (BadAudio, BadRecord) as error:
+                reason = getattr(error, "reason", "bad record")
+                drop(entry.key, reason, str(error), error=not isinstance(error, TooLong))
+                return 0
+            return 1
+
+        try:
+            with ShardWriter(self.path, max_samples=1 << 40, max_bytes=1 << 50) as writer:
+                for found in items_of(admission.corpus, self.request):
+                    entry = admission.judge(found)
+                    if isinstance(entry, Drop):
+                        drop(entry.name, entry.reason, entry.detail, error=not entry.filter)
+                        continue
+                    ids += ids_of(admission.corpus.name, entry.item) if admission.purpose == "eval" else ()
+                    made += write(entry)
+                    if made == self.most:
+                        break
+                indexes = writer.close()
+        except OSError as error:
+            raise ValueError(masked(error)) from error
+        for problem in (problem for index in indexes for problem in index.problems):
+            drop(problem.key, problem.reason, problem.detail, error=True)
+        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in dropped)
+        Path(f"{self.path}{DROPPED_SUFFIX}").write_text(lines, encoding="utf-8")
+        made = sum(map(len, indexes))
+        write_json(f"{self.path}{TOLD_SUFFIX}", {"made": made, "notes": self.request.notes, "ids": ids})
+        return made
+
+
+def stream_jobs(
+    files: Sequence[str], admission: Admission, request: Request, out: Path, *, audio: str, max_duration_s: float
+) -> list[StreamJob]:
+    """One job for each file. ``OUT/listing`` names the files, without their signatures."""
+    (out / "listing").mkdir(parents=True, exist_ok=True)
+    rules = {
+        name: value for name, value in vars(admission).items() if name[0] != "_" and name not in ("corpus", "block")
+    }
+    rules |= {"columns": request.columns, "block": draws.digest(sorted(admission.block.ids)).hex()}
+    jobs = []
+    for number, file in enumerate(files):
+        name = f"{admission.prefix}-{number:05d}"
+        write_json(out / "listing" / f"{name}.jsonl", {"file": masked(file)})
+        place = without_query(file)
+        what = (place if place.endswith(".tar") else file, audio, max_duration_s, json.dumps(rules, sort_keys=True))
+        one = replace(request, paths=(file,), notes=[])
+        jobs.append(StreamJob(out / f"{name}.tar", admission.corpus.read, what, 1, one, admission))
+    return jobs
+
+
+def told_of(path: Path) -> tuple[int, dict[str, Any]]:
+    """Records of the shard at ``path``, and what its job noted."""
+    told = json.loads(Path(f"{path}{TOLD_SUFFIX}").read_text(encoding="utf-8"))
+    return told["made"], told
