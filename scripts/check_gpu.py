@@ -241,6 +241,45 @@ def answers(device: str) -> Found:
     return {"equal": equal, "of": len(said[0]), "ok": equal >= len(said[0]) - 1}
 
 
+def decode(device: str) -> Found:
+    """Milliseconds a token of bfloat16 answers: with key lengths that are new, with the same again, and by cuDNN.
+
+    A kernel that is planned for each length shows in the first figure: the second has all plans.
+    """
+    from benchmark.twins import make_config
+
+    from qa_train.model import UnpaddedQwen2AudioForConditionalGeneration, load_tokenizer
+
+    size, tokens = ("small", 128) if device == "cuda" else ("tiny", 8)
+    config = make_config(size, load_tokenizer("builtin:nano"))
+    with torch.device(device):
+        model: Any = UnpaddedQwen2AudioForConditionalGeneration._from_config(config, dtype=torch.bfloat16).eval()
+    # What any shape loads is not part of it.
+    decode_seconds(model, 4, tokens)
+    found: Found = {"new_ms": decode_seconds(model, 8, tokens), "again_ms": decode_seconds(model, 8, tokens)}
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        found["cudnn_new_ms"] = decode_seconds(model, 16, tokens)
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    found = {name: round(1000 * seconds / tokens, 3) for name, seconds in found.items()}
+    return found | {"rows": [8, 8, 16], "size": size, "ok": found["new_ms"] <= 1.5 * found["again_ms"]}
+
+
+def decode_seconds(model: Any, rows: int, tokens: int) -> float:
+    """Of so many new tokens for so many rows, half of which are padded on the left."""
+    ids = torch.ones(rows, 32, dtype=torch.long, device=model.device)
+    mask = torch.ones_like(ids)
+    mask[rows // 2 :, :8] = 0
+    wait = torch.cuda.synchronize if model.device.type == "cuda" else lambda: None
+    wait()
+    started = time.perf_counter()
+    with torch.no_grad():
+        model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=tokens, min_new_tokens=tokens, pad_token_id=0)
+    wait()
+    return time.perf_counter() - started
+
+
 def write_questions(path: Path) -> None:
     """Twenty clips of noise, and a question about each."""
     import numpy as np
@@ -282,6 +321,7 @@ CHECKS: dict[str, Callable[[str], Found]] = {
     "pretrain": partial(stage_twins, stage="pretrain"),
     "sft": partial(stage_twins, stage="sft"),
     "dpo": partial(stage_twins, stage="dpo"),
+    "decode": decode,
     "answers": answers,
     "sharded": sharded,
 }

@@ -53,7 +53,7 @@ MAY_IMPORT = {
         "train.numbers": "config data.audio model planner train.job",
         "train.optimizer": "config model.layers",
         "train": f"config data data.audio data.order model model.layers model.stored planner {_TRAIN}",
-        "export": "cli config model model.stored report train.job",
+        "export": "cli config data.audio model model.stored report train.job",
         "doctor": "config data.shards model report train.job",
         "eval.scores": "",
         "eval.benchmarks": "config data.audio data.text llm eval.scores",

@@ -43,6 +43,22 @@ def test_attention_passes_and_a_wrong_kernel_fails(script: Any, monkeypatch: pyt
     assert script.one("attention", "cpu")["ok"] is False
 
 
+@pytest.mark.parametrize(("seconds", "ok"), [([9, 1, 1, 5], True), ([9, 1.4, 1, 1], True), ([9, 1.6, 1, 1], False)])
+def test_answers_that_are_slow_at_new_lengths_fail(
+    seconds: list[float], ok: bool, script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The round that warms up does not count, and neither does cuDNN, which is measured for comparison."""
+    waiting = iter(seconds)
+    monkeypatch.setattr(script, "decode_seconds", lambda model, rows, tokens: next(waiting))
+    assert script.one("decode", "cpu")["ok"] is ok
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_answers_are_timed(script: Any) -> None:
+    found = script.one("decode", "cpu")
+    assert min(found["new_ms"], found["again_ms"], found["cudnn_new_ms"]) > 0
+
+
 def test_what_cannot_be_checked_here_says_why(script: Any) -> None:
     found = script.one("liger", "cpu")
     assert found["ok"] is None

@@ -4,13 +4,18 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
 from qa_train.config import EncoderConfig, LanguageModelConfig, ModelConfig
+from qa_train.data.audio.front_end import FRONT_END
+from qa_train.data.audio.mel import log_mel
+from qa_train.data.audio.waveform import segments
 from qa_train.export.hugging_face import export
 from qa_train.export.model_card import model_card
 from qa_train.model import UnpaddedQwen2AudioForConditionalGeneration, build_model, load_model, weights_digest
@@ -48,6 +53,30 @@ def test_exported_folder_is_whole_and_stock_transformers_reads_it(checkpoint: Pa
     text = AutoProcessor.from_pretrained(result.path).apply_chat_template(chat, add_generation_prompt=True)
     assert "Audio 1: <|audio_bos|><|AUDIO|><|audio_eos|>\nWhat?<|im_end|>" in text
     assert text.endswith("<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize("samples", [16_000, 480_000, 480_050, 720_000, 1_600_000])
+def test_the_code_on_the_card_hears_a_long_clip_as_training_does(
+    checkpoint: Path, tmp_path: Path, samples: int
+) -> None:
+    """Run as it stands on the card, with the stock classes; the same logits as our model of our front end."""
+    result = export(checkpoint, tmp_path / "out")
+    code = (result.path / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    code = code.replace("FOLDER", str(result.path)).replace("max_new_tokens=128", "max_new_tokens=2")
+    wave = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
+    names: dict[str, Any] = {"wave": wave}
+    exec(code, names)
+    ids = names["inputs"]["input_ids"]
+    assert int((ids == names["model"].config.audio_token_id).sum()) == FRONT_END.tokens(samples)
+    assert (ids == names["processor"].tokenizer.convert_tokens_to_ids("<|audio_bos|>")).sum() == 1
+    with torch.no_grad():
+        stock = names["model"](**names["inputs"]).logits
+        model, _ = load_model(checkpoint)
+        parts = segments(wave)
+        lengths = torch.tensor([FRONT_END.frames(len(part)) for part in parts])
+        mels = torch.cat([log_mel(part, 80) for part in parts], 1)
+        ours = model(input_ids=ids, input_features=mels, feature_lengths=lengths).logits
+    assert (stock - ours).abs().max() < 1e-4 * stock.abs().max()
 
 
 def test_a_place_that_is_taken_is_left_alone(checkpoint: Path, tmp_path: Path) -> None:

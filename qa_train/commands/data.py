@@ -125,13 +125,22 @@ def from_jsonl(words: list[str]) -> int:
     return 0
 
 
-def catalog(paths: list[str], options: StorageOptions) -> int:
+@dataclass
+class CatalogOptions(StorageOptions):
+    """Options of `data catalog`."""
+
+    # Keep the lines of an existing catalog and read the indexes of the shards that it lacks only. For shards that were
+    # indexed again, write it anew.
+    append: bool = False
+
+
+def catalog(paths: list[str], options: CatalogOptions) -> int:
     """Write the summaries of all shards into one file that a source may name, e.g. all.catalog.parquet."""
     from qa_train.data.shards.catalog import write_catalog
 
     if len(paths) < 2:
         raise ValueError("data catalog: give the file to write and the shards, e.g. all.catalog.parquet data/*.tar")
-    print(f"{paths[0]}: {write_catalog(paths[1:], paths[0], options.storage)} shards")
+    print(f"{paths[0]}: {write_catalog(paths[1:], paths[0], options.storage, append=options.append)} shards")
     return 0
 
 

@@ -1,22 +1,30 @@
-"""Whether the device that a command is to run on can be used."""
+"""The device of a command that answers: chosen, checked and shown before anything is loaded."""
 
 from __future__ import annotations
 
 import os
+import sys
+from dataclasses import replace
+from typing import Protocol, TypeVar
 
 
-def check_device(device: str) -> None:
-    """ValueError for a device that this machine, or this build of torch, does not have."""
-    if device == "cpu":
-        return
-    import torch
+class _Answering(Protocol):
+    device: str
 
-    # Each of torchrun's processes on its own device.
-    index = os.environ.get("LOCAL_RANK")
-    try:
-        torch.empty(0, device=f"cuda:{index}" if device == "cuda" and index is not None else device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device={device} cannot be used ({reason}): use device=cpu, or see: qa-train doctor"
-        ) from error
+
+Options = TypeVar("Options", bound=_Answering)
+
+
+def on_device(options: Options) -> Options:
+    """``options`` with the device that ``device=`` stands for, which is the first line of output, on stderr.
+
+    On stderr, because the answers of `qa-train chat` and the address of `qa-train serve` are read from stdout.
+    ValueError for a device that cannot be used.
+    """
+    from qa_train.model.placement import choose_device, describe_device
+
+    device = choose_device(options.device)
+    if int(os.environ.get("RANK", 0)) == 0:
+        chosen = " (device=auto)" if options.device == "auto" else ""
+        print(f"answers are computed on {describe_device(device)}{chosen}", file=sys.stderr, flush=True)
+    return replace(options, device=device)  # type: ignore[type-var]

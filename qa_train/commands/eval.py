@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qa_train.commands.device import check_device
+from qa_train.commands.device import on_device
 from qa_train.config import EvalConfig
 
 
@@ -16,7 +16,7 @@ def evaluate(options: EvalConfig) -> int:
       qa-train eval compare=[DIR,DIR]      item by item, with significance
     """
     if options.checkpoint is not None and options.compare is None and options.step != "score":
-        check_device(options.device)
+        options = on_device(options)
     from qa_train.eval import suite
 
     return suite.evaluate(options)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from qa_train.commands.device import check_device
+from qa_train.commands.device import on_device
 from qa_train.config import PairsConfig
 
 
 def pairs(options: PairsConfig) -> int:
     """Preference pairs from a checkpoint's own answers, as shards for `qa-train dpo`."""
-    check_device(options.device)
+    options = on_device(options)
     from qa_train.preferences import from_answers
 
     return from_answers.pairs(options)

@@ -65,14 +65,16 @@ def plan_data(settings: list[str], options: PlanDataConfig) -> int:
         ValueError: invalid settings.
     """
     from qa_train.config.compose import compose_stage
-    from qa_train.data.mixture_report import as_text, effective_mixture
+    from qa_train.data.mixture_report import as_text, effective_mixture, steps_of_epochs
     from qa_train.planner.balance import open_planned
 
     cfg: Any = compose_stage(options.stage, settings)
-    steps = cfg.trainer.max_steps if options.steps is None else options.steps
-    if steps < 1:
-        raise ValueError(f"plan data: steps={steps}: use 1 or more")
+    if options.steps is not None and options.steps < 1:
+        raise ValueError(f"plan data: steps={options.steps}: use 1 or more")
     data = open_planned(cfg)
+    steps = options.steps or cfg.trainer.max_steps
+    if options.steps is None and cfg.trainer.epochs is not None:
+        steps = steps_of_epochs(data.plan, data.sources, cfg.trainer.epochs)
     result = {**effective_mixture(data.plan, data.sources, steps), "available": data.table()}
     print(f"available (~ extrapolated)\n{data.describe()}\n\nplanned\n{as_text(result)}")
     if options.json:

@@ -11,6 +11,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, get_origin, get_type_hints
 
+from qa_train.config.habits import PLACES, habit
 from qa_train.config.renamed import RENAMED
 from qa_train.config.settings.sections import BY_NAME, StageConfig
 from qa_train.utils.closest import closest, did_you_mean
@@ -71,6 +72,9 @@ def _unread(override: str, why: str) -> str:
 
 def _no_option(group: str, option: str, text: str) -> str:
     options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
+    first, _, folder = group.partition("/")
+    if first in PLACES and (folder or "." in option):
+        return f"there is no {first}={f'{folder}/' if folder else ''}{option}: {PLACES[first]}"
     hint = did_you_mean(option, options, f"{group}={{}}", cutoff=0.4)
     return f"there is no {group}={option}: {hint}there are {', '.join(options) or 'none'}"
 
@@ -92,6 +96,8 @@ def _no_key(key: str) -> str:
             return f"there is no {section}.{name}; to add it: '+{section}.{name}={entry}'"
     if free := next((each for each in free_sections() if key.startswith(each + ".")), None):
         return f"{free} has no {key.removeprefix(free + '.')} yet; to add it: '+{key}=VALUE'"
+    if known := habit(key):
+        return f"there is no key {key}: {known}"
     near = nearest(key)
     if near:
         return f"there is no key {key}: did you mean {near}? (--cfg job shows every key)"

@@ -71,8 +71,8 @@ class EvalConfig:
     token_budget: int = 16384
     # Maximum answer length for a file of questions; benchmarks have their own limits.
     max_new_tokens: int = 256
-    # cpu, cuda or cuda:N.
-    device: str = "cpu"
+    # auto (a GPU where there is one, else the CPU), cpu, cuda or cuda:N.
+    device: str = "auto"
     # Compare the checkpoint's files with the checksums in its manifest, if it has one.
     verify: bool = True
     # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
@@ -104,8 +104,8 @@ class ChatConfig:
     max_new_tokens: int = 256
     # 0: always the likeliest word; above: words are drawn.
     temperature: float = 0.0
-    # cpu, cuda or cuda:N.
-    device: str = "cpu"
+    # auto (a GPU where there is one, else the CPU), cpu, cuda or cuda:N.
+    device: str = "auto"
     # Compare the checkpoint's files with the checksums in its manifest, if it has one.
     verify: bool = True
     # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
@@ -122,8 +122,8 @@ class ServeConfig:
     host: str = "127.0.0.1"
     # 0: any free port; the first line of output shows it.
     port: int = 8000
-    # cpu, cuda or cuda:N.
-    device: str = "cpu"
+    # auto (a GPU where there is one, else the CPU), cpu, cuda or cuda:N.
+    device: str = "auto"
     # Compare the checkpoint's files with the checksums in its manifest, if it has one.
     verify: bool = True
     # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
@@ -193,8 +193,8 @@ class PairsConfig:
     judge_model: str = ""
     # Name of the environment variable that holds the key.
     judge_key_env: str = "OPENAI_API_KEY"
-    # cpu, cuda or cuda:N.
-    device: str = "cpu"
+    # auto (a GPU where there is one, else the CPU), cpu, cuda or cuda:N.
+    device: str = "auto"
     # Compare the checkpoint's files with the checksums in its manifest, if it has one.
     verify: bool = True
     # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from qa_train.data.open_sources import TOO_LONG
 from qa_train.data.order.batch_plan import Plan
 from qa_train.data.order.epoch import Ints
 from qa_train.data.source import Source
+
+# Windows that are planned to count the steps of an epoch.
+_EPOCH_WINDOWS = 4
 
 
 def effective_mixture(
@@ -59,6 +63,22 @@ def effective_mixture(
         "imbalance": imbalance(np.asarray(costs), plan.batches_per_step),
         "sources": [line.report(sources[i], total) for i, line in rows.items()],
     }
+
+
+def steps_of_epochs(plan: Plan, sources: list[Source], epochs: float) -> int:
+    """Steps until the samples of all sources, together, were seen ``epochs`` times; of a fresh plan.
+
+    Exact for few samples; with more than fit into some windows, the rest is extrapolated.
+    """
+    used = [source for source in sources if source.weight > 0]
+    wanted = sum(s.overview.samples * min(epochs, s.max_epochs or epochs) for s in used)
+    samples = batches = 0
+    for number in range(_EPOCH_WINDOWS):
+        for batch in plan.window(number).batches:
+            if samples < wanted:
+                samples, batches = samples + len(batch), batches + 1
+        samples += len(plan.window(number).too_long) if samples < wanted else 0
+    return max(1, ceil(batches * max(1.0, wanted / samples) / plan.batches_per_step))
 
 
 def imbalance(costs: Ints, per_step: int) -> dict[int, dict[str, float]]:

@@ -8,8 +8,8 @@ from qa_train.config import DataConfig
 from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.order import mixture
 from qa_train.data.order.shuffle_window import Window
-from qa_train.data.shards.catalog import open_shards
-from qa_train.data.shards.sidecar import CLEANED, IGNORED
+from qa_train.data.shards.catalog import list_shards, make_table, open_shards
+from qa_train.data.shards.sidecar import CLEANED, IGNORED, Summary
 from qa_train.data.source import Source
 from qa_train.data.text.prompts import PromptBank
 
@@ -28,9 +28,16 @@ def open_sources(cfg: DataConfig, tokenizer: Any, *, seed: int, preference: bool
     when indexing skipped more records than the error budget allows.
     """
     bank = PromptBank.load(cfg.prompt_files, cfg.prompt_languages)
-    sources = [
-        Source(name, source, cfg, bank, tokenizer, seed=seed, pairs=preference) for name, source in cfg.sources.items()
-    ]
+    # Several tasks of one corpus are several sources of the same shards, whose indexes are read once.
+    listed: dict[tuple[str, ...], list[tuple[str, Summary]]] = {}
+    sources = []
+    for name, source in cfg.sources.items():
+        shards = tuple(source.shards)
+        if shards not in listed:
+            filtered = any(each.where for each in cfg.sources.values() if tuple(each.shards) == shards)
+            listed[shards] = list_shards(shards, cfg.storage, values=filtered)
+        table = make_table(listed[shards], source.where, cfg.storage)
+        sources.append(Source(name, source, cfg, bank, tokenizer, seed=seed, pairs=preference, table=table))
     for source in sources:
         _check_index_budget(source, cfg.error_budget)
         if source.weight > 0:

@@ -66,13 +66,11 @@ class Answerer(Protocol):
 def load_answerer(
     checkpoint: str, limits: Limits, device: str, *, verify: bool, allow_missing: Sequence[str]
 ) -> tuple[Generator, dict[str, Any]]:
-    """A checkpoint that answers, each of torchrun's processes on its own device; and what names its answers.
+    """A checkpoint that answers, and what names its answers.
 
     Raises:
         ValueError: a checkpoint that cannot be read.
     """
-    if device == "cuda" and "LOCAL_RANK" in os.environ:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
     model, processor = load_answering_model(checkpoint, device=device, verify=verify, allow_missing=allow_missing)
     generator = Generator(model, processor, batch_size=limits.batch_size, token_budget=limits.token_budget)
     return generator, {"weights": weights_digest(model)}

@@ -19,17 +19,32 @@ from qa_train.report.scores_page import markdown_report
 from qa_train.utils.masking import name_of
 
 _USE = """```python
+import numpy as np
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
+
+
+def windows(wave, size=480_000, shortest=1_600):
+    \"\"\"A clip as the model was trained on it: windows of at most 30 s, the last of at least 0.1 s.\"\"\"
+    cuts = list(range(size, len(wave), size))
+    if cuts and len(wave) - cuts[-1] < shortest:
+        cuts[-1] -= shortest
+    return np.split(wave, cuts)
+
 
 processor = AutoProcessor.from_pretrained("FOLDER")
 model = Qwen2AudioForConditionalGeneration.from_pretrained("FOLDER")
 question = [{"type": "audio", "audio_url": "clip.wav"}, {"type": "text", "text": "What is said?"}]
 chat = [{"role": "user", "content": question}]
 text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-inputs = processor(text=text, audio=wave, sampling_rate=16_000, return_tensors="pt")  # wave: float32 [n] at 16 kHz
+parts = windows(wave)  # wave: float32 [n] at 16 kHz
+text = text.replace("<|AUDIO|>", "<|AUDIO|>" * len(parts))
+inputs = processor(text=text, audio=parts, sampling_rate=16_000, return_tensors="pt")
 reply = model.generate(**inputs, max_new_tokens=128)[:, inputs["input_ids"].shape[1]:]
 print(processor.batch_decode(reply, skip_special_tokens=True)[0])
-```"""
+```
+
+The processor cuts a clip at 30 s without a warning. `windows` passes a longer one in parts, all between one pair of
+audio marks, as in training."""
 
 
 def model_card(

@@ -26,6 +26,7 @@ from qa_train.model.encoders.kinds import open_encoder
 from qa_train.model.language_model import LanguageModelSource, open_llm
 from qa_train.model.layers.parts import model_name, module_of
 from qa_train.model.lora import apply_adapters, has_adapters, merge_adapters, place_adapters, read_base
+from qa_train.model.placement import choose_device
 from qa_train.model.precision import compute_dtype
 from qa_train.model.stored.loading import (
     check_sizes,
@@ -157,12 +158,15 @@ def load_model(
 def load_answering_model(
     source: str | Path,
     *,
-    device: str | torch.device = "cpu",
+    device: str = "auto",
     verify: bool = True,
     allow_missing: Sequence[str] = (),
 ) -> tuple[Model, Qwen2AudioProcessor]:
-    """As `load_model`, in the arithmetic that ``device`` computes fast: weights stored in half precision become float32
-    on a CPU without bfloat16 instructions, at twice the memory."""
+    """As `load_model`, on the device that `choose_device` gives, in the arithmetic that this device computes fast.
+
+    Weights stored in half precision become float32 on a CPU without bfloat16 instructions, at twice the memory.
+    """
+    device = choose_device(device)
     if torch.device(device).type == "cpu":
         keep_freed_memory()
     model, processor = load_model(source, device=device, verify=verify, allow_missing=allow_missing)

@@ -72,7 +72,13 @@ class _StockName:
 
 
 class UnpaddedQwen2AudioModel(_StockName, Qwen2AudioModel):
-    """Encoder, projector and LLM without head (the stock ``Qwen2AudioModel`` on real frames and tokens)."""
+    """Encoder, projector and LLM without head (the stock ``Qwen2AudioModel`` on real frames and tokens).
+
+    neftune_noise_alpha: greatest noise on the embeddings of text in training, times sqrt(tokens of the document x D)
+    (NEFTune, arXiv 2310.05914); None: none.
+    """
+
+    neftune_noise_alpha: float | None = None
 
     def __init__(self, config: Qwen2AudioConfig) -> None:
         choose_attention(config)
@@ -118,6 +124,8 @@ class UnpaddedQwen2AudioModel(_StockName, Qwen2AudioModel):
 
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(ids.flatten() if rows is None else rows.drop_padding(ids))
+            if self.training and self.neftune_noise_alpha and rows is not None:
+                inputs_embeds = inputs_embeds + rows.noise(inputs_embeds) * self.neftune_noise_alpha
             if not decoding or input_features is not None or audio_states is not None:
                 features, lengths = joined_features(input_features, feature_attention_mask, feature_lengths)
                 audio = self._audio(features, lengths, audio_states)
@@ -250,6 +258,7 @@ class UnpaddedQwen2AudioForConditionalGeneration(_StockName, LayerwiseRecompute,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         row_weights: torch.Tensor | None = None,
+        label_smoothing: float = 0.0,
         return_row_losses: bool = False,
         return_logits: bool | None = None,
         **kwargs: Any,
@@ -259,7 +268,8 @@ class UnpaddedQwen2AudioForConditionalGeneration(_StockName, LayerwiseRecompute,
         The loss is the cross-entropy summed over supervised tokens (label not -100) and divided by
         ``num_items_in_batch``, or by their number; only their rows meet the head, and no logits are returned unless
         ``return_logits`` asks for them (None: as the attribute of that name).
-        ``row_weights`` [B]: factors on the loss of the rows; ``return_row_losses``: also the losses of the rows.
+        ``row_weights`` [B]: factors on the loss of the rows; ``label_smoothing``: of all; ``return_row_losses``: also
+        the losses of the rows.
         ``logits_to_keep``: only the last so many positions of the logits (0: all), or the positions themselves.
         """
         outputs = self.model(
@@ -283,7 +293,7 @@ class UnpaddedQwen2AudioForConditionalGeneration(_StockName, LayerwiseRecompute,
             logits = self.lm_head(hidden[:, kept])
         if labels is not None:
             loss, row_losses = supervised_loss(
-                self.lm_head, hidden, labels, attention_mask, num_items_in_batch, row_weights
+                self.lm_head, hidden, labels, attention_mask, num_items_in_batch, row_weights, label_smoothing
             )
         return UnpaddedOutput(
             loss=loss,

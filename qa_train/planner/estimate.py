@@ -148,7 +148,10 @@ def _load(cfg: StageConfig, options: PlanConfig) -> Load:
             text_tokens=options.text_tokens,
             answer_tokens=options.answer_tokens,
         )
-        return replace(load, problems=[*load.problems, f"shards not read: {str(error).splitlines()[0]}"])
+        problems = [*load.problems, f"shards not read: {str(error).splitlines()[0]}"]
+        if cfg.trainer.epochs is not None:
+            problems.append(f"trainer.epochs is counted from the shards; planned are {cfg.trainer.max_steps} steps")
+        return replace(load, problems=problems)
 
 
 def _estimate(cfg: StageConfig, options: PlanConfig, gpu: Gpu, sizes: Sizes, load: Load) -> Estimate:

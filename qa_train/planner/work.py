@@ -9,7 +9,7 @@ import numpy as np
 
 from qa_train.config import StageConfig
 from qa_train.data.audio.front_end import FRONT_END
-from qa_train.data.mixture_report import Ints, effective_mixture
+from qa_train.data.mixture_report import Ints, effective_mixture, steps_of_epochs
 from qa_train.data.open_sources import records_at_hand
 from qa_train.model.flops import Work
 from qa_train.planner.balance import open_planned
@@ -81,6 +81,8 @@ def declared(cfg: StageConfig, *, clip_s: float, text_tokens: int, answer_tokens
 def from_data(cfg: StageConfig) -> Load:
     """The load as the plan of the shards gives it. ValueError or FileNotFoundError if they cannot be opened."""
     data = open_planned(cfg)
+    if cfg.trainer.epochs is not None:
+        cfg.trainer.max_steps = steps_of_epochs(data.plan, data.sources, cfg.trainer.epochs)
     lengths: list[Ints] = []
     seen = effective_mixture(data.plan, data.sources, min(cfg.trainer.max_steps, LOOK), lengths=lengths)
     return from_effective_mixture(cfg, seen, lengths)

@@ -24,6 +24,9 @@ _PREFETCH_FACTOR = 2
 # TrainerConfig fields that are not TrainingArguments.
 _OWN_FIELDS = (
     "batches_per_step",
+    "epochs",
+    # The library's hook takes a padded batch; the model does it for real tokens.
+    "neftune_noise_alpha",
     *(f.name for f in fields(ReliabilityConfig)),
     "cpu_threads",
     "muon_learning_rate",

@@ -13,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from qa_train.config import StageConfig, require_root
 from qa_train.data.batches import open_data
+from qa_train.data.mixture_report import steps_of_epochs
 from qa_train.data.order.growth import Records
 from qa_train.data.workers import raise_file_limit
 from qa_train.model import build_model, freeze
@@ -40,7 +41,7 @@ def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
     """
     raise_file_limit(args.dataloader_num_workers, args.dataloader_prefetch_factor)
     run = RunFolder(cfg, is_main=is_main())
-    done = run.take(cfg.trainer.max_steps)
+    done = run.take(cfg.trainer.max_steps if cfg.trainer.epochs is None else run.steps_of(cfg.trainer.epochs))
     if done is not None:
         differs = run.other_settings()
         if run.is_main:
@@ -53,6 +54,7 @@ def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
     model, processor = build_model(cfg.model, seed=cfg.run.seed)
     _silence_libraries(model, processor)
     freeze(model, cfg.model.freeze)
+    model.model.neftune_noise_alpha = cfg.trainer.neftune_noise_alpha
     model.set_recompute(**asdict(cfg.trainer.gradient_checkpointing))
     if cfg.trainer.use_liger_kernel:
         use_liger_kernels(model)
@@ -68,6 +70,8 @@ def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
         preference=cfg.kind.pairs,
         cost=cost_of(cfg, Shapes.of(model.config)),
     )
+    if cfg.trainer.epochs is not None:
+        args.max_steps = cfg.trainer.max_steps = steps_of_epochs(data.plan, data.sources, cfg.trainer.epochs)
     writer = MetricsWriter(run.metrics, is_main=run.is_main)
     adapters = plan_adapters(model, cfg.model, seed=cfg.run.seed)
     stage = Stage(cfg, run, model, processor, data, writer, resume, adapters)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from functools import cache
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,33 @@ def test_a_catalog_opens_the_same_data(tokenizer: Any, shards: dict[str, str], t
         write_catalog([shards["speech"]], tmp_path / "x.parquet")
     with pytest.raises(ValueError, match="does not exist; make it with"):
         open_shards([str(tmp_path / "none.catalog.parquet")])
+
+
+def test_sources_of_the_same_shards_read_their_indexes_once(
+    tokenizer: Any, shards: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(catalog, "load_summary", lambda path, cfg=None: read.append(path) or load_summary(path, cfg))
+    data = open_data(mixture(shards), tokenizer, 80, seed=3, batches_per_step=4)
+    asr, st, _ = data.sources
+    assert asr.shards == st.shards
+    assert sorted(read) == sorted(asr.shards + data.sources[2].shards)
+
+
+def test_a_catalog_grows(shards: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only new shards are read; lines of shards that are not named stay."""
+    path = tmp_path / "all.catalog.parquet"
+    first, second, third = sorted(glob(shards["speech"]))
+    assert write_catalog([first, second], path, append=True) == 2
+    read: list[str] = []
+    monkeypatch.setattr(catalog, "load_summary", lambda path, cfg=None: read.append(path) or load_summary(path, cfg))
+    assert write_catalog([third, second], path, append=True) == 3
+    assert write_catalog([shards["speech"]], path, append=True) == 3
+    assert read == [third]
+    grown, whole = open_shards([path]), open_shards([shards["speech"]])
+    assert grown.fingerprints == whole.fingerprints
+    assert grown.rows.tolist() == whole.rows.tolist()
+    assert grown.problems == whole.problems
 
 
 def test_a_shard_indexed_anew_is_noticed(tokenizer: Any, shards: dict[str, str]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qa_train.data.text.prompts import PromptBank, Unqualified, chat_messages, draw
-from qa_train.data.text.records import BadRecord, fields, parse_record
+from qa_train.data.text.records import BadRecord, fields, parse_record, stored_record
 from qa_train.data.text.sample import AudioPart, Message, TextPart
 
 FULL = {
@@ -341,3 +342,20 @@ def test_own_prompt_files_add_and_replace_tasks(tmp_path: Path) -> None:
 def test_bad_records_say_why(raw: bytes, message: str) -> None:
     with pytest.raises(BadRecord, match=message):
         parse_record(raw)
+    # As stored in an index, where it may have been changed; what cannot be there is not tried.
+    if message not in ("not UTF-8", "at most", "repeated key 'text'"):
+        with pytest.raises(BadRecord, match=f"{message}|not JSON"):
+            stored_record(raw.decode())
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        '{"x": -1.5e308, "y": 1e-400, "text": "1e999 \\\\u0000"}',
+        '{"x": ' + "[" * 14 + "]" * 14 + "}",
+        '{"x": [' + "[]," * 60 + "0]}",
+        '{"text": "\\ud83d\\ude00 ok"}',
+    ],
+)
+def test_odd_but_good_records_are_accepted(raw: str) -> None:
+    assert stored_record(raw) == parse_record(raw.encode()) == json.loads(raw)

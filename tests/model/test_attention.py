@@ -15,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from qa_train.model.layers import attention
 from qa_train.model.layers.attention import Documents, adapt_varlen, unpadded_attention
 from tests.model.conftest import Batch, Twins
+from tests.test_architecture import _loaded
 
 LENGTHS = [5, 1, 12, 3]
 HEADS, KEY_HEADS, WIDTH = 4, 2, 16
@@ -201,3 +202,21 @@ def test_a_sliding_window_shorter_than_a_sample_is_refused() -> None:
     assert unpadded_attention(module, *states(HEADS), None, documents, sliding_window=12)[0].isfinite().all()
     with pytest.raises(ValueError, match="sliding window of 11 tokens, but a sample has 12"):
         unpadded_attention(module, *states(HEADS), None, documents, sliding_window=11)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "train.pretrain", "train.sft", "train.dpo", "train.encode_once", "infer.generate", "infer.server",
+        "infer.conversation", "eval.answers", "eval.suite", "preferences.from_answers", "callbacks.held_out",
+    ],
+)  # fmt: skip
+def test_cudnn_attention_is_off_before_any_model_can_run(module: str) -> None:
+    """Whatever trains or answers imports the file that switches it off, at the latest with its model."""
+    assert "qa_train.model.layers.attention" in _loaded(f"qa_train.{module}") | _loaded("qa_train.model.build")
+    assert "qa_train.model" in _loaded(f"qa_train.{module}")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    # The others stay.
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cuda.mem_efficient_sdp_enabled()
+    assert torch.backends.cuda.math_sdp_enabled()

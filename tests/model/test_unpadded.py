@@ -6,9 +6,12 @@ import re
 
 import pytest
 import torch
+from transformers.integrations.neftune import activate_neftune
+from transformers.trainer_pt_utils import LabelSmoother
 from trl.trainer.utils import add_fused_lm_head
 
 from qa_train.model import encoder_states
+from qa_train.model.layers.rows import Rows
 from tests.model.conftest import AUDIO_ID, FULL, MELS, Batch, Twins, make_twins
 
 # 0.1 s to 30 s, odd and even, two clips in a row, clips side by side, text alone, audio alone.
@@ -106,6 +109,39 @@ def test_weights_of_rows_scale_their_part_of_the_loss(twins: Twins) -> None:
     found = twins.ours(**batch.joined(), **asked, row_weights=weights)
     torch.testing.assert_close(found.loss.detach(), (rows * weights).sum() / 5)
     torch.testing.assert_close(found.row_losses, rows)
+
+
+@pytest.mark.parametrize("factor", [0.1, 0.9])
+def test_label_smoothing_is_that_of_transformers(twins: Twins, factor: float) -> None:
+    batch = Batch(MIXED)
+    output = {"logits": twins.stock(**batch.padded(), use_cache=False).logits}
+    expected = LabelSmoother(factor)(output, batch.labels, shift_labels=True)
+    found = twins.ours(**batch.joined(), labels=batch.labels, label_smoothing=factor).loss
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("row", MIXED[:2])
+def test_neftune_is_that_of_transformers(twins: Twins, row: list[int]) -> None:
+    batch = Batch([row])
+    twins.stock.train()
+    twins.ours.train()
+    activate_neftune(twins.stock, 5.0)
+    twins.ours.model.neftune_noise_alpha = 5.0
+    losses = []
+    for model, inputs in ((twins.stock, batch.padded()), (twins.ours, batch.joined())):
+        torch.manual_seed(7)
+        losses.append(model(**inputs, labels=batch.labels, use_cache=False).loss)
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
+    twins.ours.eval()
+    assert abs(float(twins.ours(**batch.joined(), labels=batch.labels).loss - losses[1])) > 1e-3
+
+
+def test_neftune_scales_by_the_length_of_each_document(twins: Twins) -> None:
+    lengths = [3, 50, 1]
+    rows = Rows.of((3, 50), torch.arange(50) < torch.tensor(lengths)[:, None], torch.device("cpu"))
+    noise = rows.noise(torch.zeros(54, 4096)).split(lengths)
+    for part, length in zip(noise, lengths, strict=True):
+        assert float(part.abs().max()) == pytest.approx((length * 4096) ** -0.5, rel=1e-3)
 
 
 def test_many_supervised_rows_are_scored_in_chunks(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,10 +96,7 @@ def check(cfg: StageConfig) -> None:
             "data.augment changes the audio, which data.encoder_cache no longer reads: set data.encoder_cache=null, "
             "or leave data.augment out and use data.time_mask"
         )
-    if cfg.trainer.bf16 not in (True, False, "auto"):
-        raise ValueError(f"trainer.bf16 is {cfg.trainer.bf16!r}: use auto, true or false")
-    if cfg.trainer.batches_per_step < 1 or cfg.trainer.max_steps < 1:
-        raise ValueError("trainer.batches_per_step and trainer.max_steps must be at least 1")
+    _check_trainer(cfg)
     # With adapters, only the projector can train in full; both are then kept in float32.
     if cfg.model.dtype != "float32" and not cfg.deepspeed.config and not cfg.model.lora.parts:
         raise ValueError(
@@ -115,6 +112,22 @@ def check(cfg: StageConfig) -> None:
         raise ValueError(f"{cfg.stage} sources must have template: chat (preference pairs are chats)")
     for look in _OF_SECTION.get(cfg.kind.section or "", ()):
         look(cfg)
+
+
+def _check_trainer(cfg: StageConfig) -> None:
+    """Values of the trainer's options, each by itself."""
+    if cfg.trainer.bf16 not in (True, False, "auto"):
+        raise ValueError(f"trainer.bf16 is {cfg.trainer.bf16!r}: use auto, true or false")
+    if cfg.trainer.batches_per_step < 1 or cfg.trainer.max_steps < 1:
+        raise ValueError("trainer.batches_per_step and trainer.max_steps must be at least 1")
+    if cfg.trainer.epochs is not None and not 0 < cfg.trainer.epochs < float("inf"):
+        raise ValueError(f"trainer.epochs is {cfg.trainer.epochs}: use a number above 0, or null for trainer.max_steps")
+    if not 0 <= cfg.trainer.label_smoothing_factor < 1:
+        raise ValueError(f"trainer.label_smoothing_factor is {cfg.trainer.label_smoothing_factor}: use 0 to below 1")
+    if cfg.kind.pairs and cfg.trainer.label_smoothing_factor:
+        raise ValueError("trainer.label_smoothing_factor has no effect on preference pairs: use dpo.label_smoothing")
+    if (cfg.trainer.neftune_noise_alpha or 0) < 0:
+        raise ValueError(f"trainer.neftune_noise_alpha is {cfg.trainer.neftune_noise_alpha}: use 0 or more, e.g. 5")
 
 
 def _check_learning(pairs: bool, name: str, source: SourceConfig) -> None:

@@ -224,6 +224,9 @@ class TrainerConfig(ReliabilityConfig):
     """Options of transformers' TrainingArguments, under the library's own names."""
 
     max_steps: int = 100
+    # Train until the samples of all sources together were seen so often; replaces max_steps. How often each is seen
+    # follows from data.mixture: about equally often with by=epochs and weights of 1.
+    epochs: float | None = None
     learning_rate: float = 1e-4
     lr_scheduler_type: str = "cosine"
     lr_scheduler_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -234,6 +237,10 @@ class TrainerConfig(ReliabilityConfig):
     adam_beta2: float = 0.98
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
+    # Share of the target's probability that is spread over the vocabulary (arXiv 1512.00567); not for dpo.
+    label_smoothing_factor: float = 0.0
+    # Noise on the LLM's input embeddings, uniform and at most alpha / sqrt(tokens x width) (NEFTune, arXiv 2310.05914).
+    neftune_noise_alpha: float | None = None
     optim: str = "adamw_torch"
     # Learning rate of Muon for hidden matrices, with AdamW at learning_rate for the rest; null: optim for all.
     muon_learning_rate: float | None = None

@@ -82,22 +82,29 @@ def open_shards(
     """The table of all shards of paths, folders, globs, URLs and catalogs; ``cfg``: how remote ones are read. Raises
     ValueError when a shard has no index, or has changed since it was indexed.
     """
+    return make_table(list_shards(patterns, cfg, values=bool(where)), where or {}, cfg)
+
+
+def list_shards(
+    patterns: Iterable[str | Path], cfg: StorageConfig | None = None, *, values: bool = True
+) -> list[tuple[str, Summary]]:
+    """Paths and summaries of the shards of ``open_shards``; ``values=False``: not always with counts by value."""
     named = list(map(str, patterns))
     catalogs = [path for path in named if without_query(path).endswith(CATALOG_SUFFIX)]
     others = [path for path in named if path not in catalogs]
-    listed = [line for path in catalogs for line in read_catalog(path, cfg, values=bool(where))]
+    listed = [line for path in catalogs for line in read_catalog(path, cfg, values=values)]
     if others or not catalogs:
         paths = storage.expand(others)
         listed += zip(paths, _summaries(paths, cfg), strict=True)
-    table = make_table(listed, where or {})
-    table.load = partial(load_rows, cfg=cfg)
-    return table
+    return listed
 
 
-def make_table(listed: Iterable[tuple[str, Summary]], where: Mapping[str, Any]) -> ShardTable:
-    """The table of the given paths and summaries."""
+def make_table(
+    listed: Iterable[tuple[str, Summary]], where: Mapping[str, Any], cfg: StorageConfig | None = None
+) -> ShardTable:
+    """The table of the given paths and summaries; ``cfg``: how remote ones are read."""
     none = np.zeros(0, dtype=np.int64)
-    table = ShardTable([], [], none, np.zeros(0), none, np.zeros(0))
+    table = ShardTable([], [], none, np.zeros(0), none, np.zeros(0), load=partial(load_rows, cfg=cfg))
     numbers: list[tuple[int, float, int, float]] = []
     seen: set[str] = set()
     for path, summary in listed:
@@ -137,10 +144,13 @@ def matching(summary: Summary, where: Mapping[str, Any]) -> tuple[int, float]:
     return rows, max(0.0, seconds)
 
 
-def write_catalog(patterns: Iterable[str | Path], out: str | Path, cfg: StorageConfig | None = None) -> int:
-    """Write the table of all shards into one file; returns their number. ``cfg``: how remote ones are read.
+def write_catalog(
+    patterns: Iterable[str | Path], out: str | Path, cfg: StorageConfig | None = None, *, append: bool = False
+) -> int:
+    """Write the table of all shards into one file; returns the number of its shards. ``cfg``: how remote ones are read.
 
-    Local shards are named relative to the catalog's folder, so that both can move together.
+    Local shards are named relative to the catalog's folder, so that both can move together. ``append``: keep the lines
+    of an existing catalog, and read the indexes of the shards that it lacks only.
 
     Raises:
         ValueError: a URL is signed or has a password, which must not be in a shared file.
@@ -152,8 +162,13 @@ def write_catalog(patterns: Iterable[str | Path], out: str | Path, cfg: StorageC
             "it next to the shards: the query of its own URL then opens them too"
         )
     folder = Path(out).parent.resolve()
-    names = [path if "://" in path else os.path.relpath(Path(path).resolve(), folder) for path in paths]
-    return write_lines(zip(names, _summaries(paths, cfg), strict=True), out)
+
+    def name(path: str) -> str:
+        return path if "://" in path else os.path.relpath(Path(path).resolve(), folder)
+
+    kept = {name(path): line for path, line in read_catalog(str(out), cfg)} if append and Path(out).exists() else {}
+    new = [path for path in paths if name(path) not in kept]
+    return write_lines([*kept.items(), *zip(map(name, new), _summaries(new, cfg), strict=True)], out)
 
 
 def _summaries(paths: Sequence[str], cfg: StorageConfig | None) -> Iterator[Summary]:

@@ -5,7 +5,7 @@ sequence that may see only itself: a segment of audio in the encoder, a row of t
 
 The function is registered with transformers under ``UNPADDED`` and receives the ``Documents`` as a
 keyword through the layers. Without that keyword it is the library's own SDPA attention, which serves
-ordinary padded batches (generation with a cache).
+ordinary padded batches (generation with a cache), by flash or memory-efficient kernels and never by cuDNN's.
 
 On CUDA in half precision, autocast's included, all documents go to ``torch.nn.attention.varlen`` in one call.
 Elsewhere each document is one SDPA call. On a CPU core that is the fastest exact way (forward and backward of 45
@@ -214,5 +214,8 @@ def mask_between(config: Any, documents: Documents, dtype: torch.dtype) -> torch
     return torch.zeros_like(apart, dtype=dtype).masked_fill(apart, torch.finfo(dtype).min)[None, None]
 
 
+# Torch prefers cuDNN's attention on Hopper (torch._fused_sdp_choice), and cuDNN builds a plan for every new shape: an
+# answer has a new key length with every token. Here, because every model of ours imports this file before it runs.
+torch.backends.cuda.enable_cudnn_sdp(False)
 AttentionInterface.register(UNPADDED, unpadded_attention)
 AttentionMaskInterface.register(UNPADDED, sdpa_mask)

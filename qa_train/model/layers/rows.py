@@ -38,6 +38,12 @@ class Rows:
         """[B, L, ...] -> [T, ...]."""
         return values.flatten(0, 1)[self.index]
 
+    def noise(self, like: torch.Tensor) -> torch.Tensor:
+        """Uniform in -1 to 1, divided by sqrt(L * D) with L tokens of the document: [T, D] as ``like``."""
+        lengths = self.documents.starts.diff()
+        scale = (lengths * like.shape[-1]).to(like.dtype).rsqrt()
+        return torch.empty_like(like).uniform_(-1, 1) * scale.repeat_interleave(lengths, output_size=len(like))[:, None]
+
     def restore(self, values: torch.Tensor) -> torch.Tensor:
         """[1, T, D] -> [B, L, D], zeros at padding."""
         batch, length = self.shape

@@ -73,6 +73,12 @@ class RunFolder:
         path = self.dir / "finished.json"
         return int(json.loads(path.read_text())["steps"]) if path.is_file() else None
 
+    def steps_of(self, epochs: float) -> int:
+        """The steps that the run counted for at least so many epochs when it started; more than any without."""
+        path = self.dir / "config.yaml"
+        stored = yaml.safe_load(path.read_text())["trainer"] if path.is_file() else {}
+        return int(stored["max_steps"]) if (stored.get("epochs") or 0) >= epochs else sys.maxsize
+
     def take(self, steps: int) -> int | None:
         """Become the only process group that trains this run, unless it is finished; a collective call.
 

@@ -1,0 +1,171 @@
+"""What people type who come from transformers, TRL, peft, ms-swift or LLaMA-Factory, and what it is here.
+
+A test compares the table with the fields of the installed libraries: each of them is a setting of that name, or is
+answered here.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+# Our key, or how the same is said here -> their names.
+_HERE = {
+    "run.dir": "output_dir logging_dir",
+    "run.seed": "seed",
+    "data.seed (the order of the data) and run.seed": "data_seed",
+    "trainer.epochs": "num_train_epochs epochs num_epochs",
+    "trainer.learning_rate": "lr",
+    "trainer.warmup_steps (below 1: a share of the steps)": "warmup_ratio warmup_proportion",
+    "trainer.keep_checkpoints (and keep_every_steps)": "save_total_limit",
+    "trainer.keep_best=eval/SET and trainer.keep_best_is": (
+        "load_best_model_at_end metric_for_best_model greater_is_better"
+    ),
+    "trainer.gradient_checkpointing.llm and .encoder: none, selective or full": (
+        "activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing_kwargs "
+        "vit_gradient_checkpointing activation_offloading disable_gradient_checkpointing"
+    ),
+    "trainer.compile_layers": "torch_compile torch_compile_backend torch_compile_mode",
+    "trainer.use_liger_kernel (for all layers that it knows)": "liger_kernel_config enable_liger_kernel use_liger",
+    "trainer.bf16: auto, true or false (float16 would need loss scaling, which is not implemented)": (
+        "fp16 fp16_full_eval bf16_full_eval fp16_opt_level half_precision_backend pure_bf16 mixed_precision"
+    ),
+    "model.dtype for the weights, trainer.bf16 for the arithmetic": "torch_dtype dtype",
+    "trainer.batches_per_step: micro-batches of a step over all GPUs, so GPUs x accumulation": (
+        "gradient_accumulation_steps global_batch_size train_batch_size"
+    ),
+    "data.tokens_per_batch: batches are filled by tokens, not by samples (qa-train plan STAGE shows what fits)": (
+        "per_device_train_batch_size per_gpu_train_batch_size auto_find_batch_size batch_size micro_batch_size"
+    ),
+    "data.tokens_per_batch and data.max_duration_s: samples are never cut; those that fit into no batch are counted": (
+        "max_length max_seq_length cutoff_len truncation_mode truncation_strategy max_prompt_length max_new_length"
+    ),
+    "data.num_workers": "dataloader_num_workers preprocessing_num_workers",
+    "data.sources.NAME.shards=[PATHS], or data=MIXTURE; qa-train data import makes shards of other formats": (
+        "dataset datasets train_file train_dataset dataset_dir dataset_name custom_train_dataset_path media_dir"
+    ),
+    "data.sources.NAME.weight, and data.mixture.by": "interleave_prob interleave_probs mix_strategy dataset_weights",
+    "data.sources.NAME.max_samples": "max_samples max_train_samples",
+    "evaluation.sets.NAME.shards=[PATHS]": "val_dataset eval_dataset validation_file custom_val_dataset_path",
+    "split_share=0.1 of qa-train data import, and evaluation.sets.NAME": "split_dataset_ratio val_size",
+    "evaluation.every (steps; 0: off) with evaluation.sets": (
+        "eval_strategy evaluation_strategy eval_steps eval_delay eval_on_start do_eval"
+    ),
+    "evaluation.batch_size and evaluation.token_budget": (
+        "per_device_eval_batch_size per_gpu_eval_batch_size eval_accumulation_steps"
+    ),
+    "model.checkpoint=FOLDER with the model's shape, as in model=qwen2_audio_7b": (
+        "model_name_or_path model_id_or_path model_type model_id pretrained_model_name_or_path"
+    ),
+    "model.freeze=[encoder,projector,llm]": (
+        "freeze_vit freeze_aligner freeze_llm freeze_vision_tower freeze_multi_modal_projector freeze_language_model "
+        "freeze_parameters freeze_trainable_layers"
+    ),
+    "model.lora.parts=[llm] (empty: full training)": (
+        "train_type tuner_type sft_type finetuning_type use_peft use_lora adapter_type"
+    ),
+    "model.lora.r": "r lora_rank lora_r",
+    "model.lora.alpha": "lora_alpha",
+    "model.lora.dropout": "lora_dropout",
+    "model.lora.target_modules (null: all linear layers)": "lora_target lora_target_modules",
+    "dpo.reference: live or precomputed": (
+        "precompute_ref_log_probs precompute_ref_batch_size ref_model ref_adapters reference_free"
+    ),
+    "dpo.loss_type=[sigmoid,sft] dpo.loss_weights=[1,WEIGHT]": "rpo_alpha pref_ftx",
+    "dpo.loss_type (pretraining and sft use cross-entropy)": "pref_loss loss_type",
+    "dpo.beta": "pref_beta",
+    "qa-train pretrain, sft or dpo": "stage rlhf_type task do_train do_predict",
+    "deepspeed=zero2 or zero3": "fsdp fsdp_config parallelism_config fsdp_num zero_stage deepspeed_config",
+    "tracking.wandb (online, offline, disabled) or tracking=none": "report_to use_wandb plot_loss wandb_mode",
+    "tracking.project": "project wandb_project swanlab_project",
+}
+# Why there is no such setting -> their names.
+_NONE = {
+    "every step is logged (RUN/metrics.jsonl)": (
+        "logging_strategy logging_steps logging_first_step log_on_each_node logging_nan_inf_filter "
+        "include_num_input_tokens_seen include_tokens_per_second include_num_input_tokens"
+    ),
+    "TRANSFORMERS_VERBOSITY=info in the environment shows the library's messages": "log_level log_level_replica",
+    "progress is printed by step, whatever the terminal": "disable_tqdm",
+    "a run in W&B has the name of its run.dir": "run_name wandb_run_id",
+    "there is no sink for Trackio": "trackio_space_id trackio_bucket_id trackio_static_space_id",
+    "held-out sets are answered and scored by task, on all ranks": (
+        "prediction_loss_only eval_do_concat_batches eval_use_gather_object include_for_metrics batch_eval_metrics "
+        "label_names predict_with_generate metric eval_packing"
+    ),
+    "a checkpoint is saved every trainer.save_steps and at the end, always complete; qa-train export writes weights": (
+        "save_only_model save_strategy save_on_each_node save_safetensors"
+    ),
+    "SIGTERM, SIGUSR1 and RUN/SAVE already save at the next step": "enable_jit_checkpoint",
+    "qa-train export checkpoint=RUN out=FOLDER, then hf upload": (
+        "push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision "
+        "push_to_hub_model_id"
+    ),
+    "the same command continues a run at its exact place": (
+        "resume_from_checkpoint ignore_data_skip restore_callback_states_from_checkpoint overwrite_output_dir "
+        "resume_only_model"
+    ),
+    "CUDA_VISIBLE_DEVICES= trains on the CPU; processes come from torchrun": (
+        "use_cpu no_cuda local_rank accelerator_config ddp_backend"
+    ),
+    "the order of the data is a pure function of seed and index, so loaders are fixed": (
+        "dataloader_drop_last dataloader_pin_memory dataloader_persistent_workers dataloader_multiprocessing_context "
+        "dataloader_in_order remove_unused_columns train_sampling_strategy length_column_name group_by_length "
+        "shuffle_dataset shuffle streaming lazy_tokenize buffer_size dataset_shuffle train_dataloader_shuffle "
+        "overwrite_cache load_from_cache_file dataset_num_proc split_batches dispatch_batches"
+    ),
+    "the model has no unused or shared gradients to look for, and DDP's own values are kept": (
+        "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_timeout_seconds"
+    ),
+    "batches hold real tokens only, packed without crossing samples": (
+        "packing packing_strategy padding_free pad_to_multiple_of neat_packing padding_side sequence_parallel_size"
+    ),
+    "the loss is on answers only (loss: false on a turn leaves it out)": (
+        "completion_only_loss assistant_only_loss train_on_prompt mask_history loss_scale train_on_inputs"
+    ),
+    "rows have messages and audios; other columns are named in qa-train data import": (
+        "dataset_text_field dataset_kwargs columns formatting column_mapping"
+    ),
+    "the template is that of the model; data.sources.NAME.template is base or chat": (
+        "template chat_template chat_template_path eos_token pad_token system default_system use_chat_template"
+    ),
+    "code from a model's folder is never executed": "trust_remote_code",
+    "all of the model's fields come from its checkpoint or model.*.config": (
+        "model_init_kwargs router_aux_loss_coef use_cache auto_mapping model_kwargs"
+    ),
+    "attention is chosen by the device, without padding": "attn_impl attn_implementation flash_attn use_flash_attn",
+    "weights are not quantized in training": (
+        "quant_method quant_bits quantization_bit load_in_4bit load_in_8bit quantization_method bnb_4bit_quant_type"
+    ),
+    "the optimizer's own options are trainer.adam_*, weight_decay and parts": "optim_args optim_target_modules",
+    "torch's defaults are used; NVIDIA_TF32_OVERRIDE and torch's environment variables change them": (
+        "tf32 full_determinism torch_empty_cache_steps debug skip_memory_metrics average_tokens_across_devices"
+    ),
+    "dropout comes from the model's configuration": "disable_dropout attention_dropout",
+    "adapters are plain LoRA by peft": (
+        "task_type peft_type peft_version base_model_name_or_path revision inference_mode exclude_modules "
+        "fan_in_fan_out bias use_rslora modules_to_save init_lora_weights layers_to_transform layers_pattern "
+        "rank_pattern alpha_pattern megatron_config megatron_core trainable_token_indices loftq_config eva_config "
+        "corda_config "
+        "lora_ga_config use_dora velora_config alora_invocation_tokens use_qalora qalora_group_size monteclora_config "
+        "layer_replication runtime_config lora_bias target_parameters use_bdlora arrow_config kasa_config "
+        "ensure_weight_tying additional_target"
+    ),
+}
+
+
+# Groups for which people give a place instead of a name -> what to write.
+PLACES = {
+    "model": "model= names a shape; weights are model.checkpoint=FOLDER_OR_HUB_ID",
+    "data": "data= names a mixture; your own shards are data=empty '+data.sources.NAME.shards=[PATHS]' (docs/data.md)",
+}
+
+
+def habit(key: str) -> str | None:
+    """What a key of another tool, with or without a section before it, is here; None for an unknown one."""
+    return _answers().get(key.rpartition(".")[2])
+
+
+@cache
+def _answers() -> dict[str, str]:
+    here = {name: f"here it is {answer}" for answer, names in _HERE.items() for name in names.split()}
+    return here | {name: f"not needed: {why}" for why, names in _NONE.items() for name in names.split()}
