@@ -10,6 +10,8 @@
 FROM python:3.11-slim
 
 ARG TORCH_INDEX_URL=""
+# Triton compiles its launchers against Python.h: DPO, Liger's kernels and compiled layers. The image has the header.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
 
 WORKDIR /qa-train
@@ -20,7 +22,8 @@ COPY pyproject.toml README.md LICENSE ./
 COPY qa_train ./qa_train
 COPY data_pipelines ./data_pipelines
 COPY configs ./configs
-RUN pip install -c constraints.txt ".[deepspeed,tracking,lora,cloud]" && qa-train --version
+RUN pip install -c constraints.txt ".[deepspeed,tracking,lora,cloud]" && qa-train --version \
+    && python -c "from qa_train.utils.compiler import missing_compiler as m; exit(m())"
 
 # Nothing is written into the image: a run lives where run.dir says, best on a mounted folder.
 WORKDIR /

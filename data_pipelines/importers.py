@@ -15,7 +15,6 @@ The same command again makes only what is missing or was made from something els
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -24,13 +23,13 @@ from typing import Any
 
 from data_pipelines.clips.make_shards import RECIPE_SUFFIX, Job, make
 from data_pipelines.corpora.base import Corpus, Drop, Request, TableForm
-from data_pipelines.corpora.recordings import Recording
 from data_pipelines.importing import blocklist
 from data_pipelines.importing.admission import Admission, items_of, plain
 from data_pipelines.importing.blocklist import Blocklist
 from data_pipelines.importing.catalogue import corpus_of, table
 from data_pipelines.importing.import_report import Report, Unlisted
-from data_pipelines.importing.import_shard import BAD, DROPPED_SUFFIX, ImportJob, dropped_of, write_entries
+from data_pipelines.importing.import_shard import BAD, COPIED_SUFFIX, DROPPED_SUFFIX, ImportJob, dropped_of
+from data_pipelines.importing.listing import Listing
 from data_pipelines.importing.streamed import StreamJob, stream_jobs, told_of
 from qa_train.config import StorageConfig
 from qa_train.data.shards import storage
@@ -38,8 +37,6 @@ from qa_train.data.shards.index import load_index
 from qa_train.data.tools.outside import Outside
 from qa_train.utils.jobs import EngineOptions
 from qa_train.utils.progress import progress
-
-_DEFAULTS = asdict(Recording(""))
 
 
 @dataclass
@@ -60,7 +57,8 @@ class ImportConfig(EngineOptions):
     block: list[str] = field(default_factory=list)
     # Evaluation splits to train on all the same.
     allow: list[str] = field(default_factory=list)
-    # flac: re-encode at 16 kHz. keep: the files as they are (segments are always cut to FLAC).
+    # flac: re-encode at 16 kHz. keep: the files as they are (segments are always cut to FLAC). in_place: files inside
+    # tars and tables stay there, and are linked and indexed; what is compressed, or a part of a file, is copied.
     audio: str = "flac"
     # Only records with this value: where.FIELD=VALUE.
     where: dict[str, Any] = field(default_factory=dict)
@@ -134,8 +132,8 @@ def import_corpus(corpus: Corpus, options: ImportConfig) -> Iterator[Report]:
 
     Raises ValueError for wrong options, refused splits, and when more recordings are unreadable than the budget allows.
     """
-    if options.audio not in ("flac", "keep"):
-        raise ValueError(f"audio={options.audio!r}: use flac or keep")
+    if options.audio not in ("flac", "keep", "in_place"):
+        raise ValueError(f"audio={options.audio!r}: use flac, keep or in_place")
     budgets = (options.error_budget, options.missing_budget)
     if options.samples_per_shard < 1 or not all(0 <= share <= 1 for share in budgets) or options.workers < 0:
         raise ValueError(
@@ -179,12 +177,15 @@ def _import_split(corpus: Corpus, split: str, options: ImportConfig, block: Bloc
     )  # fmt: skip
     make_all = _streamed if corpus.streams and any("://" in path for path in request.paths) else _listed
     jobs = make_all(admission, request, options, out, report, ids)
-    for job in jobs:
-        if job.path.exists():  # a shard with only skipped entries is not written
-            index = load_index(str(job.path))
-            report.shards += 1
-            report.made += len(index)
-            report.hours += sum(index.table["duration_s"].to_pylist()) / 3600
+    linked = 0
+    for path in (path for job in jobs for path in job.shards):
+        index = load_index(str(path))
+        report.shards += 1
+        report.made += len(index)
+        report.hours += sum(index.table["duration_s"].to_pylist()) / 3600
+        linked += len(index) if index.origin else 0
+    if options.audio == "in_place":
+        report.notes.append(f"{linked} records are read where they are, {report.made - linked} were copied")
     if not report.made:
         raise ValueError(f"none of {report.listed} recordings could be imported\n{report.text()}")
     if options.purpose == "eval":
@@ -215,6 +216,8 @@ def _streamed(
     """Make one shard of each file, read once; returns their jobs. The error budget is that of as many samples as all
     files have if they are like those that are finished.
     """
+    if options.audio == "in_place":
+        raise ValueError("audio=in_place is for files of this machine: download them, or use audio=keep for URLs")
     files = storage.expand(request.paths)
     _refuse_leftovers(out, admission.prefix, len(files))
     jobs = stream_jobs(files, admission, request, out, audio=options.audio, max_duration_s=options.max_duration_s)
@@ -258,23 +261,14 @@ def _listing(
     admission: Admission, request: Request, options: ImportConfig, out: Path, report: Report, ids: list[str]
 ) -> list[ImportJob]:
     """Write the listings of all shards; returns the jobs that make them. Ids are gathered for purpose=eval."""
-    corpus, prefix = admission.corpus, admission.prefix
-    (out / "listing").mkdir(parents=True, exist_ok=True)
-    jobs: list[ImportJob] = []
-    lines: list[str] = []
-
-    def finish() -> None:
-        name = f"{prefix}-{len(jobs):05d}"
-        raw = "\n".join(lines).encode()
-        listing = out / "listing" / f"{name}.jsonl"
-        listing.write_bytes(raw)
-        what = (hashlib.sha256(raw).hexdigest(), options.audio, options.max_duration_s)
-        jobs.append(ImportJob(out / f"{name}.tar", write_entries, what, len(lines), str(listing.resolve())))
-        lines.clear()
-
+    corpus = admission.corpus
+    listing = Listing(
+        out, admission.prefix, origin=corpus.name, audio=options.audio, samples_per_shard=options.samples_per_shard,
+        max_duration_s=options.max_duration_s,
+    )  # fmt: skip
     total = 0
     extra, outside = Unlisted(request), Outside(path for path in request.paths if Path(path).exists())
-    for found in progress(items_of(corpus, request), desc=f"listing {prefix}", unit="items"):
+    for found in progress(items_of(corpus, request), desc=f"listing {admission.prefix}", unit="items"):
         extra.seen(found)
         entry = admission.judge(found)
         if isinstance(entry, Drop):
@@ -284,23 +278,15 @@ def _listing(
             ids.extend(blocklist.ids_of(corpus.name, entry.item))
         for place in entry.item.audio:
             outside.look(place.path)
-        audio = [{k: v for k, v in asdict(place).items() if v != _DEFAULTS[k]} for place in entry.item.audio]
-        line = {"key": entry.key, "audio": audio, "record": entry.record} | (
-            {"joined": True} if entry.item.joined else {}
-        )
-        lines.append(json.dumps(line, ensure_ascii=False, sort_keys=True))
+        listing.add(entry.key, entry.item, entry.record)
         total += 1
-        if len(lines) == options.samples_per_shard:
-            finish()
         if total == options.max_samples:
             break
-    if lines:
-        finish()
     report.notes += request.notes
     if total != options.max_samples:
         report.notes += extra.notes()
     report.notes += filter(None, [outside.note()])
-    return jobs
+    return listing.close()
 
 
 def _request(split: str, options: ImportConfig) -> Request:
@@ -338,8 +324,10 @@ def _refuse_foreign(out: Path, prefix: str, *, overwrite: bool) -> None:
 
 def _refuse_leftovers(out: Path, prefix: str, num_shards: int) -> None:
     """Shards of an earlier, larger import would be trained on together with the new ones."""
-    names = {f"{prefix}-{i:05d}.tar" for i in range(num_shards)}
-    left = sorted(path.name for path in out.glob(f"{prefix}-[0-9][0-9][0-9][0-9][0-9].tar") if path.name not in names)
+    kinds = (".tar", COPIED_SUFFIX)
+    names = {f"{prefix}-{i:05d}{kind}" for i in range(num_shards) for kind in kinds}
+    there = [path.name for kind in kinds for path in out.glob(f"{prefix}-[0-9][0-9][0-9][0-9][0-9]{kind}")]
+    left = sorted(name for name in there if name not in names)
     if left:
         raise ValueError(
             f"{out} holds {len(left)} shards of an earlier import ({left[0]}): delete them, or choose another out="

@@ -10,6 +10,7 @@ import sys
 from qa_train import __version__
 from qa_train.command_line.command_table import NAMES, find, run
 from qa_train.commands.guard import guarded, leave_the_group, show_warnings
+from qa_train.utils.allocator import expand_segments
 from qa_train.utils.launch import end_with_launcher, without_local_rank
 
 
@@ -17,6 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run one command and exit with its code: 0 done, 1 failure, 2 wrong use, 73 run.dir is another's, 75 stopped."""
     words = without_local_rank(sys.argv[1:] if argv is None else argv)
     end_with_launcher()
+    expand_segments()
     code = guarded(words[0] if words and words[0] in NAMES else "", lambda: _run(words))
     if code not in (2, 130):  # After an error other ranks may still wait for this one: torchrun ends them.
         leave_the_group()

@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"}
 TIMINGS = {
     "seconds", "data_wait_s", "tokens_per_s", "samples_per_s", "audio_s_per_s", "checkpoint_s", "eval_s",
-    "peak_memory_gb", "useful_tflops_per_s", "useful_mfu",
+    "peak_memory_gb", "peak_reserved_gb", "useful_tflops_per_s", "useful_mfu",
 }  # fmt: skip
 # How long a kill waits for its moment before it strikes all the same.
 PATIENCE_S = 120.0

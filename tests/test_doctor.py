@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from qa_train.command_line.command_table import run
-from qa_train.doctor import network, processor
-from qa_train.doctor.environment import audio_formats, disk, packages, wandb_key
+from qa_train.doctor import environment, network, processor
+from qa_train.doctor.environment import audio_formats, compiler, disk, packages, wandb_key
 from qa_train.doctor.files import examine_checkpoint, examine_data, examine_run
 from qa_train.doctor.finding import Finding
 from qa_train.doctor.processor import arithmetic, cpu_quota, instructions, threads
@@ -36,6 +36,25 @@ def test_this_environment_can_read_every_audio_format() -> None:
     assert found.state == "ok"
     for name in ("wav", "flac", "opus", "mp3"):
         assert name in found.found
+
+
+@pytest.mark.parametrize(
+    ("missing", "gpu", "state"),
+    [
+        (None, True, "ok"),
+        (None, False, "ok"),
+        ("there is neither gcc nor clang", True, "problem"),
+        ("there is neither gcc nor clang", False, "note"),
+    ],
+)
+def test_compiler(missing: str | None, gpu: bool, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "missing_compiler", lambda: missing)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    found = compiler()
+    assert states([found]) == [state]
+    assert missing is None or missing in found.found
+    assert ("qa-train dpo" in found.found) is (state == "problem")
+    assert missing is None or "gcc" in found.remedy
 
 
 def test_where_metrics_would_go(tmp_path: Path) -> None:

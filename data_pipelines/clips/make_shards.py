@@ -82,6 +82,16 @@ class Job:
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
+    def outputs(self) -> tuple[Path, ...]:
+        """The shards that it may make."""
+        return (self.path,)
+
+    @property
+    def shards(self) -> list[Path]:
+        """The shards that are there."""
+        return [path for path in self.outputs if path.exists()]
+
+    @property
     def finished(self) -> bool:
         """Whether the shard exists whole and was made from this recipe."""
         marker = Path(f"{self.path}{RECIPE_SUFFIX}")
@@ -128,7 +138,7 @@ def _run(job: Job) -> int:
         return job.num_clips  # by a node that was lost before it could answer
     marker = Path(f"{job.path}{RECIPE_SUFFIX}")
     # Of an earlier recipe; with no clip to keep, no shard takes its place.
-    for old in (marker, job.path):
+    for old in (marker, *job.outputs):
         old.unlink(missing_ok=True)
     job.path.parent.mkdir(parents=True, exist_ok=True)
     hidden = f".making-{job.path.name}-"

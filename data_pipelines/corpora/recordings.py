@@ -27,6 +27,9 @@ from qa_train.data.shards.tar import MAX_MEMBER_BYTES, OTHER_AUDIO_EXTENSIONS
 # Used if no other kind is next to them (a video next to its sound).
 OTHER_AUDIO = tuple(f".{kind}" for kind in OTHER_AUDIO_EXTENSIONS)
 
+# Compressed files are unpacked in memory.
+MAX_UNPACKED_BYTES = 1 << 30
+
 
 @dataclass(frozen=True)
 class Recording:
@@ -50,6 +53,8 @@ class Recording:
     data: str = ""
     # The file itself, of a recording that is made into a record at once and in no list.
     raw: bytes = b""
+    # How the file is compressed of which offset and size are a range: "zstd", "gzip", "bz2", "brotli".
+    packed: str = ""
 
     @property
     def name(self) -> str:
@@ -88,6 +93,8 @@ def source_of(place: Recording) -> bytes | Path:
         return base64.b64decode(place.data)
     if "://" in place.path:
         return clip_bytes(place.path)
+    if place.packed:
+        return unpacked(place.path, place.packed)[place.offset :][: place.size]
     if place.offset is not None:
         with Path(place.path).open("rb") as file:
             file.seek(place.offset)
@@ -262,6 +269,21 @@ def class_names(schema: pyarrow.Schema) -> dict[str, list[str]]:
         for column, feature in features.items()
         if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
     }
+
+
+@lru_cache(maxsize=1)
+def unpacked(path: str, packed: str) -> bytes:
+    """A compressed file in memory. Raises BadAudio when it is damaged, or larger than ``MAX_UNPACKED_BYTES``."""
+    parts: list[bytes] = []
+    try:
+        with pyarrow.CompressedInputStream(path, packed) as stream:
+            while part := stream.read(1 << 20):
+                parts.append(part)
+                if len(parts) > MAX_UNPACKED_BYTES >> 20:
+                    raise BadAudio(f"{path} unpacks to more than {MAX_UNPACKED_BYTES} bytes")
+    except OSError as error:
+        raise BadAudio(f"{path}: cannot be unpacked ({error})") from error
+    return b"".join(parts)
 
 
 def zip_member(path: str, member: str) -> io.BytesIO:

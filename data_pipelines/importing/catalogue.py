@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from data_pipelines.corpora.base import Corpus
-from data_pipelines.corpora.formats import lhotse, manifests, tables, webdataset
+from data_pipelines.corpora.formats import energon, lhotse, manifests, mosaic, nemo, tables, webdataset
 from data_pipelines.corpora.sounds import audio_qa, captions, events, music
 from data_pipelines.corpora.spoken import (
     common_voice,
@@ -20,7 +20,7 @@ from qa_train.utils.closest import closest
 
 _MODULES = (
     librispeech, common_voice, fleurs, mandarin, gigaspeech, emotion, voxceleb, intent, vocal_sound, captions, events,
-    audio_qa, music, tables, manifests, lhotse, webdataset,
+    audio_qa, music, tables, manifests, lhotse, nemo, webdataset, energon, mosaic,
 )  # fmt: skip
 CORPORA: dict[str, Corpus] = {corpus.name: corpus for module in _MODULES for corpus in module.CORPORA}
 

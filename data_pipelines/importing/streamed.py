@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence  # noqa: F401 (pdoc looks up inherited annotations here)
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +11,11 @@ from typing import Any
 
 from data_pipelines.clips.make_shards import Job
 from data_pipelines.corpora.base import Drop, Request
-from data_pipelines.corpora.recordings import TooLong
-from data_pipelines.importing.admission import Admission, Entry, items_of
+from data_pipelines.importing.admission import Admission, items_of
 from data_pipelines.importing.blocklist import ids_of
-from data_pipelines.importing.import_shard import DROPPED_SUFFIX, clips_of
-from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio
+from data_pipelines.importing.import_shard import Made, clips_of
+from qa_train.data.audio.waveform import SAMPLE_RATE
 from qa_train.data.shards.writer import ShardWriter
-from qa_train.data.text.records import BadRecord
 from qa_train.utils import draws
 from qa_train.utils.atomic import write_json
 from qa_train.utils.masking import masked, without_query
@@ -52,44 +51,29 @@ class StreamJob(Job):
         _, audio, max_duration_s, *_ = self.arguments
         # Names are those of this file alone.
         admission = replace(self.admission, _seen=set())
-        dropped: list[dict[str, Any]] = []
-        ids: list[str] = []
-        made = 0
-
-        def drop(key: str, reason: str, detail: str, *, error: bool) -> None:
-            dropped.append({"key": key, "reason": reason, "detail": detail, "error": error})
-
-        def write(entry: Entry) -> int:
-            try:
-                kind, clips = clips_of(list(entry.item.audio), audio, max_duration_s)
-                writer.write(entry.key, entry.record, clips, SAMPLE_RATE, extension=kind)
-            except (BadAudio, BadRecord) as error:
-                reason = getattr(error, "reason", "bad record")
-                drop(entry.key, reason, str(error), error=not isinstance(error, TooLong))
-                return 0
-            return 1
-
+        corpus, purpose = admission.corpus, admission.purpose
+        made, ids = Made(sys.maxsize), list[str]()
         try:
             with ShardWriter(self.path, max_samples=1 << 40, max_bytes=1 << 50) as writer:
-                for found in items_of(admission.corpus, self.request):
+                for found in items_of(corpus, self.request):
                     entry = admission.judge(found)
                     if isinstance(entry, Drop):
-                        drop(entry.name, entry.reason, entry.detail, error=not entry.filter)
+                        made.drop(entry.name, entry.reason, entry.detail, error=not entry.filter)
                         continue
-                    ids += ids_of(admission.corpus.name, entry.item) if admission.purpose == "eval" else ()
-                    made += write(entry)
-                    if made == self.most:
+                    ids += ids_of(corpus.name, entry.item) if purpose == "eval" else ()
+                    with made.counting(entry.key):
+                        kinds, clips = clips_of(list(entry.item.audio), audio, max_duration_s, joined=entry.item.joined)
+                        writer.write(entry.key, entry.record, clips, SAMPLE_RATE, extension=kinds)
+                    if made.number == self.most:
                         break
                 indexes = writer.close()
         except OSError as error:
             raise ValueError(masked(error)) from error
-        for problem in (problem for index in indexes for problem in index.problems):
-            drop(problem.key, problem.reason, problem.detail, error=True)
-        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in dropped)
-        Path(f"{self.path}{DROPPED_SUFFIX}").write_text(lines, encoding="utf-8")
-        made = sum(map(len, indexes))
-        write_json(f"{self.path}{TOLD_SUFFIX}", {"made": made, "notes": self.request.notes, "ids": ids})
-        return made
+        made.note(problem for index in indexes for problem in index.problems)
+        made.save(self.path)
+        number = sum(map(len, indexes))
+        write_json(f"{self.path}{TOLD_SUFFIX}", {"made": number, "notes": self.request.notes, "ids": ids})
+        return number
 
 
 def stream_jobs(

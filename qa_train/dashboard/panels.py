@@ -66,6 +66,7 @@ PANELS = (
     Panel("waiting for data, % of the step", _share("data_wait_s", "seconds")),
     Panel("checkpoint stall, seconds", _key("checkpoint_s"), smoothed=False),
     Panel("peak memory, GB", _key("peak_memory_gb"), smoothed=False),
+    Panel("peak memory reserved by torch, GB", _key("peak_reserved_gb"), smoothed=False),
     Panel("skipped samples, since the last start", _key("skipped_samples"), smoothed=False),
     Panel("skipped steps, so far", _key("skipped_steps"), smoothed=False),
     Panel("pairs ranked right, share", _key("rewards/accuracies")),

@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 
 from qa_train.doctor import processor
 from qa_train.doctor.finding import Finding, note, ok, problem
+from qa_train.utils.compiler import REMEDY, missing_compiler
 
 _GIB = 1024**3
 _SHORT_DISK = 20
@@ -34,6 +35,7 @@ def examine(folder: str) -> Iterator[Finding]:
     yield from packages()
     yield from _tested_versions()
     yield from _torch()
+    yield compiler()
     yield from processor.examine()
     yield _deepspeed()
     yield from audio_formats()
@@ -129,6 +131,19 @@ def _torch() -> Iterator[Finding]:
         yield problem("NCCL", "not part of this torch", "several GPUs need it: install torch's Linux build for CUDA")
     if find_spec("torch.nn.attention.varlen") is None:
         yield problem("varlen attention", "this torch has none", "pip install 'torch>=2.10'")
+
+
+def compiler() -> Finding:
+    """The C compiler: on a GPU DPO, Liger's kernels and compiled layers end without one."""
+    import torch
+
+    missing = missing_compiler()
+    if missing is None:
+        return ok("C compiler", "found, with the headers of this Python")
+    if torch.cuda.is_available():
+        needed = "qa-train dpo, trainer.use_liger_kernel and trainer.compile_layers need one"
+        return problem("C compiler", f"{missing}: {needed}", REMEDY)
+    return note("C compiler", f"{missing}; only GPUs need one", REMEDY)
 
 
 def _deepspeed() -> Finding:

@@ -28,7 +28,7 @@ OVERHEAD = 1.5 * GIB
 _REDUCE_BUCKET = 500_000_000
 _MAX_LIVE = 1_000_000_000
 # Bytes of an optimizer's states per trained parameter, as a multiple of the size of one value.
-_STATES = {"adamw_torch": 2.0, "adamw_torch_fused": 2.0, "adafactor": 0.0, "sgd": 0.0, "rmsprop": 1.0}
+_STATES = {"auto": 2.0, "adamw_torch": 2.0, "adamw_torch_fused": 2.0, "adafactor": 0.0, "sgd": 0.0, "rmsprop": 1.0}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from qa_train.train.job.distributed import accumulation_steps, deepspeed_options
 from qa_train.train.job.states import plain_states_only
 from qa_train.train.optimizer.optimizers import rehearse_optimizer
 from qa_train.utils.allocator import keep_freed_memory
+from qa_train.utils.compiler import REMEDY, missing_compiler
 from qa_train.utils.launch import check_arithmetic, check_ranks_announced
 
 Args = TypeVar("Args", bound=TrainingArguments)
@@ -45,6 +46,7 @@ def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
     settle(cfg)
     check_ranks_announced()
     check_arithmetic(bf16=cfg.trainer.bf16, gpu=torch.cuda.is_available())
+    _check_compiler(cfg)
     options = {k: v for k, v in asdict(cfg.trainer).items() if k not in _OWN_FIELDS}
     on_cpu = not torch.cuda.is_available()
     name_accelerator()
@@ -67,6 +69,18 @@ def training_arguments(cfg: StageConfig, kind: type[Args], **more: Any) -> Args:
     return args
 
 
+def _check_compiler(cfg: StageConfig) -> None:
+    """ValueError where a run would end at its first step, because Triton finds no C compiler for its kernels."""
+    kernels = {
+        f"qa-train {cfg.stage}": cfg.kind.pairs,
+        "trainer.use_liger_kernel": cfg.trainer.use_liger_kernel,
+        "trainer.compile_layers": cfg.trainer.compile_layers,
+    }
+    asked = [name for name, needed in kernels.items() if needed]
+    if asked and torch.cuda.is_available() and (missing := missing_compiler()):
+        raise ValueError(f"{' and '.join(asked)} on a GPU needs a C compiler for its kernels, and {missing}: {REMEDY}")
+
+
 def prefetch_factor(cfg: StageConfig) -> int | None:
     """How many batches each loader worker builds ahead: together they hold the next step while this one is computed.
 
@@ -77,6 +91,13 @@ def prefetch_factor(cfg: StageConfig) -> int | None:
     if asked is not None or not workers:
         return asked
     return max(_PREFETCH_FACTOR, -(-accumulation_steps(cfg.trainer) // workers))
+
+
+def _optim(asked: str) -> str:
+    """What auto is here. On a GPU AdamW by lists copies all weights and starts eight times as many kernels."""
+    if asked != "auto":
+        return asked
+    return "adamw_torch_fused" if torch.cuda.is_available() else "adamw_torch"
 
 
 def _construct(
@@ -105,6 +126,6 @@ def _construct(
         # accelerate has no DeepSpeed branch for CPU processes (see distributed.py).
         use_cpu=on_cpu and deepspeed is None,
         deepspeed=deepspeed,
-        **options | {"dataloader_prefetch_factor": prefetch_factor(cfg)},
+        **options | {"dataloader_prefetch_factor": prefetch_factor(cfg), "optim": _optim(cfg.trainer.optim)},
         **more,
     )

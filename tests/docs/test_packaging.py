@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
+from unittest import mock
 
+import pytest
 import yaml
 
 from qa_train import __version__
@@ -32,6 +35,23 @@ def test_recipes_install_extras_that_exist_with_the_pinned_versions() -> None:
     assert chosen["Dockerfile"] <= known
     for text in RECIPES.values():
         assert text.count("-c constraints.txt") == 2
+
+
+def test_recipes_have_the_compiler_that_kernels_need_and_check_it() -> None:
+    for name, text in RECIPES.items():
+        installed = re.search(r"apt-get install -y --no-install-recommends (.+?)(?: &&|\n)", text)
+        assert installed is not None, name
+        assert {"gcc", "libc6-dev"} <= set(installed[1].split()), name
+        # Python.h comes with the base image; what is built is looked at, and the build ends where something is missing.
+        check = re.search(r'python -c "(.+)"', text)
+        assert check is not None, name
+        for missing in (None, "there is neither gcc nor clang"):
+            with (
+                mock.patch("qa_train.utils.compiler.missing_compiler", lambda missing=missing: missing),
+                pytest.raises(SystemExit) as ended,
+            ):
+                exec(check[1], {"exit": sys.exit})
+            assert ended.value.code == missing
 
 
 def test_every_package_of_the_image_is_pinned() -> None:

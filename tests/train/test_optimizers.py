@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
+from qa_train.config import StageConfig
+from qa_train.train import arguments
 from qa_train.train.optimizer.muon import Muon, shares
 from qa_train.train.optimizer.optimizers import MuonWithAdamW, muon_with_adamw, rehearse_optimizer
 
@@ -226,3 +228,30 @@ def test_a_schedule_that_cannot_be_built_is_refused_with_the_key_to_change(
 ) -> None:
     with pytest.raises(ValueError, match=rf"^trainer\.lr_scheduler_type={schedule} with .*{told}"):
         rehearsed(tmp_path, lr_scheduler_type=schedule, lr_scheduler_kwargs=given)
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpu", "taken"),
+    [
+        ("auto", True, "adamw_torch_fused"),
+        ("auto", False, "adamw_torch"),
+        ("adamw_torch", True, "adamw_torch"),
+        ("adamw_bnb_8bit", True, "adamw_bnb_8bit"),
+        ("sgd", False, "sgd"),
+    ],
+)
+def test_auto_is_one_kernel_on_a_gpu(asked: str, gpu: bool, taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert arguments._optim(asked) == taken
+    assert StageConfig().trainer.optim == "auto"
+
+
+def test_muons_adamw_is_fused_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+    adamw = torch.optim.AdamW
+    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, fused, **o: made.append(fused) or adamw(groups, **o))
+    net = model()
+    optimizer(net)
+    monkeypatch.setattr(nn.Parameter, "is_cuda", True, raising=False)
+    optimizer(net)
+    assert made == [None, True]

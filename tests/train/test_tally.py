@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from qa_train.train.numbers.tally import PAIR_VALUES, Tally, pair_curves, pair_values, token_curves
+from qa_train.train.numbers import tally as tally_module
+from qa_train.train.numbers.tally import PAIR_VALUES, Tally, pair_curves, pair_values, peak_memory_gb, token_curves
 
 ALONE = SimpleNamespace(num_processes=1, process_index=0)
 
@@ -69,6 +70,38 @@ def test_a_batch_without_a_usable_sample_counts_nowhere() -> None:
     record = token_curves(tally.record(ALONE))
     assert record["tokens/a"] == 0
     assert "loss/a" not in record
+
+
+def test_a_gpu_also_records_what_torch_holds_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 64e9)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 69.7e9)
+    assert peak_memory_gb() == {"peak_memory_gb": 64.0, "peak_reserved_gb": 69.7}
+    record = token_curves(step(BATCHES, LOSSES).record(ALONE))
+    assert (record["peak_memory_gb"], record["peak_reserved_gb"]) == (64.0, 69.7)
+
+
+def test_of_two_ranks_the_one_that_needs_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each figure by itself: one rank may use more, and the other hold more."""
+    sent: list[torch.Tensor] = []
+    accelerator = SimpleNamespace(num_processes=2, device="cpu", reduce=lambda value, how: sent.append(value) or value)
+    for rank, peaks in enumerate(({"a": 5.0, "b": 6.0}, {"a": 4.0, "b": 8.0})):
+        monkeypatch.setattr(tally_module, "peak_memory_gb", lambda peaks=peaks: peaks)
+        accelerator.process_index = rank
+        step(BATCHES, LOSSES).record(accelerator)
+    accelerator.reduce = lambda value, how: sum(sent)
+    assert step(BATCHES, LOSSES).record(accelerator)["memory"] == {"a": 5.0, "b": 8.0}
+
+
+def test_values_leave_their_device_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    tally = step(BATCHES * 4, LOSSES * 4)
+    copies: list[int] = []
+    copy = torch.Tensor.cpu
+    monkeypatch.setattr(
+        torch.Tensor, "cpu", lambda self: (self.dtype == torch.float32 and copies.append(1)) or copy(self)
+    )
+    tally.record(ALONE)
+    assert len(copies) == 1
 
 
 CHOSEN, REJECTED = torch.tensor([0.3, -0.1]), torch.tensor([0.1, 0.2])

@@ -41,8 +41,8 @@ _OTHER_NAMES = {
     "speaker": ("speaker_id",),
     "question": ("context",),
 }
-# Lengths, which are measured, and where a segment lies, which is read with the audio.
-_MEASURES = ("duration", "offset", "num_samples", "sampling_rate")
+# Lengths, which are measured, where a segment lies, which is read with the audio, and NeMo's marks.
+_MEASURES = ("duration", "offset", "num_samples", "sampling_rate", "shard_id", "_skipme")
 
 
 def mapping(columns: dict[str, str], available: Iterable[str]) -> dict[str, str]:
@@ -99,7 +99,7 @@ def record_of(
     for name, column in columns.items():
         if name in PLACES:
             continue
-        value = _at(row, column)
+        value = cell_at(row, column)
         if classes and column in classes and isinstance(value, int):
             value = classes[column][value] if 0 <= value < len(classes[column]) else None
         if name == "caption" and isinstance(value, list) and value and all(isinstance(text, str) for text in value):
@@ -110,13 +110,14 @@ def record_of(
         record["language"] = language_code(record["language"])
     if columns.get("question") == "context" and "question" in record and "answer" not in record and "text" in record:
         record["answer"] = record.pop("text")
-    target = _at(row, columns["target_lang"]) if "target_lang" in columns else None
+    target = cell_at(row, columns["target_lang"]) if "target_lang" in columns else None
     if target and "text" in record and language_code(str(target)) != record.get("language"):
         record["translation"] = {language_code(str(target)): record.pop("text")}
     return present(**record)
 
 
-def _at(row: dict[str, Any], column: str) -> Any:
+def cell_at(row: dict[str, Any], column: str) -> Any:
+    """The cell of a column, or of an object in it: "metadata.place"; None where there is none."""
     value: Any = row
     for part in column.split("."):
         value = value.get(part) if isinstance(value, dict) else None

@@ -45,7 +45,8 @@ def _shar_members(path: str) -> dict[str, Recording]:
     with Path(path).open("rb") as file:
         for member in members(file, path, Path(path).stat().st_size):
             stem, dot, extension = member.name.rpartition(".")
-            if f"{dot}{extension}".lower() in AUDIO:
+            # "original": written with the formats of the files.
+            if f"{dot}{extension}".lower() in (*AUDIO, ".original"):
                 found[stem] = Recording(path, member=member.name, offset=member.offset, size=member.size)
     return found
 

@@ -6,12 +6,13 @@ decode one file are read as that file, the others refused.
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from data_pipelines.corpora.base import (
     DEV,
@@ -29,8 +30,9 @@ from data_pipelines.corpora.base import (
 )
 from data_pipelines.corpora.formats.delimited import open_table
 from data_pipelines.corpora.formats.fields import decoded_file, mapping, note_untaken, record_of, recording_of, untaken
+from qa_train.data.shards.tar import DamagedShard
 from qa_train.data.text.chat_rows import TURNS, chat_record, is_chat, parts_of, unknown_fields
-from qa_train.data.text.json_rows import rows
+from qa_train.data.text.json_rows import Row, rows
 from qa_train.data.text.records import BadRecord
 from qa_train.data.tools.interchange import said_of
 
@@ -111,42 +113,89 @@ def _jsonl(request: Request) -> Found:
     tree = request.tree
     what = "list of rows (*.jsonl, *.json)"
     names = [Path(p).name for p in tree.files] or tree.glob("*.jsonl", "*.jsonl.gz") or tree.need("*.json", what=what)
-    left: Counter[str] = Counter()
-    kept: Counter[str] = Counter()
+    found = RowReader(request)
     for listed in names:
         bases = (Path(tree.recording(listed).path).parent, Path())
+
+        def place(source: Any, row: dict[str, Any], where: str, bases: tuple[Path, ...] = bases) -> Recording:
+            return recording_of(request, source, *bases, origin=where)
+
         with tree.open(listed) as file:
-            for number, where, row in rows(file):
-                name = f"{Path(listed).stem}-{number:08d}"
-                try:
-                    if isinstance(row, BadRecord):
-                        raise row
-                    place = partial(recording_of, request, origin=f"{listed}:{number}")
-                    if is_chat(row) and not (request.columns and not {*row} & {*TURNS}):
-                        record, sources = chat_record(row, cuts=True)
-                        kept.update(unknown_fields(record))
-                        audio = tuple(
-                            place(source, *bases, start_s=start, end_s=None if length is None else start + length)
-                            for source, (start, length) in zip(sources, parts_of(row, len(sources)), strict=True)
-                        )
-                    else:
-                        columns = mapping(request.columns, row)
-                        left.update(untaken(columns, row))
-                        record = record_of(row, columns)
-                        start_s, end_s = _part(row, columns)
-                        audio = (place(row[columns["audio"]], *bases, start_s=start_s, end_s=end_s),)
-                except (ValueError, KeyError, TypeError) as error:
-                    reason = getattr(error, "reason", "bad record")
-                    yield Drop(name, "bad line" if reason == "bad record" else reason, f"{listed}, {where}: {error}")
+            yield from found.items(listed, file, place)
+    found.note()
+
+
+class RowReader:
+    """Rows of lists as items: chats and pairs, or fields of a record next to ``audio_filepath`` and the like."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._left: Counter[str] = Counter()
+        self._kept: Counter[str] = Counter()
+
+    def items(
+        self, listed: str, file: IO[bytes], place: Callable[[Any, dict[str, Any], str], Recording], prefix: str = ""
+    ) -> Found:
+        """The items of an open list, named by ``prefix`` (default: the list) and their numbers.
+
+        ``place(source, row, "FILE:3")`` is the clip that a row names, as a whole; it may raise BadRecord.
+        """
+        for number, where, row in _unbroken(listed, file):
+            name = f"{prefix or Path(listed).stem}-{number:08d}"
+            try:
+                if isinstance(row, BadRecord):
+                    raise row
+                if _skipped(row):
+                    yield Drop(name, "marked _skipme", filter=True)
                     continue
-                if "split" not in record:
-                    request.without_split(listed)
-                if record.pop("split", request.published_split) != request.published_split:
-                    continue
-                yield Item(name, audio, record)
-    note_untaken(request, left)
-    if kept:
-        request.notes.append(said_of(kept))
+                record, clips = self._record(row)
+                audio = tuple(
+                    replace(place(source, row, f"{listed}:{number}"), start_s=start, end_s=end)
+                    for source, start, end in clips
+                )
+            except DamagedShard:
+                raise
+            except (ValueError, KeyError, TypeError) as error:
+                reason = getattr(error, "reason", "bad record")
+                yield Drop(name, "bad line" if reason == "bad record" else reason, f"{listed}, {where}: {error}")
+                continue
+            if "split" not in record:
+                self._request.without_split(listed)
+            if record.pop("split", self._request.published_split) != self._request.published_split:
+                continue
+            yield Item(name, audio, record)
+
+    def _record(self, row: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[Any, float, float | None]]]:
+        """The record of a row, and (source, start, end) of its clips, in seconds."""
+        columns = self._request.columns
+        if is_chat(row) and not (columns and not {*row} & {*TURNS}):
+            record, sources = chat_record(row, cuts=True)
+            self._kept.update(unknown_fields(record))
+            parts = zip(sources, parts_of(row, len(sources)), strict=True)
+            return record, [(s, start, None if length is None else start + length) for s, (start, length) in parts]
+        columns = mapping(columns, row)
+        self._left.update(untaken(columns, row))
+        return record_of(row, columns), [(row[columns["audio"]], *_part(row, columns))]
+
+    def note(self) -> None:
+        """Add to the report which fields were left behind, or kept without a use."""
+        note_untaken(self._request, self._left)
+        if self._kept:
+            self._request.notes.append(said_of(self._kept))
+
+
+def _unbroken(listed: str, file: IO[bytes]) -> Iterator[Row]:
+    """The rows of a list; ValueError where a compressed one breaks."""
+    try:
+        yield from rows(file)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{listed}: cannot be unpacked ({error}): copy it again") from error
+
+
+def _skipped(row: dict[str, Any]) -> bool:
+    """Whether NeMo's mark to leave a row out is set, in the row or among its own fields."""
+    custom = row.get("custom")
+    return bool(row.get("_skipme") or (isinstance(custom, dict) and custom.get("_skipme")))
 
 
 def _kaldi(request: Request) -> Found:

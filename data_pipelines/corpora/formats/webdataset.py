@@ -43,13 +43,11 @@ def _webdataset(request: Request) -> Found:
         if "split" not in record:
             request.without_split(path)
         if record.pop("split", request.published_split) == request.published_split:
-            audio = Recording(path, member=clip.name, offset=clip.offset, size=clip.size)
+            place = Recording(path, member=clip.name, offset=clip.offset, size=clip.size)
             if isinstance(file, io.BytesIO):
-                # Not the address: its signature changes.
-                audio = Recording(
-                    masked(path), member=clip.name, raw=bytes(file.getbuffer()[clip.offset :][: clip.size])
-                )
-            yield Item(name, (audio,), record)
+                # Without the signature of the address, which changes.
+                place = Recording(masked(path), member=clip.name, raw=file.getvalue()[clip.offset :][: clip.size])
+            yield Item(name, (place,), record)
     note_untaken(request, left)
     if ignored:
         request.notes.append(f"members that belong to no key: {', '.join(ignored)} ({ignored.total()})")

@@ -241,7 +241,8 @@ class TrainerConfig(ReliabilityConfig):
     label_smoothing_factor: float = 0.0
     # Noise on the LLM's input embeddings, uniform and at most alpha / sqrt(tokens x width) (NEFTune, arXiv 2310.05914).
     neftune_noise_alpha: float | None = None
-    optim: str = "adamw_torch"
+    # A name of transformers. auto: AdamW of torch, in one fused kernel on a GPU (adamw_torch_fused), else adamw_torch.
+    optim: str = "auto"
     # Learning rate of Muon for hidden matrices, with AdamW at learning_rate for the rest; null: optim for all.
     muon_learning_rate: float | None = None
     # Separate learning rate, weight decay and layer-wise decay for encoder, projector and llm.

@@ -164,7 +164,8 @@ def write_catalog(
     folder = Path(out).parent.resolve()
 
     def name(path: str) -> str:
-        return path if "://" in path else os.path.relpath(Path(path).resolve(), folder)
+        # A link stays one: its index is next to it, not next to the file.
+        return path if "://" in path else os.path.relpath(Path(path).parent.resolve() / Path(path).name, folder)
 
     kept = {name(path): line for path, line in read_catalog(str(out), cfg)} if append and Path(out).exists() else {}
     new = [path for path in paths if name(path) not in kept]

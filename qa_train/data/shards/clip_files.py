@@ -18,7 +18,7 @@ from qa_train.data.text.records import BadRecord
 # A list may hold thousands of addresses of a server that is gone.
 _FETCHING = StorageConfig(retries=2)
 # Lists round lengths; a clip that is shorter by more is a part of the file.
-_ROUNDED_S = 0.1
+ROUNDED_S = 0.1
 
 
 def located(source: Source, *bases: Path) -> Path | Source:
@@ -69,7 +69,7 @@ def refuse_parts(row: dict[str, Any], clips: Sequence[Path | Source]) -> None:
             frames, rate = read_header(clip_bytes(clip))
         except (BadAudio, OSError):
             continue
-        if length < frames / rate - _ROUNDED_S:
+        if length < frames / rate - ROUNDED_S:
             raise BadRecord(
                 f"a clip with 'duration' {length:g} is {frames / rate:.2f} s long: cut the file, or let "
                 "qa-train data import jsonl do it"

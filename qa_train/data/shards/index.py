@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,7 +28,7 @@ from qa_train.data.audio.waveform import (
     resampled_length,
 )
 from qa_train.data.shards import storage
-from qa_train.data.shards.sidecar import IGNORED, SCHEMA, Problem, ShardIndex, write_index
+from qa_train.data.shards.sidecar import IGNORED, SCHEMA, Problem, ShardIndex, origin_of, write_index
 from qa_train.data.shards.sidecar import SUFFIX as SUFFIX
 from qa_train.data.shards.sidecar import load_index as load_index
 from qa_train.data.shards.tar import (
@@ -40,7 +41,16 @@ from qa_train.data.shards.tar import (
 )
 from qa_train.data.text.content import PLACEHOLDER
 from qa_train.data.text.prompts import chat_messages
-from qa_train.data.text.records import MAX_JSON_BYTES, BadRecord, check_text, decode_text, parse_record
+from qa_train.data.text.records import MAX_JSON_BYTES, BadRecord, check_record, check_text, decode_text, parse_record
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A record whose clips lie in a file of any layout; they are named as in a tar of ours: KEY.flac, KEY.1.flac."""
+
+    key: str
+    record: dict[str, Any]
+    clips: tuple[Member, ...]
 
 
 def build_index(
@@ -78,7 +88,12 @@ def index_shard(path: str, decode: bool = False, keep_damaged: bool = False) -> 
 def scan(
     path: str, *, decode: bool = False, keep_damaged: bool = False, cfg: StorageConfig | None = None
 ) -> ShardIndex:
-    """Read a whole shard once and return its index, without writing it. ``cfg``: how a remote one is read."""
+    """Read a whole shard once and return its index, without writing it. ``cfg``: how a remote one is read.
+
+    Of a file that was indexed in place the clips are read again where its index has them.
+    """
+    if origin := origin_of(path, cfg):
+        return index_places(path, placed(load_index(path, cfg)), origin, decode=decode, cfg=cfg)
     size = storage.size_of(path, cfg)
     rows: list[dict[str, Any]] = []
     problems: list[Problem] = []
@@ -110,6 +125,37 @@ def scan(
     problems += [Problem("", 0, IGNORED, f"{n} members {kind}") for kind, n in sorted(ignored.items())]
     table = pyarrow.Table.from_pylist(rows, schema=SCHEMA)
     return ShardIndex(path, table, size, shard_fingerprint(rows), problems)
+
+
+def index_places(
+    path: str, records: Iterable[Placed], origin: str, *, decode: bool = False, cfg: StorageConfig | None = None
+) -> ShardIndex:
+    """The index of records in a file of another layout, called ``origin``, without writing it; as ``scan`` otherwise.
+
+    The bytes are read and checked as those of tars: training then reads both in the same way.
+    """
+    rows: list[dict[str, Any]] = []
+    problems: list[Problem] = []
+    with storage.open_binary(path, cfg) as file:
+        for each in records:
+            try:
+                check_text(each.record)
+                check_record(each.record)
+                clips = [(_type(member, each.key), member) for member in each.clips]
+                rows.append(_measured(file, each.key, dict(each.record), clips, decode))
+            except (BadRecord, BadAudio) as error:
+                offset = each.clips[0].offset if each.clips else 0
+                problems.append(Problem(each.key, offset, error.reason, str(error)))
+    table = pyarrow.Table.from_pylist(rows, schema=SCHEMA)
+    size = storage.size_of(path, cfg)
+    return ShardIndex(path, table, size, shard_fingerprint(rows), problems, origin)
+
+
+def placed(index: ShardIndex) -> Iterator[Placed]:
+    """The records of an index, as they were found."""
+    for row in index.table.to_pylist():
+        names = [f"{row['key']}.{kind}" for kind in row["names"]]
+        yield Placed(row["key"], json.loads(row["meta"]), tuple(map(Member, names, row["offsets"], row["sizes"])))
 
 
 def _groups(stream: Iterable[Member], ignored: Counter[str]) -> Iterator[tuple[str, list[Member]]]:
@@ -176,19 +222,26 @@ def _row(file: IO[bytes], key: str, group: list[Member], decode: bool, ignored: 
         clips = [m for m in sounds if m.kind in AUDIO_EXTENSIONS] or sounds
         if not clips:
             raise BadRecord(_no_audio(record, group), "missing sibling")
-        if len(clips) > 1:
-            record["audios"] = [_type(m, key) for m in clips]
     else:
         clips = _listed(record["audios"], {_type(m, key): m for m in sounds})
     ignored.update(f"of type .{m.kind}, next to other audio" for m in sounds if m not in clips)
+    return _measured(file, key, record, [(_type(m, key), m) for m in clips], decode)
+
+
+def _measured(
+    file: IO[bytes], key: str, record: dict[str, Any], clips: Sequence[tuple[str, Member]], decode: bool
+) -> dict[str, Any]:
+    """The row of a record with its clips, (type, member) each."""
+    if len(clips) > 1 and record.get("audios") is None:
+        record["audios"] = [kind for kind, _ in clips]
     if "messages" in record:
         chat_messages(record)
-    details = [_clip(file, member, decode) for member in clips]
+    details = [_clip(file, member, decode) for _, member in clips]
     return {
         "key": key,
-        "names": [_type(m, key) for m in clips],
-        "offsets": [m.offset for m in clips],
-        "sizes": [m.size for m in clips],
+        "names": [kind for kind, _ in clips],
+        "offsets": [m.offset for _, m in clips],
+        "sizes": [m.size for _, m in clips],
         "crc32c": [d[0] for d in details],
         "num_samples": [d[1] for d in details],
         "sample_rates": [d[2] for d in details],

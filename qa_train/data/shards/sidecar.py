@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -69,6 +70,8 @@ class ShardIndex:
     shard_size: int
     fingerprint: str
     problems: list[Problem] = field(default_factory=list)
+    # The layout of a file that is no tar of KEY.flac and KEY.json, as "nemo": its records are where the index has them.
+    origin: str = ""
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -105,7 +108,18 @@ def load_index(path: str, cfg: StorageConfig | None = None) -> ShardIndex:
         gate.check_records(table)
         problems = _problems(footer)
     size = _check_size(path, int(footer["shard_size"]), cfg)
-    return ShardIndex(path, table.replace_schema_metadata(footer), size, footer["fingerprint"], problems)
+    table = table.replace_schema_metadata(footer)
+    return ShardIndex(path, table, size, footer["fingerprint"], problems, footer.get("origin", ""))
+
+
+def origin_of(path: str, cfg: StorageConfig | None = None) -> str:
+    """The layout of a file that was indexed in place; "" for our own shards, and without an index of this very file."""
+    try:
+        with _sidecar(path, cfg) as (_, footer):
+            origin = footer.get("origin", "")
+        return origin if origin and storage.size_of(path, cfg) == int(footer["shard_size"]) else ""
+    except (ValueError, OSError):
+        return ""
 
 
 def load_summary(path: str, cfg: StorageConfig | None = None) -> Summary:
@@ -170,6 +184,8 @@ def _sidecar(path: str, cfg: StorageConfig | None) -> Iterator[tuple[Callable[..
                 raise gate.Refused("it is of another format")
             if not footer.get("shard_size", "").isdecimal() or len(footer["shard_size"]) > 16:
                 raise gate.Refused(f"its shard has {footer.get('shard_size')!r} bytes; expected a number")
+            if not re.fullmatch(r"[\w-]{0,64}", footer.get("origin", "")):
+                raise gate.Refused(f"it is of the layout {footer['origin'][:80]!r}; expected a name")
 
             def read(columns: Sequence[str]) -> pyarrow.Table:
                 table = gate.read_columns(handle, file, columns)
@@ -232,6 +248,8 @@ def write_index(index: ShardIndex) -> None:
         "problems": json.dumps([vars(p) for p in index.problems], ensure_ascii=False),
         "summary": json.dumps(_summarize(index.table), ensure_ascii=False),
     }
+    if index.origin:
+        footer["origin"] = index.origin
     side = index.path + SUFFIX
     if "://" in side:
         raise ValueError(f"{index.path}: indexes are written next to local shards; index it before uploading")

@@ -55,7 +55,7 @@ def expand(patterns: Iterable[str | Path]) -> list[str]:
     """
     patterns = list(patterns)
     found: list[str] = []
-    for pattern in (name for each in patterns for name in _unbraced(str(each))):
+    for pattern in (name for each in patterns for name in unbraced(str(each))):
         place = without_query(pattern)
         kind = next((kind for kind in _OTHER_KINDS if place.lower().endswith(kind)), None)
         if kind is not None and not glob.has_magic(place):
@@ -76,7 +76,7 @@ def expand(patterns: Iterable[str | Path]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _unbraced(pattern: str) -> Iterable[str]:
+def unbraced(pattern: str) -> Iterable[str]:
     """The names that braces in ``pattern`` stand for; the pattern itself when it has none, or is the name of a file.
 
     The notation is that of the webdataset library, which also uses braceexpand. Its own ``expand_urls`` has no bound,

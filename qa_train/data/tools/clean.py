@@ -20,7 +20,7 @@ import numpy as np
 
 from qa_train.config import CleanConfig, StorageConfig
 from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, read_clip
-from qa_train.data.shards.index import ShardIndex, load_index, shard_fingerprint, write_index
+from qa_train.data.shards.index import load_index, shard_fingerprint, write_index
 from qa_train.data.shards.sidecar import IGNORED, Problem
 from qa_train.data.shards.storage import RangeReader
 from qa_train.data.text.script import script_share, spoken_characters
@@ -224,4 +224,4 @@ def _take_out(path: str, drops: list[Drop]) -> None:
     rows = [row for row in index.table.to_pylist() if row["key"] not in dropped]
     table = index.table.schema.remove_metadata().empty_table().from_pylist(rows, index.table.schema.remove_metadata())
     problems = [Problem(drop.key, drop.offset, IGNORED, f"data clean, {drop}") for drop in drops]
-    write_index(ShardIndex(path, table, index.shard_size, shard_fingerprint(rows), index.problems + problems))
+    write_index(replace(index, table=table, fingerprint=shard_fingerprint(rows), problems=index.problems + problems))

@@ -105,7 +105,7 @@ def validate_shard(path: str, decode: bool = True, storage: StorageConfig | None
     try:
         fresh = scan(path, decode=decode, keep_damaged=True, cfg=storage)
         indexed = exists(beside(path, SUFFIX), storage)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         return _unread(path, str(error))
     problems = [p for p in fresh.problems if p.reason != IGNORED]
     faults = [Fault(path, p.key, p.offset, p.reason, p.detail) for p in problems]

@@ -15,7 +15,7 @@ from qa_train.config import StorageConfig
 from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, describe, read_clip, segments
 from qa_train.data.shards import storage
-from qa_train.data.shards.index import SUFFIX, ShardIndex, load_index, scan
+from qa_train.data.shards.index import SUFFIX, ShardIndex, load_index, placed, scan
 from qa_train.data.shards.tar import DamagedShard, members
 from qa_train.data.text.prompts import CHAT, PromptBank
 from qa_train.data.tools.clean import clipped_share
@@ -40,13 +40,14 @@ def describe_shard(path: str, most: int = 10, cfg: StorageConfig | None = None) 
     sizes: Counter[str] = Counter()
     damage = ""
     with storage.open_binary(path, cfg) as file:
+        known = (clip for record in placed(index) for clip in record.clips)
         try:
-            for member in members(file, path, index.shard_size):
+            for member in known if index.origin else members(file, path, index.shard_size):
                 kinds[member.kind] += 1
                 sizes[member.kind] += member.size
         except DamagedShard as error:
             damage = f"damaged: {error}"
-    lines = [f"{path}: {index.shard_size} bytes"]
+    lines = [f"{path}: {index.shard_size} bytes{f', indexed in place ({index.origin})' if index.origin else ''}"]
     lines += [f"  {count} members .{kind}, {sizes[kind]} bytes" for kind, count in kinds.most_common()]
     lines += [damage] if damage else []
     source = "index" if stored else "no index next to it; a scan finds"

@@ -8,6 +8,7 @@ of its own micro-batches on its device; they are added up over the ranks once pe
 ``epoch/S``                      passes through S so far, by the plan
 ``rewards/accuracies/S``, ``rewards/margins/S``   of the pairs of S (DPO)
 ``peak_memory_gb``               of the rank that needs most: allocated on its GPU, or resident without one
+``peak_reserved_gb``             of the rank that needs most: what torch holds of its GPU, unusable pieces included
 """
 
 from __future__ import annotations
@@ -54,22 +55,25 @@ class Tally:
         A collective call, the only one of a step.
         """
         added = torch.zeros(len(self.sources), len(self.values), dtype=torch.float64)
-        for row_sources, values in zip(self._row_sources, self._added, strict=False):
-            # A batch that lost all its samples has one row, of no source.
-            rows = values.cpu()[: len(row_sources)]
+        # A batch that lost all its samples has one row, of no source. One copy from the device for the whole step.
+        kept = [v[: len(s)] for s, v in zip(self._row_sources, self._added, strict=False)]
+        copied = torch.cat(kept).cpu().split([len(v) for v in kept]) if kept else ()
+        for row_sources, rows in zip(self._row_sources, copied, strict=False):
             for column in range(len(self.values)):
                 added[:, column] += self._by_source(row_sources, rows[:, column])
         ranks, rank = accelerator.num_processes, accelerator.process_index
-        memory = torch.zeros(ranks, dtype=torch.float64)
-        memory[rank] = peak_memory_gb()
+        peaks = peak_memory_gb()
+        memory = torch.zeros(ranks, len(peaks), dtype=torch.float64)
+        memory[rank] = torch.tensor(list(peaks.values()))
         table = torch.cat([self._plain, added], dim=1)
-        everything = torch.cat([table.flatten(), memory])
+        everything = torch.cat([table.flatten(), memory.flatten()])
         if ranks > 1:
             everything = accelerator.reduce(everything.to(accelerator.device), "sum").cpu()
         columns = ("tokens", "rows", "passes", *self.values)
         by_source = everything[: table.numel()].view_as(table).tolist()
         found = {self.sources[i]: dict(zip(columns, by_source[i], strict=True)) for i in self.used}
-        return {"sources": found, "peak_memory_gb": round(everything[table.numel() :].max().item(), 3)}
+        most = everything[table.numel() :].view_as(memory).amax(0).tolist()
+        return {"sources": found, "memory": {name: round(value, 3) for name, value in zip(peaks, most, strict=True)}}
 
     def _by_source(self, row_sources: Tensor, values: Tensor) -> Tensor:
         """Sums [sources] of values [rows]; on the CPU and in float64, so that the order of additions has no effect."""
@@ -87,7 +91,7 @@ def token_curves(found: dict[str, Any]) -> dict[str, float]:
 
 def _plan_curves(found: dict[str, Any]) -> dict[str, float]:
     """What all stages record."""
-    record: dict[str, float] = {"peak_memory_gb": found["peak_memory_gb"]}
+    record: dict[str, float] = dict(found["memory"])
     for name, sums in found["sources"].items():
         record[f"tokens/{name}"] = int(sums["tokens"])
         record[f"epoch/{name}"] = round(sums["passes"], 6)
@@ -187,12 +191,13 @@ def pair_values(
     return values
 
 
-def peak_memory_gb() -> float:
+def peak_memory_gb() -> dict[str, float]:
     """The most memory that this process has held: on its GPU since the start, else resident."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
+        allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        return {"peak_memory_gb": allocated / 1e9, "peak_reserved_gb": reserved / 1e9}
     # Linux counts in KiB.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return {"peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
 
 
 def _supervised(batch: dict[str, Tensor]) -> Tensor:

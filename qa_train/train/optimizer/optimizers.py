@@ -97,6 +97,7 @@ def muon_with_adamw(
         lr=learning_rate,
         betas=betas,
         eps=epsilon,
+        fused=any(p.is_cuda for p in rest) or None,
     )
     return MuonWithAdamW(muon, adamw)
 

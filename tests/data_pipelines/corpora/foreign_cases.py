@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import tarfile
+from pathlib import Path
 from typing import Any
 
 from tests.data_pipelines.corpora.made_up import SECONDS, Case, audio_cell, table_bytes, tone
@@ -328,4 +329,49 @@ WEBDATASET = Case(
     },
 )
 
-CASES = [VOICE_ASSISTANT, ALIGN_ANYTHING, HUGGINGFACE, TABLE, JSONL, KALDI, LHOTSE_CUTS, LHOTSE_SHAR, WEBDATASET]
+# Sets that the libraries of the formats wrote (sets/README.md).
+SETS = Path(__file__).parent / "sets"
+
+
+def files_of(name: str) -> dict[str, bytes]:
+    """All files of a set by their names in it."""
+    root = SETS / name
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+NEMO = Case(
+    "nemo",
+    "train",
+    files_of("nemo"),
+    {
+        "manifest_0-00000001": ("n0.flac", {"text": "one bird", "language": "en"}),
+        "manifest_1-00000001": ("n2.flac", {"text": "three small birds", "language": "en"}),
+        "manifest_1-00000002": ("n3.flac", {"text": "no bird at all", "language": "en"}),
+    },
+    {"marked _skipme": 1},
+)
+ENERGON = Case(
+    "energon",
+    "train",
+    files_of("energon"),
+    {
+        f"parts_data_{i // 2}-{i:03d}": (f"e{i}.flac", {"caption": f"bird number {i}", "label": str(i)})
+        for i in range(4)
+    },
+)
+_BIRDS = ("one bird", "two birds", "three small birds", "no bird at all", "five")
+MOSAIC = Case(
+    "mosaic",
+    "train",
+    files_of("mosaic"),
+    {
+        f"{i:08d}": (f"m{i}.flac", {"text": text, "speaker": str(i), "emotion": "happy"})
+        for i, text in enumerate(_BIRDS)
+    },
+    options={"columns": {"emotion": "facts.emotion"}},
+)
+
+CASES = [
+    VOICE_ASSISTANT, ALIGN_ANYTHING, HUGGINGFACE, TABLE, JSONL, KALDI, LHOTSE_CUTS, LHOTSE_SHAR, WEBDATASET, NEMO,
+    ENERGON, MOSAIC,
+]  # fmt: skip

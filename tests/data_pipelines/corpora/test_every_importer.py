@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from data_pipelines.clips.read_shards import read_shard
 from data_pipelines.importers import ImportConfig, import_corpus
 from data_pipelines.importing.blocklist import EVALUATION_ONLY
 from data_pipelines.importing.catalogue import CORPORA, corpus_of, table
@@ -17,6 +18,7 @@ from data_pipelines.importing.import_report import Report
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.prompts import CHAT, PromptBank
+from tests.data_pipelines.corpora import foreign_cases
 from tests.data_pipelines.corpora.made_up import Case, tone, write_tree
 from tests.data_pipelines.corpora.test_round_trip import CASES
 
@@ -93,6 +95,24 @@ def _damaged(files: dict[str, Any], name: str) -> dict[str, Any]:
     return {
         key: content.replace(raw, noise) if isinstance(content, bytes) else content for key, content in files.items()
     }
+
+
+@pytest.mark.parametrize("case", foreign_cases.CASES, ids=str)
+def test_in_place_is_the_same_as_kept(case: Case, tmp_path: Path) -> None:
+    for audio in ("keep", "in_place"):
+        folder = tmp_path / audio
+        report = run(case, folder, audio=audio)
+        assert report.dropped == case.dropped
+    found, kept = (
+        {
+            clip.key: (clip.record, clip.wave.tobytes())
+            for tar in (tmp_path / n / "out").glob("*.tar")
+            for clip in read_shard(tar)
+        }
+        for n in ("in_place", "keep")
+    )
+    assert found == kept
+    assert len(found) == len(case.records)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

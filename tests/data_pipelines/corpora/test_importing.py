@@ -94,7 +94,7 @@ def test_names_that_leave_the_corpus_are_refused(tmp_path: Path) -> None:
         (LIBRISPEECH, {"purpose": "eval"}, "is for training"),
         (LIBRISPEECH, {"split": "train"}, "has no split 'train'; its splits are train-clean-100"),
         (LIBRISPEECH, {"split": None}, "say which split"),
-        (LIBRISPEECH, {"audio": "mp2"}, "use flac or keep"),
+        (LIBRISPEECH, {"audio": "mp2"}, "use flac, keep or in_place"),
     ],
 )  # fmt: skip
 def test_wrong_use_is_explained(case: Case, options: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -332,6 +332,8 @@ def test_leftovers_and_what_others_made_are_refused(server: Server, tmp_path: Pa
     run(f"{server.url}/{PATTERN}", tmp_path / "out")
     with pytest.raises(ValueError, match="shards of an earlier import"):
         run(f"{server.url}/x-000.tar", tmp_path / "out")
+    with pytest.raises(ValueError, match="audio=in_place is for files of this machine"):
+        run(f"{server.url}/{PATTERN}", tmp_path / "in-place", audio="in_place")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/webdataset-train-00000.tar").write_bytes(b"mine")
     with pytest.raises(ValueError, match="was made by no import"):
