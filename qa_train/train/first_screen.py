@@ -40,7 +40,7 @@ def first_screen(stage: Stage, model: Any, rehearsal: Rehearsal | None = None) -
     times = steps / look
     hours = sum(row["hours"] for row in ahead["sources"]) * times
     skipped = sum((Counter(row["left_out"] | row["problems"]) for row in table), Counter[str]())
-    tracker = "metrics.jsonl" if stage.writer.tracked is None else f"metrics.jsonl and W&B ({stage.writer.tracked})"
+    tracker = " and ".join(["metrics.jsonl", *filter(None, [stage.writer.tracked])])
     precision = "bfloat16" if cfg.trainer.bf16 or cfg.model.dtype == "bfloat16" else "float32"
     lines = {
         cfg.stage: f"{cfg.model.name}: {parameters(model)}{_adapted(stage)}",

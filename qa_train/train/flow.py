@@ -110,7 +110,8 @@ def go(trainer: Any, stage: Stage, callbacks: Sequence[Callback] = ()) -> int:
     if stage.cfg.trainer.self_check:
         trainer.self_check = [check_ranks(stage.cfg), check_storage(stage.run.dir, stage.model)]
     mixture = stage.batches.table()
-    stage.writer.track(stage.cfg, written(stage.cfg) | {"mixture": {row["source"]: row["share"] for row in mixture}})
+    settings = written(stage.cfg) | {"mixture": {row["source"]: row["share"] for row in mixture}}
+    stage.writer.track(stage.cfg, settings, checkpoints.step_of(stage.resume) if stage.resume else 0)
     rehearsal = rehearse(trainer, stage)
     if stage.run.is_main:
         write_record(stage.run.plans, stage.batches.plan.fingerprint, stage.batches.plan.record())

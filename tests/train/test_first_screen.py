@@ -44,9 +44,9 @@ def test_the_rehearsed_batch_stands_for_those_of_the_plan(tmp_path: Path, monkey
     monkeypatch.setattr(forecast, "_operations", lambda *_: 3e9)
     cfg = StageConfig(stage="sft", run=RunConfig(dir=str(tmp_path)))
     cfg.trainer.max_steps, cfg.trainer.batches_per_step = 100, 4
-    stage: Any = SimpleNamespace(cfg=cfg, resume=tmp_path / "checkpoint-40")
+    stage: Any = SimpleNamespace(cfg=cfg, resume=None)
     found = forecast.Rehearsal(batch_s=0.5, operations=1.5e9, update_s=1.0)
     # The usual batch has twice the operations: two of them in each of two processes, and the update.
-    said = "about 3 min for 60 steps of 3 s, from a rehearsal step; shown again after 3 steps"
+    said = "about 5 min for 100 steps of 3 s, from a rehearsal step; shown again after 3 steps"
     assert expected_time(stage, found, {}, [], 2) == said
     assert "steps of 5 s" in expected_time(stage, found, {}, [], 1)

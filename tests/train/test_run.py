@@ -118,7 +118,7 @@ def test_tables_hand_clips_to_the_tracker_until_their_room_is_used_up(
     wandb = SimpleNamespace(Table=lambda **words: words["data"], Audio=lambda path: ("plays", path),
                             init=lambda **words: tracker, Settings=lambda **words: words)  # fmt: skip
     monkeypatch.setitem(sys.modules, "wandb", wandb)  # type: ignore[arg-type]
-    monkeypatch.setattr("qa_train.train.numbers.metrics.find_spec", lambda name: name)
+    monkeypatch.setattr("qa_train.train.numbers.sinks.find_spec", lambda name: name)
     clip = tmp_path / "a.ogg"
     clip.write_bytes(b"O" * 1024)
     cfg = config(tmp_path)
@@ -139,7 +139,7 @@ def test_a_restart_goes_on_in_the_same_tracking_run(tmp_path: Path, monkeypatch:
     calls: list[dict[str, object]] = []
     wandb = SimpleNamespace(init=lambda **words: calls.append(words), Settings=lambda **words: words)
     monkeypatch.setitem(sys.modules, "wandb", wandb)  # type: ignore[arg-type]
-    monkeypatch.setattr("qa_train.train.numbers.metrics.find_spec", lambda name: name)
+    monkeypatch.setattr("qa_train.train.numbers.sinks.find_spec", lambda name: name)
     cfg = config(tmp_path)
     cfg.tracking.wandb = "offline"
     for _ in range(2):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from glob import glob
+from importlib.util import find_spec
 from pathlib import Path
 
 from qa_train.config.checks.preference_checks import check_preferences
@@ -97,6 +98,7 @@ def check(cfg: StageConfig) -> None:
             "or leave data.augment out and use data.time_mask"
         )
     _check_trainer(cfg)
+    _check_tracking(cfg)
     # With adapters, only the projector can train in full; both are then kept in float32.
     if cfg.model.dtype != "float32" and not cfg.deepspeed.config and not cfg.model.lora.parts:
         raise ValueError(
@@ -112,6 +114,19 @@ def check(cfg: StageConfig) -> None:
         raise ValueError(f"{cfg.stage} sources must have template: chat (preference pairs are chats)")
     for look in _OF_SECTION.get(cfg.kind.section or "", ()):
         look(cfg)
+
+
+# Sinks of tracking.report_to -> the extra that installs them, by the name of their package.
+_SINKS = {"wandb": "tracking", "tensorboard": "tensorboard", "mlflow": "mlflow", "trackio": "trackio"}
+
+
+def _check_tracking(cfg: StageConfig) -> None:
+    for name in cfg.tracking.report_to:
+        if name not in _SINKS:
+            raise ValueError(f"tracking.report_to has {name!r}: use a list of {', '.join(_SINKS)}")
+        # W&B by default is no demand.
+        if find_spec(name) is None and (name != "wandb" or cfg.tracking.wandb is not None):
+            raise ValueError(f"tracking needs {name}, which is not installed: pip install 'qa-train[{_SINKS[name]}]'")
 
 
 def _check_trainer(cfg: StageConfig) -> None:

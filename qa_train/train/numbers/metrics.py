@@ -1,7 +1,4 @@
-"""Where numbers go: metrics.jsonl always, W&B on request, a progress line for the person watching.
-
-This file owns wandb.
-"""
+"""Where numbers go: metrics.jsonl always, the sinks of ``tracking``, a progress line for the person watching."""
 
 from __future__ import annotations
 
@@ -11,12 +8,10 @@ import os
 import signal
 import sys
 import time
-import uuid
 from collections import deque
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -25,6 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from qa_train.config import StageConfig
 from qa_train.train.job.run import RunFolder
 from qa_train.train.numbers.pace import Pace
+from qa_train.train.numbers.sinks import Sink, numbers_of, open_sinks
 from qa_train.utils.atomic import named, write_text
 from qa_train.utils.progress import say
 
@@ -39,12 +35,8 @@ class MetricsWriter:
     def __init__(self, path: Path, *, is_main: bool) -> None:
         self.path = path
         self.is_main = is_main
-        # online or offline while a W&B run is open.
-        self.tracked: str | None = None
-        self._tracker: Any = None
+        self._sinks: list[Sink] = []
         self._begun = False
-        # Bytes of clips that tables may still hand to W&B.
-        self._table_room = 0.0
         self._since_save: list[dict[str, Any]] = []
 
     def rewind(self, step: int) -> None:
@@ -55,40 +47,15 @@ class MetricsWriter:
         kept = [line for line in kept if (_step(line) or 0) <= step]
         write_text(self.path, "".join(line + "\n" for line in kept))
 
-    def track(self, cfg: StageConfig, config: dict[str, Any]) -> None:
-        """Open the W&B run of this run folder: the same one again after a restart."""
-        mode = cfg.tracking.wandb or _wandb_mode()
-        if not self.is_main or mode == "disabled":
-            return
-        if find_spec("wandb") is None:
-            if cfg.tracking.wandb is not None:
-                raise ValueError("tracking.wandb is set, but wandb is not installed: pip install 'qa-train[tracking]'")
-            print("W&B is not installed (pip install 'qa-train[tracking]'): metrics go to metrics.jsonl alone")
-            return
-        import wandb
+    def track(self, cfg: StageConfig, config: dict[str, Any], first: int = 0) -> None:
+        """Open the sinks of ``tracking.report_to``; ``first``: the step that the run goes on from."""
+        if self.is_main:
+            self._sinks = open_sinks(cfg.tracking, cfg.stage, self.path.parent, first, config)
 
-        folder = self.path.parent
-        id_file = folder / "wandb_run_id"
-        if not id_file.is_file():
-            id_file.write_text(uuid.uuid4().hex[:8])
-        # Tables' files wait there for `wandb sync`: in the run folder, not in a home directory that may be deleted when
-        # the job ends.
-        os.environ.setdefault("WANDB_DATA_DIR", str(folder.absolute() / "wandb"))
-        self._tracker = wandb.init(
-            project=cfg.tracking.project,
-            name=folder.name,
-            group=folder.parent.name,
-            job_type=cfg.stage,
-            id=id_file.read_text().strip(),
-            resume="allow",
-            dir=folder,
-            mode=cast(Literal["online", "offline"], mode),
-            tags=[cfg.stage, *cfg.tracking.tags],
-            config=config,
-            settings=wandb.Settings(silent=True, console="off"),
-        )
-        self.tracked = mode
-        self._table_room = cfg.tracking.max_clips_mib * 2**20
+    @property
+    def tracked(self) -> str:
+        """What receives the numbers besides metrics.jsonl, for a person."""
+        return ", ".join(sink.title for sink in self._sinks)
 
     def write(self, step: int, record: dict[str, Any]) -> None:
         """Append the record of one step."""
@@ -102,29 +69,16 @@ class MetricsWriter:
             file.seek(0, os.SEEK_END)
             file.write(json.dumps({"step": step, **finite}) + "\n")
         self._begun = True
-        if self._tracker is not None:
-            self._tracker.log({"train/" + name: value for name, value in record.items()}, step=step)
+        for sink in self._sinks:
+            sink.log(numbers_of(record, step), step)
 
     def table(self, step: int, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-        """Show a table in W&B, if a run is open there; a cell that is a Path of a recording becomes a player.
+        """Show a table where the sinks can; a cell that is a Path of a recording becomes a player.
 
         Once ``tracking.max_clips_mib`` is used up, such cells hold the file's name.
         """
-        if self._tracker is None:
-            return
-        import wandb
-
-        def cell(value: Any) -> Any:
-            if not isinstance(value, Path):
-                return value if isinstance(value, (str, bool, int, float)) or value is None else json.dumps(value)
-            if self._table_room < (size := value.stat().st_size):
-                self._table_room = 0.0  # from here on text, whatever the size of the next one
-                return value.name
-            self._table_room -= size
-            return wandb.Audio(str(value))
-
-        data = [[cell(value) for value in row] for row in rows]
-        self._tracker.log({name: wandb.Table(columns=[*columns], data=data, allow_mixed_types=True)}, step=step)
+        for sink in self._sinks:
+            sink.table(name, columns, rows, step)
 
     def mean_since_save(self, name: str | None) -> float | None:
         """The mean of one value over the steps since the last call, for choosing the best checkpoint.
@@ -154,24 +108,11 @@ class MetricsWriter:
         return sum(values) / len(values)
 
     def close(self) -> None:
-        """Finish the W&B run, if there is one."""
-        if self._tracker is not None:
-            self._tracker.finish()
-            self._tracker = None
-            if self.tracked == "offline":
-                print(f"W&B was offline; to upload this run: wandb sync {self.path.parent}/wandb/offline-run-*")
-
-
-def _wandb_mode() -> str:
-    """WANDB_MODE if set; otherwise online with a key, offline without."""
-    said = os.environ.get("WANDB_MODE", "").lower()
-    if said in ("offline", "dryrun"):
-        return "offline"
-    if said == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on"):
-        return "disabled"
-    netrc = Path.home() / ".netrc"
-    known = os.environ.get("WANDB_API_KEY") or (netrc.is_file() and "wandb" in netrc.read_text())
-    return "online" if known else "offline"
+        """Finish the sinks."""
+        for told in [sink.close() for sink in self._sinks]:
+            if told:
+                print(told)
+        self._sinks = []
 
 
 def _step(line: str) -> int | None:

