@@ -28,12 +28,12 @@ from typing import Any
 
 import quickstart_time
 from quickstart_recipes import PARTS, RECIPES, Recipe
+from quickstart_report import TITLES, write_results
 
 from qa_train.config import starter_dir
 from qa_train.utils.launch import end_with_parent
 from qa_train.utils.progress import duration
 
-ENGLISH_WER = "WER, recorded English"
 # Two processes of one thread train faster than one of two: most operations of so small a model are too short to share.
 PROCESSES = min(2, len(os.sched_getaffinity(0)))
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
@@ -154,49 +154,28 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def evaluation_sets(data: Path) -> list[Any]:
-    """What is measured after every stage; all of it held out."""
+def configuration(stage: str, *words: str) -> Any:
+    """The quickstart's experiment of a stage."""
+    from hydra import compose, initialize_config_dir
+
+    from qa_train.config import config_dir, register, to_stage_config
+
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir().resolve())):
+        return to_stage_config(compose(stage, [f"experiment=quickstart_{stage}", "run.dir=unused", *words]))
+
+
+def evaluation_sets(root: Path, stage: str) -> list[Any]:
+    """What is measured after ``stage``: the sets of its experiment, under their titles."""
     from qa_train.eval.eval_sets import EvalSet
 
-    starter = starter_dir()
-    speech, sounds = [str(starter / "speech-test.tar")], [str(starter / "sound-test.tar")]
-    unseen, questions = [str(starter / "unseen-voice-test.tar")], [str(data / "chat-test.tar")]
-    asr = "Detect the language and recognize the speech: <|{language}|>"
-    return [
-        EvalSet(ENGLISH_WER, speech, "asr", where={"language": "en"}, prompt=asr, min_words=3),
-        EvalSet("WER, voice never heard", unseen, "asr", where={"task": "asr"}, prompt=asr),
-        EvalSet("language identification", speech, "lid", limit=150),
-        EvalSet("sound class", sounds, "sound_class"),
-        EvalSet("spoken questions, voices never heard", questions, "chat", "chat", metric="contains", limit=80),
-        EvalSet("spoken questions, neural voice never heard", unseen, "chat", "chat",
-                where={"task": "chat"}, metric="contains"),
-        EvalSet("asked: which language?", speech, "ask_language", "chat", limit=100),
-        EvalSet("asked: is there speech? (speech)", speech, "ask_speech", "chat", limit=50),
-        EvalSet("asked: is there speech? (sounds)", sounds, "ask_speech", "chat", limit=50),
-        EvalSet("asked: which sound?", sounds, "ask_sound", "chat"),
-        EvalSet("silence is called silence", [str(data / "dpo-test.tar")], "chat", "chat",
-                where={"family": "invented speech"}, metric="accuracy", limit=80),
-    ]  # fmt: skip
-
-
-def side_sets() -> list[Any]:
-    """Measured once, at the end: no target depends on them."""
-    from qa_train.eval.eval_sets import EvalSet
-
-    speech = [str(starter_dir() / "speech-test.tar")]
-    asr = "Detect the language and recognize the speech: <|{language}|>"
-    return [
-        *(
-            EvalSet(f"WER, recorded {name}", speech, "asr", where={"language": code}, prompt=asr, min_words=3, limit=40)
-            for code, name in (("es", "Spanish"), ("fr", "French"), ("it", "Italian"), ("ru", "Russian"))
-        ),
-        EvalSet("translation into English", speech, "translate", metric="chrf", limit=60),
-    ]
+    cfg = configuration("pretrain" if stage == "before" else stage, f"data.root={root}")
+    return [EvalSet.of(TITLES[name], each, cfg.kind.template) for name, each in cfg.evaluation.sets.items()]
 
 
 def evaluate(quick: Quickstart, stage: str) -> None:
     """Answer every evaluation set with the model after ``stage`` and keep the scores."""
-    sets = evaluation_sets(quick.data) + (side_sets() if stage == "dpo" else [])
+    sets = evaluation_sets(quick.root, stage)
     if quick.recipe.items is not None:
         sets = [shortened(each, quick.recipe.items) for each in sets]
     # Before DPO the model is its own reference, and every reward is zero.
@@ -275,17 +254,11 @@ def preference_scores(root: Path, items: int | None) -> dict[str, Any]:
 
 def save_untrained(quick: Quickstart) -> None:
     """The model before any training, so that "before" is measured and not assumed."""
-    from hydra import compose, initialize_config_dir
-
-    from qa_train.config import config_dir, register, to_stage_config
     from qa_train.model import build_model
     from qa_train.train.job.distributed import name_accelerator
 
     name_accelerator()
-    register()
-    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir().resolve())):
-        raw = compose("pretrain", ["experiment=quickstart_pretrain", "run.dir=unused"])
-    cfg = to_stage_config(raw)
+    cfg = configuration("pretrain")
     model, processor = build_model(cfg.model, seed=cfg.run.seed)
     folder = quick.root / "before"
     model.save_pretrained(folder)
@@ -345,8 +318,6 @@ def main() -> None:
     # However it ends, the processes of the pool end first.
     with closing(quick):
         run_parts(quick, options.yes)
-
-    from quickstart_report import write_results
 
     path = write_results(quick)
     print(f"\nask it about a recording of your own:\n  qa-train chat checkpoint={quick.root / 'export'} audio=FILE.wav")

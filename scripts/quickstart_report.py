@@ -11,15 +11,28 @@ from qa_train.report import write_report
 from qa_train.report.results import merge_samples
 
 STAGES = ("before", "pretrain", "sft", "dpo")
-ENGLISH_WER = "WER, recorded English"
-DENIAL = "silence is called silence"
-ANALYSIS = (
-    "asked: which language?",
-    "asked: is there speech? (speech)",
-    "asked: is there speech? (sounds)",
-    "asked: which sound?",
-)
-QUESTIONS = ("spoken questions, voices never heard", "spoken questions, neural voice never heard")
+# evaluation.sets of the experiments -> titles
+TITLES = {
+    "wer_en": "WER, recorded English",
+    "wer_unseen": "WER, voice never heard",
+    "lid": "language identification",
+    "sound_class": "sound class",
+    "chat": "spoken questions, voices never heard",
+    "chat_unseen": "spoken questions, neural voice never heard",
+    "ask_language": "asked: which language?",
+    "ask_speech": "asked: is there speech? (speech)",
+    "ask_speech_sounds": "asked: is there speech? (sounds)",
+    "ask_sound": "asked: which sound?",
+    "silence": "silence is called silence",
+    "wer_es": "WER, recorded Spanish",
+    "wer_fr": "WER, recorded French",
+    "wer_it": "WER, recorded Italian",
+    "wer_ru": "WER, recorded Russian",
+    "translate": "translation into English",
+}
+ENGLISH_WER, DENIAL = TITLES["wer_en"], TITLES["silence"]
+ANALYSIS = tuple(title for name, title in TITLES.items() if name.startswith("ask_"))
+QUESTIONS = (TITLES["chat"], TITLES["chat_unseen"])
 UNITS = {"wer": "%", "accuracy": "%", "contains": "%", "chrf": "chrF"}
 
 # name in the table -> (name of the evaluation set, target, stage of the target, note)

@@ -114,7 +114,6 @@ def test_unknown_keys_fail(composed: Any, word: str) -> None:
         (["model.freeze=[encoder,projector,llm]"], "nothing would train"),
         (["model.freeze=[tower]"], "use any of"),
         (["data.encoder_cache=x", "model.freeze=[]"], "add encoder to model.freeze"),
-        (["data.encoder_cache=x", "model.freeze=[encoder]", "deepspeed=zero3"], "use deepspeed=zero2"),
         (["trainer.max_steps=0"], "at least 1"),
         (["+data.sources.asr_en.loss_weight=0"], "use a factor above 0"),
         (["+data.sources.asr_en.last_turn_only=true"], "no effect on template base"),

@@ -233,3 +233,18 @@ def test_a_smaller_recipe_claims_no_targets(
     assert all("ci" in row for row in results["metrics"] if row["unit"] != "points")
     assert ("short" in results["title"]) is not targets
     assert any("not claimed" in note for note in results["notes"]) is not targets
+
+
+@pytest.mark.parametrize(("stage", "more"), [("before", 0), ("pretrain", 0), ("sft", 0), ("dpo", 5)])
+def test_what_is_measured_stands_in_the_experiments(stage: str, more: int, tmp_path: Path) -> None:
+    """Every stage answers the same sets; the last one five more, which are measured once."""
+    sets, before = (quickstart.evaluation_sets(tmp_path, each) for each in (stage, "before"))
+    assert sets[: len(before)] == before
+    assert len(sets) == len(before) + more
+    assert [each.name for each in sets] == list(quickstart_report.TITLES.values())[: len(sets)]
+    assert {*quickstart_report.NOTES, *quickstart_report.QUESTIONS, *quickstart_report.ANALYSIS} <= {
+        each.name for each in before
+    }
+    made = {path for each in sets for path in each.shards if path.startswith(str(tmp_path))}
+    assert made == {f"{tmp_path}/data/{name}-test.tar" for name in ("chat", "dpo")}
+    assert all(Path(path).is_file() for each in sets for path in each.shards if path not in made)

@@ -14,7 +14,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -62,9 +61,7 @@ class HeldOut(TrainerCallback):
         for name, chosen in self.options.sets.items():
             if not chosen.seen_in_training:
                 refuse_training_data(name, chosen, stage)
-            fields = {k: v for k, v in asdict(chosen).items() if k != "seen_in_training"}
-            fields["template"] = chosen.template or stage.cfg.kind.template
-            self.sets[name] = record_questions(EvalSet(name, **fields), bank, data.storage)
+            self.sets[name] = record_questions(EvalSet.of(name, chosen, stage.cfg.kind.template), bank, data.storage)
         for name, rule in self.options.stop.items():
             check_rule(name, rule, self.sets[name][0].metric)
         self._clips = EncodedClips()

@@ -10,7 +10,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,7 +61,7 @@ class Batches:
         """Batch k: input_ids, attention_mask, labels [B, L] right padded, and its audio.
 
         Audio is ``input_features`` [M, F] with ``feature_lengths`` [S] (real frames per segment,
-        tails not counted), or ``audio_states`` [T, D] when an encoder cache is open, or absent
+        tails not counted), or float16 ``audio_states`` [T, D] when an encoder cache is open, or absent
         when the batch holds none. ``row_weights`` [B] is there if a source has another loss_weight
         than 1. Bad clips leave their sample out; an empty batch becomes one padding
         token without a label.
@@ -88,7 +87,7 @@ class Batches:
         if self.cache is not None and "audio_states" not in out:
             # A batch without audio must be marked: ranks that ran the encoder on a dummy clip and ranks
             # that did not would wait for each other under ZeRO-3.
-            out["audio_states"] = torch.zeros(0, self.cache.width)
+            out["audio_states"] = torch.zeros(0, self.cache.width, dtype=torch.float16)
         return out, kept
 
     def keys(self, k: int) -> list[str]:
@@ -151,39 +150,24 @@ class Batches:
             for source in self.sources
         ]
 
-    def clips(self) -> Iterator[Clip]:
-        """Every distinct clip of the sources, each once, in shard order (without sources of weight 0)."""
-        seen: set[str] = set()
-        for source in (source for source in self.sources if source.weight > 0):
-            for row in source.rows():
-                for clip in source.clips(row):
-                    if clip.id not in seen:
-                        seen.add(clip.id)
-                        yield clip
-
-    def clips_not_in(self, folder: str | Path, key: str) -> list[Clip]:
-        """The clips that the encoder cache of that key lacks, by length (similar ones together)."""
-        cache = EncoderCache.open(folder, key)
-        missing = [clip for clip in self.clips() if clip.id not in cache]
-        return sorted(missing, key=lambda clip: (clip.num_samples, clip.id))
-
     def read_mels(self, clips: list[Clip]) -> ClipMels:
         """The clips as one joined input of the encoder; unreadable ones are skipped and logged. They are not cached, so
         training counts them when it reaches them.
         """
         good: list[Clip] = []
-        audio = []
+        audio, skipped = [], []
         for clip in clips:
             try:
                 audio.append(self.reader.mels(clip))
                 good.append(clip)
             except SkipSample as skip:
+                skipped.append((clip, skip))
                 log.warning("not encoded: %s of %s (%s): %s", clip.member, clip.shard, skip.reason, skip)
         joined = join_audio(audio) or {
             "input_features": torch.zeros(self.reader.num_mel_bins, 0),
             "feature_lengths": torch.zeros(0, dtype=torch.long),
         }
-        return ClipMels(good, [clip.num_tokens for clip in good], **joined)
+        return ClipMels(good, [clip.num_tokens for clip in good], **joined, skipped=skipped)
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -225,9 +209,11 @@ class Batches:
                 tensors += parts
                 lengths += frames
                 continue
-            states = self.cache.get(clip.id)
+            digest = source.shard_digest(ref.row)
+            states = self.cache.get(digest, clip.id)
             if states is None or len(states) != clip.num_tokens:
-                raise SkipSample("not in encoder cache", f"{clip.id}: fill the cache again")
+                folder = self.cache.folder_of(digest)
+                raise SkipSample("not in encoder cache", f"{clip.id}: delete {folder} to have its shard encoded again")
             tensors.append(mask_spans(states, self.cfg.time_mask, (self.plan.seed, ref.epoch, clip.id)))
         return tensors, lengths
 
@@ -332,7 +318,7 @@ class PreferenceBatches(Batches):
             rows.append((*self._tokens(ref), None))
         out = {**self._rows(rows), **join_audio(audio)}
         if self.cache is not None and "audio_states" not in out:
-            out["audio_states"] = torch.zeros(0, self.cache.width)
+            out["audio_states"] = torch.zeros(0, self.cache.width, dtype=torch.float16)
         return out, kept
 
     def _tokens(self, ref: SampleRef) -> tuple[list[int], list[int], list[int], int]:

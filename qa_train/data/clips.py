@@ -50,12 +50,13 @@ class Clip:
 
 @dataclass(frozen=True)
 class ClipMels:
-    """Clips for the encoder: ``input_features`` [M, F], ``feature_lengths`` [S], tokens per clip."""
+    """Clips for the encoder: ``input_features`` [M, F], ``feature_lengths`` [S], tokens per clip; those skipped."""
 
     clips: list[Clip]
     clip_tokens: list[int]
     input_features: Tensor
     feature_lengths: Tensor
+    skipped: list[tuple[Clip, SkipSample]]
 
 
 class ClipReader:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -130,6 +130,31 @@ class Source:
         for shard in range(len(self.shards)):
             yield from (np.flatnonzero(self._reasons(shard) == "") + self._at.first(shard)).tolist()
 
+    def clips_of_shard(self, shard: int) -> Iterator[Clip]:
+        """The clips of a shard's rows that qualify, in order."""
+        for row in (np.flatnonzero(self._reasons(shard) == "") + self._at.first(shard)).tolist():
+            yield from self.clips(row)
+
+    def choice(self, shard: int) -> str:
+        """Digest of which records of a shard qualify, found without reading them: of the settings that decide it."""
+        parts = [self._choice, None if self.quotas is None else int(self.quotas[shard]), self._duplicates_of[shard]]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    @cached_property
+    def _choice(self) -> list[Any]:
+        cfg = self.cfg
+        where = json.dumps(sorted(cfg.where.items()), default=str)
+        return [cfg.task, where, self.bank.digest(cfg.task), *self._limits, self.pairs]
+
+    @cached_property
+    def _duplicates_of(self) -> defaultdict[int, list[int]]:
+        """Rows of each shard that another shard has too."""
+        found = defaultdict[int, list[int]](list)
+        for row in sorted(self._duplicates):
+            shard = self._at.shard_of(row)
+            found[shard].append(row - self._at.first(shard))
+        return found
+
     def reasons(self, rows: Ints) -> NDArray[np.object_]:
         """Why each of the rows is skipped; empty for those that qualify. Nothing is tokenized."""
         found = np.full(len(rows), "", dtype=object)
@@ -171,6 +196,10 @@ class Source:
     def shard(self, row: int) -> str:
         """The path of a row's shard."""
         return self.shards[self._at.shard_of(row)]
+
+    def shard_digest(self, row: int) -> str:
+        """The digest of the index of a row's shard."""
+        return self.table.fingerprints[self._at.shard_of(row)]
 
     def record(self, row: int) -> dict[str, Any]:
         """The JSON of a row's record."""

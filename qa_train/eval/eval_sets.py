@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from qa_train.config import StorageConfig
+from qa_train.config import EvalSetConfig, StorageConfig
 from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio
 from qa_train.data.clips import Clip, ClipReader, SkipSample
 from qa_train.data.shards.index import load_index
@@ -67,6 +67,12 @@ class EvalSet:
     # Skip records with fewer words of text.
     min_words: int = 0
     limit: int | None = 200
+
+    @classmethod
+    def of(cls, name: str, chosen: EvalSetConfig, template: str) -> EvalSet:
+        """That of ``evaluation.sets``; ``template``: where it names none."""
+        fields = {k: v for k, v in vars(chosen).items() if k != "seen_in_training"}
+        return cls(name, **fields | {"template": chosen.template or template})
 
 
 def evaluate_shards(

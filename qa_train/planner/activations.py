@@ -92,11 +92,11 @@ def _llm_marks(shapes: Shapes, precision: Precision, trained: Trained, mode: str
     """Bytes per token that a checkpointed decoder layer keeps."""
     total = precision.stream * shapes.width
     if mode == "selective":
-        # An adapter's second product is as wide as the layer's own.
-        times = 2 if trained.adapters else 1
         heads, keys = shapes.heads * shapes.head_width, shapes.kv_heads * shapes.head_width
         products = heads + 2 * keys + shapes.width + 2 * shapes.ffn + shapes.width
-        total += times * precision.product * products + precision.attention * heads + 4 * shapes.heads
+        total += precision.product * products + precision.attention * heads + 4 * shapes.heads
+        # Of the adapters the first products alone: of query, key, value, output, gate, up and down.
+        total += 7 * trained.rank * (trained.adapter_copy or precision.product)
     return total
 
 

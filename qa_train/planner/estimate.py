@@ -124,13 +124,14 @@ def _trained(cfg: StageConfig) -> tuple[Trained, Trained]:
     if lora and not cfg.deepspeed.config:
         # Adapters are float32: they read a copy of what the layer itself reads, in bfloat16 under autocast.
         copy = 2 if trains_in_bfloat16(cfg) else 4 if precision.stream == 2 else 0
+    rank = dict.fromkeys(lora, cfg.model.lora.r)
     encoder, llm = "encoder" not in frozen and not lora, "llm" not in frozen and not lora
     return (
-        Trained(encoder, "encoder" in lora, adapter_copy=copy if "encoder" in lora else 0),
+        Trained(encoder, rank=rank.get("encoder", 0), adapter_copy=copy if "encoder" in lora else 0),
         Trained(
             llm,
-            "llm" in lora,
             passes=regime.projector or regime.encoder,
+            rank=rank.get("llm", 0),
             adapter_copy=copy if "llm" in lora else 0,
         ),
     )

@@ -1,13 +1,15 @@
-"""The encoder cache survives a killed writer, and refuses what it cannot hold."""
+"""The encoder cache survives a killed writer, refuses what it cannot hold, and knows by its manifests what it has."""
 
 from __future__ import annotations
 
+import itertools
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
-from qa_train.data.audio.encoder_cache import EncoderCache, cache_writer
+from qa_train.data.audio.encoder_cache import EncoderCache, share_of
 
 
 def states(seed: int, tokens: int = 5, width: int = 3) -> torch.Tensor:
@@ -15,58 +17,121 @@ def states(seed: int, tokens: int = 5, width: int = 3) -> torch.Tensor:
 
 
 def write(folder: Path, *seeds: int) -> None:
-    with cache_writer(folder, "key", 3) as writer:
+    with EncoderCache(folder, "key", 3).writer("shard") as writer:
         for seed in seeds:
             writer.write(f"clip{seed}", states(seed))
+
+
+def held(folder: Path, seeds: range = range(10)) -> list[int]:
+    """Clips of the cache, all of which must have the states they were given, in float16."""
+    cache = EncoderCache(folder, "key", 3)
+    found = {seed: cache.get("shard", f"clip{seed}") for seed in seeds}
+    for seed, value in found.items():
+        assert value is None or torch.equal(value, states(seed).half())
+    return [seed for seed, value in found.items() if value is not None]
 
 
 @pytest.mark.parametrize("cut", ["index", "states", "neither"])
 def test_a_killed_writer_loses_at_most_its_last_clip(cut: str, tmp_path: Path) -> None:
     write(tmp_path, 0, 1, 2)
-    index, data = tmp_path / "key" / "0.jsonl", tmp_path / "key" / "0.f16"
+    shard = EncoderCache(tmp_path, "key", 3).folder_of("shard")
+    index, data = shard / "0.jsonl", shard / "0.f16"
     if cut == "index":
         index.write_bytes(index.read_bytes()[:-4])
     elif cut == "states":
         data.write_bytes(data.read_bytes()[:-4])
     else:
         data.write_bytes(data.read_bytes() + b"partial")
-    before = EncoderCache.open(tmp_path, "key")
-    assert len(before) == (3 if cut == "neither" else 2)
+    assert held(tmp_path) == ([0, 1, 2] if cut == "neither" else [0, 1])
     write(tmp_path, 2, 3)
-    cache = EncoderCache.open(tmp_path, "key")
-    for seed in range(4):
-        found = cache.get(f"clip{seed}")
-        assert found is not None
-        torch.testing.assert_close(found, states(seed), atol=1e-3, rtol=1e-3)
+    assert held(tmp_path) == [0, 1, 2, 3]
     assert data.stat().st_size == 4 * 5 * 3 * 2
-    assert cache.get("other") is None
-    # Another encoder has its own folder.
-    assert len(EncoderCache.open(tmp_path, "key2")) == 0
+    # Another encoder has its own folder, and so has another shard, whatever its digest is.
+    assert EncoderCache(tmp_path, "key2", 3).get("shard", "clip0") is None
+    for other in ("shard2", "../key", "", "/etc"):
+        assert EncoderCache(tmp_path, "key", 3).get(other, "clip0") is None
+        assert EncoderCache(tmp_path, "key", 3).folder_of(other).parent == tmp_path / "key"
 
 
 def test_writers_at_the_same_time_fill_parts_of_their_own(tmp_path: Path) -> None:
     write(tmp_path, 0)
-    with cache_writer(tmp_path, "key", 3) as one, cache_writer(tmp_path, "key", 3) as other:
+    cache = EncoderCache(tmp_path, "key", 3)
+    with cache.writer("shard") as one, cache.writer("shard") as other:
         one.write("clip1", states(1))
         other.write("clip2", states(2))
         # What is there already is not written again, by whichever writer.
+        assert "clip0" in other
         other.write("clip0", states(0))
-    cache = EncoderCache.open(tmp_path, "key")
-    assert sorted(path.name for path in cache.folder.iterdir()) == ["0.f16", "0.jsonl", "1.f16", "1.jsonl"]
-    assert len(cache) == 3
-    for seed in range(3):
-        found = cache.get(f"clip{seed}")
-        assert found is not None
-        torch.testing.assert_close(found, states(seed), atol=1e-3, rtol=1e-3)
+    names = sorted(path.name for path in cache.folder_of("shard").iterdir())
+    assert names == ["0.f16", "0.jsonl", "1.f16", "1.jsonl"]
+    assert held(tmp_path) == [0, 1, 2]
+    assert cache.folder_of("shard").joinpath("1.f16").stat().st_size == 5 * 3 * 2
 
 
 def test_one_width_and_finite_values(tmp_path: Path) -> None:
     write(tmp_path, 0)
-    with pytest.raises(ValueError, match="width 3, not 4"):
-        cache_writer(tmp_path, "key", 4).__enter__()
-    with cache_writer(tmp_path, "key", 3) as writer:
+    wrong = EncoderCache(tmp_path, "key", 4)
+    for work in (lambda: wrong.get("shard", "clip0"), wrong.writer("shard").__enter__):
+        with pytest.raises(ValueError, match=r"0.jsonl holds states of width 3, not 4: delete its folder"):
+            work()
+    with EncoderCache(tmp_path, "key", 3).writer("shard") as writer:
         with pytest.raises(ValueError, match="not finite in float16"):
             writer.write("big", torch.full((2, 3), 1e6))
         with pytest.raises(ValueError, match=r"expected \[T, 3\]"):
             writer.write("wide", torch.zeros(2, 4))
-    assert len(EncoderCache.open(tmp_path, "key")) == 1
+    assert held(tmp_path) == [0]
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float16, 0.0), (torch.bfloat16, 0.0), (torch.float32, 2**-11)])
+def test_what_float16_costs(dtype: torch.dtype, error: float, tmp_path: Path) -> None:
+    """Values of bfloat16 above 6.1e-5 come back as they were; those of float32 rounded to 11 bits."""
+    given = torch.randn(400, 3, generator=torch.Generator().manual_seed(0)).mul(3).to(dtype)
+    given = given[given.abs().amin(1) > 2**-14]
+    cache = EncoderCache(tmp_path, "key", 3)
+    with cache.writer("shard") as writer:
+        writer.write("clip", given)
+    found = cache.get("shard", "clip")
+    assert found is not None
+    assert found.dtype == torch.float16
+    assert float(((found.double() - given.double()) / given.double()).abs().max()) <= error
+    assert float(found.float().sub(given.float()).abs().max()) == 0 or dtype == torch.float32
+
+
+def test_a_choice_is_complete_with_the_last_of_its_shares(tmp_path: Path) -> None:
+    cache = EncoderCache(tmp_path, "key", 3)
+    assert cache.complete("shard") == set()
+    write(tmp_path, 0)
+    for share in (0, 2):
+        cache.mark("shard", "some", share, 3, {})
+    cache.mark("shard", "all", 0, 2, {})
+    assert cache.complete("shard") == set(), "shares of different divisions do not add up"
+    cache.mark("shard", "some", 1, 3, {"clip7": "cut"})
+    assert cache.complete("shard") == {"some"}
+    cache.mark("shard", "all", 0, 1, {})
+    assert cache.complete("shard") == {"some", "all"}
+    assert cache.complete("other") == set()
+    assert held(tmp_path) == [0]
+    marks = [path.read_text() for path in sorted(cache.folder_of("shard").glob("some.*"))]
+    assert ["clip7" in mark for mark in marks] == [False, True, False]
+
+
+def test_every_clip_is_in_one_share_and_shares_are_equal() -> None:
+    ids = [f"key{i:05d}.flac/{i}/{i:08x}" for i in range(4000)]
+    for of in (1, 2, 7):
+        sizes = [len(list(same)) for _, same in itertools.groupby(sorted(share_of(each, of) for each in ids))]
+        assert len(sizes) == of
+        assert max(sizes) < 1.15 * min(sizes)
+
+
+def test_readers_forget_shards_and_travel_to_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qa_train.data.audio.encoder_cache._REMEMBERED", 2)
+    cache = EncoderCache(tmp_path, "key", 3)
+    for shard in range(4):
+        with cache.writer(str(shard)) as writer:
+            writer.write("a", states(shard))
+    for reader in (cache, pickle.loads(pickle.dumps(cache))):
+        for shard in (0, 1, 2, 3, 0, 3):
+            found = reader.get(str(shard), "a")
+            assert found is not None
+            assert torch.equal(found, states(shard).half())
+            assert len(reader._shards) <= 2

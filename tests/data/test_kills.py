@@ -1,43 +1,33 @@
-"""A job killed at random points, resumed at other shapes: nothing is repeated or lost. (scripts/check_order.py)"""
+"""A job killed at random points, resumed at other shapes: nothing is repeated or lost.
+
+KILLS=50 pytest tests/data/test_kills.py -k exactly
+"""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import os
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from qa_train.data.batches import Batches, open_data
 from qa_train.data.loader import delivered
+from tests.data import killed_jobs
 from tests.data.conftest import mixture
 
-SCRIPT = Path(__file__).parent.parent.parent / "scripts" / "check_order.py"
 
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("check_order", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["check_order"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_killed_jobs_continue_exactly(script: ModuleType) -> None:
-    result = script.check(kills=5, steps=45, seed=1)
-    assert result["kills"] >= 5
+def test_killed_jobs_continue_exactly() -> None:
+    kills = int(os.environ.get("KILLS", "5"))
+    result = killed_jobs.check(kills=kills, steps=45, seed=1)
+    assert result["kills"] >= kills
     assert result["steps"] == 45
 
 
-def test_a_wrong_order_would_be_noticed(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_order_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check itself can fail: a job that forgets its state."""
-    monkeypatch.setattr(script, "COMMIT_STEPS", 1)
-    real = script.life
+    monkeypatch.setattr(killed_jobs, "COMMIT_STEPS", 1)
+    real = killed_jobs.life
 
     def forgetful(cfg: Any, folder: Path, steps: int, *shape: Any) -> bool:
         done = bool(real(cfg, folder, steps, *shape))
@@ -45,9 +35,9 @@ def test_a_wrong_order_would_be_noticed(script: ModuleType, monkeypatch: pytest.
         state.write_text(state.read_text().replace('"log": ["', '"log": ["lost", "'))
         return done
 
-    monkeypatch.setattr(script, "life", forgetful)
+    monkeypatch.setattr(killed_jobs, "life", forgetful)
     with pytest.raises(ValueError, match="the order differs"):
-        script.check(kills=0, steps=3, seed=0)
+        killed_jobs.check(kills=0, steps=3, seed=0)
 
 
 def test_the_shape_may_change_in_mid_run(shards: dict[str, str], tokenizer: Any) -> None:

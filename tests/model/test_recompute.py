@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
+from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from qa_train.model.layers.recompute import MODES, compile_layers
+from qa_train.model.layers.recompute import MODES, compile_layers, keeps
 from tests.model.conftest import Batch, Twins
 
 SHORT = [[3, -20, 2], [5, -133, 4], [9]]
@@ -106,3 +107,50 @@ def test_a_missing_compiler_is_named(twins: Twins, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ValueError, match="there is no no-such-compiler"):
         compile_layers(twins.ours)
+
+
+class Kept(TorchDispatchMode):
+    """Bytes that "selective" keeps of the results of products, by whether the inner dimension is the rank."""
+
+    def __init__(self, rank: int | None) -> None:
+        super().__init__()
+        self.rank, self.kept, self.again = rank, 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func._schema.name in ("aten::mm", "aten::addmm"):
+            kept = keeps(func._schema.name, args, self.rank)
+            self.kept += kept * out.nbytes
+            self.again += (not kept) * out.nbytes
+        return out
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_wide_products_of_adapters_are_computed_again(twins: Twins, dropout: float) -> None:
+    rank, batch = 3, Batch(SHORT)
+    adapted: Any = get_peft_model(
+        twins.ours.train(),
+        LoraConfig(
+            r=rank, target_modules=r".*layers\..*(_proj|fc1|fc2)", lora_dropout=dropout, init_lora_weights=False
+        ),
+    )
+    base = adapted.get_base_model()
+    base.disable_input_require_grads()
+    found, work_done, kept = {}, {}, {}
+    for name, mode, known in (("none", "none", None), ("all", "selective", None), ("rank", "selective", rank)):
+        base.set_recompute(encoder=mode, llm=mode, rank=known)
+        torch.manual_seed(7)
+        found[name] = step(adapted, batch)
+        work_done[name] = work(adapted, batch)[0]
+        with torch.no_grad(), Kept(known) as counter:
+            adapted(**batch.joined())
+        kept[name] = (counter.kept, counter.again)
+    for name in ("all", "rank"):
+        assert found[name][0] == found["none"][0]
+        assert all(torch.equal(found[name][1][key], gradient) for key, gradient in found["none"][1].items())
+    assert len(found["none"][1]) > 20
+    # The second products and nothing else: they are few operations, and nearly half of the bytes.
+    assert work_done["all"] == work_done["none"]
+    assert 0 < work_done["rank"] - work_done["none"] < 0.05 * work_done["none"]
+    assert kept["all"] == (sum(kept["rank"]), 0)
+    assert 0.4 * kept["all"][0] < kept["rank"][1] < 0.5 * kept["all"][0]

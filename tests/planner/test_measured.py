@@ -17,11 +17,12 @@ from qa_train.model import build_model, freeze
 from qa_train.model.flops import Shapes, Work
 from qa_train.model.layers.costs import Precision, Trained
 from qa_train.model.layers.lengths import audio_tokens, mel_columns
-from qa_train.model.layers.recompute import _KEPT
+from qa_train.model.layers.recompute import keeps
 from qa_train.planner.activations import activations
 from qa_train.planner.memory import memory
 from qa_train.planner.sizes import measure
 
+RANK = 4
 SEGMENTS = [800, 1000, 600]
 TEXT, ANSWER = 60, 30
 ENCODER = {"num_mel_bins": 80, "max_source_positions": 1500, "d_model": 160, "encoder_layers": 3,
@@ -64,7 +65,7 @@ class KeptBySelective(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if self.counting and func._schema.name in _KEPT:
+        if self.counting and keeps(func._schema.name, args, RANK):
             outputs = out if isinstance(out, tuple | list) else (out,)
             self.bytes += sum(x.nbytes for x in outputs if isinstance(x, torch.Tensor) and x.ndim)
         return out
@@ -91,6 +92,7 @@ def saved(model: Any, batch: dict[str, torch.Tensor], autocast: bool, counter: K
     return sum(storage.nbytes() for storage in found.values()) + (counter.bytes if counter else 0)
 
 
+ADAPTED = {False: r"model\.language_model\.layers\..*_proj", True: r"model\..*\.layers\..*(_proj|fc1|fc2)"}
 WHOLE, FROZEN, PASSED = Trained(whole=True), Trained(), Trained(passes=True)
 
 
@@ -105,11 +107,18 @@ WHOLE, FROZEN, PASSED = Trained(whole=True), Trained(), Trained(passes=True)
         ("float32", False, "selective", [], WHOLE, WHOLE),
         ("float32", False, "none", ["encoder"], FROZEN, WHOLE),
         ("float32", False, "none", ["llm"], WHOLE, PASSED),
-        ("bfloat16", False, "none", ["encoder", "projector"], FROZEN, Trained(adapters=True, adapter_copy=4)),
-        ("float32", True, "none", ["encoder", "projector"], FROZEN, Trained(adapters=True, adapter_copy=2)),
-        ("bfloat16", True, "none", ["encoder", "projector"], FROZEN, Trained(adapters=True, adapter_copy=2)),
-        ("float32", False, "selective", ["encoder", "projector"], FROZEN, Trained(adapters=True)),
-        ("float32", False, "none", ["encoder", "projector"], FROZEN, Trained(adapters=True)),
+        ("bfloat16", False, "none", ["encoder", "projector"], FROZEN, Trained(rank=RANK, adapter_copy=4)),
+        ("float32", True, "none", ["encoder", "projector"], FROZEN, Trained(rank=RANK, adapter_copy=2)),
+        ("bfloat16", True, "none", ["encoder", "projector"], FROZEN, Trained(rank=RANK, adapter_copy=2)),
+        ("float32", False, "selective", ["encoder", "projector"], FROZEN, Trained(rank=RANK)),
+        ("float32", False, "none", ["encoder", "projector"], FROZEN, Trained(rank=RANK)),
+        ("float32", False, "none", ["encoder", "projector"], Trained(rank=RANK), Trained(rank=RANK)),
+        ("float32", False, "selective", ["encoder", "projector"], Trained(rank=RANK), Trained(rank=RANK)),
+        ("float32", False, "full", ["encoder", "projector"], Trained(rank=RANK), Trained(rank=RANK)),
+        ("bfloat16", False, "none", ["encoder", "projector"], *[Trained(rank=RANK, adapter_copy=4)] * 2),
+        ("float32", True, "none", ["encoder", "projector"], *[Trained(rank=RANK, adapter_copy=2)] * 2),
+        ("bfloat16", True, "none", ["encoder", "projector"], *[Trained(rank=RANK, adapter_copy=2)] * 2),
+        ("bfloat16", True, "selective", ["encoder", "projector"], *[Trained(rank=RANK, adapter_copy=2)] * 2),
     ],
 )  # fmt: skip
 def test_activations_are_what_autograd_saves(
@@ -118,12 +127,12 @@ def test_activations_are_what_autograd_saves(
     torch.manual_seed(0)
     model: Any = build_model(model_config(dtype))[0].train()
     freeze(model, frozen)
-    model.set_recompute(encoder=mode, llm=mode)
+    model.set_recompute(encoder=mode, llm=mode, rank=RANK if llm.adapters else None)
     shapes, tower = Shapes.of(model.config), model.model.audio_tower
     batch, work = inputs(model.config.audio_token_id)
     if llm.adapters:
         base = model
-        model = get_peft_model(base, LoraConfig(r=4, target_modules=r"model\.language_model\.layers\..*_proj"))
+        model = get_peft_model(base, LoraConfig(r=RANK, target_modules=ADAPTED[encoder.adapters]))
         # As qa_train.model.lora does: a frozen encoder keeps nothing.
         base.disable_input_require_grads()
     planned = activations(shapes, work, Precision.of(dtype, autocast=autocast, cpu=True), encoder, llm, (mode, mode))
@@ -133,7 +142,7 @@ def test_activations_are_what_autograd_saves(
         # Every weight of a product has a copy in bfloat16.
         expected += 2 * (shapes.llm_weights + (0 if llm.adapters else shapes.encoder.weights))
     counter = KeptBySelective() if mode == "selective" else None
-    if counter is not None and not encoder.whole:
+    if counter is not None and not (encoder.whole or encoder.adapters):
         counter.leave_out(tower)
     assert saved(model, batch, autocast, counter) == pytest.approx(expected, rel=0.1)
 

@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from scripts.check_faults import tensors
-from tests.train.conftest import ROOT, environment, metrics, run
+from tests.train.conftest import ROOT, environment, metrics, run, tensors
 
 CLUSTER = Path(__file__).parent / "cluster.sh"
 STEPS, SAVE_STEPS = 60, 10

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -63,6 +64,12 @@ def _checked(done: subprocess.CompletedProcess[str], check: bool) -> subprocess.
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """The records of metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def tensors(path: Path) -> list[tuple[str, int, int]]:
+    """Name, size and checksum of every tensor's bytes in a torch archive, without unpickling it."""
+    with zipfile.ZipFile(path) as archive:
+        return sorted((i.filename, i.file_size, i.CRC) for i in archive.infolist() if "/data/" in i.filename)
 
 
 def records(kind: str, count: int) -> list[tuple[str, dict[str, Any]]]:

@@ -49,6 +49,10 @@ class Start:
         path = self.folder / "metrics.jsonl"
         return path.read_bytes().count(b"\n") if path.is_file() else 0
 
+    def over(self) -> bool:
+        """Whether every rank has ended."""
+        return None not in [self._forks.ask(poll=pid) for pid in self.pids]
+
     def until(self, condition: Callable[[], object], what: str) -> None:
         """Wait for something that a running start does."""
         deadline = time.monotonic() + TIMEOUT_S

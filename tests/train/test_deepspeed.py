@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ from qa_train.model import load_model
 from qa_train.train.job import checkpoints
 from qa_train.train.job.reshape import read_in_another_shape
 from qa_train.utils import manifest
-from tests.train.conftest import ROOT, TIMEOUT_S, environment, metrics, run
+from tests.train.conftest import metrics, run
 
 register()
 ZERO = "deepspeed.config.zero_optimization"
@@ -161,16 +158,3 @@ def forget_after(folder: Path, step: int) -> None:
         if checkpoints.step_of(checkpoint) > step:
             shutil.rmtree(checkpoint)
     (folder / "finished.json").unlink()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
-def test_ranks_with_and_without_audio_meet(name: str) -> None:
-    words = ["--steps", "20", "--deepspeed", name]
-    done = subprocess.run(
-        [sys.executable, "scripts/check_mixed_ranks.py", *words], env=environment(), cwd=ROOT, capture_output=True,
-        text=True, timeout=TIMEOUT_S,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    figures = json.loads(done.stdout.splitlines()[-1].removeprefix("results: "))
-    assert figures["mixed_steps"] >= 3

@@ -71,11 +71,6 @@ def check(cfg: StageConfig) -> None:
             "data.encoder_cache is set but the encoder trains, so cached outputs would be stale: "
             "add encoder to model.freeze, or set data.encoder_cache=null"
         )
-    if cfg.data.encoder_cache and cfg.deepspeed.config.get("zero_optimization", {}).get("stage") == 3:
-        raise ValueError(
-            "data.encoder_cache needs the encoder's whole weights, which ZeRO-3 cuts: "
-            "use deepspeed=zero2 or none, or set data.encoder_cache=null"
-        )
     if cfg.data.time_mask and not cfg.data.encoder_cache:
         raise ValueError("data.time_mask masks cached encoder outputs: set data.encoder_cache, or data.time_mask=0")
     if not 0 <= cfg.data.time_mask <= 0.5:

@@ -178,7 +178,7 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     # Base folder of an experiment's paths, as in ${data.root}/data/x.tar; used by the quickstart's experiments.
     root: str | None = None
-    # Cache of a frozen encoder's outputs (folder), or null.
+    # Folder for a frozen encoder's outputs: each clip is encoded once, in float16, for all runs with that encoder.
     encoder_cache: str | None = None
     storage: StorageConfig = field(default_factory=StorageConfig)
     # Decode in a child process that is killed after this many seconds per clip; null: in the loader's worker.

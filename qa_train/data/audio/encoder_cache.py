@@ -1,17 +1,24 @@
 """A frozen encoder's outputs on disk, so that each clip is encoded once for all epochs and stages.
 
-A folder per encoder holds parts, each filled by one process: ``N.f16`` (float16, one row of ``D`` values
-per audio token, clips joined) and ``N.jsonl`` (one line per clip: id, first row, rows, D). A line is
-written after its states, so a killed writer loses at most the clip it was at; the next writer that takes
-the part goes on from there.
+A folder per encoder holds a folder per shard, named by the digest of the shard's index. In it are parts, each filled by
+one process: ``N.f16`` (float16, one row of ``D`` values per audio token, clips joined) and ``N.jsonl`` (one line per
+clip: id, first row, rows, D). A line is written after its states, so a killed writer loses at most the clip it was at;
+the next writer that takes the part goes on from there.
+
+``TAKEN.I.N.done`` is the shard's manifest: all clips of share I of N are here, of those that a source takes (TAKEN is
+the digest of its choice), but for the listed ones, which cannot be decoded. Whether a cache is complete is read from
+the names of these files: no clip is looked at.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
-from collections.abc import Iterable
+import zlib
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,65 +26,101 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qa_train.utils.atomic import write_json
+
+# Clips whose places in their parts a process remembers: 24 bytes each.
+_REMEMBERED = 1 << 20
+
 
 class EncoderCache:
-    """Reads cached states by clip id; ``cache_writer`` adds to them. Picklable."""
+    """The cached states of one encoder, of width ``D``, by shard and clip. Picklable."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        # Part, first row and rows of each clip.
-        self._rows: dict[str, tuple[int, int, int]] = {}
-        self.width = 0
-        self._states: dict[int, np.ndarray] = {}
-        self.refresh()
+    def __init__(self, folder: str | Path, key: str, width: int) -> None:
+        """The cache inside ``folder`` under ``key``, which names the encoder's weights, mel bins and arithmetic."""
+        self.folder, self.width = Path(folder) / key, width
+        self._shards: OrderedDict[str, _Places] = OrderedDict()
 
-    @staticmethod
-    def open(folder: str | Path, key: str) -> EncoderCache:
-        """The cache of one encoder inside ``folder``; ``key`` names its weights and mel bins."""
-        path = Path(folder) / key
-        path.mkdir(parents=True, exist_ok=True)
-        return EncoderCache(path)
+    def get(self, shard: str, clip_id: str) -> Tensor | None:
+        """States of a clip, float16 [T, D], or None when it is not cached. ``shard``: digest of the shard's index."""
+        if shard not in self._shards:
+            self._shards[shard] = _Places(self.folder_of(shard), self.width)
+            clips = sum(map(len, self._shards.values()))
+            while clips > _REMEMBERED and len(self._shards) > 1:
+                clips -= len(self._shards.popitem(last=False)[1])
+        self._shards.move_to_end(shard)
+        return self._shards[shard].get(clip_id)
 
-    def refresh(self) -> None:
-        """Read the parts again, after writers have added to them."""
-        self._rows, self.width, self._states = {}, 0, {}
-        for path in sorted(self.folder.glob("*.jsonl")):
-            rows, width = _read_index(path)
-            self._rows |= {clip: (int(path.stem), *place) for clip, place in rows.items()}
-            self.width = self.width or width
+    def writer(self, shard: str) -> CacheWriter:
+        """Adds clips of a shard."""
+        return CacheWriter(self.folder_of(shard), self.width)
 
-    def __len__(self) -> int:
-        return len(self._rows)
+    def complete(self, shard: str) -> set[str]:
+        """Choices of the shard's records whose clips are all here, by their digests."""
+        shares: dict[tuple[str, str], int] = defaultdict(int)
+        try:
+            names = os.listdir(self.folder_of(shard))  # noqa: PTH208 (names alone: one call to the file system)
+        except FileNotFoundError:
+            return set()
+        for name in names:
+            if name.endswith(".done"):
+                taken, _, of, _ = name.split(".")
+                shares[taken, of] += 1
+        return {taken for (taken, of), found in shares.items() if found == int(of)}
 
-    def __contains__(self, clip_id: str) -> bool:
-        return clip_id in self._rows
+    def mark(self, shard: str, taken: str, share: int, of: int, lost: Mapping[str, str]) -> None:
+        """Note that all clips of a share of that choice are here but ``lost``, which cannot be decoded: id, reason."""
+        folder = self.folder_of(shard)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / f"{taken}.{share}.{of}.done", dict(lost), durable=True)
 
-    def get(self, clip_id: str) -> Tensor | None:
-        """States of a clip, float32 [T, D], or None when it is not cached."""
-        if clip_id not in self._rows:
-            return None
-        part, start, count = self._rows[clip_id]
-        if part not in self._states:
-            path = self.folder / f"{part}.f16"
-            rows = path.stat().st_size // (2 * self.width)
-            self._states[part] = np.memmap(path, dtype=np.float16, mode="r", shape=(rows, self.width))
-        return torch.from_numpy(self._states[part][start : start + count].astype(np.float32))
+    def folder_of(self, shard: str) -> Path:
+        """The folder of a shard. Its digest is hashed again: it is read from a file, and could be any text."""
+        return self.folder / hashlib.sha256(shard.encode()).hexdigest()[:32]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_states": {}}
+        return {**self.__dict__, "_shards": OrderedDict()}
+
+
+class _Places:
+    """Where the clips of one shard are. Ids are kept as hashes of this process, 64 bits long."""
+
+    def __init__(self, folder: Path, width: int) -> None:
+        self._folder, self._width = folder, width
+        self._states: dict[int, np.ndarray] = {}
+        rows = [
+            (hash(clip), int(path.stem), *place)
+            for path in sorted(folder.glob("*.jsonl"))
+            for clip, place in _read_index(path, width).items()
+        ]
+        table = np.asarray(rows, dtype=np.int64).reshape(-1, 4)
+        table = table[np.argsort(table[:, 0], kind="stable")]
+        self._ids, self._at = table[:, 0].copy(), table[:, 1:].astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def get(self, clip_id: str) -> Tensor | None:
+        place = int(np.searchsorted(self._ids, hash(clip_id)))
+        if place == len(self._ids) or self._ids[place] != hash(clip_id):
+            return None
+        part, start, count = self._at[place].tolist()
+        if part not in self._states:
+            path = self._folder / f"{part}.f16"
+            rows = path.stat().st_size // (2 * self._width)
+            self._states[part] = np.memmap(path, dtype=np.float16, mode="r", shape=(rows, self._width))
+        return torch.from_numpy(np.array(self._states[part][start : start + count]))
 
 
 class CacheWriter:
-    """Context manager that appends clips to the first part that no other process is writing."""
+    """Context manager that appends clips to the shard's first part that no other process is writing."""
 
-    def __init__(self, cache: EncoderCache, width: int) -> None:
-        self.cache, self.width = cache, width
+    def __init__(self, folder: Path, width: int) -> None:
+        self._folder, self._width = folder, width
 
     def __enter__(self) -> CacheWriter:
-        folder = self.cache.folder
-        self.cache.refresh()
-        if len(self.cache) and self.cache.width != self.width:
-            raise ValueError(f"{folder} holds states of width {self.cache.width}, not {self.width}: delete the folder")
+        folder = self._folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._known = {clip for path in folder.glob("*.jsonl") for clip in _read_index(path, self._width)}
         part = 0
         while True:
             self._index: IO[str] = (folder / f"{part}.jsonl").open("a+", encoding="utf-8")
@@ -87,62 +130,63 @@ class CacheWriter:
             except OSError:
                 self._index.close()
                 part += 1
-        rows, _ = _read_index(folder / f"{part}.jsonl")
+        rows = _read_index(folder / f"{part}.jsonl", self._width)
         # Remove what a killed writer left half-written: first the index's last line, then the states.
-        text = "".join(_line(clip, *place, self.width) for clip, place in rows.items())
+        text = "".join(_line(clip, *place, self._width) for clip, place in rows.items())
         self._index.truncate(len(text))
         self._next = sum(count for _, count in rows.values())
         self._states: IO[bytes] = (folder / f"{part}.f16").open("ab")
-        self._states.truncate(self._next * self.width * 2)
-        self._written: set[str] = set()
+        self._states.truncate(self._next * self._width * 2)
         return self
+
+    def __contains__(self, clip_id: str) -> bool:
+        return clip_id in self._known
 
     def write(self, clip_id: str, states: Tensor) -> None:
         """Add a clip's states [T, D] unless it is there; values beyond float16 are an error, not an infinity."""
         values = states.detach().to("cpu", torch.float16).numpy()
-        if values.ndim != 2 or values.shape[1] != self.width:
-            raise ValueError(f"{clip_id}: states of shape {values.shape}; expected [T, {self.width}]")
+        if values.ndim != 2 or values.shape[1] != self._width:
+            raise ValueError(f"{clip_id}: states of shape {values.shape}; expected [T, {self._width}]")
         if not np.isfinite(values).all():
             raise ValueError(f"{clip_id}: encoder states that are not finite in float16; train without the cache")
-        if clip_id in self.cache or clip_id in self._written:
+        if clip_id in self._known:
             return
         self._states.write(values.tobytes())
         self._states.flush()
-        self._index.write(_line(clip_id, self._next, len(values), self.width))
+        self._index.write(_line(clip_id, self._next, len(values), self._width))
         self._index.flush()
-        self._written.add(clip_id)
+        self._known.add(clip_id)
         self._next += len(values)
 
     def __exit__(self, *error: object) -> None:
-        self._states.flush()
-        os.fsync(self._states.fileno())
-        self._states.close()
-        self._index.flush()
-        os.fsync(self._index.fileno())
-        self._index.close()
+        for file in (self._states, self._index):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
 
 
-def cache_writer(folder: str | Path, key: str, width: int) -> CacheWriter:
-    """Append to the cache of that key, whose states have ``width`` values; each process writes its own part."""
-    return CacheWriter(EncoderCache.open(folder, key), width)
+def share_of(clip_id: str, of: int) -> int:
+    """Which of ``of`` equal shares of its shard a clip is in; the same for every source and process."""
+    return zlib.crc32(clip_id.encode()) % of
 
 
 def _line(clip_id: str, start: int, count: int, width: int) -> str:
     return json.dumps([clip_id, start, count, width]) + "\n"
 
 
-def _read_index(path: Path) -> tuple[dict[str, tuple[int, int]], int]:
-    """Complete entries of a part whose states are on disk (first row, rows), and the width D."""
+def _read_index(path: Path, width: int) -> dict[str, tuple[int, int]]:
+    """First row and number of rows of a part's complete entries, whose states are on disk."""
     rows: dict[str, tuple[int, int]] = {}
-    width = 0
     lines: Iterable[str] = path.read_text(encoding="utf-8").splitlines(keepends=True)
     states = path.with_suffix(".f16")
     size = states.stat().st_size if states.exists() else 0
     for line in lines:
         if not line.endswith("\n"):
             break
-        clip_id, start, count, width = json.loads(line)
+        clip_id, start, count, found = json.loads(line)
+        if found != width:
+            raise ValueError(f"{path} holds states of width {found}, not {width}: delete its folder")
         if (start + count) * width * 2 > size:
             break
         rows[clip_id] = (start, count)
-    return rows, width
+    return rows

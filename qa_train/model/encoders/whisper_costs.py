@@ -71,8 +71,9 @@ class WhisperCosts:
         layer = 2 * stream * d + copies * d + 4 * d * precision.attention + loop + 2 * f * p
         marks = stream * d
         if mode == "selective":
-            # An adapter's second product is as wide as the layer's own.
-            marks += (2 if trained.adapters else 1) * p * (5 * d + f) + precision.attention * d
+            marks += p * (5 * d + f) + precision.attention * d
+            # Of the adapters the first products alone: of query, key, value, output, fc1 and fc2.
+            marks += 6 * trained.rank * (trained.adapter_copy or p)
         ends = sum(audio_tokens(length) for length in segments) * 2 * d * stream
         if trained.whole:
             # mel columns = 2 x frames: input, output before and after the first GELU; then the second convolution's.

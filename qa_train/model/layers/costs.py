@@ -35,10 +35,16 @@ class Trained:
     """How a part trains: whole, through adapters, or frozen (with gradients passing through it or not)."""
 
     whole: bool = False
-    adapters: bool = False
     passes: bool = False
+    # Of the adapters; 0 without them.
+    rank: int = 0
     # Bytes per value that an adapter's first matrix reads, when it is not the layer's own input.
     adapter_copy: int = 0
+
+    @property
+    def adapters(self) -> bool:
+        """Whether it trains through adapters."""
+        return self.rank > 0
 
 
 @dataclass(frozen=True)

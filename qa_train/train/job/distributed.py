@@ -48,13 +48,14 @@ def accumulation_steps(cfg: TrainerConfig) -> int:
     return cfg.batches_per_step // world_size()
 
 
-def whole(weight: torch.Tensor) -> AbstractContextManager[Any]:
-    """A context that gathers a weight sharded by ZeRO-3: a collective call. No effect on other weights."""
-    if not hasattr(weight, "ds_id"):
+def whole(*weights: torch.Tensor) -> AbstractContextManager[Any]:
+    """A context that gathers weights sharded by ZeRO-3: a collective call. No effect on other weights."""
+    sharded = [weight for weight in weights if hasattr(weight, "ds_id")]
+    if not sharded:
         return nullcontext()
     import deepspeed
 
-    gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters([weight])
+    gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(sharded)
     return gathered
 
 

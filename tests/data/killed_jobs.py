@@ -1,6 +1,4 @@
-"""Kill a training job's loader at random points and show that no sample is repeated or lost.
-
-    python scripts/check_order.py --kills 50
+"""A job that reads batches, killed at random points: no sample is repeated or lost (test_kills.py).
 
 A job of W rank processes reads batches through DataLoaders, as a run does, and commits its state (integers, as
 JSON) every few steps. It is killed (SIGKILL) at random, once in a life: a loader worker, a rank, or the whole job.
@@ -10,14 +8,12 @@ order is compared with that of one undisturbed process. No audio is read.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import multiprocessing
 import os
 import random
 import signal
-import sys
 import tempfile
 import time
 import warnings
@@ -192,18 +188,3 @@ def check(kills: int, steps: int, seed: int = 0) -> dict[str, Any]:
             "steps": reached,
             "batches": len(whole),
         }
-
-
-def main() -> None:
-    """Check and print what was done."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    print(json.dumps(check(options.kills, options.steps, options.seed)))
-    sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()
