@@ -134,7 +134,7 @@ def _conversation(
     """(task, question, answer) of each turn, in drawn order."""
     seed, key = settings["seed"], place.key
     found = [turn for name in settings["tasks"] if (turn := _turns(bank, place, name, seed))]
-    # Two tasks may ask for the same thing: nobody asks twice in one conversation.
+    # Two tasks may ask for the same thing: it is asked once in a conversation.
     answers: dict[str, tuple[str, str, str]] = {}
     for turn in sorted(found, key=lambda turn: draw(seed, key, turn[0], "task")):
         answers.setdefault(turn[2], turn)

@@ -103,7 +103,7 @@ def build_preferences(options: PreferencesConfig) -> Report:
     labels = sorted({label for some in found.values() for place in some for label in labels_of(place.record)})
     names = ("where", "families", "per_clip", "voices", "name", "seed")
     settings = {name: getattr(options, name) for name in names}
-    # Sounds and speech often lie in different shards: what nobody said may come from any of them.
+    # Sounds and speech often lie in different shards: the sentence that was not said may come from any of them.
     said = {place.record["text"] for some in found.values() for place in some if place.record.get("text")}
     settings["said"] = sorted(said, key=lambda text: draw(options.seed, text, "said"))[:_SAID]
     jobs: list[ChatJob] = []
@@ -173,7 +173,7 @@ def _about_words(place: Place, texts: dict[str, list[str]], settings: dict[str, 
     text = record.get("text")
     if not text:
         heard = labels_of(record)
-        # Without a label, nobody has listened: there may be speech.
+        # Without a label it is unknown whether there is speech.
         if heard and settings["said"] and not set(heard) & set(settings["voices"]):
             yield "invented speech", question, NO_SPEECH, pick(settings["said"], *names, "invented")
         return

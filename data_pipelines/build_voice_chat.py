@@ -3,7 +3,7 @@
 1. Dialogues are read from JSONL (messages, ShareGPT conversations, instruction/output or prompt/response).
 2. Those that cannot be spoken (code, addresses, tables, long texts ...) are skipped and counted.
 3. Every user turn is spoken (voice and speed drawn from the text), put into a room, and given noise. The answers
-   stay text: a chat whose user says everything aloud.
+   stay text: a chat in which the user speaks every turn.
 
 Draws depend on (seed, text) and (seed, key) alone. A shard is made by one process, whole or not at all.
 """

@@ -143,7 +143,7 @@ def scale(folder: Path, samples: int, windows: int) -> dict[str, Any]:
     tokenizer = load_tokenizer("builtin:nano")
     before = rss_mib()
     started, worked = time.perf_counter(), time.process_time()
-    # Making the rows up is no work of the plan.
+    # The time to make up the rows is not the plan's.
     made = [0.0]
 
     def load(path: str, fingerprint: str, columns: Sequence[str]) -> pyarrow.Table:

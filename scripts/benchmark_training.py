@@ -11,7 +11,7 @@ size (and, on a GPU, the gradient checkpointing) at which it was fastest. Timed 
 already there: forward, backward, clipping, AdamW. Building batches is timed apart.
 
 On a GPU: bf16 weights, gradients and optimizer states (8 bytes per parameter), as the stock Trainer has with a bf16
-model; ``--compile`` fuses the layers of ours (qa_train's ``compile_layers``). Wheels it needs beside torch >= 2.10 for
+model; ``--compile`` fuses the layers of ours (qa_train's ``compile_layers``). Wheels it needs besides torch >= 2.10 for
 CUDA, numpy and PyYAML, as pinned in constraints.txt: transformers, tokenizers, safetensors, huggingface_hub (with
 httpx2, httpcore2, truststore, anyio, h11, sniffio, idna), accelerate, psutil, peft, hydra-core, omegaconf,
 antlr4-python3-runtime, soundfile, soxr. No flash-attn, no deepspeed, no trl.

@@ -1,9 +1,9 @@
-"""Does stock transformers say the same as qa-train? Greedy text of an export on held-out recordings, both ways.
+"""Compare the greedy text of an export on held-out recordings: stock transformers against qa-train.
 
     python scripts/check_export.py EXPORT [--run RUN] [--clips 50] [--out result.json]
 
 Ours: the unpadded model in batches with its own generator; with ``--run``, the model of the run that was exported, its
-adapters beside the weights and not merged, else that of the export. Theirs: ``Qwen2AudioForConditionalGeneration`` and
+adapters applied and not merged, else that of the export. Theirs: ``Qwen2AudioForConditionalGeneration`` and
 ``Qwen2AudioProcessor`` on the export, each clip padded to 30 s, one at a time. Exits with 1 if any text differs.
 """
 

@@ -5,8 +5,8 @@
     python scripts/check_gpu.py --device cpu                                     # the script itself, without a GPU
 
 Each check is a process of its own with a time limit, so that one that crashes takes no other with it. The results are
-in the file after each; the exit code is 1 if one failed. A check whose library or device is not there is skipped, and
-says so. Speed against the stock path is ``scripts/benchmark_training.py``'s business.
+in the file after each; the exit code is 1 if one failed. A check without its library or device is skipped; the
+output names it. Speed against the stock path: ``scripts/benchmark_training.py``.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""How long the planner says that a step takes, against runs that took it on this machine.
+"""Compare the planner's time of a step with runs on this machine.
 
     python scripts/check_plan.py --make FOLDER          the table of docs/lab/planning.md: makes its runs, then compares
     python scripts/check_plan.py FIRST SECOND RUN...    runs of your own
 
 FIRST and SECOND are run folders that differ in ``data.tokens_per_batch``: they give the pace. Every other RUN, of the
 same kind and number of processes, is planned from its configuration as ``qa-train plan`` does, and compared with the
-median of its own steps. Make them with twenty-five steps each, one at a time, on a quiet machine. ``--make`` does, and
-goes on where it was stopped: a run that is finished is not made again.
+median of its own steps. Make them with twenty-five steps each, one at a time, on a quiet machine. ``--make`` does this
+and continues after an interruption: finished runs are not made again.
 """
 
 from __future__ import annotations

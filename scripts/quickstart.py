@@ -70,7 +70,7 @@ class Quickstart:
         }
 
     def plan(self, agreed: bool) -> None:
-        """Measure this machine, say how long each part will take, and leave if that is hours nobody agreed to."""
+        """Measure this machine, print the time of each part, and exit if hours were not agreed to (``--yes``)."""
         done = {part for part, output in self.outputs().items() if output.exists()}
         if len(done) == len(PARTS):
             return
@@ -143,7 +143,7 @@ class Quickstart:
 
 
 def default_folder(recipe: str) -> Path:
-    """Where a recipe goes if nobody says."""
+    """The folder of a recipe if none is given."""
     return Path("runs/quickstart" + ("" if recipe == "full" else f"-{recipe}"))
 
 

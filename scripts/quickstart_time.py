@@ -3,7 +3,7 @@
     python scripts/quickstart_time.py --calibrate runs/quickstart     # prints COSTS, from a finished run
 
 The probe times three things in the arithmetic that the run will take, in as many processes at once as it will use:
-encoding a second of audio, a training step of the quickstart's model, and answering a small batch. ``COSTS`` says how
+encoding a second of audio, a training step of the quickstart's model, and answering a small batch. ``COSTS`` holds how
 much of each a part is.
 """
 

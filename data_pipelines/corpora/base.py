@@ -1,7 +1,7 @@
 """What a corpus reader is made of: a description, and an iterator of items that name their audio lazily.
 
 A reader only looks at the corpus's lists and tables. An `Item` has the known facts about a
-recording and where its bytes lie; nobody decodes anything before the shard is made.
+recording and where its bytes are; nothing is decoded before the shard is made.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from data_pipelines.corpora.tree import Tree
 from qa_train.config import StorageConfig
 
 TRAIN, DEV, TEST = "train", "dev", "test"
-# The reason of a `Drop` where a list is published without its audio: videos vanish, and nobody has all source corpora.
+# The reason of a `Drop` where a list is published without its audio: videos vanish, and few have all source corpora.
 NOT_OBTAINED = "audio not obtained"
 
 

@@ -64,7 +64,7 @@ class Tree:
                         _clean(member.name),
                         Recording(path, member=member.name, offset=member.offset, size=member.size),
                     )
-        # Like hidden files of folders: what macOS adds to archives ("._clip.wav") is no audio.
+        # Like hidden files of folders: what macOS adds to archives ("._clip.wav") is not audio.
         return {name: place for name, place in found.items() if not _hidden(name)}
 
     @cached_property

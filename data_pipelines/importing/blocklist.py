@@ -72,7 +72,7 @@ class Blocklist:
 
     @staticmethod
     def load(paths: Iterable[str]) -> Blocklist:
-        """Read lists: .txt (an id per line), .json and .jsonl (objects with a path, told apart by their content), .csv
+        """Read lists: .txt (an id per line), .json and .jsonl (objects with a path, recognised by content), .csv
         and .tsv (known columns).
 
         Raises ValueError for a file that holds no id: a list that blocks nothing would give false safety.

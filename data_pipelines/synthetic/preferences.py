@@ -42,7 +42,7 @@ _KEPT_FIELDS = ("language", "label", "split", "source", "license", "speaker", "t
 
 
 def without_words(words: list[str], *names: object) -> list[str]:
-    """About a third of the words (at least one) left out, as one run."""
+    """About a third of the words (at least one) removed, as one run."""
     num = max(1, round(len(words) / 3))
     start = int(draw(*names) * (len(words) - num + 1))
     return words[:start] + words[start + num :]

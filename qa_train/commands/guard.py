@@ -22,7 +22,7 @@ _FILE_ERRORS = {
 def guarded(name: str, command: Callable[[], int]) -> int:
     """The exit code of a command; what a person can put right is one line on stderr and code 2.
 
-    141, as a shell reports it, when nobody reads stdout any more (``| head``).
+    141, as a shell reports it, when stdout has no reader left (``| head``).
     """
     try:
         code = command()
@@ -70,7 +70,7 @@ def refused(name: str, line: str) -> int:
 
 
 def _about_files(error: OSError) -> str | None:
-    """One line about a path that is not there, is no folder, may not be written ...; None for another error."""
+    """One line about a path that is missing, not a folder, not writable ...; None for another error."""
     if error.errno is None or error.filename is None:
         return str(error) if isinstance(error, FileNotFoundError | PermissionError) else None
     if error.errno not in _FILE_ERRORS:
@@ -80,7 +80,7 @@ def _about_files(error: OSError) -> str | None:
 
 
 def _reader_left() -> bool:
-    """Whether nobody reads stdout any more, as in ``| head``; what is left to say then goes nowhere."""
+    """Whether stdout has no reader left, as in ``| head``; further output is then discarded."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     if not any(event & select.POLLERR for _, event in poll.poll(0)):

@@ -36,7 +36,7 @@ def pair_accuracy(model: Any, reference: Any | None, data: Batches, num_batches:
     for k in range(num_batches):
         batch, refs = data.build_named(k)
         if not refs:
-            # Nothing of the batch could be read; what stands in for it is no pair.
+            # Nothing of the batch could be read; its placeholder is not a pair.
             continue
         scores = answer_logps(model, batch)
         if reference is not None:

@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 Model = UnpaddedQwen2AudioForConditionalGeneration
 
 _TYPES = ("qwen2_audio",)
-# Adapters on adapters on adapters ...: nobody stacks so many.
+# Adapters on adapters on adapters: more is a loop.
 _MOST_ADAPTERS = 8
 
 

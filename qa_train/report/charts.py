@@ -129,7 +129,7 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str) -> str:
     # The first steps of training can be far above the rest: they may leave the frame at the top.
     solid = [y for line in lines if not line.faint for y in line.ys] or values
     low, high = min(min(solid), values[0]), max(max(solid), values[int(0.98 * (len(values) - 1))])
-    # Equal values differ by rounding once they are averaged: that is no range to look at.
+    # Equal values differ by rounding once they are averaged: that is not a range to show.
     pad = 0.06 * (high - low) if high - low > 1e-9 * abs(high) else abs(high) * 0.1 or 1.0
     low, high = (max(0.0, low - pad) if low >= 0 else low - pad), high + pad
     x_slope, x_offset = _scale(min(xs), max(xs), LEFT, WIDTH - RIGHT)

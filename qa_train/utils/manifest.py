@@ -88,7 +88,7 @@ def damage(folder: Path) -> str | None:
 
 
 def changed(folder: Path, names: Collection[str]) -> str | None:
-    """The first of the files ``names`` that is not what the manifest of ``folder`` says, and how; None if all are.
+    """The first of the files ``names`` that differs from the manifest of ``folder``, and how; None if all are.
 
     Every byte of them is read, by threads. A checkpoint of a version that kept no checksums passes.
     """

@@ -91,7 +91,7 @@ def name_of(path: str) -> str:
 
 
 def mask_errors() -> None:
-    """From now on warnings, and errors that nobody catches, are printed masked."""
+    """From now on warnings, and uncaught errors, are printed masked."""
 
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if issubclass(kind, KeyboardInterrupt):

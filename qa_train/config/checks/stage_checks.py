@@ -119,7 +119,7 @@ def _check_tracking(cfg: StageConfig) -> None:
     for name in cfg.tracking.report_to:
         if name not in _SINKS:
             raise ValueError(f"tracking.report_to has {name!r}: use a list of {', '.join(_SINKS)}")
-        # W&B by default is no demand.
+        # W&B is the default, not a demand.
         if find_spec(name) is None and (name != "wandb" or cfg.tracking.wandb is not None):
             raise ValueError(f"tracking needs {name}, which is not installed: pip install 'qa-train[{_SINKS[name]}]'")
 

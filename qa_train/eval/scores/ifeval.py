@@ -188,7 +188,7 @@ def _is_json(answer: str, a: Mapping[str, Any]) -> bool:
     try:
         json.loads(text.removesuffix("```").strip())
     except (ValueError, RecursionError):
-        # A model that repeats a bracket without end is no reason to end the scoring.
+        # A model that repeats a bracket endlessly must not end the scoring.
         return False
     return True
 

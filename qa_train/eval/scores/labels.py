@@ -93,7 +93,7 @@ def label_contained(prediction: Prediction) -> bool:
     """Whether the answer contains an accepted label as whole words, and none of the other choices."""
     text = answer_of(prediction)
     accepted = {label_form(reference) for reference in prediction.references}
-    # A choice that is a part of an accepted label ("guitar", "bass guitar") is no second answer.
+    # A choice that is a part of an accepted label ("guitar", "bass guitar") is not a second answer.
     others = [c for c in prediction.choices if not any(_within(label_form(c), label) for label in accepted)]
     return any(says_label(text, label) for label in prediction.references) and not any(
         says_label(text, c) for c in others

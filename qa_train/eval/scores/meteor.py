@@ -41,7 +41,7 @@ def meteor_rows(predictions: Sequence[Prediction]) -> np.ndarray:
         for answer, group in zip(answers, wanted, strict=True)
     )
     rows = np.array(_aligned(lines), dtype=float).reshape(len(lines), STATISTICS)
-    # An answer that matches as a whole is no chunk, alone or in a sum.
+    # An answer that matches as a whole is not a chunk, alone or in a sum.
     whole = (_matches(rows).sum((1, 2)) == rows[:, :2]).all(1) & (rows[:, CHUNKS] == 1)
     rows[whole, CHUNKS] = 0
     return rows

@@ -56,7 +56,7 @@ def open_sinks(cfg: TrackingConfig, stage: str, folder: Path, first: int, config
 
 
 def numbers_of(record: dict[str, Any], step: int) -> dict[str, float]:
-    """The numbers of a record of metrics.jsonl by the names of the sinks; what is no finite number is not sent."""
+    """The numbers of a record of metrics.jsonl by the names of the sinks; numbers that are not finite are not sent."""
     named: dict[str, float] = {"train/global_step": step}
     for name, value in record.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
