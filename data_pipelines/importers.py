@@ -6,6 +6,8 @@
    the files as they are (``audio=keep``). A recording that cannot be read is skipped, and noted in
    ``SHARD.tar.dropped.jsonl``.
    It counts against ``error_budget``, together with the lines of the lists that could not be used.
+   Foreign tars at addresses are not listed: each is read once, and becomes a shard
+   (`data_pipelines.importing.streamed`).
 3. Report: ``OUT/NAME-SPLIT.report.json`` lists imported and skipped items, with reasons.
 
 The same command again makes only what is missing or was made from something else.
@@ -14,26 +16,26 @@ The same command again makes only what is missing or was made from something els
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.clips.make_shards import RECIPE_SUFFIX, Job, make
-from data_pipelines.corpora.base import NOT_OBTAINED, TRAIN, Corpus, Drop, Found, Item, Request, TableForm
-from data_pipelines.corpora.recordings import Recording
+from data_pipelines.corpora.base import Corpus, Drop, Request, TableForm
 from data_pipelines.importing import blocklist
+from data_pipelines.importing.admission import Admission, items_of, plain
 from data_pipelines.importing.blocklist import Blocklist
 from data_pipelines.importing.catalogue import corpus_of, table
 from data_pipelines.importing.import_report import Report, Unlisted
 from data_pipelines.importing.import_shard import BAD, COPIED_SUFFIX, DROPPED_SUFFIX, ImportJob, dropped_of
 from data_pipelines.importing.listing import Listing
+from data_pipelines.importing.streamed import StreamJob, stream_jobs, told_of
 from qa_train.config import StorageConfig
+from qa_train.data.shards import storage
 from qa_train.data.shards.folders import companion, open_folder
 from qa_train.data.shards.index import load_index
 from qa_train.data.tools.outside import Outside
-from qa_train.utils import draws
 from qa_train.utils.jobs import EngineOptions
 from qa_train.utils.masking import masked
 from qa_train.utils.progress import progress
@@ -166,7 +168,7 @@ def _splits(corpus: Corpus, options: ImportConfig) -> list[str]:
 
 def _import_split(corpus: Corpus, split: str, options: ImportConfig, block: Blocklist) -> Report:
     out = open_folder(options.out, options.storage)
-    prefix = f"{_safe(options.name or corpus.name)}-{_safe(split)}"
+    prefix = f"{plain(options.name or corpus.name)}-{plain(split)}"
     report = Report(corpus.name, split, str(options.fields.get("license", corpus.license)))
     if corpus.name in blocklist.OVERLAPS and options.purpose == "train" and not options.block:
         report.notes.append(
@@ -174,13 +176,13 @@ def _import_split(corpus: Corpus, split: str, options: ImportConfig, block: Bloc
         )
     _refuse_foreign(out, prefix, overwrite=options.overwrite)
     ids: list[str] = []
-    jobs = _listing(corpus, split, options, block, out, prefix, report, ids)
-    if not jobs:
-        raise ValueError(f"{corpus.title}, split {split}: nothing to import\n{report.text()}")
-    _refuse_leftovers(out, prefix, len(jobs))
-    report.listed = sum(job.num_clips for job in jobs)
-    _check_budgets(options, report)
-    _make(jobs, options, report)
+    request = _request(split, options)
+    admission = Admission(
+        corpus, split, prefix, options.name or corpus.name, options.purpose, options.where, options.fields,
+        options.split_share, block,
+    )  # fmt: skip
+    make_all = _streamed if corpus.streams and any("://" in path for path in request.paths) else _listed
+    jobs = make_all(admission, request, options, out, report, ids)
     linked = 0
     for path in (path for job in jobs for path in job.shards):
         index = load_index(str(path), options.storage)
@@ -200,45 +202,89 @@ def _import_split(corpus: Corpus, split: str, options: ImportConfig, block: Bloc
     return report
 
 
+def _listed(
+    admission: Admission, request: Request, options: ImportConfig, out: Path, report: Report, ids: list[str]
+) -> list[ImportJob]:
+    """List what becomes a record, then make the shards; returns their jobs."""
+    jobs = _listing(admission, request, options, out, report, ids)
+    if not jobs:
+        raise ValueError(f"{admission.corpus.title}, split {request.split}: nothing to import\n{report.text()}")
+    _refuse_leftovers(out, admission.prefix, len(jobs))
+    report.listed = sum(job.num_clips for job in jobs)
+    _check_budgets(options, report)
+    _make(jobs, options, report)
+    return jobs
+
+
+def _streamed(
+    admission: Admission, request: Request, options: ImportConfig, out: Path, report: Report, ids: list[str]
+) -> list[StreamJob]:
+    """Make one shard of each file, read once; returns their jobs. The error budget is that of as many samples as all
+    files have if they are like those that are finished.
+    """
+    if options.audio == "in_place":
+        raise ValueError("audio=in_place is for files of this machine: download them, or use audio=keep for URLs")
+    files = storage.expand(request.paths)
+    _refuse_leftovers(out, admission.prefix, len(files))
+    jobs = stream_jobs(files, admission, request, out, audio=options.audio, max_duration_s=options.max_duration_s)
+    _forget_bad(jobs, options)
+    left, finished = options.max_samples, 0
+    notes: dict[str, list[str]] = {}
+
+    def tally(job: Job) -> None:
+        nonlocal left, finished
+        made, told = told_of(job.path)
+        finished += 1
+        left = None if left is None else left - made
+        ids.extend(told["ids"])
+        for note in told["notes"]:
+            notes.setdefault(note.split(":")[0], []).append(note)
+        for entry in dropped_of(job.path):
+            report.drop(entry["key"], entry["reason"], entry["detail"])
+            report.bad += entry["error"]
+            report.listed += entry["error"]
+        report.listed += made
+        expected = report.listed if left is not None else report.listed * len(jobs) // finished
+        if report.bad > (allowed := _allowed(options.error_budget, expected)):
+            raise ValueError(
+                f"{report.bad} of {report.listed} samples cannot be used ({finished} of {len(jobs)} files), "
+                f"error_budget={options.error_budget:g} allows {allowed}: see {options.out}/*{DROPPED_SUFFIX}; repair "
+                f"them, or raise error_budget\n{report.text()}"
+            )
+
+    begun: list[StreamJob] = []
+    for some in [jobs] if left is None else ([job] for job in jobs):
+        if left is None or left > 0:
+            some = some if left is None else [some[0].at_most(left)]
+            begun += some
+            make(some, engine=options.engine_with(options.workers), what="streaming", unit="files", ready=tally)
+    for several in notes.values():
+        report.notes.append(several[0] + (f"; the like in {len(several)} files" if len(several) > 1 else ""))
+    return begun
+
+
 def _listing(
-    corpus: Corpus, split: str, options: ImportConfig, block: Blocklist, out: Path, prefix: str, report: Report,
-    ids: list[str],
-) -> list[ImportJob]:  # fmt: skip
+    admission: Admission, request: Request, options: ImportConfig, out: Path, report: Report, ids: list[str]
+) -> list[ImportJob]:
     """Write the listings of all shards; returns the jobs that make them. Ids are gathered for purpose=eval."""
-    request = _request(split, options)
+    corpus = admission.corpus
     listing = Listing(
-        out, prefix, origin=corpus.name, audio=options.audio, samples_per_shard=options.samples_per_shard,
+        out, admission.prefix, origin=corpus.name, audio=options.audio, samples_per_shard=options.samples_per_shard,
         max_duration_s=options.max_duration_s,
     )  # fmt: skip
-    seen: set[bytes] = set()
-    role = corpus.role(split)
-    known = ({} if corpus.generic else {"license": corpus.license}) | ({} if role == split else {"subset": split})
-    constant = {"source": options.name or corpus.name, "split": role}
     total = 0
     extra, outside = Unlisted(request), Outside(path for path in request.paths if Path(path).exists())
-    for found in progress(_checked(corpus, request), desc=f"listing {prefix}", unit="items"):
+    for found in progress(items_of(corpus, request), desc=f"listing {admission.prefix}", unit="items"):
         extra.seen(found)
-        if isinstance(found, Drop):
-            report.drop(found.name, found.reason, found.detail)
-            report.missing += found.reason == NOT_OBTAINED
-            report.bad += not found.filter and found.reason != NOT_OBTAINED
+        entry = admission.judge(found)
+        if isinstance(entry, Drop):
+            report.count(entry)
             continue
-        record = known | found.record | constant | options.fields
-        reason = _skip_reason(corpus, found, record, options, block, role)
-        key = f"{prefix}-{_safe(found.name)}"
-        digest = draws.digest(key)
-        if reason is None and digest in seen:
-            reason = ("duplicate name", key)
-            report.bad += 1
-        if reason is not None:
-            report.drop(found.name, *reason)
-            continue
-        seen.add(digest)
         if options.purpose == "eval":
-            ids.extend(blocklist.ids_of(corpus.name, found))
-        for place in found.audio:
+            ids.extend(blocklist.ids_of(corpus.name, entry.item))
+        for place in entry.item.audio:
             outside.look(place.path)
-        listing.add(key, found, record)
+        listing.add(entry.key, entry.item, entry.record)
         total += 1
         if total == options.max_samples:
             break
@@ -261,49 +307,8 @@ def _request(split: str, options: ImportConfig) -> Request:
     columns = dict(options.columns)
     return Request(
         tuple(map(str, paths)), split, columns, options.config, form, prefix, options.by_name,
-        split_share=options.split_share,
+        split_share=options.split_share, storage=options.storage,
     )  # fmt: skip
-
-
-def _checked(corpus: Corpus, request: Request) -> Found:
-    """The reader's items, of a clip with several captions one for each that is trained on.
-
-    A list that is not as published is a clear error.
-    """
-    train = corpus.role(request.split) == TRAIN
-    try:
-        for found in corpus.read(request):
-            if train and isinstance(found, Item):
-                yield from found.by_caption()
-            else:
-                yield found
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(
-            f"{corpus.title}, split {request.split}: its lists are not as they are published ({error!r})"
-        ) from error
-
-
-def _share_of(item: Item, record: dict[str, Any]) -> float:
-    """A number in [0, 1) that all recordings of a speaker share; of nobody's, all parts of one recording."""
-    first = item.audio[0] if item.audio else Recording(item.name)
-    place = item.name if first.data else f"{first.path} {first.member} {first.offset} {first.row}"
-    return draws.share(f"split_share {record.get('speaker') or place}")
-
-
-def _skip_reason(
-    corpus: Corpus, item: Item, record: dict[str, Any], options: ImportConfig, block: Blocklist, role: str
-) -> tuple[str, str] | None:
-    """Why an item does not become a record: (reason, detail)."""
-    for name, wanted in options.where.items():
-        if record.get(name) not in (wanted if isinstance(wanted, list) else [wanted]):
-            return f"where {name}", str(record.get(name))
-    if options.split_share is not None and (_share_of(item, record) < options.split_share) == (role == TRAIN):
-        return "in the other split", f"split_share={options.split_share}"
-    if options.purpose == "train":
-        blocked = block.match(corpus.name, item)
-        if blocked is not None:
-            return "blocklist", blocked
-    return None
 
 
 def _refuse_foreign(out: Path, prefix: str, *, overwrite: bool) -> None:
@@ -357,15 +362,20 @@ def _check_budgets(options: ImportConfig, report: Report) -> None:
         )
 
 
+def _forget_bad(jobs: Sequence[Job], options: ImportConfig) -> None:
+    """With ``retry_bad``, have the shards made again that lack recordings."""
+    for job in jobs:
+        if options.retry_bad and any(entry["error"] for entry in dropped_of(job.path)):
+            companion(job.path, RECIPE_SUFFIX).unlink(missing_ok=True)
+
+
 def _make(jobs: list[ImportJob], options: ImportConfig, report: Report) -> None:
     """Make the shards; adds what they dropped to the report. Raises ValueError beyond the error budget."""
     clips = sum(job.num_clips for job in jobs)
     total = clips + report.bad
     allowed = _allowed(options.error_budget, total)
     jobs = [replace(job, max_bad=allowed - report.bad) for job in jobs]
-    for job in jobs:
-        if options.retry_bad and any(entry["error"] for entry in dropped_of(job.path)):
-            companion(job.path, RECIPE_SUFFIX).unlink(missing_ok=True)
+    _forget_bad(jobs, options)
 
     def count(bad: int) -> None:
         report.bad += bad
@@ -395,8 +405,3 @@ def _make(jobs: list[ImportJob], options: ImportConfig, report: Report) -> None:
         raise ValueError(
             f"{error} (error_budget={options.error_budget:g}); repair them, or raise error_budget"
         ) from error
-
-
-def _safe(name: str) -> str:
-    """A name for keys and files: letters, digits, "_" and "-" only (a dot would begin the file's type)."""
-    return re.sub(r"[^\w\-]+", "_", name).strip("_") or "_"

@@ -67,7 +67,7 @@ MAY_IMPORT = {
         "data_pipelines.clips": "data.audio data.shards",
         "data_pipelines.synthetic": "data.audio data_pipelines.clips",
         "data_pipelines.debian": "data_pipelines.clips",
-        "data_pipelines.corpora": "data.audio data.shards data.text",
+        "data_pipelines.corpora": "config data.audio data.shards data.text",
         "data_pipelines.corpora.formats": "data.shards data.text data.tools data_pipelines.corpora",
         "data_pipelines.corpora.sounds": "data_pipelines.corpora",
         "data_pipelines.corpora.spoken": "data.text data_pipelines.corpora",

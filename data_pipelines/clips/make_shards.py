@@ -88,6 +88,11 @@ class Job:
         return (self.path,)
 
     @property
+    def shards(self) -> list[Path]:
+        """The shards that are there."""
+        return [path for path in self.outputs if path.exists()]
+
+    @property
     def finished(self) -> bool:
         """Whether the shard exists whole and was made from this recipe."""
         marker = companion(self.path, RECIPE_SUFFIX)

@@ -15,6 +15,7 @@ from typing import Any
 
 from data_pipelines.corpora.recordings import Recording
 from data_pipelines.corpora.tree import Tree
+from qa_train.config import StorageConfig
 
 TRAIN, DEV, TEST = "train", "dev", "test"
 # The reason of a `Drop` where a list is published without its audio: videos vanish, and few have all source corpora.
@@ -92,6 +93,8 @@ class Request:
     prefix: tuple[str, str] | None = None
     # Files that are not at their listed paths are searched by name.
     by_name: bool = False
+    # How remote files are read.
+    storage: StorageConfig = field(default_factory=StorageConfig)
     # What a reader has to say about its lists, for the report.
     notes: list[str] = field(default_factory=list)
     # Share of what is for training, or has no split, that is held out; None: nothing.
@@ -151,6 +154,9 @@ class Corpus:
     tasks: tuple[str, ...] = ()
     # A layout, not a corpus: any split name is allowed, and its name defines its purpose.
     generic: bool = False
+    # Of files at addresses the reader's recordings have their bytes with them (``Recording.raw``), so that each file is
+    # read once, from its beginning to its end.
+    streams: bool = False
 
     def role(self, split: str) -> str:
         """What a split is for: "train", "dev" or "test". ValueError when the corpus has no such split."""

@@ -52,6 +52,8 @@ class Recording:
     end_s: float | None = None
     channel: int | None = None
     data: str = ""
+    # The file itself, of a recording that is made into a record at once and in no list.
+    raw: bytes = b""
     # How the file is compressed of which offset and size are a range: "zstd", "gzip", "bz2", "brotli".
     packed: str = ""
 
@@ -84,6 +86,8 @@ def source_of(place: Recording) -> bytes | Path:
 
     Raises MissingAudio or BadAudio.
     """
+    if place.raw:
+        return place.raw
     if place.row is not None:
         return _cell(place)
     if place.data:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from data_pipelines.corpora.base import Drop, Item, Request
+from data_pipelines.corpora.base import NOT_OBTAINED, Drop, Item, Request
 
 if TYPE_CHECKING:
     from data_pipelines.corpora.tree import Tree
@@ -71,6 +71,12 @@ class Report:
         shown = self.examples.setdefault(reason, [])
         if len(shown) < EXAMPLES:
             shown.append(f"{name}: {detail}" if detail else name)
+
+    def count(self, drop: Drop) -> None:
+        """Count what a reader, or the rules of the import, left out."""
+        self.drop(drop.name, drop.reason, drop.detail)
+        self.missing += drop.reason == NOT_OBTAINED
+        self.bad += not drop.filter and drop.reason != NOT_OBTAINED
 
     def text(self) -> str:
         """The report for a person."""

@@ -53,11 +53,6 @@ class ImportJob(Job):
         return self.path, self.copied
 
     @property
-    def shards(self) -> list[Path]:
-        """The shards that are there."""
-        return [path for path in self.outputs if path.exists()]
-
-    @property
     def complete(self) -> bool:
         """Shards with their indexes; or none, when every entry was skipped."""
         if self.target and self.path.exists() and not origin_of(str(self.path)):
@@ -88,7 +83,7 @@ class Made:
             is_error = not isinstance(error, TooLong)
             self._bad += is_error
             reason = getattr(error, "reason", "bad record")
-            self.dropped.append({"key": key, "reason": reason, "detail": str(error), "error": is_error})
+            self.drop(key, reason, str(error), error=is_error)
         if self._bad > self._max_bad:
             last = self.dropped[-1]
             raise ValueError(f"{self._bad} {BAD} {self._max_bad}, e.g. {last['key']}: {last['detail']}")
@@ -96,7 +91,16 @@ class Made:
     def note(self, problems: Iterable[Problem]) -> None:
         """Records that an index skips."""
         for problem in problems:
-            self.dropped.append({"key": problem.key, "reason": problem.reason, "detail": problem.detail, "error": True})
+            self.drop(problem.key, problem.reason, problem.detail, error=True)
+
+    def drop(self, key: str, reason: str, detail: str, *, error: bool) -> None:
+        """What does not become a record."""
+        self.dropped.append({"key": key, "reason": reason, "detail": detail, "error": error})
+
+    def save(self, path: Path) -> None:
+        """Write what was dropped next to the shard at ``path``."""
+        text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.dropped)
+        companion(path, DROPPED_SUFFIX).write_text(text, encoding="utf-8")
 
 
 def write_entries(job: ImportJob) -> int:
@@ -114,7 +118,7 @@ def write_entries(job: ImportJob) -> int:
             key, record = entry["key"], entry["record"]
             with made.counting(key):
                 places = [Recording(**place) for place in entry["audio"]]
-                kinds, clips = _clips(places, audio, max_duration_s, joined=entry.get("joined", False))
+                kinds, clips = clips_of(places, audio, max_duration_s, joined=entry.get("joined", False))
                 found = where.members(key, places, kinds or [], clips) if where else None
                 if found is None:
                     writer.write(key, record, clips, SAMPLE_RATE, extension=kinds)
@@ -126,8 +130,7 @@ def write_entries(job: ImportJob) -> int:
         indexes.append(index_places(str(job.path), placed, job.origin))
         write_index(indexes[-1])
     made.note(problem for index in indexes for problem in index.problems)
-    text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in made.dropped)
-    companion(job.path, DROPPED_SUFFIX).write_text(text, encoding="utf-8")
+    made.save(job.path)
     return made.number
 
 
@@ -138,7 +141,7 @@ def dropped_of(path: Path) -> Iterator[dict[str, Any]]:
         yield from (json.loads(line) for line in side.read_text(encoding="utf-8").splitlines())
 
 
-def _clips(
+def clips_of(
     places: list[Recording], audio: str, max_duration_s: float, *, joined: bool
 ) -> tuple[list[str] | None, list[np.ndarray | bytes]]:
     """(extensions, clips) as the writer takes them: files as they are, or waveforms at 16 kHz without extensions."""

@@ -5,50 +5,94 @@ Tars whose members are ours already (KEY.flac, KEY.json, KEY.txt) need no import
 
 from __future__ import annotations
 
+import io
+import re
 from collections import Counter
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
 from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Recording, Request
 from data_pipelines.corpora.formats.fields import mapping, note_untaken, record_of, untaken
-from qa_train.data.shards import storage
+from qa_train.data.shards import storage, wds
 from qa_train.data.shards.tar import AUDIO_EXTENSIONS, OTHER_AUDIO_EXTENSIONS, TEXT_EXTENSIONS, Member, members
 from qa_train.data.text.records import MAX_JSON_BYTES, BadRecord, decode_text, parse_object
+from qa_train.utils.masking import masked, without_query
 
+# Without a dot in its name, with nothing before it, or of the library's own.
+_OF_NO_KEY = re.compile(r"(^|/)(\.[^/]*|[^/.]+\.?)$|^__[^/]*__(/|$)|\.__[^/]*$")
 _AUDIO = (*AUDIO_EXTENSIONS, *OTHER_AUDIO_EXTENSIONS)
 
 
 def _webdataset(request: Request) -> Found:
     left: Counter[str] = Counter()
-    for path in storage.expand(request.paths):
-        with Path(path).open("rb") as file:
-            for key, group in groups(file, path):
-                name = f"{Path(path).stem}-{key}"
-                try:
-                    row = row_of(file, key, group)
-                    columns = mapping({n: c for n, c in request.columns.items() if n != "audio"}, row)
-                    record = record_of(row, columns)
-                    clip = clip_of(key, group, request.columns.get("audio"))
-                except ValueError as error:
-                    reason = getattr(error, "reason", "bad record")
-                    yield Drop(name, reason, f"{path}, {key}: {error}")
-                    continue
-                left.update(untaken(columns, row))
-                if "split" not in record:
-                    request.without_split(path)
-                if record.pop("split", request.published_split) == request.published_split:
-                    audio = Recording(path, member=clip.name, offset=clip.offset, size=clip.size)
-                    yield Item(name, (audio,), record)
+    ignored: Counter[str] = Counter()
+    for path, key, file, group in _samples(request, ignored):
+        name = f"{Path(without_query(path)).stem}-{key}"
+        try:
+            row = row_of(file, key, group)
+            columns = mapping({n: c for n, c in request.columns.items() if n != "audio"}, row)
+            record = record_of(row, columns)
+            clip = clip_of(key, group, request.columns.get("audio"))
+        except ValueError as error:
+            reason = getattr(error, "reason", "bad record")
+            yield Drop(name, reason, f"{masked(path)}, {key}: {error}")
+            continue
+        left.update(untaken(columns, row))
+        if "split" not in record:
+            request.without_split(path)
+        if record.pop("split", request.published_split) == request.published_split:
+            place = Recording(path, member=clip.name, offset=clip.offset, size=clip.size)
+            if isinstance(file, io.BytesIO):
+                # Without the signature of the address, which changes.
+                place = Recording(masked(path), member=clip.name, raw=file.getvalue()[clip.offset :][: clip.size])
+            yield Item(name, (place,), record)
     note_untaken(request, left)
+    if ignored:
+        request.notes.append(f"members that belong to no key: {', '.join(ignored)} ({ignored.total()})")
 
 
-def groups(file: IO[bytes], path: str) -> Iterator[tuple[str, list[Member]]]:
-    """(key, members) of what follows one another up to the first dot of its name, as the webdataset library groups."""
-    plain = (member for member in members(file, path, Path(path).stat().st_size) if not member.of_macos)
-    for key, group in groupby(plain, key=lambda member: member.key):
-        yield key, list(group)
+def _samples(request: Request, ignored: Counter[str]) -> Iterator[tuple[str, str, IO[bytes], list[Member]]]:
+    """Path, key, a file with the members' bytes, and the members of each sample.
+
+    A tar at an address is read once, from its beginning to its end, and the file is the sample's own.
+    """
+    for path in storage.expand(request.paths):
+        with storage.open_binary(path, request.storage) as file:
+            if "://" not in path:
+                yield from ((path, key, file, group) for key, group in groups(file, path, ignored))
+                continue
+            size = storage.size_of(path, request.storage)
+            read = ((name, (member, _bytes(file, member))) for name, member in _named(file, path, size, ignored))
+            for key, pairs in wds.grouped(read):
+                held = io.BytesIO(b"".join(raw for _, raw in pairs))
+                ends = accumulate(len(raw) for _, raw in pairs)
+                group = [Member(m.name, end - len(raw), len(raw)) for (m, raw), end in zip(pairs, ends, strict=True)]
+                yield path, key, held, group
+
+
+def groups(file: IO[bytes], path: str, ignored: Counter[str] | None = None) -> Iterator[tuple[str, list[Member]]]:
+    """(key, members) of each sample of a local tar; ``ignored`` counts what belongs to none."""
+    yield from wds.grouped(_named(file, path, Path(path).stat().st_size, Counter() if ignored is None else ignored))
+
+
+def _named(file: IO[bytes], path: str, size: int, ignored: Counter[str]) -> Iterator[tuple[str, Member]]:
+    """The members that have a key; those of macOS are left alone, and others are counted."""
+    for member in members(file, masked(path), size):
+        if member.of_macos:
+            continue
+        # Names of the library's own (__NAME__) too.
+        if _OF_NO_KEY.search(member.name):
+            ignored[member.name] += 1
+        else:
+            yield member.name, member
+
+
+def _bytes(file: IO[bytes], member: Member) -> bytes:
+    """A member that is audio whole, of another as much as a text may have: an array may be long."""
+    file.seek(member.offset)
+    return file.read(member.size if member.kind in _AUDIO else min(member.size, MAX_JSON_BYTES + 1))
 
 
 def row_of(file: IO[bytes], key: str, group: list[Member]) -> dict[str, Any]:
@@ -57,6 +101,9 @@ def row_of(file: IO[bytes], key: str, group: list[Member]) -> dict[str, Any]:
     KEY.cls is the column ``cls``; KEY.caption.txt is ``caption``; the fields of KEY.metadata.json are
     ``metadata.FIELD``.
     """
+    names = [member.extension.lower() for member in group]
+    if again := sorted({name for name in names if names.count(name) > 1}):
+        raise BadRecord(f"two members are called {key}.{again[0]}", "duplicate key")
     row: dict[str, Any] = {}
     for member in group:
         if member.kind in _AUDIO:
@@ -96,5 +143,5 @@ CORPORA = (
            "https://github.com/webdataset/webdataset", {"train": TRAIN, "dev": DEV, "test": TEST}, _webdataset,
            ("as mapped by columns.FIELD=COLUMN",),
            "columns.label=cls, columns.scene=metadata.place; tars of our own members and fields need data index alone",
-           generic=True),
+           generic=True, streams=True),
 )  # fmt: skip

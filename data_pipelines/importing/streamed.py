@@ -1,0 +1,103 @@
+"""Foreign files at addresses, each read once from its beginning to its end into a shard of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence  # noqa: F401 (pdoc looks up inherited annotations here)
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.clips.make_shards import Job
+from data_pipelines.corpora.base import Drop, Request
+from data_pipelines.importing.admission import Admission, items_of
+from data_pipelines.importing.blocklist import ids_of
+from data_pipelines.importing.import_shard import Made, clips_of
+from qa_train.data.audio.waveform import SAMPLE_RATE
+from qa_train.data.shards.folders import companion, write_text
+from qa_train.data.shards.writer import ShardWriter
+from qa_train.utils import draws
+from qa_train.utils.atomic import write_json
+from qa_train.utils.masking import masked, without_query
+
+# Beside a shard: the number of its records, the reader's notes, and ids for purpose=eval.
+TOLD_SUFFIX = ".streamed.json"
+
+
+@dataclass(frozen=True)
+class StreamJob(Job):
+    """A shard of the file that ``request`` names; ``most``: of its first so many records."""
+
+    request: Request
+    admission: Admission
+    most: int | None = None
+
+    @property
+    def complete(self) -> bool:
+        """A shard with its index; or none, when every sample was skipped."""
+        told = companion(self.path, TOLD_SUFFIX)
+        return told.exists() and (super().complete or not told_of(self.path)[0])
+
+    def at_most(self, most: int) -> StreamJob:
+        """The same of the first ``most`` records only."""
+        return replace(self, most=most, arguments=(*self.arguments, most))
+
+    def write(self) -> int:
+        """Write the shard, its skipped samples, and what else is known of it; returns the number of its records.
+
+        Raises:
+            ValueError: the file cannot be read to its end.
+        """
+        _, audio, max_duration_s, *_ = self.arguments
+        # Names are those of this file alone.
+        admission = replace(self.admission, _seen=set())
+        corpus, purpose = admission.corpus, admission.purpose
+        made, ids = Made(sys.maxsize), list[str]()
+        try:
+            with ShardWriter(self.path, max_samples=1 << 40, max_bytes=1 << 50) as writer:
+                for found in items_of(corpus, self.request):
+                    entry = admission.judge(found)
+                    if isinstance(entry, Drop):
+                        made.drop(entry.name, entry.reason, entry.detail, error=not entry.filter)
+                        continue
+                    ids += ids_of(corpus.name, entry.item) if purpose == "eval" else ()
+                    with made.counting(entry.key):
+                        kinds, clips = clips_of(list(entry.item.audio), audio, max_duration_s, joined=entry.item.joined)
+                        writer.write(entry.key, entry.record, clips, SAMPLE_RATE, extension=kinds)
+                    if made.number == self.most:
+                        break
+                indexes = writer.close()
+        except OSError as error:
+            raise ValueError(masked(error)) from error
+        made.note(problem for index in indexes for problem in index.problems)
+        made.save(self.path)
+        number = sum(map(len, indexes))
+        write_json(companion(self.path, TOLD_SUFFIX), {"made": number, "notes": self.request.notes, "ids": ids})
+        return number
+
+
+def stream_jobs(
+    files: Sequence[str], admission: Admission, request: Request, out: Path, *, audio: str, max_duration_s: float
+) -> list[StreamJob]:
+    """One job for each file. ``OUT/listing`` names the files, without their signatures."""
+    (out / "listing").mkdir(parents=True, exist_ok=True)
+    rules = {
+        name: value for name, value in vars(admission).items() if name[0] != "_" and name not in ("corpus", "block")
+    }
+    rules |= {"columns": request.columns, "block": draws.digest(sorted(admission.block.ids)).hex()}
+    jobs = []
+    for number, file in enumerate(files):
+        name = f"{admission.prefix}-{number:05d}"
+        write_text(out / "listing" / f"{name}.jsonl", json.dumps({"file": masked(file)}) + "\n")
+        place = without_query(file)
+        what = (place if place.endswith(".tar") else file, audio, max_duration_s, json.dumps(rules, sort_keys=True))
+        one = replace(request, paths=(file,), notes=[])
+        jobs.append(StreamJob(out / f"{name}.tar", admission.corpus.read, what, 1, one, admission))
+    return jobs
+
+
+def told_of(path: Path) -> tuple[int, dict[str, Any]]:
+    """Records of the shard at ``path``, and what its job noted."""
+    told = json.loads(companion(path, TOLD_SUFFIX).read_text(encoding="utf-8"))
+    return told["made"], told
