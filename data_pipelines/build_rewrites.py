@@ -135,7 +135,7 @@ def rewrite(options: RewriteConfig) -> int:
     outcome = Outcome()
     shards = options.shards if isinstance(options.shards, list) else [options.shards]
     with ShardWriter(out / "rewritten-%05d.tar", max_samples=options.samples_per_shard) as shard:
-        for path in expand(shards):
+        for path in expand(shards, options.storage):
             _rewrite_shard(path, options, writer, shard, outcome)
     if not outcome.turns:
         raise ValueError(f"data rewrite: no chat in {shards}: its records need messages that end with an answer")

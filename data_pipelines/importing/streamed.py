@@ -15,9 +15,9 @@ from data_pipelines.importing.admission import Admission, items_of
 from data_pipelines.importing.blocklist import ids_of
 from data_pipelines.importing.import_shard import Made, clips_of
 from qa_train.data.audio.waveform import SAMPLE_RATE
+from qa_train.data.shards.folders import companion, write_text
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.utils import draws
-from qa_train.utils.atomic import write_json
 from qa_train.utils.masking import masked, without_query
 
 # Beside a shard: the number of its records, the reader's notes, and ids for purpose=eval.
@@ -35,8 +35,7 @@ class StreamJob(Job):
     @property
     def complete(self) -> bool:
         """A shard with its index; or none, when every sample was skipped."""
-        told = Path(f"{self.path}{TOLD_SUFFIX}")
-        return told.exists() and (super().complete or not told_of(self.path)[0])
+        return companion(self.path, TOLD_SUFFIX).exists() and (super().complete or not told_of(self.path)[0])
 
     def at_most(self, most: int) -> StreamJob:
         """The same of the first ``most`` records only."""
@@ -72,7 +71,8 @@ class StreamJob(Job):
         made.note(problem for index in indexes for problem in index.problems)
         made.save(self.path)
         number = sum(map(len, indexes))
-        write_json(f"{self.path}{TOLD_SUFFIX}", {"made": number, "notes": self.request.notes, "ids": ids})
+        told = {"made": number, "notes": self.request.notes, "ids": ids}
+        write_text(companion(self.path, TOLD_SUFFIX), json.dumps(told, ensure_ascii=False) + "\n")
         return number
 
 
@@ -88,7 +88,7 @@ def stream_jobs(
     jobs = []
     for number, file in enumerate(files):
         name = f"{admission.prefix}-{number:05d}"
-        write_json(out / "listing" / f"{name}.jsonl", {"file": masked(file)})
+        write_text(out / "listing" / f"{name}.jsonl", json.dumps({"file": masked(file)}) + "\n")
         place = without_query(file)
         what = (place if place.endswith(".tar") else file, audio, max_duration_s, json.dumps(rules, sort_keys=True))
         one = replace(request, paths=(file,), notes=[])
@@ -98,5 +98,5 @@ def stream_jobs(
 
 def told_of(path: Path) -> tuple[int, dict[str, Any]]:
     """Records of the shard at ``path``, and what its job noted."""
-    told = json.loads(Path(f"{path}{TOLD_SUFFIX}").read_text(encoding="utf-8"))
+    told = json.loads(companion(path, TOLD_SUFFIX).read_text(encoding="utf-8"))
     return told["made"], told

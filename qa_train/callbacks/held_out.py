@@ -243,7 +243,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def refuse_training_data(name: str, held_out: EvalSetConfig, stage: Stage) -> None:
     """ValueError when a source of the run holds records of a set: the same shard, or the same recordings in another."""
-    wanted = {_real(path) for path in expand(held_out.shards)}
+    wanted = {_real(path) for path in expand(held_out.shards, stage.cfg.data.storage)}
     table = open_shards(held_out.shards, cfg=stage.cfg.data.storage)
     for source in stage.batches.sources:
         if not source.weight:

@@ -99,7 +99,7 @@ def validate(paths: list[str], options: ValidateOptions) -> int:
     from qa_train.data.tools.validate import validate as check
 
     summary = check(
-        expand(paths),
+        expand(paths, options.storage),
         say,
         decode=options.decode,
         engine=options.engine_with(options.num_workers),
@@ -124,7 +124,7 @@ def stats(paths: list[str], options: StatsOptions) -> int:
         raise ValueError("data stats: tasks= counts tokens, which needs tokenizer= (a folder, a hub id, builtin:nano)")
     tasks = [task for task in options.tasks.split(",") if task]
     engine, storage = options.engine_with(options.num_workers), options.storage
-    print(count(expand(paths), tokenizer=tokenizer, tasks=tasks, engine=engine, storage=storage))
+    print(count(expand(paths, storage), tokenizer=tokenizer, tasks=tasks, engine=engine, storage=storage))
     return 0
 
 
@@ -133,7 +133,7 @@ def sample(paths: list[str], options: SampleOptions) -> int:
     from qa_train.data.shards.storage import expand
     from qa_train.data.tools.view import describe_row, draw_rows, write_row
 
-    for path, row in draw_rows(expand(paths), options.n, options.seed, options.storage):
+    for path, row in draw_rows(expand(paths, options.storage), options.n, options.seed, options.storage):
         say(describe_row(path, row, options.storage))
         if options.out is not None:
             for file in write_row(path, row, Path(options.out), options.storage):
@@ -152,7 +152,7 @@ def clean(paths: list[str], options: CleanOptions) -> int:
 
     cfg = CleanConfig(**{each.name: getattr(options, each.name) for each in fields(CleanConfig)})
     result = run(
-        expand(paths),
+        expand(paths, options.storage),
         cfg,
         apply=options.apply,
         report=options.report,

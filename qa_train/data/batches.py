@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -51,6 +51,9 @@ class Batches:
         self._ordinary = ordinary_tokens(tokenizer)
         self.cache: EncoderCache | None = None
         self.reader = ClipReader(num_mel_bins, cfg.storage, cfg.decode_timeout_s)
+        # Of the samples whose clips are being fetched.
+        self._clips: dict[SampleRef, list[Clip]] = {}
+        self._remote = any("://" in path for source in sources for path in source.shards)
         self._weighted = any(source.cfg.loss_weight != 1 for source in sources)
         check_augment(cfg.augment)
         self._augments = cfg.augment != AugmentConfig()
@@ -68,10 +71,14 @@ class Batches:
         """
         return self.build_named(k)[0]
 
-    def build_named(self, k: int) -> tuple[dict[str, Tensor], list[SampleRef]]:
-        """Batch k, and the samples that are in it, in the order of its rows (of its pairs)."""
+    def build_named(self, k: int, later: int | None = None) -> tuple[dict[str, Tensor], list[SampleRef]]:
+        """Batch k, and the samples that are in it, in the order of its rows (of its pairs). Remote clips of batch
+        ``later`` are fetched meanwhile.
+        """
         rows, audio, kept = [], [], []
-        for ref in self._refs(k):
+        planned = self._refs(k)
+        self._fetch(planned, self._expected(later))
+        for ref in planned:
             try:
                 audio.append(self._audio(ref))
             except SkipSample as skip:
@@ -79,6 +86,8 @@ class Batches:
                 continue
             rows.append(self._encode(ref))
             kept.append(ref)
+        if len(kept) == len(planned):
+            self._check_tokens(k, sum(map(self._tokens_of, rows)))
         out = {**self._rows(rows), **join_audio(audio)}
         if self._weighted:
             # An empty batch has one row.
@@ -156,6 +165,7 @@ class Batches:
         """
         good: list[Clip] = []
         audio, skipped = [], []
+        self.reader.fetch(clips)
         for clip in clips:
             try:
                 audio.append(self.reader.mels(clip))
@@ -180,6 +190,12 @@ class Batches:
         finally:
             self.reader, self._counts, log.disabled = kept
 
+    def ahead(self, k: int) -> None:
+        """Work that batches after k will need, for all processes of this node: windows are planned, and the tokens of
+        one shard are counted if it was planned without counts."""
+        self.plan.ahead(k)
+        any(source.count_one() for source in self.sources)
+
     def use_encoder_cache(self, cache: EncoderCache) -> None:
         """From now on batches carry ``audio_states`` of this cache, and no audio is read."""
         self.cache = cache
@@ -197,12 +213,30 @@ class Batches:
                 self._report(ref, SkipSample(TOO_LONG, message))
         return refs
 
+    def _expected(self, k: int | None) -> list[SampleRef]:
+        """The samples of a batch that will probably be asked for; none if their clips need no fetching."""
+        if k is not None and self._remote and self.cache is None:
+            # What cannot be planned is raised when the batch is asked for, which may be never.
+            with suppress(OSError, ValueError):
+                return self.plan.batch(k)
+        return []
+
+    def _fetch(self, *groups: Sequence[SampleRef]) -> None:
+        """Start reading the clips of these samples together; `_audio` waits for its own."""
+        if self._remote and self.cache is None:
+            refs = {ref for group in groups for ref in group}
+            self._clips = {ref: self._clips_of(ref) for ref in refs}
+            self.reader.fetch(*([clip for ref in group for clip in self._clips[ref]] for group in groups))
+
+    def _clips_of(self, ref: SampleRef) -> list[Clip]:
+        return self._clips.get(ref) or self.sources[ref.source].clips(ref.row)
+
     def _audio(self, ref: SampleRef) -> tuple[list[Tensor], list[int]]:
         """Mel segments and their real frames, or cached states and no frames."""
         tensors: list[Tensor] = []
         lengths: list[int] = []
         source = self.sources[ref.source]
-        for i, clip in enumerate(source.clips(ref.row)):
+        for i, clip in enumerate(self._clips_of(ref)):
             if self.cache is None:
                 key = (self.plan.seed, source.name, ref.epoch, source.key(ref.row), i)
                 parts, frames = self.reader.mels(clip, ClipAugment(self.cfg.augment, key) if self._augments else None)
@@ -224,6 +258,18 @@ class Batches:
         noise = self.cfg.target_noise if source.cfg.target_noise is None else source.cfg.target_noise
         key = (self.plan.seed, ref.epoch, f"{source.key(ref.row)}:{source.cfg.task}")
         return replace_targets(encoded, noise, self._ordinary, key)
+
+    def _check_tokens(self, k: int, found: int) -> None:
+        number, first = self.plan.locate(k)
+        planned = int(self.plan.window(number).batch_tokens[k - first])
+        if found != planned:
+            raise ValueError(
+                f"batch {k} has {found} tokens, {planned} were planned: token counts next to its shards are wrong. "
+                "Delete their *.tokens-*.parquet, or make them again with qa-train data tokens"
+            )
+
+    def _tokens_of(self, row: Any) -> int:
+        return len(row.input_ids)
 
     def _rows(self, rows: list[Any]) -> dict[str, Tensor]:
         ids = [row.input_ids for row in rows] or [[self.pad_id]]
@@ -266,6 +312,7 @@ class Collator:
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
         self._passes = Passes(batches.plan)
+        self._last: int | None = None
 
     def __call__(self, numbers: list[Any]) -> dict[str, Tensor]:
         """Build the one batch of ``numbers``, a list of one batch number (or of a row with it under "batch")."""
@@ -275,7 +322,12 @@ class Collator:
             raise ValueError(f"{len(numbers)} batch numbers at once: set per_device_train_batch_size=1")
         (item,) = numbers
         k = int(item["batch"] if isinstance(item, dict) else item)
-        built, refs = self.batches.build_named(k)
+        # A loader's process is asked for batches at equal distances: the next one's clips are fetched meanwhile.
+        later = None if self._last is None or self._last >= k else 2 * k - self._last
+        self._last = k
+        built, refs = self.batches.build_named(k, later)
+        if get_worker_info() is not None:
+            self.batches.ahead(k)
         plan = self.batches.plan
         last = (k + 1) % plan.batches_per_step == 0
         passes = self._passes.after(k) if last else [0.0] * len(plan.sources)
@@ -308,6 +360,7 @@ class PreferenceBatches(Batches):
         here: training counts them when it reaches them.
         """
         kept, rows, audio = [], [], []
+        self._fetch(refs)
         for ref in refs:
             try:
                 audio.append(self._audio(ref))
@@ -336,6 +389,10 @@ class PreferenceBatches(Batches):
                     "when they were computed; start the run again to compute what is missing"
                 )
         return *self._tokens(ref), known
+
+    def _tokens_of(self, row: Any) -> int:
+        prompt, chosen, rejected, *_ = row
+        return 2 * len(prompt) + len(chosen) + len(rejected)
 
     def _rows(self, rows: list[Any]) -> dict[str, Tensor]:
         chosen = [row[0] + row[1] for row in rows] or [[self.pad_id]]
@@ -379,5 +436,6 @@ def open_data(
         batches_per_step=batches_per_step,
         shuffle_window=cfg.shuffle_window,
         cost=cost,
+        share=True,
     )
     return (PreferenceBatches if preference else Batches)(sources, plan, tokenizer, num_mel_bins, cfg)

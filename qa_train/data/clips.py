@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import crc32c
@@ -14,6 +15,7 @@ from qa_train.data.audio.decoder import KillableDecoder
 from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.mel import log_mel
 from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, audio_tokens, read_clip, segments
+from qa_train.data.shards.neighbours import Range
 from qa_train.data.shards.storage import RangeReader
 
 
@@ -79,6 +81,12 @@ class ClipReader:
         if self._killable is not None:
             self._killable.close()
 
+    def fetch(self, *groups: Iterable[Clip]) -> None:
+        """Start reading the clips that are remote, the first group first; `wave` waits for its own. Clips of earlier
+        calls that this one does not name are dropped.
+        """
+        self._files.fetch(*([Range(clip.shard, clip.offset, clip.size) for clip in group] for group in groups))
+
     def wave(self, clip: Clip) -> np.ndarray:
         """The clip as float32 [n] at 16 kHz.
 
@@ -110,6 +118,9 @@ class ClipReader:
 
 class NoiseReader(ClipReader):
     """Returns noise of the requested clip's length, without reading it."""
+
+    def fetch(self, *groups: Iterable[Clip]) -> None:
+        """Nothing is read."""
 
     def wave(self, clip: Clip) -> np.ndarray:
         """Quiet noise, float32 [n] at 16 kHz."""

@@ -19,7 +19,7 @@ def examine_data(patterns: list[str], storage: StorageConfig | None = None) -> I
     from qa_train.data.shards.storage import expand
 
     try:
-        paths = expand(patterns)
+        paths = expand(patterns, storage)
     except (ValueError, OSError) as error:
         yield problem("data", str(error), "give folders, globs or URLs of .tar shards")
         return

@@ -58,7 +58,7 @@ def contamination(
     same_clip: dict[str, str] = {}
     recordings = Recordings(paths)
     as_long: list[tuple[str, Clip]] = []
-    for shard in expand(shards):
+    for shard in expand(shards, storage):
         for record in load_index(shard, storage).table.to_pylist():
             place = f"{shard}:{record['key']}"
             for clip in clips_of(shard, record):

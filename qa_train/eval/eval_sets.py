@@ -142,7 +142,7 @@ def record_questions(eval_set: EvalSet, bank: PromptBank, storage: StorageConfig
     reader = ClipReader(num_mel_bins=0, storage=storage)
     found: list[tuple[bytes, Question]] = []
     skipped: Counter[str] = Counter()
-    for path in expand(eval_set.shards):
+    for path in expand(eval_set.shards, storage):
         for row in load_index(path, storage).table.to_pylist():
             record = json.loads(row["meta"])
             reason = _unwanted(record, eval_set)

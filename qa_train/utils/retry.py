@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
-from urllib.error import HTTPError
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
@@ -73,11 +72,11 @@ def retried(
 
 
 def _asked_s(error: BaseException | None) -> float:
-    """Seconds of the header Retry-After, if ``error`` or its cause is an HTTP status; a date counts as 0."""
+    """Seconds of the header Retry-After, if ``error`` or its cause has an answer's ``headers``; a date counts as 0."""
     for each in (error, error.__cause__ if error else None):
-        if isinstance(each, HTTPError):
+        if headers := getattr(each, "headers", None):
             with suppress(ValueError):
-                return max(0.0, float(each.headers.get("Retry-After") or 0))
+                return max(0.0, float(headers.get("Retry-After") or 0))
     return 0.0
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from qa_train.commands.doctor import DoctorConfig
 from qa_train.config import DataConfig, SourceConfig, StorageConfig, parse_options
 from qa_train.data.batches import open_data
 from qa_train.data.shards import storage
-from qa_train.data.shards.cache import BLOCK_BYTES, BlockCache
+from qa_train.data.shards.cache import MIN_BYTES, RangeCache
 from qa_train.data.shards.catalog import write_catalog
 from qa_train.data.shards.index import index_shard, load_index, scan
 from qa_train.data.shards.remote import RemoteError
@@ -33,42 +32,21 @@ from qa_train.doctor.files import examine_data
 from qa_train.eval.contamination import contamination
 from qa_train.eval.eval_sets import EvalSet, record_questions
 from tests.data.conftest import noise
+from tests.data.serving import Server, http_server
 
 QUICK = StorageConfig(retries=2, first_wait_s=0.01, timeout_s=0.5)
-RAW = np.random.default_rng(0).bytes(3 * BLOCK_BYTES + 1000)
-
-
-@dataclass
-class Server:
-    url: str
-    folder: Path
-    plan: Path
-
-    def fail(self, *faults: str) -> None:
-        """The next requests end so; those after them are served."""
-        self.plan.write_text("\n".join(faults))
-        Path(f"{self.plan}.log").unlink(missing_ok=True)
-
-    @property
-    def requests(self) -> list[str]:
-        log = Path(f"{self.plan}.log")
-        return log.read_text().splitlines() if log.exists() else []
+RAW = np.random.default_rng(0).bytes((12 << 20) + 1000)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("served")
-    plan = folder.parent / "plan"
-    plan.write_text("")
     (folder / "raw.bin").write_bytes(RAW)
     with ShardWriter(folder / "a.tar") as writer:
         for i in range(5):
             writer.write(f"k{i}", {"text": f"number {i}"}, noise(0.5, seed=i))
-    script = str(Path(__file__).with_name("http_server.py"))
-    with subprocess.Popen([sys.executable, script, str(folder), str(plan)], stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        yield Server(f"http://127.0.0.1:{child.stdout.readline().strip()}", folder, plan)
-        child.kill()
+    with http_server(folder) as found:
+        yield found
 
 
 def test_shards_of_a_server_are_those_of_the_disk(server: Server) -> None:
@@ -206,9 +184,10 @@ def test_no_index_is_told_from_a_server_that_does_not_answer(server: Server, tmp
     server.fail()
     with pytest.raises(ValueError, match=r"bare\.tar\.index\.parquet is damaged .*; index a local copy"):
         load_index(url, QUICK)
+    server.fail()
     with pytest.raises(ValueError, match="written next to local shards"):
         index_shard(url)
-    assert [line for line in server.requests if "bare" in line] == []
+    assert server.requests == []
     side.unlink()
     shard.unlink()
 
@@ -258,7 +237,7 @@ def test_the_jitter_leaves_the_random_numbers_of_training_alone(server: Server) 
     assert random.random() == expected
 
 
-@pytest.mark.parametrize("url", ["pipe:cat /etc/passwd", "pipe://x", "file:///etc/passwd", "ftp://x/y", "hf://x"])
+@pytest.mark.parametrize("url", ["pipe:cat /etc/passwd", "pipe://x", "file:///etc/passwd", "ftp://x/y", "az://x"])
 def test_other_schemes_are_refused(url: str) -> None:
     if "://" in url:
         with pytest.raises(ValueError, match="is not allowed"):
@@ -325,65 +304,65 @@ def test_a_hanging_library_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> No
         storage.size_of("memory://bucket/x", StorageConfig(retries=1, first_wait_s=0.01, timeout_s=0.1))
 
 
-class Source:
-    """Counts what is fetched."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[int, int]] = []
-
-    def __call__(self, offset: int, size: int) -> bytes:
-        self.calls.append((offset, size))
-        return RAW[offset : offset + size]
-
-
-def test_the_cache_gives_every_range_and_fetches_each_block_once(tmp_path: Path) -> None:
-    cache, source = BlockCache(tmp_path, 1 << 30), Source()
+def test_the_cache_gives_back_exactly_the_ranges_that_were_kept(tmp_path: Path) -> None:
+    cache = RangeCache(tmp_path, 1 << 30)
     rng = np.random.default_rng(1)
-    for offset in [0, BLOCK_BYTES - 3, len(RAW) - 10, len(RAW) + 5, *rng.integers(0, len(RAW), 50).tolist()]:
-        size = int(rng.integers(1, 2 * BLOCK_BYTES))
-        assert cache.read("a", len(RAW), offset, size, source) == RAW[offset : offset + size]
-    assert sorted(source.calls) == [(i * BLOCK_BYTES, min(BLOCK_BYTES, len(RAW) - i * BLOCK_BYTES)) for i in range(4)]
-    again = Source()
-    assert BlockCache(tmp_path, 1 << 30).read("a", len(RAW), 7, 100, again) == RAW[7:107]
-    assert again.calls == []
-    # Another version of the file is another name.
-    cache.read("b", len(RAW), 0, 1, again)
-    assert len(again.calls) == 1
+    ranges = [(int(rng.integers(0, len(RAW) - 1)), int(rng.integers(1, 1 << 20))) for _ in range(50)]
+    for offset, size in ranges:
+        raw = RAW[offset : offset + size]
+        assert cache.get("a", offset, len(raw)) is None
+        cache.put("a", offset, raw)
+        assert RangeCache(tmp_path, 1 << 30).get("a", offset, len(raw)) == raw
+    offset, size = ranges[0]
+    # Another version of the file is another name; another range is another entry.
+    assert cache.get("b", offset, size) is cache.get("a", offset, size + 1) is cache.get("a", offset + 1, size) is None
+    assert (cache.hits, cache.misses) == (0, 53)
 
 
-def test_a_damaged_or_missing_block_is_fetched_again(tmp_path: Path) -> None:
-    BlockCache(tmp_path, 1 << 30).read("a", len(RAW), 0, 10, Source())
-    (block,) = tmp_path.glob("??/*")
-    whole = block.read_bytes()
-    for damage in (whole[:-1], b"x" + whole[1:], b""):
-        block.write_bytes(damage)
-        source = Source()
-        assert BlockCache(tmp_path, 1 << 30).read("a", len(RAW), 0, 10, source) == RAW[:10]
-        assert len(source.calls) == 1
-    block.unlink()
-    assert BlockCache(tmp_path, 1 << 30).read("a", len(RAW), 0, 10, Source()) == RAW[:10]
+def test_what_is_damaged_or_missing_is_read_again(server: Server, tmp_path: Path) -> None:
+    url, cfg = f"{server.url}/raw.bin", StorageConfig(cache_dir=str(tmp_path))
+    server.fail()
+    assert storage.RangeReader(cfg).read(url, 5, 10) == RAW[5:15]
+    (kept,) = tmp_path.glob("??/*")
+    whole = kept.read_bytes()
+    for damage, requests in ((whole, 1), (whole[:-1], 2), (b"x" + whole[1:], 2), (whole + b"x", 2), (b"", 2)):
+        kept.write_bytes(damage)
+        server.fail()
+        assert storage.RangeReader(cfg).read(url, 5, 10) == RAW[5:15]
+        assert len(server.requests) == requests
+        assert kept.read_bytes() == whole
+    kept.unlink()
+    assert storage.RangeReader(cfg).read(url, 5, 10) == RAW[5:15]
 
 
-def test_the_block_unused_for_longest_goes_first(tmp_path: Path) -> None:
-    limit = 5 * BLOCK_BYTES + 100
-    cache, size = BlockCache(tmp_path, limit), 20 * BLOCK_BYTES
+def test_the_cache_holds_only_what_was_asked_for(server: Server, tmp_path: Path) -> None:
+    """A node of 64 reads one clip of 64: its disk and its network must not carry the other 63."""
+    server.fail()
+    reader = storage.RangeReader(StorageConfig(cache_dir=str(tmp_path)))
+    asked = [(f"{server.url}/raw.bin", offset, 1000) for offset in range(0, len(RAW) - 1000, 1 << 20)]
+    assert [reader.read(*each) for each in asked] == [RAW[offset : offset + size] for _, offset, size in asked]
+    assert sum(path.stat().st_size for path in tmp_path.glob("??/*")) == len(asked) * 1004
+    spans = [line.split()[1].removeprefix("bytes=").split("-") for line in server.requests]
+    assert sum(int(last) - int(first) + 1 for first, last in spans) == 1 + len(asked) * 1000
 
-    def fetch(offset: int, length: int) -> bytes:
-        return bytes(length)
 
+def test_the_range_unused_for_longest_goes_first(tmp_path: Path) -> None:
+    size = MIN_BYTES // 4
+    cache, limit = RangeCache(tmp_path, 5 * (size + 4)), 5 * (size + 4)
     old = time.time() - 1000
     for number in range(5):
-        cache.read("a", size, number * BLOCK_BYTES, 1, fetch)
-        os.utime(cache._path("a", number), (old + number, old + number))
-    # Block 0 is read again, so block 1 is now the oldest.
-    cache.read("a", size, 0, 1, fetch)
+        cache.put("a", number * size, bytes(size))
+        path = cache._path("a", number * size, size)
+        os.utime(path, (old + number, old + number))
+    # Range 0 is read again, so range 1 is now the oldest.
+    assert cache.get("a", 0, size) == bytes(size)
     (tmp_path / "aa").mkdir(exist_ok=True)
     stale = tmp_path / "aa" / "left.part"
     stale.write_bytes(b"x")
     os.utime(stale, (0, 0))
-    cache.read("a", size, 5 * BLOCK_BYTES, 1, fetch)
+    cache.put("a", 5 * size, bytes(size))
     cache.sweep()
-    left = {int(path.name.rpartition("-")[2]) for path in tmp_path.glob("??/*")}
+    left = {number for number in range(6) if cache._path("a", number * size, size).exists()}
     assert {0, 5} <= left
     assert 1 not in left
     assert sum(path.stat().st_size for path in tmp_path.glob("??/*")) <= limit
@@ -399,7 +378,7 @@ raw = open(sys.argv[4], "rb").read()
 reader = RangeReader(StorageConfig(cache_dir=folder, cache_gb=0.018, first_wait_s=0.01))
 draw = random.Random(seed)
 for _ in range(60):
-    offset, size = draw.randrange(len(raw)), draw.randrange(1, 1 << 20)
+    offset, size = draw.randrange(40) << 18, 1 << 18
     name = draw.choice(["raw.bin", "two.bin"])
     assert reader.read(f"{url}/{name}", offset, size) == raw[offset : offset + size]
 print(reader.cache.hits, reader.cache.misses)
@@ -424,20 +403,21 @@ def test_several_processes_share_a_small_cache(server: Server, tmp_path: Path) -
         assert hits > 0
         assert misses > 0
     stored = sum(path.stat().st_size for path in (tmp_path / "cache").glob("??/*"))
-    # Another process may store blocks between a sweep and its end.
-    assert stored <= 0.018e9 + 3 * BLOCK_BYTES
+    # Another process may store ranges between a sweep and its end.
+    assert stored <= 0.018e9 + 3 * (1 << 20)
 
 
-def test_a_full_disk_reads_on_without_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = BlockCache(tmp_path, 1 << 30)
+def test_a_full_disk_reads_on_without_cache(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = storage.RangeReader(StorageConfig(cache_dir=str(tmp_path)))
 
     def full(path: Path, data: bytes) -> int:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    assert cache.read("a", len(RAW), 3, 10, Source()) == RAW[3:13]
+    server.fail()
+    assert reader.read(f"{server.url}/raw.bin", 3, 10) == RAW[3:13]
 
 
-def test_a_cache_too_small_for_blocks_is_refused(tmp_path: Path) -> None:
+def test_a_cache_too_small_for_clips_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cache_gb"):
         storage.RangeReader(StorageConfig(cache_dir=str(tmp_path), cache_gb=0.001))

@@ -136,11 +136,11 @@ class AugmentConfig:
 
 @dataclass
 class StorageConfig:
-    """How remote shards (http, https, s3, gs) are read; local files need none of this."""
+    """How remote shards (http, https, hf, s3, gs) are read; local files need none of this."""
 
-    # Folder for blocks of remote shards, shared by all processes of a machine; null: no cache.
+    # Folder for the clips that were read of remote shards, shared by all processes of a machine; null: no cache.
     cache_dir: str | None = None
-    # Size of that folder; the least recently used blocks are deleted first.
+    # Size of that folder; the least recently used clips are deleted first.
     cache_gb: float = 20.0
     # Retries after a failed attempt; the wait doubles from first_wait_s, with jitter, up to 30 s.
     retries: int = 5
@@ -252,7 +252,8 @@ class TrainerConfig(ReliabilityConfig):
     bf16: Any = False
     gradient_checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
     save_steps: int = 500
-    # torch.compile for each encoder and decoder layer separately; needs a C++ compiler (CPU) or triton (CUDA).
+    # torch.compile for each encoder and decoder layer separately; needs a C++ compiler (CPU) or triton (CUDA). With
+    # gradient_checkpointing full or none, not selective.
     compile_layers: bool = False
     # Liger's fused RMSNorm, rotary positions and SwiGLU in the LLM; CUDA only, untested.
     use_liger_kernel: bool = False

@@ -94,7 +94,7 @@ def list_shards(
     others = [path for path in named if path not in catalogs]
     listed = [line for path in catalogs for line in read_catalog(path, cfg, values=values)]
     if others or not catalogs:
-        paths = storage.expand(others)
+        paths = storage.expand(others, cfg)
         listed += zip(paths, _summaries(paths, cfg), strict=True)
     return listed
 
@@ -155,7 +155,7 @@ def write_catalog(
     Raises:
         ValueError: a URL is signed or has a password, which must not be in a shared file.
     """
-    paths = storage.expand(patterns)
+    paths = storage.expand(patterns, cfg)
     if secret := [path for path in paths if masked(path) != path]:
         raise ValueError(
             f"{masked(secret[0])}: a catalog would hold its signature; make the catalog of local copies, and upload "

@@ -1,17 +1,14 @@
 """Byte ranges of remote files: time-outs, retries with back-off, and errors that name the URL and the attempts.
 
-http and https are read with range requests of the standard library; s3, gs and memory through fsspec.
+http, https and hf are read with range requests (`web_ranges`); s3, gs and memory, and every listing, through fsspec.
 """
 
 from __future__ import annotations
 
-import http.client
 import io
 import logging
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +17,8 @@ from typing import Any
 import fsspec
 
 from qa_train.config import StorageConfig
+from qa_train.data.shards import web_ranges
+from qa_train.data.shards.web_ranges import Permanent
 from qa_train.utils.masking import masked
 from qa_train.utils.retry import Result, retried
 
@@ -27,18 +26,13 @@ log = logging.getLogger(__name__)
 # One request never asks for more, so that its time-out means a least speed too.
 MAX_REQUEST_BYTES = 8 << 20
 _LONGEST_WAIT_S = 30.0
-_RETRIED_STATUS = (408, 425, 429)
 
 
 class RemoteError(OSError):
     """A remote file that could not be read; the message names the URL, the bytes and the attempts."""
 
 
-class _Permanent(Exception):
-    """Trying again would give the same answer."""
-
-
-_LASTING = (FileNotFoundError, PermissionError, _Permanent)
+_LASTING = (FileNotFoundError, PermissionError, Permanent)
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,7 @@ class RemoteInfo:
 
 def remote_info(url: str, cfg: StorageConfig) -> RemoteInfo:
     """Size and version of a remote file; FileNotFoundError if it does not exist."""
-    once = _http_info if _is_http(url) else _fsspec_info
+    once = _web_info if _on_the_web(url) else _fsspec_info
     return _retried(url, "size", partial(once, url, cfg), cfg)
 
 
@@ -62,13 +56,18 @@ def read_range(url: str, offset: int, size: int, cfg: StorageConfig) -> bytes:
         FileNotFoundError: the file does not exist.
         RemoteError: every attempt failed.
     """
-    once = _http_range if _is_http(url) else _fsspec_range
+    once = _web_range if _on_the_web(url) else _fsspec_range
     parts = []
     for start in range(offset, offset + size, MAX_REQUEST_BYTES):
         length = min(MAX_REQUEST_BYTES, offset + size - start)
         what = f"bytes {start} to {start + length - 1}"
         parts.append(_retried(url, what, partial(once, url, start, length, cfg), cfg))
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def remote_names(url: str, cfg: StorageConfig) -> list[str]:
+    """The tars that a glob of an object store or the hub matches, or that are below a folder of it; sorted URLs."""
+    return _retried(url, "list of shards", partial(_fsspec_names, url, cfg), cfg)
 
 
 class RemoteFile(io.RawIOBase):
@@ -122,65 +121,17 @@ def _retried(url: str, what: str, once: Callable[[], Result], cfg: StorageConfig
         raise RemoteError(masked(f"{what}: {spent}; the last: {type(error).__name__}: {error}. {hint}")) from error
 
 
-def _is_http(url: str) -> bool:
-    return url.startswith(("http://", "https://"))
+def _on_the_web(url: str) -> bool:
+    return url.partition("://")[0] in web_ranges.SCHEMES
 
 
-def _http_info(url: str, cfg: StorageConfig) -> RemoteInfo:
-    _, total, version = _http_get(url, 0, 1, cfg)
+def _web_info(url: str, cfg: StorageConfig) -> RemoteInfo:
+    _, total, version = web_ranges.read(url, 0, 1, cfg)
     return RemoteInfo(total, version)
 
 
-def _http_range(url: str, offset: int, size: int, cfg: StorageConfig) -> bytes:
-    return _http_get(url, offset, size, cfg)[0]
-
-
-def _http_get(url: str, offset: int, size: int, cfg: StorageConfig) -> tuple[bytes, int, str]:
-    """One range request: its bytes, the size of the whole file and its version."""
-    deadline = time.monotonic() + cfg.timeout_s
-    request = urllib.request.Request(url, headers={"Range": f"bytes={offset}-{offset + size - 1}"})
-    try:
-        with urllib.request.urlopen(request, timeout=cfg.timeout_s) as response:
-            total = _checked_range(response, offset, size)
-            body = _body(response, size, deadline)
-            version = f"{response.headers.get('ETag', '')} {response.headers.get('Last-Modified', '')}"
-    except urllib.error.HTTPError as error:
-        if error.code in (404, 410):
-            raise FileNotFoundError(f"{masked(url)}: the server answers {error.code}, no such file") from error
-        if error.code < 500 and error.code not in _RETRIED_STATUS:
-            hint = "; stores return this for unreadable and for missing files" if error.code == 403 else ""
-            if error.code in (401, 403) and "?" in url:
-                hint += (
-                    ". The signature has expired, or opens a single file and not the index next to it: sign the "
-                    "folder, or read s3:// or gs:// with keys in data.storage.options"
-                )
-            raise _Permanent(f"the server answers {error.code} {error.reason}{hint}") from error
-        raise OSError(f"the server answers {error.code} {error.reason}") from error
-    return body, total, version
-
-
-def _checked_range(response: http.client.HTTPResponse, offset: int, size: int) -> int:
-    """Size of the whole file; OSError when the answer is for other bytes than asked."""
-    if response.status != 206:
-        raise _Permanent(f"the server ignores byte ranges (status {response.status}): copy the shards to another")
-    stated = response.headers.get("Content-Range", "")
-    span, _, total = stated.removeprefix("bytes ").partition("/")
-    if span != f"{offset}-{offset + size - 1}" or not total.isdecimal():
-        raise OSError(f"asked for bytes {offset}-{offset + size - 1}, the answer is for {stated!r}")
-    return int(total)
-
-
-def _body(response: http.client.HTTPResponse, size: int, deadline: float) -> bytes:
-    parts, missing = [], size
-    # read1 returns after one receive: a server that drips single bytes must not outlive the deadline.
-    while missing > 0 and (part := response.read1(missing)):
-        parts.append(part)
-        missing -= len(part)
-        if time.monotonic() > deadline and missing > 0:
-            raise TimeoutError(f"{size - missing} of {size} bytes before the time-out")
-    if missing:
-        raise OSError(f"the answer ends after {size - missing} of {size} bytes")
-    return b"".join(parts)
+def _web_range(url: str, offset: int, size: int, cfg: StorageConfig) -> bytes:
+    return web_ranges.read(url, offset, size, cfg)[0]
 
 
 def _fsspec_info(url: str, cfg: StorageConfig) -> RemoteInfo:
@@ -198,13 +149,26 @@ def _fsspec_range(url: str, offset: int, size: int, cfg: StorageConfig) -> bytes
     return bytes(body)
 
 
+def _fsspec_names(url: str, cfg: StorageConfig) -> list[str]:
+    fs, path = _filesystem(url, cfg)
+    # Files that came since the last listing of this process count.
+    fs.invalidate_cache()
+    pattern = any(mark in path for mark in "*[")
+    try:
+        found = _within(cfg.timeout_s, lambda: fs.glob(path) if pattern else fs.find(path))
+    except FileNotFoundError:
+        return []
+    tars = sorted(str(name).lstrip("/") for name in found if str(name).endswith(".tar"))
+    return [f"{url.partition('://')[0]}://{name}" for name in tars]
+
+
 def _filesystem(url: str, cfg: StorageConfig) -> tuple[Any, str]:
     scheme, _, path = url.partition("://")
     try:
         # fsspec keeps one filesystem per process and options.
         return fsspec.filesystem(scheme, **cfg.options.get(scheme, {})), path
     except ImportError as error:
-        raise _Permanent(f"{error}; install qa-train[cloud] to read {scheme}:// data") from error
+        raise Permanent(f"{error}; install qa-train[cloud] to read {scheme}:// data") from error
 
 
 def _within(seconds: float, call: Callable[[], Result]) -> Result:

@@ -20,6 +20,7 @@ import pyarrow.parquet
 
 from qa_train.config import StorageConfig
 from qa_train.data.shards import gate, storage
+from qa_train.data.shards.remote import RemoteError
 from qa_train.utils.atomic import whole
 from qa_train.utils.masking import name_of
 
@@ -118,6 +119,9 @@ def origin_of(path: str, cfg: StorageConfig | None = None) -> str:
         with _sidecar(path, cfg) as (_, footer):
             origin = footer.get("origin", "")
         return origin if origin and storage.size_of(path, cfg) == int(footer["shard_size"]) else ""
+    except RemoteError:
+        # Nothing is known of the index of a server that does not answer.
+        raise
     except (ValueError, OSError):
         return ""
 

@@ -9,8 +9,10 @@ import glob
 import io
 import os
 import re
+import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,15 +21,20 @@ from typing import IO, Any, cast
 import braceexpand
 
 from qa_train.config import StorageConfig
-from qa_train.data.shards.cache import BlockCache
-from qa_train.data.shards.remote import RemoteFile, RemoteInfo, read_range, remote_info
+from qa_train.data.shards.background import submit
+from qa_train.data.shards.cache import RangeCache
+from qa_train.data.shards.neighbours import Range, joined
+from qa_train.data.shards.remote import RemoteFile, RemoteInfo, read_range, remote_info, remote_names
+from qa_train.data.shards.web_ranges import HUB
 from qa_train.utils.masking import masked, without_query
 
-SCHEMES = ("http", "https", "s3", "gs", "memory")
+SCHEMES = ("http", "https", "hf", "s3", "gs", "memory")
 MAX_OPEN_FILES = 64
 # That braces may stand for; a catalog holds more shards.
 MAX_NAMES = 100_000
 _BRACES = re.compile(r"\{[^{}]*(?:\.\.|,)[^{}]*\}")
+# "?" begins a query.
+_GLOB = re.compile(r"[*\[]")
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 _READ_AHEAD_BYTES = 1 << 20
 
@@ -46,12 +53,15 @@ _OTHER_KINDS = {
 }
 
 
-def expand(patterns: Iterable[str | Path]) -> list[str]:
+def expand(patterns: Iterable[str | Path], cfg: StorageConfig | None = None) -> list[str]:
     """Shard paths of paths, folders, globs and WebDataset's braces (``x-{000..099}.tar``), also in URLs.
+
+    Object stores and the hub are listed for folders and for globs of ``*`` and ``[...]``; ``cfg``: how.
 
     Raises:
         ValueError: nothing was found; a file of another kind is named (the message tells how to make shards of it);
-            braces stand for more than `MAX_NAMES` names.
+            braces stand for more than `MAX_NAMES` names, or a listing has more; a web server would have to be listed.
+        RemoteError: a store that cannot be listed.
     """
     patterns = list(patterns)
     found: list[str] = []
@@ -61,7 +71,7 @@ def expand(patterns: Iterable[str | Path]) -> list[str]:
         if kind is not None and not glob.has_magic(place):
             raise ValueError(f"{masked(pattern)} is not a shard but {_OTHER_KINDS[kind]}")
         if "://" in pattern:
-            found.append(_checked(pattern))
+            found += _listed(_checked(pattern), cfg or StorageConfig())
             continue
         path = Path(pattern).expanduser()
         if path.is_dir():
@@ -74,6 +84,26 @@ def expand(patterns: Iterable[str | Path]) -> list[str]:
     if not found:
         raise ValueError(f"no shard matches {list(map(str, patterns))}: give .tar files, a folder or a glob")
     return list(dict.fromkeys(found))
+
+
+def _listed(url: str, cfg: StorageConfig) -> list[str]:
+    """The shard that a URL names, or those that its folder or glob stands for."""
+    place = without_query(url)
+    # Hosts have brackets too: http://[::1]/x.tar.
+    several = _GLOB.search(place.split("/", 3)[-1]) is not None or place.endswith("/")
+    if place.endswith(".tar") and not several:
+        return [url]
+    if url.startswith(("http://", "https://")):
+        if several:
+            raise ValueError(
+                f"{masked(url)}: web servers list no folders; name the shards, with braces for many: x-{{000..099}}.tar"
+            )
+        return [url]
+    names = remote_names(url, cfg)
+    if len(names) > MAX_NAMES:
+        raise ValueError(f"{masked(url)} stands for more than {MAX_NAMES:,} shards: make a catalog of them")
+    # A single file may have any name.
+    return names or ([] if several else [url])
 
 
 def unbraced(pattern: str) -> Iterable[str]:
@@ -137,17 +167,40 @@ class RangeReader:
 
     def __init__(self, cfg: StorageConfig | None = None) -> None:
         self.cfg = cfg or StorageConfig()
-        self.cache = BlockCache(self.cfg.cache_dir, int(self.cfg.cache_gb * 1e9)) if self.cfg.cache_dir else None
-        self._files: OrderedDict[str, IO[bytes]] = OrderedDict()
-        self._infos: dict[str, RemoteInfo] = {}
+        self.cache = RangeCache(self.cfg.cache_dir, int(self.cfg.cache_gb * 1e9)) if self.cfg.cache_dir else None
+        self._begin()
+
+    def _begin(self) -> None:
         self._process = os.getpid()
+        self._files: OrderedDict[str, IO[bytes]] = OrderedDict()
+        self._infos: dict[str, Future[RemoteInfo]] = {}
+        self._lock = threading.Lock()
+        self._ahead: dict[Range, Future[dict[Range, bytes]]] = {}
+
+    def fetch(self, *groups: Iterable[Range]) -> None:
+        """Start reading the remote ones of these ranges in the background, the first group first, neighbours together;
+        `read` then waits for its own. What an earlier call fetched and this one does not name is dropped.
+        """
+        if self._process != os.getpid():
+            self._begin()
+        remote = [[each for each in group if "://" in each[0]] for group in groups]
+        wanted = {each for group in remote for each in group}
+        kept = {each: future for each, future in self._ahead.items() if each in wanted}
+        for dropped in {*self._ahead.values()} - {*kept.values()}:
+            dropped.cancel()
+        self._ahead = kept
+        for group in remote:
+            for ranges in joined(each for each in group if each not in self._ahead):
+                self._ahead |= dict.fromkeys(ranges, submit(partial(self._remote, ranges)))
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         """``size`` bytes at ``offset``; fewer when the file is shorter."""
-        if "://" in path:
-            return self._remote(path, offset, size)
         if self._process != os.getpid():
-            self._files, self._process = OrderedDict(), os.getpid()
+            self._begin()
+        if "://" in path:
+            place = Range(path, offset, size)
+            ahead = self._ahead.get(place)
+            return (ahead.result() if ahead is not None else self._remote([place]))[place]
         file = self._files.pop(path, None) or open_binary(path)
         self._files[path] = file
         if len(self._files) > MAX_OPEN_FILES:
@@ -164,22 +217,42 @@ class RangeReader:
         while self._files:
             self._files.popitem()[1].close()
 
-    def _remote(self, url: str, offset: int, size: int) -> bytes:
-        if url not in self._infos:
-            self._infos[url] = remote_info(_checked(url), self.cfg)
-        info = self._infos[url]
-        size = max(0, min(size, info.size - offset))
-        if not size:
-            return b""
-        fetch = partial(_read_remote, url, self.cfg)
-        if self.cache is None:
-            return fetch(offset, size)
+    def _remote(self, ranges: Sequence[Range]) -> dict[Range, bytes]:
+        """Neighbouring ranges of one file: what the cache lacks is read at once. They end where the file does."""
+        url = ranges[0].path
+        info = self._info(url)
         # Another signature is still the same file if the server reports versions.
-        name = without_query(url) if info.version.strip() else url
-        return self.cache.read(f"{name} {info.size} {info.version}", info.size, offset, size, fetch)
+        name = f"{without_query(url) if info.version.strip() else url} {info.size} {info.version}"
+        found = {each: self.cache.get(name, each.offset, each.size) for each in ranges} if self.cache else {}
+        missing = [each for each in ranges if found.get(each) is None]
+        if missing:
+            start, end = missing[0].offset, min(max(each.end for each in missing), info.size)
+            body = read_range(url, start, end - start, self.cfg) if start < end else b""
+            for each in missing:
+                found[each] = part = body[each.offset - start : each.end - start]
+                if self.cache and len(part) == each.size:
+                    self.cache.put(name, each.offset, part)
+        return {each: part or b"" for each, part in found.items()}
+
+    def _info(self, url: str) -> RemoteInfo:
+        """Asked once for each file, however many threads need it."""
+        with self._lock:
+            known = self._infos.get(url)
+            asked = known or self._infos.setdefault(url, Future())
+        if known is None:
+            try:
+                asked.set_result(remote_info(_checked(url), self.cfg))
+            except BaseException as error:
+                del self._infos[url]
+                asked.set_exception(error)
+        return asked.result()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": OrderedDict()}
+        return {"cfg": self.cfg, "cache": self.cache}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
 
 
 def _read_remote(url: str, cfg: StorageConfig, offset: int, size: int) -> bytes:
@@ -190,4 +263,6 @@ def _checked(url: str) -> str:
     scheme = url.split("://", 1)[0]
     if scheme not in SCHEMES:
         raise ValueError(f"{masked(url)!r}: scheme {scheme!r} is not allowed; use a local path or one of {SCHEMES}")
+    if scheme == "hf" and not HUB.fullmatch(url):
+        raise ValueError(f"{masked(url)!r} is not allowed; write hf://datasets/OWNER/NAME/PATH, or NAME@REVISION")
     return url

@@ -115,7 +115,7 @@ def shards_to_jsonl(
     names: set[str] = set()
     with whole(out) as part:
         with part.open("w", encoding="utf-8") as file:
-            for shard in storage.expand(shards):
+            for shard in storage.expand(shards, cfg):
                 for row in load_index(shard, cfg).table.to_pylist():
                     record = json.loads(row["meta"])
                     sample = bank.sample(record, task, "chat", row["key"], 0, 0, pair="chosen" in record)

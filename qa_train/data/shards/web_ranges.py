@@ -1,0 +1,161 @@
+"""Range requests over http and https with kept connections (urllib3), and hf:// as what it is: https and a token.
+
+Connections belong to a process: a forked loader worker opens its own. Threads share them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from functools import lru_cache
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import urllib3
+from huggingface_hub import constants, get_token
+
+from qa_train.config import StorageConfig
+from qa_train.utils.masking import masked
+
+SCHEMES = ("http", "https", "hf")
+# Connections that are kept to a host.
+MAX_CONNECTIONS = 16
+_RETRIED_STATUS = (408, 425, 429)
+# Redirects are followed here; everything else that fails is tried again by the caller.
+_REDIRECTS = urllib3.Retry(total=None, connect=0, read=0, status=0, other=0, redirect=10)
+# A file or a folder of the hub, as Hugging Face's own file system writes it.
+HUB = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(.*))?")
+
+
+class Permanent(Exception):
+    """Trying again would give the same answer."""
+
+
+class Refused(OSError):
+    """A status that may pass; ``headers`` are those of the answer (Retry-After)."""
+
+    def __init__(self, status: int, reason: str, headers: Mapping[str, str]) -> None:
+        super().__init__(f"the server answers {status} {reason}")
+        self.headers = headers
+
+
+def read(url: str, offset: int, size: int, cfg: StorageConfig) -> tuple[bytes, int, str]:
+    """One range request: its bytes, the size of the whole file and its version (ETag, date).
+
+    Raises:
+        FileNotFoundError: the server has no such file.
+        Permanent: an answer that trying again would not change.
+        OSError: any other status, an answer for other bytes, or an incomplete one.
+    """
+    deadline = time.monotonic() + cfg.timeout_s
+    with closing(_answer(url, f"bytes={offset}-{offset + size - 1}", cfg)) as response:
+        if response.status >= 400:
+            _raise(url, response)
+        total = _checked_range(response, offset, size)
+        body = _body(response, size, deadline)
+        version = f"{response.headers.get('ETag', '')} {response.headers.get('Last-Modified', '')}"
+    return body, total, version
+
+
+def _answer(url: str, span: str, cfg: StorageConfig) -> urllib3.BaseHTTPResponse:
+    """The answer to a range request, after redirects. The hub's lead to a store, for minutes: they are remembered."""
+    headers = {"Range": span, "Accept-Encoding": "identity"}
+    if not url.startswith("hf://"):
+        return _request(url, headers, cfg)
+    options = cfg.options.get("hf", {})
+    if url in _moved:
+        response = _request(_moved[url], headers, cfg)
+        if response.status == 206:
+            return response
+        # The store's signature has expired: the hub gives another.
+        response.close()
+        _moved.pop(url, None)
+    token = options.get("token") or get_token()
+    address = _hub_address(url, options.get("endpoint") or constants.ENDPOINT)
+    response = _request(address, headers | ({"Authorization": f"Bearer {token}"} if token else {}), cfg)
+    place = response.geturl() or ""
+    if response.status == 206 and urlsplit(place).netloc not in ("", urlsplit(address).netloc):
+        _moved[url] = place
+    return response
+
+
+def _request(url: str, headers: dict[str, str], cfg: StorageConfig) -> urllib3.BaseHTTPResponse:
+    place = urlsplit(url)
+    try:
+        return _connections(os.getpid(), place.scheme, place.hostname or "").request(
+            "GET", url, headers=headers, preload_content=False, timeout=cfg.timeout_s, retries=_REDIRECTS
+        )
+    except urllib3.exceptions.MaxRetryError as error:
+        # Its own text has the query without a scheme before it, which masking does not recognize.
+        raise error.reason or OSError("too many redirects") from None
+
+
+def _hub_address(url: str, endpoint: str) -> str:
+    match = HUB.fullmatch(url)
+    assert match is not None, url
+    name, revision, path = match.groups()
+    return f"{endpoint}/datasets/{name}/resolve/{quote(revision or 'main', safe='')}/{quote(path or '')}"
+
+
+def _raise(url: str, response: urllib3.BaseHTTPResponse) -> None:
+    status = response.status
+    reason = response.reason or ""
+    if status in (404, 410):
+        raise FileNotFoundError(f"{masked(url)}: the server answers {status}, no such file")
+    if status >= 500 or status in _RETRIED_STATUS:
+        raise Refused(status, reason, response.headers)
+    hint = "; stores return this for unreadable and for missing files" if status == 403 else ""
+    if status in (401, 403) and url.startswith("hf://"):
+        hint = "; the hub returns this for private and for missing repositories: hf auth login, or set HF_TOKEN"
+    elif status in (401, 403) and "?" in url:
+        hint += (
+            ". The signature has expired, or opens a single file and not the index next to it: sign the "
+            "folder, or read s3:// or gs:// with keys in data.storage.options"
+        )
+    raise Permanent(f"the server answers {status} {reason}{hint}")
+
+
+def _checked_range(response: urllib3.BaseHTTPResponse, offset: int, size: int) -> int:
+    """Size of the whole file; OSError when the answer is for other bytes than asked."""
+    if response.status != 206:
+        raise Permanent(f"the server ignores byte ranges (status {response.status}): copy the shards to another")
+    stated = response.headers.get("Content-Range", "")
+    span, _, total = stated.removeprefix("bytes ").partition("/")
+    if span != f"{offset}-{offset + size - 1}" or not total.isdecimal():
+        raise OSError(f"asked for bytes {offset}-{offset + size - 1}, the answer is for {stated!r}")
+    return int(total)
+
+
+def _body(response: urllib3.BaseHTTPResponse, size: int, deadline: float) -> bytes:
+    parts, missing = [], size
+    # read1 returns after one receive: a server that drips single bytes must not outlive the deadline.
+    while missing > 0 and (part := response.read1(missing, decode_content=False)):
+        parts.append(part)
+        missing -= len(part)
+        if time.monotonic() > deadline and missing > 0:
+            raise TimeoutError(f"{size - missing} of {size} bytes before the time-out")
+    if missing:
+        raise OSError(f"the answer ends after {size - missing} of {size} bytes")
+    return b"".join(parts)
+
+
+@lru_cache(maxsize=64)
+def _connections(process: int, scheme: str, host: str) -> urllib3.PoolManager:
+    """A process's kept connections to a host, through the proxy that the environment names for it.
+
+    A forked process must not write into those of its parent. It does not close them either: a thread that did not
+    follow may hold their locks.
+    """
+    proxy = None if proxy_bypass(host) else getproxies().get(scheme)
+    if not proxy:
+        return urllib3.PoolManager(maxsize=MAX_CONNECTIONS)
+    auth = urllib3.util.parse_url(proxy).auth
+    headers = urllib3.make_headers(proxy_basic_auth=auth) if auth else None
+    return urllib3.ProxyManager(proxy, maxsize=MAX_CONNECTIONS, proxy_headers=headers)
+
+
+# Where the hub's files are for now.
+_moved: dict[str, str] = {}
