@@ -18,7 +18,6 @@ from qa_train.data.audio.waveform import SAMPLE_RATE
 from qa_train.data.shards.folders import companion, write_text
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.utils import draws
-from qa_train.utils.atomic import write_json
 from qa_train.utils.masking import masked, without_query
 
 # Beside a shard: the number of its records, the reader's notes, and ids for purpose=eval.
@@ -36,8 +35,7 @@ class StreamJob(Job):
     @property
     def complete(self) -> bool:
         """A shard with its index; or none, when every sample was skipped."""
-        told = companion(self.path, TOLD_SUFFIX)
-        return told.exists() and (super().complete or not told_of(self.path)[0])
+        return companion(self.path, TOLD_SUFFIX).exists() and (super().complete or not told_of(self.path)[0])
 
     def at_most(self, most: int) -> StreamJob:
         """The same of the first ``most`` records only."""
@@ -73,7 +71,8 @@ class StreamJob(Job):
         made.note(problem for index in indexes for problem in index.problems)
         made.save(self.path)
         number = sum(map(len, indexes))
-        write_json(companion(self.path, TOLD_SUFFIX), {"made": number, "notes": self.request.notes, "ids": ids})
+        told = {"made": number, "notes": self.request.notes, "ids": ids}
+        write_text(companion(self.path, TOLD_SUFFIX), json.dumps(told, ensure_ascii=False) + "\n")
         return number
 
 
