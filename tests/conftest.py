@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+
+from qa_train.utils import node_files
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_node_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests share no files with other processes of this machine; their rows may have invented fingerprints."""
+    patch = pytest.MonkeyPatch()
+    folder = tmp_path_factory.mktemp("node")
+    folder.chmod(0o700)
+    patch.setattr(node_files, "_folder", lambda: folder)
+    yield
+    patch.undo()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

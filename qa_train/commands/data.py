@@ -153,6 +153,34 @@ def to_jsonl(paths: list[str], options: ToJsonlOptions) -> int:
     return 0
 
 
+@dataclass
+class TokensOptions(EngineOptions):
+    """Options of `qa-train data tokens`."""
+
+    # pretrain, sft or dpo.
+    stage: str = "pretrain"
+    # Processes of engine=local; 0: this one.
+    num_workers: int = 0
+
+
+def tokens(settings: list[str], options: TokensOptions) -> int:
+    """Count the tokens of a run's records once and for all, so that planning its order only adds them up.
+
+    The counts of a shard are a file next to it for each task and tokenizer. Shards that have theirs are skipped.
+    Without them, a run counts while it trains.
+    """
+    from qa_train.config.compose import compose_stage
+    from qa_train.data.shards.token_counts import count_shard
+    from qa_train.planner.balance import open_planned
+
+    cfg = compose_stage(options.stage, settings)
+    engine = options.engine_with(options.num_workers)
+    for source in open_planned(cfg).sources:
+        made = list(each(count_shard, source.shards, source.use, cfg.data.storage, engine=engine, what=source.name))
+        print(f"{source.name}: {sum(path is not None for path in made)} of {len(made)} shards counted")
+    return 0
+
+
 def order(settings: list[str], options: OrderConfig) -> int:
     """Print the SHA-256 of a run's sample order.
 

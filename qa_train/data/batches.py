@@ -76,9 +76,9 @@ class Batches:
         ``later`` are fetched meanwhile.
         """
         rows, audio, kept = [], [], []
-        refs = self._refs(k)
-        self._fetch(refs, self._expected(later))
-        for ref in refs:
+        planned = self._refs(k)
+        self._fetch(planned, self._expected(later))
+        for ref in planned:
             try:
                 audio.append(self._audio(ref))
             except SkipSample as skip:
@@ -86,6 +86,8 @@ class Batches:
                 continue
             rows.append(self._encode(ref))
             kept.append(ref)
+        if len(kept) == len(planned):
+            self._check_tokens(k, sum(map(self._tokens_of, rows)))
         out = {**self._rows(rows), **join_audio(audio)}
         if self._weighted:
             # An empty batch has one row.
@@ -188,6 +190,12 @@ class Batches:
         finally:
             self.reader, self._counts, log.disabled = kept
 
+    def ahead(self, k: int) -> None:
+        """Work that batches after k will need, for all processes of this node: windows are planned, and the tokens of
+        one shard are counted if it was planned without counts."""
+        self.plan.ahead(k)
+        any(source.count_one() for source in self.sources)
+
     def use_encoder_cache(self, cache: EncoderCache) -> None:
         """From now on batches carry ``audio_states`` of this cache, and no audio is read."""
         self.cache = cache
@@ -251,6 +259,18 @@ class Batches:
         key = (self.plan.seed, ref.epoch, f"{source.key(ref.row)}:{source.cfg.task}")
         return replace_targets(encoded, noise, self._ordinary, key)
 
+    def _check_tokens(self, k: int, found: int) -> None:
+        number, first = self.plan.locate(k)
+        planned = int(self.plan.window(number).batch_tokens[k - first])
+        if found != planned:
+            raise ValueError(
+                f"batch {k} has {found} tokens, {planned} were planned: token counts next to its shards are wrong. "
+                "Delete their *.tokens-*.parquet, or make them again with qa-train data tokens"
+            )
+
+    def _tokens_of(self, row: Any) -> int:
+        return len(row.input_ids)
+
     def _rows(self, rows: list[Any]) -> dict[str, Tensor]:
         ids = [row.input_ids for row in rows] or [[self.pad_id]]
         labels = [row.labels for row in rows] or [[IGNORE]]
@@ -306,6 +326,8 @@ class Collator:
         later = None if self._last is None or self._last >= k else 2 * k - self._last
         self._last = k
         built, refs = self.batches.build_named(k, later)
+        if get_worker_info() is not None:
+            self.batches.ahead(k)
         plan = self.batches.plan
         last = (k + 1) % plan.batches_per_step == 0
         passes = self._passes.after(k) if last else [0.0] * len(plan.sources)
@@ -368,6 +390,10 @@ class PreferenceBatches(Batches):
                 )
         return *self._tokens(ref), known
 
+    def _tokens_of(self, row: Any) -> int:
+        prompt, chosen, rejected, *_ = row
+        return 2 * len(prompt) + len(chosen) + len(rejected)
+
     def _rows(self, rows: list[Any]) -> dict[str, Tensor]:
         chosen = [row[0] + row[1] for row in rows] or [[self.pad_id]]
         rejected = [row[0] + row[2] for row in rows] or [[self.pad_id]]
@@ -410,5 +436,6 @@ def open_data(
         batches_per_step=batches_per_step,
         shuffle_window=cfg.shuffle_window,
         cost=cost,
+        share=True,
     )
     return (PreferenceBatches if preference else Batches)(sources, plan, tokenizer, num_mel_bins, cfg)

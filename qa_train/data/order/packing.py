@@ -11,6 +11,9 @@ Costs are summed and compared as integers, so that the result is the same on eve
 
 from __future__ import annotations
 
+import bisect
+import heapq
+import math
 from dataclasses import astuple, dataclass
 
 import numpy as np
@@ -137,17 +140,27 @@ def _last(items: Ints, tokens: Ints, budget: int) -> list[list[int]]:
 def _place(items: Ints, tokens: Ints, budget: int, count: int, best_fit: float = 0.0) -> tuple[list[list[int]], Ints]:
     """Items into ``count`` batches, longest first; the last ``best_fit`` of them where least room is left."""
     order = items[np.argsort(-tokens[items], kind="stable")]
-    load = np.zeros(count, dtype=np.int64)
+    pairs = list(zip(order.tolist(), tokens[order].tolist(), strict=True))
+    loose = math.ceil(len(pairs) * (1 - best_fit))
     batches: list[list[int]] = [[] for _ in range(count)]
     left = []
-    tight = len(order) * (1 - best_fit)
-    for place, item in enumerate(order.tolist()):
-        fits = load + tokens[item] <= budget
-        if not fits.any():
+    # The least loaded first; at a tie the first one.
+    least = [(0, number) for number in range(count)]
+    for item, size in pairs[:loose]:
+        load, number = least[0]
+        if load + size > budget:
             left.append(item)
             continue
-        room = np.where(fits, load, budget + 1) if place < tight else np.where(fits, -load, 1)
-        best = int(np.argmin(room))
-        batches[best].append(item)
-        load[best] += tokens[item]
+        heapq.heapreplace(least, (load + size, number))
+        batches[number].append(item)
+    # From the least to the most loaded; at a tie the first one last.
+    loads = sorted((load, -number) for load, number in least)
+    for item, size in pairs[loose:]:
+        fits = bisect.bisect(loads, (budget - size, 1))
+        if not fits:
+            left.append(item)
+            continue
+        load, number = loads.pop(fits - 1)
+        bisect.insort(loads, (load + size, number))
+        batches[-number].append(item)
     return batches, np.asarray(left, dtype=np.int64)

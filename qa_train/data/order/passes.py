@@ -36,6 +36,8 @@ class Passes:
         return found
 
     def _count(self, window: int) -> Ints:
-        batches = self.plan.window(window).batches
-        counts = [np.bincount([ref.source for ref in batch], minlength=len(self.plan.sources)) for batch in batches]
+        made = self.plan.window(window)
+        batch = np.repeat(np.arange(len(made)), np.diff(made.ends, prepend=0))
+        counts = np.zeros((len(made), len(self.plan.sources)), dtype=np.int64)
+        np.add.at(counts, (batch, made.samples[:, 0]), 1)
         return np.cumsum(counts, axis=0)

@@ -60,15 +60,41 @@ class SampleRef:
 @dataclass(frozen=True)
 class Window:
     """The batches of one window with their tokens and costs, the samples that fit in none, and by source
-    how many records were passed over and why."""
+    how many records were passed over and why. Integers only, so that processes can hand it on."""
 
-    batches: list[list[SampleRef]]
+    # Source, row and epoch of each sample, batch by batch [samples, 3], and where each batch ends [batches].
+    samples: Ints
+    ends: Ints
     batch_tokens: Ints
     batch_costs: Ints
-    too_long: list[SampleRef]
+    # Those that fit in no batch [N, 3].
+    long: Ints
     skipped: dict[int, Counter[str]]
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        return len(self.ends)
+
+    def batch(self, number: int) -> list[SampleRef]:
+        """The samples of one batch, counted from the first of the window."""
+        first = self.ends[number - 1] if number else 0
+        return _refs(self.samples[first : self.ends[number]])
+
+    @property
+    def batches(self) -> list[list[SampleRef]]:
+        """The samples of every batch."""
+        return [self.batch(number) for number in range(len(self))]
+
+    @property
+    def too_long(self) -> list[SampleRef]:
+        """Samples that fit in no batch."""
+        return _refs(self.long)
 
     @property
     def tokens(self) -> int:
         """Tokens of all batches."""
         return int(self.batch_tokens.sum())
+
+
+def _refs(samples: Ints) -> list[SampleRef]:
+    return [SampleRef(*values) for values in samples.tolist()]

@@ -1,21 +1,25 @@
-"""Rows of a source's shards, read when they are needed and kept while they are recent."""
+"""Rows of a source's shards, read when they are needed; the processes of a node share them."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow
 
-from qa_train.data.order.epoch import GROUP_SHARDS, Ints
+from qa_train.data.order.epoch import Ints
 from qa_train.data.shards.catalog import ShardTable
+from qa_train.data.shards.process_cache import KEPT
+from qa_train.data.text.records import BadRecord, stored_record
+from qa_train.utils.node_files import NodeFiles
 
 PLAN_COLUMNS = ("key", "num_samples", "duration_s", "meta")
 CLIP_COLUMNS = ("names", "offsets", "sizes", "crc32c")
-# Kept in memory by each process and source: two groups of shards, and more of small ones.
-_CACHE_BYTES = 32 << 20
-_CACHE_TABLES = 4 * GROUP_SHARDS
+# Unpacked once per node and mapped into the memory of every process that reads them.
+_FILES = NodeFiles("rows", 2 << 30)
 
 
 class RowReader:
@@ -25,10 +29,6 @@ class RowReader:
         self._table = table
         self._ends = np.cumsum(shard_lengths)
         self._starts = self._ends - shard_lengths
-        self._cache: OrderedDict[tuple[int, bool], pyarrow.Table] = OrderedDict()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": OrderedDict()}
 
     def first(self, shard: int) -> int:
         """Number of the shard's first row."""
@@ -49,11 +49,35 @@ class RowReader:
 
     def rows(self, shard: int, *, clips: bool = False) -> pyarrow.Table:
         """The columns for planning, or those with the positions of the clips, for a whole shard."""
-        if (shard, clips) not in self._cache:
-            table = self._table.read(shard, CLIP_COLUMNS if clips else PLAN_COLUMNS)
-            self._cache[shard, clips] = table.combine_chunks()
-            size = sum(t.nbytes for t in self._cache.values())
-            while len(self._cache) > _CACHE_TABLES and size > _CACHE_BYTES:
-                size -= self._cache.popitem(last=False)[1].nbytes
-        self._cache.move_to_end((shard, clips))
-        return self._cache[shard, clips]
+        columns = CLIP_COLUMNS if clips else PLAN_COLUMNS
+        key = (self._table.paths[shard], self._table.fingerprints[shard], columns)
+
+        def load() -> tuple[pyarrow.Table, int]:
+            table = self._table.read(shard, columns).combine_chunks()
+            return table, table.nbytes
+
+        found = KEPT.get(key)
+        if found is None:
+            found, own = _FILES.get(hashlib.sha256(repr(key).encode()).hexdigest()[:32], load, _write, _mapped)
+            KEPT.put(key, found, own)
+        return found
+
+
+def records_of(metas: Iterable[str], path: str, first: int = 0) -> Iterator[dict[str, Any]]:
+    """The records of a shard's index from row ``first`` on; ValueError for one that no shard's JSON could be."""
+    for number, meta in enumerate(metas, first):
+        try:
+            yield stored_record(meta)
+        except BadRecord as error:
+            raise ValueError(f"{path}, row {number} of its index: {error}; index it again") from error
+
+
+def _write(made: tuple[pyarrow.Table, int], part: Path) -> None:
+    with pyarrow.OSFile(str(part), "wb") as file, pyarrow.ipc.new_file(file, made[0].schema) as out:
+        out.write_table(made[0])
+
+
+def _mapped(path: Path) -> tuple[pyarrow.Table, int]:
+    # The memory stays mapped when the file is closed, so that no open file is kept for a table.
+    with pyarrow.memory_map(str(path)) as file:
+        return pyarrow.ipc.open_file(file).read_all(), 0

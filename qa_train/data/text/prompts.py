@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from qa_train.config import config_dir
 from qa_train.data.text.content import content_parts, turn_loss
 from qa_train.data.text.records import BadRecord, fields
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
-from qa_train.data.text.tasks import Task, read_tasks
+from qa_train.data.text.tasks import Pieces, Task, read_tasks
 from qa_train.utils import draws
 from qa_train.utils.closest import did_you_mean
 
@@ -109,6 +109,17 @@ class PromptBank:
     def _prompted(
         self, record: dict[str, Any], name: str, key: str, seed: int, epoch: int, pair: bool
     ) -> tuple[tuple[Message, ...], int]:
+        asked = self.question(record, name, pair=pair, key=key)
+        options = asked.options()
+        if not options:
+            raise Unqualified(f"{key}: task {name} needs fields of its prompts that the record lacks")
+        user = asked.user(options[draw(seed, epoch, key, name, len(options))])
+        if pair or asked.target is None:
+            return (user,), asked.clips
+        return (user, Message("assistant", asked.target)), asked.clips
+
+    def question(self, record: dict[str, Any], name: str, *, pair: bool = False, key: str = "") -> Question:
+        """What a task makes of a record before a wording is drawn; raises Unqualified when it lacks a field."""
         task = self.task(name)
         known = fields(record)
         missing = [field for field in task.requires if field not in known]
@@ -119,16 +130,33 @@ class PromptBank:
             raise Unqualified(f"{key}: task {name} needs a clip, the record is text only")
         if task.clips not in (None, clips):
             raise Unqualified(f"{key}: task {name} needs {task.clips} clips, the record has {clips}")
-        # A wording with a field that the record lacks (e.g. a language tag) is not drawn.
-        options = [prompt for prompt in task.prompts if task.complete(prompt, known)]
         target = next((target for target in task.targets if task.complete(target, known)), None)
-        if not options or not (pair or target):
-            raise Unqualified(f"{key}: task {name} needs fields of its prompts or target that the record lacks")
-        prompt = task.fill(options[draw(seed, epoch, key, name, len(options))], known)
-        user = Message("user", (*(AudioPart(i) for i in range(clips)), *prompt))
-        if pair or target is None:
-            return (user,), clips
-        return (user, Message("assistant", task.fill(target, known))), clips
+        if not (pair or target):
+            raise Unqualified(f"{key}: task {name} needs fields of its target that the record lacks")
+        return Question(task, known, clips, task.fill(target, known) if target else None)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A task on one record: its fields, clips and answer; the wording is open."""
+
+    task: Task
+    known: dict[str, Any]
+    clips: int
+    target: tuple[TextPart, ...] | None
+
+    def options(self) -> list[Pieces]:
+        """Wordings to draw from: one with a field that the record lacks (e.g. a language tag) is none."""
+        return [prompt for prompt in self.task.prompts if self.task.complete(prompt, self.known)]
+
+    def asks(self) -> tuple[Any, ...]:
+        """All that the wordings depend on: equal for records that are asked the same."""
+        return self.clips, *(self.task.value(piece, self.known) for piece in self.task.asked)
+
+    def user(self, wording: Pieces) -> Message:
+        """The user's turn in that wording."""
+        clips = (AudioPart(i) for i in range(self.clips))
+        return Message("user", (*clips, *self.task.fill(wording, self.known)))
 
 
 def draw(seed: int, epoch: int, key: str, task: str, count: int) -> int:

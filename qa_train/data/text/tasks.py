@@ -15,7 +15,8 @@ A file holds tasks by name. Each has
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -63,9 +64,14 @@ class Task:
     prompts: tuple[Pieces, ...]
     lists: dict[str, ListForm] = field(default_factory=dict)
 
+    @cached_property
+    def asked(self) -> tuple[Piece, ...]:
+        """The fields that the wordings name, each once."""
+        return tuple(dict.fromkeys(replace(p, literal="") for prompt in self.prompts for p in prompt if p.field))
+
     def complete(self, pieces: Pieces, known: dict[str, Any]) -> bool:
         """Whether the record has every field that these pieces name."""
-        return all(piece.field is None or self._value(piece, known) for piece in pieces)
+        return all(piece.field is None or self.value(piece, known) for piece in pieces)
 
     def fill(self, pieces: Pieces, known: dict[str, Any]) -> tuple[TextPart, ...]:
         """Trusted literals and untrusted values; a language code inside a tag joins its literal."""
@@ -73,7 +79,7 @@ class Task:
         trusted = ""
         for piece in pieces:
             trusted += piece.literal
-            value = self._value(piece, known)
+            value = self.value(piece, known)
             if not value:
                 continue
             if piece.field == "language" and trusted.endswith("<|"):
@@ -84,7 +90,8 @@ class Task:
             trusted = ""
         return (*parts, TextPart(trusted, trusted=True)) if trusted else tuple(parts)
 
-    def _value(self, piece: Piece, known: dict[str, Any]) -> str | None:
+    def value(self, piece: Piece, known: dict[str, Any]) -> str | None:
+        """The text of a piece's field; None or empty when the record lacks it."""
         value = known.get(piece.field) if piece.field else ""
         if piece.field in self.lists:
             return _listed(self.lists[piece.field], value)

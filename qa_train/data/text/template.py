@@ -53,27 +53,25 @@ def encode(sample: Sample, tokenizer: Any, clip_tokens: list[int], *, last_turn_
 
 def outline(sample: Sample, tokenizer: Any, clip_tokens: list[int], *, last_turn_only: bool = False) -> Outline:
     """What `encode` encodes, for `measure`."""
-    row = _Row(tokenizer, clip_tokens, sample)
     if sample.template == "base":
-        row.base_prompt(sample)
-        row.parts(_base_target(sample), learn=True)
-        row.special(ENDOFTEXT, learn=True)
-    else:
-        messages = _with_system(sample.messages)
-        answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
-        usual = answers[-1:] if last_turn_only else answers
-        for i, message in enumerate(messages):
-            learn = i in usual if message.learned is None else message.learned
-            row.turn(message, answer=message.role == "assistant", learn=learn)
+        return outline_prompt(sample, tokenizer, clip_tokens) + outline_answers(sample, tokenizer)[0]
+    row = _Row(tokenizer, clip_tokens, sample)
+    messages = _with_system(sample.messages)
+    answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
+    usual = answers[-1:] if last_turn_only else answers
+    for i, message in enumerate(messages):
+        learn = i in usual if message.learned is None else message.learned
+        row.turn(message, answer=message.role == "assistant", learn=learn)
     return row.finish()
 
 
 def encode_prompt(sample: Sample, tokenizer: Any, clip_tokens: list[int]) -> list[int]:
     """Everything up to the model's answer, without a final assistant turn."""
-    return _encoded(_prompt(sample, tokenizer, clip_tokens), tokenizer).input_ids
+    return _encoded(outline_prompt(sample, tokenizer, clip_tokens), tokenizer).input_ids
 
 
-def _prompt(sample: Sample, tokenizer: Any, clip_tokens: list[int]) -> Outline:
+def outline_prompt(sample: Sample, tokenizer: Any, clip_tokens: list[int]) -> Outline:
+    """What `encode_prompt` encodes, for `measure`."""
     row = _Row(tokenizer, clip_tokens, sample)
     if sample.template == "base":
         row.base_prompt(sample)
@@ -90,22 +88,27 @@ def _prompt(sample: Sample, tokenizer: Any, clip_tokens: list[int]) -> Outline:
 
 def encode_pair(sample: Sample, tokenizer: Any, clip_tokens: list[int]) -> tuple[list[int], list[int], list[int]]:
     """Prompt, chosen and rejected token ids of a preference pair; answers end with the eos token."""
-    prompt, chosen, rejected = outline_pair(sample, tokenizer, clip_tokens)
-    return tuple(_encoded(part, tokenizer).input_ids for part in (prompt, chosen, rejected))  # type: ignore[return-value]
+    made = outline_prompt(sample, tokenizer, clip_tokens), *outline_answers(sample, tokenizer)
+    prompt, chosen, rejected = (_encoded(part, tokenizer).input_ids for part in made)
+    return prompt, chosen, rejected
 
 
-def outline_pair(sample: Sample, tokenizer: Any, clip_tokens: list[int]) -> tuple[Outline, Outline, Outline]:
-    """What `encode_pair` encodes, for `measure`; the answers are learned."""
-    if sample.chosen is None or sample.rejected is None:
-        raise ValueError(f"{sample.key}: not a preference pair; the record needs 'chosen' and 'rejected'")
-    prompt = _prompt(sample, tokenizer, clip_tokens)
-    answers = []
-    for answer in (sample.chosen, sample.rejected):
+def outline_answers(sample: Sample, tokenizer: Any) -> list[Outline]:
+    """What follows the prompt: the last answer, or the two of a pair, for `measure`. They are learned.
+
+    An answer starts a new token, so the tokens of a row with one question are those of its prompt and of its answer.
+    """
+    pair = sample.chosen is not None and sample.rejected is not None
+    end = ENDOFTEXT if sample.template == "base" else IM_END
+    made = []
+    for answer in (sample.chosen, sample.rejected) if pair else (_last_answer(sample),):
         row = _Row(tokenizer, [], sample)
-        row.parts(answer, learn=True)
-        row.special(ENDOFTEXT if sample.template == "base" else IM_END, learn=True)
-        answers.append(row.finish())
-    return prompt, answers[0], answers[1]
+        row.parts(answer or (), learn=True)
+        row.special(end, learn=True)
+        if end == IM_END and not pair:
+            row.text("\n")
+        made.append(row.finish())
+    return made
 
 
 def measure(outlines: Sequence[Outline], tokenizer: Any) -> NDArray[np.int64]:
@@ -215,7 +218,7 @@ class _Row:
         return self.made
 
 
-def _base_target(sample: Sample) -> tuple[TextPart | AudioPart, ...]:
+def _last_answer(sample: Sample) -> tuple[TextPart | AudioPart, ...]:
     last = sample.messages[-1]
     if last.role != "assistant":
         raise ValueError(f"{sample.key}: a training sample must end with an assistant message")
