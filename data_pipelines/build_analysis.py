@@ -18,6 +18,7 @@ from omegaconf import MISSING
 from data_pipelines.chat_shards import Chat, ChatJob, Place, build, index_digest, places, shard_paths
 from data_pipelines.clips.split import draw, pick
 from data_pipelines.importing.import_report import Report
+from qa_train.data.shards.folders import open_folder
 from qa_train.data.text.prompts import PromptBank, Unqualified
 from qa_train.data.text.records import BadRecord
 from qa_train.data.text.sample import Message, TextPart
@@ -94,7 +95,7 @@ def build_analysis(options: AnalysisConfig) -> Report:
         keys = [key for key, answers in able.items() if answers]
         if keys:
             arguments = (str(path), index_digest(path), keys, labels, settings)
-            target = Path(options.out) / f"{options.name}-{len(jobs):05d}.tar"
+            target = open_folder(options.out) / f"{options.name}-{len(jobs):05d}.tar"
             jobs.append(ChatJob(target, ask, arguments, len(keys)))
     return build(options.name, jobs, report, options.engine_with(options.workers))
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from data_pipelines.clips.split import draw, pick
 from data_pipelines.importing.import_report import Report
 from data_pipelines.synthetic.acoustics import at_snr, level, unclipped
 from data_pipelines.synthetic.speakers import Speaker, SpeakerOptions, open_speaker
+from qa_train.data.shards.folders import open_folder
 from qa_train.utils.jobs import EngineOptions
 
 KINDS = ("over", "two", "command")
@@ -110,7 +110,7 @@ def build_mixtures(options: MixtureConfig) -> Report:
         name: getattr(options, name) for name in ("tts", "voices", "tts_model", "key_env", "split", "seed", "name")
     }
     jobs = [
-        ChatJob(Path(options.out) / f"{options.name}-{i:05d}.tar", mix, (part, settings), len(part))
+        ChatJob(open_folder(options.out) / f"{options.name}-{i:05d}.tar", mix, (part, settings), len(part))
         for i, part in enumerate(in_parts(specs, options.samples_per_shard))
     ]
     return build(options.name, jobs, report, options.engine_with(options.workers))

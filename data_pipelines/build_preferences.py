@@ -39,6 +39,7 @@ from data_pipelines.synthetic.preferences import (
     with_words,
     without_words,
 )
+from qa_train.data.shards.folders import open_folder
 from qa_train.data.shards.index import load_index
 from qa_train.utils.jobs import EngineOptions
 
@@ -113,11 +114,11 @@ def build_preferences(options: PreferencesConfig) -> Report:
             if not count:
                 report.drop(place.key, "no family that the record can give")
         if sum(counts):
-            target = Path(options.out) / f"{options.name}-{len(jobs):05d}.tar"
+            target = open_folder(options.out) / f"{options.name}-{len(jobs):05d}.tar"
             jobs.append(ChatJob(target, contrast, (str(path), index_digest(path), labels, settings), sum(counts)))
     build(options.name, jobs, report, options.engine_with(options.workers))
     lesson = json.dumps(lessons([job.path for job in jobs]), indent=2, ensure_ascii=False)
-    (Path(options.out) / f"{options.name}.lesson.json").write_text(lesson + "\n", encoding="utf-8")
+    (open_folder(options.out) / f"{options.name}.lesson.json").write_text(lesson + "\n", encoding="utf-8")
     return report
 
 

@@ -24,6 +24,7 @@ from data_pipelines.importing.import_report import Report
 from data_pipelines.synthetic.acoustics import at_snr, coloured_noise, in_room, unclipped
 from data_pipelines.synthetic.speakable import one_line, unspeakable
 from data_pipelines.synthetic.speakers import Speaker, SpeakerOptions, open_speaker
+from qa_train.data.shards.folders import open_folder
 from qa_train.data.text.chat_rows import chat_record
 from qa_train.data.text.json_rows import read_rows
 from qa_train.data.text.records import BadRecord
@@ -40,7 +41,7 @@ class VoiceChatConfig(EngineOptions):
 
     # JSONL, several as [A,B]: messages, conversations (ShareGPT), instruction/input/output, or prompt/response.
     path: Any = MISSING
-    # The folder for the shards.
+    # The folder for the shards, or s3://, gs://.
     out: str = MISSING
     # espeak: built in, English (pip install espeakng-loader). 'command:PROGRAM --voice {voice} --out {out}': any
     # program. http://HOST/v1/audio/speech: an OpenAI-compatible endpoint.
@@ -114,7 +115,7 @@ def build_voice_chat(options: VoiceChatConfig) -> Report:
     noises = [asdict(place) for place in places(options.noise, lambda record: "text" not in record)]
     prefix = f"{options.name}-{options.split}"
     jobs = [
-        ChatJob(Path(options.out) / f"{prefix}-{i:05d}.tar", speak, (part, settings, noises), len(part))
+        ChatJob(open_folder(options.out) / f"{prefix}-{i:05d}.tar", speak, (part, settings, noises), len(part))
         for i, part in enumerate(in_parts(items, options.samples_per_shard))
     ]
     return build(prefix, jobs, report, options.engine_with(options.workers))

@@ -29,10 +29,13 @@ from data_pipelines.importing.catalogue import corpus_of, table
 from data_pipelines.importing.import_report import Report, Unlisted
 from data_pipelines.importing.import_shard import BAD, COPIED_SUFFIX, DROPPED_SUFFIX, ImportJob, dropped_of
 from data_pipelines.importing.listing import Listing
+from qa_train.config import StorageConfig
+from qa_train.data.shards.folders import companion, open_folder
 from qa_train.data.shards.index import load_index
 from qa_train.data.tools.outside import Outside
 from qa_train.utils import draws
 from qa_train.utils.jobs import EngineOptions
+from qa_train.utils.masking import masked
 from qa_train.utils.progress import progress
 
 
@@ -42,7 +45,7 @@ class ImportConfig(EngineOptions):
 
     # The corpus as published: a folder, .tar or .zip archives, tables; several as [A,B] (required).
     path: Any = None
-    # The folder for the shards (required).
+    # The folder for the shards, or s3://, gs:// (required).
     out: str = ""
     # Official split, or [A,B]; may be omitted where only one is for training.
     split: Any = None
@@ -94,6 +97,8 @@ class ImportConfig(EngineOptions):
     retry_bad: bool = False
     # Replace files of the same names that no import made.
     overwrite: bool = False
+    # How remote files are read: the keys of data.storage.
+    storage: StorageConfig = field(default_factory=StorageConfig)
 
 
 def main(words: list[str], options: ImportConfig) -> int:
@@ -129,6 +134,10 @@ def import_corpus(corpus: Corpus, options: ImportConfig) -> Iterator[Report]:
     """
     if options.audio not in ("flac", "keep", "in_place"):
         raise ValueError(f"audio={options.audio!r}: use flac, keep or in_place")
+    if options.audio == "in_place" and "://" in options.out:
+        raise ValueError(
+            f"audio=in_place links to files of this file system: out={masked(options.out)} needs flac or keep"
+        )
     budgets = (options.error_budget, options.missing_budget)
     if options.samples_per_shard < 1 or not all(0 <= share <= 1 for share in budgets) or options.workers < 0:
         raise ValueError(
@@ -156,7 +165,7 @@ def _splits(corpus: Corpus, options: ImportConfig) -> list[str]:
 
 
 def _import_split(corpus: Corpus, split: str, options: ImportConfig, block: Blocklist) -> Report:
-    out = Path(options.out).expanduser()
+    out = open_folder(options.out, options.storage)
     prefix = f"{_safe(options.name or corpus.name)}-{_safe(split)}"
     report = Report(corpus.name, split, str(options.fields.get("license", corpus.license)))
     if corpus.name in blocklist.OVERLAPS and options.purpose == "train" and not options.block:
@@ -174,7 +183,7 @@ def _import_split(corpus: Corpus, split: str, options: ImportConfig, block: Bloc
     _make(jobs, options, report)
     linked = 0
     for path in (path for job in jobs for path in job.shards):
-        index = load_index(str(path))
+        index = load_index(str(path), options.storage)
         report.shards += 1
         report.made += len(index)
         report.hours += sum(index.table["duration_s"].to_pylist()) / 3600
@@ -302,7 +311,7 @@ def _refuse_foreign(out: Path, prefix: str, *, overwrite: bool) -> None:
     shards = sorted(out.glob(f"{prefix}-[0-9][0-9][0-9][0-9][0-9].tar"))
     listed = sorted((out / "listing").glob(f"{prefix}-[0-9][0-9][0-9][0-9][0-9].jsonl"))
     names = {path.stem for path in listed}
-    foreign = [path for path in shards if path.stem not in names and not Path(f"{path}{RECIPE_SUFFIX}").exists()]
+    foreign = [path for path in shards if path.stem not in names and not companion(path, RECIPE_SUFFIX).exists()]
     if not listed:
         foreign += [
             path for path in (out / f"{prefix}.report.json", out / f"{prefix}{blocklist.SUFFIX}") if path.exists()
@@ -356,7 +365,7 @@ def _make(jobs: list[ImportJob], options: ImportConfig, report: Report) -> None:
     jobs = [replace(job, max_bad=allowed - report.bad) for job in jobs]
     for job in jobs:
         if options.retry_bad and any(entry["error"] for entry in dropped_of(job.path)):
-            Path(f"{job.path}{RECIPE_SUFFIX}").unlink(missing_ok=True)
+            companion(job.path, RECIPE_SUFFIX).unlink(missing_ok=True)
 
     def count(bad: int) -> None:
         report.bad += bad

@@ -8,7 +8,8 @@ Clips of recorded speech (the starter data), as FLAC in one shard, are read in a
 - ours, killable: the same, with each clip decoded in a child process (data.decode_timeout_s);
 - webdataset: wds.WebDataset + shuffle + soundfile decode + WhisperFeatureExtractor, padded to 30 s, as users of the
   stock Qwen2-Audio processor get it;
-- webdataset, unpadded: the same with the extractor's padding off, for a comparison of the pipelines alone.
+- webdataset, unpadded: the same with the extractor's padding off, for a comparison of the pipelines alone;
+- webdataset, our mel: webdataset + soundfile decode + our log-mel, for a comparison of reading and decoding alone.
 
 CPU time (all threads, children included) counts, the best of ROUNDS rounds with the paths in turn; one torch thread.
 Times real time: seconds of audio per second of CPU.
@@ -33,6 +34,7 @@ import webdataset
 from transformers import WhisperFeatureExtractor
 
 from qa_train.config import starter_dir
+from qa_train.data.audio.mel import log_mel
 from qa_train.data.audio.waveform import SAMPLE_RATE, read_clip
 from qa_train.data.clips import Clip, ClipReader
 from qa_train.data.shards.index import load_index
@@ -75,14 +77,13 @@ def ours(clips: list[Clip], reader: ClipReader) -> Iterable[int]:
         yield sum(mel.shape[1] for mel in mels)
 
 
-def stock(path: Path, extractor: WhisperFeatureExtractor, options: dict[str, Any]) -> Iterable[int]:
-    """Mel frames of each clip from a WebDataset pipeline."""
+def stock(path: Path, mel_frames: Callable[[np.ndarray, int], int]) -> Iterable[int]:
+    """Mel frames of each clip from a WebDataset pipeline; ``mel_frames`` takes a waveform and its rate."""
 
     def decode(sample: dict[str, Any]) -> int:
         wave, rate = soundfile.read(io.BytesIO(sample["flac"]), dtype="float32")
         json.loads(sample["json"])
-        features = extractor(wave, sampling_rate=rate, return_tensors="pt", **options)
-        return int(features.input_features.shape[2])
+        return mel_frames(wave, rate)
 
     return webdataset.WebDataset(str(path), shardshuffle=False).shuffle(1000).map(decode)
 
@@ -113,11 +114,19 @@ def measure(clips: int, seconds: float, rounds: int) -> dict[str, dict[str, floa
             # The child's CPU time counts once it has ended.
             reader.close()
 
+        def extracted(options: dict[str, Any]) -> Callable[[np.ndarray, int], int]:
+            def frames(wave: np.ndarray, rate: int) -> int:
+                features = extractor(wave, sampling_rate=rate, return_tensors="pt", **options)
+                return int(features.input_features.shape[2])
+
+            return frames
+
         paths: dict[str, Callable[[], Iterable[int]]] = {
             "ours": lambda: ours(listed, ClipReader(MEL_BINS)),
             "ours, killable": killable,
-            "webdataset": lambda: stock(path, extractor, PADDED),
-            "webdataset, unpadded": lambda: stock(path, extractor, UNPADDED),
+            "webdataset": lambda: stock(path, extracted(PADDED)),
+            "webdataset, unpadded": lambda: stock(path, extracted(UNPADDED)),
+            "webdataset, our mel": lambda: stock(path, lambda wave, _: log_mel(wave, MEL_BINS).shape[1]),
         }
         best = dict.fromkeys(paths, float("inf"))
         for _ in range(rounds):

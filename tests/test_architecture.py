@@ -91,6 +91,7 @@ OWNERS = {
     "hydra": {"qa_train/config/compose.py", "qa_train/commands/train_stage.py"},
     "av": {"qa_train/data/audio/media.py"},
     "deepspeed": {"qa_train/train/job/distributed.py"},
+    "upath": {"qa_train/data/shards/folders.py"},
     "ray": {"qa_train/utils/ray_pool.py"},
     "urllib3": {"qa_train/data/shards/web_ranges.py"},
     "tenacity": {"qa_train/utils/retry.py"},

@@ -22,8 +22,9 @@ import numpy as np
 import soundfile
 
 from data_pipelines.clips.clip import SAMPLE_RATE, Clip
+from qa_train.data.shards.folders import companion, publish, write_text
+from qa_train.data.shards.sidecar import SUFFIX
 from qa_train.data.shards.writer import ShardWriter
-from qa_train.utils.atomic import write_text
 from qa_train.utils.jobs import Engine, each
 
 RECIPE_SUFFIX = ".recipe"
@@ -89,14 +90,14 @@ class Job:
     @property
     def finished(self) -> bool:
         """Whether the shard exists whole and was made from this recipe."""
-        marker = Path(f"{self.path}{RECIPE_SUFFIX}")
+        marker = companion(self.path, RECIPE_SUFFIX)
         made = marker.read_text(encoding="utf-8").strip() if marker.exists() else ""
         return made == self.recipe and self.complete
 
     @property
     def complete(self) -> bool:
         """Whether the files that ``write`` makes are there."""
-        return self.path.exists() and Path(f"{self.path}.index.parquet").exists()
+        return self.path.exists() and companion(self.path, SUFFIX).exists()
 
     def write(self) -> int:
         """Writes the shard; returns the number of its clips."""
@@ -131,22 +132,22 @@ def make(
 def _run(job: Job) -> int:
     if job.finished:
         return job.num_clips  # by a node that was lost before it could answer
-    marker = Path(f"{job.path}{RECIPE_SUFFIX}")
+    marker, folder = companion(job.path, RECIPE_SUFFIX), job.path.parent
     # Of an earlier recipe; with no clip to keep, no shard takes its place.
     for old in (marker, *job.outputs):
         old.unlink(missing_ok=True)
-    job.path.parent.mkdir(parents=True, exist_ok=True)
-    hidden = f".making-{job.path.name}-"
-    for killed in job.path.parent.glob(f"{glob.escape(hidden)}*"):
+    folder.mkdir(parents=True, exist_ok=True)
+    hidden, here = f".making-{job.path.name}-", folder if isinstance(folder, Path) else None
+    for killed in here.glob(f"{glob.escape(hidden)}*") if here else ():
         shutil.rmtree(killed, ignore_errors=True)
     # A folder of this attempt alone: one that was given up, on a node that only seemed lost, may still write.
-    with tempfile.TemporaryDirectory(prefix=hidden, dir=job.path.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=hidden, dir=here) as scratch:
         try:
             num = replace(job, path=Path(scratch) / job.path.name).write()
         except ValueError as error:
             raise ValueError(f"{job.path} was not made: {error}") from error
         for file in sorted(Path(scratch).iterdir()):
-            file.replace(job.path.parent / file.name)
+            publish(file, folder)
     # The marker comes last and appears whole: a killed job leaves none and is redone.
     write_text(marker, job.recipe + "\n")
     return num

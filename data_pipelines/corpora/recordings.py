@@ -21,6 +21,7 @@ import pyarrow
 import pyarrow.parquet
 
 from qa_train.data.audio.waveform import MIN_CLIP_SAMPLES, BadAudio, read_clip, read_frames, read_header, resample
+from qa_train.data.shards import storage
 from qa_train.data.shards.clip_files import clip_bytes
 from qa_train.data.shards.tar import MAX_MEMBER_BYTES, OTHER_AUDIO_EXTENSIONS
 
@@ -218,7 +219,7 @@ def block_starts(path: str) -> tuple[int, ...]:
     """First row of each row group (Parquet) or batch (Arrow), and the number of rows at the end."""
     starts = [0]
     if path.endswith(".parquet"):
-        file = pyarrow.parquet.ParquetFile(path)
+        file = _parquet(path)
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     else:
         sizes = [batch.num_rows for batch in _arrow(path)]
@@ -230,8 +231,13 @@ def block_starts(path: str) -> tuple[int, ...]:
 @lru_cache(maxsize=2)
 def _block(path: str, block: int, columns: tuple[str, ...]) -> pyarrow.Table:
     if path.endswith(".parquet"):
-        return pyarrow.parquet.ParquetFile(path).read_row_group(block, columns=list(columns))
+        return _parquet(path).read_row_group(block, columns=list(columns))
     return pyarrow.Table.from_batches([_arrow(path)[block]]).select(list(columns))
+
+
+def _parquet(path: str) -> pyarrow.parquet.ParquetFile:
+    """A Parquet file; of one at an address only the parts are read that are asked for."""
+    return pyarrow.parquet.ParquetFile(storage.open_binary(path) if "://" in path else path)
 
 
 @lru_cache(maxsize=8)
@@ -248,7 +254,7 @@ def schema_of(path: str) -> pyarrow.Schema:
     """Columns of a Parquet or Arrow file; ValueError when it is neither."""
     try:
         if path.endswith(".parquet"):
-            return pyarrow.parquet.read_schema(path)
+            return _parquet(path).schema_arrow
         return _arrow(path)[0].schema
     except (pyarrow.ArrowInvalid, OSError, IndexError) as error:
         raise ValueError(f"{path}: not a readable Parquet or Arrow file, or empty ({error})") from error

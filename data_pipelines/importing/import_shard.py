@@ -16,6 +16,7 @@ from data_pipelines.corpora.recordings import Recording, TooLong, duration_s, ra
 from data_pipelines.importing.in_place import InFile
 from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, stored_kind
 from qa_train.data.shards.clip_files import ROUNDED_S
+from qa_train.data.shards.folders import companion
 from qa_train.data.shards.index import Placed, index_places
 from qa_train.data.shards.sidecar import SUFFIX, Problem, origin_of, write_index
 from qa_train.data.shards.tar import AUDIO_EXTENSIONS
@@ -36,7 +37,7 @@ class ImportJob(Job):
     range can name goes into ``copied``.
     """
 
-    listing: str = ""
+    listing: Path = Path()
     max_bad: int = 0
     target: str = ""
     origin: str = ""
@@ -61,7 +62,7 @@ class ImportJob(Job):
         """Shards with their indexes; or none, when every entry was skipped."""
         if self.target and self.path.exists() and not origin_of(str(self.path)):
             return False
-        indexed = all(Path(f"{path}{SUFFIX}").exists() for path in self.shards)
+        indexed = all(companion(path, SUFFIX).exists() for path in self.shards)
         return indexed and (bool(self.shards) or len(list(dropped_of(self.path))) == self.num_clips)
 
     def write(self) -> int:
@@ -108,7 +109,7 @@ def write_entries(job: ImportJob) -> int:
     placed: list[Placed] = []
     where = InFile(job.target) if job.target else None
     with ShardWriter(job.copied if where else job.path, max_samples=1 << 40, max_bytes=1 << 50) as writer:
-        for line in Path(job.listing).read_text(encoding="utf-8").split("\n"):
+        for line in job.listing.read_text(encoding="utf-8").split("\n"):
             entry = json.loads(line)
             key, record = entry["key"], entry["record"]
             with made.counting(key):
@@ -126,13 +127,13 @@ def write_entries(job: ImportJob) -> int:
         write_index(indexes[-1])
     made.note(problem for index in indexes for problem in index.problems)
     text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in made.dropped)
-    Path(f"{job.path}{DROPPED_SUFFIX}").write_text(text, encoding="utf-8")
+    companion(job.path, DROPPED_SUFFIX).write_text(text, encoding="utf-8")
     return made.number
 
 
 def dropped_of(path: Path) -> Iterator[dict[str, Any]]:
     """Skipped entries of the shard at ``path``: key, reason, detail, and whether it counts as an error."""
-    side = Path(f"{path}{DROPPED_SUFFIX}")
+    side = companion(path, DROPPED_SUFFIX)
     if side.exists():
         yield from (json.loads(line) for line in side.read_text(encoding="utf-8").splitlines())
 

@@ -24,6 +24,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 _LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 # Results are small; Ray would take 30 % of the memory for them.
 _OBJECT_STORE_BYTES = 256 << 20
+_CONNECT_S = 30.0
 # Jobs handed in for each core, so that none waits for this process.
 _AHEAD = 2
 
@@ -36,6 +37,7 @@ class RayPool:
         if "://" in address:
             raise ValueError(f"ray_address={address}: start the command on a node of the cluster, and give HOST:PORT")
         os.environ.update(_LOCAL if address == "local" else {})
+        _check_reachable(address)
         try:
             import ray
         except ImportError as error:
@@ -79,6 +81,18 @@ class RayPool:
     def close(self) -> None:
         """Leave the cluster, which ends the jobs of this command there."""
         self._ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """ValueError if nobody listens there: Ray would wait for minutes, and tell it in pages."""
+    host, colon, port = address.rpartition(":")
+    try:
+        if colon:
+            socket.create_connection((host, int(port)), _CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no Ray cluster at {address} ({error}): start one, or correct ray_address= or RAY_ADDRESS"
+        ) from error
 
 
 def _on_node(folder: str, modules: Sequence[str], work: Callable[..., Any], *arguments: Any) -> tuple[bool, Any]:

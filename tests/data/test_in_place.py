@@ -202,6 +202,22 @@ def test_the_index_also_fits_the_files_in_a_bucket(tmp_path: Path) -> None:
     assert validate(shards, print).faults == 0
 
 
+def test_tables_at_an_address_are_read_by_their_parts(tmp_path: Path) -> None:
+    raw = (SETS / "huggingface/data/train-00000-of-00001.parquet").read_bytes()
+    for number in range(2):
+        fsspec.filesystem("memory").pipe_file(f"/hub/train-{number}.parquet", raw)
+    report = imported("huggingface", "memory://hub/train-{0..1}.parquet", tmp_path / "out")
+    assert "0 records are read where they are, 8 were copied" in report.text()
+    texts = [record["text"] for record, _ in clips_of(tmp_path / "out").values()]
+    assert texts == ["one bird", "two birds", "three small birds", "no bird at all"] * 2
+    with pytest.raises(ValueError, match="split=test would be the same recordings"):
+        imported("huggingface", "memory://hub/train-0.parquet", tmp_path / "test", split="test", purpose="eval")
+    with pytest.raises(ValueError, match=r"expected \.parquet files"):
+        imported("huggingface", "memory://hub/train-0.arrow", tmp_path / "none")
+    with pytest.raises(ValueError, match=r"train-7\.parquet: not a readable"):
+        imported("huggingface", "memory://hub/train-7.parquet", tmp_path / "none")
+
+
 @pytest.mark.parametrize("compression", ["none", "snappy"])
 def test_a_table_is_searched_for_its_clips(compression: str, tmp_path: Path) -> None:
     # One clip twice, and two captions of one clip.

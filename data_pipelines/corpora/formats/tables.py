@@ -19,9 +19,11 @@ import pyarrow
 from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Request, present
 from data_pipelines.corpora.formats.fields import AUDIO_COLUMNS, mapping, note_untaken, record_of, untaken
 from data_pipelines.corpora.recordings import Recording, block_starts, class_names, rows, schema_of
+from qa_train.data.shards import storage
 from qa_train.data.text.chat_rows import chat_record, is_chat, unknown_fields
 from qa_train.data.text.records import BadRecord
 from qa_train.data.tools.interchange import said_of
+from qa_train.utils.masking import masked, name_of, without_query
 
 _NUMBERED = re.compile(r"(.*[a-z])[-_.](\d+)")
 _SPLIT_WORDS = {"train", "validation", "valid", "val", "dev", "test", "eval"}
@@ -33,8 +35,11 @@ def table_files(request: Request) -> list[str]:
     Raises ValueError when there is none.
     """
     found: list[str] = []
-    for path in map(Path, request.paths):
-        if path.is_dir():
+    for given in request.paths:
+        path = Path(given)
+        if "://" in given:
+            found += _of_address(given, request)
+        elif path.is_dir():
             found += _of_folder(path, request)
         elif path.suffix in (".parquet", ".arrow"):
             request.without_split(path.name)
@@ -49,6 +54,18 @@ def table_files(request: Request) -> list[str]:
             "with the split in their name, or a folder of save_to_disk"
         )
     return found
+
+
+def _of_address(url: str, request: Request) -> list[str]:
+    """Parquet files at an address, whose braces, and globs where the store can be listed, stand for several."""
+    names = [name for each in storage.unbraced(url) for name in (storage.expand([each]) if "*" in each else [each])]
+    if other := [name for name in names if not without_query(name).endswith(".parquet")]:
+        raise ValueError(
+            f"{masked(other[0])}: expected .parquet files, such as hf://datasets/OWNER/NAME/data/*.parquet"
+        )
+    for name in names:
+        request.without_split(name_of(name))
+    return names
 
 
 def _of_folder(folder: Path, request: Request) -> list[str]:

@@ -252,7 +252,8 @@ class TrainerConfig(ReliabilityConfig):
     bf16: Any = False
     gradient_checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
     save_steps: int = 500
-    # torch.compile for each encoder and decoder layer separately; needs a C++ compiler (CPU) or triton (CUDA).
+    # torch.compile for each encoder and decoder layer separately; needs a C++ compiler (CPU) or triton (CUDA). With
+    # gradient_checkpointing full or none, not selective.
     compile_layers: bool = False
     # Liger's fused RMSNorm, rotary positions and SwiGLU in the LLM; CUDA only, untested.
     use_liger_kernel: bool = False

@@ -12,8 +12,7 @@ import numpy as np
 import soxr
 
 from qa_train.data.audio.front_end import FRONT_END
-from qa_train.data.audio.media import MediaSound
-from qa_train.data.audio.sound import Sound, open_sound
+from qa_train.data.audio.sound import AnySound, Sound, open_sound
 from qa_train.data.audio.structure.containers import CONVERT, damaged
 from qa_train.data.audio.structure.containers import BadAudio as BadAudio
 from qa_train.data.audio.structure.formats import examine
@@ -61,7 +60,7 @@ def read_clip(
     Raises BadAudio when the clip is unreadable, empty, too long, not finite, or
     has a number of samples that differs from its header.
     """
-    with open_sound(source) as sound:
+    with open_sound(source, at_once=True) as sound:
         _check_header(sound)
         max_duration_s = min(max_duration_s, MAX_WHOLE_SAMPLES / sound.rate)
         limit = _limit(sound, max_duration_s)
@@ -143,7 +142,7 @@ def audio_tokens(num_samples: int) -> int:
     return FRONT_END.tokens(num_samples)
 
 
-def _limit(sound: Sound | MediaSound, max_duration_s: float) -> int:
+def _limit(sound: AnySound, max_duration_s: float) -> int:
     """One sample more than may be read; BadAudio when the header already states more."""
     limit = int(max_duration_s * sound.rate) + 1
     if sound.frames is not None and sound.frames >= limit:
@@ -151,13 +150,13 @@ def _limit(sound: Sound | MediaSound, max_duration_s: float) -> int:
     return limit
 
 
-def _mono_blocks(sound: Sound | MediaSound, limit: int) -> Iterator[np.ndarray]:
+def _mono_blocks(sound: AnySound, limit: int) -> Iterator[np.ndarray]:
     """The channels' mean, float32 [n], a block at a time, at most ``limit`` samples in all."""
     for block in sound.blocks(limit):
         yield block if block.ndim == 1 else block.mean(axis=1)
 
 
-def _check_decoded(sound: Sound | MediaSound, count: int, limit: int, max_duration_s: float) -> None:
+def _check_decoded(sound: AnySound, count: int, limit: int, max_duration_s: float) -> None:
     if count >= limit:
         raise BadAudio(_too_long(max_duration_s))
     if count == 0:
@@ -170,7 +169,7 @@ def _too_long(max_duration_s: float) -> str:
     return f"longer than max_duration_s={max_duration_s:g}; cut it, or raise the limit"
 
 
-def _check_header(sound: Sound | MediaSound) -> None:
+def _check_header(sound: AnySound) -> None:
     name = sound.container.name
     if not 1 <= sound.channels <= MAX_CHANNELS:
         raise BadAudio(

@@ -81,7 +81,8 @@ def _checkpointed(mode: str, part: str, rank: int | None) -> Callable[..., Any] 
     options: dict[str, Any] = {"use_reentrant": False}
     if mode == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, partial(_policy, rank))
-    return partial(checkpoint, **options)
+    # Without the decorator that forbids torch.compile whatever is called inside: the layer must be compiled there.
+    return partial(checkpoint.__wrapped__, **options)  # type: ignore[attr-defined]
 
 
 def keeps(operation: str, args: Any, rank: int | None) -> bool:
@@ -97,11 +98,12 @@ def _policy(rank: int | None, _context: Any, operation: Any, *args: Any, **_kwar
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
+def compile_layers(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
     """Let torch.compile fuse each encoder and decoder layer by itself, for any length.
 
     One layer's code serves all layers of its kind, so that it is compiled once. Attention stays outside: its
-    document lengths change with every batch, and each change would compile it again. ValueError without a compiler.
+    document lengths change with every batch, and each change would compile it again. Under "full" checkpointing the
+    layer is compiled inside the checkpoint. ValueError without a compiler.
     """
     compiler = os.environ.get("CXX", "g++")
     if backend == "inductor" and not torch.cuda.is_available() and shutil.which(compiler) is None:

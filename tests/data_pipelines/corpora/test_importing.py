@@ -21,6 +21,7 @@ from data_pipelines.importing.blocklist import Blocklist
 from data_pipelines.importing.catalogue import corpus_of
 from data_pipelines.importing.import_report import Report
 from qa_train.command_line.command_table import run as command
+from qa_train.data.shards.folders import companion, open_folder
 from qa_train.data.shards.index import load_index
 from tests.data_pipelines.corpora.foreign_cases import cut
 from tests.data_pipelines.corpora.made_up import SECONDS, Case, audio_cell, heard, table_bytes, tone, write_tree
@@ -286,6 +287,33 @@ def test_processes_end_with_a_killed_import_and_the_next_one_makes_the_same(tmp_
     run(case, tmp_path, samples_per_shard=500, workers=2)
     assert len(keys(tmp_path)) == 1000
     assert not list(out.glob(".making-*"))
+
+
+def test_an_object_store_gets_the_same_files(tmp_path: Path) -> None:
+    run(GTZAN, tmp_path, samples_per_shard=1)
+    store = open_folder(f"memory://{tmp_path.name}/set")
+    out = tmp_path / "out"
+    report = run(GTZAN, tmp_path, samples_per_shard=1, out=str(store))
+    assert report.made == len(list(out.glob("*.tar")))
+    wanted = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    found = {path.name: path.read_bytes() for path in store.iterdir() if path.is_file()}
+    assert found == wanted
+    # What is finished is not made again; a shard without its marker is.
+    names = sorted(name for name in found if name.endswith(".tar"))
+    for name in names:
+        (store / name).write_bytes(b"x")
+    companion(store / names[0], ".recipe").unlink()
+    with pytest.raises(ValueError, match="has 1 bytes"):
+        run(GTZAN, tmp_path, samples_per_shard=1, out=str(store))
+    assert (store / names[0]).read_bytes() == wanted[names[0]]
+    assert {(store / name).read_bytes() for name in names[1:]} == {b"x"}
+    with pytest.raises(ValueError, match="of an earlier import"):
+        run(GTZAN, tmp_path, samples_per_shard=1, max_samples=1, out=str(store))
+    with pytest.raises(ValueError, match="audio=in_place links to files"):
+        run(GTZAN, tmp_path, audio="in_place", out=str(store))
+    for wrong in ("https://host/set", "hf://datasets/a/b"):
+        with pytest.raises(ValueError, match="shards are written to a folder, s3:// or gs://"):
+            run(GTZAN, tmp_path, out=wrong)
 
 
 def test_files_can_be_kept_as_they_are(tmp_path: Path) -> None:

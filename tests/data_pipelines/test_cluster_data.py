@@ -1,0 +1,164 @@
+"""engine=ray on a cluster of two nodes of this machine, of which one and some processes are killed on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qa_train.data.shards.index import SUFFIX
+from tests.data_pipelines.corpora.made_up import tone, write_tree
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("ray") is None, reason="the extra cluster is missing")]
+# The loopback address only, and only for who has the token. Ray reads this when it is imported.
+LOCAL = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_worker_niceness": "0",
+}  # fmt: skip
+CLIPS, PER_SHARD = 240, 8
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """240 recordings of 20 s as a Kaldi folder; some cannot be read."""
+    names = [f"u{i:03d}" for i in range(CLIPS)]
+    files: dict[str, Any] = {
+        "a.wav": tone("a.wav", 20.0),
+        "b.wav": b"\x01" * 999,
+        "wav.scp": "".join(f"{name} {'b' if name in ('u007', 'u201') else 'a'}.wav\n" for name in names),
+        "text": "".join(f"{name} hello {name}\n" for name in names),
+    }
+    return write_tree(tmp_path_factory.mktemp("kaldi"), files)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    os.environ.update(LOCAL)
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    made.add_node(num_cpus=1)
+    yield made
+    made.shutdown()
+
+
+def command(name: str, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "qa_train", "data", name, *words],
+        env=os.environ | LOCAL, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def done(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == code, err
+    return out, err
+
+
+def importing(corpus: Path, out: Path, *words: str) -> subprocess.Popen[str]:
+    return command("import", "kaldi", f"path={corpus}", f"out={out}", f"samples_per_shard={PER_SHARD}", *words)
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """All files but the listing, whose lines name the same recordings."""
+    return {path.name: path.read_bytes() for path in sorted(out.iterdir()) if path.is_file()}
+
+
+def offspring(pid: int, parent: str = "") -> Iterator[tuple[int, str, str]]:
+    """(pid, name, name of its parent) of the processes below one, outer ones first."""
+    for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+        name = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace")
+        yield child, name, parent
+        yield from offspring(child, name)
+
+
+def kill_one(raylet: int, is_it: Callable[[str, str], bool]) -> None:
+    """SIGKILL to a process below that node of Ray, as soon as there is one of the kind."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        # Processes end while they are looked at.
+        with suppress(OSError):
+            for pid, name, parent in offspring(raylet):
+                if is_it(name, parent):
+                    os.kill(pid, signal.SIGKILL)
+                    return
+    pytest.fail("no such process")
+
+
+def made(out: Path) -> int:
+    return len(list(out.glob("*.recipe")))
+
+
+def wait_for(out: Path, number: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 300
+    while made(out) < number:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_lost_node_and_killed_processes_change_no_byte(corpus: Path, cluster: Any, tmp_path: Path) -> None:
+    done(importing(corpus, tmp_path / "alone", "workers=0"))
+    wanted = contents(tmp_path / "alone")
+    assert sum(name.endswith(".tar") for name in wanted) == CLIPS // PER_SHARD
+
+    out = tmp_path / "ray"
+    process = importing(corpus, out, "engine=ray", f"ray_address={cluster.address}")
+    wait_for(out, 4, process)
+    first = {path: path.stat().st_mtime_ns for path in out.glob("*.recipe")}
+    # A job's own process, and later the worker of Ray that watches one, on the head node.
+    raylet = cluster.head_node.all_processes["raylet"][0].process.pid
+    kill_one(raylet, lambda name, parent: "forkserver" in name and "forkserver" in parent)
+    wait_for(out, 8, process)
+    kill_one(raylet, lambda name, parent: name.startswith("ray::_on_node"))
+    wait_for(out, 12, process)
+    (other,) = cluster.worker_nodes
+    cluster.remove_node(other, allow_graceful=False)
+    wait_for(out, 18, process)
+    cluster.add_node(num_cpus=1)
+    _, err = done(process)
+    assert contents(out) == wanted
+    assert not list(out.glob(".making-*"))
+    assert "begun again, 2 of 3" in err
+    assert "was lost" in err
+    # Nothing that was finished was made again.
+    assert first.items() <= {path: path.stat().st_mtime_ns for path in out.glob("*.recipe")}.items()
+    report = json.loads((out / "kaldi-train.report.json").read_text())
+    assert (report["made"], report["bad"]) == (CLIPS - 2, 2)
+
+    # The same again makes nothing, and the tools find the same as in one process.
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+    done(importing(corpus, out, "engine=ray", f"ray_address={cluster.address}"))
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*.tar")} == before
+    some = sorted(map(str, out.glob("*.tar")))[:4]
+    for tool in ("stats", "validate", "clean"):
+        alone = done(command(tool, *some))[0]
+        assert done(command(tool, *some, "engine=ray", f"ray_address={cluster.address}"))[0] == alone
+    for path in some:
+        Path(path + SUFFIX).unlink()
+    done(command("index", *some, "engine=ray", f"ray_address={cluster.address}"))
+    assert contents(out) == wanted
+
+
+def test_the_error_budget_is_that_of_all_nodes(corpus: Path, cluster: Any, tmp_path: Path) -> None:
+    words = ("engine=ray", f"ray_address={cluster.address}", "error_budget=0.004")
+    # Each shard alone keeps within it: one bad recording is allowed, two are not.
+    err = done(importing(corpus, tmp_path, *words), 2)[1]
+    assert "2 of 240 recordings cannot be read, error_budget=0.004 allows 1" in err
+
+
+def test_a_cluster_that_is_not_there_is_named(corpus: Path, tmp_path: Path) -> None:
+    err = done(importing(corpus, tmp_path, "engine=ray", "ray_address=127.0.0.1:9"), 2)[1]
+    assert "no Ray cluster at 127.0.0.1:9" in err
+    assert "Traceback" not in err
