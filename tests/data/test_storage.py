@@ -24,6 +24,7 @@ from qa_train.data.shards import storage
 from qa_train.data.shards.cache import MIN_BYTES, RangeCache
 from qa_train.data.shards.catalog import write_catalog
 from qa_train.data.shards.index import index_shard, load_index, scan
+from qa_train.data.shards.process_cache import KEPT
 from qa_train.data.shards.remote import RemoteError
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.prompts import PromptBank
@@ -31,6 +32,7 @@ from qa_train.data.tools.validate import validate
 from qa_train.doctor.files import examine_data
 from qa_train.eval.contamination import contamination
 from qa_train.eval.eval_sets import EvalSet, record_questions
+from qa_train.utils import node_files
 from tests.data.conftest import noise
 from tests.data.serving import Server, http_server
 
@@ -61,14 +63,20 @@ def test_shards_of_a_server_are_those_of_the_disk(server: Server) -> None:
 
 
 @pytest.mark.parametrize("listed", [False, True])
-def test_the_settings_reach_indexes_and_catalogs(listed: bool, server: Server, tokenizer: Any) -> None:
+def test_the_settings_reach_indexes_and_catalogs(
+    listed: bool, server: Server, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of all requests, up to the rows of the first batch, none is tried more often than the settings say."""
     if listed:
         write_catalog([server.folder / "a.tar"], server.folder / "all.catalog.parquet")
     name = "all.catalog.parquet" if listed else "a.tar"
     cfg = DataConfig({"s": SourceConfig(shards=[f"{server.url}/{name}"], task="asr")}, storage=QUICK)
 
+    # Every time as the first process of a node.
+    monkeypatch.setattr(node_files, "_folder", lambda: None)
+
     def plan() -> None:
+        KEPT.clear()
         open_data(cfg, tokenizer, 80, seed=0, batches_per_step=1).plan.batch(0)
 
     server.fail()

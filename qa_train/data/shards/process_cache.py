@@ -34,5 +34,10 @@ class ProcessCache:
         while self.bytes > self.most_bytes and len(self._kept) > 1:
             self.bytes -= self._kept.popitem(last=False)[1][1]
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self._kept.clear()
+        self.bytes = 0
+
 
 KEPT = ProcessCache(192 << 20)
