@@ -29,11 +29,17 @@ from typing import Any
 
 import torch
 
+# On a bare machine nothing is installed: the checkout itself is the package.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from qa_train.model.layers import attention
 from qa_train.model.layers.kernels import use_liger_kernels
 
 Found = dict[str, Any]
+ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 300
+# Seven trainings, one after the other.
+LONGER_S = {"sharded": 540}
 # Largest difference as a share of the largest value: rounding of the type, over some hundred terms.
 ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
@@ -193,7 +199,8 @@ def command(*words: str, cpu: bool = False) -> subprocess.CompletedProcess[str]:
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if cpu else {}
     done = subprocess.run(
         [sys.executable, "-m", "qa_train", *words],
-        env=os.environ | {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"} | hidden, capture_output=True, text=True,
+        env=os.environ | {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)} | hidden,
+        capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"qa-train {' '.join(words)} ended with {done.returncode}: {done.stderr[-1500:]}")
@@ -329,6 +336,8 @@ CHECKS: dict[str, Callable[[str], Found]] = {
 
 def one(name: str, device: str) -> Found:
     """A check in this process: what it found, with ``ok`` True, False, or None where it was skipped."""
+    # Float32 is compared to float32's rounding: torch lets cuDNN's convolutions round to TF32 by default.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
         found = CHECKS[name](device)
     except SkippedError as skipped:
@@ -342,15 +351,16 @@ def one(name: str, device: str) -> Found:
 def apart(name: str, device: str) -> Found:
     """A check in a process of its own."""
     words = [sys.executable, __file__, "--device", device, "--one", name]
+    limit_s = LONGER_S.get(name, LIMIT_S)
     started = time.perf_counter()
     # A session of its own, so that trainings which it started end with it.
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        out, errors = process.communicate(timeout=LIMIT_S)
+        out, errors = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        return {"ok": False, "why": f"not done after {LIMIT_S} s"}
+        return {"ok": False, "why": f"not done after {limit_s} s"}
     last = out.strip().splitlines()[-1:] or [""]
     if process.returncode or not last[0].startswith("{"):
         return {"ok": False, "why": f"ended with {process.returncode}: {errors[-1500:]}"}

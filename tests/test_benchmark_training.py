@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from statistics import mean
@@ -141,3 +143,42 @@ def test_a_cell_that_does_not_fit_takes_no_other_with_it(tmp_path: Path, monkeyp
     results = run(tmp_path, *options)
     assert results["out_of_memory"] == [["frozen-llm", "audiocaps", "no room for this"]]
     assert [found["corpus"] for found in results["cells"]] == ["vocalsound"]
+
+
+def test_a_cell_that_fails_does_not_cost_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
+    check = benchmark_training.check_first_step
+
+    def first_fails(first: Any, tolerance: Any) -> None:
+        checked.append("step")
+        if len(checked) == 1:
+            raise RuntimeError("the first step's loss is 2 with ours and 3 with stock")
+        check(first, tolerance)
+
+    monkeypatch.setattr(benchmark_training, "check_first_step", first_fails)
+    out = tmp_path / "results.json"
+    words = ["--size", "test", "--clips", "1", "--rounds", "1", "--batch-sizes", "1", "--data", "vocalsound"]
+    assert benchmark_training.main([*words, "--regimes", "frozen-encoder", "full", "--out", str(out)]) == 1
+    results = json.loads(out.read_text())
+    assert [cell["regime"] for cell in results["cells"]] == ["full"]
+    ((regime, corpus, why),) = results["failed"]
+    assert (regime, corpus) == ("frozen-encoder", "vocalsound")
+    assert why == "RuntimeError: the first step's loss is 2 with ours and 3 with stock"
+
+
+@pytest.mark.parametrize("script", ["check_gpu.py", "benchmark_training.py"])
+def test_the_scripts_of_a_gpu_start_where_nothing_is_installed(script: str, tmp_path: Path) -> None:
+    """As on a bare machine: from any folder, without the package among the installed ones."""
+    code = (
+        "import runpy, sys; sys.path = [p for p in sys.path if p != sys.argv[1]]; "
+        "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]; "
+        "script, sys.argv = sys.argv[2], [sys.argv[2], '--help']; sys.path.insert(0, script.rpartition('/')[0]); "
+        "runpy.run_path(script, run_name='__main__')"
+    )
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(root), str(root / "scripts" / script)],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "--device" in done.stdout

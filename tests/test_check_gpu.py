@@ -54,6 +54,16 @@ def test_answers_that_are_slow_at_new_lengths_fail(
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
+@pytest.mark.parametrize("name", ["attention", "liger"])
+def test_float32_is_not_rounded_to_tf32(name: str, script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    found: list[bool] = []
+    look = lambda device: found.extend([torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32]) or {}  # noqa: E731
+    monkeypatch.setitem(script.CHECKS, name, look)
+    script.one(name, "cpu")
+    assert found == [False, False]
+
+
 def test_answers_are_timed(script: Any) -> None:
     found = script.one("decode", "cpu")
     assert min(found["new_ms"], found["again_ms"], found["cudnn_new_ms"]) > 0

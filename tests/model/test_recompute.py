@@ -117,13 +117,6 @@ def test_compiled_layers_give_the_same_gradients_for_any_length(twins: Twins, mo
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("modes", [("selective", "selective"), ("none", "selective"), ("selective", "full")])
-def test_compiled_layers_refuse_selective_checkpointing(twins: Twins, modes: tuple[str, str]) -> None:
-    twins.ours.set_recompute(encoder=modes[0], llm=modes[1])
-    with pytest.raises(ValueError, match=r"trainer\.gradient_checkpointing\.(encoder|llm)=selective.*use full or none"):
-        compile_layers(twins.ours, backend="eager")
-
-
 def test_a_missing_compiler_is_named(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CXX", "no-such-compiler")

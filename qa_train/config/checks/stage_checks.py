@@ -12,7 +12,6 @@ from qa_train.config.checks.reliability_checks import check_deepspeed, check_rel
 from qa_train.config.settings.evaluation import check_evaluation
 from qa_train.config.settings.sections import (
     AugmentConfig,
-    CheckpointingConfig,
     PartConfig,
     SourceConfig,
     StageConfig,
@@ -191,11 +190,11 @@ def _check_parts(cfg: StageConfig) -> None:
     for part in ("encoder", "llm"):
         if (kind := getattr(cfg.trainer.gradient_checkpointing, part)) not in ("none", "selective", "full"):
             raise ValueError(f"trainer.gradient_checkpointing.{part} is {kind!r}: use none, selective or full")
-    if cfg.trainer.compile_layers and cfg.trainer.gradient_checkpointing != CheckpointingConfig():
-        raise ValueError(
-            "trainer.compile_layers has no effect on layers with trainer.gradient_checkpointing (torch.compile skips "
-            "them): use one of the two"
-        )
+        if cfg.trainer.compile_layers and kind == "selective":
+            raise ValueError(
+                f"trainer.compile_layers does not go with trainer.gradient_checkpointing.{part}=selective, which "
+                "chooses single operations, and compiled code has none: use none or full"
+            )
     if cfg.trainer.use_liger_kernel and cfg.trainer.gradient_checkpointing.llm == "selective":
         raise ValueError(
             "trainer.use_liger_kernel rotates queries and keys in place, and "

@@ -103,16 +103,8 @@ def compile_layers(model: nn.Module, backend: str | Callable[..., Any] = "induct
 
     One layer's code serves all layers of its kind, so that it is compiled once. Attention stays outside: its
     document lengths change with every batch, and each change would compile it again. Under "full" checkpointing the
-    layer is compiled inside the checkpoint; call `set_recompute` first.
-
-    Raises:
-        ValueError: there is no compiler, or "selective" was chosen: compiled code hides single operations from it.
+    layer is compiled inside the checkpoint. ValueError without a compiler.
     """
-    if selective := [part for part in LAYERS if (getattr(model, "_chosen", None) or {}).get(part) == "selective"]:
-        raise ValueError(
-            f"trainer.compile_layers does not go with trainer.gradient_checkpointing.{selective[0]}=selective, which "
-            "chooses single operations, and compiled code has none: use full or none, or trainer.compile_layers=false"
-        )
     compiler = os.environ.get("CXX", "g++")
     if backend == "inductor" and not torch.cuda.is_available() and shutil.which(compiler) is None:
         raise ValueError(
