@@ -258,7 +258,7 @@ class UnpaddedQwen2AudioForConditionalGeneration(_StockName, LayerwiseRecompute,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         row_weights: torch.Tensor | None = None,
-        label_smoothing: float = 0.0,
+        smoothing: float = 0.0,
         return_row_losses: bool = False,
         return_logits: bool | None = None,
         **kwargs: Any,
@@ -268,7 +268,8 @@ class UnpaddedQwen2AudioForConditionalGeneration(_StockName, LayerwiseRecompute,
         The loss is the cross-entropy summed over supervised tokens (label not -100) and divided by
         ``num_items_in_batch``, or by their number; only their rows meet the head, and no logits are returned unless
         ``return_logits`` asks for them (None: as the attribute of that name).
-        ``row_weights`` [B]: factors on the loss of the rows; ``label_smoothing``: of all; ``return_row_losses``: also
+        ``row_weights`` [B]: factors on the loss of the rows; ``smoothing``: of their labels (no name with
+        "label", which a Trainer would look for in batches); ``return_row_losses``: also
         the losses of the rows.
         ``logits_to_keep``: only the last so many positions of the logits (0: all), or the positions themselves.
         """
@@ -293,7 +294,7 @@ class UnpaddedQwen2AudioForConditionalGeneration(_StockName, LayerwiseRecompute,
             logits = self.lm_head(hidden[:, kept])
         if labels is not None:
             loss, row_losses = supervised_loss(
-                self.lm_head, hidden, labels, attention_mask, num_items_in_batch, row_weights, label_smoothing
+                self.lm_head, hidden, labels, attention_mask, num_items_in_batch, row_weights, smoothing
             )
         return UnpaddedOutput(
             loss=loss,

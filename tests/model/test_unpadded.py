@@ -116,7 +116,7 @@ def test_label_smoothing_is_that_of_transformers(twins: Twins, factor: float) ->
     batch = Batch(MIXED)
     output = {"logits": twins.stock(**batch.padded(), use_cache=False).logits}
     expected = LabelSmoother(factor)(output, batch.labels, shift_labels=True)
-    found = twins.ours(**batch.joined(), labels=batch.labels, label_smoothing=factor).loss
+    found = twins.ours(**batch.joined(), labels=batch.labels, smoothing=factor).loss
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -8,7 +8,7 @@ import torch
 from data_pipelines.clips import split
 from qa_train.data.audio.augment import mask_spans
 from qa_train.data.order.epoch import hashes
-from qa_train.data.order.seek import _digest
+from qa_train.data.order.seek import number_of
 from qa_train.data.text.noise import replace_targets
 from qa_train.data.text.prompts import draw
 from qa_train.data.text.template import Encoded
@@ -30,7 +30,7 @@ def test_the_numbers_of_training_stay() -> None:
         1567234991297854562, 4937255216210820644, 6858029214287934183,
     ]  # fmt: skip
     assert hashes(2).tolist() == [11304702791397197789, 14078216091297057993]
-    assert _digest("settings") == 222812460894767
+    assert number_of("settings") == 222812460894767
 
 
 def test_the_numbers_of_the_builders_stay() -> None:

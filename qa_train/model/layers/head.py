@@ -28,16 +28,16 @@ class Head(nn.Linear):
         return head.train(linear.training)
 
     def forward(
-        self, hidden: torch.Tensor, targets: torch.Tensor | None = None, label_smoothing: float = 0.0
+        self, hidden: torch.Tensor, targets: torch.Tensor | None = None, smoothing: float = 0.0
     ) -> torch.Tensor:
         """hidden [..., D] -> logits [..., V]; with targets [N], hidden [N, D] -> cross-entropy of each [N], float32."""
         if targets is None:
             return super().forward(hidden)
         chunks = list(zip(hidden.split(_CHUNK), targets.split(_CHUNK), strict=True))
         if len(chunks) > 1 and torch.is_grad_enabled():
-            losses = [checkpoint(self._cross_entropy, *chunk, label_smoothing, use_reentrant=False) for chunk in chunks]
+            losses = [checkpoint(self._cross_entropy, *chunk, smoothing, use_reentrant=False) for chunk in chunks]
         else:
-            losses = [self._cross_entropy(*chunk, label_smoothing) for chunk in chunks]
+            losses = [self._cross_entropy(*chunk, smoothing) for chunk in chunks]
         return torch.cat(losses)
 
     def _cross_entropy(self, hidden: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
@@ -55,13 +55,13 @@ def supervised_loss(
     mask: torch.Tensor | None,
     num_items: torch.Tensor | int | None,
     row_weights: torch.Tensor | None = None,
-    label_smoothing: float = 0.0,
+    smoothing: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of the next token, summed over supervised tokens / ``num_items`` (None: their number).
 
     Also its sum by row [B], float32, not divided and without a gradient: for the record of each source.
     ``row_weights`` [B] are factors on the loss of the rows; neither the number nor the sums by row change.
-    ``label_smoothing``: as torch's ``cross_entropy``.
+    ``smoothing``: as torch's ``cross_entropy``.
 
     hidden [B, L, D]; labels [B, L], not shifted, -100 where nothing is supervised; mask [B, L], 0 on padding. A token
     counts if it and the one before it are real. Zero, with a gradient of zero, if no token counts.
@@ -74,9 +74,9 @@ def supervised_loss(
     targets = labels[:, 1:][supervised]
     rows = hidden[:, :-1][supervised]
     if isinstance(head, Head):
-        losses: torch.Tensor = head(rows, targets, label_smoothing)
+        losses: torch.Tensor = head(rows, targets, smoothing)
     else:
-        losses = _cross_entropy(head(rows), targets, label_smoothing)
+        losses = _cross_entropy(head(rows), targets, smoothing)
     # Through a rectangle: adding up by index is not deterministic on CUDA.
     by_token = losses.new_zeros(supervised.shape)
     by_token[supervised] = losses.detach()
