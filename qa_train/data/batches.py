@@ -419,11 +419,13 @@ def open_data(
     batches_per_step: int,
     preference: bool = False,
     cost: Cost | None = None,
+    share_windows: bool = True,
 ) -> Batches:
     """Open the sources of a config and plan their order; ``preference`` gives PreferenceBatches.
 
     ``cost`` weighs tokens against audio when batches are made equally costly; null: the released model's shape.
-    Training and its commands use that of the run's own model (``qa_train.planner.balance``).
+    Training and its commands use that of the run's own model (``qa_train.planner.balance``). ``share_windows``: read
+    what another process of this machine has planned.
 
     Raises ValueError when an index is missing or stale, when a source has no usable record, or
     when indexing skipped more records than the error budget allows.
@@ -436,6 +438,6 @@ def open_data(
         batches_per_step=batches_per_step,
         shuffle_window=cfg.shuffle_window,
         cost=cost,
-        share=True,
+        share=share_windows,
     )
     return (PreferenceBatches if preference else Batches)(sources, plan, tokenizer, num_mel_bins, cfg)

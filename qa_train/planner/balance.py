@@ -50,6 +50,8 @@ def open_planned(cfg: StageConfig) -> Batches:
         batches_per_step=cfg.trainer.batches_per_step,
         preference=cfg.kind.pairs,
         cost=cost_of(cfg, Shapes.of(load_model_config(cfg.model))),
+        # How fast a process plans is part of what the commands show.
+        share_windows=False,
     )
 
 

@@ -90,6 +90,7 @@ def _time(made: Estimate) -> list[str]:
     per_gpu = cfg.trainer.batches_per_step // options.gpus
     source = MFU_SOURCE if options.mfu is None else "as given"
     audio_h = load.audio_s * cfg.trainer.batches_per_step / 3600
+    needed = load.samples * cfg.trainer.batches_per_step / made.step_s
     lines = [
         "",
         f"one step: {cfg.trainer.batches_per_step} batches of {cfg.data.tokens_per_batch} tokens ({per_gpu} per GPU)",
@@ -107,6 +108,11 @@ def _time(made: Estimate) -> list[str]:
         ),
         f"the run: {cfg.trainer.max_steps:,} steps, {made.wall_hours:,.1f} hours, {made.gpu_hours:,.0f} GPU-hours",
     ]
+    if load.planned_per_s is not None:
+        rate = f"one process of each machine plans {load.planned_per_s:,.0f}"
+        lines.insert(-1, f"  its data: {needed:,.0f} samples/s; {rate}")
+        if needed > load.planned_per_s / 2:
+            lines.insert(-1, "  -> planning would hold the GPUs up: write token counts with qa-train data tokens")
     if options.price is not None:
         lines[-1] += f", costs {made.gpu_hours * options.price:,.0f} at {options.price:g} per GPU-hour"
     return lines

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,8 @@ class Load:
     tasks: list[Task]
     origin: str
     problems: list[str] = field(default_factory=list)
+    # Samples per second that one process plans; None if the shards are not here, or were planned before.
+    planned_per_s: float | None = None
 
     @property
     def audio_s(self) -> float:
@@ -85,7 +87,7 @@ def from_data(cfg: StageConfig) -> Load:
         cfg.trainer.max_steps = steps_of_epochs(data.plan, data.sources, cfg.trainer.epochs)
     lengths: list[Ints] = []
     seen = effective_mixture(data.plan, data.sources, min(cfg.trainer.max_steps, LOOK), lengths=lengths)
-    return from_effective_mixture(cfg, seen, lengths)
+    return replace(from_effective_mixture(cfg, seen, lengths), planned_per_s=data.plan.rate)
 
 
 def from_effective_mixture(cfg: StageConfig, seen: dict[str, Any], lengths: list[Ints]) -> Load:

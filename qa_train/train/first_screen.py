@@ -51,12 +51,23 @@ def first_screen(stage: Stage, model: Any, rehearsal: Rehearsal | None = None) -
         "mixture": _mixture(ahead["sources"], times),
         "steps": f"{steps:,} steps of {cfg.trainer.batches_per_step} x {cfg.data.tokens_per_batch:,} tokens "
         f"({ahead['fill']:.0%} full): {ahead['tokens'] * times / 1e6:,.2f} M tokens, {hours:,.2f} hours of audio",
+        "planning": _planning(plan.rate, ahead["samples"] / look),
         "machine": f"{world} process{'es' * (world > 1)} on {_device()}, {precision}, deepspeed {cfg.deepspeed.name}",
         "time": expected_time(stage, rehearsal, ahead, lengths, world),
         "saves": f"every {cfg.trainer.save_steps:,} steps and at the end; metrics in {tracker}",
         "writes to": f"{stage.run.dir} ({f'resuming from {stage.resume.name}' if stage.resume else 'a fresh start'})",
     }
     return "\n".join(f"{name:<10}{shorten(text, _WIDTH, placeholder=' ...')}" for name, text in lines.items())
+
+
+def _planning(rate: float | None, samples: float) -> str:
+    """How fast a step of so many samples may be before its data are not planned in time."""
+    if rate is None:
+        return f"{samples:,.0f} samples a step, planned by another process of this machine"
+    return (
+        f"{samples:,.0f} samples a step; one process of each machine plans {rate:,.0f} a second, enough for steps of "
+        f"{samples / rate:.2g} s or more"
+    )
 
 
 def weights(cfg: ModelConfig) -> str:

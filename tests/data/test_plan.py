@@ -94,6 +94,15 @@ def test_seek_needs_no_replay() -> None:
         walked.seek(1, 5)
 
 
+def test_the_rate_is_of_what_this_process_planned() -> None:
+    plan = make()
+    assert plan.rate is None
+    plan.window(2)
+    assert plan._planned_samples == 3 * 900
+    assert plan.rate is not None
+    assert 100 < plan.rate < 1e9
+
+
 @pytest.mark.parametrize(("bad", "share"), [(0, 1.0), (2, 0.5), (5, 0.8)])
 def test_little_more_is_measured_than_is_taken(bad: int, share: float) -> None:
     many = [fake(str(i), 1, [5000], bad=bad) for i in range(64)]

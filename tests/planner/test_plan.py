@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +164,12 @@ def test_shards_that_are_there_are_planned(tmp_path: Path) -> None:
     assert made.load.clip_s == pytest.approx(1.0, abs=0.05)
     (task,) = made.load.tasks
     assert task.epochs == pytest.approx(task.samples / 40)
+    # A GPU computes a step of the tiny model far faster than a process plans one.
+    assert made.load.planned_per_s is not None
+    assert "  -> planning would hold the GPUs up: write token counts with qa-train data tokens" in as_text(made)
+    slow = replace(made, load=replace(made.load, planned_per_s=1e12))
+    assert "hold the GPUs up" not in as_text(slow)
+    assert "one process of each machine plans 1,000,000,000,000" in as_text(slow)
 
 
 def run(*words: str) -> int:

@@ -11,7 +11,7 @@ import torch
 
 from qa_train.config import EncoderConfig, ModelConfig, RunConfig, StageConfig
 from qa_train.train import forecast
-from qa_train.train.first_screen import parameters, weights
+from qa_train.train.first_screen import _planning, parameters, weights
 from qa_train.train.forecast import expected_time
 from qa_train.train.job.run import RunFolder
 
@@ -25,6 +25,12 @@ def test_parameters_by_part() -> None:
     assert parameters(model) == "0.3 M parameters, 0.0 M of them train (llm 0.0 M)"
     model.requires_grad_(False)
     assert parameters(model).endswith("(nothing)")
+
+
+def test_the_screen_knows_how_fast_data_are_planned() -> None:
+    assert _planning(None, 27.3) == "27 samples a step, planned by another process of this machine"
+    said = "4,000 samples a step; one process of each machine plans 50,000 a second, enough for steps of 0.08 s or more"
+    assert _planning(50_000.0, 4000.0) == said
 
 
 def test_a_checkpoint_says_which_sources_it_replaces() -> None:

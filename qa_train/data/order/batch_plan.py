@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
@@ -113,6 +114,8 @@ class Plan:
         # Starts of windows, by number; not all of them.
         # The window whose followers are planned.
         self._share, self._ahead_of = share, -1
+        # Samples that this process planned itself, and the CPU time that it took.
+        self._planned_samples, self._planned_s = 0, 0.0
         self._starts = [Start(0, 0, 0, tuple((0, 0) for _ in used))]
         self._board = Board(len(used))
 
@@ -371,9 +374,14 @@ class Plan:
         parts = [self.fingerprint, start.window, start.first_batch, start.base, start.cursors, grown]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
+    @property
+    def rate(self) -> float | None:
+        """Samples per second that one process plans; None if others have planned all that it asked for."""
+        return self._planned_samples / self._planned_s if self._planned_s else None
+
     def _planned(self, start: Start) -> tuple[Window, Start]:
         """A window and where the next one starts, as a pure function."""
-        number = start.window
+        began, number = time.process_time(), start.window
         active = [
             u
             for u, i in enumerate(self._used)
@@ -388,6 +396,8 @@ class Plan:
             cursors[u][0] >= limit for u in active if (limit := self.sources[self._used[u]].max_epochs) is not None
         )
         following = Start(number + 1, start.first_batch + len(window), number + 1 if ran_dry else start.base, cursors)
+        self._planned_samples += sum(len(part.rows) for part in parts.values())
+        self._planned_s += time.process_time() - began
         return window, following
 
     def _take(self, i: int, epoch: int, position: int, count: int) -> _Part:
