@@ -224,7 +224,7 @@ def _streamed(
     """
     if options.audio == "in_place":
         raise ValueError("audio=in_place is for files of this machine: download them, or use audio=keep for URLs")
-    files = storage.expand(request.paths)
+    files = storage.expand(request.paths, options.storage)
     _refuse_leftovers(out, admission.prefix, len(files))
     jobs = stream_jobs(files, admission, request, out, audio=options.audio, max_duration_s=options.max_duration_s)
     _forget_bad(jobs, options)
@@ -258,6 +258,7 @@ def _streamed(
             some = some if left is None else [some[0].at_most(left)]
             begun += some
             make(some, engine=options.engine_with(options.workers), what="streaming", unit="files", ready=tally)
+    _refuse_leftovers(out, admission.prefix, len(begun))
     for several in notes.values():
         report.notes.append(several[0] + (f"; the like in {len(several)} files" if len(several) > 1 else ""))
     return begun

@@ -258,3 +258,23 @@ def test_a_dictionary_of_free_entries_is_changed_entry_by_entry(composed: Any) -
         with pytest.raises(ValueError, match=r"would clear nothing: .*'~.*\.KEY' takes one out"):
             check_experiment([word])
     check_experiment(["data={sources: {}}", "evaluation.sets={}"])
+
+
+def test_what_tracking_needs_is_checked_before_the_model_is_loaded(
+    composed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qa_train.config.checks.stage_checks.find_spec", lambda name: None)
+    words = ["experiment=smoke", "run.dir=x"]
+    for fine in (["tracking=none"], ["tracking.wandb=disabled"], ["tracking=default"]):
+        composed("sft", *words, *fine)
+    for more, message in (
+        (
+            ["tracking.report_to=[tensorboard]"],
+            r"tensorboard, which is not installed: pip install 'qa-train\[tensorboard\]'",
+        ),
+        (["tracking.wandb=online", "tracking.report_to=[wandb]"], "wandb, which is not installed"),
+        (["tracking=none", "tracking.wandb=offline"], "has no effect: add wandb to tracking.report_to"),
+        (["tracking.report_to=[comet]"], "'comet': use a list of wandb, tensorboard, mlflow, trackio"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            composed("sft", *words, *more)

@@ -53,7 +53,7 @@ class Recording:
     channel: int | None = None
     data: str = ""
     # The file itself, of a recording that is made into a record at once and in no list.
-    raw: bytes = b""
+    raw: bytes | None = None
     # How the file is compressed of which offset and size are a range: "zstd", "gzip", "bz2", "brotli".
     packed: str = ""
 
@@ -86,7 +86,7 @@ def source_of(place: Recording) -> bytes | Path:
 
     Raises MissingAudio or BadAudio.
     """
-    if place.raw:
+    if place.raw is not None:
         return place.raw
     if place.row is not None:
         return _cell(place)
@@ -198,6 +198,8 @@ def _cell(place: Recording) -> bytes:
     if isinstance(raw, bytes) and raw:
         return raw
     path = Path(str((value or {}).get("path") if isinstance(value, dict) else value))
+    if "://" in place.path:
+        raise MissingAudio(f"{place.name}: no audio bytes in column {place.column!r}; files that it names are not read")
     path = path if path.is_absolute() else Path(place.path).parent / path
     if not path.is_file():
         raise MissingAudio(f"{place.name}: no audio bytes in column {place.column!r}, and no file {path}")

@@ -22,6 +22,7 @@ from qa_train.data.shards.sidecar import SUFFIX, Problem, origin_of, write_index
 from qa_train.data.shards.tar import AUDIO_EXTENSIONS
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.records import BadRecord
+from qa_train.utils.masking import masked
 
 DROPPED_SUFFIX = ".dropped.jsonl"
 COPIED_SUFFIX = "-copied.tar"
@@ -95,7 +96,7 @@ class Made:
 
     def drop(self, key: str, reason: str, detail: str, *, error: bool) -> None:
         """What does not become a record."""
-        self.dropped.append({"key": key, "reason": reason, "detail": detail, "error": error})
+        self.dropped.append({"key": key, "reason": reason, "detail": masked(detail), "error": error})
 
     def save(self, path: Path) -> None:
         """Write what was dropped next to the shard at ``path``."""
@@ -138,7 +139,7 @@ def dropped_of(path: Path) -> Iterator[dict[str, Any]]:
     """Skipped entries of the shard at ``path``: key, reason, detail, and whether it counts as an error."""
     side = companion(path, DROPPED_SUFFIX)
     if side.exists():
-        yield from (json.loads(line) for line in side.read_text(encoding="utf-8").splitlines())
+        yield from (json.loads(line) for line in side.read_text(encoding="utf-8").split("\n") if line)
 
 
 def clips_of(

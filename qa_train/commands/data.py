@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qa_train.commands.data_tools import StorageOptions, ToJsonlOptions
-from qa_train.config import OrderConfig
+from qa_train.config import OrderConfig, StorageConfig  # noqa: F401 (pdoc looks up inherited annotations here)
 from qa_train.utils.jobs import EngineOptions, each
 from qa_train.utils.progress import say
 

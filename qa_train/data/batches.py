@@ -327,7 +327,9 @@ class Collator:
         self._last = k
         built, refs = self.batches.build_named(k, later)
         if get_worker_info() is not None:
-            self.batches.ahead(k)
+            # What cannot be planned is raised when the batch is asked for, which may be never.
+            with suppress(OSError, ValueError):
+                self.batches.ahead(k)
         plan = self.batches.plan
         last = (k + 1) % plan.batches_per_step == 0
         passes = self._passes.after(k) if last else [0.0] * len(plan.sources)

@@ -78,6 +78,8 @@ def steps_of_epochs(plan: Plan, sources: list[Source], epochs: float) -> int:
             if samples < wanted:
                 samples, batches = samples + len(batch), batches + 1
         samples += len(plan.window(number).too_long) if samples < wanted else 0
+    # A run whose data have grown goes on from other starts of windows.
+    plan.forget()
     return max(1, ceil(batches * max(1.0, wanted / samples) / plan.batches_per_step))
 
 

@@ -97,9 +97,11 @@ class Source:
         self._kept_rows: dict[int, Ints] = {}
         self._judged: OrderedDict[int, NDArray[np.object_]] = OrderedDict()
         # With max_samples, new shards change which records of the others are taken.
-        self.shard_ids: Sequence[str] | None = self.table.fingerprints if self.quotas is None else None
+        self.shard_ids: Sequence[str] | None = None
         self.settings, self.fingerprint = self._fingerprints(data)
         self._duplicates = self._find_duplicates()
+        if self.quotas is None:
+            self.shard_ids = self._ids()
         self._twice = np.asarray(sorted(self._duplicates), dtype=np.int64)
 
     def __len__(self) -> int:
@@ -403,6 +405,11 @@ class Source:
         without = int(self.table.rows[self.table.matching == 0].sum())
         beyond = int(self.table.rows.sum()) - without - int(self.shard_lengths.sum())
         return +Counter({_TWICE: self.table.copies, REASONS[1]: without, _BEYOND: beyond})
+
+    def _ids(self) -> list[str]:
+        """Digests of the shards, and which of their records are copies of others: both decide what is read."""
+        searched = self.shard_lengths.sum() <= DUPLICATE_RECORDS
+        return [f"{each} {searched} {self._duplicates_of.get(n, '')}" for n, each in enumerate(self.table.fingerprints)]
 
     def _find_duplicates(self) -> frozenset[int]:
         """Rows with the same key, JSON and audio in an earlier shard; searched in sources of moderate size. Key and

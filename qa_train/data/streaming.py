@@ -25,6 +25,7 @@ from qa_train.data.shards.row_reader import CLIP_COLUMNS, RowReader
 from qa_train.data.source import Source
 from qa_train.data.text.content import plain_messages
 from qa_train.data.text.records import stored_record
+from qa_train.utils.masking import masked
 
 log = logging.getLogger(__name__)
 # Rows of a shuffled order at a time.
@@ -179,12 +180,13 @@ class _Decoded:
                 audio = [self._reader.wave(clip) for clip in clips]
             except SkipSample as skip:
                 bad += 1
-                log.warning("skipped %s of %s (%s): %s", sample["__key__"], sample["__url__"], skip.reason, skip)
+                shard, why = masked(sample["__url__"]), masked(skip)
+                log.warning("skipped %s of %s (%s): %s", sample["__key__"], shard, skip.reason, why)
                 if bad > self._budget * max(seen, BUDGET_FLOOR):
                     raise ValueError(
                         f"{bad} of {seen} samples could not be read, more than error_budget={self._budget:g} allows; "
-                        f"the last: {sample['__key__']} of {sample['__url__']} ({skip.reason}): {skip}. Repair or "
-                        "index the shards again, or raise the budget."
-                    ) from skip
+                        f"the last: {sample['__key__']} of {shard} ({skip.reason}): {why}. Repair or index the shards "
+                        "again, or raise the budget."
+                    ) from None
                 continue
             yield sample | {"audio": audio, "sampling_rate": SAMPLE_RATE}

@@ -124,7 +124,8 @@ class UnpaddedQwen2AudioModel(_StockName, Qwen2AudioModel):
 
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(ids.flatten() if rows is None else rows.drop_padding(ids))
-            if self.training and self.neftune_noise_alpha and rows is not None:
+            # Not for a reference that is this model without its adapters.
+            if self.training and torch.is_grad_enabled() and self.neftune_noise_alpha and rows is not None:
                 inputs_embeds = inputs_embeds + rows.noise(inputs_embeds) * self.neftune_noise_alpha
             if not decoding or input_features is not None or audio_states is not None:
                 features, lengths = joined_features(input_features, feature_attention_mask, feature_lengths)

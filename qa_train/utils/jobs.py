@@ -5,13 +5,14 @@ that its result does not depend on what ran before, and its end is the end of on
 
 - a job that raises ends the run with its error;
 - a job whose process dies (a native decoder crashed, memory ran out) is tried again, `ATTEMPTS` times in all;
-- a job whose node is lost is tried again, however often.
+- a job whose node is lost is tried again, ten times at most.
 
 So a job must be repeatable: the same item gives the same result, and what it writes appears whole.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
@@ -26,6 +27,8 @@ Result = TypeVar("Result")
 ENGINES = ("local", "ray")
 # How often a job is begun whose process dies. Deaths for want of memory may pass; a decoder crashes again.
 ATTEMPTS = 3
+# And how often one whose node is lost: a job may be what takes its node down.
+_LOSSES = 10
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ def each(
     ):
         running: dict[Future[Result], tuple[int, int]] = {}  # future -> (position, attempt)
         finished: dict[int, Result] = {}
+        lost = Counter[int]()
 
         def begin(position: int, attempt: int) -> None:
             running[pool.submit(work, items[position], *arguments)] = position, attempt
@@ -126,6 +130,9 @@ def each(
                 try:
                     result = pool.result(future)
                 except NodeLost as error:
+                    lost[position] += 1
+                    if lost[position] == _LOSSES:
+                        raise ValueError(f"{item}: {error}, {_LOSSES} times: it may take its nodes down") from error
                     say(f"{item}: {error}; begun again", error=True)
                     begin(position, attempt)
                     continue

@@ -294,3 +294,40 @@ def first_epoch(batches: Batches, first: int, last: int) -> list[str]:
     """Keys of the first source's records in its first epoch."""
     refs = [ref for k in range(first, last) for ref in batches.plan.batch(k)]
     return [batches.sources[0].key(ref.row) for ref in refs if (ref.source, ref.epoch) == (0, 0)]
+
+
+@pytest.mark.parametrize("at", [2, 6, 13, 20])
+def test_counting_the_steps_of_epochs_leaves_no_trace(tmp_path: Path, at: int) -> None:
+    """A start walks the first windows of a fresh plan to count; a grown run goes on from other ones."""
+    run = Run.fresh(tmp_path, mixture(), 3)
+    run.go_on(mixture(MORE), at)
+    whole = Run(run.folder, list(run.seen), run.state, run.at)
+    whole.go_on(mixture(MORE), 60)
+    plan = make(mixture(MORE), shuffle_window=200)
+    plan.window(5)
+    plan.forget()
+    plan.seek(*run.state, records=Records.read(run.folder))
+    assert taken(plan, run.at, run.at + 60) == whole.seen[len(run.seen) :]
+    # Nor do windows that were planned and not forgotten.
+    plan = make(mixture(MORE), shuffle_window=200)
+    plan.window(5)
+    plan.seek(*run.state, records=Records.read(run.folder))
+    assert taken(plan, run.at, run.at + 60) == whole.seen[len(run.seen) :]
+
+
+def test_other_batches_per_step_twice_in_the_first_window() -> None:
+    """Each time the batches have other numbers, and the state another start of window 0."""
+    before = make(batches_per_step=4)
+    once = make(batches_per_step=2)
+    once.seek(*before.seek_hint(8))
+    again = make(batches_per_step=2)
+    again.seek(*once.seek_hint(6))
+    assert [again.batch(k) for k in range(6, 40)] == [before.batch(k + 4) for k in range(6, 40)]
+    far = make(batches_per_step=16)
+    far_state = far.seek_hint(160)
+    fewer = make(batches_per_step=2)
+    fewer.seek(*far_state)
+    resumed = make(batches_per_step=2)
+    resumed.window(3)
+    resumed.seek(*fewer.seek_hint(24))
+    assert [resumed.batch(k) for k in range(24, 60)] == [far.batch(k + 140) for k in range(24, 60)]

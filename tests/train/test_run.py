@@ -147,3 +147,19 @@ def test_a_restart_goes_on_in_the_same_tracking_run(tmp_path: Path, monkeypatch:
     assert calls[0]["id"] == calls[1]["id"]
     assert [call["resume"] for call in calls] == ["allow", "allow"]
     assert (tmp_path / "wandb_run_id").read_text() == calls[0]["id"]
+
+
+@pytest.mark.parametrize(("before", "now", "goes_on"), [
+    ("adamw_torch", "auto", True), ("auto", "adamw_torch_fused", True), ("adamw_torch", "adafactor", False),
+])  # fmt: skip
+def test_adamw_is_one_optimizer_under_its_three_names(tmp_path: Path, before: str, now: str, goes_on: bool) -> None:
+    """Runs of before "auto" was the default go on."""
+    first = RunFolder(config(tmp_path, optim=before), is_main=True)
+    begin(first)
+    save(first)
+    again = RunFolder(config(tmp_path, optim=now), is_main=True)
+    if goes_on:
+        assert begin(again) is not None
+    else:
+        with pytest.raises(ValueError, match=r"trainer\.optim differ"):
+            begin(again)

@@ -7,11 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from qa_train.utils.jobs import ATTEMPTS, HERE, Engine, each
+from qa_train.utils.processes import NodeLost
 
 TWO = Engine(2)
 
@@ -138,3 +142,26 @@ def test_no_process_outlives_a_killed_command(tmp_path: Path) -> None:
         while Path(f"/proc/{pid}").exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+class _Unlucky:
+    """A pool whose node is lost whenever a job runs."""
+
+    ahead = 1
+
+    def submit(self, *work: Any) -> Future[int]:
+        future = Future[int]()
+        future.set_result(0)
+        return future
+
+    def result(self, future: Future[int]) -> int:
+        raise NodeLost("its node is gone")
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_a_job_that_takes_its_nodes_down_ends_the_run() -> None:
+    engine: Any = SimpleNamespace(pool=lambda modules: _Unlucky())
+    with pytest.raises(ValueError, match="x: its node is gone, 10 times: it may take its nodes down"):
+        list(each(len, ["x"], engine=engine))

@@ -86,16 +86,22 @@ def _shards(folder: Path, request: Request, counts: dict[str, Any]) -> tuple[lis
         request.without_split(str(folder))
     elif request.published_split not in parts:
         raise ValueError(f"{folder} has the splits {', '.join(map(str, parts))}, not {request.published_split!r}")
-    listed = parts.get(request.published_split, list(counts))
+    listed = _names(folder, parts.get(request.published_split, list(counts)))
     split = _table(folder, "split.yaml", "split.json", "")
-    out = {name for pattern in split.get("exclude") or [] for name in storage.unbraced(str(pattern))}
-    names = [name for pattern in listed or [] for name in storage.unbraced(str(pattern)) if name not in out]
+    out = {name for pattern in _names(folder, split.get("exclude")) for name in storage.unbraced(pattern)}
+    names = [name for pattern in listed for name in storage.unbraced(pattern) if name not in out]
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise ValueError(f"{folder}: its shard {name!r} is outside the folder: refused")
         if not (folder / name).is_file():
             raise ValueError(f"{folder}: its shard {name!r} is not there: copy the whole set")
     return names, out
+
+
+def _names(folder: Path, value: Any) -> list[str]:
+    if not isinstance(value or [], list) or not all(isinstance(each, str) for each in value or []):
+        raise ValueError(f"{folder}: the parts and exclude of its split.yaml must be lists of names")
+    return value or []
 
 
 def _fields(folder: Path, request: Request) -> dict[str, list[str]]:
@@ -106,7 +112,9 @@ def _fields(folder: Path, request: Request) -> dict[str, list[str]]:
         request.notes.append(f"{' and '.join(code)} of dataset.yaml are code and are not run: columns. maps members")
     if not isinstance(described, dict):
         return {}
-    return {str(field): str(access).split(",") for field, access in described.items()}
+    if not all(isinstance(word, str) for pair in described.items() for word in pair):
+        raise ValueError(f"{folder}: the field_map of its dataset.yaml must map names to members")
+    return {field: access.split(",") for field, access in described.items()}
 
 
 def _value(row: dict[str, Any], accesses: list[str]) -> Any:

@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Recording, Request
-from data_pipelines.corpora.formats.fields import AUDIO_COLUMNS, mapping, note_untaken, record_of, untaken
+from data_pipelines.corpora.formats.fields import AUDIO_COLUMNS, cell_at, mapping, note_untaken, record_of, untaken
 from data_pipelines.corpora.recordings import MAX_UNPACKED_BYTES, unpacked
 from qa_train.data.shards.tar import MAX_MEMBER_BYTES
 from qa_train.data.text.records import MAX_JSON_BYTES, BadRecord, decode_text
@@ -65,12 +65,12 @@ def _mosaic(request: Request) -> Found:
                         columns = mapping({n: c for n, c in request.columns.items() if n != "audio"}, row)
                         columns.pop("audio", None)
                         record = record_of(row, columns)
-                    except (ValueError, RecursionError) as error:
+                        name = str(cell_at(row, columns["key"])) if "key" in columns else name
+                    except (ValueError, RecursionError, IndexError, KeyError, TypeError) as error:
                         yield Drop(name, getattr(error, "reason", "bad record"), f"{shard.path}, byte {begin}: {error}")
                         continue
                     left.update(n for n in untaken(columns, row) if n != audio)
                     if record.pop("split", request.published_split) == request.published_split:
-                        name = str(row[columns["key"]]) if "key" in columns else name
                         place = Recording(str(shard.path), offset=clip[0], size=clip[1], packed=shard.packed)
                         yield Item(name, (place,), record)
     note_untaken(request, left)

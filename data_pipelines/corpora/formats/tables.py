@@ -20,6 +20,7 @@ from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, I
 from data_pipelines.corpora.formats.fields import AUDIO_COLUMNS, mapping, note_untaken, record_of, untaken
 from data_pipelines.corpora.recordings import Recording, block_starts, class_names, rows, schema_of
 from qa_train.data.shards import storage
+from qa_train.data.shards.remote import remote_names
 from qa_train.data.text.chat_rows import chat_record, is_chat, unknown_fields
 from qa_train.data.text.records import BadRecord
 from qa_train.data.tools.interchange import said_of
@@ -58,7 +59,16 @@ def table_files(request: Request) -> list[str]:
 
 def _of_address(url: str, request: Request) -> list[str]:
     """Parquet files at an address, whose braces, and globs where the store can be listed, stand for several."""
-    names = [name for each in storage.unbraced(url) for name in (storage.expand([each]) if "*" in each else [each])]
+    if masked(url) != url:
+        # A listing names the table of every record, and is kept.
+        raise ValueError(
+            f"{masked(url)}: its signature would be stored with the shards: download the table, or hand keys over as "
+            "storage.options"
+        )
+    names = []
+    for each in storage.unbraced(url):
+        listed = any(mark in each for mark in "*[")
+        names += remote_names(each, request.storage, ".parquet") if listed else [each]
     if other := [name for name in names if not without_query(name).endswith(".parquet")]:
         raise ValueError(
             f"{masked(other[0])}: expected .parquet files, such as hf://datasets/OWNER/NAME/data/*.parquet"

@@ -115,11 +115,13 @@ _SINKS = {"wandb": "tracking", "tensorboard": "tensorboard", "mlflow": "mlflow",
 
 
 def _check_tracking(cfg: StageConfig) -> None:
+    if cfg.tracking.wandb in ("online", "offline") and "wandb" not in cfg.tracking.report_to:
+        raise ValueError(f"tracking.wandb={cfg.tracking.wandb} has no effect: add wandb to tracking.report_to")
     for name in cfg.tracking.report_to:
         if name not in _SINKS:
             raise ValueError(f"tracking.report_to has {name!r}: use a list of {', '.join(_SINKS)}")
         # W&B is the default, not a demand.
-        if find_spec(name) is None and (name != "wandb" or cfg.tracking.wandb is not None):
+        if find_spec(name) is None and (name != "wandb" or cfg.tracking.wandb not in (None, "disabled")):
             raise ValueError(f"tracking needs {name}, which is not installed: pip install 'qa-train[{_SINKS[name]}]'")
 
 

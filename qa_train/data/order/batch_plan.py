@@ -199,8 +199,8 @@ class Plan:
         if same:
             now, told = self._continued(cursors, saved, records)
             start = Start(saved.window, first, saved.base, now)
-            if not moved and not told:
-                self._check_known(start)
+            # A run that was continued on other data, or with other batches per step, counts from another start.
+            if not moved and not told and self._fits(start):
                 self._learn(start)
                 return []
         if same and not told:
@@ -224,13 +224,18 @@ class Plan:
         self._board.clear()
         self._windows.clear()
 
-    def _check_known(self, start: Start) -> None:
+    def forget(self) -> None:
+        """As if nothing had been planned: the plan of a fresh start, from which `seek` goes on."""
+        self._restart(Start(0, 0, 0, tuple((0, 0) for _ in self._used)), None)
+        self._epochs.clear()
+
+    def _fits(self, start: Start) -> bool:
+        """Whether a start is one of the same numbering as those that are known."""
         for known in self._starts:
-            if known.window == start.window and known != start:
-                raise ValueError(
-                    f"shuffle window {known.window} starts at batch {known.first_batch}, the saved state has "
-                    f"{start.first_batch}: it is of another run"
-                )
+            order = known.window - start.window, known.first_batch - start.first_batch
+            if (order[0] == 0 and known != start) or order[0] * order[1] < 0:
+                return False
+        return True
 
     def _back(self, saved: Saved, records: Records, first: int) -> Plan | None:
         """The plan that a state is of, at its window; None if it cannot be had back from the data of now."""

@@ -65,9 +65,11 @@ def read_range(url: str, offset: int, size: int, cfg: StorageConfig) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def remote_names(url: str, cfg: StorageConfig) -> list[str]:
-    """The tars that a glob of an object store or the hub matches, or that are below a folder of it; sorted URLs."""
-    return _retried(url, "list of shards", partial(_fsspec_names, url, cfg), cfg)
+def remote_names(url: str, cfg: StorageConfig, suffix: str = ".tar") -> list[str]:
+    """The files with that suffix that a glob of an object store or the hub matches, or that are below a folder of it;
+    sorted URLs.
+    """
+    return _retried(url, "list of files", partial(_fsspec_names, url, cfg, suffix), cfg)
 
 
 class RemoteFile(io.RawIOBase):
@@ -149,7 +151,7 @@ def _fsspec_range(url: str, offset: int, size: int, cfg: StorageConfig) -> bytes
     return bytes(body)
 
 
-def _fsspec_names(url: str, cfg: StorageConfig) -> list[str]:
+def _fsspec_names(url: str, cfg: StorageConfig, suffix: str) -> list[str]:
     fs, path = _filesystem(url, cfg)
     # Files that came since the last listing of this process count.
     fs.invalidate_cache()
@@ -158,8 +160,8 @@ def _fsspec_names(url: str, cfg: StorageConfig) -> list[str]:
         found = _within(cfg.timeout_s, lambda: fs.glob(path) if pattern else fs.find(path))
     except FileNotFoundError:
         return []
-    tars = sorted(str(name).lstrip("/") for name in found if str(name).endswith(".tar"))
-    return [f"{url.partition('://')[0]}://{name}" for name in tars]
+    names = sorted(str(name).lstrip("/") for name in found if str(name).endswith(suffix))
+    return [f"{url.partition('://')[0]}://{name}" for name in names]
 
 
 def _filesystem(url: str, cfg: StorageConfig) -> tuple[Any, str]:

@@ -152,6 +152,8 @@ def _connections(process: int, scheme: str, host: str) -> urllib3.PoolManager:
     proxy = None if proxy_bypass(host) else getproxies().get(scheme)
     if not proxy:
         return urllib3.PoolManager(maxsize=MAX_CONNECTIONS)
+    # As other tools read "proxy.host:3128".
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
     auth = urllib3.util.parse_url(proxy).auth
     headers = urllib3.make_headers(proxy_basic_auth=auth) if auth else None
     return urllib3.ProxyManager(proxy, maxsize=MAX_CONNECTIONS, proxy_headers=headers)

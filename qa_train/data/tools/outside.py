@@ -21,7 +21,9 @@ class Outside:
         self.outside: list[str] = []
 
     def look(self, path: str | Path) -> None:
-        """Count one file."""
+        """Count one file; an address is none."""
+        if "://" in str(path):
+            return
         self.seen += 1
         place = Path(path)
         if place.name in ("", "..") or place.is_symlink():

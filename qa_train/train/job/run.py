@@ -215,7 +215,7 @@ class RunFolder:
             if isinstance(after, dict) and isinstance(before, dict):
                 # A key that an older version did not have had its default's effect.
                 before = _filled(section, {**defaults[section], **before})
-                changed = [k for k in after if k not in free and after[k] != before.get(k)]
+                changed = [k for k in after if k not in free and _same(after[k]) != _same(before.get(k))]
             else:
                 changed = [] if before == after else [""]
             if changed:
@@ -235,6 +235,11 @@ class RunFolder:
         told = {"resumed_from": resume.name if resume else None, "environment": digests(self._cfg, {})}
         starts.append({**environment(), **told})
         write_json(path, starts, durable=True)
+
+
+def _same(value: Any) -> Any:
+    """Optimizers that are one: fused or not, AdamW has the same states and, to rounding, the same updates."""
+    return "adamw_torch" if value in ("auto", "adamw_torch_fused") else value
 
 
 def _free(section: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ W&B is used through its own library, which shows tables with players; the others
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import uuid
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 from qa_train.config import TrackingConfig
+
+logger = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
@@ -122,30 +125,45 @@ class _Tracker:
 
         self.title = name
         self._tracker: Any
+        self._set: list[str] = []
+        self._failed = False
         if name == "tensorboard":
             # Steps that a restart trains again are dropped.
             self._tracker = TensorBoardTracker("tensorboard", folder, purge_step=first + 1)
         elif name == "mlflow":
-            if "MLFLOW_TRACKING_URI" not in os.environ:
-                os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder.absolute()}/mlflow.db"
+            self._default("MLFLOW_TRACKING_URI", f"sqlite:///{folder.absolute()}/mlflow.db")
             kept = folder / "mlflow_run_id"
             ident = kept.read_text().strip() if kept.is_file() else None
             self._tracker = MLflowTracker(cfg.project, run_id=ident, run_name=folder.name)
         else:
-            os.environ.setdefault("TRACKIO_DIR", str(folder.absolute() / "trackio"))
+            self._default("TRACKIO_DIR", str(folder.absolute() / "trackio"))
             self._tracker = TrackioTracker(cfg.project, name=folder.name, config=config, resume="allow")
         self._tracker.start()
         if name == "mlflow":
             _kept(kept, lambda: str(self._tracker.active_run.info.run_id))
 
+    def _default(self, variable: str, value: str) -> None:
+        """Until this run ends: the next one of a sweep has another folder."""
+        if variable not in os.environ:
+            os.environ[variable] = value
+            self._set.append(variable)
+
     def log(self, values: dict[str, float], step: int) -> None:
-        self._tracker.log(values, step=step)
+        try:
+            self._tracker.log(values, step=step)
+        except Exception as error:
+            # A server that is away must not end a training whose ranks wait; metrics.jsonl has every number.
+            if not self._failed:
+                logger.warning("%s does not take the numbers of step %d: %s", self.title, step, error)
+            self._failed = True
 
     def table(self, name: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
         """Held-out answers are in the run folder and on the dashboard."""
 
     def close(self) -> str | None:
         self._tracker.finish()
+        for variable in self._set:
+            os.environ.pop(variable, None)
         return None
 
 

@@ -122,10 +122,12 @@ def separate_steps(optimizer: Any) -> None:
 
     DeepSpeed 0.19 puts one tensor into all of them when it loads a universal checkpoint into ZeRO-3; AdamW counts in
     place, so it would go up once for every group in each step, and the moments would be corrected for a later one.
+    A fused AdamW wants the counter where the parameter is; DeepSpeed reads it onto the CPU.
     """
-    for state in optimizer.state.values():
+    fused = any(group.get("fused") for group in optimizer.param_groups)
+    for parameter, state in optimizer.state.items():
         if torch.is_tensor(state.get("step")):
-            state["step"] = state["step"].clone()
+            state["step"] = state["step"].to(parameter.device if fused else state["step"].device, copy=True)
 
 
 def _storage_problem(error: BaseException) -> str | None:
