@@ -89,6 +89,21 @@ def test_the_settings_reach_indexes_and_catalogs(
             plan()
 
 
+def test_a_store_that_forbids_what_is_not_there_has_no_token_counts(
+    server: Server, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(node_files, "_folder", lambda: None)
+    cfg = DataConfig({"s": SourceConfig(shards=[f"{server.url}/a.tar"], task="asr")}, storage=QUICK)
+    server.fail()
+    KEPT.clear()
+    expected = open_data(cfg, tokenizer, 80, seed=0, batches_per_step=1).plan.batch(0)
+    before = next(n for n, each in enumerate(server.requests) if "tokens-" in str(each))
+    server.fail(*["ok"] * before, "403")
+    KEPT.clear()
+    assert open_data(cfg, tokenizer, 80, seed=0, batches_per_step=1).plan.batch(0) == expected
+    assert "its texts are counted instead" in caplog.text
+
+
 def test_the_settings_reach_the_indexes_of_evaluation_sets(server: Server) -> None:
     server.fail(*["500"] * 3)
     with pytest.raises((RemoteError, ValueError), match="not read in 3 attempts"):

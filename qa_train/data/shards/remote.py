@@ -32,6 +32,10 @@ class RemoteError(OSError):
     """A remote file that could not be read; the message names the URL, the bytes and the attempts."""
 
 
+class RemoteRefused(RemoteError):
+    """An answer that trying again would not change, such as 403."""
+
+
 _LASTING = (FileNotFoundError, PermissionError, Permanent)
 
 
@@ -116,7 +120,7 @@ def _retried(url: str, what: str, once: Callable[[], Result], cfg: StorageConfig
     except FileNotFoundError:
         raise
     except _LASTING as error:
-        raise RemoteError(masked(f"{what}: {error}")) from error
+        raise RemoteRefused(masked(f"{what}: {error}")) from error
     except Exception as error:  # every cloud library has its own errors
         spent = f"not read in {cfg.retries + 1} attempts over {time.monotonic() - started:.1f} s"
         hint = "Check the server, or raise data.storage.retries or timeout_s"

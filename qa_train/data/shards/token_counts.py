@@ -23,7 +23,7 @@ from qa_train.config import StorageConfig
 from qa_train.data.shards import gate, storage
 from qa_train.data.shards.catalog import ShardTable, open_shards
 from qa_train.data.shards.process_cache import KEPT
-from qa_train.data.shards.remote import RemoteError
+from qa_train.data.shards.remote import RemoteRefused
 from qa_train.data.shards.row_reader import records_of
 from qa_train.data.text.counting import REASONS, TokenCounts, Use, count_tokens
 from qa_train.utils.atomic import whole
@@ -119,7 +119,7 @@ class CountReader:
                 return self._read(handle, shard)
         except FileNotFoundError:
             pass
-        except RemoteError as error:
+        except RemoteRefused as error:
             # Object stores answer "forbidden" for what is not there. Counting here gives the same numbers.
             log.warning("%s is not read, its texts are counted instead: %s", masked(place), error)
         except _OfAnother as error:
