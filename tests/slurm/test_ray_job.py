@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,7 +12,12 @@ import pytest
 from tests.data_pipelines.corpora.made_up import write_tree
 from tests.slurm.test_sbatch import ROOT, Slurm, slurm  # noqa: F401 (a fixture)
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("ray") is None, reason="the extra cluster is missing")]
+# Two nodes of Ray and of Slurm on two busy cores may take longer than the limit of a job here.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("ray") is None, reason="the extra cluster is missing"),
+    pytest.mark.skipif("RAY_ON_SLURM" not in os.environ, reason="takes minutes alone: RAY_ON_SLURM=1 runs it"),
+]
 
 
 def test_an_import_runs_on_the_nodes_of_a_job(slurm: Slurm, tmp_path: Path) -> None:  # noqa: F811
