@@ -1,4 +1,4 @@
-"""What a run prints before its first step, in ten lines: model, data, steps, time, and where it writes."""
+"""What a run prints before its first step, in a dozen lines: model, data, steps, time, and where it writes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WIDTH = 118
 
 
 def first_screen(stage: Stage, model: Any, rehearsal: Rehearsal | None = None) -> str:
-    """The ten lines.
+    """The lines.
 
     Args:
         stage: the opened stage.

@@ -81,8 +81,8 @@ def test_a_stage_runs_and_explains_itself(stage: str, plain: Callable[[str], Pat
     manifest = checkpoints.read_manifest(folder / "checkpoints" / "checkpoint-6")
     assert planned.fingerprint == manifest["plan_fingerprint"]
     screen = (folder / "screen.txt").read_text()
-    assert [line.partition(" ")[0] for line in screen.splitlines()[:10]] == [
-        stage, "weights", "data", "skipped", "mixture", "steps", "machine", "time", "saves", "writes"
+    assert [line.partition(" ")[0] for line in screen.splitlines()[:11]] == [
+        stage, "weights", "data", "skipped", "mixture", "steps", "planning", "machine", "time", "saves", "writes"
     ]  # fmt: skip
     # Nothing of the libraries in between: no bars, no warnings; steps as plain lines.
     assert len(screen.splitlines()) < 18
