@@ -11,7 +11,7 @@ def choose_device(asked: str) -> str:
     """The device to load a model to: "cpu" or "cuda:N".
 
     "auto" is "cuda" where torch sees a GPU, else "cpu". With "cuda" each of torchrun's processes has its own, N being
-    its ``LOCAL_RANK``.
+    its ``LOCAL_RANK`` (Slurm's ``SLURM_LOCALID`` under srun alone).
 
     Raises:
         ValueError: this machine, or this build of torch, does not have the device. "auto" does not fall back to the
@@ -20,7 +20,8 @@ def choose_device(asked: str) -> str:
     kind = asked
     if asked == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if kind == "cuda" else kind
+    number = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
+    device = f"cuda:{number}" if kind == "cuda" else kind
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

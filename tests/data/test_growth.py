@@ -108,7 +108,7 @@ def test_a_grown_source_goes_on_with_its_epoch(tmp_path: Path, at: int) -> None:
     run = Run.fresh(tmp_path, mixture(), at)
     told = run.go_on(mixture(MORE), 80 - at)
     grown = 1 if at == 29 else 0
-    assert told == [f"source 'a' has grown by 3 shards: they join epoch {grown}"]
+    assert told == [f"source 'a' has 3 new shards: they join epoch {grown}"]
     a, b = run.epochs("a"), run.epochs("b")
     # That epoch holds every record once, old and new; nothing comes twice in any, and no epoch is cut short.
     assert [a[epoch] for epoch in range(grown)] == [everything(A)] * grown
@@ -163,7 +163,7 @@ def test_a_source_that_was_read_to_its_end_reads_what_is_new(tmp_path: Path) -> 
     run = Run.fresh(tmp_path, both(B), 40)
     assert run.epochs("b") == {0: everything(B), 1: everything(B)}
     told = run.go_on(both({**B, "b2": 30}), 30)
-    assert told == ["source 'b' has grown by 1 shards: they join epoch 1"]
+    assert told == ["source 'b' has 1 new shards: they join epoch 1"]
     assert run.epochs("b") == {0: everything(B), 1: everything({**B, "b2": 30})}
 
 
@@ -231,7 +231,7 @@ def test_a_renamed_shard_is_the_same_shard(tmp_path: Path) -> None:
     run = Run.fresh(tmp_path, mixture(), 4)
     renamed = mixture()
     renamed[0].fingerprint = "of other names"
-    assert run.go_on(renamed, 60) == ["source 'a' has grown by 0 shards: they join epoch 0"]
+    assert run.go_on(renamed, 60) == ["source 'a' has the same shards under other names: it goes on with epoch 0"]
     assert run.epochs("a")[0] == everything(A)
 
 
@@ -284,7 +284,7 @@ def test_shards_that_join_a_real_source(tmp_path: Path, tokenizer: Any) -> None:
     parts.insert(0, write_shards(tmp_path, "a", 40, 20, speech_record))
     after = opened(*parts)
     told = after.plan.seek(*before.plan.seek_hint(3), records=Records.read(tmp_path / "plans"))
-    assert told == ["source 'asr' has grown by 2 shards: they join epoch 0"]
+    assert told == ["source 'asr' has 2 new shards: they join epoch 0"]
     batches = list(delivered(pickle.loads(pickle.dumps(after)), 3, 40, 2, 1))
     assert batches == [after.keys(k) for k in range(3, 43)]
     assert Counter(seen + first_epoch(after, 3, 43)) == Counter(f"{name}{n:04d}" for name in "abc" for n in range(40))

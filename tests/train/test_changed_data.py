@@ -46,7 +46,7 @@ def test_a_run_resumes_on_changed_shards(
     assert (folder / "finished.json").is_file()
     done = run(stage, *words, "run.allow_data_change=true")
     assert "resuming from checkpoint-3" in done.stdout
-    assert "has grown by 1 shards: they join epoch" in done.stderr
+    assert "has 1 new shards: they join epoch" in done.stderr
     assert len(list((folder / "plans").iterdir())) == 2
     assert ("encoding" in done.stdout) == (stage == "pretrain")
     assert [record["step"] for record in metrics(folder)] == [1, 2, 3, 4, 5, 6]

@@ -195,10 +195,19 @@ def test_what_can_be_built_passes_the_rehearsal(optim: str, schedule: str, tmp_p
     assert not [w for w in heard if "lr_scheduler.step" in str(w.message)], "it is printed at every start"
 
 
-def test_a_schedule_takes_what_it_needs(tmp_path: Path) -> None:
-    rehearsed(tmp_path, lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": 1e-6})
-    rehearsed(tmp_path, lr_scheduler_type="warmup_stable_decay", lr_scheduler_kwargs={"num_decay_steps": 3})
-    rehearsed(tmp_path, lr_scheduler_type="cosine_with_restarts", lr_scheduler_kwargs={"num_cycles": 2})
+@pytest.mark.parametrize(
+    ("schedule", "needed"),
+    [
+        ("cosine_with_min_lr", {"min_lr": 1e-6}),
+        ("warmup_stable_decay", {"num_decay_steps": 3}),
+        ("cosine_with_restarts", {"num_cycles": 2}),
+    ],
+)
+def test_a_schedule_takes_what_it_needs(schedule: str, needed: dict[str, float], tmp_path: Path) -> None:
+    """And what it does not know is refused, so that its own options are seen to reach it."""
+    rehearsed(tmp_path, lr_scheduler_type=schedule, lr_scheduler_kwargs=needed)
+    with pytest.raises(ValueError, match="unknown_option"):
+        rehearsed(tmp_path, lr_scheduler_type=schedule, lr_scheduler_kwargs={**needed, "unknown_option": 1})
 
 
 @pytest.mark.parametrize(

@@ -111,11 +111,11 @@ class Plan:
         self._grown: dict[tuple[int, int], list[Generation]] = {}
         # The same as numbers, for the state.
         self._reads: dict[tuple[int, int], list[Read]] = {}
-        # Starts of windows, by number; not all of them.
         # The window whose followers are planned.
         self._share, self._ahead_of = share, -1
         # Samples that this process planned itself, and the CPU time that it took.
         self._planned_samples, self._planned_s = 0, 0.0
+        # Starts of windows, by number; not all of them.
         self._starts = [Start(0, 0, 0, tuple((0, 0) for _ in used))]
         self._board = Board(len(used))
 
@@ -290,7 +290,12 @@ class Plan:
                 continue
             if changed:
                 joined = len(self._shards(i)) - len(known[-1])
-                told.append(f"source {source.name!r} has grown by {joined} shards: they join epoch {epoch}")
+                what = (
+                    f"{joined} new shards: they join"
+                    if joined
+                    else "the same shards under other names: it goes on with"
+                )
+                told.append(f"source {source.name!r} has {what} epoch {epoch}")
             if position < 0:
                 position = int(np.asarray(source.shard_lengths)[known[-1]].sum())
                 reads = [Read(reads[-1].name, reads[-1].data, epoch, position)]
