@@ -231,7 +231,7 @@ def test_a_renamed_shard_is_the_same_shard(tmp_path: Path) -> None:
     run = Run.fresh(tmp_path, mixture(), 4)
     renamed = mixture()
     renamed[0].fingerprint = "of other names"
-    assert run.go_on(renamed, 60) == ["source 'a' has the same shards under other names: it goes on with epoch 0"]
+    assert run.go_on(renamed, 60) == ["source 'a' has the same shards under other names: it is in epoch 0"]
     assert run.epochs("a")[0] == everything(A)
 
 

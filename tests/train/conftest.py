@@ -61,6 +61,21 @@ def _checked(done: subprocess.CompletedProcess[str], check: bool) -> subprocess.
     return done
 
 
+def tiny_model() -> tuple[Any, Any]:
+    """A random model with one layer in each part, and its processor."""
+    from qa_train.config import EncoderConfig, LanguageModelConfig, ModelConfig
+    from qa_train.model import build_model
+
+    audio = {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
+    text = {"model_type": "qwen2", "vocab_size": 1024, "hidden_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32}
+    cfg = ModelConfig(
+        name="test", encoder=EncoderConfig(config={"num_mel_bins": 80} | audio),
+        llm=LanguageModelConfig(config=text | heads), tokenizer="builtin:nano",
+    )  # fmt: skip
+    return build_model(cfg)
+
+
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """The records of metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

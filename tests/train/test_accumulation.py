@@ -14,13 +14,12 @@ from safetensors.torch import load_file
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
-from qa_train.config import DataConfig, EncoderConfig, LanguageModelConfig, ModelConfig, SourceConfig
+from qa_train.config import DataConfig, SourceConfig
 from qa_train.config.compose import compose_stage
 from qa_train.data.batches import open_data
 from qa_train.data.shards.index import load_index
-from qa_train.model import build_model
 from qa_train.train.arguments import prefetch_factor
-from tests.train.conftest import metrics, run, stage_words
+from tests.train.conftest import metrics, run, stage_words, tiny_model
 
 # Plain gradient descent at an absurd rate: after one step the weights are the gradients, whatever they were before.
 STEP = [
@@ -54,14 +53,7 @@ def test_four_batches_on_one_two_and_four_processes(
 
 @pytest.mark.parametrize("template", ["base", "chat"])
 def test_four_batches_in_one_forward(template: str, shards: Path) -> None:
-    audio = {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
-    text = {"model_type": "qwen2", "vocab_size": 1024, "hidden_size": 32, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32}
-    cfg = ModelConfig(
-        name="test", encoder=EncoderConfig(config={"num_mel_bins": 80} | audio),
-        llm=LanguageModelConfig(config=text | heads), tokenizer="builtin:nano",
-    )  # fmt: skip
-    model, processor = build_model(cfg)
+    model, processor = tiny_model()
     source = SourceConfig(name="made", shards=[f"{shards}/speech-*.tar"], task="asr", template=template)
     data = DataConfig(sources={"made": source}, tokens_per_batch=300, shuffle_window=64)
     opened = open_data(data, processor.tokenizer, 80, seed=0, batches_per_step=4)

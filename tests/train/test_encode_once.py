@@ -11,28 +11,21 @@ import pytest
 import torch
 
 import qa_train.train.encode_once as encode_once
-from qa_train.config import DataConfig, EncoderConfig, LanguageModelConfig, ModelConfig, SourceConfig
+from qa_train.config import DataConfig, SourceConfig
 from qa_train.data.audio.encoder_cache import EncoderCache
 from qa_train.data.batches import Batches, open_data
 from qa_train.data.cached_clips import wanted_shards
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.row_reader import RowReader
-from qa_train.model import build_model, encoder_states
-from tests.train.conftest import run, stage_words, write_shards
+from qa_train.model import encoder_states
+from tests.train.conftest import run, stage_words, tiny_model, write_shards
 
 ARGS: Any = SimpleNamespace(bf16=False, device=torch.device("cpu"), process_index=0, world_size=1)
 
 
 @pytest.fixture(scope="module")
 def built() -> tuple[Any, Any]:
-    audio = {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
-    text = {"model_type": "qwen2", "vocab_size": 1024, "hidden_size": 32, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32}
-    cfg = ModelConfig(
-        name="test", encoder=EncoderConfig(config={"num_mel_bins": 80} | audio),
-        llm=LanguageModelConfig(config=text | heads), tokenizer="builtin:nano",
-    )  # fmt: skip
-    return build_model(cfg)
+    return tiny_model()
 
 
 def opened(folder: Path, processor: Any, **options: Any) -> Batches:

@@ -107,10 +107,8 @@ class Plan:
         self._epochs: OrderedDict[tuple[int, int], EpochOrder | GrownOrder] = OrderedDict()
         self._settings_then, self._shards_then = settings, shards or {}
         self._earlier: Plan | None = None
-        # Epochs that other shards joined, by source and epoch: the shards before each time.
+        # Epochs that other shards joined, by source and epoch: what was read before each time.
         self._grown: dict[tuple[int, int], list[Generation]] = {}
-        # The same as numbers, for the state.
-        self._reads: dict[tuple[int, int], list[Read]] = {}
         # The window whose followers are planned.
         self._share, self._ahead_of = share, -1
         # Samples that this process planned itself, and the CPU time that it took.
@@ -170,7 +168,7 @@ class Plan:
         for i, (epoch, position) in zip(self._used, start.cursors, strict=True):
             source = self.sources[i]
             now.append(Read(number_of(source.name), number_of(source.fingerprint), epoch, position))
-            before += self._reads.get((i, epoch), [])
+            before += [each.read for each in self._grown.get((i, epoch), [])]
         return encode_state(start, k, self.batches_per_step, self._settings(), now, before)
 
     def record(self) -> PlanRecord:
@@ -194,7 +192,7 @@ class Plan:
         ids = {number_of(s.name): number_of(s.fingerprint) for s in (self.sources[i] for i in self._used)}
         same = saved.settings == number_of(self._settings())
         same &= ids == {name: versions[0].data for name, versions in saved.sources.items()}
-        cursors = {name: (versions[0].epoch, versions[0].position) for name, versions in saved.sources.items()}
+        cursors = saved.cursors()
         batch, first = saved.batch + moved, saved.first_batch + moved
         if same:
             now, told = self._continued(cursors, saved, records)
@@ -255,8 +253,7 @@ class Plan:
             settings=made.settings,
             shards=found[1],
         )
-        cursors = {name: (versions[0].epoch, versions[0].position) for name, versions in saved.sources.items()}
-        now, told = plan._continued(cursors, saved, records)
+        now, told = plan._continued(saved.cursors(), saved, records)
         plan._restart(Start(saved.window, first, saved.base, now), None)
         return None if told else plan
 
@@ -264,49 +261,15 @@ class Plan:
         self, cursors: Mapping[int, tuple[int, int]], saved: Saved, records: Records
     ) -> tuple[tuple[tuple[int, int], ...], list[str]]:
         """Where each source goes on that was read up to ``cursors`` (by number of the name), and what has changed."""
-        self._grown, self._reads = {}, {}
+        found = []
+        self._grown = {}
         self._epochs.clear()
-        out, told = [], []
         for i in self._used:
-            source = self.sources[i]
-            versions = saved.sources.get(number_of(source.name))
-            if versions is None:
-                out.append((0, 0))
-                told.append(f"source {source.name!r} is new: it begins with its first epoch")
-                continue
-            epoch, position = cursors[number_of(source.name)]
-            reads = [read for read in versions[1:] if read.epoch == epoch]
-            changed = versions[0].data != number_of(source.fingerprint)
-            if changed and source.max_epochs is not None and epoch >= source.max_epochs:
-                # Its last epoch goes on with the new shards alone.
-                epoch, reads, position = epoch - 1, [], -1
-            if changed:
-                reads.append(Read(versions[0].name, versions[0].data, epoch, position))
-            parts = [growth.placed(records.version(read.name, read.data), source) for read in reads]
-            known = [part for part in parts if part is not None]
-            if len(known) < len(parts):
-                out.append((versions[0].epoch + 1, 0))
-                told.append(f"source {source.name!r} has other records or settings: it starts its next epoch")
-                continue
-            if changed:
-                joined = len(self._shards(i)) - len(known[-1])
-                what = (
-                    f"{joined} new shards: they join"
-                    if joined
-                    else "the same shards under other names: it goes on with"
-                )
-                told.append(f"source {source.name!r} has {what} epoch {epoch}")
-            if position < 0:
-                position = int(np.asarray(source.shard_lengths)[known[-1]].sum())
-                reads = [Read(reads[-1].name, reads[-1].data, epoch, position)]
-            out.append((epoch, position))
-            # At its very start, an epoch is simply that of all shards.
-            if position and reads:
-                self._reads[i, epoch] = reads
-                self._grown[i, epoch] = [
-                    Generation(part, read.position) for part, read in zip(known, reads, strict=True)
-                ]
-        return tuple(out), told
+            source, cursor = self.sources[i], cursors.get(number_of(self.sources[i].name))
+            found.append(growth.continued(source, len(self._shards(i)), cursor, saved, records))
+            if found[-1].generations:
+                self._grown[i, found[-1].cursor[0]] = found[-1].generations
+        return tuple(each.cursor for each in found), [each.told for each in found if each.told]
 
     def _shards(self, i: int) -> Ints:
         """The numbers of the shards of source i that are part of this plan."""
@@ -380,7 +343,7 @@ class Plan:
 
     def _name(self, start: Start) -> str:
         """The name of a window's file: of all that the window depends on."""
-        grown = [[*key, g.position, g.shards.tolist()] for key, each in self._grown.items() for g in each]
+        grown = [[*key, g.read.position, g.shards.tolist()] for key, each in self._grown.items() for g in each]
         parts = [self.fingerprint, start.window, start.first_batch, start.base, start.cursors, grown]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
@@ -490,5 +453,5 @@ class Plan:
         order: EpochOrder | GrownOrder = EpochOrder(lengths, *key, shards=made[0])
         for generation, shards in zip(generations, made[1:], strict=True):
             new = np.setdiff1d(shards, generation.shards)
-            order = GrownOrder(order, generation.position, lengths, new, *key)
+            order = GrownOrder(order, generation.read.position, lengths, new, *key)
         return order

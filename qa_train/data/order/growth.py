@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qa_train.data.order.epoch import EpochOrder, Ints
-from qa_train.data.order.seek import Saved, number_of
+from qa_train.data.order.seek import Read, Saved, number_of
 from qa_train.data.order.shuffle_window import Lengths, PlanSource
 from qa_train.utils import draws
 from qa_train.utils.atomic import write_json
@@ -52,10 +52,19 @@ class PlanRecord:
 
 @dataclass(frozen=True)
 class Generation:
-    """The shards that made up an epoch until ``position``, where others joined."""
+    """The shards that made up an epoch until ``read``, where others joined."""
 
     shards: Ints
-    position: int
+    read: Read
+
+
+@dataclass(frozen=True)
+class Continued:
+    """Where a source goes on: epoch and position, the generations of that epoch, and what has changed, as a line."""
+
+    cursor: tuple[int, int]
+    generations: list[Generation] = field(default_factory=list)
+    told: str = ""
 
 
 class GrownOrder:
@@ -152,6 +161,40 @@ def placed(version: Version | None, source: PlanSource) -> Ints | None:
     numbers = _numbered(source.shard_ids, source.shard_lengths)
     found = [numbers.get(shard, -1) for shard in version.shards]
     return None if -1 in found else np.asarray(found, dtype=np.int64)
+
+
+def continued(
+    source: PlanSource, shards: int, cursor: tuple[int, int] | None, saved: Saved, records: Records
+) -> Continued:
+    """Where a source of so many ``shards`` goes on; ``cursor``: how far it was read, None if the state lacks it."""
+    if cursor is None:
+        return Continued((0, 0), told=f"source {source.name!r} is new: it begins with its first epoch")
+    now, *earlier = saved.sources[number_of(source.name)]
+    epoch, position = cursor
+    reads = [read for read in earlier if read.epoch == epoch]
+    changed = now.data != number_of(source.fingerprint)
+    read_whole = changed and source.max_epochs is not None and epoch >= source.max_epochs
+    if read_whole:
+        # Its last epoch goes on with the new shards alone.
+        epoch, reads = epoch - 1, []
+    if changed:
+        reads.append(Read(now.name, now.data, epoch, position))
+    parts = [placed(records.version(read.name, read.data), source) for read in reads]
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        told = f"source {source.name!r} has other records or settings: it starts its next epoch"
+        return Continued((now.epoch + 1, 0), told=told)
+    told = ""
+    if changed:
+        joined = shards - len(known[-1])
+        what = f"{joined} new shards: they join" if joined else "the same shards under other names: it is in"
+        told = f"source {source.name!r} has {what} epoch {epoch}"
+    if read_whole:
+        position = int(np.asarray(source.shard_lengths)[known[-1]].sum())
+        reads = [replace(reads[-1], position=position)]
+    # At its very start, an epoch is simply that of all shards.
+    generations = [Generation(part, read) for part, read in zip(known, reads, strict=True)] if position else []
+    return Continued((epoch, position), generations, told)
 
 
 def earlier_sources(

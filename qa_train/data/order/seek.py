@@ -49,6 +49,10 @@ class Saved:
     settings: int
     sources: dict[int, list[Read]]
 
+    def cursors(self) -> dict[int, tuple[int, int]]:
+        """Epoch and position of each source at the window's start, by the number of its name."""
+        return {name: (versions[0].epoch, versions[0].position) for name, versions in self.sources.items()}
+
     def moved(self, batches_per_step: int) -> int:
         """By how much the numbers of batches change when a step has so many; the next step stays the next one."""
         if batches_per_step == self.batches_per_step:

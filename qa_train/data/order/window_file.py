@@ -28,7 +28,7 @@ def write_window(made: tuple[Window, Start], path: Path) -> None:
     sizes = np.asarray([len(part) for part in parts], dtype=np.int64)
     with path.open("wb") as file:
         values = np.concatenate([sizes, *parts])
-        np.save(file, np.append(values, crc32c.crc32c(values)), allow_pickle=False)
+        np.save(file, np.append(values, crc32c.crc32c(values.data)), allow_pickle=False)
 
 
 def read_window(path: Path) -> tuple[Window, Start]:
@@ -37,7 +37,7 @@ def read_window(path: Path) -> tuple[Window, Start]:
     values, sizes = stored[:-1], stored[:7].tolist()
     if len(values) != 7 + sum(sizes):
         raise ValueError(f"{len(values)} numbers, {7 + sum(sizes)} were written")
-    if crc32c.crc32c(values) != stored[-1]:
+    if crc32c.crc32c(values.data) != stored[-1]:
         raise ValueError("its checksum is another")
     place, samples, ends, tokens, costs, long, skipped = np.split(values[7:], np.cumsum(sizes)[:-1])
     number, first, base, *cursors = place.tolist()
