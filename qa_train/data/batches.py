@@ -440,6 +440,6 @@ def open_data(
         batches_per_step=batches_per_step,
         shuffle_window=cfg.shuffle_window,
         cost=cost,
-        share=share_windows,
+        share=" ".join(source.use.digest for source in sources) if share_windows else "",
     )
     return (PreferenceBatches if preference else Batches)(sources, plan, tokenizer, num_mel_bins, cfg)

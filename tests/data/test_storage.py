@@ -101,7 +101,7 @@ def test_a_store_that_forbids_what_is_not_there_has_no_token_counts(
     server.fail(*["ok"] * before, "403")
     KEPT.clear()
     assert open_data(cfg, tokenizer, 80, seed=0, batches_per_step=1).plan.batch(0) == expected
-    assert "its texts are counted instead" in caplog.text
+    assert "the texts are counted instead" in caplog.text
 
 
 def test_the_settings_reach_the_indexes_of_evaluation_sets(server: Server) -> None:

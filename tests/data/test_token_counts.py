@@ -142,7 +142,7 @@ def opened(corpus: str, tokenizer: Any, **options: Any) -> Batches:
     files = [str(Path(corpus).parent / "tasks.yaml")]
     cfg = DataConfig(sources=sources, tokens_per_batch=400, shuffle_window=50, prompt_files=files, **options)
     made = open_data(cfg, tokenizer, 80, seed=5, batches_per_step=2)
-    made.plan._share = False  # every window is planned here
+    made.plan._share = ""  # every window is planned here
     return made
 
 

@@ -77,11 +77,12 @@ class Plan:
         cost: Cost | None = None,
         settings: str | None = None,
         shards: Mapping[int, Ints] | None = None,
-        share: bool = False,
+        share: str = "",
     ) -> None:
         """``settings`` and ``shards`` (by place of the source, in order): of an earlier version of the data.
 
-        ``share``: what one process of a node plans, the others read. The fingerprints must then tell sources apart.
+        ``share``: what one process of a node plans, the others read that give the same text: a digest of all that
+        lengths depend on besides the fingerprint. Empty: every process plans for itself.
         """
         used = [i for i, s in enumerate(sources) if s.weight > 0]
         if not used:
@@ -344,7 +345,7 @@ class Plan:
     def _name(self, start: Start) -> str:
         """The name of a window's file: of all that the window depends on."""
         grown = [[*key, g.read.position, g.shards.tolist()] for key, each in self._grown.items() for g in each]
-        parts = [self.fingerprint, start.window, start.first_batch, start.base, start.cursors, grown]
+        parts = [self.fingerprint, self._share, start.window, start.first_batch, start.base, start.cursors, grown]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     @property

@@ -121,7 +121,8 @@ class CountReader:
             pass
         except RemoteRefused as error:
             # Object stores answer "forbidden" for what is not there. Counting here gives the same numbers.
-            log.warning("%s is not read, its texts are counted instead: %s", masked(place), error)
+            if not self._without:
+                log.warning("%s is not read, the texts are counted instead: %s", masked(place), error)
         except _OfAnother as error:
             log.warning("%s is not used: %s; make it again with qa-train data tokens", masked(place), error)
         self._without.add(shard)
