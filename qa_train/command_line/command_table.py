@@ -143,7 +143,10 @@ DATA = (
             Command("data clean", "SHARDS", "count or drop records that fail the filters", "data_tools:clean"),
             Command("data to-jsonl", "SHARDS out=FILE", "JSONL and audio files for other tools", "data:to_jsonl"),
             Command(
-                "data tokens", "[KEY=VALUE ...]", "count a run's tokens once, so that it plans faster", "data:tokens"
+                "data tokens",
+                "[experiment=NAME] [data=NAME] [KEY=VALUE ...]",
+                "count a run's tokens once, so that it plans faster",
+                "data:tokens",
             ),
             Command("data order", "[KEY=VALUE ...]", "digest of a run's sample order", "data:order"),
         ),

@@ -151,10 +151,11 @@ def test_an_owner_elsewhere_is_judged_by_its_beats(
     # Young, and beating.
     facts = foreign(tmp_path, age_s=0)
     monkeypatch.setattr(owner, "DEAD_AFTER_S", 20.0)
-    beating = subprocess.Popen(
-        [sys.executable, "-c", f"import time; time.sleep(.3); open({str(tmp_path / FACTS)!r}, 'w').write("
-         f"{json.dumps(facts | {'beat': 2})!r})"]
-    )  # fmt: skip
+    beat = tmp_path / "beat"
+    beat.write_text(json.dumps(facts | {"beat": 2}))
+    # Whole at once, as an owner writes it.
+    later = f"import os, time; time.sleep(.3); os.replace({str(beat)!r}, {str(tmp_path / FACTS)!r})"
+    beating = subprocess.Popen([sys.executable, "-c", later])
     with pytest.raises(Owned, match="process 17 on elsewhere, Slurm job 88, since 2026-01-02T03:04:05Z"):
         own(tmp_path)
     beating.wait()
