@@ -8,7 +8,7 @@ import signal
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from threading import Lock, Thread
 from typing import Any, Protocol
@@ -95,7 +95,10 @@ class Processes:
             with receiver:
                 good, answer = receiver.recv()
         except EOFError:
-            process.join()
+            # Its exit code can be read once, and starting a process reads those of all that ended: not at the same time.
+            wait([process.sentinel])
+            with self._lock:
+                process.join()
             raise Died(f"its process died (exit code {process.exitcode})") from None
         finally:
             with self._lock:

@@ -44,6 +44,10 @@ def dies_once(name: str, log: str) -> str:
     return name
 
 
+def dies_at_once(number: int) -> str:
+    os._exit(7)
+
+
 def refuses(name: str) -> str:
     if name == "b":
         raise ValueError("b is wrong")
@@ -104,6 +108,11 @@ def test_a_death_is_tried_again_and_then_named(tmp_path: Path, capsys: pytest.Ca
     assert [len(each) > 1 for each in found] == [False, True, False, False]
     assert sorted(ready) == ["a", "c", "d"]
     assert sorted(log.read_text()) == list("abbbcd")
+
+
+def test_deaths_at_the_same_time_keep_their_exit_codes() -> None:
+    told = list(each(dies_at_once, range(60), engine=Engine(4), died=lambda item, why: why))
+    assert {why.split(" (3 times)")[0] for why in told} == {"its process died (exit code 7)"}
 
 
 def test_an_error_ends_the_others(tmp_path: Path) -> None:
