@@ -9,7 +9,8 @@ The forward takes ``input_ids``, ``attention_mask`` and ``labels`` [B, L] and th
  - ``input_features`` [S, M, 3000] with ``feature_attention_mask`` [S, 3000]: the stock padded form;
  - nothing, when no row has audio.
 ``audio_gather`` [number of <|AUDIO|> tokens] is the index of the audio token at each of them, so that rows can share a
-clip; without it the audio tokens are taken in order.
+clip; without it the audio tokens are taken in order. ``on_cpu`` has copies of these of a batch that is on a GPU, which
+is then never waited for.
 
 The encoder and the LLM run on real frames and real tokens only; hidden states return as [B, L, D] with zeros
 at padding. Every forward calls encoder and projector exactly once (on a dummy clip, multiplied by zero, when no
@@ -40,7 +41,7 @@ from qa_train.model.layers.attention import UNPADDED, choose_attention
 from qa_train.model.layers.head import Head, supervised_loss
 from qa_train.model.layers.lengths import mel_columns
 from qa_train.model.layers.recompute import LayerwiseRecompute
-from qa_train.model.layers.rows import Rows, joined_features
+from qa_train.model.layers.rows import OnCpu, Rows, joined_features
 
 _DUMMY_FRAMES = 4
 
@@ -107,6 +108,7 @@ class UnpaddedQwen2AudioModel(_StockName, Qwen2AudioModel):
         feature_lengths: torch.Tensor | None = None,
         audio_states: torch.Tensor | None = None,
         audio_gather: torch.Tensor | None = None,
+        on_cpu: OnCpu | None = None,
         **kwargs: Any,
     ) -> Qwen2AudioModelOutputWithPast:
         """The inputs of the module docstring -> last_hidden_state [B, L, D].
@@ -120,7 +122,8 @@ class UnpaddedQwen2AudioModel(_StockName, Qwen2AudioModel):
         decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
         ids = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
         assert ids is not None, "one of input_ids and inputs_embeds is needed"
-        rows = Rows.of((ids.shape[0], ids.shape[1]), attention_mask, ids.device) if unpadded else None
+        seen = on_cpu or OnCpu(ids, attention_mask, feature_lengths=feature_lengths)
+        rows = Rows.of((ids.shape[0], ids.shape[1]), seen.attention_mask, ids.device) if unpadded else None
 
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(ids.flatten() if rows is None else rows.drop_padding(ids))
@@ -128,9 +131,9 @@ class UnpaddedQwen2AudioModel(_StockName, Qwen2AudioModel):
             if self.training and torch.is_grad_enabled() and self.neftune_noise_alpha and rows is not None:
                 inputs_embeds = inputs_embeds + rows.noise(inputs_embeds) * self.neftune_noise_alpha
             if not decoding or input_features is not None or audio_states is not None:
-                features, lengths = joined_features(input_features, feature_attention_mask, feature_lengths)
+                features, lengths = joined_features(input_features, feature_attention_mask, seen.feature_lengths)
                 audio = self._audio(features, lengths, audio_states)
-                inputs_embeds = self._insert(inputs_embeds, ids, rows, audio, audio_gather)
+                inputs_embeds = self._insert(inputs_embeds, seen, rows, audio, audio_gather)
             inputs_embeds = inputs_embeds[None] if rows else inputs_embeds.view(*ids.shape, -1)
         elif rows is not None:
             inputs_embeds = rows.drop_padding(inputs_embeds)[None]
@@ -191,17 +194,19 @@ class UnpaddedQwen2AudioModel(_StockName, Qwen2AudioModel):
     def _insert(
         self,
         embeds: torch.Tensor,
-        ids: torch.Tensor,
+        seen: OnCpu,
         rows: Rows | None,
         audio: _Audio,
         gather: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Put the audio tokens at the places of <|AUDIO|>: embeds [T, D], ids [B, L].
+        """Put the audio tokens at the places of <|AUDIO|>: embeds [T, D].
 
         As in the stock model, a place under a mask of 0 has its audio token too, which is dropped with the place.
         """
-        marks = ids.flatten() == self.config.audio_token_id
-        kept = marks if rows is None else marks[rows.index]
+        marks = seen.input_ids.flatten() == self.config.audio_token_id
+        mask = seen.attention_mask if rows is not None else None
+        real = slice(None) if mask is None else mask.flatten().bool()
+        kept = marks[real]
         places = kept.nonzero().flatten()
         values = audio.values.to(embeds.device, embeds.dtype)
         if audio.dummy:
@@ -214,14 +219,14 @@ class UnpaddedQwen2AudioModel(_StockName, Qwen2AudioModel):
         if gather is not None:
             values = values[gather]
         if len(places) != len(values) == int(marks.sum()) and rows is not None:
-            values = values[(marks.cumsum(0) - 1)[rows.index][kept]]
+            values = values[(marks.cumsum(0) - 1)[real][kept].to(values.device, non_blocking=True)]
         if len(places) != len(values):
             raise ValueError(
                 f"input_ids have {len(places)} <|AUDIO|> tokens, but the audio gives {len(values)}: every segment of F "
                 "mel frames needs ((F - 1)//2 + 1)//2 consecutive <|AUDIO|> tokens; expand them with the processor "
                 "or qa_train.data, and do not cut samples between expansion and model"
             )
-        return embeds.index_copy(0, places, values)
+        return embeds.index_copy(0, places.to(embeds.device, non_blocking=True), values)
 
 
 class UnpaddedQwen2AudioForConditionalGeneration(_StockName, LayerwiseRecompute, Qwen2AudioForConditionalGeneration):
@@ -262,6 +267,7 @@ class UnpaddedQwen2AudioForConditionalGeneration(_StockName, LayerwiseRecompute,
         smoothing: float = 0.0,
         return_row_losses: bool = False,
         return_logits: bool | None = None,
+        on_cpu: OnCpu | None = None,
         **kwargs: Any,
     ) -> UnpaddedOutput:
         """The inputs of the module docstring -> logits [B, L, V], or the loss when ``labels`` are given.
@@ -286,6 +292,7 @@ class UnpaddedQwen2AudioForConditionalGeneration(_StockName, LayerwiseRecompute,
             feature_lengths=feature_lengths,
             audio_states=audio_states,
             audio_gather=audio_gather,
+            on_cpu=on_cpu,
             **kwargs,
         )
         hidden = outputs.last_hidden_state
@@ -295,7 +302,7 @@ class UnpaddedQwen2AudioForConditionalGeneration(_StockName, LayerwiseRecompute,
             logits = self.lm_head(hidden[:, kept])
         if labels is not None:
             loss, row_losses = supervised_loss(
-                self.lm_head, hidden, labels, attention_mask, num_items_in_batch, row_weights, smoothing
+                self.lm_head, hidden, labels, attention_mask, num_items_in_batch, row_weights, smoothing, on_cpu
             )
         return UnpaddedOutput(
             loss=loss,

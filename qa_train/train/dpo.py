@@ -111,14 +111,15 @@ class AudioDPOTrainer(AudioTrainerMixin, DPOTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """TRL's DPO loss, weighted by this batch's share of the step's pairs."""
-        pairs = inputs["attention_mask"].shape[0] // 2
+        inputs = self._prepare_inputs(inputs)
+        pairs, completions = inputs["attention_mask"].shape[0] // 2, inputs["on_cpu"].completion_mask
         share = pairs / self._step_numbers["pairs"]
-        with self._kept_at_home() as kept, self._sft_by_tokens(inputs["completion_mask"][:pairs, 1:], share):
+        with self._kept_at_home() as kept, self._sft_by_tokens(completions[:pairs, 1:], share):
             result = DPOTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
         reported = self._metrics["train" if model.training else "eval"]
         self.tally.add(pair_values(kept, inputs["completion_mask"], reported, training=model.training))
         loss = result[0] if return_outputs else result
-        if not inputs["completion_mask"].any():
+        if not completions.any():
             # All pairs were skipped; a mean over no answer token is not a number.
             loss = torch.nan_to_num(loss)
         # The trainer divides by the accumulation steps, DDP and DeepSpeed average over ranks.

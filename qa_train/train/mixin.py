@@ -24,6 +24,7 @@ from transformers import Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from qa_train.config import PartsConfig, TrainerConfig
+from qa_train.model.layers.rows import OnCpu
 from qa_train.model.precision import train_in_float32
 from qa_train.model.stored.weights import load_weights, weights_digest
 from qa_train.train.job import checkpoints
@@ -100,6 +101,25 @@ class AudioTrainerMixin(_Base):
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """TRL tokenizes text columns here; our batches are built by the collator."""
         return dataset
+
+    def get_train_dataloader(self) -> Any:
+        """As the stock one, but its batches stay on the CPU, where they are counted before they go to the device."""
+        placed, self.accelerator.device_placement = self.accelerator.device_placement, False
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.accelerator.device_placement = placed
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The batch on the device, with copies of what places are found in, so that no kernel is waited for.
+
+        Not the stock one: under DeepSpeed it would round log-probabilities of the reference and weights of rows to
+        half precision. The encoder takes its input in the type of its weights by itself.
+        """
+        if "on_cpu" in inputs:
+            return inputs
+        moved = {name: value.to(self.args.device, non_blocking=True) for name, value in inputs.items()}
+        return moved | {"on_cpu": OnCpu.of(inputs)}
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """Fetch the micro-batches of one step, count what they hold, and time the wait."""

@@ -90,7 +90,7 @@ class Reference:
         for group in groups[state.process_index :: state.num_processes]:
             batch, names = batches.build_pairs(group)
             if names or together:
-                inputs = {key: value.to(trainer.args.device) for key, value in batch.items()}
+                inputs = trainer._prepare_inputs(batch)
                 chosen, rejected = trainer.compute_ref_log_probs(model, inputs)
                 found += list(zip(names, chosen.tolist(), rejected.tolist(), strict=bool(names)))
         model.train(training)

@@ -95,7 +95,7 @@ class Processes:
             with receiver:
                 good, answer = receiver.recv()
         except EOFError:
-            # Its exit code can be read once, and starting a process reads those of all that ended: not at the same time.
+            # Its exit code can be read once, and starting a process reads those of all that ended.
             wait([process.sentinel])
             with self._lock:
                 process.join()

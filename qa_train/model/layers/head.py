@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from qa_train.model.layers.rows import OnCpu
+
 # Rows of logits held at a time; 2048 x 156,032 in float32 are 1.3 GB.
 _CHUNK = 2048
 
@@ -56,30 +58,39 @@ def supervised_loss(
     num_items: torch.Tensor | int | None,
     row_weights: torch.Tensor | None = None,
     smoothing: float = 0.0,
+    on_cpu: OnCpu | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of the next token, summed over supervised tokens / ``num_items`` (None: their number).
 
     Also its sum by row [B], float32, not divided and without a gradient: for the record of each source.
     ``row_weights`` [B] are factors on the loss of the rows; neither the number nor the sums by row change.
-    ``smoothing``: as torch's ``cross_entropy``.
+    ``smoothing``: as torch's ``cross_entropy``; ``on_cpu``: copies of labels and mask.
 
     hidden [B, L, D]; labels [B, L], not shifted, -100 where nothing is supervised; mask [B, L], 0 on padding. A token
     counts if it and the one before it are real. Zero, with a gradient of zero, if no token counts.
 
     A head that is not a `Head` (replaced, or wrapped by peft) scores all supervised rows in one call.
     """
-    supervised = labels[:, 1:] != -100
-    if mask is not None:
-        supervised = supervised & mask[:, 1:].bool() & mask[:, :-1].bool()
-    targets = labels[:, 1:][supervised]
-    rows = hidden[:, :-1][supervised]
+    if on_cpu is None or on_cpu.labels is None:
+        supervised = _supervised(labels, mask)
+    else:
+        supervised = _supervised(on_cpu.labels, on_cpu.attention_mask)
+    places = tuple(index.to(hidden.device, non_blocking=True) for index in supervised.nonzero(as_tuple=True))
+    targets = labels[:, 1:][places]
+    rows = hidden[:, :-1][places]
     if isinstance(head, Head):
         losses: torch.Tensor = head(rows, targets, smoothing)
     else:
         losses = _cross_entropy(head(rows), targets, smoothing)
     # Through a rectangle: adding up by index is not deterministic on CUDA.
     by_token = losses.new_zeros(supervised.shape)
-    by_token[supervised] = losses.detach()
+    by_token[places] = losses.detach()
     if row_weights is not None:
-        losses = losses * row_weights[:, None].expand(supervised.shape)[supervised]
+        losses = losses * row_weights[places[0]]
     return losses.sum() / (max(len(targets), 1) if num_items is None else num_items), by_token.sum(1)
+
+
+def _supervised(labels: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Which tokens from the second on count [B, L - 1]."""
+    supervised = labels[:, 1:] != -100
+    return supervised if mask is None else supervised & mask[:, 1:].bool() & mask[:, :-1].bool()

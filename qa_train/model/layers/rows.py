@@ -5,12 +5,32 @@ Shapes: B rows, L their padded length, T real tokens of all rows, S audio segmen
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from qa_train.model.layers.attention import Documents
 from qa_train.model.layers.lengths import mel_columns, ranges
+
+
+@dataclass(frozen=True)
+class OnCpu:
+    """Copies on the CPU of a batch that is on a GPU: places are found in them, so that no kernel is waited for.
+
+    Not a mapping or a tensor, so that trainers and wrappers of the model leave it where it is.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
+    feature_lengths: torch.Tensor | None = None
+    completion_mask: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, batch: Mapping[str, torch.Tensor]) -> OnCpu:
+        """What a batch that is still on the CPU has of them."""
+        return cls(**{name: batch[name] for name in cls.__dataclass_fields__ if name in batch})
 
 
 @dataclass(frozen=True)
@@ -24,11 +44,14 @@ class Rows:
 
     @classmethod
     def of(cls, shape: tuple[int, int], mask: torch.Tensor | None, device: torch.device) -> Rows:
-        """The real positions of rows x length ``shape``; ``mask`` (rows, length) is 1 on them, None: all are real."""
+        """The real positions of rows x length ``shape``; ``mask`` (rows, length) is 1 on them, None: all are real.
+
+        A mask on a GPU is waited for.
+        """
         if mask is None:
-            mask = torch.ones(shape, dtype=torch.long, device=device)
+            mask = torch.ones(shape, dtype=torch.long)
         lengths = mask.bool().sum(1).to("cpu", torch.long)
-        index = mask.flatten().nonzero().flatten().to(device)
+        index = mask.flatten().nonzero().flatten().to(device, non_blocking=True)
         if not len(index):
             raise ValueError(f"attention_mask of shape {list(shape)} has no real token: drop the empty batch")
         positions = ranges(lengths)[None].to(device, non_blocking=True)
