@@ -45,7 +45,7 @@ class Estimate:
     @property
     def fits(self) -> bool:
         """Whether the memory of one GPU is enough."""
-        return self.memory.total <= self.gpu.memory_gib * GIB
+        return self.memory.fits(self.gpu.memory_gib * GIB)
 
     @property
     def mfu(self) -> float:
@@ -194,7 +194,7 @@ def _suggest(made: Estimate) -> list[str]:
     more = made.options.gpus
     while more < _MOST_GPUS and zero_stage(made.cfg):
         more *= 2
-        if memory(made.cfg, made.sizes, more, made.memory.activations).total <= made.gpu.memory_gib * GIB:
+        if memory(made.cfg, made.sizes, more, made.memory.activations).fits(made.gpu.memory_gib * GIB):
             found.append(f"it fits unchanged on gpus={more} (trainer.batches_per_step: a multiple of {more})")
             break
     return found or ["nothing tried here makes it fit: use LoRA (model.lora.parts), or larger GPUs"]

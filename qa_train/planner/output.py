@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qa_train.planner.estimate import MFU_SOURCE, Estimate
-from qa_train.planner.memory import GIB, zero_stage
+from qa_train.planner.memory import GIB, OVERHEAD, USABLE, zero_stage
 
 
 def as_text(made: Estimate) -> str:
@@ -28,6 +28,8 @@ def as_dict(made: Estimate) -> dict[str, Any]:
             "activations": kept.total - kept.logits,
             "logits": kept.logits,
             "optimizer step": made.memory.step,
+            "fragmentation": made.memory.fragmentation,
+            "context": OVERHEAD,
             "total": made.memory.total,
             "host": made.memory.host,
         },
@@ -78,8 +80,13 @@ def _memory(made: Estimate) -> list[str]:
     lines += [f"  {name:<34} {size / GIB:>8.2f}" for name, size in rows if size]
     if memory.step > kept.total:
         lines.append(f"  {'optimizer step instead of these':<34} {memory.step / GIB:>8.2f}")
+    lines += [
+        f"  {'fragmentation':<34} {memory.fragmentation / GIB:>8.2f}",
+        f"  {'CUDA and NCCL':<34} {OVERHEAD / GIB:>8.2f}",
+    ]
     verdict = "fits" if made.fits else "DOES NOT FIT"
-    lines.append(f"  {'at most':<34} {memory.total / GIB:>8.2f}  of {made.gpu.memory_gib:.1f}: {verdict}")
+    usable = f"{USABLE * made.gpu.memory_gib:.1f} ({USABLE:.0%} of {made.gpu.memory_gib:.1f})"
+    lines.append(f"  {'at most':<34} {memory.total / GIB:>8.2f}  of {usable}: {verdict}")
     if memory.host:
         lines.append(f"  host memory for what is offloaded, per machine: {memory.host / GIB:.0f} GiB")
     return lines + [f"  -> {suggestion}" for suggestion in made.suggestions]

@@ -5,8 +5,8 @@ t conv frames (20 ms) of a segment, d encoder width, f MLP width, M mel bins:
  - forward: (8 d^2 + 4 d f) t per layer, 4 d t^2 per layer for attention, 6 M d per mel frame and 6 d^2 per conv frame
    for the two convolutions;
  - kept per conv frame and layer, with ``s`` bytes per value of the residual stream, ``p`` per output of a matrix
-   product and ``a`` inside attention: of each of two norms the input and what the linear layers read; 4 d a of
-   attention; 2 f p of the MLP. A frozen encoder keeps nothing.
+   product and ``a`` inside attention: of each of two norms the input (in float32 under autocast on a GPU) and what the
+   linear layers read; 4 d a of attention; 2 f p of the MLP. A frozen encoder keeps nothing.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class WhisperCosts:
         copy = trained.adapter_copy or (p if precision.autocast else 0)
         copies = 4 * copy if copy else 2 * stream
         loop = d * p if precision.loop else 0
-        layer = 2 * stream * d + copies * d + 4 * d * precision.attention + loop + 2 * f * p
+        layer = 2 * precision.norms * d + copies * d + 4 * d * precision.attention + loop + 2 * f * p
         marks = stream * d
         if mode == "selective":
             marks += p * (5 * d + f) + precision.attention * d

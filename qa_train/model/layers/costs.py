@@ -11,6 +11,7 @@ class Precision:
 
     autocast: float32 weights, products in bfloat16; every linear layer then keeps a cast copy of its input.
     loop: attention runs document by document (on a CPU, and in float32 anywhere), and its output is copied once.
+    norms: of what a layer norm keeps of its input; on a GPU autocast computes it in float32.
     """
 
     weights: int = 2
@@ -19,6 +20,7 @@ class Precision:
     attention: int = 2
     autocast: bool = False
     loop: bool = False
+    norms: int = 2
 
     @classmethod
     def of(cls, dtype: str, *, autocast: bool = False, cpu: bool = False) -> Precision:
@@ -26,8 +28,8 @@ class Precision:
         size = 4 if dtype == "float32" else 2
         if autocast:
             wide = cpu or size == 4
-            return cls(size, size, 2, 4 if wide else 2, autocast=size == 4, loop=wide)
-        return cls(size, size, size, 4 if cpu else size, loop=cpu or size == 4)
+            return cls(size, size, 2, 4 if wide else 2, autocast=size == 4, loop=wide, norms=size if cpu else 4)
+        return cls(size, size, size, 4 if cpu else size, loop=cpu or size == 4, norms=size)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,69 @@
+"""The recipes for 7B models, each with a micro-batch on a GPU that is not there: memory as planned, and no waiting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from qa_train.config import StageConfig
+from qa_train.config.compose import compose_stage
+from qa_train.config.planning import PlanConfig
+from qa_train.model.layers.rows import OnCpu
+from qa_train.planner.estimate import Estimate, estimate
+from tests.cuda_without_gpu.pretended import DEVICE, Held, batch_of, casts, opened, pretended_gpu
+
+# recipe -> card, how many, and operations of a micro-batch: on a GPU each starts at least one kernel.
+RECIPES = {
+    "sft experiment=one_gpu_24gb": ("4090", 1, 12_130),
+    "sft experiment=one_gpu_48gb": ("l40s", 1, 11_650),
+    "sft experiment=one_gpu_80gb": ("h100", 1, 11_650),
+    "sft experiment=one_gpu_80gb model.lora.parts=[encoder,llm] model.freeze=[projector]": ("h100", 1, 16_314),
+    "sft experiment=one_gpu_141gb": ("h200", 1, 17_946),
+    "sft experiment=sft_7b": ("h100", 8, 5_862),
+    "pretrain experiment=pretrain_7b": ("h100", 8, 6_814),
+    "dpo experiment=dpo_7b": ("h100", 8, 5_862),
+}
+SMALL = "sft experiment=sft_7b model.llm.config.num_hidden_layers=2 model.encoder.config.encoder_layers=2"
+
+
+def planned(recipe: str, gpu: str = "h100", gpus: int = 8) -> tuple[StageConfig, Estimate]:
+    stage, *words = recipe.split()
+    cfg = compose_stage(stage, words)
+    return cfg, estimate(cfg, PlanConfig(gpu=gpu, gpus=gpus), suggest=False)
+
+
+def learn(cfg: StageConfig, made: Estimate, *, on_cpu: bool = True) -> tuple[Held, Any]:
+    """One micro-batch forward and backward, as the trainer calls the model."""
+    model = opened(cfg)
+    batch = batch_of(made.load.work, model)
+    copies = {"on_cpu": OnCpu.of(batch)} if on_cpu else {}
+    inputs: dict[str, Any] = {name: value.to(DEVICE) for name, value in batch.items()}
+    with pretended_gpu(autocast=casts(cfg)), Held(model) as held:
+        items = torch.empty((), device=DEVICE)
+        outputs = model(**inputs, **copies, use_cache=False, return_row_losses=True, num_items_in_batch=items)
+        outputs.loss.backward()
+    return held, outputs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_holds_what_was_planned(recipe: str) -> None:
+    gpu, gpus, operations = RECIPES[recipe]
+    cfg, made = planned(recipe, gpu, gpus)
+    assert made.fits
+    held, _ = learn(cfg, made)
+    assert made.memory.activations.total == pytest.approx(held.most, rel=0.04)
+    assert held.operations <= 1.02 * operations
+
+
+def test_no_kernel_is_waited_for() -> None:
+    held, outputs = learn(*planned(SMALL))
+    assert outputs.row_losses.shape == (27,)
+    assert held.now < 0.01 * held.most
+
+
+def test_waiting_would_be_seen() -> None:
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        learn(*planned(SMALL), on_cpu=False)
