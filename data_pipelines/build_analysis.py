@@ -18,11 +18,11 @@ from omegaconf import MISSING
 from data_pipelines.chat_shards import Chat, ChatJob, Place, build, index_digest, places, shard_paths
 from data_pipelines.clips.split import draw, pick
 from data_pipelines.importing.import_report import Report
-from qa_train.data.shards.folders import open_folder
+from qa_train.data.stores.folders import open_folder
 from qa_train.data.text.prompts import PromptBank, Unqualified
 from qa_train.data.text.records import BadRecord
 from qa_train.data.text.sample import Message, TextPart
-from qa_train.utils.jobs import EngineOptions
+from qa_train.jobs.executor import EngineOptions
 
 _YES_NO = (
     "Can you hear {}?",

@@ -24,8 +24,8 @@ from data_pipelines.clips.split import draw, pick
 from data_pipelines.importing.import_report import Report
 from data_pipelines.synthetic.acoustics import at_snr, level, unclipped
 from data_pipelines.synthetic.speakers import Speaker, SpeakerOptions, open_speaker
-from qa_train.data.shards.folders import open_folder
-from qa_train.utils.jobs import EngineOptions
+from qa_train.data.stores.folders import open_folder
+from qa_train.jobs.executor import EngineOptions
 
 KINDS = ("over", "two", "command")
 _WORDS = ("What does the speaker say?", "What are the words in this recording?", "Please write down what is said.")

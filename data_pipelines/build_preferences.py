@@ -39,9 +39,9 @@ from data_pipelines.synthetic.preferences import (
     with_words,
     without_words,
 )
-from qa_train.data.shards.folders import open_folder
 from qa_train.data.shards.index import load_index
-from qa_train.utils.jobs import EngineOptions
+from qa_train.data.stores.folders import open_folder
+from qa_train.jobs.executor import EngineOptions
 
 # (family, question, chosen, rejected); an empty question: the clip alone.
 Made = tuple[str, str, str, str]

@@ -26,8 +26,8 @@ from omegaconf import MISSING
 
 from qa_train.config import StorageConfig
 from qa_train.data.shards.index import load_index
-from qa_train.data.shards.storage import expand, open_binary
 from qa_train.data.shards.writer import ShardWriter
+from qa_train.data.stores.storage import expand, open_binary
 from qa_train.llm.client import Endpoint
 from qa_train.llm.judge import Judge, Verdict
 from qa_train.utils import draws

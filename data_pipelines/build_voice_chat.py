@@ -24,11 +24,11 @@ from data_pipelines.importing.import_report import Report
 from data_pipelines.synthetic.acoustics import at_snr, coloured_noise, in_room, unclipped
 from data_pipelines.synthetic.speakable import one_line, unspeakable
 from data_pipelines.synthetic.speakers import Speaker, SpeakerOptions, open_speaker
-from qa_train.data.shards.folders import open_folder
+from qa_train.data.stores.folders import open_folder
 from qa_train.data.text.chat_rows import chat_record
 from qa_train.data.text.json_rows import read_rows
 from qa_train.data.text.records import BadRecord
-from qa_train.utils.jobs import EngineOptions
+from qa_train.jobs.executor import EngineOptions
 
 _RT60_S = (0.15, 0.6)
 _DIRECT_DB = (0.0, 12.0)

@@ -16,7 +16,7 @@ from data_pipelines.importing.import_report import Report
 from qa_train.data.audio.waveform import read_clip
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.writer import ShardWriter
-from qa_train.utils.jobs import Engine
+from qa_train.jobs.executor import Engine
 
 
 @dataclass(frozen=True)

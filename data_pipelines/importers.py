@@ -32,11 +32,11 @@ from data_pipelines.importing.import_shard import BAD, COPIED_SUFFIX, DROPPED_SU
 from data_pipelines.importing.listing import Listing
 from data_pipelines.importing.streamed import StreamJob, stream_jobs, told_of
 from qa_train.config import StorageConfig
-from qa_train.data.shards import storage
-from qa_train.data.shards.folders import companion, open_folder
 from qa_train.data.shards.index import load_index
+from qa_train.data.stores import storage
+from qa_train.data.stores.folders import companion, open_folder
 from qa_train.data.tools.outside import Outside
-from qa_train.utils.jobs import EngineOptions
+from qa_train.jobs.executor import EngineOptions
 from qa_train.utils.masking import masked
 from qa_train.utils.progress import progress
 

@@ -41,7 +41,7 @@ from data_pipelines.starter import NUM_HELD_OUT_QUESTIONS, NUM_UNSEEN_VOICE
 from data_pipelines.synthetic import notes, preferences, recombine, voice_chat
 from data_pipelines.synthetic.synth import Espeak, draw_voice
 from qa_train.data.shards.index import load_index
-from qa_train.utils.jobs import Engine
+from qa_train.jobs.executor import Engine
 
 CLIPS_PER_SHARD = 1000
 SPEEDS = (0.89, 1.11)

@@ -45,6 +45,7 @@ PURPOSES = {
     "data": "shards to batches",
     "config": "typed settings",
     "llm": "client, judge",
+    "jobs": "processes, Ray",
     "utils": "files, draws",
 }
 

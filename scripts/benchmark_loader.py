@@ -38,8 +38,8 @@ from qa_train.data.audio.mel import log_mel
 from qa_train.data.audio.waveform import SAMPLE_RATE, read_clip
 from qa_train.data.clips import Clip, ClipReader
 from qa_train.data.shards.index import load_index
-from qa_train.data.shards.storage import RangeReader
 from qa_train.data.shards.writer import ShardWriter
+from qa_train.data.stores.storage import RangeReader
 
 MEL_BINS = 128
 PADDED, UNPADDED = {"padding": "max_length"}, {"padding": "longest", "truncation": False}

@@ -33,9 +33,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from qa_train.config import DataConfig, SourceConfig
 from qa_train.data.batches import Batches, Collator, open_data
 from qa_train.data.shards.index import load_index
-from qa_train.data.shards.neighbours import Range
-from qa_train.data.shards.storage import RangeReader
 from qa_train.data.shards.writer import ShardWriter
+from qa_train.data.stores.neighbours import Range
+from qa_train.data.stores.storage import RangeReader
 from qa_train.model import load_tokenizer
 from scripts.benchmark_loader import speech
 from tests.data.serving import Server, http_server

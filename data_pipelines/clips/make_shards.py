@@ -22,10 +22,10 @@ import numpy as np
 import soundfile
 
 from data_pipelines.clips.clip import SAMPLE_RATE, Clip
-from qa_train.data.shards.folders import companion, publish, write_text
 from qa_train.data.shards.sidecar import SUFFIX
 from qa_train.data.shards.writer import ShardWriter
-from qa_train.utils.jobs import Engine, each
+from qa_train.data.stores.folders import companion, publish, write_text
+from qa_train.jobs.executor import Engine, each
 
 RECIPE_SUFFIX = ".recipe"
 # Part of every recipe: raise it when a change of the code changes what is made.
@@ -116,7 +116,7 @@ def make(
     """Runs the unfinished jobs; returns the number of clips made.
 
     ``ready`` is called with each job whose shard is there, as soon as it is; it may end the run. ``what``, ``unit``: of
-    the progress bar. ``died``: as in `qa_train.utils.jobs.each`.
+    the progress bar. ``died``: as in `qa_train.jobs.executor.each`.
     Raises ValueError when a job fails, naming the shard; the other running jobs are ended.
     """
     todo: list[Job] = []

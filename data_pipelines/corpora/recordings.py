@@ -21,9 +21,9 @@ import pyarrow
 import pyarrow.parquet
 
 from qa_train.data.audio.waveform import MIN_CLIP_SAMPLES, BadAudio, read_clip, read_frames, read_header, resample
-from qa_train.data.shards import storage
 from qa_train.data.shards.clip_files import clip_bytes
 from qa_train.data.shards.tar import MAX_MEMBER_BYTES, OTHER_AUDIO_EXTENSIONS
+from qa_train.data.stores import storage
 
 # Used if no other kind is next to them (a video next to its sound).
 OTHER_AUDIO = tuple(f".{kind}" for kind in OTHER_AUDIO_EXTENSIONS)

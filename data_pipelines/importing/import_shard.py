@@ -16,11 +16,11 @@ from data_pipelines.corpora.recordings import Recording, TooLong, duration_s, ra
 from data_pipelines.importing.in_place import InFile
 from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, stored_kind
 from qa_train.data.shards.clip_files import ROUNDED_S
-from qa_train.data.shards.folders import companion
 from qa_train.data.shards.index import Placed, index_places
 from qa_train.data.shards.sidecar import SUFFIX, Problem, origin_of, write_index
 from qa_train.data.shards.tar import AUDIO_EXTENSIONS
 from qa_train.data.shards.writer import ShardWriter
+from qa_train.data.stores.folders import companion
 from qa_train.data.text.records import BadRecord
 from qa_train.utils.masking import masked
 

@@ -15,8 +15,8 @@ from data_pipelines.importing.admission import Admission, items_of
 from data_pipelines.importing.blocklist import ids_of
 from data_pipelines.importing.import_shard import Made, clips_of
 from qa_train.data.audio.waveform import SAMPLE_RATE
-from qa_train.data.shards.folders import companion, write_text
 from qa_train.data.shards.writer import ShardWriter
+from qa_train.data.stores.folders import companion, write_text
 from qa_train.utils import draws
 from qa_train.utils.masking import masked, without_query
 

@@ -27,7 +27,7 @@ from qa_train.config import EvalSetConfig
 from qa_train.data.audio.waveform import BadAudio
 from qa_train.data.shards.catalog import open_shards
 from qa_train.data.shards.same_recordings import same_recordings
-from qa_train.data.shards.storage import expand
+from qa_train.data.stores.storage import expand
 from qa_train.data.text.prompts import PromptBank
 from qa_train.eval.answers import Limits, Outcome, answer, predictions
 from qa_train.eval.eval_sets import EvalSet, is_right, keep_clip, record_questions

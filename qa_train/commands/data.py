@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qa_train.commands.data_tools import StorageOptions, ToJsonlOptions
 from qa_train.config import OrderConfig, StorageConfig  # noqa: F401 (pdoc looks up inherited annotations here)
-from qa_train.utils.jobs import EngineOptions, each
+from qa_train.jobs.executor import EngineOptions, each
 from qa_train.utils.progress import say
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def index(paths: list[str], options: IndexOptions) -> int:
     A damaged tar is reported and gets no index; the others do. The exit code is then 2, also when a shard has no usable
     record.
     """
-    from qa_train.data.shards.storage import expand
+    from qa_train.data.stores.storage import expand
 
     paths = expand(paths)
     waiting = [path for path in paths if not (options.missing and _has_index(path))]

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from qa_train.config import CleanConfig, StorageConfig
-from qa_train.utils.jobs import EngineOptions
+from qa_train.jobs.executor import EngineOptions
 from qa_train.utils.progress import say
 
 
@@ -95,7 +95,7 @@ def inspect(paths: list[str], options: StorageOptions) -> int:
 
 def validate(paths: list[str], options: ValidateOptions) -> int:
     """Read all again and name every fault; the exit code is 1 if there is one."""
-    from qa_train.data.shards.storage import expand
+    from qa_train.data.stores.storage import expand
     from qa_train.data.tools.validate import validate as check
 
     summary = check(
@@ -112,7 +112,7 @@ def validate(paths: list[str], options: ValidateOptions) -> int:
 
 def stats(paths: list[str], options: StatsOptions) -> int:
     """Count hours by task and language, and measure lengths and tokens."""
-    from qa_train.data.shards.storage import expand
+    from qa_train.data.stores.storage import expand
     from qa_train.data.tools.stats import stats as count
 
     tokenizer = None
@@ -130,7 +130,7 @@ def stats(paths: list[str], options: StatsOptions) -> int:
 
 def sample(paths: list[str], options: SampleOptions) -> int:
     """Print some records, and write files to play and plots into out=."""
-    from qa_train.data.shards.storage import expand
+    from qa_train.data.stores.storage import expand
     from qa_train.data.tools.view import describe_row, draw_rows, write_row
 
     for path, row in draw_rows(expand(paths, options.storage), options.n, options.seed, options.storage):
@@ -147,7 +147,7 @@ def clean(paths: list[str], options: CleanOptions) -> int:
 
     Shares are between 0 and 1; null switches a filter off.
     """
-    from qa_train.data.shards.storage import expand
+    from qa_train.data.stores.storage import expand
     from qa_train.data.tools.clean import clean as run
 
     cfg = CleanConfig(**{each.name: getattr(options, each.name) for each in fields(CleanConfig)})

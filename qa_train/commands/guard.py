@@ -47,7 +47,7 @@ def guarded(name: str, command: Callable[[], int]) -> int:
 def line_of(error: Exception, name: str = "") -> str | None:
     """What the user of command ``name`` reads of an error that can be put right; None: the error keeps its trace."""
     from qa_train.config.nearest import explain
-    from qa_train.data.shards.remote import RemoteError
+    from qa_train.data.stores.remote import RemoteError
 
     # Errors of Hydra and OmegaConf first: some of them are ValueErrors of several lines, others OSErrors.
     if (line := explain(error)) is not None:

@@ -6,8 +6,8 @@
 4. ``order.batch_plan``: a pure function that maps batch number k to its samples.
 5. ``batches``: reads those samples by byte range and joins their mel frames without padding.
 
-The packages, lowest layer first: ``audio``, ``order`` and ``text``; ``shards``; the files of this folder, which join
-them; ``tools``. Never imported here: the model, training, evaluation, torch.cuda.
+The packages, lowest layer first: ``audio``, ``order``, ``text`` and ``stores``; ``shards``; the files of this folder,
+which join them; ``tools``. Never imported here: the model, training, evaluation, torch.cuda.
 
 ``stream`` hands the samples to code of others. It is imported on first use.
 """

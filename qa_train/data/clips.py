@@ -15,8 +15,8 @@ from qa_train.data.audio.decoder import KillableDecoder
 from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.mel import log_mel
 from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, audio_tokens, read_clip, segments
-from qa_train.data.shards.neighbours import Range
-from qa_train.data.shards.storage import RangeReader
+from qa_train.data.stores.neighbours import Range
+from qa_train.data.stores.storage import RangeReader
 
 
 class SkipSample(ValueError):

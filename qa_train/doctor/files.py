@@ -16,7 +16,7 @@ from qa_train.utils.manifest import MANIFEST
 def examine_data(patterns: list[str], storage: StorageConfig | None = None) -> Iterator[Finding]:
     """Check that shards exist and have matching indexes; nothing is decoded. ``storage``: how remote ones are read."""
     from qa_train.data.shards.sidecar import CLEANED, IGNORED, load_summary
-    from qa_train.data.shards.storage import expand
+    from qa_train.data.stores.storage import expand
 
     try:
         paths = expand(patterns, storage)

@@ -18,7 +18,7 @@ from qa_train.config import StorageConfig
 from qa_train.data.audio.table_clip import clip_source
 from qa_train.data.clips import Clip
 from qa_train.data.shards.index import load_index
-from qa_train.data.shards.storage import expand
+from qa_train.data.stores.storage import expand
 from qa_train.eval.eval_sets import clips_of
 from qa_train.eval.same_sound import Recordings
 from qa_train.eval.scores.normalise import CHARACTER_LANGUAGES, label_words

@@ -25,7 +25,7 @@ from qa_train.config import EvalSetConfig, StorageConfig
 from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio
 from qa_train.data.clips import Clip, ClipReader, SkipSample
 from qa_train.data.shards.index import load_index
-from qa_train.data.shards.storage import expand
+from qa_train.data.stores.storage import expand
 from qa_train.data.text.prompts import PromptBank, Unqualified
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
 from qa_train.eval.answers import Limits, Outcome, answer, predictions

@@ -40,8 +40,9 @@ from qa_train.model.encoders.kinds import kind_of
 from qa_train.model.layers.attention import UNPADDED, choose_attention
 from qa_train.model.layers.head import Head, supervised_loss
 from qa_train.model.layers.lengths import mel_columns
+from qa_train.model.layers.on_cpu import OnCpu
 from qa_train.model.layers.recompute import LayerwiseRecompute
-from qa_train.model.layers.rows import OnCpu, Rows, joined_features
+from qa_train.model.layers.rows import Rows, joined_features
 
 _DUMMY_FRAMES = 4
 

@@ -24,7 +24,7 @@ from transformers import Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from qa_train.config import PartsConfig, TrainerConfig
-from qa_train.model.layers.rows import OnCpu
+from qa_train.model.layers.on_cpu import OnCpu
 from qa_train.model.precision import train_in_float32
 from qa_train.model.stored.weights import load_weights, weights_digest
 from qa_train.train.job import checkpoints

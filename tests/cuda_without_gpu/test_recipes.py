@@ -10,7 +10,7 @@ import torch
 from qa_train.config import StageConfig
 from qa_train.config.compose import compose_stage
 from qa_train.config.planning import PlanConfig
-from qa_train.model.layers.rows import OnCpu
+from qa_train.model.layers.on_cpu import OnCpu
 from qa_train.planner.estimate import Estimate, estimate
 from tests.cuda_without_gpu.pretended import DEVICE, Held, batch_of, casts, opened, pretended_gpu
 

@@ -16,7 +16,7 @@ from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.script import script_share, spoken_characters
 from qa_train.data.tools.clean import CleanConfig, clean, clipped_share, measure_shard, silent_share
 from qa_train.data.tools.validate import validate
-from qa_train.utils.jobs import Engine
+from qa_train.jobs.executor import Engine
 from tests.data.conftest import noise
 
 OFF = CleanConfig(**{name: None for name in CleanConfig.__dataclass_fields__ if name != "silence_db"})

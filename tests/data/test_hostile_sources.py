@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from qa_train.config.compose import compose_stage
-from qa_train.data.shards import storage, tar
+from qa_train.data.shards import tar
+from qa_train.data.stores import storage
 from qa_train.data.text.prompts import PromptBank
 from qa_train.model import load_model
 from tests.data.hostile import header

@@ -18,9 +18,9 @@ import webdataset
 
 from qa_train.data.shards.index import SUFFIX, build_index, load_index, scan
 from qa_train.data.shards.sidecar import load_summary
-from qa_train.data.shards.storage import expand
 from qa_train.data.shards.tar import DamagedShard
 from qa_train.data.shards.writer import ShardWriter
+from qa_train.data.stores.storage import expand
 from tests.data.conftest import noise, speech_record
 
 

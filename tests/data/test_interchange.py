@@ -12,7 +12,7 @@ import soundfile
 
 from qa_train.config import DataConfig, SourceConfig
 from qa_train.data.batches import open_data
-from qa_train.data.shards.storage import RangeReader, expand, open_binary, size_of
+from qa_train.data.stores.storage import RangeReader, expand, open_binary, size_of
 from qa_train.data.tools.interchange import jsonl_to_shards, read_jsonl
 from tests.data.conftest import noise
 

@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader
 from qa_train.config import DataConfig, SourceConfig, StorageConfig
 from qa_train.data.batches import Batches, Collator, open_data
 from qa_train.data.loader import rank_numbers
-from qa_train.data.shards import storage
-from qa_train.data.shards.neighbours import MAX_GAP_BYTES, Range, joined
-from qa_train.data.shards.remote import MAX_REQUEST_BYTES, RemoteError
-from qa_train.data.shards.web_ranges import MAX_CONNECTIONS
+from qa_train.data.stores import storage
+from qa_train.data.stores.neighbours import MAX_GAP_BYTES, Range, joined
+from qa_train.data.stores.remote import MAX_REQUEST_BYTES, RemoteError
+from qa_train.data.stores.web_ranges import MAX_CONNECTIONS
 from tests.data.conftest import speech_record, write_shards
 from tests.data.serving import Server, http_server, s3_server
 
@@ -314,7 +314,7 @@ def test_the_hub_is_read_by_range_and_its_redirects_are_remembered(folder: Path,
 
 
 def test_a_server_that_asks_for_patience_gets_it(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qa_train.data.shards import web_ranges
+    from qa_train.data.stores import web_ranges
 
     waits: list[float] = []
     monkeypatch.setattr("tenacity.nap.time.sleep", waits.append)

@@ -13,11 +13,11 @@ import pytest
 
 from qa_train.config import DataConfig, SourceConfig, StorageConfig
 from qa_train.data.batches import open_data
-from qa_train.data.shards import storage
 from qa_train.data.shards.catalog import write_catalog
-from qa_train.data.shards.remote import RemoteError
 from qa_train.data.shards.sidecar import load_index, load_summary
 from qa_train.data.shards.writer import ShardWriter
+from qa_train.data.stores import storage
+from qa_train.data.stores.remote import RemoteError
 from tests.data.conftest import noise
 
 SIGNATURE = "sv=2024&sp=rl&sig=ab%2Fcd/ef+gh=="

@@ -20,13 +20,13 @@ from qa_train.cli import main
 from qa_train.commands.doctor import DoctorConfig
 from qa_train.config import DataConfig, SourceConfig, StorageConfig, parse_options
 from qa_train.data.batches import open_data
-from qa_train.data.shards import storage
-from qa_train.data.shards.cache import MIN_BYTES, RangeCache
 from qa_train.data.shards.catalog import write_catalog
 from qa_train.data.shards.index import index_shard, load_index, scan
 from qa_train.data.shards.process_cache import KEPT
-from qa_train.data.shards.remote import RemoteError
 from qa_train.data.shards.writer import ShardWriter
+from qa_train.data.stores import storage
+from qa_train.data.stores.cache import MIN_BYTES, RangeCache
+from qa_train.data.stores.remote import RemoteError
 from qa_train.data.text.prompts import PromptBank
 from qa_train.data.tools.validate import validate
 from qa_train.doctor.files import examine_data
@@ -395,7 +395,7 @@ def test_the_range_unused_for_longest_goes_first(tmp_path: Path) -> None:
 _READER = """
 import sys, random
 from qa_train.config import StorageConfig
-from qa_train.data.shards.storage import RangeReader
+from qa_train.data.stores.storage import RangeReader
 url, folder, seed = sys.argv[1], sys.argv[2], int(sys.argv[3])
 raw = open(sys.argv[4], "rb").read()
 reader = RangeReader(StorageConfig(cache_dir=folder, cache_gb=0.018, first_wait_s=0.01))

@@ -21,7 +21,7 @@ from data_pipelines.synthetic.synth import (
     Voice,
     draw_voice,
 )
-from qa_train.utils.jobs import Engine
+from qa_train.jobs.executor import Engine
 
 TEXTS = [f"this is sentence {word}" for word in ["one", "two", "three", "four", "five", "six", "seven", "eight"]]
 

@@ -16,8 +16,8 @@ import yaml
 from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Recording, Request
 from data_pipelines.corpora.formats.fields import cell_at, mapping, note_untaken, record_of, untaken
 from data_pipelines.corpora.formats.webdataset import clip_of, groups, row_of
-from qa_train.data.shards import storage
 from qa_train.data.shards.tar import AUDIO_EXTENSIONS, OTHER_AUDIO_EXTENSIONS
+from qa_train.data.stores import storage
 
 _META = ".nv-meta"
 _MAX_BYTES = 1 << 26

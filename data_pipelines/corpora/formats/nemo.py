@@ -19,8 +19,8 @@ from typing import Any
 from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Found, Recording, Request
 from data_pipelines.corpora.formats.manifests import RowReader
 from data_pipelines.corpora.tree import AUDIO
-from qa_train.data.shards import storage
 from qa_train.data.shards.tar import DamagedShard, members
+from qa_train.data.stores import storage
 from qa_train.data.text.records import BadRecord
 
 _TAR = re.compile(r"audio[^/]*_(\d+)[^/]*\.tar$")

@@ -19,8 +19,8 @@ import pyarrow
 from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Request, present
 from data_pipelines.corpora.formats.fields import AUDIO_COLUMNS, mapping, note_untaken, record_of, untaken
 from data_pipelines.corpora.recordings import Recording, block_starts, class_names, rows, schema_of
-from qa_train.data.shards import storage
-from qa_train.data.shards.remote import remote_names
+from qa_train.data.stores import storage
+from qa_train.data.stores.remote import remote_names
 from qa_train.data.text.chat_rows import chat_record, is_chat, unknown_fields
 from qa_train.data.text.records import BadRecord
 from qa_train.data.tools.interchange import said_of

@@ -15,8 +15,9 @@ from typing import IO, Any
 
 from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Recording, Request
 from data_pipelines.corpora.formats.fields import mapping, note_untaken, record_of, untaken
-from qa_train.data.shards import storage, wds
+from qa_train.data.shards import wds
 from qa_train.data.shards.tar import AUDIO_EXTENSIONS, OTHER_AUDIO_EXTENSIONS, TEXT_EXTENSIONS, Member, members
+from qa_train.data.stores import storage
 from qa_train.data.text.records import MAX_JSON_BYTES, BadRecord, decode_text, parse_object
 from qa_train.utils.masking import masked, without_query
 

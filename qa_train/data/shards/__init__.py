@@ -1,5 +1,5 @@
-"""Records on disk: tar shards, their indexes and catalogs, local and remote storage, and the cache of remote shards.
+"""Records on disk: tar shards, their indexes and catalogs, and the counts of their tokens.
 
-Above `audio`, `order` and `text`. From outside: `index.load_index` and `sidecar` to read, `writer.ShardWriter` to
-write, `storage` to open paths and expand patterns.
+Above `audio`, `order`, `text` and `stores`. From outside: `index.load_index` and `sidecar` to read,
+`writer.ShardWriter` to write.
 """

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from qa_train.config import StorageConfig
 from qa_train.data.order.epoch import Ints
-from qa_train.data.shards import gate, storage
+from qa_train.data.shards import gate
 from qa_train.data.shards.sidecar import Problem, Summary, load_rows, load_summary
+from qa_train.data.stores import storage
 from qa_train.utils.atomic import whole
 from qa_train.utils.masking import masked, without_query
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from qa_train.config import StorageConfig
 from qa_train.data.audio.waveform import BadAudio, read_header, stored_kind
-from qa_train.data.shards import storage
-from qa_train.data.shards.remote import RemoteError
 from qa_train.data.shards.tar import AUDIO_EXTENSIONS, MAX_MEMBER_BYTES, OTHER_AUDIO_EXTENSIONS
+from qa_train.data.stores import storage
+from qa_train.data.stores.remote import RemoteError
 from qa_train.data.text.chat_rows import parts_of
 from qa_train.data.text.content import Source, shown
 from qa_train.data.text.records import BadRecord

@@ -17,8 +17,8 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from qa_train.data.audio.waveform import MAX_CLIP_S, MAX_SAMPLE_RATE, MIN_CLIP_SAMPLES, MIN_SAMPLE_RATE, SAMPLE_RATE
-from qa_train.data.shards.remote import RemoteError
 from qa_train.data.shards.tar import MAX_MEMBER_BYTES, MAX_MEMBERS, MAX_NAME_BYTES
+from qa_train.data.stores.remote import RemoteError
 from qa_train.data.text.records import MAX_JSON_BYTES, BadRecord, stored_record
 from qa_train.utils.masking import masked
 

@@ -27,7 +27,6 @@ from qa_train.data.audio.waveform import (
     read_header,
     resampled_length,
 )
-from qa_train.data.shards import storage
 from qa_train.data.shards.sidecar import IGNORED, SCHEMA, Problem, ShardIndex, origin_of, write_index
 from qa_train.data.shards.sidecar import SUFFIX as SUFFIX
 from qa_train.data.shards.sidecar import load_index as load_index
@@ -39,6 +38,7 @@ from qa_train.data.shards.tar import (
     Member,
     members,
 )
+from qa_train.data.stores import storage
 from qa_train.data.text.content import PLACEHOLDER
 from qa_train.data.text.prompts import chat_messages
 from qa_train.data.text.records import MAX_JSON_BYTES, BadRecord, check_record, check_text, decode_text, parse_record

@@ -19,8 +19,9 @@ import pyarrow
 import pyarrow.parquet
 
 from qa_train.config import StorageConfig
-from qa_train.data.shards import gate, storage
-from qa_train.data.shards.remote import RemoteError
+from qa_train.data.shards import gate
+from qa_train.data.stores import storage
+from qa_train.data.stores.remote import RemoteError
 from qa_train.utils.atomic import whole
 from qa_train.utils.masking import name_of
 

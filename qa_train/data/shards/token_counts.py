@@ -20,11 +20,12 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from qa_train.config import StorageConfig
-from qa_train.data.shards import gate, storage
+from qa_train.data.shards import gate
 from qa_train.data.shards.catalog import ShardTable, open_shards
 from qa_train.data.shards.process_cache import KEPT
-from qa_train.data.shards.remote import RemoteRefused
 from qa_train.data.shards.row_reader import records_of
+from qa_train.data.stores import storage
+from qa_train.data.stores.remote import RemoteRefused
 from qa_train.data.text.counting import REASONS, TokenCounts, Use, count_tokens
 from qa_train.utils.atomic import whole
 from qa_train.utils.masking import masked

@@ -22,10 +22,10 @@ from qa_train.config import CleanConfig, StorageConfig
 from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, read_clip
 from qa_train.data.shards.index import load_index, shard_fingerprint, write_index
 from qa_train.data.shards.sidecar import IGNORED, Problem
-from qa_train.data.shards.storage import RangeReader
+from qa_train.data.stores.storage import RangeReader
 from qa_train.data.text.script import script_share, spoken_characters
+from qa_train.jobs.executor import HERE, Engine, each
 from qa_train.utils import draws
-from qa_train.utils.jobs import HERE, Engine, each
 
 _SILENCE_FRAME = SAMPLE_RATE // 50
 _CLIPPED = 0.999

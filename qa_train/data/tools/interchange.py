@@ -18,10 +18,10 @@ import crc32c
 
 from qa_train.config import StorageConfig
 from qa_train.data.audio.waveform import BadAudio
-from qa_train.data.shards import storage
 from qa_train.data.shards.clip_files import encoded, located, refuse_parts
 from qa_train.data.shards.index import ShardIndex, load_index
 from qa_train.data.shards.writer import ShardWriter
+from qa_train.data.stores import storage
 from qa_train.data.text.chat_rows import chat_record, unknown_fields
 from qa_train.data.text.content import Source, plain_messages
 from qa_train.data.text.json_rows import objects

@@ -14,7 +14,7 @@ from qa_train.data.shards.index import load_index
 from qa_train.data.shards.sidecar import skipped
 from qa_train.data.text.prompts import CHAT, PromptBank
 from qa_train.data.text.template import IGNORE, encode
-from qa_train.utils.jobs import HERE, Engine, each
+from qa_train.jobs.executor import HERE, Engine, each
 
 GROUPS = ("task", "language", "source", "split")
 # Upper ends of the histogram's bins, in seconds.

@@ -15,9 +15,9 @@ import numpy as np
 from qa_train.config import StorageConfig
 from qa_train.data.shards.index import SUFFIX, ShardIndex, load_index, scan
 from qa_train.data.shards.sidecar import IGNORED
-from qa_train.data.shards.storage import beside, exists
+from qa_train.data.stores.storage import beside, exists
+from qa_train.jobs.executor import HERE, Engine, each
 from qa_train.utils import draws
-from qa_train.utils.jobs import HERE, Engine, each
 
 Digests = np.ndarray[Any, np.dtype[np.uint64]]
 

@@ -14,9 +14,9 @@ import numpy as np
 from qa_train.config import StorageConfig
 from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, describe, read_clip, segments
-from qa_train.data.shards import storage
 from qa_train.data.shards.index import SUFFIX, ShardIndex, load_index, placed, scan
 from qa_train.data.shards.tar import DamagedShard, members
+from qa_train.data.stores import storage
 from qa_train.data.text.prompts import CHAT, PromptBank
 from qa_train.data.tools.clean import clipped_share
 from qa_train.utils import draws

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from qa_train.model.layers.rows import OnCpu
+from qa_train.model.layers.on_cpu import OnCpu
 
 # Rows of logits held at a time; 2048 x 156,032 in float32 are 1.3 GB.
 _CHUNK = 2048

@@ -14,7 +14,7 @@ import pytest
 
 from qa_train.config import starter_dir
 from qa_train.data.shards.index import load_index
-from qa_train.data.shards.storage import RangeReader
+from qa_train.data.stores.storage import RangeReader
 from tests.data_pipelines.corpora.made_up import audio_cell, table_bytes, tone, write_tree
 from tests.train.conftest import run
 

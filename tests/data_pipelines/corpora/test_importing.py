@@ -21,8 +21,8 @@ from data_pipelines.importing.blocklist import Blocklist
 from data_pipelines.importing.catalogue import corpus_of
 from data_pipelines.importing.import_report import Report
 from qa_train.command_line.command_table import run as command
-from qa_train.data.shards.folders import companion, open_folder
 from qa_train.data.shards.index import load_index
+from qa_train.data.stores.folders import companion, open_folder
 from tests.data_pipelines.corpora.foreign_cases import cut
 from tests.data_pipelines.corpora.made_up import SECONDS, Case, audio_cell, heard, table_bytes, tone, write_tree
 from tests.data_pipelines.corpora.sound_cases import AUDIOSET, CLOTHO, GTZAN, MUSICCAPS

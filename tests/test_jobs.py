@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from qa_train.utils.jobs import ATTEMPTS, HERE, Engine, each
-from qa_train.utils.processes import NodeLost
+from qa_train.jobs.executor import ATTEMPTS, HERE, Engine, each
+from qa_train.jobs.processes import NodeLost
 
 TWO = Engine(2)
 
@@ -137,7 +137,7 @@ def test_wrong_engines_are_refused() -> None:
 
 def test_no_process_outlives_a_killed_command(tmp_path: Path) -> None:
     program = (
-        "from qa_train.utils.jobs import Engine, each\nfrom tests.utils.test_jobs import lasts\n"
+        "from qa_train.jobs.executor import Engine, each\nfrom tests.test_jobs import lasts\n"
         f"list(each(lasts, 'ab', {str(tmp_path)!r}, engine=Engine(2)))"
     )
     command = subprocess.Popen([sys.executable, "-c", program])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from qa_train.data.shards.remote import MAX_REQUEST_BYTES
+from qa_train.data.stores.remote import MAX_REQUEST_BYTES
 
 # Bytes that are read for nothing rather than asked around: 64 KiB take 5 ms at 100 Mbit/s, less than another request.
 MAX_GAP_BYTES = 64 << 10

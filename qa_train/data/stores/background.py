@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from qa_train.data.shards.web_ranges import MAX_CONNECTIONS
+from qa_train.data.stores.web_ranges import MAX_CONNECTIONS
 from qa_train.utils.retry import Result
 
 _Job = tuple[Future, Callable[[], object]]

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from qa_train.utils.processes import Died, NodeLost, Processes
+from qa_train.jobs.processes import Died, NodeLost, Processes
 
 # Read when Ray is imported; the processes of a cluster that this one starts inherit it.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -49,7 +49,7 @@ class RayPool:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ValueError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from error
         self._ray, self._modules = ray, modules
-        # What Ray would try again itself is tried again, counted and told by qa_train.utils.jobs.
+        # What Ray would try again itself is tried again, counted and told by qa_train.jobs.executor.
         self._task = ray.remote(max_retries=0)(_on_node)
 
     @property

@@ -19,7 +19,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from qa_train.utils.processes import Died, Here, NodeLost, Pool, Processes
+from qa_train.jobs.processes import Died, Here, NodeLost, Pool, Processes
 from qa_train.utils.progress import progress, say
 
 Item = TypeVar("Item")
@@ -47,7 +47,7 @@ class Engine:
         if self.name not in ENGINES:
             raise ValueError(f"engine={self.name!r}: use one of {', '.join(ENGINES)}")
         if self.name == "ray":
-            from qa_train.utils.ray_pool import RayPool
+            from qa_train.jobs.ray_pool import RayPool
 
             return RayPool(self.ray_address, modules)
         if self.ray_address:

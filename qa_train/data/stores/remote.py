@@ -17,8 +17,8 @@ from typing import Any
 import fsspec
 
 from qa_train.config import StorageConfig
-from qa_train.data.shards import web_ranges
-from qa_train.data.shards.web_ranges import Permanent
+from qa_train.data.stores import web_ranges
+from qa_train.data.stores.web_ranges import Permanent
 from qa_train.utils.masking import masked
 from qa_train.utils.retry import Result, retried
 

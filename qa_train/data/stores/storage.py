@@ -21,11 +21,11 @@ from typing import IO, Any, cast
 import braceexpand
 
 from qa_train.config import StorageConfig
-from qa_train.data.shards.background import submit
-from qa_train.data.shards.cache import RangeCache
-from qa_train.data.shards.neighbours import Range, joined
-from qa_train.data.shards.remote import RemoteFile, RemoteInfo, read_range, remote_info, remote_names
-from qa_train.data.shards.web_ranges import HUB
+from qa_train.data.stores.background import submit
+from qa_train.data.stores.cache import RangeCache
+from qa_train.data.stores.neighbours import Range, joined
+from qa_train.data.stores.remote import RemoteFile, RemoteInfo, read_range, remote_info, remote_names
+from qa_train.data.stores.web_ranges import HUB
 from qa_train.utils.masking import masked, without_query
 
 SCHEMES = ("http", "https", "hf", "s3", "gs", "memory")
