@@ -10,27 +10,37 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub import HfApi
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
-from qa_train.config import EncoderConfig, LanguageModelConfig, ModelConfig
+from qa_train.cli import main
+from qa_train.config import EncoderConfig, LanguageModelConfig, LoraSettings, ModelConfig
 from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.mel import log_mel
 from qa_train.data.audio.waveform import segments
 from qa_train.export.hugging_face import export
 from qa_train.export.model_card import model_card
 from qa_train.model import UnpaddedQwen2AudioForConditionalGeneration, build_model, load_model, weights_digest
+from qa_train.model.lora import add_adapters, plan_adapters
+
+AUDIO = {"num_mel_bins": 80, "d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
+TEXT = {"model_type": "qwen2", "vocab_size": 1100, "hidden_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32}  # fmt: skip
+RUN = {
+    "stage": "sft",
+    "trainer": {"max_steps": 3, "batches_per_step": 1, "learning_rate": 1e-4, "lr_scheduler_type": "constant"},
+    "data": {"tokens_per_batch": 100, "sources": {}},
+    "run": {"seed": 1},
+}
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "checkpoint-3"
-    audio = {"num_mel_bins": 80, "d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2}
-    text = {"model_type": "qwen2", "vocab_size": 1100, "hidden_size": 32, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32}
     cfg = ModelConfig(
         name="test",
-        encoder=EncoderConfig(config=audio | {"encoder_ffn_dim": 32}),
-        llm=LanguageModelConfig(config=text | heads),
+        encoder=EncoderConfig(config=dict(AUDIO)),
+        llm=LanguageModelConfig(config=dict(TEXT)),
         tokenizer="builtin:nano",
     )
     model, processor = build_model(cfg)
@@ -53,6 +63,124 @@ def test_exported_folder_is_whole_and_stock_transformers_reads_it(checkpoint: Pa
     text = AutoProcessor.from_pretrained(result.path).apply_chat_template(chat, add_generation_prompt=True)
     assert "Audio 1: <|audio_bos|><|AUDIO|><|audio_eos|>\nWhat?<|im_end|>" in text
     assert text.endswith("<|im_start|>assistant\n")
+
+
+@pytest.fixture(scope="module")
+def base(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder as others publish it, with a card."""
+    folder = export(checkpoint, tmp_path_factory.mktemp("base") / "base").path
+    front = "---\nlicense: apache-2.0\nlanguage: [en, zh]\ndatasets: {evil: 1}\nbase_model: Qwen/Qwen2-Audio-7B\n---\n"
+    (folder / "README.md").write_text(front)
+    return folder
+
+
+def adapters_on(cfg: ModelConfig, folder: Path) -> Path:
+    """A run's checkpoint of adapters that change the answers."""
+    model, processor = build_model(cfg)
+    adapters = plan_adapters(model, cfg, seed=0)
+    assert adapters is not None
+    adapted = add_adapters(model, adapters)
+    torch.manual_seed(0)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(0, 0.05)
+    adapted.save_pretrained(folder)
+    adapters.write_base(folder)
+    processor.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def status(words: list[str]) -> Any:
+    with pytest.raises(SystemExit) as done:
+        main(words)
+    return done.value.code
+
+
+LORA = LoraSettings(parts=["llm"], r=2)
+
+
+def test_adapters_alone_answer_the_same_on_the_stock_base(base: Path, tmp_path: Path) -> None:
+    run = adapters_on(
+        ModelConfig(name="t", checkpoint=str(base), freeze=["encoder", "projector"], lora=LORA), tmp_path / "run"
+    )
+    facts = {"base_model": "Qwen/Qwen2-Audio-7B-Instruct"}
+    done = export(run, tmp_path / "out", merge=False, facts=facts)
+    assert done.max_difference < 1e-4
+    assert {path.name for path in done.path.iterdir()} >= {"adapter_model.safetensors", "tokenizer.json", "README.md"}
+    assert not list(done.path.glob("model*"))
+    assert json.loads((done.path / "adapter_config.json").read_text())["base_model_name_or_path"] == facts["base_model"]
+    card = (done.path / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["library_name"] == "peft"
+    assert front["base_model"] == facts["base_model"]
+    assert 'PeftModel.from_pretrained(base, "FOLDER")' in card
+    assert 'from_pretrained("Qwen/Qwen2-Audio-7B-Instruct")' in card
+    merged = export(run, tmp_path / "merged")
+    assert merged.parameters > 10 * done.parameters
+
+
+def test_adapters_alone_are_refused_where_no_other_tool_could_use_them(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a whole model and no adapters"):
+        export(checkpoint, tmp_path / "out", merge=False)
+    made = ModelConfig(
+        name="t", encoder=EncoderConfig(config=AUDIO), llm=LanguageModelConfig(config=TEXT), tokenizer="builtin:nano",
+        freeze=["encoder", "projector"], lora=LORA,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="put together when it is opened"):
+        export(adapters_on(made, tmp_path / "run"), tmp_path / "out", merge=False)
+
+
+def test_the_card_has_what_the_card_of_the_base_says(base: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump(RUN | {"model": {"checkpoint": str(base)}}))
+    front = yaml.safe_load(model_card(run, name="x", parameters=1, facts={"language": ["de"]}).split("---")[1])
+    assert front["license"] == "apache-2.0"
+    assert front["language"] == ["de"]
+    assert front["base_model"] == "Qwen/Qwen2-Audio-7B"
+    assert "datasets" not in front
+    (run / "config.yaml").write_text(yaml.safe_dump(RUN | {"model": {"checkpoint": "owner/name"}}))
+    assert "base_model: owner/name" in model_card(run, name="x", parameters=1)
+
+
+def test_an_export_is_uploaded_in_one_commit(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, dict[str, Any]]] = []
+    for name in ("create_repo", "upload_folder"):
+        monkeypatch.setattr(HfApi, name, lambda self, *args, _name=name, **kwargs: asked.append((_name, kwargs)))
+    words = ["export", f"checkpoint={checkpoint}", "push=owner/name"]
+    assert status([*words, f"out={tmp_path / 'a'}", "dry_run=true"]) in (0, None)
+    assert re.search(r"model.safetensors +\d+\.\d+ MiB", capsys.readouterr().out)
+    assert not asked
+    assert status([*words, f"out={tmp_path / 'b'}"]) in (0, None)
+    assert [name for name, _ in asked] == ["create_repo", "upload_folder"]
+    assert asked[0][1] == {"private": True, "exist_ok": True}
+    assert asked[1][1]["folder_path"] == tmp_path / "b"
+    assert "uploaded to owner/name" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["push=name"], "owner/name"), (["push=own er/name"], "own er/name"), (["dry_run=true"], "give push too")],
+)
+def test_wrong_uploads_are_refused_first(
+    words: list[str], said: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status(["export", f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}", *words])
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_hub_that_refuses_leaves_the_export(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    assert status(["export", f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}", "push=owner/name"])
+    said = capsys.readouterr().err
+    assert "is whole, but the hub did not take it" in said
+    assert "hf upload owner/name" in said
+    assert (tmp_path / "out" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("samples", [16_000, 480_000, 480_050, 720_000, 1_600_000])

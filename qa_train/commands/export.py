@@ -7,17 +7,28 @@ from qa_train.config import ExportConfig
 
 def export(options: ExportConfig) -> int:
     """Write a Hugging Face folder that stock transformers loads, and compare its logits with ours."""
-    from qa_train.export import hugging_face
+    from qa_train.export import hub, hugging_face
 
+    if options.push is not None:
+        hub.check_name(options.push)
+    elif options.dry_run:
+        raise ValueError("dry_run lists what push=owner/name would upload: give push too")
+    names = ("base_model", "license", "language", "datasets")
+    facts = {name: value for name in names if (value := getattr(options, name))}
     done = hugging_face.export(
         options.checkpoint,
         options.out,
+        merge=options.merge,
+        facts=facts,
         results=options.results,
         verify=options.verify,
         allow_missing=options.allow_missing,
     )
+    what = "parameters" if options.merge else "parameters of adapters"
     print(
-        f"{done.path}: {done.parameters / 1e6:,.1f} M parameters, model card in README.md; stock transformers gives "
+        f"{done.path}: {done.parameters / 1e6:,.1f} M {what}, model card in README.md; stock transformers gives "
         f"the same logits for a probe clip (largest difference {done.max_difference:.1e} of the largest logit)"
     )
+    if options.push is not None:
+        print(hub.push(done.path, options.push, private=options.private, dry_run=options.dry_run))
     return 0

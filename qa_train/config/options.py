@@ -211,6 +211,19 @@ class ExportConfig:
     checkpoint: str = MISSING
     # The folder to write; it must be new or empty.
     out: str = MISSING
+    # false: the adapters of a checkpoint alone, as peft reads them; the base must be a model folder or a hub id.
+    merge: bool = True
+    # For the model card: the hub id of the base (where training read a copy of it), a licence (apache-2.0), languages
+    # (en) and data sets (owner/name). Without them what the card of the base has, if the base is a folder here.
+    base_model: str | None = None
+    license: str | None = None
+    language: list[str] = field(default_factory=list)
+    datasets: list[str] = field(default_factory=list)
+    # Upload the folder to the Hugging Face hub as owner/name, by the token of `hf auth login`. A new repository is
+    # private, unless private=false. dry_run: only list what would be uploaded.
+    push: str | None = None
+    private: bool = True
+    dry_run: bool = False
     # For the model card: the folder of a qa-train eval of this checkpoint, or a quickstart's results.json.
     results: str | None = None
     # Compare the checkpoint's files with the checksums in its manifest, if it has one.

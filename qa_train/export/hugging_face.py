@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,8 @@ from qa_train.data.audio.front_end import FRONT_END
 from qa_train.export.model_card import model_card
 from qa_train.model import find_checkpoint, load_model
 from qa_train.model.build import load_adapted
-from qa_train.model.lora import has_adapters, merge_adapters
-from qa_train.model.stored.loading import read_stock
+from qa_train.model.lora import has_adapters, merge_adapters, read_base, write_adapters
+from qa_train.model.stored.loading import read_stock_model, read_stock_processor
 from qa_train.model.stored.weights import weights_digest
 from qa_train.train.job.distributed import name_accelerator
 
@@ -39,19 +40,23 @@ def export(
     checkpoint: str | Path,
     out: str | Path,
     *,
+    merge: bool = True,
+    facts: Mapping[str, Any] | None = None,
     results: str | Path | None = None,
     verify: bool = True,
     allow_missing: Sequence[str] = (),
 ) -> Exported:
     """Write weights, configuration, tokenizer, processor, chat template, generation settings and model card to ``out``.
 
-    Adapters of a run with ``model.lora`` are merged into the weights. ``results``: the folder of an evaluation of
-    these weights, or a quickstart's results.json, for the card (`qa_train.export.model_card`). ``verify`` and
-    ``allow_missing`` are those of `load_model`.
+    Adapters of a run with ``model.lora`` are merged into the weights; without ``merge`` they alone are written, as peft
+    reads them. ``facts``: base_model, license, language and datasets for the card (`model_card`).
+    ``results``: the folder of an evaluation of these weights, or a quickstart's results.json, for the card
+    (`qa_train.export.model_card`). ``verify`` and ``allow_missing`` are those of `load_model`.
 
     The folder is then read by the stock classes and must give the same logits for two probe clips, one of them over
     30 s, within 1e-4 of the largest logit (3e-2 in half precision, where only the order of summation differs).
-    ValueError if ``out`` is not empty or the checkpoint cannot be read; RuntimeError if the reloaded model answers
+    ValueError if ``out`` is not empty, the checkpoint cannot be read, or is none of adapters on a base that others can
+    read, and ``merge`` is off; RuntimeError if the reloaded model answers
     otherwise, and then ``out`` is not written.
     """
     out = Path(out)
@@ -59,36 +64,65 @@ def export(
         raise ValueError(f"{out} is not an empty folder: choose another place for the export")
     name_accelerator()
     folder = find_checkpoint(checkpoint)
+    adapted = has_adapters(folder)
+    base = _base(folder) if adapted else None
+    if not merge:
+        _check_base(folder, base)
     # Adapters answer the probe unmerged, as trained, so the merge is part of what is verified.
-    if has_adapters(folder):
+    if adapted:
         model, processor = load_adapted(folder, verify=verify)
     else:
         model, processor = load_model(folder, verify=verify, allow_missing=allow_missing)
     probes = [_probe(processor, seconds) for seconds in _PROBE_S]
     with torch.no_grad():
         expected = [model(**probe.to(dtype=model.dtype)).logits.float() for probe in probes]
-    if has_adapters(folder):
-        model = merge_adapters(model)
-    parameters = sum(p.numel() for p in model.parameters())
-    digest = weights_digest(model) if results is not None else None
-    card = model_card(Path(folder), name=out.name, parameters=parameters, results=results, weights=digest)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
+    facts = dict(facts or {})
+    if not merge:
+        parameters = write_adapters(model, partial, facts.get("base_model") or str(base))
+    model = merge_adapters(model) if adapted else model
+    digest = weights_digest(model) if results is not None else None
+    if merge:
+        parameters = sum(p.numel() for p in model.parameters())
+        model.save_pretrained(partial)
     processor.save_pretrained(partial)
+    card = model_card(
+        Path(folder), name=out.name, parameters=parameters, results=results, weights=digest, merged=merge, facts=facts
+    )
     (partial / "README.md").write_text(card, encoding="utf-8")
     del model
     gc.collect()
-    difference = _compare(partial, probes, expected)
+    difference = _compare(partial, probes, expected, None if merge else base)
     if out.exists():
         out.rmdir()
     partial.rename(out)
     return Exported(out, parameters, difference)
 
 
-def _compare(folder: Path, probes: list[BatchFeature], expected: list[torch.Tensor]) -> float:
-    """Reload ``folder`` with the stock classes and compare inputs and logits of the probes."""
-    model, stock = read_stock(folder)
+def _base(folder: str | Path) -> str | None:
+    """The folder or hub id of the model that adapters were trained on, if it is one model that others can read."""
+    checkpoint = read_base(folder)[0].checkpoint
+    return None if checkpoint is None or has_adapters(find_checkpoint(checkpoint)) else find_checkpoint(checkpoint)
+
+
+def _check_base(folder: str | Path, base: str | None) -> None:
+    if not has_adapters(folder):
+        raise ValueError(f"{folder} holds a whole model and no adapters: leave merge=false out")
+    if base is None:
+        raise ValueError(
+            f"the adapters in {folder} were trained on a model that is put together when it is opened, or on adapters, "
+            "and no other tool does that: leave merge=false out, or export the base first and train on the export"
+        )
+
+
+def _compare(folder: Path, probes: list[BatchFeature], expected: list[torch.Tensor], base: str | None = None) -> float:
+    """Reload ``folder`` with the stock classes, as adapters on ``base`` if given, and compare the probes' logits."""
+    model, stock = read_stock_model(folder if base is None else Path(base)), read_stock_processor(folder)
+    if base is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, folder).eval()
     differences = []
     for seconds, probe, wanted in zip(_PROBE_S, probes, expected, strict=True):
         inputs = _probe(stock, seconds)

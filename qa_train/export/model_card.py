@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult
+from huggingface_hub import EvalResult, metadata_load
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from qa_train import __version__
@@ -18,6 +20,9 @@ from qa_train.report.results import markdown_table
 from qa_train.report.scores_page import markdown_report
 from qa_train.utils.masking import name_of
 
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Of the card of a base; longer ones are not read.
+_CARD_BYTES = 2**20
 _USE = """```python
 import numpy as np
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
@@ -47,16 +52,26 @@ The processor cuts a clip at 30 s without a warning. `windows` passes a longer o
 audio marks, as in training."""
 
 
+_ADAPTED = """base = Qwen2AudioForConditionalGeneration.from_pretrained("BASE")
+model = PeftModel.from_pretrained(base, "FOLDER")"""
+# What a card says of a model in its front matter, and hubs search by.
+_FACTS = ("base_model", "license", "language", "datasets")
+
+
 def model_card(
-    checkpoint: Path, *, name: str, parameters: int, results: str | Path | None = None, weights: str | None = None
-) -> str:
+    checkpoint: Path, *, name: str, parameters: int, results: str | Path | None = None, weights: str | None = None,
+    merged: bool = True, facts: Mapping[str, Any] | None = None,
+) -> str:  # fmt: skip
     """A README.md in Markdown with the front matter that model hubs read.
 
     ``checkpoint``: a checkpoint's folder. If it belongs to a run, the card lists the run's stage, data and settings,
     and those of the runs that it started from, as long as they are found. ``results``: the folder of a
     ``qa-train eval``, shown as a table and in the front matter as model hubs read it (its answers must be of these
-    ``weights``, a digest); or a quickstart's ``results.json``. Shards are named without their folders, so that a
-    published card reveals nothing about the machine. ValueError if ``results`` cannot be read.
+    ``weights``, a digest); or a quickstart's ``results.json``. ``merged``: whether the folder has whole weights, not
+    adapters alone. ``facts``: base_model, license, language and datasets of the front matter; those that are not given
+    are those of the model that the first run started from: its hub id, or what its card has if it is a folder.
+    Shards are named without their folders, so that a published card reveals nothing about the machine. ValueError if
+    ``results`` cannot be read.
     """
     front: dict[str, Any] = {
         "library_name": "transformers",
@@ -74,14 +89,22 @@ def model_card(
             f"the run around {checkpoint} has settings or records that no run of qa-train writes ({said}): copy the "
             "checkpoint out of it, or restore its files"
         ) from error
+    front |= _known(checkpoint) | dict(facts or {})
+    use = _USE
+    if not merged:
+        front |= {"library_name": "peft", "tags": [*front["tags"], "lora"]}
+        use = use.replace('model = Qwen2AudioForConditionalGeneration.from_pretrained("FOLDER")', _ADAPTED)
+        use = use.replace("import numpy as np\n", "import numpy as np\nfrom peft import PeftModel\n")
+        use = use.replace('"BASE"', json.dumps(str(front.get("base_model", "BASE"))))
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {plain(name)}",
         "An audio-language model of the Qwen2-Audio architecture "
-        f"([arXiv 2407.10759](https://arxiv.org/abs/2407.10759)), {parameters / 1e6:,.1f} M parameters, trained with "
+        f"([arXiv 2407.10759](https://arxiv.org/abs/2407.10759)), {parameters / 1e6:,.1f} M parameters"
+        f"{'' if merged else ' of adapters'}, trained with "
         f"qa-train {__version__}. It takes audio and text, and answers in text.",
         "## Use",
-        _USE,
+        use,
         "## Training",
         *stages,
     ]
@@ -163,6 +186,29 @@ def _runs(checkpoint: Path) -> list[tuple[dict[str, Any], list[dict[str, Any]], 
     return found[::-1]
 
 
+def _known(checkpoint: Path) -> dict[str, Any]:
+    """The facts of the model that the first run started from."""
+    runs = _runs(checkpoint)
+    start = from_references(runs[0][0]["model"].get("checkpoint")) if runs else None
+    if not start:
+        return {}
+    if not Path(start).is_dir():
+        return {"base_model": start} if _HUB_ID.fullmatch(start) else {}
+    card = Path(start) / "README.md"
+    if not card.is_file() or card.stat().st_size > _CARD_BYTES:
+        return {}
+    try:
+        found = metadata_load(card) or {}
+    except (ValueError, yaml.YAMLError, OSError):
+        return {}
+    # What somebody else wrote: words and lists of words, no more.
+    return {name: found[name] for name in _FACTS if _words(found.get(name))}
+
+
+def _words(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value))
+
+
 def _stage(config: dict[str, Any], environments: list[dict[str, Any]], step: int, record: dict[str, Any]) -> str:
     model, trainer, data = config["model"], config["trainer"], config["data"]
     start = from_references(model.get("checkpoint")) or "; ".join(
@@ -179,7 +225,7 @@ def _stage(config: dict[str, Any], environments: list[dict[str, Any]], step: int
     ]
     if adapted := (model.get("lora") or {}).get("parts"):
         rank = plain(model["lora"]["r"])
-        lines.append(f"- adapters (LoRA, rank {rank}) on {plain(', '.join(adapted))}, merged here")
+        lines.append(f"- adapters (LoRA, rank {rank}) on {plain(', '.join(adapted))}")
     if environments:
         last = environments[-1]
         versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items() if version[:1].isdigit())

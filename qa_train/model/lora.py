@@ -192,6 +192,15 @@ def merge_adapters(model: Any) -> Any:
     return model.merge_and_unload(safe_merge=True)
 
 
+def write_adapters(model: Any, folder: Path, base: str) -> int:
+    """The adapters of ``model`` as peft reads them, for a base that is called ``base``; returns their parameters."""
+    model.save_pretrained(folder)
+    path = folder / _CONFIG
+    found = read_json(path) | {"base_model_name_or_path": base, "auto_mapping": None, "inference_mode": True}
+    path.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return sum(weight.numel() for weight in adapter_state(model, folder).values())
+
+
 def _targets(model: nn.Module, lora: LoraSettings) -> str:
     """A regular expression for the full names of the linear layers that get adapters: those of the repeated layers."""
     linear = {

@@ -281,10 +281,14 @@ def read_gguf(file: Path, config: Any) -> Any:
     )
 
 
-def read_stock(folder: Path) -> tuple[nn.Module, Any]:
-    """The model and processor of an exported folder as anybody reads them, by the stock classes."""
-    model = Qwen2AudioForConditionalGeneration.from_pretrained(folder, dtype="auto", **_SAFE)
-    return model.eval(), AutoProcessor.from_pretrained(folder, **_SAFE)
+def read_stock_model(folder: Path) -> nn.Module:
+    """The model of an exported folder as anybody reads it, by the stock class."""
+    return Qwen2AudioForConditionalGeneration.from_pretrained(folder, dtype="auto", **_SAFE).eval()
+
+
+def read_stock_processor(folder: Path) -> Any:
+    """The processor of an exported folder, by the stock class."""
+    return AutoProcessor.from_pretrained(folder, **_SAFE)
 
 
 def _read(folder: Path, what: str, read: Callable[[], T]) -> T:
