@@ -18,13 +18,15 @@ import numpy as np
 import pytest
 import soundfile
 
-uvicorn = pytest.importorskip("uvicorn")
+pytest.importorskip("uvicorn")
 
-from qa_train.config import ServeConfig  # noqa: E402
-from qa_train.infer import connections, server  # noqa: E402
-from qa_train.infer.generate import Answer  # noqa: E402
-from qa_train.infer.protocol import ApiError, Limits, parse  # noqa: E402
-from qa_train.infer.server import Service, application  # noqa: E402
+from live_server import running
+
+from qa_train.config import ServeConfig
+from qa_train.infer import connections, server
+from qa_train.infer.generate import Answer
+from qa_train.infer.protocol import ApiError, Limits, parse
+from qa_train.infer.server import Service
 
 
 class Parrot:
@@ -37,23 +39,6 @@ class Parrot:
 def service(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Service:
     monkeypatch.setattr(server, "count_tokens", lambda *given: 10)
     return Service({"m": Parrot()}, ServeConfig(checkpoint="x", **options))  # type: ignore[dict-item]
-
-
-@contextmanager
-def running(made: Service) -> Iterator[int]:
-    """The port of a server in a thread of this process."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        application(made), http=connections.Connection, log_level="warning", timeout_graceful_shutdown=1
-    )
-    serving = uvicorn.Server(config)
-    thread = threading.Thread(target=serving.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        serving.should_exit = True
-        thread.join(20)
 
 
 def body(*parts: Any, **more: Any) -> bytes:
