@@ -172,7 +172,7 @@ def test_stop_ends_the_answer_here_and_in_the_server(scripted: Browser, model: S
     ask(scripted, "Talk", f"{TEXTS}[0]?.length > 20")
     assert scripted.run("document.querySelector('#send').hidden") is True
     scripted.press("Escape")
-    scripted.wait(IDLE)
+    scripted.wait(f"document.querySelector('#stop').hidden && {STATUS} === 'stopped'")
     scripted.wait("document.querySelector('.note').textContent.startsWith('stopped after ')")
     for _ in range(100):
         if model.left_at is not None:
@@ -232,6 +232,17 @@ def test_markdown_is_shown_and_nothing_in_it_runs_or_is_fetched(scripted: Browse
     hosts = {urlsplit(each["request"]["url"]).hostname for each in scripted.told("Network.requestWillBeSent")}
     assert hosts - {None} == {"127.0.0.1"}
     assert [e["entry"]["text"] for e in scripted.told("Log.entryAdded")] == []
+
+
+def test_a_pretrained_model_gets_one_question_at_a_time(browser: Browser, model: Scripted) -> None:
+    options = ServeConfig(checkpoint="x", template="base")
+    with running(served.Service({"m": model}, options)) as port:  # type: ignore[dict-item]
+        page = opened(browser, f"http://127.0.0.1:{port}", models=1)
+        assert page.run("document.querySelector('#system').disabled") is True
+        assert page.run("document.querySelector('#offer').hidden") is True
+        ask(page, "one")
+        ask(page, "two", f"{IDLE} && {TEXTS}.length === 2")
+    assert model.asked == [[("user", "one")], [("user", "two")]]
 
 
 def test_a_file_is_dropped_anywhere(scripted: Browser, model: Scripted) -> None:

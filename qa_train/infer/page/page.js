@@ -48,6 +48,7 @@ const addFiles = (files) => { [...files].forEach((file) => addClip(file, file.na
 
 async function toggleRecording() {
   if (endRecording) { endRecording(); return; }
+  endRecording = () => {}; // while the browser asks for leave
   try {
     endRecording = await record(limits.max_duration_s, (seconds) => {
       $("record").textContent = `Stop recording (${Math.floor(seconds)} s)`;
@@ -62,6 +63,7 @@ async function toggleRecording() {
       if ($("at_once").checked && clips.length > before) await send();
     });
   } catch (error) {
+    endRecording = null;
     say(`no microphone (${error.message || error.name}): allow it in the browser, or upload a file`);
   }
 }
@@ -134,17 +136,20 @@ async function answer(turn, model, settings, signal) {
   let due = false;
   const more = (text) => {
     made.text = text;
+    first ??= performance.now();
     // Markdown is read anew each time: not more often than eyes see.
     if (!due) setTimeout(() => { due = false; showAnswer(made); }, 60);
     due = true;
   };
   const begun = performance.now();
-  const seconds = () => `${((performance.now() - begun) / 1000).toFixed(1)} s`;
+  const seconds = (until = performance.now()) => `${((until - begun) / 1000).toFixed(1)} s`;
+  let first = null;
   try {
     const { text, finish, tokens } = await answerOf({ model, messages: messages(model, turn), ...settings }, signal, more);
     const cut = finish === "length";
     view.classList.toggle("cut", cut);
-    made.note = `${text ? "" : "empty answer, "}${cut ? "cut off at " : ""}${tokens} tokens, ${seconds()}`;
+    const wait = first ? ` (first word after ${seconds(first)})` : "";
+    made.note = `${text ? "" : "empty answer, "}${cut ? "cut off at " : ""}${tokens} tokens, ${seconds()}${wait}`;
     made.state = "done";
   } catch (error) {
     const stopped = error.name === "AbortError";
@@ -176,9 +181,9 @@ async function answerAll(turn, models) {
   showBusy();
   toEnd();
   await Promise.all(all);
+  say(stopper.signal.aborted ? "stopped" : "answered");
   stopper = null;
   showBusy();
-  say("answered");
 }
 
 function compose(words, sounds, turn) {
