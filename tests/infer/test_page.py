@@ -148,7 +148,7 @@ def test_a_conversation_by_keyboard_alone(scripted: Browser, model: Scripted, tm
     model.text = "A bell."
     scripted.tab_to("Retry the answer of m")
     scripted.press("Enter")
-    scripted.wait(f"{IDLE} && {TEXTS}[0] === 'A bell.'")
+    scripted.wait(f"{IDLE} && {TEXTS}[0] === 'A bell.' && document.activeElement.id === 'text'")
     assert model.asked[1] == model.asked[0]
     scripted.run("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
     scripted.tab_to("Copy the answer of m")

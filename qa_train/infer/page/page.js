@@ -162,7 +162,8 @@ async function answer(turn, model, settings, signal) {
 
 function showBusy() {
   const busy = stopper !== null;
-  const held = document.activeElement === (busy ? $("send") : $("stop"));
+  // A button that goes must not take the keyboard's place on the page with it.
+  const held = busy ? document.activeElement.matches("#send, .idle") : document.activeElement === $("stop");
   $("send").hidden = busy;
   $("stop").hidden = !busy;
   document.querySelectorAll(".idle").forEach((each) => { each.disabled = busy; });
