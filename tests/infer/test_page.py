@@ -272,5 +272,6 @@ def test_what_goes_wrong_is_said(page: Browser, tmp_path: Path) -> None:
     page.wait(f"{CLIPS}.length === 1")
     page.press("Enter")
     assert "longer than" in page.wait("document.querySelector('.failed .note')?.textContent")
+    page.wait(f"{STATUS} === 'an answer failed'")
     ask(page, "Hello", f"{IDLE} && {TEXTS}.length === 4")
     assert page.run("document.querySelectorAll('.failed').length") == 2

@@ -182,7 +182,8 @@ async function answerAll(turn, models) {
   showBusy();
   toEnd();
   await Promise.all(all);
-  say(stopper.signal.aborted ? "stopped" : "answered");
+  const failed = models.some((model) => turn.answers.get(model).state === "failed");
+  say(stopper.signal.aborted ? "stopped" : failed ? "an answer failed" : "answered");
   stopper = null;
   showBusy();
 }
