@@ -218,6 +218,31 @@ def test_a_decoding_ends_with_its_client(monkeypatch: pytest.MonkeyPatch) -> Non
         _until(lambda: made.active.total() == 0)
 
 
+def test_a_client_that_leaves_while_it_waits_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on, rows = threading.Event(), threading.Event(), []
+
+    class Slow(Parrot):
+        def stream_rows(self, given: Any, decoding: Any) -> list[Answer]:
+            rows.extend(given)
+            begun.set()
+            assert go_on.wait(20)
+            return super().stream_rows(given, decoding)
+
+    made = service(monkeypatch)
+    made.generators["m"] = Slow()  # type: ignore[assignment]
+    sent = body("hello")
+    with running(made) as port, connect(port) as first:
+        first.sendall(head(len(sent)) + sent)
+        assert begun.wait(10)
+        with connect(port, "127.0.0.2") as second:
+            second.sendall(head(len(sent)) + sent)
+            _until(lambda: len(made.engine._waiting) == 1)
+        _until(lambda: made.active.total() == 1)
+        go_on.set()
+        assert ask(port, sent)[0] == 200
+    assert len(rows) == 2
+
+
 def test_a_decoding_has_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     def endless(sent: bytes, limits: Any, models: Any, template: str, given_up: Any) -> Any:
         while not given_up():
