@@ -26,7 +26,10 @@ def one_line(error: BaseException) -> str:
 
 @dataclass(eq=False)
 class Job:
-    """One request on its way; ``on_end`` gets its answer or what went wrong, in the engine's thread."""
+    """One request on its way; ``on_end`` gets its answer or what went wrong, in the engine's thread.
+
+    A job whose row is gone before its turn comes is dropped without a word.
+    """
 
     model: str
     row: Row
@@ -106,16 +109,21 @@ class Engine:
     def _next(self) -> list[Job] | None:
         """The next batch: the oldest job and others that fit; None when closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            if self._closed:
-                return None
-            until = self._waiting[0].since + self.gather_s
-            self._changed.wait_for(
-                lambda: self._closed or len(self._waiting) >= self.batch_size,
-                timeout=max(0.0, until - time.monotonic()),
-            )
-            if self._closed:
-                return None
+            while True:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if self._closed:
+                    return None
+                until = self._waiting[0].since + self.gather_s
+                self._changed.wait_for(
+                    lambda: self._closed or len(self._waiting) >= self.batch_size,
+                    timeout=max(0.0, until - time.monotonic()),
+                )
+                if self._closed:
+                    return None
+                # Nobody waits for those that were stopped while they waited.
+                self._waiting = deque(job for job in self._waiting if not job.row.gone())
+                if self._waiting:
+                    break
             first = self._waiting[0]
             batch, longest = [first], first.tokens
             for job in list(self._waiting)[1:]:

@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 CHAT = "/v1/chat/completions"
 PAGE = Path(__file__).parent / "page"
-_PAGE_FILES = {"": ("page.html", "text/html"), "page.js": ("page.js", "text/javascript"),
-               "page.css": ("page.css", "text/css")}  # fmt: skip
+_PAGE_FILES = ("page.html", "page.css", "page.js", "clips.js", "elements.js", "stream.js", "icon.svg",
+               "vendor/marked.umd.js", "vendor/purify.min.js")  # fmt: skip
+_KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _EXAMPLES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # A body has so long, and a second more for each so many bytes; but never longer than the last.
@@ -49,8 +50,14 @@ _BODY_FIRST_S, _BODY_BYTES_PER_S, _BODY_TIMEOUT_S = 5.0, 64_000, 120.0
 # How often a waiting request asks whether its client is still there.
 _ASK_AGAIN_S = 0.5
 T = TypeVar("T")
-# The page may use its own files and nothing from elsewhere; clips are played from memory.
-_PAGE_HEADERS = {"Content-Security-Policy": "default-src 'self'; media-src 'self' blob:", "Cache-Control": "no-cache"}
+# The page may use its own files and nothing from elsewhere; clips are played from memory. No other page may show it.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; media-src 'self' blob:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "Cache-Control": "no-cache",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 class Service:
@@ -119,14 +126,15 @@ class Service:
         """GET / and the page's own files."""
         from starlette.responses import FileResponse
 
-        name, kind = _PAGE_FILES[request.url.path.removeprefix("/")]
-        return FileResponse(PAGE / name, media_type=kind, headers=_PAGE_HEADERS)
+        path = PAGE / (request.url.path.removeprefix("/") or _PAGE_FILES[0])
+        return FileResponse(path, media_type=_KINDS[path.suffix], headers=_PAGE_HEADERS)
 
     async def example_names(self, request: Request) -> Response:
-        """GET /examples: the names of the example clips, and the limits that the page has to know."""
+        """GET /examples: the names of the example clips, and the settings that the page has to know."""
         from starlette.responses import JSONResponse
 
-        return JSONResponse({"examples": sorted(self.examples), "max_duration_s": self.options.max_duration_s})
+        known = {name: getattr(self.options, name) for name in ("max_duration_s", "max_new_tokens", "template")}
+        return JSONResponse({"examples": sorted(self.examples), **known})
 
     async def example(self, request: Request) -> Response:
         """GET /examples/NAME: only names that the list holds."""
@@ -226,7 +234,7 @@ def application(service: Service) -> Starlette:
             Route("/health", service.health),
             Route("/examples", service.example_names),
             Route("/examples/{name}", service.example),
-            *(Route(f"/{name}", service.page) for name in _PAGE_FILES),
+            *(Route(f"/{name}", service.page) for name in ("", *_PAGE_FILES[1:])),
         ],
         exception_handlers={ApiError: api_error, HTTPException: http_error},
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(Admission, service=service)],

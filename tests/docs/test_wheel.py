@@ -73,6 +73,8 @@ def test_what_is_inside(built: Path) -> None:
     assert configs <= names
     modules = {str(p.relative_to(ROOT)) for name in ("qa_train", "data_pipelines") for p in (ROOT / name).rglob("*.py")}
     assert modules <= names
+    page = {str(path.relative_to(ROOT)) for path in (ROOT / "qa_train/infer/page").rglob("*") if path.is_file()}
+    assert "qa_train/infer/page/vendor/purify.min.js" in page <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests/", "data/"))]
     assert wheel.stat().st_size < 3e6

@@ -9,6 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+# Windows' number of a key, and the text that it enters.
+_KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), "Escape": (27, ""), "Space": (32, " "), "ArrowLeft": (37, ""),
+         "ArrowUp": (38, ""), "ArrowRight": (39, ""), "ArrowDown": (40, "")}  # fmt: skip
+
 
 class Browser:
     """One page. Its microphone is Chromium's built-in fake, which beeps once a second."""
@@ -34,15 +38,19 @@ class Browser:
         )
         os.close(in_read)
         os.close(out_write)
+        self.events: list[dict[str, Any]] = []
         self._waiting = b""
         self._number = 0
         self._session: str | None = None
         target = next(t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page")
         attached = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         self._session = attached["sessionId"]
+        for domain in ("Page", "Network", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+        self.call("Page.setInterceptFileChooserDialog", enabled=True)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """One command and its result; events are passed over."""
+        """One command and its result; events are kept in ``events``."""
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": params}
         if self._session:
@@ -58,6 +66,7 @@ class Browser:
             if answer.get("id") == self._number:
                 assert "error" not in answer, answer
                 return dict(answer["result"])
+            self.events.append(answer)
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression (promises are awaited)."""
@@ -75,6 +84,42 @@ class Browser:
                 return value
             time.sleep(0.1)
         raise AssertionError(f"still not true: {script}\n{self.run('document.body.innerText')}")
+
+    def told(self, method: str) -> list[dict[str, Any]]:
+        """The parameters of all events of a kind so far."""
+        self.run("0")
+        return [event["params"] for event in self.events if event.get("method") == method]
+
+    def press(self, *keys: str) -> None:
+        """Press keys one after the other, as Tab, Shift+Tab, Enter, Space, Escape or ArrowDown."""
+        for name in keys:
+            shift, _, key = name.rpartition("+")
+            code, text = _KEYS.get(key, (0, ""))
+            event = {"key": " " if key == "Space" else key, "code": key, "windowsVirtualKeyCode": code,
+                     "modifiers": 8 if shift else 0}  # fmt: skip
+            self.call("Input.dispatchKeyEvent", type="keyDown", **event, **({"text": text} if text else {}))
+            self.call("Input.dispatchKeyEvent", type="keyUp", **event)
+
+    def write(self, text: str) -> None:
+        """Type a text where the focus is."""
+        self.call("Input.insertText", text=text)
+
+    def tab_to(self, name: str) -> None:
+        """Press Tab until the focus is on the element of that text or label."""
+        for _ in range(60):
+            self.press("Tab")
+            focused = "(document.activeElement.ariaLabel || document.activeElement.textContent).trim()"
+            if self.run(focused) == name:
+                return
+        raise AssertionError(f"Tab never comes to {name!r}")
+
+    def choose(self, path: Path) -> None:
+        """Answer the dialog for files that the page has just opened."""
+        until = time.monotonic() + 10
+        while not (opened := self.told("Page.fileChooserOpened")):
+            assert time.monotonic() < until, "no dialog for files was opened"
+        self.events.clear()
+        self.call("DOM.setFileInputFiles", backendNodeId=opened[-1]["backendNodeId"], files=[str(path)])
 
     def upload(self, selector: str, path: Path) -> None:
         """Choose a file in a file input."""

@@ -18,13 +18,15 @@ import numpy as np
 import pytest
 import soundfile
 
-uvicorn = pytest.importorskip("uvicorn")
+pytest.importorskip("uvicorn")
 
-from qa_train.config import ServeConfig  # noqa: E402
-from qa_train.infer import connections, server  # noqa: E402
-from qa_train.infer.generate import Answer  # noqa: E402
-from qa_train.infer.protocol import ApiError, Limits, parse  # noqa: E402
-from qa_train.infer.server import Service, application  # noqa: E402
+from live_server import running
+
+from qa_train.config import ServeConfig
+from qa_train.infer import connections, server
+from qa_train.infer.generate import Answer
+from qa_train.infer.protocol import ApiError, Limits, parse
+from qa_train.infer.server import Service
 
 
 class Parrot:
@@ -37,23 +39,6 @@ class Parrot:
 def service(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Service:
     monkeypatch.setattr(server, "count_tokens", lambda *given: 10)
     return Service({"m": Parrot()}, ServeConfig(checkpoint="x", **options))  # type: ignore[dict-item]
-
-
-@contextmanager
-def running(made: Service) -> Iterator[int]:
-    """The port of a server in a thread of this process."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        application(made), http=connections.Connection, log_level="warning", timeout_graceful_shutdown=1
-    )
-    serving = uvicorn.Server(config)
-    thread = threading.Thread(target=serving.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        serving.should_exit = True
-        thread.join(20)
 
 
 def body(*parts: Any, **more: Any) -> bytes:
@@ -231,6 +216,31 @@ def test_a_decoding_ends_with_its_client(monkeypatch: pytest.MonkeyPatch) -> Non
         client.close()
         assert ended.wait(10)
         _until(lambda: made.active.total() == 0)
+
+
+def test_a_client_that_leaves_while_it_waits_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on, rows = threading.Event(), threading.Event(), []
+
+    class Slow(Parrot):
+        def stream_rows(self, given: Any, decoding: Any) -> list[Answer]:
+            rows.extend(given)
+            begun.set()
+            assert go_on.wait(20)
+            return super().stream_rows(given, decoding)
+
+    made = service(monkeypatch)
+    made.generators["m"] = Slow()  # type: ignore[assignment]
+    sent = body("hello")
+    with running(made) as port, connect(port) as first:
+        first.sendall(head(len(sent)) + sent)
+        assert begun.wait(10)
+        with connect(port, "127.0.0.2") as second:
+            second.sendall(head(len(sent)) + sent)
+            _until(lambda: len(made.engine._waiting) == 1)
+        _until(lambda: made.active.total() == 1)
+        go_on.set()
+        assert ask(port, sent)[0] == 200
+    assert len(rows) == 2
 
 
 def test_a_decoding_has_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import os
@@ -28,7 +29,7 @@ from qa_train.eval.scores.json_lines import read_predictions
 from qa_train.eval.suite import evaluate
 from qa_train.infer.generate import Decoding, Generator, Item
 from qa_train.infer.protocol import ApiError, Limits, parse
-from qa_train.infer.server import open_models
+from qa_train.infer.server import PAGE, open_models
 from qa_train.model import build_model, load_model
 
 ROOT = Path(__file__).parent.parent.parent
@@ -314,14 +315,44 @@ def test_more_clients_than_allowed_are_told_to_come_back(server: str) -> None:
 
 
 def test_page_and_examples(server: str) -> None:
-    assert b"Voice chat" in get(server, "/")[1]
-    assert get(server, "/page.js")[0] == get(server, "/page.css")[0] == 200
-    assert json.loads(get(server, "/examples")[1])["examples"] == ["bird.wav"]
+    page = get(server, "/")[1].decode()
+    assert "voice chat" in page
+    # Every file that the page and its scripts name is served.
+    named = re.findall(r'(?:src|href)="(/[^"]+)"', page)
+    named += [
+        f"/{name}" for script in PAGE.glob("*.js") for name in re.findall(r'from "\./([^"]+)"', script.read_text())
+    ]
+    assert len(named) >= 7
+    assert {path: get(server, path)[0] for path in named} == dict.fromkeys(named, 200)
+    known = json.loads(get(server, "/examples")[1])
+    assert known == {"examples": ["bird.wav"], "max_duration_s": 30, "max_new_tokens": NEW_TOKENS, "template": "chat"}
     assert get(server, "/examples/bird.wav")[1][:4] == b"RIFF"
     for name in ("secret.txt", "..%2ffirst%2fconfig.json", "%2e%2e/first/config.json"):
         assert get(server, f"/examples/{name}")[0] == 404
     names = [model["id"] for model in json.loads(get(server, "/v1/models")[1])["data"]]
     assert names == ["first", "second"]
+
+
+def test_the_page_may_use_its_own_files_only(server: str) -> None:
+    with urllib.request.urlopen(server) as response:
+        policy = response.headers["Content-Security-Policy"].split("; ")
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert policy == ["default-src 'self'", "media-src 'self' blob:", "base-uri 'none'", "form-action 'none'",
+                      "frame-ancestors 'none'"]  # fmt: skip
+    own = "".join(path.read_text() for path in PAGE.iterdir() if path.suffix in (".html", ".css", ".js"))
+    assert set(re.findall(r"https?://[^/\"\s]+", own)) <= {"http://www.w3.org"}
+    assert not re.search(r"innerHTML|insertAdjacentHTML|document\.write|\beval\(", own)
+
+
+def test_libraries_of_the_page_are_what_was_published() -> None:
+    table = re.findall(r"^\| `(\S+)` \| \S+ (\S+) \|.* `(\S+\.LICENSE)` \|.*`([0-9a-f]{64})` \|$",
+                       (PAGE / "vendor" / "README.md").read_text(), re.MULTILINE)  # fmt: skip
+    assert {name for name, *_ in table} == {path.name for path in (PAGE / "vendor").glob("*.js")}
+    for name, version, licence, checksum in table:
+        data = (PAGE / "vendor" / name).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == checksum
+        assert version.encode() in data[:200]
+        assert (PAGE / "vendor" / licence).stat().st_size > 1000
 
 
 def test_names_of_checkpoints(checkpoints: Path) -> None:

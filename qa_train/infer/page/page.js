@@ -1,203 +1,262 @@
-"use strict";
-// One conversation per checkpoint; every question goes to all that are ticked, at once.
+// The conversation: every question goes to all ticked checkpoints at once, each with its own history.
+import { clipView, readClip, record } from "./clips.js";
+import { $, button, copy, element, markdown } from "./elements.js";
+import { answerOf } from "./stream.js";
 
-const RATE = 16000;
-const SENT_AS_THEY_ARE = ["wav", "flac", "mp3", "ogg", "opus"];
-const $ = (id) => document.getElementById(id);
-const conversations = new Map(); // model -> messages
-let clips = []; // waiting for their question: {data, format, url, name}
-let recorder = null;
-let limits = { max_duration_s: 120 };
-let busy = false;
+let turns = []; // {words, clips, view, answers: model -> {view, text, note, state: waiting, done, failed, or none}}
+let clips = []; // of the question that is being written
+let reading = Promise.resolve(); // clips on their way
+let limits = {};
+let replaced = null; // the turn that is being edited
+let stopper = null; // of the answers that are on their way
+let endRecording = null;
 
-const mode = () => document.querySelector("input[name=mode]:checked").value;
 const chosen = () => [...document.querySelectorAll("#models input:checked")].map((box) => box.value);
 const say = (text) => { $("status").textContent = text; };
 
-function element(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text) made.textContent = text;
-  return made;
-}
+const toEnd = () => scrollTo({ top: document.documentElement.scrollHeight });
 
-function player(clip) {
-  const audio = element("audio");
-  audio.controls = true;
-  audio.src = clip.url;
-  return audio;
-}
-
-function base64(bytes) {
-  let text = "";
-  for (let i = 0; i < bytes.length; i += 32768) text += String.fromCharCode(...bytes.subarray(i, i + 32768));
-  return btoa(text);
-}
-
-// 16-bit mono WAV from samples in [-1, 1].
-function wav(samples) {
-  const view = new DataView(new ArrayBuffer(44 + 2 * samples.length));
-  const text = (at, letters) => [...letters].forEach((c, i) => view.setUint8(at + i, c.charCodeAt(0)));
-  text(0, "RIFF"); view.setUint32(4, 36 + 2 * samples.length, true); text(8, "WAVEfmt ");
-  view.setUint32(16, 16, true); view.setUint16(20, 1, true); view.setUint16(22, 1, true);
-  view.setUint32(24, RATE, true); view.setUint32(28, 2 * RATE, true);
-  view.setUint16(32, 2, true); view.setUint16(34, 16, true);
-  text(36, "data"); view.setUint32(40, 2 * samples.length, true);
-  samples.forEach((x, i) => view.setInt16(44 + 2 * i, Math.round(Math.max(-1, Math.min(1, x)) * 32767), true));
-  return new Uint8Array(view.buffer);
-}
-
-// What browsers record (WebM, MP4) is decoded here: the server reads sound files only.
-async function decoded(buffer) {
-  const context = new OfflineAudioContext(1, 1, RATE);
-  const sound = await context.decodeAudioData(buffer);
-  const length = Math.max(1, Math.round(sound.duration * RATE));
-  const mixer = new OfflineAudioContext(1, length, RATE);
-  const source = mixer.createBufferSource();
-  source.buffer = sound;
-  source.connect(mixer.destination);
-  source.start();
-  return wav((await mixer.startRendering()).getChannelData(0));
-}
-
-async function addClip(blob, name) {
-  try {
-    const kind = name.split(".").pop().toLowerCase();
-    const buffer = await blob.arrayBuffer();
-    if (!buffer.byteLength) throw new Error("the file is empty");
-    const asItIs = SENT_AS_THEY_ARE.includes(kind);
-    const bytes = asItIs ? new Uint8Array(buffer) : await decoded(buffer);
-    const url = URL.createObjectURL(asItIs ? blob : new Blob([bytes], { type: "audio/wav" }));
-    clips.push({ data: base64(bytes), format: asItIs ? kind : "wav", url, name });
-    say("");
-  } catch (error) {
-    say(`${name} cannot be read as audio (${error.message || error.name}); use WAV, FLAC, MP3, Ogg or Opus`);
-  }
-  showClips();
+function showKind() {
+  const words = $("text").value.trim();
+  $("kind").textContent = clips.length ? (words ? "audio analysis" : "voice chat") : words ? "text alone" : "";
 }
 
 function showClips() {
-  $("clips").replaceChildren(...clips.map((clip, i) => {
-    const line = element("span", "clip");
-    const remove = element("button", "", "×");
-    remove.type = "button";
-    remove.title = `Remove ${clip.name}`;
-    remove.onclick = () => { clips.splice(i, 1); showClips(); };
-    line.append(element("span", "name", clip.name), player(clip), remove);
-    return line;
-  }));
+  $("clips").replaceChildren(...clips.map((clip) => clipView(clip, () => {
+    clips = clips.filter((each) => each !== clip);
+    if (!turns.some((turn) => turn.clips.includes(clip))) URL.revokeObjectURL(clip.url);
+    showClips();
+    $("text").focus();
+  })));
+  showKind();
 }
 
-async function record() {
-  if (recorder) { recorder.stop(); return; }
-  let stream;
-  try {
-    stream = await navigator.mediaDevices.getUserMedia({ audio: true });
-  } catch (error) {
-    say(`no microphone (${error.name}): allow it in the browser, or upload a file`);
-    return;
-  }
-  const pieces = [];
-  recorder = new MediaRecorder(stream);
-  const timer = setTimeout(() => recorder && recorder.stop(), limits.max_duration_s * 1000);
-  recorder.ondataavailable = (event) => pieces.push(event.data);
-  recorder.onstop = async () => {
-    clearTimeout(timer);
-    stream.getTracks().forEach((track) => track.stop());
-    const blob = new Blob(pieces, { type: recorder.mimeType });
-    recorder = null;
-    $("record").textContent = "Record";
-    $("record").classList.remove("on");
-    const before = clips.length;
-    await addClip(blob, "recording.webm");
-    // In voice chat there is nothing to add: the question has been spoken.
-    if (mode() === "voice" && clips.length > before) await send();
-  };
-  recorder.start();
-  $("record").textContent = "Stop";
-  $("record").classList.add("on");
-  say("listening");
-}
-
-function column(model) {
-  return document.querySelector(`.column[data-model="${CSS.escape(model)}"]`);
-}
-
-function bubble(model, role, text) {
-  const made = element("div", `turn ${role}`, text);
-  column(model).append(made);
-  made.scrollIntoView({ block: "nearest" });
-  return made;
-}
-
-async function answer(model, sent, words) {
-  const turn = bubble(model, "user", words);
-  sent.forEach((clip) => turn.append(player(clip)));
-  const place = bubble(model, "assistant", "");
-  const audio = sent.map(({ data, format }) => ({ type: "input_audio", input_audio: { data, format } }));
-  const content = words ? [...audio, { type: "text", text: words }] : audio;
-  const messages = [...(conversations.get(model) || []), { role: "user", content }];
-  let text = "";
-  try {
-    const response = await fetch("/v1/chat/completions", {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ model, messages, stream: true }),
-    });
-    if (!response.ok) throw new Error((await response.json()).error.message);
-    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-    let waiting = "";
-    for (;;) {
-      const { value, done } = await reader.read();
-      if (done) break;
-      const events = (waiting + value).split("\n\n");
-      waiting = events.pop();
-      for (const event of events) {
-        if (event === "data: [DONE]") continue;
-        const found = JSON.parse(event.slice(6));
-        if (found.error) throw new Error(found.error.message);
-        text += found.choices[0]?.delta.content || "";
-        place.textContent = text;
-      }
+function addClip(blob, name) {
+  reading = reading.then(async () => {
+    try {
+      clips = [...clips, await readClip(await blob, name)];
+      say("");
+    } catch (error) {
+      say(`${name} cannot be read as audio (${error.message || error.name}); use WAV, FLAC, MP3, Ogg or Opus`);
     }
-    place.textContent = text || "(empty answer)";
-    conversations.set(model, [...messages, { role: "assistant", content: text }]);
+    showClips();
+  });
+  return reading;
+}
+
+const addFiles = (files) => { [...files].forEach((file) => addClip(file, file.name)); };
+
+async function toggleRecording() {
+  if (endRecording) { endRecording(); return; }
+  endRecording = () => {}; // while the browser asks for leave
+  try {
+    endRecording = await record(limits.max_duration_s, (seconds) => {
+      $("record").textContent = `Stop recording (${Math.floor(seconds)} s)`;
+      $("record").classList.add("on");
+    }, async (blob) => {
+      endRecording = null;
+      $("record").textContent = "Record";
+      $("record").classList.remove("on");
+      const before = clips.length;
+      await addClip(blob, "recording.webm");
+      $("text").focus();
+      if ($("at_once").checked && clips.length > before) await send();
+    });
   } catch (error) {
-    // The turn is not part of the conversation: the next question starts from before it.
-    place.textContent = error.message;
-    place.classList.add("error");
+    endRecording = null;
+    say(`no microphone (${error.message || error.name}): allow it in the browser, or upload a file`);
   }
+}
+
+function messages(model, turn) {
+  const question = ({ words, clips: sounds }) => ({ role: "user", content: [
+    ...sounds.map(({ data, format }) => ({ type: "input_audio", input_audio: { data, format } })),
+    ...(words ? [{ type: "text", text: words }] : []),
+  ] });
+  // A pretrained model takes one question, without system prompt or history.
+  if (limits.template === "base") return [question(turn)];
+  const system = $("system").value.trim();
+  // A failed or missing answer leaves its question out.
+  const before = turns.slice(0, turns.indexOf(turn)).filter((each) => each.answers.get(model)?.state === "done");
+  return [
+    ...(system ? [{ role: "system", content: system }] : []),
+    ...before.flatMap((each) => [question(each), { role: "assistant", content: each.answers.get(model).text }]),
+    question(turn),
+  ];
+}
+
+function showAnswer(answer) {
+  const { view, text, state, note } = answer;
+  // The page follows its end while the reader is there.
+  const atEnd = innerHeight + scrollY > document.documentElement.scrollHeight - 40;
+  view.querySelector(".text").replaceChildren(markdown(text));
+  view.querySelector(".note").textContent = note;
+  view.classList.toggle("failed", state === "failed");
+  view.setAttribute("aria-busy", String(state === "waiting"));
+  if (atEnd) toEnd();
+}
+
+function answerView(turn, model) {
+  const view = element("div", "answer");
+  view.dataset.model = model;
+  view.setAttribute("role", "group");
+  view.setAttribute("aria-label", `Answer of ${model}`);
+  const actions = element("p", "actions");
+  actions.append(
+    button("Copy", () => copy(turn.answers.get(model).text).then(() => say("copied")), `Copy the answer of ${model}`),
+    button("Retry", () => answerAll(turn, [model]), `Retry the answer of ${model}`),
+  );
+  actions.lastChild.classList.add("idle", "retry");
+  view.append(element("h2", "", model), element("div", "text"), element("p", "note"), actions);
+  turn.view.querySelector(".answers").append(view);
+  return view;
+}
+
+function turnView(turn) {
+  const view = element("article", "turn");
+  const user = element("div", "user");
+  user.append(...turn.clips.map((clip) => clipView(clip)));
+  if (turn.words) user.append(element("p", "words", turn.words));
+  const actions = element("p", "actions");
+  if (turn.words) actions.append(button("Copy", () => copy(turn.words).then(() => say("copied")), "Copy the question"));
+  const change = button("Edit", () => edit(turn), "Edit the question");
+  change.classList.add("idle");
+  actions.append(change);
+  user.append(actions);
+  view.append(user, element("div", "answers"));
+  $("turns").append(view);
+  return view;
+}
+
+async function answer(turn, model, settings, signal) {
+  const view = turn.answers.get(model)?.view || answerView(turn, model);
+  const made = { view, text: "", state: "waiting", note: "" };
+  turn.answers.set(model, made);
+  showAnswer(made);
+  let due = false;
+  const more = (text) => {
+    made.text = text;
+    first ??= performance.now();
+    // Markdown is read anew each time: not more often than eyes see.
+    if (!due) setTimeout(() => { due = false; showAnswer(made); }, 60);
+    due = true;
+  };
+  const begun = performance.now();
+  const seconds = (until = performance.now()) => `${((until - begun) / 1000).toFixed(1)} s`;
+  let first = null;
+  try {
+    const { text, finish, tokens } = await answerOf({ model, messages: messages(model, turn), ...settings }, signal, more);
+    const cut = finish === "length";
+    view.classList.toggle("cut", cut);
+    const wait = first ? ` (first word after ${seconds(first)})` : "";
+    made.note = `${text ? "" : "empty answer, "}${cut ? "cut off at " : ""}${tokens} tokens, ${seconds()}${wait}`;
+    made.state = "done";
+  } catch (error) {
+    const stopped = error.name === "AbortError";
+    // A stopped answer is part of the conversation, as far as it came; a failed one is not.
+    made.state = stopped ? (made.text ? "done" : "none") : "failed";
+    made.note = stopped ? `stopped after ${seconds()}` : error.message;
+  }
+  showAnswer(made);
+}
+
+function showBusy() {
+  const busy = stopper !== null;
+  // A button that goes must not take the keyboard's place on the page with it.
+  const held = busy ? document.activeElement.matches("#send, .idle") : document.activeElement === $("stop");
+  $("send").hidden = busy;
+  $("stop").hidden = !busy;
+  document.querySelectorAll(".idle").forEach((each) => { each.disabled = busy; });
+  if (held) (busy ? $("stop") : $("text")).focus();
+}
+
+async function answerAll(turn, models) {
+  if (stopper) return;
+  stopper = new AbortController();
+  const settings = {
+    max_tokens: Number($("max_tokens").value), temperature: Number($("temperature").value), top_p: Number($("top_p").value),
+    ...($("seed").value ? { seed: Number($("seed").value) } : {}),
+  };
+  say("answering");
+  const all = models.map((model) => answer(turn, model, settings, stopper.signal));
+  showBusy();
+  toEnd();
+  await Promise.all(all);
+  const failed = models.some((model) => turn.answers.get(model).state === "failed");
+  say(stopper.signal.aborted ? "stopped" : failed ? "an answer failed" : "answered");
+  stopper = null;
+  showBusy();
+}
+
+function compose(words, sounds, turn) {
+  replaced = turn;
+  clips = sounds;
+  $("text").value = words;
+  $("cancel").hidden = !turn;
+  document.querySelectorAll(".turn").forEach((each) => each.classList.toggle("replaced", each === turn?.view));
+  showClips();
+  $("text").focus();
+}
+
+function edit(turn) {
+  compose(turn.words, turn.clips, turn);
+  say("the edited question replaces the old one and all that follows it");
 }
 
 async function send() {
+  await reading;
   const models = chosen();
-  const words = mode() === "analysis" ? $("text").value.trim() : "";
-  if (busy) return;
+  const words = $("text").value.trim();
+  if (stopper || !$("ask").reportValidity()) return;
   if (!models.length) { say("tick a checkpoint first"); return; }
-  if (!clips.length && !words) { say(mode() === "voice" ? "record or choose a clip first" : "give a clip or a question"); return; }
-  const sent = clips;
-  clips = [];
-  showClips();
-  $("text").value = "";
-  busy = true;
-  $("send").disabled = true;
-  say("answering");
-  await Promise.all(models.map((model) => answer(model, sent, words)));
-  busy = false;
-  $("send").disabled = false;
-  say("");
+  if (!clips.length && !words) { say("record or choose a clip, or write a question"); return; }
+  if (replaced) turns.splice(turns.indexOf(replaced)).forEach((each) => each.view.remove());
+  const turn = { words, clips, answers: new Map() };
+  turn.view = turnView(turn);
+  turns.push(turn);
+  $("welcome").hidden = true;
+  const held = document.activeElement;
+  compose("", [], null);
+  held.focus();
+  await answerAll(turn, models);
 }
 
 function clear() {
-  conversations.clear();
-  document.querySelectorAll(".turn").forEach((turn) => turn.remove());
-  clips = [];
-  showClips();
+  stopper?.abort();
+  [...clips, ...turns.flatMap((turn) => turn.clips)].forEach((clip) => URL.revokeObjectURL(clip.url));
+  turns.forEach((turn) => turn.view.remove());
+  turns = [];
+  $("welcome").hidden = false;
+  compose("", [], null);
   say("");
 }
 
-function showColumns() {
-  document.querySelectorAll(".column").forEach((each) => { each.hidden = !chosen().includes(each.dataset.model); });
+function showModels() {
+  const models = chosen();
+  document.querySelectorAll(".answer").forEach((each) => { each.hidden = !models.includes(each.dataset.model); });
+}
+
+function unfold(control, panel, open = panel.hidden) {
+  panel.hidden = !open;
+  control.setAttribute("aria-expanded", String(open));
+}
+
+function showExamples(names) {
+  $("offer").hidden = !names.length;
+  $("examples").append(...names.map((name) => {
+    const item = element("li");
+    const blob = () => fetch(`/examples/${encodeURIComponent(name)}`).then((response) => response.blob());
+    item.append(button(name, () => addClip(blob(), name)));
+    return item;
+  }));
+  // Arrows only move; Enter, Space or a click attaches.
+  $("examples").onkeydown = (event) => {
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const all = [...$("examples").querySelectorAll("button")];
+    all.at((all.indexOf(document.activeElement) + step) % all.length).focus();
+  };
 }
 
 async function start() {
@@ -205,35 +264,50 @@ async function start() {
   models.forEach((model, i) => {
     const label = element("label");
     const box = element("input");
-    box.type = "checkbox";
-    box.value = model;
-    box.checked = i < 2;
-    box.onchange = showColumns;
+    Object.assign(box, { type: "checkbox", value: model, checked: i < 2, onchange: showModels });
     label.append(box, ` ${model}`);
     $("models").append(label);
-    const made = element("section", "column");
-    made.dataset.model = model;
-    made.dataset.hint = "Record a question, or choose a clip.";
-    made.append(element("h2", "", model));
-    $("columns").append(made);
   });
-  showColumns();
   limits = await (await fetch("/examples")).json();
-  limits.examples.forEach((name) => $("examples").append(new Option(name)));
-  $("examples").hidden = !limits.examples.length;
+  $("max_tokens").value = $("max_tokens").max = limits.max_new_tokens;
+  $("system").disabled = limits.template === "base";
+  showExamples(limits.examples);
+  $("text").focus();
 }
 
-$("record").onclick = record;
-$("upload").onchange = async (event) => {
-  for (const file of event.target.files) await addClip(file, file.name);
-  event.target.value = "";
-};
-$("examples").onchange = async (event) => {
-  const name = event.target.value;
-  event.target.value = "";
-  if (name) await addClip(await (await fetch(`/examples/${encodeURIComponent(name)}`)).blob(), name);
-};
-document.querySelectorAll("input[name=mode]").forEach((each) => { each.onchange = () => { $("text").hidden = mode() === "voice"; }; });
+$("record").onclick = toggleRecording;
+$("upload").onclick = () => $("files").click();
+$("files").onchange = () => { addFiles($("files").files); $("files").value = ""; };
+$("offer").onclick = () => unfold($("offer"), $("examples"));
+$("adjust").onclick = () => unfold($("adjust"), $("settings"));
+// A wrong number in a closed panel could not be shown.
+$("ask").addEventListener("invalid", () => unfold($("adjust"), $("settings"), true), true);
 $("ask").onsubmit = (event) => { event.preventDefault(); send(); };
+$("stop").onclick = () => stopper?.abort();
+$("cancel").onclick = () => { compose("", [], null); say(""); };
 $("clear").onclick = clear;
+$("text").oninput = showKind;
+$("text").onkeydown = (event) => {
+  // Enter also ends a word in the input methods of Chinese and Japanese.
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  send();
+};
+document.onkeydown = (event) => {
+  if (event.key !== "Escape") return;
+  if (stopper) stopper.abort(); else if (replaced) $("cancel").click();
+};
+document.ondragover = (event) => {
+  if (!event.dataTransfer.types.includes("Files")) return;
+  event.preventDefault();
+  document.body.classList.add("over");
+};
+document.ondragleave = (event) => { if (!event.relatedTarget) document.body.classList.remove("over"); };
+document.ondrop = (event) => {
+  document.body.classList.remove("over");
+  if (!event.dataTransfer.types.includes("Files")) return;
+  event.preventDefault();
+  addFiles(event.dataTransfer.files);
+};
+document.onpaste = (event) => addFiles(event.clipboardData.files);
 start().catch((error) => say(`the server does not answer: ${error.message}`));
