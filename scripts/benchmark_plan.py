@@ -4,21 +4,29 @@
     python scripts/benchmark_plan.py --seek         # only the first
     python scripts/benchmark_plan.py --scale        # only the second
     python scripts/benchmark_plan.py --balance      # work of the ranks by model, in exact operations; no files
+    python scripts/benchmark_plan.py --ranks 512 1024 --sources 3 64   # one node of a large job: its planner, a worker
 
 Every figure is of one process; times are wall seconds. The index of 1 M samples is real (100 sidecars of 10,000
 rows, all of which name the same clip); of the 190 M only the catalog is, and rows are made up when they are read.
+
+``--ranks``: samples of 200,000 records whose tokens are counted. Given are the CPU time of the node's one planner for a
+sample, that of a loader worker for each batch it delivers, which has to pass over those of all other ranks, and the
+memory that a worker has more than a process that has loaded the libraries and the tokenizer.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +42,7 @@ from qa_train.data.order.packing import Cost, pack
 from qa_train.data.order.shuffle_window import Lengths
 from qa_train.data.shards.catalog import CATALOG_SUFFIX, open_shards, write_lines
 from qa_train.data.shards.sidecar import SCHEMA, ShardIndex, Summary, load_index, write_index
+from qa_train.data.shards.token_counts import count_shard
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.source import Source
 from qa_train.data.text.prompts import PromptBank
@@ -85,8 +94,8 @@ def rss_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def seek(folder: Path, samples: int) -> dict[str, Any]:
-    """Open an index on disk, and go to ten random steps by their saved state; the first batch reads its audio."""
+def write_shards(folder: Path, samples: int) -> None:
+    """Shards with real sidecars, all of whose rows name the same clip."""
     with ShardWriter(folder / "00000.tar") as writer:
         writer.write("clip", {"text": "x"}, np.random.default_rng(0).normal(0, 0.1, 80_000).astype(np.float32))
     index = load_index(str(folder / "00000.tar"))
@@ -97,6 +106,11 @@ def seek(folder: Path, samples: int) -> dict[str, Any]:
             shutil.copy(folder / "00000.tar", path)
         rows = made_rows(shard, SCHEMA.names, clip)
         write_index(ShardIndex(str(path), rows, index.shard_size, f"{shard}"))
+
+
+def seek(folder: Path, samples: int) -> dict[str, Any]:
+    """Open an index on disk, and go to ten random steps by their saved state; the first batch reads its audio."""
+    write_shards(folder, samples)
     tokenizer = load_tokenizer("builtin:nano")
 
     def opened() -> Batches:
@@ -190,6 +204,47 @@ def scale(folder: Path, samples: int, windows: int) -> dict[str, Any]:
     }
 
 
+# Of one rank; a worker has every eighth batch of its rank.
+WORKERS = 8
+
+
+def node(folder: Path, ranks: int, sources: int, steps: int) -> dict[str, Any]:
+    """The planner and one loader worker of a node in a job of ``ranks``, in turns, and their CPU time."""
+    shards = sorted(str(path) for path in folder.glob("*.tar"))
+    lines = {
+        f"s{i}": SourceConfig(name=f"s{i}", shards=shards[i % len(shards) :: sources] or shards[:1], task="asr")
+        for i in range(sources)
+    }
+    cfg = DataConfig(sources=lines, tokens_per_batch=8192)
+    tokenizer = load_tokenizer("builtin:nano")
+    before = rss_mib()
+    planner, worker = (open_data(cfg, tokenizer, 128, seed=ranks, batches_per_step=ranks) for _ in range(2))
+    for source in planner.sources:
+        for shard in source.shards:
+            count_shard(shard, source.use)
+    read, passed = [], 0
+    for step in range(0, steps, WORKERS):
+        for k in range(step * ranks, (step + WORKERS) * ranks, max(1, ranks // 64)):
+            planner.ahead(k)
+        began = time.process_time()
+        passed += len(worker.plan.batch(step * ranks))
+        read.append(time.process_time() - began)
+    rate = planner.plan.rate
+    assert rate is not None
+    assert worker.plan.rate is None, "the worker planned a window itself"
+    per_step = passed / len(read) * ranks
+    return {
+        "ranks": ranks,
+        "sources": sources,
+        "planner_us_a_sample": 1e6 / rate,
+        "samples_a_step": per_step,
+        "planner_cpu_s_a_step": per_step / rate,
+        # The first one opens the sources.
+        "worker_cpu_s_a_batch": float(np.mean(read[1:])),
+        "both_mib_above_tokenizer": rss_mib() - before,
+    }
+
+
 SMALL_LLM = (
     "model_type: qwen2, vocab_size: 151936, hidden_size: 896, num_hidden_layers: 24, num_attention_heads: 14, "
     "num_key_value_heads: 2, intermediate_size: 4864"
@@ -242,18 +297,33 @@ def balance(budget: int) -> None:
         print(json.dumps({"model": name, "tokens_per_batch": budget, **found}), flush=True)
 
 
+def apart(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """The result of ``work`` in a new process, whose peak memory is its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
 def main() -> None:
     """Run what was asked for and print one JSON object each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seek", action="store_true")
     parser.add_argument("--scale", action="store_true")
     parser.add_argument("--balance", action="store_true")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[])
+    parser.add_argument("--sources", type=int, nargs="+", default=[3])
+    parser.add_argument("--steps", type=int, default=64, help="of --ranks")
     parser.add_argument("--samples", type=int, default=0, help="instead of 1 M (--seek) or 190 M (--scale)")
     parser.add_argument("--windows", type=int, default=8)
     options = parser.parse_args()
     if options.balance:
         for budget in (2500, 8192):
             balance(budget)
+        return
+    if options.ranks:
+        with tempfile.TemporaryDirectory() as folder:
+            write_shards(Path(folder), options.samples or 200_000)
+            for ranks, sources in itertools.product(options.ranks, options.sources):
+                print(json.dumps(apart(node, Path(folder), ranks, sources, options.steps)), flush=True)
         return
     with tempfile.TemporaryDirectory() as folder:
         both = options.seek == options.scale
