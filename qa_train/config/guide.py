@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from textwrap import shorten
 
 import yaml
 
@@ -28,7 +27,7 @@ def chosen(stage: str) -> dict[str, str]:
 
 def group_options(group: str) -> list[tuple[str, str]]:
     """(name, what its file opens with) of the options of a group."""
-    return [(path.stem, shorten(_comment(path), 160, placeholder=" ...")) for path in _files(group)]
+    return [(path.stem, _gist(_comment(path))) for path in _files(group)]
 
 
 def experiments(stage: str) -> list[tuple[str, str]]:
@@ -78,6 +77,16 @@ def _comment(path: Path) -> str:
             break
         words.append(line.lstrip("# "))
     return " ".join(words)
+
+
+def _gist(text: str, most: int = 200) -> str:
+    """The first sentences of a text: as many as there is room for, and one at least."""
+    first, *others = re.split(r"(?<=[.]) (?=[A-Z(])", text)
+    for sentence in others:
+        if len(first) + 1 + len(sentence) > most:
+            break
+        first += f" {sentence}"
+    return first
 
 
 def _facts(path: Path) -> dict[str, str]:

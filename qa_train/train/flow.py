@@ -21,6 +21,7 @@ from qa_train.train.safety.rollback import skipped_steps
 from qa_train.train.safety.saving import storage_explained
 from qa_train.train.safety.selfcheck import check_ranks, check_storage
 from qa_train.utils.atomic import write_json
+from qa_train.utils.terminal import layout
 
 if TYPE_CHECKING:
     from qa_train.train.stage import Stage
@@ -117,7 +118,7 @@ def go(trainer: Any, stage: Stage, callbacks: Sequence[Callback] = ()) -> int:
         write_record(stage.run.plans, stage.batches.plan.fingerprint, stage.batches.plan.record())
         (stage.run.dir / "data.txt").write_text(stage.batches.describe() + "\n")
         write_json(stage.run.dir / "mixture.json", mixture, durable=True)
-        print(first_screen(stage, trainer.model, rehearsal), flush=True)
+        print(first_screen(stage, trainer.model, rehearsal, layout()), flush=True)
     stage.run.record(stage.resume)
     trainer.watchdog = Watchdog(stage.run.dir / "logs", trainer.args.process_index, stage.cfg.trainer.hang_timeout_s)
     trainer.watchdog.start()
