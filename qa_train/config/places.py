@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+from qa_train import __version__
 
 _PACKAGE = Path(__file__).parent.parent
 
@@ -14,5 +17,12 @@ def config_dir() -> Path:
 
 
 def starter_dir() -> Path:
-    """The folder of the starter data of a checkout (the data are not part of the wheel)."""
-    return _PACKAGE.parent / "data" / "starter"
+    """The folder of the starter data: in a checkout; else of what stands for them, in the user's cache.
+
+    The recordings are not part of the wheel: see `qa_train.data.stand_in`.
+    """
+    recordings = _PACKAGE.parent / "data" / "starter"
+    if recordings.is_dir():
+        return recordings
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "qa-train" / f"starter-{__version__}"
