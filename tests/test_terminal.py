@@ -177,8 +177,8 @@ def test_the_first_line_comes_before_torch(words: str, tmp_path: Path) -> None:
     out, told = shown()
     assert re.fullmatch(FIRST.format(words.split()[0]), told[0])
     assert told[-1] == "TORCH"
-    # What programs read is not disturbed.
-    assert out == ""
+    # What programs read is not disturbed; the doctor has begun with what needs no torch.
+    assert out == "" or words == "doctor"
     if words.startswith("plan"):
         assert shown(RANK="1")[1][0] == "TORCH"
 

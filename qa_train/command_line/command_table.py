@@ -207,12 +207,18 @@ def run(name: str, words: list[str]) -> int:
         ValueError: words that the command does not take, or what its function refuses.
     """
     from qa_train.config import parse_options
+    from qa_train.config.places import search_also, without_config_dirs
     from qa_train.config.words import check_words
 
     command = COMMANDS[name]
     takes = command.takes()
     kind = takes.get("options")
     check_words(words, name)
+    if "settings" in takes:
+        rest, folders = without_config_dirs(words)
+        search_also(folders)
+        # Hydra's own command line has the flag, and records it.
+        words = words if name in STAGES else rest
     arguments: tuple[Any, ...]
     if kind is None:
         arguments = (words, name) if "name" in takes else (words,)

@@ -94,7 +94,9 @@ def print_resolved(stage: str, words: list[str]) -> int:
     import yaml
 
     from qa_train.config import compose_stage, written
+    from qa_train.config.places import without_config_dirs
 
+    words, _ = without_config_dirs(words)
     words = [word for word in words if word not in ("--cfg", "-c", "job", "--cfg=job", "--resolve")]
     print(yaml.safe_dump(written(compose_stage(stage, words)), sort_keys=False), end="")
     return 0

@@ -21,6 +21,7 @@ from qa_train.train.safety.rollback import skipped_steps
 from qa_train.train.safety.saving import storage_explained
 from qa_train.train.safety.selfcheck import check_ranks, check_storage
 from qa_train.utils.atomic import write_json
+from qa_train.utils.progress import say
 from qa_train.utils.terminal import layout
 
 if TYPE_CHECKING:
@@ -134,9 +135,9 @@ def go(trainer: Any, stage: Stage, callbacks: Sequence[Callback] = ()) -> int:
     if stop.stopped_by:
         if stage.run.is_main:
             by, step = stop.stopped_by, trainer.state.global_step
-            print(f"stopped by {by} at step {step}; saved. The same command continues.")
+            say(f"stopped by {by} at step {step}; saved. The same command continues.")
         return EXIT_STOPPED
     stage.run.finish(trainer.state.global_step)
     if stage.run.is_main:
-        print(f"finished: {trainer.state.global_step} steps, model in {stage.run.checkpoints}")
+        say(f"finished: {trainer.state.global_step} steps, model in {stage.run.checkpoints}")
     return 0

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from qa_train.utils.masking import masked
-from qa_train.utils.terminal import STANDARD
+from qa_train.utils.terminal import STANDARD, layout
 
 # Between two lines in a log file. A shorter job prints no progress.
 EVERY_S = 30.0
@@ -42,9 +42,9 @@ def bar_width() -> dict[str, Any]:
 
 
 def say(line: object, *, error: bool = False) -> None:
-    """Print a line to stdout (stderr) while a bar may be on the screen: above the bar, not behind it; masked."""
-    line = masked(line)
+    """Print a line to stdout (stderr) while a bar may be on the screen: above it, not behind it; masked and folded."""
     file = sys.stderr if error else sys.stdout
+    line = layout(file).fold(masked(line))
     if sys.stderr.isatty() and file.isatty():
         tqdm.write(line, file=file)
     else:

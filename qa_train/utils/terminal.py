@@ -42,9 +42,11 @@ class Layout:
 
         A word that is longer than the width, such as a path, stays in one piece.
         """
+        if self.width is None:
+            return text
         lines = []
-        for line in text.splitlines():
-            if self.width is None or columns(line) <= self.width:
+        for line in text.split("\n"):
+            if columns(line) <= self.width:
                 lines.append(line)
                 continue
             indent = line[: len(line) - len(line.lstrip())]

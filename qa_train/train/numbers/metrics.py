@@ -111,7 +111,7 @@ class MetricsWriter:
         """Finish the sinks."""
         for told in [sink.close() for sink in self._sinks]:
             if told:
-                print(told)
+                say(told)
         self._sinks = []
 
 
