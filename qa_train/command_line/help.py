@@ -162,6 +162,7 @@ _MORE = (
     ("plan {stage} experiment=... gpu=h100 gpus=8", "memory, time and cost, without a GPU"),
     ("plan data stage={stage} experiment=...", "effective mixture and epochs"),
     ("{stage} ... --cfg job", "print the configuration and exit"),
+    ("{stage} --config-dir FOLDER ...", "options of your own: FOLDER/data/NAME.yaml ... (always: ./configs)"),
     (
         "{stage} -m trainer.max_steps=100,200 run.dir='runs/${{hydra:job.num}}'",
         "one run after another",
