@@ -65,7 +65,7 @@ def _melodies(rng: np.random.Generator) -> Iterator[tuple[dict[str, Any], np.nda
         for _ in range(_OF_A_LANGUAGE):
             notes = rng.integers(len(_STEPS), size=int(rng.integers(2, 6)))
             wave = np.concatenate([_tone(262 * 2 ** (_STEPS[note] / 12), 0.3) for note in notes])
-            record = {"text": " ".join(names[note] for note in notes), "language": language}
+            record: dict[str, Any] = {"text": " ".join(names[note] for note in notes), "language": language}
             if language != "en":
                 record["translation"] = {"en": " ".join(_NOTES["en"][note] for note in notes)}
             yield record, wave
