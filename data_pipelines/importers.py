@@ -39,6 +39,7 @@ from qa_train.data.tools.outside import Outside
 from qa_train.jobs.executor import EngineOptions
 from qa_train.utils.masking import masked
 from qa_train.utils.progress import progress
+from qa_train.utils.terminal import layout
 
 
 @dataclass
@@ -116,7 +117,7 @@ def main(words: list[str], options: ImportConfig) -> int:
         ValueError: no such corpus, or what `import_corpus` refuses.
     """
     if words == ["--list"]:
-        print(table())
+        print(table(layout()))
         return 0
     if len(words) != 1 or options.path is None or not options.out:
         raise ValueError(

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-import pty
 import re
-import struct
-import subprocess
 import sys
-import termios
 
 import pytest
 
 from qa_train.utils import progress as module
 from qa_train.utils.progress import progress
+from tests.pseudo_terminal import in_terminal
 
 
 class Clock:
@@ -64,18 +58,10 @@ def test_a_total_that_is_not_known(clock: Clock, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize("columns", [100, 0])
 def test_a_terminal_shows_a_bar_with_rate_and_time_left(columns: int) -> None:
     """In a pseudo terminal of its own, also in one that does not say how wide it is."""
-    code = (
+    program = (
         "import time; from qa_train.utils.progress import progress\n"
         "for _ in progress(range(4), desc='listing', unit='items'): time.sleep(0.15)"
     )
-    parent, child = pty.openpty()
-    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    with subprocess.Popen([sys.executable, "-c", code], stderr=child) as process:
-        os.close(child)
-        shown = b""
-        with contextlib.suppress(OSError):  # how a terminal that was left ends on Linux
-            while part := os.read(parent, 4096):
-                shown += part
-        assert process.wait() == 0
-    os.close(parent)
-    assert re.search(r"listing:  50%\|.*2/4 \[00:00<00:00, +[\d.]+ items/s\]", shown.decode()), shown
+    code, shown = in_terminal([sys.executable, "-c", program], columns)
+    assert code == 0
+    assert re.search(r"listing:  50%\|.*2/4 \[00:00<00:00, +[\d.]+ items/s\]", shown), shown

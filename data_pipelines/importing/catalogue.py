@@ -17,6 +17,7 @@ from data_pipelines.corpora.spoken import (
     voxceleb,
 )
 from qa_train.utils.closest import closest
+from qa_train.utils.terminal import PLAIN, Layout
 
 _MODULES = (
     librispeech, common_voice, fleurs, mandarin, gigaspeech, emotion, voxceleb, intent, vocal_sound, captions, events,
@@ -40,17 +41,19 @@ def corpus_of(name: str) -> Corpus:
     raise ValueError(f"no corpus {name!r}; {hint}qa-train data import --list shows all {len(CORPORA)}")
 
 
-def table() -> str:
-    """The corpora with licence, splits and fields, as text."""
+def table(page: Layout = PLAIN) -> str:
+    """The corpora with licence, splits and fields, as text, laid out for ``page``."""
     lines = []
     for corpus in CORPORA.values():
         splits = ", ".join(f"{name}" + ("" if role == name else f" ({role})") for name, role in corpus.splits.items())
-        lines += [f"{corpus.name}: {corpus.title}", f"    licence  {corpus.license}"]
-        lines += [
-            f"    splits   {splits}" + (", or any name" if corpus.generic else ""),
-            f"    fields   {', '.join(corpus.gives)}",
-            f"    tasks    {', '.join(corpus.tasks) or 'those that its fields allow'}",
-        ]
-        lines += [f"    note     {corpus.note}"] if corpus.note else []
-        lines += [f"    from     {corpus.homepage}"] if corpus.homepage else []
+        facts = {
+            "licence": corpus.license,
+            "splits": splits + (", or any name" if corpus.generic else ""),
+            "fields": ", ".join(corpus.gives),
+            "tasks": ", ".join(corpus.tasks) or "those that its fields allow",
+            "note": corpus.note,
+            "from": corpus.homepage,
+        }
+        lines += [page.paint(page.fold(f"{corpus.name}: {corpus.title}"), "bold")]
+        lines += [page.entries([(name, text) for name, text in facts.items() if text], 13, indent=4)]
     return "\n".join(lines)

@@ -41,6 +41,7 @@ from qa_train.train.mixin import AudioTrainerMixin
 from qa_train.train.safety.guards import StopRun
 from qa_train.train.stage import Stage
 from qa_train.utils.atomic import write_text
+from qa_train.utils.progress import say
 
 # In the run folder.
 FOLDER = "held_out"
@@ -103,7 +104,7 @@ class HeldOut(TrainerCallback):
         # A step that ends the run is not logged any more.
         self.trainer.report(numbers, own_record=own_record or bool(ends))
         if found and self.stage.run.is_main:
-            print(f"step {step}: {'; '.join(found.values())}", flush=True)
+            say(f"step {step}: {'; '.join(found.values())}")
         if ends:
             more = ", a larger dpo.beta, or an SFT term (dpo.loss_type=[sigmoid,sft])"
             raise StopRun(
@@ -150,7 +151,7 @@ class HeldOut(TrainerCallback):
                 self._show(step, name, [row for row in rows if "clip" in row])
         numbers["eval_s"] = round(time.perf_counter() - started, 3)
         if self.stage.run.is_main:
-            print(summary(step, numbers), flush=True)
+            say(summary(step, numbers))
         return numbers
 
     def _show(self, step: int, name: str, rows: list[dict[str, Any]]) -> None:

@@ -12,6 +12,7 @@ Modules are imported when their command is asked for, so that ``qa-train --help`
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib import import_module
@@ -20,6 +21,8 @@ from typing import Any, get_type_hints
 
 from qa_train.config import STAGES
 from qa_train.utils.closest import did_you_mean
+from qa_train.utils.launch import is_first_rank
+from qa_train.utils.masking import masked
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,11 @@ SHELL = Section(
 
 SECTIONS = (TRAIN, BEFORE, USE, *DATA, SHELL)
 COMMANDS = {command.name: command for section in SECTIONS for command in section.commands}
+# Commands that load torch, which takes seconds: they say so first.
+HEAVY = {*STAGES, *"plan doctor eval chat serve export pairs".split(), "plan data", "data analysis", "data preferences"}
+HEAVY |= {"data rewrite", "data tokens", "data order"}
+# Words of a stage that only show its configuration, which is quick.
+_LOOKS = {"--cfg", "-c", "--cfg=job", "--cfg=hydra", "--cfg=all", "--info", "-i", "--hydra-help"}
 # First words; those that are not commands themselves are groups.
 NAMES = tuple(dict.fromkeys(name.split()[0] for name in COMMANDS))
 
@@ -199,22 +207,39 @@ def run(name: str, words: list[str]) -> int:
         ValueError: words that the command does not take, or what its function refuses.
     """
     from qa_train.config import parse_options
+    from qa_train.config.places import search_also, without_config_dirs
     from qa_train.config.words import check_words
 
     command = COMMANDS[name]
     takes = command.takes()
     kind = takes.get("options")
     check_words(words, name)
+    if "settings" in takes:
+        rest, folders = without_config_dirs(words)
+        search_also(folders)
+        # Hydra's own command line has the flag, and records it.
+        words = words if name in STAGES else rest
+    arguments: tuple[Any, ...]
     if kind is None:
-        return command.load()(words, name) if "name" in takes else command.load()(words)
-    if len(takes) == 1:
-        return command.load()(parse_options(kind, words, name)) or 0
-    names = {field.name for field in fields(kind)}
-    own = [word for word in words if "=" in word and word.partition("=")[0].partition(".")[0] in names]
-    rest = [word for word in words if word not in own]
-    if "paths" in takes:
-        _check_paths(rest, sorted(names), command)
-    return command.load()(rest, parse_options(kind, own, name))
+        arguments = (words, name) if "name" in takes else (words,)
+    elif len(takes) == 1:
+        arguments = (parse_options(kind, words, name),)
+    else:
+        names = {field.name for field in fields(kind)}
+        own = [word for word in words if "=" in word and word.partition("=")[0].partition(".")[0] in names]
+        rest = [word for word in words if word not in own]
+        if "paths" in takes:
+            _check_paths(rest, sorted(names), command)
+        arguments = (rest, parse_options(kind, own, name))
+    _announce(name, words)
+    return command.load()(*arguments) or 0
+
+
+def _announce(name: str, words: list[str]) -> None:
+    """The first line of a command that loads torch, before it does: on stderr, of one rank."""
+    if name in HEAVY and is_first_rank() and not _LOOKS & set(words):
+        told = masked(" ".join([name, *words[:1]]))
+        print(f"qa-train {told}: loading libraries, a few seconds", file=sys.stderr, flush=True)
 
 
 def _check_paths(paths: list[str], names: list[str], command: Command) -> None:

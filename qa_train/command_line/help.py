@@ -1,4 +1,4 @@
-"""What `--help` prints, within 80 columns: one renderer for commands, options, settings and experiments."""
+"""What `--help` prints: one renderer for commands, options, settings and experiments."""
 
 from __future__ import annotations
 
@@ -7,27 +7,31 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterable
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 from qa_train import __version__
 from qa_train.command_line.command_table import DATA, SECTIONS, Command, Section
 from qa_train.config import STAGES
+from qa_train.utils.terminal import Layout, layout
 
-WIDTH = 80
+# Of a pipe; and the most that is read easily in one line.
+WIDTH, _WIDEST = 80, 100
 _COLUMN = 28
+
+
+def page() -> Layout:
+    """The layout of help: the terminal's width up to a readable one, 80 columns in a pipe."""
+    found = layout()
+    return replace(found, width=min(found.width or WIDTH, _WIDEST))
 
 
 def entries(pairs: Iterable[tuple[str, str]]) -> str:
     """Terms in the left column, descriptions in the right one, or below a term that is too long."""
     pairs = list(pairs)
     column = min(_COLUMN, 4 + max((len(term) for term, _ in pairs), default=0))
-    lines = []
-    for term, text in pairs:
-        told = textwrap.wrap(text, WIDTH - column, break_on_hyphens=False)
-        beside = told.pop(0) if told and len(term) + 4 <= column else ""
-        lines += [f"  {term}".ljust(column) + beside, *(" " * column + line for line in told)]
-    return "\n".join(line.rstrip() for line in lines)
+    return page().entries(pairs, column)
 
 
 def overview() -> str:
@@ -51,7 +55,9 @@ def group_help() -> str:
 
 
 def _section(section: Section) -> str:
-    text = f"\n{section.title}\n" + entries((command.name, command.about) for command in section.commands)
+    text = f"\n{page().paint(section.title, 'bold')}\n" + entries(
+        (command.name, command.about) for command in section.commands
+    )
     return f"{text}\n{section.note}" if section.note else text
 
 
@@ -62,7 +68,7 @@ def command_help(command: Command) -> str:
         return "\n".join([f"{lines[0]} [group=option ...] [key=value ...]", *_stage(command.name)])
     lines += [_prose(command.load())]
     if command.options is not None:
-        lines += ["", "options", entries(described(command.options))]
+        lines += ["", page().paint("options", "bold"), entries(described(command.options))]
     if "settings" in command.takes():
         lines += ["", "Any setting of the stage may follow (qa-train STAGE --help)."]
     return "\n".join(lines)
@@ -75,8 +81,12 @@ def _prose(function: Any) -> str:
         if paragraph.startswith("Raises:"):
             break
         as_is = any(line.startswith(("  ", "- ")) for line in paragraph.splitlines())
-        paragraphs.append(paragraph if as_is else textwrap.fill(paragraph, WIDTH, break_on_hyphens=False))
+        paragraphs.append(paragraph if as_is else _filled(paragraph))
     return "\n\n".join(paragraphs)
+
+
+def _filled(paragraph: str) -> str:
+    return textwrap.fill(paragraph, page().width or WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def comments(kind: type[Any]) -> dict[str, str]:
@@ -124,14 +134,16 @@ def _default(value: Any, factory: Any) -> str:
 def _stage(stage: str) -> list[str]:
     from qa_train.config.guide import GROUPS, about_stage, chosen, experiments, group_options
 
-    lines = ["", textwrap.fill(about_stage(stage), WIDTH)]
+    bold = partial(page().paint, style="bold")
+    lines = ["", _filled(about_stage(stage))]
     for group in GROUPS[1:]:
         default = chosen(stage).get(group)
-        lines += ["", f"{group}=..." + (f" (default: {default})" if default else ""), entries(group_options(group))]
-    lines += ["", "experiment=... (what differs from the defaults, as one file)", entries(experiments(stage))]
-    lines += ["", "keys used most (--cfg job shows all of them)", entries(_KEYS)]
+        title = f"{group}=..." + (f" (default: {default})" if default else "")
+        lines += ["", bold(title), entries(group_options(group))]
+    lines += ["", bold("experiment=... (what differs from the defaults, as one file)"), entries(experiments(stage))]
+    lines += ["", bold("keys used most (--cfg job shows all of them)"), entries(_KEYS)]
     more = [(f"qa-train {words.format(stage=stage)}", text) for words, text in _MORE]
-    return [*lines, "", "more", entries(more)]
+    return [*lines, "", bold("more"), entries(more)]
 
 
 _KEYS = (
@@ -150,6 +162,7 @@ _MORE = (
     ("plan {stage} experiment=... gpu=h100 gpus=8", "memory, time and cost, without a GPU"),
     ("plan data stage={stage} experiment=...", "effective mixture and epochs"),
     ("{stage} ... --cfg job", "print the configuration and exit"),
+    ("{stage} --config-dir FOLDER ...", "options of your own: FOLDER/data/NAME.yaml ... (always: ./configs)"),
     (
         "{stage} -m trainer.max_steps=100,200 run.dir='runs/${{hydra:job.num}}'",
         "one run after another",

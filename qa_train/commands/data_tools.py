@@ -10,6 +10,7 @@ from omegaconf import MISSING
 from qa_train.config import CleanConfig, StorageConfig
 from qa_train.jobs.executor import EngineOptions
 from qa_train.utils.progress import say
+from qa_train.utils.terminal import layout
 
 
 @dataclass
@@ -124,7 +125,8 @@ def stats(paths: list[str], options: StatsOptions) -> int:
         raise ValueError("data stats: tasks= counts tokens, which needs tokenizer= (a folder, a hub id, builtin:nano)")
     tasks = [task for task in options.tasks.split(",") if task]
     engine, storage = options.engine_with(options.num_workers), options.storage
-    print(count(expand(paths, storage), tokenizer=tokenizer, tasks=tasks, engine=engine, storage=storage))
+    found = count(expand(paths, storage), tokenizer=tokenizer, tasks=tasks, engine=engine, storage=storage)
+    print(found.shown(layout()))
     return 0
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from qa_train.config import StorageConfig
 from qa_train.doctor.finding import Finding
+from qa_train.utils.terminal import layout
 
 
 @dataclass
@@ -30,9 +31,10 @@ def doctor(options: DoctorConfig) -> int:
 
     The exit code is 1 when one of them is a problem.
     """
+    page = layout()
     problems = notes = 0
     for finding in _examine(options):
-        print(finding, flush=True)
+        print(finding.shown(page), flush=True)
         problems += finding.state == "problem"
         notes += finding.state == "note"
     print(f"\n{problems} problem(s), {notes} note(s)")

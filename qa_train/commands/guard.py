@@ -62,10 +62,11 @@ def line_of(error: Exception, name: str = "") -> str | None:
 def refused(name: str, line: str) -> int:
     """Say why a command was not done, its name once; 2."""
     from qa_train.utils.masking import masked
+    from qa_train.utils.terminal import layout
 
     named = name and line.startswith((f"{name}: ", f"{name} "))
     line = f"qa-train {line}" if named else f"qa-train{' ' * bool(name)}{name}: {line}"
-    print(masked(line), file=sys.stderr)
+    print(layout(sys.stderr).fold(masked(line)), file=sys.stderr)
     return 2
 
 

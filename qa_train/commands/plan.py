@@ -9,6 +9,7 @@ from typing import Any
 
 from qa_train.config import STAGES
 from qa_train.config.planning import PlanConfig
+from qa_train.utils.terminal import layout
 
 
 @dataclass
@@ -48,7 +49,7 @@ def plan(settings: list[str], options: PlanConfig) -> int:
             raise ValueError(f"plan: zero={options.zero}: use 0 (plain), 1, 2 or 3")
         rest.append("deepspeed=" + (f"zero{options.zero}" if options.zero else "none"))
     made = estimate(compose_stage(stage, rest), options)
-    print(as_text(made))
+    print(as_text(made, layout()))
     if options.json:
         Path(options.json).write_text(json.dumps(as_dict(made), indent=2, ensure_ascii=False) + "\n")
         print(f"  written to {options.json}")
@@ -76,7 +77,9 @@ def plan_data(settings: list[str], options: PlanDataConfig) -> int:
     if options.steps is None and cfg.trainer.epochs is not None:
         steps = steps_of_epochs(data.plan, data.sources, cfg.trainer.epochs)
     result = {**effective_mixture(data.plan, data.sources, steps), "available": data.table()}
-    print(f"available (~ extrapolated)\n{data.describe()}\n\nplanned\n{as_text(result)}")
+    page = layout()
+    available, planned = page.paint("available (~ extrapolated)", "bold"), page.paint("planned", "bold")
+    print(f"{available}\n{data.describe(page)}\n\n{planned}\n{as_text(result, page)}")
     if options.json:
         Path(options.json).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
         print(f"  written to {options.json}")
@@ -91,7 +94,9 @@ def print_resolved(stage: str, words: list[str]) -> int:
     import yaml
 
     from qa_train.config import compose_stage, written
+    from qa_train.config.places import without_config_dirs
 
+    words, _ = without_config_dirs(words)
     words = [word for word in words if word not in ("--cfg", "-c", "job", "--cfg=job", "--resolve")]
     print(yaml.safe_dump(written(compose_stage(stage, words)), sort_keys=False), end="")
     return 0

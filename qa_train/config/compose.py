@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
 from qa_train.config.checks.stage_checks import check
 from qa_train.config.guide import check_experiment
-from qa_train.config.places import config_dir, starter_dir
+from qa_train.config.places import config_dir, own_config_dirs, starter_dir
 from qa_train.config.references import references, register_environment
 from qa_train.config.settings.sections import BY_NAME, StageConfig
 
@@ -66,8 +69,18 @@ def _fill(raw: Any, path: str, kind: type[Any]) -> None:
         OmegaConf.update(raw, key, OmegaConf.select(OmegaConf.merge(typed, plain), key), merge=False)
 
 
+class OwnConfigs(SearchPathPlugin):
+    """Makes Hydra look into the user's own folders of configurations, after the package's."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Add them to Hydra's list."""
+        for folder in own_config_dirs():
+            search_path.append("own", f"file://{folder}")
+
+
 def register() -> None:
-    """Register the dataclasses with Hydra, so that every composed key is checked against them."""
+    """Register the dataclasses with Hydra, so that every composed key is checked against them, and `OwnConfigs`."""
+    Plugins.instance().register(OwnConfigs)
     ConfigStore.instance().store(name="stage_schema", node=StageConfig)
     register_environment()
     # ${starter:} in YAML is the folder of the starter data, ${configs:} that of the YAML files.

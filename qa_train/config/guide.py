@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from textwrap import shorten
 
 import yaml
 
 from qa_train.config.nearest import free_sections, how_to_clear, valid_keys
-from qa_train.config.places import config_dir
+from qa_train.config.places import config_dir, option_files, searched
 from qa_train.utils.closest import did_you_mean
 
 GROUPS = ("experiment", "model", "data", "trainer", "deepspeed", "tracking")
@@ -28,46 +27,48 @@ def chosen(stage: str) -> dict[str, str]:
 
 def group_options(group: str) -> list[tuple[str, str]]:
     """(name, what its file opens with) of the options of a group."""
-    return [(path.stem, shorten(_comment(path), 160, placeholder=" ...")) for path in _files(group)]
+    return [(path.stem, _gist(_comment(path))) for path in option_files(group)]
 
 
 def experiments(stage: str) -> list[tuple[str, str]]:
     """(name, hardware) of the experiments of a stage."""
-    facts = {path.stem: _facts(path) for path in _files("experiment")}
+    facts = {path.stem: _facts(path) for path in option_files("experiment")}
     runs = re.compile(rf"(?:qa-train|qa_train) (?:\w+\|)*{stage}\b")
-    return [(name, each.get("Hardware", "")) for name, each in facts.items() if runs.search(each.get("Command", ""))]
+    # One's own may have no header: they are of any stage.
+    mine = [name for name, each in facts.items() if runs.search(each.get("Command", f"qa-train {stage}"))]
+    return [(name, facts[name].get("Hardware", "")) for name in mine]
 
 
 def check_experiment(words: list[str]) -> None:
-    """ValueError for arguments that Hydra accepts but does not act on.
+    """ValueError for arguments that Hydra accepts but does not act on as one would think.
 
-    These are an unknown ``experiment=`` (the group is optional) and a dictionary set to {}, which Hydra merges.
+    These are an unknown ``experiment=`` (the group is optional), an option that two folders have (Hydra takes the
+    first), and a dictionary set to {}, which Hydra merges.
     """
     for word in words:
         name, equals, value = word.partition("=")
         if equals and value.replace(" ", "") == "{}" and name.lstrip("+") in free_sections():
             raise ValueError(f"{word} would clear nothing: {how_to_clear(name.lstrip('+'))}")
-    if any(word.startswith(("--config-dir", "-cd", "--config-path", "-cp")) for word in words):
+    if any(word.startswith(("--config-path", "-cp")) for word in words):
         return
-    known = [path.stem for path in _files("experiment")]
     for word in words:
         name, _, value = word.lstrip("+").partition("=")
-        for each in value.split(",") if name == "experiment" else []:
-            if each not in (*known, "null"):
+        for each in value.split(",") if name in GROUPS else []:
+            files = [path for path in option_files(name) if path.stem == each]
+            if len(files) > 1:
+                raise ValueError(f"{name}={each} is in {' and '.join(map(str, files))}: rename one of them")
+            if name == "experiment" and not files and each != "null":
+                known = [path.stem for path in option_files(name)]
                 hint = did_you_mean(each, known, "experiment={}")
-                raise ValueError(f"there is no experiment={each}: {hint}there are {', '.join(known)}")
+                raise ValueError(f"there is no experiment={each}: {hint}there are {', '.join(known)}; {searched(name)}")
 
 
 def complete_setting(word: str) -> list[str]:
     """Completions of one word of a training stage: ``group=option`` and ``key=``."""
     name, mark, value = word.partition("=")
     if mark:
-        return [f"{name}={p.stem}" for p in _files(name) if p.stem.startswith(value)] if name in GROUPS else []
+        return [f"{name}={p.stem}" for p in option_files(name) if p.stem.startswith(value)] if name in GROUPS else []
     return [f"{key}=" for key in sorted({*GROUPS, *valid_keys()}) if key.startswith(word)]
-
-
-def _files(group: str) -> list[Path]:
-    return sorted((config_dir() / group).glob("*.yaml"))
 
 
 def _comment(path: Path) -> str:
@@ -78,6 +79,16 @@ def _comment(path: Path) -> str:
             break
         words.append(line.lstrip("# "))
     return " ".join(words)
+
+
+def _gist(text: str, most: int = 200) -> str:
+    """The first sentences of a text: as many as there is room for, and one at least."""
+    first, *others = re.split(r"(?<=[.]) (?=[A-Z(])", text)
+    for sentence in others:
+        if len(first) + 1 + len(sentence) > most:
+            break
+        first += f" {sentence}"
+    return first
 
 
 def _facts(path: Path) -> dict[str, str]:

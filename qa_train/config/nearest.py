@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, get_origin, get_type_hints
 
 from qa_train.config.habits import PLACES, habit
+from qa_train.config.places import searched
 from qa_train.config.renamed import RENAMED
 from qa_train.config.settings.sections import BY_NAME, StageConfig
 from qa_train.utils.closest import closest, did_you_mean
@@ -76,7 +77,7 @@ def _no_option(group: str, option: str, text: str) -> str:
     if first in PLACES and (folder or "." in option):
         return f"there is no {first}={f'{folder}/' if folder else ''}{option}: {PLACES[first]}"
     hint = did_you_mean(option, options, f"{group}={{}}", cutoff=0.4)
-    return f"there is no {group}={option}: {hint}there are {', '.join(options) or 'none'}"
+    return f"there is no {group}={option}: {hint}there are {', '.join(options) or 'none'}; {searched(group)}"
 
 
 def _no_key(key: str) -> str:

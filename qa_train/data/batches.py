@@ -32,6 +32,7 @@ from qa_train.data.workers import share
 from qa_train.utils import draws
 from qa_train.utils.launch import end_with_parent
 from qa_train.utils.masking import name_of
+from qa_train.utils.terminal import PLAIN, Layout
 
 log = logging.getLogger(__name__)
 
@@ -121,19 +122,19 @@ class Batches:
         counts = self._counts.sum(0).tolist()
         return +Counter(dict(zip(SKIP_REASONS, counts[1:], strict=True)))
 
-    def describe(self) -> str:
-        """The sources as a text table, one line each, with skipped records by reason."""
-        lines = [f"  {'source':<16} {'task':<16} {'records':>9} {'samples':>9} {'hours':>8} {'share':>7}  skipped"]
+    def describe(self, page: Layout = PLAIN) -> str:
+        """The sources as a text table, a row each, with skipped records by reason, laid out for ``page``."""
+        rows, skipped = [], []
         for row in self.table():
             out = ", ".join(f"{n} {reason}" for reason, n in (row["left_out"] | row["problems"]).items())
             about = "" if row["exact"] else "~"
             if row["max_epochs"]:
                 out += f"; after {row['max_epochs']} epochs its share goes to the others"
-            lines.append(
-                f"  {row['source']:<16} {row['task']:<16} {row['records']:>9} {about + str(row['samples']):>9} "
-                f"{about + format(row['hours'], '.2f'):>8} {row['share']:>7.1%}  {about if out else ''}{out or '-'}"
-            )
-        return "\n".join(lines)
+            numbers = [str(row["records"]), f"{about}{row['samples']}", f"{about}{row['hours']:.2f}"]
+            rows.append([row["source"], row["task"], *numbers, f"{row['share']:.1%}"])
+            skipped.append(f"{about if out else ''}{out}")
+        head = ["source", "task", "records", "samples", "hours", "share", "skipped"]
+        return page.table(head, rows, left=2, notes=skipped)
 
     def table(self) -> list[dict[str, Any]]:
         """One row per source: records, samples that qualify, hours, weight, share, skipped records.

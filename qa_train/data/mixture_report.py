@@ -13,6 +13,7 @@ from qa_train.data.open_sources import TOO_LONG
 from qa_train.data.order.batch_plan import Plan
 from qa_train.data.order.epoch import Ints
 from qa_train.data.source import Source
+from qa_train.utils.terminal import PLAIN, Layout
 
 # Windows that are planned to count the steps of an epoch.
 _EPOCH_WINDOWS = 4
@@ -95,18 +96,15 @@ def imbalance(costs: Ints, per_step: int) -> dict[int, dict[str, float]]:
     return out
 
 
-def as_text(result: dict[str, Any]) -> str:
-    """The effective mixture as a table for people."""
-    head = (
-        f"  {'source':<16} {'task':<16} {'samples':>9} {'share':>7} {'hours':>9} {'tokens':>11} {'epochs':>7}  skipped"
-    )
-    lines = [head]
+def as_text(result: dict[str, Any], page: Layout = PLAIN) -> str:
+    """The effective mixture as a table for people, laid out for ``page``."""
+    head = ["source", "task", "samples", "share", "hours", "tokens", "epochs", "skipped"]
+    rows = []
     for row in result["sources"]:
-        out = ", ".join(f"{n} {reason}" for reason, n in row["left_out"].items())
-        lines.append(
-            f"  {row['source']:<16} {row['task']:<16} {row['samples']:>9} {row['share']:>7.2%} {row['hours']:>9.2f} "
-            f"{row['tokens']:>11} {row['epochs']:>7.2f}  {out or '-'}"
-        )
+        numbers = [f"{row['share']:.2%}", f"{row['hours']:.2f}", str(row["tokens"]), f"{row['epochs']:.2f}"]
+        rows.append([row["source"], row["task"], str(row["samples"]), *numbers])
+    out = [", ".join(f"{n} {reason}" for reason, n in row["left_out"].items()) for row in result["sources"]]
+    lines = [page.table(head, rows, left=2, notes=out)]
     lines.append(
         f"  {result['steps']} steps, {result['batches']} batches, {result['samples']} samples, "
         f"{result['tokens']} tokens; batches are {result['fill']:.1%} full"
@@ -118,7 +116,7 @@ def as_text(result: dict[str, Any]) -> str:
             f"  {world} ranks: the costliest rank of a step does {over['mean']:.2%} more than the mean rank "
             f"(worst step {over['worst']:.2%})"
         )
-    return "\n".join(lines)
+    return page.fold("\n".join(lines))
 
 
 class _Line:

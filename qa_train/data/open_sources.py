@@ -11,6 +11,7 @@ from qa_train.data.order.shuffle_window import Window
 from qa_train.data.shards.catalog import list_shards, make_table, open_shards
 from qa_train.data.shards.sidecar import CLEANED, IGNORED, Summary
 from qa_train.data.source import Source
+from qa_train.data.stand_in import make_missing_starter
 from qa_train.data.text.prompts import PromptBank
 
 # With fewer records the budget is computed for this many: one bad clip among the first ten read is not a reason to
@@ -27,6 +28,7 @@ def open_sources(cfg: DataConfig, tokenizer: Any, *, seed: int, preference: bool
     Raises ValueError when an index is missing or stale, when a source has no usable record, or
     when indexing skipped more records than the error budget allows.
     """
+    make_missing_starter(cfg)
     bank = PromptBank.load(cfg.prompt_files, cfg.prompt_languages)
     # Several tasks of one corpus are several sources of the same shards, whose indexes are read once.
     listed: dict[tuple[str, ...], list[tuple[str, Summary]]] = {}

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qa_train.utils.terminal import PLAIN, Layout
+
+_MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "problem": ("PROBLEM", "red")}
+# Where what was found begins.
+_COLUMN = 32
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -15,9 +21,14 @@ class Finding:
     remedy: str = ""
 
     def __str__(self) -> str:
-        mark = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}[self.state]
-        text = f"{mark}  {self.name:<22} {self.found}"
-        return f"{text}\n{'':>33}-> {self.remedy}" if self.remedy else text
+        return self.shown(PLAIN)
+
+    def shown(self, page: Layout) -> str:
+        """Its line, and the remedy below it, laid out for ``page``."""
+        mark, colour = _MARKS[self.state]
+        term = f"{page.paint(mark, colour)}{'':<{9 - len(mark)}}{self.name}"
+        text = page.entries([(term, self.found)], _COLUMN, indent=0, style="")
+        return f"{text}\n" + page.entries([("", f"-> {self.remedy}")], _COLUMN) if self.remedy else text
 
 
 def ok(name: str, found: str) -> Finding:

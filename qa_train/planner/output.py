@@ -6,11 +6,13 @@ from typing import Any
 
 from qa_train.planner.estimate import MFU_SOURCE, Estimate
 from qa_train.planner.memory import GIB, OVERHEAD, USABLE, zero_stage
+from qa_train.utils.terminal import PLAIN, Layout
 
 
-def as_text(made: Estimate) -> str:
-    """Parameters, memory, operations, time, money and tasks, on about thirty lines."""
-    return "\n".join([*_head(made), *_parameters(made), *_memory(made), *_time(made), *_tasks(made)])
+def as_text(made: Estimate, page: Layout = PLAIN) -> str:
+    """Parameters, memory, operations, time, money and tasks, on about thirty lines, laid out for ``page``."""
+    parts = [*_head(made, page), *_parameters(made, page), *_memory(made, page), *_time(made), *_tasks(made, page)]
+    return page.fold("\n".join(parts))
 
 
 def as_dict(made: Estimate) -> dict[str, Any]:
@@ -52,24 +54,24 @@ def as_dict(made: Estimate) -> dict[str, Any]:
     }
 
 
-def _head(made: Estimate) -> list[str]:
+def _head(made: Estimate, page: Layout) -> list[str]:
     cfg, count = made.cfg, made.options.gpus
     kind = f"ZeRO-{zero_stage(cfg)}" if cfg.deepspeed.config else "plain training"
-    lines = [f"{cfg.stage} of {cfg.model.name} on {count} x {made.gpu.name}, {kind}"]
+    lines = [page.paint(f"{cfg.stage} of {cfg.model.name} on {count} x {made.gpu.name}, {kind}", "bold")]
     return [*lines, f"  note: {made.sizes.note}"] if made.sizes.note else lines
 
 
-def _parameters(made: Estimate) -> list[str]:
+def _parameters(made: Estimate, page: Layout) -> list[str]:
     sizes = made.sizes
-    lines = ["", f"{'parameters':<28} {'total':>12} {'trained':>12}"]
+    lines = ["", page.paint(f"{'parameters':<28} {'total':>12} {'trained':>12}", "bold")]
     for part, count in sizes.total.items():
         lines.append(f"  {part:<26} {_millions(count):>12} {_millions(sizes.trained.get(part, 0)):>12}")
     return [*lines, f"  {'all':<26} {_millions(sizes.parameters):>12} {_millions(sizes.trained_parameters):>12}"]
 
 
-def _memory(made: Estimate) -> list[str]:
+def _memory(made: Estimate, page: Layout) -> list[str]:
     memory, kept, modes = made.memory, made.memory.activations, made.cfg.trainer.gradient_checkpointing
-    lines = ["", "memory of one GPU, GiB"]
+    lines = ["", page.paint("memory of one GPU, GiB", "bold")]
     lines += [f"  {name:<34} {size / GIB:>8.2f}" for name, size in memory.kinds.items() if size]
     rows = [
         (f"activations, encoder ({modes.encoder})", kept.encoder),
@@ -84,7 +86,7 @@ def _memory(made: Estimate) -> list[str]:
         f"  {'fragmentation':<34} {memory.fragmentation / GIB:>8.2f}",
         f"  {'CUDA and NCCL':<34} {OVERHEAD / GIB:>8.2f}",
     ]
-    verdict = "fits" if made.fits else "DOES NOT FIT"
+    verdict = page.paint("fits", "green") if made.fits else page.paint("DOES NOT FIT", "red")
     usable = f"{USABLE * made.gpu.memory_gib:.1f} ({USABLE:.0%} of {made.gpu.memory_gib:.1f})"
     lines.append(f"  {'at most':<34} {memory.total / GIB:>8.2f}  of {usable}: {verdict}")
     if memory.host:
@@ -125,15 +127,13 @@ def _time(made: Estimate) -> list[str]:
     return lines
 
 
-def _tasks(made: Estimate) -> list[str]:
-    lines = ["", f"{'source':<18} {'task':<18} {'share':>7} {'samples':>12} {'tokens':>16} {'hours':>11} {'epochs':>8}"]
+def _tasks(made: Estimate, page: Layout) -> list[str]:
+    head = ["source", "task", "share", "samples", "tokens", "hours", "epochs"]
+    rows = []
     for row in made.load.tasks:
-        epochs = "?" if row.epochs is None else f"{row.epochs:.2f}"
-        lines.append(
-            f"{row.source:<18} {row.task:<18} {row.share:>7.1%} {row.samples:>12,.0f} {row.tokens:>16,.0f} "
-            f"{row.hours:>11,.0f} {epochs:>8}"
-        )
-    return lines + [f"  {problem}" for problem in made.load.problems]
+        numbers = [f"{row.share:.1%}", f"{row.samples:,.0f}", f"{row.tokens:,.0f}", f"{row.hours:,.0f}"]
+        rows.append([row.source, row.task, *numbers, "?" if row.epochs is None else f"{row.epochs:.2f}"])
+    return ["", page.table(head, rows, left=2), *(f"  {problem}" for problem in made.load.problems)]
 
 
 def _millions(count: int) -> str:

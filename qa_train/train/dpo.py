@@ -22,6 +22,7 @@ from qa_train.train.mixin import AudioTrainerMixin
 from qa_train.train.numbers.tally import PAIR_VALUES, pair_curves, pair_values
 from qa_train.train.reference import Reference
 from qa_train.train.stage import Stage
+from qa_train.utils.progress import say
 
 # The loss that is a mean over tokens, and those that sort the pairs of a micro-batch.
 SFT = "sft"
@@ -141,7 +142,7 @@ def _build(stage: Stage, args: DPOConfig) -> AudioDPOTrainer:
     num_batches = cfg.trainer.max_steps * cfg.trainer.batches_per_step
     note = single_pairs(cfg.dpo.loss_type, stage.batches, num_batches)
     if note and stage.run.is_main:
-        print(note, flush=True)
+        say(note)
     reference = Reference(stage.run.dir / "reference", _facts(stage), is_main=stage.run.is_main)
     model = None
     cut = zero_stage(cfg.deepspeed.config) == 3

@@ -73,7 +73,7 @@ def _my_units(cache: EncoderCache, data: Batches, rank: int, ranks: int) -> list
     missing = sorted(gather_object(found), reverse=True)
     if missing and is_main():
         minutes = sum(seconds for seconds, _ in missing) / 60
-        print(f"encoding at most {minutes:.0f} minutes of audio once (the encoder is frozen)", flush=True)
+        say(f"encoding at most {minutes:.0f} minutes of audio once (the encoder is frozen)")
     of = min(ranks, -(-_UNITS * ranks // max(len(missing), 1)))
     units = [_Unit(digest, share, of, seconds / of) for seconds, digest in missing for share in range(of)]
     return units[rank::ranks]

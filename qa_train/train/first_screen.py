@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from textwrap import shorten
 from typing import Any
 
 import torch
@@ -16,12 +15,14 @@ from qa_train.planner.work import LOOK
 from qa_train.train.forecast import Rehearsal, expected_time
 from qa_train.train.job import checkpoints
 from qa_train.train.stage import Stage
+from qa_train.utils.terminal import PLAIN, Layout
 
-_WIDTH = 118
+# Sources that the line of the mixture names, the largest ones.
+_SHOWN = 6
 
 
-def first_screen(stage: Stage, model: Any, rehearsal: Rehearsal | None = None) -> str:
-    """The lines.
+def first_screen(stage: Stage, model: Any, rehearsal: Rehearsal | None = None, page: Layout = PLAIN) -> str:
+    """The lines, laid out for ``page``.
 
     Args:
         stage: the opened stage.
@@ -57,7 +58,7 @@ def first_screen(stage: Stage, model: Any, rehearsal: Rehearsal | None = None) -
         "saves": f"every {cfg.trainer.save_steps:,} steps and at the end; metrics in {tracker}",
         "writes to": f"{stage.run.dir} ({f'resuming from {stage.resume.name}' if stage.resume else 'a fresh start'})",
     }
-    return "\n".join(f"{name:<10}{shorten(text, _WIDTH, placeholder=' ...')}" for name, text in lines.items())
+    return page.entries(lines.items(), 10, indent=0)
 
 
 def _planning(rate: float | None, samples: float) -> str:
@@ -102,7 +103,10 @@ def _adapted(stage: Stage) -> str:
 def _mixture(rows: list[dict[str, Any]], times: float) -> str:
     """The sources by share, with how often the run goes through each."""
     ordered = sorted(rows, key=lambda row: -row["share"])
-    return ", ".join(f"{row['source']} {row['share']:.0%} ({row['epochs'] * times:.2g} epochs)" for row in ordered)
+    shown = [f"{row['source']} {row['share']:.0%} ({row['epochs'] * times:.2g} epochs)" for row in ordered[:_SHOWN]]
+    if rest := ordered[_SHOWN:]:
+        shown.append(f"{len(rest)} more {sum(row['share'] for row in rest):.0%}")
+    return ", ".join(shown)
 
 
 def _counts(counts: Counter[str]) -> str:

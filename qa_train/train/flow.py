@@ -21,6 +21,8 @@ from qa_train.train.safety.rollback import skipped_steps
 from qa_train.train.safety.saving import storage_explained
 from qa_train.train.safety.selfcheck import check_ranks, check_storage
 from qa_train.utils.atomic import write_json
+from qa_train.utils.progress import say
+from qa_train.utils.terminal import layout
 
 if TYPE_CHECKING:
     from qa_train.train.stage import Stage
@@ -117,7 +119,7 @@ def go(trainer: Any, stage: Stage, callbacks: Sequence[Callback] = ()) -> int:
         write_record(stage.run.plans, stage.batches.plan.fingerprint, stage.batches.plan.record())
         (stage.run.dir / "data.txt").write_text(stage.batches.describe() + "\n")
         write_json(stage.run.dir / "mixture.json", mixture, durable=True)
-        print(first_screen(stage, trainer.model, rehearsal), flush=True)
+        print(first_screen(stage, trainer.model, rehearsal, layout()), flush=True)
     stage.run.record(stage.resume)
     trainer.watchdog = Watchdog(stage.run.dir / "logs", trainer.args.process_index, stage.cfg.trainer.hang_timeout_s)
     trainer.watchdog.start()
@@ -133,9 +135,9 @@ def go(trainer: Any, stage: Stage, callbacks: Sequence[Callback] = ()) -> int:
     if stop.stopped_by:
         if stage.run.is_main:
             by, step = stop.stopped_by, trainer.state.global_step
-            print(f"stopped by {by} at step {step}; saved. The same command continues.")
+            say(f"stopped by {by} at step {step}; saved. The same command continues.")
         return EXIT_STOPPED
     stage.run.finish(trainer.state.global_step)
     if stage.run.is_main:
-        print(f"finished: {trainer.state.global_step} steps, model in {stage.run.checkpoints}")
+        say(f"finished: {trainer.state.global_step} steps, model in {stage.run.checkpoints}")
     return 0

@@ -12,14 +12,12 @@ It adds only what audio and exactness need:
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from tqdm import tqdm
 from transformers import Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
@@ -39,6 +37,7 @@ from qa_train.train.optimizer.optimizers import muon_with_adamw
 from qa_train.train.safety import rollback, saving
 from qa_train.train.safety.guards import Guards, StopRun
 from qa_train.train.safety.selfcheck import probe_audio
+from qa_train.utils.progress import say
 
 logger = logging.getLogger(__name__)
 
@@ -159,8 +158,7 @@ class AudioTrainerMixin(_Base):
                 found = probe_audio(model, self._prepare_inputs(inputs))
             if self.run.is_main:
                 # Above the bar that is on the screen by now.
-                tqdm.write("self-check: " + "; ".join([*self.self_check, found]))
-                sys.stdout.flush()
+                say("self-check: " + "; ".join([*self.self_check, found]))
             self.self_check = None
         loss = super().training_step(model, inputs, num_items_in_batch)
         # The sum of a run's losses must not become NaN by a step that was skipped.

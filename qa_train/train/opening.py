@@ -29,6 +29,7 @@ from qa_train.train.job.reshape import read_in_another_shape
 from qa_train.train.job.run import RunFolder
 from qa_train.train.numbers.metrics import MetricsWriter
 from qa_train.train.stage import Stage
+from qa_train.utils.progress import say
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
     if done is not None:
         differs = run.other_settings()
         if run.is_main:
-            print(
+            say(
                 f"{run.dir}: finished after {done} steps; nothing to do{differs}. Choose another run.dir for a new run."
             )
         return None

@@ -21,6 +21,7 @@ from qa_train.data.batches import PreferenceBatches
 from qa_train.data.order.batch_plan import SampleRef
 from qa_train.train.job.distributed import from_main
 from qa_train.utils.atomic import whole, write_json
+from qa_train.utils.progress import say
 
 _TABLE = "logps.parquet"
 _FACTS = "reference.json"
@@ -76,7 +77,7 @@ class Reference:
                     if name not in self.table:
                         missing[name] = (ref, tokens)
         if missing and self.is_main:
-            print(f"reference log-probabilities of {len(missing)} pairs, computed once", flush=True)
+            say(f"reference log-probabilities of {len(missing)} pairs, computed once")
         groups = _groups(list(missing.values()), tokens_per_batch)
         found = []
         state = PartialState()

@@ -66,6 +66,11 @@ def without_local_rank(words: list[str], environ: Mapping[str, str] = os.environ
     return [word for word in words if rank is None or word not in (f"--local_rank={rank}", f"--local-rank={rank}")]
 
 
+def is_first_rank(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is rank 0, or alone, as far as its environment tells: before torch is loaded."""
+    return environ.get("RANK") in (None, "", "0")
+
+
 def check_ranks_announced(environ: Mapping[str, str] = os.environ, *, local: bool = True) -> None:
     """Check that the variables that make this process a rank are complete; warn when it may wait for others.
 

@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from qa_train.utils.masking import masked
+from qa_train.utils.terminal import STANDARD, layout
 
 # Between two lines in a log file. A shorter job prints no progress.
 EVERY_S = 30.0
@@ -30,17 +31,20 @@ def progress(
     total: how many there will be, None if that is not known; initial: how many were done before.
     """
     if not disable and sys.stderr.isatty():
-        # Some remote terminals (srun --pty, containers) do not report their width; tqdm would show nothing there.
-        wide = os.get_terminal_size(sys.stderr.fileno()).columns > 0
-        width: dict[str, Any] = {"dynamic_ncols": True} if wide else {"ncols": 80}
-        return tqdm(items, total=total, initial=initial, desc=desc, unit=f" {unit}", **width)
+        return tqdm(items, total=total, initial=initial, desc=desc, unit=f" {unit}", **bar_width())
     return Lines(items, total, initial, desc, unit, EVERY_S if not disable else float("inf"))
 
 
+def bar_width() -> dict[str, Any]:
+    """tqdm's arguments for a bar as wide as the terminal, also of one that does not say how wide it is."""
+    told = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    return {"dynamic_ncols": True} if told else {"ncols": STANDARD}
+
+
 def say(line: object, *, error: bool = False) -> None:
-    """Print a line to stdout (stderr) while a bar may be on the screen: above the bar, not behind it; masked."""
-    line = masked(line)
+    """Print a line to stdout (stderr) while a bar may be on the screen: above it, not behind it; masked and folded."""
     file = sys.stderr if error else sys.stdout
+    line = layout(file).fold(masked(line))
     if sys.stderr.isatty() and file.isatty():
         tqdm.write(line, file=file)
     else:

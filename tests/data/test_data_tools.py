@@ -120,7 +120,7 @@ def test_stats_count_hours_and_exact_tokens(corpus: list[str], tokenizer: Any) -
     assert found.tokens["sound_class"][3] == 75
     text = str(found)
     assert "3 shards, 9 records" in text
-    assert "2-5              1  #" in text
+    assert "2-5            1  #" in text
     assert stats(corpus, tokenizer=tokenizer).tokens.keys() == {"sound_class"}
 
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from qa_train import __version__
+from qa_train.cli import main
 from tests.train.conftest import ROOT
 
 RECIPES = {name: (ROOT / name).read_text() for name in ("Dockerfile", "apptainer.def")}
@@ -67,10 +68,23 @@ def test_every_package_of_the_image_is_pinned() -> None:
     assert names <= pinned, names - pinned
 
 
-def test_citation() -> None:
+def test_a_release_has_one_version_and_one_date(capsys: pytest.CaptureFixture[str]) -> None:
     found = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert found["version"] == __version__
     assert found["license"] == "Apache-2.0"
+    sections = re.findall(r"^## \[(.+?)\](?: - (\S+))?$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert sections[:2] == [("Unreleased", ""), (__version__, str(found["date-released"]))]
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"qa-train {__version__}\n"
+
+
+def test_pages_do_not_name_an_index_that_has_no_qa_train() -> None:
+    """`pip install qa-train` finds nothing, or another's package; what works is said in one place, the README's."""
+    pages = {path: path.read_text() for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]}
+    told = [path.name for path, text in pages.items() if re.search(r"pip install .?qa-train\b", text)]
+    assert told == ["README.md"]
+    assert pages[ROOT / "README.md"].count("### Install\n") == 1
 
 
 def test_extras_that_stand_for_others_name_extras_that_exist() -> None:

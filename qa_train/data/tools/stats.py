@@ -15,6 +15,7 @@ from qa_train.data.shards.sidecar import skipped
 from qa_train.data.text.prompts import CHAT, PromptBank
 from qa_train.data.text.template import IGNORE, encode
 from qa_train.jobs.executor import HERE, Engine, each
+from qa_train.utils.terminal import PLAIN, Layout
 
 GROUPS = ("task", "language", "source", "split")
 # Upper ends of the histogram's bins, in seconds.
@@ -54,6 +55,10 @@ class Stats:
             self.tokens[task] = [a + b for a, b in zip(old, counts, strict=True)]
 
     def __str__(self) -> str:
+        return self.shown(PLAIN)
+
+    def shown(self, page: Layout) -> str:
+        """Tables for people, laid out for ``page``."""
         lines = [
             f"{self.shards} shards, {self.records} records, {self.seconds / 3600:.2f} h, {self.bytes / 1e9:.3f} GB"
         ]
@@ -61,31 +66,30 @@ class Stats:
             lines.append("skipped by the index: " + ", ".join(f"{n} {r}" for r, n in self.skipped.most_common()))
         for name, values in self.groups.items():
             if set(values) - {"-"}:
-                lines += ["", f"{name:<24} {'records':>10} {'hours':>10} {'share':>7}"]
+                rows = []
                 for value, (count, seconds) in sorted(values.items(), key=lambda item: -item[1][1]):
                     share = seconds / self.seconds if self.seconds else 0.0
-                    lines.append(f"{value[:24]:<24} {count:>10} {seconds / 3600:>10.2f} {share:>7.1%}")
-        lines += ["", "seconds    records", *self._histogram()]
+                    rows.append([value, f"{count:.0f}", f"{seconds / 3600:.2f}", f"{share:.1%}"])
+                lines += ["", page.table([name, "records", "hours", "share"], rows)]
+        lines += ["", self._histogram(page)]
         if self.tokens:
-            head = ("records", 10), ("hours", 10), ("tokens", 12), ("audio", 12), ("supervised", 12), ("per record", 10)
-            lines += ["", f"{'task':<24} " + " ".join(f"{name:>{width}}" for name, width in head)]
+            head = ["task", "records", "hours", "tokens", "audio", "supervised", "per record"]
+            rows = []
             for task, (count, seconds, total, audio, learned) in sorted(self.tokens.items()):
+                counts = [f"{number:.0f}" for number in (total, audio, learned)]
                 mean = total / count if count else 0.0
-                lines.append(
-                    f"{task:<24} {count:>10.0f} {seconds / 3600:>10.2f} {total:>12.0f} {audio:>12.0f} {learned:>12.0f} "
-                    f"{mean:>10.1f}"
-                )
-        return "\n".join(lines)
+                rows.append([task, f"{count:.0f}", f"{seconds / 3600:.2f}", *counts, f"{mean:.1f}"])
+            lines += ["", page.table(head, rows)]
+        return page.fold("\n".join(lines))
 
-    def _histogram(self) -> list[str]:
+    def _histogram(self, page: Layout) -> str:
         longest = max(self.lengths.values(), default=1)
-        lines = []
+        rows, bars = [], []
         for low, high in zip((0.0, *BINS), BINS, strict=False):
             count = self.lengths[high]
-            bar = "#" * (-(-count * _BAR // longest))
-            name = f"{low:g}-{high:g}" if high < BINS[-1] else f"> {low:g}"
-            lines.append(f"{name:<8} {count:>9}  {bar}".rstrip())
-        return lines
+            rows.append([f"{low:g}-{high:g}" if high < BINS[-1] else f"> {low:g}", str(count)])
+            bars.append("#" * (-(-count * _BAR // longest)))
+        return page.table(["seconds", "records", ""], rows, notes=bars)
 
 
 def stats(

@@ -18,6 +18,7 @@ from typing import Any
 from qa_train.train.job import checkpoints
 from qa_train.train.job.distributed import from_main, is_main
 from qa_train.utils.manifest import UNIVERSAL
+from qa_train.utils.progress import say
 
 _LATEST = "latest_universal"
 
@@ -64,7 +65,7 @@ def make_universal(folder: Path) -> None:
     target = folder / (source.name + UNIVERSAL)
     # A killed conversion leaves partial output; it is not in the manifest, so nothing reads it.
     shutil.rmtree(target, ignore_errors=True)
-    print(f"joining the ZeRO parts of {folder.name} for another number of processes or stage (once)", flush=True)
+    say(f"joining the ZeRO parts of {folder.name} for another number of processes or stage (once)")
     _convert(source, target)
     # It joins slices in there and may leave the folder behind.
     shutil.rmtree(target / "tmp", ignore_errors=True)

@@ -22,7 +22,7 @@ from qa_train.train.job.run import RunFolder
 from qa_train.train.numbers.pace import Pace
 from qa_train.train.numbers.sinks import Sink, numbers_of, open_sinks
 from qa_train.utils.atomic import named, write_text
-from qa_train.utils.progress import say
+from qa_train.utils.progress import bar_width, say
 
 # sysexits.h EX_TEMPFAIL, "try again later": stopped by a signal after saving. torchrun would report
 # any worker's code as a failure, so under it the code is 0 and finished.json shows whether the run is complete.
@@ -111,7 +111,7 @@ class MetricsWriter:
         """Finish the sinks."""
         for told in [sink.close() for sink in self._sinks]:
             if told:
-                print(told)
+                say(told)
         self._sinks = []
 
 
@@ -142,7 +142,7 @@ class Progress(TrainerCallback):
             self._pace = Pace(state.global_step, state.max_steps)
             self._bar = tqdm(
                 total=state.max_steps, initial=state.global_step, desc=self._stage, unit="step",
-                disable=not sys.stderr.isatty(), dynamic_ncols=True,
+                **(bar_width() if sys.stderr.isatty() else {"disable": True}),
             )  # fmt: skip
 
     def on_log(
@@ -156,7 +156,7 @@ class Progress(TrainerCallback):
         """Show the newest loss and rates."""
         if self._bar is None or not logs or "loss" not in logs:
             return
-        shown = {"loss": f"{logs['loss']:.3f}", "audio": f"{logs.get('audio_s_per_s', 0):.0f}x real time"}
+        shown = {"loss": f"{logs['loss']:.3f}", "audio": f"{logs.get('audio_s_per_s', 0):.0f}x"}
         self._seconds.append(logs.get("seconds", 0.0))
         self._bar.set_postfix(shown)
         self._bar.update(state.global_step - self._bar.n)
@@ -171,7 +171,7 @@ class Progress(TrainerCallback):
             left = step_s * (state.max_steps - state.global_step)
             print(
                 f"{self._stage}: step {state.global_step}/{state.max_steps}  loss {shown['loss']}  "
-                f"{step_s:.2g} s/step  {logs.get('tokens_per_s', 0):,.0f} tokens/s  {shown['audio']}  "
+                f"{step_s:.2g} s/step  {logs.get('tokens_per_s', 0):,.0f} tokens/s  {shown['audio']} real time  "
                 f"{left / 60:.1f} min left",
                 flush=True,
             )

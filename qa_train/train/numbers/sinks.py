@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 from qa_train.config import TrackingConfig
+from qa_train.utils.progress import say
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def open_sinks(cfg: TrackingConfig, stage: str, folder: Path, first: int, config
         if name != "wandb":
             opened.append(_Tracker(name, cfg, folder, first, config))
         elif mode != "disabled" and find_spec("wandb") is None:
-            print("W&B is not installed (pip install 'qa-train[tracking]'): metrics go to metrics.jsonl alone")
+            say("W&B is not installed (pip install 'qa-train[tracking]'): metrics go to metrics.jsonl alone")
         elif mode != "disabled":
             opened.append(_Wandb(cfg, stage, folder, mode, config))
     return opened

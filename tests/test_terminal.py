@@ -1,0 +1,201 @@
+"""What a person sees: widths follow the terminal, words stay whole, pipes are plain, and something is said at once."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qa_train.command_line.command_table import COMMANDS, HEAVY
+from qa_train.utils.terminal import PLAIN, Layout, columns, layout
+from tests.pseudo_terminal import in_terminal
+from tests.train.conftest import ROOT
+
+# A person's command line, in an interpreter in which importing torch is the end: it prints a mark, and no more.
+_UNTIL_TORCH = """
+import os, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print("TORCH", file=sys.stderr, flush=True)
+            os._exit(9)
+sys.meta_path.insert(0, Finder())
+from qa_train.cli import main
+main(sys.argv[1:])
+"""
+FIRST = r"qa-train {}[^:]*: loading libraries, a few seconds"
+SHARD = str(ROOT / "data" / "starter" / "sound-test.tar")
+
+
+def words_of(text: str) -> list[str]:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text).split()
+
+
+def too_long(line: str, width: int) -> bool:
+    """Whether a line has words beyond the width; one word, an address, may be longer than there is room for."""
+    return columns(line) > width and len(words_of(line)[-1]) < width - 24
+
+
+@pytest.mark.parametrize("width", [40, 80, 140])
+def test_text_follows_the_width_and_keeps_its_words(width: int) -> None:
+    page = Layout(width, True)
+    text = "  note: " + "some words with a /rather/long/path/of/a/file " * 5 + "x" * 200
+    folded = page.fold(text)
+    assert words_of(folded) == text.split()
+    lines = folded.splitlines()
+    assert [line for line in lines if columns(line) > width] == [f"    {'x' * 200}"]
+    assert all(line.startswith("    ") for line in lines[1:])
+    pairs = [("a", "many words " * 30), ("a term that is too long", "b"), ("c", "")]
+    shown = page.entries(pairs, 12)
+    assert max(map(columns, shown.splitlines())) <= width
+    assert words_of(shown) == " ".join(f"{term} {told}" for term, told in pairs).split()
+    # Without a width nothing is folded, and nothing is coloured.
+    assert PLAIN.fold(text) == text
+    assert PLAIN.entries([("a", "b " * 200)], 4) == f"  a {'b ' * 200}".rstrip()
+
+
+def test_tables_put_their_notes_where_there_is_room() -> None:
+    head, rows = ["source", "hours", "skipped"], [["asr", "1.50"], ["语音", "12.25"], ["chat", "3.00"]]
+    notes = ["12 too long for the budget of a batch", "", "1 damaged"]
+    assert PLAIN.table(head, rows, notes=notes).splitlines() == [
+        "  source  hours  skipped",
+        "  asr      1.50  12 too long for the budget of a batch",
+        "  语音    12.25  -",
+        "  chat     3.00  1 damaged",
+    ]
+    beside = Layout(40).table(head, rows, notes=notes).splitlines()
+    assert beside[1:3] == ["  asr      1.50  12 too long for the", " " * 17 + "budget of a batch"]
+    rows = [[f"{name}-of-a-source-with-a-name", hours] for name, hours in rows]
+    below = Layout(40).table(head, rows, notes=notes).splitlines()
+    assert below[0].split() == ["source", "hours"]
+    assert below[2:5] == ["      skipped: 12 too long for the", "        budget of a batch", below[4]]
+    assert not any(line.endswith("-") for line in below)
+    # Too narrow for a row: its name has a line of its own, and no cell is cut.
+    narrow = Layout(30).table(head[:2], rows).splitlines()
+    assert narrow[2:4] == [f"  {rows[0][0]}", "     1.50"]
+
+
+class _Terminal:
+    def isatty(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return os.open(os.devnull, os.O_RDONLY)
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"TERM": "xterm"}, Layout(80, True)),
+        ({"TERM": "xterm", "COLUMNS": "120"}, Layout(120, True)),
+        ({"TERM": "xterm", "COLUMNS": "7"}, Layout(40, True)),
+        ({"TERM": "xterm", "COLUMNS": "many", "NO_COLOR": ""}, Layout(80, True)),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, Layout(80, False)),
+        ({"TERM": "dumb"}, Layout(80, False)),
+        ({}, Layout(80, False)),
+    ],
+)
+def test_the_environment_is_asked(environ: dict[str, str], expected: Layout) -> None:
+    # /dev/null is no terminal that could tell a width.
+    assert layout(_Terminal(), environ) == expected  # type: ignore[arg-type]
+
+
+def test_a_pipe_is_plain_whatever_the_environment_says() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        assert layout(pipe, {"TERM": "xterm-256color", "COLUMNS": "50"}) == PLAIN
+
+
+def run(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """A command with its output in pipes."""
+    return subprocess.run(
+        [sys.executable, "-m", "qa_train", *words], capture_output=True, text=True, env={**os.environ, **environ}
+    )
+
+
+@pytest.mark.parametrize("words", ["--help", "pretrain --help", "data import --list", f"data stats {SHARD}", "sft x=1"])
+def test_quick_commands_fit_a_terminal_and_are_plain_elsewhere(words: str) -> None:
+    piped = run(*words.split(), TERM="xterm-256color")
+    plain = piped.stdout + piped.stderr
+    assert "\x1b" not in plain
+    command = [sys.executable, "-m", "qa_train", *words.split()]
+    for width, environ in ((80, {}), (80, {"NO_COLOR": "1"}), (60, {"COLUMNS": "100"})):
+        code, shown = in_terminal(command, width, environ=environ)
+        assert code == piped.returncode
+        # The bar of a command redraws its line.
+        lines = [line.rpartition("\r")[2] for line in shown.splitlines()]
+        fits = int(environ.get("COLUMNS", width))
+        assert [line for line in lines if too_long(line, fits)] == []
+        assert set(words_of(plain)) - set(words_of("\n".join(lines))) <= {"stats:"}
+        if "NO_COLOR" in environ:
+            assert "\x1b[" not in re.sub(r"\x1b\[A", "", "\n".join(lines))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        "plan sft experiment=sft_7b gpu=h100 gpus=8 price=2.5",
+        "plan data experiment=smoke steps=4",
+        "doctor",
+        "pretrain experiment=smoke run.dir=run trainer.max_steps=2",
+    ],
+)
+def test_what_a_run_says_fits_80_columns(words: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "qa_train", *words.split()]
+    _, shown = in_terminal(command, 80, cwd=tmp_path, environ={"PYTHONPATH": str(ROOT)})
+    assert re.match(FIRST.format(words.split()[0]), shown)
+    lines = [line.rpartition("\r")[2] for line in shown.splitlines()]
+    assert [line for line in lines if too_long(line, 80)] == []
+    # Broken between words: what a line begins with is no tail of a word.
+    assert not re.search(r"\S-?\n\s+[a-z]{1,2}\b[,;.]?\n", shown)
+    assert "\x1b[1m" in shown or "\x1b[3" in shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "pretrain experiment=smoke run.dir=x", "sft experiment=smoke run.dir=x", "dpo experiment=smoke run.dir=x",
+        "plan sft experiment=smoke", "plan data experiment=smoke", "doctor", "eval compare=[a,b]", "chat checkpoint=x",
+        "serve checkpoint=x", "export checkpoint=x out=y", "pairs checkpoint=x shards=y out=z", "data tokens",
+        "data order", f"data rewrite shards={SHARD} out=y model=q",
+    ],
+)  # fmt: skip
+def test_the_first_line_comes_before_torch(words: str, tmp_path: Path) -> None:
+    def shown(**environ: str) -> tuple[str, list[str]]:
+        done = subprocess.run(
+            [sys.executable, "-c", _UNTIL_TORCH, *words.split()], cwd=tmp_path, capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
+        )  # fmt: skip
+        return done.stdout, done.stderr.splitlines()
+
+    out, told = shown()
+    assert re.fullmatch(FIRST.format(words.split()[0]), told[0])
+    assert told[-1] == "TORCH"
+    # What programs read is not disturbed; the doctor has begun with what needs no torch.
+    assert out == "" or words == "doctor"
+    if words.startswith("plan"):
+        assert shown(RANK="1")[1][0] == "TORCH"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--help", "pretrain --cfg job experiment=smoke run.dir=x", f"data inspect {SHARD}", "data index copy.tar",
+        f"data stats {SHARD}", f"data clean {SHARD}", "data import --list", "completion bash",
+    ],
+)  # fmt: skip
+def test_quick_commands_neither_load_torch_nor_say_so(words: str, tmp_path: Path) -> None:
+    (tmp_path / "copy.tar").write_bytes(Path(SHARD).read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-c", _UNTIL_TORCH, *words.split()], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "loading" not in done.stderr
+    assert COMMANDS.keys() >= HEAVY
