@@ -29,10 +29,10 @@ def dashboard(paths: list[str], options: DashboardConfig) -> int:
     Raises:
         ValueError: no run found.
     """
-    from qa_train.dashboard.overview import render
-    from qa_train.dashboard.runs import find_runs
+    from qa_train.dashboard.overview import page
     from qa_train.dashboard.samples import Clips
-    from qa_train.report.style import refuse_foreign
+    from qa_train.report.document import refuse_foreign
+    from qa_train.report.runs import find_runs
 
     folders = [Path(path) for path in paths]
     for folder in folders:
@@ -45,9 +45,7 @@ def dashboard(paths: list[str], options: DashboardConfig) -> int:
     refuse_foreign(out, overwrite=options.overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     clips = Clips(out, options.audio_mib)
-    # JSON may hold halves of characters, which no file can.
-    page = render(runs, options.title, clips).encode("utf-8", "replace").decode()
-    write_text(out, page)
+    write_text(out, page(runs, options.title, clips))
     print(f"{out}: {len(runs)} run(s)")
     if clips.refused:
         shown = ", ".join(clips.refused[:3]) + (" ..." if len(clips.refused) > 3 else "")
