@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import re
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import yaml
 
 from qa_train.command_line.command_table import run as command
+from qa_train.dashboard.live import Live, server
 from qa_train.report.curves import LAST_STEPS, MAX_POINTS, board_of, panels_of, values_of
-from qa_train.report.runs import differences, find_runs
+from qa_train.report.runs import Run, differences, find_runs, read_run
+from qa_train.utils.loopback import listen
 from tests.report.parsed import Parsed
 
 SOURCES = 11
@@ -284,3 +291,109 @@ def test_held_out_answers_can_be_heard(runs: Path) -> None:
     assert command("dashboard", [str(runs), f"out={runs}/x/page.html", "audio_mib=0.001"]) == 0
     (source,) = re.findall(r'<audio [^>]*src="([^"]+)"', (runs / "x" / "page.html").read_text())
     assert (runs / "x" / source).resolve() == (runs / "dpo" / "held_out" / "clips" / "asr" / "a.ogg").resolve()
+
+
+@pytest.fixture
+def served(runs: Path) -> Iterator[tuple[int, Live]]:
+    live = Live([runs], "Live")
+    running = server(live, listen("127.0.0.1", 0, "dashboard"))
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield running.server_port, live
+    running.shutdown()
+    running.server_close()
+    thread.join()
+
+
+def get(port: int, path: str, host: str | None = None) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request("GET", path, headers={"Host": host or f"127.0.0.1:{port}"})
+    answer = connection.getresponse()
+    found = answer.status, answer.read()
+    connection.close()
+    return found
+
+
+def test_a_served_page_gets_new_values(runs: Path, served: tuple[int, Live]) -> None:
+    port, _ = served
+    status, page = get(port, "/")
+    assert status == 200
+    shown = Parsed.of(page.decode()).board
+    assert shown["poll_s"] >= 5
+    assert get(port, f"/data.json?since={shown['version']}") == (204, b"")
+    with (runs / "dpo" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 41, "loss": 0.5, "tokens": 900, "seconds": 2.0}\n')
+    make(runs / "new", "sft", steps=3)
+    status, body = get(port, f"/data.json?since={shown['version']}")
+    assert status == 200
+    now = json.loads(body)
+    assert [run["name"] for run in now["runs"]] == ["first/pretrain", "second/pretrain", "new", "sft", "dpo"]
+    assert now["runs"][-1]["steps"] == 41
+    assert now["runs"][-1]["curves"]["loss"]["y"][-1] == 0.5
+    assert get(port, f"/data.json?since={now['version']}")[0] == 204
+    # Runs whose files are as they were are not read again.
+    (runs / "sft" / "finished.json").unlink()
+    assert [run["finished"] for run in json.loads(get(port, "/data.json")[1])["runs"]] == [False] * 5
+
+
+def test_only_changed_runs_are_read_again(
+    runs: Path, served: tuple[int, Live], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, _ = served
+    get(port, "/")
+    read: list[str] = []
+
+    def counted(folder: Path, name: str) -> Run:
+        read.append(name)
+        return read_run(folder, name)
+
+    monkeypatch.setattr("qa_train.dashboard.live.read_run", counted)
+    (runs / "dpo" / "finished.json").write_text("{}")
+    get(port, "/data.json")
+    get(port, "/data.json")
+    assert read == ["dpo"]
+
+
+@pytest.mark.parametrize("path", ["/", "/data.json", "/clips/0"])
+def test_other_sites_cannot_ask(runs: Path, served: tuple[int, Live], path: str) -> None:
+    answered(runs / "dpo", clip_bytes=3000)
+    port, _ = served
+    get(port, "/")
+    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "192.168.0.9", " ", "[::2]"):
+        assert get(port, path, host)[0] == 400, host
+    for host in ("localhost", f"LOCALHOST:{port}", "127.0.0.1", f"[::1]:{port}", "[::1]"):
+        assert get(port, path, host)[0] == 200, host
+
+
+def test_only_clips_of_the_runs_are_served(runs: Path, tmp_path: Path, served: tuple[int, Live]) -> None:
+    answered(runs / "dpo", clip_bytes=3000)
+    port, _ = served
+    page = get(port, "/")[1].decode()
+    assert "data:audio" not in page
+    assert re.findall(r'<audio [^>]*src="([^"]+)"', page) == ["clips/0"]
+    # The number stays, for a page that is open.
+    assert 'src="clips/0"' in get(port, "/")[1].decode()
+    clip = runs / "dpo" / "held_out" / "clips" / "asr" / "a.ogg"
+    assert get(port, "/clips/0") == (200, clip.read_bytes())
+    for path in ("/clips/1", "/clips/-1", "/clips/../dpo/config.yaml", "/config.yaml", "/clips/0/..", "/clips/²",
+                 "//etc/passwd", "/../../etc/passwd", "/clips/" + "9" * 5000):  # fmt: skip
+        assert get(port, quote(path, safe="/"))[0] == 404, path
+    (tmp_path / "secret.ogg").write_text("OggS" + SECRET)
+    clip.unlink()
+    assert get(port, "/clips/0")[0] == 404
+    clip.symlink_to(tmp_path / "secret.ogg")
+    assert get(port, "/clips/0")[0] == 404
+
+
+def test_a_folder_may_be_served_before_its_first_run(tmp_path: Path) -> None:
+    assert Parsed.of(Live([tmp_path], "t").page().decode()).board["runs"] == []
+
+
+def test_what_serving_would_ignore_is_refused(runs: Path) -> None:
+    with pytest.raises(ValueError, match="serve=true writes no file"):
+        command("dashboard", [str(runs), "serve=true", "out=page.html"])
+    with contextlib.closing(listen("127.0.0.1", 0, "test")) as taken:
+        taken.listen()
+        words = [str(runs), "serve=true", f"port={taken.getsockname()[1]}"]
+        with pytest.raises(ValueError, match=r"dashboard: cannot listen on 127\.0\.0\.1:.*choose another port="):
+            command("dashboard", words)

@@ -21,13 +21,17 @@ class DashboardConfig:
     audio_mib: float = 8.0
     # Replace an existing file that is not a dashboard page.
     overwrite: bool = False
+    # Write nothing: serve the page on this machine, with new values while runs go on.
+    serve: bool = False
+    # Of the served page; 0: any free one.
+    port: int = 8001
 
 
 def dashboard(paths: list[str], options: DashboardConfig) -> int:
-    """Show and compare all runs below the given folders on one offline page.
+    """Show and compare all runs below the given folders on one offline page, or on a served one.
 
     Raises:
-        ValueError: no run found.
+        ValueError: no run found, a port that is taken, or options that would be ignored.
     """
     from qa_train.dashboard.overview import page
     from qa_train.dashboard.samples import Clips
@@ -38,6 +42,8 @@ def dashboard(paths: list[str], options: DashboardConfig) -> int:
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"dashboard: {folder} is not a folder")
+    if options.serve:
+        return _serve(folders, options)
     runs = find_runs(folders)
     if not runs:
         raise ValueError(f"dashboard: no metrics.jsonl below {', '.join(map(str, folders))}: give a folder of runs")
@@ -50,4 +56,22 @@ def dashboard(paths: list[str], options: DashboardConfig) -> int:
     if clips.refused:
         shown = ", ".join(clips.refused[:3]) + (" ..." if len(clips.refused) > 3 else "")
         print(f"{len(clips.refused)} clip(s) not shown: no Ogg files inside their run folder: {shown}", file=sys.stderr)
+    return 0
+
+
+def _serve(folders: list[Path], options: DashboardConfig) -> int:
+    """Until it is interrupted."""
+    from qa_train.dashboard.live import HOST, Live, server
+    from qa_train.utils.loopback import listen
+
+    if options.out is not None or options.overwrite:
+        raise ValueError("dashboard: serve=true writes no file: leave out= and overwrite= out, or serve")
+    running = server(Live(folders, options.title), listen(HOST, options.port, "dashboard"))
+    print(f"http://{HOST}:{running.server_port} shows {', '.join(map(str, folders))}; stop with Ctrl-C", flush=True)
+    try:
+        running.serve_forever()
+    except KeyboardInterrupt:
+        print()
+    finally:
+        running.server_close()
     return 0

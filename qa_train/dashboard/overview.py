@@ -9,7 +9,7 @@ from typing import Any
 
 from qa_train.config import STAGES
 from qa_train.dashboard.samples import Clips, answered
-from qa_train.report.curves import LAST_STEPS, board_of, last_loss, last_scores
+from qa_train.report.curves import LAST_STEPS, board_of, last_loss, last_scores, once
 from qa_train.report.document import UPLOT, render, writable
 from qa_train.report.runs import Run
 
@@ -44,6 +44,7 @@ def board(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
+@once
 def _row(run: Run) -> dict[str, Any]:
     planned, skipped = run.setting("trainer.max_steps"), run.curve("skipped_samples")[1]
     stages = list(STAGES)

@@ -22,14 +22,14 @@ class Clips:
     A run folder may come from anyone, and the page may be shared: a clip is embedded or linked only if it is an Ogg
     file inside that run folder, with links resolved. ``refused`` names the others.
 
-    page: the file that the page will be; None where it is served: every clip is then ``clips/N``, file ``served[N]``.
+    page: the file that the page will be; None where it is served: a clip is then ``clips/N``, key N of ``served``.
     """
 
     def __init__(self, page: Path | None, mib: float) -> None:
         self._folder = page.parent.resolve() if page is not None else None
         self._room = mib * 2**20
         self.refused: list[str] = []
-        self.served: list[Path] = []
+        self.served: dict[Path, int] = {}
 
     def source(self, run: Path, name: str) -> dict[str, str]:
         """``src`` of a player of the file ``held_out/NAME`` of a run, or ``why`` there is none."""
@@ -37,7 +37,7 @@ class Clips:
             path = (run / "held_out" / name).resolve()
             inside = path.is_relative_to(run.resolve())
             there = inside and path.is_file()
-            ogg = there and _is_ogg(path)
+            ogg = there and is_ogg(path)
         except (OSError, ValueError, RuntimeError):  # no rights, a null byte, a circle of links
             inside = there = ogg = False
         if not inside or (there and not ogg):
@@ -46,8 +46,8 @@ class Clips:
         if not there:
             return {"src": "", "why": f"{path.name} is gone"}
         if self._folder is None:
-            self.served.append(path)
-            return {"src": f"clips/{len(self.served) - 1}"}
+            # The same number for every page that is open.
+            return {"src": f"clips/{self.served.setdefault(path, len(self.served))}"}
         size = path.stat().st_size
         if size > self._room:
             return {"src": quote(os.fsencode(os.path.relpath(path, self._folder)))}
@@ -55,7 +55,8 @@ class Clips:
         return {"src": ogg_uri(path.read_bytes())}
 
 
-def _is_ogg(path: Path) -> bool:
+def is_ogg(path: Path) -> bool:
+    """Whether a file begins like an Ogg file."""
     with path.open("rb") as file:
         return file.read(4) == b"OggS"
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from qa_train.config import STAGES
 from qa_train.report.runs import Run, differences, is_number
@@ -19,6 +21,7 @@ LAST_STEPS = 20
 LEARNING, OPTIMIZER, SPEED, MEMORY = "loss and held-out scores", "optimizer", "speed", "memory and skipped data"
 
 Row = Mapping[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,24 @@ DERIVED: dict[str, Callable[[Run, Row], float | None]] = {
 }
 
 
+def once(function: Callable[[Run], T]) -> Callable[[Run], T]:
+    """The function of a run, computed once for every reading of it: a served page asks again and again."""
+    known: WeakKeyDictionary[Run, T] = WeakKeyDictionary()
+
+    @wraps(function)
+    def remembered(run: Run) -> T:
+        if run not in known:
+            known[run] = function(run)
+        return known[run]
+
+    return remembered
+
+
 def board_of(runs: Sequence[Run]) -> dict[str, Any]:
     """All that the scripts draw, for JSON: ``runs`` with curves, ``stages`` with panels, ``scores`` with titles."""
     stages = list(dict.fromkeys(run.stage for run in runs))
     return {
-        "runs": [_run(run) for run in runs],
+        "runs": [dict(_run(run)) for run in runs],
         "stages": [_stage(stage, [run for run in runs if run.stage == stage]) for stage in stages],
         "scores": _scores(runs),
     }
@@ -113,14 +129,14 @@ def board_of(runs: Sequence[Run]) -> dict[str, Any]:
 
 def panels_of(runs: Sequence[Run]) -> list[Panel]:
     """The panels for which a run has a curve of two points that are not all zero, in the order of their groups."""
-    logged = sorted({key for run in runs for key in run.keys})
+    logged = sorted({key for run in runs for key in _drawn(run)})
     panels = [*PANELS, *(Panel(key, title, LEARNING, steady=True) for key, title in _scores(runs).items())]
     for key in logged:
         for prefix, (group, steady) in FAMILIES.items():
             name = key.removeprefix(prefix)
             if key.startswith(prefix) and "/" not in name:
                 panels.append(Panel(key, name, group, steady))
-    shown = [panel for panel in panels if any(_is_drawn(run, panel.key) for run in runs)]
+    shown = [panel for panel in panels if any(panel.key in _drawn(run) for run in runs)]
     return sorted(shown, key=lambda panel: _GROUPS.index(panel.group))
 
 
@@ -145,19 +161,31 @@ def last_scores(run: Run) -> dict[str, float]:
 
 def _scores(runs: Sequence[Run]) -> dict[str, str]:
     """Held-out metrics -> title: the set, how it is scored, and over how many items."""
+    found = {key: title for run in runs for key, title in _scores_of(run).items()}
+    return dict(sorted(found.items()))
+
+
+@once
+def _scores_of(run: Run) -> dict[str, str]:
+    said = [row["evaluation"] for row in run.rows if isinstance(row.get("evaluation"), dict)]
     titles = {}
-    for key in sorted({key for run in runs for key in run.keys if key.startswith("eval") and key != "eval_s"}):
+    for key in last_scores(run):
         name = key.removeprefix("eval/")
-        found = [row["evaluation"] for run in runs for row in run.rows if isinstance(row.get("evaluation"), dict)]
-        of_set = [each[name] for each in found if isinstance(each.get(name), dict)]
-        said = f" ({of_set[-1].get('metric')}, n = {of_set[-1].get('n')})" if of_set else ""
-        titles[key] = ("held out: " if key.startswith("eval/") else "") + name + said
+        of_set = [each[name] for each in said if isinstance(each.get(name), dict)]
+        how = f" ({of_set[-1].get('metric')}, n = {of_set[-1].get('n')})" if of_set else ""
+        titles[key] = ("held out: " if key.startswith("eval/") else "") + name + how
     return titles
 
 
-def _is_drawn(run: Run, key: str) -> bool:
-    values = [value for value in values_of(run, key) if value is not None]
-    return len(values) >= 2 and any(values)
+@once
+def _drawn(run: Run) -> set[str]:
+    """Metrics with two points that are not all zero."""
+    drawn = set()
+    for key in {*run.keys, *DERIVED}:
+        values = [value for value in values_of(run, key) if value is not None]
+        if len(values) >= 2 and any(values):
+            drawn.add(key)
+    return drawn
 
 
 def _stage(stage: str, runs: list[Run]) -> dict[str, Any]:
@@ -178,6 +206,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:59] + "…"
 
 
+@once
 def _run(run: Run) -> dict[str, Any]:
     """Name, stage and curves: ``x`` has the value of each axis at every point, ``curves`` y (and ``at``: which)."""
     buckets = list(_buckets(run))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,8 @@ _INSIDE = {"checkpoints", "wandb"}
 _TRIVIAL = ("run.dir",)
 
 
-@dataclass(frozen=True)
+# Equal is only the same reading of a folder: what follows from it is computed once.
+@dataclass(frozen=True, eq=False)
 class Run:
     """One run folder. ``rows``: its metrics, one dictionary for each step; ``starts``: environment.json."""
 
@@ -70,14 +71,18 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict) and "step" in row]
 
 
-def find_runs(folders: Iterable[Path]) -> list[Run]:
-    """Runs below ``folders`` by stage and name; a folder without a metrics.jsonl is not a run."""
+def find_runs(folders: Iterable[Path], read: Callable[[Path, str], Run] | None = None) -> list[Run]:
+    """Runs below ``folders`` by stage and name; a folder without a metrics.jsonl is not a run.
+
+    read: makes a run of its folder and name, where some are known already; default: `read_run`.
+    """
     found: dict[Path, Run] = {}
     for root in folders:
         for path in _metrics(root):
             folder = path.parent
             name = str(folder.relative_to(root)) if folder != root else root.name
-            found.setdefault(folder.resolve(), read_run(folder, name))
+            if (place := folder.resolve()) not in found:
+                found[place] = (read or read_run)(folder, name)
     order = {stage: i for i, stage in enumerate(STAGES)}
     return _distinct(sorted(found.values(), key=lambda run: (order.get(run.stage, len(order)), run.name)))
 

@@ -373,7 +373,7 @@ const Curves = (() => {
   function start(host, first) {
     // At first an average over about a thirtieth of a run: steady, and hardly behind.
     const steps = first.runs.map((run) => run.x.step.at(-1) ?? 1).sort((a, b) => a - b);
-    state.window = WINDOWS.findLast((window) => window <= Math.max(1, steps[Math.floor(steps.length / 2)] / 30));
+    state.window = WINDOWS.findLast((window) => window <= Math.max(1, (steps[Math.floor(steps.length / 2)] ?? 1) / 30));
     board = first;
     stages = el("div");
     host.replaceChildren(toolbar(), stages);

@@ -103,9 +103,9 @@ const Table = (() => {
 
 async function renew(board) {
   const say = (text) => { $("live").textContent = text; };
-  let version = board.version;
+  let {version, poll_s: wait} = board;
   for (;;) {
-    await new Promise((done) => setTimeout(done, board.poll_s * 1000));
+    await new Promise((done) => setTimeout(done, wait * 1000));
     if (document.hidden) continue;
     try {
       const answer = await fetch(`data.json?since=${version}`);
@@ -113,7 +113,7 @@ async function renew(board) {
       say("");
       if (answer.status === 204) continue;
       const next = await answer.json();
-      version = next.version;
+      ({version, poll_s: wait} = next);
       Curves.set(next);
       Table.set(next);
     } catch (error) {
