@@ -10,7 +10,7 @@ from typing import Any
 from qa_train.config import STAGES
 from qa_train.dashboard.samples import Clips, answered
 from qa_train.report.curves import LAST_STEPS, board_of, last_loss, last_scores, once
-from qa_train.report.document import UPLOT, render, writable
+from qa_train.report.document import CURVES, render, writable
 from qa_train.report.runs import Run
 
 
@@ -22,8 +22,8 @@ def page(runs: Sequence[Run], title: str, clips: Clips, live: dict[str, Any] | N
     return writable(
         render(
             "dashboard.html",
-            styles=(UPLOT[1], "curves.css", "dashboard.css"),
-            scripts=(UPLOT[0], "curves.js", "dashboard.js"),
+            styles=(*CURVES["styles"], "dashboard.css"),
+            scripts=(*CURVES["scripts"], "scripts/dashboard.js"),
             board=board(runs) | (live or {}),
             title=title,
             answered=[found for run in runs if (found := answered(run, clips))],

@@ -62,18 +62,18 @@ PANELS = (
     Panel("skipped_samples", "skipped samples, since the last start", MEMORY, steady=True),
     Panel("skipped_steps", "skipped steps, so far", MEMORY, steady=True),
 )
-# prefix -> (group, whether steady): one panel for every name that a run logs under it.
+# prefix -> (group, beginning of a title, whether steady): one panel for every name that a run logs under it.
 FAMILIES = {
-    "loss/": ("loss by source", False),
-    "tokens/": ("supervised tokens of a step, by source", False),
-    "epoch/": ("passes through each source", True),
-    "rewards/accuracies/": ("pairs ranked right, by source", False),
-    "rewards/margins/": ("reward margin, by source", False),
-    "learning_rate/": ("learning rate by part", True),
-    "grad_norm/": ("gradient norm by part", False),
-    "skipped/": ("skipped samples by reason, since the last start", True),
+    "loss/": ("loss by source", "loss", False),
+    "tokens/": ("supervised tokens of a step, by source", "supervised tokens", False),
+    "epoch/": ("passes through each source", "passes", True),
+    "rewards/accuracies/": ("pairs ranked right, by source", "pairs ranked right", False),
+    "rewards/margins/": ("reward margin, by source", "reward margin", False),
+    "learning_rate/": ("learning rate by part", "learning rate", True),
+    "grad_norm/": ("gradient norm by part", "gradient norm", False),
+    "skipped/": ("skipped samples by reason, since the last start", "skipped", True),
 }
-_GROUPS = (LEARNING, OPTIMIZER, SPEED, MEMORY, *(group for group, _ in FAMILIES.values()))
+_GROUPS = (LEARNING, OPTIMIZER, SPEED, MEMORY, *(group for group, _, _ in FAMILIES.values()))
 
 
 def _share(part: str, whole: str) -> Callable[[Run, Row], float | None]:
@@ -132,10 +132,10 @@ def panels_of(runs: Sequence[Run]) -> list[Panel]:
     logged = sorted({key for run in runs for key in _drawn(run)})
     panels = [*PANELS, *(Panel(key, title, LEARNING, steady=True) for key, title in _scores(runs).items())]
     for key in logged:
-        for prefix, (group, steady) in FAMILIES.items():
+        for prefix, (group, what, steady) in FAMILIES.items():
             name = key.removeprefix(prefix)
             if key.startswith(prefix) and "/" not in name:
-                panels.append(Panel(key, name, group, steady))
+                panels.append(Panel(key, f"{what}: {name}", group, steady))
     shown = [panel for panel in panels if any(panel.key in _drawn(run) for run in runs)]
     return sorted(shown, key=lambda panel: _GROUPS.index(panel.group))
 

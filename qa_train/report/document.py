@@ -19,8 +19,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 TEMPLATES = Path(__file__).parent / "templates"
-# uPlot 1.6.32 as its makers publish it: its script, its style sheet.
-UPLOT = ("uplot/uPlot.iife.min.js", "uplot/uPlot.min.css")
+# What draws curves; uPlot 1.6.32 is as its makers publish it.
+CURVES = {
+    "styles": ("uplot/uPlot.min.css", "curves.css"),
+    "scripts": ("uplot/uPlot.iife.min.js", *(f"scripts/{name}.js" for name in ("elements", "charts", "curves"))),
+}
 _HEAD = '<!doctype html><html lang="en">'
 # Of these pages, and of those of earlier versions.
 _MARKS = ('<meta name="generator" content="qa-train">', "<style>\n:root { color-scheme: light dark; --page: #f7f7f5;")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qa_train.report.curves import board_of
-from qa_train.report.document import UPLOT, render, writable
+from qa_train.report.document import CURVES, render, writable
 from qa_train.report.results import (
     CLOSE,
     direction,
@@ -38,8 +38,8 @@ def report_page(results: Mapping[str, Any], run_dirs: Mapping[str, Path], below:
     return writable(
         render(
             "report.html",
-            styles=(UPLOT[1], "curves.css", "report.css"),
-            scripts=(UPLOT[0], "curves.js", "report.js") if drawn else (),
+            styles=(*CURVES["styles"], "report.css"),
+            scripts=(*CURVES["scripts"], "scripts/report.js") if drawn else (),
             board=board if drawn else None,
             title=str(results.get("title", "qa-train report")),
             created=str(results.get("created", "")),

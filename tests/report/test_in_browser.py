@@ -101,7 +101,7 @@ def test_curves_are_drawn_and_runs_go_off_and_on(browser: Browser, runs: Path) -
 def test_axes_smoothing_and_zoom(browser: Browser, runs: Path) -> None:
     command("dashboard", [str(runs)])
     show(browser, (runs / "dashboard.html").as_uri())
-    plot = f"Curves.charts.get(document.querySelector({LOSS!r})).plot"
+    plot = f"Charts.charts.get(document.querySelector({LOSS!r})).plot"
     browser.wait(f"{plot}?.scales.x.max === 40")
     browser.run("$('axis').value = 'tokens'; $('axis').dispatchEvent(new Event('change'))")
     assert browser.run(f"[{plot}.scales.x.min, {plot}.scales.x.max]") == [900, 36000]
@@ -185,7 +185,7 @@ def test_pages_fit_a_phone_and_have_no_serious_faults(
             assert browser.run("document.querySelector('details.part').open") is (width > 720)
         browser.run("document.querySelectorAll('details').forEach((e) => { e.open = true; })")
         browser.run(f"document.querySelector({LOSS!r}).scrollIntoView()")
-        browser.wait("[...Curves.charts.values()].some((chart) => chart.plot)")
+        browser.wait("[...Charts.charts.values()].some((chart) => chart.plot)")
         assert browser.run("document.documentElement.scrollWidth <= innerWidth")
         if AXE.is_file():
             browser.run(AXE.read_text())
@@ -207,7 +207,7 @@ def test_a_served_page_follows_the_run(browser: Browser, runs: Path, monkeypatch
         with (runs / "b" / "pretrain" / "metrics.jsonl").open("a") as file:
             file.write('{"step": 60, "loss": 2.0, "seconds": 2.0, "tokens": 900}\n')
         browser.wait("document.querySelector('#runs').innerText.includes('60 of 40')")
-        browser.wait(f"Curves.charts.get(document.querySelector({LOSS!r})).plot.scales.x.max === 60")
+        browser.wait(f"Charts.charts.get(document.querySelector({LOSS!r})).plot.scales.x.max === 60")
         # What was switched off stays off.
         assert drawn(browser, 0) == 0
         assert browser.run("document.querySelector('audio').getAttribute('src')") == "clips/0"

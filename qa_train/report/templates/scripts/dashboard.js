@@ -52,9 +52,9 @@ const Table = (() => {
   }
 
   function row(run, shown) {
-    const box = el("input", {type: "checkbox", "data-run": run.name, checked: Curves.shown(run.name),
+    const box = el("input", {type: "checkbox", "data-run": run.name, checked: Charts.shown(run.name),
       "aria-label": `show ${run.name}`, onchange: () => Curves.toggle([run.name], box.checked)});
-    return el("tr", {}, el("th", {scope: "row"}, el("span", {class: "name"}, box, Curves.swatch(run.name), run.name),
+    return el("tr", {}, el("th", {scope: "row"}, el("span", {class: "name"}, box, Charts.swatch(run.name), run.name),
       el("small", {}, run.about)),
       ...shown.map((column) => el("td", {class: "num", "data-label": column.title}, el("span",
         column.key === "state" && run.finished ? {class: "badge met"} : {}, column.text(run)))));

@@ -1,43 +1,12 @@
-"use strict";
-// Curves of runs on uPlot. All text goes through textContent: what a run says is never markup.
+// Charts of runs on uPlot: what is drawn, in which colour, and what stands under the cursor. Needs elements.js.
 
-const $ = (id) => document.getElementById(id);
-
-function el(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (value === true) node.setAttribute(name, "");
-    else if (value !== false && value != null) node.setAttribute(name, value);
-  }
-  node.append(...children.filter((child) => child != null));
-  return node;
-}
-
-function number(value) {
-  if (value == null) return "–";
-  const size = Math.abs(value);
-  if (size >= 1e6) return `${+(value / 1e6).toPrecision(3)} M`;
-  if (size >= 1000) return Math.round(value).toLocaleString("en");
-  return size !== 0 && size < 1e-3 ? value.toExponential(1) : String(+value.toPrecision(4));
-}
-
-function duration(seconds) {
-  if (seconds < 60) return `${Math.round(seconds)} s`;
-  const minutes = Math.round(seconds / 60);
-  if (minutes < 60) return `${minutes} min`;
-  return `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`;
-}
-
-const Curves = (() => {
+const Charts = (() => {
   const AXES = {step: "optimizer steps", tokens: "tokens", audio: "audio heard", time: "training time"};
   const WINDOWS = [1, 3, 5, 10, 20, 50, 100, 200, 500, 1000];
   const HUES = 8, DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3]];
-  // Runs of a stage that are on at first: more lines could not be told apart.
-  const AT_FIRST = 8;
-  const state = {x: "step", log: false, window: 20, clip: true, filter: "", off: new Set(), zoom: new Map()};
-  const hues = new Map(), charts = new Map(), listeners = [];
-  let board, stages, built = "";
+  const state = {x: "step", log: false, window: 20, clip: true, off: new Set(), zoom: new Map()};
+  const hues = new Map(), charts = new Map();
+  let board;
   const seen = new IntersectionObserver(
     (entries) => entries.forEach((entry) => {
       const chart = charts.get(entry.target);
@@ -211,12 +180,10 @@ const Curves = (() => {
 
   function refresh() {
     for (const chart of charts.values()) { chart.stale = true; draw(chart); }
-    listeners.forEach((listener) => listener());
   }
 
   function rescale(stage) {
     for (const {plot, stage: of} of charts.values()) if (plot && of === stage) plot.setData(plot.data);
-    $("unzoom").disabled = !state.zoom.size;
   }
 
   function reset(stage) {
@@ -246,140 +213,34 @@ const Curves = (() => {
     event.preventDefault();
   }
 
-  function figure(stage, group, panel) {
-    const title = `${panel.title}`, caption = group.title.endsWith("source") || group.title.endsWith("part")
-      ? `${group.title.split(",")[0].replace(/ by (source|part)$/, "")}: ${title}` : title;
+  // An empty chart of a panel, drawn when it is first seen.
+  function add(stage, panel, label) {
     const host = el("div", {class: "chart", tabindex: "0", role: "group",
-      "aria-label": `${caption}, ${stage.title}. Arrow keys read values, plus and minus zoom, Escape shows all.`});
+      "aria-label": `${label}. Arrow keys read values, plus and minus zoom, Escape shows all.`});
     const tip = el("div", {class: "tip", hidden: true, "aria-live": "polite"});
-    const chart = {host, tip, panel, stage: stage.name, visible: false, stale: true, plot: null, lines: []};
+    const chart = {host, tip, panel, stage, visible: false, stale: true, plot: null, lines: []};
     host.addEventListener("keydown", (event) => keys(chart, event));
     for (const leave of ["mouseleave", "blur"]) host.addEventListener(leave, () => { tip.hidden = true; });
     charts.set(host, chart);
     seen.observe(host);
     sized.observe(host);
-    return el("figure", {"data-title": caption.toLowerCase()}, el("figcaption", {}, caption), host);
+    return host;
   }
 
-  function chip(run) {
-    const box = el("input", {type: "checkbox", "data-run": run.name, checked: shown(run.name),
-      onchange: () => toggle([run.name], box.checked)});
-    return el("label", {class: "chip"}, box, swatch(run.name), run.name);
+  function clear() {
+    for (const chart of charts.values()) chart.plot?.destroy();
+    charts.clear();
+    seen.disconnect();
+    sized.disconnect();
   }
 
-  function toggle(names, on) {
-    for (const name of names) on ? state.off.delete(name) : state.off.add(name);
-    for (const box of document.querySelectorAll("input[data-run]")) box.checked = shown(box.dataset.run);
-    refresh();
-  }
-
-  function section(stage) {
-    const runs = board.runs.filter((run) => run.stage === stage.name);
-    const averaged = Math.max(1, ...runs.map((run) => run.per_point));
-    const body = stage.groups.map((group, i) => el("details", {open: i === 0, "data-group": ""},
-      el("summary", {}, group.title, el("small", {}, ` ${group.panels.length}`)),
-      el("div", {class: "charts"}, ...group.panels.map((panel) => figure(stage, group, panel)))));
-    return el("section", {"data-stage": stage.name}, el("h2", {}, stage.title),
-      el("fieldset", {class: "chips"}, el("legend", {}, "runs shown"), ...runs.map(chip)),
-      averaged > 1 ? el("p", {class: "note"}, `A point of a long run is the mean of up to ${averaged} steps.`) : null,
-      ...(body.length ? body : [el("p", {class: "note"}, "No curve has two steps yet.")]), differing(stage, runs));
-  }
-
-  function differing(stage, runs) {
-    if (runs.length < 2) return null;
-    const rows = Object.entries(stage.differences);
-    if (!rows.length) return el("p", {class: "note"}, "The settings of these runs are the same.");
-    return el("details", {}, el("summary", {}, "what differs in their settings", el("small", {}, ` ${rows.length}`)),
-      el("div", {class: "scroll", tabindex: "0", role: "region", "aria-label": `settings, ${stage.title}`},
-        el("table", {class: "settings"},
-          el("thead", {}, el("tr", {}, el("th", {scope: "col"}, "setting"),
-            ...runs.map((run) => el("th", {scope: "col"}, swatch(run.name), run.name)))),
-          el("tbody", {}, ...rows.map(([key, values]) => el("tr", {}, el("th", {scope: "row"}, key),
-            ...values.map((value) => el("td", {}, value))))))));
-  }
-
-  function filter() {
-    const words = state.filter.toLowerCase().split(/\s+/).filter(Boolean);
-    for (const figure of document.querySelectorAll("figure[data-title]"))
-      figure.hidden = !words.every((word) => figure.dataset.title.includes(word));
-    for (const group of document.querySelectorAll("details[data-group]")) {
-      const some = group.querySelector("figure:not([hidden])");
-      group.hidden = !some;
-      if (words.length && some) group.open = true;
-    }
-  }
-
-  function toolbar() {
-    const axes = Object.keys(AXES).filter((axis) => board.runs.some((run) => run.x[axis]));
-    const said = el("output", {});
-    const say = () => { said.textContent = state.window > 1 ? `${state.window} steps` : "off"; };
-    say();
-    return el("form", {class: "toolbar", "aria-label": "how curves are drawn", onsubmit: (event) => event.preventDefault()},
-      el("label", {}, "x axis ", el("select", {id: "axis", onchange: (event) => {
-        state.x = event.target.value;
-        state.zoom.clear();
-        $("unzoom").disabled = true;
-        refresh();
-      }}, ...axes.map((axis) => el("option", {value: axis}, AXES[axis])))),
-      el("label", {}, "smoothing ", el("input", {type: "range", id: "smoothing", min: 0, max: WINDOWS.length - 1,
-        value: WINDOWS.indexOf(state.window), oninput: (event) => {
-          state.window = WINDOWS[event.target.value];
-          say();
-          refresh();
-        }}), said),
-      el("label", {}, el("input", {type: "checkbox", id: "log", onchange: (event) => {
-        state.log = event.target.checked;
-        refresh();
-      }}), "log y axis"),
-      el("label", {}, el("input", {type: "checkbox", id: "clip", checked: true, onchange: (event) => {
-        state.clip = event.target.checked;
-        refresh();
-      }}), "cut rare peaks"),
-      el("label", {}, "find charts ", el("input", {type: "search", id: "find", oninput: (event) => {
-        state.filter = event.target.value;
-        filter();
-      }})),
-      el("button", {type: "button", id: "unzoom", disabled: true, onclick: () => reset()}, "reset zoom"));
-  }
-
-  function set(next) {
+  // New values; returns the runs that were not there before, which have got their colours.
+  function take(next) {
     board = next;
-    for (const stage of board.stages) {
-      const fresh = board.runs.filter((run) => run.stage === stage.name && !hues.has(run.name));
-      const first = new Set(fresh.toSorted((a, b) => (b.changed ?? 0) - (a.changed ?? 0)).slice(0, AT_FIRST));
-      for (const run of fresh) {
-        hues.set(run.name, hues.size);
-        if (!first.has(run)) state.off.add(run.name);
-      }
-    }
-    const kind = JSON.stringify(board.stages.map((stage) => [stage, board.runs.map((run) => [run.name, run.stage])]));
-    if (kind !== built) {
-      built = kind;
-      const open = new Map([...stages.querySelectorAll("section")].flatMap((section) =>
-        [...section.querySelectorAll("details")].map((group) =>
-          [section.dataset.stage + group.querySelector("summary").firstChild.textContent, group.open])));
-      for (const chart of charts.values()) chart.plot?.destroy();
-      charts.clear();
-      seen.disconnect();
-      sized.disconnect();
-      stages.replaceChildren(...board.stages.map(section));
-      for (const section of stages.children) for (const group of section.querySelectorAll("details"))
-        group.open = open.get(section.dataset.stage + group.querySelector("summary").firstChild.textContent) ?? group.open;
-      filter();
-    }
-    refresh();
+    const fresh = board.runs.filter((run) => !hues.has(run.name));
+    for (const run of fresh) hues.set(run.name, hues.size);
+    return fresh;
   }
 
-  function start(host, first) {
-    // At first an average over about a thirtieth of a run: steady, and hardly behind.
-    const steps = first.runs.map((run) => run.x.step.at(-1) ?? 1).sort((a, b) => a - b);
-    state.window = WINDOWS.findLast((window) => window <= Math.max(1, (steps[Math.floor(steps.length / 2)] ?? 1) / 30));
-    board = first;
-    stages = el("div");
-    host.replaceChildren(toolbar(), stages);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", refresh);
-    set(first);
-  }
-
-  return {start, set, toggle, shown, swatch, onchange: (listener) => listeners.push(listener), charts, state};
+  return {AXES, WINDOWS, state, charts, add, clear, take, refresh, reset, shown, swatch};
 })();
