@@ -84,7 +84,12 @@ const Charts = (() => {
       const least = values[0];
       if (values.length > 50 && high - least > 2 * (most - least) && most > least) high = most;
     }
-    if (state.log) return uPlot.rangeLog(low, high, 10, false);
+    if (state.log) {
+      // Outwards to the next value of one digit, where a line of the grid is.
+      const power = (value) => 10 ** Math.floor(Math.log10(value));
+      const ends = [Math.floor(low / power(low)) * power(low), Math.ceil(high / power(high)) * power(high)];
+      return ends[0] < ends[1] ? ends : [ends[0] / 2, ends[1] * 2];
+    }
     // Equal values differ by rounding once they are averaged: that is not a range to show.
     const pad = high - low > 1e-9 * Math.abs(high) ? 0.06 * (high - low) : Math.abs(high) * 0.1 || 1;
     return [low >= 0 ? Math.max(0, low - pad) : low - pad, high + pad];
@@ -124,7 +129,7 @@ const Charts = (() => {
       ],
       series: [{}, ...found.map(({run, faint}) => ({
         label: run.name, stroke: css(`--h${hue(run.name)}`), dash: DASHES[dash(run.name)], spanGaps: true,
-        width: faint ? 1 : 2, alpha: faint ? 0.28 : 1, auto: !faint, points: {show: faint ? false : undefined},
+        width: faint ? 1 : 2, alpha: faint ? 0.28 : 1, auto: !faint, points: faint ? {show: false} : {size: 5},
       }))],
       hooks: {
         setSelect: [(plot) => {
