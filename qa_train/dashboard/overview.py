@@ -10,7 +10,7 @@ from typing import Any
 from qa_train.config import STAGES
 from qa_train.dashboard.samples import Clips, answered
 from qa_train.report.curves import LAST_STEPS, board_of, last_loss, last_scores, once
-from qa_train.report.document import CURVES, render, writable
+from qa_train.report.document import CURVES, render
 from qa_train.report.runs import Run
 
 
@@ -19,15 +19,13 @@ def page(runs: Sequence[Run], title: str, clips: Clips, live: dict[str, Any] | N
 
     live: ``poll_s`` and ``version`` of a page that is served, and asks for new values.
     """
-    return writable(
-        render(
-            "dashboard.html",
-            styles=(*CURVES["styles"], "dashboard.css"),
-            scripts=(*CURVES["scripts"], "scripts/dashboard.js"),
-            board=board(runs) | (live or {}),
-            title=title,
-            answered=[found for run in runs if (found := answered(run, clips))],
-        )
+    return render(
+        "dashboard.html",
+        styles=(*CURVES["styles"], "dashboard.css"),
+        scripts=(*CURVES["scripts"], "scripts/dashboard.js"),
+        board=board(runs) | (live or {}),
+        title=title,
+        answered=[found for run in runs if (found := answered(run, clips))],
     )
 
 

@@ -41,24 +41,21 @@ def render(
     """
     script = Markup("\n".join(_text(name) for name in scripts))
     page = _templates().get_template(template)
-    return page.render(
+    text = page.render(
         style=Markup("\n".join(_text(name) for name in ("style.css", *styles))),
         script=script,
         script_source=Markup(f"'{_digest(script)}'" if script else "'none'"),
         board=None if board is None else Markup(json_block(board)),
         **values,
     )
+    # JSON may hold halves of characters, which no file can.
+    return text.encode("utf-8", "replace").decode()
 
 
 def json_block(value: Any) -> str:
     """``value`` as JSON that may stand in a ``<script>``: no markup in it, pure ASCII, null for what is not finite."""
     text = json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def writable(page: str) -> str:
-    """The page with a question mark for each half of a character: JSON may hold such, no file can."""
-    return page.encode("utf-8", "replace").decode()
 
 
 def refuse_foreign(page: Path, *, overwrite: bool = False) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qa_train.report.curves import board_of
-from qa_train.report.document import CURVES, render, writable
+from qa_train.report.document import CURVES, render
 from qa_train.report.results import (
     CLOSE,
     direction,
@@ -35,26 +35,24 @@ def report_page(results: Mapping[str, Any], run_dirs: Mapping[str, Path], below:
     board = board_of(runs)
     drawn = any(stage["groups"] for stage in board["stages"])
     stages = stages_of(results)
-    return writable(
-        render(
-            "report.html",
-            styles=(*CURVES["styles"], "report.css"),
-            scripts=(*CURVES["scripts"], "scripts/report.js") if drawn else (),
-            board=board if drawn else None,
-            title=str(results.get("title", "qa-train report")),
-            created=str(results.get("created", "")),
-            progress=_progress(results.get("progress")),
-            tiles=_tiles(results),
-            stages=stages,
-            metrics=[_row(metric, stages) for metric in results["metrics"]],
-            notes=results.get("notes", []),
-            close=CLOSE,
-            plots=[plot for metric in results["metrics"] if (plot := interval_plot(metric, stages))],
-            sets=sample_sets(results.get("samples", []), below),
-            times=_times(results.get("seconds", {})),
-            environment=list(results.get("environment", {}).items()),
-            commands="\n".join(results.get("commands", [])),
-        )
+    return render(
+        "report.html",
+        styles=(*CURVES["styles"], "report.css"),
+        scripts=(*CURVES["scripts"], "scripts/report.js") if drawn else (),
+        board=board if drawn else None,
+        title=str(results.get("title", "qa-train report")),
+        created=str(results.get("created", "")),
+        progress=_progress(results.get("progress")),
+        tiles=_tiles(results),
+        stages=stages,
+        metrics=[_row(metric, stages) for metric in results["metrics"]],
+        notes=results.get("notes", []),
+        close=CLOSE,
+        plots=[plot for metric in results["metrics"] if (plot := interval_plot(metric, stages))],
+        sets=sample_sets(results.get("samples", []), below),
+        times=_times(results.get("seconds", {})),
+        environment=list(results.get("environment", {}).items()),
+        commands="\n".join(results.get("commands", [])),
     )
 
 

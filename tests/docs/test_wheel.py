@@ -73,6 +73,9 @@ def test_what_is_inside(built: Path) -> None:
     assert configs <= names
     modules = {str(p.relative_to(ROOT)) for name in ("qa_train", "data_pipelines") for p in (ROOT / name).rglob("*.py")}
     assert modules <= names
+    pages = ROOT / "qa_train" / "report" / "templates"
+    assert {str(path.relative_to(ROOT)) for path in pages.rglob("*") if path.is_file()} <= names
+    assert any(name.endswith("licenses/qa_train/report/templates/uplot/LICENSE") for name in names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests/", "data/"))]
     assert wheel.stat().st_size < 3e6
