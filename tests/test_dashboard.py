@@ -305,9 +305,9 @@ def served(runs: Path) -> Iterator[tuple[int, Live]]:
     thread.join()
 
 
-def get(port: int, path: str, host: str | None = None) -> tuple[int, bytes]:
+def get(port: int, path: str, host: str | None = None, **headers: str) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    connection.request("GET", path, headers={"Host": host or f"127.0.0.1:{port}"})
+    connection.request("GET", path, headers={"Host": host or f"127.0.0.1:{port}", **headers})
     answer = connection.getresponse()
     found = answer.status, answer.read()
     connection.close()
@@ -374,7 +374,11 @@ def test_only_clips_of_the_runs_are_served(runs: Path, tmp_path: Path, served: t
     # The number stays, for a page that is open.
     assert 'src="clips/0"' in get(port, "/")[1].decode()
     clip = runs / "dpo" / "held_out" / "clips" / "asr" / "a.ogg"
-    assert get(port, "/clips/0") == (200, clip.read_bytes())
+    raw = clip.read_bytes()
+    assert get(port, "/clips/0") == (200, raw)
+    parts = {"2-4": (206, raw[2:5]), "2990-": (206, raw[2990:]), "0-99999": (206, raw)}
+    for asked, answer in (parts | dict.fromkeys(("4000-", "-5", "5-2", "1-2,4-5"), (200, raw))).items():
+        assert get(port, "/clips/0", Range=f"bytes={asked}") == answer, asked
     for path in ("/clips/1", "/clips/-1", "/clips/../dpo/config.yaml", "/config.yaml", "/clips/0/..", "/clips/²",
                  "//etc/passwd", "/../../etc/passwd", "/clips/" + "9" * 5000):  # fmt: skip
         assert get(port, quote(path, safe="/"))[0] == 404, path

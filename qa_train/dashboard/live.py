@@ -7,9 +7,11 @@ lie in the run folders.
 from __future__ import annotations
 
 import hashlib
+import re
 import socket
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,6 +29,7 @@ HOST = "127.0.0.1"
 # Seconds between two questions of a page for new values, at least; reading the runs may take a tenth of the time.
 POLL_S, _SHARE = 5.0, 10
 _FILES = ("metrics.jsonl", "config.yaml", "environment.json", "finished.json")
+_RANGE = re.compile(r"bytes=([0-9]{1,12})-([0-9]{0,12})")
 _HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -79,6 +82,15 @@ def _mark(path: Path) -> str:
     return f"{found.st_size}:{found.st_mtime_ns}"
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that has gone is no error."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
+
 def server(live: Live, listener: socket.socket) -> ThreadingHTTPServer:
     """The server on a bound socket; ``serve_forever`` runs it."""
 
@@ -98,13 +110,24 @@ def server(live: Live, listener: socket.socket) -> ThreadingHTTPServer:
                 status = HTTPStatus.NO_CONTENT if found is None else HTTPStatus.OK
                 self._send(status, "application/json", found or b"")
             elif (clip := _clip(live.clips, asked.path)) is not None:
-                self._send(HTTPStatus.OK, "audio/ogg", clip)
+                self._send_part("audio/ogg", clip)
             else:
                 self._send(HTTPStatus.NOT_FOUND, "text/plain", b"there is nothing here\n")
 
-        def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+        def _send_part(self, kind: str, body: bytes) -> None:
+            """All of it or the part that is asked for: players look at the end to learn how long a clip is."""
+            asked = _RANGE.fullmatch(self.headers.get("Range", ""))
+            first, last = (int(asked[1]), min(int(asked[2] or len(body)), len(body) - 1)) if asked else (0, -1)
+            if first <= last:
+                where = {"Content-Range": f"bytes {first}-{last}/{len(body)}"}
+                self._send(HTTPStatus.PARTIAL_CONTENT, kind, body[first : last + 1], where)
+            else:
+                self._send(HTTPStatus.OK, kind, body, {"Accept-Ranges": "bytes"})
+
+        def _send(self, status: HTTPStatus, kind: str, body: bytes, more: Mapping[str, str] | None = None) -> None:
             self.send_response(status)
-            for name, value in {**_HEADERS, "Content-Type": kind, "Content-Length": str(len(body))}.items():
+            own = {"Content-Type": kind, "Content-Length": str(len(body)), **(more or {})}
+            for name, value in {**_HEADERS, **own}.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
@@ -112,10 +135,9 @@ def server(live: Live, listener: socket.socket) -> ThreadingHTTPServer:
         def log_message(self, format: str, *args: Any) -> None:
             """Requests are not reported."""
 
-    made = ThreadingHTTPServer(listener.getsockname()[:2], Handler, bind_and_activate=False)
+    made = _Server(listener.getsockname()[:2], Handler, bind_and_activate=False)
     made.socket.close()
     made.socket, made.server_port = listener, listener.getsockname()[1]
-    made.daemon_threads = True
     made.server_activate()
     return made
 
