@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -151,6 +152,22 @@ def test_the_table_is_sorted_and_searched(browser: Browser, runs: Path) -> None:
     assert browser.run(
         "[...document.querySelectorAll('figure:not([hidden])')].every((e) => e.innerText.includes('source3'))"
     )
+
+
+def test_many_runs_keep_apart(browser: Browser, tmp_path: Path) -> None:
+    for i in range(10):
+        make(tmp_path / "runs" / f"r{i}" / "pretrain", "pretrain", steps=3)
+        os.utime(tmp_path / "runs" / f"r{i}" / "pretrain" / "metrics.jsonl", (1e9 + i, 1e9 + i))
+    command("dashboard", [str(tmp_path / "runs")])
+    show(browser, (tmp_path / "runs" / "dashboard.html").as_uri())
+    # The newest are on; no two look the same.
+    assert (
+        browser.run("[...document.querySelectorAll('.chip input')].map((e) => e.checked)") == [False] * 2 + [True] * 8
+    )
+    looks = browser.run("[...document.querySelectorAll('.chip .swatch')].map((e) => [e.dataset.hue, e.dataset.dash])")
+    assert len({tuple(look) for look in looks}) == 10
+    browser.run("$('all').click()")
+    assert browser.run("document.querySelectorAll('#runs input:checked').length") == 10
 
 
 def test_the_keyboard_reaches_every_control(browser: Browser, runs: Path) -> None:
