@@ -114,6 +114,18 @@ class Quickstart:
             sys.exit(f"quickstart: {name} ended without making {output}")
         if self.clock is not None:
             print(f"[{name}] {duration(took)}; {self.clock.finish(name, took)}", flush=True)
+        self.report()
+
+    def report(self) -> None:
+        """report.html as far as it is; that it cannot be written stops nothing."""
+        missing = [part for part, output in self.outputs().items() if not output.exists()]
+        waiting = [part for part in PARTS if part in missing]
+        left = self.clock.left() if self.clock is not None else None
+        progress = {"done": len(PARTS) - len(waiting), "parts": len(PARTS), "left_s": left}
+        try:
+            write_results(self, progress | {"next": waiting[0] if waiting else None})
+        except (OSError, ValueError) as error:
+            print(f"report.html is not written: {error}", flush=True)
 
     def close(self) -> None:
         """End the processes of the pool."""
@@ -313,6 +325,7 @@ def main() -> None:
     quick = Quickstart(root, recipe)
     (quick.root / "eval").mkdir(exist_ok=True)
     print(f"everything goes to {quick.root}; stop and start as you like: the same command continues")
+    print(f"{quick.root / 'report.html'} shows how far it is, after each part")
     if recipe.note:
         print(recipe.note)
     # However it ends, the processes of the pool end first.
@@ -328,6 +341,7 @@ def main() -> None:
 def run_parts(quick: Quickstart, agreed: bool) -> None:
     """The plan, and every part that is not done."""
     quick.plan(agreed)
+    quick.report()
 
     quick.part("data", lambda: make_data(quick))
     quick.part("untrained model", lambda: save_untrained(quick))

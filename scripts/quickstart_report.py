@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
 from qa_train.report import write_report
 from qa_train.report.results import merge_samples
+from qa_train.report.runs import read_run
 
 STAGES = ("before", "pretrain", "sft", "dpo")
 # evaluation.sets of the experiments -> titles
@@ -108,8 +111,27 @@ def without_target(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in ("target", "target_stage")}
 
 
-def write_results(quick: Any) -> Path:
-    """results.json and report.html of a finished quickstart; returns the path of the first."""
+def write_results(quick: Any, progress: dict[str, Any] | None = None) -> Path:
+    """report.html of what there is, and of a finished quickstart results.json; returns the path of the last written.
+
+    progress: of a quickstart that is not finished, as in ``qa_train.report.results``.
+    """
+    root: Path = quick.root
+    results = collected(quick)
+    if progress is not None:
+        results["progress"] = progress
+    runs = {stage: root / stage for stage in STAGES[1:]}
+    # The clips are copies that the evaluations made.
+    page = write_report(results, runs, root / "report.html", below=root)
+    if progress is not None:
+        return page
+    path = root / "results.json"
+    path.write_text(json.dumps(results, indent=2, ensure_ascii=False))
+    return path
+
+
+def collected(quick: Any) -> dict[str, Any]:
+    """The results of the parts that are done."""
     root: Path = quick.root
     scores = {}
     for stage in STAGES:
@@ -133,20 +155,39 @@ def write_results(quick: Any) -> Path:
         stage: [s for each in found.values() for s in each.get("samples", [])] for stage, found in scores.items()
     }
     full = quick.recipe.name == "full"
-    results = {
+    word = "" if full else f" --{quick.recipe.name}"
+    return {
         "title": "qa-train quickstart" + ("" if full else f", {quick.recipe.name} recipe"),
+        "created": time.strftime("%Y-%m-%d %H:%M"),
         "notes": [quick.recipe.note] if quick.recipe.note else [],
         "metrics": [row if full else without_target(row) for row in unique.values()],
         "seconds": {name: round(value, 1) for name, value in quick.seconds.items()},
         "samples": merge_samples(samples),
-        "environment": {
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "recipe": quick.recipe.name,
-        },
-        "commands": ["scripts/quickstart.sh" + ("" if full else f" --{quick.recipe.name}")],
+        "environment": environment_facts(root, quick.recipe.name),
+        "commands": [f"scripts/quickstart.sh {root}{word}"],
     }
-    write_report(results, {stage: root / stage for stage in STAGES[1:]}, root / "report.html")
-    path = root / "results.json"
-    path.write_text(json.dumps(results, indent=2, ensure_ascii=False))
-    return path
+
+
+def environment_facts(root: Path, recipe: str) -> dict[str, str]:
+    """What explains the numbers later: when, on what processor, with which versions, commit and seed."""
+    import torch
+
+    from qa_train.doctor.processor import instructions
+    from qa_train.train.job.run import environment
+
+    found = environment()
+    loops = torch.backends.cpu.get_cpu_capability()
+    seed = (
+        read_run(root / "pretrain", "").setting("run.seed") if (root / "pretrain" / "metrics.jsonl").is_file() else None
+    )
+    facts = {
+        "date": found["time"],
+        "processor": f"{platform.machine()}, {found['cpus']} CPUs",
+        "instruction sets": instructions(torch.cpu.get_capabilities(), loops, dict(os.environ)).found,
+        "system": found["system"],
+        "python": found["python"],
+        **{name: version for name, version in found["versions"].items() if version != "not installed"},
+        "commit": found["git_commit"] or "not in a git repository",
+        "recipe": recipe,
+    }
+    return facts | ({} if seed is None else {"seed": str(seed)})

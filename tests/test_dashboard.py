@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import re
-from html.parser import HTMLParser
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import pytest
 import yaml
 
 from qa_train.command_line.command_table import run as command
-from qa_train.dashboard.overview import HUES
-from qa_train.dashboard.panels import PANELS, draw, draw_family, family, panels_of
-from qa_train.dashboard.runs import differences, find_runs
+from qa_train.dashboard.live import Live, server
+from qa_train.report.curves import LAST_STEPS, MAX_POINTS, board_of, panels_of, values_of
+from qa_train.report.runs import Run, differences, find_runs, read_run
+from qa_train.utils.loopback import listen
+from tests.report.parsed import Parsed
 
-
-class Balanced(HTMLParser):
-    """Fails on tags that are closed out of order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in ("meta", "line", "circle", "polyline"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in ("meta", "line", "circle", "polyline"):
-            assert self.open.pop() == tag
+SOURCES = 11
 
 
 def make(folder: Path, stage: str, *, steps: int = 40, **settings: object) -> Path:
@@ -54,7 +47,7 @@ def make(folder: Path, stage: str, *, steps: int = 40, **settings: object) -> Pa
             "learning_rate/llm": 1e-5,
             "useful_tflops_per_s": 0.02,
         }
-        row |= {f"{name}/source{i}": 2.0 / step + i for name in ("loss", "epoch") for i in range(HUES + 3)}  # fmt: skip
+        row |= {f"{name}/source{i}": 2.0 / step + i for name in ("loss", "epoch") for i in range(SOURCES)}  # fmt: skip
         if stage == "dpo":
             row |= {"rewards/accuracies": 0.5 + step / 100, "rewards/margins": step / 10}
         if step % 10 == 0:
@@ -80,60 +73,90 @@ def runs(tmp_path: Path) -> Path:
     return root
 
 
+def board(page: Path) -> dict[str, Any]:
+    """What the scripts of a written page show."""
+    return dict(Parsed.of(page.read_text()).board)
+
+
 def test_the_page_holds_every_run_and_needs_nothing_else(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("dashboard", [str(runs), "title=My & runs"]) == 0
+    assert command("dashboard", [str(runs), "title=My & </title><script>alert(1)</script>"]) == 0
     page = (runs / "dashboard.html").read_text()
-    parser = Balanced()
-    parser.feed(page)
-    assert parser.open == []
-    assert not re.search(r"(?:src|href)=", page)
-    assert "<script" not in page
-    assert "My &amp; runs" in page
-    for text in (
-        "stage 1: pretrain",
-        "stage 2: sft",
-        "stage 3: dpo",
-        "first/pretrain",
-        "commit 01234567",
-        "first/pretrain: by source, part and reason",
-        "loss by source",
-        "passes through each source",
-        "learning rate by part",
-        "skipped samples by reason",
-        "pairs ranked right",
-        "token budget left empty",
-        "checkpoint stall",
-        "skipped samples",
-    ):
-        assert text in page, text
-    # Unfolded where a stage has one run (of sft one step alone, nothing to draw), folded where it has two.
-    assert page.count("<details open>") == 1
-    assert page.count("<details>") == 2
-    # Two runs of one stage: two colours, and the one setting in which they differ.
-    assert "&lt;script&gt;" in page
-    assert "trainer.learning_rate" in page
-    assert "trainer.max_steps" not in page
+    parsed = Parsed.of(page)
+    parsed.check()
+    assert "My &amp; &lt;/title&gt;" in page
+    shown = parsed.board
+    assert [(run["name"], run["stage"]) for run in shown["runs"]] == [
+        ("first/pretrain", "pretrain"), ("second/pretrain", "pretrain"), ("sft", "sft"), ("dpo", "dpo")
+    ]  # fmt: skip
+    assert shown["runs"][0]["about"] == "nano · commit 01234567"
+    assert [run["finished"] for run in shown["runs"]] == [False, False, True, False]
+    pretrain, sft, dpo = shown["stages"]
+    assert [stage["title"] for stage in shown["stages"]] == ["stage 1: pretrain", "stage 2: sft", "stage 3: dpo"]
+    groups = [group["title"] for group in pretrain["groups"]]
+    assert groups[0] == "loss and held-out scores"
+    for title in ("loss by source", "passes through each source", "learning rate by part", "speed",
+                  "skipped samples by reason, since the last start"):  # fmt: skip
+        assert title in groups
+    # One step is no curve.
+    assert sft["groups"] == []
+    assert "rewards/margins" in [panel["key"] for panel in dpo["groups"][0]["panels"]]
+    # The one setting in which two runs of a stage differ; markup in it stays text.
+    assert pretrain["differences"] == {"trainer.learning_rate": ["1e-05", "<script>"]}
     assert "4 run(s)" in capsys.readouterr().out
 
 
 def test_curves_follow_from_the_metrics(runs: Path) -> None:
     found = {run.name: run for run in find_runs([runs])}
-    curves = {panel.title: panel.curve(found["dpo"]) for panel in panels_of(list(found.values()))}
-    assert curves["token budget left empty, %"][1][0] == pytest.approx(10.0)
-    assert curves["waiting for data, % of the step"][1][0] == pytest.approx(5.0)
-    assert curves["checkpoint stall, seconds"] == ([10.0, 20.0, 30.0, 40.0], [1.5] * 4)
-    assert curves["useful GFLOP per second"][1] == [pytest.approx(20.0)] * 40
-    names, more = family(found["dpo"], "loss/", HUES)
-    assert (names[0], len(names), more) == ("source0", HUES, 3)
-    chart = draw_family(found["dpo"], "loss/", names)
-    assert chart is not None
-    assert all(f"hue{i}" in chart for i in range(HUES))
-    assert draw_family(found["sft"], "loss/", names) is None
-    assert draw(PANELS[0], [(0, found["sft"])]) is None
-    two = draw(PANELS[0], [(0, found["dpo"]), (3, found["first/pretrain"])])
-    assert two is not None
-    assert "hue0" in two
-    assert "hue3" in two
+    dpo = found["dpo"]
+    assert values_of(dpo, "unused_percent")[0] == pytest.approx(10.0)
+    assert values_of(dpo, "data_wait_percent")[0] == pytest.approx(5.0)
+    assert values_of(dpo, "useful_gflops_per_s") == [pytest.approx(20.0)] * 40
+    keys = {panel.key for panel in panels_of([dpo])}
+    assert {f"loss/source{i}" for i in range(SOURCES)} <= keys
+    # Always zero, or in no row: not drawn.
+    assert "useful_mfu" not in keys
+    assert panels_of([found["sft"]]) == []
+    drawn = board_of([dpo])["runs"][0]
+    assert drawn["curves"]["checkpoint_s"] == {"y": [1.5] * 4, "at": [9, 19, 29, 39]}
+    assert drawn["x"]["tokens"][:2] == [900, 1800]
+    assert drawn["x"]["audio"][-1] == 40 * 36
+    assert drawn["x"]["time"][-1] == 80
+
+
+def test_a_long_run_is_averaged_and_says_so(tmp_path: Path) -> None:
+    steps = 3 * MAX_POINTS
+    make(tmp_path / "long", "sft", steps=steps)
+    rows = [json.loads(line) for line in (tmp_path / "long" / "metrics.jsonl").read_text().splitlines()]
+    rows[99] |= {"eval/asr": 20.0, "evaluation": {"asr": {"metric": "wer", "n": 7}}}
+    rows[200] |= {"eval/asr": 10.0, "evaluation": {"asr": {"metric": "wer", "n": 7}}}
+    (tmp_path / "long" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = board_of(find_runs([tmp_path]))
+    (run,) = shown["runs"]
+    assert run["per_point"] == 3
+    assert len(run["x"]["step"]) <= MAX_POINTS + 2
+    assert run["curves"]["loss"]["y"][0] == pytest.approx(3.0 * (1 + 1 / 2 + 1 / 3) / 3, rel=1e-5)
+    # Held-out scores stand at their own step.
+    assert [run["x"]["step"][i] for i in run["curves"]["eval/asr"]["at"]] == [100, 201]
+    assert shown["scores"] == {"eval/asr": "held out: asr (wer, n = 7)"}
+
+
+def test_the_table_says_what_its_loss_is(runs: Path) -> None:
+    with (runs / "dpo" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "eval/asr": 12.5}\n')
+    assert command("dashboard", [str(runs)]) == 0
+    dpo = board(runs / "dashboard.html")["runs"][3]
+    assert board(runs / "dashboard.html")["last_steps"] == LAST_STEPS
+    assert dpo["loss"] == pytest.approx(sum(3.0 / step for step in range(21, 41)) / LAST_STEPS)
+    assert dpo["last"] == {"eval/asr": 12.5}
+    assert (dpo["steps"], dpo["planned"], dpo["tokens_per_s"], dpo["skipped"]) == (40, 40, 450.0, 4)
+
+
+def test_steps_trained_again_replace_the_old_ones(runs: Path) -> None:
+    with (runs / "dpo" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 39, "loss": 7.0}\n{"step": 39, "eval/asr": 1.0}\n{"step": "40", "loss": 1.0}\n')
+    dpo = {run.name: run for run in find_runs([runs])}["dpo"]
+    assert [row["step"] for row in dpo.rows] == list(range(1, 41))
+    assert dpo.rows[38] == {"step": 39, "loss": 7.0, "eval/asr": 1.0}
 
 
 def test_stages_come_in_order_and_only_differences_count(runs: Path) -> None:
@@ -150,19 +173,28 @@ def test_damaged_files_hide_no_run(runs: Path) -> None:
     with (runs / "sft" / "metrics.jsonl").open("ab") as binary:
         binary.write(b'\n\x9f\xff{"step": 43}\n')
     assert command("dashboard", [str(runs), f"out={runs}/x/page.html"]) == 0
-    page = (runs / "x" / "page.html").read_text()
-    assert "other" in page
-    assert ",nan" not in page
+    shown = board(runs / "x" / "page.html")
+    assert [run["stage"] for run in shown["runs"]] == ["pretrain", "pretrain", "sft", "other"]
+    assert "NaN" not in json.dumps(shown)
 
 
-def test_more_runs_than_colours(tmp_path: Path) -> None:
-    for i in range(HUES + 2):
-        make(tmp_path / f"r{i}", "sft", steps=3)
-    assert command("dashboard", [str(tmp_path)]) == 0
-    page = (tmp_path / "dashboard.html").read_text()
-    assert "r0<" in page
-    assert "the 8 newest of 10 runs" in page
-    assert f"hue{HUES}" not in page
+@pytest.mark.parametrize(
+    "text",
+    ['"\\ud800"', '"</script><script>alert(1)</script>"', '"\\u2028<!--<script>"', '{"a": [NaN, 1e999]}', "2024-01-01",
+     '"\\u0000"'],
+)  # fmt: skip
+def test_no_text_of_a_run_leaves_the_block_of_data(runs: Path, text: str) -> None:
+    (runs / "dpo" / "config.yaml").write_text(
+        f"stage: {text}\nmodel: {{name: {text}}}\ntrainer: {{max_steps: {text}}}\n"
+    )
+    (runs / "sft" / "environment.json").write_text(f'[{{"git_commit": {text if text[0] != "2" else 3}}}]')
+    rows = f'{{"step": 41, "loss": 1.0, "eval/{json.loads(text) if text[0] == chr(34) else "x"}": 2.0}}\n'
+    with (runs / "dpo" / "metrics.jsonl").open("a", errors="surrogatepass") as file:
+        file.write(rows)
+    assert command("dashboard", [str(runs)]) == 0
+    page = (runs / "dashboard.html").read_text()
+    Parsed.of(page).check()
+    assert len(board(runs / "dashboard.html")["runs"]) == 4
 
 
 def test_wrong_use(tmp_path: Path) -> None:
@@ -248,9 +280,7 @@ def test_held_out_answers_can_be_heard(runs: Path) -> None:
     answered(runs / "dpo", clip_bytes=3000)
     assert command("dashboard", [str(runs)]) == 0
     page = (runs / "dashboard.html").read_text()
-    parser = Balanced()
-    parser.feed(page)
-    assert parser.open == []
+    Parsed.of(page).check()
     assert page.count('src="data:audio/ogg;base64,') == 1
     assert "What &lt;is&gt; said?" in page
     assert "no clip was kept" not in page
@@ -259,5 +289,115 @@ def test_held_out_answers_can_be_heard(runs: Path) -> None:
     assert (page.count('class="wrong"'), page.count('class="right"')) == (1, 2)
     # Without room in the page, the player links to the file, from wherever the page lies.
     assert command("dashboard", [str(runs), f"out={runs}/x/page.html", "audio_mib=0.001"]) == 0
-    (source,) = re.findall(r'src="([^"]+)"', (runs / "x" / "page.html").read_text())
+    (source,) = re.findall(r'<audio [^>]*src="([^"]+)"', (runs / "x" / "page.html").read_text())
     assert (runs / "x" / source).resolve() == (runs / "dpo" / "held_out" / "clips" / "asr" / "a.ogg").resolve()
+
+
+@pytest.fixture
+def served(runs: Path) -> Iterator[tuple[int, Live]]:
+    live = Live([runs], "Live")
+    running = server(live, listen("127.0.0.1", 0, "dashboard"))
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield running.server_port, live
+    running.shutdown()
+    running.server_close()
+    thread.join()
+
+
+def get(port: int, path: str, host: str | None = None, **headers: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request("GET", path, headers={"Host": host or f"127.0.0.1:{port}", **headers})
+    answer = connection.getresponse()
+    found = answer.status, answer.read()
+    connection.close()
+    return found
+
+
+def test_a_served_page_gets_new_values(runs: Path, served: tuple[int, Live]) -> None:
+    port, _ = served
+    status, page = get(port, "/")
+    assert status == 200
+    shown = Parsed.of(page.decode()).board
+    assert shown["poll_s"] >= 5
+    assert get(port, f"/data.json?since={shown['version']}") == (204, b"")
+    with (runs / "dpo" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 41, "loss": 0.5, "tokens": 900, "seconds": 2.0}\n')
+    make(runs / "new", "sft", steps=3)
+    status, body = get(port, f"/data.json?since={shown['version']}")
+    assert status == 200
+    now = json.loads(body)
+    assert [run["name"] for run in now["runs"]] == ["first/pretrain", "second/pretrain", "new", "sft", "dpo"]
+    assert now["runs"][-1]["steps"] == 41
+    assert now["runs"][-1]["curves"]["loss"]["y"][-1] == 0.5
+    assert get(port, f"/data.json?since={now['version']}")[0] == 204
+    # Runs whose files are as they were are not read again.
+    (runs / "sft" / "finished.json").unlink()
+    assert [run["finished"] for run in json.loads(get(port, "/data.json")[1])["runs"]] == [False] * 5
+
+
+def test_only_changed_runs_are_read_again(
+    runs: Path, served: tuple[int, Live], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, _ = served
+    get(port, "/")
+    read: list[str] = []
+
+    def counted(folder: Path, name: str) -> Run:
+        read.append(name)
+        return read_run(folder, name)
+
+    monkeypatch.setattr("qa_train.dashboard.live.read_run", counted)
+    (runs / "dpo" / "finished.json").write_text("{}")
+    get(port, "/data.json")
+    get(port, "/data.json")
+    assert read == ["dpo"]
+
+
+@pytest.mark.parametrize("path", ["/", "/data.json", "/clips/0"])
+def test_other_sites_cannot_ask(runs: Path, served: tuple[int, Live], path: str) -> None:
+    answered(runs / "dpo", clip_bytes=3000)
+    port, _ = served
+    get(port, "/")
+    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "192.168.0.9", " ", "[::2]"):
+        assert get(port, path, host)[0] == 400, host
+    for host in ("localhost", f"LOCALHOST:{port}", "127.0.0.1", f"[::1]:{port}", "[::1]"):
+        assert get(port, path, host)[0] == 200, host
+
+
+def test_only_clips_of_the_runs_are_served(runs: Path, tmp_path: Path, served: tuple[int, Live]) -> None:
+    answered(runs / "dpo", clip_bytes=3000)
+    port, _ = served
+    page = get(port, "/")[1].decode()
+    assert "data:audio" not in page
+    assert re.findall(r'<audio [^>]*src="([^"]+)"', page) == ["clips/0"]
+    # The number stays, for a page that is open.
+    assert 'src="clips/0"' in get(port, "/")[1].decode()
+    clip = runs / "dpo" / "held_out" / "clips" / "asr" / "a.ogg"
+    raw = clip.read_bytes()
+    assert get(port, "/clips/0") == (200, raw)
+    parts = {"2-4": (206, raw[2:5]), "2990-": (206, raw[2990:]), "0-99999": (206, raw)}
+    for asked, answer in (parts | dict.fromkeys(("4000-", "-5", "5-2", "1-2,4-5"), (200, raw))).items():
+        assert get(port, "/clips/0", Range=f"bytes={asked}") == answer, asked
+    for path in ("/clips/1", "/clips/-1", "/clips/../dpo/config.yaml", "/config.yaml", "/clips/0/..", "/clips/²",
+                 "//etc/passwd", "/../../etc/passwd", "/clips/" + "9" * 5000):  # fmt: skip
+        assert get(port, quote(path, safe="/"))[0] == 404, path
+    (tmp_path / "secret.ogg").write_text("OggS" + SECRET)
+    clip.unlink()
+    assert get(port, "/clips/0")[0] == 404
+    clip.symlink_to(tmp_path / "secret.ogg")
+    assert get(port, "/clips/0")[0] == 404
+
+
+def test_a_folder_may_be_served_before_its_first_run(tmp_path: Path) -> None:
+    assert Parsed.of(Live([tmp_path], "t").page().decode()).board["runs"] == []
+
+
+def test_what_serving_would_ignore_is_refused(runs: Path) -> None:
+    with pytest.raises(ValueError, match="serve=true writes no file"):
+        command("dashboard", [str(runs), "serve=true", "out=page.html"])
+    with contextlib.closing(listen("127.0.0.1", 0, "test")) as taken:
+        taken.listen()
+        words = [str(runs), "serve=true", f"port={taken.getsockname()[1]}"]
+        with pytest.raises(ValueError, match=r"dashboard: cannot listen on 127\.0\.0\.1:.*choose another port="):
+            command("dashboard", words)

@@ -219,7 +219,7 @@ def test_the_probe_measures_the_model_that_trains() -> None:
 def test_a_smaller_recipe_claims_no_targets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, targets: bool
 ) -> None:
-    monkeypatch.setattr(quickstart_report, "write_report", lambda *_: None)
+    monkeypatch.setattr(quickstart_report, "write_report", lambda *_, **__: None)
     score = {"metric": "accuracy", "value": 50.0, "ci_low": 40.0, "ci_high": 60.0, "n": 10}
     names = (
         *quickstart_report.TARGETS, *quickstart_report.QUESTIONS, *quickstart_report.ANALYSIS, quickstart_report.DENIAL
@@ -233,6 +233,43 @@ def test_a_smaller_recipe_claims_no_targets(
     assert all("ci" in row for row in results["metrics"] if row["unit"] != "points")
     assert ("short" in results["title"]) is not targets
     assert any("not claimed" in note for note in results["notes"]) is not targets
+
+
+def test_the_report_grows_with_the_parts(tmp_path: Path) -> None:
+    quick = quickstart.Quickstart(tmp_path / "run", RECIPES["full"])
+    quick.clock = Clock(dict.fromkeys(PARTS, 100.0), set())
+    page = quick.root / "report.html"
+    quick.report()
+    assert "0 of 11 parts done, about 18 min 20 s left; next: data." in page.read_text()
+    output = quick.outputs()["data"]
+    output.parent.mkdir()
+    quick.part("data", output.touch)
+    shown = page.read_text()
+    assert "1 of 11 parts done" in shown
+    assert "next: untrained model" in shown
+    for text in ("processor", "instruction sets", "torch", "commit", "date", f"scripts/quickstart.sh {quick.root}"):
+        assert text in shown, text
+    # A first training, and the first evaluation.
+    run = quick.root / "pretrain"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text("".join(json.dumps({"step": i, "loss": 3.0 - i}) + "\n" for i in range(3)))
+    (run / "config.yaml").write_text("stage: pretrain\nrun: {seed: 7}\n")
+    score = {"metric": "accuracy", "value": 50.0, "ci_low": 40.0, "ci_high": 60.0, "n": 10}
+    names = (*quickstart_report.TARGETS, *quickstart_report.QUESTIONS, *quickstart_report.ANALYSIS)
+    (quick.root / "eval").mkdir()
+    (quick.root / "eval" / "before.json").write_text(json.dumps(dict.fromkeys(names, score)))
+    quick.report()
+    shown = page.read_text()
+    assert "not measured after pretrain" in shown
+    assert 'class="badge missed"' not in shown
+    assert "<dt>seed</dt><dd>7</dd>" in shown
+    assert '"name":"pretrain"' in shown
+    assert not (quick.root / "results.json").exists()
+    # Something else of that name is left alone, and stops nothing.
+    page.write_text("mine")
+    quick.report()
+    assert page.read_text() == "mine"
+    quick.close()
 
 
 @pytest.mark.parametrize(("stage", "more"), [("before", 0), ("pretrain", 0), ("sft", 0), ("dpo", 5)])

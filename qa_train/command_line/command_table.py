@@ -102,7 +102,10 @@ USE = Section(
             "pairs:pairs",
         ),
         Command(
-            "dashboard", "RUNS_DIR [out=PAGE]", "runs compared on one page, from their metrics", "dashboard:dashboard"
+            "dashboard",
+            "RUNS_DIR [out=PAGE | serve=true]",
+            "runs compared on one page, from their metrics",
+            "dashboard:dashboard",
         ),
     ),
     """\

@@ -21,23 +21,29 @@ class DashboardConfig:
     audio_mib: float = 8.0
     # Replace an existing file that is not a dashboard page.
     overwrite: bool = False
+    # Write nothing: serve the page on this machine, with new values while runs go on.
+    serve: bool = False
+    # Of the served page; 0: any free one.
+    port: int = 8001
 
 
 def dashboard(paths: list[str], options: DashboardConfig) -> int:
-    """Show and compare all runs below the given folders on one offline page.
+    """Show and compare all runs below the given folders on one offline page, or on a served one.
 
     Raises:
-        ValueError: no run found.
+        ValueError: no run found, a port that is taken, or options that would be ignored.
     """
-    from qa_train.dashboard.overview import render
-    from qa_train.dashboard.runs import find_runs
+    from qa_train.dashboard.overview import page
     from qa_train.dashboard.samples import Clips
-    from qa_train.report.style import refuse_foreign
+    from qa_train.report.document import refuse_foreign
+    from qa_train.report.runs import find_runs
 
     folders = [Path(path) for path in paths]
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"dashboard: {folder} is not a folder")
+    if options.serve:
+        return _serve(folders, options)
     runs = find_runs(folders)
     if not runs:
         raise ValueError(f"dashboard: no metrics.jsonl below {', '.join(map(str, folders))}: give a folder of runs")
@@ -45,11 +51,27 @@ def dashboard(paths: list[str], options: DashboardConfig) -> int:
     refuse_foreign(out, overwrite=options.overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     clips = Clips(out, options.audio_mib)
-    # JSON may hold halves of characters, which no file can.
-    page = render(runs, options.title, clips).encode("utf-8", "replace").decode()
-    write_text(out, page)
+    write_text(out, page(runs, options.title, clips))
     print(f"{out}: {len(runs)} run(s)")
     if clips.refused:
         shown = ", ".join(clips.refused[:3]) + (" ..." if len(clips.refused) > 3 else "")
         print(f"{len(clips.refused)} clip(s) not shown: no Ogg files inside their run folder: {shown}", file=sys.stderr)
+    return 0
+
+
+def _serve(folders: list[Path], options: DashboardConfig) -> int:
+    """Until it is interrupted."""
+    from qa_train.dashboard.live import HOST, Live, server
+    from qa_train.utils.loopback import listen
+
+    if options.out is not None or options.overwrite:
+        raise ValueError("dashboard: serve=true writes no file: leave out= and overwrite= out, or serve")
+    running = server(Live(folders, options.title), listen(HOST, options.port, "dashboard"))
+    print(f"http://{HOST}:{running.server_port} shows {', '.join(map(str, folders))}; stop with Ctrl-C", flush=True)
+    try:
+        running.serve_forever()
+    except KeyboardInterrupt:
+        print()
+    finally:
+        running.server_close()
     return 0

@@ -6,52 +6,57 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from qa_train.dashboard.runs import Run
-from qa_train.report.player import ogg_uri, player
+from qa_train.report.player import ogg_uri
+from qa_train.report.runs import Run
 
 _STEP = re.compile(r"step-(\d+)")
-_MARK = {True: ' class="right"', False: ' class="wrong"', None: ""}
-_SAID = {True: "right: ", False: "wrong: ", None: ""}
 
 
 class Clips:
-    """Players with embedded sound until ``mib`` are used up; later ones link to their file. A run folder may come from
-    anyone, and the page may be shared: a clip is embedded or linked only if it is an Ogg file inside that run folder,
-    with links resolved. ``refused`` names the others.
+    """Sources of players: embedded sound until ``mib`` are used up; later ones link to their file.
+
+    A run folder may come from anyone, and the page may be shared: a clip is embedded or linked only if it is an Ogg
+    file inside that run folder, with links resolved. ``refused`` names the others.
+
+    page: the file that the page will be; None where it is served: a clip is then ``clips/N``, key N of ``served``.
     """
 
-    def __init__(self, page: Path, mib: float) -> None:
-        self._folder = page.parent.resolve()
+    def __init__(self, page: Path | None, mib: float) -> None:
+        self._folder = page.parent.resolve() if page is not None else None
         self._room = mib * 2**20
         self.refused: list[str] = []
+        self.served: dict[Path, int] = {}
 
-    def player(self, run: Path, name: str) -> str:
-        """The player of the file ``held_out/NAME`` of a run, or a remark that it is gone or refused."""
+    def source(self, run: Path, name: str) -> dict[str, str]:
+        """``src`` of a player of the file ``held_out/NAME`` of a run, or ``why`` there is none."""
         try:
             path = (run / "held_out" / name).resolve()
             inside = path.is_relative_to(run.resolve())
             there = inside and path.is_file()
-            ogg = there and _is_ogg(path)
+            ogg = there and is_ogg(path)
         except (OSError, ValueError, RuntimeError):  # no rights, a null byte, a circle of links
             inside = there = ogg = False
         if not inside or (there and not ogg):
             self.refused.append(f"{run}: {name!r}")
-            return f"<small>{escape(name)} is not a clip of this run: not shown</small>"
+            return {"src": "", "why": f"{name} is not a clip of this run: not shown"}
         if not there:
-            return f"<small>{escape(path.name)} is gone</small>"
+            return {"src": "", "why": f"{path.name} is gone"}
+        if self._folder is None:
+            # The same number for every page that is open.
+            return {"src": f"clips/{self.served.setdefault(path, len(self.served))}"}
         size = path.stat().st_size
         if size > self._room:
-            return player(quote(os.path.relpath(path, self._folder)))
+            return {"src": quote(os.fsencode(os.path.relpath(path, self._folder)))}
         self._room -= size
-        return player(ogg_uri(path.read_bytes()))
+        return {"src": ogg_uri(path.read_bytes())}
 
 
-def _is_ogg(path: Path) -> bool:
+def is_ogg(path: Path) -> bool:
+    """Whether a file begins like an Ogg file."""
     with path.open("rb") as file:
         return file.read(4) == b"OggS"
 
@@ -63,15 +68,11 @@ def shown_steps(run: Run) -> list[int]:
     return sorted({steps[0], steps[len(steps) // 2], steps[-1]}) if steps else []
 
 
-def samples_table(run: Run, clips: Clips) -> str:
-    """Questions of each held-out set with player, reference, and the answers of three evaluations; "" without any."""
+def answered(run: Run, clips: Clips) -> dict[str, Any]:
+    """``rows``: questions of each held-out set with clip, reference, and the answers at three ``steps``; {} if none."""
     steps = shown_steps(run)
-    rows = "".join(_row(run, question, steps, clips) for question in _questions(run, steps))
-    if not rows:
-        return ""
-    names = ["question", "clip", "reference", *(f"step {step:,}" for step in steps)]
-    head = "".join(f'<th scope="col">{name}</th>' for name in names)
-    return f'<div class="samples"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    rows = [_row(run, question, steps, clips) for question in _questions(run, steps)]
+    return {"name": run.name, "steps": steps, "rows": rows} if rows else {}
 
 
 def _questions(run: Run, steps: list[int]) -> Iterator[tuple[dict[str, Any], dict[int, dict[str, Any]], str]]:
@@ -98,25 +99,18 @@ def _lines(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
 
 def _row(
     run: Run, question: tuple[dict[str, Any], dict[int, dict[str, Any]], str], steps: list[int], clips: Clips
-) -> str:
+) -> dict[str, Any]:
     row, answers, name = question
     wanted = row.get("gt")
-    wanted = " / ".join(map(str, wanted)) if isinstance(wanted, list) else str(wanted)
-    cells = [
-        ("clip", "", clips.player(run.folder, str(row["clip"]))),
-        ("reference", "", escape(wanted)),
-        *(_answer(step, answers.get(step)) for step in steps),
-    ]
-    body = "".join(f'<td data-label="{label}"{mark}><span>{text}</span></td>' for label, mark, text in cells)
-    return f"<tr><th scope='row'>{escape(str(row.get('prompt', '')))}<small>{escape(name)}</small></th>{body}</tr>"
+    return {
+        "prompt": str(row.get("prompt", "")),
+        "set": name,
+        "clip": clips.source(run.folder, str(row["clip"])),
+        "wanted": " / ".join(map(str, wanted)) if isinstance(wanted, list) else str(wanted),
+        "answers": [_answer(answers[step]) if step in answers else None for step in steps],
+    }
 
 
-def _answer(step: int, row: dict[str, Any] | None) -> tuple[str, str, str]:
-    """(label, class, text) of one answer: colour is not the only sign of right and wrong."""
-    label = f"step {step:,}"
-    if row is None:
-        return label, "", "–"
+def _answer(row: dict[str, Any]) -> dict[str, Any]:
     right = row.get("right")
-    right = right if isinstance(right, bool) else None
-    said = escape(str(row.get("prediction", ""))) or "<i>(empty answer)</i>"
-    return label, _MARK[right], f'<small class="mark">{_SAID[right]}</small>{said}' if _SAID[right] else said
+    return {"right": right if isinstance(right, bool) else None, "text": str(row.get("prediction", ""))}

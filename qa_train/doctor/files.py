@@ -72,7 +72,7 @@ def examine_checkpoint(source: str, *, verify: bool = True) -> Iterator[Finding]
 
 def examine_run(source: str) -> Iterator[Finding]:
     """Progress of a run, what resuming would use, and whether its numbers are finite."""
-    from qa_train.report.page import read_metrics
+    from qa_train.report.runs import read_metrics
     from qa_train.train.job.checkpoints import list_folders
     from qa_train.train.job.checkpoints import problem as fault
 

@@ -214,7 +214,8 @@ def _question(eval_set: EvalSet, metric: str, sample: Sample, record: dict[str, 
     asked = Sample(sample.key, messages, sample.num_clips, sample.task, sample.language, sample.template)
     language = _reference_language(eval_set.task, record, sample) if metric in ("bleu", "chrf") else sample.language
     choices = tuple(record.get("choices") or ())
-    return Question(asked, load, references, metric, eval_set.name, language, choices)
+    said = str(record.get("text") or "")
+    return Question(asked, load, references, metric, eval_set.name, language, choices, transcript=said)
 
 
 def _references(record: dict[str, Any], task: str, metric: str, answer: str | None) -> tuple[str, ...]:
@@ -258,6 +259,8 @@ def _sample(
         "answer": outcome.text,
         "right": is_right(question.metric, prediction),
     }
+    if question.transcript:
+        row["transcript"] = question.transcript
     if clips_dir is not None and question.sample.num_clips and outcome.error is None:
         row["audio"] = str(keep_clip(question, number, clips_dir))
     return row

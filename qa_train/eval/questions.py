@@ -78,6 +78,8 @@ class Question:
     clips: tuple[Path, ...] = ()
     # About as many as the prompt has, where that is known without reading the clips: for planning batches.
     tokens: int = 0
+    # What is said in the clip, where the record has it.
+    transcript: str = ""
 
 
 def read_questions(path: Path | str, *, max_duration_s: float = MAX_CLIP_S) -> list[Question]:

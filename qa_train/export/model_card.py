@@ -15,8 +15,8 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from qa_train import __version__
 from qa_train.config import from_references
 from qa_train.report.markdown import code, plain
-from qa_train.report.page import read_metrics
 from qa_train.report.results import markdown_table
+from qa_train.report.runs import read_metrics
 from qa_train.report.scores_page import markdown_report
 from qa_train.utils.masking import name_of
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import threading
 import time
 from collections import Counter
@@ -31,6 +30,7 @@ from qa_train.infer.protocol import ApiError, Limits, parse
 from qa_train.infer.protocol import Request as Asked
 from qa_train.infer.turn import Turn, count_tokens
 from qa_train.model import load_answering_model
+from qa_train.utils.loopback import LOOPBACK, listen, trusted_hosts
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -44,7 +44,6 @@ _PAGE_FILES = ("page.html", "page.css", "page.js", "clips.js", "elements.js", "s
                "vendor/marked.umd.js", "vendor/purify.min.js")  # fmt: skip
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _EXAMPLES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # A body has so long, and a second more for each so many bytes; but never longer than the last.
 _BODY_FIRST_S, _BODY_BYTES_PER_S, _BODY_TIMEOUT_S = 5.0, 64_000, 120.0
 # How often a waiting request asks whether its client is still there.
@@ -225,8 +224,7 @@ def application(service: Service) -> Starlette:
         service.decoders.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(service.engine.close)
 
-    # A page of another site can make a browser send requests here under its own name (DNS rebinding).
-    hosts = ["*"] if service.options.host not in _LOOPBACK else [*_LOOPBACK[:2], "[::1]"]
+    hosts = trusted_hosts(service.options.host)
     return Starlette(
         routes=[
             Route(CHAT, service.chat, methods=["POST"]),
@@ -329,10 +327,10 @@ def serve(options: ServeConfig) -> int:
     if min(getattr(options, name) for name in counts) < 1:
         raise ValueError(f"serve: {', '.join(counts)} must be at least 1")
     # Report a wrong address before minutes of loading.
-    listener = _listen(options.host, options.port)
+    listener = listen(options.host, options.port, "serve")
     host, port = listener.getsockname()[:2]
     service = Service(open_models(options), options)
-    if options.host not in _LOOPBACK:
+    if options.host not in LOOPBACK:
         print(f"warning: anybody who reaches {options.host} may use this server; it has no login", flush=True)
     shown = f"[{host}]" if ":" in host else host
     listener.listen(128)
@@ -345,15 +343,3 @@ def serve(options: ServeConfig) -> int:
     )
     uvicorn.Server(config).run(sockets=[listener])
     return 0
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise ValueError(f"serve: cannot listen on {host}:{port} ({error.strerror}): choose another port=") from error
-    return listener

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qa_train.report.page import render
+from qa_train.report.document import refuse_foreign
+from qa_train.report.page import report_page
 from qa_train.report.results import check, markdown_table, merge_samples, metric_entry
-from qa_train.report.style import refuse_foreign
 from qa_train.utils.atomic import write_text
 
 __all__ = ["markdown_table", "merge_samples", "metric_entry", "write_report"]
@@ -20,6 +20,7 @@ def write_report(
     out: Path | str,
     *,
     overwrite: bool = False,
+    below: Path | None = None,
 ) -> Path:
     """Write the page for ``results`` (schema: ``qa_train.report.results``) and return its path.
 
@@ -28,6 +29,7 @@ def write_report(
         run_dirs: run folders with a metrics.jsonl, by stage name; a plain list is named by folder.
         out: an .html file, or a folder in which report.html is written.
         overwrite: replace a file of that name that is not a report page.
+        below: only clips that lie in this folder, wherever links lead.
 
     Raises:
         ValueError: results that miss a required field, or a foreign file of that name.
@@ -39,5 +41,5 @@ def write_report(
     path = out if out.suffix == ".html" else out / "report.html"
     refuse_foreign(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, render(results, {stage: Path(folder) for stage, folder in run_dirs.items()}))
+    write_text(path, report_page(results, {stage: Path(folder) for stage, folder in run_dirs.items()}, below))
     return path

@@ -23,8 +23,14 @@ def opus_bytes(wave: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def data_uri(clip: str | Path | np.ndarray) -> tuple[str, bool]:
-    """(``data:`` URI, whether the clip was shortened to ``MAX_SECONDS`` for the page)."""
+def shortened(clip: str | Path | np.ndarray) -> tuple[np.ndarray, bool]:
+    """(The waveform [n] of a clip at 16 kHz, at most ``MAX_SECONDS`` of it; whether that is not all)."""
     wave = clip if isinstance(clip, np.ndarray) else read_clip(clip_source(clip), max_duration_s=3600.0)
     limit = int(MAX_SECONDS * FRONT_END.sample_rate)
-    return ogg_uri(opus_bytes(wave[:limit])), len(wave) > limit
+    return wave[:limit], len(wave) > limit
+
+
+def data_uri(clip: str | Path | np.ndarray) -> tuple[str, bool]:
+    """(``data:`` URI, whether the clip was shortened to ``MAX_SECONDS`` for the page)."""
+    wave, cut = shortened(clip)
+    return ogg_uri(opus_bytes(wave)), cut

@@ -1,227 +1,208 @@
-"""The report as one HTML page: sections are functions from data to HTML, the style is one string."""
+"""The report as one HTML page: what ``templates/report.html`` shows, from results and run folders."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from qa_train.report.charts import Bar, Line, bar_chart, line_chart, smooth, stage_chart
-from qa_train.report.player import player
+import numpy as np
+
+from qa_train.report.curves import board_of
+from qa_train.report.document import CURVES, render
 from qa_train.report.results import (
     CLOSE,
+    direction,
     duration,
+    format_interval,
     format_target,
     format_value,
     stages_of,
     target_stage,
     verdict,
 )
-from qa_train.report.style import STYLE
+from qa_train.report.runs import read_run
 
-MAX_CLIPS = 15
-# Curves of metrics.jsonl beyond the loss, drawn where a run has them.
-EXTRA_CURVES = {
-    "rewards/accuracies": "share of training pairs ranked right",
-    "rewards/margins": "reward margin, chosen over rejected",
-}
+# MiB of sound and pictures in the page.
+MAX_MIB = 8.0
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; a last line truncated by a kill is skipped."""
-    path = run_dir / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return [row for row in rows if isinstance(row, dict) and "step" in row]
-
-
-def _section(title: str, body: str, note: str = "") -> str:
-    if not body:
-        return ""
-    lead = f'<p class="note">{escape(note)}</p>' if note else ""
-    return f"<section><h2>{escape(title)}</h2>{lead}{body}</section>"
-
-
-def _cell(label: str, body: str, kind: str = "") -> str:
-    return f'<td data-label="{escape(label, quote=True)}" class="{kind}">{body}</td>'
-
-
-def _value_cell(metric: dict[str, Any], stage: str) -> str:
-    value = format_value(metric, stage, interval=False)
-    bounds = metric.get("ci", {}).get(stage)
-    small = f"<small>{bounds[0]:.1f}–{bounds[1]:.1f}</small>" if bounds and value != "–" else ""
-    return _cell(stage, f"<span><b>{value}</b>{small}</span>", "num")
-
-
-def _table_row(metric: dict[str, Any], stages: Sequence[str]) -> str:
-    found = verdict(metric)
-    arrow = "higher is better" if metric["higher_is_better"] else "lower is better"
-    note = f'<small class="wide">{escape(metric["note"])}</small>' if metric.get("note") else ""
-    head = f"<th scope='row'>{escape(metric['name'])}<small>{escape(metric['unit'])}, {arrow}</small>{note}</th>"
-    badge = "" if found.state == "none" else f'<span class="badge {found.state}">{escape(found.text)}</span>'
-    badge += f"<small>{CLOSE}</small>" if found.close else ""
-    return (
-        f"<tr>{head}"
-        + _cell("items", str(metric["n"]), "num")
-        + "".join(_value_cell(metric, stage) for stage in stages)
-        + _cell("target", escape(format_target(metric)), "num")
-        + _cell("", badge, "verdict")
-        + "</tr>"
-    )
-
-
-def results_table(results: dict[str, Any]) -> str:
-    """Metrics by stage with 95 % intervals, the target and an honest verdict."""
+def report_page(results: Mapping[str, Any], run_dirs: Mapping[str, Path], below: Path | None = None) -> str:
+    """The whole page. below: only clips that lie in this folder, wherever links lead."""
+    runs = [replace(read_run(folder, stage), stage=stage) for stage, folder in run_dirs.items() if _logged(folder)]
+    board = board_of(runs)
+    drawn = any(stage["groups"] for stage in board["stages"])
     stages = stages_of(results)
-    head = "".join(f'<th scope="col" class="num">{escape(s)}</th>' for s in ["items", *stages, "target"])
-    rows = "".join(_table_row(metric, stages) for metric in results["metrics"])
-    return (
-        f'<table><thead><tr><th scope="col">held-out metric</th>{head}<th></th></tr></thead>'
-        f"<tbody>{rows}</tbody></table>"
+    return render(
+        "report.html",
+        styles=(*CURVES["styles"], "report.css"),
+        scripts=(*CURVES["scripts"], "scripts/report.js") if drawn else (),
+        board=board if drawn else None,
+        title=str(results.get("title", "qa-train report")),
+        created=str(results.get("created", "")),
+        progress=_progress(results.get("progress")),
+        tiles=_tiles(results),
+        stages=stages,
+        metrics=[_row(metric, stages) for metric in results["metrics"]],
+        notes=results.get("notes", []),
+        close=CLOSE,
+        plots=[plot for metric in results["metrics"] if (plot := interval_plot(metric, stages))],
+        sets=sample_sets(results.get("samples", []), below),
+        times=_times(results.get("seconds", {})),
+        environment=list(results.get("environment", {}).items()),
+        commands="\n".join(results.get("commands", [])),
     )
 
 
-def _figure(title: str, chart: str) -> str:
-    return f"<figure><figcaption>{escape(title)}</figcaption>{chart}</figure>"
+def interval_plot(metric: Mapping[str, Any], stages: Sequence[str]) -> dict[str, Any] | None:
+    """Places, in percent of the width, of a metric's dots, intervals and target; None before two stages measured it."""
+    measured = [stage for stage in stages if metric["values"].get(stage) is not None]
+    if len(measured) < 2:
+        return None
+    intervals = {stage: metric.get("ci", {}).get(stage) for stage in measured}
+    target = metric.get("target") if target_stage(metric) in measured else None
+    seen = [metric["values"][stage] for stage in measured]
+    seen += [bound for interval in intervals.values() if interval for bound in interval]
+    seen += [] if target is None else [target]
+    low, high = min(0.0, *seen), max(seen)
+    span = (high - low) or 1.0
 
+    def place(value: float) -> float:
+        return round(100 * (value - low) / span, 2)
 
-def metric_charts(results: dict[str, Any]) -> str:
-    """One small chart per metric that was measured after two stages or more."""
-    figures = []
-    for metric in results["metrics"]:
-        stages = [s for s in stages_of(results) if metric["values"].get(s) is not None]
-        if len(stages) < 2:
-            continue
-        bounds = [metric.get("ci", {}).get(s) for s in stages]
-        chart = stage_chart(
-            metric["name"],
-            stages,
-            [metric["values"][s] for s in stages],
-            [(b[0], b[1]) if b else None for b in bounds],
-            metric.get("target") if target_stage(metric) in stages else None,
+    rows = []
+    for stage in measured:
+        value, interval = metric["values"][stage], intervals[stage]
+        left, right = (place(bound) for bound in interval or (value, value))
+        rows.append(
+            {"stage": stage, "dot": place(value), "low": left, "width": round(right - left, 2)}
+            | {"text": format_value(metric, stage, interval=False), "interval": format_interval(metric, stage)}
         )
-        figures.append(_figure(f"{metric['name']} ({metric['unit']})", chart))
-    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+    return {
+        "name": f"{metric['name']} ({metric['unit']})",
+        "rows": rows,
+        "target": None if target is None else place(target),
+        "said": "" if target is None else f"{target:g}",
+        "low": f"{low:.3g}",
+        "high": f"{high:.3g}",
+    }
 
 
-def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    points = [(float(r["step"]), float(r[key])) for r in rows if isinstance(r.get(key), int | float)]
-    return [x for x, _ in points], [y for _, y in points]
+def sample_sets(
+    samples: Sequence[Mapping[str, Any]], below: Path | None = None
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Samples by set, each with its sound; the page's room is given to the first of every set, then the second."""
+    sets: dict[str, list[Mapping[str, Any]]] = {}
+    for sample in samples:
+        sets.setdefault(str(sample.get("task", "")), []).append(sample)
+    room = MAX_MIB * 2**20
+    shown: dict[str, list[dict[str, Any]]] = {name: [] for name in sets}
+    for name, sample in _in_turn(sets):
+        sound, size = _sound(sample.get("audio"), room, below)
+        room -= size
+        shown[name].append(
+            {
+                "sound": sound,
+                "right": sample.get("right"),
+                "prompt": sample.get("prompt"),
+                "reference": str(sample.get("reference", "")),
+                # Of speech to be written down, the reference says it already.
+                "transcript": sample.get("transcript") if sample.get("transcript") != sample.get("reference") else None,
+                "answers": list(sample.get("answers", {}).items()),
+            }
+        )
+    return list(shown.items())
 
 
-def loss_charts(run_dirs: Mapping[str, Path]) -> str:
-    """Training loss of each stage (thin: every step, bold: moving average), and other curves it logs."""
-    figures = []
-    for stage, run_dir in run_dirs.items():
-        rows = read_metrics(run_dir)
-        logged = sorted({key for row in rows for key in row})
-        curves = {"loss": "training loss"} | {k: v for k, v in EXTRA_CURVES.items() if k in logged}
-        curves |= {key: key for key in logged if key.startswith("eval")}
-        for key, label in curves.items():
-            xs, ys = _curve(rows, key)
-            if len(xs) < 2:
-                continue
-            dense = len(xs) > 20
-            # The average reaches back over a thirtieth of the run: steady, and hardly behind.
-            lines = [Line(xs, smooth(ys, 1 - 1 / max(1.0, len(xs) / 30) if dense else 0.0))]
-            lines += [Line(xs, ys, faint=True)] if dense else []
-            figures.append(_figure(f"{stage}: {label}", line_chart(f"{stage} {label}", lines, "step")))
-    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+def _in_turn(sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    columns = [[(name, sample) for sample in samples] for name, samples in sets.items()]
+    return (pair for pair in chain.from_iterable(zip_longest(*columns)) if pair is not None)
 
 
-def time_chart(seconds: Mapping[str, float]) -> str:
-    """Where the time went, one bar per part in the order given."""
-    if not seconds:
-        return ""
-    total = sum(seconds.values())
-    bars = [Bar(name, s, f"{duration(s)} · {100 * s / (total or 1):.0f} %") for name, s in seconds.items()]
-    return bar_chart(bars)
+def _sound(clip: Any, room: float, below: Path | None) -> tuple[dict[str, Any], int]:
+    """(What plays and shows a clip, the bytes of it), or ``why`` there is nothing."""
+    if clip is None:
+        return _silent("")
+    # Here, because the dashboard shares this package and plays files as they are: reading audio means importing torch.
+    from qa_train.data.audio.waveform import BadAudio
+    from qa_train.report.data_uri import MAX_SECONDS, opus_bytes, shortened
+    from qa_train.report.mel_picture import mel_picture
+    from qa_train.report.player import ogg_uri
+
+    try:
+        named = None if isinstance(clip, np.ndarray) else Path(clip)
+        if named and below is not None and not named.resolve().is_relative_to(below.resolve()):
+            return _silent(f"no player: {named.name} does not lie below {below}")
+        wave, cut = shortened(clip)
+        source, mel = ogg_uri(opus_bytes(wave)), mel_picture(wave)
+    except (BadAudio, OSError, ValueError, RuntimeError) as error:
+        return _silent(f"no player: {error}")
+    size = len(source) + (len(mel["src"]) if mel else 0)
+    if size > room:
+        return _silent(f"no player: the page holds at most {MAX_MIB:g} MiB of clips")
+    return {"src": source, "why": "", "mel": mel, "cut": f"{MAX_SECONDS:.0f}" if cut else ""}, size
 
 
-def _sample(sample: Mapping[str, Any], sound: str) -> str:
-    answers = "".join(
-        f"<dt>{escape(stage)}</dt><dd>{escape(text) or '<i>(empty answer)</i>'}</dd>"
-        for stage, text in sample.get("answers", {}).items()
-    )
-    mark = sample.get("right")
-    badge = "" if mark is None else f'<span class="badge {"met" if mark else "missed"}">{_RIGHT[bool(mark)]}</span>'
-    prompt = f'<p class="prompt">{escape(sample["prompt"])}</p>' if sample.get("prompt") else ""
-    return (
-        f'<article><header><span class="task">{escape(str(sample.get("task", "")))}</span>{badge}</header>'
-        f"{sound}{prompt}<dl><dt>expected</dt><dd>{escape(str(sample.get('reference', '')))}</dd>{answers}</dl>"
-        "</article>"
-    )
+def _silent(why: str) -> tuple[dict[str, Any], int]:
+    return {"src": "", "why": why}, 0
 
 
-_RIGHT = {True: "right", False: "wrong"}
+def _logged(folder: Path) -> bool:
+    return (folder / "metrics.jsonl").is_file()
 
 
-def sample_cards(samples: Sequence[Mapping[str, Any]]) -> str:
-    """Held-out clips with a player and every stage's answer; at most ``MAX_CLIPS`` clips are embedded."""
-    # Here, because the dashboard shares this module and plays files as they are: reading audio means importing torch.
-    from qa_train.report.data_uri import MAX_SECONDS, data_uri
-
-    cards, players = [], 0
-    for sample in samples[: 2 * MAX_CLIPS]:
-        sound = ""
-        if sample.get("audio") is not None and players < MAX_CLIPS:
-            uri, cut = data_uri(sample["audio"])
-            players += 1
-            sound = player(uri)
-            if cut:
-                sound += f'<p class="note">first {MAX_SECONDS:.0f} s of the clip</p>'
-        cards.append(_sample(sample, sound))
-    return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
+def _row(metric: Mapping[str, Any], stages: Sequence[str]) -> dict[str, Any]:
+    return {
+        "name": metric["name"],
+        "unit": f"{metric['unit']}, {direction(metric)}",
+        "note": metric.get("note"),
+        "n": metric["n"],
+        "cells": [
+            {"text": format_value(metric, stage, interval=False), "interval": format_interval(metric, stage)}
+            for stage in stages
+        ],
+        "target": format_target(metric),
+        "verdict": verdict(metric),
+    }
 
 
-def _facts(environment: Mapping[str, Any]) -> str:
-    rows = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in environment.items())
-    return f'<dl class="facts">{rows}</dl>' if rows else ""
-
-
-def _summary(results: dict[str, Any]) -> str:
+def _tiles(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     states = [verdict(metric).state for metric in results["metrics"]]
+    compared = len(states) - states.count("none")
     tiles = []
-    compared = [s for s in states if s != "none"]
     if compared:
-        tiles.append((f"{compared.count('met')} of {len(compared)}", "targets met"))
+        unknown = states.count("unmeasured")
+        words = "targets met" + (f", {unknown} not measured" if unknown else "")
+        tiles.append((f"{states.count('met')} of {compared}", words))
     if results.get("seconds"):
-        tiles.append((duration(sum(results["seconds"].values())), "from start to end"))
-    tiles.append((f"{sum(m['n'] for m in results['metrics']):,}", "held-out items scored"))
-    return "".join(f'<div class="tile"><b>{escape(b)}</b>{escape(t)}</div>' for b, t in tiles)
+        words = "so far" if results.get("progress") else "from start to end"
+        tiles.append((duration(sum(results["seconds"].values())), words))
+    if results["metrics"]:
+        tiles.append((f"{sum(metric['n'] for metric in results['metrics']):,}", "held-out items scored"))
+    return tiles
 
 
-def render(results: dict[str, Any], run_dirs: Mapping[str, Path]) -> str:
-    """The whole page."""
-    title = escape(results.get("title", "qa-train report"))
-    notes = "".join(f"<li>{escape(note)}</li>" for note in results.get("notes", []))
-    commands = "\n".join(results.get("commands", []))
-    body = [
-        f"<header class='top'><h1>{title}</h1><p>{escape(results.get('created', ''))}</p>"
-        f"<div class='tiles'>{_summary(results)}</div></header>",
-        _section(
-            "Results",
-            results_table(results) + (f"<ul>{notes}</ul>" if notes else ""),
-            "Measured on held-out items; the small figures are 95 % confidence intervals. "
-            "Empty, cut-short and failed answers count as wrong.",
-        ),
-        _section("After each stage", metric_charts(results)),
-        _section("Training curves", loss_charts(run_dirs), "Thin: every step. Bold: moving average."),
-        _section("Listen and compare", sample_cards(results.get("samples", []))),
-        _section("Where the time went", time_chart(results.get("seconds", {}))),
-        _section("Environment", _facts(results.get("environment", {}))),
-        _section("Commands", f"<pre>{escape(commands)}</pre>" if commands else ""),
+def _progress(progress: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if not progress:
+        return None
+    left = progress.get("left_s")
+    return {
+        "done": progress["done"],
+        "parts": progress["parts"],
+        "next": progress.get("next"),
+        "left": duration(left) if left else None,
+    }
+
+
+def _times(seconds: Mapping[str, float]) -> list[dict[str, Any]]:
+    total, longest = sum(seconds.values()) or 1.0, max(seconds.values(), default=0.0) or 1.0
+    return [
+        {
+            "name": name,
+            "percent": round(100 * took / longest, 1),
+            "text": f"{duration(took)} · {100 * took / total:.0f} %",
+        }
+        for name, took in seconds.items()
     ]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{STYLE}</style></head><body><main>{''.join(body)}</main></body></html>\n"
-    )

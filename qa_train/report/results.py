@@ -1,13 +1,15 @@
 """The results file: one schema for the quickstart's ``results.json``, the page and the Markdown table.
 
 ``{"title": str, "created": str, "metrics": [Metric...], "seconds": {part: s}, "samples": [...],
-"environment": {name: value}, "commands": [str], "notes": [str]}``; only ``metrics`` is required.
+"environment": {name: value}, "commands": [str], "notes": [str], "progress": Progress}``; only ``metrics`` is required.
+
+Progress, of what still runs: ``{"done": parts, "parts": all, "next": name, "left_s": s}``; metrics may then be empty.
 
 A metric: ``{"name", "unit", "higher_is_better", "n", "target", "target_stage", "note",
 "values": {stage: number}, "ci": {stage: [low, high]}}``; ``target``, ``target_stage`` (default: the
 last stage measured), ``note`` and ``ci`` may be absent.
 
-A sample: ``{"task", "prompt", "reference", "answers": {stage: text}, "audio": path, "right": bool}``.
+A sample: ``{"task", "prompt", "reference", "transcript", "answers": {stage: text}, "audio": path, "right": bool}``.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ ORDER = ("before", *STAGES)
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a metric reached its target. ``state``: met, missed, or none (nothing to compare)."""
+    """Whether a metric reached its target. ``state``: met, missed, unmeasured, or none (no target)."""
 
     state: str
     text: str
@@ -75,7 +77,7 @@ def merge_samples(by_stage: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[d
     return list(merged.values())
 
 
-def stages_of(results: dict[str, Any]) -> list[str]:
+def stages_of(results: Mapping[str, Any]) -> list[str]:
     """Stages that any metric has a value for: the known ones in their order, then others as found."""
     seen = [stage for metric in results["metrics"] for stage in metric["values"]]
     return [s for s in ORDER if s in seen] + list(dict.fromkeys(s for s in seen if s not in ORDER))
@@ -87,7 +89,7 @@ def check(results: dict[str, Any]) -> None:
     Raises:
         ValueError: the metric and the field at fault.
     """
-    if not results.get("metrics"):
+    if not results.get("metrics") and not results.get("progress"):
         raise ValueError("the results hold no metrics: expected a non-empty list under 'metrics'")
     for metric in results["metrics"]:
         missing = {"name", "unit", "higher_is_better", "n", "values"} - set(metric)
@@ -98,7 +100,7 @@ def check(results: dict[str, Any]) -> None:
                 raise ValueError(f"metric {metric['name']!r}, {stage}: expected a number, found {value!r}")
 
 
-def target_stage(metric: dict[str, Any]) -> str | None:
+def target_stage(metric: Mapping[str, Any]) -> str | None:
     """The stage whose value is compared with the target."""
     if "target_stage" in metric:
         return metric["target_stage"]
@@ -106,31 +108,41 @@ def target_stage(metric: dict[str, Any]) -> str | None:
     return measured[-1] if measured else None
 
 
-def verdict(metric: dict[str, Any]) -> Verdict:
+def verdict(metric: Mapping[str, Any]) -> Verdict:
     """Compare the value at the target's stage with the target, and say when chance could explain it."""
     target, stage = metric.get("target"), target_stage(metric)
     if target is None:
         return Verdict("none", "no target")
     value = metric["values"].get(stage) if stage else None
     if value is None:
-        return Verdict("missed", f"not measured after {stage}")
+        return Verdict("unmeasured", f"not measured after {stage}" if stage else "not measured")
     met = value >= target if metric["higher_is_better"] else value <= target
     interval = metric.get("ci", {}).get(stage)
     close = bool(interval and interval[0] <= target <= interval[1])
     return Verdict("met" if met else "missed", "met" if met else "missed", close)
 
 
-def format_value(metric: dict[str, Any], stage: str, *, interval: bool = True) -> str:
+def format_value(metric: Mapping[str, Any], stage: str, *, interval: bool = True) -> str:
     """ "34.2 (30.1-38.4)", or a dash where nothing was measured."""
     value = metric["values"].get(stage)
     if value is None:
         return "–"
+    text, bounds = f"{value:.1f}", format_interval(metric, stage)
+    return f"{text} ({bounds})" if interval and bounds else text
+
+
+def format_interval(metric: Mapping[str, Any], stage: str) -> str:
+    """ "30.1–38.4", or nothing where none is known."""
     bounds = metric.get("ci", {}).get(stage)
-    text = f"{value:.1f}"
-    return f"{text} ({bounds[0]:.1f}–{bounds[1]:.1f})" if interval and bounds else text
+    return f"{bounds[0]:.1f}–{bounds[1]:.1f}" if bounds and metric["values"].get(stage) is not None else ""
 
 
-def format_target(metric: dict[str, Any]) -> str:
+def direction(metric: Mapping[str, Any]) -> str:
+    """ "higher is better", or lower."""
+    return "higher is better" if metric["higher_is_better"] else "lower is better"
+
+
+def format_target(metric: Mapping[str, Any]) -> str:
     """ "at most 45", with its stage where that is not the last one measured."""
     if metric.get("target") is None:
         return "–"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from html import escape
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from qa_train.data.audio.waveform import BadAudio
 from qa_train.report.data_uri import MAX_SECONDS, data_uri
+from qa_train.report.document import render
 from qa_train.report.markdown import plain
-from qa_train.report.style import STYLE
 
 MAX_PLAYERS = 30
 # Separate columns; every other system is a baseline.
@@ -43,16 +42,6 @@ RULES = {
     "meteor": "METEOR 1.5 x 100 of the summed statistics (pycocoevalcap, PTB tokens)",
 }
 COUNTS = ("empty", "unparsed", "failed", "truncated", "judge_failed", "judge_refused", "judge_unread")
-
-_MORE = """
-h3 { font-size: 1rem; margin: 0 0 10px; } thead th.num { text-align: right; }
-.scroll { overflow-x: auto; } .scroll td:not(.num) { min-width: 120px; }
-.breakdowns { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(420px, 100%), 1fr)); gap: 26px 36px; }
-.prompt, article dd { white-space: pre-line; } .breakdowns { grid-auto-flow: dense; }
-.breakdowns .wide { grid-column: 1 / -1; } td.bad, .doubts { color: var(--bad); } ul + h3 { margin-top: 14px; }
-.facts { display: grid; grid-template-columns: max-content 1fr; gap: 4px 16px; }
-@media (max-width: 720px) { .scroll td:not(.num) { min-width: 0; } .num { white-space: normal; } }
-"""
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -276,114 +265,70 @@ def markdown_report(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cell(label: str, text: str, kind: str = "") -> str:
-    """A cell that shows its column's name where the page is narrow."""
-    return f'<td data-label="{escape(label, quote=True)}" class="{kind}"><span>{escape(text)}</span></td>'
-
-
-def _heads(first: str, *others: tuple[str, str]) -> str:
-    cells = "".join(f'<th scope="col" class="{kind}">{escape(name)}</th>' for name, kind in others)
-    return f'<thead><tr><th scope="col">{escape(first)}</th>{cells}</tr></thead>'
-
-
-def _table(results: Results) -> str:
-    published = _published(results)
+def _rows(results: Results, published: Mapping[str, Callable[[Mapping[str, Any]], str]]) -> list[dict[str, Any]]:
     rows = []
     for name, result in results.items():
         benchmark = result["benchmark"]
-        title = escape(benchmark["title"] or name)
         direction = "higher is better" if benchmark["metric"] not in LOWER_IS_BETTER else "lower is better"
-        rows.append(
-            f'<tr><th scope="row">{title}<small>{escape(benchmark["metric"])}, {direction}</small></th>'
-            + _cell("ours", _ours(result), "num")
-            + "".join(_cell(name, cell(benchmark), _KINDS.get(name, "num")) for name, cell in published.items())
-            + _cell("n", str(result["n"]), "num")
-            + _cell("odd answers", _counts(result))
-            + _cell("probe", listening(result), "bad" if (result.get("probe") or {}).get("listens") is False else "")
-            + "</tr>"
-        )
-    names = ("ours", *published, "n", "odd answers", "probe")
-    head = _heads("benchmark", *((name, _KINDS.get(name, "num")) for name in names))
-    return f'<div class="scroll"><table>{head}<tbody>{"".join(rows)}</tbody></table></div>'
+        deaf = (result.get("probe") or {}).get("listens") is False
+        cells = [
+            (_ours(result), "num"),
+            *((cell(benchmark), _KINDS.get(title, "num")) for title, cell in published.items()),
+            (str(result["n"]), "num"),
+            (_counts(result), ""),
+            (listening(result), "bad" if deaf else ""),
+        ]
+        rows.append({"title": _title(name, result), "metric": f"{benchmark['metric']}, {direction}", "cells": cells})
+    return rows
 
 
-def _breakdowns(results: Results) -> str:
+def _title(name: str, result: Mapping[str, Any]) -> str:
+    return str(result["benchmark"]["title"] or name)
+
+
+def _breakdowns(results: Results) -> list[dict[str, Any]]:
     tables = []
     for name, result in results.items():
         published = result["benchmark"]["group_numbers"]
         for title, classes in _parts(result).items():
             others = {k: ", ".join(f"{s} {x}" for s, x in published.get(k, {}).items()) for k in classes}
-            compared = any(others.values())
-            rows = "".join(
-                f'<tr><th scope="row">{escape(k)}</th>{_cell("ours", _ours(v), "num")}'
-                + _cell("n", str(v.get("n", "")), "num")
-                + (_cell("published", others[k] or "–") if compared else "")
-                + "</tr>"
-                for k, v in classes.items()
-            )
-            head = _heads(title, ("ours", "num"), ("n", "num"), *([("published", "")] if compared else []))
-            wide = ' class="wide"' if compared else ""
-            tables.append(
-                f"<div{wide}><h3>{escape(result['benchmark']['title'] or name)}, by {escape(title)}</h3>"
-                f"<table>{head}<tbody>{rows}</tbody></table></div>"
-            )
-    return f'<div class="breakdowns">{"".join(tables)}</div>' if tables else ""
+            rows = [{"name": k, "ours": _ours(v), "n": v.get("n", ""), "others": others[k]} for k, v in classes.items()]
+            tables.append({"title": _title(name, result), "by": title, "rows": rows, "compared": any(others.values())})
+    return tables
 
 
-def _scored(results: Results) -> str:
-    """The notes of each benchmark under its title."""
-    parts = []
-    for name, result in results.items():
-        items = "".join(f"<li>{escape(note.removeprefix(f'{name}: '))}</li>" for note in _notes(name, result))
-        parts.append(f"<h3>{escape(result['benchmark']['title'] or name)}</h3><ul>{items}</ul>")
-    return "".join(parts)
-
-
-def _player(root: str, audio: str, below: Path | None) -> str:
+def _clip(root: str, audio: str, below: Path | None) -> dict[str, str]:
+    """``src`` of the player of a clip, and a ``note`` where it is cut, or why there is none."""
     try:
         path = Path(root) / audio
         if below is not None and not path.resolve().is_relative_to(below.resolve()):
-            name = escape(path.name)
-            return f'<p class="note">no player: {name} does not lie below data_root={escape(str(below))}</p>'
+            return {"note": f"no player: {path.name} does not lie below data_root={below}"}
         uri, cut = data_uri(path)
     except (BadAudio, OSError, ValueError, RuntimeError) as error:
-        return f'<p class="note">no player: {escape(str(error))}</p>'
-    note = f'<p class="note">first {MAX_SECONDS:.0f} s of the clip</p>' if cut else ""
-    return f'<audio controls preload="none" src="{uri}"></audio>{note}'
+        return {"note": f"no player: {error}"}
+    return {"src": uri, "note": f"first {MAX_SECONDS:.0f} s of the clip" if cut else ""}
 
 
-def _worst(results: Results, below: Path | None) -> str:
-    cards: list[str] = []
+def _worst(results: Results, below: Path | None) -> list[dict[str, Any]]:
+    cards: list[dict[str, Any]] = []
     # Clips are inside the page: each benchmark has its share of them.
     share = max(1, MAX_PLAYERS // max(1, sum(bool(result.get("worst")) for result in results.values())))
     for name, result in results.items():
-        title = escape(result["benchmark"]["title"] or name)
         for number, item in enumerate(result.get("worst") or []):
-            player = ""
+            clip = {}
             if item.get("audio"):
-                more = f'<p class="note">no player, the page holds {share} a benchmark: {escape(item["audio"])}</p>'
-                player = _player(result.get("data_root", ""), item["audio"], below) if number < share else more
-            wanted = item["gt"] if isinstance(item["gt"], str) else " / ".join(item["gt"])
-            judge = "".join(f"<dt>judge</dt><dd>{escape(words)}</dd>" for words in item.get("judge") or [])
-            said = f"<dt>said</dt><dd>{escape(item['prediction']) or '<i>(empty answer)</i>'}</dd>"
-            if item.get("error"):
-                said = f"<dt>no answer</dt><dd>{escape(item['error'])}</dd>"
-            cards.append(
-                f'<article><header><span class="task">{title} · {escape(str(item["id"]))}</span></header>'
-                f"{player}"
-                f'<p class="prompt">{escape(item.get("prompt") or item.get("question") or "")}</p>'
-                f"<dl><dt>expected</dt><dd>{escape(wanted) or '–'}</dd>{said}{judge}</dl>"
-                "</article>"
-            )
-    return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
+                more = {"note": f"no player, the page holds {share} a benchmark: {item['audio']}"}
+                clip = _clip(result.get("data_root", ""), item["audio"], below) if number < share else more
+            card = {"src": "", "note": "", **clip, "title": _title(name, result), "id": item["id"]}
+            card |= {"prompt": item.get("prompt") or item.get("question") or "", "said": item["prediction"]}
+            card |= {"error": item.get("error"), "judge": item.get("judge") or []}
+            card["wanted"] = item["gt"] if isinstance(item["gt"], str) else " / ".join(item["gt"])
+            cards.append(card)
+    return cards
 
 
 def _fact(value: Any) -> str:
     return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
-
-
-def _sections(parts: Sequence[tuple[str, str]]) -> str:
-    return "".join(f"<section><h2>{escape(title)}</h2>{body}</section>" for title, body in parts if body)
 
 
 def render_benchmarks(results: Results, title: str = "Evaluation", below: Path | None = None) -> str:
@@ -391,28 +336,23 @@ def render_benchmarks(results: Results, title: str = "Evaluation", below: Path |
 
     ``below``: only clips that lie in this folder, wherever links lead, for results that somebody else may have made.
     """
-    warnings = "".join(f"<li>{escape(note)}</li>" for note in _warnings(results))
     first = next(iter(results.values()), {})
     facts = {"answered by": first.get("answered_by", ""), **first.get("identity", {})}
     facts = {k: v for k, v in facts.items() if k not in ("benchmark", "rows")}
     if len({_model(result) for result in results.values()}) > 1:
         facts = {"answered by": "several models: see above"}
-    model = "".join(f"<dt>{escape(k)}</dt><dd>{escape(_fact(v))}</dd>" for k, v in facts.items())
-    body = _sections(
-        [
-            ("Results", _table(results)),
-            ("Before believing these numbers", f'<ul class="doubts">{warnings}</ul>' if warnings else ""),
-            ("What is comparable, and how it was scored", _scored(results)),
-            ("Breakdowns", _breakdowns(results)),
-            ("Worst cases", _worst(results, below)),
-            ("Model", f'<dl class="facts">{model}</dl>'),
-        ]
-    )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}{_MORE}</style></head><body><main>"
-        f"<header class='top'><h1>{escape(title)}</h1><p>Figures in brackets are 95 % intervals (–: one "
-        f"item, or all are alike). Empty, unparsed, cut-short and failed answers are in every denominator; what a "
-        f"judge did not rate is counted, but not in its mean.</p></header>{body}</main></body></html>\n"
+    published = _published(results)
+    names = ("ours", *published, "n", "odd answers", "probe")
+    notes = {name: [note.removeprefix(f"{name}: ") for note in _notes(name, each)] for name, each in results.items()}
+    return render(
+        "scores.html",
+        styles=("scores.css",),
+        title=title,
+        columns=[(name, _KINDS.get(name, "num")) for name in names],
+        rows=_rows(results, published),
+        warnings=_warnings(results),
+        scored=[(_title(name, result), notes[name]) for name, result in results.items()],
+        breakdowns=_breakdowns(results),
+        worst=_worst(results, below),
+        facts=[(name, _fact(value)) for name, value in facts.items()],
     )

@@ -48,6 +48,7 @@ SECRET = "a-secret-of-this-machine"
 def pages(folder: Path, rounds: int, draw: random.Random) -> Iterator[Attempt]:
     """Run folders of others, as the dashboard shows them: no file of this machine, no script, no key on the page."""
     from qa_train.command_line.command_table import run as command
+    from tests.report.parsed import Parsed
     from tests.test_dashboard import answered, make
 
     # Even a file that claims to be sound.
@@ -60,8 +61,9 @@ def pages(folder: Path, rounds: int, draw: random.Random) -> Iterator[Attempt]:
             change(run)
             command("dashboard", [str(place)])
             page = (place / "dashboard.html").read_text()
-            if any(word in page for word in (SECRET, _encoded("OggS" + SECRET), "<script", "key-of-a-user")):
+            if any(word in page for word in (SECRET, _encoded("OggS" + SECRET), "key-of-a-user")):
                 raise AssertionError("the page holds what it must not")
+            Parsed.of(page).check(links=True)
 
         return read
 

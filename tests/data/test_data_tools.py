@@ -145,7 +145,7 @@ def test_inspect_and_sample(corpus: list[str], tmp_path: Path, capsys: pytest.Ca
 def test_a_key_of_the_data_is_no_path(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as archive:
-        for name, raw in (("x/y;z.json", b'{"text": "a"}'), ("x/y;z.wav", _wav())):
+        for name, raw in (("x/y;z.json", b'{"text": "costs $5 \\\\frac$"}'), ("x/y;z.wav", _wav())):
             info = tarfile.TarInfo(name)
             info.size = len(raw)
             archive.addfile(info, io.BytesIO(raw))

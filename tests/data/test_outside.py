@@ -14,7 +14,7 @@ from data_pipelines.importing.catalogue import corpus_of
 from qa_train.command_line.command_table import run as command
 from qa_train.data.shards.index import load_index
 from qa_train.data.tools.outside import Outside
-from qa_train.report.style import refuse_foreign
+from qa_train.report.document import refuse_foreign
 from tests.data_pipelines.corpora.made_up import tone
 
 KINDS = ["inside", "dots", "dots and back", "absolute", "absolute inside", "link", "linked folder", "link inside"]

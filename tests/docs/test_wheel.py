@@ -84,6 +84,7 @@ def test_what_is_inside(built: Path) -> None:
     assert (
         {"qa_train/cli.py", "qa_train/infer/page/page.html", "qa_train/infer/page/vendor/purify.min.js"} < code <= names
     )
+    assert any(name.endswith("licenses/qa_train/report/templates/uplot/LICENSE") for name in names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
     assert f"Version: {__version__}\n" in zipfile.ZipFile(wheel).read(metadata).decode()

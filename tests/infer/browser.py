@@ -42,6 +42,8 @@ class Browser:
         self._waiting = b""
         self._number = 0
         self._session: str | None = None
+        # What the page threw, and what the browser complained about.
+        self.complaints: list[str] = []
         target = next(t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page")
         attached = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         self._session = attached["sessionId"]
@@ -50,7 +52,7 @@ class Browser:
         self.call("Page.setInterceptFileChooserDialog", enabled=True)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """One command and its result; events are kept in ``events``."""
+        """One command and its result; events are kept in ``events``, complaints also in ``complaints``."""
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": params}
         if self._session:
@@ -67,6 +69,16 @@ class Browser:
                 assert "error" not in answer, answer
                 return dict(answer["result"])
             self.events.append(answer)
+            self._note(answer.get("method"), answer.get("params", {}))
+
+    def _note(self, method: str | None, event: dict[str, Any]) -> None:
+        if method == "Runtime.exceptionThrown":
+            details = event["exceptionDetails"]
+            self.complaints.append(details.get("exception", {}).get("description") or details["text"])
+        elif method == "Log.entryAdded" and event["entry"]["level"] in ("error", "warning"):
+            self.complaints.append(event["entry"]["text"])
+        elif method == "Runtime.consoleAPICalled" and event["type"] in ("error", "warning"):
+            self.complaints.append(str([each.get("value") for each in event["args"]]))
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression (promises are awaited)."""

@@ -67,6 +67,12 @@ def test_text_of_the_data_stays_text(tmp_path: Path) -> None:
     assert [len(re.split(r"(?<!\\)\|", line)) for line in groups[:3]] == [5, 5, 5]
 
 
+def test_halves_of_characters_do_not_stop_the_page(tmp_path: Path) -> None:
+    page = render_benchmarks({"x": result(tmp_path, "x", "wer", ["a \ud800 b"])})
+    assert "a ? b" in page
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+
+
 def test_players_are_shared_and_what_has_none_says_so(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", np.zeros(1600), 16_000)
     results = {f"b{i}": result(tmp_path, f"b{i}", "wer", ["x"] * 5) for i in range(12)}

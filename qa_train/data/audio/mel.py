@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.audio_utils import mel_filter_bank
+from transformers.audio_utils import hertz_to_mel, mel_filter_bank, mel_to_hertz
 
 from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.waveform import BadAudio
@@ -40,6 +40,17 @@ def log_mel(wave: np.ndarray, num_mel_bins: int) -> Tensor:
     mel.clamp_(min=1e-10).log10_()
     mel.clamp_(min=float(mel.max()) - 8.0)
     return mel[:, :kept].add_(4.0).mul_(0.25)
+
+
+def bin_hertz(num_mel_bins: int) -> np.ndarray:
+    """The frequency in the middle of each mel bin, Hz [M]."""
+    top = hertz_to_mel(FRONT_END.sample_rate / 2, "slaney")
+    return np.asarray(mel_to_hertz(np.linspace(0.0, top, num_mel_bins + 2)[1:-1], "slaney"))
+
+
+def decibels(mel: np.ndarray) -> np.ndarray:
+    """The power of values of `log_mel`, in dB."""
+    return 10.0 * (4.0 * mel - 4.0)
 
 
 @lru_cache(maxsize=1)

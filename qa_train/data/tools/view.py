@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -115,32 +116,43 @@ def write_row(path: str, row: Row, folder: Path, cfg: StorageConfig | None = Non
         target = folder / f"{stem}.{re.sub(r'[^0-9a-z.]+', '_', name.lower())}"
         target.write_bytes(raw)
         picture = target.with_name(target.name + ".png")
-        plot_clip(read_clip(raw), picture, title=f"{row['key']}.{name}")
+        plot_clip(read_clip(raw), picture, title=f"{row['key']}.{name}", said=json.loads(row["meta"]).get("text"))
         written += [target, picture]
     return written
 
 
-def plot_clip(wave: np.ndarray, out: str | Path, *, title: str = "", num_mel_bins: int = 128) -> None:
-    """PNG with the waveform [n] at 16 kHz above the log-mel frames that the encoder sees."""
+def plot_clip(wave: np.ndarray, out: str | Path, *, title: str = "", said: Any = None, num_mel_bins: int = 128) -> None:
+    """PNG with the waveform [n] at 16 kHz above the log-mel frames that the encoder sees, in Hz and dB.
+
+    said: what is spoken in the clip, for a line below the title.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ValueError("plots need matplotlib: pip install 'qa-train[plots]'") from error
     # Without the two frames after each segment, which are for the convolutions only.
-    from qa_train.data.audio.mel import log_mel
+    from qa_train.data.audio.mel import bin_hertz, decibels, log_mel
 
     parts = [log_mel(part, num_mel_bins)[:, : FRONT_END.frames(len(part))].numpy() for part in segments(wave)]
-    mel = np.concatenate(parts, axis=1)
+    level = decibels(np.concatenate(parts, axis=1))
     figure = Figure(figsize=(10, 5), layout="constrained")
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2])
     above.plot(np.arange(len(wave)) / SAMPLE_RATE, wave, linewidth=0.5)
-    above.set(ylim=(-1, 1), ylabel="amplitude", title=title)
-    below.imshow(
-        mel, origin="lower", aspect="auto", interpolation="nearest", extent=(0, len(wave) / SAMPLE_RATE, 0, len(mel))
-    )
-    below.set(xlabel="seconds", ylabel="mel bin")
+    # Dollar signs of a text are no formula.
+    lines = [title, *textwrap.wrap(str(said), 110)[:3]] if said else [title]
+    above.set_title("\n".join(lines), parse_math=False)
+    above.set(ylim=(-1, 1), ylabel="amplitude")
+    image = below.imshow(
+        level - level.max(), origin="lower", aspect="auto", interpolation="nearest",
+        extent=(0, len(wave) / SAMPLE_RATE, 0, len(level)),
+    )  # fmt: skip
+    marks = [hertz for hertz in (250, 500, 1000, 2000, 4000) if hertz < SAMPLE_RATE / 2]
+    places = np.interp(marks, bin_hertz(num_mel_bins), np.arange(num_mel_bins) + 0.5)
+    below.set_yticks(places, [f"{hertz:,}" for hertz in marks])
+    below.set(xlabel="seconds", ylabel="Hz")
+    figure.colorbar(image, ax=below, label="dB, 0 is the loudest", pad=0.01)
     figure.savefig(out, dpi=100, format="png")
 
 

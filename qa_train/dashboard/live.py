@@ -1,0 +1,157 @@
+"""The dashboard served on this machine: the page, its data as they grow, and the clips of held-out questions.
+
+Only requests that name this machine are answered, nothing can be changed, and no file is sent but Ogg files that
+lie in the run folders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Lock
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from qa_train.dashboard.overview import board, page
+from qa_train.dashboard.samples import Clips, is_ogg
+from qa_train.report.document import json_block
+from qa_train.report.runs import Run, find_runs, read_run
+from qa_train.utils.loopback import is_trusted
+
+HOST = "127.0.0.1"
+# Seconds between two questions of a page for new values, at least; reading the runs may take a tenth of the time.
+POLL_S, _SHARE = 5.0, 10
+_FILES = ("metrics.jsonl", "config.yaml", "environment.json", "finished.json")
+_RANGE = re.compile(r"bytes=([0-9]{1,12})-([0-9]{0,12})")
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class Live:
+    """The runs below ``folders`` as they are now; a run is read again only where its files have changed."""
+
+    def __init__(self, folders: Sequence[Path], title: str) -> None:
+        self._folders, self._title = list(folders), title
+        self._known: dict[Path, tuple[str, Run]] = {}
+        self._lock = Lock()
+        self.clips = Clips(None, 0.0)
+
+    def page(self) -> bytes:
+        """The whole page."""
+        with self._lock:
+            runs, live = self._runs()
+            return page(runs, self._title, self.clips, live).encode()
+
+    def data(self, since: str) -> bytes | None:
+        """What the page's scripts show, as JSON; None if that is still the version ``since``."""
+        with self._lock:
+            runs, live = self._runs()
+            return None if live["version"] == since else json_block(board(runs) | live).encode()
+
+    def _runs(self) -> tuple[list[Run], dict[str, Any]]:
+        started = time.monotonic()
+        runs = find_runs(self._folders, self._read)
+        marks = "\n".join(f"{run.name} {self._known[run.folder][0]}" for run in runs)
+        took = time.monotonic() - started
+        return runs, {"version": hashlib.sha256(marks.encode("utf-8", "replace")).hexdigest()[:16],
+                      "poll_s": max(POLL_S, _SHARE * took)}  # fmt: skip
+
+    def _read(self, folder: Path, name: str) -> Run:
+        mark = " ".join(_mark(folder / file) for file in _FILES)
+        if self._known.get(folder, ("",))[0] != mark:
+            self._known[folder] = (mark, read_run(folder, name))
+        return self._known[folder][1]
+
+
+def _mark(path: Path) -> str:
+    try:
+        found = path.stat()
+    except OSError:
+        return "-"
+    return f"{found.st_size}:{found.st_mtime_ns}"
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that has gone is no error."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
+
+def server(live: Live, listener: socket.socket) -> ThreadingHTTPServer:
+    """The server on a bound socket; ``serve_forever`` runs it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10
+
+        def do_GET(self) -> None:
+            """The page, its data or a clip."""
+            if not is_trusted(self.headers.get("Host"), HOST):
+                self._send(HTTPStatus.BAD_REQUEST, "text/plain", b"only requests to this machine are answered\n")
+                return
+            asked = urlsplit(self.path)
+            if asked.path == "/":
+                self._send(HTTPStatus.OK, "text/html; charset=utf-8", live.page())
+            elif asked.path == "/data.json":
+                found = live.data(parse_qs(asked.query).get("since", [""])[0])
+                status = HTTPStatus.NO_CONTENT if found is None else HTTPStatus.OK
+                self._send(status, "application/json", found or b"")
+            elif (clip := _clip(live.clips, asked.path)) is not None:
+                self._send_part("audio/ogg", clip)
+            else:
+                self._send(HTTPStatus.NOT_FOUND, "text/plain", b"there is nothing here\n")
+
+        def _send_part(self, kind: str, body: bytes) -> None:
+            """All of it or the part that is asked for: players look at the end to learn how long a clip is."""
+            asked = _RANGE.fullmatch(self.headers.get("Range", ""))
+            first, last = (int(asked[1]), min(int(asked[2] or len(body)), len(body) - 1)) if asked else (0, -1)
+            if first <= last:
+                where = {"Content-Range": f"bytes {first}-{last}/{len(body)}"}
+                self._send(HTTPStatus.PARTIAL_CONTENT, kind, body[first : last + 1], where)
+            else:
+                self._send(HTTPStatus.OK, kind, body, {"Accept-Ranges": "bytes"})
+
+        def _send(self, status: HTTPStatus, kind: str, body: bytes, more: Mapping[str, str] | None = None) -> None:
+            self.send_response(status)
+            own = {"Content-Type": kind, "Content-Length": str(len(body)), **(more or {})}
+            for name, value in {**_HEADERS, **own}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Requests are not reported."""
+
+    made = _Server(listener.getsockname()[:2], Handler, bind_and_activate=False)
+    made.socket.close()
+    made.socket, made.server_port = listener, listener.getsockname()[1]
+    made.server_activate()
+    return made
+
+
+def _clip(clips: Clips, path: str) -> bytes | None:
+    """A clip that the page named; None for others, and for one that something else has replaced since."""
+    number = path.removeprefix("/clips/")
+    if not path.startswith("/clips/") or not number.isdecimal() or not number.isascii() or len(number) > 9:
+        return None
+    served = list(clips.served)
+    if int(number) >= len(served):
+        return None
+    file = served[int(number)]
+    try:
+        return file.read_bytes() if file.resolve() == file and is_ogg(file) else None
+    except (OSError, RuntimeError):
+        return None
