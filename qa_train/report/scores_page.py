@@ -15,7 +15,6 @@ from qa_train.report.style import STYLE
 MAX_PLAYERS = 30
 # Separate columns; every other system is a baseline.
 COLUMNS = {"hf": "HF weights", "paper": "paper"}
-LOWER_IS_BETTER = ("wer", "cer", "first_line_wer", "cp_wer")
 # Columns of words; the others are of numbers.
 _KINDS = {"other systems": "", "odd answers": "", "probe": ""}
 # Descriptions of metrics for benchmarks without their own.
@@ -292,7 +291,7 @@ def _table(results: Results) -> str:
     for name, result in results.items():
         benchmark = result["benchmark"]
         title = escape(benchmark["title"] or name)
-        direction = "higher is better" if benchmark["metric"] not in LOWER_IS_BETTER else "lower is better"
+        direction = "lower is better" if result.get("lower_is_better") else "higher is better"
         rows.append(
             f'<tr><th scope="row">{title}<small>{escape(benchmark["metric"])}, {direction}</small></th>'
             + _cell("ours", _ours(result), "num")

@@ -34,6 +34,7 @@ from qa_train.config.renamed import with_new_names
 from qa_train.train.job import checkpoints, states
 from qa_train.train.job.distributed import from_main
 from qa_train.train.job.owner import Owned, own
+from qa_train.utils import plugins
 from qa_train.utils.atomic import write_json, write_text
 from qa_train.utils.masking import masked_values, masked_words
 
@@ -268,6 +269,7 @@ def environment() -> dict[str, Any]:
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": masked_words(sys.argv),
+        **({"own_code": own} if (own := plugins.allowed()) else {}),
         "versions": versions,
         "git_commit": _git_commit(),
         "python": platform.python_version(),
