@@ -21,6 +21,7 @@ def train(settings: list[str], name: str) -> int:
 
     from qa_train.config import config_dir, register, to_stage_config
     from qa_train.config.guide import check_experiment
+    from qa_train.config.places import with_own_configs
     from qa_train.config.sweep import check_sweep, is_sweep, objective
 
     register()
@@ -50,7 +51,7 @@ def train(settings: list[str], name: str) -> int:
         results[raw.run.dir] = objective(raw.run.dir, raw.run.objective)
         return results[raw.run.dir]
 
-    sys.argv = [f"qa-train {name}", *settings_first(settings)]
+    sys.argv = [f"qa-train {name}", *settings_first(with_own_configs(settings))]
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)()
     for folder, value in sorted(results.items(), key=lambda result: result[1]):
         print(f"{folder}: run.objective {value:.4g}")

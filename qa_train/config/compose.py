@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from qa_train.config.checks.stage_checks import check
 from qa_train.config.guide import check_experiment
-from qa_train.config.places import config_dir, starter_dir
+from qa_train.config.places import config_dir, starter_dir, with_own_configs
 from qa_train.config.references import references, register_environment
 from qa_train.config.settings.sections import BY_NAME, StageConfig
 
@@ -87,4 +87,4 @@ def compose_stage(stage: str, overrides: list[str]) -> StageConfig:
     if not any(word.startswith("run.dir=") for word in overrides):
         overrides = [*overrides, "run.dir=unused"]
     with initialize_config_dir(version_base="1.3", config_dir=str(config_dir().resolve())):
-        return to_stage_config(compose(config_name=stage, overrides=overrides))
+        return to_stage_config(compose(config_name=stage, overrides=with_own_configs(overrides)))

@@ -9,7 +9,7 @@ from textwrap import shorten
 import yaml
 
 from qa_train.config.nearest import free_sections, how_to_clear, valid_keys
-from qa_train.config.places import config_dir
+from qa_train.config.places import config_dir, config_dirs
 from qa_train.utils.closest import did_you_mean
 
 GROUPS = ("experiment", "model", "data", "trainer", "deepspeed", "tracking")
@@ -67,7 +67,7 @@ def complete_setting(word: str) -> list[str]:
 
 
 def _files(group: str) -> list[Path]:
-    return sorted((config_dir() / group).glob("*.yaml"))
+    return sorted(path for folder in config_dirs() for path in (folder / group).glob("*.yaml"))
 
 
 def _comment(path: Path) -> str:

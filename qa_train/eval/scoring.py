@@ -20,7 +20,7 @@ from qa_train.eval.scores.ifeval import PARTS, ifeval_parts
 from qa_train.eval.scores.json_lines import read_predictions, to_prediction
 from qa_train.eval.scores.labels import LETTERS, gold_option, tokens_match
 from qa_train.eval.scores.prediction import NoReferenceWords, Prediction
-from qa_train.eval.scores.task_metrics import bootstrap_interval, item_statistics, lower_is_better, rows_of_all, score
+from qa_train.eval.scores.task_metrics import STATISTICS, interval, item_statistics, lower_is_better, rows_of_all, score
 from qa_train.llm.judge import Judge
 from qa_train.utils import plugins
 from qa_train.utils.atomic import write_json, write_text
@@ -73,7 +73,6 @@ def score_folder(
         "answered_by": run["answered_by"],
         "data_root": run["data_root"],
         **scored,
-        **({"own_code": code} if (code := plugins.digest(plugins.METRICS, benchmark.metric)) else {}),
         **_without_folders(_doubts(benchmark, rows), (run["data_root"], str(Path(benchmark.path).parent))),
         "predictions_sha256": found,
         "probe": run.get("probe"),
@@ -204,6 +203,8 @@ def _by_metric(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
         kept = (*CLASS_KEYS, "why")
         result["by_metric"] = {name: {k: one[k] for k in kept if k in one} for name, one in found.items()}
     result["lower_is_better"] = lower_is_better(benchmark.metric)
+    if benchmark.metric not in STATISTICS:
+        result["own_code"] = plugins.record(plugins.METRICS, benchmark.metric)
     result["by_length"] = breakdown(benchmark.metric, rows, length_class)
     result["by_language"] = breakdown(benchmark.metric, rows, lambda row: row.get("language"))
     if benchmark.metric in ("choice", "airbench", "mmau"):
@@ -254,7 +255,7 @@ def breakdown(metric: str, rows: Sequence[Row], key: Callable[[Row], Any]) -> di
         predictions = [to_prediction(row) for row in classes[name]]
         if shared is not None:
             members = {id(row) for row in classes[name]}
-            result[name] = _interval_of(shared[0][[id(row) in members for row in rows]], shared[1])
+            result[name] = _interval_of(metric, shared[0][[id(row) in members for row in rows]], shared[1])
             continue
         try:
             found = score(metric, predictions).as_dict()
@@ -266,8 +267,8 @@ def breakdown(metric: str, rows: Sequence[Row], key: Callable[[Row], Any]) -> di
     return result
 
 
-def _interval_of(rows: np.ndarray, value: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
-    low, high = bootstrap_interval(rows, value)
+def _interval_of(metric: str, rows: np.ndarray, value: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
+    low, high = interval(metric, rows, value)
     found = {"value": float(value(rows.sum(0, keepdims=True))[0]), "ci_low": low, "ci_high": high}
     return {k: round(v, 2) for k, v in found.items()} | {"n": len(rows)}
 

@@ -23,7 +23,6 @@ from qa_train.eval.scores.json_lines import read_predictions
 from qa_train.eval.scoring import score_folder
 from qa_train.llm.client import CallFailed, Endpoint
 from qa_train.llm.judge import Judge
-from qa_train.utils import plugins
 from qa_train.utils.atomic import write_json, write_text
 from qa_train.utils.progress import progress
 
@@ -40,7 +39,6 @@ def evaluate(options: EvalConfig) -> int:
     Raises:
         ValueError: options that do not belong together, unknown benchmarks, missing data.
     """
-    plugins.allow(options.plugins)
     if options.compare is not None:
         return _compare(options)
     if options.step not in STEPS:

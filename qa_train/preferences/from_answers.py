@@ -22,7 +22,6 @@ from qa_train.llm.client import Endpoint
 from qa_train.llm.judge import Judge
 from qa_train.preferences.draw import askable
 from qa_train.preferences.rank import ByJudge, ByLabel, ByMetric, ByWordErrors, Pair, Ranker, balanced, ranked
-from qa_train.utils import plugins
 from qa_train.utils.atomic import write_json
 from qa_train.utils.progress import progress
 
@@ -76,7 +75,6 @@ def pairs(options: PairsConfig) -> int:
     Raises:
         ValueError: wrong options, an unreadable checkpoint, no record to ask about, or no pair far enough apart.
     """
-    plugins.allow(options.plugins)
     ranker = _ranker(options)
     ranks = ranks_from_environment()
     out = Path(options.out)

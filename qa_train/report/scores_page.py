@@ -194,7 +194,8 @@ def _contaminated(found: Mapping[str, Any]) -> str:
 def _notes(name: str, result: Mapping[str, Any]) -> list[str]:
     """How one benchmark was scored, and what may be compared."""
     benchmark = result["benchmark"]
-    notes = [f"rule: {benchmark['rule'] or RULES.get(benchmark['metric'], benchmark['metric'])}"]
+    own = (result.get("own_code") or {}).get("about")
+    notes = [f"rule: {benchmark['rule'] or own or RULES.get(benchmark['metric'], benchmark['metric'])}"]
     if benchmark["comparable"]:
         notes.append(f"comparable: {benchmark['comparable']}")
     official = result.get("official")

@@ -121,14 +121,17 @@ def _check_call(told: str, found: Any, takes: Sequence[str]) -> None:
         raise ValueError(f"{told} takes {signature}: {wanted}") from error
 
 
-def digest(group: str, name: str) -> dict[str, str] | None:
-    """``{"code": module:attribute, "sha256": of its file}`` of code that was loaded; None: it was not."""
-    place = place_of(group, name)
-    module = sys.modules.get((place or "").partition(":")[0])
-    if place is None or module is None:
-        return None
-    file = Path(getattr(module, "__file__", None) or "")
-    return {"code": place} | ({"sha256": sha256(file.read_bytes()).hexdigest()} if file.is_file() else {})
+def record(group: str, name: str) -> dict[str, str]:
+    """What to keep with a result: ``code`` (module:attribute), ``about`` (its first line), ``sha256`` of its file.
+
+    Raises:
+        ValueError: as ``load``.
+    """
+    found = load(group, name)
+    place = str(place_of(group, name))
+    file = Path(getattr(sys.modules[place.partition(":")[0]], "__file__", None) or "")
+    told = {"code": place, "about": (inspect.getdoc(found) or "").partition("\n")[0]}
+    return told | ({"sha256": sha256(file.read_bytes()).hexdigest()} if file.is_file() else {})
 
 
 def packaged(name: str | Path) -> Path:

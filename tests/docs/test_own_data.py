@@ -1,10 +1,9 @@
-"""README's "Your own data": its blocks, in their order and as they stand, on small data of a reader's."""
+"""The guide from one's own recordings to a model: its blocks, in their order and as they stand, on small data of a reader's."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -20,16 +19,9 @@ _WORDS = "seven green birds sing over the quiet river while we wait".split()
 
 
 def section() -> list[tuple[str, str]]:
-    """(language, text) of the section's blocks."""
-    text = (ROOT / "README.md").read_text().split("### Your own data")[1].split("\n### ")[0]
+    """(language, text) of the page's blocks."""
+    text = (ROOT / "docs/start/recordings.md").read_text()
     return [(kind, re.sub(r"^   ", "", block, flags=re.MULTILINE)) for kind, block in _BLOCK.findall(text)]
-
-
-def checkout(folder: Path) -> None:
-    """What a reader has cloned, with a ``configs`` folder that may be written to."""
-    for name in ("qa_train", "data_pipelines", "data"):
-        (folder / name).symlink_to(ROOT / name)
-    shutil.copytree(ROOT / "configs", folder / "configs")
 
 
 def recordings(folder: Path) -> None:
@@ -62,7 +54,6 @@ def recordings(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_own_data_from_recordings_to_a_model(tmp_path: Path) -> None:
-    checkout(tmp_path)
     recordings(tmp_path)
     blocks = section()
     assert [kind for kind, _ in blocks] == ["bash", "bash", "yaml", "bash", "bash"]
@@ -71,11 +62,12 @@ def test_own_data_from_recordings_to_a_model(tmp_path: Path) -> None:
         if kind == "yaml":
             where = re.search(r"# (configs/\S+\.yaml)", text)
             assert where is not None
+            (tmp_path / where[1]).parent.mkdir(parents=True)
             (tmp_path / where[1]).write_text(text)
             continue
         done = subprocess.run(
             ["bash", "-c", f"set -euo pipefail\n{text}"],
-            cwd=tmp_path, env=environment() | {"PYTHONPATH": str(tmp_path)},
+            cwd=tmp_path, env=environment(),
             capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"

@@ -237,8 +237,8 @@ def without_reference(metric: str) -> bool:
 def unknown_metric(name: str, others: Sequence[str] = ()) -> str:
     """What to say of a name that is no metric; ``others``: names that are right as well."""
     return (
-        f"metric {name!r} is unknown: use one of {', '.join((*STATISTICS, *others))}, or a function of your own as "
-        "package.module:function (docs/extend.md)"
+        f"metric {name!r} is unknown: use one of {', '.join((*sorted(STATISTICS), *others))}, or a function of your "
+        "own as package.module:function (docs/extend.md)"
     )
 
 
@@ -282,16 +282,20 @@ def cer(predictions: Sequence[Prediction], normalise: Normaliser = released_norm
     return _score("cer", predictions, _error_statistics("cer", predictions, normalise))
 
 
-def _score(metric: str, predictions: Sequence[Prediction], statistics: Statistics) -> Score:
-    rows, value = statistics
+def interval(metric: str, rows: np.ndarray, value: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
+    """95 % interval of a score from its items' rows [n, k]: Wilson's of a share, else the bootstrap's."""
     # One's own metric may be a share as well: drawing again from items that are all right finds no wrong one.
     if metric in SHARES or (metric not in STATISTICS and np.isin(value(rows), (0.0, 100.0)).all()):
-        low, high = wilson_interval(int((value(rows) == 100.0).sum()), len(rows))
-    elif metric in _ERROR_RATES and not rows[:, 0].any():
+        return wilson_interval(int((value(rows) == 100.0).sum()), len(rows))
+    if metric in _ERROR_RATES and not rows[:, 0].any():
         # Drawing again from items without an error finds none: the share of words that may still be wrong.
-        low, high = wilson_interval(0, int(rows[:, 1].sum()))
-    else:
-        low, high = bootstrap_interval(rows, value)
+        return wilson_interval(0, int(rows[:, 1].sum()))
+    return bootstrap_interval(rows, value)
+
+
+def _score(metric: str, predictions: Sequence[Prediction], statistics: Statistics) -> Score:
+    rows, value = statistics
+    low, high = interval(metric, rows, value)
     return Score(
         metric,
         float(value(rows.sum(axis=0, keepdims=True))[0]),
