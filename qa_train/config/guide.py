@@ -63,7 +63,7 @@ def complete_setting(word: str) -> list[str]:
     name, mark, value = word.partition("=")
     if mark:
         return [f"{name}={p.stem}" for p in _files(name) if p.stem.startswith(value)] if name in GROUPS else []
-    return [f"{key}=" for key in sorted({*GROUPS, *valid_keys()}) if key.startswith(word)]
+    return [f"{key}=" for key in sorted({*GROUPS, *valid_keys(), "plugins"}) if key.startswith(word)]
 
 
 def _files(group: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The guide from one's own recordings to a model: its blocks, in their order and as they stand, on small data of a reader's."""
+"""The guide from one's own recordings to a model: its blocks, as they stand, on small data of a reader's."""
 
 from __future__ import annotations
 

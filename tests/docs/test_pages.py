@@ -75,6 +75,13 @@ def test_every_guide_is_in_its_index(folder: str) -> None:
     assert pages <= {target.partition("#")[0] for target in links(index)}
 
 
+@pytest.mark.parametrize("index", ["README.md", "docs/README.md"])
+def test_who_starts_finds_every_page_for_it(index: str) -> None:
+    page = ROOT / index
+    found = {(page.parent / target.partition("#")[0]).resolve() for target in links(page)}
+    assert set((ROOT / "docs/start").glob("*.md")) <= found
+
+
 def test_the_picture_and_the_table_of_the_architecture_are_those_of_today() -> None:
     made = script("architecture")
     assert made.PICTURE.read_text() == made.picture(), "run: python scripts/architecture.py"

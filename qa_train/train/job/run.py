@@ -34,7 +34,6 @@ from qa_train.config.renamed import with_new_names
 from qa_train.train.job import checkpoints, states
 from qa_train.train.job.distributed import from_main
 from qa_train.train.job.owner import Owned, own
-from qa_train.utils import plugins
 from qa_train.utils.atomic import write_json, write_text
 from qa_train.utils.masking import masked_values, masked_words
 
@@ -259,6 +258,8 @@ def _filled(section: str, values: dict[str, Any]) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Facts that explain a result later: command, versions, commit, machine."""
+    from qa_train.utils import plugins
+
     packages = ("torch", "transformers", "trl", "accelerate", "deepspeed", "datasets", "qa-train")
     versions = {}
     for name in packages:
