@@ -16,7 +16,7 @@ import yaml
 
 from data_pipelines.importers import ImportConfig
 from data_pipelines.importers import main as import_main
-from data_pipelines.importing.catalogue import corpus_of
+from data_pipelines.importing.catalogue import corpus_of, table
 from qa_train.config import EvalConfig, compose_stage, parse_options
 from qa_train.data.shards.index import load_index
 from qa_train.data.text.prompts import PromptBank
@@ -157,6 +157,11 @@ def test_an_error_inside_a_metric_keeps_its_trace(installed: Path) -> None:
     assert isinstance(caught.value.__cause__, AttributeError)
 
 
+def test_a_name_does_not_reach_through_a_package(installed: Path) -> None:
+    plugins.allow("bird_words")
+    assert not is_metric("bird_words.metrics:os.system")
+
+
 def test_a_package_that_is_not_there_and_a_name_taken_twice(installed: Path) -> None:
     with pytest.raises(ValueError, match="there is no package 'no_such_package', installed or in"):
         plugins.allow(["no_such_package"])
@@ -260,8 +265,9 @@ def test_a_corpus_is_imported_by_name(installed: Path, tmp_path: Path) -> None:
         import_main(["birds"], options)
     options.plugins = ["bird_words"]
     assert import_main(["birds"], options) == 0
-    table = load_index(str(next((tmp_path / "shards").glob("*.tar")))).table
-    assert [json.loads(meta)["label"] for meta in table["meta"].to_pylist()] == ["robin", "wren", "robin"]
+    index = load_index(str(next((tmp_path / "shards").glob("*.tar")))).table
+    assert [json.loads(meta)["label"] for meta in index["meta"].to_pylist()] == ["robin", "wren", "robin"]
+    assert "birds: bird_words.corpora:BIRDS, of an installed package: add plugins=[bird_words]" in table()
     with pytest.raises(ValueError, match=r"expected a data_pipelines.corpora.base.Corpus"):
         import_main(["bird_words.corpora:read"], options)
 
@@ -309,3 +315,12 @@ def test_a_run_scores_held_out_data_by_a_metric_of_ones_own(
     assert (result["metric"], result["n"]) == ("bird", 2)
     assert result["own_code"]["code"] == "bird_words.metrics:names_a_bird"
     assert len(result["own_code"]["sha256"]) == 64
+    ranks = [sys.executable, "-m", "qa_train", "pairs", f"checkpoint={folder}/run", f"shards={shards}/speech-*.tar",
+             f"out={folder}/pairs", "by=bird_words.metrics:short", "margin=1", "samples=6", "limit=12",
+             "max_new_tokens=200", "plugins=[bird_words]"]  # fmt: skip
+    done = subprocess.run(ranks, env=environment() | env, capture_output=True, text=True, cwd=folder, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads((folder / "pairs/pairs.report.json").read_text())
+    assert report["by"] == "bird_words.metrics:short"
+    assert all(len(pair["chosen"]) < len(pair["rejected"]) for pair in report["examples"])
+    assert report["examples"]

@@ -67,4 +67,8 @@ def table() -> str:
         ]
         lines += [f"    note     {corpus.note}"] if corpus.note else []
         lines += [f"    from     {corpus.homepage}"] if corpus.homepage else []
+    for name, place in plugins.offered(plugins.CORPORA).items():
+        lines += [
+            f"{name}: {place}, of an installed package: add plugins=[{place.partition(':')[0].partition('.')[0]}]"
+        ]
     return "\n".join(lines)

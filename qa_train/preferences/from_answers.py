@@ -155,9 +155,7 @@ def _ranker(options: PairsConfig) -> Ranker:
         return ByLabel()
     if options.by != "judge":
         if not is_metric(options.by):
-            raise ValueError(
-                f"pairs: by={options.by!r}: use wer, label, judge, or a metric; {unknown_metric(options.by)}"
-            )
+            raise ValueError(f"pairs: by={options.by!r}: {unknown_metric(options.by, ('label', 'judge'))}")
         return ByMetric(options.by, options.margin)
     if not options.judge_model:
         raise ValueError("pairs: by=judge needs judge_model=NAME, and judge_url=ADDRESS unless its cache is replayed")

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 METRICS, CORPORA = "qa_train.metrics", "qa_train.corpora"
-_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+# No dots after the colon: a file must not reach through a package that is allowed, as in package:os.system.
+_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _allowed: dict[str, str] = {}
 
 
@@ -76,6 +77,11 @@ def place_of(group: str, name: str) -> str | None:
     if len(found) > 1:
         raise ValueError(f"{name} is the name of {' and of '.join(found)} (entry points {group}): give one of these")
     return found[0] if found else None
+
+
+def offered(group: str) -> dict[str, str]:
+    """Entry points of a group, by name; nothing is imported."""
+    return {entry.name: entry.value for entry in metadata.entry_points(group=group)}
 
 
 def load(group: str, name: str, takes: Sequence[str] = ()) -> Any:
