@@ -207,6 +207,12 @@ def test_a_metric_says_which_way_is_better(installed: Path) -> None:
     assert compare_predictions(name, far, near)["better"] == "second"
 
 
+def test_an_answer_that_failed_is_an_empty_one(installed: Path) -> None:
+    plugins.allow("bird_words")
+    failed = Prediction("a bird", ("a bird",), "en", error="unreadable clip")
+    assert score("bird", [failed, *said("a bird")]).value == 50
+
+
 def test_a_reward_ranks_answers(installed: Path) -> None:
     sample = Sample("clip", (Message("user", (AudioPart(0), TextPart("What?"))),), 1, "ask", "en", "chat")
     asked = Question(sample, lambda: (), ("a bird sings",), "bird", "test", "en")

@@ -9,12 +9,13 @@ intervals, classes and comparisons as the built-in ones do. Two attributes of th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from qa_train.eval.scores.prediction import Prediction
+from qa_train.eval.scores.prediction import Prediction, answer_of
 from qa_train.utils import plugins
 
 Function = Callable[[Sequence[Prediction]], Any]
@@ -44,7 +45,8 @@ def own_statistics(name: str, predictions: tuple[Prediction, ...]) -> tuple[np.n
     if function is None:
         raise ValueError(f"there is no metric {name!r}")
     try:
-        found = function(list(predictions))
+        # As the built-in ones see them: an answer that failed is an empty one.
+        found = function([replace(p, text=answer_of(p)) for p in predictions])
     except Exception as error:
         # Whatever it raises: the user needs the place in their code.
         raise RuntimeError(f"the metric {name} failed on {len(predictions)} predictions") from error
