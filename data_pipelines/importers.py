@@ -37,6 +37,7 @@ from qa_train.data.stores import storage
 from qa_train.data.stores.folders import companion, open_folder
 from qa_train.data.tools.outside import Outside
 from qa_train.jobs.executor import EngineOptions
+from qa_train.utils import plugins
 from qa_train.utils.masking import masked
 from qa_train.utils.progress import progress
 from qa_train.utils.terminal import layout
@@ -100,6 +101,8 @@ class ImportConfig(EngineOptions):
     retry_bad: bool = False
     # Replace files of the same names that no import made.
     overwrite: bool = False
+    # Packages whose code may run, for a corpus of your own (docs/extend.md): plugins=[my_package].
+    plugins: list[str] = field(default_factory=list)
     # How remote files are read: the keys of data.storage.
     storage: StorageConfig = field(default_factory=StorageConfig)
 
@@ -124,6 +127,7 @@ def main(words: list[str], options: ImportConfig) -> int:
             f"data import: give one CORPUS, path= and out=; found {' '.join(words) or 'no corpus'}, "
             f"path={options.path or ''} out={options.out} (qa-train data import --list names the corpora)"
         )
+    plugins.allow(options.plugins)
     corpus = corpus_of(words[0])
     for report in import_corpus(corpus, options):
         print(report.text(), flush=True)

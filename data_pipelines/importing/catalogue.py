@@ -1,4 +1,4 @@
-"""All corpora by name."""
+"""All corpora by name, and those of the user's own."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from data_pipelines.corpora.spoken import (
     vocal_sound,
     voxceleb,
 )
+from qa_train.utils import plugins
 from qa_train.utils.closest import closest
 from qa_train.utils.terminal import PLAIN, Layout
 
@@ -36,9 +37,22 @@ def corpus_of(name: str) -> Corpus:
     found = by_plain.get(_plain(name))
     if found is not None:
         return found
+    if plugins.place_of(plugins.CORPORA, name) is not None:
+        return _own(name)
     near = closest(_plain(name), by_plain, cutoff=0.4)
     hint = f"did you mean {by_plain[near].name}? " if near else ""
     raise ValueError(f"no corpus {name!r}; {hint}qa-train data import --list shows all {len(CORPORA)}")
+
+
+def _own(name: str) -> Corpus:
+    """A corpus of the user's own. ValueError: it may not run, or is no `Corpus`."""
+    corpus = plugins.load(plugins.CORPORA, name)
+    if not isinstance(corpus, Corpus) or not callable(corpus.read):
+        raise ValueError(
+            f"{name} is {type(corpus).__name__} {corpus!r}: expected a data_pipelines.corpora.base.Corpus, whose read "
+            "takes a Request and yields Items"
+        )
+    return corpus
 
 
 def table(page: Layout = PLAIN) -> str:
@@ -56,4 +70,7 @@ def table(page: Layout = PLAIN) -> str:
         }
         lines += [page.paint(page.fold(f"{corpus.name}: {corpus.title}"), "bold")]
         lines += [page.entries([(name, text) for name, text in facts.items() if text], 13, indent=4)]
+    for name, place in plugins.offered(plugins.CORPORA).items():
+        package = place.partition(":")[0].partition(".")[0]
+        lines += [page.fold(f"{name}: {place}, of an installed package: add plugins=[{package}]")]
     return "\n".join(lines)

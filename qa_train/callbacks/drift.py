@@ -13,14 +13,14 @@ from qa_train.config import StopConfig
 from qa_train.eval.answers import Outcome
 from qa_train.eval.questions import Question
 from qa_train.eval.scores.normalise import transcript_words
-from qa_train.eval.scores.task_metrics import LOWER_IS_BETTER
+from qa_train.eval.scores.task_metrics import lower_is_better
 
 
 def check_rule(name: str, rule: StopConfig, metric: str) -> None:
     """ValueError for a limit on the side where the set's metric gets better."""
-    wrong, right = ("fall", "rise") if metric in LOWER_IS_BETTER else ("rise", "fall")
+    wrong, right = ("fall", "rise") if lower_is_better(metric) else ("rise", "fall")
     if getattr(rule, wrong) is not None:
-        better = "lower" if metric in LOWER_IS_BETTER else "higher"
+        better = "lower" if lower_is_better(metric) else "higher"
         raise ValueError(f"evaluation.stop.{name}.{wrong}: {metric} is better when it is {better}; use {right}")
 
 

@@ -156,6 +156,7 @@ _KEYS = (
     ("trainer.batches_per_step=64", "batches of one step over all GPUs, whatever their number"),
     ("trainer.learning_rate=1e-5", "the greatest learning rate, after the warm-up"),
     ("trainer.bf16=auto", "bfloat16 where the hardware multiplies it, else float32"),
+    ("plugins=[my_package]", "packages whose code may run, for held-out metrics of your own"),
     ("trainer.gradient_checkpointing.llm=selective", "none, selective or full; also .encoder"),
 )
 _MORE = (

@@ -8,6 +8,7 @@ from typing import Any
 
 from qa_train.commands.guard import guarded, refused, show_warnings
 from qa_train.config import STAGES
+from qa_train.utils import plugins
 
 
 def train(settings: list[str], name: str) -> int:
@@ -23,6 +24,7 @@ def train(settings: list[str], name: str) -> int:
     from qa_train.config.sweep import check_sweep, is_sweep, objective
 
     register()
+    settings, packages = plugins.taken_from(settings)
     check_experiment(settings)
     check_sweep(settings)
     if "--resolve" in settings and not {"-p", "--package"} & set(settings):
@@ -40,7 +42,7 @@ def train(settings: list[str], name: str) -> int:
         # Hydra's setup takes the handlers away and switches loggers off: skipped samples and steps would go unsaid.
         show_warnings()
         # Hydra would shorten the trace of any error; errors are handled here instead.
-        codes.append(guarded(name, lambda: _run_stage(name, to_stage_config(raw))))
+        codes.append(guarded(name, lambda: _run_stage(name, to_stage_config(raw), packages)))
         if not is_sweep(settings):
             return None
         if codes[-1]:
@@ -61,10 +63,11 @@ def settings_first(words: list[str]) -> list[str]:
     return [*settings, *(word for word in words if word not in settings)]
 
 
-def _run_stage(stage: str, cfg: Any) -> int:
+def _run_stage(stage: str, cfg: Any, packages: list[str]) -> int:
     from qa_train.train.job.owner import EXIT_OWNED, Owned, release
     from qa_train.train.safety.rollback import RollBack, StopRun
 
+    plugins.allow(packages)
     callbacks: list[Any] = []
     if cfg.evaluation.every:
         from qa_train.callbacks.held_out import HeldOut

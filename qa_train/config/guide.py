@@ -68,7 +68,7 @@ def complete_setting(word: str) -> list[str]:
     name, mark, value = word.partition("=")
     if mark:
         return [f"{name}={p.stem}" for p in option_files(name) if p.stem.startswith(value)] if name in GROUPS else []
-    return [f"{key}=" for key in sorted({*GROUPS, *valid_keys()}) if key.startswith(word)]
+    return [f"{key}=" for key in sorted({*GROUPS, *valid_keys(), "plugins"}) if key.startswith(word)]
 
 
 def _comment(path: Path) -> str:

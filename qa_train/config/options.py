@@ -81,6 +81,8 @@ class EvalConfig:
     probe: int = 32
     # Training shards (paths or patterns) in which to look for the items: training=[a.tar,b.tar].
     training: Any = None
+    # Packages whose code may run, for metrics of your own (docs/extend.md): plugins=[my_package].
+    plugins: list[str] = field(default_factory=list)
     # Replace files in out that are named like a report and belong to no evaluation.
     overwrite: bool = False
     # How remote ones are read: the keys of data.storage.
@@ -168,12 +170,15 @@ class PairsConfig:
     out: str = MISSING
     # A task of the prompt bank, or "chat".
     task: str = "ask_transcript"
+    # Prompt files (YAML) in addition to the built-in bank; package:FILE is one inside an installed package.
+    prompt_files: list[str] = field(default_factory=list)
     # wer: word error rate against the transcript. label: whether the answer contains the label (task=ask_sound or
-    # another that asks for one). judge: a language model that sees the reference.
+    # another that asks for one). judge: a language model that sees the reference. A metric, package.module:function for
+    # one of your own: the answer with the best points against the one with the worst.
     by: str = "wer"
     # Balance lengths: keep equal numbers of pairs in which the longer and the shorter answer is better.
     balance: bool = False
-    # Least difference of word error rate.
+    # Least difference: of the word error rate (0 to 1), or in the points of a metric.
     margin: float = 0.15
     # Only by=wer: choose the transcript over the worst answer, instead of the best answer.
     choose_transcript: bool = False
@@ -201,6 +206,8 @@ class PairsConfig:
     allow_missing: list[str] = field(default_factory=list)
     # Of the sampled answers.
     seed: int = 0
+    # Packages whose code may run, for rewards of your own (docs/extend.md): plugins=[my_package].
+    plugins: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -20,7 +20,7 @@ from qa_train.eval.benchmarks.judged import JUDGE_FACTS, judged_statistics
 from qa_train.eval.benchmarks.table import JUDGED
 from qa_train.eval.scores.json_lines import read_json_lines, read_predictions, to_prediction
 from qa_train.eval.scores.prediction import NoReferenceWords, Prediction
-from qa_train.eval.scores.task_metrics import LOWER_IS_BETTER, METRICS, RESAMPLES, SHARES, item_statistics
+from qa_train.eval.scores.task_metrics import RESAMPLES, SHARES, is_metric, item_statistics, lower_is_better
 from qa_train.eval.scoring import ASKED, refuse_changed
 
 SIGNIFICANT = 0.05
@@ -100,7 +100,7 @@ def _compared(
     p_value = (as_large + 1) / (resamples + 1)
     better = None
     if p_value <= SIGNIFICANT:
-        better = "second" if (found < 0) == (metric in LOWER_IS_BETTER) else "first"
+        better = "second" if (found < 0) == lower_is_better(metric) else "first"
     return {
         "metric": metric,
         "n": n,
@@ -154,7 +154,7 @@ def compare_folders(first: Path | str, second: Path | str) -> dict[str, dict[str
         if metric in JUDGED:
             results[name] = _compare_judged(name, metric, [side[name].parent for side in files], rows) | asked_otherwise
             continue
-        if metric not in METRICS:
+        if not is_metric(metric):
             results[name] = {"metric": metric, "n": len(rows[0]), "why": "it has no metric"}
             continue
         sides = [[to_prediction(rows[side][key]) for key in rows[0]] for side in (0, 1)]

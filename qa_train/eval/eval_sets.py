@@ -32,12 +32,13 @@ from qa_train.eval.answers import Limits, Outcome, answer, predictions
 from qa_train.eval.questions import Question, accepted_answers, into_language, part_text, split_answer, task_metric
 from qa_train.eval.scores.normalise import transcript_words
 from qa_train.eval.scores.task_metrics import (
-    METRICS,
     Prediction,
     check_references,
+    is_metric,
     label_contained,
     label_matches,
     score,
+    unknown_metric,
 )
 from qa_train.infer.encoded import EncodedClips
 from qa_train.infer.generate import Decoding, Generator, prompt_tokens
@@ -60,7 +61,7 @@ class EvalSet:
     template: str = "base"
     # Keep only records whose metadata equal these values (or one of a list of values).
     where: Mapping[str, Any] = field(default_factory=dict)
-    # One of scores.METRICS; None: by the task.
+    # As `task_metrics.is_metric` knows them; None: by the task.
     metric: str | None = None
     # Asked instead of a wording drawn from the bank; "{language}" becomes the record's code.
     prompt: str | None = None
@@ -136,8 +137,8 @@ def record_questions(eval_set: EvalSet, bank: PromptBank, storage: StorageConfig
             f"{_NO_DEFAULT[eval_set.task]}, or two sets with one each"
         )
     metric = eval_set.metric or task_metric(eval_set.task)
-    if metric not in METRICS:
-        raise ValueError(f"evaluation set {eval_set.name!r}: metric {metric!r} is unknown, use one of {[*METRICS]}")
+    if not is_metric(metric):
+        raise ValueError(f"evaluation set {eval_set.name!r}: {unknown_metric(metric)}")
     # Waveforms are read here; the number of mel bins is the generator's business.
     reader = ClipReader(num_mel_bins=0, storage=storage)
     found: list[tuple[bytes, Question]] = []

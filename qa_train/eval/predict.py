@@ -24,7 +24,7 @@ from qa_train.eval.listening import listening_probe
 from qa_train.eval.questions import MAX_CLIP_S, Question, load_clips, part_text
 from qa_train.eval.ranks import Ranks
 from qa_train.eval.scores.labels import option_text
-from qa_train.eval.scores.task_metrics import WITHOUT_REFERENCE, check_references
+from qa_train.eval.scores.task_metrics import check_references, without_reference
 from qa_train.infer.generate import Decoding, prompt_tokens
 from qa_train.utils.atomic import write_json, write_text
 
@@ -54,7 +54,8 @@ def question_of(benchmark: Benchmark, row: Mapping[str, Any]) -> Question:
     gt = row["gt"]
     references = tuple(gt) if isinstance(gt, list) else (gt,)
     check_references(benchmark.metric, [references])
-    if benchmark.metric not in (UNSCORED, *JUDGED, *WITHOUT_REFERENCE) and not any(references):
+    scored = benchmark.metric not in (UNSCORED, *JUDGED)
+    if scored and not any(references) and not without_reference(benchmark.metric):
         raise ValueError(f"benchmark {benchmark.name}, item {row['id']}: no reference to score by {benchmark.metric}")
     clips = (AudioPart(0),) if row["audio"] else ()
     # A benchmark's own base prompt may contain language tags as control tokens; a question of its rows may not.

@@ -30,7 +30,13 @@ from qa_train.data.text.records import LANGUAGES
 from qa_train.data.text.sample import Message, Sample, TextPart
 from qa_train.eval.benchmarks.judged import NEEDED
 from qa_train.eval.benchmarks.table import JUDGED, UNSCORED
-from qa_train.eval.scores.task_metrics import METRICS, ONE_REFERENCE, WITHOUT_REFERENCE, check_references
+from qa_train.eval.scores.task_metrics import (
+    ONE_REFERENCE,
+    check_references,
+    is_metric,
+    unknown_metric,
+    without_reference,
+)
 
 # Longer clips are failed answers: no benchmark here has any.
 MAX_CLIP_S = 1800.0
@@ -183,11 +189,11 @@ def _question(row: dict[str, Any], key: str, folder: Path, max_duration_s: float
     if known and metric in ("bleu", "chrf"):
         # Of a translation or caption; the line's own is that of the clip.
         language = into_language(task) or language_of("bleu", prompt) or "en"
-    if metric not in (*METRICS, *JUDGED, UNSCORED):
-        raise ValueError(f"metric {metric!r} is unknown: use {', '.join([*METRICS, *JUDGED, UNSCORED])}")
+    if metric not in (*JUDGED, UNSCORED) and not is_metric(metric):
+        raise ValueError(unknown_metric(metric, (*JUDGED, UNSCORED)))
     if missing := [name for name in NEEDED.get(metric, ()) if not row.get(name)]:
         raise ValueError(f"metric {metric!r} needs {' and '.join(missing)}, which the judge is shown")
-    if not references and metric not in (UNSCORED, "voicebench_open", *WITHOUT_REFERENCE):
+    if not references and metric not in (UNSCORED, "voicebench_open") and not without_reference(metric):
         raise ValueError(f"metric {metric!r} needs a reference: give gt, or metric {UNSCORED!r}")
     check_references(metric, [references])
     found = tuple(located(clip, folder) for clip in clips)

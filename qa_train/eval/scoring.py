@@ -20,8 +20,9 @@ from qa_train.eval.scores.ifeval import PARTS, ifeval_parts
 from qa_train.eval.scores.json_lines import read_predictions, to_prediction
 from qa_train.eval.scores.labels import LETTERS, gold_option, tokens_match
 from qa_train.eval.scores.prediction import NoReferenceWords, Prediction
-from qa_train.eval.scores.task_metrics import ROWS_OF_ALL, bootstrap_interval, item_statistics, score
+from qa_train.eval.scores.task_metrics import STATISTICS, interval, item_statistics, lower_is_better, rows_of_all, score
 from qa_train.llm.judge import Judge
+from qa_train.utils import plugins
 from qa_train.utils.atomic import write_json, write_text
 
 Row = dict[str, Any]
@@ -182,7 +183,7 @@ def _by_metric(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
         result = score(benchmark.metric, predictions).as_dict()
     except NoReferenceWords as error:
         # Recordings without speech have no error rate. The others' scores do not wait for it.
-        return {"value": None, "n": len(rows), "why": str(error)}
+        return {"value": None, "n": len(rows), "why": str(error), "lower_is_better": True}
     if benchmark.reader == "airbench_foundation":
         found = mean_over_tasks(rows, benchmark.metric)
         result |= {k: round(found[k], 2) for k in ("value", "ci_low", "ci_high")}
@@ -201,6 +202,9 @@ def _by_metric(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
         found = {benchmark.metric: result} | {name: _beside(name, predictions) for name in benchmark.also}
         kept = (*CLASS_KEYS, "why")
         result["by_metric"] = {name: {k: one[k] for k in kept if k in one} for name, one in found.items()}
+    result["lower_is_better"] = lower_is_better(benchmark.metric)
+    if benchmark.metric not in STATISTICS:
+        result["own_code"] = plugins.record(plugins.METRICS, benchmark.metric)
     result["by_length"] = breakdown(benchmark.metric, rows, length_class)
     result["by_language"] = breakdown(benchmark.metric, rows, lambda row: row.get("language"))
     if benchmark.metric in ("choice", "airbench", "mmau"):
@@ -246,12 +250,12 @@ def breakdown(metric: str, rows: Sequence[Row], key: Callable[[Row], Any]) -> di
     if set(classes) == {"unknown"}:
         return {}
     result: dict[str, dict[str, Any]] = {}
-    shared = item_statistics(metric, [to_prediction(row) for row in rows]) if metric in ROWS_OF_ALL else None
+    shared = item_statistics(metric, [to_prediction(row) for row in rows]) if rows_of_all(metric) else None
     for name in sorted(classes, key=_natural):
         predictions = [to_prediction(row) for row in classes[name]]
         if shared is not None:
             members = {id(row) for row in classes[name]}
-            result[name] = _interval_of(shared[0][[id(row) in members for row in rows]], shared[1])
+            result[name] = _interval_of(metric, shared[0][[id(row) in members for row in rows]], shared[1])
             continue
         try:
             found = score(metric, predictions).as_dict()
@@ -263,8 +267,8 @@ def breakdown(metric: str, rows: Sequence[Row], key: Callable[[Row], Any]) -> di
     return result
 
 
-def _interval_of(rows: np.ndarray, value: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
-    low, high = bootstrap_interval(rows, value)
+def _interval_of(metric: str, rows: np.ndarray, value: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
+    low, high = interval(metric, rows, value)
     found = {"value": float(value(rows.sum(0, keepdims=True))[0]), "ci_low": low, "ci_high": high}
     return {k: round(v, 2) for k, v in found.items()} | {"n": len(rows)}
 

@@ -16,11 +16,12 @@ from qa_train.eval.answers import Journal, Limits, Outcome, answer, load_answere
 from qa_train.eval.eval_sets import EvalSet, record_questions
 from qa_train.eval.questions import Question, part_text
 from qa_train.eval.ranks import Ranks, ranks_from_environment
+from qa_train.eval.scores.task_metrics import is_metric, unknown_metric
 from qa_train.infer.generate import Decoding
 from qa_train.llm.client import Endpoint
 from qa_train.llm.judge import Judge
 from qa_train.preferences.draw import askable
-from qa_train.preferences.rank import ByJudge, ByLabel, ByWordErrors, Pair, Ranker, balanced, ranked
+from qa_train.preferences.rank import ByJudge, ByLabel, ByMetric, ByWordErrors, Pair, Ranker, balanced, ranked
 from qa_train.utils.atomic import write_json
 from qa_train.utils.progress import progress
 
@@ -80,10 +81,10 @@ def pairs(options: PairsConfig) -> int:
     if left := _finished(out):
         raise ValueError(f"pairs: {out} holds pairs already ({left.name}): delete them, or choose another out=")
     shards = options.shards if isinstance(options.shards, list) else [options.shards]
-    metric = {"wer": "wer", "label": "contains"}.get(options.by)
+    metric = {"label": "contains", "judge": None}.get(options.by, options.by)
     clips = EvalSet("pairs", shards, options.task, "chat", options.where, metric, limit=options.limit)
     skipped: Counter[str] = Counter()
-    questions = askable(record_questions(clips, PromptBank.load(), options.storage), skipped)
+    questions = askable(record_questions(clips, PromptBank.load(options.prompt_files), options.storage), skipped)
     drawn = _drawn(options, questions, out, ranks)
     if ranks.rank > 0:
         return 0
@@ -153,7 +154,9 @@ def _ranker(options: PairsConfig) -> Ranker:
     if options.by == "label":
         return ByLabel()
     if options.by != "judge":
-        raise ValueError(f"pairs: by={options.by!r}: use wer, label or judge")
+        if not is_metric(options.by):
+            raise ValueError(f"pairs: by={options.by!r}: {unknown_metric(options.by, ('label', 'judge'))}")
+        return ByMetric(options.by, options.margin)
     if not options.judge_model:
         raise ValueError("pairs: by=judge needs judge_model=NAME, and judge_url=ADDRESS unless its cache is replayed")
     endpoint = None

@@ -2,8 +2,8 @@
 
 For every clip, k answers are sampled; the best becomes ``chosen`` and the worst ``rejected`` when
 they are far enough apart: by word error rate against the transcript (`ByWordErrors`), by whether it contains the right
-label (`ByLabel`; neither uses another model), or by a language model that sees a description of the recording
-(`ByJudge`).
+label (`ByLabel`; neither uses another model), by any metric, one's own too (`ByMetric`), or by a language model that
+sees a description of the recording (`ByJudge`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from qa_train.eval.questions import Question, part_text
 from qa_train.eval.scores.labels import label_contained
 from qa_train.eval.scores.normalise import transcript_words
 from qa_train.eval.scores.prediction import Prediction
-from qa_train.eval.scores.task_metrics import word_edits
+from qa_train.eval.scores.task_metrics import item_statistics, lower_is_better, word_edits
 from qa_train.llm.judge import Judge, Verdict
 
 # Number of questions ranked together.
@@ -111,6 +111,33 @@ class ByLabel:
         wrong = [text for text in texts if text not in right]
         pairs = [(a, b) for a in right for b in wrong]
         return min(pairs, key=lambda pair: abs(_words(pair[0]) - _words(pair[1])), default=None)
+
+
+@dataclass(frozen=True)
+class ByMetric:
+    """By the points that a metric gives each answer, which must differ by ``margin`` points.
+
+    An answer that is empty is never chosen or rejected: it would teach when to be silent.
+    """
+
+    metric: str
+    margin: float
+
+    def rank(self, questions: Sequence[Question], answers: Sequence[list[str]]) -> list[tuple[str, str] | None]:
+        """See `Ranker`."""
+        asked = [(q, text) for q, texts in zip(questions, answers, strict=True) for text in texts]
+        if not asked:
+            return [None] * len(questions)
+        rows, value = item_statistics(self.metric, [_prediction(*each) for each in asked])
+        points = iter((value(rows) * (-1 if lower_is_better(self.metric) else 1)).tolist())
+        return [self._best_and_worst([(next(points), text) for text in texts]) for texts in answers]
+
+    def _best_and_worst(self, scored: list[tuple[float, str]]) -> tuple[str, str] | None:
+        said = [each for each in scored if each[1]]
+        if len(said) < 2:
+            return None
+        best, worst = max(said, key=lambda each: each[0]), min(said, key=lambda each: each[0])
+        return (best[1], worst[1]) if best[0] > worst[0] and best[0] - worst[0] >= self.margin else None
 
 
 def _prediction(question: Question, text: str) -> Prediction:

@@ -14,7 +14,6 @@ from qa_train.report.markdown import plain
 MAX_PLAYERS = 30
 # Separate columns; every other system is a baseline.
 COLUMNS = {"hf": "HF weights", "paper": "paper"}
-LOWER_IS_BETTER = ("wer", "cer", "first_line_wer", "cp_wer")
 # Columns of words; the others are of numbers.
 _KINDS = {"other systems": "", "odd answers": "", "probe": ""}
 # Descriptions of metrics for benchmarks without their own.
@@ -184,7 +183,8 @@ def _contaminated(found: Mapping[str, Any]) -> str:
 def _notes(name: str, result: Mapping[str, Any]) -> list[str]:
     """How one benchmark was scored, and what may be compared."""
     benchmark = result["benchmark"]
-    notes = [f"rule: {benchmark['rule'] or RULES.get(benchmark['metric'], benchmark['metric'])}"]
+    own = (result.get("own_code") or {}).get("about")
+    notes = [f"rule: {benchmark['rule'] or own or RULES.get(benchmark['metric'], benchmark['metric'])}"]
     if benchmark["comparable"]:
         notes.append(f"comparable: {benchmark['comparable']}")
     official = result.get("official")
@@ -269,7 +269,7 @@ def _rows(results: Results, published: Mapping[str, Callable[[Mapping[str, Any]]
     rows = []
     for name, result in results.items():
         benchmark = result["benchmark"]
-        direction = "higher is better" if benchmark["metric"] not in LOWER_IS_BETTER else "lower is better"
+        direction = "lower is better" if result.get("lower_is_better") else "higher is better"
         deaf = (result.get("probe") or {}).get("listens") is False
         cells = [
             (_ours(result), "num"),

@@ -22,6 +22,7 @@ from qa_train.commands.plan import PlanDataConfig
 from qa_train.config import OrderConfig, StageConfig, config_dir, register, to_stage_config
 from qa_train.config.guide import GROUPS
 from qa_train.config.planning import PlanConfig
+from qa_train.utils import plugins
 from tests.train.conftest import ROOT
 
 register()
@@ -101,6 +102,7 @@ def check(words: list[str]) -> None:
 
 def compose_stage(stage: str, words: list[str]) -> StageConfig:
     """The configuration of a stage as the words say it; of a sweep, with the first value of each list."""
+    words, _ = plugins.taken_from(words)
     words = [w for w in words if not w.startswith("hydra") and w not in ("--cfg", "job", "-m", "-c")]
     words = [re.sub(r"=(tag\(.*|interval\(.*)$", "=1e-5", w) for w in words]
     words = [re.sub(r"^([\w.]+=[^\[{,$]+),.*", r"\1", w).replace("${hydra:job.num}", "0") for w in words]

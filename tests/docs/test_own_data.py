@@ -1,4 +1,4 @@
-"""README's "Your own data": its blocks, in their order and as they stand, on small data of a reader's."""
+"""The guide from one's own recordings to a model: its blocks, as they stand, on small data of a reader's."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _WORDS = "seven green birds sing over the quiet river while we wait".split()
 
 
 def section() -> list[tuple[str, str]]:
-    """(language, text) of the section's blocks."""
-    text = (ROOT / "README.md").read_text().split("### Your own data")[1].split("\n### ")[0]
+    """(language, text) of the page's blocks."""
+    text = (ROOT / "docs/start/recordings.md").read_text()
     return [(kind, re.sub(r"^   ", "", block, flags=re.MULTILINE)) for kind, block in _BLOCK.findall(text)]
 
 

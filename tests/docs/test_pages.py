@@ -75,6 +75,13 @@ def test_every_guide_is_in_its_index(folder: str) -> None:
     assert pages <= {target.partition("#")[0] for target in links(index)}
 
 
+@pytest.mark.parametrize("index", ["README.md", "docs/README.md"])
+def test_who_starts_finds_every_page_for_it(index: str) -> None:
+    page = ROOT / index
+    found = {(page.parent / target.partition("#")[0]).resolve() for target in links(page)}
+    assert set((ROOT / "docs/start").glob("*.md")) <= found
+
+
 def test_the_picture_and_the_table_of_the_architecture_are_those_of_today() -> None:
     made = script("architecture")
     assert made.PICTURE.read_text() == made.picture(), "run: python scripts/architecture.py"
@@ -113,3 +120,35 @@ def test_the_settings_page_has_every_key_and_its_index_names_real_ones() -> None
     asked = {key for key in re.findall(r"`([a-z_]+\.[\w.]+)`", index) if not key.endswith((".md", ".yaml"))}
     assert len(asked) > 40
     assert asked <= listed
+
+
+# What an experiment expects, in its words, and the row and column of docs/benchmarks.md that has it.
+EXPECTED = {
+    "pretrain": {
+        "WER of held-out recorded English": "WER, recorded English",
+        "language identification": "language identification",
+        "sound class": "sound class",
+    },
+    "sft": {
+        "spoken questions": "spoken questions, all",
+        "audio analysis questions": "audio analysis questions, all",
+        "WER": "WER, recorded English",
+    },
+    "dpo": {"held-out pairs": "held-out pairs, reward"},
+}
+
+
+def test_readme_and_experiments_give_the_figures_of_the_benchmarks() -> None:
+    text = (ROOT / "docs/benchmarks.md").read_text()
+    head, *rows = [line for line in text.splitlines() if line.startswith("| metric | n ") or "(%, " in line]
+    columns = [cell.strip() for cell in head.split("|")]
+    measured = {row.split(" (%, ")[0].strip("| "): row.split("|") for row in rows}
+    shown = [line for line in (ROOT / "README.md").read_text().splitlines() if "(%, " in line]
+    assert len(shown) == 3
+    assert set(shown) <= set(rows)
+    for stage, wanted in EXPECTED.items():
+        header = (ROOT / f"configs/experiment/quickstart_{stage}.yaml").read_text()
+        expected = next(line for line in header.splitlines() if line.startswith("# Expected:"))
+        for words, name in wanted.items():
+            value = float(measured[name][columns.index(stage)].split()[0])
+            assert f"{words} {value:.0f} %" in expected, f"{stage}: {name} is {value}"

@@ -19,7 +19,8 @@ class EvalSetConfig:
     template: str | None = None
     # Keep only records whose metadata equal these values (or one of a list of values), e.g. {split: test}.
     where: dict[str, Any] = field(default_factory=dict)
-    # wer, cer, bleu, chrf, cp_wer, word_times, accuracy, contains, ...; null: by the task.
+    # wer, cer, bleu, chrf, cp_wer, word_times, accuracy, contains, ..., or one's own package.module:function, with
+    # plugins=[package] on the command line; null: by the task.
     metric: str | None = None
     # Asked instead of a wording of the prompt bank; "{language}" becomes the record's code.
     prompt: str | None = None

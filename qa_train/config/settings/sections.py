@@ -164,7 +164,7 @@ class DataConfig:
     shuffle_window: int = 8192
     min_duration_s: float = 0.1
     max_duration_s: float = 600.0
-    # Prompt files (YAML) in addition to the built-in bank.
+    # Prompt files (YAML) in addition to the built-in bank; package:FILE is one inside an installed package.
     prompt_files: list[str] = field(default_factory=list)
     prompt_languages: list[str] = field(default_factory=lambda: ["en"])
     # Share of bad samples at which the run stops; more lenient below 1,000 samples (docs/data.md).

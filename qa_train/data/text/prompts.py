@@ -19,6 +19,7 @@ from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
 from qa_train.data.text.tasks import Pieces, Task, read_tasks
 from qa_train.utils import draws
 from qa_train.utils.closest import did_you_mean
+from qa_train.utils.plugins import packaged
 
 CHAT = "chat"
 
@@ -35,10 +36,13 @@ class PromptBank:
 
     @staticmethod
     def load(files: Iterable[str | Path] = (), languages: Iterable[str] = ("en",)) -> PromptBank:
-        """Read the built-in bank and then ``files``, whose tasks replace those of the same name."""
+        """Read the built-in bank and then ``files``, whose tasks replace those of the same name.
+
+        A file may be inside an installed package: ``package:folder/file.yaml`` (no code of it is run).
+        """
         chosen = tuple(languages)
         tasks: dict[str, Task] = {}
-        for path in [*sorted((config_dir() / "prompts").glob("*.yaml")), *map(Path, files)]:
+        for path in [*sorted((config_dir() / "prompts").glob("*.yaml")), *map(packaged, files)]:
             tasks |= read_tasks(path, chosen)
         return PromptBank(tasks)
 

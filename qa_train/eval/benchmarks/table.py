@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from qa_train.config import config_dir
-from qa_train.eval.scores.task_metrics import LOWER_IS_BETTER, METRICS
+from qa_train.eval.scores.task_metrics import is_metric, lower_is_better, unknown_metric
 
 # Scored by a judge instead of a metric: see qa_train.eval.benchmarks.judged.
 JUDGED = ("airbench_chat", "voicebench_open", "voicebench_qa")
@@ -89,11 +89,13 @@ class Benchmark:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.metric not in (*METRICS, *JUDGED, UNSCORED):
-            problems.append(f"metric {self.metric!r} is unknown: use one of {', '.join((*METRICS, *JUDGED, UNSCORED))}")
-        if isinstance(self.also, str) or any(name not in METRICS for name in self.also):
-            problems.append(f"also is {self.also!r}: give a list of metrics, of {', '.join(METRICS)}")
-        if self.also and self.metric not in METRICS:
+        if self.metric not in (*JUDGED, UNSCORED) and not is_metric(self.metric):
+            problems.append(unknown_metric(self.metric, (*JUDGED, UNSCORED)))
+        if isinstance(self.also, str):
+            problems.append(f"also is {self.also!r}: give a list of metrics")
+        else:
+            problems += [f"also: {unknown_metric(name)}" for name in self.also if not is_metric(name)]
+        if self.also and self.metric in (*JUDGED, UNSCORED):
             problems.append(f"also has no effect with metric {self.metric!r}")
         if self.reader not in READERS:
             problems.append(f"reader {self.reader!r} is unknown: use one of {', '.join(READERS)}")
@@ -116,7 +118,7 @@ class Benchmark:
     @property
     def higher_is_better(self) -> bool:
         """Whether a larger number is a better one."""
-        return self.metric not in LOWER_IS_BETTER
+        return not lower_is_better(self.metric)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready, as written next to the predictions."""

@@ -39,6 +39,7 @@ from qa_train.eval.scores.normalise import (
     without_tags,
 )
 from qa_train.eval.scores.overlap import bleu_points, bleu_statistics, chrf_points, chrf_statistics
+from qa_train.eval.scores.own_metric import own_metric, own_statistics
 from qa_train.eval.scores.prediction import NoReferenceWords, Prediction, Score, answer_of
 from qa_train.eval.scores.timed import after_first_lines, cp_rows, first_lines, word_time_rows
 from qa_train.eval.scores.voicebench import bbh_answer, bbh_right, refuses
@@ -175,8 +176,6 @@ SHARES: dict[str, Callable[[Prediction], bool]] = {
     # Yes, no, (A) or (B), as BBH's tasks in VoiceBench are answered.
     "bbh": bbh_right,
 }
-# Metrics that look at the answer alone.
-WITHOUT_REFERENCE = frozenset({"refusal"})
 _OTHERS: dict[str, Callable[[Sequence[Prediction]], Statistics]] = {
     "wer": lambda predictions: _error_statistics("wer", predictions, released_normalise),
     "cer": lambda predictions: _error_statistics("cer", predictions, released_normalise),
@@ -196,15 +195,51 @@ _OTHERS: dict[str, Callable[[Sequence[Prediction]], Statistics]] = {
     "map": lambda predictions: (map_rows(predictions), map_points),
 }
 STATISTICS = {name: partial(_share_statistics, right) for name, right in SHARES.items()} | _OTHERS
-METRICS = tuple(STATISTICS)
-# Metrics whose classes take their rows from those of all items: CIDEr-D weighs n-grams over all of them, and METEOR's
-# program would start again for every class.
-ROWS_OF_ALL = frozenset({"cider", "meteor"})
-LOWER_IS_BETTER = frozenset({"wer", "cer", "first_line_wer", "cp_wer"})
+_ERROR_RATES = frozenset({"wer", "cer", "first_line_wer", "cp_wer"})
 # Metrics that know one right answer.
-ONE_REFERENCE = LOWER_IS_BETTER | {
+ONE_REFERENCE = _ERROR_RATES | {
     "bleu", "rest_bleu", "word_times", "choice", "airbench", "tokens", "mmau", "bbh", "macro_f1",
 }  # fmt: skip
+
+
+def is_metric(name: str) -> bool:
+    """Whether there is such a metric, built in or of the user's own.
+
+    Raises:
+        ValueError: one's own that the command line does not allow, or that is no function of predictions.
+    """
+    return name in STATISTICS or own_metric(name) is not None
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a smaller number is a better one. ValueError: see ``is_metric``."""
+    if metric in STATISTICS:
+        return metric in _ERROR_RATES
+    return bool(getattr(own_metric(metric), "lower_is_better", False))
+
+
+def rows_of_all(metric: str) -> bool:
+    """Whether classes take their rows from those of all items.
+
+    CIDEr-D weighs n-grams over all of them, METEOR's program would start again for every class, and one's own metric
+    may load a model.
+    """
+    return metric in ("cider", "meteor") or metric not in STATISTICS
+
+
+def without_reference(metric: str) -> bool:
+    """Whether it looks at the answer alone. ValueError: see ``is_metric``."""
+    return metric == "refusal" or (
+        metric not in STATISTICS and bool(getattr(own_metric(metric), "without_reference", False))
+    )
+
+
+def unknown_metric(name: str, others: Sequence[str] = ()) -> str:
+    """What to say of a name that is no metric; ``others``: names that are right as well."""
+    return (
+        f"metric {name!r} is unknown: use one of {', '.join((*sorted(STATISTICS), *others))}, or a function of your "
+        "own as package.module:function (docs/extend.md)"
+    )
 
 
 def item_statistics(metric: str, predictions: Sequence[Prediction]) -> Statistics:
@@ -213,12 +248,12 @@ def item_statistics(metric: str, predictions: Sequence[Prediction]) -> Statistic
     Raises:
         ValueError: an unknown metric, no items, or references that the metric cannot use (see ``check_references``).
     """
-    if metric not in STATISTICS:
-        raise ValueError(f"unknown metric {metric!r}: expected one of {', '.join(sorted(METRICS))}")
+    if not is_metric(metric):
+        raise ValueError(unknown_metric(metric))
     if not predictions:
         raise ValueError(f"no items to score by {metric}: the source is empty")
     check_references(metric, [p.references for p in predictions])
-    return STATISTICS[metric](predictions)
+    return STATISTICS[metric](predictions) if metric in STATISTICS else own_statistics(metric, tuple(predictions))
 
 
 def check_references(metric: str, references: Sequence[Sequence[str]]) -> None:
@@ -247,15 +282,20 @@ def cer(predictions: Sequence[Prediction], normalise: Normaliser = released_norm
     return _score("cer", predictions, _error_statistics("cer", predictions, normalise))
 
 
+def interval(metric: str, rows: np.ndarray, value: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
+    """95 % interval of a score from its items' rows [n, k]: Wilson's of a share, else the bootstrap's."""
+    # One's own metric may be a share as well: drawing again from items that are all right finds no wrong one.
+    if metric in SHARES or (metric not in STATISTICS and np.isin(value(rows), (0.0, 100.0)).all()):
+        return wilson_interval(int((value(rows) == 100.0).sum()), len(rows))
+    if metric in _ERROR_RATES and not rows[:, 0].any():
+        # Drawing again from items without an error finds none: the share of words that may still be wrong.
+        return wilson_interval(0, int(rows[:, 1].sum()))
+    return bootstrap_interval(rows, value)
+
+
 def _score(metric: str, predictions: Sequence[Prediction], statistics: Statistics) -> Score:
     rows, value = statistics
-    if metric in SHARES:
-        low, high = wilson_interval(int(rows[:, 0].sum()), len(rows))
-    elif metric in LOWER_IS_BETTER and not rows[:, 0].any():
-        # Drawing again from items without an error finds none: the share of words that may still be wrong.
-        low, high = wilson_interval(0, int(rows[:, 1].sum()))
-    else:
-        low, high = bootstrap_interval(rows, value)
+    low, high = interval(metric, rows, value)
     return Score(
         metric,
         float(value(rows.sum(axis=0, keepdims=True))[0]),

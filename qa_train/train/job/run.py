@@ -258,6 +258,8 @@ def _filled(section: str, values: dict[str, Any]) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Facts that explain a result later: command, versions, commit, machine."""
+    from qa_train.utils import plugins
+
     packages = ("torch", "transformers", "trl", "accelerate", "deepspeed", "datasets", "qa-train")
     versions = {}
     for name in packages:
@@ -268,6 +270,7 @@ def environment() -> dict[str, Any]:
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": masked_words(sys.argv),
+        **({"own_code": own} if (own := plugins.allowed()) else {}),
         "versions": versions,
         "git_commit": _git_commit(),
         "python": platform.python_version(),
