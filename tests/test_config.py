@@ -15,7 +15,6 @@ from qa_train.config import (
     BY_NAME,
     EvalConfig,
     StageConfig,
-    compose_stage,
     config_dir,
     parse_options,
     register,
@@ -24,7 +23,6 @@ from qa_train.config import (
 )
 from qa_train.config.guide import check_experiment
 from qa_train.config.nearest import explain
-from qa_train.config.places import with_own_configs
 from qa_train.config.renamed import RENAMED, with_new_names
 
 register()
@@ -280,23 +278,3 @@ def test_what_tracking_needs_is_checked_before_the_model_is_loaded(
     ):
         with pytest.raises(ValueError, match=message):
             composed("sft", *words, *more)
-
-
-def test_a_folder_of_ones_own_adds_mixtures_and_experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert with_own_configs(["a=1"]) == ["a=1"]
-    own = tmp_path / "configs"
-    for name, text in {
-        "data/mine.yaml": "sources: {speech: {shards: [x.tar], task: asr}}\ntokens_per_batch: 1234\n",
-        "experiment/ours.yaml": "# @package _global_\ndefaults: [override /data: mine]\ntrainer: {max_steps: 7}\n",
-        # Names that are taken stay what they are.
-        "data/empty.yaml": "tokens_per_batch: 1\n",
-    }.items():
-        (own / name).parent.mkdir(parents=True, exist_ok=True)
-        (own / name).write_text(text)
-    found = compose_stage("pretrain", ["experiment=ours"])
-    assert (found.data.tokens_per_batch, found.trainer.max_steps) == (1234, 7)
-    source = "+data.sources.a={shards: [x.tar], task: asr}"
-    assert compose_stage("pretrain", ["data=empty", source]).data.tokens_per_batch == 3000
-    with pytest.raises(ValueError, match="did you mean experiment=ours"):
-        compose_stage("pretrain", ["experiment=our"])
