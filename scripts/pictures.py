@@ -10,7 +10,6 @@ Commands run in an empty folder. Pages are photographed by a Chromium-like brows
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shlex
@@ -22,9 +21,11 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
+import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
-from qa_train.report.charts import HEIGHT, WIDTH, Line, line_chart, smooth
+from qa_train.report.runs import find_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
@@ -32,29 +33,24 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "msedge")
 # Pixels of the page that are shown: as wide as its table needs.
 SHOT = (1000, 900)
 COLOURS = 64
-TITLE = 30
-STYLE = """
-.grid { stroke: #e2e3e0; } .tick { fill: #5c636e; font-size: 12px; } .end { text-anchor: end; }
-.middle { text-anchor: middle; } .curve { fill: none; stroke: #2a5fc4; stroke-width: 2.2; }
-.curve.faint { stroke-width: 1; opacity: .35; } .dot { fill: #2a5fc4; }
-"""
 
 
-def loss_curve(run: Path) -> str:
-    """The training loss of a run's metrics.jsonl as an SVG of its own: every step, and a moving average."""
-    with (run / "metrics.jsonl").open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
-    average = smooth(losses, 1 - 1 / max(1.0, len(steps) / 30))
-    chart = line_chart("pretraining loss", [Line(steps, losses, faint=True), Line(steps, average)], "step")
-    chart = chart.replace("<svg ", f'<svg y="{TITLE}" width="{WIDTH}" height="{HEIGHT}" ', 1)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT + TITLE}" '
-        f'font-family="system-ui, -apple-system, Segoe UI, Roboto, DejaVu Sans, sans-serif"><style>{STYLE}</style>'
-        f'<rect width="{WIDTH}" height="{HEIGHT + TITLE}" rx="8" fill="#ffffff"/>'
-        f'<text x="12" y="21" font-size="15" font-weight="650" fill="#1d2025">Pretraining loss '
-        f"({len(steps)} steps)</text>{chart}</svg>\n"
-    )
+def loss_curve(run: Path, out: Path) -> None:
+    """The training loss of a run's metrics.jsonl as an SVG: every step, and the mean of those around it."""
+    (found,) = find_runs([run])
+    steps, losses = found.curve("loss")
+    window = max(1, len(steps) // 30)
+    mean = np.convolve(losses, np.ones(window) / window, "valid")
+    figure = Figure(figsize=(4.2, 2.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(steps, losses, color="#2a5fc4", linewidth=0.6, alpha=0.4)
+    axes.plot(steps[window // 2 : window // 2 + len(mean)], mean, color="#2a5fc4", linewidth=1.6)
+    axes.set_title(f"Pretraining loss ({len(steps)} steps)", loc="left", fontsize=10, fontweight="bold")
+    axes.set_xlabel("step", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(color="#e2e3e0")
+    axes.spines[:].set_visible(False)
+    figure.savefig(out, format="svg", metadata={"Date": None})
 
 
 def photograph(page: Path | str, browser: str, out: Path, size: tuple[int, int] = SHOT) -> None:
@@ -163,7 +159,7 @@ def main() -> None:
     if options.browser is None:
         sys.exit(f"pages are photographed by a browser: install one of {', '.join(BROWSERS)}, or give --browser")
     if "quickstart" in options.names:
-        (IMAGES / "loss.svg").write_text(loss_curve(options.run / "pretrain"), encoding="utf-8")
+        loss_curve(options.run / "pretrain", IMAGES / "loss.svg")
         photograph(options.run / "report.html", options.browser, IMAGES / "report.png")
     for name in options.names or GUIDES:
         if name in GUIDES:
