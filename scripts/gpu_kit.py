@@ -53,11 +53,14 @@ def needed(name: str, extras: tuple[str, ...] = ()) -> dict[str, str]:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    there = {"python_version": "3.12", "sys_platform": "linux"}
+    there = {"python_version": "3.12", "python_full_version": "3.12.0", "sys_platform": "linux"}
     found: dict[str, str] = {}
-    waiting = [(name, extras)]
+    waiting, seen = [(name, extras)], set[tuple[str, tuple[str, ...]]]()
     while waiting:
         package, wanted = waiting.pop()
+        if (package, wanted) in seen:
+            continue
+        seen.add((package, wanted))
         try:
             lines = requires(package) or []
         except PackageNotFoundError:
@@ -69,10 +72,10 @@ def needed(name: str, extras: tuple[str, ...] = ()) -> dict[str, str]:
             if marker and not any(marker.evaluate(there | {"extra": extra}) for extra in (*wanted, "")):
                 continue
             key = canonicalize_name(requirement.name)
-            if key in THERE or key in found or key == "qa-train":
+            if key in THERE or key == "qa-train":
                 continue
-            found[key] = line
-            waiting.append((key, tuple(requirement.extras)))
+            found.setdefault(key, line)
+            waiting.append((key, tuple(sorted(requirement.extras))))
     return found
 
 

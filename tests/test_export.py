@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
 from qa_train.cli import main
@@ -26,6 +27,7 @@ from qa_train.model.lora import add_adapters, plan_adapters
 AUDIO = {"num_mel_bins": 80, "d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
 TEXT = {"model_type": "qwen2", "vocab_size": 1100, "hidden_size": 32, "num_hidden_layers": 1,
         "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32}  # fmt: skip
+LORA = LoraSettings(parts=["llm"], r=2)
 RUN = {
     "stage": "sft",
     "trainer": {"max_steps": 3, "batches_per_step": 1, "learning_rate": 1e-4, "lr_scheduler_type": "constant"},
@@ -74,8 +76,11 @@ def base(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def adapters_on(cfg: ModelConfig, folder: Path) -> Path:
-    """A run's checkpoint of adapters that change the answers."""
+def adapters_on(start: ModelConfig | Path, folder: Path) -> Path:
+    """A run's checkpoint of adapters that change the answers, on a model or a folder."""
+    cfg = start
+    if isinstance(cfg, Path):
+        cfg = ModelConfig(name="t", checkpoint=str(cfg), freeze=["encoder", "projector"], lora=LORA)
     model, processor = build_model(cfg)
     adapters = plan_adapters(model, cfg, seed=0)
     assert adapters is not None
@@ -96,13 +101,8 @@ def status(words: list[str]) -> Any:
     return done.value.code
 
 
-LORA = LoraSettings(parts=["llm"], r=2)
-
-
 def test_adapters_alone_answer_the_same_on_the_stock_base(base: Path, tmp_path: Path) -> None:
-    run = adapters_on(
-        ModelConfig(name="t", checkpoint=str(base), freeze=["encoder", "projector"], lora=LORA), tmp_path / "run"
-    )
+    run = adapters_on(base, tmp_path / "run")
     facts = {"base_model": "Qwen/Qwen2-Audio-7B-Instruct"}
     done = export(run, tmp_path / "out", merge=False, facts=facts)
     assert done.max_difference < 1e-4
@@ -117,6 +117,20 @@ def test_adapters_alone_answer_the_same_on_the_stock_base(base: Path, tmp_path: 
     assert 'from_pretrained("Qwen/Qwen2-Audio-7B-Instruct")' in card
     merged = export(run, tmp_path / "merged")
     assert merged.parameters > 10 * done.parameters
+    # Without its name the base is a folder of this machine: the card does not name it.
+    card = (export(run, tmp_path / "unnamed", merge=False).path / "README.md").read_text()
+    assert 'from_pretrained("BASE")' in card
+    assert "base_model" not in card
+    assert str(base) not in card
+
+
+def test_a_path_of_this_machine_is_not_published(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = adapters_on(base, tmp_path / "run")
+    assert status(["export", f"checkpoint={run}", f"out={tmp_path / 'out'}", "merge=false", "push=owner/name"])
+    assert "give its hub id, base_model=owner/name" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_adapters_alone_are_refused_where_no_other_tool_could_use_them(checkpoint: Path, tmp_path: Path) -> None:
@@ -137,8 +151,8 @@ def test_the_card_has_what_the_card_of_the_base_says(base: Path, tmp_path: Path)
     front = yaml.safe_load(model_card(run, name="x", parameters=1, facts={"language": ["de"]}).split("---")[1])
     assert front["license"] == "apache-2.0"
     assert front["language"] == ["de"]
-    assert front["base_model"] == "Qwen/Qwen2-Audio-7B"
-    assert "datasets" not in front
+    # Its own base is not that of what was made of it; data sets are names.
+    assert not {"base_model", "datasets"} & front.keys()
     (run / "config.yaml").write_text(yaml.safe_dump(RUN | {"model": {"checkpoint": "owner/name"}}))
     assert "base_model: owner/name" in model_card(run, name="x", parameters=1)
 
@@ -175,7 +189,11 @@ def test_wrong_uploads_are_refused_first(
 def test_a_hub_that_refuses_leaves_the_export(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    def no_connection(*_: Any, **__: Any) -> None:
+        raise HfHubHTTPError.__mro__[1]("no connection")
+
+    # The base of the library's errors is what its HTTP client raises without an answer.
+    monkeypatch.setattr(HfApi, "create_repo", no_connection)
     assert status(["export", f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}", "push=owner/name"])
     said = capsys.readouterr().err
     assert "is whole, but the hub did not take it" in said

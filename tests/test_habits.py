@@ -96,4 +96,4 @@ def test_what_is_typed_by_habit(word: str, capsys: pytest.CaptureFixture[str]) -
         main(["sft", "experiment=smoke", "run.dir=unused", word])
     told = capsys.readouterr().err
     assert HABITS[word] in told
-    assert len(told.splitlines()) == 1
+    assert len(told.splitlines()) == 2, "the line that it begins, and the answer"

@@ -3,6 +3,7 @@ settings; all of it away from the checkout."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,8 @@ import yaml
 from qa_train.cli import main
 from qa_train.command_line.completion import complete
 from qa_train.config import compose_stage, config_dir
-from qa_train.config.guide import experiments
-from qa_train.config.places import search_also
+from qa_train.config.guide import check_experiment, experiments, group_options
+from qa_train.config.places import option_files, search_also
 
 SOURCES = {"sources": {"mine": {"shards": ["a.tar"], "task": "asr"}}, "tokens_per_batch": 777}
 
@@ -104,4 +105,23 @@ def test_a_name_in_two_folders_is_refused(own: Path) -> None:
     with pytest.raises(
         ValueError, match=r"data=starter_sft is in \S+ and \S+/configs/data/starter_sft.yaml: rename one"
     ):
-        compose_stage("sft", ["data=starter_sft"])
+        compose_stage("sft", [])
+
+
+def test_a_checkout_has_no_second_copy_of_the_options(tmp_path: Path) -> None:
+    """The installed program in a checkout, of this version or another: the options of its configs are ours."""
+    shutil.copytree(config_dir(), tmp_path / "configs", dirs_exist_ok=True)
+    check_experiment(["experiment=smoke", "data=starter_sft"])
+    (tmp_path / "qa_train" / "config").mkdir(parents=True)
+    (tmp_path / "qa_train" / "config" / "places.py").touch()
+    (tmp_path / "configs" / "data" / "starter_sft.yaml").write_text("tokens_per_batch: 1\n")
+    check_experiment(["experiment=smoke", "data=starter_sft"])
+    assert [path.stem for path in option_files("data") if tmp_path in path.parents] == ["mine"]
+
+
+def test_what_editors_leave_is_no_option(tmp_path: Path) -> None:
+    (tmp_path / "configs" / "experiment").mkdir(parents=True)
+    (tmp_path / "configs" / "experiment" / ".#mine.yaml").symlink_to("nobody@nowhere")
+    (tmp_path / "configs" / "experiment" / "latin.yaml").write_bytes(b"# caf\xe9\n")
+    assert "latin" in dict(group_options("experiment"))
+    assert not [name for name, _ in group_options("experiment") if name.startswith(".")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from qa_train.config import ExportConfig
 
 
@@ -11,6 +13,12 @@ def export(options: ExportConfig) -> int:
 
     if options.push is not None:
         hub.check_name(options.push)
+        base = None if options.merge or options.base_model else hugging_face.base_of(options.checkpoint)
+        if base is not None and Path(base).exists():
+            raise ValueError(
+                f"the adapters would be published with the path {base} as their base, which nobody else has: give its "
+                "hub id, base_model=owner/name"
+            )
     elif options.dry_run:
         raise ValueError("dry_run lists what push=owner/name would upload: give push too")
     names = ("base_model", "license", "language", "datasets")

@@ -42,8 +42,8 @@ def experiments(stage: str) -> list[tuple[str, str]]:
 def check_experiment(words: list[str]) -> None:
     """ValueError for arguments that Hydra accepts but does not act on as one would think.
 
-    These are an unknown ``experiment=`` (the group is optional), an option that two folders have (Hydra takes the
-    first), and a dictionary set to {}, which Hydra merges.
+    These are an unknown ``experiment=`` (the group is optional), an option that two folders have, and
+    a dictionary set to {}, which Hydra merges.
     """
     for word in words:
         name, equals, value = word.partition("=")
@@ -51,12 +51,16 @@ def check_experiment(words: list[str]) -> None:
             raise ValueError(f"{word} would clear nothing: {how_to_clear(name.lstrip('+'))}")
     if any(word.startswith(("--config-path", "-cp")) for word in words):
         return
+    for group in GROUPS:
+        names: dict[str, Path] = {}
+        for path in option_files(group):
+            if path.stem in names:
+                raise ValueError(f"{group}={path.stem} is in {names[path.stem]} and {path}: rename one of them")
+            names[path.stem] = path
     for word in words:
         name, _, value = word.lstrip("+").partition("=")
         for each in value.split(",") if name in GROUPS else []:
             files = [path for path in option_files(name) if path.stem == each]
-            if len(files) > 1:
-                raise ValueError(f"{name}={each} is in {' and '.join(map(str, files))}: rename one of them")
             if name == "experiment" and not files and each != "null":
                 known = [path.stem for path in option_files(name)]
                 hint = did_you_mean(each, known, "experiment={}")
@@ -74,7 +78,7 @@ def complete_setting(word: str) -> list[str]:
 def _comment(path: Path) -> str:
     """The comment that a YAML file opens with, on one line."""
     words = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if not line.startswith("#") or line.startswith("# @"):
             break
         words.append(line.lstrip("# "))

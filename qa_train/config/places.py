@@ -28,9 +28,22 @@ def own_config_dirs() -> list[Path]:
 
 
 def option_files(group: str) -> list[Path]:
-    """The files of a group's options, in all folders, by name."""
-    folders = [config_dir(), *own_config_dirs()]
-    return sorted((path for folder in folders for path in (folder / group).glob("*.yaml")), key=lambda path: path.stem)
+    """The files of a group's options, in all folders, by name. Copies of ours, as in a checkout, are ours."""
+    ours = {path.name: path for path in _yaml_files(config_dir() / group)}
+    own = [path for folder in own_config_dirs() for path in _yaml_files(folder / group)]
+    added = [path for path in own if path.name not in ours or not _is_copy(path, ours[path.name])]
+    return sorted([*ours.values(), *added], key=lambda path: path.stem)
+
+
+def _yaml_files(folder: Path) -> list[Path]:
+    # Editors leave hidden files and links to nowhere.
+    return [path for path in folder.glob("*.yaml") if path.is_file() and not path.name.startswith(".")]
+
+
+def _is_copy(path: Path, ours: Path) -> bool:
+    """Whether it is the same file, or one of another version, in a checkout of qa-train."""
+    checkout = path.parent.parent.parent / "qa_train" / "config" / Path(__file__).name
+    return checkout.is_file() or path.read_bytes() == ours.read_bytes()
 
 
 def searched(group: str) -> str:

@@ -8,6 +8,13 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+# Answers of the hub, and no answer: the errors of the library's own HTTP client have no base that is documented.
+_REFUSALS: tuple[type[Exception], ...] = (
+    OSError,
+    ValueError,
+    *(kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception) and kind is not Exception),
+)
+
 
 def check_name(name: str) -> None:
     """ValueError if ``name`` is not ``owner/name``, before hours of work are lost on it."""
@@ -36,7 +43,7 @@ def push(folder: Path, name: str, *, private: bool, dry_run: bool) -> str:
     try:
         api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Export of qa-train")
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except _REFUSALS as error:
         told = " ".join(str(error).split())[:300]
         raise ValueError(
             f"{folder} is whole, but the hub did not take it ({told}): run `hf auth login` with a token that may "

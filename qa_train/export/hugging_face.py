@@ -65,7 +65,7 @@ def export(
     name_accelerator()
     folder = find_checkpoint(checkpoint)
     adapted = has_adapters(folder)
-    base = _base(folder) if adapted else None
+    base = base_of(folder)
     if not merge:
         _check_base(folder, base)
     # Adapters answer the probe unmerged, as trained, so the merge is part of what is verified.
@@ -80,6 +80,8 @@ def export(
     shutil.rmtree(partial, ignore_errors=True)
     facts = dict(facts or {})
     if not merge:
+        if not Path(str(base)).exists():
+            facts.setdefault("base_model", base)
         parameters = write_adapters(model, partial, facts.get("base_model") or str(base))
     model = merge_adapters(model) if adapted else model
     digest = weights_digest(model) if results is not None else None
@@ -100,10 +102,14 @@ def export(
     return Exported(out, parameters, difference)
 
 
-def _base(folder: str | Path) -> str | None:
-    """The folder or hub id of the model that adapters were trained on, if it is one model that others can read."""
-    checkpoint = read_base(folder)[0].checkpoint
-    return None if checkpoint is None or has_adapters(find_checkpoint(checkpoint)) else find_checkpoint(checkpoint)
+def base_of(checkpoint: str | Path) -> str | None:
+    """The folder or hub id of the model that a checkpoint's adapters were trained on.
+
+    None without adapters, or if it is not one model that others can read.
+    """
+    folder = find_checkpoint(checkpoint)
+    base = read_base(folder)[0].checkpoint if has_adapters(folder) else None
+    return None if base is None or has_adapters(find_checkpoint(base)) else find_checkpoint(base)
 
 
 def _check_base(folder: str | Path, base: str | None) -> None:
@@ -118,11 +124,8 @@ def _check_base(folder: str | Path, base: str | None) -> None:
 
 def _compare(folder: Path, probes: list[BatchFeature], expected: list[torch.Tensor], base: str | None = None) -> float:
     """Reload ``folder`` with the stock classes, as adapters on ``base`` if given, and compare the probes' logits."""
-    model, stock = read_stock_model(folder if base is None else Path(base)), read_stock_processor(folder)
-    if base is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, folder).eval()
+    model = read_stock_model(folder) if base is None else read_stock_model(base, folder)
+    stock = read_stock_processor(folder)
     differences = []
     for seconds, probe, wanted in zip(_PROBE_S, probes, expected, strict=True):
         inputs = _probe(stock, seconds)

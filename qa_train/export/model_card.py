@@ -54,8 +54,8 @@ audio marks, as in training."""
 
 _ADAPTED = """base = Qwen2AudioForConditionalGeneration.from_pretrained("BASE")
 model = PeftModel.from_pretrained(base, "FOLDER")"""
-# What a card says of a model in its front matter, and hubs search by.
-_FACTS = ("base_model", "license", "language", "datasets")
+# What the card of a base says of it and holds for what is made of it. Its own base is not ours.
+_FACTS = ("license", "language", "datasets")
 
 
 def model_card(
@@ -68,8 +68,9 @@ def model_card(
     and those of the runs that it started from, as long as they are found. ``results``: the folder of a
     ``qa-train eval``, shown as a table and in the front matter as model hubs read it (its answers must be of these
     ``weights``, a digest); or a quickstart's ``results.json``. ``merged``: whether the folder has whole weights, not
-    adapters alone. ``facts``: base_model, license, language and datasets of the front matter; those that are not given
-    are those of the model that the first run started from: its hub id, or what its card has if it is a folder.
+    adapters alone. ``facts``: base_model, license, language and datasets of the front matter. Those that are not given
+    are those of the model that the first run started from: its hub id, or what its card has if it is a folder; but the
+    base of adapters is given or not named.
     Shards are named without their folders, so that a published card reveals nothing about the machine. ValueError if
     ``results`` cannot be read.
     """
@@ -89,7 +90,10 @@ def model_card(
             f"the run around {checkpoint} has settings or records that no run of qa-train writes ({said}): copy the "
             "checkpoint out of it, or restore its files"
         ) from error
-    front |= _known(checkpoint) | dict(facts or {})
+    known = _known(checkpoint)
+    if not merged:
+        known.pop("base_model", None)
+    front |= known | dict(facts or {})
     use = _USE
     if not merged:
         front |= {"library_name": "peft", "tags": [*front["tags"], "lora"]}

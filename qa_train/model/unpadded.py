@@ -40,7 +40,7 @@ from qa_train.model.encoders.kinds import kind_of
 from qa_train.model.layers.attention import UNPADDED, choose_attention
 from qa_train.model.layers.head import Head, supervised_loss
 from qa_train.model.layers.lengths import mel_columns
-from qa_train.model.layers.on_cpu import OnCpu
+from qa_train.model.layers.on_cpu import OnCpu, sent
 from qa_train.model.layers.recompute import LayerwiseRecompute
 from qa_train.model.layers.rows import Rows, joined_features
 
@@ -220,14 +220,14 @@ class UnpaddedQwen2AudioModel(_StockName, Qwen2AudioModel):
         if gather is not None:
             values = values[gather]
         if len(places) != len(values) == int(marks.sum()) and rows is not None:
-            values = values[(marks.cumsum(0) - 1)[real][kept].to(values.device, non_blocking=True)]
+            values = values[sent((marks.cumsum(0) - 1)[real][kept], values.device)]
         if len(places) != len(values):
             raise ValueError(
                 f"input_ids have {len(places)} <|AUDIO|> tokens, but the audio gives {len(values)}: every segment of F "
                 "mel frames needs ((F - 1)//2 + 1)//2 consecutive <|AUDIO|> tokens; expand them with the processor "
                 "or qa_train.data, and do not cut samples between expansion and model"
             )
-        return embeds.index_copy(0, places.to(embeds.device, non_blocking=True), values)
+        return embeds.index_copy(0, sent(places, embeds.device), values)
 
 
 class UnpaddedQwen2AudioForConditionalGeneration(_StockName, LayerwiseRecompute, Qwen2AudioForConditionalGeneration):

@@ -88,7 +88,7 @@ def _memory(made: Estimate, page: Layout) -> list[str]:
     ]
     verdict = page.paint("fits", "green") if made.fits else page.paint("DOES NOT FIT", "red")
     usable = f"{USABLE * made.gpu.memory_gib:.1f} ({USABLE:.0%} of {made.gpu.memory_gib:.1f})"
-    lines.append(f"  {'at most':<34} {memory.total / GIB:>8.2f}  of {usable}: {verdict}")
+    lines.append(f"  {'about':<34} {memory.total / GIB:>8.2f}  of {usable}: {verdict}")
     if memory.host:
         lines.append(f"  host memory for what is offloaded, per machine: {memory.host / GIB:.0f} GiB")
     return lines + [f"  -> {suggestion}" for suggestion in made.suggestions]

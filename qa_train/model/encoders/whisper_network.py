@@ -24,6 +24,7 @@ from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncod
 
 from qa_train.model.layers.attention import Documents, choose_attention, mask_between
 from qa_train.model.layers.lengths import audio_tokens, conv_frames, mel_columns, ranges
+from qa_train.model.layers.on_cpu import sent
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class _Layout:
             "positions": positions,
             "pairs": first_frame.repeat_interleave(tokens) + 2 * ranges(tokens),
         }
-        on_device = {name: index.to(device, non_blocking=True) for name, index in indices.items()}
+        on_device = {name: sent(index, device) for name, index in indices.items()}
         return cls(width=int(room.sum()) + 2, documents=Documents.of(frames, device), **on_device)
 
 

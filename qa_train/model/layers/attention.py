@@ -28,6 +28,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from qa_train.model.layers.on_cpu import sent
+
 UNPADDED = "qa_train_unpadded"
 
 
@@ -47,7 +49,7 @@ class Documents:
         """lengths: LongTensor [N] on the CPU, all positive."""
         starts = torch.zeros(len(lengths) + 1, dtype=torch.int32)
         starts[1:] = lengths.cumsum(0)
-        return cls(lengths.tolist(), starts.to(device, non_blocking=True), int(lengths.max()))
+        return cls(lengths.tolist(), sent(starts, device), int(lengths.max()))
 
 
 def unpadded_attention(

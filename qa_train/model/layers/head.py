@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from qa_train.model.layers.on_cpu import OnCpu
+from qa_train.model.layers.on_cpu import OnCpu, sent
 
 # Rows of logits held at a time; 2048 x 156,032 in float32 are 1.3 GB.
 _CHUNK = 2048
@@ -75,7 +75,7 @@ def supervised_loss(
         supervised = _supervised(labels, mask)
     else:
         supervised = _supervised(on_cpu.labels, on_cpu.attention_mask)
-    places = tuple(index.to(hidden.device, non_blocking=True) for index in supervised.nonzero(as_tuple=True))
+    places = tuple(sent(index, hidden.device) for index in supervised.nonzero(as_tuple=True))
     targets = labels[:, 1:][places]
     rows = hidden[:, :-1][places]
     if isinstance(head, Head):

@@ -1,4 +1,4 @@
-"""What of a batch on a GPU is also on the CPU."""
+"""What of a batch on a GPU is also on the CPU, and the way from one to the other."""
 
 from __future__ import annotations
 
@@ -25,3 +25,10 @@ class OnCpu:
     def of(cls, batch: Mapping[str, torch.Tensor]) -> OnCpu:
         """What a batch that is still on the CPU has of them."""
         return cls(**{name: batch[name] for name in cls.__dataclass_fields__ if name in batch})
+
+
+def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Small ``values`` of the CPU on ``device``; a GPU is not waited for, which needs pinned memory."""
+    if device.type != "cuda" or values.device.type != "cpu":
+        return values.to(device, non_blocking=True)
+    return values.pin_memory().to(device, non_blocking=True)

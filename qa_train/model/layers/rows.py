@@ -11,6 +11,7 @@ import torch
 
 from qa_train.model.layers.attention import Documents
 from qa_train.model.layers.lengths import mel_columns, ranges
+from qa_train.model.layers.on_cpu import sent
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,10 @@ class Rows:
         if mask is None:
             mask = torch.ones(shape, dtype=torch.long)
         lengths = mask.bool().sum(1).to("cpu", torch.long)
-        index = mask.flatten().nonzero().flatten().to(device, non_blocking=True)
+        index = sent(mask.flatten().nonzero().flatten(), device)
         if not len(index):
             raise ValueError(f"attention_mask of shape {list(shape)} has no real token: drop the empty batch")
-        positions = ranges(lengths)[None].to(device, non_blocking=True)
+        positions = sent(ranges(lengths)[None], device)
         return cls(shape, index, positions, Documents.of(lengths[lengths > 0], device))
 
     def drop_padding(self, values: torch.Tensor) -> torch.Tensor:
