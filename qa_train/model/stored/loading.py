@@ -283,11 +283,12 @@ def read_gguf(file: Path, config: Any) -> Any:
 
 def read_stock_model(folder: Path | str, adapters: Path | None = None) -> nn.Module:
     """The model of an exported folder (or of a hub) as anybody reads it, by the stock class; with adapters by peft."""
-    model = Qwen2AudioForConditionalGeneration.from_pretrained(folder, dtype="auto", **_SAFE)
+    model: Any = Qwen2AudioForConditionalGeneration.from_pretrained(folder, dtype="auto", **_SAFE)
     if adapters is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, adapters)
+        options: dict[str, Any] = {"use_safetensors": True}
+        model = PeftModel.from_pretrained(model, adapters, **options)
     return model.eval()
 
 
