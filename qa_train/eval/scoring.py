@@ -12,6 +12,7 @@ import numpy as np
 
 from qa_train.data.text.records import LANGUAGES
 from qa_train.eval.answers import file_digest
+from qa_train.eval.benchmarks import muchomusic
 from qa_train.eval.benchmarks.airbench import mean_over_tasks
 from qa_train.eval.benchmarks.judged import Judgement, judged_breakdown, judged_result
 from qa_train.eval.benchmarks.table import JUDGED, UNSCORED, Benchmark, from_dict
@@ -192,6 +193,8 @@ def _by_metric(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
         metric, what = OFFICIAL_METRICS[benchmark.metric]
         official = score(metric, predictions)
         result["official"] = {"value": round(official.value, 2), "what": what}
+    elif benchmark.reader == "muchomusic":
+        result["official"] = muchomusic.official(rows)
     if benchmark.metric == "ifeval":
         rows_of, _ = item_statistics("ifeval", predictions)
         shares = ifeval_parts(rows_of.sum(0, keepdims=True))[0]

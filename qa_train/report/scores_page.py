@@ -32,7 +32,7 @@ RULES = {
     "contains": "the answer contains the label and no other choice",
     "choice": "the chosen option by letter or text; an answer that chooses none is wrong",
     "refusal": "the answer holds one of VoiceBench's phrases of refusal, in any letter case",
-    "bbh": "yes, no, (A) or (B) as stated in the answer; an answer with none is wrong",
+    "bbh": "yes, no, (A), (B), valid, invalid or a number as stated in the answer; an answer with none is wrong",
     "ifeval": "mean of the shares of prompts and of instructions followed, strictly and loosely",
     "macro_f1": "mean of the labels' F1",
     "map": "mean average precision of the labels that are listed",

@@ -14,7 +14,7 @@ from qa_train.eval.benchmarks.table import Benchmark, find_benchmarks, from_dict
 from qa_train.eval.predict import question_of
 from qa_train.eval.scoring import _doubts, score_rows
 
-SUITES = ["qwen2_audio", "airbench", "mcq", "voicebench", "captions"]
+SUITES = ["qwen2_audio", "airbench", "mcq", "voicebench", "captions", "reasoning", "long_form"]
 
 
 def text(path: Path, lines: str | list[Any]) -> Path:
@@ -87,7 +87,7 @@ def test_names_and_numbers_that_would_break_the_report(change: dict[str, Any], m
 
 
 def test_unknown_names_and_files() -> None:
-    with pytest.raises(ValueError, match="no benchmark 'librispeach'; suites are airbench, captions, mcq"):
+    with pytest.raises(ValueError, match="no benchmark 'librispeach'; suites are airbench, captions, long_form, mcq"):
         find_benchmarks(["librispeach"])
     with pytest.raises(ValueError, match="named twice: meld"):
         find_benchmarks(["meld", "qwen2_audio"])
@@ -162,6 +162,27 @@ def test_speech_layouts(tmp_path: Path) -> None:
     assert read_rows(only("covost2_en_de"), tmp_path)[0]["gt"] == "Hallo"
     with pytest.raises(ValueError, match="expected one covost_v2"):
         read_rows(only("covost2_en_zh"), tmp_path)
+
+
+def test_earnings_calls_are_whole_recordings(tmp_path: Path) -> None:
+    """Made words in both heads of the published files; marks of sounds are no words."""
+    root = tmp_path / "earnings22"
+    head = "token|speaker|ts|endTs|punctuation|prepunctuation|case|tags\n"
+    words = "Good|0|||||UC|[]\nday|0|||,||LC|[]\n<laugh>|0|||||LC|[]\nEUR1.5|0|||.|(|CA|['1:MONEY']\n"
+    text(root / "transcripts/nlp_references/44-Call.nlp", head + words)
+    text(root / "transcripts/nlp_references/9.nlp", f'{head}<inaudible>|0|||.||LC|[]\n"Yes"|1|||||UC|[]\n')
+    text(root / "media/44-Call.mp3", "")
+    text(root / "metadata.csv", "File ID,Ticker Symbol,Major Dialect Family\n44-Call,X,Oceanic\n")
+    first, second = read_rows(only("earnings22"), tmp_path)
+    assert (first["id"], first["gt"], first["group"]) == ("44-Call", "Good day, (EUR1.5.", "Oceanic")
+    assert first["audio"] == str(root / "media/44-Call.mp3")
+    assert (second["gt"], second["group"]) == ('"Yes"', None)
+    head = "token|speaker|ts|endTs|punctuation|case|tags|wer_tags\n"
+    words = "Good|0||||UC|[]|[]\nmorning|0|||?|LC|[]|['4']\n"
+    text(tmp_path / "earnings21/transcripts/nlp_references/1.nlp", head + words)
+    (row,) = read_rows(only("earnings21"), tmp_path)
+    assert row["gt"] == "Good morning?"
+    assert question_of(only("earnings21"), row).language == "en"
 
 
 def test_the_released_file_goes_before_the_layout(tmp_path: Path) -> None:

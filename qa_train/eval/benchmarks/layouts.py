@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from qa_train.eval.benchmarks.muchomusic import muchomusic_rows
 from qa_train.eval.benchmarks.multichoice import MULTICHOICE
 from qa_train.eval.benchmarks.published import clip_named, find_list
+from qa_train.eval.benchmarks.reasoning import REASONING
 from qa_train.eval.benchmarks.table import Benchmark
 from qa_train.eval.scores.json_lines import read_json_lines
 
@@ -102,12 +104,12 @@ def _librispeech(root: Path, benchmark: Benchmark) -> Iterator[Row]:
             yield {"id": key, "audio": str(listing.with_name(f"{key}.flac")), "gt": text}
 
 
-def _tsv(path: Path, escape: str | None = None) -> Iterator[dict[str, str]]:
-    """Rows of a TSV without quoting; ``escape``: the character removed before the one that it protects."""
+def _tsv(path: Path, escape: str | None = None, delimiter: str = "\t") -> Iterator[dict[str, str]]:
+    """Rows of a table without quoting; ``escape``: the character removed before the one that it protects."""
     if not path.is_file():
         raise ValueError(f"no file {path}")
     with path.open(encoding="utf-8", newline="") as file:
-        yield from csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE, escapechar=escape)
+        yield from csv.DictReader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE, escapechar=escape)
 
 
 def _common_voice(root: Path, benchmark: Benchmark) -> Iterator[Row]:
@@ -195,6 +197,27 @@ def _audiocaps(root: Path, benchmark: Benchmark) -> Iterator[Row]:
         yield {"id": f"{video}_{start}", "audio": there[0] if there else clip_named(folder, stems[0]), "gt": texts}
 
 
+def _earnings(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+    """A folder of revdotcom/speech-datasets: media/NAME.mp3 and its words, transcripts/nlp_references/NAME.nlp.
+
+    Of Earnings-22 the major dialect family is the group (metadata.csv). Marks of sounds and of what nobody understood
+    ("<laugh>", "<inaudible>") are no words.
+    """
+    listings = sorted((root / "transcripts" / "nlp_references").glob("*.nlp"))
+    dialects = {}
+    if (root / "metadata.csv").is_file():
+        with (root / "metadata.csv").open(encoding="utf-8", newline="") as file:
+            dialects = {row["File ID"]: row["Major Dialect Family"] for row in csv.DictReader(file)}
+    for path in listings:
+        words = [
+            f"{row.get('prepunctuation', '')}{row['token']}{row['punctuation']}"
+            for row in _tsv(path, delimiter="|")
+            if not re.fullmatch("<[^>]*>", row["token"])
+        ]
+        clip = clip_named(root / "media", path.stem)
+        yield {"id": path.stem, "audio": clip, "gt": " ".join(words), "group": dialects.get(path.stem)}
+
+
 _READERS: dict[str, Callable[[Path, Benchmark], Iterator[Row]]] = {
     "jsonl": lambda root, benchmark: _jsonl(root, benchmark, root.parent),
     "librispeech": _librispeech,
@@ -206,5 +229,8 @@ _READERS: dict[str, Callable[[Path, Benchmark], Iterator[Row]]] = {
     "vocalsound": _vocalsound,
     "clotho": _clotho,
     "audiocaps": _audiocaps,
+    "earnings": _earnings,
     **MULTICHOICE,
+    **REASONING,
+    "muchomusic": muchomusic_rows,
 }

@@ -32,15 +32,19 @@ READERS = (
     "vocalsound",
     "clotho",
     "audiocaps",
+    "earnings",
     "airbench_foundation",
     "airbench_chat",
     "mmau",
     "mmar",
     "mmsu",
     "voicebench",
+    "sakura",
+    "big_bench_audio",
+    "muchomusic",
 )
 # Readers that can show options in another order.
-SHUFFLED = ("mmau", "mmar", "mmsu")
+SHUFFLED = ("mmau", "mmar", "mmsu", "muchomusic")
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Benchmark:
     items: int | None = None
     # A field of the rows to break the score down by.
     group_by: str | None = None
-    # Show the options of MMAU, MMAR and MMSU in an order of each item's own that this seed decides; None: as published.
+    # Show the options in an order of each item's own that this seed decides (readers SHUFFLED); None: as published.
     shuffle_options: int | None = None
     # Keep only rows with these values.
     where: Mapping[str, Any] = field(default_factory=dict)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from qa_train.eval.scores.concluded import concluded_number, concluded_valid
 from qa_train.eval.scores.labels import chosen_option
 from qa_train.eval.scores.normalise import without_tags
 from qa_train.eval.scores.prediction import Prediction, answer_of
@@ -66,6 +67,7 @@ def says_yes(text: str) -> bool | None:
     text = " ".join(re.sub(r"[^\w\s]|_", " ", text).split())
     # A repeated question is not an answer.
     text = _ASKED.sub("", text)
+    text = re.sub(r"\b(?:nope|nah)\b", "no", re.sub(r"\b(?:yeah|yep|yup)\b", "yes", text))
     named = _ANSWER.findall(text)
     words = text.split(" ")
     denied_end = re.search(rf"\b{_NEGATION} (?:\w+ ){{0,2}}\w+$", text)
@@ -82,9 +84,19 @@ def says_yes(text: str) -> bool | None:
 
 
 def bbh_answer(prediction: Prediction) -> str | None:
-    """The choice that an answer to BBH makes, as the benchmark writes it: yes, no, (A) or (B); None: none."""
+    """What an answer to BBH chooses, as the benchmark writes it; None: nothing.
+
+    The reference tells which: yes, no, (A) or (B) of VoiceBench; also valid, invalid or a number of Big Bench Audio.
+    """
     text = without_tags(answer_of(prediction))
-    if prediction.references[0].lower() in ("yes", "no"):
+    reference = prediction.references[0].lower()
+    if reference in ("valid", "invalid"):
+        valid = concluded_valid(text)
+        return None if valid is None else "valid" if valid else "invalid"
+    if reference.isdecimal():
+        number = concluded_number(text)
+        return None if number is None else str(number)
+    if reference in ("yes", "no"):
         yes = says_yes(text)
         return None if yes is None else "yes" if yes else "no"
     text = re.sub(r"\b[Ss]entence (?=\(?[AB]\b)", "option ", text)
