@@ -30,7 +30,8 @@ from qa_train.data.audio.waveform import audio_tokens
 from qa_train.data.text.template import encode_prompt
 from qa_train.export.hugging_face import export
 from qa_train.infer.generate import Decoding, Generator, Item
-from qa_train.infer.protocol import Limits, parse
+from qa_train.infer.protocol import Limits
+from qa_train.infer.request import parse
 from qa_train.model import build_model, load_model
 
 NEW_TOKENS = 12
