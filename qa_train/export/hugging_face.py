@@ -98,7 +98,7 @@ def export(
         parameters = sum(p.numel() for p in model.parameters())
         model.save_pretrained(partial)
     # Servers pass a clip of more than 30 s as several, and settings of the template with the request.
-    processor.chat_template = processor.chat_template.replace(_CLIP, _WINDOW)
+    processor.chat_template = str(processor.chat_template).replace(_CLIP, _WINDOW)
     processor.save_pretrained(partial)
     card = model_card(
         Path(folder), name=out.name, parameters=parameters, results=results, weights=digest, merged=merge, facts=facts
