@@ -64,7 +64,7 @@ class StatsOptions(ShardOptions):
 class WordsOptions(ShardOptions):
     """Options of `qa-train data words`."""
 
-    # The file to write, one word a line; it may not exist.
+    # The file to write, one word a line; it must not exist yet.
     out: str = MISSING
     # Keep words of at most so many records.
     at_most: int = 5
