@@ -145,6 +145,7 @@ DATA = (
             Command("data inspect", "SHARD[:KEY]", "contents of a shard or of one record", "data_tools:inspect"),
             Command("data validate", "SHARDS", "read everything, report every fault", "data_tools:validate"),
             Command("data stats", "SHARDS", "hours by task and language, lengths, tokens", "data_tools:stats"),
+            Command("data words", "SHARDS out=FILE", "the rare words of transcripts, for hotwords", "data_tools:words"),
             Command("data sample", "SHARDS", "print records, write clips to play", "data_tools:sample"),
             Command("data clean", "SHARDS", "count or drop records that fail the filters", "data_tools:clean"),
             Command("data to-jsonl", "SHARDS out=FILE", "JSONL and audio files for other tools", "data:to_jsonl"),

@@ -1,4 +1,4 @@
-"""`qa-train data inspect | validate | stats | sample | clean`: looking at shards, and cleaning them."""
+"""`qa-train data inspect | validate | stats | words | sample | clean`: looking at shards, and cleaning them."""
 
 from __future__ import annotations
 
@@ -59,6 +59,18 @@ class StatsOptions(ShardOptions):
     tokenizer: str | None = None
     # Tasks to count tokens for, joined by commas; none: the record's own.
     tasks: str = ""
+
+
+@dataclass
+class WordsOptions(ShardOptions):
+    """Options of `qa-train data words`."""
+
+    # The file to write, one word a line; it must not exist yet.
+    out: str = MISSING
+    # Keep words of at most so many records.
+    at_most: int = 5
+    # Keep words of at least so many letters.
+    shortest: int = 4
 
 
 @dataclass
@@ -127,6 +139,23 @@ def stats(paths: list[str], options: StatsOptions) -> int:
     engine, storage = options.engine_with(options.num_workers), options.storage
     found = count(expand(paths, storage), tokenizer=tokenizer, tasks=tasks, engine=engine, storage=storage)
     print(found.shown(layout()))
+    return 0
+
+
+def words(paths: list[str], options: WordsOptions) -> int:
+    """Write the rare words of the transcripts to out=, for tasks with hotwords."""
+    from qa_train.data.stores.storage import expand
+    from qa_train.data.tools.rare_words import write_rare_words
+
+    count, seen = write_rare_words(
+        expand(paths, options.storage),
+        Path(options.out),
+        at_most=options.at_most,
+        shortest=options.shortest,
+        engine=options.engine_with(options.num_workers),
+        storage=options.storage,
+    )
+    print(f"wrote {options.out}: {count:,} of {seen:,} words")
     return 0
 
 

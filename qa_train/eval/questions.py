@@ -55,6 +55,7 @@ TASK_METRICS = {
     "asr": "wer",
     "asr_lid": "wer",
     "dialect_asr": "wer",
+    "asr_hotwords": "wer",
     "ask_transcript": "wer",
     "translate": "bleu",
     "ask_translation": "bleu",

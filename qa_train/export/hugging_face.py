@@ -25,6 +25,17 @@ from qa_train.train.job.distributed import name_accelerator
 _PROBE = "<|audio_bos|>{}<|audio_eos|>Detect the language and recognize the speech: <|en|>"
 # Seconds of the probe clips: a short one, and one of two windows.
 _PROBE_S = (1.3, 31.7)
+# A clip in the released chat template, and the same where `windows=true` joins clips that follow each other to one.
+_CLIP = (
+    "{% set audio_count.value = audio_count.value + 1 %}"
+    "Audio {{ audio_count.value }}: <|audio_bos|><|AUDIO|><|audio_eos|>\n"
+)
+_WINDOW = (
+    "{% if not (windows and loop.previtem and loop.previtem.type == 'audio') %}"
+    "{% set audio_count.value = audio_count.value + 1 %}Audio {{ audio_count.value }}: <|audio_bos|>{% endif %}"
+    "<|AUDIO|>"
+    "{% if not (windows and loop.nextitem and loop.nextitem.type == 'audio') %}<|audio_eos|>\n{% endif %}"
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,8 @@ def export(
     if merge:
         parameters = sum(p.numel() for p in model.parameters())
         model.save_pretrained(partial)
+    # Servers pass a clip of more than 30 s as several, and settings of the template with the request.
+    processor.chat_template = str(processor.chat_template).replace(_CLIP, _WINDOW)
     processor.save_pretrained(partial)
     card = model_card(
         Path(folder), name=out.name, parameters=parameters, results=results, weights=digest, merged=merge, facts=facts

@@ -49,7 +49,8 @@ print(processor.batch_decode(reply, skip_special_tokens=True)[0])
 ```
 
 The processor cuts a clip at 30 s without a warning. `windows` passes a longer one in parts, all between one pair of
-audio marks, as in training."""
+audio marks, as in training. To a server (`transformers serve`, `vllm serve`), send the parts as clips that follow each
+other, with `"chat_template_kwargs": {"windows": true}`."""
 
 
 _ADAPTED = """base = Qwen2AudioForConditionalGeneration.from_pretrained("BASE")

@@ -24,7 +24,7 @@ from qa_train.data.audio.waveform import audio_tokens
 from qa_train.data.text.sample import Sample
 from qa_train.data.text.template import encode_prompt
 from qa_train.infer.encoded import EncodedClips
-from qa_train.infer.row_stream import Numbers, Row, RowsEnded, RowsStreamer
+from qa_train.infer.row_stream import Numbers, Row, RowsEnded, RowsStreamer, before_stop
 from qa_train.model import encoder_hash
 
 # Ends of an answer: the chat's and the base format's.
@@ -262,7 +262,8 @@ class Generator:
         seconds = (time.perf_counter() - started) / len(answers)
         if rows is not None:
             # A row that ended before the others is filled up with padding, which looks like an end token.
-            return [Answer(self._text(row.ids)[0], row.truncated, seconds) for row in rows]
+            texts = [before_stop(self._text(row.ids)[0], row.stop).rstrip() for row in rows]
+            return [Answer(text, row.truncated, seconds) for text, row in zip(texts, rows, strict=True)]
         return [Answer(*self._text(answer), seconds) for answer in answers]
 
     def _text(self, ids: list[int]) -> tuple[str, bool]:

@@ -14,10 +14,23 @@ from transformers.generation.streamers import BaseStreamer
 from qa_train.data.text.sample import Sample
 
 
-class Row:
-    """One answer in the making; ``write`` gets its text in pieces whose sum is the whole text, stripped.
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """The text up to the first of the texts ``stop`` in it; all of it if it holds none."""
+    return text[: min((at for each in stop if (at := text.find(each)) >= 0), default=len(text))]
 
-    ``max_new_tokens`` counts the end token. ``gone`` is asked at every token: True ends the row at once.
+
+def without_half_stop(text: str, stop: Sequence[str]) -> str:
+    """The text without an end that may become one of the texts ``stop``."""
+    half = (n for each in stop for n in range(min(len(each) - 1, len(text)), 0, -1) if text.endswith(each[:n]))
+    return text[: len(text) - max(half, default=0)]
+
+
+class Row:
+    """One answer in the making; ``write`` gets its text in pieces whose sum is the whole text, stripped (on the left
+    only if the answer begins here: the space before the first word continues a begun one).
+
+    ``max_new_tokens`` counts the end token. ``gone`` is asked at every token: True ends the row at once. The first of
+    the texts ``stop`` ends the answer; nothing of it is written.
     """
 
     def __init__(
@@ -27,16 +40,19 @@ class Row:
         write: Callable[[str], None],
         max_new_tokens: int,
         gone: Callable[[], bool] = lambda: False,
+        stop: Sequence[str] = (),
     ) -> None:
         self.sample, self.waves = sample, waves
         self.write = write
         self.max_new_tokens = max_new_tokens
         self.gone = gone
+        self.stop = stop
         self.ids: list[int] = []
         self.ended = False
         # The limit came before an end token.
         self.truncated = False
         self._sent = ""
+        self._begun = bool(sample.messages) and sample.messages[-1].unfinished
 
     def take(self, token: int, tokenizer: Any, stop_ids: Sequence[int]) -> None:
         """Add one token of the answer and hand on what is now certain of its text."""
@@ -50,9 +66,13 @@ class Row:
         else:
             self.ids.append(token)
             self.truncated = self.ended = len(self.ids) >= self.max_new_tokens
-        text = tokenizer.decode(self.ids, skip_special_tokens=True).lstrip()
-        # Until the end, a broken character may be completed and spaces may turn out to be the last ones.
-        sure = text.rstrip() if self.ended else text.rstrip("\ufffd").rstrip()
+        text = tokenizer.decode(self.ids, skip_special_tokens=True)
+        text = text if self._begun else text.lstrip()
+        kept = before_stop(text, self.stop)
+        if len(kept) < len(text):
+            self.ended, self.truncated = True, False
+        # Until the end, a broken character may be completed, half a stop too, and spaces may turn out to be the last.
+        sure = kept.rstrip() if self.ended else without_half_stop(kept.rstrip("\ufffd"), self.stop).rstrip()
         if sure.startswith(self._sent) and len(sure) > len(self._sent):
             self.write(sure[len(self._sent) :])
             self._sent = sure

@@ -1,7 +1,7 @@
 """`qa-train serve`: OpenAI's ``/v1/chat/completions`` with audio, and a chat page, from one or several checkpoints.
 
 1. Limits come first: the number of requests, the size of the body, the time it may take to arrive.
-2. The body is read into a sample and waveforms in a thread (`qa_train.infer.protocol`).
+2. The body is read into a sample and waveforms in a thread (`qa_train.infer.request`).
 3. The engine's thread answers requests together (`qa_train.infer.engine`); pieces go back as they appear.
 
 There is no login: the default address is this machine only, and requests must name it (no other web page may ask).
@@ -26,8 +26,9 @@ from qa_train.config import ServeConfig
 from qa_train.infer.encoded import EncodedClips
 from qa_train.infer.engine import Engine, one_line
 from qa_train.infer.generate import Generator
-from qa_train.infer.protocol import ApiError, Limits, parse
-from qa_train.infer.protocol import Request as Asked
+from qa_train.infer.protocol import ApiError, Limits
+from qa_train.infer.request import Request as Asked
+from qa_train.infer.request import parse
 from qa_train.infer.turn import Turn, count_tokens
 from qa_train.model import load_answering_model
 from qa_train.utils.loopback import LOOPBACK, listen, trusted_hosts

@@ -125,6 +125,19 @@ def test_a_special_token_cannot_be_assembled_from_pieces(tokenizer: Any) -> None
     assert special_id(tokenizer, "<|im_end|>") not in encode(sample, tokenizer, [1]).input_ids
 
 
+def test_an_unfinished_answer_is_the_row_up_to_there(tokenizer: Any) -> None:
+    question = (
+        Message("user", (AudioPart(0), TextPart("What?"))),
+        Message("assistant", (TextPart("A bell, I think."),)),
+    )
+    sample = Sample("k", (*question, Message("user", (TextPart("Sure?"),)), question[1]), 1, "chat")
+    begun = Sample("k", (*sample.messages[:3], Message("assistant", question[1].content, unfinished=True)), 1, "chat")
+    row = encode(sample, tokenizer, [2]).input_ids
+    assert row[
+        : row.index(tokenizer.convert_tokens_to_ids("<|im_end|>"), len(encode_prompt(sample, tokenizer, [2])))
+    ] == (encode_prompt(begun, tokenizer, [2]))
+
+
 def test_pairs_share_the_prompt_and_end_with_eos(tokenizer: Any) -> None:
     for template, eos in (("chat", "<|im_end|>"), ("base", "<|endoftext|>")):
         answers = ((TextPart("good"),), (TextPart("bad"),))

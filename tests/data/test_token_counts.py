@@ -32,7 +32,9 @@ tags: {target: "{text}<|{language}|>", prompts: {en: ["<|{language}|> is", "in {
 two: {target: "{text}", clips: 2, prompts: {en: ["both", "the two of them"]}}
 first: {target: ["{translation[en]}", "{text}"], prompts: {en: ["to {translation[en]}", "hm", "what is it"]}}
 one: {target: "{text}", prompts: {en: ["always so"]}}
+hot: {target: "{text}", hotwords: {file: words.txt, ways: 7}, prompts: {en: ["with {hotwords}", "{hotwords}?", "hear"]}}
 """
+WORDS = "hola\nmundo\nNew York\nÜnï 你好\n<|en|>\na word that is long\n3\nsix\n"
 SPELLED = "a <|endoftext|> and <|im_end|> <|en|>"
 
 
@@ -73,6 +75,7 @@ def corpus(tmp_path: Path) -> str:
             else:
                 writer.write(key, record(i), sound)
     (tmp_path / "tasks.yaml").write_text(PROMPTS)
+    (tmp_path / "words.txt").write_text(WORDS)
     return str(tmp_path / "c-*.tar")
 
 
@@ -102,6 +105,8 @@ USES: list[dict[str, Any]] = [
     {"task": "first", "where": {"language": ["es", "en"], "split": "train"}},
     {"task": "one", "limits": {"min_duration_s": 0.5, "max_duration_s": 1.2}},
     {"task": "first", "max_samples": 13},
+    {"task": "hot"},
+    {"task": "hot", "template": "chat", "pairs": True},
     {"task": "chat", "template": "chat"},
     {"task": "chat", "template": "chat", "last_turn_only": True},
     {"task": "chat", "template": "chat", "pairs": True},
@@ -133,11 +138,12 @@ def test_lengths_with_counts_are_those_of_the_tokenized_texts(corpus: str, token
 
 
 def opened(corpus: str, tokenizer: Any, **options: Any) -> Batches:
-    """Two tasks, a filter and pairs of epochs."""
+    """Three tasks, a filter and pairs of epochs."""
     line = {"shards": [corpus], "template": "base"}
     sources = {
         "asks": SourceConfig(name="asks", task="asks", weight=2, **line),
         "first": SourceConfig(name="first", task="first", where={"language": "es"}, weight=1, **line),
+        "hot": SourceConfig(name="hot", task="hot", weight=1, **line),
     }
     files = [str(Path(corpus).parent / "tasks.yaml")]
     cfg = DataConfig(sources=sources, tokens_per_batch=400, shuffle_window=50, prompt_files=files, **options)
@@ -151,7 +157,7 @@ def test_batches_are_the_same_and_a_run_counts_while_it_trains(corpus: str, toke
     windows = [plain.plan.window(number) for number in range(4)]
     assert all(each._wanted for each in plain.sources)
     # One shard for each batch that is built, by the process that planned; each is found by the other processes.
-    for _ in range(6):
+    for _ in range(9):
         plain.ahead(0)
     assert not any(each._wanted for each in plain.sources)
     again = opened(corpus, tokenizer)

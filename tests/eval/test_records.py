@@ -231,3 +231,16 @@ def test_a_set_without_records_says_why(shard: Path) -> None:
         record_questions(held_out(shard, "x", "asr", min_words=3), BANK)
     with pytest.raises(ValueError, match="metric 'f1' is unknown"):
         record_questions(held_out(shard, "x", "asr", metric="f1"), BANK)
+
+
+def test_hotwords_are_in_the_question_and_the_transcript_is_scored(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("Zaphod\nTrillian\n")
+    task = '{target: "{text}", hotwords: {file: words.txt, none: 0}, prompts: {en: ["Expect {hotwords}:"]}}'
+    (tmp_path / "tasks.yaml").write_text(f"asr_hotwords: {task}\n")
+    with ShardWriter(tmp_path / "t-00000.tar") as writer:
+        writer.write("a", {"text": "call Zaphod", "language": "en"}, np.zeros(16_000, np.float32))
+    made = EvalSet("set", (str(tmp_path / "t-*.tar"),), "asr_hotwords")
+    (question,) = record_questions(made, PromptBank.load([tmp_path / "tasks.yaml"]))
+    assert (question.metric, question.references) == ("wer", ("call Zaphod",))
+    text = "".join(getattr(part, "text", "") for part in question.sample.messages[0].content)
+    assert text in ("Expect Zaphod:", "Expect Trillian:", "Expect Zaphod, Trillian:", "Expect Trillian, Zaphod:")

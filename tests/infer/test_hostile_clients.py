@@ -25,7 +25,8 @@ from live_server import running
 from qa_train.config import ServeConfig
 from qa_train.infer import connections, server
 from qa_train.infer.generate import Answer
-from qa_train.infer.protocol import ApiError, Limits, parse
+from qa_train.infer.protocol import ApiError, Limits
+from qa_train.infer.request import parse
 from qa_train.infer.server import Service
 
 

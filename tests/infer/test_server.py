@@ -28,7 +28,8 @@ from qa_train.config import EncoderConfig, EvalConfig, LanguageModelConfig, Mode
 from qa_train.eval.scores.json_lines import read_predictions
 from qa_train.eval.suite import evaluate
 from qa_train.infer.generate import Decoding, Generator, Item
-from qa_train.infer.protocol import ApiError, Limits, parse
+from qa_train.infer.protocol import ApiError, Limits
+from qa_train.infer.request import parse
 from qa_train.infer.server import PAGE, open_models
 from qa_train.model import build_model, load_model
 
@@ -207,6 +208,68 @@ def test_a_stream_says_the_same_in_pieces(server: str) -> None:
     assert len(found) > 4
 
 
+def streamed(answer: tuple[int, str], count: int = 1) -> list[tuple[str, str]]:
+    """Text and finish reason of each answer of a stream."""
+    assert answer[0] == 200, answer
+    found = [json.loads(line.removeprefix("data: ")) for line in answer[1].split("\n\n") if "chat.completion" in line]
+    made = []
+    for number in range(count):
+        mine = [c for each in found for c in each["choices"] if c["index"] == number]
+        made.append(("".join(c["delta"].get("content", "") for c in mine), mine[-1]["finish_reason"]))
+    return made
+
+
+def test_a_stop_ends_the_answer_whole_and_streamed(server: str) -> None:
+    messages = [user(clip(wav(1.0)), "What is it?")]
+    plain = said(post(server, messages))
+    middle = plain[len(plain) // 2 : len(plain) // 2 + 3]
+    before = plain[: plain.index(middle)].rstrip()
+    for stop in (middle, ["never said", middle]):
+        status, body = post(server, messages, stop=stop)
+        assert said((status, body)) == before
+        assert body["choices"][0]["finish_reason"] == "stop"
+        assert body["usage"]["completion_tokens"] < NEW_TOKENS
+        assert streamed(post(server, messages, stop=stop, stream=True)) == [(before, "stop")]
+    assert said(post(server, messages, stop="never said")) == plain
+
+
+def test_several_answers_are_drawn_and_a_seed_repeats_them(server: str) -> None:
+    messages = [user(clip(wav(1.0)), "What is it?")]
+    for more in ({}, {"seed": 5}):
+        status, body = post(server, messages, temperature=1.0, n=3, **more)
+        assert status == 200
+        texts = [choice["message"]["content"] for choice in body["choices"]]
+        assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
+        assert len(set(texts)) == 3
+        assert 3 <= body["usage"]["completion_tokens"] <= 3 * NEW_TOKENS
+    again = streamed(post(server, messages, temperature=1.0, n=3, seed=5, stream=True), 3)
+    assert [text for text, _ in again] == texts
+    assert texts[0] == said(post(server, messages, temperature=1.0, seed=5))
+    assert {finish for _, finish in again} <= {"stop", "length"}
+
+
+def test_a_begun_answer_is_gone_on_with(server: str, checkpoints: Path) -> None:
+    begun = [user(clip(wav(1.0)), "What is it?"), {"role": "assistant", "content": "It sounds like"}]
+    status, body = post(server, begun)
+    assert status == 200
+    generator = Generator(*load_model(checkpoints / "first"))
+    ids = generator.tokenizer.encode("It sounds like", add_special_tokens=False)
+    assert body["usage"]["prompt_tokens"] == post(server, begun[:1])[1]["usage"]["prompt_tokens"] + len(ids)
+    # The plain way: the ids of the prompt, then those of the beginning.
+    asked = parse(json.dumps({"model": "m", "messages": begun[:1]}).encode(), Limits(), ["m"])
+    batch = generator.batch([Item(asked.sample, asked.waves)])
+    whole = torch.cat([batch["input_ids"], torch.tensor([ids])], 1)
+    with torch.no_grad():
+        output = generator.model.generate(
+            **batch | {"input_ids": whole, "attention_mask": torch.ones_like(whole)}, do_sample=False,
+            max_new_tokens=NEW_TOKENS, min_new_tokens=1, eos_token_id=generator.stop_ids, pad_token_id=0,
+        )  # fmt: skip
+    new = [token for token in output[0, whole.shape[1] :].tolist() if token not in generator.stop_ids]
+    assert (
+        body["choices"][0]["message"]["content"] == generator.tokenizer.decode(new, skip_special_tokens=True).rstrip()
+    )
+
+
 def test_ten_clients_at_once_share_batches(server: str) -> None:
     questions = [[user(clip(wav(0.3 + 0.1 * i, i)), f"Question {i}?")] for i in range(10)]
     alone = [said(post(server, messages)) for messages in questions]
@@ -267,6 +330,48 @@ def test_special_text_of_a_chat_user_stays_text(text: str) -> None:
     assert not any(part.trusted for part in message.content)  # type: ignore[union-attr]
 
 
+def test_developer_is_what_newer_clients_call_system() -> None:
+    def messages(role: str, *more: Any) -> Any:
+        body = {"model": "m", "messages": [{"role": role, "content": "Be brief."}, user("Hello"), *more]}
+        return parse(json.dumps(body).encode(), Limits(), ["m"]).sample.messages
+
+    assert messages("developer") == messages("system")
+    assert [each.unfinished for each in messages("developer", {"role": "assistant", "content": "Hi"})] == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"n": 0}, "n is 0; expected a whole number from 1 to 4"),
+        ({"n": 5, "temperature": 1}, "n is 5"),
+        ({"n": True}, "n is True"),
+        ({"n": 2}, "n is 2, and without a temperature"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "a list of at most 4"),
+        ({"stop": ""}, "stop is ''"),
+        ({"stop": [""]}, "stop is ['']"),
+        ({"stop": 3}, "stop is 3"),
+        ({"stop": False}, "stop is False"),
+        ({"stop": "x" * 201}, "1 to 200 characters"),
+        ({"stop": None, "n": None, "response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, "response_format={'type': 'json_object'} is not supported"),
+        ({"tools": [{"type": "function"}]}, "tools=["),
+        ({"messages": [user("Hi"), {"role": "assistant", "content": "It is "}]}, "ends in ' '"),
+        ({"messages": [user("Hi"), {"role": "assistant", "content": ""}]}, "ends in ''"),
+        ({"messages": [{"role": "assistant", "content": "It"}]}, "before the answer is missing"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "is from 'system'"),
+        ({"messages": [user("Hi"), {"role": "developer", "content": "x"}]}, "a developer message may only come first"),
+    ],
+)
+def test_settings_are_taken_or_refused_by_name(more: dict[str, Any], words: str | None) -> None:
+    body = json.dumps({"model": "m", "messages": [user("Hello")], **more}).encode()
+    if words is None:
+        assert (parse(body, Limits(), ["m"]).stop, parse(body, Limits(), ["m"]).n) == ((), 1)
+        return
+    with pytest.raises(ApiError, match=re.escape(words)) as caught:
+        parse(body, Limits(), ["m"])
+    assert caught.value.status == 400
+
+
 def test_every_part_that_means_sound_is_heard_or_refused() -> None:
     def heard(*parts: Any) -> Any:
         return parse(json.dumps({"model": "m", "messages": [user(*parts)]}).encode(), Limits(), ["m"])
@@ -289,7 +394,7 @@ def test_limits_and_wrong_use(server: str) -> None:
     assert post(server, asked, raw=b"{")[0] == 400
     assert post(server, asked, raw=b"[" * 100_000)[0] == 400
     assert post(server, asked, model="third")[0] == 404
-    assert "n=3" in post(server, asked, n=3)[1]["error"]["message"]
+    assert "all answers are the same" in post(server, asked, n=3)[1]["error"]["message"]
     assert "unknown setting" in post(server, asked, temprature=1)[1]["error"]["message"]
     assert "from 1 to 16" in post(server, asked, max_tokens=100)[1]["error"]["message"]
     status, body = post(server, [user("word " * 20_000)])

@@ -16,12 +16,14 @@ from qa_train.config import config_dir
 from qa_train.data.text.content import content_parts, turn_loss
 from qa_train.data.text.records import BadRecord, fields
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
-from qa_train.data.text.tasks import Pieces, Task, read_tasks
+from qa_train.data.text.tasks import HOTWORDS, Pieces, Task, names, read_tasks
 from qa_train.utils import draws
 from qa_train.utils.closest import did_you_mean
 from qa_train.utils.plugins import packaged
 
 CHAT = "chat"
+# A wording, and the list of words that it names.
+Wording = tuple[Pieces, str]
 
 
 class Unqualified(ValueError):
@@ -58,7 +60,8 @@ class PromptBank:
         if name == CHAT:
             return CHAT
         # The family only names a row of tables.
-        return hashlib.sha256(repr(replace(self.task(name), family="")).encode()).hexdigest()
+        task = replace(self.task(name), family="")
+        return hashlib.sha256(f"{task}{task.hotwords or ''}".encode()).hexdigest()
 
     def qualifies(self, record: dict[str, Any], task: str, *, pair: bool = False) -> bool:
         """Whether ``sample`` can make this task of the record."""
@@ -149,18 +152,30 @@ class Question:
     clips: int
     target: tuple[TextPart, ...] | None
 
-    def options(self) -> list[Pieces]:
+    def options(self) -> list[Wording]:
         """Wordings to draw from: one with a field that the record lacks (e.g. a language tag) is none."""
-        return [prompt for prompt in self.task.prompts if self.task.complete(prompt, self.known)]
+        if self.task.hotwords is None:
+            return [(prompt, "") for prompt in self.task.prompts if self.task.complete(prompt, self.known)]
+        known = self.known | {HOTWORDS: "-"}
+        complete = [prompt for prompt in self.task.prompts if self.task.complete(prompt, known)]
+        made: list[Wording] = []
+        for way, words in enumerate(self.task.hotwords.lists(self.known["text"])):
+            fitting = [prompt for prompt in complete if names(prompt, HOTWORDS) == bool(words)]
+            made += [(fitting[way % len(fitting)], words)] if fitting else []
+        return made
 
     def asks(self) -> tuple[Any, ...]:
         """All that the wordings depend on: equal for records that are asked the same."""
-        return self.clips, *(self.task.value(piece, self.known) for piece in self.task.asked)
+        heard = self.known["text"] if self.task.hotwords else None
+        return self.clips, heard, *(self.task.value(piece, self.known) for piece in self.task.asked)
 
-    def user(self, wording: Pieces) -> Message:
+    def user(self, wording: Wording) -> Message:
         """The user's turn in that wording."""
+        prompt, words = wording
         clips = (AudioPart(i) for i in range(self.clips))
-        return Message("user", (*clips, *self.task.fill(wording, self.known)))
+        return Message(
+            "user", (*clips, *self.task.fill(prompt, self.known | {HOTWORDS: words} if words else self.known))
+        )
 
 
 def draw(seed: int, epoch: int, key: str, task: str, count: int) -> int:

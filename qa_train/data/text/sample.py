@@ -29,11 +29,13 @@ class Message:
     """One turn: ``role`` is system, user or assistant; ``content`` is in reading order.
 
     ``learned``: the data's mark of an answer as learned (even with last_turn_only) or not learned.
+    ``unfinished``: the beginning of the last answer, which a model goes on with; part of its prompt.
     """
 
     role: str
     content: tuple[TextPart | AudioPart, ...]
     learned: bool | None = None
+    unfinished: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ A file holds tasks by name. Each has
 - ``lists``: for a field that is a list of objects or a mapping, the text of one ``item`` and the ``join``
   between items, e.g. ``words: {item: "[{start}-{end}] {word}", join: " "}``. Seconds get two decimals. The items
   of a mapping have ``name`` and ``value``. A list of texts needs none of this: it is joined by ", ".
+- ``hotwords``: words that may be spoken, for wordings that name ``{hotwords}`` (``qa_train.data.text.hotwords``).
 - ``variants``: one task per entry; ``@code`` in the task's name and texts is the entry's name, and other
   ``@words`` are its values.
 """
@@ -23,11 +24,13 @@ from typing import Any
 
 import yaml
 
+from qa_train.data.text.hotwords import FIELD as HOTWORDS
+from qa_train.data.text.hotwords import Hotwords, read_hotwords
 from qa_train.data.text.records import LANGUAGES
 from qa_train.data.text.sample import TextPart
 
 MAX_FILE_BYTES = 1 << 20
-_TASK_KEYS = {"family", "requires", "clips", "target", "prompts", "lists", "variants"}
+_TASK_KEYS = {"family", "requires", "clips", "target", "prompts", "lists", "variants", HOTWORDS}
 _FIELD = re.compile(r"([a-z_]+)(?:\[([A-Za-z_\-]+)\])?")
 _VARIABLE = re.compile(r"@([a-z_]+)")
 
@@ -63,6 +66,8 @@ class Task:
     targets: tuple[Pieces, ...]
     prompts: tuple[Pieces, ...]
     lists: dict[str, ListForm] = field(default_factory=dict)
+    # Not in the repr, on which digests of earlier versions rest.
+    hotwords: Hotwords | None = field(default=None, repr=False)
 
     @cached_property
     def asked(self) -> tuple[Piece, ...]:
@@ -110,7 +115,7 @@ def read_tasks(path: Path, languages: tuple[str, ...]) -> dict[str, Task]:
             for expanded, concrete in _variants(name, spec):
                 if expanded in tasks:
                     raise ValueError(f"{expanded!r} is defined twice")
-                tasks[expanded] = _task(expanded, concrete, languages)
+                tasks[expanded] = _task(expanded, concrete, languages, path.parent)
         except ValueError as error:
             raise ValueError(f"prompt file {path}, task {name}: {error}") from error
     return tasks
@@ -205,7 +210,7 @@ def _replace(value: Any, words: dict[str, str]) -> Any:
     return _VARIABLE.sub(lambda match: words[match[1]], value)
 
 
-def _task(name: str, spec: dict[str, Any], languages: tuple[str, ...]) -> Task:
+def _task(name: str, spec: dict[str, Any], languages: tuple[str, ...], folder: Path) -> Task:
     wordings = [text for language in languages for text in spec["prompts"].get(language, [])]
     if not wordings:
         raise ValueError(
@@ -213,16 +218,31 @@ def _task(name: str, spec: dict[str, Any], languages: tuple[str, ...]) -> Task:
             "add one, or change data.prompt_languages"
         )
     targets = [spec["target"]] if isinstance(spec["target"], str) else spec["target"]
+    # A wording that is the same in two languages, such as "{question}", counts once.
+    prompts = tuple(_parse(text) for text in dict.fromkeys(wordings))
+    hotwords = read_hotwords(spec[HOTWORDS], folder) if HOTWORDS in spec else None
+    if hotwords is not None:
+        naming = {names(prompt, HOTWORDS) for prompt in prompts}
+        if naming != ({True, False} if hotwords.none else {True}):
+            raise ValueError(
+                f"with '{HOTWORDS}', wordings name {{{HOTWORDS}}}; others are needed if none is above 0, and are not "
+                f"used if it is 0 (it is {hotwords.none:g})"
+            )
     return Task(
         name,
         spec.get("family", ""),
-        tuple(spec.get("requires", ())),
+        (*spec.get("requires", ()), *(["text"] if hotwords else [])),
         spec.get("clips"),
         tuple(map(_parse, targets)),
-        # A wording that is the same in two languages, such as "{question}", counts once.
-        tuple(_parse(text) for text in dict.fromkeys(wordings)),
+        prompts,
         {key: ListForm(_parse(form["item"]), form["join"]) for key, form in spec.get("lists", {}).items()},
+        hotwords,
     )
+
+
+def names(pieces: Pieces, name: str) -> bool:
+    """Whether the pieces name that field."""
+    return any(piece.field == name for piece in pieces)
 
 
 def _parse(template: str) -> Pieces:

@@ -66,7 +66,7 @@ def outline(sample: Sample, tokenizer: Any, clip_tokens: list[int], *, last_turn
 
 
 def encode_prompt(sample: Sample, tokenizer: Any, clip_tokens: list[int]) -> list[int]:
-    """Everything up to the model's answer, without a final assistant turn."""
+    """Everything up to the model's answer, without a final assistant turn unless it is unfinished."""
     return _encoded(outline_prompt(sample, tokenizer, clip_tokens), tokenizer).input_ids
 
 
@@ -77,12 +77,14 @@ def outline_prompt(sample: Sample, tokenizer: Any, clip_tokens: list[int]) -> Ou
         row.base_prompt(sample)
         return row.finish()
     messages = sample.messages
-    if messages and messages[-1].role == "assistant":
-        messages = messages[:-1]
-    for message in _with_system(messages):
+    last = messages[-1] if messages and messages[-1].role == "assistant" else None
+    for message in _with_system(messages[:-1] if last else messages):
         row.turn(message, answer=message.role == "assistant", learn=False)
     row.special(IM_START)
     row.text("assistant\n")
+    if last and last.unfinished:
+        row.flush(False)
+        row.parts(last.content, learn=False)
     return row.finish()
 
 
