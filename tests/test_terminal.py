@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,36 @@ def test_text_follows_the_width_and_keeps_its_words(width: int) -> None:
     # Without a width nothing is folded, and nothing is coloured.
     assert PLAIN.fold(text) == text
     assert PLAIN.entries([("a", "b " * 200)], 4) == f"  a {'b ' * 200}".rstrip()
+
+
+def test_lines_are_broken_by_columns() -> None:
+    wide = "これは" * 30
+    lines = Layout(60).fold(wide).splitlines()
+    assert list(map(columns, lines)) == [60, 60, 60, 6]
+    assert "".join(map(str.strip, lines)) == wide
+    # Latin words between wide characters stay whole.
+    mixed = Layout(40).fold("語" * 18 + "Qwen2-Audio" + "語" * 18 + " " + "é" * 50).splitlines()
+    assert mixed == ["語" * 18, "  Qwen2-Audio" + "語" * 13, "  " + "語" * 5, "  " + "é" * 50]
+    beside = Layout(40).entries([("a", wide)], 10).splitlines()
+    assert {columns(line) for line in beside[:-1]} == {40}
+    # Codes take no room, and stay with what they colour.
+    page = Layout(41, True)
+    for word in ("green", "緑緑"):
+        plain, painted = " ".join([word] * 20), " ".join([page.paint(word, "green")] * 20)
+        assert re.sub(r"\x1b\[[0-9;]*m", "", page.fold(painted)) == page.fold(plain)
+    assert all(line.endswith("\x1b[0m") for line in page.fold(painted).splitlines())
+
+
+def test_text_of_narrow_characters_is_wrapped_as_the_standard_library_does() -> None:
+    draw = random.Random(0)
+    parts = ["a", "bc", "word", "é", "-", " ", "   ", "\t", "\n", "x" * 50]
+    for _ in range(300):
+        text = "".join(draw.choices(parts, k=40)).strip()
+        margin = " " * draw.randrange(40)
+        assert Layout(40)._wrap(text, margin, margin + "  ") == textwrap.wrap(
+            text, max(40, len(margin) + 16), initial_indent=margin, subsequent_indent=margin + "  ",
+            break_long_words=False, break_on_hyphens=False,
+        )  # fmt: skip
 
 
 def test_tables_put_their_notes_where_there_is_room() -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import re
 import sys
-import textwrap
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TextIO
 
 # Of a terminal that does not say how wide it is: some remote ones (srun --pty, containers).
@@ -21,6 +21,11 @@ STANDARD = 80
 _NARROWEST = 40
 _STYLES = {"bold": "1", "red": "1;31", "green": "32", "yellow": "33", "cyan": "36"}
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
+# Other kinds of space do not break a line.
+_SPACES = " \n\r\v\f"
+_SPACES_OR_WORD = re.compile(f"[{_SPACES}]+|[^{_SPACES}]+")
+# A character with the codes that colour it.
+_SIGN = re.compile(r"(?:\x1b\[[1-9][0-9;]*m)*.(?:\x1b\[0m)*", re.DOTALL)
 # Less room than this beside a table, and notes go below it.
 _NOTES = 18
 
@@ -40,7 +45,8 @@ class Layout:
     def fold(self, text: str) -> str:
         """``text`` with its longer lines broken between words; what follows is indented like the line, and by two more.
 
-        A word that is longer than the width, such as a path, stays in one piece.
+        A word that is longer than the width, such as a path, stays in one piece; wide characters, of languages without
+        spaces, are broken anywhere.
         """
         if self.width is None:
             return text
@@ -98,15 +104,19 @@ class Layout:
         if self.width is None:
             return [first + text]
         # However narrow the terminal is, a margin leaves room for some words.
-        width = max(self.width, len(first) + 16)
-        return textwrap.wrap(
-            text,
-            width,
-            initial_indent=first,
-            subsequent_indent=then,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+        width = max(self.width, columns(first) + 16)
+        lines: list[str] = []
+        line = gap = ""
+        for piece in _pieces(text.expandtabs()):
+            if not piece.strip(_SPACES):
+                gap = " " * len(piece)
+                continue
+            margin = then if lines else first
+            if line and columns(margin + line + gap + piece) > width:
+                lines.append(margin + line)
+                line, gap = "", ""
+            line, gap = line + gap + piece, ""
+        return [*lines, (then if lines else first) + line] if line else lines
 
 
 PLAIN = Layout()
@@ -127,6 +137,21 @@ def layout(stream: TextIO | None = None, environ: Mapping[str, str] = os.environ
 def columns(text: str) -> int:
     """How many columns of a terminal a line takes: none for escape codes, two for a wide character."""
     return sum(1 + (unicodedata.east_asian_width(sign) in "WF") for sign in _ESCAPE.sub("", text))
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """What a line is made of: spaces, words, and wide characters, between which it may be broken anywhere."""
+    for word in _SPACES_OR_WORD.findall(text):
+        if word.isascii():
+            yield word
+            continue
+        for wide, signs in groupby(_SIGN.findall(word), key=_is_wide):
+            whole = list(signs)
+            yield from whole if wide else ["".join(whole)]
+
+
+def _is_wide(sign: str) -> bool:
+    return columns(sign) > 1
 
 
 def _width(stream: TextIO, environ: Mapping[str, str]) -> int:
