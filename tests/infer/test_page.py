@@ -211,7 +211,7 @@ def test_an_answer_that_was_cut_off_says_so(scripted: Browser, model: Scripted) 
 
 def test_markdown_is_shown_and_nothing_in_it_runs_or_is_fetched(scripted: Browser, model: Scripted) -> None:
     model.text = (
-        "**bold** `code`\n\n1. one\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n"
+        "**bold** `code`\n\n3. three\n\n| a | b |\n|---:|---|\n| 1 | 2 |\n\n"
         "<script>document.title = 'ran'</script>\n\n<img src=x onerror=\"document.title = 'ran'\">\n\n"
         "![pixel](https://tracker.example/a.png) <svg onload=\"document.title = 'ran'\"></svg>\n\n"
         "[run](javascript:document.title='ran') [far](https://example.org/) <style>body { display: none }</style>"
@@ -219,6 +219,8 @@ def test_markdown_is_shown_and_nothing_in_it_runs_or_is_fetched(scripted: Browse
     ask(scripted, "Say something clever")
     inside = "document.querySelector('.answer .text')"
     assert scripted.run(f"['strong', 'code', 'ol li', 'table td'].every((each) => {inside}.querySelector(each))")
+    # As it was counted and aligned.
+    assert scripted.run(f"[{inside}.querySelector('ol').start, {inside}.querySelector('td').align]") == [3, "right"]
     assert (
         scripted.run(f"{inside}.querySelectorAll('script, img, svg, style, iframe, [onerror], [onload]').length") == 0
     )
@@ -275,3 +277,37 @@ def test_what_goes_wrong_is_said(page: Browser, tmp_path: Path) -> None:
     page.wait(f"{STATUS} === 'an answer failed'")
     ask(page, "Hello", f"{IDLE} && {TEXTS}.length === 4")
     assert page.run("document.querySelectorAll('.failed').length") == 2
+
+
+def test_a_browser_that_cannot_record_leaves_the_microphone_off(scripted: Browser) -> None:
+    for fault in ("constructor() { throw new Error('no codec'); }", "start() { throw new Error('no codec'); }"):
+        scripted.run(f"""
+          window.stream = null;
+          navigator.mediaDevices.getUserMedia = async (wanted) =>
+            window.stream = await MediaDevices.prototype.getUserMedia.call(navigator.mediaDevices, wanted);
+          window.MediaRecorder = class {{ {fault} }};
+          document.querySelector('#status').textContent = '';
+          document.querySelector('#record').click();
+        """)
+        scripted.wait(f"{STATUS}.includes('no microphone (no codec)')")
+        assert scripted.run("window.stream.getTracks().map((track) => track.readyState)") == ["ended"]
+
+
+def test_a_refusal_that_is_not_json_is_shown(scripted: Browser) -> None:
+    for number, (said, shown) in enumerate((("only this machine is answered\\n", "only this machine is answered"),
+                                            ("", "the server answered 403"))):  # fmt: skip
+        scripted.run(f"window.fetch = async () => new Response('{said}', {{ status: 403 }})")
+        ask(scripted, "Hello", f"{NOTES}.length === {number + 1} && {STATUS} === 'an answer failed'")
+        assert scripted.run(NOTES)[-1] == shown
+
+
+def test_a_question_sent_before_the_last_answer_has_stopped_says_so(scripted: Browser) -> None:
+    scripted.run("window.fetch = () => new Promise((resolve, reject) => { window.fail = reject; })")
+    ask(scripted, "Talk", f"{STATUS} === 'answering'")
+    ask(scripted, "Again", f"{STATUS} === 'still answering'")
+    scripted.run("document.querySelector('#clear').click()")
+    ask(scripted, "Anew", f"{STATUS} === 'still stopping'")
+    assert scripted.run("document.querySelector('#text').value") == "Anew"
+    assert scripted.run("document.querySelectorAll('.turn').length") == 0
+    scripted.run("window.fail(new DOMException('', 'AbortError'))")
+    scripted.wait(f"{STATUS} === 'stopped'")

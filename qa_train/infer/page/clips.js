@@ -91,8 +91,17 @@ export function clipView(clip, remove) {
 export async function record(most_s, tell, done) {
   if (!navigator.mediaDevices) throw new Error("browsers give it to https and to this machine only");
   const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
+  const release = () => stream.getTracks().forEach((track) => track.stop());
   const pieces = [];
-  const recorder = new MediaRecorder(stream);
+  let recorder;
+  try {
+    recorder = new MediaRecorder(stream);
+    recorder.start();
+  } catch (error) {
+    // The microphone is on already.
+    release();
+    throw error;
+  }
   const begun = performance.now();
   const timer = setInterval(() => {
     const seconds = (performance.now() - begun) / 1000;
@@ -101,10 +110,9 @@ export async function record(most_s, tell, done) {
   recorder.ondataavailable = (event) => pieces.push(event.data);
   recorder.onstop = () => {
     clearInterval(timer);
-    stream.getTracks().forEach((track) => track.stop());
+    release();
     done(new Blob(pieces, { type: recorder.mimeType }));
   };
-  recorder.start();
   tell(0);
   return () => recorder.state === "recording" && recorder.stop();
 }

@@ -207,7 +207,8 @@ async function send() {
   await reading;
   const models = chosen();
   const words = $("text").value.trim();
-  if (stopper || !$("ask").reportValidity()) return;
+  if (stopper) { say(stopper.signal.aborted ? "still stopping" : "still answering"); return; }
+  if (!$("ask").reportValidity()) return;
   if (!models.length) { say("tick a checkpoint first"); return; }
   if (!clips.length && !words) { say("record or choose a clip, or write a question"); return; }
   if (replaced) turns.splice(turns.indexOf(replaced)).forEach((each) => each.view.remove());

@@ -1,5 +1,11 @@
 // One answer of the server, as it comes.
 
+// Errors of the model's API are JSON; those of what stands before it (the guard of hosts, a proxy) are text.
+async function reasonOf(response) {
+  const said = await response.text();
+  try { return JSON.parse(said).error.message; } catch { return said.trim() || `the server answered ${response.status}`; }
+}
+
 // Asks and calls more(text so far) with every piece. Returns {text, finish, tokens}; throws what the server says
 // is wrong, and AbortError when the signal ends it (the server then stops too).
 export async function answerOf(request, signal, more) {
@@ -7,7 +13,7 @@ export async function answerOf(request, signal, more) {
     method: "POST", signal, headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } }),
   });
-  if (!response.ok) throw new Error((await response.json()).error.message);
+  if (!response.ok) throw new Error(await reasonOf(response));
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   const answer = { text: "", finish: null, tokens: null };
   let waiting = "";
