@@ -213,21 +213,49 @@ def test_pages_fit_a_phone_and_have_no_serious_faults(
             assert found == []
 
 
-def test_a_served_page_follows_the_run(browser: Browser, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def served(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a page of ``runs`` that asks for new values at once."""
     monkeypatch.setattr("qa_train.dashboard.live.POLL_S", 0.2)
+    monkeypatch.setattr("qa_train.dashboard.live._SHARE", 1)
     running = server(Live([runs], "Live"), listen("127.0.0.1", 0, "dashboard"))
-    thread = threading.Thread(target=running.serve_forever, daemon=True)
-    thread.start()
-    try:
-        show(browser, f"http://127.0.0.1:{running.server_port}/")
-        browser.run("Curves.toggle(['a/pretrain'], false)")
-        with (runs / "b" / "pretrain" / "metrics.jsonl").open("a") as file:
-            file.write('{"step": 60, "loss": 2.0, "seconds": 2.0, "tokens": 900}\n')
-        browser.wait("document.querySelector('#runs').innerText.includes('60 of 40')")
-        browser.wait(f"Charts.charts.get(document.querySelector({LOSS!r})).plot.scales.x.max === 60")
-        # What was switched off stays off.
-        assert drawn(browser, 0) == 0
-        assert browser.run("document.querySelector('audio').getAttribute('src')") == "clips/0"
-    finally:
-        running.shutdown()
-        running.server_close()
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{running.server_port}/"
+    running.shutdown()
+    running.server_close()
+
+
+def test_a_served_page_follows_the_run(browser: Browser, runs: Path, served: str) -> None:
+    show(browser, served)
+    browser.run("Curves.toggle(['a/pretrain'], false)")
+    with (runs / "b" / "pretrain" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 60, "loss": 2.0, "seconds": 2.0, "tokens": 900}\n')
+    browser.wait("document.querySelector('#runs').innerText.includes('60 of 40')")
+    browser.wait(f"Charts.charts.get(document.querySelector({LOSS!r})).plot.scales.x.max === 60")
+    # What was switched off stays off.
+    assert drawn(browser, 0) == 0
+    assert browser.run("document.querySelector('audio').getAttribute('src')") == "clips/0"
+
+
+def test_axes_come_and_go_with_the_runs(browser: Browser, runs: Path, served: str) -> None:
+    for name in ("a", "b"):
+        (runs / name).rename(runs.parent / name)
+    axes = "[...$('axis').options].map((option) => option.value).join()"
+    browser.call("Page.navigate", url=served)
+    browser.wait("document.readyState === 'complete' && typeof Curves === 'object'")
+    assert browser.run(axes) == ""
+    bare = runs / "bare" / "metrics.jsonl"
+    bare.parent.mkdir()
+    bare.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
+    browser.wait(f"{axes} === 'step'")
+    (runs.parent / "a").rename(runs / "a")
+    browser.wait(f"{axes} === 'step,tokens,audio,time'")
+    browser.run("$('axis').value = 'audio'; $('axis').dispatchEvent(new Event('change'))")
+    # The choice stays while there is such a value.
+    (runs.parent / "b").rename(runs / "b")
+    browser.wait("document.querySelector('#runs').innerText.includes('b/dpo')")
+    assert browser.run("[$('axis').value, Charts.state.x]") == ["audio", "audio"]
+    for name in ("a", "b"):
+        (runs / name).rename(runs.parent / name)
+    browser.wait(f"{axes} === 'step'")
+    assert browser.run("[$('axis').value, Charts.state.x]") == ["step", "step"]

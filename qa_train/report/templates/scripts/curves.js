@@ -60,7 +60,6 @@ const Curves = (() => {
   }
 
   function toolbar() {
-    const axes = Object.keys(AXES).filter((axis) => board.runs.some((run) => run.x[axis]));
     const said = el("output", {});
     const say = () => { said.textContent = state.window > 1 ? `${state.window} steps` : "off"; };
     say();
@@ -69,7 +68,7 @@ const Curves = (() => {
         state.x = event.target.value;
         state.zoom.clear();
         refresh();
-      }}, ...axes.map((axis) => el("option", {value: axis}, AXES[axis])))),
+      }})),
       el("label", {}, "smoothing ", el("input", {type: "range", id: "smoothing", min: 0, max: WINDOWS.length - 1,
         value: WINDOWS.indexOf(state.window), oninput: (event) => {
           state.window = WINDOWS[event.target.value];
@@ -91,8 +90,17 @@ const Curves = (() => {
       el("button", {type: "button", id: "unzoom", onclick: () => reset()}, "reset zoom"));
   }
 
+  // The first run, and a metric that is logged later, bring axes.
+  function offerAxes() {
+    const menu = $("axis"), axes = Object.keys(AXES).filter((axis) => board.runs.some((run) => run.x[axis]));
+    if (axes.join() === [...menu.options].map((option) => option.value).join()) return;
+    if (!axes.includes(state.x)) state.x = "step";
+    menu.replaceChildren(...axes.map((axis) => el("option", {value: axis, selected: axis === state.x}, AXES[axis])));
+  }
+
   function set(next) {
     board = next;
+    offerAxes();
     const fresh = Charts.take(next);
     for (const stage of board.stages) {
       const newest = fresh.filter((run) => run.stage === stage.name).sort((a, b) => (b.changed ?? 0) - (a.changed ?? 0));
