@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,11 @@ import pytest
 import yaml
 
 from qa_train.command_line.command_table import run as command
+from qa_train.dashboard import live as live_module
 from qa_train.dashboard.live import Live, server
+from qa_train.report import runs as runs_module
 from qa_train.report.curves import LAST_STEPS, MAX_POINTS, board_of, panels_of, values_of
-from qa_train.report.runs import Run, differences, find_runs, read_run
+from qa_train.report.runs import Run, Steps, differences, find_runs, read_metrics, read_run
 from qa_train.utils.loopback import listen
 from tests.report.parsed import Parsed
 
@@ -176,6 +179,49 @@ def test_damaged_files_hide_no_run(runs: Path) -> None:
     shown = board(runs / "x" / "page.html")
     assert [run["stage"] for run in shown["runs"]] == ["pretrain", "pretrain", "sft", "other"]
     assert "NaN" not in json.dumps(shown)
+
+
+@pytest.mark.parametrize(
+    "text", ["a: 2024-13-45", "a: !!int zz", "a: &a [*a]", "[" * 3000, f"a: {'9' * 5000}", "a: \xff"]
+)
+def test_no_configuration_hides_the_runs(runs: Path, text: str) -> None:
+    (runs / "dpo" / "config.yaml").write_text(text, encoding="latin-1")
+    assert [run.stage for run in find_runs([runs])] == ["pretrain", "pretrain", "sft", "other"]
+    assert find_runs([runs])[-1].config == {}
+
+
+@pytest.mark.parametrize("depth", [900, 100_000])
+def test_lines_and_files_nested_without_end_are_left_out(runs: Path, depth: int) -> None:
+    answered(runs / "dpo", clip_bytes=3000)
+    deep = "[" * depth + "]" * depth
+    for path in (runs / "dpo" / "metrics.jsonl", *(runs / "dpo").rglob("predictions.jsonl")):
+        path.write_text(f'{deep}\n{{"step": 41, "a": {deep}, "loss": 1.0}}\n{path.read_text()}')
+    (runs / "dpo" / "environment.json").write_text(deep)
+    assert command("dashboard", [str(runs)]) == 0
+    dpo = board(runs / "dashboard.html")["runs"][3]
+    assert (dpo["name"], dpo["trained"]) == ("dpo", 41 if depth < 1000 else 40)
+    assert "said at 40" in (runs / "dashboard.html").read_text()
+    assert len(read_metrics(runs / "dpo")) == dpo["trained"]
+
+
+def test_a_run_deleted_while_it_is_read_is_left_out(runs: Path) -> None:
+    live = Live([runs], "t")
+    before = shown_by(live)
+
+    def read(folder: Path, name: str) -> Run:
+        if folder.name == "sft":
+            shutil.rmtree(folder)
+        return read_run(folder, name)
+
+    assert len(before["runs"]) == 4
+    assert [run.name for run in find_runs([runs], read)] == ["first/pretrain", "second/pretrain", "dpo"]
+    # A served page forgets it, too.
+    assert len(shown_by(live)["runs"]) == 3
+    assert len(live._known) == 3
+
+
+def shown_by(live: Live) -> dict[str, Any]:
+    return dict(json.loads(live.data("") or b""))
 
 
 @pytest.mark.parametrize(
@@ -343,15 +389,76 @@ def test_only_changed_runs_are_read_again(
     get(port, "/")
     read: list[str] = []
 
-    def counted(folder: Path, name: str) -> Run:
+    def counted(folder: Path, name: str, steps: Steps) -> Run:
         read.append(name)
-        return read_run(folder, name)
+        return read_run(folder, name, steps)
 
     monkeypatch.setattr("qa_train.dashboard.live.read_run", counted)
     (runs / "dpo" / "finished.json").write_text("{}")
     get(port, "/data.json")
     get(port, "/data.json")
     assert read == ["dpo"]
+
+
+def test_a_file_that_grows_is_read_on_and_another_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "loss": 1.0 / step, "text": "x" * 100}) + "\n" for step in range(1, 101)]
+    steps, parsed = Steps(path), []
+    whole = runs_module._row
+    monkeypatch.setattr(runs_module, "_row", lambda line: (parsed.append(line), whole(line))[1])
+
+    def read() -> int:
+        """How many lines were parsed; the rows are those of a reader that starts anew."""
+        parsed.clear()
+        found, count = steps.rows(), len(parsed)
+        assert found == Steps(path).rows()
+        return count
+
+    path.write_text("".join(lines))
+    assert read() == 100
+    # Half a line, its other half, a step that is trained again, and scores of it.
+    path.write_text("".join(lines) + '{"step": 101, "lo')
+    assert read() == 1
+    grown = "".join(lines) + '{"step": 101, "loss": 2.0}\n{"step": 99, "loss": 7.0}\n{"step": 99, "eval/asr": 1.0}'
+    path.write_text(grown)
+    assert read() == 3
+    path.write_text(grown + '\n{"step": 102, "loss": 1.0}\n')
+    assert read() == 2
+    assert steps.rows()[98] == {"step": 99, "loss": 7.0, "eval/asr": 1.0}
+    # Begun anew, shorter and longer, and with another end.
+    for text in (lines[1:50], lines[50:] + lines + lines, lines[50:] + lines + lines[:-1] + lines[:1]):
+        path.write_text("".join(text))
+        assert read() == len(text)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        steps.rows()
+
+
+def test_names_of_metrics_are_kept_once(runs: Path) -> None:
+    rows = find_runs([runs])[-1].rows
+    assert len(rows) == 40
+    names = {id(key) for row in rows for key in row}
+    assert len(names) == len({key for row in rows for key in row})
+
+
+def test_what_drawing_takes_counts_as_time_too(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    def slow(shown: list[Run]) -> dict[str, Any]:
+        clock[0] += 3.0
+        return made(shown)
+
+    made = live_module.board
+    monkeypatch.setattr(live_module, "board", slow)
+    monkeypatch.setattr(live_module.time, "monotonic", lambda: clock[0])
+    live = Live([runs], "t")
+    assert shown_by(live)["poll_s"] == pytest.approx(30.0)
+    assert Parsed.of(live.page().decode()).board["poll_s"] == pytest.approx(30.0)
+
+
+def test_what_is_no_address_is_said(served: tuple[int, Live]) -> None:
+    status, said = get(served[0], "http://[")
+    assert (status, said) == (400, b"no address: Invalid IPv6 URL\n")
 
 
 @pytest.mark.parametrize("path", ["/", "/data.json", "/clips/0"])

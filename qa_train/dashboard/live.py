@@ -22,11 +22,11 @@ from urllib.parse import parse_qs, urlsplit
 from qa_train.dashboard.overview import board, page
 from qa_train.dashboard.samples import Clips, is_ogg
 from qa_train.report.document import json_block
-from qa_train.report.runs import Run, find_runs, read_run
+from qa_train.report.runs import Run, Steps, find_runs, read_run
 from qa_train.utils.loopback import is_trusted
 
 HOST = "127.0.0.1"
-# Seconds between two questions of a page for new values, at least; reading the runs may take a tenth of the time.
+# Seconds between two questions of a page for new values, at least; an answer may take a tenth of the time.
 POLL_S, _SHARE = 5.0, 10
 _FILES = ("metrics.jsonl", "config.yaml", "environment.json", "finished.json")
 _RANGE = re.compile(r"bytes=([0-9]{1,12})-([0-9]{0,12})")
@@ -43,35 +43,45 @@ class Live:
 
     def __init__(self, folders: Sequence[Path], title: str) -> None:
         self._folders, self._title = list(folders), title
-        self._known: dict[Path, tuple[str, Run]] = {}
+        self._known: dict[Path, tuple[str, Run, Steps]] = {}
         self._lock = Lock()
         self.clips = Clips(None, 0.0)
 
     def page(self) -> bytes:
         """The whole page."""
         with self._lock:
-            runs, live = self._runs()
-            return page(runs, self._title, self.clips, live).encode()
+            started = time.monotonic()
+            runs, version = self._runs()
+            return page(runs, self._title, self.clips, _shown(runs, version, started)).encode()
 
     def data(self, since: str) -> bytes | None:
         """What the page's scripts show, as JSON; None if that is still the version ``since``."""
         with self._lock:
-            runs, live = self._runs()
-            return None if live["version"] == since else json_block(board(runs) | live).encode()
+            started = time.monotonic()
+            runs, version = self._runs()
+            return None if version == since else json_block(_shown(runs, version, started)).encode()
 
-    def _runs(self) -> tuple[list[Run], dict[str, Any]]:
-        started = time.monotonic()
+    def _runs(self) -> tuple[list[Run], str]:
+        """The runs, and the version that they are."""
         runs = find_runs(self._folders, self._read)
+        # Without those that are gone.
+        self._known = {run.folder: self._known[run.folder] for run in runs}
         marks = "\n".join(f"{run.name} {self._known[run.folder][0]}" for run in runs)
-        took = time.monotonic() - started
-        return runs, {"version": hashlib.sha256(marks.encode("utf-8", "replace")).hexdigest()[:16],
-                      "poll_s": max(POLL_S, _SHARE * took)}  # fmt: skip
+        return runs, hashlib.sha256(marks.encode("utf-8", "replace")).hexdigest()[:16]
 
     def _read(self, folder: Path, name: str) -> Run:
         mark = " ".join(_mark(folder / file) for file in _FILES)
-        if self._known.get(folder, ("",))[0] != mark:
-            self._known[folder] = (mark, read_run(folder, name))
-        return self._known[folder][1]
+        known, run, steps = self._known.get(folder) or ("", None, Steps(folder / "metrics.jsonl"))
+        if run is None or known != mark:
+            run = read_run(folder, name, steps)
+            self._known[folder] = (mark, run, steps)
+        return run
+
+
+def _shown(runs: Sequence[Run], version: str, started: float) -> dict[str, Any]:
+    """What the page's scripts show, and when they may ask again: making it took from ``started`` until now."""
+    found = board(runs)
+    return found | {"version": version, "poll_s": max(POLL_S, _SHARE * (time.monotonic() - started))}
 
 
 def _mark(path: Path) -> str:
@@ -102,7 +112,11 @@ def server(live: Live, listener: socket.socket) -> ThreadingHTTPServer:
             if not is_trusted(self.headers.get("Host"), HOST):
                 self._send(HTTPStatus.BAD_REQUEST, "text/plain", b"only requests to this machine are answered\n")
                 return
-            asked = urlsplit(self.path)
+            try:
+                asked = urlsplit(self.path)
+            except ValueError as error:
+                self._send(HTTPStatus.BAD_REQUEST, "text/plain", f"no address: {error}\n".encode())
+                return
             if asked.path == "/":
                 self._send(HTTPStatus.OK, "text/html; charset=utf-8", live.page())
             elif asked.path == "/data.json":

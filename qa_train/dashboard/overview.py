@@ -14,16 +14,16 @@ from qa_train.report.document import CURVES, render
 from qa_train.report.runs import Run
 
 
-def page(runs: Sequence[Run], title: str, clips: Clips, live: dict[str, Any] | None = None) -> str:
+def page(runs: Sequence[Run], title: str, clips: Clips, shown: dict[str, Any] | None = None) -> str:
     """The whole page; it needs no network, and no other file but clips for which it has no room.
 
-    live: ``poll_s`` and ``version`` of a page that is served, and asks for new values.
+    shown: of a page that is served, and asks for new values: its `board`, with ``poll_s`` and ``version``.
     """
     return render(
         "dashboard.html",
         styles=(*CURVES["styles"], "dashboard.css"),
         scripts=(*CURVES["scripts"], "scripts/dashboard.js"),
-        board=board(runs) | (live or {}),
+        board=shown or board(runs),
         title=title,
         answered=[found for run in runs if (found := answered(run, clips))],
     )

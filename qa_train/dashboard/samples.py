@@ -92,7 +92,7 @@ def _lines(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
             try:
                 row = json.loads(line)
                 found[path.parent.name, str(row["id"])] = row
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue
     return found
 

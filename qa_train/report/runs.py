@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -17,6 +19,8 @@ from qa_train.config import STAGES
 from qa_train.utils.masking import masked_values
 
 _DEPTH = 5
+# Bytes at the beginning and the end of what was read of a file, by which it is known again.
+_ENDS = 4096
 # Folders of a run, in which no further run lies.
 _INSIDE = {"checkpoints", "wandb"}
 # Configuration that always differs between two runs and is not informative.
@@ -57,22 +61,73 @@ class Run:
         return {key: value for key, value in _flat(self.config, "") if key not in _TRIVIAL}
 
 
+class Steps:
+    """A metrics.jsonl as one row a step; what it has grown by is all that is read of it the next time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._forget()
+
+    def _forget(self) -> None:
+        # Whole lines that were read, in bytes, and what the first and the last of these bytes were.
+        self._end, self._ends = 0, (b"", b"")
+        self._found: dict[float, dict[str, Any]] = {}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows in order: steps that were trained again after a restart replace the old ones.
+
+        Raises:
+            OSError: there is no such file, or it cannot be read.
+        """
+        with self._path.open("rb") as file:
+            if self._ends != self._ends_of(file):
+                self._forget()
+            file.seek(self._end)
+            for line in file:
+                # The last one may go on: it is read again.
+                if line.endswith(b"\n"):
+                    self._end += len(line)
+                if (row := _row(line)) is not None and is_number(row["step"]):
+                    # A row without a loss is an evaluation's own.
+                    old = None if "loss" in row else self._found.get(row["step"])
+                    self._found[row["step"]] = row if old is None else old | row
+            self._ends = self._ends_of(file)
+        return [self._found[step] for step in sorted(self._found)]
+
+    def _ends_of(self, file: BinaryIO) -> tuple[bytes, bytes]:
+        file.seek(0)
+        first = file.read(min(_ENDS, self._end))
+        file.seek(max(0, self._end - _ENDS))
+        return first, file.read(min(_ENDS, self._end))
+
+
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl; a last line truncated by a kill is skipped."""
     path = run_dir / "metrics.jsonl"
     if not path.is_file():
         return []
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return [row for row in rows if isinstance(row, dict) and "step" in row]
+    with path.open("rb") as file:
+        return [row for line in file if (row := _row(line)) is not None]
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A line of a metrics.jsonl; None if it is damaged."""
+    try:
+        row = json.loads(line.decode("utf-8", "replace"), object_pairs_hook=_interned)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and "step" in row else None
+
+
+def _interned(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON: the names of the metrics are kept once, not in every row."""
+    return {sys.intern(key): value for key, value in pairs}
 
 
 def find_runs(folders: Iterable[Path], read: Callable[[Path, str], Run] | None = None) -> list[Run]:
     """Runs below ``folders`` by stage and name; a folder without a metrics.jsonl is not a run.
+
+    A folder that cannot be read, or is deleted meanwhile, is left out.
 
     read: makes a run of its folder and name, where some are known already; default: `read_run`.
     """
@@ -81,8 +136,9 @@ def find_runs(folders: Iterable[Path], read: Callable[[Path, str], Run] | None =
         for path in _metrics(root):
             folder = path.parent
             name = str(folder.relative_to(root)) if folder != root else root.name
-            if (place := folder.resolve()) not in found:
-                found[place] = (read or read_run)(folder, name)
+            with suppress(OSError):
+                if (place := folder.resolve()) not in found:
+                    found[place] = (read or read_run)(folder, name)
     order = {stage: i for i, stage in enumerate(STAGES)}
     return _distinct(sorted(found.values(), key=lambda run: (order.get(run.stage, len(order)), run.name)))
 
@@ -114,16 +170,21 @@ def _metrics(root: Path) -> Iterator[Path]:
             yield here / "metrics.jsonl"
 
 
-def read_run(folder: Path, name: str) -> Run:
-    """One run folder; damaged files leave out what they held."""
-    # Runs of older versions, and of other people, hold keys.
-    config = masked_values(_mapping(folder / "config.yaml"))
-    starts = masked_values(_json(folder / "environment.json"))
+def read_run(folder: Path, name: str, steps: Steps | None = None) -> Run:
+    """One run folder; damaged files leave out what they held.
+
+    steps: its metrics, where they were read before.
+
+    Raises:
+        OSError: it has no metrics.jsonl, or one that cannot be read.
+    """
+    config = _mapping(folder / "config.yaml")
+    starts = _json(folder / "environment.json")
     return Run(
         name=name,
         folder=folder,
         stage=str(config.get("stage", "other")),
-        rows=_by_step(read_metrics(folder)),
+        rows=(steps or Steps(folder / "metrics.jsonl")).rows(),
         config=config,
         starts=[start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else [],
         finished=(folder / "finished.json").is_file(),
@@ -131,31 +192,21 @@ def read_run(folder: Path, name: str) -> Run:
     )
 
 
-def _by_step(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a step, in order: steps that were trained again after a restart replace the old ones."""
-    found: dict[float, dict[str, Any]] = {}
-    for row in rows:
-        if not is_number(row["step"]):
-            continue
-        # A row without a loss is an evaluation's own.
-        kept = {} if "loss" in row else found.get(row["step"], {})
-        found[row["step"]] = kept | row
-    return [found[step] for step in sorted(found)]
-
-
+# Runs of older versions, and of other people, hold keys: what is read is masked. That recurses, as parsing does.
 def _mapping(path: Path) -> dict[str, Any]:
     """A YAML file's mapping; empty if the file is absent or damaged, which must not hide the run."""
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        found = masked_values(yaml.safe_load(path.read_text(encoding="utf-8")))
+    # PyYAML has plain ValueErrors too, of dates and numbers.
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return masked_values(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
         return None
 
 
