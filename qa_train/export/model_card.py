@@ -19,6 +19,7 @@ from qa_train.report.results import markdown_table
 from qa_train.report.runs import read_metrics
 from qa_train.report.scores_page import markdown_report
 from qa_train.utils.masking import name_of
+from qa_train.utils.safe_yaml import read_yaml
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Of the card of a base; longer ones are not read.
@@ -179,7 +180,7 @@ def _runs(checkpoint: Path) -> list[tuple[dict[str, Any], list[dict[str, Any]], 
         if run is None or run in seen:
             break
         seen.add(run)
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        config = read_yaml(run / "config.yaml")
         starts = run / "environment.json"
         environments = json.loads(starts.read_text(encoding="utf-8")) if starts.is_file() else []
         step = folder.name.removeprefix("checkpoint-")

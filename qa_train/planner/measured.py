@@ -19,6 +19,7 @@ from yaml import YAMLError
 
 from qa_train.config import StageConfig, to_stage_config
 from qa_train.config.renamed import with_new_names
+from qa_train.utils.safe_yaml import read_yaml
 
 # The first steps fill caches; fewer than this after them are not enough.
 _WARM_UP, _ENOUGH = 5, 10
@@ -101,7 +102,7 @@ def steps_of(folder: Path) -> list[tuple[float, float]]:
 def _read(folder: Path, cfg: StageConfig, processes: int) -> _Run:
     steps = steps_of(folder)
     try:
-        stored = with_new_names(OmegaConf.load(folder / "config.yaml"))
+        stored = with_new_names(OmegaConf.create(read_yaml(folder / "config.yaml")))
         then = to_stage_config(OmegaConf.merge(OmegaConf.structured(StageConfig), stored))
         ran_on = int(json.loads((folder / "environment.json").read_text())[-1]["world_size"])
     except (OSError, ValueError, TypeError, LookupError, YAMLError, OmegaConfBaseException) as error:

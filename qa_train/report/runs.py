@@ -17,6 +17,7 @@ import yaml
 
 from qa_train.config import STAGES
 from qa_train.utils.masking import masked_values
+from qa_train.utils.safe_yaml import read_yaml
 
 _DEPTH = 5
 # Bytes at the beginning and the end of what was read of a file, by which it is known again.
@@ -196,7 +197,7 @@ def read_run(folder: Path, name: str, steps: Steps | None = None) -> Run:
 def _mapping(path: Path) -> dict[str, Any]:
     """A YAML file's mapping; empty if the file is absent or damaged, which must not hide the run."""
     try:
-        found = masked_values(yaml.safe_load(path.read_text(encoding="utf-8")))
+        found = masked_values(read_yaml(path))
     # PyYAML has plain ValueErrors too, of dates and numbers.
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}

@@ -18,6 +18,7 @@ from data_pipelines.corpora.formats.fields import cell_at, mapping, note_untaken
 from data_pipelines.corpora.formats.webdataset import clip_of, groups, row_of
 from qa_train.data.shards.tar import AUDIO_EXTENSIONS, OTHER_AUDIO_EXTENSIONS
 from qa_train.data.stores import storage
+from qa_train.utils.safe_yaml import read_yaml
 
 _META = ".nv-meta"
 _MAX_BYTES = 1 << 26
@@ -67,7 +68,7 @@ def _table(folder: Path, *places: str) -> dict[str, Any]:
         return {}
     raw = path.read_bytes() if path.stat().st_size <= _MAX_BYTES else b""
     try:
-        found: Any = json.loads(raw) if path.suffix == ".json" else yaml.safe_load(raw)
+        found: Any = json.loads(raw) if path.suffix == ".json" else read_yaml(path)
         found = found.get(name) or {} if name else found
         if not isinstance(found, dict):
             raise ValueError(f"expected an object, found {type(found).__name__}")

@@ -28,6 +28,7 @@ from qa_train.data.text.hotwords import FIELD as HOTWORDS
 from qa_train.data.text.hotwords import Hotwords, read_hotwords
 from qa_train.data.text.records import LANGUAGES
 from qa_train.data.text.sample import TextPart
+from qa_train.utils.safe_yaml import read_yaml
 
 MAX_FILE_BYTES = 1 << 20
 _TASK_KEYS = {"family", "requires", "clips", "target", "prompts", "lists", "variants", HOTWORDS}
@@ -136,8 +137,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ValueError(f"it has more than {MAX_FILE_BYTES} bytes")
-        # A loader derived from SafeLoader: plain values only.
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        raw = read_yaml(path, _UniqueKeys)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"prompt file {path} cannot be read: {error}") from error
     if not isinstance(raw, dict) or not all(isinstance(n, str) and isinstance(s, dict) for n, s in raw.items()):

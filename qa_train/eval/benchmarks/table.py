@@ -16,6 +16,7 @@ import yaml
 
 from qa_train.config import config_dir
 from qa_train.eval.scores.task_metrics import is_metric, lower_is_better, unknown_metric
+from qa_train.utils.safe_yaml import read_yaml
 
 # Scored by a judge instead of a metric: see qa_train.eval.benchmarks.judged.
 JUDGED = ("airbench_chat", "voicebench_open", "voicebench_qa")
@@ -160,7 +161,7 @@ def read_table(path: Path) -> list[Benchmark]:
     if not path.is_file():
         raise ValueError(f"no benchmark file {path}")
     try:
-        table = yaml.safe_load(path.read_text(encoding="utf-8"))
+        table = read_yaml(path)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(table, dict) or not isinstance(table.get("benchmarks"), dict) or not table["benchmarks"]:

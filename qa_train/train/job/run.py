@@ -36,6 +36,7 @@ from qa_train.train.job.distributed import from_main
 from qa_train.train.job.owner import Owned, own
 from qa_train.utils.atomic import write_json, write_text
 from qa_train.utils.masking import masked_values, masked_words
+from qa_train.utils.safe_yaml import read_yaml
 
 # Changing these in mid-run would silently make another run of it.
 _PINNED_SECTIONS = ("stage", "model", "data", "trainer", "dpo")
@@ -76,7 +77,7 @@ class RunFolder:
     def steps_of(self, epochs: float) -> int:
         """The steps that the run counted for at least so many epochs when it started; more than any without."""
         path = self.dir / "config.yaml"
-        stored = yaml.safe_load(path.read_text())["trainer"] if path.is_file() else {}
+        stored = read_yaml(path)["trainer"] if path.is_file() else {}
         return int(stored["max_steps"]) if (stored.get("epochs") or 0) >= epochs else sys.maxsize
 
     def take(self, steps: int) -> int | None:
@@ -152,7 +153,7 @@ class RunFolder:
         # Until the first checkpoint settings may change: they may be what had to be corrected.
         bound = resume is not None or self.finished_steps() is not None
         if bound and previous.is_file() and not self._cfg.run.allow_config_change:
-            self._compare(yaml.safe_load(previous.read_text()))
+            self._compare(read_yaml(previous))
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         if not os.access(self.dir, os.W_OK):
             raise PermissionError("no write access")
@@ -191,7 +192,7 @@ class RunFolder:
     def other_settings(self) -> str:
         """How a finished run differs from the requested one, as text; ValueError for another stage."""
         path = self.dir / "config.yaml"
-        previous = yaml.safe_load(path.read_text()) if path.is_file() else {}
+        previous = read_yaml(path) if path.is_file() else {}
         if (stage := previous.get("stage", self._cfg.stage)) != self._cfg.stage:
             raise ValueError(f"{self.dir} holds a finished {stage} run: choose another run.dir for {self._cfg.stage}")
         keys = ", ".join(self._changed(previous)) if previous else ""
