@@ -29,7 +29,10 @@ def plan(settings: list[str], options: PlanConfig) -> int:
 
       qa-train plan sft experiment=sft_7b gpu=h100 gpus=8 zero=2
 
-    The exit code is 1 when the run does not fit the GPUs.
+      qa-train plan sft gpu=4090 gpus=1 budget_hours=24
+
+    The second compares the ready recipes of a stage: which fit, and how far they come in that time.
+    The exit code is 1 when the run, or every recipe, does not fit the GPUs.
 
     Raises:
         ValueError: no stage, or wrong options.
@@ -48,12 +51,25 @@ def plan(settings: list[str], options: PlanConfig) -> int:
         if options.zero not in range(4):
             raise ValueError(f"plan: zero={options.zero}: use 0 (plain), 1, 2 or 3")
         rest.append("deepspeed=" + (f"zero{options.zero}" if options.zero else "none"))
+    if options.budget_hours is not None:
+        return _plan_recipes(stage, rest, options)
     made = estimate(compose_stage(stage, rest), options)
     print(as_text(made, layout()))
     if options.json:
         Path(options.json).write_text(json.dumps(as_dict(made), indent=2, ensure_ascii=False) + "\n")
         print(f"  written to {options.json}")
     return 0 if made.fits else 1
+
+
+def _plan_recipes(stage: str, words: list[str], options: PlanConfig) -> int:
+    from qa_train.planner.recipes import as_dicts, as_text, offers
+
+    found = offers(stage, words, options)
+    print(as_text(stage, found, layout()))
+    if options.json:
+        Path(options.json).write_text(json.dumps(as_dicts(found), indent=2, ensure_ascii=False) + "\n")
+        print(f"  written to {options.json}")
+    return 0 if found[0].made.fits else 1
 
 
 def plan_data(settings: list[str], options: PlanDataConfig) -> int:

@@ -23,6 +23,8 @@ class PlanConfig:
     # One or two run folders, measured=[runs/a,runs/b]: step time is predicted from theirs, for the same machine and
     # number of processes. Two with different data.tokens_per_batch give a better prediction.
     measured: Any = None
+    # Compare the ready recipes of the stage on these cards, for so many hours: which fits, and how far it comes.
+    budget_hours: float | None = None
     # Price of one GPU for one hour, in any currency.
     price: float | None = None
     # Used where the shards are not available: seconds of audio per sample ...
