@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "infer"))
 
 from fake_model import FakeModel, processor
 
+from qa_train.commands.guard import leave_the_group
 from qa_train.eval.answers import Limits
 from qa_train.eval.benchmarks.layouts import read_rows
 from qa_train.eval.benchmarks.table import find_benchmarks
@@ -42,3 +43,5 @@ def main(out: str, yaml: str, die_after: str = "0") -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    # As every command does: without it a thread of gloo may abort the process while Python shuts down.
+    leave_the_group()

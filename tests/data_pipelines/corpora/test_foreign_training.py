@@ -117,6 +117,6 @@ def test_recorded_speech_of_five_languages_trains(tmp_path: Path) -> None:
     assert len(shards) == 2
     counted = cli("data", "stats", *shards, "tokenizer=builtin:nano", "tasks=asr,lid")
     for language in left:
-        assert re.search(rf"^{language} +8 ", counted, re.MULTILINE), counted
-    assert re.search(r"^asr +40 ", counted, re.MULTILINE), counted
+        assert re.search(rf"^ +{language} +8 ", counted, re.MULTILINE), counted
+    assert re.search(r"^ +asr +40 ", counted, re.MULTILINE), counted
     train("pretrain", tmp_path / "run", {"shards": f"['{out}/*.tar']", "task": "asr"})
