@@ -197,9 +197,11 @@ def liger(device: str) -> Found:
 def command(*words: str, cpu: bool = False) -> subprocess.CompletedProcess[str]:
     """A qa-train command in a process of its own; ``cpu`` hides the GPU from it."""
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if cpu else {}
+    # Packages that were brought along (scripts/gpu_kit.py) are on it.
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-m", "qa_train", *words],
-        env=os.environ | {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)} | hidden,
+        env=os.environ | {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path} | hidden,
         capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode:

@@ -26,13 +26,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ARCHIVE = ROOT / "build" / "gpu_kit.tar.xz"
 EXTRAS = ("deepspeed", "lora", "kernels")
-# What such a machine has: torch with all that it needs, and the large ones among the others.
+# What such a machine has: torch and pandas with what they need, and the large ones among the others.
 THERE = {
-    "torch", "triton", "numpy", "pandas", "pyarrow", "accelerate", "hf-xet", "psutil", "pyyaml", "packaging", "tqdm",
-    "requests", "certifi", "charset-normalizer", "idna", "urllib3", "filelock", "fsspec", "aiohttp", "aiosignal",
-    "attrs", "frozenlist", "multidict", "propcache", "yarl", "jinja2", "markupsafe", "setuptools", "six", "anyio",
-    "h11", "sniffio", "typing-extensions", "python-dateutil", "pytz", "tzdata", "lxml", "ninja", "einops", "click",
-    "aiohappyeyeballs", "networkx", "sympy", "mpmath",
+    "torch", "triton", "numpy", "pandas", "pyarrow", "accelerate", "hf-xet", "psutil", "pyyaml", "packaging",
+    "filelock", "fsspec", "jinja2", "markupsafe", "setuptools", "typing-extensions", "networkx", "sympy", "mpmath",
+    "python-dateutil", "six", "tzdata", "ninja",
 }  # fmt: skip
 # Built here from their sources, without extensions: there are no wheels of them.
 SOURCES = {"antlr4-python3-runtime", "deepspeed"}
