@@ -6,8 +6,9 @@
     python scripts/gpu_kit.py answers --out answers.json # there: generation, decode speed, ZeRO, compiled layers
     python scripts/gpu_kit.py benchmark --out 8b.json    # there: 8.4B in full and with adapters against the stock path
 
-For Python 3.12 on x86-64 Linux with torch for its GPU, numpy, pandas, pyarrow and accelerate. Each of the three ends
-within ten minutes by its own limits, and writes its results as JSON after every step. ``--device cpu`` tries them.
+For Python 3.12 on x86-64 Linux with torch for its GPU, numpy, pandas, pyarrow and accelerate. Each of the three
+is meant for ten minutes; every check has its own limit, the benchmark begins nothing new after 7.5 minutes, and results
+are written as JSON after every step. ``--device cpu`` tries them.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -73,6 +74,19 @@ def test_what_cannot_be_checked_here_says_why(script: Any) -> None:
     found = script.one("liger", "cpu")
     assert found["ok"] is None
     assert "CUDA" in found["why"] or "not installed" in found["why"]
+
+
+def test_commands_keep_packages_that_were_brought_along(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, str]] = []
+    done = subprocess.CompletedProcess([], 0, "", "")
+    monkeypatch.setattr(script.subprocess, "run", lambda *_, env, **__: seen.append(env) or done)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    script.command("doctor")
+    monkeypatch.delenv("PYTHONPATH")
+    script.command("doctor")
+    assert [env["PYTHONPATH"].split(os.pathsep)[1:] for env in seen] == [[str(tmp_path)], []]
 
 
 @pytest.mark.slow

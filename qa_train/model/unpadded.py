@@ -9,8 +9,8 @@ The forward takes ``input_ids``, ``attention_mask`` and ``labels`` [B, L] and th
  - ``input_features`` [S, M, 3000] with ``feature_attention_mask`` [S, 3000]: the stock padded form;
  - nothing, when no row has audio.
 ``audio_gather`` [number of <|AUDIO|> tokens] is the index of the audio token at each of them, so that rows can share a
-clip; without it the audio tokens are taken in order. ``on_cpu`` has copies of these of a batch that is on a GPU, which
-is then never waited for.
+clip; without it the audio tokens are taken in order. ``on_cpu`` has copies of these of a batch that is on a GPU,
+from which no value is read then.
 
 The encoder and the LLM run on real frames and real tokens only; hidden states return as [B, L, D] with zeros
 at padding. Every forward calls encoder and projector exactly once (on a dummy clip, multiplied by zero, when no

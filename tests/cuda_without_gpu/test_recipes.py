@@ -1,4 +1,5 @@
-"""The recipes for 7B models, each with a micro-batch on a GPU that is not there: memory as planned, and no waiting."""
+"""The recipes for 7B models, each with a micro-batch on a GPU that is not there: memory as planned, and no
+value read from it."""
 
 from __future__ import annotations
 
@@ -58,12 +59,12 @@ def test_a_recipe_holds_what_was_planned(recipe: str) -> None:
     assert held.operations <= 1.02 * operations
 
 
-def test_no_kernel_is_waited_for() -> None:
+def test_no_value_is_read_from_the_gpu() -> None:
     held, outputs = learn(*planned(SMALL))
     assert outputs.row_losses.shape == (27,)
     assert held.now < 0.01 * held.most
 
 
-def test_waiting_would_be_seen() -> None:
+def test_reading_one_would_be_seen() -> None:
     with pytest.raises((RuntimeError, NotImplementedError)):
         learn(*planned(SMALL), on_cpu=False)

@@ -234,6 +234,7 @@ def test_a_damaged_file_of_facts_does_not_stop_a_start(tmp_path: Path, text: str
     old = time.time() - 1000
     os.utime(tmp_path / FACTS, (old, old))
     own(tmp_path).check()
+    assert facts_of(tmp_path)["pid"] == os.getpid()
 
 
 def test_a_forked_child_neither_keeps_nor_undoes_the_lock(tmp_path: Path) -> None:
