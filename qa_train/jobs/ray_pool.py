@@ -44,8 +44,10 @@ class RayPool:
             raise ValueError("engine=ray needs Ray: pip install 'qa-train[cluster]'") from error
 
         own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+        # Ray would print what its nodes log to standard output, which is the command's result.
+        quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
         try:
-            ray.init(address=address, logging_level=logging.WARNING, **(own if address == "local" else {}))
+            ray.init(address=address, **quiet, **(own if address == "local" else {}))
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ValueError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from error
         self._ray, self._modules = ray, modules

@@ -151,6 +151,15 @@ def test_a_lost_node_and_killed_processes_change_no_byte(corpus: Path, cluster: 
     assert contents(out) == wanted
 
 
+def test_what_the_nodes_log_is_no_result(cluster: Any) -> None:
+    code = (
+        "import os, sys, time; from qa_train.jobs.ray_pool import RayPool; pool = RayPool(sys.argv[1], []);"
+        "print(pool.result(pool.submit(os.system, 'echo noise')), flush=True); time.sleep(3)"
+    )
+    words = [sys.executable, "-c", code, cluster.address]
+    assert subprocess.run(words, env=os.environ | LOCAL, text=True, capture_output=True).stdout == "0\n"
+
+
 def test_the_error_budget_is_that_of_all_nodes(corpus: Path, cluster: Any, tmp_path: Path) -> None:
     words = ("engine=ray", f"ray_address={cluster.address}", "error_budget=0.004")
     # Each shard alone keeps within it: one bad recording is allowed, two are not.
