@@ -21,8 +21,8 @@ from typing import Any, get_type_hints
 
 from qa_train.config import STAGES
 from qa_train.utils.closest import did_you_mean
-from qa_train.utils.launch import is_first_rank
 from qa_train.utils.masking import masked
+from qa_train.utils.process import is_first_rank
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from qa_train.data.text.noise import ordinary_tokens, replace_targets
 from qa_train.data.text.template import ENDOFTEXT, IGNORE, encode, encode_pair, special_id
 from qa_train.data.workers import share
 from qa_train.utils import draws
-from qa_train.utils.launch import end_with_parent
 from qa_train.utils.masking import name_of
+from qa_train.utils.process import end_with_parent
 from qa_train.utils.terminal import PLAIN, Layout
 
 log = logging.getLogger(__name__)

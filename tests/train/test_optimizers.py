@@ -14,8 +14,7 @@ from transformers import TrainingArguments
 
 from qa_train.config import StageConfig
 from qa_train.train import arguments
-from qa_train.train.optimizer.muon import Muon, shares
-from qa_train.train.optimizer.optimizers import MuonWithAdamW, muon_with_adamw, rehearse_optimizer
+from qa_train.train.optimizer.muon import Muon, MuonWithAdamW, muon_with_adamw, shares
 
 
 def model() -> nn.Module:
@@ -183,7 +182,7 @@ def test_two_processes_of_muon_equal_one(tmp_path: Path) -> None:
 
 def rehearsed(folder: Path, **options: object) -> None:
     given = {"max_steps": 10, "warmup_steps": 0.1, **options}
-    rehearse_optimizer(TrainingArguments(output_dir=str(folder), use_cpu=True, report_to="none", **given))  # type: ignore[arg-type]
+    arguments.rehearse_optimizer(TrainingArguments(output_dir=str(folder), use_cpu=True, report_to="none", **given))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"])
