@@ -30,7 +30,6 @@ from qa_train.data.text.prompts import CHAT, PromptBank, Unqualified
 from qa_train.data.text.sample import Sample
 from qa_train.data.text.template import Outline, measure, outline, outline_answers, outline_prompt
 from qa_train.utils import draws
-from qa_train.utils.identity import ById
 from qa_train.utils.masking import name_of
 
 # Sources of up to so many records are searched for records that two shards share; larger ones only for
@@ -452,7 +451,7 @@ class Source:
             data.max_duration_s,
             self.pairs,
             self.seed,
-            vocabulary_digest(ById(self.tokenizer)),
+            vocabulary_digest(self.tokenizer),
         ]
         digest = hashlib.sha256(json.dumps(parts, default=str).encode())
         settings = digest.hexdigest()
@@ -477,7 +476,7 @@ def _squared(tokens: Length) -> Length:
 
 
 @lru_cache(maxsize=4)
-def vocabulary_digest(holder: ById) -> str:
+def vocabulary_digest(tokenizer: Any) -> str:
     """Token counts decide the packing, so the vocabulary is part of the order."""
-    vocabulary = json.dumps(sorted(holder.thing.get_vocab().items()), ensure_ascii=False)
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
     return hashlib.sha256(vocabulary.encode()).hexdigest()

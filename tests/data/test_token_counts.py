@@ -22,8 +22,9 @@ from qa_train.data.shards.process_cache import KEPT
 from qa_train.data.shards.token_counts import CountReader, count_shard
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.source import Source
+from qa_train.data.stores import node_files
 from qa_train.data.text.prompts import PromptBank
-from qa_train.utils import draws, node_files
+from qa_train.utils import draws
 from tests.data.conftest import noise, speech_record
 
 PROMPTS = """

@@ -33,7 +33,7 @@ from qa_train.data.order.packing import Cost, pack
 from qa_train.data.order.seek import Board, Read, Saved, Start, decode_state, encode_state, number_of
 from qa_train.data.order.shuffle_window import PlanSource, SampleRef, Window
 from qa_train.data.order.window_file import read_window, write_window
-from qa_train.utils.node_files import NodeFiles
+from qa_train.data.stores.node_files import NodeFiles
 
 _WINDOWS_KEPT = 2
 _STARTS_KEPT = 4096

@@ -27,9 +27,9 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
+from qa_train.model.stored.manifest import MANIFEST, changed, read_manifest
 from qa_train.model.stored.patterns import ambiguous, expressions
 from qa_train.model.stored.sharded import whole_weights
-from qa_train.utils.manifest import MANIFEST, changed, read_manifest
 
 T = TypeVar("T")
 
