@@ -148,13 +148,13 @@ class Batches:
                 "task": source.cfg.task,
                 "shards": len(source.shards),
                 "records": source.records_read,
-                "samples": source.overview.samples,
-                "hours": round(source.overview.seconds / 3600, 3),
-                "exact": source.overview.exact,
+                "samples": source.eligible.overview.samples,
+                "hours": round(source.eligible.overview.seconds / 3600, 3),
+                "exact": source.eligible.overview.exact,
                 "weight": source.cfg.weight,
                 "share": round(source.weight / total, 4),
                 "max_epochs": source.max_epochs,
-                "left_out": dict(source.overview.skipped),
+                "left_out": dict(source.eligible.overview.skipped),
                 "problems": dict(source.problems),
             }
             for source in self.sources
