@@ -131,13 +131,16 @@ def _graph() -> dict[str, set[str]]:
     for module, path in MODULES.items():
         whole = {f"{source}.{name}" if f"{source}.{name}" in MODULES else source for source, name in _names(path)}
         graph[module] = (whole & set(MODULES)) - {module}
-    # The two imports by name that leave their package: a command, and a stage by the command that trains.
+    # The imports by name: a command, a stage by the command that trains, and the check of a stage's own section.
     graph["qa_train.command_line.command_table"] |= {
         f"qa_train.commands.{command.function.partition(':')[0]}"
         for command in COMMANDS.values()
         if command.function and not command.function.startswith(".")
     }
     graph["qa_train.commands.train_stage"] |= {kind.run.partition(":")[0] for kind in STAGES.values()}
+    graph["qa_train.config.checks.stage_checks"] |= {
+        kind.check.partition(":")[0] for kind in STAGES.values() if kind.check is not None
+    }
     return graph
 
 

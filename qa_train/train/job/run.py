@@ -28,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from qa_train.config import BY_NAME, StageConfig, TrainerConfig, digests, written
+from qa_train.config import BY_NAME, STAGES, StageConfig, TrainerConfig, digests, written
 from qa_train.config import changed as environment_changed
 from qa_train.config.renamed import with_new_names
 from qa_train.train.job import checkpoints, states
@@ -39,7 +39,7 @@ from qa_train.utils.masking import masked_values, masked_words
 from qa_train.utils.safe_yaml import read_yaml
 
 # Changing these in mid-run would silently make another run of it.
-_PINNED_SECTIONS = ("stage", "model", "data", "trainer", "dpo")
+_PINNED_SECTIONS = ("stage", "model", "data", "trainer", *(kind.section for kind in STAGES.values() if kind.section))
 # A restored optimizer brings its own values of these: new ones would have no effect.
 _CARRIED = (
     "learning_rate",
