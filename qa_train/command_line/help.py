@@ -104,9 +104,11 @@ def comments(kind: type[Any]) -> dict[str, str]:
 
 
 def described(kind: type[Any], prefix: str = "") -> list[tuple[str, str]]:
-    """(key=default, comment above it) of every option of a dataclass; those of a section by their dotted names."""
+    """(key=default, comment above it) of every option of a dataclass, its own before those that it inherits; those of a
+    section by their dotted names.
+    """
     found, last, told = list[tuple[str, str]](), list[tuple[str, str]](), comments(kind)
-    for field in fields(kind):
+    for field in sorted(fields(kind), key=lambda field: field.name not in inspect.get_annotations(kind)):
         section = field.default_factory
         if not is_dataclass(section):
             key = f"{field.name}.KEY" if section is dict else field.name

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from qa_train.config import ChatConfig, EvalConfig, PairsConfig, ServeConfig
+from qa_train.config.options import AnsweringOptions
 from qa_train.utils import plugins
 
 
@@ -53,11 +54,7 @@ def pairs(options: PairsConfig) -> int:
     return from_answers.pairs(options)
 
 
-class _Answering(Protocol):
-    device: str
-
-
-_Options = TypeVar("_Options", bound=_Answering)
+_Options = TypeVar("_Options", bound=AnsweringOptions)
 
 
 def _on_device(options: _Options) -> _Options:
@@ -72,4 +69,4 @@ def _on_device(options: _Options) -> _Options:
     if int(os.environ.get("RANK", 0)) == 0:
         chosen = " (device=auto)" if options.device == "auto" else ""
         print(f"answers are computed on {describe_device(device)}{chosen}", file=sys.stderr, flush=True)
-    return replace(options, device=device)  # type: ignore[type-var]
+    return replace(options, device=device)
