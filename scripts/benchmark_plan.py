@@ -229,9 +229,9 @@ def node(folder: Path, ranks: int, sources: int, steps: int) -> dict[str, Any]:
         began = time.process_time()
         passed += len(worker.plan.batch(step * ranks))
         read.append(time.process_time() - began)
-    rate = planner.plan.maker.rate
+    rate = planner.plan.rate
     assert rate is not None
-    assert worker.plan.maker.rate is None, "the worker planned a window itself"
+    assert worker.plan.rate is None, "the worker planned a window itself"
     per_step = passed / len(read) * ranks
     return {
         "ranks": ranks,

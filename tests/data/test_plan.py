@@ -94,11 +94,11 @@ def test_seek_needs_no_replay() -> None:
 
 def test_the_rate_is_of_what_this_process_planned() -> None:
     plan = make()
-    assert plan.maker.rate is None
+    assert plan.rate is None
     plan.window(2)
-    assert plan.maker.planned_samples == 3 * 900
-    assert plan.maker.rate is not None
-    assert 100 < plan.maker.rate < 1e9
+    assert plan._maker.planned_samples == 3 * 900
+    assert plan.rate is not None
+    assert 100 < plan.rate < 1e9
 
 
 @pytest.mark.parametrize(("bad", "share"), [(0, 1.0), (2, 0.5), (5, 0.8)])

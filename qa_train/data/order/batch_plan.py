@@ -86,7 +86,7 @@ class Plan:
         self._used = used
         self._windows: OrderedDict[int, Window] = OrderedDict()
         self._settings_then = settings
-        self.maker = WindowMaker(
+        self._maker = WindowMaker(
             sources,
             used,
             shards or {},
@@ -132,6 +132,11 @@ class Plan:
         """The numbers of the sources with a weight above 0; cursors of a start are in this order."""
         return self._used
 
+    @property
+    def rate(self) -> float | None:
+        """Samples per second that one process plans; None if others have planned all that it asked for."""
+        return self._maker.rate
+
     def window(self, number: int) -> Window:
         """All batches of a window; the last two are kept in memory."""
         if self._earlier is not None and number < self._starts[0].window:
@@ -153,7 +158,7 @@ class Plan:
         for i, (epoch, position) in zip(self._used, start.cursors, strict=True):
             source = self.sources[i]
             now.append(Read(number_of(source.name), number_of(source.fingerprint), epoch, position))
-            before += [each.read for each in self.maker.grown.get((i, epoch), [])]
+            before += [each.read for each in self._maker.grown.get((i, epoch), [])]
         return encode_state(start, k, self.batches_per_step, self._settings(), now, before)
 
     def record(self) -> PlanRecord:
@@ -210,7 +215,7 @@ class Plan:
     def forget(self) -> None:
         """As if nothing had been planned: the plan of a fresh start, from which `seek` goes on."""
         self._restart(Start(0, 0, 0, tuple((0, 0) for _ in self._used)), None)
-        self.maker.restart({})
+        self._maker.restart({})
 
     def _fits(self, start: Start) -> bool:
         """Whether a start is one of the same numbering as those that are known."""
@@ -249,10 +254,10 @@ class Plan:
         found, grown = [], {}
         for i in self._used:
             source, cursor = self.sources[i], cursors.get(number_of(self.sources[i].name))
-            found.append(growth.continued(source, len(self.maker.shards(i)), cursor, saved, records))
+            found.append(growth.continued(source, len(self._maker.shards(i)), cursor, saved, records))
             if found[-1].generations:
                 grown[i, found[-1].cursor[0]] = found[-1].generations
-        self.maker.restart(grown)
+        self._maker.restart(grown)
         return tuple(each.cursor for each in found), [each.told for each in found if each.told]
 
     def _translated(self, start: Start) -> Start:
@@ -304,7 +309,7 @@ class Plan:
             return
         start, following = self.bounds(k)
         for _ in range(_AHEAD):
-            made = _FILES.prepare(self._name(following), partial(self.maker.make, following), write_window, read_window)
+            made = _FILES.prepare(self._name(following), partial(self._maker.make, following), write_window, read_window)
             if made is None:
                 return
             following = made[1]
@@ -312,7 +317,7 @@ class Plan:
 
     def _make(self, start: Start) -> None:
         """Plan a window, or read it if a process of this node has, and learn where the next one starts."""
-        plan = partial(self.maker.make, start)
+        plan = partial(self._maker.make, start)
         window, following = _FILES.get(self._name(start), plan, write_window, read_window) if self._share else plan()
         self._windows[start.window] = window
         if len(self._windows) > _WINDOWS_KEPT:
@@ -321,6 +326,6 @@ class Plan:
 
     def _name(self, start: Start) -> str:
         """The name of a window's file: of all that the window depends on."""
-        grown = [[*key, g.read.position, g.shards.tolist()] for key, each in self.maker.grown.items() for g in each]
+        grown = [[*key, g.read.position, g.shards.tolist()] for key, each in self._maker.grown.items() for g in each]
         parts = [self.fingerprint, self._share, start.window, start.first_batch, start.base, start.cursors, grown]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

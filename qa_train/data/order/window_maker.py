@@ -70,7 +70,7 @@ class WindowMaker:
 
     @property
     def rate(self) -> float | None:
-        """Samples per second that one process plans; None if others have planned all that it asked for."""
+        """As `Plan.rate`."""
         return self.planned_samples / self._planned_s if self._planned_s else None
 
     def restart(self, grown: Mapping[tuple[int, int], list[Generation]]) -> None:
