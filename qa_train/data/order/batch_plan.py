@@ -309,7 +309,9 @@ class Plan:
             return
         start, following = self.bounds(k)
         for _ in range(_AHEAD):
-            made = _FILES.prepare(self._name(following), partial(self._maker.make, following), write_window, read_window)
+            made = _FILES.prepare(
+                self._name(following), partial(self._maker.make, following), write_window, read_window
+            )
             if made is None:
                 return
             following = made[1]
