@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
@@ -10,7 +10,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from qa_train.config.nearest import explain, keys_of
 from qa_train.config.settings.sections import StorageConfig
-from qa_train.config.words import check_words
+from qa_train.config.words import check_words, option_fields
 from qa_train.utils.closest import did_you_mean
 
 
@@ -276,7 +276,7 @@ def parse_options(kind: type[Any], words: list[str], command: str) -> Any:
         ValueError: a word without "=", an unknown key, a wrong type, or a missing required key.
     """
     check_words(words, command)
-    known = f"options: {', '.join(f'{f.name}=' for f in fields(kind))}"
+    known = f"options: {', '.join(f'{f.name}=' for f in option_fields(kind))}"
     if stray := [word for word in words if "=" not in word]:
         raise ValueError(f"{command}: {stray[0]!r} is not of the form key=value; {known}")
     try:

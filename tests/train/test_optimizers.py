@@ -168,7 +168,8 @@ def test_two_processes_of_muon_equal_one(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_two_process_muon, (port, str(tmp_path)), nprocs=2)
+    # Forked: two fresh processes would import everything again, ten seconds of a core.
+    torch.multiprocessing.start_processes(_two_process_muon, (port, str(tmp_path)), nprocs=2, start_method="fork")
     params = matrices()
     opt = Muon([{"params": params}], lr=0.02, weight_decay=0.1, dtype=torch.float32)
     for seed in (1, 2):
