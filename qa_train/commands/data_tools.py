@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from omegaconf import MISSING
@@ -190,10 +190,9 @@ def clean(paths: list[str], options: CleanOptions) -> int:
     from qa_train.data.stores.storage import expand
     from qa_train.data.tools.clean import clean as run
 
-    cfg = CleanConfig(**{each.name: getattr(options, each.name) for each in fields(CleanConfig)})
     result = run(
         expand(paths, options.storage),
-        cfg,
+        options,
         apply=options.apply,
         report=options.report,
         engine=options.workers(),

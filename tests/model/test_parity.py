@@ -27,6 +27,6 @@ def test_a_difference_is_seen(script: Any) -> None:
     with torch.no_grad():
         ours.model.audio_tower.layers[1].fc2.bias[0] += 0.01
     found = script.Differences()
-    for seed in range(3):
-        script.compare(ours, stock, script.make_batch(np.random.default_rng(seed), processor, found.counts), found)
+    script.compare(ours, stock, script.make_batch(np.random.default_rng(0), processor, found.counts), found)
+    assert found.counts["clips"]
     assert not found.within
