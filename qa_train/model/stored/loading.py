@@ -271,7 +271,7 @@ def read_model(kind: Any, folder: Path, config: Any, dtype: torch.dtype | None) 
     # The library has a list of its own. A name that it lacks would leave a weight random, with a message.
     options["key_mapping"] = key_mapping()
     model = _read(folder, "the weights", lambda: kind.from_pretrained(folder, **options))
-    if model._weight_conversions:
+    if getattr(model, "_weight_conversions", None):
         # By them the library would save under the names of these files; without them, under those of the first release.
         del model._weight_conversions
     return model
