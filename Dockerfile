@@ -23,7 +23,7 @@ COPY qa_train ./qa_train
 COPY data_pipelines ./data_pipelines
 COPY configs ./configs
 RUN pip install -c constraints.txt ".[deepspeed,tracking,lora,cloud]" && qa-train --version \
-    && python -c "from qa_train.utils.compiler import missing_compiler as m; exit(m())"
+    && python -c "from qa_train.utils.process import missing_compiler as m; exit(m())"
 
 # Nothing is written into the image: a run lives where run.dir says, best on a mounted folder.
 WORKDIR /

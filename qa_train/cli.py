@@ -10,8 +10,7 @@ import sys
 from qa_train import __version__
 from qa_train.command_line.command_table import NAMES, find, run
 from qa_train.commands.guard import guarded, leave_the_group, show_warnings
-from qa_train.utils.allocator import expand_segments
-from qa_train.utils.launch import end_with_launcher, without_local_rank
+from qa_train.utils.process import end_with_launcher, expand_segments, without_local_rank
 
 
 def main(argv: list[str] | None = None) -> None:

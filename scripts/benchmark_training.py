@@ -57,7 +57,7 @@ from qa_train.model.build import make_processor
 from qa_train.model.flops import Shapes
 from qa_train.model.layers.recompute import compile_layers
 from qa_train.model.tokenizers import load_tokenizer
-from qa_train.utils.allocator import expand_segments
+from qa_train.utils.process import expand_segments
 
 H200_PEAK = 989e12
 # Largest relative difference of the first step's loss, and of its gradient norm.

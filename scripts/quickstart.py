@@ -31,7 +31,7 @@ from quickstart_recipes import PARTS, RECIPES, Recipe
 from quickstart_report import TITLES, write_results
 
 from qa_train.config import starter_dir
-from qa_train.utils.launch import end_with_parent
+from qa_train.utils.process import end_with_parent
 from qa_train.utils.progress import duration
 
 # Two processes of one thread train faster than one of two: most operations of so small a model are too short to share.

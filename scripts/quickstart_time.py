@@ -82,8 +82,8 @@ def probe() -> dict[str, Any]:
     from qa_train.infer.encoded import encode as heard
     from qa_train.model import build_model
     from qa_train.model.precision import native_bfloat16
-    from qa_train.train.optimizer.optimizers import muon_with_adamw
-    from qa_train.utils.allocator import keep_freed_memory
+    from qa_train.train.optimizer.muon import muon_with_adamw
+    from qa_train.utils.process import keep_freed_memory
 
     torch.set_num_threads(1)
     keep_freed_memory()

@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 from qa_train.command_line.command_table import COMMANDS  # noqa: E402
 from qa_train.command_line.help import comments  # noqa: E402
 from qa_train.config import BY_NAME, StageConfig  # noqa: E402
+from qa_train.config.words import option_fields  # noqa: E402
 
 PAGE = ROOT / "docs" / "settings.md"
 BEGIN = "<!-- made by scripts/settings_page.py -->"
@@ -41,7 +42,7 @@ def default(one: Field[Any]) -> str:
 def rows(kind: type[Any], prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """(key, default, comment) of every key of a section, those of its sections after it."""
     hints, said = get_type_hints(kind), comments(kind)
-    for one in fields(kind):
+    for one in option_fields(kind):
         if one.metadata.get("omegaconf_ignore"):
             continue
         if is_dataclass(hints[one.name]):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from qa_train.utils import node_files
+from qa_train.data.stores import node_files
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +13,14 @@ import pytest
 import torch
 
 from qa_train.model.layers import attention
-
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+from tests import by_path
+from tests.by_path import SCRIPTS
 
 
 @pytest.fixture
-def script() -> Iterator[Any]:
-    sys.path.insert(0, str(SCRIPTS))
-    spec = importlib.util.spec_from_file_location("check_gpu", SCRIPTS / "check_gpu.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(SCRIPTS))
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    return by_path.script("check_gpu")
 
 
 def test_attention_passes_and_a_wrong_kernel_fails(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:

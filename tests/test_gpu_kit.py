@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tarfile
 import zipfile
 from importlib.metadata import requires
@@ -13,17 +12,12 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "gpu_kit.py"
+from tests import by_path
 
 
 @pytest.fixture
 def kit() -> Any:
-    spec = importlib.util.spec_from_file_location("gpu_kit", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return by_path.script("gpu_kit")
 
 
 def test_all_that_a_run_needs_is_there_or_in_the_archive(kit: Any) -> None:

@@ -106,10 +106,9 @@ class HeldOut(TrainerCallback):
         if found and self.stage.run.is_main:
             say(f"step {step}: {'; '.join(found.values())}")
         if ends:
-            more = ", a larger dpo.beta, or an SFT term (dpo.loss_type=[sigmoid,sft])"
             raise StopRun(
-                f"step {step}: {'; '.join(ends)}. Use an earlier checkpoint, a lower learning rate"
-                f"{more if self.stage.cfg.stage == 'dpo' else ', or a mixture that includes the lost task'}"
+                f"step {step}: {'; '.join(ends)}. Use an earlier checkpoint, a lower learning rate, "
+                f"{self.stage.cfg.kind.against_drift}"
             )
 
     def _drifts(self, numbers: Mapping[str, Any]) -> dict[str, str]:

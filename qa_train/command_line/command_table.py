@@ -21,8 +21,8 @@ from typing import Any, get_type_hints
 
 from qa_train.config import STAGES
 from qa_train.utils.closest import did_you_mean
-from qa_train.utils.launch import is_first_rank
 from qa_train.utils.masking import masked
+from qa_train.utils.process import is_first_rank
 
 
 @dataclass(frozen=True)
@@ -91,15 +91,15 @@ BEFORE = Section(
 USE = Section(
     "use a model",
     (
-        Command("eval", "[KEY=VALUE ...]", "answer and score benchmarks or your own questions", "eval:evaluate"),
-        Command("chat", "checkpoint=RUN", "ask about audio, once or in a conversation", "chat:chat"),
-        Command("serve", "checkpoint=RUN", "OpenAI-compatible server with a chat page", "serve:serve"),
+        Command("eval", "[KEY=VALUE ...]", "answer and score benchmarks or your own questions", "answering:evaluate"),
+        Command("chat", "checkpoint=RUN", "ask about audio, once or in a conversation", "answering:chat"),
+        Command("serve", "checkpoint=RUN", "OpenAI-compatible server with a chat page", "answering:serve"),
         Command("export", "checkpoint=RUN out=DIR", "a Hugging Face folder for stock transformers", "export:export"),
         Command(
             "pairs",
             "checkpoint=RUN shards=SHARDS out=DIR",
             "preference pairs for dpo from the model's own answers",
-            "pairs:pairs",
+            "answering:pairs",
         ),
         Command(
             "dashboard",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 from qa_train.command_line.command_table import NAMES, find, inside
 from qa_train.config import STAGES
 from qa_train.config.guide import complete_setting
+from qa_train.config.words import option_fields
 
 _BASH = """# qa-train completion for bash: eval "$(qa-train completion bash)"
 _qa_train() {
@@ -68,6 +67,6 @@ def complete(line: str) -> list[str]:
     if command is None or (command.usage.startswith("STAGE") and not given):
         return [name for name in known if name.startswith(word)]
     if command.options is not None:
-        known += [f"{field.name}=" for field in fields(command.options)]
+        known += [f"{field.name}=" for field in option_fields(command.options)]
     found = [name for name in known if name.startswith(word) and " " not in name]
     return found + (complete_setting(word) if "settings" in command.takes() else [])

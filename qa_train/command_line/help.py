@@ -14,6 +14,7 @@ from typing import Any, cast
 from qa_train import __version__
 from qa_train.command_line.command_table import DATA, SECTIONS, Command, Section
 from qa_train.config import STAGES
+from qa_train.config.words import option_fields
 from qa_train.utils.terminal import Layout, layout
 
 # Of a pipe; and the most that is read easily in one line.
@@ -104,9 +105,11 @@ def comments(kind: type[Any]) -> dict[str, str]:
 
 
 def described(kind: type[Any], prefix: str = "") -> list[tuple[str, str]]:
-    """(key=default, comment above it) of every option of a dataclass; those of a section by their dotted names."""
+    """(key=default, comment above it) of every option of a dataclass, its own before those that it inherits; those of a
+    section by their dotted names.
+    """
     found, last, told = list[tuple[str, str]](), list[tuple[str, str]](), comments(kind)
-    for field in fields(kind):
+    for field in option_fields(kind):
         section = field.default_factory
         if not is_dataclass(section):
             key = f"{field.name}.KEY" if section is dict else field.name

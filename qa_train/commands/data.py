@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qa_train.commands.data_tools import StorageOptions, ToJsonlOptions
+from qa_train.commands.data_tools import StorageOptions, ToJsonlOptions, WorkerOptions
 from qa_train.config import OrderConfig, StorageConfig  # noqa: F401 (pdoc looks up inherited annotations here)
-from qa_train.jobs.executor import EngineOptions, each
+from qa_train.jobs.executor import each
 from qa_train.utils.progress import say
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class IndexOptions(EngineOptions):
+class IndexOptions(WorkerOptions):
     """Options of `qa-train data index`."""
 
     # Decode every clip: truncated audio, or audio with a wrong length, is skipped now instead of in training.
@@ -28,8 +28,6 @@ class IndexOptions(EngineOptions):
     # Skip shards with an index of matching size, to continue after an interruption. Not after a change of options or
     # for rewritten shards.
     missing: bool = False
-    # Processes of engine=local; 0: this one.
-    num_workers: int = 0
 
 
 def index(paths: list[str], options: IndexOptions) -> int:
@@ -45,7 +43,7 @@ def index(paths: list[str], options: IndexOptions) -> int:
     if len(waiting) < len(paths):
         print(f"{len(paths) - len(waiting)} of {len(paths)} shards have their index", flush=True)
     refused = unusable = 0
-    arguments, engine = (options.decode, options.keep_damaged), options.engine_with(options.num_workers)
+    arguments, engine = (options.decode, options.keep_damaged), options.workers()
     for done in each(_index_or_reason, waiting, *arguments, engine=engine, what="index", died=_refusal):
         if isinstance(done, str):
             refused += 1
@@ -154,13 +152,11 @@ def to_jsonl(paths: list[str], options: ToJsonlOptions) -> int:
 
 
 @dataclass
-class TokensOptions(EngineOptions):
+class TokensOptions(WorkerOptions):
     """Options of `qa-train data tokens`."""
 
     # pretrain, sft or dpo.
     stage: str = "pretrain"
-    # Processes of engine=local; 0: this one.
-    num_workers: int = 0
 
 
 def tokens(settings: list[str], options: TokensOptions) -> int:
@@ -174,7 +170,7 @@ def tokens(settings: list[str], options: TokensOptions) -> int:
     from qa_train.planner.balance import open_planned
 
     cfg = compose_stage(options.stage, settings)
-    engine = options.engine_with(options.num_workers)
+    engine = options.workers()
     for source in open_planned(cfg).sources:
         made = list(each(count_shard, source.shards, source.use, cfg.data.storage, engine=engine, what=source.name))
         print(f"{source.name}: {sum(path is not None for path in made)} of {len(made)} shards counted")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from omegaconf import MISSING
 
 from qa_train.config import CleanConfig, StorageConfig
-from qa_train.jobs.executor import EngineOptions
+from qa_train.jobs.executor import Engine, EngineOptions
 from qa_train.utils.progress import say
 from qa_train.utils.terminal import layout
 
@@ -22,11 +22,20 @@ class StorageOptions:
 
 
 @dataclass
-class ShardOptions(EngineOptions, StorageOptions):
-    """Options of the commands that read every shard."""
+class WorkerOptions(EngineOptions):
+    """Options of the commands that work on every shard."""
 
     # Processes of engine=local; 0: this one.
     num_workers: int = 0
+
+    def workers(self) -> Engine:
+        """The engine that was chosen."""
+        return self.engine_with(self.num_workers)
+
+
+@dataclass
+class ShardOptions(WorkerOptions, StorageOptions):
+    """Options of the commands that read every shard."""
 
 
 @dataclass
@@ -115,7 +124,7 @@ def validate(paths: list[str], options: ValidateOptions) -> int:
         expand(paths, options.storage),
         say,
         decode=options.decode,
-        engine=options.engine_with(options.num_workers),
+        engine=options.workers(),
         report=options.report,
         storage=options.storage,
     )
@@ -136,7 +145,7 @@ def stats(paths: list[str], options: StatsOptions) -> int:
     elif options.tasks:
         raise ValueError("data stats: tasks= counts tokens, which needs tokenizer= (a folder, a hub id, builtin:nano)")
     tasks = [task for task in options.tasks.split(",") if task]
-    engine, storage = options.engine_with(options.num_workers), options.storage
+    engine, storage = options.workers(), options.storage
     found = count(expand(paths, storage), tokenizer=tokenizer, tasks=tasks, engine=engine, storage=storage)
     print(found.shown(layout()))
     return 0
@@ -152,7 +161,7 @@ def words(paths: list[str], options: WordsOptions) -> int:
         Path(options.out),
         at_most=options.at_most,
         shortest=options.shortest,
-        engine=options.engine_with(options.num_workers),
+        engine=options.workers(),
         storage=options.storage,
     )
     print(f"wrote {options.out}: {count:,} of {seen:,} words")
@@ -181,13 +190,12 @@ def clean(paths: list[str], options: CleanOptions) -> int:
     from qa_train.data.stores.storage import expand
     from qa_train.data.tools.clean import clean as run
 
-    cfg = CleanConfig(**{each.name: getattr(options, each.name) for each in fields(CleanConfig)})
     result = run(
         expand(paths, options.storage),
-        cfg,
+        options,
         apply=options.apply,
         report=options.report,
-        engine=options.engine_with(options.num_workers),
+        engine=options.workers(),
         storage=options.storage,
     )
     say(result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -78,8 +79,12 @@ class OwnConfigs(SearchPathPlugin):
             search_path.append("own", f"file://{folder}")
 
 
+@cache
 def register() -> None:
-    """Register the dataclasses with Hydra, so that every composed key is checked against them, and `OwnConfigs`."""
+    """Register the dataclasses with Hydra, so that every composed key is checked against them, and `OwnConfigs`.
+
+    Once in a process: describing the dataclasses takes an eighth of the time of composing a stage.
+    """
     Plugins.instance().register(OwnConfigs)
     ConfigStore.instance().store(name="stage_schema", node=StageConfig)
     register_environment()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
@@ -10,7 +10,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from qa_train.config.nearest import explain, keys_of
 from qa_train.config.settings.sections import StorageConfig
-from qa_train.config.words import check_words
+from qa_train.config.words import check_words, option_fields
 from qa_train.utils.closest import did_you_mean
 
 
@@ -41,8 +41,26 @@ class JudgeConfig:
     max_cost: float | None = None
 
 
+@dataclass(kw_only=True)
+class CheckpointOptions:
+    """How a checkpoint is read."""
+
+    # Compare the checkpoint's files with the checksums in its manifest, if it has one.
+    verify: bool = True
+    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
+    allow_missing: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class AnsweringOptions(CheckpointOptions):
+    """Where a checkpoint answers."""
+
+    # auto (a GPU where there is one, else the CPU), cpu, cuda or cuda:N.
+    device: str = "auto"
+
+
 @dataclass
-class EvalConfig:
+class EvalConfig(AnsweringOptions):
     """`qa-train eval`: answer benchmarks, or a file of questions about audio, and score the answers."""
 
     # Who answers: a run folder (the run.dir of a training), one of its checkpoints, a Hugging Face folder or a hub id.
@@ -71,12 +89,6 @@ class EvalConfig:
     token_budget: int = 16384
     # Maximum answer length for a file of questions; benchmarks have their own limits.
     max_new_tokens: int = 256
-    # auto (a GPU where there is one, else the CPU), cpu, cuda or cuda:N.
-    device: str = "auto"
-    # Compare the checkpoint's files with the checksums in its manifest, if it has one.
-    verify: bool = True
-    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
-    allow_missing: list[str] = field(default_factory=list)
     # How many questions to ask again with silence, and with another clip, to see whether the model listens.
     probe: int = 32
     # Training shards (paths or patterns) in which to look for the items: training=[a.tar,b.tar].
@@ -91,7 +103,7 @@ class EvalConfig:
 
 
 @dataclass
-class ChatConfig:
+class ChatConfig(AnsweringOptions):
     """`qa-train chat`: talk to a checkpoint about audio files."""
 
     # A run folder (the run.dir of a training), one of its checkpoints, a Hugging Face folder or a hub id.
@@ -106,16 +118,10 @@ class ChatConfig:
     max_new_tokens: int = 256
     # 0: always the likeliest word; above: words are drawn.
     temperature: float = 0.0
-    # auto (a GPU where there is one, else the CPU), cpu, cuda or cuda:N.
-    device: str = "auto"
-    # Compare the checkpoint's files with the checksums in its manifest, if it has one.
-    verify: bool = True
-    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
-    allow_missing: list[str] = field(default_factory=list)
 
 
 @dataclass
-class ServeConfig:
+class ServeConfig(AnsweringOptions):
     """`qa-train serve`: an OpenAI-compatible server with a chat page."""
 
     # One checkpoint, a list [A,B], or names for them {first: A, second: B}: clients choose by "model".
@@ -124,12 +130,6 @@ class ServeConfig:
     host: str = "127.0.0.1"
     # 0: any free port; the first line of output shows it.
     port: int = 8000
-    # auto (a GPU where there is one, else the CPU), cpu, cuda or cuda:N.
-    device: str = "auto"
-    # Compare the checkpoint's files with the checksums in its manifest, if it has one.
-    verify: bool = True
-    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
-    allow_missing: list[str] = field(default_factory=list)
     # "chat" for models after SFT; "base" for pretrained ones.
     template: str = "chat"
     # Most requests answered together.
@@ -155,7 +155,7 @@ class ServeConfig:
 
 
 @dataclass
-class PairsConfig:
+class PairsConfig(AnsweringOptions):
     """`qa-train pairs`: preference pairs from a checkpoint's own answers, as shards for `qa-train dpo`."""
 
     # A run folder (the run.dir of a training), one of its checkpoints, a Hugging Face folder or a hub id.
@@ -198,12 +198,6 @@ class PairsConfig:
     judge_model: str = ""
     # Name of the environment variable that holds the key.
     judge_key_env: str = "OPENAI_API_KEY"
-    # auto (a GPU where there is one, else the CPU), cpu, cuda or cuda:N.
-    device: str = "auto"
-    # Compare the checkpoint's files with the checksums in its manifest, if it has one.
-    verify: bool = True
-    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
-    allow_missing: list[str] = field(default_factory=list)
     # Of the sampled answers.
     seed: int = 0
     # Packages whose code may run, for rewards of your own (docs/extend.md): plugins=[my_package].
@@ -211,7 +205,7 @@ class PairsConfig:
 
 
 @dataclass
-class ExportConfig:
+class ExportConfig(CheckpointOptions):
     """`qa-train export`: a Hugging Face folder that stock transformers loads."""
 
     # A run folder (the run.dir of a training), one of its checkpoints, a Hugging Face folder or a hub id.
@@ -233,10 +227,6 @@ class ExportConfig:
     dry_run: bool = False
     # For the model card: the folder of a qa-train eval of this checkpoint, or a quickstart's results.json.
     results: str | None = None
-    # Compare the checkpoint's files with the checksums in its manifest, if it has one.
-    verify: bool = True
-    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
-    allow_missing: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -286,7 +276,7 @@ def parse_options(kind: type[Any], words: list[str], command: str) -> Any:
         ValueError: a word without "=", an unknown key, a wrong type, or a missing required key.
     """
     check_words(words, command)
-    known = f"options: {', '.join(f'{f.name}=' for f in fields(kind))}"
+    known = f"options: {', '.join(f'{f.name}=' for f in option_fields(kind))}"
     if stray := [word for word in words if "=" not in word]:
         raise ValueError(f"{command}: {stray[0]!r} is not of the form key=value; {known}")
     try:

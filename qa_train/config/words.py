@@ -1,13 +1,22 @@
-"""Slips of the hand on a command line: dashes before keys, spaces around "="."""
+"""The words of a command: its options in order, and slips of the hand such as spaces around "="."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from dataclasses import Field, fields
+from typing import Any
 
 _FLAGS = set(
     "-h --help --hydra-help --version --cfg -c --resolve --package -p --run -r --multirun -m --shell-completion -sc "
     "--config-path -cp --config-name -cn --config-dir -cd --experimental-rerun --info -i --list".split()
 )
+
+
+def option_fields(kind: type[Any]) -> list[Field[Any]]:
+    """The options of a command's dataclass: its own before those that it inherits."""
+    own = inspect.get_annotations(kind)
+    return sorted(fields(kind), key=lambda field: field.name not in own)
 
 
 def check_words(words: Sequence[str], command: str) -> None:

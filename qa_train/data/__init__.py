@@ -19,7 +19,5 @@ from qa_train.utils.deferred import deferred
 if TYPE_CHECKING:
     from qa_train.data.streaming import stream
 
-__all__ = ["stream"]
-
 if not TYPE_CHECKING:
-    __getattr__ = deferred(__name__, {"streaming": "stream"})
+    __all__, __getattr__ = deferred(__name__, __file__)

@@ -30,8 +30,8 @@ from qa_train.data.text.noise import ordinary_tokens, replace_targets
 from qa_train.data.text.template import ENDOFTEXT, IGNORE, encode, encode_pair, special_id
 from qa_train.data.workers import share
 from qa_train.utils import draws
-from qa_train.utils.launch import end_with_parent
 from qa_train.utils.masking import name_of
+from qa_train.utils.process import end_with_parent
 from qa_train.utils.terminal import PLAIN, Layout
 
 log = logging.getLogger(__name__)
@@ -148,13 +148,13 @@ class Batches:
                 "task": source.cfg.task,
                 "shards": len(source.shards),
                 "records": source.records_read,
-                "samples": source.overview.samples,
-                "hours": round(source.overview.seconds / 3600, 3),
-                "exact": source.overview.exact,
+                "samples": source.eligible.overview.samples,
+                "hours": round(source.eligible.overview.seconds / 3600, 3),
+                "exact": source.eligible.overview.exact,
                 "weight": source.cfg.weight,
                 "share": round(source.weight / total, 4),
                 "max_epochs": source.max_epochs,
-                "left_out": dict(source.overview.skipped),
+                "left_out": dict(source.eligible.overview.skipped),
                 "problems": dict(source.problems),
             }
             for source in self.sources

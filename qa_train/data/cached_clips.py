@@ -50,7 +50,7 @@ def wanted_shards(sources: Sequence[Source], here: Callable[[str], bool]) -> dic
         for shard, digest in enumerate(table.fingerprints):
             if source.shard_lengths[shard] and here(digest):
                 wanted = found.setdefault(digest, WantedShard(digest))
-                wanted.takers.append((source, shard, source.choice(shard)))
+                wanted.takers.append((source, shard, source.eligible.choice(shard)))
                 # Different sources may take the same clips, and never more than all.
                 wanted.seconds += float(table.matching_seconds[shard])
                 wanted.seconds = min(wanted.seconds, float(table.seconds[shard]))

@@ -72,7 +72,7 @@ def steps_of_epochs(plan: Plan, sources: list[Source], epochs: float) -> int:
     Exact for few samples; with more than fit into some windows, the rest is extrapolated.
     """
     used = [source for source in sources if source.weight > 0]
-    wanted = sum(s.overview.samples * min(epochs, s.max_epochs or epochs) for s in used)
+    wanted = sum(s.eligible.overview.samples * min(epochs, s.max_epochs or epochs) for s in used)
     samples = batches = 0
     for number in range(_EPOCH_WINDOWS):
         for batch in plan.window(number).batches:
@@ -150,6 +150,6 @@ class _Line:
             "planned_share": source.weight,
             "hours": self.audio * FRONT_END.token_s / 3600,
             "tokens": self.tokens,
-            "epochs": self.samples / max(1, source.overview.samples),
+            "epochs": self.samples / max(1, source.eligible.overview.samples),
             "left_out": dict(self.skipped),
         }

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,47 +17,26 @@ from qa_train.config import DataConfig, SourceConfig
 from qa_train.data.audio.front_end import FRONT_END, Length
 from qa_train.data.audio.waveform import audio_tokens
 from qa_train.data.clips import Clip
+from qa_train.data.eligible import BEYOND, Eligible
 from qa_train.data.order import mixture
 from qa_train.data.order.epoch import Ints
 from qa_train.data.order.shuffle_window import Lengths
 from qa_train.data.shards.catalog import ShardTable, open_shards
 from qa_train.data.shards.row_reader import CLIP_COLUMNS, PLAN_COLUMNS, RowReader, records_of
 from qa_train.data.shards.token_counts import CountReader
-from qa_train.data.text.counting import REASONS, UNQUALIFIED, TokenCounts, Use
+from qa_train.data.text.counting import UNQUALIFIED, TokenCounts, Use
 from qa_train.data.text.prompts import CHAT, PromptBank, Unqualified
 from qa_train.data.text.sample import Sample
 from qa_train.data.text.template import Outline, measure, outline, outline_answers, outline_prompt
 from qa_train.utils import draws
-from qa_train.utils.identity import ById
 from qa_train.utils.masking import name_of
-
-# Sources of up to so many records are searched for records that two shards share; larger ones only for
-# shards that are copies of another.
-DUPLICATE_RECORDS = 200_000
-# Records looked at for the first screen; more than that are extrapolated.
-OVERVIEW_RECORDS = 20_000
-# Why a record is skipped, apart from its text (`counting.REASONS`).
-_SHORT, _LONG = "shorter than min_duration_s", "longer than max_duration_s"
-_TWICE, _BEYOND = "duplicate record", "beyond max_samples"
-# Of which ``reasons`` keeps its answers: small sources are read again and again.
-_JUDGED_SHARDS = 64
-
-
-@dataclass(frozen=True)
-class Overview:
-    """Samples that qualify, their seconds of audio, and why other records do not; extrapolated unless ``exact``."""
-
-    samples: int
-    seconds: float
-    skipped: Counter[str]
-    exact: bool
 
 
 class Source:
     """The records of one source. A row number counts all records of the shards that may hold a sample.
 
-    Opening it reads no rows. Whether a row qualifies for the task is determined when its window is planned; ``len``,
-    ``hours``, ``skipped`` and ``rows`` read every record.
+    Opening it reads no rows. Whether a row qualifies for the task is determined when its window is planned (see
+    `Eligible`).
     """
 
     def __init__(
@@ -76,7 +53,6 @@ class Source:
     ) -> None:
         self.name, self.cfg, self.bank, self.tokenizer = name, cfg, bank, tokenizer
         self.weight, self.seed, self.pairs, self.max_epochs = cfg.weight, seed, pairs, cfg.max_epochs
-        self._limits = data.min_duration_s, data.max_duration_s
         if cfg.task != CHAT:
             bank.task(cfg.task)
         elif cfg.template != "chat":
@@ -94,98 +70,29 @@ class Source:
         self._counted = CountReader(self.table, self.use, data.storage)
         # Shards whose rows were planned without counts.
         self._wanted: dict[int, None] = {}
-        self._kept_rows: dict[int, Ints] = {}
-        self._judged: OrderedDict[int, NDArray[np.object_]] = OrderedDict()
+        limits = data.min_duration_s, data.max_duration_s
+        self.eligible = Eligible(self.table, self.shard_lengths, self.quotas, self.use, self._at, self._counted, limits)
         # With max_samples, new shards change which records of the others are taken.
-        self.shard_ids: Sequence[str] | None = None
+        self.shard_ids: Sequence[str] | None = self.eligible.shard_ids() if self.quotas is None else None
         self.settings, self.fingerprint = self._fingerprints(data)
-        self._duplicates = self._find_duplicates()
-        if self.quotas is None:
-            self.shard_ids = self._ids()
-        self._twice = np.asarray(sorted(self._duplicates), dtype=np.int64)
-
-    def __len__(self) -> int:
-        return self.counts.samples
-
-    @property
-    def hours(self) -> float:
-        """Audio of the qualifying records."""
-        return self.counts.seconds / 3600
-
-    @property
-    def skipped(self) -> Counter[str]:
-        """Records that do not qualify, by reason."""
-        return self.counts.skipped
-
-    @cached_property
-    def counts(self) -> Overview:
-        """Exact counts, from every record."""
-        return self._count(range(len(self.shards)), exact=True)
-
-    @cached_property
-    def overview(self) -> Overview:
-        """Exact counts of a small source; of a large one, what some shards spread over it suggest."""
-        if "counts" in self.__dict__ or self.shard_lengths.sum() <= OVERVIEW_RECORDS:
-            return self.counts
-        used = np.flatnonzero(self.shard_lengths)
-        # Shards in an order in which every beginning is spread over the source.
-        spread = sorted(range(len(used)), key=lambda n: int(f"{n:032b}"[::-1], 2))
-        enough = np.searchsorted(np.cumsum(self.shard_lengths[used[spread]]), OVERVIEW_RECORDS) + 1
-        some = self._count(used[spread[:enough]].tolist(), exact=False)
-        scale = self.shard_lengths.sum() / self.shard_lengths[used[spread[:enough]]].sum()
-        left = Counter({reason: round(n * scale) for reason, n in some.skipped.items()}) + self._dropped()
-        return Overview(round(some.samples * scale), some.seconds * scale, left, exact=False)
 
     def rows(self) -> Iterator[int]:
         """Numbers of the rows that qualify, in shard order."""
         for shard in range(len(self.shards)):
-            yield from (np.flatnonzero(self._reasons(shard) == "") + self._at.first(shard)).tolist()
+            yield from self.eligible.rows_of(shard)
 
     def clips_of_shard(self, shard: int) -> Iterator[Clip]:
         """The clips of a shard's rows that qualify, in order."""
-        for row in (np.flatnonzero(self._reasons(shard) == "") + self._at.first(shard)).tolist():
+        for row in self.eligible.rows_of(shard):
             yield from self.clips(row)
-
-    def choice(self, shard: int) -> str:
-        """Digest of which records of a shard qualify, found without reading them: of the settings that decide it."""
-        parts = [self._choice, None if self.quotas is None else int(self.quotas[shard]), self._duplicates_of[shard]]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-    @cached_property
-    def _choice(self) -> list[Any]:
-        cfg = self.cfg
-        where = json.dumps(sorted(cfg.where.items()), default=str)
-        return [cfg.task, where, self.bank.digest(cfg.task), *self._limits, self.pairs]
-
-    @cached_property
-    def _duplicates_of(self) -> defaultdict[int, list[int]]:
-        """Rows of each shard that another shard has too."""
-        found = defaultdict[int, list[int]](list)
-        for row in sorted(self._duplicates):
-            shard = self._at.shard_of(row)
-            found[shard].append(row - self._at.first(shard))
-        return found
-
-    def reasons(self, rows: Ints) -> NDArray[np.object_]:
-        """Why each of the rows is skipped; empty for those that qualify. Nothing is tokenized."""
-        found = np.full(len(rows), "", dtype=object)
-        shards = self._at.shards_of(rows)
-        for shard in np.unique(shards).tolist():
-            if shard not in self._judged:
-                self._judged[shard] = self._reasons(shard)
-                if len(self._judged) > _JUDGED_SHARDS:
-                    self._judged.popitem(last=False)
-            places = shards == shard
-            found[places] = self._judged[shard][rows[places] - self._at.first(shard)]
-        return found
 
     def check(self) -> None:
         """Raises ValueError when no record qualifies; stops at the first that does."""
-        reasons = (reason for shard in range(len(self.shards)) for reason in self._each_reason(shard))
+        reasons = (reason for shard in range(len(self.shards)) for reason in self.eligible.each(shard))
         if all(reasons):
             raise ValueError(
                 f"source {self.name!r}: none of {self.records_read} records in {len(self.shards)} shards is "
-                f"usable for task {self.cfg.task!r}; skipped: {dict(self.skipped)}. Check its task and "
+                f"usable for task {self.cfg.task!r}; skipped: {dict(self.eligible.counts.skipped)}. Check its task and "
                 f"where{self._fits()}"
             )
 
@@ -260,7 +167,7 @@ class Source:
     def _summed(self, shard: int, local: Ints, epoch: int, counts: TokenCounts) -> tuple[Ints, NDArray[np.object_]]:
         """[5, rows] and reasons, from the counts of the texts."""
         table = self._at.rows(shard)
-        reasons = self._judge(shard, local, counts)
+        reasons = self.eligible.of_counted(shard, local, counts)
         audio, audio_squared = _audio(table["num_samples"].take(local))
         wordings = counts.wordings[counts.kind[local]]
         choices = (wordings >= 0).sum(1)
@@ -273,32 +180,13 @@ class Source:
         numbers = np.stack([texts.sum(1), (texts**2).sum(1), audio, audio_squared, counts.scored[local]])
         return numbers * (reasons == ""), reasons
 
-    def _judge(self, shard: int, local: Ints, counts: TokenCounts, *, quota: bool = True) -> NDArray[np.object_]:
-        """Why rows of a counted shard are skipped; empty for those that qualify."""
-        of_text = np.asarray(REASONS, dtype=object)[counts.reason[local]]
-        seconds = self._at.rows(shard)["duration_s"].to_numpy()[local]
-        rows = local + self._at.first(shard)
-        kept = self._kept(shard) if quota else None
-        return np.select(
-            [
-                (of_text != "") & (of_text != UNQUALIFIED),
-                ~counts.silent[local] & (seconds < self._limits[0]),
-                seconds > self._limits[1],
-                np.isin(rows, self._twice),
-                of_text != "",
-                np.zeros(len(local), dtype=bool) if kept is None else ~np.isin(local, kept),
-            ],
-            [of_text, _SHORT, _LONG, _TWICE, of_text, _BEYOND],
-            "",
-        )
-
     def _measured(self, shard: int, local: Ints, epoch: int) -> tuple[Ints, NDArray[np.object_]]:
         """What `_summed` gives, of texts that are tokenized now."""
         numbers = np.zeros((5, len(local)), dtype=np.int64)
         reasons = np.full(len(local), "", dtype=object)
         table = self._at.rows(shard).take(local)
         columns = [table[name].to_pylist() for name in PLAN_COLUMNS]
-        kept = self._kept(shard)
+        kept = self.eligible.kept(shard)
         room = None if kept is None else set(kept.tolist())
         good: list[tuple[int, list[Outline], list[int]]] = []
         for place, number, *cells in zip(range(len(local)), local.tolist(), *columns, strict=True):
@@ -306,7 +194,7 @@ class Source:
             if isinstance(found, str):
                 reasons[place] = found
             elif room is not None and number not in room:
-                reasons[place] = _BEYOND
+                reasons[place] = BEYOND
             else:
                 good.append((place, *found))
         measured = iter(measure([each for _, documents, _ in good for each in documents], self.tokenizer).tolist())
@@ -322,18 +210,16 @@ class Source:
         if not self._wanted:
             return False
         shard, _ = self._wanted.popitem()
-        self._counted.make(shard, lambda: self._records(shard))
+        metas = self._at.rows(shard)["meta"].to_pylist
+        self._counted.make(shard, lambda: records_of(metas(), self.shards[shard]))
         return True
-
-    def _records(self, shard: int) -> Iterator[dict[str, Any]]:
-        return records_of(self._at.rows(shard)["meta"].to_pylist(), self.shards[shard])
 
     def _documents(
         self, row: int, epoch: int, key: str, samples: list[int], seconds: float, meta: str
     ) -> tuple[list[Outline], list[int]] | str:
         """The documents of a row (a pair has two) and its clips' audio tokens; or why the row is skipped."""
         record = self._stored(row, meta)
-        if reason := self._reason(row, record, seconds):
+        if reason := self.eligible.of_record(row, record, seconds):
             return reason
         clips = [audio_tokens(n) for n in samples]
         try:
@@ -348,97 +234,6 @@ class Source:
     def _sample(self, record: dict[str, Any], key: str, epoch: int) -> Sample:
         return self.bank.sample(record, self.cfg.task, self.cfg.template, key, self.seed, epoch, pair=self.pairs)
 
-    def _reason(self, row: int, record: dict[str, Any], seconds: float) -> str:
-        """Why a row is skipped, apart from its task; empty if it is not."""
-        if reason := self.use.unfit(record):
-            return reason
-        if record.get("audios") != [] and seconds < self._limits[0]:
-            return _SHORT
-        if seconds > self._limits[1]:
-            return _LONG
-        # The same record in two shards of one source would silently double its weight.
-        return _TWICE if row in self._duplicates else ""
-
-    def _reasons(self, shard: int, *, quota: bool = True) -> NDArray[np.object_]:
-        """Why each row of a shard is skipped; empty for those that qualify."""
-        counts = self._counted.find(shard) if self.shard_lengths[shard] else None
-        if counts is not None:
-            return self._judge(shard, np.arange(len(counts)), counts, quota=quota)
-        return np.asarray([*self._each_reason(shard, quota=quota), None], dtype=object)[:-1]
-
-    def _each_reason(self, shard: int, *, quota: bool = True) -> Iterator[str]:
-        if not self.shard_lengths[shard]:
-            return
-        first, seconds = self._at.first(shard), self._at.rows(shard)["duration_s"].to_pylist()
-        kept = self._kept(shard) if quota else None
-        room = None if kept is None else set(kept.tolist())
-        for i, record in enumerate(self._records(shard)):
-            reason = self._reason(first + i, record, seconds[i])
-            if not reason and not self.bank.qualifies(record, self.cfg.task, pair=self.pairs):
-                reason = UNQUALIFIED
-            yield reason or ("" if room is None or i in room else _BEYOND)
-
-    def _kept(self, shard: int) -> Ints | None:
-        """Rows of a shard that its part of max_samples has room for: by hash of the key, whatever the seed."""
-        if self.quotas is None:
-            return None
-        if shard not in self._kept_rows:
-            good = np.flatnonzero(self._reasons(shard, quota=False) == "").tolist()
-            keys = self._at.rows(shard)["key"].to_pylist()
-            good.sort(key=lambda row: draws.digest(keys[row], 64))
-            self._kept_rows[shard] = np.sort(np.asarray(good[: int(self.quotas[shard])], dtype=np.int64))
-        return self._kept_rows[shard]
-
-    def _count(self, shards: Any, *, exact: bool) -> Overview:
-        samples, seconds = 0, 0.0
-        left = self._dropped() if exact else Counter[str]()
-        for shard in shards:
-            reasons = self._reasons(shard)
-            if len(reasons):
-                samples += int((reasons == "").sum())
-                seconds += float(self._at.rows(shard)["duration_s"].to_numpy()[reasons == ""].sum())
-            left.update(reason for reason in reasons if reason)
-        return Overview(samples, seconds, left, exact)
-
-    def _dropped(self) -> Counter[str]:
-        """Records of shards that no row number leads to."""
-        without = int(self.table.rows[self.table.matching == 0].sum())
-        beyond = int(self.table.rows.sum()) - without - int(self.shard_lengths.sum())
-        return +Counter({_TWICE: self.table.copies, REASONS[1]: without, _BEYOND: beyond})
-
-    def _ids(self) -> list[str]:
-        """Digests of the shards, and which of their records are copies of others: both decide what is read."""
-        searched = self.shard_lengths.sum() <= DUPLICATE_RECORDS
-        return [f"{each} {searched} {self._duplicates_of.get(n, '')}" for n, each in enumerate(self.table.fingerprints)]
-
-    def _find_duplicates(self) -> frozenset[int]:
-        """Rows with the same key, JSON and audio in an earlier shard; searched in sources of moderate size. Key and
-        JSON alone are not enough: many sets restart their keys in every shard, and labels are few.
-        """
-        used = np.flatnonzero(self.shard_lengths).tolist()
-        if len(used) < 2 or self.shard_lengths.sum() > DUPLICATE_RECORDS:
-            return frozenset()
-        keys = pyarrow.chunked_array(
-            [chunk for shard in used for chunk in self.table.read(shard, ("key",))["key"].chunks], pyarrow.string()
-        )
-        counts = keys.value_counts()
-        again = counts.field("values").filter(pyarrow.compute.greater(counts.field("counts"), 1))
-        rows = pyarrow.compute.indices_nonzero(pyarrow.compute.is_in(keys, again)).to_numpy().astype(np.int64)
-        seen: set[tuple[str, str, tuple[int, ...]]] = set()
-        out = []
-        shards = self._at.shards_of(rows)
-        for shard in np.unique(shards).tolist():
-            numbers = rows[shards == shard]
-            local = numbers - self._at.first(shard)
-            said, clips = (self._at.rows(shard, clips=clips).take(local) for clips in (False, True))
-            columns = (said["key"].to_pylist(), said["meta"].to_pylist(), clips["crc32c"].to_pylist())
-            for row, key, meta, crcs in zip(numbers.tolist(), *columns, strict=True):
-                record = (key, meta, tuple(crcs))
-                if record in seen:
-                    out.append(row)
-                seen.add(record)
-        return frozenset(out)
-
     def _fingerprints(self, data: DataConfig) -> tuple[str, str]:
         """Of the settings that the order depends on, and of these with the shards."""
         cfg = self.cfg
@@ -452,7 +247,7 @@ class Source:
             data.max_duration_s,
             self.pairs,
             self.seed,
-            vocabulary_digest(ById(self.tokenizer)),
+            vocabulary_digest(self.tokenizer),
         ]
         digest = hashlib.sha256(json.dumps(parts, default=str).encode())
         settings = digest.hexdigest()
@@ -477,7 +272,7 @@ def _squared(tokens: Length) -> Length:
 
 
 @lru_cache(maxsize=4)
-def vocabulary_digest(holder: ById) -> str:
+def vocabulary_digest(tokenizer: Any) -> str:
     """Token counts decide the packing, so the vocabulary is part of the order."""
-    vocabulary = json.dumps(sorted(holder.thing.get_vocab().items()), ensure_ascii=False)
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
     return hashlib.sha256(vocabulary.encode()).hexdigest()

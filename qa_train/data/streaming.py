@@ -160,7 +160,7 @@ class _OneToken:
 
     def lengths(self, rows: Ints, epoch: int) -> Lengths:
         """One for every row that qualifies."""
-        reasons = self._source.reasons(rows)
+        reasons = self._source.eligible.of_rows(rows)
         none = np.zeros(len(rows), dtype=np.int64)
         return Lengths((reasons == "").astype(np.int64), none, none, none, none, reasons)
 

@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 
 from qa_train.doctor import processor
 from qa_train.doctor.finding import Finding, note, ok, problem
-from qa_train.utils.compiler import REMEDY, missing_compiler
+from qa_train.utils.process import COMPILER_REMEDY, missing_compiler
 
 _GIB = 1024**3
 _SHORT_DISK = 20
@@ -142,8 +142,8 @@ def compiler() -> Finding:
         return ok("C compiler", "found, with the headers of this Python")
     if torch.cuda.is_available():
         needed = "qa-train dpo, trainer.use_liger_kernel and trainer.compile_layers need one"
-        return problem("C compiler", f"{missing}: {needed}", REMEDY)
-    return note("C compiler", f"{missing}; only GPUs need one", REMEDY)
+        return problem("C compiler", f"{missing}: {needed}", COMPILER_REMEDY)
+    return note("C compiler", f"{missing}; only GPUs need one", COMPILER_REMEDY)
 
 
 def _deepspeed() -> Finding:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qa_train.config import StorageConfig
 from qa_train.doctor.finding import Finding, note, ok, problem
-from qa_train.utils.manifest import MANIFEST
+from qa_train.model.stored.manifest import MANIFEST
 
 
 def examine_data(patterns: list[str], storage: StorageConfig | None = None) -> Iterator[Finding]:

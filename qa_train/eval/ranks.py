@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from qa_train.utils.launch import check_ranks_announced
+from qa_train.utils.process import check_ranks_announced
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ def _answer(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, 
 
 
 def _end_with_parent() -> None:
-    # The kernel's own signal (qa_train.utils.launch) would come from the fork server, which lives as long as this.
+    # The kernel's own signal (qa_train.utils.process) would come from the fork server, which lives as long as this.
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -23,31 +23,5 @@ if TYPE_CHECKING:
     from qa_train.model.tokenizers import load_tokenizer, train_nano_tokenizer
     from qa_train.model.unpadded import UnpaddedQwen2AudioForConditionalGeneration, encoder_states
 
-__all__ = [
-    "UnpaddedQwen2AudioForConditionalGeneration",
-    "build_model",
-    "encoder_hash",
-    "encoder_states",
-    "find_checkpoint",
-    "freeze",
-    "load_answering_model",
-    "load_model",
-    "load_model_config",
-    "load_model_tokenizer",
-    "load_tokenizer",
-    "load_weights",
-    "train_nano_tokenizer",
-    "weights_digest",
-]
-
 if not TYPE_CHECKING:
-    __getattr__ = deferred(
-        __name__,
-        {
-            "build": "build_model find_checkpoint load_answering_model load_model load_model_config "
-            "load_model_tokenizer",
-            "stored.weights": "encoder_hash freeze load_weights weights_digest",
-            "tokenizers": "load_tokenizer train_nano_tokenizer",
-            "unpadded": "UnpaddedQwen2AudioForConditionalGeneration encoder_states",
-        },
-    )
+    __all__, __getattr__ = deferred(__name__, __file__)

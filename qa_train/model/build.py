@@ -37,12 +37,12 @@ from qa_train.model.stored.loading import (
     read_processor,
     read_tokenizer,
 )
+from qa_train.model.stored.manifest import MANIFEST
 from qa_train.model.stored.sharded import made_once, shards_weights, whole_weights
 from qa_train.model.stored.weights import ADAPTER, adapter_state, check_finite, freeze, match, weight_files
 from qa_train.model.tokenizers import AUDIO, END_OF_TEXT, TURN_END, load_tokenizer, token_id
 from qa_train.model.unpadded import UnpaddedQwen2AudioForConditionalGeneration
-from qa_train.utils.allocator import keep_freed_memory
-from qa_train.utils.manifest import MANIFEST
+from qa_train.utils.process import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 Model = UnpaddedQwen2AudioForConditionalGeneration

@@ -18,7 +18,6 @@ from typing import Any
 
 from qa_train.config import StageConfig
 from qa_train.model.layers.costs import Precision
-from qa_train.model.precision import native_bfloat16
 from qa_train.planner.activations import Activations
 from qa_train.planner.sizes import Sizes
 
@@ -74,17 +73,17 @@ def live_reference(cfg: StageConfig) -> bool:
     return cfg.kind.reference_forwards(cfg) > 0 and not cfg.model.lora.parts
 
 
-def trains_in_bfloat16(cfg: StageConfig, *, cpu: bool = False) -> bool:
-    """What trainer.bf16 means where the configuration would train; every GPU of the table multiplies bfloat16."""
-    return native_bfloat16("cpu") if cpu and cfg.trainer.bf16 == "auto" else bool(cfg.trainer.bf16)
+def trains_in_bfloat16(cfg: StageConfig) -> bool:
+    """What trainer.bf16 means on a GPU: every one of the table multiplies bfloat16, so that auto is true."""
+    return bool(cfg.trainer.bf16)
 
 
-def precision_of(cfg: StageConfig, *, cpu: bool = False) -> Precision:
+def precision_of(cfg: StageConfig) -> Precision:
     """Bytes per value while this configuration trains."""
-    half = trains_in_bfloat16(cfg, cpu=cpu)
+    half = trains_in_bfloat16(cfg)
     if cfg.deepspeed.config:
-        return Precision.of("bfloat16" if half else "float32", cpu=cpu)
-    return Precision.of(cfg.model.dtype, autocast=half, cpu=cpu)
+        return Precision.of("bfloat16" if half else "float32")
+    return Precision.of(cfg.model.dtype, autocast=half)
 
 
 def memory(cfg: StageConfig, sizes: Sizes, gpus: int, kept: Activations) -> Memory:

@@ -7,21 +7,20 @@ from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
 import torch
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments, get_scheduler
 
 from qa_train.config import ReliabilityConfig, StageConfig
-from qa_train.train.job.arithmetic import settle
+from qa_train.train.job.arithmetic import check_arithmetic, settle
 from qa_train.train.job.distributed import accumulation_steps, deepspeed_options, name_accelerator
 from qa_train.train.job.states import plain_states_only
-from qa_train.train.optimizer.optimizers import rehearse_optimizer
-from qa_train.utils.allocator import keep_freed_memory
-from qa_train.utils.compiler import REMEDY, missing_compiler
-from qa_train.utils.launch import check_arithmetic, check_ranks_announced
+from qa_train.utils.process import COMPILER_REMEDY, check_ranks_announced, keep_freed_memory, missing_compiler
 
 Args = TypeVar("Args", bound=TrainingArguments)
 
 # torch's own number of batches that a worker builds ahead.
 _PREFETCH_FACTOR = 2
+# Schedules that transformers builds without looking at trainer.lr_scheduler_kwargs.
+_PLAIN_SCHEDULES = ("constant", "constant_with_warmup")
 # TrainerConfig fields that are not TrainingArguments.
 _OWN_FIELDS = (
     "batches_per_step",
@@ -78,7 +77,54 @@ def _check_compiler(cfg: StageConfig) -> None:
     }
     asked = [name for name, needed in kernels.items() if needed]
     if asked and torch.cuda.is_available() and (missing := missing_compiler()):
-        raise ValueError(f"{' and '.join(asked)} on a GPU needs a C compiler for its kernels, and {missing}: {REMEDY}")
+        raise ValueError(
+            f"{' and '.join(asked)} on a GPU needs a C compiler for its kernels, and {missing}: {COMPILER_REMEDY}"
+        )
+
+
+def rehearse_optimizer(args: TrainingArguments) -> None:
+    """Build optimizer and schedule of ``args`` on a throw-away weight, and take one step with both.
+
+    What cannot be built would otherwise end the run after its model was loaded.
+
+    Raises:
+        ValueError: names ``trainer.optim`` or ``trainer.lr_scheduler_type``, why it fails, and what to use.
+    """
+    # With enumerations as texts.
+    said = args.to_dict()
+    net: Any = torch.nn.Linear(1, 1).to(args.device)
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(args, net)
+        if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+            raise TypeError("it needs settings that are not given here")
+        optimizer = kind(net.parameters(), **options)
+        net(torch.ones(1, 1, device=args.device)).backward()
+        optimizer.step()
+    except Exception as error:
+        raise ValueError(
+            f"trainer.optim={said['optim']} cannot be built ({_line(error)}): install what it needs, or use "
+            "trainer.optim=adamw_torch"
+        ) from error
+    schedule: str = said["lr_scheduler_type"]
+    given: dict[str, Any] = said["lr_scheduler_kwargs"] or {}
+    try:
+        if given and schedule in _PLAIN_SCHEDULES:
+            raise TypeError("it takes none of them")
+        steps = args.max_steps
+        scheduler = get_scheduler(schedule, optimizer, args.get_warmup_steps(steps), steps, given)
+        optimizer.step()  # in torch's order, or it warns
+        scheduler.step()
+    except Exception as error:
+        drop = ", ".join(f"'~trainer.lr_scheduler_kwargs.{key}'" for key in given)
+        remedy = f"remove unknown arguments ({drop})" if given else "use another"
+        raise ValueError(
+            f"trainer.lr_scheduler_type={schedule} with trainer.lr_scheduler_kwargs={given} cannot be built "
+            f"({_line(error)}): {remedy}, or add what it needs ('+trainer.lr_scheduler_kwargs.KEY=VALUE')"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def prefetch_factor(cfg: StageConfig) -> int | None:

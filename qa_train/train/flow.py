@@ -83,7 +83,7 @@ def go(trainer: Any, stage: Stage, callbacks: Sequence[Callback] = ()) -> int:
     from qa_train.data.workers import WorkerDied, explained_worker_death
     from qa_train.train.first_screen import first_screen
     from qa_train.train.forecast import rehearse
-    from qa_train.train.numbers.useful_work import UsefulWork, peak_flops
+    from qa_train.train.numbers.throughput import Throughput
 
     stop = StopOnRequest(stage.run.dir, is_main=stage.run.is_main)
     trainer.add_callback(stop)
@@ -94,8 +94,7 @@ def go(trainer: Any, stage: Stage, callbacks: Sequence[Callback] = ()) -> int:
         run=stage.run,
         writer=stage.writer,
         options=stage.cfg.trainer,
-        work=UsefulWork(stage.cfg, stage.model.config),
-        peak=peak_flops(),
+        throughput=Throughput(stage.cfg, stage.model.config, trainer.args.world_size),
         adapters=stage.adapters,
     )
     # A fresh start also forgets an evaluation of step 0: it may have been of another model.

@@ -23,8 +23,7 @@ import torch.distributed as dist
 from qa_train.model.flops import Regime, Shapes, training_flops
 from qa_train.planner.work import from_effective_mixture
 from qa_train.train.job import checkpoints
-from qa_train.train.numbers.pace import FIRST_STEPS
-from qa_train.train.numbers.throughput import NAMES, count
+from qa_train.train.numbers.metrics import FIRST_STEPS
 from qa_train.train.safety.guards import read_tail
 from qa_train.train.stage import Stage
 from qa_train.utils.progress import duration
@@ -61,7 +60,7 @@ def rehearse(trainer: Any, stage: Stage) -> Rehearsal | None:
     collator = stage.collator
     with stage.batches.rehearsal(), _untouched(trainer, model):
         batch = collator([number])
-        numbers = dict(zip(NAMES, count(batch, trainer.work).tolist(), strict=True))
+        numbers = dict(zip(trainer.throughput.NAMES, trainer.throughput.count(batch).tolist(), strict=True))
         operations = numbers["useful_flops"]
         # A step of such batches.
         trainer._step_numbers = {name: value * trainer.batches_per_step for name, value in numbers.items()}

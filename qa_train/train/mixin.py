@@ -31,9 +31,8 @@ from qa_train.train.job.run import RunFolder
 from qa_train.train.job.watchdog import Watchdog
 from qa_train.train.numbers.metrics import MetricsWriter
 from qa_train.train.numbers.tally import Tally, token_curves
-from qa_train.train.numbers.throughput import NAMES, count, rates
 from qa_train.train.optimizer.groups import PartRates, learning_rates
-from qa_train.train.optimizer.optimizers import muon_with_adamw
+from qa_train.train.optimizer.muon import muon_with_adamw
 from qa_train.train.safety import rollback, saving
 from qa_train.train.safety.guards import Guards, StopRun
 from qa_train.train.safety.selfcheck import probe_audio
@@ -45,7 +44,7 @@ logger = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from qa_train.data.batches import Batches
     from qa_train.model.lora import Adapters
-    from qa_train.train.numbers.useful_work import UsefulWork
+    from qa_train.train.numbers.throughput import Throughput
 
     # The class it is mixed into, for the type checker only: TRL's trainers have another base class in between.
     _Base = Trainer
@@ -71,17 +70,15 @@ class AudioTrainerMixin(_Base):
         run: RunFolder,
         writer: MetricsWriter,
         options: TrainerConfig,
-        work: UsefulWork,
-        peak: float | None = None,
+        throughput: Throughput,
         adapters: Adapters | None = None,
     ) -> None:
-        """Set what the stock constructors do not accept. peak: operations per second of a device, if known."""
+        """Set what the stock constructors do not accept."""
         self.batches = batches
         self.run = run
         self.writer = writer
         self.options = options
-        self.work = work
-        self._peak = None if peak is None else peak * self.args.world_size
+        self.throughput = throughput
         self.adapters = adapters
         if adapters is not None and not self.is_deepspeed_enabled:
             # DeepSpeed keeps float32 copies itself.
@@ -129,14 +126,15 @@ class AudioTrainerMixin(_Base):
         if not self._step_numbers:
             # The first step's time begins here: loading the model and the checkpoint is not part of it.
             self._step_started = started
-        counts = sum((count(batch, self.work) for batch in batches), torch.zeros(len(NAMES), dtype=torch.float64))
+        names = self.throughput.NAMES
+        counts = sum(map(self.throughput.count, batches), torch.zeros(len(names), dtype=torch.float64))
         reasons = self.batches.skip_reasons
         skipped = torch.tensor([self.batches.skipped[reason] for reason in reasons], dtype=torch.float64)
         numbers = torch.cat([counts, skipped])
         if self.args.world_size > 1:
             numbers = self.accelerator.reduce(numbers.float().to(device), "sum").double().cpu()
-        self._step_numbers = dict(zip(NAMES, numbers.tolist()[: len(NAMES)], strict=True))
-        self._step_numbers["skipped"] = dict(zip(reasons, map(int, numbers.tolist()[len(NAMES) :]), strict=True))
+        self._step_numbers = dict(zip(names, numbers.tolist()[: len(names)], strict=True))
+        self._step_numbers["skipped"] = dict(zip(reasons, map(int, numbers.tolist()[len(names) :]), strict=True))
         self._step_numbers |= {"data_wait_s": waited, "checkpoint_s": self._checkpoint_s}
         self._checkpoint_s = 0.0
         return batches, num_items
@@ -413,7 +411,7 @@ class AudioTrainerMixin(_Base):
             seconds, self._step_started = now - self._step_started - self._scores.get("eval_s", 0.0), now
             # A skipped step has no losses.
             curves = {} if self.state.global_step in self.skipped_steps else self.curves()
-            logs.update(rates(self._step_numbers, seconds, self._peak) | curves | self._scores)
+            logs.update(self.throughput.rates(self._step_numbers, seconds) | curves | self._scores)
             logs.update(learning_rates(logs["learning_rate"], self.lr_scheduler, self.options))
             self._scores = {}
             warning = self.guards.logged(logs)

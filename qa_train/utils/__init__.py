@@ -1,4 +1,4 @@
-"""Small helpers that every package may use: progress, atomic files, keyed draws.
+"""Small helpers that packages without a common room share: atomic files, keyed draws, masking, progress, retries ...
 
-Imports nothing of qa-train.
+Imports nothing of qa-train, torch or transformers.
 """

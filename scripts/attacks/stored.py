@@ -71,8 +71,8 @@ def models(folder: Path, rounds: int, draw: random.Random) -> Iterator[Attempt]:
 
 def states(folder: Path, rounds: int, draw: random.Random) -> Iterator[Attempt]:
     """The states and manifests of a training, as a resume reads them."""
+    from qa_train.model.stored.manifest import damage
     from qa_train.train.job.states import fault
-    from qa_train.utils.manifest import damage
     from tests.train import test_states as tests
 
     def said(reason: str | None) -> None:

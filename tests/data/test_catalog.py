@@ -79,8 +79,8 @@ def test_opening_and_seeking_read_few_of_19000_shards(tokenizer: Any) -> None:
     assert len(set(read)) <= 34
     assert {source.record(ref.row)["language"] for ref in batch} == {"fr"}
     # The first screen extrapolates.
-    assert source.overview.exact is False
-    assert source.overview.samples == pytest.approx(9_500_000, rel=0.01)
+    assert source.eligible.overview.exact is False
+    assert source.eligible.overview.samples == pytest.approx(9_500_000, rel=0.01)
     assert KEPT.bytes <= KEPT.most_bytes
 
 
@@ -89,7 +89,7 @@ def test_max_samples_is_spread_over_the_shards_and_fixed(tokenizer: Any) -> None
     assert source.quotas is not None
     assert source.quotas.max() <= 17
     chosen = list(source.rows())
-    assert len(chosen) == len(source) == 100
+    assert len(chosen) == source.eligible.counts.samples == 100
     plan = Plan([source], seed=1, tokens_per_batch=3000, batches_per_step=2, shuffle_window=100)
     for epoch in (0, 1):
         refs = [ref for batch in plan.window(epoch).batches for ref in batch]
@@ -180,7 +180,8 @@ def test_sources_are_weighted_by_hours_and_records(tokenizer: Any, shards: dict[
             source.weight = 1
         data = open_data(cfg, tokenizer, 80, seed=3, batches_per_step=4)
         weights = {s.name: s.weight for s in data.sources}
-        wanted = 20 / 90 if by == "epochs" else data.sources[2].hours / data.sources[0].hours
+        hours = [source.eligible.counts.seconds for source in data.sources]
+        wanted = 20 / 90 if by == "epochs" else hours[2] / hours[0]
         assert weights["sounds"] / weights["asr"] == pytest.approx(wanted, rel=1e-3)
 
 

@@ -27,7 +27,7 @@ def test_the_last_step_is_the_one_that_completes_the_epochs(
         del cfg.sources["st"]
     data = open_data(cfg, tokenizer, 80, seed=3, batches_per_step=2)
     steps = steps_of_epochs(data.plan, data.sources, epochs)
-    samples = sum(len(source) for source in data.sources)
+    samples = sum(source.eligible.counts.samples for source in data.sources)
     refs = [ref for k in range(2 * steps) for ref in data.plan.batch(k)]
     last = sum(len(data.plan.batch(k)) for k in range(2 * steps - 2, 2 * steps))
     assert len(refs) - last < epochs * samples <= len(refs)
@@ -52,4 +52,4 @@ def test_a_source_with_max_epochs_counts_so_often(shards: dict[str, str], tokeni
     limited = open_data(cfg, tokenizer, 80, seed=3, batches_per_step=1)
     saved = steps_of_epochs(plain.plan, plain.sources, 3) - steps_of_epochs(limited.plan, limited.sources, 3)
     mean = sum(len(plain.plan.batch(k)) for k in range(40)) / 40
-    assert saved == pytest.approx(2 * len(plain.sources[0]) / mean, rel=0.25)
+    assert saved == pytest.approx(2 * plain.sources[0].eligible.counts.samples / mean, rel=0.25)

@@ -274,7 +274,7 @@ def test_identical_pairs_are_refused_wherever_they_come_in(tmp_path: Path, token
     sources = {"c": SourceConfig(name="c", shards=[str(tmp_path / "*.tar")], task="chat", template="chat")}
     config = DataConfig(sources=sources, shuffle_window=2)
     with pytest.raises(ValueError, match="row 1 of its index: chosen and rejected are the same answer"):
-        _ = open_data(config, tokenizer, 80, seed=0, batches_per_step=1, preference=True).sources[0].skipped
+        _ = open_data(config, tokenizer, 80, seed=0, batches_per_step=1, preference=True).sources[0].eligible.counts
     tar = tmp_path / "a-00000.tar"
     tar.write_bytes(tar.read_bytes().replace(b"Wind.", b"Rain."))
     (again,) = build_index([tar])

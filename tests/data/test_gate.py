@@ -157,7 +157,7 @@ def test_counts_by_value_are_looked_at_where_they_are_used(counts: Any, shard: s
 def test_training_refuses_the_records_as_the_tools_do(meta: str, shard: str, tmp_path: Path, tokenizer: Any) -> None:
     path = tampered(shard, tmp_path, "meta", meta)
     cfg = DataConfig(sources={"s": SourceConfig(name="s", shards=[path], task="asr")})
-    assert path in refused(lambda: open_data(cfg, tokenizer, 80, seed=0, batches_per_step=1).sources[0].counts)
+    assert path in refused(lambda: open_data(cfg, tokenizer, 80, seed=0, batches_per_step=1).sources[0].eligible.counts)
 
 
 TYPES: list[tuple[str, pyarrow.DataType]] = [

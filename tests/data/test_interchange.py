@@ -50,7 +50,8 @@ def test_pairs_judged_by_people(better: Any, chosen: str, rejected: str, tmp_pat
     line = {"prompt": "What is it?", "audio": "0.wav", "response_1": "A dog.", "response_2": "A cat."}
     jsonl_to_shards(write_jsonl(tmp_path, [line | {"overall_response": better}]), tmp_path / "pairs-%03d.tar")
     sources = {"p": SourceConfig(name="p", shards=[f"{tmp_path}/*.tar"], task="chat", template="chat")}
-    data = open_data(DataConfig(sources=sources), tokenizer, 80, seed=0, batches_per_step=1, preference=True)
+    cfg = DataConfig(sources=sources, shuffle_window=3)
+    data = open_data(cfg, tokenizer, 80, seed=0, batches_per_step=1, preference=True)
     (ref,) = data.plan.batch(0)[:1]
     sample = data.sources[0].sample(ref.row, 0)
     assert sample.chosen is not None

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_loader.py"
+from tests import by_path
 
 
 def test_reading_is_faster_than_a_plain_pipeline_of_the_stock_parts() -> None:
-    spec = importlib.util.spec_from_file_location("benchmark_loader", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = by_path.script("benchmark_loader")
     threads = torch.get_num_threads()
     try:
         result = module.measure(clips=20, seconds=5.0, rounds=2)

@@ -20,8 +20,8 @@ from qa_train.data.order import batch_plan
 from qa_train.data.order.batch_plan import Plan
 from qa_train.data.order.epoch import Ints
 from qa_train.data.order.shuffle_window import Lengths
-from qa_train.utils import node_files
-from qa_train.utils.node_files import NodeFiles
+from qa_train.data.stores import node_files
+from qa_train.data.stores.node_files import NodeFiles
 
 FORK = multiprocessing.get_context("fork")
 

@@ -96,7 +96,7 @@ def test_the_rate_is_of_what_this_process_planned() -> None:
     plan = make()
     assert plan.rate is None
     plan.window(2)
-    assert plan._planned_samples == 3 * 900
+    assert plan._maker.planned_samples == 3 * 900
     assert plan.rate is not None
     assert 100 < plan.rate < 1e9
 

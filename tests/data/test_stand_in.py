@@ -33,7 +33,7 @@ def test_every_stage_has_samples(installed: Path, caplog: pytest.LogCaptureFixtu
         with caplog.at_level(logging.WARNING):
             sources = open_sources(cfg.data, tokenizer, seed=0, preference=stage == "dpo")
         assert len(sources) == len(cfg.data.sources)
-        assert min(source.overview.samples for source in sources) >= 12
+        assert min(source.eligible.overview.samples for source in sources) >= 12
     assert caplog.text.count("generated melodies in") == 1
     spanish = [meta for meta in load_index(f"{installed}/speech-train.tar").table["meta"].to_pylist() if '"es"' in meta]
     assert len(spanish) == 24

@@ -24,7 +24,7 @@ from qa_train.data.shards.catalog import write_catalog
 from qa_train.data.shards.index import index_shard, load_index, scan
 from qa_train.data.shards.process_cache import KEPT
 from qa_train.data.shards.writer import ShardWriter
-from qa_train.data.stores import storage
+from qa_train.data.stores import node_files, storage
 from qa_train.data.stores.cache import MIN_BYTES, RangeCache
 from qa_train.data.stores.remote import RemoteError
 from qa_train.data.text.prompts import PromptBank
@@ -32,7 +32,6 @@ from qa_train.data.tools.validate import validate
 from qa_train.doctor.files import examine_data
 from qa_train.eval.contamination import contamination
 from qa_train.eval.eval_sets import EvalSet, record_questions
-from qa_train.utils import node_files
 from tests.data.conftest import noise
 from tests.data.serving import Server, http_server
 

@@ -22,8 +22,9 @@ from qa_train.data.shards.process_cache import KEPT
 from qa_train.data.shards.token_counts import CountReader, count_shard
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.source import Source
+from qa_train.data.stores import node_files
 from qa_train.data.text.prompts import PromptBank
-from qa_train.utils import draws, node_files
+from qa_train.utils import draws
 from tests.data.conftest import noise, speech_record
 
 PROMPTS = """
@@ -122,14 +123,14 @@ def test_lengths_with_counts_are_those_of_the_tokenized_texts(corpus: str, token
     plain = source(corpus, tokenizer, **use)
     rows = np.random.default_rng(0).permutation(60)
     wanted = [plain.lengths(rows, epoch) for epoch in range(4)]
-    reasons = [plain._reasons(shard) for shard in range(3)]
+    reasons = [plain.eligible.of_shard(shard) for shard in range(3)]
     count(plain)
     counted = source(corpus, tokenizer, **use)
     for epoch, plainly in enumerate(wanted):
         found = counted.lengths(rows, epoch)
         for name, value in vars(found).items():
             assert value.tolist() == getattr(plainly, name).tolist(), name
-    assert [counted._reasons(shard).tolist() for shard in range(3)] == [each.tolist() for each in reasons]
+    assert [counted.eligible.of_shard(shard).tolist() for shard in range(3)] == [each.tolist() for each in reasons]
     assert not counted._wanted
     assert counted.fingerprint == plain.fingerprint
     good = wanted[0].tokens[wanted[0].reason == ""]

@@ -48,7 +48,7 @@ def test_recipes_have_the_compiler_that_kernels_need_and_check_it() -> None:
         assert check is not None, name
         for missing in (None, "there is neither gcc nor clang"):
             with (
-                mock.patch("qa_train.utils.compiler.missing_compiler", lambda missing=missing: missing),
+                mock.patch("qa_train.utils.process.missing_compiler", lambda missing=missing: missing),
                 pytest.raises(SystemExit) as ended,
             ):
                 exec(check[1], {"exit": sys.exit})

@@ -1,6 +1,6 @@
 """Makes fixtures/{mmau_words,voicebench_*}.json: made answers, and what public scripts read in them.
 
-    python tests/eval/make_choice_fixtures.py FOLDER_WITH_evaluation.py tests/eval/fixtures
+    python -m tests.eval.make_choice_fixtures FOLDER_WITH_evaluation.py tests/eval/fixtures
 
 ``evaluation.py`` holds string_match, the rule that MMAU's and MMAR's evaluation scripts share. VoiceBench's readers
 (AdvBench's refusals, spoken options, BBH) are those of its repository as lmms_eval 0.7.3 carries them in
@@ -18,6 +18,8 @@ import sys
 import types
 from pathlib import Path
 from typing import Any
+
+from tests.by_path import module_at
 
 WORDS, REFUSALS, OPTIONS, BBH = 600, 500, 600, 600
 CHOICES = [
@@ -93,11 +95,7 @@ def filled(form: str, draw: random.Random, words: list[str]) -> str:
 
 
 def word_rows(folder: str, draw: random.Random) -> list[list[Any]]:
-    spec = importlib.util.spec_from_file_location("evaluation", Path(folder, "evaluation.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = module_at(Path(folder, "evaluation.py"))
     rows = []
     for _ in range(WORDS):
         choices = draw.choice(CHOICES)

@@ -1,6 +1,6 @@
 """Makes fixtures/{big_bench_audio,muchomusic}.json: made answers, and what public scripts read in them.
 
-    python tests/eval/make_reasoning_fixtures.py FOLDER tests/eval/fixtures
+    python -m tests.eval.make_reasoning_fixtures FOLDER tests/eval/fixtures
 
 FOLDER holds ``big_bench_audio.py``: speech_to_speech/evals/big_bench_audio/scoring.py of the package speech-to-speech
 1.1.0; and ``muchomusic.py``: muchomusic_eval/scoring.py of github.com/mulab-mir/muchomusic at d3c9a42 (imports pandas).
@@ -9,12 +9,13 @@ They run unchanged; nothing of ``qa_train`` is imported. Seed 23.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import sys
 from pathlib import Path
 from typing import Any
+
+from tests.by_path import module_at
 
 ANSWERS = 800
 TASKS = {
@@ -60,16 +61,6 @@ SAID = (
 ).split("|")
 
 
-def script(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def answers(theirs: Any, draw: random.Random) -> list[list[Any]]:
     rows = []
     for _ in range(ANSWERS):
@@ -99,7 +90,7 @@ def music(theirs: Any, draw: random.Random) -> dict[str, Any]:
 
 
 def main(scripts: str, out: str) -> None:
-    theirs = {name: script(Path(scripts, f"{name}.py")) for name in ("big_bench_audio", "muchomusic")}
+    theirs = {name: module_at(Path(scripts, f"{name}.py")) for name in ("big_bench_audio", "muchomusic")}
     made: dict[str, Any] = {
         "big_bench_audio": answers(theirs["big_bench_audio"], random.Random(23)),
         "muchomusic": music(theirs["muchomusic"], random.Random(23)),

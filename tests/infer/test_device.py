@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from qa_train.commands import chat, eval, pairs, serve
+from qa_train.commands import answering
 from qa_train.config import ChatConfig, EvalConfig, PairsConfig, ServeConfig
 from qa_train.infer import conversation, server
 from qa_train.model import build
@@ -16,10 +16,10 @@ from qa_train.model.placement import choose_device
 from qa_train.preferences import from_answers
 
 COMMANDS = [
-    (chat.chat, ChatConfig(checkpoint="x"), conversation, "chat"),
-    (serve.serve, ServeConfig(checkpoint="x"), server, "serve"),
-    (pairs.pairs, PairsConfig(checkpoint="x", shards="a.tar", out="o"), from_answers, "pairs"),
-    (eval.evaluate, EvalConfig(checkpoint="x", data="q.jsonl", out="o"), None, "evaluate"),
+    (answering.chat, ChatConfig(checkpoint="x"), conversation, "chat"),
+    (answering.serve, ServeConfig(checkpoint="x"), server, "serve"),
+    (answering.pairs, PairsConfig(checkpoint="x", shards="a.tar", out="o"), from_answers, "pairs"),
+    (answering.evaluate, EvalConfig(checkpoint="x", data="q.jsonl", out="o"), None, "evaluate"),
 ]
 
 
@@ -96,7 +96,7 @@ def test_every_command_that_answers(
 def test_only_the_first_process_shows_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(conversation, "chat", lambda options: 0)
-    assert chat.chat(ChatConfig(checkpoint="x", device="cpu")) == 0
+    assert answering.chat(ChatConfig(checkpoint="x", device="cpu")) == 0
     assert capsys.readouterr().err == ""
 
 
@@ -107,7 +107,7 @@ def test_what_needs_no_model_names_no_device(
     from qa_train.eval import suite
 
     monkeypatch.setattr(suite, "evaluate", lambda options: 0)
-    assert eval.evaluate(options) == 0
+    assert answering.evaluate(options) == 0
     assert capsys.readouterr().err == ""
 
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qa_train.model import encoder_hash, load_weights, weights_digest
+from qa_train.config.compose import compose_stage
+from qa_train.model import build_model, encoder_hash, load_model, load_weights, weights_digest
+from qa_train.model.layers import parts
 from qa_train.model.stored.weights import model_name
 from tests.model.conftest import make_twins
 
@@ -84,3 +87,22 @@ def test_digests_see_every_change_of_their_part() -> None:
 )
 def test_names_in_files_as_transformers_writes_them(stored: str, inside: str) -> None:
     assert model_name(stored) == inside
+
+
+def test_a_release_with_other_names_is_one_line_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers loads the weights and has a table of its own: names that it lacks must not stay random."""
+    model, processor = build_model(compose_stage("sft", ["model=tiny"]).model, seed=1)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    other = {re.sub("^audio_tower", "ears", name): value for name, value in stored.items()}
+    assert other.keys() != stored.keys()
+    save_file(other, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"missing model\.audio_tower"):
+        load_model(tmp_path)
+    monkeypatch.setattr(parts, "_RENAMED", (*parts._RENAMED, ("ears.", "model.audio_tower.")))
+    loaded, _ = load_model(tmp_path)
+    assert weights_digest(loaded) == weights_digest(model)
+    # And it is saved as everybody knows it.
+    loaded.save_pretrained(tmp_path / "again")
+    assert load_file(tmp_path / "again" / "model.safetensors").keys() == stored.keys()

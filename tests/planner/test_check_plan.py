@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
 from qa_train.config import config_dir, register, to_stage_config
-from tests.train.conftest import ROOT
+from tests import by_path
 
-_spec = importlib.util.spec_from_file_location("check_plan", ROOT / "scripts" / "check_plan.py")
-assert _spec is not None
-assert _spec.loader is not None
-check_plan = importlib.util.module_from_spec(_spec)
-sys.modules["check_plan"] = check_plan
-_spec.loader.exec_module(check_plan)
+check_plan = by_path.script("check_plan")
 
 
 def test_the_runs_of_the_table_can_be_composed(tmp_path: Path) -> None:

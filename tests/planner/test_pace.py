@@ -16,7 +16,9 @@ from qa_train.planner.estimate import estimate
 from qa_train.planner.measured import pace_of
 from qa_train.planner.output import as_text
 
-CFG = compose_stage("pretrain", ["experiment=smoke", "trainer.batches_per_step=4"])
+# Of records that are there a whole window is read.
+WORDS = ["experiment=smoke", "data.shuffle_window=200", "trainer.batches_per_step=4"]
+CFG = compose_stage("pretrain", WORDS)
 
 
 def run(
@@ -53,13 +55,13 @@ def test_a_plan_takes_the_pace(tmp_path: Path) -> None:
 
 
 def test_the_reference_of_dpo_is_in_the_pace(tmp_path: Path) -> None:
-    live = compose_stage("dpo", ["experiment=smoke", "trainer.batches_per_step=4"])
+    live = compose_stage("dpo", WORDS)
     first = estimate(live, PlanConfig(gpus=2))
     assert first.reference_flops > 0
     # A run of the very same configuration: the plan is what it took.
     made = run(tmp_path / "a", first.useful.total / 4, 2.5, like=live)
     assert estimate(live, PlanConfig(gpus=2, measured=made)).step_s == pytest.approx(5.0)
-    once = compose_stage("dpo", ["experiment=smoke", "trainer.batches_per_step=4", "dpo.reference=precomputed"])
+    once = compose_stage("dpo", [*WORDS, "dpo.reference=precomputed"])
     with pytest.raises(ValueError, match=r"has dpo\.reference=live and the plan precomputed"):
         pace_of([made], once, 2)
 
@@ -81,7 +83,7 @@ def test_a_configuration_that_cannot_be_read(text: str, tmp_path: Path) -> None:
     ],
 )
 def test_runs_of_another_kind_are_refused(words: list[str], name: str, tmp_path: Path) -> None:
-    other = compose_stage("pretrain", ["experiment=smoke", "trainer.batches_per_step=4", *words])
+    other = compose_stage("pretrain", [*WORDS, *words])
     with pytest.raises(ValueError, match=f"has {name}="):
         pace_of([run(tmp_path / "a", 4e9, 0.8)], other, 2)
 

@@ -182,7 +182,7 @@ def _fork(words: list[str], program: str | None, env: dict[str, str], log: str, 
     code = 1
     try:
         from qa_train.cli import main
-        from qa_train.utils.launch import end_with_parent
+        from qa_train.utils.process import end_with_parent
 
         for stream, suffix in ((1, ".out"), (2, ".err")):
             os.dup2(os.open(log + suffix, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)

@@ -9,8 +9,8 @@ from pathlib import Path
 import crc32c
 import pytest
 
+from qa_train.model.stored import manifest
 from qa_train.train.job import checkpoints
-from qa_train.utils import manifest
 from qa_train.utils.atomic import write_json
 
 

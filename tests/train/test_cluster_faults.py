@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 import yaml
 
+from qa_train.model.stored.manifest import damage, problem
 from qa_train.train.job.checkpoints import list_folders, step_of
-from qa_train.utils.manifest import damage, problem
 from tests.train.conftest import ROOT, TIMEOUT_S, command, environment, metrics, stage_words
 from tests.train.forks import IMPOSSIBLE, Start, forks
 from tests.train.test_two_starts import steps_of, wait_for

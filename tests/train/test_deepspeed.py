@@ -15,9 +15,9 @@ from hydra import compose, initialize_config_dir
 
 from qa_train.config import config_dir, register, to_stage_config
 from qa_train.model import load_model
+from qa_train.model.stored import manifest
 from qa_train.train.job import checkpoints
 from qa_train.train.job.reshape import read_in_another_shape
-from qa_train.utils import manifest
 from tests.train.conftest import metrics, run
 
 register()

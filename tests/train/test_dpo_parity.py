@@ -205,7 +205,7 @@ def test_loss_and_gradients_equal_trl_on_the_stock_model(
         run=SimpleNamespace(),
         writer=SimpleNamespace(),
         options=TrainerConfig(),
-        work=SimpleNamespace(),
+        throughput=SimpleNamespace(),
     )
     chosen = int(batch["completion_mask"][:pairs, 1:].sum())
     ours._step_numbers = {"pairs": pairs, "chosen_tokens": chosen}

@@ -77,7 +77,7 @@ def test_a_start_with_a_complete_cache_reads_no_row(
 def test_choices_differ_where_the_records_may(built: tuple[Any, Any], shards: Path) -> None:
     def choices(**options: Any) -> list[str]:
         source = opened(shards, built[1], **options).sources[0]
-        return [source.choice(shard) for shard in range(len(source.shards))]
+        return [source.eligible.choice(shard) for shard in range(len(source.shards))]
 
     plain = choices()
     assert choices(template="chat") == choices(weight=3.0) == choices(loss_weight=2.0) == plain

@@ -21,7 +21,7 @@ import qa_train.train.encode_once as encode_once
 import qa_train.train.forecast as forecast
 from qa_train.config import config_dir, register, to_stage_config
 from qa_train.train.dpo import dpo
-from qa_train.train.numbers.pace import FIRST_STEPS, Pace
+from qa_train.train.numbers.metrics import FIRST_STEPS, Pace
 from qa_train.train.pretrain import pretrain
 
 RUN = {"pretrain": pretrain, "dpo": dpo}

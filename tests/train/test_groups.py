@@ -14,7 +14,7 @@ from qa_train.config import LoraSettings, ModelConfig, PartConfig, PartsConfig, 
 from qa_train.model import freeze
 from qa_train.model.lora import add_adapters, plan_adapters
 from qa_train.train.optimizer.groups import PartRates
-from qa_train.train.optimizer.optimizers import muon_with_adamw
+from qa_train.train.optimizer.muon import muon_with_adamw
 from qa_train.train.pretrain import PretrainTrainer
 from tests.model.conftest import make_twins
 from tests.train.conftest import metrics, run

@@ -14,8 +14,7 @@ from transformers import TrainingArguments
 
 from qa_train.config import StageConfig
 from qa_train.train import arguments
-from qa_train.train.optimizer.muon import Muon, shares
-from qa_train.train.optimizer.optimizers import MuonWithAdamW, muon_with_adamw, rehearse_optimizer
+from qa_train.train.optimizer.muon import Muon, MuonWithAdamW, muon_with_adamw, shares
 
 
 def model() -> nn.Module:
@@ -169,7 +168,8 @@ def test_two_processes_of_muon_equal_one(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_two_process_muon, (port, str(tmp_path)), nprocs=2)
+    # Forked: two fresh processes would import everything again, ten seconds of a core.
+    torch.multiprocessing.start_processes(_two_process_muon, (port, str(tmp_path)), nprocs=2, start_method="fork")
     params = matrices()
     opt = Muon([{"params": params}], lr=0.02, weight_decay=0.1, dtype=torch.float32)
     for seed in (1, 2):
@@ -183,7 +183,7 @@ def test_two_processes_of_muon_equal_one(tmp_path: Path) -> None:
 
 def rehearsed(folder: Path, **options: object) -> None:
     given = {"max_steps": 10, "warmup_steps": 0.1, **options}
-    rehearse_optimizer(TrainingArguments(output_dir=str(folder), use_cpu=True, report_to="none", **given))  # type: ignore[arg-type]
+    arguments.rehearse_optimizer(TrainingArguments(output_dir=str(folder), use_cpu=True, report_to="none", **given))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"])

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from qa_train.config import ReliabilityConfig
+from qa_train.model.stored import manifest
 from qa_train.train.job import checkpoints
 from qa_train.train.numbers.metrics import MetricsWriter
 from qa_train.train.safety import saving
 from qa_train.train.safety.guards import StopRun
-from qa_train.utils import manifest
 from tests.train.conftest import run
 from tests.train.forks import forks
 from tests.train.test_checkpoints import make

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qa_train import cli
-from qa_train.utils.allocator import expand_segments, keep_freed_memory
+from qa_train.utils.process import expand_segments, keep_freed_memory
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qa_train.utils.compiler import missing_compiler
+from qa_train.utils.process import missing_compiler
 
 
 @pytest.mark.parametrize(

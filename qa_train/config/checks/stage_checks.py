@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from glob import glob
 from importlib.util import find_spec
 from pathlib import Path
 
-from qa_train.config.checks.preference_checks import check_preferences
 from qa_train.config.checks.reliability_checks import check_deepspeed, check_reliability
 from qa_train.config.settings.evaluation import check_evaluation
 from qa_train.config.settings.sections import (
@@ -106,8 +104,7 @@ def check(cfg: StageConfig) -> None:
         )
     if cfg.kind.pairs and any(source.template != "chat" for source in cfg.data.sources.values()):
         raise ValueError(f"{cfg.stage} sources must have template: chat (preference pairs are chats)")
-    for look in _OF_SECTION.get(cfg.kind.section or "", ()):
-        look(cfg)
+    cfg.kind.check_section(cfg)
 
 
 # Sinks of tracking.report_to -> the extra that installs them, by the name of their package.
@@ -152,10 +149,6 @@ def _check_learning(pairs: bool, name: str, source: SourceConfig) -> None:
             f"data.sources.{name}: last_turn_only and loss_weight have no effect on preference pairs: remove them "
             "(weight sets how often a source is drawn)"
         )
-
-
-# Checks of the sections that one stage alone reads.
-_OF_SECTION: dict[str, tuple[Callable[[StageConfig], None], ...]] = {"dpo": (check_preferences,)}
 
 
 def _check_sections(cfg: StageConfig) -> None:

@@ -23,7 +23,9 @@ class StageKind:
         template: default of held-out questions: "base" or "chat".
         pairs: whether a sample is a preference pair, which has two documents, or one conversation.
         section: the section of the configuration that this stage alone reads.
+        check: ``module:function`` that judges that section; it takes the configuration and raises ValueError.
         reference: the key that is "live" when a second model also runs forward on every batch.
+        against_drift: what helps when a model forgets in this stage, for the message that ends such a run.
     """
 
     name: str
@@ -32,7 +34,9 @@ class StageKind:
     template: str = "chat"
     pairs: bool = False
     section: str | None = None
+    check: str | None = None
     reference: str | None = None
+    against_drift: str = "or a mixture that includes the lost task"
 
     @property
     def rows(self) -> int:
@@ -52,9 +56,18 @@ class StageKind:
 
     def load(self) -> Callable[..., int]:
         """The function that trains."""
-        module, _, name = self.run.partition(":")
-        function: Callable[..., int] = getattr(import_module(module), name)
+        function: Callable[..., int] = _named(self.run)
         return function
+
+    def check_section(self, cfg: Any) -> None:
+        """ValueError for a value of the stage's own section that cannot be."""
+        if self.check is not None:
+            _named(self.check)(cfg)
+
+
+def _named(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
 
 
 STAGES = {
@@ -73,7 +86,9 @@ STAGES = {
             "qa_train.train.dpo:dpo",
             pairs=True,
             section="dpo",
+            check="qa_train.config.checks.preference_checks:check_preferences",
             reference="dpo.reference",
+            against_drift="a larger dpo.beta, or an SFT term (dpo.loss_type=[sigmoid,sft])",
         ),
     )
 }

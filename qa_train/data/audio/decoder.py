@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from qa_train.data.audio.waveform import BadAudio, read_clip
-from qa_train.utils.launch import end_with_parent
+from qa_train.utils.process import end_with_parent
 
 _REQUEST = struct.Struct("<Qd")
 _REPLY = struct.Struct("<?Q")

@@ -1,12 +1,8 @@
 """Which samples make up batch k: a pure function of the index, the mixture, the seed and the budget.
 
-1. A window takes from each source its share of ``shuffle_window`` samples. The number taken up to
-   the end of a window is rounded, not that of the window, so shares are exact over time.
-2. A source is read in the order of ``EpochOrder``; records that do not qualify are skipped when they are reached. Its
-cursor (epoch, position among all records) is where the next window goes on. 3. Inside a window the sources are spread
-evenly. Epochs of a small source do not mix. 4. Samples are packed in that order into batches of at most
-``tokens_per_batch`` tokens and of equal
-   cost (``packing``).
+The order is cut into windows, each of which is planned as a whole (``window_maker``). This file finds the window of a
+batch, shares what is planned among the processes of a node, and goes on from a saved state, also when the data have
+grown.
 
 World size, worker count, batches per step and interruptions have no influence. The state at any batch
 is a few integers: the window, its first batch and the cursors at its start.
@@ -16,47 +12,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from bisect import bisect_right
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from qa_train.data.order import growth, mixture
-from qa_train.data.order.epoch import EpochOrder, Ints, hashes
-from qa_train.data.order.growth import Generation, GrownOrder, PlanRecord, Records
-from qa_train.data.order.packing import Cost, pack
+from qa_train.data.order import growth
+from qa_train.data.order.epoch import Ints
+from qa_train.data.order.growth import PlanRecord, Records
+from qa_train.data.order.packing import Cost
 from qa_train.data.order.seek import Board, Read, Saved, Start, decode_state, encode_state, number_of
 from qa_train.data.order.shuffle_window import PlanSource, SampleRef, Window
 from qa_train.data.order.window_file import read_window, write_window
-from qa_train.utils.node_files import NodeFiles
+from qa_train.data.order.window_maker import WindowMaker
+from qa_train.data.stores.node_files import NodeFiles
 
 _WINDOWS_KEPT = 2
 _STARTS_KEPT = 4096
-_EPOCHS_KEPT = 2
 # Windows that are planned before they are needed, and the files of all that processes of this node have planned.
 _AHEAD = 2
 _FILES = NodeFiles("window", 256 << 20)
-# Records looked at beyond those that will probably qualify, so that few remain for another look; and at most together.
-_SPARE, _MOST = 8, 16_384
 # Raised when other samples make up batch k of the same data: a run of an older version is then not continued unnoticed.
 _VERSION = 4
-
-
-@dataclass
-class _Part:
-    """The samples that a window takes from one source."""
-
-    rows: Ints
-    epochs: Ints
-    tokens: Ints
-    costs: Ints
-    skipped: Counter[str]
-    cursor: tuple[int, int]
 
 
 class Plan:
@@ -105,15 +85,19 @@ class Plan:
         self.cost = cost or Cost()
         self._used = used
         self._windows: OrderedDict[int, Window] = OrderedDict()
-        self._epochs: OrderedDict[tuple[int, int], EpochOrder | GrownOrder] = OrderedDict()
-        self._settings_then, self._shards_then = settings, shards or {}
+        self._settings_then = settings
+        self._maker = WindowMaker(
+            sources,
+            used,
+            shards or {},
+            seed=seed,
+            tokens_per_batch=tokens_per_batch,
+            shuffle_window=shuffle_window,
+            cost=self.cost,
+        )
         self._earlier: Plan | None = None
-        # Epochs that other shards joined, by source and epoch: what was read before each time.
-        self._grown: dict[tuple[int, int], list[Generation]] = {}
         # The window whose followers are planned.
         self._share, self._ahead_of = share, -1
-        # Samples that this process planned itself, and the CPU time that it took.
-        self._planned_samples, self._planned_s = 0, 0.0
         # Starts of windows, by number; not all of them.
         self._starts = [Start(0, 0, 0, tuple((0, 0) for _ in used))]
         self._board = Board(len(used))
@@ -148,6 +132,11 @@ class Plan:
         """The numbers of the sources with a weight above 0; cursors of a start are in this order."""
         return self._used
 
+    @property
+    def rate(self) -> float | None:
+        """Samples per second that one process plans; None if others have planned all that it asked for."""
+        return self._maker.rate
+
     def window(self, number: int) -> Window:
         """All batches of a window; the last two are kept in memory."""
         if self._earlier is not None and number < self._starts[0].window:
@@ -169,7 +158,7 @@ class Plan:
         for i, (epoch, position) in zip(self._used, start.cursors, strict=True):
             source = self.sources[i]
             now.append(Read(number_of(source.name), number_of(source.fingerprint), epoch, position))
-            before += [each.read for each in self._grown.get((i, epoch), [])]
+            before += [each.read for each in self._maker.grown.get((i, epoch), [])]
         return encode_state(start, k, self.batches_per_step, self._settings(), now, before)
 
     def record(self) -> PlanRecord:
@@ -226,7 +215,7 @@ class Plan:
     def forget(self) -> None:
         """As if nothing had been planned: the plan of a fresh start, from which `seek` goes on."""
         self._restart(Start(0, 0, 0, tuple((0, 0) for _ in self._used)), None)
-        self._epochs.clear()
+        self._maker.restart({})
 
     def _fits(self, start: Start) -> bool:
         """Whether a start is one of the same numbering as those that are known."""
@@ -262,21 +251,14 @@ class Plan:
         self, cursors: Mapping[int, tuple[int, int]], saved: Saved, records: Records
     ) -> tuple[tuple[tuple[int, int], ...], list[str]]:
         """Where each source goes on that was read up to ``cursors`` (by number of the name), and what has changed."""
-        found = []
-        self._grown = {}
-        self._epochs.clear()
+        found, grown = [], {}
         for i in self._used:
             source, cursor = self.sources[i], cursors.get(number_of(self.sources[i].name))
-            found.append(growth.continued(source, len(self._shards(i)), cursor, saved, records))
+            found.append(growth.continued(source, len(self._maker.shards(i)), cursor, saved, records))
             if found[-1].generations:
-                self._grown[i, found[-1].cursor[0]] = found[-1].generations
+                grown[i, found[-1].cursor[0]] = found[-1].generations
+        self._maker.restart(grown)
         return tuple(each.cursor for each in found), [each.told for each in found if each.told]
-
-    def _shards(self, i: int) -> Ints:
-        """The numbers of the shards of source i that are part of this plan."""
-        if i in self._shards_then:
-            return self._shards_then[i]
-        return np.flatnonzero(np.asarray(self.sources[i].shard_lengths) > 0)
 
     def _translated(self, start: Start) -> Start:
         """A start of the earlier plan with a cursor for every source of this one."""
@@ -327,7 +309,9 @@ class Plan:
             return
         start, following = self.bounds(k)
         for _ in range(_AHEAD):
-            made = _FILES.prepare(self._name(following), partial(self._planned, following), write_window, read_window)
+            made = _FILES.prepare(
+                self._name(following), partial(self._maker.make, following), write_window, read_window
+            )
             if made is None:
                 return
             following = made[1]
@@ -335,7 +319,7 @@ class Plan:
 
     def _make(self, start: Start) -> None:
         """Plan a window, or read it if a process of this node has, and learn where the next one starts."""
-        plan = partial(self._planned, start)
+        plan = partial(self._maker.make, start)
         window, following = _FILES.get(self._name(start), plan, write_window, read_window) if self._share else plan()
         self._windows[start.window] = window
         if len(self._windows) > _WINDOWS_KEPT:
@@ -344,115 +328,6 @@ class Plan:
 
     def _name(self, start: Start) -> str:
         """The name of a window's file: of all that the window depends on."""
-        grown = [[*key, g.read.position, g.shards.tolist()] for key, each in self._grown.items() for g in each]
+        grown = [[*key, g.read.position, g.shards.tolist()] for key, each in self._maker.grown.items() for g in each]
         parts = [self.fingerprint, self._share, start.window, start.first_batch, start.base, start.cursors, grown]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-
-    @property
-    def rate(self) -> float | None:
-        """Samples per second that one process plans; None if others have planned all that it asked for."""
-        return self._planned_samples / self._planned_s if self._planned_s else None
-
-    def _planned(self, start: Start) -> tuple[Window, Start]:
-        """A window and where the next one starts, as a pure function."""
-        began, number = time.process_time(), start.window
-        active = [
-            u
-            for u, i in enumerate(self._used)
-            if start.cursors[u][0] < (self.sources[i].max_epochs or start.cursors[u][0] + 1)
-        ]
-        weights = [self.sources[self._used[u]].weight for u in active]
-        counts = mixture.take(weights, self.shuffle_window, number - start.base)
-        parts = {u: self._take(self._used[u], *start.cursors[u], n) for u, n in zip(active, counts, strict=True)}
-        window = self._packed(number, {self._used[u]: part for u, part in parts.items()})
-        cursors = tuple(parts[u].cursor if u in parts else cursor for u, cursor in enumerate(start.cursors))
-        ran_dry = any(
-            cursors[u][0] >= limit for u in active if (limit := self.sources[self._used[u]].max_epochs) is not None
-        )
-        following = Start(number + 1, start.first_batch + len(window), number + 1 if ran_dry else start.base, cursors)
-        self._planned_samples += sum(len(part.rows) for part in parts.values())
-        self._planned_s += time.process_time() - began
-        return window, following
-
-    def _take(self, i: int, epoch: int, position: int, count: int) -> _Part:
-        """The next ``count`` rows of source i that qualify; fewer when it runs dry."""
-        source = self.sources[i]
-        none = np.zeros(0, dtype=np.int64)
-        found: list[tuple[Ints, Ints, Ints, Ints]] = [(none, none, none, none)]
-        skipped: Counter[str] = Counter()
-        missing, since, seen = count, 0, 0
-        while missing and (source.max_epochs is None or epoch < source.max_epochs):
-            order = self._order(i, epoch)
-            # As many as qualified up to now let expect; with none, twice as many as before.
-            expected = -(-missing * seen // (count - missing)) + _SPARE if missing < count else missing + seen
-            rows = order.rows(position, min(expected, max(missing, _MOST)))
-            lengths = source.lengths(rows, epoch)
-            good = np.flatnonzero(lengths.reason == "")
-            stop = len(rows) if len(good) < missing else int(good[missing - 1]) + 1
-            good = good[:missing]
-            skipped.update(reason for reason in lengths.reason[:stop] if reason)
-            tokens = lengths.tokens[good]
-            costs = self.cost.of(lengths)[good]
-            found.append((rows[good], np.full(len(good), epoch), tokens, costs))
-            missing, seen = missing - len(good), seen + stop
-            since = 0 if len(good) else since + stop
-            if since > 2 * order.total:
-                raise ValueError(
-                    f"source {source.name!r}: none of {order.total} records is usable; skipped: {dict(skipped)}. "
-                    "Check its task and where"
-                )
-            position += stop
-            if position >= order.total:
-                epoch, position = epoch + 1, 0
-        rows, epochs, tokens, costs = map(np.concatenate, zip(*found, strict=True))
-        return _Part(rows, epochs, tokens, costs, skipped, (epoch, position))
-
-    def _packed(self, number: int, parts: dict[int, _Part]) -> Window:
-        """Spread the sources evenly, set aside samples that are too long, and pack the others."""
-        places = []
-        for i, part in parts.items():
-            count = len(part.rows)
-            jitter = hashes(count, self.seed, "place", number, self.sources[i].name) / 2.0**64
-            places.append((np.arange(count) + jitter) / max(1, count))
-        order = np.argsort(np.concatenate(places), kind="stable")
-        source = np.concatenate([np.full(len(part.rows), i) for i, part in parts.items()])[order]
-        row, epoch, tokens, costs = (
-            np.concatenate([getattr(part, name) for part in parts.values()])[order]
-            for name in ("rows", "epochs", "tokens", "costs")
-        )
-        samples = np.stack([source, row, epoch], axis=1).astype(np.int64)
-        fits = tokens <= self.tokens_per_batch
-        kept = np.flatnonzero(fits)
-        if len(samples) and not len(kept):
-            raise ValueError(
-                f"no sample of shuffle window {number} fits into data.tokens_per_batch={self.tokens_per_batch} "
-                f"(the shortest has {tokens.min()} tokens): raise it"
-            )
-        packed = pack(tokens[kept], costs[kept], self.tokens_per_batch)
-        batches = [kept[batch] for batch in packed]
-        return Window(
-            samples[np.concatenate([kept[:0], *batches])],
-            np.cumsum([len(batch) for batch in batches], dtype=np.int64),
-            np.asarray([tokens[batch].sum() for batch in batches], dtype=np.int64),
-            np.asarray([costs[batch].sum() for batch in batches], dtype=np.int64),
-            samples[~fits],
-            {i: part.skipped for i, part in parts.items()},
-        )
-
-    def _order(self, i: int, epoch: int) -> EpochOrder | GrownOrder:
-        if (i, epoch) not in self._epochs:
-            self._epochs[i, epoch] = self._make_order(i, epoch)
-            if len(self._epochs) > _EPOCHS_KEPT * len(self._used):
-                self._epochs.popitem(last=False)
-        self._epochs.move_to_end((i, epoch))
-        return self._epochs[i, epoch]
-
-    def _make_order(self, i: int, epoch: int) -> EpochOrder | GrownOrder:
-        lengths, key = np.asarray(self.sources[i].shard_lengths), (self.seed, self.sources[i].name, epoch)
-        generations = self._grown.get((i, epoch), [])
-        made: list[Ints] = [*(each.shards for each in generations), self._shards(i)]
-        order: EpochOrder | GrownOrder = EpochOrder(lengths, *key, shards=made[0])
-        for generation, shards in zip(generations, made[1:], strict=True):
-            new = np.setdiff1d(shards, generation.shards)
-            order = GrownOrder(order, generation.read.position, lengths, new, *key)
-        return order

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -55,7 +55,6 @@ class Placed:
 
 def build_index(
     paths: Iterable[str | Path],
-    progress: Callable[[str, int], None] | None = None,
     *,
     decode: bool = False,
     keep_damaged: bool = False,
@@ -64,15 +63,9 @@ def build_index(
 
     ``decode`` decodes every clip, so that audio with a wrong length, truncated audio or NaN is skipped now instead of
     in training. ``keep_damaged`` indexes what precedes the damage of a broken tar, and records the damage as a problem;
-    otherwise it raises DamagedShard. ``progress(path, records)`` is called after each shard.
+    otherwise it raises DamagedShard.
     """
-    indexes = []
-    for path in storage.expand(paths):
-        index = index_shard(path, decode, keep_damaged)
-        indexes.append(index)
-        if progress is not None:
-            progress(path, len(index))
-    return indexes
+    return [index_shard(path, decode, keep_damaged) for path in storage.expand(paths)]
 
 
 def index_shard(path: str, decode: bool = False, keep_damaged: bool = False) -> ShardIndex:

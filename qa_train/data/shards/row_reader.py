@@ -13,8 +13,8 @@ import pyarrow
 from qa_train.data.order.epoch import Ints
 from qa_train.data.shards.catalog import ShardTable
 from qa_train.data.shards.process_cache import KEPT
+from qa_train.data.stores.node_files import NodeFiles
 from qa_train.data.text.records import BadRecord, stored_record
-from qa_train.utils.node_files import NodeFiles
 
 PLAN_COLUMNS = ("key", "num_samples", "duration_s", "meta")
 CLIP_COLUMNS = ("names", "offsets", "sizes", "crc32c")

@@ -25,11 +25,11 @@ from qa_train.data.shards.catalog import ShardTable, open_shards
 from qa_train.data.shards.process_cache import KEPT
 from qa_train.data.shards.row_reader import records_of
 from qa_train.data.stores import storage
+from qa_train.data.stores.node_files import NodeFiles
 from qa_train.data.stores.remote import RemoteRefused
 from qa_train.data.text.counting import REASONS, TokenCounts, Use, count_tokens
 from qa_train.utils.atomic import whole
 from qa_train.utils.masking import masked
-from qa_train.utils.node_files import NodeFiles
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,6 @@ from qa_train.data.text.prompts import CHAT, PromptBank, Question, Unqualified
 from qa_train.data.text.records import same_answers
 from qa_train.data.text.sample import Message, Sample, TextPart
 from qa_train.data.text.template import Outline, measure, outline, outline_answers, outline_prompt
-from qa_train.utils.identity import ById
 
 Ints = NDArray[np.int64]
 
@@ -50,7 +49,7 @@ class Use:
     def digest(self) -> str:
         """Equal where the counts are."""
         parts = [_VERSION, self.task, self.template, sorted(self.where.items()), self.pairs, self.last_turn_only]
-        parts += [self.bank.digest(self.task), tokenizer_digest(ById(self.tokenizer))]
+        parts += [self.bank.digest(self.task), tokenizer_digest(self.tokenizer)]
         return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 
     @property
@@ -178,9 +177,8 @@ def _sample(use: Use, question: Question, messages: tuple[Message, ...]) -> Samp
 
 
 @lru_cache(maxsize=4)
-def tokenizer_digest(holder: ById) -> str:
+def tokenizer_digest(tokenizer: Any) -> str:
     """Of all that decides how a text is cut into tokens."""
-    tokenizer = holder.thing
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
     parts.append(sorted(getattr(tokenizer, "all_special_tokens", [])))

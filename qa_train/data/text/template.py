@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
-from qa_train.utils.identity import ById
 
 IGNORE = -100
 AUDIO, AUDIO_BOS, AUDIO_EOS = "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"
@@ -279,9 +278,5 @@ class _Vocabulary:
 
 
 @lru_cache(maxsize=4)
-def _vocabulary_of(holder: ById) -> _Vocabulary:
-    return _Vocabulary(holder.thing)
-
-
 def _vocabulary(tokenizer: Any) -> _Vocabulary:
-    return _vocabulary_of(ById(tokenizer))
+    return _Vocabulary(tokenizer)

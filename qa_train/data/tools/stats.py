@@ -97,8 +97,6 @@ def stats(
     *,
     tokenizer: Any = None,
     tasks: Sequence[str] = (),
-    prompt_files: Sequence[str] = (),
-    languages: Sequence[str] = ("en",),
     engine: Engine = HERE,
     storage: StorageConfig | None = None,
 ) -> Stats:
@@ -107,7 +105,7 @@ def stats(
     With a ``tokenizer``, exact rows are made of every record for every task of ``tasks`` that it qualifies for;
     with no ``tasks``, for the task named in the record, or for its own chat. ``storage``: how remote indexes are read.
     """
-    bank = PromptBank.load(prompt_files, languages) if tokenizer is not None else None
+    bank = PromptBank.load() if tokenizer is not None else None
     for task in tasks:
         if bank is not None and task != CHAT:
             bank.task(task)

@@ -23,6 +23,8 @@ from qa_train.data.tools.clean import clipped_share
 from qa_train.utils import draws
 
 Row = dict[str, Any]
+# Of the plots: as many as the released model hears.
+_MEL_BINS = 128
 
 
 def open_index(path: str, cfg: StorageConfig | None = None) -> tuple[ShardIndex, bool]:
@@ -121,7 +123,7 @@ def write_row(path: str, row: Row, folder: Path, cfg: StorageConfig | None = Non
     return written
 
 
-def plot_clip(wave: np.ndarray, out: str | Path, *, title: str = "", said: Any = None, num_mel_bins: int = 128) -> None:
+def plot_clip(wave: np.ndarray, out: str | Path, *, title: str = "", said: Any = None) -> None:
     """PNG with the waveform [n] at 16 kHz above the log-mel frames that the encoder sees, in Hz and dB.
 
     said: what is spoken in the clip, for a line below the title.
@@ -134,7 +136,7 @@ def plot_clip(wave: np.ndarray, out: str | Path, *, title: str = "", said: Any =
     # Without the two frames after each segment, which are for the convolutions only.
     from qa_train.data.audio.mel import bin_hertz, decibels, log_mel
 
-    parts = [log_mel(part, num_mel_bins)[:, : FRONT_END.frames(len(part))].numpy() for part in segments(wave)]
+    parts = [log_mel(part, _MEL_BINS)[:, : FRONT_END.frames(len(part))].numpy() for part in segments(wave)]
     level = decibels(np.concatenate(parts, axis=1))
     figure = Figure(figsize=(10, 5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -149,7 +151,7 @@ def plot_clip(wave: np.ndarray, out: str | Path, *, title: str = "", said: Any =
         extent=(0, len(wave) / SAMPLE_RATE, 0, len(level)),
     )  # fmt: skip
     marks = [hertz for hertz in (250, 500, 1000, 2000, 4000) if hertz < SAMPLE_RATE / 2]
-    places = np.interp(marks, bin_hertz(num_mel_bins), np.arange(num_mel_bins) + 0.5)
+    places = np.interp(marks, bin_hertz(_MEL_BINS), np.arange(_MEL_BINS) + 0.5)
     below.set_yticks(places, [f"{hertz:,}" for hertz in marks])
     below.set(xlabel="seconds", ylabel="Hz")
     figure.colorbar(image, ax=below, label="dB, 0 is the loudest", pad=0.01)

@@ -6,6 +6,7 @@ needs no torch, so that the planner can use it.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 PREFIXES: dict[str, tuple[str, ...]] = {
@@ -31,7 +32,8 @@ PEFT = "base_model.model."
 # transformers names it), and alone.
 ENCODER_IN_FILES = ("model.encoder.", "encoder.", "audio_tower.", "model.audio_tower.", "")
 
-# Name in a file of the first Qwen2-Audio release -> name in the model; the first match holds.
+# Name in a file of the first Qwen2-Audio release -> name in the model; the first match holds, and no other matches what
+# it gives.
 _RENAMED = (
     ("language_model.lm_head.", "lm_head."),
     # As transformers 5 writes it under ZeRO-3; its own loader takes it as well.
@@ -62,3 +64,8 @@ def model_name(key: str) -> str:
         if key.startswith(old):
             return new + key.removeprefix(old)
     return key
+
+
+def key_mapping() -> dict[str, str]:
+    """The same for transformers' ``from_pretrained``: patterns of names in files -> what takes their place."""
+    return {f"^{re.escape(old)}": new for old, new in _RENAMED}

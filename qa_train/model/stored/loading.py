@@ -27,9 +27,10 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
+from qa_train.model.layers.parts import key_mapping
+from qa_train.model.stored.manifest import MANIFEST, changed, read_manifest
 from qa_train.model.stored.patterns import ambiguous, expressions
 from qa_train.model.stored.sharded import whole_weights
-from qa_train.utils.manifest import MANIFEST, changed, read_manifest
 
 T = TypeVar("T")
 
@@ -267,7 +268,13 @@ def read_processor(folder: Path) -> Qwen2AudioProcessor:
 def read_model(kind: Any, folder: Path, config: Any, dtype: torch.dtype | None) -> Any:
     """The weights of ``folder`` in a model of class ``kind``; their names and shapes are known to fit."""
     options = {**_SAFE, "config": config, "dtype": dtype or "auto", "use_safetensors": True}
-    return _read(folder, "the weights", lambda: kind.from_pretrained(folder, **options))
+    # The library has a list of its own. A name that it lacks would leave a weight random, with a message.
+    options["key_mapping"] = key_mapping()
+    model = _read(folder, "the weights", lambda: kind.from_pretrained(folder, **options))
+    if getattr(model, "_weight_conversions", None):
+        # By them the library would save under the names of these files; without them, under those of the first release.
+        del model._weight_conversions
+    return model
 
 
 def read_gguf(file: Path, config: Any) -> Any:

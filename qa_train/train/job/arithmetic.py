@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,26 @@ from qa_train.config import StageConfig
 from qa_train.model.precision import bfloat16_speed, native_bfloat16
 from qa_train.train.job import checkpoints
 from qa_train.train.job.distributed import is_main
+from qa_train.utils.process import INHERITED
 from qa_train.utils.safe_yaml import read_yaml
 
 logger = logging.getLogger(__name__)
+
+# Read by accelerate for the arithmetic -> (values that change nothing, what to give instead).
+_ARITHMETIC = {
+    "ACCELERATE_MIXED_PRECISION": (("no",), "set trainer.bf16=true (or false)"),
+    "ACCELERATE_DYNAMO_BACKEND": (("no",), "set trainer.compile_layers=true (or false)"),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("1",), "set trainer.batches_per_step"),
+    "ACCELERATE_GRADIENT_CLIPPING": (("none",), "set trainer.max_grad_norm"),
+    "ACCELERATE_USE_DEEPSPEED": (("false", "0"), "choose deepspeed=zero1, zero2, zero3 or none"),
+    "ACCELERATE_USE_FSDP": (("false", "0"), "choose deepspeed=zero3, which cuts the weights too"),
+    "ACCELERATE_USE_MEGATRON_LM": (("false", "0"), "choose deepspeed=zero3, which cuts the weights too"),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": (("false", "0"), "leave the parallelism out"),
+    "ACCELERATE_USE_SAGEMAKER": (("false", "0"), "start the processes with torchrun"),
+    "ACCELERATE_DOWNCAST_BF16": (("no", "false", "0"), "set trainer.bf16=true (or false)"),
+}
+# What else they hand over with it; without effect alone.
+_COMPANIONS = ("ACCELERATE_DYNAMO_", "ACCELERATE_FP8_", "ACCELERATE_DEEPSPEED_", "ACCELERATE_CONFIG_DS_FIELDS")
 
 
 def settle(cfg: StageConfig) -> None:
@@ -36,6 +55,39 @@ def settle(cfg: StageConfig) -> None:
             remedy = "trainer.bf16=auto" + (" model.dtype=float32" if cfg.model.dtype == "bfloat16" else "")
             run = "this run computes in bfloat16"
         logger.warning("%s. This CPU multiplies it in software, %s: set %s", run, times, remedy)
+
+
+def check_arithmetic(
+    *, bf16: bool, gpu: bool, inherited: Mapping[str, str] = INHERITED, environ: MutableMapping[str, str] = os.environ
+) -> None:
+    """Remove variables from ``environ`` that would override the configured arithmetic.
+
+    Args:
+        bf16: trainer.bf16.
+        gpu: whether this machine has one.
+        inherited: the variables as the process found them.
+        environ: what the libraries will read.
+
+    Raises:
+        ValueError: a variable contradicts the configuration; the message names the key to set.
+    """
+    harmless = {name: values for name, (values, _) in _ARITHMETIC.items()}
+    remedies = {name: remedy for name, (_, remedy) in _ARITHMETIC.items()}
+    if bf16:
+        harmless["ACCELERATE_MIXED_PRECISION"] = ("no", "bf16")
+    if gpu:
+        harmless["ACCELERATE_USE_CPU"] = ("false", "0")
+        remedies["ACCELERATE_USE_CPU"] = "hide the GPUs: CUDA_VISIBLE_DEVICES="
+    for name, values in harmless.items():
+        value = inherited.get(name, "")
+        if value and value.lower() not in values:
+            raise ValueError(
+                f"{name}={value} is in the environment (accelerate launch sets it), but not in this configuration: "
+                f"{remedies[name]}, and unset it or start with torchrun --nproc-per-node N -m qa_train ..."
+            )
+    for name in list(environ):
+        if name in harmless or name.startswith(_COMPANIONS):
+            del environ[name]
 
 
 def _pinned(folder: Path) -> bool | None:

@@ -2,9 +2,9 @@
 
 A checkpoint folder is complete once it contains ``manifest.json``. The manifest is written last,
 after every other file is on disk, and lists each file with its size and checksum, so an incomplete folder after a crash
-is detected and skipped, and a damaged file is found before anything is loaded (see utils/manifest.py). It also holds a
-digest of the weights, which a resumed run compares with what it restored: stock Trainer resume can keep the initial
-weights of this model and only log a warning.
+is detected and skipped, and a damaged file is found before anything is loaded (see `qa_train.model.stored.manifest`).
+It also holds a digest of the weights, which a resumed run compares with what it restored: stock Trainer resume can
+keep the initial weights of this model and only log a warning.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from qa_train.model.stored.manifest import FORMAT, MANIFEST, checksums, files_of, problem, read_manifest
 from qa_train.utils.atomic import flush as flush_file
 from qa_train.utils.atomic import write_json
-from qa_train.utils.manifest import FORMAT, MANIFEST, checksums, files_of, problem, read_manifest
 
 logger = logging.getLogger(__name__)
 

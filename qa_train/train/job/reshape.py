@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from qa_train.model.stored.manifest import UNIVERSAL
 from qa_train.train.job import checkpoints
 from qa_train.train.job.distributed import from_main, is_main
-from qa_train.utils.manifest import UNIVERSAL
 from qa_train.utils.progress import say
 
 _LATEST = "latest_universal"

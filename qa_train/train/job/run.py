@@ -28,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from qa_train.config import BY_NAME, StageConfig, TrainerConfig, digests, written
+from qa_train.config import BY_NAME, STAGES, StageConfig, TrainerConfig, digests, written
 from qa_train.config import changed as environment_changed
 from qa_train.config.renamed import with_new_names
 from qa_train.train.job import checkpoints, states
@@ -39,7 +39,7 @@ from qa_train.utils.masking import masked_values, masked_words
 from qa_train.utils.safe_yaml import read_yaml
 
 # Changing these in mid-run would silently make another run of it.
-_PINNED_SECTIONS = ("stage", "model", "data", "trainer", "dpo")
+_PINNED_SECTIONS = ("stage", "model", "data", "trainer", *(kind.section for kind in STAGES.values() if kind.section))
 # A restored optimizer brings its own values of these: new ones would have no effect.
 _CARRIED = (
     "learning_rate",
@@ -221,21 +221,18 @@ class RunFolder:
                 changed = [] if before == after else [""]
             if changed:
                 return [f"{section}.{k}".rstrip(".") for k in changed]
-        pinned = (key.split(".") for key in environment_changed(self._cfg, self._last_start().get("environment", {})))
+        last = (self._starts() or [{}])[-1]
+        pinned = (key.split(".") for key in environment_changed(self._cfg, last.get("environment", {})))
         return [".".join(key) for key in pinned if key[0] in _PINNED_SECTIONS and key[1] not in _free(key[0])]
 
-    def _last_start(self) -> dict[str, Any]:
-        """The newest start in environment.json; empty before the first."""
+    def _starts(self) -> list[dict[str, Any]]:
+        """Every start of environment.json, the newest last."""
         path = self.dir / "environment.json"
-        starts = json.loads(path.read_text()) if path.is_file() else []
-        return dict(starts[-1]) if starts else {}
+        return list(json.loads(path.read_text())) if path.is_file() else []
 
     def _record_start(self, resume: Path | None) -> None:
-        path = self.dir / "environment.json"
-        starts = json.loads(path.read_text()) if path.is_file() else []
         told = {"resumed_from": resume.name if resume else None, "environment": digests(self._cfg, {})}
-        starts.append({**environment(), **told})
-        write_json(path, starts, durable=True)
+        write_json(self.dir / "environment.json", [*self._starts(), {**environment(), **told}], durable=True)
 
 
 def _same(value: Any) -> Any:

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from transformers.trainer_pt_utils import safe_globals
 
+from qa_train.model.stored.manifest import damage, read_manifest
 from qa_train.train.job import checkpoints
-from qa_train.utils.manifest import damage, read_manifest
 
 # What DeepSpeed and torchao put into states besides tensors: a number, an enumeration, a range and a tensor of few
 # bits. None of them has side effects when constructed.

@@ -10,7 +10,7 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -19,14 +19,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from qa_train.config import StageConfig
 from qa_train.train.job.run import RunFolder
-from qa_train.train.numbers.pace import Pace
 from qa_train.train.numbers.sinks import Sink, numbers_of, open_sinks
 from qa_train.utils.atomic import named, write_text
-from qa_train.utils.progress import bar_width, say
+from qa_train.utils.progress import bar_width, duration, say
 
 # sysexits.h EX_TEMPFAIL, "try again later": stopped by a signal after saving. torchrun would report
 # any worker's code as a failure, so under it the code is 0 and finished.json shows whether the run is complete.
 EXIT_STOPPED = 0 if "TORCHELASTIC_RUN_ID" in os.environ else 75
+# After how many steps of a start the run speaks of its time, and after which share of its steps again.
+FIRST_STEPS, SHARE = 3, 0.1
 
 
 class MetricsWriter:
@@ -120,6 +121,35 @@ def _step(line: str) -> int | None:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return None
+
+
+class Pace:
+    """Seconds per step, and when to report a new estimate of the remaining time."""
+
+    def __init__(self, first: int, last: int) -> None:
+        """The step that a start goes on from, and the run's last one."""
+        self.first, self.last = first, last
+        self.seconds: list[float] = []
+        # A tenth of the work is a better sample than three steps only if it is longer.
+        tenth = round(SHARE * (last - first))
+        self._due = {FIRST_STEPS, tenth} if tenth > FIRST_STEPS else {FIRST_STEPS}
+
+    def step(self, seconds: float) -> str | None:
+        """A step took ``seconds``; returns a line where one is due."""
+        self.seconds.append(seconds)
+        done = len(self.seconds)
+        left = self.last - self.first - done
+        if done not in self._due or left <= 0:
+            return None
+        step_s = self.step_s()
+        steps = f"{left:,} step{'s' * (left > 1)} left"
+        return f"time: about {duration(left * step_s)} for the {steps} ({step_s:.2g} s a step, measured over {done})"
+
+    def step_s(self) -> float:
+        """Seconds per step: the median while there are few, as the first includes preparation; then the mean of all but
+        the first. The mean includes saves.
+        """
+        return median(self.seconds) if len(self.seconds) <= FIRST_STEPS else mean(self.seconds[1:])
 
 
 class Progress(TrainerCallback):

@@ -2,64 +2,87 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from typing import Any
 
 import torch
 
+from qa_train.config import StageConfig
 from qa_train.data.audio.front_end import FRONT_END
-
-if TYPE_CHECKING:
-    from qa_train.train.numbers.useful_work import UsefulWork
-
-NAMES = ("tokens", "padded_tokens", "supervised_tokens", "rows", "audio_s", "pairs", "chosen_tokens",
-         "useful_flops")  # fmt: skip
+from qa_train.model.flops import Regime, Shapes, Work, training_flops
+from qa_train.planner.gpus import GPUS
 
 
-def count(batch: dict[str, torch.Tensor], work: UsefulWork) -> torch.Tensor:
-    """``NAMES`` of one micro-batch, as a tensor."""
-    mask = batch["attention_mask"]
-    if "labels" in batch:
-        supervised, pairs, chosen = batch["labels"][:, 1:].ne(-100).sum(), 0, 0
-    else:
-        supervised, pairs = batch["completion_mask"][:, 1:].sum(), mask.shape[0] // 2
-        chosen = int(batch["completion_mask"][:pairs, 1:].sum())
-    if "audio_states" in batch:
-        audio_s = batch["audio_states"].shape[0] / FRONT_END.tokens_per_second
-    elif "feature_lengths" in batch:
-        audio_s = int(batch["feature_lengths"].sum()) / FRONT_END.frames_per_second
-    else:
-        audio_s = 0.0
-    flops = work.flops(batch, int(supervised))
-    values = [int(mask.sum()), mask.numel(), int(supervised), mask.shape[0], audio_s, pairs, chosen, flops]
-    return torch.tensor(values, dtype=torch.float64)
+class Throughput:
+    """Counts the tokens, the audio and the useful operations of micro-batches, and what a step made of them a second.
 
-
-def rates(numbers: dict[str, Any], seconds: float, peak: float | None) -> dict[str, float]:
-    """Counts of a step and rates per second.
-
-    numbers: ``NAMES`` over all ranks, "skipped" by reason, "data_wait_s", "checkpoint_s"; peak: operations per second
-    of all ranks together by the data sheet, if it is known.
+    Useful operations are those of real frames, real tokens and supervised rows, once each, without DPO's reference (see
+    `qa_train.model.flops`).
     """
-    if not numbers:
-        return {"seconds": seconds}
-    rows = numbers["pairs"] or numbers["rows"]
-    record = {
-        "supervised_tokens": int(numbers["supervised_tokens"]),
-        "tokens": int(numbers["tokens"]),
-        "samples": int(rows),
-        "audio_s": round(numbers["audio_s"], 2),
-        "seconds": seconds,
-        "data_wait_s": numbers["data_wait_s"],
-        "tokens_per_s": numbers["tokens"] / seconds,
-        "samples_per_s": rows / seconds,
-        "audio_s_per_s": numbers["audio_s"] / seconds,
-        "useful_tflops_per_s": numbers["useful_flops"] / seconds / 1e12,
-        "skipped_samples": sum(numbers["skipped"].values()),
-    }
-    record |= {f"skipped/{reason}": n for reason, n in numbers["skipped"].items() if n}
-    if peak is not None:
-        record["useful_mfu"] = numbers["useful_flops"] / seconds / peak
-    if numbers["checkpoint_s"]:
-        # The save after the step before; "seconds" holds it too.
-        record["checkpoint_s"] = numbers["checkpoint_s"]
-    return record
+
+    # What `count` counts.
+    NAMES = ("tokens", "padded_tokens", "supervised_tokens", "rows", "audio_s", "pairs", "chosen_tokens",
+             "useful_flops")  # fmt: skip
+
+    def __init__(self, cfg: StageConfig, model_config: Any, devices: int = 1) -> None:
+        """``devices``: how many compute a step together."""
+        self._shapes, self._regime = Shapes.of(model_config), Regime.of(cfg.model)
+        peak = peak_flops()
+        self._peak = None if peak is None else peak * devices
+
+    def count(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """``NAMES`` of one micro-batch, as a tensor."""
+        mask = batch["attention_mask"]
+        if "labels" in batch:
+            supervised, pairs, chosen = batch["labels"][:, 1:].ne(-100).sum(), 0, 0
+        else:
+            supervised, pairs = batch["completion_mask"][:, 1:].sum(), mask.shape[0] // 2
+            chosen = int(batch["completion_mask"][:pairs, 1:].sum())
+        segments = batch["feature_lengths"].tolist() if "feature_lengths" in batch else []
+        if "audio_states" in batch:
+            audio_s = batch["audio_states"].shape[0] / FRONT_END.tokens_per_second
+        else:
+            audio_s = sum(segments) / FRONT_END.frames_per_second
+        work = Work(segments, [n for n in mask.sum(1).tolist() if n], int(supervised))
+        flops = training_flops(self._shapes, work, self._regime).total
+        values = [int(mask.sum()), mask.numel(), int(supervised), mask.shape[0], audio_s, pairs, chosen, flops]
+        return torch.tensor(values, dtype=torch.float64)
+
+    def rates(self, numbers: dict[str, Any], seconds: float) -> dict[str, float]:
+        """Counts of a step and rates per second.
+
+        numbers: ``NAMES`` over all ranks, "skipped" by reason, "data_wait_s", "checkpoint_s".
+        """
+        if not numbers:
+            return {"seconds": seconds}
+        rows = numbers["pairs"] or numbers["rows"]
+        record = {
+            "supervised_tokens": int(numbers["supervised_tokens"]),
+            "tokens": int(numbers["tokens"]),
+            "samples": int(rows),
+            "audio_s": round(numbers["audio_s"], 2),
+            "seconds": seconds,
+            "data_wait_s": numbers["data_wait_s"],
+            "tokens_per_s": numbers["tokens"] / seconds,
+            "samples_per_s": rows / seconds,
+            "audio_s_per_s": numbers["audio_s"] / seconds,
+            "useful_tflops_per_s": numbers["useful_flops"] / seconds / 1e12,
+            "skipped_samples": sum(numbers["skipped"].values()),
+        }
+        record |= {f"skipped/{reason}": n for reason, n in numbers["skipped"].items() if n}
+        if self._peak is not None:
+            record["useful_mfu"] = numbers["useful_flops"] / seconds / self._peak
+        if numbers["checkpoint_s"]:
+            # The save after the step before; "seconds" holds it too.
+            record["checkpoint_s"] = numbers["checkpoint_s"]
+        return record
+
+
+def peak_flops() -> float | None:
+    """The data sheet's bfloat16 rate of this process's GPU, operations per second; None if it is not in the table."""
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name().lower()
+    return next(
+        (gpu.bf16_tflops * 1e12 for key, gpu in GPUS.items() if key.partition("-")[0] in re.split(r"[ -]", name)), None
+    )

@@ -3,6 +3,9 @@
 ``torch.optim.Muon`` always orthogonalizes in bfloat16, which a CPU without such instructions computes up to a hundred
 times slower than float32, and every process does all matrices. This one computes in the run's own precision, and shares
 the matrices out: each process orthogonalizes some, and all exchange the updates.
+
+It steps the hidden matrices of the LLM and the encoder; AdamW steps everything else. Both are joined to one optimizer,
+so that schedulers, checkpoints and accelerate see a single one.
 """
 
 from __future__ import annotations
@@ -12,12 +15,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+
+from qa_train.model.layers.parts import NOT_HIDDEN
+from qa_train.train.optimizer.groups import PartRates
 
 # Newton-Schulz coefficients of the post, and of torch.optim.Muon.
 _COEFFICIENTS = (3.4445, -4.775, 2.0315)
 _STEPS = 5
 _EPSILON = 1e-7
+# Two-dimensional parameters for AdamW although they may be in a hidden layer.
+_NOT_MUON = (*NOT_HIDDEN, "lora_")
 
 
 def orthogonalized(matrix: Tensor, dtype: torch.dtype) -> Tensor:
@@ -117,3 +125,81 @@ class Muon(torch.optim.Optimizer):
             found.append(boxes[o][places[o] : places[o] + matrix.numel()].view_as(matrix))
             places[o] += matrix.numel()
         return found
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """``muon`` steps the first parameter groups, ``adamw`` the rest; both read the same group objects."""
+
+    def __init__(self, muon: Muon, adamw: torch.optim.AdamW) -> None:
+        self.halves: tuple[torch.optim.Optimizer, ...] = (muon, adamw)
+        super().__init__([*muon.param_groups, *adamw.param_groups], {})
+        self._share_groups()
+
+    def _share_groups(self) -> None:
+        """Let the halves work on this optimizer's groups, whose learning rates schedulers change."""
+        split = len(self.halves[0].param_groups)
+        self.halves[0].param_groups = self.param_groups[:split]
+        self.halves[1].param_groups = self.param_groups[split:]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One step of both halves."""
+        if closure is not None:
+            raise ValueError("MuonWithAdamW takes no closure: compute the loss before the step")
+        for half in self.halves:
+            half.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of both halves."""
+        return {"halves": [half.state_dict() for half in self.halves]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore both halves, and share their groups again."""
+        for half, state in zip(self.halves, state_dict["halves"], strict=True):
+            half.load_state_dict(state)
+        self.param_groups = [group for half in self.halves for group in half.param_groups]
+
+
+def muon_with_adamw(
+    model: nn.Module,
+    *,
+    muon_learning_rate: float,
+    learning_rate: float,
+    betas: tuple[float, float],
+    epsilon: float,
+    weight_decay: float,
+    dtype: torch.dtype = torch.float32,
+    rates: PartRates | None = None,
+) -> MuonWithAdamW:
+    """Muon at ``muon_learning_rate`` for the trained hidden matrices of encoder and LLM layers, AdamW for the rest.
+
+    Muon's update is scaled to AdamW's usual size, so learning rates of the two are comparable. Biases and norms get no
+    weight decay. Low-rank adapters are AdamW's: Muon's update would
+    make each of their two factors orthogonal. ``rates``: the rates of the parts, if they differ.
+    ``dtype``: precision of Muon's iterations.
+
+    Raises:
+        ValueError: no hidden matrix trains.
+    """
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    hidden = [p for name, p in trained if p.ndim == 2 and not any(part in name for part in _NOT_MUON)]
+    if not hidden:
+        raise ValueError("trainer.muon_learning_rate is set, but no hidden matrix trains: set it to null")
+    taken = {id(p) for p in hidden}
+    rest = [p for _, p in trained if id(p) not in taken]
+    matrices = [{"params": hidden, "weight_decay": weight_decay}]
+    others = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    if rates is not None:
+        matrices, others = rates.split(matrices, learning_rate=muon_learning_rate), rates.split(others)
+    muon = Muon(matrices, lr=muon_learning_rate, weight_decay=weight_decay, dtype=dtype)
+    adamw = torch.optim.AdamW(
+        others,
+        lr=learning_rate,
+        betas=betas,
+        eps=epsilon,
+        fused=any(p.is_cuda for p in rest) or None,
+    )
+    return MuonWithAdamW(muon, adamw)

@@ -34,7 +34,7 @@ def train(stage: str, folder: Path, source: dict[str, Any]) -> None:
     described = "{mine:{" + ",".join(f"{name}:{value}" for name, value in source.items()) + "}}"
     cli(
         stage, "experiment=smoke", "data=empty", f"+data.sources={described}", f"run.dir={folder}",
-        "trainer.max_steps=3",
+        "trainer.max_steps=3", "data.shuffle_window=100",
     )  # fmt: skip
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == [1, 2, 3]

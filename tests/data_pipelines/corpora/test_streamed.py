@@ -369,7 +369,7 @@ def test_shards_that_the_library_wrote_train(way: str, server: Server, tmp_path:
         assert run(f"{server.url}/{PATTERN}", shards).made == 6
     start(
         "pretrain", "experiment=smoke", "data=empty", f"+data.sources={{mine:{{shards:['{shards}/*.tar'],task:asr}}}}",
-        f"run.dir={tmp_path / 'run'}", "trainer.max_steps=2",
+        f"run.dir={tmp_path / 'run'}", "trainer.max_steps=2", "data.shuffle_window=100",
     )  # fmt: skip
     steps = metrics(tmp_path / "run")
     assert [step["step"] for step in steps] == [1, 2]

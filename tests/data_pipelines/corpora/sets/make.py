@@ -5,7 +5,6 @@ Nothing else imports it: the sets are committed, so that tests need none of thes
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+from tests.by_path import module_at
 from tests.data_pipelines.corpora.made_up import SECONDS, audio_cell, tone
 
 HERE = Path(__file__).parent
@@ -35,23 +35,13 @@ def manifest(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def _module(name: str, path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def nemo(work: Path, checkout: Path) -> None:
     """Tarred ASR manifests by NeMo's script: sharded, in one file, and with several parts of one recording."""
     # Names of members are made from paths.
     os.chdir(work)
     work = Path("clips")
     work.mkdir()
-    script = _module("tarred", checkout / "scripts/speech_recognition/convert_to_tarred_audio_dataset.py")
+    script = module_at(checkout / "scripts/speech_recognition/convert_to_tarred_audio_dataset.py")
     rows = [
         {"audio_filepath": str(clip(work, f"n{i}.flac")), "duration": SECONDS, "text": text, "lang": "en"}
         for i, text in enumerate(TEXTS[:4])
@@ -87,7 +77,7 @@ def nemo_chats(work: Path, checkout: Path) -> None:
     sys.modules["nemo.collections.common.parts.preprocessing.manifest"].get_full_path = lambda name, of: str(  # type: ignore[attr-defined]
         Path(of).parent / name
     )
-    adapters = _module("text_adapters", checkout / "nemo/collections/common/data/lhotse/text_adapters.py")
+    adapters = module_at(checkout / "nemo/collections/common/data/lhotse/text_adapters.py")
     said = [
         {"value": "Can you help summarize the following?", "from": "User", "type": "text"},
         {"value": "123.wav", "from": "User", "type": "audio", "duration": SECONDS},

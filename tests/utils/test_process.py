@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from qa_train import cli
-from qa_train.utils.launch import check_arithmetic, check_ranks_announced, without_local_rank
+from qa_train.train.job.arithmetic import check_arithmetic
+from qa_train.utils.process import check_ranks_announced, without_local_rank
 
 WHOLE = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 NOTHING = ("", "PATH=/bin")
@@ -114,7 +115,7 @@ def test_deepspeeds_launcher_adds_a_word() -> None:
 
 
 CHILD = (
-    "import os, sys, time\nfrom qa_train.utils.launch import end_with_launcher\nend_with_launcher()\n"
+    "import os, sys, time\nfrom qa_train.utils.process import end_with_launcher\nend_with_launcher()\n"
     "os.write(1, str(os.getpid()).encode() + b'\\n')\nos.close(1)\n{busy}"
 )
 
@@ -125,7 +126,7 @@ CHILD = (
 def test_a_rank_ends_with_its_launcher_and_a_run_of_a_shell_does_not(busy: str, launcher: str | None) -> None:
     if launcher is None and busy != "time.sleep(60)":
         pytest.skip("one kind is enough")
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     for name in ("TORCHELASTIC_RUN_ID", "CROSS_SIZE"):
         env.pop(name, None)
     if launcher:

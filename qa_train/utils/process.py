@@ -1,4 +1,4 @@
-"""How this process was started: by which launcher, as which rank, and what ends it.
+"""The process itself: who started it, what ends it, how it gets memory, and the compiler that kernels need on a GPU.
 
 A launcher passes environment variables. Stale ones from an earlier session make a run wait for processes that were
 never started, or train in another arithmetic than configured.
@@ -8,31 +8,28 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import sys
+import sysconfig
 from collections.abc import Mapping, MutableMapping
+from functools import cache
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 # What torchrun (accelerate launch is torchrun) and DeepSpeed's launcher set for the ranks that they start.
 _LAUNCHERS = ("TORCHELASTIC_RUN_ID", "CROSS_SIZE")
 _RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-# Read by accelerate for the arithmetic -> (values that change nothing, what to give instead).
-_ARITHMETIC = {
-    "ACCELERATE_MIXED_PRECISION": (("no",), "set trainer.bf16=true (or false)"),
-    "ACCELERATE_DYNAMO_BACKEND": (("no",), "set trainer.compile_layers=true (or false)"),
-    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("1",), "set trainer.batches_per_step"),
-    "ACCELERATE_GRADIENT_CLIPPING": (("none",), "set trainer.max_grad_norm"),
-    "ACCELERATE_USE_DEEPSPEED": (("false", "0"), "choose deepspeed=zero1, zero2, zero3 or none"),
-    "ACCELERATE_USE_FSDP": (("false", "0"), "choose deepspeed=zero3, which cuts the weights too"),
-    "ACCELERATE_USE_MEGATRON_LM": (("false", "0"), "choose deepspeed=zero3, which cuts the weights too"),
-    "ACCELERATE_USE_PARALLELISM_CONFIG": (("false", "0"), "leave the parallelism out"),
-    "ACCELERATE_USE_SAGEMAKER": (("false", "0"), "start the processes with torchrun"),
-    "ACCELERATE_DOWNCAST_BF16": (("no", "false", "0"), "set trainer.bf16=true (or false)"),
-}
-# What else they hand over with it; without effect alone.
-_COMPANIONS = ("ACCELERATE_DYNAMO_", "ACCELERATE_FP8_", "ACCELERATE_DEEPSPEED_", "ACCELERATE_CONFIG_DS_FIELDS")
 # As they were when the process began: accelerate and transformers set some of them themselves.
-_INHERITED = dict(os.environ)
+INHERITED = dict(os.environ)
+# mallopt(3): parameters of glibc's malloc.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+# The largest that glibc takes (HEAP_MAX_SIZE / 2 on 64 bits), and the largest int.
+_LARGEST_KEPT, _NEVER = 32 * 2**20, 2**31 - 1
+# Torch (2.10 to 2.13) reads the first; the others are its older names.
+_TORCH_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+# What to do where `missing_compiler` finds something missing.
+COMPILER_REMEDY = "apt-get install gcc libc6-dev python3-dev, or point CC to a C compiler"
 _bound = 0
 
 
@@ -105,38 +102,44 @@ def check_ranks_announced(environ: Mapping[str, str] = os.environ, *, local: boo
         )
 
 
-def check_arithmetic(
-    *, bf16: bool, gpu: bool, inherited: Mapping[str, str] = _INHERITED, environ: MutableMapping[str, str] = os.environ
-) -> None:
-    """Remove variables from ``environ`` that would override the configured arithmetic.
-
-    Args:
-        bf16: trainer.bf16.
-        gpu: whether this machine has one.
-        inherited: the variables as the process found them.
-        environ: what the libraries will read.
-
-    Raises:
-        ValueError: a variable contradicts the configuration; the message names the key to set.
-    """
-    harmless = {name: values for name, (values, _) in _ARITHMETIC.items()}
-    remedies = {name: remedy for name, (_, remedy) in _ARITHMETIC.items()}
-    if bf16:
-        harmless["ACCELERATE_MIXED_PRECISION"] = ("no", "bf16")
-    if gpu:
-        harmless["ACCELERATE_USE_CPU"] = ("false", "0")
-        remedies["ACCELERATE_USE_CPU"] = "hide the GPUs: CUDA_VISIBLE_DEVICES="
-    for name, values in harmless.items():
-        value = inherited.get(name, "")
-        if value and value.lower() not in values:
-            raise ValueError(
-                f"{name}={value} is in the environment (accelerate launch sets it), but not in this configuration: "
-                f"{remedies[name]}, and unset it or start with torchrun --nproc-per-node N -m qa_train ..."
-            )
-    for name in list(environ):
-        if name in harmless or name.startswith(_COMPANIONS):
-            del environ[name]
-
-
 def _launcher(environ: Mapping[str, str]) -> bool:
     return any(name in environ for name in _LAUNCHERS)
+
+
+def expand_segments(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Let torch's allocator grow segments on a GPU, unless the user has set it up. Call it before torch is imported.
+
+    Every batch has other lengths, and blocks of fixed size then keep pieces that no tensor fits into: replayed for
+    four 7B recipes, the allocator reserved 11 to 23 % more than was used without this (and one ran out of memory), and
+    1 to 9 % with it.
+    """
+    if not any(environ.get(name) for name in _TORCH_SETTINGS):
+        environ[_TORCH_SETTINGS[0]] = "expandable_segments:True"
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Let glibc reuse freed blocks of up to 32 MiB instead of returning each to the kernel. Whether it does.
+
+    By default a large tensor is a separate mapping: each operation asks the kernel for zeroed pages and gives them
+    back. A training step of the quickstart takes 10 % less CPU time without that. The process then keeps the peak
+    memory of such blocks. Other C libraries have no ``mallopt``: no effect there.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    wanted = ((_M_MMAP_THRESHOLD, _LARGEST_KEPT), (_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, 2 * _LARGEST_KEPT))
+    taken = [mallopt(name, value) for name, value in wanted]
+    return all(taken)
+
+
+def missing_compiler(environ: Mapping[str, str] = os.environ) -> str | None:
+    """What Triton would not find here, or None: ``CC``, gcc or clang, and the headers of this Python.
+
+    On a GPU it compiles a small C file against Python.h for every kernel (triton/runtime/build.py).
+    """
+    asked = environ.get("CC")
+    if shutil.which(asked or "gcc") is None and (asked or shutil.which("clang") is None):
+        return f"there is no {asked} (CC)" if asked else "there is neither gcc nor clang"
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    return None if header.is_file() else f"there is no {header}"
