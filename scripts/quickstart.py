@@ -249,7 +249,7 @@ def preference_scores(root: Path, items: int | None) -> dict[str, Any]:
     """Accuracy on held-out pairs, at most ``items``: log-ratio of the last model to the one before DPO."""
     from qa_train.config import DataConfig, SourceConfig
     from qa_train.data.batches import open_data
-    from qa_train.eval.pair_accuracy import pair_accuracy
+    from qa_train.preferences.pair_accuracy import pair_accuracy
 
     reference, processor = loaded(str(root / "sft"))
     model, _ = loaded(str(root / "dpo"))

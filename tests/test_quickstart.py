@@ -157,7 +157,7 @@ def test_the_bound_of_a_recipe_holds_for_held_out_pairs(
 
     processor = SimpleNamespace(tokenizer=load_tokenizer("builtin:nano"))
     monkeypatch.setattr(quickstart, "loaded", lambda checkpoint: (None, processor))
-    monkeypatch.setattr("qa_train.eval.pair_accuracy.pair_accuracy", count)
+    monkeypatch.setattr("qa_train.preferences.pair_accuracy.pair_accuracy", count)
     quickstart.preference_scores(tmp_path, items)
     whole = load_index(str(tmp_path / "data" / "dpo-test.tar")).table.num_rows
     assert asked == [items or whole]

@@ -18,8 +18,13 @@ from qa_train.eval.answers import file_digest
 from qa_train.eval.benchmarks.airbench import task_statistics
 from qa_train.eval.benchmarks.judged import JUDGE_FACTS, judged_statistics
 from qa_train.eval.benchmarks.table import JUDGED
-from qa_train.eval.scores.json_lines import read_json_lines, read_predictions, to_prediction
-from qa_train.eval.scores.prediction import NoReferenceWords, Prediction
+from qa_train.eval.scores.prediction import (
+    NoReferenceWords,
+    Prediction,
+    read_json_lines,
+    read_predictions,
+    to_prediction,
+)
 from qa_train.eval.scores.task_metrics import RESAMPLES, SHARES, is_metric, item_statistics, lower_is_better
 from qa_train.eval.scoring import ASKED, refuse_changed
 

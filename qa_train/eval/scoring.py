@@ -18,9 +18,8 @@ from qa_train.eval.benchmarks.judged import Judgement, judged_breakdown, judged_
 from qa_train.eval.benchmarks.table import JUDGED, UNSCORED, Benchmark, from_dict
 from qa_train.eval.scores import voicebench
 from qa_train.eval.scores.ifeval import PARTS, ifeval_parts
-from qa_train.eval.scores.json_lines import read_predictions, to_prediction
 from qa_train.eval.scores.labels import LETTERS, gold_option, tokens_match
-from qa_train.eval.scores.prediction import NoReferenceWords, Prediction
+from qa_train.eval.scores.prediction import NoReferenceWords, Prediction, read_predictions, to_prediction
 from qa_train.eval.scores.task_metrics import STATISTICS, interval, item_statistics, lower_is_better, rows_of_all, score
 from qa_train.llm.judge import Judge
 from qa_train.utils import plugins

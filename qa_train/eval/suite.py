@@ -19,7 +19,7 @@ from qa_train.eval.own_file import Asked, read_own_file, write_own_answers
 from qa_train.eval.predict import predict
 from qa_train.eval.ranks import ranks_from_environment
 from qa_train.eval.scores import voicebench
-from qa_train.eval.scores.json_lines import read_predictions
+from qa_train.eval.scores.prediction import read_predictions
 from qa_train.eval.scoring import score_folder
 from qa_train.llm.client import CallFailed, Endpoint
 from qa_train.llm.judge import Judge

@@ -25,8 +25,8 @@ from qa_train.eval.benchmarks.table import Benchmark, find_benchmarks
 from qa_train.eval.listening import DEAF_PERCENT
 from qa_train.eval.predict import predict
 from qa_train.eval.ranks import Ranks
-from qa_train.eval.scores.json_lines import read_predictions
 from qa_train.eval.scores.labels import option_text, tokens_match
+from qa_train.eval.scores.prediction import read_predictions
 from qa_train.eval.scoring import score_rows
 from qa_train.infer.generate import Generator
 from qa_train.report.scores_page import listening

@@ -108,7 +108,7 @@ def test_the_judge_is_replayed_from_its_cache(folder: Path, capsys: pytest.Captu
     with pytest.raises(ValueError, match="the judge is offline and 1 of 1"):
         evaluate(options(folder, "step=score", "judge.model=stub"))
     from qa_train.eval.benchmarks.judged import prompts_of
-    from qa_train.eval.scores.json_lines import read_predictions
+    from qa_train.eval.scores.prediction import read_predictions
 
     (prompt,) = prompts_of("voicebench_open", read_predictions(folder / "out" / "opinions" / "predictions.jsonl"))
     assert "Nice & <easy>?" in prompt

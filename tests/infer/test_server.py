@@ -25,7 +25,7 @@ import torch
 from fake_model import tone
 
 from qa_train.config import EncoderConfig, EvalConfig, LanguageModelConfig, ModelConfig, ServeConfig, parse_options
-from qa_train.eval.scores.json_lines import read_predictions
+from qa_train.eval.scores.prediction import read_predictions
 from qa_train.eval.suite import evaluate
 from qa_train.infer.generate import Decoding, Generator, Item
 from qa_train.infer.protocol import ApiError, Limits

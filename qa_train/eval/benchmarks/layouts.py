@@ -19,7 +19,7 @@ from qa_train.eval.benchmarks.multichoice import MULTICHOICE
 from qa_train.eval.benchmarks.published import clip_named, find_list
 from qa_train.eval.benchmarks.reasoning import REASONING
 from qa_train.eval.benchmarks.table import Benchmark
-from qa_train.eval.scores.json_lines import read_json_lines
+from qa_train.eval.scores.prediction import read_json_lines
 
 Row = dict[str, Any]
 

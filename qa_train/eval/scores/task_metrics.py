@@ -14,7 +14,7 @@ from functools import partial
 import jiwer
 import numpy as np
 
-from qa_train.eval.scores.caption_metrics import caption_rows
+from qa_train.eval.scores.caption_metrics import caption_rows, meteor_points, meteor_rows
 from qa_train.eval.scores.ifeval import ifeval_points, ifeval_rows
 from qa_train.eval.scores.labels import (
     airbench_right,
@@ -30,7 +30,6 @@ from qa_train.eval.scores.labels import (
     tokens_right,
     unparsed_labels,
 )
-from qa_train.eval.scores.meteor import meteor_points, meteor_rows
 from qa_train.eval.scores.normalise import (
     CHARACTER_LANGUAGES,
     released_normalise,
