@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 from omegaconf import MISSING
 
-from data_pipelines.chat_shards import Chat, ChatJob, Place, build, in_parts, places
+from data_pipelines.chat_shards import Chat, Place, build, in_parts, places
 from data_pipelines.clips.split import draw
 from data_pipelines.importing.import_report import Report
 from data_pipelines.synthetic.acoustics import at_snr, coloured_noise, in_room, unclipped
 from data_pipelines.synthetic.speakable import one_line, unspeakable
 from data_pipelines.synthetic.speakers import Speaker, SpeakerOptions, open_speaker
-from qa_train.data.stores.folders import open_folder
 from qa_train.data.text.chat_rows import chat_record
 from qa_train.data.text.json_rows import read_rows
 from qa_train.data.text.records import BadRecord
@@ -114,11 +113,8 @@ def build_voice_chat(options: VoiceChatConfig) -> Report:
     settings = {name: value for name, value in asdict(options).items() if name not in elsewhere}
     noises = [asdict(place) for place in places(options.noise, lambda record: "text" not in record)]
     prefix = f"{options.name}-{options.split}"
-    jobs = [
-        ChatJob(open_folder(options.out) / f"{prefix}-{i:05d}.tar", speak, (part, settings, noises), len(part))
-        for i, part in enumerate(in_parts(items, options.samples_per_shard))
-    ]
-    return build(prefix, jobs, report, options.engine_with(options.workers))
+    parts = [((part, settings, noises), len(part)) for part in in_parts(items, options.samples_per_shard)]
+    return build(prefix, options.out, speak, parts, report, options.engine_with(options.workers))
 
 
 def read_dialogues(path: Path) -> Iterator[tuple[str, Turns | str]]:
@@ -164,9 +160,7 @@ def _shortened(turns: Turns, max_turns: int) -> Turns:
 
 def speak(items: list[dict[str, Any]], settings: dict[str, Any], noises: list[dict[str, Any]]) -> Iterator[Chat]:
     """The chats of one shard; every user turn becomes a clip."""
-    speaker = open_speaker(
-        SpeakerOptions(settings["tts"], tuple(settings["voices"]), settings["tts_model"], settings["key_env"])
-    )
+    speaker = open_speaker(SpeakerOptions.of(settings))
     found = [Place(**noise) for noise in noises]
     for item in items:
         waves: list[np.ndarray] = []

@@ -15,9 +15,8 @@ The same command again makes only what is missing or was made from something els
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -191,9 +190,7 @@ def _import_split(corpus: Corpus, split: str, options: ImportConfig, block: Bloc
     linked = 0
     for path in (path for job in jobs for path in job.shards):
         index = load_index(str(path), options.storage)
-        report.shards += 1
-        report.made += len(index)
-        report.hours += sum(index.table["duration_s"].to_pylist()) / 3600
+        report.count_shard(index)
         linked += len(index) if index.origin else 0
     if options.audio == "in_place":
         report.notes.append(f"{linked} records are read where they are, {report.made - linked} were copied")
@@ -202,8 +199,7 @@ def _import_split(corpus: Corpus, split: str, options: ImportConfig, block: Bloc
     if options.purpose == "eval":
         lines = [f"# {corpus.title}, split {split}: evaluation material", *sorted(set(ids))]
         (out / f"{prefix}{blocklist.SUFFIX}").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    text = json.dumps(asdict(report), indent=2, ensure_ascii=False, sort_keys=True)
-    (out / f"{prefix}.report.json").write_text(text + "\n", encoding="utf-8")
+    report.save(out / f"{prefix}.report.json")
     return report
 
 
