@@ -41,7 +41,7 @@ class ChatJob(Job):
                 writer.write(chat.key, chat.record, list(chat.waves), SAMPLE_RATE)
                 made += 1
         if not made:
-            raise ValueError(f"{self.path}: nothing could be made for it")
+            raise ValueError(f"{self.path}: it would be empty")
         return made
 
 

@@ -325,7 +325,7 @@ def _refuse_foreign(out: Path, prefix: str, *, overwrite: bool) -> None:
         ]
     if foreign and not overwrite:
         raise ValueError(
-            f"{foreign[0]} is there and was made by no import: choose another out= or name=, or replace such "
+            f"{foreign[0]} exists and was not made by an import: choose another out= or name=, or replace such "
             "files with overwrite=true"
         )
 
@@ -359,7 +359,7 @@ def _check_budgets(options: ImportConfig, report: Report) -> None:
     if report.missing > (allowed := _allowed(options.missing_budget, total)):
         raise ValueError(
             f"{report.missing} of {total} clips are not among the audio files, missing_budget="
-            f"{options.missing_budget:g} allows {allowed}: look whether path= holds all you have, or raise "
+            f"{options.missing_budget:g} allows {allowed}: check that path= holds all the audio you have, or raise "
             f"missing_budget\n{report.text()}"
         )
 

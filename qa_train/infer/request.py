@@ -82,7 +82,7 @@ def parse(
         raise ApiError(400, f"the body is a JSON {type(found).__name__}; expected an object with model and messages")
     model = found.get("model")
     if model not in models:
-        raise ApiError(404, f"no model {model!r} here; there are {', '.join(models)}", code="model_not_found",
+        raise ApiError(404, f"there is no model {model!r}; served are {', '.join(models)}", code="model_not_found",
                        param="model")  # fmt: skip
     _check_settings(found)
     sample, waves = conversation(found.get("messages"), limits, template, given_up)
@@ -148,7 +148,9 @@ def _answers(value: Any, temperature: float) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_ANSWERS:
         raise ApiError(400, f"n is {value!r}; expected a whole number from 1 to {_MOST_ANSWERS}", param="n")
     if value > 1 and temperature == 0:
-        raise ApiError(400, f"n is {value}, and without a temperature all answers are the same: set it", param="n")
+        raise ApiError(
+            400, f"n is {value}, and at temperature 0 all answers are the same: set a temperature", param="n"
+        )
     return value
 
 

@@ -145,16 +145,16 @@ def _wave(clip: Heard, place: str, limits: Limits, before_s: float, given_up: Ca
     """One clip as a 16 kHz mono waveform, after others of ``before_s`` seconds."""
     rest = limits.max_audio_s - before_s
     if rest <= 0:
-        raise ApiError(400, f"{place}: the clips of one conversation may have {limits.max_audio_s:g} s", param=place)
+        raise ApiError(400, f"{place}: the clips of one conversation may last {limits.max_audio_s:g} s", param=place)
     try:
         if not isinstance(clip.source, bytes):
-            raise BadAudio("nothing is fetched from an address, and no path is opened: send its data as base64")
+            raise BadAudio("addresses are not fetched and paths are not opened: send the data as base64")
         wave = read_clip(clip.source, max_duration_s=min(limits.max_duration_s, rest), given_up=given_up)
         audio_tokens(len(wave))
     except BadAudio as error:
         raise ApiError(
             400,
-            f"{place} cannot be heard: {error}. Send a {', '.join(FORMATS)} file of 0.1 to {limits.max_duration_s:g} s "
+            f"{place} cannot be read: {error}. Send a {', '.join(FORMATS)} file of 0.1 to {limits.max_duration_s:g} s "
             f"(all clips of a conversation: {limits.max_audio_s:g} s)",
             code="audio_unreadable",
             param=place,

@@ -291,7 +291,7 @@ def open_models(options: ServeConfig) -> dict[str, Generator]:
     names = [str(name) for name, _ in pairs]
     if not names or len(set(names)) < len(names):
         raise ValueError(
-            f"serve: the checkpoints are called {names}; expected one or several with a name each: "
+            f"serve: the checkpoints are called {names}; expected one or more, each with its own name: "
             "checkpoint={first: DIR, second: DIR}"
         )
     clips = EncodedClips()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qa_train.report.curves import board_of
-from qa_train.report.document import CURVES, render
+from qa_train.report.document import CURVES, ogg_uri, render
 from qa_train.report.results import (
     CLOSE,
     direction,
@@ -129,7 +129,6 @@ def _sound(clip: Any, room: float, below: Path | None) -> tuple[dict[str, Any], 
     from qa_train.data.audio.waveform import BadAudio
     from qa_train.report.data_uri import MAX_SECONDS, opus_bytes, shortened
     from qa_train.report.mel_picture import mel_picture
-    from qa_train.report.player import ogg_uri
 
     try:
         named = None if isinstance(clip, np.ndarray) else Path(clip)

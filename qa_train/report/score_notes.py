@@ -16,15 +16,15 @@ RULES = {
     "word_times": "share of reference words said with start and end within 0.2 s",
     "bleu": "sacrebleu corpus BLEU, tokenised by the language of the reference (zh, ja-mecab, else 13a)",
     "chrf": "sacrebleu corpus chrF",
-    "accuracy": "the answer is the label, whatever case and marks",
-    "exact": "the answer is the label letter for letter",
+    "accuracy": "the answer equals the label, ignoring case and punctuation",
+    "exact": "the answer equals the label exactly",
     "contains": "the answer contains the label and no other choice",
     "choice": "the chosen option by letter or text; an answer that chooses none is wrong",
-    "refusal": "the answer holds one of VoiceBench's phrases of refusal, in any letter case",
+    "refusal": "the answer contains one of VoiceBench's refusal phrases, in any case",
     "bbh": "yes, no, (A), (B), valid, invalid or a number as stated in the answer; an answer with none is wrong",
     "ifeval": "mean of the shares of prompts and of instructions followed, strictly and loosely",
     "macro_f1": "mean of the labels' F1",
-    "map": "mean average precision of the labels that are listed",
+    "map": "mean average precision over the listed labels",
     "cider": "CIDEr-D x 100 (pycocoevalcap, PTB tokens)",
     "rouge_l": "ROUGE-L x 100 (pycocoevalcap, PTB tokens)",
     "meteor": "METEOR 1.5 x 100 of the summed statistics (pycocoevalcap, PTB tokens)",
@@ -48,8 +48,8 @@ def listening(result: Mapping[str, Any]) -> str:
         shares += f", by another clip {probe['other_clip']['changed_percent']:.0f} %"
     again = (probe.get("again") or {}).get("changed_percent", 0.0)
     if again:
-        shares += f", by asking the same again {again:.0f} %"
-    unknown = "cannot be told: it does not repeat itself" if again else "too few to tell"
+        shares += f", by asking again {again:.0f} %"
+    unknown = "undecided: its answers change from one run to the next" if again else "undecided: too few items"
     word = {True: "listens", False: "DOES NOT LISTEN", None: unknown}[probe["listens"]]
     return f"{word} ({shares}, n = {probe['silence']['n']})"
 
@@ -79,19 +79,19 @@ def _warnings(result: Mapping[str, Any]) -> Iterator[str]:
             f"{number(result['strict'])} with them as 0"
         )
     if count := result.get("speaks_to_judge"):
-        yield f"{count} answers hold parts of the judge's prompt: read its ratings of them"
+        yield f"{count} answers contain parts of the judge's prompt: check their ratings"
     if missing := result.get("categories_missing"):
-        yield f"no rated item of {', '.join(missing)}: the average is of the other categories alone"
+        yield f"no rated item in {', '.join(missing)}: the average covers the other categories only"
     if count := result.get("other_labels_unknown"):
-        yield f"of {count} items the other labels are unknown: an answer that says several is right"
+        yield f"{count} items do not list the other labels: an answer that names several counts as right"
     if count := result.get("labels_in_one_text"):
-        yield f"{count} references with commas are one label each: give gt as a list, or choices"
+        yield f"{count} references contain commas and count as one label each: give gt as a list, or give choices"
     if count := result.get("right_is_no_option"):
-        yield f"of {count} items the right answer is no option: never right"
+        yield f"{count} items have a right answer that is not among their options: they always count as wrong"
     if count := result.get("language_unknown"):
         codes = ", ".join(map(repr, (result.get("language_codes") or [])[:5]))
         which = f" ({codes}: not a code such as en, zh or yue)" if codes else ""
-        yield f"of {count} items the language is unknown{which}: scored by words, without the rules of a language"
+        yield f"{count} items have an unknown language{which}: scored by words, without language-specific rules"
     for metric, one in (result.get("by_metric") or {}).items():
         if one.get("why"):
             yield f"no {metric}: {one['why']}"
@@ -123,8 +123,8 @@ def _contaminated(found: Mapping[str, Any]) -> str:
     return (
         f"in the training shards: {found['same_clip']} of {found['checked_clips']} clips by bytes, "
         f"{found['same_sound']} of {found['checked_sounds']} by sound (re-encoded, resampled, louder; {heard}), "
-        f"{found['same_words']} of {found['checked_texts']} references by words; cuts, other speeds and paraphrases "
-        "are not seen"
+        f"{found['same_words']} of {found['checked_texts']} references by words; excerpts, other speeds and "
+        "paraphrases are not detected"
     )
 
 

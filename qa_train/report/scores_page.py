@@ -59,7 +59,7 @@ def _parts(result: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]]]
         "by_length": "clip length",
         "by_language": "language",
     }
-    titles["by_position"] = "place of the right option"
+    titles["by_position"] = "position of the right option"
     return {title: result[key] for key, title in titles.items() if len(result.get(key) or {}) > 1}
 
 

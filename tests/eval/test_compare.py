@@ -281,5 +281,5 @@ def test_a_reference_system_that_was_changed_is_refused(tmp_path: Path) -> None:
     judged_folder(tmp_path / "b", ["5", "5"])
     run = tmp_path / "b" / "opinions" / "run.json"
     run.write_text(json.dumps(json.loads(run.read_text()) | {"predictions_sha256": "0" * 64}))
-    with pytest.raises(ValueError, match=r"b/opinions/predictions.jsonl is not what the model answered"):
+    with pytest.raises(ValueError, match=r"b/opinions/predictions.jsonl was changed after the model wrote it"):
         score_folder(tmp_path / "a" / "opinions", Scripted("stub", tmp_path / "c"), tmp_path / "b" / "opinions")

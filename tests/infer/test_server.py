@@ -286,11 +286,11 @@ def test_ten_clients_at_once_share_batches(server: str) -> None:
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        (user(clip(base64.b64encode(b"%PDF-1.4 not audio at all").decode())), "cannot be heard"),
+        (user(clip(base64.b64encode(b"%PDF-1.4 not audio at all").decode())), "cannot be read"),
         (user(clip(wav(1.0), "docx")), "format 'docx'"),
         (user(clip(wav(31.0))), "longer than"),
-        (user(clip("")), "cannot be heard"),
-        (user(clip(wav(0.001))), "cannot be heard"),
+        (user(clip("")), "cannot be read"),
+        (user(clip(wav(0.001))), "cannot be read"),
         (user(clip("äöü")), "not base64"),
         (user(), "empty"),
         (user({"type": "image_url", "image_url": {"url": "http://127.0.0.1/"}}), "'image_url'"),

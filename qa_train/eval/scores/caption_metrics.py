@@ -68,7 +68,7 @@ def find_java() -> str:
     java = shutil.which("java")
     if java is None:
         raise ValueError(
-            "caption metrics need Java (any from 8 on, no download) for the programs that published numbers use: "
+            "caption metrics need Java (any from 8 on, no download) to run the programs behind the published numbers: "
             "install a JRE, or score with metric: chrf"
         )
     return java
@@ -112,7 +112,7 @@ def meteor_rows(predictions: Sequence[Prediction]) -> np.ndarray:
             statistics.
     """
     if others := sorted({p.language for p in predictions if p.language not in (None, "en")}):
-        raise ValueError(f"meteor knows English words only, and items are in {', '.join(others)}: use metric: chrf")
+        raise ValueError(f"meteor is for English only, and some items are in {', '.join(others)}: use metric: chrf")
     answers, wanted = tokenised("meteor", predictions)
     # Three bars part the texts of a line.
     lines = tuple(

@@ -129,7 +129,8 @@ def _bleu_statistics(predictions: Sequence[Prediction]) -> Statistics:
     if len(found) > 1:
         languages = sorted({p.language or "unknown" for p in predictions})
         raise ValueError(
-            f"BLEU of one corpus has one tokenizer; the references are in {', '.join(languages)}: part them"
+            f"BLEU needs one tokenizer for all references, and they are in {', '.join(languages)}: split them by "
+            "language"
         )
     tokenizer = found[0]
     return _overlap_statistics(predictions, partial(bleu_statistics, tokenizer=tokenizer)), bleu_points
