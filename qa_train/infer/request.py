@@ -95,8 +95,8 @@ def parse(
         max_new_tokens=_max_new_tokens(found, limits),
         temperature=temperature,
         top_p=_number(found, "top_p", 1.0, 1e-6, 1.0),
-        seed=_seed(found.get("seed")),
-        n=_answers(found.get("n"), temperature),
+        seed=_whole(found, "seed", -(2**63), 2**63 - 1, "a whole number of 64 bits"),
+        n=_answers(found, temperature),
         stop=_stop(found.get("stop")),
         stream=_flag(found, "stream"),
         include_usage=isinstance(stream_options, dict) and stream_options.get("include_usage") is True,
@@ -134,24 +134,20 @@ def _flag(found: dict[str, Any], name: str) -> bool:
     return bool(value)
 
 
-def _seed(value: Any) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
-        raise ApiError(400, f"seed is {value!r}; expected a whole number of 64 bits", param="seed")
-    return value
+def _whole(found: dict[str, Any], name: str, low: int, high: int, expected: str = "") -> int | None:
+    value = found.get(name)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and low <= value <= high):
+        return value
+    expected = expected or f"a whole number from {low} to {high}"
+    raise ApiError(400, f"{name} is {value!r}; expected {expected}", param=name)
 
 
-def _answers(value: Any, temperature: float) -> int:
-    if value is None:
-        return 1
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_ANSWERS:
-        raise ApiError(400, f"n is {value!r}; expected a whole number from 1 to {_MOST_ANSWERS}", param="n")
-    if value > 1 and temperature == 0:
-        raise ApiError(
-            400, f"n is {value}, and at temperature 0 all answers are the same: set a temperature", param="n"
-        )
-    return value
+def _answers(found: dict[str, Any], temperature: float) -> int:
+    count = _whole(found, "n", 1, _MOST_ANSWERS) or 1
+    if count > 1 and temperature == 0:
+        message = f"n is {count}, and at temperature 0 all answers are the same: set a temperature"
+        raise ApiError(400, message, param="n")
+    return count
 
 
 def _stop(value: Any) -> tuple[str, ...]:
@@ -171,14 +167,5 @@ def _stop(value: Any) -> tuple[str, ...]:
 
 def _max_new_tokens(found: dict[str, Any], limits: Limits) -> int:
     name = "max_completion_tokens" if found.get("max_completion_tokens") is not None else "max_tokens"
-    value = found.get(name)
-    if value is None:
-        return limits.max_new_tokens
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limits.max_new_tokens:
-        raise ApiError(
-            400,
-            f"{name} is {value!r}; expected a whole number from 1 to {limits.max_new_tokens} (the server's "
-            "max_new_tokens)",
-            param=name,
-        )
-    return value
+    most = limits.max_new_tokens
+    return _whole(found, name, 1, most, f"a whole number from 1 to {most} (the server's max_new_tokens)") or most

@@ -184,15 +184,8 @@ def _tiles(results: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _progress(progress: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if not progress:
-        return None
-    left = progress.get("left_s")
-    return {
-        "done": progress["done"],
-        "parts": progress["parts"],
-        "next": progress.get("next"),
-        "left": duration(left) if left else None,
-    }
+    left = (progress or {}).get("left_s")
+    return {"next": None, **progress, "left": duration(left) if left else None} if progress else None
 
 
 def _times(seconds: Mapping[str, float]) -> list[dict[str, Any]]:

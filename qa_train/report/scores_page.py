@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,6 @@ def _ours(result: Mapping[str, Any]) -> str:
     return f"{result['value']:.2f} [{interval}]"
 
 
-def _published(results: Results) -> dict[str, Callable[[Mapping[str, Any]], str]]:
-    """{column: its cell of a benchmark} of the published numbers; columns that no benchmark has are omitted."""
-    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
-        title: lambda benchmark, key=key: number(benchmark["numbers"].get(key))  # type: ignore[misc]
-        for key, title in COLUMNS.items()
-    }
-    columns["other systems"] = lambda benchmark: _baselines(benchmark) or "–"
-    benchmarks = [result["benchmark"] for result in results.values()]
-    return {title: cell for title, cell in columns.items() if any(cell(each) != "–" for each in benchmarks)}
-
-
 def _baselines(benchmark: Mapping[str, Any]) -> str:
     return ", ".join(f"{k} {v}" for k, v in benchmark["numbers"].items() if k not in COLUMNS)
 
@@ -52,33 +41,34 @@ def _counts(result: Mapping[str, Any]) -> str:
 
 def _parts(result: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]]]:
     """The breakdowns that have more than one class, or belong to a benchmark of tasks."""
-    titles = {
-        "by_metric": "metric",
-        "groups": "task",
-        "by_group": "group",
-        "by_length": "clip length",
-        "by_language": "language",
-    }
-    titles["by_position"] = "position of the right option"
+    titles = {"by_metric": "metric", "groups": "task", "by_group": "group", "by_length": "clip length"}
+    titles |= {"by_language": "language", "by_position": "position of the right option"}
     return {title: result[key] for key, title in titles.items() if len(result.get(key) or {}) > 1}
+
+
+def _table(results: Results) -> dict[str, list[str]]:
+    """The columns of the table with a row per benchmark: title -> cells."""
+    benchmarks = [result["benchmark"] for result in results.values()]
+    columns = {"ours": list(map(_ours, results.values()))}
+    columns |= {title: [number(each["numbers"].get(key)) for each in benchmarks] for key, title in COLUMNS.items()}
+    columns["other systems"] = [_baselines(each) or "–" for each in benchmarks]
+    # Of the published numbers those that some benchmark has.
+    columns = {title: cells for title, cells in columns.items() if title == "ours" or {*cells} - {"–"}}
+    columns["n"] = [str(result["n"]) for result in results.values()]
+    return columns | {
+        "odd answers": list(map(_counts, results.values())),
+        "probe": list(map(listening, results.values())),
+    }
 
 
 def markdown_report(results: Results) -> str:
     """One table with a row per benchmark, notes, and the breakdowns."""
-    published = _published(results)
-    heads = ["benchmark", "metric", "ours [95 %]", *published, "n", "odd answers", "probe"]
+    table = _table(results)
+    heads = ["benchmark", "metric", *table]
+    heads[2] = "ours [95 %]"
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for name, result in results.items():
-        benchmark = result["benchmark"]
-        cells = [
-            benchmark["title"] or name,
-            benchmark["metric"],
-            _ours(result),
-            *(cell(benchmark) for cell in published.values()),
-            str(result["n"]),
-            _counts(result),
-            listening(result),
-        ]
+    for i, (name, result) in enumerate(results.items()):
+        cells = [_title(name, result), result["benchmark"]["metric"], *(column[i] for column in table.values())]
         lines.append("| " + " | ".join(map(plain, cells)) + " |")
     if warnings := warnings_of(results):
         lines += ["", "Before believing these numbers:", "", *(f"- {plain(note)}" for note in warnings)]
@@ -91,20 +81,15 @@ def markdown_report(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _rows(results: Results, published: Mapping[str, Callable[[Mapping[str, Any]], str]]) -> list[dict[str, Any]]:
+def _rows(results: Results, table: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
     rows = []
-    for name, result in results.items():
-        benchmark = result["benchmark"]
+    for i, (name, result) in enumerate(results.items()):
         direction = "lower is better" if result.get("lower_is_better") else "higher is better"
         deaf = (result.get("probe") or {}).get("listens") is False
-        cells = [
-            (_ours(result), "num"),
-            *((cell(benchmark), _KINDS.get(title, "num")) for title, cell in published.items()),
-            (str(result["n"]), "num"),
-            (_counts(result), ""),
-            (listening(result), "bad" if deaf else ""),
-        ]
-        rows.append({"title": _title(name, result), "metric": f"{benchmark['metric']}, {direction}", "cells": cells})
+        kinds = _KINDS | ({"probe": "bad"} if deaf else {})
+        cells = [(column[i], kinds.get(title, "num")) for title, column in table.items()]
+        metric = f"{result['benchmark']['metric']}, {direction}"
+        rows.append({"title": _title(name, result), "metric": metric, "cells": cells})
     return rows
 
 
@@ -167,14 +152,13 @@ def render_benchmarks(results: Results, title: str = "Evaluation", below: Path |
     facts = {k: v for k, v in facts.items() if k not in ("benchmark", "rows")}
     if len({identity_of(result) for result in results.values()}) > 1:
         facts = {"answered by": "several models: see above"}
-    published = _published(results)
-    names = ("ours", *published, "n", "odd answers", "probe")
+    table = _table(results)
     return render(
         "scores.html",
         styles=("scores.css",),
         title=title,
-        columns=[(name, _KINDS.get(name, "num")) for name in names],
-        rows=_rows(results, published),
+        columns=[(name, _KINDS.get(name, "num")) for name in table],
+        rows=_rows(results, table),
         warnings=warnings_of(results),
         scored=[(_title(name, result), notes_of(result)) for name, result in results.items()],
         breakdowns=_breakdowns(results),

@@ -345,7 +345,7 @@ def test_developer_is_what_newer_clients_call_system() -> None:
         ({"n": 0}, "n is 0; expected a whole number from 1 to 4"),
         ({"n": 5, "temperature": 1}, "n is 5"),
         ({"n": True}, "n is True"),
-        ({"n": 2}, "n is 2, and without a temperature"),
+        ({"n": 2}, "n is 2, and at temperature 0"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "a list of at most 4"),
         ({"stop": ""}, "stop is ''"),
         ({"stop": [""]}, "stop is ['']"),

@@ -194,7 +194,7 @@ def test_fields_of_nemo(row: dict[str, Any], record: dict[str, Any], tmp_path: P
     files = {"m.json": json.dumps(whole) + "\n" + json.dumps(whole), "a.wav": SECONDS}
     report = run(Case("jsonl", "train", files, {}), tmp_path)
     assert report.made == 2
-    assert any("not taken: pnc (2)" in note for note in report.notes)
+    assert any("not used: pnc (2)" in note for note in report.notes)
 
 
 def test_clips_inside_a_list_are_imported(tmp_path: Path) -> None:
