@@ -14,14 +14,13 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from data_pipelines.chat_shards import Chat, Place, build, places, shard_paths
+from data_pipelines.chat_shards import BuilderConfig, Chat, Place, build, places, shard_paths
 from data_pipelines.clips.split import draw, pick
 from data_pipelines.importing.import_report import Report
 from qa_train.data.shards.index import load_index
 from qa_train.data.text.prompts import PromptBank, Unqualified
 from qa_train.data.text.records import BadRecord
 from qa_train.data.text.sample import Message, TextPart
-from qa_train.jobs.executor import EngineOptions
 
 _YES_NO = (
     "Can you hear {}?",
@@ -34,13 +33,11 @@ _NO = ("No, I do not hear {}.", "No, there is no {}.", "No. There is no {} in th
 
 
 @dataclass
-class AnalysisConfig(EngineOptions):
+class AnalysisConfig(BuilderConfig):
     """Options of `qa-train data analysis`."""
 
     # Indexed shards (a pattern, or [A,B]) whose records hold transcripts, captions, labels, emotions ...
     shards: Any = MISSING
-    # The folder for the new shards.
-    out: str = MISSING
     # Only records with this value, e.g. where.split=train.
     where: dict[str, Any] = field(default_factory=dict)
     # Tasks of the prompt bank to ask; none: all that need no special tokens.
@@ -57,10 +54,6 @@ class AnalysisConfig(EngineOptions):
     name: str = "analysis"
     # For the report.
     license: str = ""
-    # Processes of engine=local; 0: this one.
-    workers: int = 2
-    # Of the draws.
-    seed: int = 0
 
 
 def main(options: AnalysisConfig) -> int:

@@ -18,13 +18,12 @@ import numpy as np
 from omegaconf import MISSING
 
 from data_pipelines.build_analysis import labels_of
-from data_pipelines.chat_shards import Chat, Place, build, in_parts, places
+from data_pipelines.chat_shards import BuilderConfig, Chat, Place, build, in_parts, places
 from data_pipelines.clips.clip import SAMPLE_RATE
 from data_pipelines.clips.split import draw, pick
 from data_pipelines.importing.import_report import Report
 from data_pipelines.synthetic.acoustics import at_snr, level, unclipped
 from data_pipelines.synthetic.speakers import Speaker, SpeakerOptions, open_speaker
-from qa_train.jobs.executor import EngineOptions
 
 KINDS = ("over", "two", "command")
 _WORDS = ("What does the speaker say?", "What are the words in this recording?", "Please write down what is said.")
@@ -44,15 +43,13 @@ _PAUSE_S = (0.3, 0.8)
 
 
 @dataclass
-class MixtureConfig(EngineOptions):
+class MixtureConfig(BuilderConfig):
     """Options of `qa-train data mixtures`."""
 
     # Indexed shards of records with text.
     speech: Any = MISSING
     # Indexed shards of records with a label or caption and no text.
     sounds: Any = MISSING
-    # The folder for the new shards.
-    out: str = MISSING
     # Only records with this value, e.g. where.split=train.
     where: dict[str, Any] = field(default_factory=dict)
     # How many clips of each kind: speech over a sound, two speakers, a spoken command about a sound.
@@ -73,10 +70,6 @@ class MixtureConfig(EngineOptions):
     # Of the shards and keys.
     name: str = "mixtures"
     samples_per_shard: int = 200
-    # Processes of engine=local; 0: this one.
-    workers: int = 2
-    # Of the draws.
-    seed: int = 0
 
 
 def main(options: MixtureConfig) -> int:

@@ -27,7 +27,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from data_pipelines.build_analysis import labels_not_heard, labels_of
-from data_pipelines.chat_shards import Chat, Place, build, places, shard_paths
+from data_pipelines.chat_shards import BuilderConfig, Chat, Place, build, places, shard_paths
 from data_pipelines.clips.split import draw, pick
 from data_pipelines.importing.import_report import Report
 from data_pipelines.synthetic.preferences import (
@@ -41,7 +41,6 @@ from data_pipelines.synthetic.preferences import (
 )
 from qa_train.data.shards.index import load_index
 from qa_train.data.stores.folders import open_folder, write_text
-from qa_train.jobs.executor import EngineOptions
 
 # (family, question, chosen, rejected); an empty question: the clip alone.
 Made = tuple[str, str, str, str]
@@ -57,13 +56,11 @@ _NEAR = 8
 
 
 @dataclass
-class PreferencesConfig(EngineOptions):
+class PreferencesConfig(BuilderConfig):
     """Options of `qa-train data preferences`."""
 
     # Indexed shards (a pattern, or [A,B]) whose records hold transcripts, labels, events or spoken chats.
     shards: Any = MISSING
-    # The folder for the new shards.
-    out: str = MISSING
     # Only records with this value, e.g. where.split=train.
     where: dict[str, Any] = field(default_factory=dict)
     # Kinds of pairs, e.g. families=[wrong clip,speech denied]; by default all that a record can give.
@@ -76,10 +73,6 @@ class PreferencesConfig(EngineOptions):
     name: str = "preferences"
     # For the report.
     license: str = ""
-    # Processes of engine=local; 0: this one.
-    workers: int = 2
-    # Of the draws.
-    seed: int = 0
 
 
 def main(options: PreferencesConfig) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from omegaconf import MISSING
 
-from data_pipelines.chat_shards import Chat, Place, build, in_parts, places
+from data_pipelines.chat_shards import BuilderConfig, Chat, Place, build, in_parts, places
 from data_pipelines.clips.split import draw
 from data_pipelines.importing.import_report import Report
 from data_pipelines.synthetic.acoustics import at_snr, coloured_noise, in_room, unclipped
@@ -35,13 +35,11 @@ Turns = list[tuple[str, str]]
 
 
 @dataclass
-class VoiceChatConfig(EngineOptions):
+class VoiceChatConfig(BuilderConfig):
     """Options of `qa-train data voice-chat`."""
 
     # JSONL, several as [A,B]: messages, conversations (ShareGPT), instruction/input/output, or prompt/response.
     path: Any = MISSING
-    # The folder for the shards, or s3://, gs://.
-    out: str = MISSING
     # espeak: built in, English (pip install espeakng-loader). 'command:PROGRAM --voice {voice} --out {out}': any
     # program. http://HOST/v1/audio/speech: an OpenAI-compatible endpoint.
     tts: str = "espeak"
@@ -72,10 +70,6 @@ class VoiceChatConfig(EngineOptions):
     name: str = "voice-chat"
     max_samples: int | None = None
     samples_per_shard: int = 200
-    # Processes of engine=local; 0: this one.
-    workers: int = 2
-    # Of the draws.
-    seed: int = 0
 
 
 def main(options: VoiceChatConfig) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import MISSING
 
 from data_pipelines.clips.clip import SAMPLE_RATE
 from data_pipelines.clips.make_shards import Job, make
@@ -17,7 +18,19 @@ from qa_train.data.audio.waveform import read_clip
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.stores.folders import open_folder
-from qa_train.jobs.executor import Engine
+from qa_train.jobs.executor import Engine, EngineOptions
+
+
+@dataclass
+class BuilderConfig(EngineOptions):
+    """Options of every builder."""
+
+    # The folder for the new shards, or s3://, gs://.
+    out: str = MISSING
+    # Processes of engine=local; 0: this one.
+    workers: int = 2
+    # Of the draws.
+    seed: int = 0
 
 
 @dataclass(frozen=True)
