@@ -164,7 +164,10 @@ def test_many_runs_keep_apart(browser: Browser, tmp_path: Path) -> None:
     assert (
         browser.run("[...document.querySelectorAll('.chip input')].map((e) => e.checked)") == [False] * 2 + [True] * 8
     )
-    looks = browser.run("[...document.querySelectorAll('.chip .swatch')].map((e) => [e.dataset.hue, e.dataset.dash])")
+    looks = browser.run(
+        "[...document.querySelectorAll('.chip .swatch')].map((e) => getComputedStyle(e)).map((style) =>"
+        " [style.backgroundColor, style.backgroundImage])"
+    )
     assert len({tuple(look) for look in looks}) == 10
     browser.run("$('all').click()")
     assert browser.run("document.querySelectorAll('#runs input:checked').length") == 10
