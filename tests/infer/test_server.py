@@ -30,7 +30,8 @@ from qa_train.eval.suite import evaluate
 from qa_train.infer.generate import Decoding, Generator, Item
 from qa_train.infer.protocol import ApiError, Limits
 from qa_train.infer.request import parse
-from qa_train.infer.server import PAGE, open_models
+from qa_train.infer.server import open_models
+from qa_train.infer.service import PAGE
 from qa_train.model import build_model, load_model
 
 ROOT = Path(__file__).parent.parent.parent
