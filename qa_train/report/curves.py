@@ -17,7 +17,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from qa_train.config import STAGES
-from qa_train.report.panels import DERIVED, GROUPS, PANELS, Panel, Row, is_score, panel_of
+from qa_train.report.panels import DERIVED, GROUPS, PANELS, SETTINGS, Panel, Row, is_score, panel_of
 from qa_train.report.runs import Run, Steps, differences, is_number
 
 # Points of a curve: a longer run is averaged over neighbouring steps, and says so.
@@ -27,8 +27,6 @@ LAST_STEPS = 20
 # What the axes but the first are sums of.
 _AXES = {"tokens": "tokens", "audio": "audio_s", "time": "seconds"}
 _MEDIANS = ("tokens_per_s", "audio_s_per_s")
-# Settings on which values that are drawn depend.
-_SETTINGS = ("data.tokens_per_batch", "trainer.batches_per_step")
 _GENERATIONS = count(1)
 _KNOWN: WeakKeyDictionary[Steps, Curves] = WeakKeyDictionary()
 
@@ -141,8 +139,8 @@ class Points:
             if any(found):
                 self.lively.add(key)
             if (panel := panel_of(key)) is not None:
-                mean = found[-1] if panel.steady else sum(found) / len(found)
-                self.y.setdefault(key, []).append(_rounded(mean))
+                point = found[-1] if panel.steady else sum(found) / len(found)
+                self.y.setdefault(key, []).append(_rounded(point))
                 self.at.setdefault(key, []).append(number)
             for value in found if key in self.ordered else ():
                 insort(self.ordered[key], value)
@@ -177,7 +175,7 @@ class Curves:
 
     def take(self, run: Run) -> None:
         """Make these the points of the run as it is now."""
-        basis = (max(1, -(-len(run.rows) // MAX_POINTS)), *map(run.setting, _SETTINGS))
+        basis = (max(1, -(-len(run.rows) // MAX_POINTS)), *map(run.setting, SETTINGS))
         if run.rows is self._rows and basis == self._basis:
             return
         before = self._rows[: self._done]

@@ -63,6 +63,8 @@ FAMILIES = {
     "grad_norm/": ("gradient norm by part", "gradient norm", False),
     "skipped/": ("skipped samples by reason, since the last start", "skipped", True),
 }
+# Settings on which derived metrics depend.
+SETTINGS = ("data.tokens_per_batch", "trainer.batches_per_step")
 GROUPS = (LEARNING, OPTIMIZER, SPEED, MEMORY, *(group for group, _, _ in FAMILIES.values()))
 
 
@@ -76,7 +78,7 @@ def _share(part: str, whole: str) -> Callable[[Run, Row], float | None]:
 
 def _unused(run: Run, row: Row) -> float | None:
     """Percent of the token budget that a step's batches leave empty."""
-    per_batch, batches = (run.setting(key) for key in ("data.tokens_per_batch", "trainer.batches_per_step"))
+    per_batch, batches = map(run.setting, SETTINGS)
     known = is_number(per_batch) and is_number(batches) and is_number(row.get("tokens")) and per_batch * batches > 0
     return 100.0 * (1 - row["tokens"] / (per_batch * batches)) if known else None
 
