@@ -18,7 +18,7 @@ import numpy as np
 from omegaconf import MISSING
 
 from data_pipelines.build_analysis import labels_of
-from data_pipelines.chat_shards import BuilderConfig, Chat, Place, build, in_parts, places
+from data_pipelines.chat_shards import Chat, Place, SpokenConfig, build, in_parts, places
 from data_pipelines.clips.clip import SAMPLE_RATE
 from data_pipelines.clips.split import draw, pick
 from data_pipelines.importing.import_report import Report
@@ -43,7 +43,7 @@ _PAUSE_S = (0.3, 0.8)
 
 
 @dataclass
-class MixtureConfig(BuilderConfig):
+class MixtureConfig(SpokenConfig):
     """Options of `qa-train data mixtures`."""
 
     # Indexed shards of records with text.
@@ -60,16 +60,8 @@ class MixtureConfig(BuilderConfig):
     snr_db: list[float] = field(default_factory=lambda: [0.0, 20.0])
     # Longest part of a mixture, in seconds.
     max_duration_s: float = 15.0
-    # Who speaks the commands, as in `qa-train data voice-chat`.
-    tts: str = "espeak"
-    voices: list[str] = field(default_factory=list)
-    tts_model: str = "tts-1"
-    key_env: str = ""
-    # train, or test: voices that train never uses.
-    split: str = "train"
     # Of the shards and keys.
     name: str = "mixtures"
-    samples_per_shard: int = 200
 
 
 def main(options: MixtureConfig) -> int:

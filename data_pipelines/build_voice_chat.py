@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from omegaconf import MISSING
 
-from data_pipelines.chat_shards import BuilderConfig, Chat, Place, build, in_parts, places
+from data_pipelines.chat_shards import Chat, Place, SpokenConfig, build, in_parts, places
 from data_pipelines.clips.split import draw
 from data_pipelines.importing.import_report import Report
 from data_pipelines.synthetic.acoustics import at_snr, coloured_noise, in_room, unclipped
@@ -35,20 +35,11 @@ Turns = list[tuple[str, str]]
 
 
 @dataclass
-class VoiceChatConfig(BuilderConfig):
+class VoiceChatConfig(SpokenConfig):
     """Options of `qa-train data voice-chat`."""
 
     # JSONL, several as [A,B]: messages, conversations (ShareGPT), instruction/input/output, or prompt/response.
     path: Any = MISSING
-    # espeak: built in, English (pip install espeakng-loader). 'command:PROGRAM --voice {voice} --out {out}': any
-    # program. http://HOST/v1/audio/speech: an OpenAI-compatible endpoint.
-    tts: str = "espeak"
-    # Names that the program or endpoint knows: voices=[A,B,...].
-    voices: list[str] = field(default_factory=list)
-    # Of the endpoint.
-    tts_model: str = "tts-1"
-    # The environment variable that holds its key.
-    key_env: str = ""
     # Share of the utterances that are put into a room (rt60 0.15 to 0.6 s).
     rooms: float = 0.3
     # Share of the utterances with noise, and the range of its signal-to-noise ratio in decibels.
@@ -61,15 +52,12 @@ class VoiceChatConfig(BuilderConfig):
     max_answer_words: int = 200
     # Further turns are dropped.
     max_turns: int = 3
-    # train, or test: voices that train never uses.
-    split: str = "train"
     # Written into the records.
     language: str = "en"
     license: str = ""
     # Of the shards and keys.
     name: str = "voice-chat"
     max_samples: int | None = None
-    samples_per_shard: int = 200
 
 
 def main(options: VoiceChatConfig) -> int:

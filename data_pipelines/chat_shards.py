@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,24 @@ class BuilderConfig(EngineOptions):
     workers: int = 2
     # Of the draws.
     seed: int = 0
+
+
+@dataclass
+class SpokenConfig(BuilderConfig):
+    """Options of a builder that speaks."""
+
+    # espeak: built in, English (pip install espeakng-loader). 'command:PROGRAM --voice {voice} --out {out}': any
+    # program. http://HOST/v1/audio/speech: an OpenAI-compatible endpoint.
+    tts: str = "espeak"
+    # Names that the program or endpoint knows: voices=[A,B,...].
+    voices: list[str] = field(default_factory=list)
+    # Of the endpoint.
+    tts_model: str = "tts-1"
+    # The environment variable that holds its key.
+    key_env: str = ""
+    # train, or test: voices that train never uses.
+    split: str = "train"
+    samples_per_shard: int = 200
 
 
 @dataclass(frozen=True)
