@@ -10,19 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
-from data_pipelines.chat_shards import Chat, ChatJob, Place, build, index_digest, places, shard_paths
+from data_pipelines.chat_shards import BuilderConfig, Chat, Place, build, places, shard_paths
 from data_pipelines.clips.split import draw, pick
 from data_pipelines.importing.import_report import Report
-from qa_train.data.stores.folders import open_folder
+from qa_train.data.shards.index import load_index
 from qa_train.data.text.prompts import PromptBank, Unqualified
 from qa_train.data.text.records import BadRecord
 from qa_train.data.text.sample import Message, TextPart
-from qa_train.jobs.executor import EngineOptions
 
 _YES_NO = (
     "Can you hear {}?",
@@ -35,13 +33,11 @@ _NO = ("No, I do not hear {}.", "No, there is no {}.", "No. There is no {} in th
 
 
 @dataclass
-class AnalysisConfig(EngineOptions):
+class AnalysisConfig(BuilderConfig):
     """Options of `qa-train data analysis`."""
 
     # Indexed shards (a pattern, or [A,B]) whose records hold transcripts, captions, labels, emotions ...
     shards: Any = MISSING
-    # The folder for the new shards.
-    out: str = MISSING
     # Only records with this value, e.g. where.split=train.
     where: dict[str, Any] = field(default_factory=dict)
     # Tasks of the prompt bank to ask; none: all that need no special tokens.
@@ -58,10 +54,6 @@ class AnalysisConfig(EngineOptions):
     name: str = "analysis"
     # For the report.
     license: str = ""
-    # Processes of engine=local; 0: this one.
-    workers: int = 2
-    # Of the draws.
-    seed: int = 0
 
 
 def main(options: AnalysisConfig) -> int:
@@ -75,33 +67,26 @@ def build_analysis(options: AnalysisConfig) -> Report:
     if options.turns < 1 or not 0 <= options.yes_no <= 1:
         raise ValueError("data analysis: turns must be at least 1, and yes_no between 0 and 1")
     report = Report("audio analysis", "train", options.license or "that of the recordings")
-    shards = options.shards if isinstance(options.shards, list) else [options.shards]
     bank = PromptBank.load(options.prompt_files, options.languages)
     tasks = options.tasks or sorted(bank.tasks)
     for name in tasks:
         bank.task(name)
-    found = {path: _places(path, options.where) for path in shard_paths(shards)}
+    found = {str(path): places(str(path), where=options.where) for path in shard_paths(options.shards)}
     labels = sorted({label for some in found.values() for place in some for label in labels_of(place.record)})
     settings = {
         "where": options.where, "tasks": tasks, "prompt_files": options.prompt_files, "languages": options.languages,
         "turns": options.turns, "yes_no": options.yes_no, "seed": options.seed, "name": options.name,
         "bank": [bank.digest(name) for name in tasks],
     }  # fmt: skip
-    jobs: list[ChatJob] = []
+    parts: list[tuple[tuple[Any, ...], int]] = []
     for path, some in found.items():
         able = {place.key: _able(bank, place, tasks, labels) for place in some}
         for key in (key for key, answers in able.items() if not answers):
             report.drop(key, "no task that the record can answer")
         keys = [key for key, answers in able.items() if answers]
         if keys:
-            arguments = (str(path), index_digest(path), keys, labels, settings)
-            target = open_folder(options.out) / f"{options.name}-{len(jobs):05d}.tar"
-            jobs.append(ChatJob(target, ask, arguments, len(keys)))
-    return build(options.name, jobs, report, options.engine_with(options.workers))
-
-
-def _places(path: Path, where: dict[str, Any]) -> list[Place]:
-    return places([str(path)], lambda record: all(record.get(name) == value for name, value in where.items()))
+            parts.append(((path, load_index(path).fingerprint, keys, labels, settings), len(keys)))
+    return build(options.name, options.out, ask, parts, report, options.engine_with(options.workers))
 
 
 def _able(bank: PromptBank, place: Place, tasks: list[str], labels: list[str]) -> bool:
@@ -115,11 +100,18 @@ def labels_of(record: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys([*single, *(record.get("labels") or []), *events]))
 
 
+def labels_not_heard(record: dict[str, Any], labels: list[str]) -> list[str]:
+    """Those of ``labels`` that a recording with labels of its own does not hold."""
+    # "dog" is no proof that there is no "dog bark".
+    words = {word for label in labels_of(record) for word in label.lower().split()}
+    return [label for label in labels if not words & set(label.lower().split())]
+
+
 def ask(shard: str, digest: str, keys: list[str], labels: list[str], settings: dict[str, Any]) -> Iterator[Chat]:
     """The chats about the recordings ``keys`` of one shard; ``digest`` pins its content in the recipe."""
     bank = PromptBank.load(settings["prompt_files"], settings["languages"])
     wanted = set(keys)
-    for place in _places(Path(shard), settings["where"]):
+    for place in places(shard, where=settings["where"]):
         if place.key in wanted:
             turns = _conversation(bank, place, labels, settings)
             messages, asked = _messages(turns)
@@ -167,10 +159,7 @@ def _text(message: Message) -> str | None:
 
 
 def _yes_no(place: Place, labels: list[str], seed: int) -> tuple[str, str, str] | None:
-    mine = labels_of(place.record)
-    # "dog" is no proof that there is no "dog bark".
-    words = {word for label in mine for word in label.lower().split()}
-    others = [label for label in labels if not words & set(label.lower().split())]
+    mine, others = labels_of(place.record), labels_not_heard(place.record, labels)
     if not mine or not others:
         return None
     present = draw(seed, place.key, "present") < 0.5

@@ -18,14 +18,12 @@ import numpy as np
 from omegaconf import MISSING
 
 from data_pipelines.build_analysis import labels_of
-from data_pipelines.chat_shards import Chat, ChatJob, Place, build, in_parts, places
+from data_pipelines.chat_shards import Chat, Place, SpokenConfig, build, in_parts, places
 from data_pipelines.clips.clip import SAMPLE_RATE
 from data_pipelines.clips.split import draw, pick
 from data_pipelines.importing.import_report import Report
 from data_pipelines.synthetic.acoustics import at_snr, level, unclipped
 from data_pipelines.synthetic.speakers import Speaker, SpeakerOptions, open_speaker
-from qa_train.data.stores.folders import open_folder
-from qa_train.jobs.executor import EngineOptions
 
 KINDS = ("over", "two", "command")
 _WORDS = ("What does the speaker say?", "What are the words in this recording?", "Please write down what is said.")
@@ -45,15 +43,13 @@ _PAUSE_S = (0.3, 0.8)
 
 
 @dataclass
-class MixtureConfig(EngineOptions):
+class MixtureConfig(SpokenConfig):
     """Options of `qa-train data mixtures`."""
 
     # Indexed shards of records with text.
     speech: Any = MISSING
     # Indexed shards of records with a label or caption and no text.
     sounds: Any = MISSING
-    # The folder for the new shards.
-    out: str = MISSING
     # Only records with this value, e.g. where.split=train.
     where: dict[str, Any] = field(default_factory=dict)
     # How many clips of each kind: speech over a sound, two speakers, a spoken command about a sound.
@@ -64,20 +60,8 @@ class MixtureConfig(EngineOptions):
     snr_db: list[float] = field(default_factory=lambda: [0.0, 20.0])
     # Longest part of a mixture, in seconds.
     max_duration_s: float = 15.0
-    # Who speaks the commands, as in `qa-train data voice-chat`.
-    tts: str = "espeak"
-    voices: list[str] = field(default_factory=list)
-    tts_model: str = "tts-1"
-    key_env: str = ""
-    # train, or test: voices that train never uses.
-    split: str = "train"
     # Of the shards and keys.
     name: str = "mixtures"
-    samples_per_shard: int = 200
-    # Processes of engine=local; 0: this one.
-    workers: int = 2
-    # Of the draws.
-    seed: int = 0
 
 
 def main(options: MixtureConfig) -> int:
@@ -109,11 +93,8 @@ def build_mixtures(options: MixtureConfig) -> Report:
     settings = {
         name: getattr(options, name) for name in ("tts", "voices", "tts_model", "key_env", "split", "seed", "name")
     }
-    jobs = [
-        ChatJob(open_folder(options.out) / f"{options.name}-{i:05d}.tar", mix, (part, settings), len(part))
-        for i, part in enumerate(in_parts(specs, options.samples_per_shard))
-    ]
-    return build(options.name, jobs, report, options.engine_with(options.workers))
+    parts = [((part, settings), len(part)) for part in in_parts(specs, options.samples_per_shard)]
+    return build(options.name, options.out, mix, parts, report, options.engine_with(options.workers))
 
 
 def name_of(record: dict[str, Any]) -> str:
@@ -122,11 +103,7 @@ def name_of(record: dict[str, Any]) -> str:
 
 
 def _found(paths: Any, options: MixtureConfig, keep: Any) -> list[Place]:
-    def wanted(record: dict[str, Any]) -> bool:
-        return keep(record) and all(record.get(name) == value for name, value in options.where.items())
-
-    found = places(paths if isinstance(paths, list) else [paths], wanted)
-    return [place for place in found if place.duration_s <= options.max_duration_s]
+    return [place for place in places(paths, keep, options.where) if place.duration_s <= options.max_duration_s]
 
 
 def _spec(kind: str, number: int, speech: list[Place], sounds: list[Place], options: MixtureConfig) -> dict[str, Any]:
@@ -156,10 +133,7 @@ def mix(specs: list[dict[str, Any]], settings: dict[str, Any]) -> Iterator[Chat]
     speaker: Speaker | None = None
     for spec in specs:
         if spec["kind"] == "command" and speaker is None:
-            options = SpeakerOptions(
-                settings["tts"], tuple(settings["voices"]), settings["tts_model"], settings["key_env"]
-            )
-            speaker = open_speaker(options)
+            speaker = open_speaker(SpeakerOptions.of(settings))
         found = [Place(**part) for part in spec["parts"]]
         wave, parts, question, answer = {"over": _over, "two": _two, "command": _command}[spec["kind"]](
             spec, found, settings, speaker

@@ -26,8 +26,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from data_pipelines.build_analysis import labels_of
-from data_pipelines.chat_shards import Chat, ChatJob, Place, build, index_digest, places, shard_paths
+from data_pipelines.build_analysis import labels_not_heard, labels_of
+from data_pipelines.chat_shards import BuilderConfig, Chat, Place, build, places, shard_paths
 from data_pipelines.clips.split import draw, pick
 from data_pipelines.importing.import_report import Report
 from data_pipelines.synthetic.preferences import (
@@ -40,8 +40,7 @@ from data_pipelines.synthetic.preferences import (
     without_words,
 )
 from qa_train.data.shards.index import load_index
-from qa_train.data.stores.folders import open_folder
-from qa_train.jobs.executor import EngineOptions
+from qa_train.data.stores.folders import open_folder, write_text
 
 # (family, question, chosen, rejected); an empty question: the clip alone.
 Made = tuple[str, str, str, str]
@@ -57,13 +56,11 @@ _NEAR = 8
 
 
 @dataclass
-class PreferencesConfig(EngineOptions):
+class PreferencesConfig(BuilderConfig):
     """Options of `qa-train data preferences`."""
 
     # Indexed shards (a pattern, or [A,B]) whose records hold transcripts, labels, events or spoken chats.
     shards: Any = MISSING
-    # The folder for the new shards.
-    out: str = MISSING
     # Only records with this value, e.g. where.split=train.
     where: dict[str, Any] = field(default_factory=dict)
     # Kinds of pairs, e.g. families=[wrong clip,speech denied]; by default all that a record can give.
@@ -76,10 +73,6 @@ class PreferencesConfig(EngineOptions):
     name: str = "preferences"
     # For the report.
     license: str = ""
-    # Processes of engine=local; 0: this one.
-    workers: int = 2
-    # Of the draws.
-    seed: int = 0
 
 
 def main(options: PreferencesConfig) -> int:
@@ -99,31 +92,26 @@ def build_preferences(options: PreferencesConfig) -> Report:
     if options.per_clip < 1:
         raise ValueError("data preferences: per_clip must be at least 1")
     report = Report("preference pairs by rule", "as the recordings", options.license or "that of the recordings")
-    shards = options.shards if isinstance(options.shards, list) else [options.shards]
-    found = {path: _places(path, options.where) for path in shard_paths(shards)}
+    found = {str(path): places(str(path), where=options.where) for path in shard_paths(options.shards)}
     labels = sorted({label for some in found.values() for place in some for label in labels_of(place.record)})
     names = ("where", "families", "per_clip", "voices", "name", "seed")
     settings = {name: getattr(options, name) for name in names}
     # Sounds and speech often lie in different shards: the sentence that was not said may come from any of them.
     said = {place.record["text"] for some in found.values() for place in some if place.record.get("text")}
     settings["said"] = sorted(said, key=lambda text: draw(options.seed, text, "said"))[:_SAID]
-    jobs: list[ChatJob] = []
+    parts: list[tuple[tuple[Any, ...], int]] = []
     for path, some in found.items():
         counts = [len(pairs_of(place, _texts(some), labels, settings)) for place in some]
         for place, count in zip(some, counts, strict=True):
             if not count:
                 report.drop(place.key, "no family that the record can give")
         if sum(counts):
-            target = open_folder(options.out) / f"{options.name}-{len(jobs):05d}.tar"
-            jobs.append(ChatJob(target, contrast, (str(path), index_digest(path), labels, settings), sum(counts)))
-    build(options.name, jobs, report, options.engine_with(options.workers))
-    lesson = json.dumps(lessons([job.path for job in jobs]), indent=2, ensure_ascii=False)
-    (open_folder(options.out) / f"{options.name}.lesson.json").write_text(lesson + "\n", encoding="utf-8")
+            parts.append(((path, load_index(path).fingerprint, labels, settings), sum(counts)))
+    build(options.name, options.out, contrast, parts, report, options.engine_with(options.workers))
+    out = open_folder(options.out)
+    lesson = lessons([out / f"{options.name}-{i:05d}.tar" for i in range(len(parts))])
+    write_text(out / f"{options.name}.lesson.json", json.dumps(lesson, indent=2, ensure_ascii=False) + "\n")
     return report
-
-
-def _places(path: Path, where: dict[str, Any]) -> list[Place]:
-    return places([str(path)], lambda record: all(record.get(name) == value for name, value in where.items()))
 
 
 def _texts(some: list[Place]) -> dict[str, list[str]]:
@@ -144,7 +132,7 @@ def _of_like_length(text: str, texts: list[str], *names: object) -> str | None:
 
 def contrast(shard: str, digest: str, labels: list[str], settings: dict[str, Any]) -> Iterator[Chat]:
     """The pairs from the recordings of one shard; ``digest`` pins its content in the recipe."""
-    some = _places(Path(shard), settings["where"])
+    some = places(shard, where=settings["where"])
     texts = _texts(some)
     for place in some:
         made = pairs_of(place, texts, labels, settings)
@@ -191,10 +179,7 @@ def _about_words(place: Place, texts: dict[str, list[str]], settings: dict[str, 
 
 def _about_sounds(place: Place, labels: list[str], settings: dict[str, Any]) -> Iterator[Made]:
     record, names = place.record, (settings["seed"], place.key)
-    mine = labels_of(record)
-    # "dog" is no proof that there is no "dog bark".
-    words = {word for label in mine for word in label.lower().split()}
-    others = [label for label in labels if not words & set(label.lower().split())]
+    mine, others = labels_of(record), labels_not_heard(record, labels)
     if mine and others:
         other = pick(others, *names, "other sound")
         if len(mine) == 1:

@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 from omegaconf import MISSING
 
-from data_pipelines.chat_shards import Chat, ChatJob, Place, build, in_parts, places
+from data_pipelines.chat_shards import Chat, Place, SpokenConfig, build, in_parts, places
 from data_pipelines.clips.split import draw
 from data_pipelines.importing.import_report import Report
 from data_pipelines.synthetic.acoustics import at_snr, coloured_noise, in_room, unclipped
 from data_pipelines.synthetic.speakable import one_line, unspeakable
 from data_pipelines.synthetic.speakers import Speaker, SpeakerOptions, open_speaker
-from qa_train.data.stores.folders import open_folder
 from qa_train.data.text.chat_rows import chat_record
 from qa_train.data.text.json_rows import read_rows
 from qa_train.data.text.records import BadRecord
@@ -36,22 +35,11 @@ Turns = list[tuple[str, str]]
 
 
 @dataclass
-class VoiceChatConfig(EngineOptions):
+class VoiceChatConfig(SpokenConfig):
     """Options of `qa-train data voice-chat`."""
 
     # JSONL, several as [A,B]: messages, conversations (ShareGPT), instruction/input/output, or prompt/response.
     path: Any = MISSING
-    # The folder for the shards, or s3://, gs://.
-    out: str = MISSING
-    # espeak: built in, English (pip install espeakng-loader). 'command:PROGRAM --voice {voice} --out {out}': any
-    # program. http://HOST/v1/audio/speech: an OpenAI-compatible endpoint.
-    tts: str = "espeak"
-    # Names that the program or endpoint knows: voices=[A,B,...].
-    voices: list[str] = field(default_factory=list)
-    # Of the endpoint.
-    tts_model: str = "tts-1"
-    # The environment variable that holds its key.
-    key_env: str = ""
     # Share of the utterances that are put into a room (rt60 0.15 to 0.6 s).
     rooms: float = 0.3
     # Share of the utterances with noise, and the range of its signal-to-noise ratio in decibels.
@@ -64,19 +52,12 @@ class VoiceChatConfig(EngineOptions):
     max_answer_words: int = 200
     # Further turns are dropped.
     max_turns: int = 3
-    # train, or test: voices that train never uses.
-    split: str = "train"
     # Written into the records.
     language: str = "en"
     license: str = ""
     # Of the shards and keys.
     name: str = "voice-chat"
     max_samples: int | None = None
-    samples_per_shard: int = 200
-    # Processes of engine=local; 0: this one.
-    workers: int = 2
-    # Of the draws.
-    seed: int = 0
 
 
 def main(options: VoiceChatConfig) -> int:
@@ -114,11 +95,8 @@ def build_voice_chat(options: VoiceChatConfig) -> Report:
     settings = {name: value for name, value in asdict(options).items() if name not in elsewhere}
     noises = [asdict(place) for place in places(options.noise, lambda record: "text" not in record)]
     prefix = f"{options.name}-{options.split}"
-    jobs = [
-        ChatJob(open_folder(options.out) / f"{prefix}-{i:05d}.tar", speak, (part, settings, noises), len(part))
-        for i, part in enumerate(in_parts(items, options.samples_per_shard))
-    ]
-    return build(prefix, jobs, report, options.engine_with(options.workers))
+    parts = [((part, settings, noises), len(part)) for part in in_parts(items, options.samples_per_shard)]
+    return build(prefix, options.out, speak, parts, report, options.engine_with(options.workers))
 
 
 def read_dialogues(path: Path) -> Iterator[tuple[str, Turns | str]]:
@@ -164,9 +142,7 @@ def _shortened(turns: Turns, max_turns: int) -> Turns:
 
 def speak(items: list[dict[str, Any]], settings: dict[str, Any], noises: list[dict[str, Any]]) -> Iterator[Chat]:
     """The chats of one shard; every user turn becomes a clip."""
-    speaker = open_speaker(
-        SpeakerOptions(settings["tts"], tuple(settings["voices"]), settings["tts_model"], settings["key_env"])
-    )
+    speaker = open_speaker(SpeakerOptions.of(settings))
     found = [Place(**noise) for noise in noises]
     for item in items:
         waves: list[np.ndarray] = []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import MISSING
 
 from data_pipelines.clips.clip import SAMPLE_RATE
 from data_pipelines.clips.make_shards import Job, make
@@ -16,7 +17,38 @@ from data_pipelines.importing.import_report import Report
 from qa_train.data.audio.waveform import read_clip
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.writer import ShardWriter
-from qa_train.jobs.executor import Engine
+from qa_train.data.stores.folders import open_folder
+from qa_train.jobs.executor import Engine, EngineOptions
+
+
+@dataclass
+class BuilderConfig(EngineOptions):
+    """Options of every builder."""
+
+    # The folder for the new shards, or s3://, gs://.
+    out: str = MISSING
+    # Processes of engine=local; 0: this one.
+    workers: int = 2
+    # Of the draws.
+    seed: int = 0
+
+
+@dataclass
+class SpokenConfig(BuilderConfig):
+    """Options of a builder that speaks."""
+
+    # espeak: built in, English (pip install espeakng-loader). 'command:PROGRAM --voice {voice} --out {out}': any
+    # program. http://HOST/v1/audio/speech: an OpenAI-compatible endpoint.
+    tts: str = "espeak"
+    # Names that the program or endpoint knows: voices=[A,B,...].
+    voices: list[str] = field(default_factory=list)
+    # Of the endpoint.
+    tts_model: str = "tts-1"
+    # The environment variable that holds its key.
+    key_env: str = ""
+    # train, or test: voices that train never uses.
+    split: str = "train"
+    samples_per_shard: int = 200
 
 
 @dataclass(frozen=True)
@@ -40,7 +72,7 @@ class ChatJob(Job):
                 writer.write(chat.key, chat.record, list(chat.waves), SAMPLE_RATE)
                 made += 1
         if not made:
-            raise ValueError(f"{self.path}: nothing could be made for it")
+            raise ValueError(f"{self.path}: it would be empty")
         return made
 
 
@@ -69,8 +101,12 @@ class Place:
         return origin | kept
 
 
-def places(paths: Iterable[str], keep: Callable[[dict[str, Any]], bool]) -> list[Place]:
-    """The clips of indexed shards (paths or globs) for whose record ``keep`` is true, in order.
+def places(
+    paths: str | Sequence[str],
+    keep: Callable[[dict[str, Any]], bool] = lambda record: True,
+    where: Mapping[str, Any] | None = None,
+) -> list[Place]:
+    """The clips of indexed shards, in order, for whose record ``keep`` is true and which has the values of ``where``.
 
     Records with several recordings are skipped.
 
@@ -81,17 +117,18 @@ def places(paths: Iterable[str], keep: Callable[[dict[str, Any]], bool]) -> list
     for path in shard_paths(paths):
         for row in load_index(str(path)).table.to_pylist():
             record = json.loads(row["meta"])
-            if len(row["offsets"]) == 1 and keep(record):
+            same = all(record.get(name) == value for name, value in (where or {}).items())
+            if len(row["offsets"]) == 1 and same and keep(record):
                 found.append(
                     Place(str(path), row["key"], row["offsets"][0], row["sizes"][0], row["duration_s"], record)
                 )
     return found
 
 
-def shard_paths(paths: Iterable[str]) -> list[Path]:
-    """The shards that paths and globs name; ValueError when one names none."""
+def shard_paths(paths: str | Sequence[str]) -> list[Path]:
+    """The shards that a path or glob names, or several; ValueError when one names none."""
     found: list[Path] = []
-    for pattern in paths:
+    for pattern in [paths] if isinstance(paths, str) else paths:
         path = Path(pattern).expanduser()
         some = sorted(path.parent.glob(path.name)) if any(c in path.name for c in "*?[") else [path]
         if not some or not all(each.is_file() for each in some):
@@ -100,25 +137,31 @@ def shard_paths(paths: Iterable[str]) -> list[Path]:
     return found
 
 
-def index_digest(path: Path) -> str:
-    """The content of a shard according to its index, as one text (part of the recipes of derived shards)."""
-    return load_index(str(path)).fingerprint
-
-
 def in_parts(items: Sequence[Any], size: int) -> list[list[Any]]:
     """The items in lists of at most ``size``."""
     return [list(items[i : i + size]) for i in range(0, len(items), size)]
 
 
-def build(name: str, jobs: Sequence[ChatJob], report: Report, engine: Engine) -> Report:
-    """Make the shards, and write ``OUT/NAME.report.json``; shards that are there already are not made again.
+def build(
+    name: str,
+    place: str,
+    maker: Callable[..., Any],
+    parts: Sequence[tuple[tuple[Any, ...], int]],
+    report: Report,
+    engine: Engine,
+) -> Report:
+    """Make the shards ``NAME-NNNNN.tar`` in the folder at ``place``, and its NAME.report.json.
+
+    parts: of each shard, the arguments of ``maker`` and the number of chats. Shards that were made from the same are
+    not made again.
 
     Raises:
         ValueError: nothing to make, shards of an earlier and larger build in the way, or a shard that failed.
     """
-    if not jobs:
+    if not parts:
         raise ValueError(f"nothing to make\n{report.text()}")
-    out = jobs[0].path.parent
+    out = open_folder(place)
+    jobs = [ChatJob(out / f"{name}-{i:05d}.tar", maker, arguments, size) for i, (arguments, size) in enumerate(parts)]
     out.mkdir(parents=True, exist_ok=True)
     ours = {job.path.name for job in jobs}
     left = sorted(path.name for path in out.glob(f"{name}-[0-9][0-9][0-9][0-9][0-9].tar") if path.name not in ours)
@@ -130,11 +173,8 @@ def build(name: str, jobs: Sequence[ChatJob], report: Report, engine: Engine) ->
     make(jobs, engine=engine, what=f"making {name}", unit="chats")
     for job in jobs:
         index = load_index(str(job.path))
-        report.shards += 1
-        report.made += len(index)
-        report.hours += sum(index.table["duration_s"].to_pylist()) / 3600
+        report.count_shard(index)
         for problem in index.problems:
             report.drop(problem.key, problem.reason, problem.detail)
-    text = json.dumps(asdict(report), indent=2, ensure_ascii=False, sort_keys=True)
-    (out / f"{name}.report.json").write_text(text + "\n", encoding="utf-8")
+    report.save(out / f"{name}.report.json")
     return report

@@ -15,9 +15,8 @@ The same command again makes only what is missing or was made from something els
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -191,9 +190,7 @@ def _import_split(corpus: Corpus, split: str, options: ImportConfig, block: Bloc
     linked = 0
     for path in (path for job in jobs for path in job.shards):
         index = load_index(str(path), options.storage)
-        report.shards += 1
-        report.made += len(index)
-        report.hours += sum(index.table["duration_s"].to_pylist()) / 3600
+        report.count_shard(index)
         linked += len(index) if index.origin else 0
     if options.audio == "in_place":
         report.notes.append(f"{linked} records are read where they are, {report.made - linked} were copied")
@@ -202,8 +199,7 @@ def _import_split(corpus: Corpus, split: str, options: ImportConfig, block: Bloc
     if options.purpose == "eval":
         lines = [f"# {corpus.title}, split {split}: evaluation material", *sorted(set(ids))]
         (out / f"{prefix}{blocklist.SUFFIX}").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    text = json.dumps(asdict(report), indent=2, ensure_ascii=False, sort_keys=True)
-    (out / f"{prefix}.report.json").write_text(text + "\n", encoding="utf-8")
+    report.save(out / f"{prefix}.report.json")
     return report
 
 
@@ -329,7 +325,7 @@ def _refuse_foreign(out: Path, prefix: str, *, overwrite: bool) -> None:
         ]
     if foreign and not overwrite:
         raise ValueError(
-            f"{foreign[0]} is there and was made by no import: choose another out= or name=, or replace such "
+            f"{foreign[0]} exists and was not made by an import: choose another out= or name=, or replace such "
             "files with overwrite=true"
         )
 
@@ -363,7 +359,7 @@ def _check_budgets(options: ImportConfig, report: Report) -> None:
     if report.missing > (allowed := _allowed(options.missing_budget, total)):
         raise ValueError(
             f"{report.missing} of {total} clips are not among the audio files, missing_budget="
-            f"{options.missing_budget:g} allows {allowed}: look whether path= holds all you have, or raise "
+            f"{options.missing_budget:g} allows {allowed}: check that path= holds all the audio you have, or raise "
             f"missing_budget\n{report.text()}"
         )
 

@@ -32,6 +32,7 @@ from typing import Any
 
 import soxr
 
+from data_pipelines.chat_shards import in_parts
 from data_pipelines.clips.clip import NO_SOUND, SAMPLE_RATE, Clip
 from data_pipelines.clips.make_shards import Job, make
 from data_pipelines.clips.read_shards import file_digest, read_shard
@@ -126,10 +127,6 @@ def join_recordings(shard: str, digest: str, num: int, held_out: list[str], seed
     return recombine.join(clips, num, seed=seed, forbidden=TextIndex(held_out))
 
 
-def _pieces(items: list[Any]) -> list[tuple[int, list[Any]]]:
-    return [(i, items[i : i + CLIPS_PER_SHARD]) for i in range(0, len(items), CLIPS_PER_SHARD)]
-
-
 def jobs(
     starter: Path, out: Path, *, num_sentences: int, num_domain: int, num_questions: int, num_notes: int, seed: int
 ) -> list[Job]:
@@ -161,13 +158,13 @@ def jobs(
         digests = [file_digest(Path(shard)) for shard in shards]
         found.append(Job(out / f"dpo-{split}.tar", preferences.pairs, (shards, digests, split, seed), 500))
     found += [
-        Job(out / f"{name}-train-{first // CLIPS_PER_SHARD:05d}.tar", maker, (part, "train", seed, first), len(part))
+        Job(out / f"{name}-train-{i:05d}.tar", maker, (part, "train", seed, i * CLIPS_PER_SHARD), len(part))
         for name, maker, items in (
             ("asr", speak_sentences, sentences),
             ("domain", speak_sentences, domain),
             ("chat", speak_questions, questions),
         )
-        for first, part in _pieces(items)
+        for i, part in enumerate(in_parts(items, CLIPS_PER_SHARD))
     ]
     train_notes = train_notes[:num_notes]
     found += [

@@ -38,7 +38,7 @@ COLOURS = 64
 def loss_curve(run: Path, out: Path) -> None:
     """The training loss of a run's metrics.jsonl as an SVG: every step, and the mean of those around it."""
     (found,) = find_runs([run])
-    steps, losses = found.curve("loss")
+    steps, losses = zip(*((row["step"], row["loss"]) for row in found.rows if "loss" in row), strict=True)
     window = max(1, len(steps) // 30)
     mean = np.convolve(losses, np.ones(window) / window, "valid")
     figure = Figure(figsize=(4.2, 2.5), layout="constrained")

@@ -18,12 +18,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import quickstart_time
@@ -36,6 +37,8 @@ from qa_train.utils.progress import duration
 
 # Two processes of one thread train faster than one of two: most operations of so small a model are too short to share.
 PROCESSES = min(2, len(os.sched_getaffinity(0)))
+# Between two reports while a part goes on.
+REPORT_S = 600.0
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 # Read by transformers, too: no bars for weights that are loaded and files that are written, here and in every process
 # that starts from here.
@@ -105,7 +108,8 @@ class Quickstart:
         print(f"\n[{name}]", flush=True)
         started = time.perf_counter()
         try:
-            work()
+            with self.reporting(started):
+                work()
         finally:
             took = time.perf_counter() - started
             self.seconds[name] = self.seconds.get(name, 0.0) + took
@@ -116,11 +120,28 @@ class Quickstart:
             print(f"[{name}] {duration(took)}; {self.clock.finish(name, took)}", flush=True)
         self.report()
 
-    def report(self) -> None:
-        """report.html as far as it is; that it cannot be written stops nothing."""
+    @contextmanager
+    def reporting(self, started: float) -> Iterator[None]:
+        """Write the report every ``REPORT_S`` meanwhile: curves grow, and a part may take hours."""
+        ended = Event()
+
+        def renew() -> None:
+            while not ended.wait(REPORT_S):
+                self.report(time.perf_counter() - started)
+
+        thread = Thread(target=renew, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def report(self, spent: float = 0.0) -> None:
+        """report.html as far as it is; that it cannot be written stops nothing. spent: seconds of a part under way."""
         missing = [part for part, output in self.outputs().items() if not output.exists()]
         waiting = [part for part in PARTS if part in missing]
-        left = self.clock.left() if self.clock is not None else None
+        left = max(0.0, self.clock.left() - spent) if self.clock is not None else None
         progress = {"done": len(PARTS) - len(waiting), "parts": len(PARTS), "left_s": left}
         try:
             write_results(self, progress | {"next": waiting[0] if waiting else None})
@@ -249,7 +270,7 @@ def preference_scores(root: Path, items: int | None) -> dict[str, Any]:
     """Accuracy on held-out pairs, at most ``items``: log-ratio of the last model to the one before DPO."""
     from qa_train.config import DataConfig, SourceConfig
     from qa_train.data.batches import open_data
-    from qa_train.eval.pair_accuracy import pair_accuracy
+    from qa_train.preferences.pair_accuracy import pair_accuracy
 
     reference, processor = loaded(str(root / "sft"))
     model, _ = loaded(str(root / "dpo"))
@@ -325,7 +346,7 @@ def main() -> None:
     quick = Quickstart(root, recipe)
     (quick.root / "eval").mkdir(exist_ok=True)
     print(f"everything goes to {quick.root}; stop and start as you like: the same command continues")
-    print(f"{quick.root / 'report.html'} shows how far it is, after each part")
+    print(f"{quick.root / 'report.html'} shows how far it is")
     if recipe.note:
         print(recipe.note)
     # However it ends, the processes of the pool end first.

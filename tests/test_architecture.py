@@ -60,7 +60,7 @@ MAY_IMPORT = {
         "eval.scores": "",
         "eval.benchmarks": "config data.audio data.text llm eval.scores",
         "eval": f"{_READS} data model model.stored infer report llm eval.scores eval.benchmarks",
-        "preferences": "config data.shards data.text infer llm eval eval.scores",
+        "preferences": "config data data.shards data.text infer llm eval eval.scores",
         "callbacks": f"{_READS} infer train train.job train.safety eval eval.scores",
         "commands": "config jobs data.shards data.stores data data.tools model planner infer report dashboard doctor "
         "eval preferences export callbacks train train.job train.safety",

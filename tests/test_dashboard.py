@@ -20,7 +20,7 @@ from qa_train.command_line.command_table import run as command
 from qa_train.dashboard import live as live_module
 from qa_train.dashboard.live import Live, server
 from qa_train.report import runs as runs_module
-from qa_train.report.curves import LAST_STEPS, MAX_POINTS, board_of, panels_of, values_of
+from qa_train.report.curves import LAST_STEPS, MAX_POINTS, board_of, panels_of
 from qa_train.report.runs import Run, Steps, differences, find_runs, read_metrics, read_run
 from qa_train.utils.loopback import listen
 from tests.report.parsed import Parsed
@@ -111,9 +111,10 @@ def test_the_page_holds_every_run_and_needs_nothing_else(runs: Path, capsys: pyt
 def test_curves_follow_from_the_metrics(runs: Path) -> None:
     found = {run.name: run for run in find_runs([runs])}
     dpo = found["dpo"]
-    assert values_of(dpo, "unused_percent")[0] == pytest.approx(10.0)
-    assert values_of(dpo, "data_wait_percent")[0] == pytest.approx(5.0)
-    assert values_of(dpo, "useful_gflops_per_s") == [pytest.approx(20.0)] * 40
+    curves = board_of([dpo])["runs"][0]["curves"]
+    assert curves["unused_percent"]["y"] == [pytest.approx(10.0)] * 40
+    assert curves["data_wait_percent"]["y"] == [pytest.approx(5.0)] * 40
+    assert curves["useful_gflops_per_s"]["y"] == [pytest.approx(20.0)] * 40
     keys = {panel.key for panel in panels_of([dpo])}
     assert {f"loss/source{i}" for i in range(SOURCES)} <= keys
     # Always zero, or in no row: not drawn.
@@ -444,9 +445,9 @@ def test_names_of_metrics_are_kept_once(runs: Path) -> None:
 def test_what_drawing_takes_counts_as_time_too(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
 
-    def slow(shown: list[Run]) -> dict[str, Any]:
+    def slow(shown: list[Run], kept: dict[str, int]) -> dict[str, Any]:
         clock[0] += 3.0
-        return made(shown)
+        return made(shown, kept)
 
     made = live_module.board
     monkeypatch.setattr(live_module, "board", slow)

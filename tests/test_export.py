@@ -140,7 +140,7 @@ def test_adapters_alone_are_refused_where_no_other_tool_could_use_them(checkpoin
         name="t", encoder=EncoderConfig(config=AUDIO), llm=LanguageModelConfig(config=TEXT), tokenizer="builtin:nano",
         freeze=["encoder", "projector"], lora=LORA,
     )  # fmt: skip
-    with pytest.raises(ValueError, match="put together when it is opened"):
+    with pytest.raises(ValueError, match="assembled when it is loaded"):
         export(adapters_on(made, tmp_path / "run"), tmp_path / "out", merge=False)
 
 
@@ -196,7 +196,7 @@ def test_a_hub_that_refuses_leaves_the_export(
     monkeypatch.setattr(HfApi, "create_repo", no_connection)
     assert status(["export", f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}", "push=owner/name"])
     said = capsys.readouterr().err
-    assert "is whole, but the hub did not take it" in said
+    assert "is complete, but the hub refused it" in said
     assert "hf upload owner/name" in said
     assert (tmp_path / "out" / "model.safetensors").exists()
 
@@ -243,7 +243,7 @@ def test_an_export_that_answers_otherwise_is_refused(
         save(model, folder)
 
     monkeypatch.setattr(UnpaddedQwen2AudioForConditionalGeneration, "save_pretrained", spoil)
-    with pytest.raises(RuntimeError, match="gives other logits"):
+    with pytest.raises(RuntimeError, match="computes different logits"):
         export(checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

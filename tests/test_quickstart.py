@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -157,7 +158,7 @@ def test_the_bound_of_a_recipe_holds_for_held_out_pairs(
 
     processor = SimpleNamespace(tokenizer=load_tokenizer("builtin:nano"))
     monkeypatch.setattr(quickstart, "loaded", lambda checkpoint: (None, processor))
-    monkeypatch.setattr("qa_train.eval.pair_accuracy.pair_accuracy", count)
+    monkeypatch.setattr("qa_train.preferences.pair_accuracy.pair_accuracy", count)
     quickstart.preference_scores(tmp_path, items)
     whole = load_index(str(tmp_path / "data" / "dpo-test.tar")).table.num_rows
     assert asked == [items or whole]
@@ -269,6 +270,32 @@ def test_the_report_grows_with_the_parts(tmp_path: Path) -> None:
     page.write_text("mine")
     quick.report()
     assert page.read_text() == "mine"
+    quick.close()
+
+
+def test_the_report_follows_a_long_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quickstart, "REPORT_S", 0.05)
+    quick = quickstart.Quickstart(tmp_path / "run", RECIPES["full"])
+    quick.clock = Clock(dict.fromkeys(PARTS, 100.0), set())
+    page, output = quick.root / "report.html", quick.outputs()["pretrain"]
+
+    def text_of(path: Path) -> str:
+        return path.read_text() if path.is_file() else ""
+
+    def train() -> None:
+        output.parent.mkdir()
+        rows = (json.dumps({"step": i, "loss": 3.0 - i}) + "\n" for i in range(3))
+        (output.parent / "metrics.jsonl").write_text("".join(rows))
+        until = time.monotonic() + 60
+        # The curves so far; and what this part has taken is no longer left.
+        while not ('"name":"pretrain"' in (shown := text_of(page)) and "about 18 min 20 s left" not in shown):
+            assert time.monotonic() < until, "no report while the part goes on"
+            time.sleep(0.05)
+        assert "0 of 11 parts done, about 18 min" in shown or "0 of 11 parts done, about 17 min" in shown
+        output.touch()
+
+    quick.part("pretrain", train)
+    assert "1 of 11 parts done" in page.read_text()
     quick.close()
 
 

@@ -61,6 +61,13 @@ class Drop:
     filter: bool = False
 
 
+def obtained(
+    tree: Tree, name: str, file: str | None, record: dict[str, Any], ids: tuple[str, ...], detail: str
+) -> Item | Drop:
+    """The item of a clip of a list that is published without its audio; a drop where there is no ``file`` of it."""
+    return Drop(name, NOT_OBTAINED, detail) if file is None else Item(name, (tree.recording(file),), record, ids)
+
+
 Found = Iterator[Item | Drop]
 
 

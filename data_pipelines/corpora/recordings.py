@@ -186,7 +186,8 @@ def _elsewhere(path: Path) -> str:
     if path.parent.is_dir():
         return ""
     return (
-        " (of another machine? prefix=[OLD,NEW] changes the beginning of paths in lists, by_name=true looks for names)"
+        " (a path of another machine? prefix=[OLD,NEW] changes the beginning of paths in lists, by_name=true looks for "
+        "names)"
     )
 
 

@@ -199,7 +199,7 @@ class Tree:
             try:
                 for row in rows:
                     if None in row:
-                        raise ValueError(f"{name}, line {rows.line_num}: more cells than the header names")
+                        raise ValueError(f"{name}, line {rows.line_num}: more cells than the header has")
                     yield {key: value or "" for key, value in row.items()}
             except (UnicodeDecodeError, csv.Error) as error:
                 raise ValueError(f"{name}, after line {rows.line_num}: {error}") from error

@@ -124,14 +124,14 @@ def check_purpose(corpus: Corpus, split: str, purpose: str, allow: Iterable[str]
         reason = EVALUATION_ONLY[corpus.name]
         raise ValueError(
             f"{corpus.title} is an evaluation set ({reason}): add purpose=eval to import it for evaluation; "
-            f"allow=[{corpus.name}] trains on it all the same"
+            f"allow=[{corpus.name}] trains on it anyway"
         )
     if role != TRAIN:
         used = f"; AIR-Bench uses the corpus for: {AIR_BENCH[corpus.name]}" if corpus.name in AIR_BENCH else ""
         raise ValueError(
             f"{corpus.title}, split {split}, is evaluation material ({role}){used}: add purpose=eval to import it for "
             f"evaluation; the splits for training are {', '.join(corpus.train_splits) or 'none'}. "
-            f"allow=[{corpus.name}] trains on it all the same"
+            f"allow=[{corpus.name}] trains on it anyway"
         )
 
 

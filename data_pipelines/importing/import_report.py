@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import PurePath
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from data_pipelines.corpora.base import NOT_OBTAINED, Drop, Item, Request
+from qa_train.data.shards.sidecar import ShardIndex
+from qa_train.data.stores.folders import write_text
 
 if TYPE_CHECKING:
     from data_pipelines.corpora.tree import Tree
@@ -77,6 +80,16 @@ class Report:
         self.drop(drop.name, drop.reason, drop.detail)
         self.missing += drop.reason == NOT_OBTAINED
         self.bad += not drop.filter and drop.reason != NOT_OBTAINED
+
+    def count_shard(self, index: ShardIndex) -> None:
+        """Count the records of a shard that was made."""
+        self.shards += 1
+        self.made += len(index)
+        self.hours += sum(index.table["duration_s"].to_pylist()) / 3600
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        write_text(path, json.dumps(asdict(self), indent=2, ensure_ascii=False, sort_keys=True) + "\n")
 
     def text(self) -> str:
         """The report for a person."""

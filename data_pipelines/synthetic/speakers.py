@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,11 @@ class SpeakerOptions:
     key_env: str = ""
     timeout_s: float = 120.0
     retries: int = 3
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> SpeakerOptions:
+        """From the settings of a builder."""
+        return cls(settings["tts"], tuple(settings["voices"]), settings["tts_model"], settings["key_env"])
 
 
 def open_speaker(options: SpeakerOptions) -> Speaker:

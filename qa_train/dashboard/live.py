@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from qa_train.dashboard.overview import board, page
 from qa_train.dashboard.samples import Clips, is_ogg
+from qa_train.report.curves import curves_of
 from qa_train.report.document import json_block
 from qa_train.report.runs import Run, Steps, find_runs, read_run
 from qa_train.utils.loopback import is_trusted
@@ -28,6 +29,9 @@ from qa_train.utils.loopback import is_trusted
 HOST = "127.0.0.1"
 # Seconds between two questions of a page for new values, at least; an answer may take a tenth of the time.
 POLL_S, _SHARE = 5.0, 10
+# How many versions are remembered: pages that ask in turn are at different ones.
+_VERSIONS = 16
+# The first one grows; the others are written when a run starts and ends.
 _FILES = ("metrics.jsonl", "config.yaml", "environment.json", "finished.json")
 _RANGE = re.compile(r"bytes=([0-9]{1,12})-([0-9]{0,12})")
 _HEADERS = {
@@ -43,7 +47,9 @@ class Live:
 
     def __init__(self, folders: Sequence[Path], title: str) -> None:
         self._folders, self._title = list(folders), title
-        self._known: dict[Path, tuple[str, Run, Steps]] = {}
+        self._known: dict[Path, tuple[list[str], Run, Steps]] = {}
+        # Version -> what it was of each run, for the newest versions: pages are sent what they lack.
+        self._sent: dict[str, dict[str, tuple[object, int]]] = {}
         self._lock = Lock()
         self.clips = Clips(None, 0.0)
 
@@ -52,14 +58,17 @@ class Live:
         with self._lock:
             started = time.monotonic()
             runs, version = self._runs()
-            return page(runs, self._title, self.clips, _shown(runs, version, started)).encode()
+            return page(runs, self._title, self.clips, self._shown(runs, version, started)).encode()
 
     def data(self, since: str) -> bytes | None:
-        """What the page's scripts show, as JSON; None if that is still the version ``since``."""
+        """What the page's scripts show, as JSON; None if that is still the version ``since``.
+
+        Of a run that a page of that version has in part, the points that were final then are left out.
+        """
         with self._lock:
             started = time.monotonic()
             runs, version = self._runs()
-            return None if version == since else json_block(_shown(runs, version, started)).encode()
+            return None if version == since else json_block(self._shown(runs, version, started, since)).encode()
 
     def _runs(self) -> tuple[list[Run], str]:
         """The runs, and the version that they are."""
@@ -70,18 +79,22 @@ class Live:
         return runs, hashlib.sha256(marks.encode("utf-8", "replace")).hexdigest()[:16]
 
     def _read(self, folder: Path, name: str) -> Run:
-        mark = " ".join(_mark(folder / file) for file in _FILES)
-        known, run, steps = self._known.get(folder) or ("", None, Steps(folder / "metrics.jsonl"))
-        if run is None or known != mark:
+        marks = [_mark(folder / file) for file in _FILES]
+        known, run, steps = self._known.get(folder) or ([], None, Steps(folder / "metrics.jsonl"))
+        if run is None or known[1:] != marks[1:]:
             run = read_run(folder, name, steps)
-            self._known[folder] = (mark, run, steps)
+        elif known != marks:
+            run = run.grown()
+        self._known[folder] = (marks, run, steps)
         return run
 
-
-def _shown(runs: Sequence[Run], version: str, started: float) -> dict[str, Any]:
-    """What the page's scripts show, and when they may ask again: making it took from ``started`` until now."""
-    found = board(runs)
-    return found | {"version": version, "poll_s": max(POLL_S, _SHARE * (time.monotonic() - started))}
+    def _shown(self, runs: Sequence[Run], version: str, started: float, since: str = "") -> dict[str, Any]:
+        """What the page's scripts show, and when they may ask again: making it took from ``started`` until now."""
+        places, had = {run.name: curves_of(run).place for run in runs}, self._sent.get(since, {})
+        kept = {name: had[name][1] for name, place in places.items() if name in had and had[name][0] == place[0]}
+        found = board(runs, kept)
+        self._sent = dict([*self._sent.items(), (version, places)][-_VERSIONS:])
+        return found | {"version": version, "poll_s": max(POLL_S, _SHARE * (time.monotonic() - started))}
 
 
 def _mark(path: Path) -> str:

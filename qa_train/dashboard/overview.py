@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from statistics import median
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qa_train.config import STAGES
 from qa_train.dashboard.samples import Clips, answered
-from qa_train.report.curves import LAST_STEPS, board_of, last_loss, last_scores, once
+from qa_train.report.curves import LAST_STEPS, board_of, curves_of, last_loss
 from qa_train.report.document import CURVES, render
 from qa_train.report.runs import Run
 
@@ -29,9 +28,12 @@ def page(runs: Sequence[Run], title: str, clips: Clips, shown: dict[str, Any] | 
     )
 
 
-def board(runs: Sequence[Run]) -> dict[str, Any]:
-    """What the page's scripts show, for JSON: the curves, and a row of the table for each run."""
-    found = board_of(runs)
+def board(runs: Sequence[Run], kept: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """What the page's scripts show, for JSON: the curves, and a row of the table for each run.
+
+    kept: of a page that is open: run -> how many of its first points it has.
+    """
+    found = board_of(runs, kept)
     for entry, run in zip(found["runs"], runs, strict=True):
         entry |= _row(run)
     return found | {
@@ -42,10 +44,8 @@ def board(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-@once
 def _row(run: Run) -> dict[str, Any]:
-    planned, skipped = run.setting("trainer.max_steps"), run.curve("skipped_samples")[1]
-    stages = list(STAGES)
+    planned, points, stages = run.setting("trainer.max_steps"), curves_of(run).points, list(STAGES)
     commit = str(run.starts[-1].get("git_commit") or "")[:8] if run.starts else ""
     starts = f"{len(run.starts)} starts" if len(run.starts) > 1 else ""
     about = (str(run.setting("model.name", "")), f"commit {commit}" if commit else "", starts)
@@ -57,18 +57,11 @@ def _row(run: Run) -> dict[str, Any]:
         "finished": run.finished,
         "changed": run.changed,
         "loss": last_loss(run),
-        "last": last_scores(run),
-        # The median: one slow step (a save, a start) does not move it.
-        "tokens_per_s": _median(run, "tokens_per_s"),
-        "audio_s_per_s": _median(run, "audio_s_per_s"),
-        "time": sum(run.curve("seconds")[1]),
-        "skipped": skipped[-1] if skipped else None,
-        # An evaluation before the first step has a separate row.
-        "trained": sum(row["step"] > 0 for row in run.rows),
-        "audio_s": sum(run.curve("audio_s")[1]),
+        "last": points.scores,
+        "tokens_per_s": points.median("tokens_per_s"),
+        "audio_s_per_s": points.median("audio_s_per_s"),
+        "time": points.sums["seconds"],
+        "skipped": points.last.get("skipped_samples"),
+        "trained": points.trained,
+        "audio_s": points.sums["audio_s"],
     }
-
-
-def _median(run: Run, key: str) -> float | None:
-    values = run.curve(key)[1]
-    return median(values) if values else None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from qa_train.report.player import ogg_uri
+from qa_train.report.document import ogg_uri
 from qa_train.report.runs import Run
 
 _STEP = re.compile(r"step-(\d+)")

@@ -18,8 +18,13 @@ from qa_train.eval.answers import file_digest
 from qa_train.eval.benchmarks.airbench import task_statistics
 from qa_train.eval.benchmarks.judged import JUDGE_FACTS, judged_statistics
 from qa_train.eval.benchmarks.table import JUDGED
-from qa_train.eval.scores.json_lines import read_json_lines, read_predictions, to_prediction
-from qa_train.eval.scores.prediction import NoReferenceWords, Prediction
+from qa_train.eval.scores.prediction import (
+    NoReferenceWords,
+    Prediction,
+    read_json_lines,
+    read_predictions,
+    to_prediction,
+)
 from qa_train.eval.scores.task_metrics import RESAMPLES, SHARES, is_metric, item_statistics, lower_is_better
 from qa_train.eval.scoring import ASKED, refuse_changed
 
@@ -57,7 +62,7 @@ def compare_predictions(
 def _same_items(first: Sequence[Prediction], second: Sequence[Prediction]) -> None:
     if [p.references for p in first] != [p.references for p in second]:
         raise ValueError(
-            f"the two sets do not hold the same items ({len(first)} and {len(second)}): compare like with like"
+            f"the two sets do not hold the same items ({len(first)} and {len(second)}): evaluate both on the same data"
         )
 
 
@@ -150,7 +155,9 @@ def compare_folders(first: Path | str, second: Path | str) -> dict[str, dict[str
         metrics = [_metric(side[name], answers) for side, answers in zip(files, rows, strict=True)]
         metric = metrics[0]
         if metrics[1] != metric:
-            raise ValueError(f"{name}: {first} is scored by {metric} and {second} by {metrics[1]}: score both alike")
+            raise ValueError(
+                f"{name}: {first} is scored by {metric} and {second} by {metrics[1]}: score both with the same metric"
+            )
         if metric in JUDGED:
             results[name] = _compare_judged(name, metric, [side[name].parent for side in files], rows) | asked_otherwise
             continue

@@ -13,7 +13,7 @@ from typing import Any
 from qa_train.data.text.json_rows import objects
 from qa_train.eval.benchmarks.table import Benchmark
 from qa_train.eval.questions import Question, part_text, read_questions
-from qa_train.eval.scores.json_lines import read_predictions
+from qa_train.eval.scores.prediction import read_predictions
 from qa_train.utils.atomic import write_text
 
 

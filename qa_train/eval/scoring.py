@@ -18,9 +18,8 @@ from qa_train.eval.benchmarks.judged import Judgement, judged_breakdown, judged_
 from qa_train.eval.benchmarks.table import JUDGED, UNSCORED, Benchmark, from_dict
 from qa_train.eval.scores import voicebench
 from qa_train.eval.scores.ifeval import PARTS, ifeval_parts
-from qa_train.eval.scores.json_lines import read_predictions, to_prediction
 from qa_train.eval.scores.labels import LETTERS, gold_option, tokens_match
-from qa_train.eval.scores.prediction import NoReferenceWords, Prediction
+from qa_train.eval.scores.prediction import NoReferenceWords, Prediction, read_predictions, to_prediction
 from qa_train.eval.scores.task_metrics import STATISTICS, interval, item_statistics, lower_is_better, rows_of_all, score
 from qa_train.llm.judge import Judge
 from qa_train.utils import plugins
@@ -95,7 +94,7 @@ def refuse_changed(predictions: Path) -> str:
     recorded = json.loads(run.read_text(encoding="utf-8")).get("predictions_sha256") if run.is_file() else None
     if recorded not in (None, found):
         raise ValueError(
-            f"{predictions} is not what the model answered: it was changed since. Run the prediction step again "
+            f"{predictions} was changed after the model wrote it. Run the prediction step again "
             "(answers that are in the journal are kept)"
         )
     return found
@@ -219,7 +218,7 @@ def _by_metric(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _beside(metric: str, predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Another metric of the same answers; one that cannot be had does not take the benchmark's own with it."""
+    """Another metric of the same answers; where it fails, the benchmark's own score stays."""
     try:
         return score(metric, predictions).as_dict()
     except ValueError as error:

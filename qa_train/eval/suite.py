@@ -19,7 +19,7 @@ from qa_train.eval.own_file import Asked, read_own_file, write_own_answers
 from qa_train.eval.predict import predict
 from qa_train.eval.ranks import ranks_from_environment
 from qa_train.eval.scores import voicebench
-from qa_train.eval.scores.json_lines import read_predictions
+from qa_train.eval.scores.prediction import read_predictions
 from qa_train.eval.scoring import score_folder
 from qa_train.llm.client import CallFailed, Endpoint
 from qa_train.llm.judge import Judge
@@ -53,7 +53,7 @@ def evaluate(options: EvalConfig) -> int:
     foreign = [name for name in REPORTS if (out / name).exists()] if not any(out.glob("*/run.json")) else []
     if foreign and not options.overwrite:
         raise ValueError(
-            f"{out / foreign[0]} is there and belongs to no evaluation: choose another out=, or say overwrite=true"
+            f"{out / foreign[0]} exists and belongs to no evaluation: choose another out=, or set overwrite=true"
         )
     if options.step in ("all", "predict"):
         main = predict_benchmarks(options, out)
@@ -134,7 +134,7 @@ def predict_benchmarks(options: EvalConfig, out: Path) -> bool:
         raise ValueError(f"{options.endpoint}: {error}; the same command again continues from here") from error
     finally:
         if ranks.rank == 0 and not all((out / one.benchmark.name / "scores.json").is_file() for one in asked):
-            # Reports of answers that are there no more.
+            # Reports of answers that no longer exist.
             for report in REPORTS:
                 (out / report).unlink(missing_ok=True)
     if options.data is not None and ranks.rank == 0:

@@ -46,7 +46,7 @@ def push(folder: Path, name: str, *, private: bool, dry_run: bool) -> str:
     except _REFUSALS as error:
         told = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"{folder} is whole, but the hub did not take it ({told}): run `hf auth login` with a token that may "
-            f"write, then `hf upload {name} {folder}`"
+            f"{folder} is complete, but the hub refused it ({told}): run `hf auth login` with a write "
+            f"token, then `hf upload {name} {folder}`"
         ) from error
     return f"uploaded to {name}"

@@ -127,11 +127,11 @@ def base_of(checkpoint: str | Path) -> str | None:
 
 def _check_base(folder: str | Path, base: str | None) -> None:
     if not has_adapters(folder):
-        raise ValueError(f"{folder} holds a whole model and no adapters: leave merge=false out")
+        raise ValueError(f"{folder} holds a whole model and no adapters: drop merge=false")
     if base is None:
         raise ValueError(
-            f"the adapters in {folder} were trained on a model that is put together when it is opened, or on adapters, "
-            "and no other tool does that: leave merge=false out, or export the base first and train on the export"
+            f"the adapters in {folder} were trained on a model assembled when it is loaded, or on other adapters, "
+            "which no other tool can do: drop merge=false, or export the base first and train on the export"
         )
 
 
@@ -143,9 +143,7 @@ def _compare(folder: Path, probes: list[BatchFeature], expected: list[torch.Tens
     for seconds, probe, wanted in zip(_PROBE_S, probes, expected, strict=True):
         inputs = _probe(stock, seconds)
         if not torch.equal(inputs["input_ids"], probe["input_ids"]):
-            raise RuntimeError(
-                f"the processor in {folder} makes other tokens of the probe than the one of the checkpoint"
-            )
+            raise RuntimeError(f"the processor in {folder} tokenizes the probe differently from the checkpoint's")
         with torch.no_grad():
             logits = model(**inputs.to(dtype=model.dtype)).logits.float()
         differences.append(float((logits - wanted).abs().max() / wanted.abs().max()))
@@ -154,8 +152,8 @@ def _compare(folder: Path, probes: list[BatchFeature], expected: list[torch.Tens
     limit = 1e-4 if model.dtype == torch.float32 else 3e-2
     if not difference <= limit:
         raise RuntimeError(
-            f"stock transformers gives other logits from {folder}: they differ by {difference:.2e} of the largest one, "
-            f"allowed is {limit:.0e}; the export was left there for inspection"
+            f"stock transformers computes different logits from {folder}: they differ by {difference:.2e} of the "
+            f"largest one, allowed is {limit:.0e}; the export was left there for inspection"
         )
     return difference
 

@@ -80,7 +80,7 @@ def read_recording(path: Path | str) -> np.ndarray:
     try:
         audio_tokens(len(wave))
     except BadAudio as error:
-        raise ValueError(f"{path} is too short to hear ({len(wave) / SAMPLE_RATE:.3f} s): {error}") from error
+        raise ValueError(f"{path} is too short ({len(wave) / SAMPLE_RATE:.3f} s): {error}") from error
     return wave
 
 

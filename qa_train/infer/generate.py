@@ -43,7 +43,7 @@ class Item:
     def __post_init__(self) -> None:
         if len(self.waves) != self.sample.num_clips:
             raise ValueError(
-                f"sample {self.sample.key!r} speaks of {self.sample.num_clips} clips, "
+                f"sample {self.sample.key!r} has {self.sample.num_clips} clips, but "
                 f"{len(self.waves)} waveforms were given: pass one per clip, in order"
             )
 

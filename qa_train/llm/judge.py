@@ -87,7 +87,7 @@ class Judge:
         """
         if max_cost is not None and not (price_in or price_out):
             raise ValueError(
-                f"judge.max_cost={max_cost:g} bounds nothing without prices: give judge.price_in= and judge.price_out= "
+                f"judge.max_cost={max_cost:g} needs prices: give judge.price_in= and judge.price_out= "
                 "(per million tokens)"
             )
         if endpoint is not None and endpoint.model != model:

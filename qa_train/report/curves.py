@@ -1,127 +1,45 @@
 """What the pages draw of runs: the panels of each stage, and every run's curves as plain values.
 
-The scripts in ``templates`` draw them: one colour for a run wherever it appears, one panel for a metric.
+The scripts in ``templates`` draw them: one colour for a run wherever it appears, one panel for a metric. A point is
+made once, when a later step follows it: what a page of growing runs costs is what they have grown by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import wraps
-from typing import Any, TypeVar
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from itertools import count, islice
+from statistics import median
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from qa_train.config import STAGES
-from qa_train.report.runs import Run, differences, is_number
+from qa_train.report.panels import DERIVED, GROUPS, PANELS, SETTINGS, Panel, Row, is_score, panel_of
+from qa_train.report.runs import Run, Steps, differences, is_number
 
 # Points of a curve: a longer run is averaged over neighbouring steps, and says so.
 MAX_POINTS = 1000
 # Steps of the mean that stands for a run's loss in tables.
 LAST_STEPS = 20
-LEARNING, OPTIMIZER, SPEED, MEMORY = "loss and held-out scores", "optimizer", "speed", "memory and skipped data"
+# What the axes but the first are sums of.
+_AXES = {"tokens": "tokens", "audio": "audio_s", "time": "seconds"}
+_MEDIANS = ("tokens_per_s", "audio_s_per_s")
+_GENERATIONS = count(1)
+_KNOWN: WeakKeyDictionary[Steps, Curves] = WeakKeyDictionary()
 
-Row = Mapping[str, Any]
-T = TypeVar("T")
 
+def board_of(runs: Sequence[Run], kept: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """All that the scripts draw, for JSON: ``runs`` with curves, ``stages`` with panels, ``scores`` with titles.
 
-@dataclass(frozen=True)
-class Panel:
-    """One chart: a metric, and the group of charts in which it stands.
-
-    steady: the value of a step counts by itself; others jump from step to step and are averaged.
+    kept: run -> how many of its first points the page has; they are not sent again.
     """
-
-    key: str
-    title: str
-    group: str
-    steady: bool = False
-
-
-PANELS = (
-    Panel("loss", "training loss", LEARNING),
-    Panel("rewards/accuracies", "pairs ranked right, share", LEARNING),
-    Panel("rewards/margins", "reward margin, chosen over rejected", LEARNING),
-    Panel("rewards/chosen", "reward of chosen answers", LEARNING),
-    Panel("rewards/rejected", "reward of rejected answers", LEARNING),
-    Panel("kl/chosen", "log-ratio to the reference, chosen", LEARNING),
-    Panel("kl/rejected", "log-ratio to the reference, rejected", LEARNING),
-    Panel("learning_rate", "learning rate", OPTIMIZER, steady=True),
-    Panel("grad_norm", "gradient norm", OPTIMIZER),
-    Panel("tokens_per_s", "tokens per second", SPEED),
-    Panel("audio_s_per_s", "hours of audio per hour", SPEED),
-    Panel("samples_per_s", "samples per second", SPEED),
-    Panel("useful_gflops_per_s", "useful GFLOP per second", SPEED),
-    Panel("useful_mfu", "useful operations, share of the card's peak", SPEED),
-    Panel("seconds", "seconds per step", SPEED),
-    Panel("unused_percent", "token budget left empty, %", SPEED),
-    Panel("data_wait_percent", "waiting for data, % of the step", SPEED),
-    Panel("checkpoint_s", "checkpoint stall, seconds", SPEED, steady=True),
-    Panel("eval_s", "seconds of evaluation", SPEED, steady=True),
-    Panel("peak_memory_gb", "peak memory, GB", MEMORY, steady=True),
-    Panel("peak_reserved_gb", "peak memory reserved by torch, GB", MEMORY, steady=True),
-    Panel("skipped_samples", "skipped samples, since the last start", MEMORY, steady=True),
-    Panel("skipped_steps", "skipped steps, so far", MEMORY, steady=True),
-)
-# prefix -> (group, beginning of a title, whether steady): one panel for every name that a run logs under it.
-FAMILIES = {
-    "loss/": ("loss by source", "loss", False),
-    "tokens/": ("supervised tokens of a step, by source", "supervised tokens", False),
-    "epoch/": ("passes through each source", "passes", True),
-    "rewards/accuracies/": ("pairs ranked right, by source", "pairs ranked right", False),
-    "rewards/margins/": ("reward margin, by source", "reward margin", False),
-    "learning_rate/": ("learning rate by part", "learning rate", True),
-    "grad_norm/": ("gradient norm by part", "gradient norm", False),
-    "skipped/": ("skipped samples by reason, since the last start", "skipped", True),
-}
-_GROUPS = (LEARNING, OPTIMIZER, SPEED, MEMORY, *(group for group, _, _ in FAMILIES.values()))
-
-
-def _share(part: str, whole: str) -> Callable[[Run, Row], float | None]:
-    def percent(run: Run, row: Row) -> float | None:
-        known = is_number(row.get(part)) and is_number(row.get(whole)) and row[whole] > 0
-        return 100.0 * row[part] / row[whole] if known else None
-
-    return percent
-
-
-def _unused(run: Run, row: Row) -> float | None:
-    """Percent of the token budget that a step's batches leave empty."""
-    per_batch, batches = (run.setting(key) for key in ("data.tokens_per_batch", "trainer.batches_per_step"))
-    known = is_number(per_batch) and is_number(batches) and is_number(row.get("tokens")) and per_batch * batches > 0
-    return 100.0 * (1 - row["tokens"] / (per_batch * batches)) if known else None
-
-
-def _gflops(run: Run, row: Row) -> float | None:
-    value = row.get("useful_tflops_per_s")
-    return 1000.0 * value if value is not None and is_number(value) else None
-
-
-# Metrics that follow from those that a run logs.
-DERIVED: dict[str, Callable[[Run, Row], float | None]] = {
-    "data_wait_percent": _share("data_wait_s", "seconds"),
-    "unused_percent": _unused,
-    "useful_gflops_per_s": _gflops,
-}
-
-
-def once(function: Callable[[Run], T]) -> Callable[[Run], T]:
-    """The function of a run, computed once for every reading of it: a served page asks again and again."""
-    known: WeakKeyDictionary[Run, T] = WeakKeyDictionary()
-
-    @wraps(function)
-    def remembered(run: Run) -> T:
-        if run not in known:
-            known[run] = function(run)
-        return known[run]
-
-    return remembered
-
-
-def board_of(runs: Sequence[Run]) -> dict[str, Any]:
-    """All that the scripts draw, for JSON: ``runs`` with curves, ``stages`` with panels, ``scores`` with titles."""
+    drawn = [curves_of(run).drawn((kept or {}).get(run.name, 0)) for run in runs]
     stages = list(dict.fromkeys(run.stage for run in runs))
     return {
-        "runs": [dict(_run(run)) for run in runs],
+        "runs": [{"name": run.name, "stage": run.stage} | each for run, each in zip(runs, drawn, strict=True)],
         "stages": [_stage(stage, [run for run in runs if run.stage == stage]) for stage in stages],
         "scores": _scores(runs),
     }
@@ -129,63 +47,31 @@ def board_of(runs: Sequence[Run]) -> dict[str, Any]:
 
 def panels_of(runs: Sequence[Run]) -> list[Panel]:
     """The panels for which a run has a curve of two points that are not all zero, in the order of their groups."""
-    logged = sorted({key for run in runs for key in _drawn(run)})
-    panels = [*PANELS, *(Panel(key, title, LEARNING, steady=True) for key, title in _scores(runs).items())]
-    for key in logged:
-        for prefix, (group, what, steady) in FAMILIES.items():
-            name = key.removeprefix(prefix)
-            if key.startswith(prefix) and "/" not in name:
-                panels.append(Panel(key, f"{what}: {name}", group, steady))
-    shown = [panel for panel in panels if any(panel.key in _drawn(run) for run in runs)]
-    return sorted(shown, key=lambda panel: _GROUPS.index(panel.group))
-
-
-def values_of(run: Run, key: str) -> list[float | None]:
-    """A metric, logged or derived, in every row of the run; None where a row has none."""
-    derive = DERIVED.get(key)
-    if derive is not None:
-        return [derive(run, row) for row in run.rows]
-    return [float(row[key]) if is_number(row.get(key)) else None for row in run.rows]
+    keys, scores = {key for run in runs for key in curves_of(run).keys}, _scores(runs)
+    known = [panel.key for panel in PANELS if panel.key in keys]
+    others = sorted(keys.difference(known), key=lambda key: (key not in scores, key))
+    panels = [panel for key in (*known, *others) if (panel := panel_of(key)) is not None]
+    titled = [replace(panel, title=scores.get(panel.key, panel.title)) for panel in panels]
+    return sorted(titled, key=lambda panel: GROUPS.index(panel.group))
 
 
 def last_loss(run: Run) -> float | None:
     """The mean loss of the last ``LAST_STEPS`` steps."""
-    losses = run.curve("loss")[1][-LAST_STEPS:]
+    found = (float(row["loss"]) for row in reversed(run.rows) if is_number(row.get("loss")))
+    losses = [*islice(found, LAST_STEPS)][::-1]
     return sum(losses) / len(losses) if losses else None
-
-
-def last_scores(run: Run) -> dict[str, float]:
-    """The newest value of every held-out score."""
-    return {key: run.curve(key)[1][-1] for key in sorted(run.keys) if key.startswith("eval") and key != "eval_s"}
 
 
 def _scores(runs: Sequence[Run]) -> dict[str, str]:
     """Held-out metrics -> title: the set, how it is scored, and over how many items."""
-    found = {key: title for run in runs for key, title in _scores_of(run).items()}
-    return dict(sorted(found.items()))
-
-
-@once
-def _scores_of(run: Run) -> dict[str, str]:
-    said = [row["evaluation"] for row in run.rows if isinstance(row.get("evaluation"), dict)]
     titles = {}
-    for key in last_scores(run):
-        name = key.removeprefix("eval/")
-        of_set = [each[name] for each in said if isinstance(each.get(name), dict)]
-        how = f" ({of_set[-1].get('metric')}, n = {of_set[-1].get('n')})" if of_set else ""
-        titles[key] = ("held out: " if key.startswith("eval/") else "") + name + how
-    return titles
-
-
-@once
-def _drawn(run: Run) -> set[str]:
-    """Metrics with two points that are not all zero."""
-    drawn = set()
-    for key in {*run.keys, *DERIVED}:
-        values = [value for value in values_of(run, key) if value is not None]
-        if len(values) >= 2 and any(values):
-            drawn.add(key)
-    return drawn
+    for points in (curves_of(run).points for run in runs):
+        for key in points.scores:
+            name = key.removeprefix("eval/")
+            how = points.evaluated.get(name)
+            said = f" ({how.get('metric')}, n = {how.get('n')})" if how is not None else ""
+            titles[key] = ("held out: " if key.startswith("eval/") else "") + name + said
+    return dict(sorted(titles.items()))
 
 
 def _stage(stage: str, runs: list[Run]) -> dict[str, Any]:
@@ -206,52 +92,148 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:59] + "…"
 
 
-@once
-def _run(run: Run) -> dict[str, Any]:
-    """Name, stage and curves: ``x`` has the value of each axis at every point, ``curves`` y (and ``at``: which)."""
-    buckets = list(_buckets(run))
-    ends = [bucket[-1] for bucket in buckets]
-    axes = {"step": [run.rows[end]["step"] for end in ends]}
-    for name, key in (("tokens", "tokens"), ("audio", "audio_s"), ("time", "seconds")):
-        total, sums = 0.0, []
-        for value in values_of(run, key):
-            total += value or 0.0
-            sums.append(total)
-        if total > 0:
-            axes[name] = [_rounded(sums[end]) for end in ends]
-    curves = {}
-    for panel in panels_of([run]):
-        values = values_of(run, panel.key)
-        points = [_point([values[i] for i in bucket], panel.steady) for bucket in buckets]
-        there = [i for i, value in enumerate(points) if value is not None]
-        curves[panel.key] = {"y": [points[i] for i in there]} | ({} if len(there) == len(ends) else {"at": there})
-    return {
-        "name": run.name,
-        "stage": run.stage,
-        "x": axes,
-        "per_point": max(map(len, buckets), default=1),
-        "curves": curves,
-    }
+class Points:
+    """The points of a run's curves, and what follows from all its rows; rows are added in order."""
+
+    def __init__(self) -> None:
+        # Axis, or metric, -> values; ``at``: the numbers of the points that have one.
+        self.x: dict[str, list[float]] = {"step": [], **{axis: [] for axis in _AXES}}
+        self.y: dict[str, list[float]] = {}
+        self.at: dict[str, list[int]] = {}
+        # Rows of the longest point.
+        self.longest = 1
+        # Of each metric: its last value, how many there are, whether one is not zero.
+        self.last: dict[str, float] = {}
+        self.count: Counter[str] = Counter()
+        self.lively: set[str] = set()
+        self.sums = dict.fromkeys(_AXES.values(), 0.0)
+        self.ordered: dict[str, list[float]] = {key: [] for key in _MEDIANS}
+        # Held-out set -> its newest entry of ``evaluation``.
+        self.evaluated: dict[str, Row] = {}
+        # Steps; an evaluation before the first one has a row of its own.
+        self.trained = 0
+
+    def copy(self) -> Points:
+        """The same points, to be continued apart from these."""
+        made = Points()
+        for name, value in vars(self).items():
+            lists = name in ("x", "y", "at", "ordered")
+            setattr(made, name, {key: [*values] for key, values in value.items()} if lists else copy(value))
+        return made
+
+    def add(self, run: Run, rows: Sequence[Row]) -> None:
+        """One more point, of these rows."""
+        values: dict[str, list[float]] = {}
+        for row in rows:
+            for key, value in {**row, **{key: derive(run, row) for key, derive in DERIVED.items()}}.items():
+                if is_number(value):
+                    values.setdefault(key, []).append(float(value))
+            if isinstance(said := row.get("evaluation"), dict):
+                self.evaluated |= {name: each for name, each in said.items() if isinstance(each, dict)}
+            self.trained += row["step"] > 0
+        self.longest = max(self.longest, len(rows))
+        number = len(self.x["step"])
+        for key, found in values.items():
+            self.last[key] = found[-1]
+            self.count[key] += len(found)
+            if any(found):
+                self.lively.add(key)
+            if (panel := panel_of(key)) is not None:
+                point = found[-1] if panel.steady else sum(found) / len(found)
+                self.y.setdefault(key, []).append(_rounded(point))
+                self.at.setdefault(key, []).append(number)
+            for value in found if key in self.ordered else ():
+                insort(self.ordered[key], value)
+        self.x["step"].append(rows[-1]["step"])
+        for axis, key in _AXES.items():
+            for value in values.get(key, ()):
+                self.sums[key] += value
+            self.x[axis].append(_rounded(self.sums[key]))
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The newest value of every held-out score."""
+        return {key: value for key, value in sorted(self.last.items()) if is_score(key)}
+
+    def median(self, key: str) -> float | None:
+        """Of a metric's values: one slow step (a save, a start) does not move it."""
+        return median(self.ordered[key]) if self.ordered[key] else None
 
 
-def _buckets(run: Run) -> Iterator[list[int]]:
-    """Rows that make one point, by number; a row with held-out scores ends one, so that they stand at their step."""
-    size = -(-len(run.rows) // MAX_POINTS)
-    bucket: list[int] = []
-    for i, row in enumerate(run.rows):
-        bucket.append(i)
+class Curves:
+    """The points of a run, kept while it grows.
+
+    Points that a later row follows are final, unless rows before were trained again or a run became so long that its
+    points are means of more steps: then all are made anew.
+    """
+
+    def __init__(self) -> None:
+        self._rows: Sequence[Row] = ()
+        self._basis: tuple[Any, ...] = ()
+        self._final, self._done, self._generation = Points(), 0, 0
+        self.points = Points()
+
+    def take(self, run: Run) -> None:
+        """Make these the points of the run as it is now."""
+        basis = (max(1, -(-len(run.rows) // MAX_POINTS)), *map(run.setting, SETTINGS))
+        if run.rows is self._rows and basis == self._basis:
+            return
+        before = self._rows[: self._done]
+        same = len(run.rows) >= len(before) and all(a is b for a, b in zip(before, run.rows, strict=False))
+        if not same or basis != self._basis:
+            self._final, self._done, self._generation = Points(), 0, next(_GENERATIONS)
+        *final, newest = [*_buckets(run.rows[self._done :], basis[0])] or [[]]
+        for bucket in final:
+            self._final.add(run, bucket)
+            self._done += len(bucket)
+        self.points = self._final.copy()
+        if newest:
+            self.points.add(run, newest)
+        self._rows, self._basis = run.rows, basis
+
+    @property
+    def keys(self) -> set[str]:
+        """Metrics that are drawn: with two values that are not all zero."""
+        return {key for key in self.points.y if self.points.count[key] >= 2 and key in self.points.lively}
+
+    @property
+    def place(self) -> tuple[object, int]:
+        """(What a page must have in common with these curves, how many points of them are final then)."""
+        return (self._generation, self.keys, self._axes()), len(self._final.x["step"])
+
+    def _axes(self) -> list[str]:
+        return ["step", *(axis for axis, key in _AXES.items() if self.points.sums[key] > 0)]
+
+    def drawn(self, kept: int = 0) -> dict[str, Any]:
+        """``x``: each axis at every point; ``curves``: y, and ``at``, which points; the first ``kept`` are left out."""
+        points = self.points
+        curves: dict[str, dict[str, list[Any]]] = {}
+        for key in self.keys:
+            at = points.at[key]
+            first = bisect_left(at, kept)
+            everywhere = not kept and len(at) == len(points.x["step"])
+            curves[key] = {"y": points.y[key][first:]} | ({} if everywhere else {"at": at[first:]})
+        x = {axis: points.x[axis][kept:] for axis in self._axes()}
+        return {"x": x, "per_point": points.longest, "curves": curves} | ({"kept": kept} if kept else {})
+
+
+def curves_of(run: Run) -> Curves:
+    """The curves of a run as it is now, made on from those of an earlier reading of its folder."""
+    found = _KNOWN.setdefault(run.steps, Curves())
+    found.take(run)
+    return found
+
+
+def _buckets(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
+    """Rows that make one point; one with held-out scores ends it, so that they stand at their step."""
+    bucket: list[Row] = []
+    for row in rows:
+        bucket.append(row)
         if len(bucket) >= size or "evaluation" in row:
             yield bucket
             bucket = []
     if bucket:
         yield bucket
-
-
-def _point(values: Sequence[float | None], steady: bool) -> float | None:
-    found = [value for value in values if value is not None]
-    if not found:
-        return None
-    return _rounded(found[-1] if steady else sum(found) / len(found))
 
 
 def _rounded(value: float) -> float:

@@ -11,7 +11,7 @@ import soundfile as sf
 from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.table_clip import clip_source
 from qa_train.data.audio.waveform import read_clip
-from qa_train.report.player import ogg_uri
+from qa_train.report.document import ogg_uri
 
 MAX_SECONDS = 20.0
 

@@ -52,6 +52,11 @@ def render(
     return text.encode("utf-8", "replace").decode()
 
 
+def ogg_uri(data: bytes) -> str:
+    """An Ogg file as a ``data:`` URI, which a player of the page takes."""
+    return "data:audio/ogg;base64," + base64.b64encode(data).decode("ascii")
+
+
 def json_block(value: Any) -> str:
     """``value`` as JSON that may stand in a ``<script>``: no markup in it, pure ASCII, null for what is not finite."""
     text = json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qa_train.report.curves import board_of
-from qa_train.report.document import CURVES, render
+from qa_train.report.document import CURVES, ogg_uri, render
 from qa_train.report.results import (
     CLOSE,
     direction,
@@ -129,7 +129,6 @@ def _sound(clip: Any, room: float, below: Path | None) -> tuple[dict[str, Any], 
     from qa_train.data.audio.waveform import BadAudio
     from qa_train.report.data_uri import MAX_SECONDS, opus_bytes, shortened
     from qa_train.report.mel_picture import mel_picture
-    from qa_train.report.player import ogg_uri
 
     try:
         named = None if isinstance(clip, np.ndarray) else Path(clip)
@@ -185,15 +184,8 @@ def _tiles(results: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _progress(progress: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if not progress:
-        return None
-    left = progress.get("left_s")
-    return {
-        "done": progress["done"],
-        "parts": progress["parts"],
-        "next": progress.get("next"),
-        "left": duration(left) if left else None,
-    }
+    left = (progress or {}).get("left_s")
+    return {"next": None, **progress, "left": duration(left) if left else None} if progress else None
 
 
 def _times(seconds: Mapping[str, float]) -> list[dict[str, Any]]:

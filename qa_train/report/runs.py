@@ -28,8 +28,7 @@ _INSIDE = {"checkpoints", "wandb"}
 _TRIVIAL = ("run.dir",)
 
 
-# Equal is only the same reading of a folder: what follows from it is computed once.
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Run:
     """One run folder. ``rows``: its metrics, one dictionary for each step; ``starts``: environment.json."""
 
@@ -41,16 +40,16 @@ class Run:
     starts: list[dict[str, Any]]
     finished: bool
     changed: float
+    # Where the rows come from: the same for every reading of a folder that goes on from one before.
+    steps: Steps
 
-    def curve(self, key: str) -> tuple[list[float], list[float]]:
-        """Steps and values of one metric, where it is a number."""
-        points = [(float(r["step"]), float(r[key])) for r in self.rows if is_number(r.get(key))]
-        return [x for x, _ in points], [y for _, y in points]
+    def grown(self) -> Run:
+        """The run with the steps that its metrics.jsonl has by now; the other files are not read again.
 
-    @cached_property
-    def keys(self) -> set[str]:
-        """Metrics that the run logged as numbers."""
-        return {key for row in self.rows for key, value in row.items() if is_number(value)}
+        Raises:
+            OSError: there is no metrics.jsonl, or it cannot be read.
+        """
+        return replace(self, rows=self.steps.rows(), changed=_changed(self.folder))
 
     def setting(self, key: str, default: Any = None) -> Any:
         """A setting by its dotted key."""
@@ -181,16 +180,22 @@ def read_run(folder: Path, name: str, steps: Steps | None = None) -> Run:
     """
     config = _mapping(folder / "config.yaml")
     starts = _json(folder / "environment.json")
+    steps = steps or Steps(folder / "metrics.jsonl")
     return Run(
         name=name,
         folder=folder,
         stage=str(config.get("stage", "other")),
-        rows=(steps or Steps(folder / "metrics.jsonl")).rows(),
+        rows=steps.rows(),
         config=config,
         starts=[start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else [],
         finished=(folder / "finished.json").is_file(),
-        changed=(folder / "metrics.jsonl").stat().st_mtime,
+        changed=_changed(folder),
+        steps=steps,
     )
+
+
+def _changed(folder: Path) -> float:
+    return (folder / "metrics.jsonl").stat().st_mtime
 
 
 # Runs of older versions, and of other people, hold keys: what is read is masked. That recurses, as parsing does.

@@ -73,8 +73,8 @@ def _serve(listener: socket.socket, log: Path) -> None:
     import pytest
     import uvicorn
 
-    from qa_train.infer import connections, server
-    from qa_train.infer.server import application
+    from qa_train.infer import connections
+    from qa_train.infer.service import application
     from tests.infer import test_hostile_clients as tests
 
     try:
@@ -85,7 +85,7 @@ def _serve(listener: socket.socket, log: Path) -> None:
         service = tests.service(patch)
         # Half a request is waited for, but not for long.
         patch.setattr(connections, "HEADERS_S", 1.0)
-        patch.setattr(server, "_BODY_FIRST_S", 1.0)
+        patch.setattr("qa_train.infer.service._BODY_FIRST_S", 1.0)
         config = uvicorn.Config(application(service), http=connections.Connection, log_level="warning")
         uvicorn.Server(config).run(sockets=[listener])
     finally:

@@ -391,7 +391,7 @@ def test_crude_sets_splits_and_excluded_samples(tmp_path: Path) -> None:
 
 def test_json_that_is_no_text_and_pickles_are_not_loaded(tmp_path: Path) -> None:
     report = imported("mosaic", SETS / "mosaic", tmp_path / "out")
-    assert "columns that were not taken: any (5), facts (5), score (5)" in report.text()
+    assert "columns that were not used: any (5), facts (5), score (5)" in report.text()
     with pytest.raises(ValueError, match="no column any with the files of clips"):
         imported("mosaic", SETS / "mosaic", tmp_path / "none", columns={"audio": "any"})
 

@@ -108,7 +108,7 @@ def test_an_import_replaces_no_file_of_others(places: dict[str, str], tmp_path: 
     (tmp_path / "in" / "list.jsonl").write_text(chat(places["inside"]))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / foreign).write_text("mine")
-    with pytest.raises(ValueError, match=rf"{foreign} is there and was made by no import.*overwrite=true"):
+    with pytest.raises(ValueError, match=rf"{foreign} exists and was not made by an import.*overwrite=true"):
         imported(tmp_path, "list.jsonl")
     assert (tmp_path / "out" / foreign).read_text() == "mine"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [foreign]
@@ -174,7 +174,7 @@ def test_an_evaluation_deletes_no_file_of_others(tmp_path: Path, name: str) -> N
     (tmp_path / name).write_text("mine")
     options = {"checkpoint": str(tmp_path / "none"), "data": str(tmp_path / "none.jsonl"), "out": str(tmp_path)}
     for step in ("all", "predict", "score"):
-        with pytest.raises(ValueError, match=f"{name} is there and belongs to no evaluation"):
+        with pytest.raises(ValueError, match=f"{name} exists and belongs to no evaluation"):
             evaluate(EvalConfig(**options, step=step))
     with pytest.raises((ValueError, OSError)) as error:
         evaluate(EvalConfig(**options, overwrite=True))

@@ -12,8 +12,14 @@ import pytest
 
 from qa_train.eval.benchmarks.table import Benchmark
 from qa_train.eval.compare import compare_predictions
-from qa_train.eval.scores.caption_metrics import caption_rows, ptb_tokenize, tokenised
-from qa_train.eval.scores.meteor import _aligned, meteor_points, meteor_rows
+from qa_train.eval.scores.caption_metrics import (
+    _aligned,
+    caption_rows,
+    meteor_points,
+    meteor_rows,
+    ptb_tokenize,
+    tokenised,
+)
 from qa_train.eval.scores.prediction import Prediction
 from qa_train.eval.scores.task_metrics import score
 from qa_train.eval.scoring import breakdown, score_rows
@@ -228,7 +234,7 @@ def test_what_meteors_program_gets_wrong_is_no_score(
     java = tmp_path / "java"
     java.write_text(f"#!/bin/sh\necho out of memory >&2\n{reply}\n")
     java.chmod(0o755)
-    monkeypatch.setattr("qa_train.eval.scores.meteor.find_java", lambda: str(java))
+    monkeypatch.setattr("qa_train.eval.scores.caption_metrics.find_java", lambda: str(java))
     with pytest.raises(ValueError, match=message):
         meteor_rows(items)
 

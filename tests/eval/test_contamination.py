@@ -12,9 +12,7 @@ from fake_model import tone
 
 from qa_train.data.shards.tar import members
 from qa_train.data.shards.writer import ShardWriter
-from qa_train.eval import same_sound
-from qa_train.eval.contamination import contamination
-from qa_train.eval.same_sound import LIKELY, SAME, correlation, sketch
+from qa_train.eval.contamination import LIKELY, SAME, contamination, correlation, sketch
 
 
 def test_clips_and_words_are_found(tmp_path: Path) -> None:
@@ -91,7 +89,7 @@ def test_unrelated_clips_stay_far_below_the_thresholds() -> None:
 
 
 def test_clips_that_were_not_compared_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(same_sound, "MAX_READ", 2)
+    monkeypatch.setattr("qa_train.eval.contamination.MAX_READ", 2)
     shard = tmp_path / "train-00000.tar"
     with ShardWriter(shard) as writer:
         for i in range(5):

@@ -133,7 +133,7 @@ def test_a_line_that_is_cut_in_a_number_is_not_read(server: Server, tmp_path: Pa
 def test_no_price_is_not_a_price_of_nothing(tmp_path: Path) -> None:
     line = Judge("stub", tmp_path / "c").estimate(["abcd"]).line()
     assert "1 tokens in and at most 16 out, of unknown price" in line
-    with pytest.raises(ValueError, match=r"judge.max_cost=2 bounds nothing without prices"):
+    with pytest.raises(ValueError, match=r"judge.max_cost=2 needs prices"):
         Judge("stub", tmp_path / "c", max_cost=2)
 
 
@@ -189,7 +189,9 @@ def test_answers_that_speak_to_the_judge_are_counted(tmp_path: Path) -> None:
     found, _ = judged_result("voicebench_qa", rows, Scripted(["Yes", "Yes"], tmp_path))
     assert found["speaks_to_judge"] == 1
     benchmark = {"title": "QA", "metric": "voicebench_qa", "numbers": {}, "rule": "", "comparable": ""}
-    assert "qa: 1 answers hold parts of the judge's prompt" in markdown_report({"qa": found | {"benchmark": benchmark}})
+    assert "qa: 1 answers contain parts of the judge's prompt" in markdown_report(
+        {"qa": found | {"benchmark": benchmark}}
+    )
 
 
 def test_no_answer_gets_the_lowest_mark_and_a_missing_category_is_named(tmp_path: Path) -> None:
@@ -207,7 +209,7 @@ def test_no_answer_gets_the_lowest_mark_and_a_missing_category_is_named(tmp_path
     assert found["win_rate_percent"] == 0.0
     benchmark = {"title": "Chat", "metric": "airbench_chat", "numbers": {}, "rule": "", "comparable": ""}
     text = markdown_report({"chat": found | {"benchmark": benchmark}})
-    assert f"chat: no rated item of {', '.join(missing)}: the average is of the other categories alone" in text
+    assert f"chat: no rated item in {', '.join(missing)}: the average covers the other categories only" in text
     assert "chat: official, reference first: speech 6.00 (n = 1); 1 lines skipped (cal_score.py" in text
     assert "chat: official, answer first: speech 6.00 (n = 1); 1 lines skipped (cal_score.py" in text
     assert "order agreement 100.00 %; better than the reference in 0.00 % of the items" in text

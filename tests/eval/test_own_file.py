@@ -240,7 +240,7 @@ def test_labels_joined_in_one_text_are_said_where_nothing_tells_them_apart(model
     results = ask(write(tmp_path / "d.jsonl", rows), tmp_path / "out")
     assert results["choices"]["value"] == results["lists"]["value"] == 100.0, "one item: all that is listed is relevant"
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "joined: 1 references with commas are one label each: give gt as a list, or choices" in report
+    assert "joined: 1 references contain commas and count as one label each" in report
     assert "choices: 1 references" not in report
     assert "lists: 1 references" not in report
 

@@ -25,8 +25,8 @@ from qa_train.eval.benchmarks.table import Benchmark, find_benchmarks
 from qa_train.eval.listening import DEAF_PERCENT
 from qa_train.eval.predict import predict
 from qa_train.eval.ranks import Ranks
-from qa_train.eval.scores.json_lines import read_predictions
 from qa_train.eval.scores.labels import option_text, tokens_match
+from qa_train.eval.scores.prediction import read_predictions
 from qa_train.eval.scoring import score_rows
 from qa_train.infer.generate import Generator
 from qa_train.report.scores_page import listening
@@ -180,7 +180,7 @@ def test_a_deaf_model_that_never_says_the_same_twice_is_not_said_to_listen(data:
     assert probe["silence"]["changed_percent"] == probe["other_clip"]["changed_percent"] == 100
     assert probe["again"]["changed_percent"] == 100
     assert probe["listens"] is None
-    assert "cannot be told: it does not repeat itself" in listening({"probe": probe})
+    assert "undecided: its answers change from one run to the next" in listening({"probe": probe})
     # A word or two that vary now and then do not hide that it hears.
     hears = FakeModel(processor().tokenizer)
     usual = hears.answer

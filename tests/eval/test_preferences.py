@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qa_train.eval.pair_accuracy import answer_logps, pair_accuracy
+from qa_train.preferences.pair_accuracy import answer_logps, pair_accuracy
 
 
 class Fixed:

@@ -17,9 +17,8 @@ from qa_train.eval.benchmarks import muchomusic
 from qa_train.eval.benchmarks.layouts import read_rows
 from qa_train.eval.benchmarks.table import Benchmark, find_benchmarks
 from qa_train.eval.predict import question_of
-from qa_train.eval.scores.concluded import concluded_number, concluded_valid
 from qa_train.eval.scores.prediction import Prediction
-from qa_train.eval.scores.voicebench import bbh_answer
+from qa_train.eval.scores.voicebench import bbh_answer, concluded_number, concluded_valid
 from qa_train.eval.scoring import score_rows
 
 FIXTURES = Path(__file__).parent / "fixtures"

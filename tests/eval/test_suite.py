@@ -108,7 +108,7 @@ def test_the_judge_is_replayed_from_its_cache(folder: Path, capsys: pytest.Captu
     with pytest.raises(ValueError, match="the judge is offline and 1 of 1"):
         evaluate(options(folder, "step=score", "judge.model=stub"))
     from qa_train.eval.benchmarks.judged import prompts_of
-    from qa_train.eval.scores.json_lines import read_predictions
+    from qa_train.eval.scores.prediction import read_predictions
 
     (prompt,) = prompts_of("voicebench_open", read_predictions(folder / "out" / "opinions" / "predictions.jsonl"))
     assert "Nice & <easy>?" in prompt
@@ -180,7 +180,7 @@ def test_changed_predictions_are_not_scored(folder: Path) -> None:
     evaluate(options(folder, *mine, "step=predict"))
     path = folder / "out" / "words" / "predictions.jsonl"
     path.write_text(path.read_text().replace("tone 30", "tone ten"))
-    with pytest.raises(ValueError, match="not what the model answered: it was changed"):
+    with pytest.raises(ValueError, match="was changed after the model wrote it"):
         evaluate(options(folder, "step=score"))
     # The journal has the answers: the prediction step writes the file anew.
     evaluate(options(folder, *mine))
@@ -193,14 +193,14 @@ def test_doubts_are_in_the_report(folder: Path) -> None:
     (folder / "opinions.jsonl").write_text(json.dumps(opinion) + "\n")
     evaluate(options(folder, f"benchmarks=[{folder / 'my.yaml'}]", "checkpoint=a", "probe=0"))
     report = (folder / "out" / "report.md").read_text()
-    assert "words: of 10 items the language is unknown: scored by words" in report
+    assert "words: 10 items have an unknown language: scored by words" in report
     (folder / "my.yaml").write_text(YAML.replace("language: en", "language: zh-CN"))
     evaluate(parse_options(EvalConfig, [f"benchmarks=[{folder / 'my.yaml'}]", "checkpoint=a", "probe=0",
                                         f"out={folder / 'zh'}"], "eval"))  # fmt: skip
     known = (folder / "zh" / "report.md").read_text()
-    assert "language is unknown ('zh-CN': not a code such as en, zh or yue)" in known
+    assert "unknown language ('zh-CN': not a code such as en, zh or yue)" in known
     assert "words: 1 items without an answer, which count as empty" in report
-    assert "kept: of 1 items the right answer is no option: never right" in report
+    assert "kept: 1 items have a right answer that is not among their options" in report
 
 
 def test_a_reference_system_that_is_not_there_is_said(folder: Path) -> None:

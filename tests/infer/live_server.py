@@ -13,7 +13,7 @@ import uvicorn
 
 from qa_train.infer import connections
 from qa_train.infer.generate import Answer, Decoding
-from qa_train.infer.server import Service, application
+from qa_train.infer.service import Service, application
 
 
 @contextmanager

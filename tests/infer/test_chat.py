@@ -81,7 +81,7 @@ def test_base_template_takes_the_tags_of_a_prompt() -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "no recording at"), (b"not audio at all", "use WAV, FLAC"), (0.01, "too short to hear")],
+    [(None, "no recording at"), (b"not audio at all", "use WAV, FLAC"), (0.01, "is too short")],
 )
 def test_unusable_recordings_are_explained(tmp_path: Path, content: bytes | float | None, message: str) -> None:
     path = tmp_path / "clip.wav"

@@ -135,5 +135,5 @@ def test_stream_hands_over_the_answer_in_pieces(generator: Generator) -> None:
 
 
 def test_an_item_needs_a_waveform_per_clip() -> None:
-    with pytest.raises(ValueError, match="speaks of 1 clips, 0 waveforms"):
+    with pytest.raises(ValueError, match="has 1 clips, but 0 waveforms"):
         Item(item(tone(0.5)).sample, ())

@@ -23,11 +23,12 @@ pytest.importorskip("uvicorn")
 from live_server import running
 
 from qa_train.config import ServeConfig
-from qa_train.infer import connections, server
+from qa_train.infer import connections
+from qa_train.infer import service as module
 from qa_train.infer.generate import Answer
 from qa_train.infer.protocol import ApiError, Limits
 from qa_train.infer.request import parse
-from qa_train.infer.server import Service
+from qa_train.infer.service import Service
 
 
 class Parrot:
@@ -38,7 +39,7 @@ class Parrot:
 
 
 def service(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Service:
-    monkeypatch.setattr(server, "count_tokens", lambda *given: 10)
+    monkeypatch.setattr(module, "count_tokens", lambda *given: 10)
     return Service({"m": Parrot()}, ServeConfig(checkpoint="x", **options))  # type: ignore[dict-item]
 
 
@@ -57,7 +58,7 @@ def flac(seconds: float, rate: int = 16_000, channels: int = 1) -> dict[str, Any
 
 
 def head(length: int) -> bytes:
-    return (f"POST {server.CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    return (f"POST {module.CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
             f"Content-Length: {length}\r\n\r\n").encode()  # fmt: skip
 
 
@@ -141,7 +142,7 @@ def _either() -> Iterator[None]:
 
 
 def test_slow_bodies_hold_their_own_share_and_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_BODY_FIRST_S", 1.5)
+    monkeypatch.setattr(module, "_BODY_FIRST_S", 1.5)
     made = service(monkeypatch)
     with running(made) as port:
         slow = [connect(port, "127.0.0.2") for _ in range(32)]
@@ -185,7 +186,7 @@ def _until(found: Any, seconds: float = 10.0) -> None:
 
 def test_an_error_is_one_line_of_the_log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     made = service(monkeypatch)
-    monkeypatch.setattr(server, "count_tokens", lambda *given: 1 // 0)
+    monkeypatch.setattr(module, "count_tokens", lambda *given: 1 // 0)
     with running(made) as port:
         assert ask(port, body("hello"))[0] == 500
     (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -206,7 +207,7 @@ def test_a_decoding_ends_with_its_client(monkeypatch: pytest.MonkeyPatch) -> Non
         raise ApiError(400, "given up")
 
     made = service(monkeypatch)
-    monkeypatch.setattr(server, "parse", endless)
+    monkeypatch.setattr(module, "parse", endless)
     with running(made) as port:
         client = connect(port, "127.0.0.2")
         sent = body("bomb")
@@ -250,7 +251,7 @@ def test_a_decoding_has_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
             time.sleep(0.01)
         raise ApiError(400, "given up")
 
-    monkeypatch.setattr(server, "parse", endless)
+    monkeypatch.setattr(module, "parse", endless)
     with running(service(monkeypatch, decode_timeout_s=0.2)) as port:
         status, answer = ask(port, body("hello"))
     assert status == 503

@@ -19,7 +19,7 @@ pytest.importorskip("uvicorn")
 from live_server import Scripted, running
 
 from qa_train.config import ServeConfig
-from qa_train.infer import server as served
+from qa_train.infer.service import Service
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")]
@@ -48,7 +48,7 @@ def page(browser: Browser, server: str) -> Browser:  # noqa: F811
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Scripted:
-    monkeypatch.setattr(served, "count_tokens", lambda *given: 10)
+    monkeypatch.setattr("qa_train.infer.service.count_tokens", lambda *given: 10)
     return Scripted()
 
 
@@ -59,7 +59,7 @@ def scripted(browser: Browser, model: Scripted, tmp_path: Path) -> Iterator[Brow
     for name in ("bell.wav", "bird.wav", "rain.wav"):
         soundfile.write(tmp_path / "clips" / name, tone(0.5), 16_000)
     options = ServeConfig(checkpoint="x", examples=str(tmp_path / "clips"))
-    with running(served.Service({"m": model}, options)) as port:  # type: ignore[dict-item]
+    with running(Service({"m": model}, options)) as port:  # type: ignore[dict-item]
         yield opened(browser, f"http://127.0.0.1:{port}", models=1)
 
 
@@ -238,7 +238,7 @@ def test_markdown_is_shown_and_nothing_in_it_runs_or_is_fetched(scripted: Browse
 
 def test_a_pretrained_model_gets_one_question_at_a_time(browser: Browser, model: Scripted) -> None:
     options = ServeConfig(checkpoint="x", template="base")
-    with running(served.Service({"m": model}, options)) as port:  # type: ignore[dict-item]
+    with running(Service({"m": model}, options)) as port:  # type: ignore[dict-item]
         page = opened(browser, f"http://127.0.0.1:{port}", models=1)
         assert page.run("document.querySelector('#system').disabled") is True
         assert page.run("document.querySelector('#offer').hidden") is True

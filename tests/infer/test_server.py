@@ -25,12 +25,13 @@ import torch
 from fake_model import tone
 
 from qa_train.config import EncoderConfig, EvalConfig, LanguageModelConfig, ModelConfig, ServeConfig, parse_options
-from qa_train.eval.scores.json_lines import read_predictions
+from qa_train.eval.scores.prediction import read_predictions
 from qa_train.eval.suite import evaluate
 from qa_train.infer.generate import Decoding, Generator, Item
 from qa_train.infer.protocol import ApiError, Limits
 from qa_train.infer.request import parse
-from qa_train.infer.server import PAGE, open_models
+from qa_train.infer.server import open_models
+from qa_train.infer.service import PAGE
 from qa_train.model import build_model, load_model
 
 ROOT = Path(__file__).parent.parent.parent
@@ -286,11 +287,11 @@ def test_ten_clients_at_once_share_batches(server: str) -> None:
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        (user(clip(base64.b64encode(b"%PDF-1.4 not audio at all").decode())), "cannot be heard"),
+        (user(clip(base64.b64encode(b"%PDF-1.4 not audio at all").decode())), "cannot be read"),
         (user(clip(wav(1.0), "docx")), "format 'docx'"),
         (user(clip(wav(31.0))), "longer than"),
-        (user(clip("")), "cannot be heard"),
-        (user(clip(wav(0.001))), "cannot be heard"),
+        (user(clip("")), "cannot be read"),
+        (user(clip(wav(0.001))), "cannot be read"),
         (user(clip("äöü")), "not base64"),
         (user(), "empty"),
         (user({"type": "image_url", "image_url": {"url": "http://127.0.0.1/"}}), "'image_url'"),
@@ -345,7 +346,7 @@ def test_developer_is_what_newer_clients_call_system() -> None:
         ({"n": 0}, "n is 0; expected a whole number from 1 to 4"),
         ({"n": 5, "temperature": 1}, "n is 5"),
         ({"n": True}, "n is True"),
-        ({"n": 2}, "n is 2, and without a temperature"),
+        ({"n": 2}, "n is 2, and at temperature 0"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "a list of at most 4"),
         ({"stop": ""}, "stop is ''"),
         ({"stop": [""]}, "stop is ['']"),

@@ -164,7 +164,10 @@ def test_many_runs_keep_apart(browser: Browser, tmp_path: Path) -> None:
     assert (
         browser.run("[...document.querySelectorAll('.chip input')].map((e) => e.checked)") == [False] * 2 + [True] * 8
     )
-    looks = browser.run("[...document.querySelectorAll('.chip .swatch')].map((e) => [e.dataset.hue, e.dataset.dash])")
+    looks = browser.run(
+        "[...document.querySelectorAll('.chip .swatch')].map((e) => getComputedStyle(e)).map((style) =>"
+        " [style.backgroundColor, style.backgroundImage])"
+    )
     assert len({tuple(look) for look in looks}) == 10
     browser.run("$('all').click()")
     assert browser.run("document.querySelectorAll('#runs input:checked').length") == 10
@@ -235,6 +238,24 @@ def test_a_served_page_follows_the_run(browser: Browser, runs: Path, served: str
     # What was switched off stays off.
     assert drawn(browser, 0) == 0
     assert browser.run("document.querySelector('audio').getAttribute('src')") == "clips/0"
+
+
+def test_a_page_joins_what_has_grown(browser: Browser, runs: Path, served: str) -> None:
+    show(browser, served)
+    with (runs / "b" / "pretrain" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 60, "loss": 2.0, "seconds": 2.0}\n{"step": 61, "loss": 1.0, "tokens": 900}\n')
+    part, mine, whole = browser.run("""(async () => {
+      const first = JSON.parse($('board').textContent), ask = async (since) =>
+        (await (await fetch('data.json?since=' + since)).json()).runs;
+      const part = await ask(first.version), kept = part.map((run) => run.kept ?? 0);
+      return [kept, part.map((run, i) => joined(run, first.runs[i])), await ask('')];
+    })()""")
+    assert part == [39, 39, 39]
+    for ours, theirs in zip(mine, whole, strict=True):
+        assert ours["x"] == theirs["x"]
+        for key, curve in theirs["curves"].items():
+            assert ours["curves"][key]["y"] == curve["y"]
+            assert ours["curves"][key]["at"] == curve.get("at", list(range(len(curve["y"]))))
 
 
 def test_axes_come_and_go_with_the_runs(browser: Browser, runs: Path, served: str) -> None:

@@ -49,7 +49,7 @@ def _rows(request: Request, name: str, form: _Form) -> Rows:
         for number, cells in _cells(request, name, form):
             if len(cells) != len(form.header):
                 more = "more" if len(cells) > len(form.header) else "fewer"
-                yield number, f"{name}, line {number}: {len(cells)} cells, {more} cells than the header names"
+                yield number, f"{name}, line {number}: {len(cells)} cells, {more} cells than the header has"
                 continue
             yield number, dict(zip(form.header, cells, strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
@@ -74,7 +74,7 @@ def _form(request: Request, name: str) -> _Form:
         if _is_whole(request, name, form):
             return form
     if delimiter not in _UNQUOTED:
-        request.notes.append(f"{name}: its quotation marks do not pair, so each line was read by itself")
+        request.notes.append(f"{name}: its quotation marks are unbalanced, so each line was read separately")
     return _Form(delimiter, header, encoding, False)
 
 

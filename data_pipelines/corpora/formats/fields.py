@@ -52,7 +52,7 @@ def mapping(columns: dict[str, str], available: Iterable[str]) -> dict[str, str]
     """
     have = list(available)
     if not have:
-        raise ValueError("it holds nothing: expected audio and a text, label or other field")
+        raise ValueError("it is empty: expected audio and a text, label or other field")
     if unknown := sorted(set(columns) - {*FIELDS, *PLACES}):
         raise ValueError(f"columns: {unknown} are not record fields; known are {', '.join((*PLACES, *FIELDS))}")
     tops = {column.split(".")[0] for column in columns.values()}
@@ -69,7 +69,7 @@ def mapping(columns: dict[str, str], available: Iterable[str]) -> dict[str, str]
         places = {found.get("audio"), *AUDIO_COLUMNS, *_MEASURES, *PLACES, "id"}
         example = next((name for name in have if name not in places), "COLUMN")
         raise ValueError(
-            f"no column of {have} is a record field: tell which column is which field, e.g. columns.text={example} for "
+            f"no column of {have} is a record field: say which column is which field, e.g. columns.text={example} for "
             f"transcripts or columns.label={example} for classes"
         )
     return found
@@ -84,7 +84,7 @@ def note_untaken(request: Request, counts: Counter[str]) -> None:
     """Say once in the report which columns, or fields of rows, were left behind."""
     if counts:
         names = ", ".join(f"{name} ({count})" for name, count in counts.most_common(12))
-        request.notes.append(f"columns that were not taken: {names}; columns.FIELD=COLUMN takes one")
+        request.notes.append(f"columns that were not used: {names}; columns.FIELD=COLUMN maps one")
 
 
 def record_of(

@@ -96,7 +96,7 @@ def _nemo(request: Request) -> Found:
                 yield from reader.items(path.name, file, partial(each.clip, number), prefix)
             unnamed += 0 if number is None else each.unnamed
     if unnamed:
-        request.notes.append(f"{unnamed} recordings of the tars are named by no row that is taken")
+        request.notes.append(f"{unnamed} recordings of the tars are not used by any imported row")
     reader.note()
 
 

@@ -15,6 +15,7 @@ from data_pipelines.corpora.base import (
     Found,
     Item,
     Request,
+    obtained,
     present,
     stem,
 )
@@ -79,13 +80,10 @@ def _openaqa(request: Request) -> Found:
             file = str(row["audio_id"])
             # Lists of the original repository hold absolute paths of its authors' machine.
             audio = tree.by_stem(stem(file))
-            if audio is None:
-                yield Drop(f"{number:08d}", NOT_OBTAINED, file)
-                continue
             question = " ".join(part for part in (str(row["instruction"]), str(row.get("input") or "")) if part).strip()
             record = present(question=question, answer=str(row["output"]).strip(), subset=str(row.get("dataset", "")))
             ids = tuple(_file_ids(str(row.get("dataset", "")), file))
-            yield Item(f"{number:08d}", (tree.recording(audio),), record, ids)
+            yield obtained(tree, f"{number:08d}", audio, record, ids, file)
 
 
 def _salmonn(request: Request) -> Found:
@@ -96,13 +94,10 @@ def _salmonn(request: Request) -> Found:
         for row in tree.objects(listed, "annotation"):
             number += 1
             audio = tree.by_stem(stem(str(row["path"])))
-            if audio is None:
-                yield Drop(f"{number:08d}", NOT_OBTAINED, str(row["path"]))
-                continue
             task, text, question = str(row.get("task", "")), str(row["text"]).strip(), str(row.get("Q") or "").strip()
             field = "answer" if question else "caption" if "caption" in task else "text"
             record = present(**{field: text}, question=question, subset=task)
-            yield Item(f"{number:08d}", (tree.recording(audio),), record)
+            yield obtained(tree, f"{number:08d}", audio, record, (), str(row["path"]))
 
 
 CORPORA = (

@@ -20,17 +20,16 @@ from data_pipelines.corpora.base import (
     Found,
     Item,
     Request,
+    obtained,
     present,
     stem,
 )
-from data_pipelines.corpora.recordings import Recording
 from data_pipelines.corpora.tree import Tree
 
 
-def captioned(name: str, audio: Recording, captions: list[str], ids: tuple[str, ...], **record: Any) -> Item:
-    """A clip with its captions: all of them where there are several."""
-    more = captions if len(captions) > 1 else []
-    return Item(name, (audio,), present(caption=captions[0], captions=more, **record), ids)
+def captioned(captions: list[str], **record: Any) -> dict[str, Any]:
+    """A record with its captions: all of them where there are several."""
+    return present(caption=captions[0], captions=captions if len(captions) > 1 else [], **record)
 
 
 def youtube_audio(tree: Tree, video: str, start: str) -> str | None:
@@ -54,12 +53,9 @@ def _audiocaps(request: Request) -> Found:
     for (video, start), group in groupby(rows, key=lambda row: (row["youtube_id"], row["start_time"])):
         captions = list(group)
         name = captions[0]["audiocap_id"]
+        record = captioned([row["caption"].strip() for row in captions])
         audio = youtube_audio(tree, video, start)
-        if audio is None:
-            yield Drop(name, NOT_OBTAINED, f"{video} at {start} s")
-            continue
-        texts = [row["caption"].strip() for row in captions]
-        yield captioned(name, tree.recording(audio), texts, (f"youtube:{video}",))
+        yield obtained(tree, name, audio, record, (f"youtube:{video}",), f"{video} at {start} s")
 
 
 _CLOTHO = {"development": TRAIN, "validation": DEV, "evaluation": TEST}
@@ -81,8 +77,8 @@ def _clotho(request: Request) -> Found:
             continue
         ids = (f"clotho:{file}", *([f"freesound:{facts['sound_id']}"] if facts.get("sound_id", "").isdigit() else []))
         keywords = [word.strip() for word in facts.get("keywords", "").split(";") if word.strip()]
-        yield captioned(stem(file), tree.recording(audio), captions, ids,
-                        keywords=keywords, license=facts.get("license", "").strip())  # fmt: skip
+        record = captioned(captions, keywords=keywords, license=facts.get("license", "").strip())
+        yield Item(stem(file), (tree.recording(audio),), record, ids)
 
 
 _WAVCAPS_IDS = {"AudioSet_SL": "youtube", "FreeSound": "freesound"}
@@ -134,12 +130,9 @@ def _musiccaps(request: Request) -> Found:
     for row in tree.table(listed, ("ytid", "start_s", "caption", "aspect_list")):
         video = row["ytid"]
         audio = youtube_audio(tree, video, row["start_s"])
-        if audio is None:
-            yield Drop(video, NOT_OBTAINED, f"{video} at {row['start_s']} s")
-            continue
         keywords = [one or other for one, other in _QUOTED.findall(row["aspect_list"])]
         record = present(caption=row["caption"].strip(), keywords=keywords)
-        yield Item(video, (tree.recording(audio),), record, (f"youtube:{video}",))
+        yield obtained(tree, video, audio, record, (f"youtube:{video}",), f"{video} at {row['start_s']} s")
 
 
 CORPORA = (

@@ -8,7 +8,6 @@ from itertools import groupby
 
 from data_pipelines.corpora.base import (
     DEV,
-    NOT_OBTAINED,
     TEST,
     TRAIN,
     Corpus,
@@ -16,6 +15,7 @@ from data_pipelines.corpora.base import (
     Found,
     Item,
     Request,
+    obtained,
     present,
     stem,
     words_of,
@@ -69,12 +69,9 @@ def _audioset(request: Request) -> Found:
             continue
         video, start, mids = found
         audio = youtube_audio(tree, video, start)
-        if audio is None:
-            yield Drop(video, NOT_OBTAINED, f"{video} at {start} s")
-            continue
         labels = [names.get(mid, mid) for mid in mids]
         record = present(labels=labels, label=labels[0] if len(labels) == 1 else None)
-        yield Item(video, (tree.recording(audio),), record, (f"youtube:{video}",))
+        yield obtained(tree, video, audio, record, (f"youtube:{video}",), f"{video} at {start} s")
 
 
 def _audioset_strong(request: Request) -> Found:
@@ -94,12 +91,10 @@ def _audioset_strong(request: Request) -> Found:
             for row in group
         ]
         audio = youtube_audio(tree, video, f"{int(milliseconds) / 1000:.3f}")
-        if audio is None:
-            yield Drop(segment, NOT_OBTAINED, f"{video} at {milliseconds} ms")
-            continue
         events.sort(key=lambda event: (event["start"], event["end"], event["label"]))
         labels = list(dict.fromkeys(str(event["label"]) for event in events))
-        yield Item(segment, (tree.recording(audio),), {"events": events, "labels": labels}, (f"youtube:{video}",))
+        record = {"events": events, "labels": labels}
+        yield obtained(tree, segment, audio, record, (f"youtube:{video}",), f"{video} at {milliseconds} ms")
 
 
 _FSD50K = {"train": TRAIN, "val": DEV, "eval": TEST}

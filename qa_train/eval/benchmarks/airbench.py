@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from qa_train.eval.scores.json_lines import to_prediction
 from qa_train.eval.scores.labels import LETTERS, airbench_letter, gold_option
+from qa_train.eval.scores.prediction import to_prediction
 from qa_train.eval.scores.task_metrics import Statistics, bootstrap_interval, item_statistics, wilson_interval
 
 JUDGE_PROMPT = """You are a helpful and precise assistant for checking the quality of the answer.

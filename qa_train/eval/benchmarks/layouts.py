@@ -19,7 +19,7 @@ from qa_train.eval.benchmarks.multichoice import MULTICHOICE
 from qa_train.eval.benchmarks.published import clip_named, find_list
 from qa_train.eval.benchmarks.reasoning import REASONING
 from qa_train.eval.benchmarks.table import Benchmark
-from qa_train.eval.scores.json_lines import read_json_lines
+from qa_train.eval.scores.prediction import read_json_lines
 
 Row = dict[str, Any]
 
@@ -104,12 +104,17 @@ def _librispeech(root: Path, benchmark: Benchmark) -> Iterator[Row]:
             yield {"id": key, "audio": str(listing.with_name(f"{key}.flac")), "gt": text}
 
 
+def _table(path: Path, expected: str = "", **form: Any) -> Iterator[dict[str, str]]:
+    """Rows of a table with names in its first line; ``form``: how it is written, as for `csv.DictReader`."""
+    if not path.is_file():
+        raise ValueError(f"no file {path}" + (f": expected {expected}" if expected else ""))
+    with path.open(encoding="utf-8", newline="") as file:
+        yield from csv.DictReader(file, **form)
+
+
 def _tsv(path: Path, escape: str | None = None, delimiter: str = "\t") -> Iterator[dict[str, str]]:
     """Rows of a table without quoting; ``escape``: the character removed before the one that it protects."""
-    if not path.is_file():
-        raise ValueError(f"no file {path}")
-    with path.open(encoding="utf-8", newline="") as file:
-        yield from csv.DictReader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE, escapechar=escape)
+    return _table(path, delimiter=delimiter, quoting=csv.QUOTE_NONE, escapechar=escape)
 
 
 def _common_voice(root: Path, benchmark: Benchmark) -> Iterator[Row]:
@@ -153,18 +158,13 @@ def _covost2(root: Path, benchmark: Benchmark) -> Iterator[Row]:
 
 
 def _meld(root: Path, benchmark: Benchmark) -> Iterator[Row]:
-    path = root / "test_sent_emo.csv"
-    if not path.is_file():
-        raise ValueError(f"no file {path}")
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            key = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
-            yield {"id": key, "audio": clip_named(root / "test", key), "gt": row["Emotion"]}
+    for row in _table(root / "test_sent_emo.csv"):
+        key = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
+        yield {"id": key, "audio": clip_named(root / "test", key), "gt": row["Emotion"]}
 
 
 def _vocalsound(root: Path, benchmark: Benchmark) -> Iterator[Row]:
-    with (root / "class_labels_indices_vs.csv").open(encoding="utf-8", newline="") as file:
-        names = {row["mid"]: row["display_name"] for row in csv.DictReader(file)}
+    names = {row["mid"]: row["display_name"] for row in _table(root / "class_labels_indices_vs.csv")}
     for row in json.loads((root / "datafiles" / "te.json").read_text(encoding="utf-8"))["data"]:
         name = Path(row["wav"]).name
         labels = [names[mid] for mid in row["labels"].split(",")]
@@ -172,24 +172,16 @@ def _vocalsound(root: Path, benchmark: Benchmark) -> Iterator[Row]:
 
 
 def _clotho(root: Path, benchmark: Benchmark) -> Iterator[Row]:
-    path = root / "clotho_captions_evaluation.csv"
-    if not path.is_file():
-        raise ValueError(f"no file {path}: expected file_name, caption_1 to caption_5")
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            captions = [text.strip() for name, text in row.items() if name.startswith("caption_") and text.strip()]
-            yield {"id": row["file_name"], "audio": str(root / "evaluation" / row["file_name"]), "gt": captions}
+    for row in _table(root / "clotho_captions_evaluation.csv", "file_name, caption_1 to caption_5"):
+        captions = [text.strip() for name, text in row.items() if name.startswith("caption_") and text.strip()]
+        yield {"id": row["file_name"], "audio": str(root / "evaluation" / row["file_name"]), "gt": captions}
 
 
 def _audiocaps(root: Path, benchmark: Benchmark) -> Iterator[Row]:
     """test.csv; the clips are the user's own, in audio/ or test/, as VIDEO, VIDEO_START or YVIDEO, in any format."""
-    path = root / "test.csv"
-    if not path.is_file():
-        raise ValueError(f"no file {path}: expected audiocap_id, youtube_id, start_time, caption")
     captions: dict[tuple[str, str], list[str]] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            captions.setdefault((row["youtube_id"], row["start_time"]), []).append(row["caption"].strip())
+    for row in _table(root / "test.csv", "audiocap_id, youtube_id, start_time, caption"):
+        captions.setdefault((row["youtube_id"], row["start_time"]), []).append(row["caption"].strip())
     folder = root / "audio" if (root / "audio").is_dir() else root / "test"
     for (video, start), texts in captions.items():
         stems = [f"{y}{name}" for name in (f"{video}_{start}", video) for y in ("", "Y")]
@@ -206,8 +198,7 @@ def _earnings(root: Path, benchmark: Benchmark) -> Iterator[Row]:
     listings = sorted((root / "transcripts" / "nlp_references").glob("*.nlp"))
     dialects = {}
     if (root / "metadata.csv").is_file():
-        with (root / "metadata.csv").open(encoding="utf-8", newline="") as file:
-            dialects = {row["File ID"]: row["Major Dialect Family"] for row in csv.DictReader(file)}
+        dialects = {row["File ID"]: row["Major Dialect Family"] for row in _table(root / "metadata.csv")}
     for path in listings:
         words = [
             f"{row.get('prepunctuation', '')}{row['token']}{row['punctuation']}"

@@ -64,7 +64,7 @@ def read_instruction(text: str) -> tuple[str, Mapping[str, Any]]:
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f'IFEval instruction {text!r}: expected {{"id": ..., "kwargs": {{...}}}}') from error
     if name not in CHECKS:
-        raise ValueError(f"IFEval instruction {name!r} is unknown; there are {', '.join(CHECKS)}")
+        raise ValueError(f"IFEval instruction {name!r} is unknown; known are {', '.join(CHECKS)}")
     missing = [key for key in CHECKS[name][0] if key not in arguments]
     if missing:
         raise ValueError(f"IFEval instruction {name} lacks {' and '.join(missing)}: found {dict(arguments)}")

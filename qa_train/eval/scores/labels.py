@@ -60,7 +60,7 @@ def label_matches(prediction: Prediction) -> bool:
 
 
 def exact_match(prediction: Prediction) -> bool:
-    """Whether the answer is the label letter for letter, as the released MELD and VocalSound scripts ask."""
+    """Whether the answer equals the label exactly, as the released MELD and VocalSound scripts ask."""
     answer = without_tags(answer_of(prediction))
     return bool(answer) and answer in prediction.references
 

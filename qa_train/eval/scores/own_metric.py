@@ -74,6 +74,6 @@ def _numbers(name: str, found: Any, n: int, dims: int) -> np.ndarray:
     if len(wrong):
         raise ValueError(
             f"{name} gave {array[wrong[0]]} for item {wrong[0] + 1} of {n} ({len(wrong)} such items): every item needs "
-            "a finite number; an answer that is empty or wrong has the worst score, it is not left out"
+            "a finite number; give an empty or wrong answer the worst score"
         )
     return array

@@ -14,7 +14,7 @@ from functools import partial
 import jiwer
 import numpy as np
 
-from qa_train.eval.scores.caption_metrics import caption_rows
+from qa_train.eval.scores.caption_metrics import caption_rows, meteor_points, meteor_rows
 from qa_train.eval.scores.ifeval import ifeval_points, ifeval_rows
 from qa_train.eval.scores.labels import (
     airbench_right,
@@ -30,7 +30,6 @@ from qa_train.eval.scores.labels import (
     tokens_right,
     unparsed_labels,
 )
-from qa_train.eval.scores.meteor import meteor_points, meteor_rows
 from qa_train.eval.scores.normalise import (
     CHARACTER_LANGUAGES,
     released_normalise,
@@ -130,7 +129,8 @@ def _bleu_statistics(predictions: Sequence[Prediction]) -> Statistics:
     if len(found) > 1:
         languages = sorted({p.language or "unknown" for p in predictions})
         raise ValueError(
-            f"BLEU of one corpus has one tokenizer; the references are in {', '.join(languages)}: part them"
+            f"BLEU needs one tokenizer for all references, and they are in {', '.join(languages)}: split them by "
+            "language"
         )
     tokenizer = found[0]
     return _overlap_statistics(predictions, partial(bleu_statistics, tokenizer=tokenizer)), bleu_points

@@ -48,7 +48,7 @@ const addFiles = (files) => { [...files].forEach((file) => addClip(file, file.na
 
 async function toggleRecording() {
   if (endRecording) { endRecording(); return; }
-  endRecording = () => {}; // while the browser asks for leave
+  endRecording = () => {}; // while the browser asks for permission
   try {
     endRecording = await record(limits.max_duration_s, (seconds) => {
       $("record").textContent = `Stop recording (${Math.floor(seconds)} s)`;
@@ -137,7 +137,7 @@ async function answer(turn, model, settings, signal) {
   const more = (text) => {
     made.text = text;
     first ??= performance.now();
-    // Markdown is read anew each time: not more often than eyes see.
+    // Markdown is parsed from the start each time: no more often than the eye can see.
     if (!due) setTimeout(() => { due = false; showAnswer(made); }, 60);
     due = true;
   };

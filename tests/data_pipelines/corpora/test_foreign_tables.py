@@ -65,7 +65,7 @@ def test_rows_that_do_not_fit_are_counted_not_filled_up(tmp_path: Path) -> None:
     rows, notes = read(tmp_path, lone)
     assert rows[1] == ["2.wav", "c"]
     assert "3 cells" in rows[0]
-    assert notes == ["t.csv: its quotation marks do not pair, so each line was read by itself"]
+    assert notes == ["t.csv: its quotation marks are unbalanced, so each line was read separately"]
     files = {"metadata.csv": "path,text\na.wav,one\na.wav\na.wav,two\n", "a.wav": SECONDS}
     report = run(Case("table", "train", files, {}), tmp_path / "i", error_budget=0.5)
     assert (report.made, report.dropped) == (2, {"row that does not fit": 1})
@@ -105,7 +105,7 @@ def test_a_table_of_bars_without_a_line_of_names(tmp_path: Path) -> None:
         report = run(case, tmp_path / folder, **known, **option)
         assert report.made == 2
         assert texts(tmp_path / folder) == ["Printing, in the only sense", 'in being "modern.']
-        assert any("columns that were not taken: raw (2)" in note for note in report.notes)
+        assert any("columns that were not used: raw (2)" in note for note in report.notes)
 
 
 def lists_of(path: str) -> list[Case]:
@@ -194,7 +194,7 @@ def test_fields_of_nemo(row: dict[str, Any], record: dict[str, Any], tmp_path: P
     files = {"m.json": json.dumps(whole) + "\n" + json.dumps(whole), "a.wav": SECONDS}
     report = run(Case("jsonl", "train", files, {}), tmp_path)
     assert report.made == 2
-    assert any("not taken: pnc (2)" in note for note in report.notes)
+    assert any("not used: pnc (2)" in note for note in report.notes)
 
 
 def test_clips_inside_a_list_are_imported(tmp_path: Path) -> None:
@@ -279,4 +279,4 @@ def test_reports_hold_the_notes(tmp_path: Path) -> None:
     files = {"metadata.csv": "path,sentence,mood_of_day\na.wav,one,x\n", "a.wav": SECONDS}
     report = run(Case("table", "train", files, {}), tmp_path)
     assert isinstance(report, Report)
-    assert "note: columns that were not taken: mood_of_day (1)" in report.text()
+    assert "note: columns that were not used: mood_of_day (1)" in report.text()

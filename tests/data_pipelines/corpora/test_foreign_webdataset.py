@@ -56,7 +56,7 @@ def test_what_lies_beside_the_audio(
     (clip,) = item.audio
     assert (tmp_path / "s.tar").read_bytes()[clip.offset or 0 :][: clip.size] == WAVE
     assert [note.reason.split(";")[0] for note in notes if isinstance(note, Drop)] == (
-        ["columns that were not taken: npy (1)"] if "x.npy" in members else []
+        ["columns that were not used: npy (1)"] if "x.npy" in members else []
     )
 
 
@@ -66,7 +66,7 @@ def test_what_lies_beside_the_audio(
         ({"x.txt": b"so"}, {}, "missing sibling", "no audio"),
         ({"x.wav": WAVE, "x.flac": WAVE, "x.txt": b"so"}, {}, "several clips", "columns.audio=wav"),
         ({"x.wav": WAVE, "x.txt": b"so"}, {"audio": "flac"}, "missing sibling", "no audio"),
-        ({"x.wav": WAVE}, {}, "bad record", "it holds nothing"),
+        ({"x.wav": WAVE}, {}, "bad record", "it is empty"),
         ({"x.wav": WAVE, "x.cls": b"7"}, {}, "bad record", "columns.text=cls"),
         ({"x.wav": WAVE, "x.json": b"{"}, {}, "bad record", "JSON"),
         ({"x.wav": WAVE, "x.json": b"[1]"}, {}, "bad record", "object"),

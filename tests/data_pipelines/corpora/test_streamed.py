@@ -309,7 +309,7 @@ def test_ids_notes_and_splits(server: Server, tmp_path: Path) -> None:
     assert [note for note in report.notes if "no key" in note] == [
         "members that belong to no key: README, __meta__, .DS_Store, a.__key__ (4); the like in 3 files"
     ]
-    assert any(re.match(r"columns that were not taken: extra .*in 3 files", note) for note in report.notes)
+    assert any(re.match(r"columns that were not used: extra .*in 3 files", note) for note in report.notes)
     block = [str(tmp_path / "out/webdataset-test.blocklist.txt")]
     assert run(f"{server.url}/{PATTERN}", tmp_path / "train", block=block).made == 2
 
@@ -336,7 +336,7 @@ def test_leftovers_and_what_others_made_are_refused(server: Server, tmp_path: Pa
         run(f"{server.url}/{PATTERN}", tmp_path / "in-place", audio="in_place")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/webdataset-train-00000.tar").write_bytes(b"mine")
-    with pytest.raises(ValueError, match="was made by no import"):
+    with pytest.raises(ValueError, match="was not made by an import"):
         run(f"{server.url}/{PATTERN}", tmp_path / "mine")
 
 

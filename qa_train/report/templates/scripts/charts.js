@@ -22,7 +22,7 @@ const Charts = (() => {
   const size = (host) => ({width: host.clientWidth, height: host.clientWidth < 420 ? 210 : 250});
   const hue = (name) => hues.get(name) % HUES;
   const dash = (name) => Math.floor(hues.get(name) / HUES) % DASHES.length;
-  const swatch = (name) => el("span", {class: "swatch", "data-hue": hue(name), "data-dash": dash(name)});
+  const swatch = (name) => el("span", {class: "swatch", style: `--c: var(--h${hue(name)})`, "data-dash": dash(name)});
   const shown = (name) => !state.off.has(name);
 
   // The mean of steps before a point, which weighs near ones more; the first points are not pulled down.

@@ -2,7 +2,7 @@
 
 const Curves = (() => {
   const {AXES, WINDOWS, state, refresh, reset, shown, swatch} = Charts;
-  // Runs of a stage that are on at first: more lines could not be told apart.
+  // Runs of a stage that are on at first: more lines are hard to tell apart.
   const AT_FIRST = 8;
   let board, stages, built = "", wanted = "";
 
@@ -39,7 +39,7 @@ const Curves = (() => {
     if (runs.length < 2) return null;
     const rows = Object.entries(stage.differences);
     if (!rows.length) return el("p", {class: "note"}, "The settings of these runs are the same.");
-    return el("details", {}, el("summary", {}, "what differs in their settings", el("small", {}, ` ${rows.length}`)),
+    return el("details", {}, el("summary", {}, "settings that differ", el("small", {}, ` ${rows.length}`)),
       el("div", {class: "scroll", tabindex: "0", role: "region", "aria-label": `settings, ${stage.title}`},
         el("table", {class: "settings"},
           el("thead", {}, el("tr", {}, el("th", {scope: "col"}, "setting"),
@@ -82,7 +82,7 @@ const Curves = (() => {
       el("label", {}, el("input", {type: "checkbox", id: "clip", checked: true, onchange: (event) => {
         state.clip = event.target.checked;
         refresh();
-      }}), "cut rare peaks"),
+      }}), "clip outliers"),
       el("label", {}, "find charts ", el("input", {type: "search", id: "find", oninput: (event) => {
         wanted = event.target.value;
         filter();

@@ -101,9 +101,21 @@ const Table = (() => {
   }};
 })();
 
+// Of a run that has grown only the points behind the first ``kept`` come; these stay as they were.
+function joined(run, before) {
+  if (!run.kept) return run;
+  for (const axis of Object.keys(run.x)) run.x[axis] = [...before.x[axis].slice(0, run.kept), ...run.x[axis]];
+  for (const [key, {y, at}] of Object.entries(run.curves)) {
+    const old = before.curves[key], places = old.at ?? old.y.map((_, i) => i);
+    const stay = places.filter((place) => place < run.kept);
+    run.curves[key] = {y: [...old.y.slice(0, stay.length), ...y], at: [...stay, ...at]};
+  }
+  return run;
+}
+
 async function renew(board) {
   const say = (text) => { $("live").textContent = text; };
-  let {version, poll_s: wait} = board;
+  let {version, poll_s: wait, runs} = board;
   for (;;) {
     await new Promise((done) => setTimeout(done, wait * 1000));
     if (document.hidden) continue;
@@ -113,7 +125,8 @@ async function renew(board) {
       say("");
       if (answer.status === 204) continue;
       const next = await answer.json();
-      ({version, poll_s: wait} = next);
+      next.runs = next.runs.map((run) => joined(run, runs.find(({name}) => name === run.name)));
+      ({version, poll_s: wait, runs} = next);
       Curves.set(next);
       Table.set(next);
     } catch (error) {
