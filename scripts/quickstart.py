@@ -279,7 +279,7 @@ def preference_scores(root: Path, items: int | None) -> dict[str, Any]:
     probe = DataConfig(sources={"pairs": source})
     data = open_data(probe, processor.tokenizer, 80, seed=0, batches_per_step=1, preference=True)
     # One window of that many samples is one pass over the pairs.
-    probe.shuffle_window = sum(map(len, data.sources))
+    probe.shuffle_window = sum(each.eligible.counts.samples for each in data.sources)
     data = open_data(probe, processor.tokenizer, 80, seed=0, batches_per_step=1, preference=True)
     batches = len(data.plan.window(0).batches)
     return {"held-out pairs, reward": pair_accuracy(model, reference, data, batches)}

@@ -78,7 +78,7 @@ class Watched(HeldOut):
     def __init__(self, folder: Path, rule: StopConfig, values: list[float]) -> None:
         self.options = EvaluationConfig(every=2, sets={"a": EvalSetConfig(["x.tar"])}, stop={"a": rule})
         run = SimpleNamespace(metrics=folder / "metrics.jsonl", is_main=True)
-        self.stage: Any = SimpleNamespace(run=run, cfg=SimpleNamespace(stage="dpo"))
+        self.stage: Any = SimpleNamespace(run=run, cfg=StageConfig(stage="dpo"))
         self.trainer: Any = SimpleNamespace(report=self.report)
         self.values = values
         self.own: list[bool] = []
