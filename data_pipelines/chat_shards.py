@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -130,11 +130,8 @@ def build(name: str, jobs: Sequence[ChatJob], report: Report, engine: Engine) ->
     make(jobs, engine=engine, what=f"making {name}", unit="chats")
     for job in jobs:
         index = load_index(str(job.path))
-        report.shards += 1
-        report.made += len(index)
-        report.hours += sum(index.table["duration_s"].to_pylist()) / 3600
+        report.count_shard(index)
         for problem in index.problems:
             report.drop(problem.key, problem.reason, problem.detail)
-    text = json.dumps(asdict(report), indent=2, ensure_ascii=False, sort_keys=True)
-    (out / f"{name}.report.json").write_text(text + "\n", encoding="utf-8")
+    report.save(out / f"{name}.report.json")
     return report

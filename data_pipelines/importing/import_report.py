@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import PurePath
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from data_pipelines.corpora.base import NOT_OBTAINED, Drop, Item, Request
+from qa_train.data.stores.folders import write_text
 
 if TYPE_CHECKING:
     from data_pipelines.corpora.tree import Tree
+    from qa_train.data.shards.index import ShardIndex
 
 EXAMPLES = 5
 
@@ -71,6 +74,16 @@ class Report:
         shown = self.examples.setdefault(reason, [])
         if len(shown) < EXAMPLES:
             shown.append(f"{name}: {detail}" if detail else name)
+
+    def count_shard(self, index: ShardIndex) -> None:
+        """Count a shard that was made."""
+        self.shards += 1
+        self.made += len(index)
+        self.hours += sum(index.table["duration_s"].to_pylist()) / 3600
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        write_text(path, json.dumps(asdict(self), indent=2, ensure_ascii=False, sort_keys=True) + "\n")
 
     def count(self, drop: Drop) -> None:
         """Count what a reader, or the rules of the import, left out."""
