@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -23,7 +24,7 @@ from data_pipelines.labelling.build_labels import label
 from data_pipelines.labelling.label_filters import compression_ratio, repeats, windows, word_difference
 from data_pipelines.labelling.label_options import LabelConfig, Labeller
 from qa_train.commands.data import IndexOptions, index
-from qa_train.config import EvalConfig, ServeConfig
+from qa_train.config import EvalConfig, ServeConfig, StorageConfig
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.prompts import PromptBank
@@ -33,6 +34,7 @@ from qa_train.infer.generate import STOP_TOKENS
 from qa_train.infer.server import Service
 from qa_train.llm.client import Endpoint
 from qa_train.model import build_model
+from tests.data.serving import s3_server
 from tests.data_pipelines.label_server import LabelServer
 from tests.infer.live_server import running
 from tests.model.stored import SMALL
@@ -292,6 +294,27 @@ def test_a_link_has_the_labels_and_the_audio_of_the_old_shard(server: LabelServe
     server.asked.clear()
     label(by(server, tmp_path, audio="in_place"))
     assert not server.asked
+
+
+def test_shards_of_an_object_store_get_the_same_labels(server: LabelServer, tmp_path: Path) -> None:
+    shard(
+        tmp_path / "raw/a.tar", *[(f"k{i}", {}, noise(0.5 + i / 10)) for i in range(4)], ("quiet", {}, noise(1) * 1e-5)
+    )
+    label(by(server, tmp_path))
+    with s3_server(tmp_path / "s3") as store:
+        options = {"key": "key", "secret": "secret", "endpoint_url": store.url}
+        fs: Any = fsspec.filesystem("s3", **options)
+        fs.mkdir("bucket")
+        for path in (tmp_path / "raw").iterdir():
+            fs.put_file(str(path), f"bucket/raw/{path.name}")
+        storage = StorageConfig(retries=3, first_wait_s=0.01, timeout_s=10, options={"s3": options})
+        there = by(server, tmp_path, shards="s3://bucket/raw/*.tar", out="s3://bucket/out", storage=storage)
+        label(there)
+        found = {Path(name).name: fs.cat_file(name) for name in fs.ls("bucket/out", detail=False)}
+        assert found == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
+        server.asked.clear()
+        label(there)
+        assert not server.asked
 
 
 def test_a_dry_run_shows_the_price_and_asks_nothing(
