@@ -86,17 +86,23 @@ def offspring(pid: int, parent: str = "") -> Iterator[tuple[int, str, str]]:
         yield from offspring(child, name)
 
 
-def kill_one(raylet: int, is_it: Callable[[str, str], bool]) -> None:
-    """SIGKILL to a process below that node of Ray, as soon as there is one of the kind."""
-    deadline = time.monotonic() + 60
+def find_one(raylet: int, is_it: Callable[[str, str], bool]) -> int:
+    """A process of the kind below that node of Ray, as soon as there is one."""
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         # Processes end while they are looked at.
         with suppress(OSError):
             for pid, name, parent in offspring(raylet):
                 if is_it(name, parent):
-                    os.kill(pid, signal.SIGKILL)
-                    return
+                    return pid
     pytest.fail("no such process")
+
+
+def kill_one(raylet: int, is_it: Callable[[str, str], bool]) -> None:
+    """SIGKILL to a process of the kind below that node of Ray."""
+    while True:
+        with suppress(ProcessLookupError):
+            return os.kill(find_one(raylet, is_it), signal.SIGKILL)
 
 
 def made(out: Path) -> int:
@@ -174,12 +180,14 @@ def test_labels_after_a_lost_node_and_a_killed_process(cluster: Any, tmp_path: P
     server.asked.clear()
     out = tmp_path / "ray"
     process = command("label", *words, f"out={out}", "engine=ray", f"ray_address={cluster.address}", "requests=1")
+    # Both nodes are at work.
+    (other,) = cluster.worker_nodes
+    find_one(other.all_processes["raylet"][0].process.pid, lambda name, parent: "forkserver" in parent)
     wait_for(out, 2, process)
     first = {path: path.stat().st_mtime_ns for path in out.glob("*.recipe")}
     raylet = cluster.head_node.all_processes["raylet"][0].process.pid
     kill_one(raylet, lambda name, parent: "forkserver" in name and "forkserver" in parent)
     wait_for(out, 4, process)
-    (other,) = cluster.worker_nodes
     cluster.remove_node(other, allow_graceful=False)
     _, err = done(process)
     server.shutdown()
