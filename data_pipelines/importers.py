@@ -15,8 +15,8 @@ The same command again makes only what is missing or was made from something els
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ from data_pipelines.corpora.base import Corpus, Drop, Request, TableForm
 from data_pipelines.importing import blocklist
 from data_pipelines.importing.admission import Admission, items_of, plain
 from data_pipelines.importing.blocklist import Blocklist
+from data_pipelines.importing.budget import allowed_of, forget_bad, make_within_budget
 from data_pipelines.importing.catalogue import corpus_of, table
 from data_pipelines.importing.import_report import Report, Unlisted
-from data_pipelines.importing.import_shard import BAD, COPIED_SUFFIX, DROPPED_SUFFIX, ImportJob, dropped_of
+from data_pipelines.importing.import_shard import COPIED_SUFFIX, DROPPED_SUFFIX, ImportJob, dropped_of
 from data_pipelines.importing.listing import Listing
 from data_pipelines.importing.streamed import StreamJob, stream_jobs, told_of
 from qa_train.config import StorageConfig
@@ -213,7 +214,10 @@ def _listed(
     _refuse_leftovers(out, admission.prefix, len(jobs))
     report.listed = sum(job.num_clips for job in jobs)
     _check_budgets(options, report)
-    _make(jobs, options, report)
+    make_within_budget(
+        jobs, report, options.engine_with(options.workers), error_budget=options.error_budget,
+        retry_bad=options.retry_bad,
+    )  # fmt: skip
     return jobs
 
 
@@ -228,7 +232,7 @@ def _streamed(
     files = storage.expand(request.paths, options.storage)
     _refuse_leftovers(out, admission.prefix, len(files))
     jobs = stream_jobs(files, admission, request, out, audio=options.audio, max_duration_s=options.max_duration_s)
-    _forget_bad(jobs, options)
+    forget_bad(jobs, retry_bad=options.retry_bad)
     left, finished = options.max_samples, 0
     notes: dict[str, list[str]] = {}
 
@@ -246,7 +250,7 @@ def _streamed(
             report.listed += entry["error"]
         report.listed += made
         expected = report.listed if left is not None else report.listed * len(jobs) // finished
-        if report.bad > (allowed := _allowed(options.error_budget, expected)):
+        if report.bad > (allowed := allowed_of(options.error_budget, expected)):
             raise ValueError(
                 f"{report.bad} of {report.listed} samples cannot be used ({finished} of {len(jobs)} files), "
                 f"error_budget={options.error_budget:g} allows {allowed}: see {options.out}/*{DROPPED_SUFFIX}; repair "
@@ -342,68 +346,18 @@ def _refuse_leftovers(out: Path, prefix: str, num_shards: int) -> None:
         )
 
 
-def _allowed(share: float, total: int) -> int:
-    """How many of ``total`` may be unusable: at least one, so that a small set does not stop at it, or with 0 none."""
-    return max(1, int(share * total)) if share else 0
-
-
 def _check_budgets(options: ImportConfig, report: Report) -> None:
     """ValueError when the lists name more unusable lines, or more missing clips, than is allowed."""
     total = report.listed + report.bad
-    if report.bad > (allowed := _allowed(options.error_budget, total)):
+    if report.bad > (allowed := allowed_of(options.error_budget, total)):
         raise ValueError(
             f"{report.bad} of {total} entries of the lists cannot be used, error_budget={options.error_budget:g} "
             f"allows {allowed}: repair them, or raise error_budget\n{report.text()}"
         )
     total = report.listed + report.missing
-    if report.missing > (allowed := _allowed(options.missing_budget, total)):
+    if report.missing > (allowed := allowed_of(options.missing_budget, total)):
         raise ValueError(
             f"{report.missing} of {total} clips are not among the audio files, missing_budget="
             f"{options.missing_budget:g} allows {allowed}: check that path= holds all the audio you have, or raise "
             f"missing_budget\n{report.text()}"
         )
-
-
-def _forget_bad(jobs: Sequence[Job], options: ImportConfig) -> None:
-    """With ``retry_bad``, have the shards made again that lack recordings."""
-    for job in jobs:
-        if options.retry_bad and any(entry["error"] for entry in dropped_of(job.path)):
-            companion(job.path, RECIPE_SUFFIX).unlink(missing_ok=True)
-
-
-def _make(jobs: list[ImportJob], options: ImportConfig, report: Report) -> None:
-    """Make the shards; adds what they dropped to the report. Raises ValueError beyond the error budget."""
-    clips = sum(job.num_clips for job in jobs)
-    total = clips + report.bad
-    allowed = _allowed(options.error_budget, total)
-    jobs = [replace(job, max_bad=allowed - report.bad) for job in jobs]
-    _forget_bad(jobs, options)
-
-    def count(bad: int) -> None:
-        report.bad += bad
-        if report.bad > allowed:
-            raise ValueError(
-                f"{report.bad} of {total} recordings cannot be read, error_budget={options.error_budget:g} allows "
-                f"{allowed}: see {options.out}/*{DROPPED_SUFFIX}; repair them, or raise error_budget\n{report.text()}"
-            )
-
-    def tally(job: Job) -> None:
-        dropped = list(dropped_of(job.path))
-        for entry in dropped:
-            report.drop(entry["key"], entry["reason"], entry["detail"])
-        count(sum(entry["error"] for entry in dropped))
-
-    def lost(job: Job, why: str) -> int:
-        for _ in range(job.num_clips):
-            report.drop(job.path.name, "crash", why)
-        count(job.num_clips)
-        return 0
-
-    try:
-        make(jobs, engine=options.engine_with(options.workers), ready=tally, died=lost)
-    except ValueError as error:
-        if BAD not in str(error):
-            raise
-        raise ValueError(
-            f"{error} (error_budget={options.error_budget:g}); repair them, or raise error_budget"
-        ) from error

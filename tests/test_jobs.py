@@ -80,6 +80,19 @@ def test_each_job_has_a_process_of_its_own() -> None:
     assert set(each(where, "abc")) == {os.getpid()}
 
 
+def test_a_kept_process_takes_job_after_job(tmp_path: Path) -> None:
+    kept = Engine(2, keep=True)
+    pids = list(each(where, "abcdef", engine=kept))
+    assert os.getpid() not in pids
+    assert len({*pids}) <= 2
+    # One that dies is replaced, and an error ends what waits.
+    assert list(each(dies_once, "abcdef", str(tmp_path / "once"), engine=kept)) == list("abcdef")
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="b is wrong"):
+        list(each(refuses, ["a", "slow", "b"], engine=kept))
+    assert time.monotonic() - started < 30
+
+
 def test_few_results_wait_for_a_slow_job() -> None:
     begun = 0
 
@@ -131,6 +144,8 @@ def test_wrong_engines_are_refused() -> None:
         list(each(where, "a", engine=Engine(1, "slurm")))
     with pytest.raises(ValueError, match="only used with engine=ray"):
         list(each(where, "a", engine=Engine(1, ray_address="head:6379")))
+    with pytest.raises(ValueError, match="cores=1 and gpus=2 are only used with engine=ray"):
+        list(each(where, "a", engine=Engine(1, gpus=2.0)))
     with pytest.raises(ValueError, match="start the command on a node of the cluster"):
         list(each(where, "a", engine=Engine(1, "ray", "ray://head:10001")))
 

@@ -13,6 +13,7 @@ from qa_train.data.stores.folders import write_text
 
 if TYPE_CHECKING:
     from data_pipelines.corpora.tree import Tree
+    from qa_train.data.shards.index import ShardIndex
 
 EXAMPLES = 5
 
@@ -75,14 +76,8 @@ class Report:
         if len(shown) < EXAMPLES:
             shown.append(f"{name}: {detail}" if detail else name)
 
-    def count(self, drop: Drop) -> None:
-        """Count what a reader, or the rules of the import, left out."""
-        self.drop(drop.name, drop.reason, drop.detail)
-        self.missing += drop.reason == NOT_OBTAINED
-        self.bad += not drop.filter and drop.reason != NOT_OBTAINED
-
     def count_shard(self, index: ShardIndex) -> None:
-        """Count the records of a shard that was made."""
+        """Count a shard that was made."""
         self.shards += 1
         self.made += len(index)
         self.hours += sum(index.table["duration_s"].to_pylist()) / 3600
@@ -90,6 +85,12 @@ class Report:
     def save(self, path: Path) -> None:
         """Write it as JSON."""
         write_text(path, json.dumps(asdict(self), indent=2, ensure_ascii=False, sort_keys=True) + "\n")
+
+    def count(self, drop: Drop) -> None:
+        """Count what a reader, or the rules of the import, left out."""
+        self.drop(drop.name, drop.reason, drop.detail)
+        self.missing += drop.reason == NOT_OBTAINED
+        self.bad += not drop.filter and drop.reason != NOT_OBTAINED
 
     def text(self) -> str:
         """The report for a person."""

@@ -27,19 +27,35 @@ from qa_train.utils.masking import masked
 DROPPED_SUFFIX = ".dropped.jsonl"
 COPIED_SUFFIX = "-copied.tar"
 # Part of the message when a shard alone exceeds the budget.
-BAD = "recordings cannot be read, allowed are"
+BAD = "recordings cannot be used, allowed are"
+
+
+class LeftOut(BadRecord):
+    """A record that a filter leaves out: it is counted, and no error."""
 
 
 @dataclass(frozen=True)
-class ImportJob(Job):
-    """A shard to be made from ``listing``; more than ``max_bad`` unreadable recordings end the import.
+class CountedJob(Job):
+    """A shard without what cannot be used, which is listed beside it; more than ``max_bad`` errors end the command."""
+
+    max_bad: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Shards with their indexes; or none, when every entry was skipped."""
+        indexed = all(companion(path, SUFFIX).exists() for path in self.shards)
+        return indexed and (bool(self.shards) or len(list(dropped_of(self.path))) == self.num_clips)
+
+
+@dataclass(frozen=True)
+class ImportJob(CountedJob):
+    """A shard to be made from ``listing``.
 
     With ``target``, a file of another layout, ``path`` becomes a link to it with an index of our own; what no byte
     range can name goes into ``copied``.
     """
 
     listing: Path = Path()
-    max_bad: int = 0
     target: str = ""
     origin: str = ""
 
@@ -55,11 +71,10 @@ class ImportJob(Job):
 
     @property
     def complete(self) -> bool:
-        """Shards with their indexes; or none, when every entry was skipped."""
+        """As of any counted job; a link to another file is made again."""
         if self.target and self.path.exists() and not origin_of(str(self.path)):
             return False
-        indexed = all(companion(path, SUFFIX).exists() for path in self.shards)
-        return indexed and (bool(self.shards) or len(list(dropped_of(self.path))) == self.num_clips)
+        return super().complete
 
     def write(self) -> int:
         """Write the shard, and its skipped entries; returns the number of its records."""
@@ -76,12 +91,12 @@ class Made:
 
     @contextlib.contextmanager
     def counting(self, key: str) -> Iterator[None]:
-        """Count one record. Recordings that are only too long are dropped too, but are not bad."""
+        """Count one record. Recordings that are too long, or left out by a filter, are dropped and are not bad."""
         try:
             yield
             self.number += 1
         except (BadAudio, BadRecord) as error:
-            is_error = not isinstance(error, TooLong)
+            is_error = not isinstance(error, TooLong | LeftOut)
             self._bad += is_error
             reason = getattr(error, "reason", "bad record")
             self.drop(key, reason, str(error), error=is_error)

@@ -76,4 +76,4 @@ class Listing:
             stat = Path(target).stat()
             what = (*what, target, stat.st_size, stat.st_mtime_ns)
         shard = self._out / f"{self._prefix}-{number:05d}.tar"
-        return ImportJob(shard, write_entries, what, records, path, target=target, origin=self._origin)
+        return ImportJob(shard, write_entries, what, records, listing=path, target=target, origin=self._origin)

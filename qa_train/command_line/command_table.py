@@ -123,6 +123,9 @@ DATA = (
             Command("data import", "CORPUS path=DIR out=DIR", "a public corpus, a table, Kaldi, Lhotse or HF data"),
             Command("data from-jsonl", "FILE OUT-%05d.tar", "chats and pairs in other tools' JSONL", "data:from_jsonl"),
             Command("data index", "SHARDS", "make tars of KEY.flac + KEY.json trainable", "data:index"),
+            Command(
+                "data label", "shards=SHARDS out=DIR checkpoint=RUN", "transcripts, captions, languages by a model"
+            ),
             Command("data catalog", "OUT SHARDS", "one file that opens thousands of shards at once", "data:catalog"),
         ),
         "  SHARDS are .tar files, folders or patterns of them, or URLs.",
@@ -172,7 +175,7 @@ SECTIONS = (TRAIN, BEFORE, USE, *DATA, SHELL)
 COMMANDS = {command.name: command for section in SECTIONS for command in section.commands}
 # Commands that load torch, which takes seconds: they say so first.
 HEAVY = {*STAGES, *"plan doctor eval chat serve export pairs".split(), "plan data", "data analysis", "data preferences"}
-HEAVY |= {"data rewrite", "data tokens", "data order"}
+HEAVY |= {"data label", "data rewrite", "data tokens", "data order"}
 # Words of a stage that only show its configuration, which is quick.
 _LOOKS = {"--cfg", "-c", "--cfg=job", "--cfg=hydra", "--cfg=all", "--info", "-i", "--hydra-help"}
 # First words; those that are not commands themselves are groups.

@@ -26,6 +26,9 @@ def audio_messages(item: Item) -> list[dict[str, Any]]:
             if isinstance(part, AudioPart):
                 sound = {"data": base64.b64encode(_wav(item.waves[part.clip])).decode(), "format": "wav"}
                 content.append({"type": "input_audio", "input_audio": sound})
+            elif content and content[-1]["type"] == "text":
+                # Servers put a line end between two parts.
+                content[-1]["text"] += part.text
             else:
                 content.append({"type": "text", "text": part.text})
         messages.append({"role": message.role, "content": content})

@@ -64,10 +64,11 @@ TASK_METRICS = {
     "ask_caption": "chrf",
     "diarized_asr": "cp_wer",
     "word_timestamps": "word_times",
+    "segment_timestamps": "boundary_f1",
 }
 _TAG_CODE = re.compile(r"<\|([a-z]{2,3})\|>")
 _INTO = re.compile(r"\binto ([A-Z][a-z]+)")
-_CODES = {name: code for code, name in LANGUAGES.items()} | {"Mandarin": "zh"}
+LANGUAGE_CODES = {name: code for code, name in LANGUAGES.items()} | {"Mandarin": "zh"}
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def language_of(metric: str, prompt: str) -> str | None:
     """Language of the reference: of a translation the one translated into, else the tag of the prompt."""
     if metric == "bleu":
         names = _INTO.findall(prompt)
-        return _CODES.get(names[-1]) if names else None
+        return LANGUAGE_CODES.get(names[-1]) if names else None
     codes = _TAG_CODE.findall(prompt)
     return codes[-1] if codes else None
 

@@ -140,7 +140,7 @@ def _doubts(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
     if benchmark.metric == "map":
         joined = [row for row in rows if isinstance(row["gt"], str) and not row.get("choices")]
         found["labels_in_one_text"] = sum("," in row["gt"] for row in joined)
-    if benchmark.metric in ("wer", "cer", "bleu", "first_line_wer", "cp_wer"):
+    if benchmark.metric in ("wer", "cer", "bleu", "first_line_wer", "cp_wer", "timed_wer"):
         found["language_unknown"] = sum(row.get("language") not in LANGUAGES for row in rows)
         found["language_codes"] = sorted({str(row["language"]) for row in rows if row.get("language")} - {*LANGUAGES})
     return {name: value for name, value in found.items() if value}

@@ -1,7 +1,8 @@
 """Jobs that do not depend on each other: the one place that runs them, on this machine or on a Ray cluster.
 
 A job is a function of a module, called with an item (a shard) and arguments. Each runs in a process of its own, so
-that its result does not depend on what ran before, and its end is the end of one job alone:
+that its result does not depend on what ran before, and its end is the end of one job alone (jobs of a model share
+processes, one after the other, so that it is loaded once: ``Engine.keep``):
 
 - a job that raises ends the run with its error;
 - a job whose process dies (a native decoder crashed, memory ran out) is tried again, `ATTEMPTS` times in all;
@@ -33,11 +34,18 @@ _LOSSES = 10
 
 @dataclass(frozen=True)
 class Engine:
-    """Where jobs run: ``num_workers`` processes of this machine (0: this process), or a Ray cluster."""
+    """Where jobs run: ``num_workers`` processes of this machine (0: this process), or a Ray cluster.
+
+    ``keep``: a process takes job after job, and what it has loaded stays. ``cores``, ``gpus``: of a node of Ray, that
+    each job takes.
+    """
 
     num_workers: int = 0
     name: str = "local"
     ray_address: str = ""
+    keep: bool = False
+    cores: int = 1
+    gpus: float = 0.0
 
     def pool(self, modules: Sequence[str]) -> Pool:
         """Open it; ``modules`` are imported once, before the processes are forked.
@@ -49,10 +57,12 @@ class Engine:
         if self.name == "ray":
             from qa_train.jobs.ray_pool import RayPool
 
-            return RayPool(self.ray_address, modules)
+            return RayPool(self.ray_address, modules, keep=self.keep, cores=self.cores, gpus=self.gpus)
         if self.ray_address:
             raise ValueError(f"ray_address={self.ray_address!r} is only used with engine=ray")
-        return Processes(self.num_workers, modules) if self.num_workers else Here()
+        if self.cores != 1 or self.gpus:
+            raise ValueError(f"cores={self.cores} and gpus={self.gpus:g} are only used with engine=ray")
+        return Processes(self.num_workers, modules, keep=self.keep) if self.num_workers else Here()
 
 
 HERE = Engine()

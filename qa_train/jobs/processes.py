@@ -1,4 +1,4 @@
-"""Where jobs run on one machine: in this process, or each in one of its own."""
+"""Where jobs run on one machine: in this process, or in others."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import signal
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from threading import Lock, Thread
@@ -61,17 +63,29 @@ class Here:
         """Nothing runs."""
 
 
-class Processes:
-    """Processes of this machine: a thread for each that may run at a time, which starts one per job."""
+@dataclass(frozen=True)
+class _Worker:
+    """A process that answers jobs until its pipe is closed."""
 
-    def __init__(self, num_workers: int, modules: Sequence[str]) -> None:
+    process: BaseProcess
+    pipe: Connection
+
+
+class Processes:
+    """Processes of this machine: a thread for each that may run at a time, which starts one per job.
+
+    ``keep``: it goes on to the next job instead, and what it has loaded stays.
+    """
+
+    def __init__(self, num_workers: int, modules: Sequence[str], *, keep: bool = False) -> None:
         # Children of a fork server start from a clean process with the libraries already imported:
         # cheap, safe with threads, and with a speech engine that has spoken nothing yet.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(modules))
         self._threads = ThreadPoolExecutor(num_workers)
         self._alive: set[BaseProcess] = set()
-        self._lock, self._closed = Lock(), False
+        self._idle: list[_Worker] = []
+        self._lock, self._keep, self._closed = Lock(), keep, False
         self.ahead = _AHEAD * num_workers
 
     def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
@@ -83,52 +97,79 @@ class Processes:
         return future.result()
 
     def run(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """Do one job now, in a process of its own. Raises what it raises, or `Died`."""
-        receiver, sender = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_answer, args=(sender, work, arguments), daemon=True)
-        with self._lock, sender:
-            if self._closed:
-                raise Died("it was not begun")
-            process.start()
-            self._alive.add(process)
+        """Do one job now, in another process. Raises what it raises, or `Died`."""
+        worker = self._begin()
         try:
-            with receiver:
-                good, answer = receiver.recv()
-        except EOFError:
-            # Its exit code can be read once, and starting a process reads those of all that ended.
-            wait([process.sentinel])
+            worker.pipe.send((work, arguments))
+            good, answer = worker.pipe.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise Died(f"its process died (exit code {self._end(worker)})") from None
+        except BaseException:
+            self._end(worker)
+            raise
+        if self._keep:
             with self._lock:
-                process.join()
-            raise Died(f"its process died (exit code {process.exitcode})") from None
-        finally:
-            with self._lock:
-                self._alive.discard(process)
-        process.join()
+                self._idle.append(worker)
+        else:
+            self._end(worker)
         if not good:
             raise answer
         return answer
 
+    def _begin(self) -> _Worker:
+        """A process that waits, or a new one."""
+        with self._lock:
+            if self._closed:
+                raise Died("it was not begun")
+            if self._idle:
+                return self._idle.pop()
+            ours, theirs = self._context.Pipe()
+            process = self._context.Process(target=_serve, args=(theirs,), daemon=True)
+            with theirs:
+                process.start()
+            self._alive.add(process)
+            return _Worker(process, ours)
+
+    def _end(self, worker: _Worker) -> int | None:
+        """The exit code of a process that gets no more jobs."""
+        worker.pipe.close()
+        # Its exit code can be read once, and starting a process reads those of all that ended.
+        wait([worker.process.sentinel])
+        with self._lock:
+            worker.process.join()
+            self._alive.discard(worker.process)
+            return worker.process.exitcode
+
     def close(self) -> None:
-        """Kill what runs."""
+        """Kill what runs; those that wait end of themselves."""
         with self._lock:
             self._closed = True
-            for process in self._alive:
+            waiting, self._idle = self._idle, []
+            for process in self._alive - {worker.process for worker in waiting}:
                 process.kill()
+        for worker in waiting:
+            self._end(worker)
         self._threads.shutdown(cancel_futures=True)
 
 
-def _answer(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _serve(pipe: Connection) -> None:
     # A process that outlives a killed command would keep writing next to the next one.
     Thread(target=_end_with_parent, daemon=True).start()
     # Ctrl-C reaches the whole group: the command alone answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(EOFError):
+        while True:
+            pipe.send(_answer(*pipe.recv()))
+
+
+def _answer(work: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[bool, Any]:
+    """(True, result) or (False, what was raised)."""
     try:
-        answer = True, work(*arguments)
+        return True, work(*arguments)
     except Exception as error:
         # For faults of the program; a user's mistake is one line, and notes are no part of it.
         error.add_note(traceback.format_exc())
-        answer = False, error
-    sender.send(answer)
+        return False, error
 
 
 def _end_with_parent() -> None:

@@ -12,6 +12,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ _AHEAD = 2
 class RayPool:
     """A cluster that runs, or one of this machine alone that ends with the command."""
 
-    def __init__(self, address: str, modules: Sequence[str]) -> None:
+    def __init__(
+        self, address: str, modules: Sequence[str], *, keep: bool = False, cores: int = 1, gpus: float = 0.0
+    ) -> None:
         address = address or os.environ.get("RAY_ADDRESS", "") or "local"
         if "://" in address:
             raise ValueError(f"ray_address={address}: start the command on a node of the cluster, and give HOST:PORT")
@@ -50,18 +53,18 @@ class RayPool:
             ray.init(address=address, **quiet, **(own if address == "local" else {}))
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ValueError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from error
-        self._ray, self._modules = ray, modules
+        self._ray, self._modules, self._keep, self._cores = ray, modules, keep, cores
         # What Ray would try again itself is tried again, counted and told by qa_train.jobs.executor.
-        self._task = ray.remote(max_retries=0)(_on_node)
+        self._task = ray.remote(max_retries=0, num_cpus=cores, num_gpus=gpus)(_on_node)
 
     @property
     def ahead(self) -> int:
         """Grows and shrinks with the cluster."""
-        return max(1, _AHEAD * int(self._ray.cluster_resources().get("CPU", 0)))
+        return max(1, _AHEAD * int(self._ray.cluster_resources().get("CPU", 0)) // self._cores)
 
     def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Queue a job; it takes one core."""
-        future: Future[Any] = self._task.remote(str(Path.cwd()), self._modules, work, *arguments).future()
+        """Queue a job."""
+        future: Future[Any] = self._task.remote(str(Path.cwd()), self._modules, self._keep, work, *arguments).future()
         return future
 
     def result(self, future: Future[Any]) -> Any:
@@ -97,7 +100,15 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
-def _on_node(folder: str, modules: Sequence[str], work: Callable[..., Any], *arguments: Any) -> tuple[bool, Any]:
+@lru_cache(maxsize=1)
+def _kept(modules: tuple[str, ...]) -> Processes:
+    """The process that goes on to this worker's next job; Ray gives a worker one at a time."""
+    return Processes(1, modules, keep=True)
+
+
+def _on_node(
+    folder: str, modules: Sequence[str], keep: bool, work: Callable[..., Any], *arguments: Any
+) -> tuple[bool, Any]:
     """(True, result) or (False, what was raised)."""
     try:
         # Relative paths mean the same everywhere.
@@ -107,6 +118,7 @@ def _on_node(folder: str, modules: Sequence[str], work: Callable[..., Any], *arg
         return False, ValueError(f"{where}: start the command in one that all nodes share")
     try:
         # Ray's own program is the main module here, which every child would import.
-        return True, Processes(1, [*modules, "ray"]).run(work, *arguments)
+        needed = (*modules, "ray")
+        return True, (_kept(needed) if keep else Processes(1, needed)).run(work, *arguments)
     except Exception as error:
         return False, error

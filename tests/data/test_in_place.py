@@ -341,7 +341,7 @@ def test_noise_in_a_clip_is_one_bad_record(tmp_path: Path) -> None:
     root = copy_of("mosaic", tmp_path)
     at = (root / "train/shard.00001.mds").read_bytes().index(tone("m2.flac"))
     damaged(root, "train/shard.00001.mds", at, bytes(len(tone("m2.flac"))))
-    with pytest.raises(ValueError, match="recordings cannot be read"):
+    with pytest.raises(ValueError, match="recordings cannot be used"):
         imported("mosaic", root, tmp_path / "none")
     report = imported("mosaic", root, tmp_path / "out", error_budget=0.5)
     assert (report.made, report.dropped) == (4, {"bad audio": 1})

@@ -21,6 +21,7 @@ FULL = {
     "note": "C4",
     "dialect": "Andalusian",
     "words": [{"word": "hola", "start": 0.1, "end": 0.5}, {"word": "mundo", "start": 0.5, "end": 1}],
+    "segments": [{"text": "hola", "start": 0.1, "end": 0.5}, {"text": "mundo", "start": 0.5, "end": 1}],
     "speaker": "Ana",
     "gender": "female",
     "age": 31,
@@ -56,7 +57,8 @@ def parts(content: Any) -> str:
 
 
 FAMILIES = """asr asr_lid translate translate_zh translate_de transcribe_translate lid dialect dialect_asr
-word_timestamps speaker speaker_verification speaker_count gender age emotion intent slots entities keywords
+word_timestamps segment_timestamps
+speaker speaker_verification speaker_count gender age emotion intent slots entities keywords
 diarization diarized_asr vocal_sound sound_class sound_caption sound_events scene event_detection audio_qa speech_qa
 music_caption genre instrument note pitch velocity mood singer music_qa speech_or_not ask_language""".split()
 
@@ -137,6 +139,7 @@ def test_targets() -> None:
         "translate_de": "to de",
         "transcribe_translate": "hola mundo\nhello world",
         "word_timestamps": "[0.10-0.50] hola [0.50-1.00] mundo",
+        "segment_timestamps": "[0.10-0.50] hola\n[0.50-1.00] mundo",
         "speaker_count": "2",
         "age": "31",
         "emotion": "joy, surprise",
@@ -326,6 +329,7 @@ def test_own_prompt_files_add_and_replace_tasks(tmp_path: Path) -> None:
         (b'{"keywords": [3]}', "'keywords' must be a list"),
         (b'{"slots": [3]}', "'slots' must map"),
         (b'{"words": [3]}', "'words' must be a list of objects"),
+        (b'{"segments": [{"start": 0, "end": 1}]}', "'segments', item 0: expected texts"),
         (b'{"words": [{"word": "a"}]}', "item 0: expected start and end"),
         (b'{"events": [{"label": "a", "start": 2, "end": 1}]}', "from 2 s to 1 s"),
         (b'{"entities": [{"type": "a"}]}', "item 0: expected texts"),

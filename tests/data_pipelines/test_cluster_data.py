@@ -15,10 +15,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qa_train.data.shards.index import SUFFIX
+from qa_train.data.shards.writer import ShardWriter
 from tests.data_pipelines.corpora.made_up import tone, write_tree
+from tests.data_pipelines.label_server import LabelServer, says_length
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("ray") is None, reason="the extra cluster is missing")]
 # The loopback address only, and only for who has the token. Ray reads this when it is imported.
@@ -83,17 +86,23 @@ def offspring(pid: int, parent: str = "") -> Iterator[tuple[int, str, str]]:
         yield from offspring(child, name)
 
 
-def kill_one(raylet: int, is_it: Callable[[str, str], bool]) -> None:
-    """SIGKILL to a process below that node of Ray, as soon as there is one of the kind."""
-    deadline = time.monotonic() + 60
+def find_one(raylet: int, is_it: Callable[[str, str], bool]) -> int:
+    """A process of the kind below that node of Ray, as soon as there is one."""
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         # Processes end while they are looked at.
         with suppress(OSError):
             for pid, name, parent in offspring(raylet):
                 if is_it(name, parent):
-                    os.kill(pid, signal.SIGKILL)
-                    return
+                    return pid
     pytest.fail("no such process")
+
+
+def kill_one(raylet: int, is_it: Callable[[str, str], bool]) -> None:
+    """SIGKILL to a process of the kind below that node of Ray."""
+    while True:
+        with suppress(ProcessLookupError):
+            return os.kill(find_one(raylet, is_it), signal.SIGKILL)
 
 
 def made(out: Path) -> int:
@@ -151,6 +160,57 @@ def test_a_lost_node_and_killed_processes_change_no_byte(corpus: Path, cluster: 
     assert contents(out) == wanted
 
 
+def test_labels_after_a_lost_node_and_a_killed_process(cluster: Any, tmp_path: Path) -> None:
+    wave = np.random.default_rng(0).normal(0, 0.1, 64_000).astype(np.float32)
+    (tmp_path / "raw").mkdir()
+    for number in range(12):
+        with ShardWriter(tmp_path / f"raw/s-{number:02d}.tar") as writer:
+            for clip in range(10):
+                writer.write(f"k{number:02d}-{clip}", {"language": "en"}, wave[: 16_000 + 1600 * clip + 16 * number])
+    server = LabelServer()
+
+    def slow(milliseconds: int, prompt: str) -> tuple[int, str, str]:
+        time.sleep(0.25)
+        return says_length(milliseconds, prompt)
+
+    server.says = slow
+    words = [f"shards={tmp_path}/raw", f"url={server.url}", "model=ear", "date=2026-01-02"]
+    done(command("label", *words, f"out={tmp_path}/alone", "workers=0"))
+    wanted = contents(tmp_path / "alone")
+    server.asked.clear()
+    out = tmp_path / "ray"
+    process = command("label", *words, f"out={out}", "engine=ray", f"ray_address={cluster.address}", "requests=1")
+    # Both nodes are at work.
+    (other,) = cluster.worker_nodes
+    find_one(other.all_processes["raylet"][0].process.pid, lambda name, parent: "forkserver" in parent)
+    wait_for(out, 2, process)
+    first = {path: path.stat().st_mtime_ns for path in out.glob("*.recipe")}
+    raylet = cluster.head_node.all_processes["raylet"][0].process.pid
+    kill_one(raylet, lambda name, parent: "forkserver" in name and "forkserver" in parent)
+    wait_for(out, 4, process)
+    cluster.remove_node(other, allow_graceful=False)
+    _, err = done(process)
+    server.shutdown()
+    server.server_close()
+    assert contents(out) == wanted
+    assert sum(name.endswith(".tar") for name in wanted) == 12
+    assert "begun again, 2 of 3" in err
+    assert "was lost" in err
+    assert first.items() <= {path: path.stat().st_mtime_ns for path in out.glob("*.recipe")}.items()
+    # The killed process and the lost node cost at most the shard that each was at.
+    assert 120 <= len(server.asked) <= 120 + 2 * 10
+
+
+def test_a_kept_process_takes_the_jobs_of_its_core(cluster: Any) -> None:
+    code = (
+        "import os, sys; from qa_train.jobs.ray_pool import RayPool; pool = RayPool(sys.argv[1], [], keep=True);"
+        "jobs = [pool.submit(os.getpid) for _ in range(12)]; print(len({pool.result(job) for job in jobs}))"
+    )
+    words = [sys.executable, "-c", code, cluster.address]
+    found = subprocess.run(words, env=os.environ | LOCAL, text=True, capture_output=True)
+    assert int(found.stdout) <= 2, found.stderr
+
+
 def test_what_the_nodes_log_is_no_result(cluster: Any) -> None:
     code = (
         "import os, sys, time; from qa_train.jobs.ray_pool import RayPool; pool = RayPool(sys.argv[1], []);"
@@ -164,7 +224,7 @@ def test_the_error_budget_is_that_of_all_nodes(corpus: Path, cluster: Any, tmp_p
     words = ("engine=ray", f"ray_address={cluster.address}", "error_budget=0.004")
     # Each shard alone keeps within it: one bad recording is allowed, two are not.
     err = done(importing(corpus, tmp_path, *words), 2)[1]
-    assert "2 of 240 recordings cannot be read, error_budget=0.004 allows 1" in err
+    assert "2 of 240 recordings cannot be used, error_budget=0.004 allows 1" in err
 
 
 def test_a_cluster_that_is_not_there_is_named(corpus: Path, tmp_path: Path) -> None:

@@ -162,6 +162,7 @@ def test_selection_is_the_same_for_every_checkpoint(shard: Path) -> None:
         ("music_caption", None, ("chrf", "en")),
         ("diarized_asr", None, ("cp_wer", "de")),
         ("word_timestamps", None, ("word_times", "de")),
+        ("segment_timestamps", None, ("boundary_f1", "de")),
         ("transcribe_translate", "rest_bleu", ("rest_bleu", "de")),
     ],
 )
@@ -178,6 +179,7 @@ def test_metric_and_language_of_a_task(
             "caption": "A choir.",
             "turns": [{"start": 0.0, "end": 1.0, "speaker": "Ann", "text": "Guten Tag"}],
             "words": [{"start": 0.0, "end": 0.5, "word": "Guten"}],
+            "segments": [{"start": 0.0, "end": 1.0, "text": "Guten Tag"}],
         }
         writer.write("clip", record, tone(0.5))
     (question,) = record_questions(EvalSet("x", [str(tmp_path / "t-00000.tar")], task, metric=metric), BANK)

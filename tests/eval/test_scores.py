@@ -212,7 +212,7 @@ def test_no_error_found_is_no_certainty() -> None:
 
 
 def test_unknown_metric_and_empty_source_say_so() -> None:
-    with pytest.raises(ValueError, match="accuracy, airbench, bbh, bleu, cer, choice, chrf"):
+    with pytest.raises(ValueError, match="accuracy, airbench, bbh, bleu, boundary_error, boundary_f1, cer, choice"):
         score("f1", [pair("a", "a")])
     with pytest.raises(ValueError, match="empty"):
         score("wer", [])

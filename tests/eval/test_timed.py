@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
 
 from qa_train.eval.scores.prediction import Prediction
-from qa_train.eval.scores.task_metrics import score, word_edits
-from qa_train.eval.scores.timed import cp_rows, speakers, timed_words, word_time_rows
+from qa_train.eval.scores.task_metrics import lower_is_better, score, word_edits
+from qa_train.eval.scores.timed import (
+    boundary_error_rows,
+    boundary_f1_rows,
+    cp_rows,
+    speakers,
+    timed_words,
+    word_time_rows,
+)
 
 
 def test_the_two_parts_of_a_transcript_with_translation() -> None:
@@ -76,3 +85,62 @@ def test_words_at_their_times() -> None:
     assert score("word_times", [Prediction("hola mundo mundo", (reference,))]).value == 0.0
     with pytest.raises(ValueError, match="no word with its times"):
         score("word_times", [Prediction("x", ("hola",))])
+
+
+SEGMENTS = "[0.00-2.40] How are you?\n[3.00-4.10] I am fine.\n[4.10-6.00] And you?"
+
+
+def test_segments_at_their_times() -> None:
+    late = "[0.20-2.40] How are you?\n[3.30-6.00] I am fine and you"
+    item = Prediction(late, (SEGMENTS,), "en")
+    # Of 3 starts and 3 ends 0.00, 2.40 and 6.00 are found; 10 boundaries in all.
+    assert boundary_f1_rows([item]).tolist() == [[6, 10]]
+    assert score("boundary_f1", [item]).value == 60.0
+    # Starts are 0.2, 0.3 and 0.8 s away, ends 0, 1.7 and 0 s.
+    assert score("boundary_error", [item]).value == pytest.approx(3000 / 6)
+    assert score("timed_wer", [item]).value == 0.0
+    exact = replace(item, text=SEGMENTS)
+    assert [score(name, [exact]).value for name in ("boundary_f1", "boundary_error", "timed_wer")] == [100.0, 0.0, 0.0]
+    # Words alone are one segment from 0 to 6 s, and boundaries that are not found.
+    words = replace(item, text="How are you? I am fine. And you?")
+    assert score("boundary_f1", [words]).value == 0.0
+    assert score("boundary_error", [words]).value == pytest.approx(1000 * (3.0 + 4.1 + 3.6 + 1.9) / 6)
+    assert score("timed_wer", [words]).value == 0.0
+    # As many segments as there are seconds find every boundary, and are no better for it.
+    many = replace(item, text="".join(f"[{i / 10:.2f}-{i / 10:.2f}] x\n" for i in range(100)))
+    assert score("boundary_error", [many]).value == pytest.approx(0.0, abs=1e-9)
+    assert score("boundary_f1", [many]).value < 7
+    for name in ("boundary_f1", "boundary_error"):
+        assert lower_is_better(name) == (name == "boundary_error")
+        with pytest.raises(ValueError, match=f"{name}: no segment with its times in the reference 'hola'"):
+            score(name, [Prediction("x", ("hola",))])
+
+
+def test_boundaries_against_every_pairing() -> None:
+    draw = random.Random(2)
+
+    def most(wanted: list[float], said: list[float]) -> int:
+        """The twin: the first of the wanted ones is left over, or paired with any that fits."""
+        if not wanted:
+            return 0
+        others = [most(wanted[1:], said)]
+        for i, other in enumerate(said):
+            if abs(other - wanted[0]) <= 0.2 + 1e-9:
+                others.append(1 + most(wanted[1:], said[:i] + said[i + 1 :]))
+        return max(others)
+
+    def spans(count: int) -> list[tuple[float, float]]:
+        starts = [draw.randint(0, 15) / 10 for _ in range(count)]
+        return [(start, start + draw.randint(0, 8) / 10) for start in starts]
+
+    for _ in range(200):
+        wanted, said = spans(draw.randint(1, 5)), spans(draw.randint(0, 6))
+        texts = ["\n".join(f"[{start:.2f}-{end:.2f}] x" for start, end in side) for side in (said, wanted)]
+        item = Prediction(texts[0], (texts[1],))
+        hits = sum(most([span[kind] for span in wanted], [span[kind] for span in said]) for kind in (0, 1))
+        assert boundary_f1_rows([item]).tolist() == [[2 * hits, 2 * len(wanted) + 2 * len(said)]]
+        heard = said or [(min(start for start, _ in wanted), max(end for _, end in wanted))]
+        far = [min(abs(span[kind] - other[kind]) for other in heard) for span in wanted for kind in (0, 1)]
+        ((total, count),) = boundary_error_rows([item]).tolist()
+        assert total == pytest.approx(1000 * math.fsum(far))
+        assert count == 2 * len(wanted)

@@ -3,9 +3,9 @@
 Fields with a meaning (all optional; others are free and are kept):
 
 - speech: ``text``, ``language`` (code), ``dialect``, ``translation`` {code: text},
-  ``words`` [{word, start, end}], ``speaker``, ``num_speakers``, ``gender``, ``age``, ``emotion``, ``vocal_sound``,
-  ``turns`` [{speaker, start, end, text}], ``intent``, ``slots`` {name: value}, ``entities`` [{type, value}],
-  ``keywords`` [text]
+  ``words`` [{word, start, end}], ``segments`` [{text, start, end}], ``turns`` [{speaker, start, end, text}],
+  ``speaker``, ``num_speakers``, ``gender``, ``age``, ``emotion``, ``vocal_sound``, ``intent``, ``slots`` {name: value},
+  ``entities`` [{type, value}], ``keywords`` [text]
 - sound and music: ``caption``, ``label``, ``labels`` [text], ``events`` [{label, start, end}], ``scene``,
   ``question``, ``answer``, ``genre``, ``instrument``, ``note``, ``pitch``, ``velocity``, ``mood``, ``singer``
 - chats: ``messages`` [{role, content}], ``audios`` [member], ``chosen``, ``rejected``
@@ -95,6 +95,7 @@ _NUMBER_FIELDS = ("age", "pitch", "velocity", "num_speakers")
 _LIST_FIELDS: dict[str, tuple[tuple[str, ...], bool]] = {
     "words": (("word",), True),
     "turns": (("speaker",), True),
+    "segments": (("text",), True),
     "events": (("label",), True),
     "entities": (("type", "value"), False),
 }

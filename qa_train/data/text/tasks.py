@@ -219,7 +219,7 @@ def _task(name: str, spec: dict[str, Any], languages: tuple[str, ...], folder: P
         )
     targets = [spec["target"]] if isinstance(spec["target"], str) else spec["target"]
     # A wording that is the same in two languages, such as "{question}", counts once.
-    prompts = tuple(_parse(text) for text in dict.fromkeys(wordings))
+    prompts = tuple(parse(text) for text in dict.fromkeys(wordings))
     hotwords = read_hotwords(spec[HOTWORDS], folder) if HOTWORDS in spec else None
     if hotwords is not None:
         naming = {names(prompt, HOTWORDS) for prompt in prompts}
@@ -233,9 +233,9 @@ def _task(name: str, spec: dict[str, Any], languages: tuple[str, ...], folder: P
         spec.get("family", ""),
         (*spec.get("requires", ()), *(["text"] if hotwords else [])),
         spec.get("clips"),
-        tuple(map(_parse, targets)),
+        tuple(map(parse, targets)),
         prompts,
-        {key: ListForm(_parse(form["item"]), form["join"]) for key, form in spec.get("lists", {}).items()},
+        {key: ListForm(parse(form["item"]), form["join"]) for key, form in spec.get("lists", {}).items()},
         hotwords,
     )
 
@@ -245,7 +245,8 @@ def names(pieces: Pieces, name: str) -> bool:
     return any(piece.field == name for piece in pieces)
 
 
-def _parse(template: str) -> Pieces:
+def parse(template: str) -> Pieces:
+    """A wording or target in its pieces. ValueError for what is no record field in braces."""
     pieces = []
     try:
         parsed = list(Formatter().parse(template))

@@ -2,7 +2,7 @@
 
 An empty, truncated or missing answer (unreadable clip) is an item like any other: it is scored against its reference,
 counted and reported, never dropped. All values are percentages (BLEU and chrF: their usual 0-100 points; caption
-metrics: 100 times their usual value).
+metrics: 100 times their usual value; boundary_error: milliseconds).
 """
 
 from __future__ import annotations
@@ -40,7 +40,15 @@ from qa_train.eval.scores.normalise import (
 from qa_train.eval.scores.overlap import bleu_points, bleu_statistics, chrf_points, chrf_statistics
 from qa_train.eval.scores.own_metric import own_metric, own_statistics
 from qa_train.eval.scores.prediction import NoReferenceWords, Prediction, Score, answer_of
-from qa_train.eval.scores.timed import after_first_lines, cp_rows, first_lines, word_time_rows
+from qa_train.eval.scores.timed import (
+    after_first_lines,
+    boundary_error_rows,
+    boundary_f1_rows,
+    cp_rows,
+    first_lines,
+    without_times,
+    word_time_rows,
+)
 from qa_train.eval.scores.voicebench import bbh_answer, bbh_right, refuses
 
 RESAMPLES = 1000
@@ -180,11 +188,14 @@ _OTHERS: dict[str, Callable[[Sequence[Prediction]], Statistics]] = {
     "wer": lambda predictions: _error_statistics("wer", predictions, released_normalise),
     "cer": lambda predictions: _error_statistics("cer", predictions, released_normalise),
     "bleu": _bleu_statistics,
-    # Transcripts with a translation below, with speakers, with the times of words.
+    # Transcripts with a translation below, with speakers, with the times of words or segments.
     "first_line_wer": lambda predictions: _error_statistics("wer", first_lines(predictions), released_normalise),
     "rest_bleu": lambda predictions: _bleu_statistics(after_first_lines(predictions)),
     "cp_wer": lambda predictions: (cp_rows(predictions, transcript_words), _percent),
     "word_times": lambda predictions: (word_time_rows(predictions), _percent),
+    "timed_wer": lambda predictions: _error_statistics("wer", without_times(predictions), released_normalise),
+    "boundary_f1": lambda predictions: (boundary_f1_rows(predictions), _percent),
+    "boundary_error": lambda predictions: _mean_statistics(boundary_error_rows(predictions)),
     "chrf": lambda predictions: (_overlap_statistics(predictions, chrf_statistics), chrf_points),
     "cider": lambda predictions: _mean_statistics(caption_rows("cider", predictions)),
     "rouge_l": lambda predictions: _mean_statistics(caption_rows("rouge_l", predictions)),
@@ -195,10 +206,11 @@ _OTHERS: dict[str, Callable[[Sequence[Prediction]], Statistics]] = {
     "map": lambda predictions: (map_rows(predictions), map_points),
 }
 STATISTICS = {name: partial(_share_statistics, right) for name, right in SHARES.items()} | _OTHERS
-_ERROR_RATES = frozenset({"wer", "cer", "first_line_wer", "cp_wer"})
+_ERROR_RATES = frozenset({"wer", "cer", "first_line_wer", "cp_wer", "timed_wer"})
 # Metrics that know one right answer.
 ONE_REFERENCE = _ERROR_RATES | {
-    "bleu", "rest_bleu", "word_times", "choice", "airbench", "tokens", "mmau", "bbh", "macro_f1",
+    "bleu", "rest_bleu", "word_times", "boundary_f1", "boundary_error", "choice", "airbench", "tokens", "mmau", "bbh",
+    "macro_f1",
 }  # fmt: skip
 
 
@@ -214,7 +226,7 @@ def is_metric(name: str) -> bool:
 def lower_is_better(metric: str) -> bool:
     """Whether a smaller number is a better one. ValueError: see ``is_metric``."""
     if metric in STATISTICS:
-        return metric in _ERROR_RATES
+        return metric in _ERROR_RATES or metric == "boundary_error"
     return bool(getattr(own_metric(metric), "lower_is_better", False))
 
 

@@ -6,6 +6,11 @@
   times do not count. Lines without a speaker are those of one more.
 - ``word_times``: of words "[0.12-0.31] the". The share of reference words that the answer has, with start and end
   within ``TOLERANCE_S``, in percent.
+- ``timed_wer``: of segments "[0.00-2.40] How are you?", or of words with times. The word error rate without the times.
+- ``boundary_f1``: F1 of the starts and ends of segments, each paired with one of the same kind within ``TOLERANCE_S``
+  (a collar), in percent; the words do not count.
+- ``boundary_error``: mean absolute boundary error, in milliseconds: from every start and end of the reference to the
+  nearest one of the answer. An answer without times is one segment as long as the reference.
 """
 
 from __future__ import annotations
@@ -21,11 +26,14 @@ from qa_train.eval.scores.normalise import without_tags
 from qa_train.eval.scores.prediction import NoReferenceWords, Prediction, answer_of
 
 TOLERANCE_S = 0.2
+# 0.30 - 0.10 is more than 0.2 in floating point.
+_ROUNDING = 1e-9
 # The assignment looks at every set of the reference's speakers.
 MAX_SPEAKERS = 12
 Units = Callable[[str, str | None], list[str]]
 _TURN = re.compile(r"^(?:\[[\d.]+-[\d.]+\]\s*)?([^:：\[\]]{1,40})[:：]\s*(.*)$")
-_WORD = re.compile(r"\[(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)\]\s*([^\s\[]+)")
+_SPAN = re.compile(r"\[(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)\]")
+_WORD = re.compile(_SPAN.pattern + r"\s*([^\s\[]+)")
 
 
 def first_lines(predictions: Sequence[Prediction]) -> list[Prediction]:
@@ -39,6 +47,11 @@ def after_first_lines(predictions: Sequence[Prediction]) -> list[Prediction]:
     return [replace(p, language="en") for p in rest]
 
 
+def without_times(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """Answers and references without the times in brackets, on one line."""
+    return [_each(p, lambda text: " ".join(_SPAN.sub(" ", text).split())) for p in predictions]
+
+
 def _each(prediction: Prediction, cut: Callable[[str], str]) -> Prediction:
     references = tuple(cut(text) for text in prediction.references)
     return replace(prediction, text=cut(answer_of(prediction)), references=references)
@@ -49,7 +62,7 @@ def speakers(text: str) -> dict[str, str]:
     found: dict[str, list[str]] = {}
     for line in without_tags(text).split("\n"):
         turn = _TURN.match(line.strip())
-        name, words = (turn.group(1).strip(), turn.group(2)) if turn else ("", re.sub(r"\[[\d.]+-[\d.]+\]", " ", line))
+        name, words = (turn.group(1).strip(), turn.group(2)) if turn else ("", _SPAN.sub(" ", line))
         if words.strip():
             found.setdefault(name, []).append(words.strip())
     return {name: " ".join(parts) for name, parts in found.items()}
@@ -121,6 +134,55 @@ def word_time_rows(predictions: Sequence[Prediction]) -> np.ndarray:
             if c.type == "equal"
             for i in range(c.ref_end_idx - c.ref_start_idx)
         ]
-        near = [max(abs(a[0] - b[0]), abs(a[1] - b[1])) <= TOLERANCE_S + 1e-9 for a, b in pairs]
+        near = [max(abs(a[0] - b[0]), abs(a[1] - b[1])) <= TOLERANCE_S + _ROUNDING for a, b in pairs]
         rows.append((sum(near), len(wanted)))
     return np.array(rows, dtype=np.int64)
+
+
+def boundaries(text: str) -> tuple[list[float], list[float]]:
+    """Starts and ends of all segments in seconds, each sorted."""
+    spans = [(float(start), float(end)) for start, end in _SPAN.findall(text)]
+    return sorted(start for start, _ in spans), sorted(end for _, end in spans)
+
+
+def boundary_f1_rows(predictions: Sequence[Prediction]) -> np.ndarray:
+    """Rows of (2 x paired boundaries, boundaries of reference and answer) [n, 2]. ValueError: as `_wanted`."""
+    rows = []
+    for p in predictions:
+        wanted, said = _wanted("boundary_f1", p), boundaries(without_tags(answer_of(p)))
+        hits = sum(map(_paired, wanted, said))
+        rows.append((2 * hits, sum(map(len, (*wanted, *said)))))
+    return np.array(rows, dtype=np.int64)
+
+
+def boundary_error_rows(predictions: Sequence[Prediction]) -> np.ndarray:
+    """Rows of (sum of distances in milliseconds, boundaries of the reference) [n, 2]. ValueError: as `_wanted`."""
+    rows = []
+    for p in predictions:
+        wanted, said = _wanted("boundary_error", p), boundaries(without_tags(answer_of(p)))
+        if not said[0]:
+            said = wanted[0][:1], wanted[1][-1:]
+        far = [
+            np.abs(np.subtract.outer(ours, theirs)).min(axis=1).sum() for ours, theirs in zip(wanted, said, strict=True)
+        ]
+        rows.append((1000 * sum(far), 2 * len(wanted[0])))
+    return np.array(rows, dtype=np.float64)
+
+
+def _wanted(metric: str, prediction: Prediction) -> tuple[list[float], list[float]]:
+    """Boundaries of the reference. ValueError: it has none."""
+    found = boundaries(prediction.references[0])
+    if not found[0]:
+        raise ValueError(f"{metric}: no segment with its times in the reference {prediction.references[0]!r}")
+    return found
+
+
+def _paired(wanted: Sequence[float], said: Sequence[float]) -> int:
+    """Most pairs within the tolerance, each time in one at most. Both are sorted, so the earliest that fits is best."""
+    count = place = 0
+    for each in wanted:
+        while place < len(said) and said[place] < each - TOLERANCE_S - _ROUNDING:
+            place += 1
+        if place < len(said) and said[place] <= each + TOLERANCE_S + _ROUNDING:
+            count, place = count + 1, place + 1
+    return count

@@ -181,7 +181,7 @@ def broken(folder: Path) -> Case:
 
 
 def test_bad_recordings_are_counted_named_and_bounded(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"recordings cannot be read, allowed are 1.*(pop|zouk).*error_budget=0.01"):
+    with pytest.raises(ValueError, match=r"recordings cannot be used, allowed are 1.*(pop|zouk).*error_budget=0.01"):
         run(broken(tmp_path), tmp_path / "strict")
     report = run(broken(tmp_path), tmp_path, error_budget=0.4)
     assert (report.listed, report.made, report.dropped) == (6, 4, {"bad audio": 2})
@@ -191,7 +191,7 @@ def test_bad_recordings_are_counted_named_and_bounded(tmp_path: Path) -> None:
 
 
 def test_the_budget_counts_over_all_shards(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"2 of 6 recordings cannot be read, error_budget=0\.2 allows 1"):
+    with pytest.raises(ValueError, match=r"2 of 6 recordings cannot be used, error_budget=0\.2 allows 1"):
         run(broken(tmp_path), tmp_path, error_budget=0.2, samples_per_shard=3)
 
 

@@ -1,0 +1,175 @@
+"""`qa-train data label shards=... out=FOLDER task=asr checkpoint=...`: labels for recordings without any, by a model.
+
+Each clip is asked about as training would (a wording of the prompt bank), and the answer becomes the field that the
+task trains on: a transcript, a caption, a language. Answers that look invented are left out: of silence, cut short, in
+loops, or unlike those of a second model. A shard is made from a shard, whole or not at all; the audio is not changed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from data_pipelines.importing.budget import make_within_budget
+from data_pipelines.importing.import_report import Report
+from data_pipelines.importing.import_shard import LeftOut
+from data_pipelines.labelling.label_options import LabelConfig, Labeller
+from data_pipelines.labelling.label_shard import Asking, LabelJob, write_labels
+from qa_train.data.shards.index import load_index
+from qa_train.data.shards.sidecar import load_summary
+from qa_train.data.stores.folders import open_folder
+from qa_train.data.stores.storage import expand
+from qa_train.data.text.prompts import PromptBank
+from qa_train.eval.questions import part_text
+from qa_train.model import find_checkpoint
+from qa_train.utils.masking import masked, without_query
+
+REPORT = "label.report.json"
+# What was answered for shards that are not whole yet.
+_ANSWERS = ".answers"
+# Options on which no label depends.
+_FREE = {
+    "shards", "out", "engine", "ray_address", "workers", "cores", "gpus", "url", "requests", "device", "verify",
+    "key_env", "error_budget", "retry_bad", "date", "price_per_hour", "max_cost", "dry_run", "storage",
+}  # fmt: skip
+_LOOK_UPS = 16
+
+
+def main(options: LabelConfig) -> int:
+    """Label recordings by a checkpoint or a model behind an endpoint: transcripts, captions, languages.
+
+      qa-train data label shards='raw/*.tar' out=new checkpoint=runs/sft
+      qa-train data label shards='raw/*.tar' out=new url=http://HOST:8000/v1 \\
+        model=NAME fields.language=de dry_run=true
+
+    The same command again makes only the shards that are missing or were made from something else. What is left out is
+    counted in OUT/label.report.json, and listed beside each shard in SHARD.dropped.jsonl.
+    """
+    return label(options)
+
+
+def label(options: LabelConfig) -> int:
+    """Make one labelled shard of each shard, and ``out/label.report.json``.
+
+    Raises:
+        ValueError: wrong options, a shard without an index, a price above ``max_cost``, more errors than
+            ``error_budget`` allows, or no label at all.
+    """
+    options = _checked(options)
+    asking = Asking(options)
+    if options.second.name and asking.metric not in ("wer", "accuracy"):
+        raise ValueError(
+            f"data label: second= compares transcripts and labels; answers to task={options.task} are neither"
+        )
+    jobs = _jobs(options)
+    report = Report(f"labels by {options.name}", options.task, "that of the recordings")
+    report.notes.append(_example(asking, jobs))
+    print(_plan(options, [job for job in jobs if not job.finished], len(jobs)), report.notes[0], sep="\n", flush=True)
+    if options.dry_run:
+        return 0
+    report.listed = sum(job.num_clips for job in jobs)
+    engine = replace(options.engine_with(options.workers), keep=True, cores=options.cores, gpus=options.gpus)
+    place = jobs[0].path.with_name(REPORT)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    report.save(place)
+    make_within_budget(jobs, report, engine, error_budget=options.error_budget, retry_bad=options.retry_bad)
+    for path in (path for job in jobs for path in job.shards):
+        report.count_shard(load_index(str(path), options.storage))
+    report.save(place)
+    if jobs[0].answers is not None:
+        shutil.rmtree(jobs[0].answers, ignore_errors=True)
+    print(report.text())
+    if not report.made:
+        raise ValueError("data label: no record was labelled")
+    return 0
+
+
+def _checked(options: LabelConfig) -> LabelConfig:
+    """The options with the checkpoints that they mean now, and the date."""
+    if options.second.checkpoint or options.second.url:
+        options = replace(options, second=_found(options.second, "second."))
+    elif options.second.model:
+        raise ValueError("data label: second.model= needs second.url=")
+    if options.template not in ("chat", "base") or options.audio not in ("copy", "in_place"):
+        raise ValueError(
+            f"data label: template={options.template} audio={options.audio}: use chat or base, and copy or in_place"
+        )
+    least = min(options.window_s, options.requests, options.cores, options.workers + 1, options.max_new_tokens)
+    if least < 1 or not 0 <= options.error_budget <= 1:
+        raise ValueError(
+            "data label: window_s, requests, cores and max_new_tokens must be at least 1, workers 0 or more, and "
+            "error_budget between 0 and 1"
+        )
+    if options.max_cost is not None and not options.price_per_hour + options.second.price_per_hour:
+        raise ValueError(f"data label: max_cost={options.max_cost:g} bounds nothing without price_per_hour=")
+    date = options.date or datetime.now(UTC).date().isoformat()
+    found = _found(options, "")
+    return replace(options, checkpoint=found.checkpoint, model=found.model, date=date)
+
+
+def _found(by: Labeller, prefix: str) -> Labeller:
+    if (by.checkpoint is None) == (by.url is None) or bool(by.url) != bool(by.model):
+        raise ValueError(f"data label: give {prefix}checkpoint=, or {prefix}url= with {prefix}model=, one of the two")
+    # A run may save another one while it is labelled with.
+    return replace(by, checkpoint=find_checkpoint(by.checkpoint)) if by.checkpoint is not None else by
+
+
+def _jobs(options: LabelConfig) -> list[LabelJob]:
+    """A job for each shard, of the same name."""
+    shards = expand(options.shards if isinstance(options.shards, list) else [options.shards], options.storage)
+    out = open_folder(options.out, options.storage)
+    remote = [place for place in (options.out, *shards) if "://" in place]
+    if options.audio == "in_place" and remote:
+        raise ValueError(f"data label: audio=in_place links local shards, {masked(remote[0])} is none: use audio=copy")
+    names = [Path(without_query(shard)).name for shard in shards]
+    if twice := [name for name, number in Counter(names).items() if number > 1]:
+        raise ValueError(f"data label: {twice[0]} is there in several folders: label them into an out= each")
+    if any("://" not in shard and Path(shard).absolute().parent.resolve() == out.resolve() for shard in shards):
+        raise ValueError(f"data label: out={options.out} holds the shards themselves: choose another folder")
+    # Written before the first shard is.
+    foreign = [] if (out / REPORT).exists() else [name for name in names if (out / name).exists()]
+    if foreign:
+        raise ValueError(f"data label: {out / foreign[0]} was not made by this command: choose another out=")
+    rules = {name: value for name, value in asdict(options).items() if name not in _FREE}
+    rules |= {"bank": PromptBank.load(options.prompt_files).digest(options.task), "second": options.second.name}
+    with ThreadPoolExecutor(_LOOK_UPS) as pool:
+        summaries = list(pool.map(partial(load_summary, cfg=options.storage), shards))
+    return [
+        LabelJob(
+            out / name, write_labels, (summary.fingerprint, json.dumps(rules, sort_keys=True)), summary.rows,
+            source=shard, hours=summary.seconds / 3600, options=options,
+            answers=out / _ANSWERS if isinstance(out, Path) else None,
+        )
+        for shard, name, summary in zip(shards, names, summaries, strict=True)
+    ]  # fmt: skip
+
+
+def _plan(options: LabelConfig, todo: Sequence[LabelJob], shards: int) -> str:
+    """What will be asked, for the user. ValueError above ``max_cost``."""
+    hours = sum(job.hours for job in todo)
+    text = (
+        f"labels by {options.name}: {len(todo)} of {shards} shards to make, at most "
+        f"{sum(job.num_clips for job in todo):,} records, {hours:,.2f} h of audio"
+    )
+    if cost := hours * (options.price_per_hour + options.second.price_per_hour):
+        text += f", {cost:,.2f} at the price given"
+    if options.max_cost is not None and cost > options.max_cost:
+        raise ValueError(f"data label: {text}: more than max_cost={options.max_cost:g}")
+    return text
+
+
+def _example(asking: Asking, jobs: Sequence[LabelJob]) -> str:
+    """The prompt of the first record of the first shard, or why there is none."""
+    index = load_index(jobs[0].source, asking.options.storage)
+    first = json.loads(index.table["meta"][0].as_py()) if len(index) else {}
+    try:
+        return f"asked first: {part_text(asking.question(jobs[0].source, first | asking.options.fields))!r}"
+    except LeftOut as error:
+        return f"the first record cannot be asked about: {error}"
