@@ -42,19 +42,6 @@ _FREE = {
 _LOOK_UPS = 16
 
 
-def main(options: LabelConfig) -> int:
-    """Label recordings by a checkpoint or a model behind an endpoint: transcripts, captions, languages.
-
-      qa-train data label shards='raw/*.tar' out=new checkpoint=runs/sft
-      qa-train data label shards='raw/*.tar' out=new url=http://HOST:8000/v1 \\
-        model=NAME fields.language=de dry_run=true
-
-    The same command again makes only the shards that are missing or were made from something else. What is left out is
-    counted in OUT/label.report.json, and listed beside each shard in SHARD.dropped.jsonl.
-    """
-    return label(options)
-
-
 def label(options: LabelConfig) -> int:
     """Make one labelled shard of each shard, and ``out/label.report.json``.
 

@@ -31,7 +31,7 @@ from qa_train.data.text.prompts import PromptBank
 from qa_train.eval.answers import Limits, load_answerer
 from qa_train.eval.suite import predict_benchmarks
 from qa_train.infer.generate import STOP_TOKENS
-from qa_train.infer.server import Service
+from qa_train.infer.service import Service
 from qa_train.llm.client import Endpoint
 from qa_train.model import build_model
 from tests.data.serving import s3_server
