@@ -68,8 +68,9 @@ def run_tests(python: Path, tests: list[str], report: Path) -> dict[str, dict[st
         "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline",
         "TOKENIZERS_PARALLELISM": "false", "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
     }  # fmt: skip
-    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *tests]
-    subprocess.run(command, cwd=ROOT, env=environment, check=False)
+    # A file that cannot be imported is one result among others.
+    options = ["-q", "-p", "no:cacheprovider", "--continue-on-collection-errors", f"--junitxml={report}"]
+    subprocess.run([python, "-m", "pytest", *options, *tests], cwd=ROOT, env=environment, check=False)
     return read_report(report)
 
 
@@ -79,7 +80,7 @@ def read_report(report: Path) -> dict[str, dict[str, float]]:
     for case in ElementTree.parse(report).iter("testcase") if report.exists() else ():
         kinds = {child.tag for child in case}
         result = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
-        # A file that cannot be imported is a case without a class.
+        # A file that cannot be imported has no class.
         name = case.get("classname") or case.get("name") or "?"
         row = found.setdefault(name, {"passed": 0, "failed": 0, "skipped": 0, "seconds": 0.0})
         row[result] += 1
