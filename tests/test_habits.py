@@ -79,8 +79,8 @@ HABITS = {
 
 
 # Commands as they are typed -> the answers, without the name of the command.
-PAGE = (ROOT / "docs" / "coming-from.md").read_text()
-TYPED = dict(re.findall(r"^\| `qa-train ([^`]+)` \| (.+) \|$", PAGE, flags=re.MULTILINE))
+PAGE = (ROOT / "docs" / "coming-from.md").read_text().split("| typed after `qa-train` | answered |")[1].split("\n\n")[0]
+TYPED = dict(re.findall(r"^\| `([^`]+)` \| (.+) \|$", PAGE, flags=re.MULTILINE))
 
 
 def told(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
