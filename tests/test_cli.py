@@ -131,7 +131,7 @@ FIRST = ": loading libraries, a few seconds"
         ("eval checkpoint = runs/x", 'no spaces around "=": write checkpoint=runs/x'),
         ("eval checkpoint= runs/x", "write checkpoint=runs/x"),
         ("pretrain trainer.max_steps = 3", "write trainer.max_steps=3"),
-        ("pretrain --max-steps=3", "write max_steps=3, not --max-steps=3"),
+        ("pretrain --max-steps=3", "no dashes before them: --max-steps: here it is trainer.max_steps"),
         ("pretrain experiment=smoke", "missing run.dir=, the folder where the run lives"),
         ("sft experiment=smok run.dir=unused", "did you mean experiment=smoke"),
         ("plan sft experiment=smok", "did you mean experiment=smoke"),

@@ -1,4 +1,7 @@
-"""Keys of other tools: each is a setting of that name, or is answered by what it is here."""
+"""Keys of other tools: each is a setting of that name, or is answered by what it is here.
+
+Those of the table in docs/coming-from.md are typed, and must be answered as it says.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,10 @@ from transformers import TrainingArguments
 from trl import DPOConfig, SFTConfig
 
 from qa_train.__main__ import main
+from qa_train.config import ChatConfig, EvalConfig, ExportConfig, ServeConfig, habits
 from qa_train.config.habits import _HERE, _NONE, habit
 from qa_train.config.nearest import valid_keys
+from tests.train.conftest import ROOT
 
 # Fields whose section here has the same name, and groups.
 SECTIONS = {
@@ -54,47 +59,77 @@ def test_the_keys_of_the_answers_exist() -> None:
 
 
 HABITS = {
-    "output_dir=out": "run.dir",
-    "num_train_epochs=3": "trainer.epochs",
     "trainer.num_train_epochs=3": "trainer.epochs",
-    "per_device_train_batch_size=4": "data.tokens_per_batch",
     "trainer.gradient_accumulation_steps=8": "trainer.batches_per_step",
-    "learning_rate=1e-4": "trainer.learning_rate",
     "lr=1e-4": "trainer.learning_rate",
     "trainer.warmup_ratio=0.1": "trainer.warmup_steps",
-    "eval_steps=100": "evaluation.every",
     "trainer.eval_strategy=steps": "evaluation.every",
-    "dataset=my.jsonl": "data.sources.NAME.shards",
-    "val_dataset=my.jsonl": "evaluation.sets.NAME.shards",
-    "lora_rank=8": "model.lora.r",
     "model.lora.lora_alpha=8": "model.lora.alpha",
     "model.lora.use_dora=true": "plain LoRA",
     "trainer.fp16=true": "trainer.bf16",
-    "save_total_limit=2": "trainer.keep_checkpoints",
-    "logging_steps=10": "metrics.jsonl",
     "report_to=wandb": "tracking.wandb",
-    "resume_from_checkpoint=true": "the same command",
     "max_seq_length=2048": "data.tokens_per_batch",
-    "packing=true": "real tokens only",
-    "freeze_vit=true": "model.freeze",
     "trust_remote_code=true": "never executed",
     "dpo.rpo_alpha=1": "dpo.loss_weights",
     "model_name_or_path=x": "model.checkpoint",
-    "model=Qwen/Qwen2-Audio-7B-Instruct": "model.checkpoint",
     "data=my.jsonl": "data.sources.NAME.shards",
     "data=/data/shards": "data.sources.NAME.shards",
     "model=/models/qwen2-audio": "model.checkpoint",
-    "fsdp=full_shard": "deepspeed=zero",
-    "push_to_hub=true": "qa-train export",
-    "load_best_model_at_end=true": "trainer.keep_best",
 }
+
+
+# Commands as they are typed -> the answers, without the name of the command.
+PAGE = (ROOT / "docs" / "coming-from.md").read_text().split("| typed after `qa-train` | answered |")[1].split("\n\n")[0]
+TYPED = dict(re.findall(r"^\| `([^`]+)` \| (.+) \|$", PAGE, flags=re.MULTILINE))
+
+
+def told(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that wrong words are answered with."""
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    (answer,) = [line for line in capsys.readouterr().err.splitlines() if "loading libraries" not in line]
+    return answer
 
 
 @pytest.mark.parametrize("word", HABITS)
 def test_what_is_typed_by_habit(word: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["sft", "experiment=smoke", "run.dir=unused", word])
-    told = capsys.readouterr().err
-    assert HABITS[word] in told
-    answers = [line for line in told.splitlines() if "loading libraries" not in line]
-    assert len(answers) == 1, told
+    assert HABITS[word] in told(["sft", "experiment=smoke", "run.dir=unused", word], capsys)
+
+
+@pytest.mark.parametrize("line", TYPED)
+def test_the_answers_of_the_page(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert told(line.split(), capsys).partition(": ")[2].startswith(TYPED[line])
+
+
+def test_the_page_has_twenty_of_them() -> None:
+    assert len(TYPED) >= 20
+
+
+# Options that were typed -> part of the answer.
+OPTIONS = {
+    "export --adapters run": "--adapters: here it is checkpoint=",
+    "export model=run quant_bits=4": "here it is checkpoint=; there is no key quant_bits: not needed: nothing is",
+    "export run out": "'run' is not of the form key=value: write checkpoint=run out=out",
+    "export run out=dir": "write checkpoint=run;",
+    "export run out more": "'run' is not of the form key=value; options",
+    "eval run": "write checkpoint=run;",
+    "chat checkpoint=run audios=[a.wav] max_tokens=5": "here it is audio=; there is no key max_tokens: here it is",
+    "chat checkpoint=run audio_bitrate=5": "there is no option audio_bitrate=; options: ",
+    "serve checkpoint=run served_model_name=x": "checkpoint={NAME: PATH}",
+    "plan sft num_train_epochs=3": "there is no key num_train_epochs: here it is trainer.epochs",
+    "sft --learning-rate 1e-4 --foo": "--learning-rate: here it is trainer.learning_rate; write foo=value, not --foo",
+    "deploy": "here it is serve; there are ",
+}
+
+
+@pytest.mark.parametrize("line", OPTIONS)
+def test_options_and_commands_typed_by_habit(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert OPTIONS[line] in told(line.split(), capsys)
+
+
+def test_the_options_of_the_answers_exist() -> None:
+    known = {field.name for kind in (ExportConfig, ChatConfig, ServeConfig, EvalConfig) for field in fields(kind)}
+    assert {answer.partition("=")[0] for answer in habits._OPTIONS} <= known
+    names = [name for names in habits._OPTIONS.values() for name in names.split()]
+    assert Counter(names).most_common(1)[0][1] == 1
+    assert not known & set(names)

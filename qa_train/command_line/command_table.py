@@ -13,7 +13,7 @@ Modules are imported when their command is asked for, so that ``qa-train --help`
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
@@ -176,6 +176,17 @@ COMMANDS = {command.name: command for section in SECTIONS for command in section
 # Commands that load torch, which takes seconds: they say so first.
 HEAVY = {*STAGES, *"plan doctor eval chat serve export pairs".split(), "plan data", "data analysis", "data preferences"}
 HEAVY |= {"data label", "data rewrite", "data tokens", "data order"}
+# What the commands are called in ms-swift, LLaMA-Factory, TRL and transformers.
+_ELSEWHERE = {
+    "pretrain, sft or dpo": "train run pt",
+    "sft": "finetune fine-tune finetuning",
+    "dpo": "rlhf kto orpo",
+    "chat, or eval for a file of questions": "infer inference predict generate test demo",
+    "serve": "deploy api app webui web-ui web server",
+    "export": "merge merge-lora merge_lora convert",
+    "export with push=owner/name": "upload push",
+    "doctor": "env check",
+}
 # Words of a stage that only show its configuration, which is quick.
 _LOOKS = {"--cfg", "-c", "--cfg=job", "--cfg=hydra", "--cfg=all", "--info", "-i", "--hydra-help"}
 # First words; those that are not commands themselves are groups.
@@ -192,7 +203,8 @@ def find(words: list[str]) -> tuple[Command | None, list[str]]:
         if command := COMMANDS.get(" ".join(words[:size])):
             return command, words[size:]
     if words[0] not in NAMES:
-        hint = did_you_mean(words[0], NAMES)
+        here = next((name for name, others in _ELSEWHERE.items() if words[0] in others.split()), None)
+        hint = f"here it is {here}; " if here else did_you_mean(words[0], NAMES)
         raise ValueError(f"no command {words[0]!r}: {hint}there are {', '.join(NAMES)}")
     if len(words) == 1 or words[1] in ("-h", "--help", "help"):
         return None, words[1:]
@@ -220,7 +232,8 @@ def run(name: str, words: list[str]) -> int:
     command = COMMANDS[name]
     takes = command.takes()
     kind = takes.get("options")
-    check_words(words, name)
+    names = {field.name for field in fields(kind)} if kind else set()
+    check_words(words, name, lambda key: _habit(key, names, "settings" in takes))
     if "settings" in takes:
         rest, folders = without_config_dirs(words)
         search_also(folders)
@@ -232,7 +245,6 @@ def run(name: str, words: list[str]) -> int:
     elif len(takes) == 1:
         arguments = (parse_options(kind, words, name),)
     else:
-        names = {field.name for field in fields(kind)}
         own = [word for word in words if "=" in word and word.partition("=")[0].partition(".")[0] in names]
         rest = [word for word in words if word not in own]
         if "paths" in takes:
@@ -240,6 +252,16 @@ def run(name: str, words: list[str]) -> int:
         arguments = (rest, parse_options(kind, own, name))
     _announce(name, words)
     return command.load()(*arguments) or 0
+
+
+def _habit(key: str, options: Collection[str], settings: bool) -> str | None:
+    """What a key of another tool is for a command with these options, and perhaps a stage's settings."""
+    from qa_train.config.habits import option_habit
+    from qa_train.config.nearest import meant
+
+    if key in options:
+        return None
+    return meant(key) if settings else option_habit(key, options)
 
 
 def _announce(name: str, words: list[str]) -> None:

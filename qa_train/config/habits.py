@@ -6,6 +6,7 @@ answered here.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 
 # Our key, or how the same is said here -> their names.
@@ -97,7 +98,7 @@ _NONE = {
         "save_only_model save_strategy save_on_each_node save_safetensors"
     ),
     "SIGTERM, SIGUSR1 and RUN/SAVE already save at the next step": "enable_jit_checkpoint",
-    "qa-train export checkpoint=RUN out=FOLDER, then hf upload": (
+    "qa-train export checkpoint=RUN out=FOLDER push=owner/name": (
         "push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision "
         "push_to_hub_model_id"
     ),
@@ -154,6 +155,47 @@ _NONE = {
 }
 
 
+# Options of chat, serve, export, eval and pairs: a command that has the option answers so.
+_OPTIONS = {
+    "checkpoint": (
+        "model model_path model_name model_name_or_path model_id model_id_or_path pretrained ckpt ckpt_dir ckpt_path "
+        "checkpoint_dir checkpoint_path adapters adapter_path adapter_name_or_path adapter_model run_dir"
+    ),
+    "out": "output_dir output output_path out_dir save_dir save_path export_dir merged_dir outfile result_path",
+    "merge": "merge_lora merge_adapters merge_and_unload",
+    "push=owner/name": "push_to_hub hub_model_id repo_id export_hub_model_id",
+    "private": "hub_private_repo use_private_repo",
+    "audio": "audios audio_path audio_file audio_files wav clip file input",
+    "text": "prompt query question instruction message",
+    "max_new_tokens": "max_tokens max_length max_completion_tokens max_gen_toks",
+    "host": "server_name ip bind address listen",
+    "port": "server_port",
+    "examples": "example_dir examples_dir",
+    "max_requests": "max_concurrency max_num_seqs",
+    "data": "dataset val_dataset eval_dataset test_file",
+    "benchmarks": "tasks task suite",
+    "batch_size": "per_device_eval_batch_size max_batch_size",
+    "device": "device_map gpu use_cpu no_cuda cuda",
+}
+_NO_OPTION = {
+    "answers are shown as they are made": "stream streaming streamer",
+    "weights keep the type in which they were trained": "torch_dtype dtype bf16 fp16 export_dtype",
+    "weights are written as safetensors, in parts if they are large": (
+        "safe_serialization max_shard_size export_size export_legacy_format"
+    ),
+    "nothing is quantized here; tools that do so read an export (docs/serve.md)": (
+        "quant_method quant_bits quantization quantize load_in_4bit load_in_8bit export_quantization_bit gguf to_gguf "
+        "to_ollama outtype"
+    ),
+    "one engine answers here; vLLM and others serve an export (docs/serve.md)": (
+        "infer_backend backend engine tensor_parallel_size pipeline_parallel_size gpu_memory_utilization "
+        "max_model_len vllm_max_model_len enforce_eager attn_impl"
+    ),
+    "names are given with the checkpoints: checkpoint={NAME: PATH}": "served_model_name model_alias alias",
+    "code from a model's folder is never executed": "trust_remote_code",
+    "the template is the model's: chat, or base for a pretrained one": "chat_template model_type",
+}
+
 # Groups for which people give a place instead of a name -> what to write.
 PLACES = {
     "model": "model= names a shape; weights are model.checkpoint=FOLDER_OR_HUB_ID",
@@ -164,6 +206,17 @@ PLACES = {
 def habit(key: str) -> str | None:
     """What a key of another tool, with or without a section before it, is here; None for an unknown one."""
     return _answers().get(key.rpartition(".")[2])
+
+
+def option_habit(name: str, options: Collection[str]) -> str | None:
+    """What an option of another tool is for a command with these ``options``; None for an unknown one."""
+    for answer, names in _OPTIONS.items():
+        option, equals, value = answer.partition("=")
+        if option in options and name in names.split():
+            return f"here it is {option}={value if equals else ''}"
+    if "checkpoint" not in options:
+        return None
+    return next((f"not needed: {why}" for why, names in _NO_OPTION.items() if name in names.split()), None)
 
 
 @cache

@@ -108,6 +108,14 @@ def _no_key(key: str) -> str:
     return f"there is no key {key}: {listed}(--cfg job shows every key)"
 
 
+def meant(key: str) -> str | None:
+    """What a key without its section is here; None for one that is right, and for one that is no other's."""
+    if "." in key or key in valid_keys() or key == "experiment":
+        return None
+    inside = [each for each in valid_keys() if each.rpartition(".")[2] == key]
+    return habit(key) or (f"here it is {min(inside, key=len)}" if inside else None)
+
+
 def nearest(key: str) -> str | None:
     """The valid dotted key that ``key`` most probably stands for, or None."""
     known = list(valid_keys())

@@ -10,7 +10,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from qa_train.config.nearest import explain, keys_of
 from qa_train.config.settings.sections import StorageConfig
-from qa_train.config.words import check_words, option_fields
+from qa_train.config.words import option_fields
 from qa_train.utils.closest import did_you_mean
 
 
@@ -275,10 +275,9 @@ def parse_options(kind: type[Any], words: list[str], command: str) -> Any:
     Raises:
         ValueError: a word without "=", an unknown key, a wrong type, or a missing required key.
     """
-    check_words(words, command)
     known = f"options: {', '.join(f'{f.name}=' for f in option_fields(kind))}"
     if stray := [word for word in words if "=" not in word]:
-        raise ValueError(f"{command}: {stray[0]!r} is not of the form key=value; {known}")
+        raise ValueError(f"{command}: {stray[0]!r} is not of the form key=value{_with_keys(kind, words)}; {known}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.from_dotlist(words))
         if missing := sorted(OmegaConf.missing_keys(merged)):
@@ -289,3 +288,15 @@ def parse_options(kind: type[Any], words: list[str], command: str) -> Any:
         raise ValueError(f"{command}: there is no option {error.full_key}=; {hint}{known}") from error
     except OmegaConfBaseException as error:
         raise ValueError(f"{command}: {explain(error)}; {known}") from error
+
+
+def _with_keys(kind: type[Any], words: list[str]) -> str:
+    """Words without keys, with those that a person left out: what is required, else the first option."""
+    given = {word.partition("=")[0] for word in words if "=" in word}
+    required = [f.name for f in option_fields(kind) if f.default == MISSING] or [option_fields(kind)[0].name]
+    free = [name for name in required if name not in given]
+    stray = [word for word in words if "=" not in word]
+    # A word that begins with a dash is another thing.
+    if len(stray) > len(free) or any(word.startswith("-") for word in stray):
+        return ""
+    return ": write " + " ".join(f"{name}={word}" for name, word in zip(free, stray))

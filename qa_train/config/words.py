@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from typing import Any
 
@@ -19,10 +19,14 @@ def option_fields(kind: type[Any]) -> list[Field[Any]]:
     return sorted(fields(kind), key=lambda field: field.name not in own)
 
 
-def check_words(words: Sequence[str], command: str) -> None:
-    """ValueError for a key with dashes before it, and for spaces around "="."""
+def check_words(words: Sequence[str], command: str, habit: Callable[[str], str | None]) -> None:
+    """ValueError for spaces around "=", for keys with dashes before them, and for those of other tools, all at once.
+
+    habit: what a key of another tool is here; None for any other.
+    """
+    dashed, foreign = [], []
     for i, word in enumerate(words):
-        name = word.partition("=")[0]
+        name, equals, value = word.partition("=")
         following = words[i + 1] if i + 1 < len(words) else ""
         if word.startswith("="):
             before = words[i - 1] if i else "key"
@@ -30,5 +34,13 @@ def check_words(words: Sequence[str], command: str) -> None:
         if word.endswith("=") and following and "=" not in following and not following.startswith(("-", "~", "+")):
             raise ValueError(f'{command}: no spaces around "=": write {word}{following}')
         if name.startswith("--") and name not in _FLAGS:
-            key, value = name.lstrip("-").replace("-", "_"), word.partition("=")[2] or following or "value"
-            raise ValueError(f"{command}: keys have no dashes before them: write {key}={value}, not {word}")
+            key = name.lstrip("-").replace("-", "_")
+            written = value if equals else following if following and not following.startswith("--") else "value"
+            known = habit(key)
+            dashed.append(f"{name}: {known}" if known else f"write {key}={written}, not {word}")
+        elif equals and (known := habit(name)):
+            foreign.append(f"there is no key {name}: {known}")
+    if dashed:
+        foreign.insert(0, f"keys have no dashes before them: {'; '.join(dashed)}")
+    if foreign:
+        raise ValueError(f"{command}: {'; '.join(foreign)}")

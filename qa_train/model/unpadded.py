@@ -20,7 +20,7 @@ the encoder is not called on any rank: a cached run passes them with every batch
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -45,6 +45,8 @@ from qa_train.model.layers.recompute import LayerwiseRecompute
 from qa_train.model.layers.rows import Rows, joined_features
 
 _DUMMY_FRAMES = 4
+# transformers 5.24 gave the cache another name, in arguments and in outputs.
+_CACHE = "cache" if "cache" in {field.name for field in fields(Qwen2AudioModelOutputWithPast)} else "past_key_values"
 
 
 @dataclass(frozen=True)
@@ -110,17 +112,20 @@ class UnpaddedQwen2AudioModel(_StockName, Qwen2AudioModel):
         audio_states: torch.Tensor | None = None,
         audio_gather: torch.Tensor | None = None,
         on_cpu: OnCpu | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> Qwen2AudioModelOutputWithPast:
         """The inputs of the module docstring -> last_hidden_state [B, L, D].
 
         With a cache (generation), a 4-D mask or another attention than ``UNPADDED`` the LLM runs on the padded batch
         as in the stock model; the audio is encoded unpadded all the same. ``use_cache=None`` means no cache.
+        ``past_key_values`` and ``cache`` are the same: the names before transformers 5.24 and since.
         """
-        cached = bool(use_cache) or past_key_values is not None
+        cache = past_key_values if cache is None else cache
+        cached = bool(use_cache) or cache is not None
         own = self.language_model.config._attn_implementation == UNPADDED
         unpadded = own and not cached and (attention_mask is None or attention_mask.ndim == 2)
-        decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
+        decoding = cache is not None and cache.get_seq_length() > 0
         ids = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
         assert ids is not None, "one of input_ids and inputs_embeds is needed"
         seen = on_cpu or OnCpu(ids, attention_mask, feature_lengths=feature_lengths)
@@ -139,12 +144,12 @@ class UnpaddedQwen2AudioModel(_StockName, Qwen2AudioModel):
         elif rows is not None:
             inputs_embeds = rows.drop_padding(inputs_embeds)[None]
 
-        cache = {"past_key_values": past_key_values, "use_cache": cached}
-        outputs = self._run_llm(inputs_embeds, rows, attention_mask, position_ids, **cache, **kwargs)
+        kwargs |= {_CACHE: cache, "use_cache": cached}
+        outputs = self._run_llm(inputs_embeds, rows, attention_mask, position_ids, **kwargs)
         restore = rows.restore if rows else lambda values: values
         return Qwen2AudioModelOutputWithPast(
             last_hidden_state=restore(outputs.last_hidden_state),
-            past_key_values=outputs.past_key_values if cached else None,
+            **{_CACHE: getattr(outputs, _CACHE) if cached else None},
             # None stands for a layer that ``output_hidden_states=[1, ...]`` did not ask for.
             hidden_states=outputs.hidden_states
             and tuple(h if h is None else restore(h) for h in outputs.hidden_states),
@@ -269,6 +274,7 @@ class UnpaddedQwen2AudioForConditionalGeneration(_StockName, LayerwiseRecompute,
         return_row_losses: bool = False,
         return_logits: bool | None = None,
         on_cpu: OnCpu | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> UnpaddedOutput:
         """The inputs of the module docstring -> logits [B, L, V], or the loss when ``labels`` are given.
@@ -287,13 +293,13 @@ class UnpaddedQwen2AudioForConditionalGeneration(_StockName, LayerwiseRecompute,
             attention_mask=attention_mask,
             feature_attention_mask=feature_attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             feature_lengths=feature_lengths,
             audio_states=audio_states,
             audio_gather=audio_gather,
             on_cpu=on_cpu,
+            cache=past_key_values if cache is None else cache,
             **kwargs,
         )
         hidden = outputs.last_hidden_state
@@ -309,7 +315,7 @@ class UnpaddedQwen2AudioForConditionalGeneration(_StockName, LayerwiseRecompute,
             loss=loss,
             row_losses=row_losses if return_row_losses else None,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{_CACHE: getattr(outputs, _CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             # Without logits nothing that a Trainer would take for predictions.
@@ -333,7 +339,7 @@ class UnpaddedQwen2AudioForConditionalGeneration(_StockName, LayerwiseRecompute,
         kwargs |= {"inputs_embeds": inputs_embeds, "is_first_iteration": is_first_iteration}
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         # An assistant is never told that an iteration is its first; without audio it would guess deaf, as stock does.
-        cache = inputs.get("past_key_values")
+        cache = inputs.get(_CACHE)
         prompt = is_first_iteration or cache is None or cache.get_seq_length() == 0
         return inputs | audio if prompt or not kwargs.get("use_cache", True) else inputs
 

@@ -25,7 +25,8 @@ _PLAIN_SCHEDULES = ("constant", "constant_with_warmup")
 _OWN_FIELDS = (
     "batches_per_step",
     "epochs",
-    # The library's hook takes a padded batch; the model does it for real tokens.
+    # The libraries' own take padded logits and embeddings; the model does both for real tokens.
+    "label_smoothing_factor",
     "neftune_noise_alpha",
     *(f.name for f in fields(ReliabilityConfig)),
     "cpu_threads",

@@ -177,7 +177,7 @@ class AudioTrainerMixin(_Base):
         if num_items_in_batch is not None:
             # Nothing is supervised in a step whose samples were all skipped: its loss is 0, not 0 / 0.
             num_items_in_batch = torch.as_tensor(num_items_in_batch).clamp(min=1)
-        options = {"use_cache": False, "return_row_losses": True, "smoothing": self.args.label_smoothing_factor}
+        options = {"use_cache": False, "return_row_losses": True, "smoothing": self.options.label_smoothing_factor}
         outputs = model(**inputs, num_items_in_batch=num_items_in_batch, **options)
         self.tally.add(outputs.row_losses[:, None])
         loss = outputs.loss

@@ -1,4 +1,7 @@
-"""An export in the servers that others use: `transformers serve` is started, vLLM's names of weights are compared."""
+"""An export in the servers that others use: `transformers serve` is started.
+
+For vLLM and llama.cpp the names of weights and sizes are compared with those that they read.
+"""
 
 from __future__ import annotations
 
@@ -82,18 +85,46 @@ def clip(wave: np.ndarray) -> dict[str, Any]:
     return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
 
 
+def stored_names(folder: Path) -> list[str]:
+    with safe_open(folder / "model.safetensors", "pt") as stored:
+        return list(stored.keys())
+
+
 def question(*waves: np.ndarray) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [*map(clip, waves), {"type": "text", "text": "What do you hear?"}]}]
 
 
 def test_weights_have_the_names_that_vllm_loads(exported: Path) -> None:
-    with safe_open(exported / "model.safetensors", "pt") as stored:
-        names = list(stored.keys())
+    names = stored_names(exported)
     assert [name for name in names if not VLLM.fullmatch(name)] == []
     assert len(names) == 3 * 2 + 1 + 2 * 15 + 2 + 3 + 2 * 12
     config = json.loads((exported / "config.json").read_text())
     assert config["architectures"] == ["Qwen2AudioForConditionalGeneration"]
     assert config["text_config"]["model_type"] == "qwen2"
+
+
+def test_weights_have_the_names_that_llama_cpp_converts(exported: Path) -> None:
+    """By the tables of its own package. Its converter takes one prefix away and adds another before it looks there."""
+    gguf = pytest.importorskip("gguf")
+    llm = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, 2)
+    # The converter numbers convolutions as layers: in an encoder of two the second convolution would have no name.
+    audio = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, 3)
+    found = {}
+    for name in stored_names(exported):
+        part, _, rest = name.partition(".")
+        table, known = (llm, rest) if part == "language_model" else (audio, name)
+        known = f"audio.{name}" if part == "multi_modal_projector" else known
+        found[name] = table.get_name(known, try_suffixes=(".weight", ".bias"))
+    assert [name for name, there in found.items() if there is None] == []
+    assert len(set(found.values())) == len(found)
+    assert {"token_embd.weight", "output.weight", "blk.1.attn_q.bias", "a.conv1d.2.bias", "a.position_embd.weight",
+            "a.blk.1.ffn_down.weight", "mm.a.fc.weight"} <= set(found.values())  # fmt: skip
+    # The sizes that it writes down.
+    config = json.loads((exported / "config.json").read_text())
+    sizes = {"d_model", "encoder_layers", "encoder_ffn_dim", "encoder_attention_heads", "num_mel_bins"}
+    assert sizes <= config["audio_config"].keys()
+    assert {"hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads",
+            "rms_norm_eps", "rope_parameters"} <= config["text_config"].keys()  # fmt: skip
 
 
 def test_windows_of_a_clip_are_one_clip_in_the_template_of_an_export(exported: Path) -> None:

@@ -91,7 +91,8 @@ def test_trainer_checkpoint_with_a_tokenizer_only(tmp_path: Path) -> None:
 @needs_whisper
 def test_nano_has_the_pretrained_encoder_and_can_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
     pretrained, _ = build_model(read("nano"))
-    monkeypatch.setattr("qa_train.model.encoders.whisper.whisper_package.find_package", lambda: None)
+    for place in ("find_package", "find_on_hub"):
+        monkeypatch.setattr(f"qa_train.model.encoders.whisper.whisper_package.{place}", lambda **_: None)
     random, _ = build_model(read("nano"))
     names = ("model.audio_tower.conv1.weight", "model.audio_tower.embed_positions.weight")
     weights, substitutes = pretrained.state_dict(), random.state_dict()

@@ -1,8 +1,10 @@
-"""W&B's own files of a run that is killed and started again: one W&B run, offline, with tables that play."""
+"""Curves where people look: written by two starts of a run, and read back; W&B's tables with clips that play."""
 
 from __future__ import annotations
 
+import json
 import os
+import struct
 import subprocess
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -50,15 +52,37 @@ def test_numbers_have_the_names_that_people_look_for() -> None:
     }  # fmt: skip
 
 
+def wandb_rows(file: Path) -> list[dict[str, float]]:
+    """The rows in W&B's offline file: a log as LevelDB writes it (7 bytes of header, blocks of 32 KiB) of messages."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, place, record, rows = file.read_bytes(), 7, b"", list[dict[str, float]]()
+    while place < len(data):
+        if (left := 32768 - place % 32768) < 7:
+            place += left
+            continue
+        size, kind = struct.unpack_from("<HB", data, place + 4)
+        record += data[place + 7 : place + 7 + size]
+        place += 7 + size
+        # Whole, or its last part.
+        if kind in (1, 4):
+            message = wandb_internal_pb2.Record.FromString(record)
+            record = b""
+            if message.HasField("history"):
+                rows.append({item.key or item.nested_key[0]: json.loads(item.value_json)
+                             for item in message.history.item})  # fmt: skip
+    return rows
+
+
 @pytest.mark.slow
 def test_every_sink_keeps_one_run_over_two_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Written and read back with the libraries themselves, offline; steps that are trained again are there once."""
+    """Written and read back with the libraries themselves, offline, under the same names."""
     import mlflow
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    names = [name for name in ("tensorboard", "mlflow", "trackio") if find_spec(name)]
-    assert {"tensorboard", "mlflow"} <= set(names)
-    monkeypatch.setattr("os.environ", os.environ | {"HOME": str(tmp_path)})
+    names = [name for name in ("wandb", "tensorboard", "mlflow", "trackio") if find_spec(name)]
+    assert {"wandb", "tensorboard", "mlflow"} <= set(names)
+    monkeypatch.setattr("os.environ", os.environ | {"HOME": str(tmp_path), "WANDB_MODE": "offline"})
     for name in ("MLFLOW_TRACKING_URI", "TRACKIO_DIR"):
         monkeypatch.delenv(name, raising=False)
     PartialState()
@@ -69,13 +93,16 @@ def test_every_sink_keeps_one_run_over_two_starts(tmp_path: Path, monkeypatch: p
     for first, last in ((0, 4), (2, 6)):
         writer = MetricsWriter(folder / "metrics.jsonl", is_main=True)
         writer.track(cfg, {"stage": "sft", "trainer": {"learning_rate": 1e-4}}, first)
-        assert writer.tracked == ", ".join(names)
+        assert writer.tracked == ", ".join(["W&B (offline)", *names[1:]])
         for step in range(first + 1, last + 1):
             writer.write(step, {"loss": 10.0 - step, "eval/asr": 50.0 + first})
         writer.close()
 
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
+    curves = {"train/global_step", "train/loss", "eval/asr"}
+    assert set(events.Tags()["scalars"]) == curves
+    # Steps that are trained again are there once.
     scalars = events.Scalars("train/loss")
     assert [(each.step, each.value) for each in scalars] == [(step, 10.0 - step) for step in range(1, 7)]
     assert {each.value for each in events.Scalars("eval/asr")[2:]} == {52.0}
@@ -84,8 +111,23 @@ def test_every_sink_keeps_one_run_over_two_starts(tmp_path: Path, monkeypatch: p
     (experiment,) = client.search_experiments(filter_string="name = 'qa-train'")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.run_id == (folder / "mlflow_run_id").read_text()
+    assert run.data.metrics.keys() == curves
     assert run.data.metrics["train/loss"] == 4.0
     assert {each.step for each in client.get_metric_history(run.info.run_id, "eval/asr")} == set(range(1, 7))
+
+    rows = [row for file in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")) for row in wandb_rows(file)]
+    assert {name for row in rows for name in row if not name.startswith("_")} == curves
+    steps = [row["train/global_step"] for row in rows]
+    assert steps == [1, 2, 3, 4, 3, 4, 5, 6]
+    assert [row["train/loss"] for row in rows] == [10.0 - step for step in steps]
+
+    if "trackio" in names:
+        storage = pytest.importorskip("trackio.sqlite_storage").SQLiteStorage
+        monkeypatch.setenv("TRACKIO_DIR", str(folder / "trackio"))
+        rows = storage.get_logs("qa-train", "run")
+        assert {name for row in rows for name in row} - {"step", "timestamp"} == curves
+        assert [row["train/loss"] for row in rows] == [10.0 - row["step"] for row in rows]
+        assert {row["step"] for row in rows} == set(range(1, 7))
 
 
 @pytest.mark.slow

