@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from qa_train.config.options import (
         ChatConfig,
         CleanConfig,
+        ConvertConfig,
         EvalConfig,
         ExportConfig,
         OrderConfig,
@@ -54,6 +55,7 @@ __all__ = [
     "ChatConfig",
     "CheckpointingConfig",
     "CleanConfig",
+    "ConvertConfig",
     "DataConfig",
     "DeepspeedConfig",
     "DpoConfig",
@@ -100,8 +102,8 @@ if not TYPE_CHECKING:
         {
             "checks.stage_checks": "check require_root",
             "compose": "compose_stage register to_stage_config",
-            "options": "ChatConfig CleanConfig EvalConfig ExportConfig OrderConfig PairsConfig ServeConfig "
-            "parse_options",
+            "options": "ChatConfig CleanConfig ConvertConfig EvalConfig ExportConfig OrderConfig PairsConfig "
+            "ServeConfig parse_options",
             "places": "config_dir starter_dir",
             "references": "changed digests from_references written",
         },
