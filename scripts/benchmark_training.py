@@ -293,7 +293,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options.clips = options.clips or (128 if on_gpu else 8)
     options.batch_sizes = options.batch_sizes or ([4, 8, 16, 32] if on_gpu else [1, 2, 4, 8])
     options.batch_sizes = sorted({min(size, options.clips) for size in options.batch_sizes})
-    options.checkpointing = [word == "on" for word in options.checkpointing or (["off", "on"] if on_gpu else ["off"])]
+    # Checkpointed layers cannot be compiled.
+    settings = ["off", "on"] if on_gpu and not options.compile else ["off"]
+    options.checkpointing = [word == "on" for word in options.checkpointing or settings]
     options.peak_tflops = options.peak_tflops or (H200_PEAK / 1e12 if on_gpu else None)
     return options
 

@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""The packages that a GPU machine without a network lacks, in one small archive, and the three checks to run there.
+"""The packages that a GPU machine without a network lacks, in one small archive, and the four checks to run there.
 
     python scripts/gpu_kit.py build                      # here: writes build/gpu_kit.tar.xz
     python scripts/gpu_kit.py checks --out checks.json   # there, in a checkout with it: kernels, parity, stages
     python scripts/gpu_kit.py answers --out answers.json # there: generation, decode speed, ZeRO, compiled layers
+    python scripts/gpu_kit.py steps --out steps.json     # there: recomputation, Liger, compiled layers, 0.5B and 8.4B
     python scripts/gpu_kit.py benchmark --out 8b.json    # there: 8.4B in full and with adapters against the stock path
 
-For Python 3.12 on x86-64 Linux with torch for its GPU, numpy, pandas, pyarrow and accelerate. Each of the three
+For Python 3.12 on x86-64 Linux with torch for its GPU, numpy, pandas, pyarrow and accelerate. Each of the four
 is meant for ten minutes; every check has its own limit, the benchmark begins nothing new after 7.5 minutes, and results
 are written as JSON after every step. ``--device cpu`` tries them.
 """
@@ -42,6 +43,7 @@ CHECKS = "scripts/check_gpu.py"
 RUNS = {
     "checks": [CHECKS, "--checks", "machine,attention,parity,half,liger,pretrain,sft,dpo"],
     "answers": [CHECKS, "--checks", "machine,answers,decode,sharded"],
+    "steps": [CHECKS, "--checks", "machine,steps"],
     "benchmark": ["scripts/benchmark_training.py", "--data", "mixed", "--regimes", "full", "lora",
                   "--batch-sizes", "8", "16"],
 }  # fmt: skip
@@ -115,7 +117,7 @@ def add_wheel(tar: tarfile.TarFile, wheel: Path) -> None:
 
 
 def run(name: str, device: str, out: Path | None) -> int:
-    """One of the three, with the archive's packages in front of the machine's own; without an archive with those."""
+    """One of the four, with the archive's packages in front of the machine's own; without an archive with those."""
     words = [*RUNS[name], "--device", device, *(["--out", str(out)] if out else [])]
     if name == "benchmark":
         words += ["--size", "8b" if device == "cuda" else "tiny"]

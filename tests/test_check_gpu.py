@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,51 @@ def test_float32_is_not_rounded_to_tf32(name: str, script: Any, monkeypatch: pyt
 
 def test_answers_are_timed(script: Any) -> None:
     found = script.one("decode", "cpu")
-    assert min(found["new_ms"], found["again_ms"], found["cudnn_new_ms"]) > 0
+    assert min(found["tiny_new_ms"], found["tiny_again_ms"], found["tiny_cudnn_new_ms"]) > 0
+
+
+def test_steps_are_timed_by_what_is_recomputed_and_a_failure_ends_no_other(
+    script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(script, "KERNELS", ("plain", "liger"))
+    right = partial(script.step_times, rounds=1)
+    monkeypatch.setattr(script, "step_times", right)
+
+    def wrong(model: Any, *rest: Any) -> Any:
+        if model._chosen["llm"] == "selective":
+            raise torch.OutOfMemoryError("no room")
+        found = right(model, *rest)
+        return found | {"norm": found["norm"] * (1.1 if model._chosen["llm"] == "full" else 1)}
+
+    modes = ("none", "selective", "full")
+    found = script.one("steps", "cpu")
+    assert found["ok"] is True
+    assert len({found[f"tiny plain {mode}"]["norm"] for mode in modes}) == 1
+    assert all(found[f"tiny plain {mode}"]["ms"] > 0 for mode in modes)
+    assert found["tiny liger"]["ok"] is None
+    monkeypatch.setattr(script, "step_times", wrong)
+    capsys.readouterr()
+    found = script.one("steps", "cpu")
+    assert found["ok"] is False
+    assert [found[f"tiny plain {mode}"]["ok"] for mode in modes] == [True, None, False]
+    # What there is when the process is ended.
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["tiny plain none"]["ms"] > 0
+    monkeypatch.setattr(script, "STEPS_S", -1)
+    assert script.one("steps", "cpu")["left_out"] == [f"tiny plain {mode}" for mode in modes]
+
+
+def test_what_was_found_before_a_check_was_ended_is_kept(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "check.py"
+    program.write_text("import time\nprint('{\"a\": 1}', flush=True)\ntime.sleep(60)")
+    monkeypatch.setattr(script, "__file__", str(program))
+    monkeypatch.setattr(script, "LIMIT_S", 3)
+    assert script.apart("machine", "cpu") == {"a": 1, "ok": False, "why": "not done after 3 s"}
+    program.write_text("import os\nprint('{\"a\": 1}', flush=True)\nos.abort()")
+    found = script.apart("machine", "cpu")
+    assert found["a"] == 1
+    assert found["why"].startswith("ended with -6")
 
 
 def test_what_cannot_be_checked_here_says_why(script: Any) -> None:

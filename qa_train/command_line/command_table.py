@@ -95,6 +95,7 @@ USE = Section(
         Command("chat", "checkpoint=RUN", "ask about audio, once or in a conversation", "answering:chat"),
         Command("serve", "checkpoint=RUN", "OpenAI-compatible server with a chat page", "answering:serve"),
         Command("export", "checkpoint=RUN out=DIR", "a Hugging Face folder for stock transformers", "export:export"),
+        Command("convert", "checkpoint=RUN", "join a checkpoint's ZeRO parts, without GPUs", "export:convert"),
         Command(
             "pairs",
             "checkpoint=RUN shards=SHARDS out=DIR",

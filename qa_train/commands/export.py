@@ -1,10 +1,10 @@
-"""`qa-train export`."""
+"""`qa-train export` and `qa-train convert`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from qa_train.config import ExportConfig
+from qa_train.config import ConvertConfig, ExportConfig
 
 
 def export(options: ExportConfig) -> int:
@@ -39,4 +39,32 @@ def export(options: ExportConfig) -> int:
     )
     if options.push is not None:
         print(hub.push(done.path, options.push, private=options.private, dry_run=options.dry_run))
+    return 0
+
+
+def convert(options: ConvertConfig) -> int:
+    """Join the ZeRO parts of a checkpoint, in place: whole weights, and a form that any number of processes resumes."""
+    from qa_train.train.job import checkpoints, owner, reshape
+    from qa_train.train.job.states import fault
+
+    folder = Path(options.checkpoint)
+    is_run = (folder / "checkpoints").is_dir()
+    run = folder if is_run else folder.parent.parent
+    if (run / owner.LOCK).is_file():
+        # A training would delete the folder, or join its parts at the same time.
+        owner.own(run)
+    if is_run:
+        newest = checkpoints.newest_complete(folder / "checkpoints", fault)
+        if newest is None:
+            raise ValueError(f"{folder} has no complete checkpoint: give another run, or one of its checkpoints")
+        folder = newest
+    elif (reason := fault(folder)) is not None:
+        raise ValueError(f"{folder} is not a complete checkpoint of a run ({reason}): give another one")
+    if "latest" not in checkpoints.read_manifest(folder)["files"]:
+        raise ValueError(f"{folder} is not cut in parts: any number of processes resumes from it as it is")
+    done = ["weights"] if reshape.write_weights(folder) else []
+    if options.resume and reshape.make_universal(folder):
+        done.append("state for any number of processes")
+    print(f"{folder}: {' and '.join(done) or 'nothing to join'}")
+    owner.release()
     return 0

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from qa_train.config.options import (
         ChatConfig,
         CleanConfig,
+        ConvertConfig,
         EvalConfig,
         ExportConfig,
         OrderConfig,

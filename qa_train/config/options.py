@@ -230,6 +230,17 @@ class ExportConfig(CheckpointOptions):
 
 
 @dataclass
+class ConvertConfig:
+    """`qa-train convert`: join the ZeRO parts of a checkpoint, on any machine."""
+
+    # A run folder (the run.dir of a training that does not run now), or one of its checkpoints.
+    checkpoint: str = MISSING
+    # Join the optimizer's state too, so that any number of processes resumes at once; the checkpoint then takes twice
+    # its space. false: only the weights, where they are in parts.
+    resume: bool = True
+
+
+@dataclass
 class OrderConfig:
     """`qa-train data order`: the order in which a run of this shape trains on the samples."""
 

@@ -269,11 +269,20 @@ def find_checkpoint(source: str | Path) -> str:
         # A run writes the manifest last: without it the folder is a save that was interrupted.
         whole = [p for p in saved if (_has_weights(p) or has_adapters(p)) and (p / MANIFEST).is_file()]
         if not whole:
-            raise ValueError(f"{path} has no finished checkpoint (checkpoint-N with weights and {MANIFEST})")
+            hint = next((f": {_in_parts(p)}" for p in saved if (p / "latest").is_file()), "")
+            raise ValueError(f"{path} has no finished checkpoint (checkpoint-N with weights and {MANIFEST}){hint}")
         path = max(whole, key=lambda p: int(p.name.removeprefix("checkpoint-")))
     if not _has_weights(path) and not has_adapters(path):
-        raise ValueError(f"{path} is not a model folder: config.json or model.safetensors (or its index) is missing")
+        hint = f": {_in_parts(path)}" if (path / "latest").is_file() else ""
+        raise ValueError(
+            f"{path} is not a model folder: config.json or model.safetensors (or its index) is missing{hint}"
+        )
     return str(path)
+
+
+def _in_parts(folder: Path) -> str:
+    """What to do with a checkpoint of DeepSpeed that has no whole weights (it names its parts in ``latest``)."""
+    return f"{folder.name} has its weights in ZeRO's parts alone: qa-train convert checkpoint={folder} joins them"
 
 
 def _has_weights(folder: Path) -> bool:

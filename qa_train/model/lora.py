@@ -88,12 +88,7 @@ def add_adapters(model: nn.Module, adapters: Adapters, *, float32: bool = True) 
     """
     from peft import get_peft_model
 
-    adapted = get_peft_model(model, adapters.config, autocast_adapter_dtype=float32)  # type: ignore[arg-type]
-    # With recomputation on, peft makes the inputs require gradients for its older variant, which ours is not: a
-    # frozen encoder would keep its activations and pay a whole backward for nothing.
-    if getattr(model, "_require_grads_hooks", None):
-        model.disable_input_require_grads()  # type: ignore[operator]
-    return adapted
+    return get_peft_model(model, adapters.config, autocast_adapter_dtype=float32)  # type: ignore[arg-type]
 
 
 def has_adapters(folder: str | Path) -> bool:

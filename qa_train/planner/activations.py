@@ -92,11 +92,13 @@ def _llm_marks(shapes: Shapes, precision: Precision, trained: Trained, mode: str
     """Bytes per token that a checkpointed decoder layer keeps."""
     total = precision.stream * shapes.width
     if mode == "selective":
-        heads, keys = shapes.heads * shapes.head_width, shapes.kv_heads * shapes.head_width
-        products = heads + 2 * keys + shapes.width + 2 * shapes.ffn + shapes.width
-        total += precision.product * products + precision.attention * heads + 4 * shapes.heads
-        # Of the adapters the first products alone: of query, key, value, output, gate, up and down.
-        total += 7 * trained.rank * (trained.adapter_copy or precision.product)
+        # The sum before the MLP, what attention reads and gives, and what the gated product reads.
+        heads = shapes.heads * shapes.head_width
+        keys = heads if precision.loop else shapes.kv_heads * shapes.head_width
+        total += precision.stream * shapes.width + precision.attention * 2 * (heads + keys) + 4 * shapes.heads
+        total += precision.product * 2 * shapes.ffn
+        if precision.loop and (trained.whole or trained.adapters):
+            total += precision.product * heads
     return total
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -83,6 +84,8 @@ class AudioTrainerMixin(_Base):
         if adapters is not None and not self.is_deepspeed_enabled:
             # DeepSpeed keeps float32 copies itself.
             train_in_float32(self.model)
+        # Here, because by now the layers have their adapters, which TRL adds in DPO.
+        self.model.set_recompute(**asdict(options.gradient_checkpointing))
         self.guards = Guards(options)
         self.tally = Tally([source.name for source in batches.sources], batches.plan.used, self.tallied)
         self._step_numbers: dict[str, Any] = {}

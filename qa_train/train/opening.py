@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import asdict
 from typing import Any
 
 from transformers import TrainingArguments, set_seed
@@ -56,8 +55,6 @@ def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
     _silence_libraries(model, processor)
     freeze(model, cfg.model.freeze)
     model.model.neftune_noise_alpha = cfg.trainer.neftune_noise_alpha
-    rank = cfg.model.lora.r if cfg.model.lora.parts else None
-    model.set_recompute(**asdict(cfg.trainer.gradient_checkpointing), rank=rank)
     if cfg.trainer.use_liger_kernel:
         use_liger_kernels(model)
     if cfg.trainer.compile_layers:

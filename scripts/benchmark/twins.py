@@ -48,6 +48,18 @@ def _scaled(width: int, layers: int, vocab: int) -> dict[str, dict[str, Any]]:
 # size. What cannot shrink is the length of a clip: attention over 1500 frames costs 0.2 times the encoder's linear
 # layers at full width, 0.4 times at half and 0.8 times at a quarter. So results carry the FLOP ratio of 8.4 B, too.
 SIZES = {"tiny": _scaled(4, 2, 2440), "small": _scaled(2, 4, 9760), "8b": _scaled(1, 32, 156032)}
+# Narrow and deep: Qwen2 0.5B behind Whisper small, 0.72 billion weights. Its operations are short, so that a GPU waits
+# for the host sooner than at 8.4 B.
+SIZES["0.5b"] = {
+    "audio_config": {
+        "d_model": 768, "encoder_ffn_dim": 3072, "encoder_attention_heads": 12, "encoder_layers": 12,
+        "num_mel_bins": 128,
+    },
+    "text_config": {
+        "model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14,
+        "num_key_value_heads": 2, "num_hidden_layers": 24, "vocab_size": 156032, "max_position_embeddings": 8192,
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ wait for a kernel (``item``, ``nonzero``, ``tolist``, a mask as an index) is an 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from qa_train.config import StageConfig
 from qa_train.model import build_model, freeze, lora
 from qa_train.model.flops import Work
-from qa_train.model.layers import attention, recompute
+from qa_train.model.layers import attention
 from qa_train.model.layers.lengths import audio_tokens, mel_columns
 from qa_train.model.precision import train_in_float32
 from qa_train.planner.memory import trains_in_bfloat16
@@ -36,17 +36,18 @@ _BLOCK = 512
 class Held(TorchDispatchMode):
     """Bytes that the results of operations hold, as torch's allocator rounds them; and operations that are no views."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, device: str = DEVICE, inputs: Iterable[Tensor] = ()) -> None:
         super().__init__()
+        self._device = device
         self.now = self.most = self.operations = 0
-        # Weights are counted elsewhere, and their views are no new memory.
-        self._known: dict[int, Any] = {weight.untyped_storage()._cdata: weight for weight in model.parameters()}
+        # Weights are counted elsewhere, and views are no new memory.
+        self._known: dict[int, Any] = {x.untyped_storage()._cdata: x for x in (*model.parameters(), *inputs)}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         self.operations += not func.is_view
         for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and tensor.device.type == DEVICE:
+            if isinstance(tensor, Tensor) and tensor.device.type == self._device:
                 self._hold(tensor.untyped_storage())
         return out
 
@@ -107,8 +108,6 @@ def pretended_gpu(*, autocast: bool = False) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(attention, "_varlen", _always(_attend)))
         stack.enter_context(mock.patch.object(attention, "_compute_dtype", _always(torch.bfloat16)))
-        kept = recompute._KEPT | {"pretended::varlen"}
-        stack.enter_context(mock.patch.object(recompute, "_KEPT", kept))
         copies: dict[int, Tensor] = {}
         half, full = ("linear", "conv1d"), ("layer_norm", "cross_entropy")
         for name in (*half, *full) if autocast else ():
@@ -139,14 +138,14 @@ def opened(cfg: StageConfig) -> Any:
     model, _ = build_model(_without_absent_sources(cfg.model)[0], meta=True)
     freeze(model, cfg.model.freeze)
     model.train()
-    rank = cfg.model.lora.r if cfg.model.lora.parts else None
-    model.set_recompute(**asdict(cfg.trainer.gradient_checkpointing), rank=rank)
+    base = model
     with mock.patch.object(lora, "weights_digest", return_value=""):
         adapters = lora.plan_adapters(model, cfg.model, seed=0)
     if adapters is not None:
         model = lora.add_adapters(model, adapters, float32=not cfg.deepspeed.config)
         if not cfg.deepspeed.config:
             train_in_float32(model)
+    base.set_recompute(**asdict(cfg.trainer.gradient_checkpointing))
     for weight in model.parameters():
         if weight.requires_grad:
             weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from qa_train.config import EncoderConfig, LanguageModelConfig, LoraSettings, ModelConfig, StageConfig
 from qa_train.model import build_model, freeze
 from qa_train.model.flops import Shapes, Work
 from qa_train.model.layers.costs import Precision, Trained
 from qa_train.model.layers.lengths import audio_tokens, mel_columns
-from qa_train.model.layers.recompute import keeps
 from qa_train.planner.activations import activations
 from qa_train.planner.memory import memory
 from qa_train.planner.sizes import measure
+from tests.cuda_without_gpu.pretended import Held
 
 RANK = 4
 SEGMENTS = [800, 1000, 600]
@@ -50,46 +49,17 @@ def inputs(audio_id: int) -> tuple[dict[str, torch.Tensor], Work]:
     return {**batch, "feature_lengths": lengths}, Work(SEGMENTS, documents, 3 * ANSWER)
 
 
-class KeptBySelective(TorchDispatchMode):
-    """Adds up what the policy of selective checkpointing stores, which no hook sees."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-        self.counting = True
-
-    def leave_out(self, module: torch.nn.Module) -> None:
-        """Nothing in ``module`` counts: it trains nothing, so what its layers store is dropped at once."""
-        module.register_forward_pre_hook(lambda *_: setattr(self, "counting", False))
-        module.register_forward_hook(lambda *_: setattr(self, "counting", True))
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if self.counting and keeps(func._schema.name, args, RANK):
-            outputs = out if isinstance(out, tuple | list) else (out,)
-            self.bytes += sum(x.nbytes for x in outputs if isinstance(x, torch.Tensor) and x.ndim)
-        return out
-
-
-def saved(model: Any, batch: dict[str, torch.Tensor], autocast: bool, counter: KeptBySelective | None = None) -> int:
-    """Bytes of all tensors that the forward pass saves for the backward pass, without the weights themselves."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    found: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            found[storage.data_ptr()] = storage  # held, so that no address is used twice
-        return tensor
-
+def held(model: Any, batch: dict[str, torch.Tensor], autocast: bool) -> int:
+    """Bytes that live after the forward pass, without the weights themselves: what the backward pass needs."""
     with contextlib.ExitStack() as stack:
         if autocast:
             stack.enter_context(torch.autocast("cpu", dtype=torch.bfloat16))
-        if counter is not None:
-            stack.enter_context(counter)
-        stack.enter_context(saved_tensors_hooks(keep, lambda tensor: tensor))
-        model(**batch, use_cache=False)
-    return sum(storage.nbytes() for storage in found.values()) + (counter.bytes if counter else 0)
+        counter = stack.enter_context(Held(model, "cpu", batch.values()))
+        loss = model(**batch, use_cache=False).loss
+        gc.collect()
+        found = counter.now
+    assert loss.requires_grad
+    return found
 
 
 ADAPTED = {False: r"model\.language_model\.layers\..*_proj", True: r"model\..*\.layers\..*(_proj|fc1|fc2)"}
@@ -105,6 +75,8 @@ WHOLE, FROZEN, PASSED = Trained(whole=True), Trained(), Trained(passes=True)
         ("float32", False, "full", [], WHOLE, WHOLE),
         ("bfloat16", False, "full", [], WHOLE, WHOLE),
         ("float32", False, "selective", [], WHOLE, WHOLE),
+        ("bfloat16", False, "selective", [], WHOLE, WHOLE),
+        ("float32", True, "selective", [], WHOLE, WHOLE),
         ("float32", False, "none", ["encoder"], FROZEN, WHOLE),
         ("float32", False, "none", ["llm"], WHOLE, PASSED),
         ("bfloat16", False, "none", ["encoder", "projector"], FROZEN, Trained(rank=RANK, adapter_copy=4)),
@@ -127,24 +99,18 @@ def test_activations_are_what_autograd_saves(
     torch.manual_seed(0)
     model: Any = build_model(model_config(dtype))[0].train()
     freeze(model, frozen)
-    model.set_recompute(encoder=mode, llm=mode, rank=RANK if llm.adapters else None)
-    shapes, tower = Shapes.of(model.config), model.model.audio_tower
+    shapes, base = Shapes.of(model.config), model
     batch, work = inputs(model.config.audio_token_id)
     if llm.adapters:
-        base = model
         model = get_peft_model(base, LoraConfig(r=RANK, target_modules=ADAPTED[encoder.adapters]))
-        # As qa_train.model.lora does: a frozen encoder keeps nothing.
-        base.disable_input_require_grads()
+    base.set_recompute(encoder=mode, llm=mode)
     planned = activations(shapes, work, Precision.of(dtype, autocast=autocast, cpu=True), encoder, llm, (mode, mode))
     # The head keeps the log-probabilities of its rows until the backward pass, which makes two more of them.
     expected = planned.encoder + planned.llm + planned.logits / 3
     if autocast and dtype == "float32":
         # Every weight of a product has a copy in bfloat16.
         expected += 2 * (shapes.llm_weights + (0 if llm.adapters else shapes.encoder.weights))
-    counter = KeptBySelective() if mode == "selective" else None
-    if counter is not None and not (encoder.whole or encoder.adapters):
-        counter.leave_out(tower)
-    assert saved(model, batch, autocast, counter) == pytest.approx(expected, rel=0.1)
+    assert held(model, batch, autocast) == pytest.approx(expected, rel=0.1)
 
 
 def test_weights_gradients_and_states_of_plain_training() -> None:

@@ -87,8 +87,10 @@ def test_overrides_that_agree_are_taken(composed: Any) -> None:
 
 
 def test_zero_and_plain_runs_do_not_mix(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="use the same deepspeed= as before"):
-        read_in_another_shape(tmp_path, "whole", "cut by DeepSpeed ZeRO-2 for 2 process(es)", None)
+    cut = "cut by DeepSpeed ZeRO-{} for 2 process(es)".format
+    for before, now in (("whole", cut(2)), (cut(3), cut(2)), (cut(1), cut(3))):
+        with pytest.raises(ValueError, match="use the same deepspeed= as before"):
+            read_in_another_shape(tmp_path, before, now, None)
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +160,68 @@ def forget_after(folder: Path, step: int) -> None:
         if checkpoints.step_of(checkpoint) > step:
             shutil.rmtree(checkpoint)
     (folder / "finished.json").unlink()
+
+
+PROGRAM = Path(__file__).with_name("waiting_program.py")
+
+
+@pytest.mark.parametrize("how", ["note", "broadcast"])
+def test_ranks_wait_for_rank_0_as_long_as_it_takes(how: str) -> None:
+    done = run(how, processes=2, program=PROGRAM, check=False)
+    assert (done.returncode == 0) is (how == "note"), done.stderr
+
+
+@pytest.mark.slow
+def test_a_conversion_may_take_longer_than_the_ranks_timeout(
+    tmp_path: Path, options: Callable[[str, Path], list[str]]
+) -> None:
+    folder = tmp_path / "run"
+    words = [*options("pretrain", folder), "trainer.max_steps=3", "trainer.save_steps=2", "trainer.ddp_timeout=25"]
+    words.append("deepspeed=zero3")
+    run("pretrain", *words)
+    forget_after(folder, 2)
+    done = run("pretrain", *words, processes=2, program=PROGRAM)
+    assert "joining the ZeRO parts of checkpoint-2" in done.stdout
+    assert metrics(folder)[-1]["step"] == 3
+
+
+def convert(*words: str) -> str:
+    """What `qa-train convert` prints, in a process of its own."""
+    return run("convert", *words).stdout
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_joined_without_its_ranks(tmp_path: Path, options: Callable[[str, Path], list[str]]) -> None:
+    words = ["trainer.max_steps=4", "trainer.save_steps=2", "model.freeze=[encoder]", "deepspeed=zero3"]
+    words.append(f"{ZERO}.stage3_param_persistence_threshold=0")
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    run("pretrain", *options("pretrain", whole), *words, processes=2)
+    late = f"{ZERO}.stage3_gather_16bit_weights_on_model_save=false"
+    run("pretrain", *options("pretrain", parts), *words, late, processes=2)
+    folder = parts / "checkpoints" / "checkpoint-4"
+    assert not list(folder.glob("*.safetensors"))
+    refused = run("export", f"checkpoint={folder}", f"out={tmp_path / 'export'}", check=False)
+    assert f"qa-train convert checkpoint={folder} joins them" in refused.stderr
+    # A conversion that was killed: what it left counts for nothing.
+    (folder / "model.safetensors").write_bytes(b"half")
+    assert convert(f"checkpoint={parts}", "resume=false").splitlines()[-1] == f"{folder}: weights"
+    assert manifest.damage(folder) is None
+    found, expected = load_model(str(folder))[0].state_dict(), load_model(str(whole))[0].state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert convert(f"checkpoint={folder}").splitlines()[-1].endswith("state for any number of processes")
+    assert convert(f"checkpoint={folder}").splitlines()[-1].endswith("nothing to join")
+    run("export", f"checkpoint={folder}", f"out={tmp_path / 'export'}")
+    # The run goes on with one process, at once.
+    (parts / "finished.json").unlink()
+    done = run("pretrain", *options("pretrain", parts), *words[1:], late, "trainer.max_steps=5")
+    assert "joining" not in done.stdout
+    assert metrics(parts)[-1]["step"] == 5
+
+
+def test_only_a_checkpoint_in_parts_can_be_joined(tmp_path: Path, options: Callable[[str, Path], list[str]]) -> None:
+    run("pretrain", *options("pretrain", tmp_path), "trainer.max_steps=1")
+    for place, told in ((tmp_path, "is not cut in parts"), (tmp_path / "logs", "is not a complete checkpoint")):
+        refused = run("convert", f"checkpoint={place}", check=False)
+        assert refused.returncode == 2
+        assert told in refused.stderr

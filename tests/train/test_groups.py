@@ -116,3 +116,20 @@ def test_deepspeed_keeps_the_rates_and_recomputing_changes_nothing(tmp_path: Pat
     run("pretrain", *options("pretrain", tmp_path / "two"), *words, *recompute, "deepspeed=zero2", processes=2)
     losses = [[record["loss"] for record in metrics(tmp_path / name)] for name in ("one", "two")]
     np.testing.assert_allclose(*losses, rtol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more", [[], ["model.freeze=[projector]", "model.lora.parts=[encoder,llm]"]], ids=["all", "lora"]
+)
+def test_selective_recomputation_finds_the_weights_that_zero3_has_cut(
+    more: list[str], tmp_path: Path, options: Any
+) -> None:
+    recompute = [f"trainer.gradient_checkpointing.{part}=selective" for part in ("encoder", "llm")]
+    # Cut are the smallest, too: norms are made again when their weights are elsewhere.
+    zero = ["deepspeed=zero3", "deepspeed.config.zero_optimization.stage3_param_persistence_threshold=0"]
+    run("pretrain", *options("pretrain", tmp_path / "one"), *more)
+    run("pretrain", *options("pretrain", tmp_path / "two"), *more, *recompute, *zero, processes=2)
+    for name in ("loss", "grad_norm"):
+        found = [[record[name] for record in metrics(tmp_path / folder)] for folder in ("one", "two")]
+        np.testing.assert_allclose(*found, rtol=2e-5 if name == "loss" else 1e-3)

@@ -277,7 +277,7 @@ def test_a_start_that_waited_sees_that_the_run_is_finished_now(tmp_path: Path, m
 
 def test_the_verdict_reaches_ranks_that_look_at_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for verdict, error in (((7, None, None), None), ((None, "owned", None), Owned), ((None, None, "bad"), ValueError)):
-        monkeypatch.setattr("qa_train.train.job.run.from_main", lambda value, told=verdict: told)
+        monkeypatch.setattr("qa_train.train.job.run.by_main", lambda work, told=verdict: told)
         run = RunFolder(StageConfig(stage="sft", run=RunConfig(dir=str(tmp_path / "no"))), is_main=False)
         if error is None:
             assert run.take(5) == 7

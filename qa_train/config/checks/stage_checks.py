@@ -185,15 +185,15 @@ def _check_parts(cfg: StageConfig) -> None:
     for part in ("encoder", "llm"):
         if (kind := getattr(cfg.trainer.gradient_checkpointing, part)) not in ("none", "selective", "full"):
             raise ValueError(f"trainer.gradient_checkpointing.{part} is {kind!r}: use none, selective or full")
-        if cfg.trainer.compile_layers and kind == "selective":
+        if cfg.trainer.compile_layers and kind != "none":
             raise ValueError(
-                f"trainer.compile_layers does not go with trainer.gradient_checkpointing.{part}=selective, which "
-                "chooses single operations, and compiled code has none: use none or full"
+                f"trainer.compile_layers does not go with trainer.gradient_checkpointing.{part}={kind}: torch runs a "
+                "layer again as plain code, where other tensors are saved than in compiled code: use none"
             )
     if cfg.trainer.use_liger_kernel and cfg.trainer.gradient_checkpointing.llm == "selective":
         raise ValueError(
-            "trainer.use_liger_kernel rotates queries and keys in place, and "
-            "trainer.gradient_checkpointing.llm=selective would rotate the stored ones a second time: use none or full"
+            "trainer.use_liger_kernel and trainer.gradient_checkpointing.llm=selective both replace the LLM's MLP: use "
+            "none or full"
         )
     if cfg.trainer.use_liger_kernel and cfg.trainer.compile_layers:
         raise ValueError(

@@ -211,8 +211,8 @@ class PartsConfig:
 class CheckpointingConfig:
     """Recompute activations in the backward pass to save memory: none, selective or full.
 
-    full: each layer keeps only its input. selective: also matrix products and attention, so that only cheap operations
-    are recomputed.
+    full: each layer keeps only its input. selective: norms, activation functions and adapters are computed again, no
+    matrix product of the layer and no attention.
     """
 
     encoder: str = "none"
@@ -252,8 +252,8 @@ class TrainerConfig(ReliabilityConfig):
     bf16: Any = False
     gradient_checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
     save_steps: int = 500
-    # torch.compile for each encoder and decoder layer separately; needs a C++ compiler (CPU) or triton (CUDA). With
-    # gradient_checkpointing full or none, not selective.
+    # torch.compile for each encoder and decoder layer separately; needs a C++ compiler (CPU) or triton (CUDA). Not with
+    # gradient_checkpointing.
     compile_layers: bool = False
     # Liger's fused RMSNorm, rotary positions and SwiGLU in the LLM; CUDA only, untested.
     use_liger_kernel: bool = False

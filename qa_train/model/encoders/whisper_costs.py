@@ -71,9 +71,8 @@ class WhisperCosts:
         layer = 2 * precision.norms * d + copies * d + 4 * d * precision.attention + loop + 2 * f * p
         marks = stream * d
         if mode == "selective":
-            marks += p * (5 * d + f) + precision.attention * d
-            # Of the adapters the first products alone: of query, key, value, output, fc1 and fc2.
-            marks += 6 * trained.rank * (trained.adapter_copy or p)
+            # The sum before the MLP, what attention reads and gives, and what the activation function reads.
+            marks += stream * d + 4 * d * precision.attention + loop + f * p
         ends = sum(audio_tokens(length) for length in segments) * 2 * d * stream
         if trained.whole:
             # mel columns = 2 x frames: input, output before and after the first GELU; then the second convolution's.

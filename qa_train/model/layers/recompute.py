@@ -1,9 +1,7 @@
 """Activation checkpointing and torch.compile, layer by layer, separately for encoder and LLM.
 
-Checkpointing: a layer keeps its input only ("full"), or also the results of its matrix products and attention
-("selective"), and computes the rest again in the backward pass. The second product of an adapter, from its rank to the
-width of a layer, is computed again too: as much memory as the layer's own product for a hundredth of its work.
-Gradients are the same in every mode.
+Checkpointing: a layer keeps its input only and runs again in the backward pass ("full"), or it keeps what is dear to
+compute and makes the rest again ("selective", see ``remake``). Gradients are the same in every mode.
 """
 
 from __future__ import annotations
@@ -16,44 +14,35 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
 from qa_train.model.layers.attention import UNPADDED, unpadded_attention
 from qa_train.model.layers.parts import LAYERS, module_of
+from qa_train.model.layers.remake import remake
 
 MODES = ("none", "selective", "full")
-
-# Operations whose results "selective" keeps: recomputing any of them costs more than its memory is worth.
-_PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::bmm"})
-_KEPT = _PRODUCTS | frozenset(
-    {
-        "aten::_scaled_dot_product_flash_attention",
-        "aten::_scaled_dot_product_flash_attention_for_cpu",
-        "aten::_scaled_dot_product_efficient_attention",
-        "torch_attn::_varlen_attn",
-    }
-)
 
 
 class LayerwiseRecompute:
     """Mixed into the model: what is recomputed in the backward pass, chosen separately for encoder and LLM."""
 
-    _chosen: dict[str, Any] | None = None
+    _chosen: dict[str, str] | None = None
 
-    def set_recompute(self, *, encoder: str = "none", llm: str = "none", rank: int | None = None) -> None:
-        """Choose "none", "selective" or "full" for the layers of each part. ValueError for another word.
+    def set_recompute(self, *, encoder: str = "none", llm: str = "none") -> None:
+        """Choose "none", "selective" or "full" for the layers of each part, which have their adapters by now.
 
-        rank: that of the model's adapters, if it has any.
+        ValueError for another word.
         """
         modes = {"encoder": encoder, "llm": llm}
         for part, layers in _layers(self).items():
-            run = _checkpointed(modes[part], part, rank)
+            run = _checkpointed(modes[part], part)
             for layer in layers:
                 # The two attributes are the protocol of transformers' GradientCheckpointingLayer.
                 layer.gradient_checkpointing = run is not None
                 layer._gradient_checkpointing_func = run
-        self._chosen = {**modes, "rank": rank}
+                remake(layer, modes[part] == "selective")
+        self._chosen = modes
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None, **kwargs: Any) -> None:
         """As chosen by ``set_recompute`` before, else every layer as in the stock class.
@@ -73,37 +62,18 @@ def _layers(model: Any) -> dict[str, list[Any]]:
     return {part: list(module_of(model, part).layers) for part in LAYERS}
 
 
-def _checkpointed(mode: str, part: str, rank: int | None) -> Callable[..., Any] | None:
+def _checkpointed(mode: str, part: str) -> Callable[..., Any] | None:
     if mode not in MODES:
         raise ValueError(f"gradient checkpointing of the {part} is {mode!r}: use one of {', '.join(MODES)}")
-    if mode == "none":
-        return None
-    options: dict[str, Any] = {"use_reentrant": False}
-    if mode == "selective":
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, partial(_policy, rank))
-    # Without the decorator that forbids torch.compile whatever is called inside: the layer must be compiled there.
-    return partial(checkpoint.__wrapped__, **options)  # type: ignore[attr-defined]
-
-
-def keeps(operation: str, args: Any, rank: int | None) -> bool:
-    """Whether "selective" keeps the result of ``operation`` ("aten::mm"), called with ``args``.
-
-    Products by their inner dimension: an adapter's second product has the rank there.
-    """
-    return operation in _KEPT and not (operation in _PRODUCTS and args[-1].shape[-2] == rank)
-
-
-def _policy(rank: int | None, _context: Any, operation: Any, *args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    kept = keeps(operation.name().split(".")[0], args, rank)
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+    return partial(checkpoint, use_reentrant=False) if mode == "full" else None
 
 
 def compile_layers(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
     """Let torch.compile fuse each encoder and decoder layer by itself, for any length.
 
     One layer's code serves all layers of its kind, so that it is compiled once. Attention stays outside: its
-    document lengths change with every batch, and each change would compile it again. Under "full" checkpointing the
-    layer is compiled inside the checkpoint. ValueError without a compiler.
+    document lengths change with every batch, and each change would compile it again. Checkpointed layers cannot
+    be compiled (`qa_train.config.checks.stage_checks`). ValueError without a compiler.
     """
     compiler = os.environ.get("CXX", "g++")
     if backend == "inductor" and not torch.cuda.is_available() and shutil.which(compiler) is None:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import multiprocessing
 import os
 import socket
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
+from datetime import timedelta
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from qa_train.config import DeepspeedConfig, TrainerConfig
+
+T = TypeVar("T")
+
+# Of ranks for rank 0: hundreds of gigabytes are read, or written again, over a network.
+_PATIENCE = timedelta(days=1)
+# Every rank counts alike.
+_works = itertools.count()
 
 
 def world_size() -> int:
@@ -32,6 +44,25 @@ def from_main(value: Any) -> Any:
     box = [value]
     torch.distributed.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def by_main(work: Callable[[], T]) -> T:
+    """What ``work()`` gives on rank 0, on every rank, however long it takes there; a collective call.
+
+    In a collective call of the run's own group the others would give up after trainer.ddp_timeout, so they wait for a
+    note in the store by which the ranks have met.
+    """
+    if world_size() == 1 or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return work()
+    store, done = torch.distributed.distributed_c10d._get_default_store(), f"qa_train/by_main/{next(_works)}"
+    value: Any = None
+    if is_main():
+        value = work()
+        store.set(done, "")
+    else:
+        store.wait([done], _PATIENCE)
+    found: T = from_main(value)
+    return found
 
 
 def accumulation_steps(cfg: TrainerConfig) -> int:
@@ -111,6 +142,19 @@ def join_zero_parts() -> None:
     multiprocessing.set_start_method("fork")
     plain_states_only()
     ds_to_universal.main(ds_to_universal.parse_arguments())
+
+
+def weights_in_zero_parts(folder: Path) -> dict[str, Any]:
+    """The weights of a ZeRO-3 checkpoint, mapped from its parts; ``contiguous()`` joins one of them, in float32."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    from qa_train.train.job.states import plain_states_only
+
+    # It would unpickle whatever the files hold.
+    plain_states_only()
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        found: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(str(folder), lazy_mode=True)
+    return found
 
 
 def _announce_a_single_process() -> None:

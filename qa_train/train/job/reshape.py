@@ -1,13 +1,17 @@
-"""ZeRO checkpoints for another number of processes or another ZeRO stage.
+"""ZeRO checkpoints for another number of processes, and their weights for everybody else.
 
 DeepSpeed shards optimizer state (and, from stage 3, weights) by rank, so only a run of the same shape can read it.
 Its converter joins the pieces into a "universal" form that any shape reads. The result is stored with the original
 files of the checkpoint, and the manifest is rewritten to include it. The pieces of ZeRO-1 and ZeRO-2 do not contain
 frozen parameters: these keep the model's initial values, which the run's pinned settings reproduce.
+
+Whole weights are in every checkpoint, unless a ZeRO-3 run was told to leave their gathering out
+(``stage3_gather_16bit_weights_on_model_save: false``). All of this needs one process and no GPU.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,12 +19,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+
 from qa_train.model.stored.manifest import UNIVERSAL
 from qa_train.train.job import checkpoints
-from qa_train.train.job.distributed import from_main, is_main
+from qa_train.train.job.distributed import by_main, weights_in_zero_parts
+from qa_train.train.job.states import UNREADABLE
+from qa_train.utils.atomic import write_json
 from qa_train.utils.progress import say
 
 _LATEST = "latest_universal"
+_SHARD_BYTES = 2 * 10**9
 
 
 def read_in_another_shape(folder: Path, before: str, now: str, args: Any) -> None:
@@ -33,34 +44,35 @@ def read_in_another_shape(folder: Path, before: str, now: str, args: Any) -> Non
         args: the TrainingArguments, with DeepSpeed settings to change so that they read the universal form.
 
     Raises:
-        ValueError: one of the two is not a ZeRO run, or the conversion failed.
+        ValueError: one of the two is not a ZeRO run, or only one is of stage 3, or the conversion failed.
     """
-    if "whole" in (before, now):
+    # Stage 3 cuts weights, too, and DeepSpeed then looks for other files.
+    if "whole" in (before, now) or ("ZeRO-3" in before) != ("ZeRO-3" in now):
         raise ValueError(
             f"the optimizer state in {folder} is {before}, and this run's would be {now}: use the same deepspeed= as "
             f"before, or start a new run from these weights with model.checkpoint={folder} and another run.dir"
         )
-    refusal = None
-    if is_main():
+
+    def refusal() -> str | None:
         try:
             make_universal(folder)
         except (ValueError, OSError) as error:
-            refusal = str(error)
-    refusal = from_main(refusal)
-    if refusal is not None:
-        raise ValueError(refusal)
+            return str(error)
+        return None
+
+    if (reason := by_main(refusal)) is not None:
+        raise ValueError(reason)
     args.hf_deepspeed_config.config["checkpoint"] = {"load_universal": True}
 
 
-def make_universal(folder: Path) -> None:
-    """Convert a complete ZeRO checkpoint in place, unless that was done before; needs as much disk again.
+def make_universal(folder: Path) -> bool:
+    """Convert a complete ZeRO checkpoint in place, unless that was done before (False); needs as much disk again.
 
     Raises:
         ValueError: DeepSpeed's converter failed; its last lines are in the message.
     """
-    manifest = checkpoints.read_manifest(folder)
-    if _LATEST in manifest["files"]:
-        return
+    if _LATEST in checkpoints.read_manifest(folder)["files"]:
+        return False
     source = folder / (folder / "latest").read_text().strip()
     target = folder / (source.name + UNIVERSAL)
     # A killed conversion leaves partial output; it is not in the manifest, so nothing reads it.
@@ -70,6 +82,40 @@ def make_universal(folder: Path) -> None:
     # It joins slices in there and may leave the folder behind.
     shutil.rmtree(target / "tmp", ignore_errors=True)
     (folder / _LATEST).write_text(target.name)
+    _commit_again(folder)
+    return True
+
+
+def write_weights(folder: Path) -> bool:
+    """Join the weights of a complete ZeRO-3 checkpoint that has none but in parts; False if it has.
+
+    They get the type that its ``config.json`` states. In memory are at most 2 GB of them, and the frozen ones.
+
+    Raises:
+        ValueError: the parts cannot be joined.
+    """
+    if any(name.endswith(".safetensors") for name in checkpoints.read_manifest(folder)["files"]):
+        return False
+    dtype = getattr(torch, json.loads((folder / "config.json").read_text())["dtype"])
+    try:
+        parts = weights_in_zero_parts(folder)
+    except UNREADABLE as error:
+        raise ValueError(f"the ZeRO parts of {folder} cannot be joined ({error}): use another checkpoint") from error
+    say(f"joining the weights of {folder.name}, {sum(part.shape.numel() for part in parts.values()) / 1e6:,.0f} M")
+    empty = {name: torch.empty(part.shape, dtype=dtype, device="meta") for name, part in parts.items()}
+    split = split_torch_state_dict_into_shards(empty, max_shard_size=_SHARD_BYTES)
+    for file, names in split.filename_to_tensors.items():
+        save_file({name: parts[name].contiguous().to(dtype) for name in names}, folder / file, {"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(folder / "model.safetensors.index.json", index)
+    _commit_again(folder)
+    return True
+
+
+def _commit_again(folder: Path) -> None:
+    """Make a complete checkpoint complete again, with the files that were added to it."""
+    manifest = checkpoints.read_manifest(folder)
     known = {key: value for key, value in manifest.items() if key not in ("format", "files", "checksums")}
     checkpoints.commit(folder, known)
 

@@ -32,7 +32,7 @@ from qa_train.config import BY_NAME, STAGES, StageConfig, TrainerConfig, digests
 from qa_train.config import changed as environment_changed
 from qa_train.config.renamed import with_new_names
 from qa_train.train.job import checkpoints, states
-from qa_train.train.job.distributed import from_main
+from qa_train.train.job.distributed import by_main
 from qa_train.train.job.owner import Owned, own
 from qa_train.utils.atomic import write_json, write_text
 from qa_train.utils.masking import masked_values, masked_words
@@ -92,7 +92,7 @@ class RunFolder:
             Owned: another start trains it.
             ValueError: the folder cannot be written.
         """
-        done, owned, refusal = from_main(self._take(steps) if self.is_main else (None, None, None))
+        done, owned, refusal = by_main(lambda: self._take(steps))
         if owned is not None:
             raise Owned(owned)
         if refusal is not None:
@@ -127,7 +127,7 @@ class RunFolder:
             ValueError: the folder holds a run with other model or data settings, cannot be written, or holds
                 checkpoints that are all damaged.
         """
-        resume, refusal = from_main(self._start_or_refuse() if self.is_main else None)
+        resume, refusal = by_main(self._start_or_refuse)
         if refusal is not None:
             raise ValueError(refusal)
         return Path(resume) if resume is not None else None

@@ -47,7 +47,7 @@ _KEYS = (
     (re.compile(r".*model_states\.pt"), ("module",)),
 )
 _RANDOM = re.compile(r"rng_state(?:_\d+)?\.pth")
-_ERRORS = (
+UNREADABLE = (
     OSError, ImportError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError,
     OverflowError, pickle.UnpicklingError,
 )  # fmt: skip
@@ -82,13 +82,13 @@ def _problem(folder: Path) -> str | None:
             _check_step(folder)
         if "latest" in files:
             _check_tag(folder, files)
-    except _ERRORS as error:
+    except UNREADABLE as error:
         return _short(error)
     for name in sorted(files):
         if name.endswith(_SUFFIXES):
             try:
                 _check(folder / name)
-            except _ERRORS as error:
+            except UNREADABLE as error:
                 return f"{name} is not a training state ({_short(error)})"
     return None
 
@@ -107,7 +107,7 @@ def _check_tag(folder: Path, files: dict[str, Any]) -> None:
 
 
 def _check(path: Path) -> None:
-    """Read one state without its tensors' contents; an error of `_ERRORS` if it is invalid."""
+    """Read one state without its tensors' contents; an error of `UNREADABLE` if it is invalid."""
     strange = set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     _allow(strange & set(_CLASSES))
     with safe_globals():
