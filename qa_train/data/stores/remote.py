@@ -96,12 +96,12 @@ class RemoteFile(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        """Fill ``buffer`` from the position on; returns the number of bytes, 0 at the end."""
+        """Fill ``buffer``, or its beginning, from the position on; returns the number of bytes, 0 at the end."""
         size = max(0, min(len(buffer), self._size - self._at))
-        if size:
-            buffer[:size] = self._read(self._at, size)
-            self._at += size
-        return size
+        part = self._read(self._at, size) if size else b""
+        buffer[: len(part)] = part
+        self._at += len(part)
+        return len(part)
 
 
 def _retried(url: str, what: str, once: Callable[[], Result], cfg: StorageConfig) -> Result:
