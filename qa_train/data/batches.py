@@ -40,6 +40,8 @@ _REASONS = ("read", "bad audio", "changed shard", "unreadable", "not in encoder 
 # Why training leaves a sample out.
 SKIP_REASONS = _REASONS[1:]
 _SLOTS = 257
+# Batches whose remote clips a process fetches ahead: building a small one takes no longer than a request.
+_AHEAD = 2
 
 
 class Batches:
@@ -72,13 +74,13 @@ class Batches:
         """
         return self.build_named(k)[0]
 
-    def build_named(self, k: int, later: int | None = None) -> tuple[dict[str, Tensor], list[SampleRef]]:
-        """Batch k, and the samples that are in it, in the order of its rows (of its pairs). Remote clips of batch
+    def build_named(self, k: int, later: Sequence[int] = ()) -> tuple[dict[str, Tensor], list[SampleRef]]:
+        """Batch k, and the samples that are in it, in the order of its rows (of its pairs). Remote clips of the batches
         ``later`` are fetched meanwhile.
         """
         rows, audio, kept = [], [], []
         planned = self._refs(k)
-        self._fetch(planned, self._expected(later))
+        self._fetch(planned, *map(self._expected, later))
         for ref in planned:
             try:
                 audio.append(self._audio(ref))
@@ -214,9 +216,9 @@ class Batches:
                 self._report(ref, SkipSample(TOO_LONG, message))
         return refs
 
-    def _expected(self, k: int | None) -> list[SampleRef]:
+    def _expected(self, k: int) -> list[SampleRef]:
         """The samples of a batch that will probably be asked for; none if their clips need no fetching."""
-        if k is not None and self._remote and self.cache is None:
+        if self._remote and self.cache is None:
             # What cannot be planned is raised when the batch is asked for, which may be never.
             with suppress(OSError, ValueError):
                 return self.plan.batch(k)
@@ -323,8 +325,9 @@ class Collator:
             raise ValueError(f"{len(numbers)} batch numbers at once: set per_device_train_batch_size=1")
         (item,) = numbers
         k = int(item["batch"] if isinstance(item, dict) else item)
-        # A loader's process is asked for batches at equal distances: the next one's clips are fetched meanwhile.
-        later = None if self._last is None or self._last >= k else 2 * k - self._last
+        # A loader's process is asked for batches at equal distances: the next ones' clips are fetched meanwhile.
+        distance = 0 if self._last is None or self._last >= k else k - self._last
+        later = range(k + distance, k + 1 + _AHEAD * distance, distance) if distance else ()
         self._last = k
         built, refs = self.batches.build_named(k, later)
         if get_worker_info() is not None:
