@@ -1,8 +1,8 @@
 """Range requests of HTTP/1.1 (RFC 9112) over kept sockets, for the usual answer: the bytes that were asked for.
 
-A clip is 0.2 MB and decoded in 3 ms. A general client spends a tenth of that on one answer, most of it on objects for
-headers that nobody reads; this one a third of a tenth (docs/lab/data.md). What it does not know (proxies, redirects,
-bodies in chunks) is left to the general client (`web_ranges`).
+A clip of 0.2 MB becomes mel frames in 2.3 ms of CPU time. Fetching it costs a general client 0.5 ms more, mostly for
+objects that nobody looks at, and this one 0.16 ms (docs/lab/data.md). What it does not know (proxies, redirects, bodies
+in chunks) is left to urllib3 (`web_ranges`).
 """
 
 from __future__ import annotations
