@@ -21,6 +21,8 @@ from urllib.parse import urlsplit
 # Of an answer's header; stores send less than 2 KiB.
 _MAX_HEADER_BYTES = 32 << 10
 _PLAIN = re.compile(r"https?://[!-~]+")
+# What a connection that the server has closed raises.
+_CLOSED = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ?([^\r\n]*)")
 
 
@@ -65,7 +67,7 @@ def ask(url: str, offset: int, size: int, timeout_s: float) -> Answer | None:
         except BaseException as error:
             connection.close()
             # The server may close a connection just when it is used again.
-            if kept is None or not isinstance(error, ConnectionError) or isinstance(error, _BrokenOff):
+            if kept is None or not isinstance(error, _CLOSED) or isinstance(error, _BrokenOff):
                 raise
 
 
