@@ -276,7 +276,7 @@ def _listing(
     corpus = admission.corpus
     listing = Listing(
         out, admission.prefix, origin=corpus.name, audio=options.audio, samples_per_shard=options.samples_per_shard,
-        max_duration_s=options.max_duration_s,
+        max_duration_s=options.max_duration_s, storage=options.storage,
     )  # fmt: skip
     total = 0
     extra, outside = Unlisted(request), Outside(path for path in request.paths if Path(path).exists())

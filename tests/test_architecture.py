@@ -73,7 +73,7 @@ MAY_IMPORT = {
         "data_pipelines.corpora.formats": "data.shards data.stores data.text data.tools data_pipelines.corpora",
         "data_pipelines.corpora.sounds": "data_pipelines.corpora",
         "data_pipelines.corpora.spoken": "data.text data_pipelines.corpora",
-        "data_pipelines.importing": "data.audio data.shards data.stores data.text jobs data_pipelines.clips "
+        "data_pipelines.importing": "config data.audio data.shards data.stores data.text jobs data_pipelines.clips "
         "data_pipelines.corpora data_pipelines.corpora.formats data_pipelines.corpora.sounds "
         "data_pipelines.corpora.spoken",
         "data_pipelines.labelling": f"{_READS} data data.tools jobs model infer llm eval eval.scores "

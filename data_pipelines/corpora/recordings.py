@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow
-import pyarrow.parquet
 
+from data_pipelines.corpora.table_file import TableFile
+from qa_train.config import StorageConfig
 from qa_train.data.audio.waveform import MIN_CLIP_SAMPLES, BadAudio, read_clip, read_frames, read_header, resample
-from qa_train.data.shards.clip_files import clip_bytes
+from qa_train.data.shards.clip_files import FETCHING, clip_bytes
 from qa_train.data.shards.tar import MAX_MEMBER_BYTES, OTHER_AUDIO_EXTENSIONS
-from qa_train.data.stores import storage
 
 # Used if no other kind is next to them (a video next to its sound).
 OTHER_AUDIO = tuple(f".{kind}" for kind in OTHER_AUDIO_EXTENSIONS)
@@ -81,19 +79,22 @@ class TooLong(BadAudio):
     reason = "longer than max_duration_s"
 
 
-def source_of(place: Recording) -> bytes | Path:
+def source_of(place: Recording, storage: StorageConfig) -> bytes | Path:
     """What a decoder can open: the path of a plain file, or the bytes of a member or cell.
+
+    ``storage``: how remote files are read, here and below.
 
     Raises MissingAudio or BadAudio.
     """
     if place.raw is not None:
         return place.raw
     if place.row is not None:
-        return _cell(place)
+        return _cell(place, storage)
     if place.data:
         return base64.b64decode(place.data)
     if "://" in place.path:
-        return clip_bytes(place.path)
+        # A list may hold thousands of addresses of a server that is gone.
+        return clip_bytes(place.path, replace(storage, retries=min(storage.retries, FETCHING.retries)))
     if place.packed:
         return unpacked(place.path, place.packed)[place.offset :][: place.size]
     if place.offset is not None:
@@ -111,9 +112,9 @@ def source_of(place: Recording) -> bytes | Path:
     return path
 
 
-def raw_bytes(place: Recording) -> bytes:
+def raw_bytes(place: Recording, storage: StorageConfig) -> bytes:
     """The encoded bytes of a whole recording. Raises BadAudio when they exceed a shard member's limit."""
-    source = source_of(place)
+    source = source_of(place, storage)
     if isinstance(source, bytes):
         return source
     if source.stat().st_size > MAX_MEMBER_BYTES:
@@ -127,12 +128,12 @@ def duration_s(source: bytes | Path) -> float:
     return frames / rate
 
 
-def wave_of(place: Recording, max_duration_s: float) -> np.ndarray:
+def wave_of(place: Recording, max_duration_s: float, storage: StorageConfig) -> np.ndarray:
     """The recording, or its segment, as float32 mono [n] at 16 kHz with a peak of at most 1.
 
     Raises TooLong, MissingAudio, or BadAudio when nothing usable is there.
     """
-    source = source_of(place)
+    source = source_of(place, storage)
     try:
         frames, rate = read_header(source)
         if not place.whole:
@@ -191,10 +192,10 @@ def _elsewhere(path: Path) -> str:
     )
 
 
-def _cell(place: Recording) -> bytes:
+def _cell(place: Recording, storage: StorageConfig) -> bytes:
     """The encoded audio in a row of a table: bytes, or Hugging Face's struct of bytes and path."""
     assert place.row is not None
-    value = rows(place.path, place.row, (place.column,))[0][place.column]
+    value = TableFile(place.path, storage).rows(place.row, (place.column,))[0][place.column]
     raw = value.get("bytes") if isinstance(value, dict) else value
     if isinstance(raw, bytes) and raw:
         return raw
@@ -205,79 +206,6 @@ def _cell(place: Recording) -> bytes:
     if not path.is_file():
         raise MissingAudio(f"{place.name}: no audio bytes in column {place.column!r}, and no file {path}")
     return path.read_bytes()
-
-
-def rows(path: str, start: int, columns: tuple[str, ...], stop: int | None = None) -> list[dict[str, Any]]:
-    """Rows ``start`` to ``stop`` (default: one) of a Parquet or Arrow file, read block by block."""
-    found: list[dict[str, Any]] = []
-    position, stop = start, start + 1 if stop is None else stop
-    starts = block_starts(path)
-    while position < stop:
-        block = next(i for i in range(len(starts) - 1) if starts[i + 1] > position)
-        table = _block(path, block, columns)
-        end = min(stop, starts[block + 1])
-        found += table.slice(position - starts[block], end - position).to_pylist()
-        position = end
-    return found
-
-
-@lru_cache(maxsize=64)
-def block_starts(path: str) -> tuple[int, ...]:
-    """First row of each row group (Parquet) or batch (Arrow), and the number of rows at the end."""
-    starts = [0]
-    if path.endswith(".parquet"):
-        file = _parquet(path)
-        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-    else:
-        sizes = [batch.num_rows for batch in _arrow(path)]
-    for size in sizes:
-        starts.append(starts[-1] + size)
-    return tuple(starts)
-
-
-@lru_cache(maxsize=2)
-def _block(path: str, block: int, columns: tuple[str, ...]) -> pyarrow.Table:
-    if path.endswith(".parquet"):
-        return _parquet(path).read_row_group(block, columns=list(columns))
-    return pyarrow.Table.from_batches([_arrow(path)[block]]).select(list(columns))
-
-
-def _parquet(path: str) -> pyarrow.parquet.ParquetFile:
-    """A Parquet file; of one at an address only the parts are read that are asked for."""
-    return pyarrow.parquet.ParquetFile(storage.open_binary(path) if "://" in path else path)
-
-
-@lru_cache(maxsize=8)
-def _arrow(path: str) -> list[pyarrow.RecordBatch]:
-    """Record batches of a memory-mapped Arrow stream (what `datasets` saves) or file."""
-    try:
-        return list(pyarrow.ipc.open_stream(pyarrow.memory_map(path)))
-    except pyarrow.ArrowInvalid:
-        reader = pyarrow.ipc.open_file(pyarrow.memory_map(path))
-        return [reader.get_batch(i) for i in range(reader.num_record_batches)]
-
-
-def schema_of(path: str) -> pyarrow.Schema:
-    """Columns of a Parquet or Arrow file; ValueError when it is neither."""
-    try:
-        if path.endswith(".parquet"):
-            return _parquet(path).schema_arrow
-        return _arrow(path)[0].schema
-    except (pyarrow.ArrowInvalid, OSError, IndexError) as error:
-        raise ValueError(f"{path}: not a readable Parquet or Arrow file, or empty ({error})") from error
-
-
-def class_names(schema: pyarrow.Schema) -> dict[str, list[str]]:
-    """Column -> names of its classes, where the file was written by `datasets` with ClassLabel columns."""
-    raw = (schema.metadata or {}).get(b"huggingface")
-    if not raw:
-        return {}
-    features = json.loads(raw).get("info", {}).get("features", {})
-    return {
-        column: [str(name) for name in feature["names"]]
-        for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
-    }
 
 
 @lru_cache(maxsize=1)

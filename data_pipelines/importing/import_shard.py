@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator  # noqa: F401 (pdoc looks up inherited annotations here)
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from data_pipelines.clips.make_shards import Job
 from data_pipelines.corpora.recordings import Recording, TooLong, duration_s, raw_bytes, wave_of
 from data_pipelines.importing.in_place import InFile
+from qa_train.config import StorageConfig
 from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, stored_kind
 from qa_train.data.shards.clip_files import ROUNDED_S
 from qa_train.data.shards.index import Placed, index_places
@@ -58,6 +59,8 @@ class ImportJob(CountedJob):
     listing: Path = Path()
     target: str = ""
     origin: str = ""
+    # How remote recordings are read: no part of the recipe, which keys may not enter.
+    storage: StorageConfig = field(default_factory=StorageConfig)
 
     @property
     def copied(self) -> Path:
@@ -134,7 +137,8 @@ def write_entries(job: ImportJob) -> int:
             key, record = entry["key"], entry["record"]
             with made.counting(key):
                 places = [Recording(**place) for place in entry["audio"]]
-                kinds, clips = clips_of(places, audio, max_duration_s, joined=entry.get("joined", False))
+                joined = entry.get("joined", False)
+                kinds, clips = clips_of(places, audio, max_duration_s, job.storage, joined=joined)
                 found = where.members(key, places, kinds or [], clips) if where else None
                 if found is None:
                     writer.write(key, record, clips, SAMPLE_RATE, extension=kinds)
@@ -158,33 +162,33 @@ def dropped_of(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def clips_of(
-    places: list[Recording], audio: str, max_duration_s: float, *, joined: bool
+    places: list[Recording], audio: str, max_duration_s: float, storage: StorageConfig, *, joined: bool
 ) -> tuple[list[str] | None, list[np.ndarray | bytes]]:
     """(extensions, clips) as the writer takes them: files as they are, or waveforms at 16 kHz without extensions."""
     if joined:
-        return None, [_joined(places, max_duration_s)]
-    kept = [_kept(place, max_duration_s) for place in places] if audio != "flac" else [None]
+        return None, [_joined(places, max_duration_s, storage)]
+    kept = [_kept(place, max_duration_s, storage) for place in places] if audio != "flac" else [None]
     whole = [found for found in kept if found is not None]
     if whole and len(whole) == len(kept):
         return [kind for kind, _ in whole], [raw for _, raw in whole]
-    return None, [wave_of(place, max_duration_s) for place in places]
+    return None, [wave_of(place, max_duration_s, storage) for place in places]
 
 
-def _joined(places: list[Recording], max_duration_s: float) -> np.ndarray:
+def _joined(places: list[Recording], max_duration_s: float, storage: StorageConfig) -> np.ndarray:
     """The parts as one waveform at 16 kHz. Raises TooLong when they are longer together."""
-    whole = np.concatenate([wave_of(place, max_duration_s) for place in places])
+    whole = np.concatenate([wave_of(place, max_duration_s, storage) for place in places])
     if len(whole) > max_duration_s * SAMPLE_RATE:
         raise TooLong(f"{places[0].name}: {len(whole) / SAMPLE_RATE:.1f} s with what follows it")
     return whole
 
 
-def _kept(place: Recording, max_duration_s: float) -> tuple[str, bytes] | None:
+def _kept(place: Recording, max_duration_s: float, storage: StorageConfig) -> tuple[str, bytes] | None:
     """The shard's extension for a whole recording, by its content, and its bytes; None when it must be decoded: shards
     do not hold such files, or only a part of it is meant.
     """
     if place.start_s or place.channel is not None:
         return None
-    raw = raw_bytes(place)
+    raw = raw_bytes(place, storage)
     length = duration_s(raw)
     if place.end_s is not None and abs(place.end_s - length) > ROUNDED_S:
         return None

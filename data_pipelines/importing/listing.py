@@ -12,6 +12,7 @@ from data_pipelines.corpora.base import Item
 from data_pipelines.corpora.recordings import Recording
 from data_pipelines.importing.import_shard import ImportJob, write_entries
 from data_pipelines.importing.in_place import container_of
+from qa_train.config import StorageConfig
 
 _DEFAULTS = asdict(Recording(""))
 
@@ -23,10 +24,12 @@ class Listing:
     """
 
     def __init__(
-        self, out: Path, prefix: str, *, origin: str, audio: str, samples_per_shard: int, max_duration_s: float
-    ) -> None:
+        self, out: Path, prefix: str, *, origin: str, audio: str, samples_per_shard: int, max_duration_s: float,
+        storage: StorageConfig,
+    ) -> None:  # fmt: skip
         self._out, self._prefix, self._origin = out, prefix, origin
         self._audio, self._most, self._max_duration_s = audio, samples_per_shard, max_duration_s
+        self._storage = storage
         # Of each shard: the foreign file or "", and its records.
         self._shards: list[tuple[str, int]] = []
         self._numbers: dict[str, int] = {}
@@ -76,4 +79,6 @@ class Listing:
             stat = Path(target).stat()
             what = (*what, target, stat.st_size, stat.st_mtime_ns)
         shard = self._out / f"{self._prefix}-{number:05d}.tar"
-        return ImportJob(shard, write_entries, what, records, listing=path, target=target, origin=self._origin)
+        return ImportJob(
+            shard, write_entries, what, records, listing=path, target=target, origin=self._origin, storage=self._storage
+        )

@@ -61,7 +61,8 @@ class StreamJob(Job):
                         continue
                     ids += ids_of(corpus.name, entry.item) if purpose == "eval" else ()
                     with made.counting(entry.key):
-                        kinds, clips = clips_of(list(entry.item.audio), audio, max_duration_s, joined=entry.item.joined)
+                        places, storage = list(entry.item.audio), self.request.storage
+                        kinds, clips = clips_of(places, audio, max_duration_s, storage, joined=entry.item.joined)
                         writer.write(entry.key, entry.record, clips, SAMPLE_RATE, extension=kinds)
                     if made.number == self.most:
                         break

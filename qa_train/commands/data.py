@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qa_train.commands.data_tools import StorageOptions, ToJsonlOptions, WorkerOptions
-from qa_train.config import OrderConfig, StorageConfig  # noqa: F401 (pdoc looks up inherited annotations here)
+from qa_train.commands.data_tools import ShardOptions, StorageOptions, ToJsonlOptions, WorkerOptions
+from qa_train.config import OrderConfig, StorageConfig
 from qa_train.jobs.executor import each
 from qa_train.utils.progress import say
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class IndexOptions(WorkerOptions):
+class IndexOptions(ShardOptions):
     """Options of `qa-train data index`."""
 
     # Decode every clip: truncated audio, or audio with a wrong length, is skipped now instead of in training.
@@ -28,22 +28,27 @@ class IndexOptions(WorkerOptions):
     # Skip shards with an index of matching size, to continue after an interruption. Not after a change of options or
     # for rewritten shards.
     missing: bool = False
+    # Folder (or s3://, gs://) for the indexes of shards that nothing can be written next to.
+    out: str = ""
 
 
 def index(paths: list[str], options: IndexOptions) -> int:
     """Write an index next to every tar of KEY.flac (or another sound file) and KEY.json.
 
+    Tars may be in a store (s3://, gs://), and with out=DIR anywhere; each is read once, and not kept.
     A damaged tar is reported and gets no index; the others do. The exit code is then 2, also when a shard has no usable
     record.
     """
     from qa_train.data.stores.storage import expand
 
-    paths = expand(paths)
-    waiting = [path for path in paths if not (options.missing and _has_index(path))]
+    storage, out = options.storage, options.out
+    paths = expand(paths, storage)
+    _check_places(paths, out, storage)
+    waiting = [path for path in paths if not (options.missing and _has_index(path, storage, out))]
     if len(waiting) < len(paths):
         print(f"{len(paths) - len(waiting)} of {len(paths)} shards have their index", flush=True)
     refused = unusable = 0
-    arguments, engine = (options.decode, options.keep_damaged), options.workers()
+    arguments, engine = (options.decode, options.keep_damaged, storage, out), options.workers()
     for done in each(_index_or_reason, waiting, *arguments, engine=engine, what="index", died=_refusal):
         if isinstance(done, str):
             refused += 1
@@ -60,6 +65,21 @@ def index(paths: list[str], options: IndexOptions) -> int:
     return 2 if refused or unusable else 0
 
 
+def _check_places(paths: list[str], out: str, storage: StorageConfig) -> None:
+    """ValueError before hours of reading: where no index can be written, or two would have one name."""
+    from qa_train.data.shards.index import index_place
+    from qa_train.data.stores.folders import open_folder
+
+    places = Counter(index_place(path, out) for path in paths)
+    place, times = max(places.items(), key=lambda item: item[1])
+    if times > 1:
+        raise ValueError(
+            f"{times} of the shards would have the index {place}: index each folder into an out= of its own"
+        )
+    if out:
+        open_folder(out, storage).mkdir(parents=True, exist_ok=True)
+
+
 def _through_ffmpeg(index: ShardIndex) -> Iterator[str]:
     """A note on clips that libsndfile does not read."""
     from qa_train.data.shards.tar import MEDIA_EXTENSIONS
@@ -72,12 +92,12 @@ def _through_ffmpeg(index: ShardIndex) -> Iterator[str]:
         )
 
 
-def _index_or_reason(path: str, decode: bool, keep_damaged: bool) -> Any:
+def _index_or_reason(path: str, decode: bool, keep_damaged: bool, storage: StorageConfig, out: str) -> Any:
     """The index of a shard, or the error: one bad tar of thousands does not stop the others."""
     from qa_train.data.shards.index import index_shard
 
     try:
-        return index_shard(path, decode, keep_damaged)
+        return index_shard(path, decode, keep_damaged, storage, out)
     except FileNotFoundError:
         return _refusal(path, "no such file")
     except (ValueError, OSError) as error:
@@ -88,11 +108,12 @@ def _refusal(path: str, why: str) -> str:
     return f"qa-train data index: {path}: {why}"
 
 
-def _has_index(path: str) -> bool:
+def _has_index(path: str, storage: StorageConfig, out: str) -> bool:
+    from qa_train.data.shards.index import index_place
     from qa_train.data.shards.sidecar import load_summary
 
     try:
-        load_summary(path)
+        load_summary(path, storage, index_place(path, out))
     except (ValueError, OSError):
         return False
     return True

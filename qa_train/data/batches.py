@@ -28,10 +28,9 @@ from qa_train.data.order.passes import Passes
 from qa_train.data.source import Source
 from qa_train.data.text.noise import ordinary_tokens, replace_targets
 from qa_train.data.text.template import ENDOFTEXT, IGNORE, encode, encode_pair, special_id
-from qa_train.data.workers import share
+from qa_train.data.workers import begin_worker, share
 from qa_train.utils import draws
 from qa_train.utils.masking import name_of
-from qa_train.utils.process import end_with_parent
 from qa_train.utils.terminal import PLAIN, Layout
 
 log = logging.getLogger(__name__)
@@ -40,6 +39,8 @@ _REASONS = ("read", "bad audio", "changed shard", "unreadable", "not in encoder 
 # Why training leaves a sample out.
 SKIP_REASONS = _REASONS[1:]
 _SLOTS = 257
+# Batches whose remote clips a process fetches ahead: building a small one takes no longer than a request.
+_AHEAD = 2
 
 
 class Batches:
@@ -72,13 +73,15 @@ class Batches:
         """
         return self.build_named(k)[0]
 
-    def build_named(self, k: int, later: int | None = None) -> tuple[dict[str, Tensor], list[SampleRef]]:
-        """Batch k, and the samples that are in it, in the order of its rows (of its pairs). Remote clips of batch
-        ``later`` are fetched meanwhile.
+    def build_named(
+        self, k: int, later: Sequence[int] = (), mel_dtype: torch.dtype = torch.float32
+    ) -> tuple[dict[str, Tensor], list[SampleRef]]:
+        """Batch k, and the samples that are in it, in the order of its rows (of its pairs). Remote clips of the batches
+        ``later`` are fetched meanwhile. ``mel_dtype``: of ``input_features``.
         """
         rows, audio, kept = [], [], []
         planned = self._refs(k)
-        self._fetch(planned, self._expected(later))
+        self._fetch(planned, *map(self._expected, later))
         for ref in planned:
             try:
                 audio.append(self._audio(ref))
@@ -89,7 +92,7 @@ class Batches:
             kept.append(ref)
         if len(kept) == len(planned):
             self._check_tokens(k, sum(map(self._tokens_of, rows)))
-        out = {**self._rows(rows), **join_audio(audio)}
+        out = {**self._rows(rows), **join_audio(audio, mel_dtype)}
         if self._weighted:
             # An empty batch has one row.
             weights = [self.sources[ref.source].cfg.loss_weight for ref in kept] or [1.0]
@@ -214,9 +217,9 @@ class Batches:
                 self._report(ref, SkipSample(TOO_LONG, message))
         return refs
 
-    def _expected(self, k: int | None) -> list[SampleRef]:
+    def _expected(self, k: int) -> list[SampleRef]:
         """The samples of a batch that will probably be asked for; none if their clips need no fetching."""
-        if k is not None and self._remote and self.cache is None:
+        if self._remote and self.cache is None:
             # What cannot be planned is raised when the batch is asked for, which may be never.
             with suppress(OSError, ValueError):
                 return self.plan.batch(k)
@@ -239,8 +242,7 @@ class Batches:
         source = self.sources[ref.source]
         for i, clip in enumerate(self._clips_of(ref)):
             if self.cache is None:
-                key = (self.plan.seed, source.name, ref.epoch, source.key(ref.row), i)
-                parts, frames = self.reader.mels(clip, ClipAugment(self.cfg.augment, key) if self._augments else None)
+                parts, frames = self.reader.mels(clip, self._augment(ref, i) if self._augments else None)
                 tensors += parts
                 lengths += frames
                 continue
@@ -251,6 +253,11 @@ class Batches:
                 raise SkipSample("not in encoder cache", f"{clip.id}: delete {folder} to have its shard encoded again")
             tensors.append(mask_spans(states, self.cfg.time_mask, (self.plan.seed, ref.epoch, clip.id)))
         return tensors, lengths
+
+    def _augment(self, ref: SampleRef, number: int) -> ClipAugment:
+        source = self.sources[ref.source]
+        key = (self.plan.seed, source.name, ref.epoch, source.key(ref.row), number)
+        return ClipAugment(self.cfg.augment, key)
 
     def _encode(self, ref: SampleRef) -> Any:
         source = self.sources[ref.source]
@@ -307,26 +314,28 @@ class Collator:
 
     It adds to the model's inputs ``row_sources`` [B] (of pairs: [B / 2]), the number of each row's source, and
     ``passes`` [sources], the number of passes over each source at the end of the step: zeros except in the last batch
-    of a step, so that ranks can sum them.
+    of a step, so that ranks can sum them. ``mel_dtype``: that of the model's first product, which would round the mels
+    all the same; half the memory and copies of float32.
     """
 
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
+    def __init__(self, batches: Batches, mel_dtype: torch.dtype = torch.float32) -> None:
+        self.batches, self._mel_dtype = batches, mel_dtype
         self._passes = Passes(batches.plan)
         self._last: int | None = None
 
     def __call__(self, numbers: list[Any]) -> dict[str, Tensor]:
         """Build the one batch of ``numbers``, a list of one batch number (or of a row with it under "batch")."""
         if get_worker_info() is not None:
-            end_with_parent()  # a worker that reads or decodes would outlive a killed trainer
+            begin_worker()
         if len(numbers) != 1:
             raise ValueError(f"{len(numbers)} batch numbers at once: set per_device_train_batch_size=1")
         (item,) = numbers
         k = int(item["batch"] if isinstance(item, dict) else item)
-        # A loader's process is asked for batches at equal distances: the next one's clips are fetched meanwhile.
-        later = None if self._last is None or self._last >= k else 2 * k - self._last
+        # A loader's process is asked for batches at equal distances: the next ones' clips are fetched meanwhile.
+        distance = 0 if self._last is None or self._last >= k else k - self._last
+        later = range(k + distance, k + 1 + _AHEAD * distance, distance) if distance else ()
         self._last = k
-        built, refs = self.batches.build_named(k, later)
+        built, refs = self.batches.build_named(k, later, self._mel_dtype)
         if get_worker_info() is not None:
             # What cannot be planned is raised when the batch is asked for, which may be never.
             with suppress(OSError, ValueError):

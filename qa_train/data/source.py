@@ -133,11 +133,11 @@ class Source:
 
     def clips(self, row: int) -> list[Clip]:
         """The clips of a row, in the order of the sample's audio parts."""
-        key, shard = self.key(row), self.shard(row)
-        columns = [self._at.cell(c, row, clips=True) for c in CLIP_COLUMNS]
+        (key, lengths), shard = self._at.cells(("key", "num_samples"), row), self.shard(row)
+        columns = self._at.cells(CLIP_COLUMNS, row, clips=True)
         return [
             Clip(f"{key}.{name}/{size}/{crc:08x}", shard, f"{key}.{name}", offset, size, crc, samples)
-            for name, offset, size, crc, samples in zip(*columns, self._at.cell("num_samples", row), strict=True)
+            for name, offset, size, crc, samples in zip(*columns, lengths, strict=True)
         ]
 
     def clip_tokens(self, row: int) -> list[int]:

@@ -103,13 +103,11 @@ class _ShardSamples:
 
     def read(self, row: int) -> tuple[dict[str, Any], list[Clip]]:
         """The record of a row, and its clips."""
-        key, shard = str(self._at.cell("key", row)), self._table.paths[self._at.shard_of(row)]
-        columns = [self._at.cell(name, row, clips=True) for name in CLIP_COLUMNS]
-        clips = [
-            Clip("", shard, f"{key}.{name}", *numbers)
-            for name, *numbers in zip(*columns, self._at.cell("num_samples", row), strict=True)
-        ]
-        return stored_record(self._at.cell("meta", row)) | {"__key__": key, "__url__": shard}, clips
+        key, lengths, meta = self._at.cells(("key", "num_samples", "meta"), row)
+        shard = self._table.paths[self._at.shard_of(row)]
+        columns = self._at.cells(CLIP_COLUMNS, row, clips=True)
+        clips = [Clip("", shard, f"{key}.{name}", *numbers) for name, *numbers in zip(*columns, lengths, strict=True)]
+        return stored_record(meta) | {"__key__": key, "__url__": shard}, clips
 
 
 class _MixtureSamples:

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from qa_train.utils.allocator import keep_freed_memory
+from qa_train.utils.launch import end_with_parent
+
 # Open files of a process that trains, and those more for each batch that waits: one or two a tensor.
 _FILES, _FILES_PER_BATCH, _FILES_MOST = 128, 32, 65536
 
@@ -53,6 +56,15 @@ def raise_file_limit(num_workers: int, prefetch_factor: int | None = None) -> No
             f"batches ahead needs {needed}: raise the limit (ulimit -Hn; LimitNOFILE of a service; --ulimit nofile of "
             f"a container){fewer}"
         )
+
+
+def begin_worker() -> None:
+    """Called in a loader's worker for every batch; the first time does the work."""
+    # A worker that reads or decodes would outlive a killed trainer.
+    end_with_parent()
+    # Waves, frames and mels are large blocks: taken from the kernel and given back for every clip, their pages take
+    # longer than the mel itself.
+    keep_freed_memory()
 
 
 def share(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow
+import torch
 
 from qa_train.config import StageConfig
 from qa_train.data.batches import Batches, Collator
@@ -47,5 +48,5 @@ class Stage:
 
     @property
     def collator(self) -> Collator:
-        """Builds batch k from its number."""
-        return Collator(self.batches)
+        """Builds batch k from its number, with mels in the type that the encoder's first convolution computes in."""
+        return Collator(self.batches, torch.bfloat16 if self.cfg.trainer.bf16 else torch.float32)

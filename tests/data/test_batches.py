@@ -133,6 +133,18 @@ def test_tensors_do_not_depend_on_workers(shards: dict[str, str], tokenizer: Any
     assert same(copy.build(3), alone.build(3))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_mels_may_travel_in_half_precision(shards: dict[str, str], tokenizer: Any, workers: int) -> None:
+    batches = open_mixture(shards, tokenizer)
+    numbers: Any = list(range(4))
+    collator = Collator(batches, torch.bfloat16)
+    for k, batch in enumerate(DataLoader(numbers, batch_size=1, num_workers=workers, collate_fn=collator)):
+        assert batch["input_features"].is_shared() == (workers > 0)
+        plain = batches.build(k)
+        plain["input_features"] = plain["input_features"].bfloat16()
+        assert same({name: batch[name] for name in plain}, plain)
+
+
 def test_fingerprint_follows_the_data_and_the_mixture(shards: dict[str, str], tokenizer: Any, tmp_path: Path) -> None:
     base = open_mixture(shards, tokenizer).fingerprint
     for shard in Path(shards["speech"]).parent.glob("*"):

@@ -17,6 +17,7 @@ import soundfile
 
 from data_pipelines.corpora.base import Recording
 from data_pipelines.corpora.recordings import wave_of
+from qa_train.config import StorageConfig
 from qa_train.data.audio.waveform import BadAudio, decoded_length, describe, read_clip, read_frames, read_header
 from qa_train.data.shards.index import build_index
 from qa_train.data.tools.interchange import jsonl_to_shards
@@ -148,14 +149,14 @@ def test_import_chats_and_evaluation_read_the_same(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.wav"
         path.write_bytes(content)
         seconds = len(read_clip(content)) / 16_000
-        assert len(wave_of(Recording(str(path)), 60)) / 16_000 == seconds
+        assert len(wave_of(Recording(str(path)), 60, StorageConfig())) / 16_000 == seconds
         assert duration_s([path]) == pytest.approx(seconds, abs=1e-4)
     for number, (content, message) in enumerate(REFUSED.values()):
         path = tmp_path / f"bad{number}.wav"
         path.write_bytes(content)
         assert duration_s([path]) is None
         with pytest.raises(BadAudio, match=message):
-            wave_of(Recording(str(path)), 60)
+            wave_of(Recording(str(path)), 60, StorageConfig())
         if number % 7 == 0:
             turns = [{"role": "user", "content": "<audio>?"}, {"role": "assistant", "content": "-"}]
             line = json.dumps({"messages": turns, "audios": [path.name]})

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from qa_train.config import DataConfig, SourceConfig, StorageConfig
 from qa_train.data.batches import Batches, Collator, open_data
 from qa_train.data.loader import rank_numbers
-from qa_train.data.stores import storage
+from qa_train.data.stores import signatures, storage
 from qa_train.data.stores.neighbours import MAX_GAP_BYTES, Range, joined
 from qa_train.data.stores.remote import MAX_REQUEST_BYTES, RemoteError
 from qa_train.data.stores.web_ranges import MAX_CONNECTIONS
@@ -281,6 +281,57 @@ def test_batches_of_s3_are_those_of_the_disk(
     assert same(loaded(batches, 8, num_workers), wanted)
     assert len([line for line in server.requests if line.startswith(("503", "cut", "500"))]) == 4
     assert not batches.skipped
+
+
+def test_objects_of_s3_are_read_by_signed_addresses(
+    s3: tuple[Server, StorageConfig], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, cfg = s3
+    fs: Any = fsspec.filesystem("s3", **cfg.options["s3"])
+    raw = (folder / "speech-000.tar").read_bytes()
+    signed, read = list[str](), list[int]()
+    sign, cat = fs.sign, fs.cat_file
+
+    def sign_one(path: str, **more: Any) -> str:
+        signed.append(path)
+        return str(sign(path, **more))
+
+    def cat_one(path: str, start: int, end: int) -> bytes:
+        read.append(start)
+        return bytes(cat(path, start=start, end=end))
+
+    monkeypatch.setattr(fs, "sign", sign_one)
+    monkeypatch.setattr(fs, "cat_file", cat_one)
+    monkeypatch.setattr(signatures, "_signed", {})
+    monkeypatch.setattr(signatures, "_refused", set())
+
+    def check(number: int, other: StorageConfig = cfg) -> None:
+        found = storage.RangeReader(other).read("s3://bucket/set/speech-000.tar", 1000 * number, 900)
+        assert found == raw[1000 * number :][:900]
+
+    server.fail()
+    for number in range(5):
+        check(number)
+    assert (len(signed), read) == (1, [])
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 1801)
+    check(5)
+    assert (len(signed), read) == (2, []), "a new address after half of its time"
+    # An address that is refused before its time is signed anew; one that is refused at once is the bucket's habit.
+    server.fail("403")
+    check(6)
+    check(7)
+    assert (len(signed), read) == (3, [6000])
+    monkeypatch.setattr(signatures, "_signed", {})
+    server.fail("400")
+    check(8)
+    check(9)
+    assert (len(signed), read) == (4, [6000, 8000, 9000])
+    # What an address does not have in it.
+    monkeypatch.setattr(signatures, "_refused", set())
+    more = {"s3": cfg.options["s3"] | {"requester_pays": True}}
+    check(0, StorageConfig(retries=0, options=more))
+    assert len(signed) == 4
 
 
 def test_the_hub_is_read_by_range_and_its_redirects_are_remembered(folder: Path, tmp_path: Path) -> None:

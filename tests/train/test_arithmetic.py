@@ -18,8 +18,9 @@ from qa_train.config import StageConfig
 from qa_train.config.compose import compose_stage
 from qa_train.model import precision
 from qa_train.planner.memory import trains_in_bfloat16
+from qa_train.train import stage
 from qa_train.train.job import arithmetic
-from tests.train.conftest import metrics, run, run_fresh
+from tests.train.conftest import metrics, run, run_fresh, tiny_model
 
 # A CPU without bfloat16 instructions, on one that has them (CONTRIBUTING.md).
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
@@ -91,6 +92,34 @@ def test_bfloat16_that_is_asked_for_is_warned_of_where_it_is_slow(
         arithmetic.settle(cfg)
     assert cfg.trainer.bf16 is True
     assert (remedy in caplog.text) is not native
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_mels_in_the_arithmetic_of_a_bfloat16_run_change_no_bit(stored: torch.dtype) -> None:
+    model, _ = tiny_model()
+    encoder = model.model.audio_tower.to(stored).train()
+    mel, found = torch.randn(80, 312), []
+    # Weights in float32 are cast by autocast; DeepSpeed has them in bfloat16.
+    for features in (mel, mel.bfloat16()):
+        with torch.autocast("cpu", torch.bfloat16, enabled=stored == torch.float32):
+            states = encoder(features, torch.tensor([200, 108])).last_hidden_state
+        encoder.zero_grad()
+        states.square().sum().backward()
+        found.append([states, *(weight.grad for weight in encoder.parameters() if weight.requires_grad)])
+    assert len(found[0]) > 10
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    # In float32 they would.
+    plain = model.model.audio_tower.to(torch.float32).eval()
+    states = [plain(features, torch.tensor([200, 108])).last_hidden_state for features in (mel, mel.bfloat16())]
+    assert not torch.equal(*states)
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_mels_travel_in_the_arithmetic_of_the_run(bf16: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "Collator", lambda batches, dtype: dtype)
+    parts: Any = dict.fromkeys(("run", "model", "processor", "batches", "writer", "resume"))
+    made = stage.Stage(cfg=config(tmp_path, f"trainer.bf16={bf16}"), **parts)
+    assert made.collator == (torch.bfloat16 if bf16 else torch.float32)
 
 
 @pytest.mark.parametrize("wrong", ["yes please", "2", "null", "bf16"])

@@ -18,7 +18,8 @@ import pyarrow
 
 from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Request, present
 from data_pipelines.corpora.formats.fields import AUDIO_COLUMNS, mapping, note_untaken, record_of, untaken
-from data_pipelines.corpora.recordings import Recording, block_starts, class_names, rows, schema_of
+from data_pipelines.corpora.recordings import Recording
+from data_pipelines.corpora.table_file import TableFile, class_names
 from qa_train.data.stores import storage
 from qa_train.data.stores.remote import remote_names
 from qa_train.data.text.chat_rows import chat_record, is_chat, unknown_fields
@@ -159,18 +160,20 @@ def audio_column(schema: pyarrow.Schema, wanted: str | None = None) -> str:
     return named[0]
 
 
-def _all_rows(files: Sequence[str], columns: Sequence[str]) -> Iterator[tuple[str, int, dict[str, Any]]]:
+def _all_rows(
+    request: Request, files: Sequence[str], columns: Sequence[str]
+) -> Iterator[tuple[str, int, dict[str, Any]]]:
     """(file, row number in it, cells of ``columns``); the audio column is not read."""
     for path in files:
-        starts = block_starts(path)
-        for start, stop in pairwise(starts):
-            for number, row in enumerate(rows(path, start, tuple(columns), stop), start):
+        table = TableFile(path, request.storage)
+        for start, stop in pairwise(table.starts):
+            for number, row in enumerate(table.rows(start, tuple(columns), stop), start):
                 yield path, number, row
 
 
 def _huggingface(request: Request) -> Found:
     files = table_files(request)
-    schema = schema_of(files[0])
+    schema = TableFile(files[0], request.storage).schema
     audio = audio_column(schema, request.columns.get("audio"))
     others = [name for name in schema.names if name != audio]
     given = {name: column for name, column in request.columns.items() if name != "audio"}
@@ -182,7 +185,7 @@ def _huggingface(request: Request) -> Found:
     classes = class_names(schema)
     read = sorted({column.split(".")[0] for column in columns.values()})
     position = -1
-    for position, (path, number, row) in enumerate(_all_rows(files, read)):
+    for position, (path, number, row) in enumerate(_all_rows(request, files, read)):
         name = str(row[columns["key"]]) if "key" in columns else f"{position:08d}"
         try:
             record = record_of(row, columns, classes)
@@ -196,7 +199,7 @@ def _huggingface(request: Request) -> Found:
 def _chats(request: Request, files: Sequence[str], audio: str, others: Sequence[str]) -> Found:
     """Rows that are chats or pairs, as other tools write them, each about the clip in its column ``audio``."""
     kept: Counter[str] = Counter()
-    for position, (path, number, row) in enumerate(_all_rows(files, others)):
+    for position, (path, number, row) in enumerate(_all_rows(request, files, others)):
         name = f"{position:08d}"
         try:
             record, clips = chat_record({**row, "audios": [audio]})
@@ -216,7 +219,7 @@ def _voice_assistant(request: Request) -> Found:
     """split_name, index, round, question, question_audio, answer (answer_snac is not read): one chat per index."""
     files = table_files(request)
     read = ("split_name", "index", "round", "question", "answer")
-    found = _all_rows(files, read)
+    found = _all_rows(request, files, read)
     for (source, index), group in groupby(found, key=lambda entry: (entry[2]["split_name"], entry[2]["index"])):
         turns = sorted(group, key=lambda entry: int(entry[2]["round"] or 0))
         name = f"{source}-{index}"
@@ -242,7 +245,7 @@ def _voice_assistant(request: Request) -> Found:
 def _align_anything(request: Request) -> Found:
     """prompt, response_1, response_2, overall_response (the better one: 1 or 2; of others neither), audio."""
     files = table_files(request)
-    audio = audio_column(schema_of(files[0]), request.columns.get("audio"))
+    audio = audio_column(TableFile(files[0], request.storage).schema, request.columns.get("audio"))
     return _chats(request, files, audio, ("prompt", "response_1", "response_2", "overall_response"))
 
 

@@ -60,7 +60,7 @@ def _samples(request: Request, ignored: Counter[str]) -> Iterator[tuple[str, str
     A tar at an address is read once, from its beginning to its end, and the file is the sample's own.
     """
     for path in storage.expand(request.paths):
-        with storage.open_binary(path, request.storage) as file:
+        with storage.open_binary(path, request.storage, through=True) as file:
             if "://" not in path:
                 yield from ((path, key, file, group) for key, group in groups(file, path, ignored))
                 continue

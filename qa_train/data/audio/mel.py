@@ -35,10 +35,11 @@ def log_mel(wave: np.ndarray, num_mel_bins: int) -> Tensor:
     padded[:half] = padded[half + 1 : FRONT_END.window + 1].flip(0)
     padded[length + half :] = padded[length - 1 : length + half - 1].flip(0)
     spectrum = torch.fft.rfft(padded.unfold(0, FRONT_END.window, FRONT_END.hop)[: length // FRONT_END.hop] * _window())
-    power = spectrum.real.square().add_(spectrum.imag.square())
+    squares = torch.view_as_real(spectrum).flatten(1).square_()
+    power = squares[:, 0::2] + squares[:, 1::2]
     mel = torch.cat([bank @ power[:, low:high].T for low, high, bank in _filters(num_mel_bins)])
     mel.clamp_(min=1e-10).log10_()
-    mel.clamp_(min=float(mel.max()) - 8.0)
+    mel.clamp_(min=float(mel.amax()) - 8.0)
     return mel[:, :kept].add_(4.0).mul_(0.25)
 
 

@@ -16,7 +16,7 @@ from qa_train.data.text.content import Source, shown
 from qa_train.data.text.records import BadRecord
 
 # A list may hold thousands of addresses of a server that is gone.
-_FETCHING = StorageConfig(retries=2)
+FETCHING = StorageConfig(retries=2)
 # Lists round lengths; a clip that is shorter by more is a part of the file.
 ROUNDED_S = 0.1
 
@@ -32,8 +32,8 @@ def located(source: Source, *bases: Path) -> Path | Source:
     return next((base / path for base in bases if (base / path).exists()), bases[0] / path if bases else path)
 
 
-def clip_bytes(clip: Path | Source) -> bytes:
-    """The encoded bytes of a clip, fetched where it is an address.
+def clip_bytes(clip: Path | Source, cfg: StorageConfig = FETCHING) -> bytes:
+    """The encoded bytes of a clip, fetched where it is an address; ``cfg``: how.
 
     Raises:
         BadAudio: more bytes than a shard's member may have, or an address that cannot be read.
@@ -45,7 +45,7 @@ def clip_bytes(clip: Path | Source) -> bytes:
     if "://" in name and name.split("://", 1)[0] not in storage.SCHEMES:
         raise BadAudio(f"{name}: addresses are read of {', '.join(storage.SCHEMES[:-1])}")
     try:
-        with storage.open_binary(name, _FETCHING) as file:
+        with storage.open_binary(name, cfg) as file:
             raw = file.read(MAX_MEMBER_BYTES + 1)
     except (RemoteError, OSError) as error:
         if "://" not in name:

@@ -39,9 +39,11 @@ from qa_train.data.shards.tar import (
     members,
 )
 from qa_train.data.stores import storage
+from qa_train.data.stores.folders import writable
 from qa_train.data.text.content import PLACEHOLDER
 from qa_train.data.text.prompts import chat_messages
 from qa_train.data.text.records import MAX_JSON_BYTES, BadRecord, check_record, check_text, decode_text, parse_record
+from qa_train.utils.masking import name_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def build_index(
     decode: bool = False,
     keep_damaged: bool = False,
 ) -> list[ShardIndex]:
-    """Scan local tar shards and write an index next to each; the shards are not changed.
+    """Scan tar shards and write an index next to each; the shards are not changed.
 
     ``decode`` decodes every clip, so that audio with a wrong length, truncated audio or NaN is skipped now instead of
     in training. ``keep_damaged`` indexes what precedes the damage of a broken tar, and records the damage as a problem;
@@ -68,14 +70,32 @@ def build_index(
     return [index_shard(path, decode, keep_damaged) for path in storage.expand(paths)]
 
 
-def index_shard(path: str, decode: bool = False, keep_damaged: bool = False) -> ShardIndex:
-    """Scan one local shard and write the index next to it (see ``build_index``)."""
-    if "://" in path:
-        # Reported before the whole shard is fetched.
-        raise ValueError(f"{path}: indexes are written next to local shards; index it before uploading")
-    index = scan(path, decode=decode, keep_damaged=keep_damaged)
-    write_index(index)
+def index_shard(
+    path: str, decode: bool = False, keep_damaged: bool = False, cfg: StorageConfig | None = None, out: str = ""
+) -> ShardIndex:
+    """Scan one shard and write the index next to it, or into the folder ``out`` (see ``build_index``).
+
+    A remote shard is read once, from its beginning to its end; ``cfg``: how it is read, and its index written.
+    """
+    place = index_place(path, out)
+    index = scan(path, decode=decode, keep_damaged=keep_damaged, cfg=cfg)
+    write_index(index, place, cfg)
     return index
+
+
+def index_place(path: str, out: str = "") -> str:
+    """Where the index of a shard is written: next to it, or in the folder ``out``.
+
+    Raises:
+        ValueError: no file can be put next to the shard.
+    """
+    if out:
+        return f"{out.rstrip('/')}/{name_of(path)}{SUFFIX}"
+    if not writable(path):
+        raise ValueError(
+            f"{path}: nothing can be written next to this shard: say where its index goes (out=DIR), and put it there"
+        )
+    return storage.beside(path, SUFFIX)
 
 
 def scan(
@@ -92,7 +112,7 @@ def scan(
     problems: list[Problem] = []
     ignored: Counter[str] = Counter()
     seen: set[str] = set()
-    with storage.open_binary(path, cfg) as file:
+    with storage.open_binary(path, cfg, through=True) as file:
         stream = _groups(members(file, path, size), ignored)
         while True:
             try:
@@ -129,7 +149,7 @@ def index_places(
     """
     rows: list[dict[str, Any]] = []
     problems: list[Problem] = []
-    with storage.open_binary(path, cfg) as file:
+    with storage.open_binary(path, cfg, through=True) as file:
         for each in records:
             try:
                 check_text(each.record)

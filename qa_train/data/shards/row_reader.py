@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,13 @@ class RowReader:
 
     def cell(self, column: str, row: int, *, clips: bool = False) -> Any:
         """One value; ``clips`` for the columns with the positions of the clips."""
+        return self.cells((column,), row, clips=clips)[0]
+
+    def cells(self, columns: Sequence[str], row: int, *, clips: bool = False) -> list[Any]:
+        """Several values of a row, for which its shard is looked up once; ``clips`` as in `cell`."""
         shard = self.shard_of(row)
-        return self.rows(shard, clips=clips)[column][row - self.first(shard)].as_py()
+        table, number = self.rows(shard, clips=clips), row - self.first(shard)
+        return [table[column][number].as_py() for column in columns]
 
     def rows(self, shard: int, *, clips: bool = False) -> pyarrow.Table:
         """The columns for planning, or those with the positions of the clips, for a whole shard."""

@@ -21,8 +21,8 @@ import pyarrow.parquet
 from qa_train.config import StorageConfig
 from qa_train.data.shards import gate
 from qa_train.data.stores import storage
+from qa_train.data.stores.folders import writable, written
 from qa_train.data.stores.remote import RemoteError
-from qa_train.utils.atomic import whole
 from qa_train.utils.masking import name_of
 
 SUFFIX = ".index.parquet"
@@ -127,9 +127,11 @@ def origin_of(path: str, cfg: StorageConfig | None = None) -> str:
         return ""
 
 
-def load_summary(path: str, cfg: StorageConfig | None = None) -> Summary:
-    """The summary of a shard, from its index's footer alone; checks that the shard has not changed since."""
-    with _sidecar(path, cfg) as (read, footer):
+def load_summary(path: str, cfg: StorageConfig | None = None, place: str = "") -> Summary:
+    """The summary of a shard, from its index's footer alone; checks that the shard has not changed since. ``place``: of
+    an index that is not next to its shard.
+    """
+    with _sidecar(path, cfg, place) as (read, footer):
         if "summary" in footer:
             said = gate.parsed(footer["summary"], dict, "sums")
         else:
@@ -175,9 +177,11 @@ def _problems(footer: dict[str, str]) -> list[Problem]:
 
 
 @contextlib.contextmanager
-def _sidecar(path: str, cfg: StorageConfig | None) -> Iterator[tuple[Callable[..., pyarrow.Table], dict[str, str]]]:
+def _sidecar(
+    path: str, cfg: StorageConfig | None, place: str = ""
+) -> Iterator[tuple[Callable[..., pyarrow.Table], dict[str, str]]]:
     """The index of a shard: reads columns of it, checked (``gate``), while it is open; and its footer."""
-    side = storage.beside(path, SUFFIX)
+    side = place or storage.beside(path, SUFFIX)
     try:
         with storage.open_binary(side, cfg) as handle, gate.named(side, _remedy(path)):
             # Nothing is read ahead, and nothing by Arrow's threads: they hold the Python file a moment longer than the
@@ -205,10 +209,9 @@ def _sidecar(path: str, cfg: StorageConfig | None) -> Iterator[tuple[Callable[..
 
 
 def _remedy(path: str) -> str:
-    if "://" in path:
-        name = name_of(path)
-        return f"index a local copy, qa-train data index {name}, and upload {name}{SUFFIX} next to the shard"
-    return f"run: qa-train data index {path}"
+    if writable(path):
+        return f"run: qa-train data index {path}"
+    return f"run: qa-train data index {path} out=DIR, and put {name_of(path)}{SUFFIX} of DIR next to the shard"
 
 
 def _check_size(path: str, expected: int, cfg: StorageConfig | None) -> int:
@@ -244,8 +247,12 @@ def _summarize(table: pyarrow.Table) -> dict[str, Any]:
     return {"rows": table.num_rows, "seconds": round(sum(durations), 3), "values": values}
 
 
-def write_index(index: ShardIndex) -> None:
-    """Write the sidecar whole or not at all."""
+def write_index(index: ShardIndex, place: str = "", cfg: StorageConfig | None = None) -> None:
+    """Write the sidecar whole or not at all, next to the shard or at ``place``; ``cfg``: how a store is written to.
+
+    Raises:
+        ValueError: nothing can be written there.
+    """
     footer = {
         "format": str(FORMAT),
         "shard_size": str(index.shard_size),
@@ -255,9 +262,6 @@ def write_index(index: ShardIndex) -> None:
     }
     if index.origin:
         footer["origin"] = index.origin
-    side = index.path + SUFFIX
-    if "://" in side:
-        raise ValueError(f"{index.path}: indexes are written next to local shards; index it before uploading")
     table = index.table.replace_schema_metadata(footer)
-    with whole(side) as part:
+    with written(place or storage.beside(index.path, SUFFIX), cfg) as part:
         pyarrow.parquet.write_table(table, part, compression="zstd")

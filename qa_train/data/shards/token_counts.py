@@ -25,10 +25,10 @@ from qa_train.data.shards.catalog import ShardTable, open_shards
 from qa_train.data.shards.process_cache import KEPT
 from qa_train.data.shards.row_reader import records_of
 from qa_train.data.stores import storage
+from qa_train.data.stores.folders import writable, written
 from qa_train.data.stores.node_files import NodeFiles
 from qa_train.data.stores.remote import RemoteRefused
 from qa_train.data.text.counting import REASONS, TokenCounts, Use, count_tokens
-from qa_train.utils.atomic import whole
 from qa_train.utils.masking import masked
 
 log = logging.getLogger(__name__)
@@ -92,15 +92,15 @@ class CountReader:
     def write(self, shard: int, records: Records) -> str | None:
         """Count a shard's records and write the file next to it; its path, or None if it is there already."""
         place = self.path(shard)
-        if "://" in place:
+        if not writable(place):
             raise ValueError(
-                f"{masked(place)}: counts are written next to local shards; count a local copy, and upload them"
+                f"{masked(place)}: nothing can be written next to this shard; count a local copy, and put them there"
             )
         with suppress(ValueError):  # a faulty file is replaced
             if self._next_to(shard) is not None:
                 return None
         counts = count_tokens(records(), self._use)
-        with whole(place) as part:
+        with written(place, self._cfg) as part:
             self._write(counts, shard, part)
         return place
 
@@ -163,7 +163,7 @@ class CountReader:
 
 
 def count_shard(path: str, use: Use, cfg: StorageConfig | None = None) -> str | None:
-    """Write the token counts of one local, indexed shard; the file, or None if it is there already."""
+    """Write the token counts of one indexed shard; the file, or None if it is there already."""
     table = open_shards([path], cfg=cfg)
     return CountReader(table, use, cfg).write(0, lambda: records_of(table.read(0, ("meta",))["meta"].to_pylist(), path))
 

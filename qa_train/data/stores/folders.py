@@ -6,11 +6,12 @@ A path of a store has the methods of pathlib.Path (universal_pathlib), but is no
 from __future__ import annotations
 
 import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
-
-from upath import UPath
 
 from qa_train.config import StorageConfig
 from qa_train.utils import atomic
@@ -31,8 +32,11 @@ def open_folder(place: str, storage: StorageConfig | None = None) -> Path:
     if "://" not in place:
         return Path(place).expanduser()
     scheme = place.partition("://")[0]
-    if scheme not in _SCHEMES:
+    if not writable(place):
         raise ValueError(f"{masked(place)}: shards are written to a folder, s3:// or gs://, not to {scheme}://")
+    # Loads a second's worth of modules, for stores alone.
+    from upath import UPath
+
     options = (storage or StorageConfig()).options.get(scheme, {})
     try:
         # What other nodes wrote must be seen.
@@ -41,6 +45,29 @@ def open_folder(place: str, storage: StorageConfig | None = None) -> Path:
     except ImportError as error:
         raise ValueError(f"{error}; install qa-train[cloud] to write to {scheme}://") from error
     return cast(Path, folder)
+
+
+def writable(place: str) -> bool:
+    """Whether files can be written there, as far as the address tells."""
+    return "://" not in place or place.partition("://")[0] in _SCHEMES
+
+
+@contextmanager
+def written(place: str, storage: StorageConfig | None = None) -> Iterator[Path]:
+    """Yield a local path to write to; at the end it becomes the file at ``place``, a path or an address, whole.
+
+    Raises:
+        ValueError: an address that nothing can be written to (`open_folder`), before anything is written.
+    """
+    if "://" not in place:
+        with atomic.whole(place) as part:
+            yield part
+        return
+    parent, _, name = place.rpartition("/")
+    folder = open_folder(parent, storage)
+    with tempfile.TemporaryDirectory() as scratch:
+        yield (part := Path(scratch) / name)
+        publish(part, folder)
 
 
 def companion(path: Path, suffix: str) -> Path:

@@ -1,6 +1,7 @@
 """Byte ranges of remote files: time-outs, retries with back-off, and errors that name the URL and the attempts.
 
-http, https and hf are read with range requests (`web_ranges`); s3, gs and memory, and every listing, through fsspec.
+http, https and hf are read with range requests (`web_ranges`), s3 too as far as signatures go (`signatures`); gs and
+memory, sizes and every listing, through fsspec.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import fsspec
 
 from qa_train.config import StorageConfig
 from qa_train.data.stores import web_ranges
+from qa_train.data.stores.signatures import read_signed
 from qa_train.data.stores.web_ranges import Permanent
 from qa_train.utils.masking import masked
 from qa_train.utils.retry import Result, retried
@@ -96,12 +98,12 @@ class RemoteFile(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        """Fill ``buffer`` from the position on; returns the number of bytes, 0 at the end."""
+        """Fill ``buffer``, or its beginning, from the position on; returns the number of bytes, 0 at the end."""
         size = max(0, min(len(buffer), self._size - self._at))
-        if size:
-            buffer[:size] = self._read(self._at, size)
-            self._at += size
-        return size
+        part = self._read(self._at, size) if size else b""
+        buffer[: len(part)] = part
+        self._at += len(part)
+        return len(part)
 
 
 def _retried(url: str, what: str, once: Callable[[], Result], cfg: StorageConfig) -> Result:
@@ -149,7 +151,9 @@ def _fsspec_info(url: str, cfg: StorageConfig) -> RemoteInfo:
 
 def _fsspec_range(url: str, offset: int, size: int, cfg: StorageConfig) -> bytes:
     fs, path = _filesystem(url, cfg)
-    body = _within(cfg.timeout_s, lambda: fs.cat_file(path, start=offset, end=offset + size))
+    body = read_signed(fs, path, offset, size, cfg) if url.startswith("s3://") else None
+    if body is None:
+        body = _within(cfg.timeout_s, lambda: fs.cat_file(path, start=offset, end=offset + size))
     if len(body) != size:
         raise OSError(f"the answer has {len(body)} of {size} bytes")
     return bytes(body)

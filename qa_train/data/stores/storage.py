@@ -24,6 +24,7 @@ from qa_train.config import StorageConfig
 from qa_train.data.stores.background import submit
 from qa_train.data.stores.cache import RangeCache
 from qa_train.data.stores.neighbours import Range, joined
+from qa_train.data.stores.read_through import ReadThrough
 from qa_train.data.stores.remote import RemoteFile, RemoteInfo, read_range, remote_info, remote_names
 from qa_train.data.stores.web_ranges import HUB
 from qa_train.utils.masking import masked, without_query
@@ -134,12 +135,15 @@ def beside(path: str, suffix: str) -> str:
     return place + suffix + path[len(place) :] if place.endswith(".tar") else path + suffix
 
 
-def open_binary(path: str, cfg: StorageConfig | None = None) -> IO[bytes]:
-    """Open for reading; remote files are read by byte range as they are needed."""
+def open_binary(path: str, cfg: StorageConfig | None = None, *, through: bool = False) -> IO[bytes]:
+    """Open for reading; remote files are read by byte range as they are needed, or ``through``: from their beginning to
+    their end, in large blocks.
+    """
     if "://" not in path:
         return Path(path).open("rb")
     cfg = cfg or StorageConfig()
-    raw = RemoteFile(remote_info(_checked(path), cfg).size, partial(_read_remote, path, cfg))
+    size, read = remote_info(_checked(path), cfg).size, partial(_read_remote, path, cfg)
+    raw = RemoteFile(size, ReadThrough(size, read) if through else read)
     return cast("IO[bytes]", io.BufferedReader(raw, _READ_AHEAD_BYTES))
 
 

@@ -1,5 +1,6 @@
-"""Range requests over http and https with kept connections (urllib3), and hf:// as what it is: https and a token.
+"""Range requests over http and https with kept connections, and hf:// as what it is: https and a token.
 
+`kept_sockets` has the usual answer quickly, urllib3 follows redirects, goes through proxies and knows all of HTTP.
 Connections belong to a process: a forked loader worker opens its own. Threads share them.
 """
 
@@ -18,6 +19,8 @@ import urllib3
 from huggingface_hub import constants, get_token
 
 from qa_train.config import StorageConfig
+from qa_train.data.stores import kept_sockets
+from qa_train.data.stores.kept_sockets import Answer
 from qa_train.utils.masking import masked
 
 SCHEMES = ("http", "https", "hf")
@@ -50,47 +53,57 @@ def read(url: str, offset: int, size: int, cfg: StorageConfig) -> tuple[bytes, i
         Permanent: an answer that trying again would not change.
         OSError: any other status, an answer for other bytes, or an incomplete one.
     """
-    deadline = time.monotonic() + cfg.timeout_s
-    with closing(_answer(url, f"bytes={offset}-{offset + size - 1}", cfg)) as response:
-        if response.status >= 400:
-            _raise(url, response)
-        total = _checked_range(response, offset, size)
-        body = _body(response, size, deadline)
-        version = f"{response.headers.get('ETag', '')} {response.headers.get('Last-Modified', '')}"
-    return body, total, version
+    answer = _answer(url, offset, size, cfg)
+    if answer.status >= 400:
+        _raise(url, answer)
+    total = _checked_range(answer, offset, size)
+    version = f"{answer.headers.get('etag', '')} {answer.headers.get('last-modified', '')}"
+    return answer.body, total, version
 
 
-def _answer(url: str, span: str, cfg: StorageConfig) -> urllib3.BaseHTTPResponse:
+def _answer(url: str, offset: int, size: int, cfg: StorageConfig) -> Answer:
     """The answer to a range request, after redirects. The hub's lead to a store, for minutes: they are remembered."""
-    headers = {"Range": span, "Accept-Encoding": "identity"}
     if not url.startswith("hf://"):
-        return _request(url, headers, cfg)
+        return _request(url, offset, size, cfg)[0]
     options = cfg.options.get("hf", {})
     if url in _moved:
-        response = _request(_moved[url], headers, cfg)
-        if response.status == 206:
-            return response
+        answer, _ = _request(_moved[url], offset, size, cfg)
+        if answer.status == 206:
+            return answer
         # The store's signature has expired: the hub gives another.
-        response.close()
         _moved.pop(url, None)
     token = options.get("token") or get_token()
     address = _hub_address(url, options.get("endpoint") or constants.ENDPOINT)
-    response = _request(address, headers | ({"Authorization": f"Bearer {token}"} if token else {}), cfg)
-    place = response.geturl() or ""
-    if response.status == 206 and urlsplit(place).netloc not in ("", urlsplit(address).netloc):
+    answer, place = _request(address, offset, size, cfg, {"Authorization": f"Bearer {token}"} if token else {})
+    if answer.status == 206 and urlsplit(place).netloc not in ("", urlsplit(address).netloc):
         _moved[url] = place
-    return response
+    return answer
 
 
-def _request(url: str, headers: dict[str, str], cfg: StorageConfig) -> urllib3.BaseHTTPResponse:
+def _request(
+    url: str, offset: int, size: int, cfg: StorageConfig, more: dict[str, str] | None = None
+) -> tuple[Answer, str]:
+    """The answer, and where it came from in the end. ``more``: further headers, for the first server alone."""
     place = urlsplit(url)
+    scheme, host = place.scheme, place.hostname or ""
+    if more is None and not _proxy(scheme, host) and place.netloc not in _leading_on:
+        answer = kept_sockets.ask(url, offset, size, cfg.timeout_s)
+        if answer is not None:
+            return answer, url
+        _leading_on.add(place.netloc)
+    headers = {"Range": f"bytes={offset}-{offset + size - 1}", "Accept-Encoding": "identity"} | (more or {})
+    deadline = time.monotonic() + cfg.timeout_s
     try:
-        return _connections(os.getpid(), place.scheme, place.hostname or "").request(
+        response = _connections(os.getpid(), scheme, host).request(
             "GET", url, headers=headers, preload_content=False, timeout=cfg.timeout_s, retries=_REDIRECTS
         )
     except urllib3.exceptions.MaxRetryError as error:
         # Its own text has the query without a scheme before it, which masking does not recognize.
         raise error.reason or OSError("too many redirects") from None
+    with closing(response):
+        names = {name.lower(): value for name, value in response.headers.items()}
+        body = _body(response, size, deadline) if response.status == 206 else b""
+        return Answer(response.status, response.reason or "", names, body), response.geturl() or ""
 
 
 def _hub_address(url: str, endpoint: str) -> str:
@@ -100,13 +113,12 @@ def _hub_address(url: str, endpoint: str) -> str:
     return f"{endpoint}/datasets/{name}/resolve/{quote(revision or 'main', safe='')}/{quote(path or '')}"
 
 
-def _raise(url: str, response: urllib3.BaseHTTPResponse) -> None:
-    status = response.status
-    reason = response.reason or ""
+def _raise(url: str, answer: Answer) -> None:
+    status, reason = answer.status, answer.reason
     if status in (404, 410):
         raise FileNotFoundError(f"{masked(url)}: the server answers {status}, no such file")
     if status >= 500 or status in _RETRIED_STATUS:
-        raise Refused(status, reason, response.headers)
+        raise Refused(status, reason, urllib3.HTTPHeaderDict(answer.headers))
     hint = "; stores return this for unreadable and for missing files" if status == 403 else ""
     if status in (401, 403) and url.startswith("hf://"):
         hint = "; the hub returns this for private and for missing repositories: hf auth login, or set HF_TOKEN"
@@ -118,14 +130,16 @@ def _raise(url: str, response: urllib3.BaseHTTPResponse) -> None:
     raise Permanent(f"the server answers {status} {reason}{hint}")
 
 
-def _checked_range(response: urllib3.BaseHTTPResponse, offset: int, size: int) -> int:
+def _checked_range(answer: Answer, offset: int, size: int) -> int:
     """Size of the whole file; OSError when the answer is for other bytes than asked."""
-    if response.status != 206:
-        raise Permanent(f"the server ignores byte ranges (status {response.status}): copy the shards to another")
-    stated = response.headers.get("Content-Range", "")
+    if answer.status != 206:
+        raise Permanent(f"the server ignores byte ranges (status {answer.status}): copy the shards to another")
+    stated = answer.headers.get("content-range", "")
     span, _, total = stated.removeprefix("bytes ").partition("/")
     if span != f"{offset}-{offset + size - 1}" or not total.isdecimal():
         raise OSError(f"asked for bytes {offset}-{offset + size - 1}, the answer is for {stated!r}")
+    if len(answer.body) != size:
+        raise OSError(f"asked for {size} bytes, the answer has {answer.headers.get('content-length')!r}")
     return int(total)
 
 
@@ -143,13 +157,19 @@ def _body(response: urllib3.BaseHTTPResponse, size: int, deadline: float) -> byt
 
 
 @lru_cache(maxsize=64)
+def _proxy(scheme: str, host: str) -> str:
+    """The proxy that the environment names for a host, or ""."""
+    return "" if proxy_bypass(host) else getproxies().get(scheme, "")
+
+
+@lru_cache(maxsize=64)
 def _connections(process: int, scheme: str, host: str) -> urllib3.PoolManager:
-    """A process's kept connections to a host, through the proxy that the environment names for it.
+    """A process's kept connections to a host, through its proxy.
 
     A forked process must not write into those of its parent. It does not close them either: a thread that did not
     follow may hold their locks.
     """
-    proxy = None if proxy_bypass(host) else getproxies().get(scheme)
+    proxy = _proxy(scheme, host)
     if not proxy:
         return urllib3.PoolManager(maxsize=MAX_CONNECTIONS)
     # As other tools read "proxy.host:3128".
@@ -161,3 +181,5 @@ def _connections(process: int, scheme: str, host: str) -> urllib3.PoolManager:
 
 # Where the hub's files are for now.
 _moved: dict[str, str] = {}
+# Servers whose answers `kept_sockets` does not know: urllib3 asks them.
+_leading_on: set[str] = set()

@@ -20,7 +20,7 @@ import numpy as np
 
 from qa_train.config import CleanConfig, StorageConfig
 from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, read_clip
-from qa_train.data.shards.index import load_index, shard_fingerprint, write_index
+from qa_train.data.shards.index import index_place, load_index, shard_fingerprint, write_index
 from qa_train.data.shards.sidecar import IGNORED, Problem
 from qa_train.data.stores.storage import RangeReader
 from qa_train.data.text.script import script_share, spoken_characters
@@ -96,11 +96,11 @@ def clean(
     """Measure indexed shards and drop what breaks a limit; with ``apply`` the indexes are rewritten.
 
     ``report`` is a JSONL file with one line per dropped record. Records dropped by an earlier run stay dropped.
-    ``storage``: how remote shards are read; their indexes cannot be written.
+    ``storage``: how remote shards are read, and their indexes written.
     """
-    remote = [path for path in paths if "://" in path]
-    if apply and remote:
-        raise ValueError(f"{remote[0]}: indexes are written next to local shards; clean a copy, and upload its index")
+    if apply:
+        for path in paths:
+            index_place(path)
     total = Cleaned(dropped=Counter())
     seen: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
     with contextlib.ExitStack() as stack:
@@ -120,7 +120,7 @@ def clean(
             if file is not None:
                 file.writelines(json.dumps(asdict(drop), ensure_ascii=False) + "\n" for drop in drops)
             if apply and drops:
-                _take_out(path, drops)
+                _take_out(path, drops, storage)
     return total
 
 
@@ -218,10 +218,11 @@ def _text_digest(record: dict[str, Any]) -> int | None:
     return int.from_bytes(draws.digest(plain)) if plain else None
 
 
-def _take_out(path: str, drops: list[Drop]) -> None:
-    index = load_index(path)
+def _take_out(path: str, drops: list[Drop], storage: StorageConfig | None) -> None:
+    index = load_index(path, storage)
     dropped = {drop.key: drop for drop in drops}
     rows = [row for row in index.table.to_pylist() if row["key"] not in dropped]
     table = index.table.schema.remove_metadata().empty_table().from_pylist(rows, index.table.schema.remove_metadata())
     problems = [Problem(drop.key, drop.offset, IGNORED, f"data clean, {drop}") for drop in drops]
-    write_index(replace(index, table=table, fingerprint=shard_fingerprint(rows), problems=index.problems + problems))
+    made = replace(index, table=table, fingerprint=shard_fingerprint(rows), problems=index.problems + problems)
+    write_index(made, cfg=storage)

@@ -1,0 +1,190 @@
+"""The quick client of range requests: it reads what urllib3 reads, and leaves to it what it does not know."""
+
+from __future__ import annotations
+
+import datetime
+import socket
+import ssl
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qa_train.config import StorageConfig
+from qa_train.data.stores import kept_sockets, web_ranges
+from tests.data.serving import Server, http_server
+
+RAW = np.random.default_rng(0).bytes(300_000)
+QUICK = StorageConfig(timeout_s=0.5)
+HEAD = b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 10-109/1000\r\n"
+BODY = RAW[10:110]
+USUAL = HEAD + b"Content-Length: 100\r\nETag: a\r\n\r\n" + BODY
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("kept") / "served"
+    folder.mkdir()
+    (folder / "raw.bin").write_bytes(RAW)
+    with http_server(folder) as found:
+        yield found
+
+
+@contextmanager
+def answering(
+    *connections: Sequence[bytes], context: ssl.SSLContext | None = None, close: bool = True
+) -> Iterator[tuple[str, list[str]]]:
+    """A server that gives these answers, a list for each connection, and then closes it; its URL, and the requests."""
+    asked: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            for answers in connections:
+                connection, _ = listener.accept()
+                try:
+                    with context.wrap_socket(connection, server_side=True) if context else connection as plain:
+                        for answer in answers:
+                            asked.append(plain.recv(4096).decode())
+                            plain.sendall(answer)
+                        if not close:
+                            plain.recv(1)
+                except OSError:
+                    continue
+
+        threading.Thread(target=serve, daemon=True).start()
+        place = f"{'https' if context else 'http'}://localhost:{listener.getsockname()[1]}/x.tar?a=b%20c"
+        yield place, asked
+
+
+def outcome(url: str, offset: int, size: int) -> object:
+    """The bytes and the size, or the kind of the error."""
+    try:
+        return web_ranges.read(url, offset, size, QUICK)
+    except Exception as error:
+        kinds = (FileNotFoundError, web_ranges.Permanent, web_ranges.Refused, Exception)
+        return next(kind for kind in kinds if isinstance(error, kind))
+
+
+@pytest.mark.parametrize(
+    "fault", ["ok", "cut", "stall", "drip", "shifted", "whole", "moved", "503", "404", "403", "429"]
+)
+def test_both_clients_have_the_same_outcome(fault: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, found = f"{server.url}/raw.bin", []
+    for client in (kept_sockets.ask, lambda *_: None):
+        monkeypatch.setattr(kept_sockets, "ask", client)
+        monkeypatch.setattr(web_ranges, "_leading_on", set())
+        server.fail(fault)
+        found.append(outcome(url, 1234, 200_000))
+    assert found[0] == found[1]
+    if fault in ("ok", "moved"):
+        assert found[0] == (RAW[1234:201_234], len(RAW), " ")
+
+
+def test_one_connection_serves_many_requests(server: Server) -> None:
+    server.fail()
+    for i in range(20):
+        assert (
+            web_ranges.read(f"{server.url}/raw.bin", i * 100, 50 + i, QUICK)[0] == RAW[i * 100 : i * 150 + 50 - 49 * i]
+        )
+    assert server.connections == 1
+
+
+def test_a_connection_that_was_closed_meanwhile_is_replaced() -> None:
+    with answering([USUAL], [USUAL, b""], [USUAL]) as (url, asked):
+        # Closed after the first answer; instead of the second answer of the next one.
+        for _ in range(3):
+            assert web_ranges.read(url, 10, 100, QUICK) == (BODY, 1000, "a ")
+    assert len(asked) == 4
+    assert asked[0].splitlines()[0] == "GET /x.tar?a=b%20c HTTP/1.1"
+    assert {"Range: bytes=10-109", "Accept-Encoding: identity"} <= set(asked[0].splitlines())
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b"HTTP/1.0 206 OK\r\nContent-Range: bytes 10-109/1000\r\nContent-Length: 100\r\n\r\n" + BODY,
+        b"HTTP/1.1 100 Continue\r\n\r\n" + USUAL,
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n64\r\n" + BODY + b"\r\n0\r\n\r\n",
+        b"HTTP/1.1 206 OK\r\nX: " + b"x" * 40_000 + b"\r\n\r\n",
+    ],
+    ids=["1.0", "100", "chunks", "header"],
+)
+def test_what_it_does_not_know_is_left_to_the_other_client(odd: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_ranges, "_leading_on", set())
+    last = USUAL if b"x" * 40_000 in odd else odd
+    # The other client may keep its connection or open another.
+    with answering([odd], [last, USUAL], [USUAL]) as (url, asked):
+        assert web_ranges.read(url, 10, 100, QUICK)[:2] == (BODY, 1000)
+        # From then on at once.
+        assert web_ranges.read(url, 10, 100, QUICK)[:2] == (BODY, 1000)
+    clients = ["python-urllib3" in each for each in asked if each]
+    assert clients == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        (b"", "instead of an answer"),
+        (USUAL[:40], "within its header"),
+        (USUAL[:-1], "ends after 99 of 100 bytes"),
+        (HEAD + b"Content-Length: 99\r\n\r\n" + BODY[1:], "asked for 100 bytes, the answer has '99'"),
+        (HEAD + b"Content-Length: 100\r\nContent-Length: 5\r\n\r\n" + BODY, "asked for 100 bytes, the answer has ''"),
+        (USUAL.replace(b"10-109", b"11-110"), "asked for bytes 10-109, the answer is for 'bytes 11-110/1000'"),
+    ],
+)
+def test_a_broken_answer_is_an_error_and_its_connection_is_not_used_again(broken: bytes, why: str) -> None:
+    with answering([broken], [USUAL]) as (url, _):
+        with pytest.raises(OSError, match=why):
+            web_ranges.read(url, 10, 100, QUICK)
+        assert web_ranges.read(url, 10, 100, QUICK)[0] == BODY
+
+
+def test_bytes_behind_an_answer_spoil_its_connection() -> None:
+    given = answering([USUAL + b"more"], close=False)
+    with given as (url, _), pytest.raises(OSError, match="asked for 100 bytes"):
+        web_ranges.read(url, 10, 100, QUICK)
+
+
+def test_certificates_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    pem = certificate.public_bytes(encoding) + key.private_bytes(encoding, form, serialization.NoEncryption())
+    (tmp_path / "server.pem").write_bytes(pem)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "server.pem")
+    for trusted in (False, True):
+        kept_sockets._context.cache_clear()
+        with answering([USUAL, USUAL], [USUAL], context=context) as (url, asked):
+            if not trusted:
+                with pytest.raises(ssl.SSLCertVerificationError):
+                    web_ranges.read(url, 10, 100, QUICK)
+                monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "server.pem"))
+                continue
+            for _ in range(3):
+                assert web_ranges.read(url, 10, 100, QUICK)[0] == BODY
+        assert len(asked) == 3
+    kept_sockets._context.cache_clear()
+    with answering([USUAL], context=context) as (url, _), pytest.raises(ssl.SSLCertVerificationError):
+        web_ranges.read(url.replace("localhost", "127.0.0.1"), 10, 100, QUICK)
+    kept_sockets._context.cache_clear()
