@@ -10,8 +10,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from qa_train.utils.allocator import keep_freed_memory
-from qa_train.utils.launch import end_with_parent
+from qa_train.utils.process import end_with_parent, keep_freed_memory
 
 # Open files of a process that trains, and those more for each batch that waits: one or two a tensor.
 _FILES, _FILES_PER_BATCH, _FILES_MOST = 128, 32, 65536

@@ -1,6 +1,6 @@
 """Range requests over http and https with kept connections, and hf:// as what it is: https and a token.
 
-`kept_sockets` has the usual answer quickly, urllib3 follows redirects, goes through proxies and knows all of HTTP.
+`kept_connections` has the usual answer quickly, urllib3 follows redirects, goes through proxies and knows all of HTTP.
 Connections belong to a process: a forked loader worker opens its own. Threads share them.
 """
 
@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from functools import lru_cache
+from functools import lru_cache, partial
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -19,8 +19,8 @@ import urllib3
 from huggingface_hub import constants, get_token
 
 from qa_train.config import StorageConfig
-from qa_train.data.stores import kept_sockets
-from qa_train.data.stores.kept_sockets import Answer
+from qa_train.data.stores import kept_connections
+from qa_train.data.stores.kept_connections import Answer, body
 from qa_train.utils.masking import masked
 
 SCHEMES = ("http", "https", "hf")
@@ -87,7 +87,7 @@ def _request(
     place = urlsplit(url)
     scheme, host = place.scheme, place.hostname or ""
     if more is None and not _proxy(scheme, host) and place.netloc not in _leading_on:
-        answer = kept_sockets.ask(url, offset, size, cfg.timeout_s)
+        answer = kept_connections.ask(url, offset, size, cfg.timeout_s)
         if answer is not None:
             return answer, url
         _leading_on.add(place.netloc)
@@ -102,8 +102,9 @@ def _request(
         raise error.reason or OSError("too many redirects") from None
     with closing(response):
         names = {name.lower(): value for name, value in response.headers.items()}
-        body = _body(response, size, deadline) if response.status == 206 else b""
-        return Answer(response.status, response.reason or "", names, body), response.geturl() or ""
+        read = partial(response.read1, decode_content=False)
+        found = body(read, size, deadline) if response.status == 206 else b""
+        return Answer(response.status, response.reason or "", names, found), response.geturl() or ""
 
 
 def _hub_address(url: str, endpoint: str) -> str:
@@ -143,19 +144,6 @@ def _checked_range(answer: Answer, offset: int, size: int) -> int:
     return int(total)
 
 
-def _body(response: urllib3.BaseHTTPResponse, size: int, deadline: float) -> bytes:
-    parts, missing = [], size
-    # read1 returns after one receive: a server that drips single bytes must not outlive the deadline.
-    while missing > 0 and (part := response.read1(missing, decode_content=False)):
-        parts.append(part)
-        missing -= len(part)
-        if time.monotonic() > deadline and missing > 0:
-            raise TimeoutError(f"{size - missing} of {size} bytes before the time-out")
-    if missing:
-        raise OSError(f"the answer ends after {size - missing} of {size} bytes")
-    return b"".join(parts)
-
-
 @lru_cache(maxsize=64)
 def _proxy(scheme: str, host: str) -> str:
     """The proxy that the environment names for a host, or ""."""
@@ -181,5 +169,5 @@ def _connections(process: int, scheme: str, host: str) -> urllib3.PoolManager:
 
 # Where the hub's files are for now.
 _moved: dict[str, str] = {}
-# Servers whose answers `kept_sockets` does not know: urllib3 asks them.
+# Servers whose answers `kept_connections` does not know: urllib3 asks them.
 _leading_on: set[str] = set()

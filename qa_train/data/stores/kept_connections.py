@@ -1,0 +1,140 @@
+"""Range requests over kept connections (http.client), for the usual answer: the bytes that were asked for.
+
+A clip is 0.2 MB and decoded in 3 ms, of which urllib3 would spend a fifteenth on one answer; http.client alone takes
+half of that (docs/lab/data.md). Redirects, proxies and other kinds of answers are left to urllib3 (`web_ranges`).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import ssl
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from urllib.parse import urlsplit
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Status, reason, headers by their names in lower case, and the body: of status 206 only, and as long as asked."""
+
+    status: int
+    reason: str
+    headers: dict[str, str]
+    body: bytes = b""
+
+
+def ask(url: str, offset: int, size: int, timeout_s: float) -> Answer | None:
+    """The answer to a request for ``size`` bytes at ``offset``; None: it has to be asked for in another way.
+
+    Raises:
+        OSError: no connection, an answer that breaks off, or none before the time-out.
+    """
+    deadline = time.monotonic() + timeout_s
+    parts = urlsplit(url)
+    place = parts.scheme, parts.netloc.rpartition("@")[2]
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    headers = {"Range": f"bytes={offset}-{offset + size - 1}", "User-Agent": "qa-train"}
+    while True:
+        kept = _take(*place)
+        connection = kept or _connection(*place)
+        connection.timeout = timeout_s
+        try:
+            if connection.sock:
+                connection.sock.settimeout(timeout_s)
+            connection.request("GET", target, headers=headers)
+            response = connection.getresponse()
+        except ConnectionError:
+            connection.close()
+            # The server may close a connection just when it is used again.
+            if not kept:
+                raise
+        except (HTTPException, UnicodeError):
+            connection.close()
+            return None
+        except BaseException:
+            connection.close()
+            raise
+        else:
+            return _answer(place, connection, response, size, deadline)
+
+
+def _answer(
+    place: tuple[str, str], connection: HTTPConnection, response: HTTPResponse, size: int, deadline: float
+) -> Answer | None:
+    """What a response holds; its connection is kept if it can be used again."""
+    found, again = None, False
+    try:
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        lengths = {*response.headers.get_all("content-length", [])}
+        if response.status // 100 == 3 or response.chunked:
+            return None
+        found = Answer(response.status, response.reason, headers)
+        # Servers of HTTP/1.0 close instead of naming a length.
+        if response.status == 206 and lengths == (set() if response.length is None else {str(size)}):
+            found = Answer(206, response.reason, headers, body(response.read1, size, deadline))
+            again = not response.will_close
+    finally:
+        response.close()
+        if again:
+            _free[place].append(connection)
+        else:
+            connection.close()
+    return found
+
+
+def body(read: Callable[[int], bytes], size: int, deadline: float) -> bytes:
+    """``size`` bytes, in parts as they come. Raises OSError where they end before, or do not come in time."""
+    parts, held = list[bytes](), 0
+    while held < size:
+        part = read(size - held)
+        if not part:
+            raise ConnectionError(f"the answer ends after {held} of {size} bytes")
+        parts.append(part)
+        held += len(part)
+        if held < size and time.monotonic() > deadline:
+            raise TimeoutError(f"{held} of {size} bytes before the time-out")
+    return b"".join(parts)
+
+
+def _connection(scheme: str, host: str) -> HTTPConnection:
+    return HTTPSConnection(host, context=_context()) if scheme == "https" else HTTPConnection(host)
+
+
+@cache
+def _context() -> ssl.SSLContext:
+    """Certificates are checked against those of the system (or SSL_CERT_FILE)."""
+    return ssl.create_default_context()
+
+
+def _take(scheme: str, host: str) -> HTTPConnection | None:
+    """The connection used last that the server has not closed: nothing can be read from one that waits."""
+    free = _free[scheme, host]
+    while free:
+        try:
+            connection = free.pop()
+        except IndexError:  # another thread was first
+            break
+        poll = select.poll()
+        poll.register(connection.sock, select.POLLIN)
+        if not poll.poll(0):
+            return connection
+        connection.close()
+    return None
+
+
+def _renew() -> None:
+    for connections in _free.values():
+        for connection in connections:
+            connection.close()
+    _free.clear()
+
+
+# Scheme and host -> connections that nobody uses.
+_free: defaultdict[tuple[str, str], deque[HTTPConnection]] = defaultdict(deque)
+# A forked process must not write into those of its parent; closing its copies leaves them open.
+os.register_at_fork(after_in_child=_renew)
