@@ -1,7 +1,7 @@
 """Range requests over kept connections (http.client), for the usual answer: the bytes that were asked for.
 
-A clip is 0.2 MB and decoded in 3 ms, of which urllib3 would spend a fifteenth on one answer; http.client alone takes
-half of that (docs/lab/data.md). Redirects, proxies and other kinds of answers are left to urllib3 (`web_ranges`).
+A clip is 0.2 MB and decoded in 3 ms. urllib3 adds 0.2 ms for one answer, http.client alone 0.13 ms (docs/lab/data.md).
+Redirects, proxies and other kinds of answers are left to urllib3 (`web_ranges`).
 """
 
 from __future__ import annotations
