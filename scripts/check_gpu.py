@@ -340,7 +340,8 @@ def steps(device: str) -> Found:
             del model, inputs
             gc.collect()
             torch.cuda.empty_cache()
-    return found | {"ok": all(made["ok"] is not False for made in found.values() if isinstance(made, dict))}
+    verdicts = [made["ok"] for made in found.values() if isinstance(made, dict)]
+    return found | {"ok": False if False in verdicts else True if True in verdicts else None}
 
 
 KERNELS = ("plain", "liger", "compiled")
@@ -457,6 +458,15 @@ def one(name: str, device: str) -> Found:
     return {"ok": True} | found
 
 
+def finding(line: str) -> Found | None:
+    """A line of a check's output that tells what it found; None for any other."""
+    try:
+        found = json.loads(line) if line.startswith("{") else None
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and "ok" in found else None
+
+
 def apart(name: str, device: str) -> Found:
     """A check in a process of its own."""
     words = [sys.executable, __file__, "--device", device, "--one", name]
@@ -472,7 +482,7 @@ def apart(name: str, device: str) -> Found:
         out, errors = process.communicate()
         why = f"not done after {limit_s} s"
     # What it had found before it ended, too.
-    found = [json.loads(line) for line in out.splitlines() if line.startswith("{") and line.endswith("}")]
+    found = [each for each in map(finding, out.splitlines()) if each is not None]
     if process.returncode or not found:
         why = why or f"ended with {process.returncode}: {errors[-1500:]}"
         return (found[-1] if found else {}) | {"ok": False, "why": why}

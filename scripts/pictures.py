@@ -25,7 +25,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from qa_train.report.runs import find_runs
+from qa_train.report.runs import find_runs, is_number
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
@@ -38,7 +38,7 @@ COLOURS = 64
 def loss_curve(run: Path, out: Path) -> None:
     """The training loss of a run's metrics.jsonl as an SVG: every step, and the mean of those around it."""
     (found,) = find_runs([run])
-    steps, losses = zip(*((row["step"], row["loss"]) for row in found.rows if "loss" in row), strict=True)
+    steps, losses = zip(*((row["step"], row["loss"]) for row in found.rows if is_number(row.get("loss"))), strict=True)
     window = max(1, len(steps) // 30)
     mean = np.convolve(losses, np.ones(window) / window, "valid")
     figure = Figure(figsize=(4.2, 2.5), layout="constrained")

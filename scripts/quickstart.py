@@ -108,7 +108,7 @@ class Quickstart:
         print(f"\n[{name}]", flush=True)
         started = time.perf_counter()
         try:
-            with self.reporting(started):
+            with self.reporting(name, started):
                 work()
         finally:
             took = time.perf_counter() - started
@@ -121,13 +121,13 @@ class Quickstart:
         self.report()
 
     @contextmanager
-    def reporting(self, started: float) -> Iterator[None]:
+    def reporting(self, name: str, started: float) -> Iterator[None]:
         """Write the report every ``REPORT_S`` meanwhile: curves grow, and a part may take hours."""
         ended = Event()
 
         def renew() -> None:
             while not ended.wait(REPORT_S):
-                self.report(time.perf_counter() - started)
+                self.report(name, time.perf_counter() - started)
 
         thread = Thread(target=renew, daemon=True)
         thread.start()
@@ -137,12 +137,16 @@ class Quickstart:
             ended.set()
             thread.join()
 
-    def report(self, spent: float = 0.0) -> None:
-        """report.html as far as it is; that it cannot be written stops nothing. spent: seconds of a part under way."""
+    def report(self, now: str = "", spent: float = 0.0) -> None:
+        """report.html as far as it is; that it cannot be written stops nothing.
+
+        now: the part under way, which began ``spent`` seconds ago.
+        """
         missing = [part for part, output in self.outputs().items() if not output.exists()]
         waiting = [part for part in PARTS if part in missing]
-        left = max(0.0, self.clock.left() - spent) if self.clock is not None else None
+        left = self.clock.left(now, spent) if self.clock is not None else None
         progress = {"done": len(PARTS) - len(waiting), "parts": len(PARTS), "left_s": left}
+        progress |= {"now": now, "spent_s": spent} if now else {}
         try:
             write_results(self, progress | {"next": waiting[0] if waiting else None})
         except (OSError, ValueError) as error:

@@ -120,6 +120,8 @@ def write_results(quick: Any, progress: dict[str, Any] | None = None) -> Path:
     results = collected(quick)
     if progress is not None:
         results["progress"] = progress
+        if now := progress.get("now"):
+            results["seconds"][now] = results["seconds"].get(now, 0.0) + progress["spent_s"]
     runs = {stage: root / stage for stage in STAGES[1:]}
     # The clips are copies that the evaluations made.
     page = write_report(results, runs, root / "report.html", below=root)

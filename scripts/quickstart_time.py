@@ -179,9 +179,12 @@ class Clock:
         left = f", about {duration(self.left())} left" if len(self.done) < len(self.plan) else ""
         return f"{len(self.done)} of {len(self.plan)} parts{left}"
 
-    def left(self) -> float:
-        """Seconds of the parts that are left, by the plan times what its parts of the same kind really took."""
-        return sum(seconds * self._factor(part) for part, seconds in self.plan.items() if part not in self.done)
+    def left(self, now: str = "", spent: float = 0.0) -> float:
+        """Seconds of the parts that are left, by the plan times what its parts of the same kind really took; of the
+        part ``now``, which began ``spent`` seconds ago, the rest.
+        """
+        times = {part: seconds * self._factor(part) for part, seconds in self.plan.items() if part not in self.done}
+        return sum(max(0.0, seconds - spent * (part == now)) for part, seconds in times.items())
 
     def _factor(self, part: str) -> float:
         took = {name: s for name, s in self._took.items() if ("step" in COSTS[name]) == ("step" in COSTS[part])}

@@ -292,6 +292,12 @@ def test_the_report_follows_a_long_part(tmp_path: Path, monkeypatch: pytest.Monk
             assert time.monotonic() < until, "no report while the part goes on"
             time.sleep(0.05)
         assert "0 of 11 parts done, about 18 min" in shown or "0 of 11 parts done, about 17 min" in shown
+        assert "left; now: pretrain." in shown
+        # A part that takes longer than planned takes nothing from the others.
+        quick.report("pretrain", 150.0)
+        shown = text_of(page)
+        assert "about 16 min 40 s left; now: pretrain." in shown
+        assert "<b>2 min 30 s</b>so far" in shown
         output.touch()
 
     quick.part("pretrain", train)

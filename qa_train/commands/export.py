@@ -49,7 +49,7 @@ def convert(options: ConvertConfig) -> int:
 
     folder = Path(options.checkpoint)
     is_run = (folder / "checkpoints").is_dir()
-    run = folder if is_run else folder.parent.parent
+    run = folder if is_run else folder.resolve().parent.parent
     if (run / owner.LOCK).is_file():
         # A training would delete the folder, or join its parts at the same time.
         owner.own(run)

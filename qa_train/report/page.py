@@ -185,7 +185,7 @@ def _tiles(results: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _progress(progress: Mapping[str, Any] | None) -> dict[str, Any] | None:
     left = (progress or {}).get("left_s")
-    return {"next": None, **progress, "left": duration(left) if left else None} if progress else None
+    return {"next": None, "now": None, **progress, "left": duration(left) if left else None} if progress else None
 
 
 def _times(seconds: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -3,7 +3,8 @@
 ``{"title": str, "created": str, "metrics": [Metric...], "seconds": {part: s}, "samples": [...],
 "environment": {name: value}, "commands": [str], "notes": [str], "progress": Progress}``; only ``metrics`` is required.
 
-Progress, of what still runs: ``{"done": parts, "parts": all, "next": name, "left_s": s}``; metrics may then be empty.
+Progress, of what still runs: ``{"done": parts, "parts": all, "next": name, "now": name, "left_s": s}``; metrics may
+then be empty.
 
 A metric: ``{"name", "unit", "higher_is_better", "n", "target", "target_stage", "note",
 "values": {stage: number}, "ci": {stage: [low, high]}}``; ``target``, ``target_stage`` (default: the

@@ -101,10 +101,11 @@ def test_segments_at_their_times() -> None:
     assert score("timed_wer", [item]).value == 0.0
     exact = replace(item, text=SEGMENTS)
     assert [score(name, [exact]).value for name in ("boundary_f1", "boundary_error", "timed_wer")] == [100.0, 0.0, 0.0]
-    # Words alone are one segment from 0 to 6 s, and boundaries that are not found.
+    # Words alone, or none, find no boundary, and are worse than any times within the 6 s.
     words = replace(item, text="How are you? I am fine. And you?")
     assert score("boundary_f1", [words]).value == 0.0
-    assert score("boundary_error", [words]).value == pytest.approx(1000 * (3.0 + 4.1 + 3.6 + 1.9) / 6)
+    for none in (words, replace(item, text=""), replace(item, text=SEGMENTS, error="lost")):
+        assert score("boundary_error", [none]).value == pytest.approx(6000)
     assert score("timed_wer", [words]).value == 0.0
     # As many segments as there are seconds find every boundary, and are no better for it.
     many = replace(item, text="".join(f"[{i / 10:.2f}-{i / 10:.2f}] x\n" for i in range(100)))
@@ -139,8 +140,10 @@ def test_boundaries_against_every_pairing() -> None:
         item = Prediction(texts[0], (texts[1],))
         hits = sum(most([span[kind] for span in wanted], [span[kind] for span in said]) for kind in (0, 1))
         assert boundary_f1_rows([item]).tolist() == [[2 * hits, 2 * len(wanted) + 2 * len(said)]]
-        heard = said or [(min(start for start, _ in wanted), max(end for _, end in wanted))]
-        far = [min(abs(span[kind] - other[kind]) for other in heard) for span in wanted for kind in (0, 1)]
+        long = max(end for _, end in wanted) - min(start for start, _ in wanted)
+        far = [
+            min((abs(span[kind] - other[kind]) for other in said), default=long) for span in wanted for kind in (0, 1)
+        ]
         ((total, count),) = boundary_error_rows([item]).tolist()
         assert total == pytest.approx(1000 * math.fsum(far))
         assert count == 2 * len(wanted)

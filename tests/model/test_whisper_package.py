@@ -158,4 +158,4 @@ def test_other_weights_on_the_hub_are_not_used(
     monkeypatch.setattr(whisper_package, "find_package", lambda: None)
     with pytest.raises(ValueError, match=r"whisper-tiny\.en is not on the hub"):
         open_encoder(EncoderConfig(source=SOURCE))
-    assert "are not the weights of openai/whisper-tiny.en" in caplog.text
+    assert "is not used as openai/whisper-tiny.en: other weights" in caplog.text

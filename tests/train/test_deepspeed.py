@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file
 
 from qa_train.config import config_dir, register, to_stage_config
 from qa_train.model import load_model
@@ -203,15 +204,22 @@ def test_a_checkpoint_is_joined_without_its_ranks(tmp_path: Path, options: Calla
     refused = run("export", f"checkpoint={folder}", f"out={tmp_path / 'export'}", check=False)
     assert f"qa-train convert checkpoint={folder} joins them" in refused.stderr
     # A conversion that was killed: what it left counts for nothing.
-    (folder / "model.safetensors").write_bytes(b"half")
+    left = [folder / "model-00001-of-00002.safetensors", folder / "global_step4_universal" / "part.pt"]
+    for path in (*left, folder / "model.safetensors"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half")
     assert convert(f"checkpoint={parts}", "resume=false").splitlines()[-1] == f"{folder}: weights"
     assert manifest.damage(folder) is None
+    assert not any(path.exists() for path in left)
     found, expected = load_model(str(folder))[0].state_dict(), load_model(str(whole))[0].state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert convert(f"checkpoint={folder}").splitlines()[-1].endswith("state for any number of processes")
     assert convert(f"checkpoint={folder}").splitlines()[-1].endswith("nothing to join")
     run("export", f"checkpoint={folder}", f"out={tmp_path / 'export'}")
+    run("export", f"checkpoint={whole}", f"out={tmp_path / 'other'}")
+    names = [load_file(tmp_path / place / "model.safetensors").keys() for place in ("export", "other")]
+    assert names[0] == names[1]
     # The run goes on with one process, at once.
     (parts / "finished.json").unlink()
     done = run("pretrain", *options("pretrain", parts), *words[1:], late, "trainer.max_steps=5")

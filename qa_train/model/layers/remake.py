@@ -4,7 +4,8 @@ Kept are results of matrix products and attention, what attention reads, and the
 norms, activation functions, and all of an adapter but its result. torch's selective checkpointing decides for every
 operation in Python, and runs the whole layer a second time: several times the work of the host. Here a layer runs once,
 as always; only calls of cheap functions are noted (`remade`), and a linear layer that reads the result of one notes
-the call instead of keeping its input. What is not known is kept: that costs memory, and is never wrong.
+the call instead of keeping its input. What is not known is kept: that costs memory, and is never wrong. Weights must
+not change between the forward and the backward pass: torch does not check what hooks keep.
 """
 
 from __future__ import annotations
@@ -168,8 +169,9 @@ def remade(
     call = _Call(again or function, inputs, random)
     with saved_tensors_hooks(call.pack, call.unpack):
         out = function(*inputs)
-    # On the storage, which views share, also those that DeepSpeed's hooks put in the place of a result.
-    out.untyped_storage().qa_train_call = call  # type: ignore[attr-defined]
+    if out.requires_grad:
+        # On the storage, which views share, also those that DeepSpeed's hooks put in the place of a result.
+        out.untyped_storage().qa_train_call = call  # type: ignore[attr-defined]
     return out
 
 

@@ -68,7 +68,7 @@ _LIMITS = {
     "sampling_rate": (1, 1 << 20),
 }
 _OPTIONAL = ("head_dim", "num_key_value_heads", "max_position_embeddings")
-_DTYPES = {str(kind).removeprefix("torch."): kind for kind in (torch.float32, torch.bfloat16, torch.float16)}
+DTYPES = {str(kind).removeprefix("torch."): kind for kind in (torch.float32, torch.bfloat16, torch.float16)}
 # Nothing of a folder may lead to code, nor to a place outside it.
 _SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
@@ -198,8 +198,8 @@ def check_sizes(config: Any, where: str) -> None:
         if heads and groups and heads % groups:
             raise ValueError(f"{where} has {heads} heads and {groups} of keys and values: one must divide the other")
         dtype = getattr(part, "dtype", None)
-        if dtype is not None and str(dtype).removeprefix("torch.") not in _DTYPES:
-            raise ValueError(f"{where} has dtype {str(dtype)[:40]}; expected one of {', '.join(_DTYPES)}")
+        if dtype is not None and str(dtype).removeprefix("torch.") not in DTYPES:
+            raise ValueError(f"{where} has dtype {str(dtype)[:40]}; expected one of {', '.join(DTYPES)}")
 
 
 def _check_tree(values: dict[str, Any], where: str) -> None:
@@ -271,9 +271,8 @@ def read_model(kind: Any, folder: Path, config: Any, dtype: torch.dtype | None) 
     # The library has a list of its own. A name that it lacks would leave a weight random, with a message.
     options["key_mapping"] = key_mapping()
     model = _read(folder, "the weights", lambda: kind.from_pretrained(folder, **options))
-    if getattr(model, "_weight_conversions", None):
-        # By them the library would save under the names of these files; without them, under those of the first release.
-        del model._weight_conversions
+    # By them the library would save under the names of these files; without them, under those of the first release.
+    model.__dict__.pop("_weight_conversions", None)
     return model
 
 

@@ -11,11 +11,11 @@ Whole weights are in every checkpoint, unless a ZeRO-3 run was told to leave the
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
+from qa_train.model.stored.loading import DTYPES, read_json
 from qa_train.model.stored.manifest import UNIVERSAL
 from qa_train.train.job import checkpoints
 from qa_train.train.job.distributed import by_main, weights_in_zero_parts
@@ -32,6 +33,9 @@ from qa_train.utils.progress import say
 
 _LATEST = "latest_universal"
 _SHARD_BYTES = 2 * 10**9
+_INDEX = "model.safetensors.index.json"
+# Where weights are written until all are there.
+_MAKING = "joined.part"
 
 
 def read_in_another_shape(folder: Path, before: str, now: str, args: Any) -> None:
@@ -82,7 +86,7 @@ def make_universal(folder: Path) -> bool:
     # It joins slices in there and may leave the folder behind.
     shutil.rmtree(target / "tmp", ignore_errors=True)
     (folder / _LATEST).write_text(target.name)
-    _commit_again(folder)
+    _commit_again(folder, {target.name, _LATEST})
     return True
 
 
@@ -96,7 +100,10 @@ def write_weights(folder: Path) -> bool:
     """
     if any(name.endswith(".safetensors") for name in checkpoints.read_manifest(folder)["files"]):
         return False
-    dtype = getattr(torch, json.loads((folder / "config.json").read_text())["dtype"])
+    stated = str(read_json(folder / "config.json").get("dtype")).removeprefix("torch.")
+    if stated not in DTYPES:
+        raise ValueError(f"{folder}/config.json has dtype {stated[:40]}; expected one of {', '.join(DTYPES)}")
+    dtype = DTYPES[stated]
     try:
         parts = weights_in_zero_parts(folder)
     except UNREADABLE as error:
@@ -104,18 +111,30 @@ def write_weights(folder: Path) -> bool:
     say(f"joining the weights of {folder.name}, {sum(part.shape.numel() for part in parts.values()) / 1e6:,.0f} M")
     empty = {name: torch.empty(part.shape, dtype=dtype, device="meta") for name, part in parts.items()}
     split = split_torch_state_dict_into_shards(empty, max_shard_size=_SHARD_BYTES)
+    making = folder / _MAKING
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir()
     for file, names in split.filename_to_tensors.items():
-        save_file({name: parts[name].contiguous().to(dtype) for name in names}, folder / file, {"format": "pt"})
+        save_file({name: parts[name].contiguous().to(dtype) for name in names}, making / file, {"format": "pt"})
     if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        write_json(folder / "model.safetensors.index.json", index)
-    _commit_again(folder)
+        write_json(making / _INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
+    added = {path.name for path in making.iterdir()}
+    for name in added:
+        (making / name).replace(folder / name)
+    making.rmdir()
+    _commit_again(folder, added)
     return True
 
 
-def _commit_again(folder: Path) -> None:
-    """Make a complete checkpoint complete again, with the files that were added to it."""
+def _commit_again(folder: Path, added: Collection[str]) -> None:
+    """Make a complete checkpoint complete again, with the files and folders that were ``added`` to it."""
     manifest = checkpoints.read_manifest(folder)
+    for path in checkpoints.files_of(folder):
+        name = path.relative_to(folder)
+        made_here = name.parts[0] in (_LATEST, _INDEX, _MAKING) or name.parts[0].endswith((UNIVERSAL, ".safetensors"))
+        if made_here and str(name) not in manifest["files"] and name.parts[0] not in added:
+            # Of a conversion that was killed: half of a file must not be counted among the others.
+            path.unlink()
     known = {key: value for key, value in manifest.items() if key not in ("format", "files", "checksums")}
     checkpoints.commit(folder, known)
 
