@@ -97,11 +97,13 @@ def test_what_was_found_before_a_check_was_ended_is_kept(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "check.py"
-    program.write_text("import time\nprint('{\"a\": 1}', flush=True)\ntime.sleep(60)")
+    # Libraries print lines that look like it.
+    shown = """print('{"a": 1, "ok": false}')\nprint({"loss": 1.2})\nprint('{"loss": 1.2}', flush=True)\n"""
+    program.write_text(f"import time\n{shown}time.sleep(60)")
     monkeypatch.setattr(script, "__file__", str(program))
     monkeypatch.setattr(script, "LIMIT_S", 3)
     assert script.apart("machine", "cpu") == {"a": 1, "ok": False, "why": "not done after 3 s"}
-    program.write_text("import os\nprint('{\"a\": 1}', flush=True)\nos.abort()")
+    program.write_text(f"import os\n{shown}os.abort()")
     found = script.apart("machine", "cpu")
     assert found["a"] == 1
     assert found["why"].startswith("ended with -6")
