@@ -181,8 +181,8 @@ FIRST = ": loading libraries, a few seconds"
         ("chat checkpoint=/nowhere device=cuda:99", "device=cuda:99 cannot be used ("),
         ("data index", "give SHARDS (SHARDS: paths, folders, globs or URLs of .tar shards); options: "),
         ("dashboard", "qa-train dashboard: give RUNS_DIR"),
-        ("dashboard runs colour=red", "'colour=red' is neither a path nor an option; options: audio_mib="),
-        ("dashboard runs titel=mine", "an option; did you mean title=? options: audio_mib="),
+        ("dashboard runs colour=red", "'colour=red' is neither a path nor an option; options: out="),
+        ("dashboard runs titel=mine", "an option; did you mean title=? options: out="),
         ("completion fish", "name the shell"),
     ],
 )

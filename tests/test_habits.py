@@ -123,7 +123,7 @@ OPTIONS = {
     "plan sft num_train_epochs=3": "there is no key num_train_epochs: here it is trainer.epochs",
     "sft --learning-rate 1e-4 --foo": "--learning-rate: here it is trainer.learning_rate; there is no key foo",
     "sft --run.dir x --data.storage.options.s3.anon=true": "write run.dir=x, not --run.dir; write data.storage.options",
-    "eval --data q.jsonl --storage.timeout_s=9 --foo=1": "write data=q.jsonl, not --data; write storage.timeout_s=9, not",
+    "eval --data q.jsonl --storage.timeout_s=9 --foo=1": "write data=q.jsonl, not --data; write storage.timeout_s=9",
     "deploy": "here it is serve; there are ",
     "data import jsonl wav=a.wav": "there is no key wav: here it is path=",
     "data label input=raw.tar audio=in_place": "there is no key input: here it is shards=",
