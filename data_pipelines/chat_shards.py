@@ -25,6 +25,7 @@ from qa_train.jobs.executor import Engine, EngineOptions
 class BuilderConfig(EngineOptions):
     """Options of every builder."""
 
+    is_shared = True
     # The folder for the new shards, or s3://, gs://.
     out: str = MISSING
     # Processes of engine=local; 0: this one.

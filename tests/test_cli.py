@@ -22,6 +22,7 @@ from qa_train.cli import main
 from qa_train.command_line.command_table import COMMANDS, find
 from qa_train.command_line.help import WIDTH, command_help, group_help, overview
 from qa_train.commands.train_stage import settings_first
+from qa_train.config.words import option_fields
 from tests.train.conftest import ROOT, environment
 
 Captured = pytest.CaptureFixture[str]
@@ -79,6 +80,26 @@ def test_the_table_holds_every_command_once() -> None:
         assert find(name.split()) == (command, [])
         assert f"  {name}  " in overview()
         assert next(iter(command.takes())) in ("options", "paths", "settings", "words")
+
+
+@pytest.mark.parametrize(
+    ("command", "first", "last"),
+    [
+        ("data label", "shards out checkpoint url model", "engine ray_address"),
+        ("data voice-chat", "path out", "engine ray_address workers seed"),
+        ("data mixtures", "speech sounds out", "engine ray_address workers seed"),
+        ("data preferences", "shards out", "engine ray_address workers seed"),
+        ("data stats", "tokenizer tasks", "storage engine ray_address num_workers"),
+        ("data clean", "min_duration_s", "storage engine ray_address num_workers"),
+        ("pairs", "checkpoint shards out where", "verify allow_missing device"),
+    ],
+)
+def test_options_are_listed_by_need(command: str, first: str, last: str) -> None:
+    kind = COMMANDS[command].options
+    assert kind is not None
+    names = " ".join(field.name for field in option_fields(kind))
+    assert names.startswith(f"{first} ")
+    assert names.endswith(f" {last}")
 
 
 def test_help_fits_a_terminal() -> None:
@@ -160,8 +181,8 @@ FIRST = ": loading libraries, a few seconds"
         ("chat checkpoint=/nowhere device=cuda:99", "device=cuda:99 cannot be used ("),
         ("data index", "give SHARDS (SHARDS: paths, folders, globs or URLs of .tar shards); options: "),
         ("dashboard", "qa-train dashboard: give RUNS_DIR"),
-        ("dashboard runs colour=red", "'colour=red' is neither a path nor an option; options: audio_mib="),
-        ("dashboard runs titel=mine", "an option; did you mean title=? options: audio_mib="),
+        ("dashboard runs colour=red", "'colour=red' is neither a path nor an option; options: out="),
+        ("dashboard runs titel=mine", "an option; did you mean title=? options: out="),
         ("completion fish", "name the shell"),
     ],
 )

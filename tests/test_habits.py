@@ -6,8 +6,10 @@ Those of the table in docs/coming-from.md are typed, and must be answered as it 
 from __future__ import annotations
 
 import re
+import shutil
 from collections import Counter
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +18,11 @@ from transformers import TrainingArguments
 from trl import DPOConfig, SFTConfig
 
 from qa_train.__main__ import main
+from qa_train.command_line.command_table import _ELSEWHERE, COMMANDS, NAMES
 from qa_train.config import ChatConfig, EvalConfig, ExportConfig, ServeConfig, habits
 from qa_train.config.habits import _HERE, _NONE, habit
 from qa_train.config.nearest import valid_keys
+from qa_train.data.shards.sidecar import SUFFIX
 from tests.train.conftest import ROOT
 
 # Fields whose section here has the same name, and groups.
@@ -117,8 +121,18 @@ OPTIONS = {
     "chat checkpoint=run audio_bitrate=5": "there is no option audio_bitrate=; options: ",
     "serve checkpoint=run served_model_name=x": "checkpoint={NAME: PATH}",
     "plan sft num_train_epochs=3": "there is no key num_train_epochs: here it is trainer.epochs",
-    "sft --learning-rate 1e-4 --foo": "--learning-rate: here it is trainer.learning_rate; write foo=value, not --foo",
+    "sft --learning-rate 1e-4 --foo": "--learning-rate: here it is trainer.learning_rate; there is no key foo",
+    "sft --run.dir x --data.storage.options.s3.anon=true": "write run.dir=x, not --run.dir; write data.storage.options",
+    "eval --data q.jsonl --storage.timeout_s=9 --foo=1": "write data=q.jsonl, not --data; write storage.timeout_s=9",
     "deploy": "here it is serve; there are ",
+    "data import jsonl wav=a.wav": "there is no key wav: here it is path=",
+    "data label input=raw.tar audio=in_place": "there is no key input: here it is shards=",
+    "chat checkpoint=run input=a.wav": "here it is audio=",
+    "eval checkpoint=run dataset=q.jsonl": "here it is data=",
+    "data index output=s3://b/dir a.tar": "there is no key output: here it is out=",
+    "pairs run README.md CHANGELOG.md": "write checkpoint=run shards=[README.md,CHANGELOG.md]; options",
+    "pairs run README.md": "write checkpoint=run shards=README.md; options",
+    "export run docs": "'run' is not of the form key=value; options",
 }
 
 
@@ -129,7 +143,24 @@ def test_options_and_commands_typed_by_habit(line: str, capsys: pytest.CaptureFi
 
 def test_the_options_of_the_answers_exist() -> None:
     known = {field.name for kind in (ExportConfig, ChatConfig, ServeConfig, EvalConfig) for field in fields(kind)}
-    assert {answer.partition("=")[0] for answer in habits._OPTIONS} <= known
+    known |= {"path", "shards"}
+    assert {each for answer in habits._OPTIONS for each in answer.partition("=")[0].split()} <= known
     names = [name for names in habits._OPTIONS.values() for name in names.split()]
     assert Counter(names).most_common(1)[0][1] == 1
     assert not known & set(names)
+
+
+def test_no_command_of_another_tool_hides_one_of_ours() -> None:
+    others = [name for names in _ELSEWHERE.values() for name in names.split()]
+    assert Counter(others).most_common(1)[0][1] == 1
+    assert not {*NAMES, *COMMANDS} & set(others)
+
+
+def test_a_path_may_look_like_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("output=1")
+    folder.mkdir()
+    shutil.copy(ROOT / "data" / "starter" / "sound-test.tar", folder / "a.tar")
+    with pytest.raises(SystemExit, match="0"):
+        main(["data", "index", "output=1/a.tar"])
+    assert (folder / f"a.tar{SUFFIX}").is_file()

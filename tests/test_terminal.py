@@ -230,4 +230,27 @@ def test_quick_commands_neither_load_torch_nor_say_so(words: str, tmp_path: Path
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "loading" not in done.stderr
+
+
+# Runs what every command that says nothing imports before anything else; ends where one of them loads torch.
+_IMPORTS = """
+import ast, inspect, sys
+from qa_train.command_line.command_table import COMMANDS
+for name in sys.argv[1:]:
+    function = COMMANDS[name].load()
+    for statement in ast.parse(inspect.getsource(function)).body[0].body:
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            exec(ast.unparse(statement))
+    if "torch" in sys.modules:
+        sys.exit(name)
+"""
+
+
+def test_commands_that_load_torch_say_so() -> None:
+    def first_that_loads(*names: str) -> str:
+        command = [sys.executable, "-c", _IMPORTS, *names]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stderr.strip()
+
     assert COMMANDS.keys() >= HEAVY
+    assert first_that_loads(*(name for name in COMMANDS if name not in HEAVY)) == ""
+    assert first_that_loads("data inspect", "convert") == "convert"

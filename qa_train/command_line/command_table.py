@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any, get_type_hints
 
 from qa_train.config import STAGES
@@ -175,16 +174,17 @@ SHELL = Section(
 SECTIONS = (TRAIN, BEFORE, USE, *DATA, SHELL)
 COMMANDS = {command.name: command for section in SECTIONS for command in section.commands}
 # Commands that load torch, which takes seconds: they say so first.
-HEAVY = {*STAGES, *"plan doctor eval chat serve export pairs".split(), "plan data", "data analysis", "data preferences"}
-HEAVY |= {"data label", "data rewrite", "data tokens", "data order"}
+HEAVY = {*STAGES, *"plan doctor eval chat serve export convert pairs".split(), "plan data"}
+HEAVY |= {f"data {name}" for name in "analysis preferences label rewrite tokens order".split()}
 # What the commands are called in ms-swift, LLaMA-Factory, TRL and transformers.
 _ELSEWHERE = {
     "pretrain, sft or dpo": "train run pt",
     "sft": "finetune fine-tune finetuning",
-    "dpo": "rlhf kto orpo",
+    "dpo": "rlhf",
+    "dpo, which needs pairs": "kto orpo",
     "chat, or eval for a file of questions": "infer inference predict generate test demo",
     "serve": "deploy api app webui web-ui web server",
-    "export": "merge merge-lora merge_lora convert",
+    "export": "merge merge-lora merge_lora",
     "export with push=owner/name": "upload push",
     "doctor": "env check",
 }
@@ -228,14 +228,17 @@ def run(name: str, words: list[str]) -> int:
     """
     from qa_train.config import parse_options
     from qa_train.config.places import search_also, without_config_dirs
-    from qa_train.config.words import check_words
+    from qa_train.config.words import check_words, is_place, option_fields
 
     command = COMMANDS[name]
     takes = command.takes()
     kind = takes.get("options")
-    names = {field.name for field in fields(kind)} if kind else set()
-    check_words(words, name, lambda key: _habit(key, names, "settings" in takes))
-    if "settings" in takes:
+    names = [field.name for field in option_fields(kind)] if kind else []
+    settings, places = "settings" in takes, [word for word in words if "paths" in takes and is_place(word)]
+    check_words(
+        words, name, lambda key: _habit(key, names, settings), lambda key: _is_key(key, names, settings), places
+    )
+    if settings:
         rest, folders = without_config_dirs(words)
         search_also(folders)
         # Hydra's own command line has the flag, and records it.
@@ -249,7 +252,7 @@ def run(name: str, words: list[str]) -> int:
         own = [word for word in words if "=" in word and word.partition("=")[0].partition(".")[0] in names]
         rest = [word for word in words if word not in own]
         if "paths" in takes:
-            _check_paths(rest, sorted(names), command)
+            _check_paths(rest, names, command)
         arguments = (rest, parse_options(kind, own, name))
     _announce(name, words)
     return command.load()(*arguments) or 0
@@ -265,6 +268,13 @@ def _habit(key: str, options: Collection[str], settings: bool) -> str | None:
     return meant(key) if settings else option_habit(key, options)
 
 
+def _is_key(key: str, options: Collection[str], settings: bool) -> bool:
+    """Whether it is one of these options, or perhaps a stage's setting."""
+    from qa_train.config.nearest import is_setting
+
+    return key.partition(".")[0] in options or (settings and is_setting(key))
+
+
 def _announce(name: str, words: list[str]) -> None:
     """The first line of a command that loads torch, before it does: on stderr, of one rank."""
     if name in HEAVY and is_first_rank() and not _LOOKS & set(words):
@@ -274,9 +284,11 @@ def _announce(name: str, words: list[str]) -> None:
 
 def _check_paths(paths: list[str], names: list[str], command: Command) -> None:
     known = f"options: {', '.join(f'{name}=' for name in names)}"
+    from qa_train.config.words import is_place
+
     for path in paths:
         name, equals, _ = path.partition("=")
-        if equals and not Path(path).exists() and "://" not in path:
+        if equals and not is_place(path):
             hint = did_you_mean(name, names, "{}=", 0.75)
             raise ValueError(f"{command.name}: {path!r} is neither a path nor an option; {hint}{known}")
     if not paths:

@@ -105,8 +105,8 @@ def comments(kind: type[Any]) -> dict[str, str]:
 
 
 def described(kind: type[Any], prefix: str = "") -> list[tuple[str, str]]:
-    """(key=default, comment above it) of every option of a dataclass, its own before those that it inherits; those of a
-    section by their dotted names.
+    """(key=default, comment above it) of every option of a dataclass, in their order; those of a section by their
+    dotted names.
     """
     found, last, told = list[tuple[str, str]](), list[tuple[str, str]](), comments(kind)
     for field in option_fields(kind):

@@ -17,6 +17,7 @@ from qa_train.utils.terminal import layout
 class StorageOptions:
     """How remote shards are read, for the commands that have no other option."""
 
+    is_shared = True
     # The keys of data.storage, e.g. storage.timeout_s=60 or storage.options.s3.anon=true.
     storage: StorageConfig = field(default_factory=StorageConfig)
 
@@ -25,6 +26,7 @@ class StorageOptions:
 class WorkerOptions(EngineOptions):
     """Options of the commands that work on every shard."""
 
+    is_shared = True
     # Processes of engine=local; 0: this one.
     num_workers: int = 0
 

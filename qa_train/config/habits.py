@@ -16,6 +16,7 @@ _HERE = {
     "data.seed (the order of the data) and run.seed": "data_seed",
     "trainer.epochs": "num_train_epochs epochs num_epochs",
     "trainer.learning_rate": "lr",
+    "trainer.parts.encoder.learning_rate, .projector and .llm": "vit_lr aligner_lr",
     "trainer.warmup_steps (below 1: a share of the steps)": "warmup_ratio warmup_proportion",
     "trainer.keep_checkpoints (and keep_every_steps)": "save_total_limit",
     "trainer.keep_best=eval/SET and trainer.keep_best_is": (
@@ -67,7 +68,7 @@ _HERE = {
     "model.lora.r": "r lora_rank lora_r",
     "model.lora.alpha": "lora_alpha",
     "model.lora.dropout": "lora_dropout",
-    "model.lora.target_modules (null: all linear layers)": "lora_target lora_target_modules",
+    "model.lora.target_modules (null: all linear layers)": "lora_target lora_target_modules lora_modules",
     "dpo.reference: live or precomputed": (
         "precompute_ref_log_probs precompute_ref_batch_size ref_model ref_adapters reference_free"
     ),
@@ -113,7 +114,8 @@ _NONE = {
         "dataloader_drop_last dataloader_pin_memory dataloader_persistent_workers dataloader_multiprocessing_context "
         "dataloader_in_order remove_unused_columns train_sampling_strategy length_column_name group_by_length "
         "shuffle_dataset shuffle streaming lazy_tokenize buffer_size dataset_shuffle train_dataloader_shuffle "
-        "overwrite_cache load_from_cache_file dataset_num_proc split_batches dispatch_batches"
+        "overwrite_cache load_from_cache_file dataset_num_proc split_batches dispatch_batches "
+        "val_dataset_shuffle shuffle_buffer_size"
     ),
     "the model has no unused or shared gradients to look for, and DDP's own values are kept": (
         "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_timeout_seconds"
@@ -150,12 +152,12 @@ _NONE = {
         "corda_config "
         "lora_ga_config use_dora velora_config alora_invocation_tokens use_qalora qalora_group_size monteclora_config "
         "layer_replication runtime_config lora_bias target_parameters use_bdlora arrow_config kasa_config "
-        "ensure_weight_tying additional_target"
+        "ensure_weight_tying additional_target loraplus_lr_ratio lorap_lr_ratio pissa_init create_new_adapter"
     ),
 }
 
 
-# Options of chat, serve, export, eval and pairs: a command that has the option answers so.
+# Options of commands -> their names; a command that has the option answers so.
 _OPTIONS = {
     "checkpoint": (
         "model model_path model_name model_name_or_path model_id model_id_or_path pretrained ckpt ckpt_dir ckpt_path "
@@ -165,14 +167,17 @@ _OPTIONS = {
     "merge": "merge_lora merge_adapters merge_and_unload",
     "push=owner/name": "push_to_hub hub_model_id repo_id export_hub_model_id",
     "private": "hub_private_repo use_private_repo",
-    "audio": "audios audio_path audio_file audio_files wav clip file input",
+    # The first of these that a command has: audio is a clip for chat, and the codec where shards are made.
+    "shards path data audio": (
+        "input input_path input_file file data_path dataset dataset_path val_dataset eval_dataset test_file"
+    ),
+    "shards path audio": "audios audio_path audio_file audio_files wav clip",
     "text": "prompt query question instruction message",
     "max_new_tokens": "max_tokens max_length max_completion_tokens max_gen_toks",
     "host": "server_name ip bind address listen",
     "port": "server_port",
     "examples": "example_dir examples_dir",
     "max_requests": "max_concurrency max_num_seqs",
-    "data": "dataset val_dataset eval_dataset test_file",
     "benchmarks": "tasks task suite",
     "batch_size": "per_device_eval_batch_size max_batch_size",
     "device": "device_map gpu use_cpu no_cuda cuda",
@@ -190,6 +195,9 @@ _NO_OPTION = {
     "one engine answers here; vLLM and others serve an export (docs/serve.md)": (
         "infer_backend backend engine tensor_parallel_size pipeline_parallel_size gpu_memory_utilization "
         "max_model_len vllm_max_model_len enforce_eager attn_impl"
+    ),
+    "no new folder is written here; qa-train export checkpoint=RUN out=FOLDER writes a Hugging Face folder": (
+        f"out {_OPTIONS['out']}"
     ),
     "names are given with the checkpoints: checkpoint={NAME: PATH}": "served_model_name model_alias alias",
     "code from a model's folder is never executed": "trust_remote_code",
@@ -211,9 +219,10 @@ def habit(key: str) -> str | None:
 def option_habit(name: str, options: Collection[str]) -> str | None:
     """What an option of another tool is for a command with these ``options``; None for an unknown one."""
     for answer, names in _OPTIONS.items():
-        option, equals, value = answer.partition("=")
-        if option in options and name in names.split():
-            return f"here it is {option}={value if equals else ''}"
+        known, _, value = answer.partition("=")
+        option = next((each for each in known.split() if each in options), None)
+        if option and name in names.split():
+            return f"here it is {option}={value}"
     if "checkpoint" not in options:
         return None
     return next((f"not needed: {why}" for why, names in _NO_OPTION.items() if name in names.split()), None)

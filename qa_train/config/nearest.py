@@ -110,10 +110,16 @@ def _no_key(key: str) -> str:
 
 def meant(key: str) -> str | None:
     """What a key without its section is here; None for one that is right, and for one that is no other's."""
-    if "." in key or key in valid_keys() or key == "experiment":
+    if "." in key or is_setting(key):
         return None
     inside = [each for each in valid_keys() if each.rpartition(".")[2] == key]
     return habit(key) or (f"here it is {min(inside, key=len)}" if inside else None)
+
+
+def is_setting(key: str) -> bool:
+    """Whether a stage has this key, or a section where entries of that name may be."""
+    free = tuple(f"{section}." for section in (*BY_NAME, *free_sections()))
+    return key == "experiment" or key in valid_keys() or key.startswith(free)
 
 
 def nearest(key: str) -> str | None:

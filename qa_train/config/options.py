@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +46,7 @@ class JudgeConfig:
 class CheckpointOptions:
     """How a checkpoint is read."""
 
+    is_shared = True
     # Compare the checkpoint's files with the checksums in its manifest, if it has one.
     verify: bool = True
     # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
@@ -55,6 +57,7 @@ class CheckpointOptions:
 class AnsweringOptions(CheckpointOptions):
     """Where a checkpoint answers."""
 
+    is_shared = True
     # auto (a GPU where there is one, else the CPU), cpu, cuda or cuda:N.
     device: str = "auto"
 
@@ -302,12 +305,21 @@ def parse_options(kind: type[Any], words: list[str], command: str) -> Any:
 
 
 def _with_keys(kind: type[Any], words: list[str]) -> str:
-    """Words without keys, with those that a person left out: what is required, else the first option."""
+    """Words without keys, with those that a person left out: what is required, else the first option.
+
+    Several files, as a shell makes them of a pattern, are all ``shards``; what exists is never offered as ``out``.
+    """
     given = {word.partition("=")[0] for word in words if "=" in word}
     required = [f.name for f in option_fields(kind) if f.default == MISSING] or [option_fields(kind)[0].name]
     free = [name for name in required if name not in given]
     stray = [word for word in words if "=" not in word]
     # A word that begins with a dash is another thing.
-    if len(stray) > len(free) or any(word.startswith("-") for word in stray):
+    if any(word.startswith("-") for word in stray):
         return ""
-    return ": write " + " ".join(f"{name}={word}" for name, word in zip(free, stray))
+    files = stray[free.index("shards") :] if "shards" in free else []
+    if len(files) > 1 and all(map(os.path.lexists, files)):
+        stray[-len(files) :] = [f"[{','.join(files)}]"]
+    meant = dict(zip(free, stray))
+    if len(stray) > len(free) or os.path.lexists(meant.get("out", "")):
+        return ""
+    return ": write " + " ".join(f"{name}={word}" for name, word in meant.items())

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import Field, fields
 from typing import Any
+
+from omegaconf import MISSING
 
 _FLAGS = set(
     "-h --help --hydra-help --version --cfg -c --resolve --package -p --run -r --multirun -m --shell-completion -sc "
@@ -14,15 +17,33 @@ _FLAGS = set(
 
 
 def option_fields(kind: type[Any]) -> list[Field[Any]]:
-    """The options of a command's dataclass: its own before those that it inherits."""
-    own = inspect.get_annotations(kind)
-    return sorted(fields(kind), key=lambda field: field.name not in own)
+    """The options of a command's dataclass: required ones first, and those of a base with ``is_shared`` last."""
+    bases = [base for base in kind.__mro__[1:] if vars(base).get("is_shared")]
+    shared = {name for base in bases for name in inspect.get_annotations(base)}
+    return sorted(fields(kind), key=lambda field: (field.default != MISSING, field.name in shared))
 
 
-def check_words(words: Sequence[str], command: str, habit: Callable[[str], str | None]) -> None:
+def is_place(word: str) -> bool:
+    """Whether a word is a URL, or a path that exists: such a one may have "=" in it, as in year=2024/a.tar."""
+    # Not Path.exists, for which a long word is an error.
+    return "://" in word.partition("=")[0] or os.path.lexists(word)
+
+
+def check_words(
+    words: Sequence[str],
+    command: str,
+    habit: Callable[[str], str | None],
+    is_key: Callable[[str], bool],
+    places: Collection[str] = (),
+) -> None:
     """ValueError for spaces around "=", for keys with dashes before them, and for those of other tools, all at once.
 
-    habit: what a key of another tool is here; None for any other.
+    Args:
+        words: what was typed after the command.
+        command: its name.
+        habit: what a key of another tool is here; None for any other.
+        is_key: whether there is such a key.
+        places: the words that are paths, whatever they look like.
     """
     dashed, foreign = [], []
     for i, word in enumerate(words):
@@ -37,8 +58,9 @@ def check_words(words: Sequence[str], command: str, habit: Callable[[str], str |
             key = name.lstrip("-").replace("-", "_")
             written = value if equals else following if following and not following.startswith("--") else "value"
             known = habit(key)
-            dashed.append(f"{name}: {known}" if known else f"write {key}={written}, not {word}")
-        elif equals and (known := habit(name)):
+            here = f"write {key}={written}, not {word}" if is_key(key) else f"there is no key {key}"
+            dashed.append(f"{name}: {known}" if known else here)
+        elif equals and word not in places and (known := habit(name)):
             foreign.append(f"there is no key {name}: {known}")
     if dashed:
         foreign.insert(0, f"keys have no dashes before them: {'; '.join(dashed)}")

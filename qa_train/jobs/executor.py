@@ -72,6 +72,7 @@ HERE = Engine()
 class EngineOptions:
     """Options of every command that works shard by shard."""
 
+    is_shared = True
     # Where shards are worked on: local (processes of this machine), or ray (a cluster, with a process per core; extra
     # cluster).
     engine: str = "local"
