@@ -8,6 +8,7 @@ loops, or unlike those of a second model. A shard is made from a shard, whole or
 from __future__ import annotations
 
 import json
+import posixpath
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from qa_train.data.stores.storage import expand
 from qa_train.data.text.prompts import PromptBank
 from qa_train.eval.questions import part_text
 from qa_train.model import find_checkpoint
-from qa_train.utils.masking import masked, without_query
+from qa_train.utils.masking import masked, name_of, without_query
 
 REPORT = "label.report.json"
 # What was answered for shards that are not whole yet.
@@ -110,16 +111,14 @@ def _found(by: Labeller, prefix: str) -> Labeller:
 
 def _jobs(options: LabelConfig) -> list[LabelJob]:
     """A job for each shard, of the same name."""
-    shards = expand(options.shards if isinstance(options.shards, list) else [options.shards], options.storage)
     out = open_folder(options.out, options.storage)
+    shards = _sources(options, out)
     remote = [place for place in (options.out, *shards) if "://" in place]
     if options.audio == "in_place" and remote:
         raise ValueError(f"data label: audio=in_place links local shards, {masked(remote[0])} is none: use audio=copy")
-    names = [Path(without_query(shard)).name for shard in shards]
+    names = list(map(name_of, shards))
     if twice := [name for name, number in Counter(names).items() if number > 1]:
         raise ValueError(f"data label: {twice[0]} is there in several folders: label them into an out= each")
-    if any("://" not in shard and Path(shard).absolute().parent.resolve() == out.resolve() for shard in shards):
-        raise ValueError(f"data label: out={options.out} holds the shards themselves: choose another folder")
     # Written before the first shard is.
     foreign = [] if (out / REPORT).exists() else [name for name in names if (out / name).exists()]
     if foreign:
@@ -136,6 +135,28 @@ def _jobs(options: LabelConfig) -> list[LabelJob]:
         )
         for shard, name, summary in zip(shards, names, summaries, strict=True)
     ]  # fmt: skip
+
+
+def _sources(options: LabelConfig, out: Path) -> list[str]:
+    """The shards to label. Where their folder holds ``out`` too, what an earlier run made of them is none."""
+    found: list[str] = []
+    for pattern in options.shards if isinstance(options.shards, list) else [options.shards]:
+        shards = expand([pattern], options.storage)
+        sources = [shard for shard in shards if not _replaced(shard, out)]
+        if {*map(name_of, shards)} > {*map(name_of, sources)}:
+            raise ValueError(f"data label: out={options.out} holds the shards themselves: choose another folder")
+        found += sources
+    return list(dict.fromkeys(found))
+
+
+def _replaced(shard: str, out: Path) -> bool:
+    """Whether a labelled shard would take the place of this one."""
+    name = name_of(shard)
+    if "://" in shard:
+        return posixpath.normpath(without_query(shard)) == posixpath.normpath(str(out / name))
+    # A link is another file than what it leads to; replacing either would lose the shard.
+    path = Path(shard).absolute()
+    return out.resolve() / name in (path.parent.resolve() / name, path.resolve())
 
 
 def _plan(options: LabelConfig, todo: Sequence[LabelJob], shards: int) -> str:

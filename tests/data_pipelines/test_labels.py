@@ -315,6 +315,12 @@ def test_shards_of_an_object_store_get_the_same_labels(server: LabelServer, tmp_
         server.asked.clear()
         label(there)
         assert not server.asked
+        # Labels of labels take another folder.
+        same = {"shards": "s3://bucket/out/*.tar", "storage": storage, "task": "lid"}
+        for out in ("s3://bucket/out", "s3://bucket/out/", "s3://bucket/raw/../out"):
+            with pytest.raises(ValueError, match="holds the shards themselves"):
+                label(by(server, tmp_path, out=out, **same))
+        assert fs.cat_file("bucket/out/a.tar") == found["a.tar"]
 
 
 def test_a_dry_run_shows_the_price_and_asks_nothing(
@@ -369,6 +375,35 @@ def test_shards_of_others_are_not_replaced(server: LabelServer, tmp_path: Path) 
     shard(tmp_path / "raw/b/a.tar", ("k", {}, noise(0.5)))
     with pytest.raises(ValueError, match=r"a\.tar is there in several folders"):
         label(by(server, tmp_path, out=str(tmp_path / "new")))
+
+
+def test_a_shard_is_not_replaced_by_its_own_labels(server: LabelServer, tmp_path: Path) -> None:
+    shard(tmp_path / "raw/a.tar", ("k", {}, noise(0.5)))
+    label(by(server, tmp_path))
+    out = tmp_path / "out"
+    (tmp_path / "links").mkdir()
+    for suffix in ("", ".index.parquet"):
+        (tmp_path / f"links/a.tar{suffix}").symlink_to(out / f"a.tar{suffix}")
+    (tmp_path / "folder").symlink_to(out)
+    before = (out / "a.tar").read_bytes()
+    for shards in ("out/*.tar", "links/a.tar", "folder", "links/../out/a.tar"):
+        with pytest.raises(ValueError, match="holds the shards themselves"):
+            label(by(server, tmp_path, shards=str(tmp_path / shards), task="lid"))
+    with pytest.raises(ValueError, match="holds the shards themselves"):
+        label(by(server, tmp_path, shards=[str(tmp_path / "raw"), str(out / "a.tar")], task="lid"))
+    assert (out / "a.tar").read_bytes() == before
+
+
+def test_labels_below_the_shards_are_none_of_them(server: LabelServer, tmp_path: Path) -> None:
+    for name in "ab":
+        shard(tmp_path / f"raw/{name}.tar", (name, {}, noise(0.5)))
+    options = by(server, tmp_path, out=str(tmp_path / "raw/labelled"))
+    label(options)
+    label(options)
+    assert len(server.asked) == 2
+    (tmp_path / "raw/b.tar").unlink()
+    with pytest.raises(ValueError, match="holds the shards themselves"):
+        label(options)
 
 
 def talkative(folder: Path) -> Path:
