@@ -124,7 +124,8 @@ def test_what_looks_invented_is_left_out_counted_and_listed(
     answers = {
         500: (200, "a good answer", "stop"), 600: (200, "thank you " * 9, "stop"), 700: (200, "  ", "stop"),
         800: (200, "no end", "length"), 900: (400, "filtered", "stop"), 1000: (200, "<|en|>tagged", "stop"),
-        1100: (200, "abcdefghijklmnopqrstuvwxyz" * 9, "stop"),
+        1100: (200, "abcdefghijklmnopqrstuvwxyz" * 9, "stop"), 1200: (200, "I'm sorry, no.", "refusal"),
+        1300: (200, "half of", "content_filter"),
     }  # fmt: skip
     server.says = lambda ms, prompt: answers[ms]
     quiet = np.zeros(RATE, np.float32)
@@ -138,10 +139,11 @@ def test_what_looks_invented_is_left_out_counted_and_listed(
     with ShardWriter(tmp_path / "raw/b.tar") as writer:
         writer.write("pair", train, [noise(1), noise(1)])
         writer.write("words", train, [])
-    label(by(server, tmp_path, max_duration_s=2.5, where=train))
+    label(by(server, tmp_path, max_duration_s=2.5, where=train, error_budget=0.3))
     expected = {
         "c600": "repeated words", "c700": "empty answer", "c800": "answer cut short", "c900": "no answer",
         "c1000": "answer of another form", "c1100": "repeated words", "quiet": "silence",
+        "c1200": "no answer", "c1300": "no answer",
         "long": "longer than max_duration_s", "other": "other by where",
     }  # fmt: skip
     assert left_out(tmp_path / "out/a.tar") == expected
@@ -151,12 +153,13 @@ def test_what_looks_invented_is_left_out_counted_and_listed(
     assert not (tmp_path / "out/b.tar").exists()
     report = json.loads((tmp_path / "out/label.report.json").read_text())
     assert report["dropped"]["repeated words"] == 2
-    assert (report["made"], report["bad"]) == (1, 1)
+    assert (report["made"], report["bad"]) == (1, 3)
     said = capsys.readouterr().out
     assert "skipped 2: repeated words, e.g. c600: 9 times in a row: 'thank you" in said
     # What is silent or too long is never sent; the filters can be switched off.
     assert len(server.asked) == len(answers)
-    label(by(server, tmp_path, max_repeats=None, max_compression=None, out=str(tmp_path / "all"), max_duration_s=2.5))
+    label(by(server, tmp_path, max_repeats=None, max_compression=None, out=str(tmp_path / "all"), max_duration_s=2.5,
+             error_budget=0.3))  # fmt: skip
     assert {"c600", "c1100"} < records(tmp_path / "all/a.tar").keys()
 
 
@@ -184,14 +187,15 @@ def test_the_same_command_again_asks_for_what_is_missing(server: LabelServer, tm
 
 def test_answers_before_a_fault_are_kept(server: LabelServer, tmp_path: Path) -> None:
     shard(tmp_path / "raw/a.tar", *[(f"a{i:02d}", {}, noise(0.5 + i / 50)) for i in range(12)])
-    # The shortest clip is in the last batch of four.
-    server.says = lambda ms, prompt: (503, "busy", "stop") if ms == 500 else (200, f"{ms} ms", "stop")
+    # In the last batch of four.
+    server.says = lambda ms, prompt: (503, "busy", "stop") if ms == 720 else (200, f"{ms} ms", "stop")
     options = by(server, tmp_path, requests=1)
     with pytest.raises(ValueError, match="goes on from here"):
         label(options)
     server.says = lambda ms, prompt: (200, f"{ms} ms", "stop")
     server.asked.clear()
-    label(options)
+    # What was paid for counts at any number of requests.
+    label(replace(options, requests=3))
     assert len(server.asked) == 4
     assert len(records(tmp_path / "out/a.tar")) == 12
 
@@ -208,6 +212,15 @@ def test_errors_over_all_shards_meet_the_budget(server: LabelServer, tmp_path: P
     assert len(records(tmp_path / "out/a.tar")) == 9
     label(by(server, tmp_path, error_budget=0.1, retry_bad=True))
     assert len(records(tmp_path / "out/a.tar")) == 10
+
+
+def test_a_shard_of_refused_clips_meets_the_budget_as_others_do(server: LabelServer, tmp_path: Path) -> None:
+    shard(tmp_path / "raw/a.tar", *[(f"bad{i}", {}, noise(0.5)) for i in range(8)])
+    shard(tmp_path / "raw/b.tar", *[(f"k{i}", {}, noise(1)) for i in range(8)])
+    server.says = lambda ms, prompt: (422 if ms == 500 else 200, "words", "stop")
+    label(by(server, tmp_path, error_budget=0.5))
+    assert {*left_out(tmp_path / "out/a.tar").values()} == {"no answer"}
+    assert len(records(tmp_path / "out/b.tar")) == 8
 
 
 def test_requests_at_a_time(server: LabelServer, tmp_path: Path) -> None:
@@ -256,6 +269,26 @@ def test_windows_hold_the_whole_clip_and_silent_ones_are_not_asked(server: Label
     shard(tmp_path / "raw/a.tar", ("half", {}, wave))
     label(by(server, tmp_path))
     assert sum(ms for ms, _ in server.asked) < 31_000
+
+
+def test_a_word_in_a_quiet_window_of_a_long_clip_is_heard(server: LabelServer, tmp_path: Path) -> None:
+    quiet = np.zeros(28 * RATE, np.float32)
+    wave = np.concatenate([quiet, noise(0.5), quiet])
+    shard(tmp_path / "raw/a.tar", ("word", {}, wave), ("mute", {}, np.zeros(70 * RATE, np.float32)))
+    server.says = lambda ms, prompt: (200, "hello", "stop")
+    label(by(server, tmp_path))
+    assert records(tmp_path / "out/a.tar")["word"]["text"] == " ".join(["hello"] * len(server.asked))
+    assert left_out(tmp_path / "out/a.tar") == {"mute": "silence"}
+
+
+def test_a_window_without_an_answer_leaves_the_clip_out(server: LabelServer, tmp_path: Path) -> None:
+    shard(tmp_path / "raw/a.tar", ("long", {}, noise(50)), ("short", {}, noise(1)))
+    answers = iter(["some words", "", "more"])
+    server.says = lambda ms, prompt: (200, "words" if ms == 1000 else next(answers), "stop")
+    label(by(server, tmp_path, requests=1))
+    assert left_out(tmp_path / "out/a.tar") == {"long": "empty answer"}
+    (entry,) = dropped_of(tmp_path / "out/a.tar")
+    assert entry["detail"] == "part 2 of 2"
 
 
 @pytest.mark.parametrize("task", ["asr", "lid"])
