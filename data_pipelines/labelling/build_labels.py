@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import json
 import posixpath
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from data_pipelines.importing.budget import make_within_budget
+from data_pipelines.importing.budget import lacking, make_within_budget
 from data_pipelines.importing.import_report import Report
 from data_pipelines.importing.import_shard import LeftOut
 from data_pipelines.labelling.label_options import LabelConfig, Labeller
@@ -28,8 +28,10 @@ from qa_train.data.shards.sidecar import load_summary
 from qa_train.data.stores.folders import open_folder
 from qa_train.data.stores.storage import expand
 from qa_train.data.text.prompts import PromptBank
+from qa_train.eval.answers import Journal
 from qa_train.eval.questions import part_text
 from qa_train.model import find_checkpoint
+from qa_train.model.stored.manifest import fingerprint
 from qa_train.utils.masking import masked, name_of, without_query
 
 REPORT = "label.report.json"
@@ -59,7 +61,9 @@ def label(options: LabelConfig) -> int:
     jobs = _jobs(options)
     report = Report(f"labels by {options.name}", options.task, "that of the recordings")
     report.notes.append(_example(asking, jobs))
-    print(_plan(options, [job for job in jobs if not job.finished], len(jobs)), report.notes[0], sep="\n", flush=True)
+    again = lacking(jobs, retry_bad=options.retry_bad)
+    todo = [job for job in jobs if job in again or not job.finished]
+    print(_plan(options, todo, len(jobs)), report.notes[0], sep="\n", flush=True)
     if options.dry_run:
         return 0
     report.listed = sum(job.num_clips for job in jobs)
@@ -71,8 +75,12 @@ def label(options: LabelConfig) -> int:
     for path in (path for job in jobs for path in job.shards):
         report.count_shard(load_index(str(path), options.storage))
     report.save(place)
-    if jobs[0].answers is not None:
-        shutil.rmtree(jobs[0].answers, ignore_errors=True)
+    if (answers := jobs[0].answers) is not None:
+        for path in (path for job in jobs for name in job.journals for path in Journal.files(answers, name)):
+            path.unlink(missing_ok=True)
+        # Those of another command into the same folder stay.
+        with suppress(OSError):
+            answers.rmdir()
     print(report.text())
     if not report.made:
         raise ValueError("data label: no record was labelled")
@@ -124,7 +132,8 @@ def _jobs(options: LabelConfig) -> list[LabelJob]:
     if foreign:
         raise ValueError(f"data label: {out / foreign[0]} was not made by this command: choose another out=")
     rules = {name: value for name, value in asdict(options).items() if name not in _FREE}
-    rules |= {"bank": PromptBank.load(options.prompt_files).digest(options.task), "second": options.second.name}
+    rules |= {"bank": PromptBank.load(options.prompt_files).digest(options.task)}
+    rules |= {"checkpoint": _weights(options), "second": _weights(options.second)}
     with ThreadPoolExecutor(_LOOK_UPS) as pool:
         summaries = list(pool.map(partial(load_summary, cfg=options.storage), shards))
     return [
@@ -157,6 +166,11 @@ def _replaced(shard: str, out: Path) -> bool:
     # A link is another file than what it leads to; replacing either would lose the shard.
     path = Path(shard).absolute()
     return out.resolve() / name in (path.parent.resolve() / name, path.resolve())
+
+
+def _weights(by: Labeller) -> str:
+    """What names the weights of a checkpoint, wherever it lies; of an endpoint, and on the hub, the name of the model."""
+    return fingerprint(Path(by.checkpoint)) if by.checkpoint and Path(by.checkpoint).is_dir() else by.name
 
 
 def _plan(options: LabelConfig, todo: Sequence[LabelJob], shards: int) -> str:

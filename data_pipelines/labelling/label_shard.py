@@ -52,6 +52,11 @@ class LabelJob(CountedJob):
     options: LabelConfig = field(default_factory=LabelConfig)
     answers: Path | None = None
 
+    @property
+    def journals(self) -> tuple[str, str]:
+        """Names of the journals in ``answers``: of the first model and of the second."""
+        return f"{self.path.stem}.first", f"{self.path.stem}.second"
+
     def write(self) -> int:
         """Write the labelled shard; returns the number of its records.
 
@@ -204,8 +209,7 @@ class ShardLabels:
                 "model": by.name, "shard": self._job.arguments, "asked": sha256_of(asked),
                 "decoding": asdict(decoding), "limits": None if by.checkpoint is None else asdict(limits),
             }  # fmt: skip
-            name = f"{self._job.path.stem}.{'second' if by is options.second else 'first'}"
-            journal = Journal(self._job.answers, name, identity)
+            journal = Journal(self._job.answers, self._job.journals[by is options.second], identity)
         try:
             said = answer(self._questions, answerer, decoding, limits=limits, journal=journal, all_may_fail=True)
         except CallFailed as error:

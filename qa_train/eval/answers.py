@@ -12,6 +12,7 @@ Evaluation, held-out sets during training, preference pairs, the probe and the q
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import json
@@ -97,7 +98,7 @@ class Journal:
         self.path, self._on_change = folder / f"{name}-{ranks.rank}.jsonl", on_change
         self.known: dict[tuple[int, str], Outcome] = {}
         own: dict[int, Outcome] = {}
-        for path in sorted(folder.glob(f"{name}-*.jsonl")):
+        for path in self.files(folder, name):
             kept = {i: outcome for i, outcome in read_journal(path, identity).items() if outcome.error is None}
             self.known |= {(i, outcome.batch): outcome for i, outcome in kept.items()}
             own = kept if path == self.path else own
@@ -106,6 +107,11 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         header = json.dumps(dict(identity), sort_keys=True) + "\n"
         write_text(self.path, header + "".join(self._line(i, outcome) for i, outcome in own.items()))
+
+    @staticmethod
+    def files(folder: Path, name: str) -> list[Path]:
+        """Those of all ranks."""
+        return sorted(folder.glob(f"{glob.escape(name)}-*.jsonl"))
 
     @staticmethod
     def _line(number: int, outcome: Outcome) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -200,7 +203,24 @@ def test_answers_before_a_fault_are_kept(server: LabelServer, tmp_path: Path) ->
     assert len(records(tmp_path / "out/a.tar")) == 12
 
 
-def test_errors_over_all_shards_meet_the_budget(server: LabelServer, tmp_path: Path) -> None:
+def test_a_command_leaves_the_answers_of_another(server: LabelServer, tmp_path: Path) -> None:
+    for name in "ab":
+        shard(tmp_path / f"raw/{name}.tar", *[(f"{name}{i}", {}, noise(0.5 + i / 50)) for i in range(8)])
+    server.says = lambda ms, prompt: (503, "busy", "stop") if ms == 640 else (200, f"{ms} ms", "stop")
+    one, other = (by(server, tmp_path, shards=str(tmp_path / f"raw/{name}.tar"), requests=1) for name in "ab")
+    with pytest.raises(ValueError, match="goes on from here"):
+        label(one)
+    server.says = lambda ms, prompt: (200, f"{ms} ms", "stop")
+    label(other)
+    server.asked.clear()
+    label(one)
+    assert len(server.asked) == 4
+    assert not (tmp_path / "out/.answers").exists()
+
+
+def test_errors_over_all_shards_meet_the_budget(
+    server: LabelServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in "abc":
         shard(tmp_path / f"raw/{name}.tar", ("bad", {}, noise(0.5)), *[(f"k{i}", {}, noise(1)) for i in range(9)])
     server.says = lambda ms, prompt: (422 if ms == 500 else 200, "words", "stop")
@@ -210,8 +230,20 @@ def test_errors_over_all_shards_meet_the_budget(server: LabelServer, tmp_path: P
     server.says = lambda ms, prompt: (200, "words", "stop")
     label(by(server, tmp_path, error_budget=0.1))
     assert len(records(tmp_path / "out/a.tar")) == 9
-    label(by(server, tmp_path, error_budget=0.1, retry_bad=True))
+    # What a second try would cost is known before.
+    again = by(server, tmp_path, error_budget=0.1, retry_bad=True, price_per_hour=1e6)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    capsys.readouterr()
+    label(replace(again, dry_run=True))
+    assert "3 of 3 shards to make" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="more than max_cost=1"):
+        label(replace(again, max_cost=1.0))
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    label(again)
     assert len(records(tmp_path / "out/a.tar")) == 10
+    capsys.readouterr()
+    label(replace(again, dry_run=True))
+    assert "0 of 3 shards to make" in capsys.readouterr().out
 
 
 def test_a_shard_of_refused_clips_meets_the_budget_as_others_do(server: LabelServer, tmp_path: Path) -> None:
@@ -487,6 +519,36 @@ def test_a_checkpoint_says_what_it_says_in_evaluation(template: str, tmp_path: P
     assert {key: record["text"] for key, record in made.items()} == wanted
     assert {*left_out(tmp_path / "out/a.tar").values()} <= {"answer cut short", "empty answer"}
     assert len(next(iter(made.values()))["labelled"]["asr"]["weights"]) == 64
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_other_weights_in_the_same_place_label_again(
+    second: bool, server: LabelServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard(tmp_path / "raw/a.tar", ("k", {}, noise(0.5)))
+    talkative(tmp_path / "model")
+    shutil.copytree(tmp_path / "model", tmp_path / "copy")
+
+    def options(folder: str, **more: Any) -> LabelConfig:
+        by_checkpoint = (
+            {"second": Labeller(checkpoint=folder)} if second else {"url": None, "model": "", "checkpoint": folder}
+        )
+        return by(server, tmp_path, device="cpu", max_difference=1.0, max_repeats=None, **by_checkpoint, **more)
+
+    def to_make(folder: str) -> str:
+        capsys.readouterr()
+        label(options(str(tmp_path / folder), dry_run=True))
+        return capsys.readouterr().out.partition(": ")[2].partition(" shards")[0]
+
+    # Whether the model says something does not matter here.
+    with suppress(ValueError):
+        label(options(str(tmp_path / "model")))
+    assert to_make("model") == to_make("copy") == "0 of 1"
+    os.utime(tmp_path / "copy/model.safetensors", ns=(1, 1))
+    assert to_make("copy") == "1 of 1"
+    for folder in ("model", "copy"):
+        (tmp_path / folder / "manifest.json").write_text('{"files": {}, "checksums": {"model.safetensors": "00"}}')
+    assert to_make("model") == to_make("copy") == "1 of 1"
 
 
 def test_our_own_server_labels_as_the_checkpoint_does(tmp_path: Path) -> None:
