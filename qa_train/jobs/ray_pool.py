@@ -54,8 +54,18 @@ class RayPool:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ValueError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from error
         self._ray, self._modules, self._keep, self._cores = ray, modules, keep, cores
-        # What Ray would try again itself is tried again, counted and told by qa_train.jobs.executor.
-        self._task = ray.remote(max_retries=0, num_cpus=cores, num_gpus=gpus)(_on_node)
+        self._check_room(gpus)
+        # What Ray would try again itself is tried again, counted and told by qa_train.jobs.executor. And it would end its
+        # process after each job with a GPU, and with it the one that is kept.
+        self._task = ray.remote(max_retries=0, max_calls=0, num_cpus=cores, num_gpus=gpus)(_on_node)
+
+    def _check_room(self, gpus: float) -> None:
+        """ValueError if no node could ever begin a job: Ray would wait in silence."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        if not any(node.get("CPU", 0) >= self._cores and node.get("GPU", 0) >= gpus for node in nodes):
+            self.close()
+            has = ", ".join(f"{node.get('CPU', 0):g} cores and {node.get('GPU', 0):g} GPUs" for node in nodes)
+            raise ValueError(f"cores={self._cores} gpus={gpus:g}: no node of the Ray cluster has as many; they have {has}")
 
     @property
     def ahead(self) -> int:
