@@ -61,8 +61,8 @@ def label(options: LabelConfig) -> int:
     jobs = _jobs(options)
     report = Report(f"labels by {options.name}", options.task, "that of the recordings")
     report.notes.append(_example(asking, jobs))
-    again = lacking(jobs, retry_bad=options.retry_bad)
-    todo = [job for job in jobs if job in again or not job.finished]
+    again = {job.path for job in lacking(jobs, retry_bad=options.retry_bad)}
+    todo = [job for job in jobs if job.path in again or not job.finished]
     print(_plan(options, todo, len(jobs)), report.notes[0], sep="\n", flush=True)
     if options.dry_run:
         return 0
@@ -169,7 +169,7 @@ def _replaced(shard: str, out: Path) -> bool:
 
 
 def _weights(by: Labeller) -> str:
-    """What names the weights of a checkpoint, wherever it lies; of an endpoint, and on the hub, the name of the model."""
+    """What names the weights of a checkpoint, wherever it lies; of an endpoint and of the hub, the model's name."""
     return fingerprint(Path(by.checkpoint)) if by.checkpoint and Path(by.checkpoint).is_dir() else by.name
 
 

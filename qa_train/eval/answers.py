@@ -163,7 +163,8 @@ def answer(
     """All outcomes, on every rank: answer j of ``samples`` to question i has the number ``i * samples + j``.
 
     ``in_step``: all ranks answer every batch together and rank 0's answers count, because no rank has the whole model
-    (ZeRO-3); not with a journal. ``all_may_fail``: no batch ends it, for the caller counts. ``on_progress`` gets the number of questions done since its last call, by all ranks.
+    (ZeRO-3); not with a journal. ``all_may_fail``: also a first batch that is refused as a whole is an outcome.
+    ``on_progress`` gets the number of questions done since its last call, by all ranks.
     A clip that cannot be read and a question that an endpoint refuses give outcomes with ``error``.
 
     Raises:

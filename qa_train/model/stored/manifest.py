@@ -35,8 +35,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 that tells a folder's weights from others without reading them: of the checksums in its manifest, or, where
-    it has none, of the names, sizes and times of its safetensors files.
+    """SHA-256 that tells a folder's weights from others without reading them: of the checksums in its manifest, or
+    without one of the names, sizes and times of its safetensors files.
     """
     told: Any = None
     with suppress(OSError, ValueError):
