@@ -30,8 +30,7 @@ from qa_train.data.stores.storage import expand
 from qa_train.data.text.prompts import PromptBank
 from qa_train.eval.answers import Journal
 from qa_train.eval.questions import part_text
-from qa_train.model import find_checkpoint
-from qa_train.model.stored.manifest import fingerprint
+from qa_train.model import find_checkpoint, fingerprint
 from qa_train.utils.masking import masked, name_of, without_query
 
 REPORT = "label.report.json"
