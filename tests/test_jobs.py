@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from qa_train.jobs.executor import ATTEMPTS, HERE, Engine, each
-from qa_train.jobs.processes import NodeLost
+from qa_train.jobs.processes import NodeLost, Processes
 
 TWO = Engine(2)
 
@@ -91,6 +91,20 @@ def test_a_kept_process_takes_job_after_job(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="b is wrong"):
         list(each(refuses, ["a", "slow", "b"], engine=kept))
     assert time.monotonic() - started < 30
+
+
+def test_a_kept_process_sees_the_gpus_of_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, gpus = Processes(1, [], keep=True), "CUDA_VISIBLE_DEVICES"
+    pids = []
+    for visible in ("0", "0", "1", None):
+        monkeypatch.delenv(gpus, raising=False) if visible is None else monkeypatch.setenv(gpus, visible)
+        assert pool.run(os.getenv, gpus) == visible
+        pids.append(pool.run(os.getpid))
+    assert pids[0] == pids[1]
+    assert len({*pids}) == 3
+    # The others are gone, and what they held with them.
+    assert [Path(f"/proc/{pid}").exists() for pid in pids[1:]] == [False, False, True]
+    pool.close()
 
 
 def test_few_results_wait_for_a_slow_job() -> None:

@@ -17,11 +17,15 @@ def allowed_of(share: float, total: int) -> int:
     return max(1, int(share * total)) if share else 0
 
 
+def lacking(jobs: Sequence[Job], *, retry_bad: bool) -> list[Job]:
+    """With ``retry_bad``, the shards that lack recordings."""
+    return [job for job in jobs if retry_bad and any(entry["error"] for entry in dropped_of(job.path))]
+
+
 def forget_bad(jobs: Sequence[Job], *, retry_bad: bool) -> None:
-    """With ``retry_bad``, have the shards made again that lack recordings."""
-    for job in jobs:
-        if retry_bad and any(entry["error"] for entry in dropped_of(job.path)):
-            companion(job.path, RECIPE_SUFFIX).unlink(missing_ok=True)
+    """Have the shards made again that are `lacking`."""
+    for job in lacking(jobs, retry_bad=retry_bad):
+        companion(job.path, RECIPE_SUFFIX).unlink(missing_ok=True)
 
 
 def make_within_budget(

@@ -13,7 +13,6 @@ from qa_train.data.stores.folders import write_text
 
 if TYPE_CHECKING:
     from data_pipelines.corpora.tree import Tree
-    from qa_train.data.shards.index import ShardIndex
 
 EXAMPLES = 5
 

@@ -8,16 +8,17 @@ loops, or unlike those of a second model. A shard is made from a shard, whole or
 from __future__ import annotations
 
 import json
-import shutil
+import posixpath
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from data_pipelines.importing.budget import make_within_budget
+from data_pipelines.importing.budget import lacking, make_within_budget
 from data_pipelines.importing.import_report import Report
 from data_pipelines.importing.import_shard import LeftOut
 from data_pipelines.labelling.label_options import LabelConfig, Labeller
@@ -27,9 +28,10 @@ from qa_train.data.shards.sidecar import load_summary
 from qa_train.data.stores.folders import open_folder
 from qa_train.data.stores.storage import expand
 from qa_train.data.text.prompts import PromptBank
+from qa_train.eval.answers import Journal
 from qa_train.eval.questions import part_text
-from qa_train.model import find_checkpoint
-from qa_train.utils.masking import masked, without_query
+from qa_train.model import find_checkpoint, fingerprint
+from qa_train.utils.masking import masked, name_of, without_query
 
 REPORT = "label.report.json"
 # What was answered for shards that are not whole yet.
@@ -58,7 +60,9 @@ def label(options: LabelConfig) -> int:
     jobs = _jobs(options)
     report = Report(f"labels by {options.name}", options.task, "that of the recordings")
     report.notes.append(_example(asking, jobs))
-    print(_plan(options, [job for job in jobs if not job.finished], len(jobs)), report.notes[0], sep="\n", flush=True)
+    again = {job.path for job in lacking(jobs, retry_bad=options.retry_bad)}
+    todo = [job for job in jobs if job.path in again or not job.finished]
+    print(_plan(options, todo, len(jobs)), report.notes[0], sep="\n", flush=True)
     if options.dry_run:
         return 0
     report.listed = sum(job.num_clips for job in jobs)
@@ -70,8 +74,12 @@ def label(options: LabelConfig) -> int:
     for path in (path for job in jobs for path in job.shards):
         report.count_shard(load_index(str(path), options.storage))
     report.save(place)
-    if jobs[0].answers is not None:
-        shutil.rmtree(jobs[0].answers, ignore_errors=True)
+    if (answers := jobs[0].answers) is not None:
+        for path in (path for job in jobs for name in job.journals for path in Journal.files(answers, name)):
+            path.unlink(missing_ok=True)
+        # Those of another command into the same folder stay.
+        with suppress(OSError):
+            answers.rmdir()
     print(report.text())
     if not report.made:
         raise ValueError("data label: no record was labelled")
@@ -110,22 +118,21 @@ def _found(by: Labeller, prefix: str) -> Labeller:
 
 def _jobs(options: LabelConfig) -> list[LabelJob]:
     """A job for each shard, of the same name."""
-    shards = expand(options.shards if isinstance(options.shards, list) else [options.shards], options.storage)
     out = open_folder(options.out, options.storage)
+    shards = _sources(options, out)
     remote = [place for place in (options.out, *shards) if "://" in place]
     if options.audio == "in_place" and remote:
         raise ValueError(f"data label: audio=in_place links local shards, {masked(remote[0])} is none: use audio=copy")
-    names = [Path(without_query(shard)).name for shard in shards]
+    names = list(map(name_of, shards))
     if twice := [name for name, number in Counter(names).items() if number > 1]:
         raise ValueError(f"data label: {twice[0]} is there in several folders: label them into an out= each")
-    if any("://" not in shard and Path(shard).absolute().parent.resolve() == out.resolve() for shard in shards):
-        raise ValueError(f"data label: out={options.out} holds the shards themselves: choose another folder")
     # Written before the first shard is.
     foreign = [] if (out / REPORT).exists() else [name for name in names if (out / name).exists()]
     if foreign:
         raise ValueError(f"data label: {out / foreign[0]} was not made by this command: choose another out=")
     rules = {name: value for name, value in asdict(options).items() if name not in _FREE}
-    rules |= {"bank": PromptBank.load(options.prompt_files).digest(options.task), "second": options.second.name}
+    rules |= {"bank": PromptBank.load(options.prompt_files).digest(options.task)}
+    rules |= {"checkpoint": _weights(options), "second": _weights(options.second)}
     with ThreadPoolExecutor(_LOOK_UPS) as pool:
         summaries = list(pool.map(partial(load_summary, cfg=options.storage), shards))
     return [
@@ -136,6 +143,33 @@ def _jobs(options: LabelConfig) -> list[LabelJob]:
         )
         for shard, name, summary in zip(shards, names, summaries, strict=True)
     ]  # fmt: skip
+
+
+def _sources(options: LabelConfig, out: Path) -> list[str]:
+    """The shards to label. Where their folder holds ``out`` too, what an earlier run made of them is none."""
+    found: list[str] = []
+    for pattern in options.shards if isinstance(options.shards, list) else [options.shards]:
+        shards = expand([pattern], options.storage)
+        sources = [shard for shard in shards if not _replaced(shard, out)]
+        if {*map(name_of, shards)} > {*map(name_of, sources)}:
+            raise ValueError(f"data label: out={options.out} holds the shards themselves: choose another folder")
+        found += sources
+    return list(dict.fromkeys(found))
+
+
+def _replaced(shard: str, out: Path) -> bool:
+    """Whether a labelled shard would take the place of this one."""
+    name = name_of(shard)
+    if "://" in shard:
+        return posixpath.normpath(without_query(shard)) == posixpath.normpath(str(out / name))
+    # A link is another file than what it leads to; replacing either would lose the shard.
+    path = Path(shard).absolute()
+    return out.resolve() / name in (path.parent.resolve() / name, path.resolve())
+
+
+def _weights(by: Labeller) -> str:
+    """What names the weights of a checkpoint, wherever it lies; of an endpoint and of the hub, the model's name."""
+    return fingerprint(Path(by.checkpoint)) if by.checkpoint and Path(by.checkpoint).is_dir() else by.name
 
 
 def _plan(options: LabelConfig, todo: Sequence[LabelJob], shards: int) -> str:

@@ -63,7 +63,8 @@ class LabelConfig(EngineOptions, Labeller):
     window_s: float = 30.0
     # Seconds; longer clips are left out.
     max_duration_s: float = 600.0
-    # Windows with a larger share of silent 20 ms frames are not asked about; null: all are.
+    # Clips with a larger share of silent 20 ms frames are not asked about; of longer clips, windows in which all
+    # are. null: everything is asked about.
     max_silence: float | None = 0.95
     # dB below full scale; frames with a lower level are silent.
     silence_db: float = -55.0

@@ -52,6 +52,11 @@ class LabelJob(CountedJob):
     options: LabelConfig = field(default_factory=LabelConfig)
     answers: Path | None = None
 
+    @property
+    def journals(self) -> tuple[str, str]:
+        """Names of the journals in ``answers``: of the first model and of the second."""
+        return f"{self.path.stem}.first", f"{self.path.stem}.second"
+
     def write(self) -> int:
         """Write the labelled shard; returns the number of its records.
 
@@ -109,7 +114,7 @@ class ShardLabels:
         self._asked: dict[str, tuple[dict[str, Any], str, range]] = {}
         self._questions: list[Question] = []
         reader = ClipReader(0, self._options.storage)
-        # The windows of a clip are asked about together.
+        # An endpoint is asked about the windows of a clip one after the other; a checkpoint by their length.
         self._wave = lru_cache(maxsize=8)(partial(_wave, reader))
         with closing(reader):
             for row in index.table.to_pylist():
@@ -173,24 +178,24 @@ class ShardLabels:
             load = partial(self._window, clip, start, stop)
             self._questions.append(Question(sample, load, (), "", f"{clip.id} {start}-{stop}", tokens=tokens))
         if len(self._questions) == first:
-            raise LeftOut(f"more than {options.max_silence} of every window is silent", "silence")
+            raise LeftOut("nothing but silence", "silence")
         self._asked[key] = record, part_text(user), range(first, len(self._questions))
 
     def _windows(self, clip: Clip) -> Iterator[tuple[int, int]]:
         """[start, stop) of the parts to ask about: not the silent ones."""
         options = self._options
-        parts = [(0, clip.num_samples)]
+        parts, most = [(0, clip.num_samples)], options.max_silence
         if self._asking.in_windows and clip.duration_s > options.window_s:
             parts = windows(self._wave(clip), options.window_s)
         for start, stop in parts:
-            silent = options.max_silence is not None and (
-                silent_share(self._wave(clip)[start:stop], options.silence_db) > options.max_silence
-            )
-            if not silent:
+            share = 0.0 if most is None else silent_share(self._wave(clip)[start:stop], options.silence_db)
+            # A word in a window of a long clip belongs to the transcript.
+            if most is None or share <= most or (len(parts) > 1 and share < 1):
                 yield start, stop
 
     def _window(self, clip: Clip, start: int, stop: int) -> tuple[np.ndarray]:
-        return (self._wave(clip)[start:stop],)
+        # A part alone does not keep the whole clip in memory.
+        return (self._wave(clip)[start:stop].copy(),)
 
     def _answered(self, by: Labeller) -> tuple[list[Outcome], dict[str, Any]]:
         """The answers to all questions, and what names their model."""
@@ -202,14 +207,14 @@ class ShardLabels:
             asked = [[q.source, part_text(q.sample.messages[0])] for q in self._questions]
             identity = who | {
                 "model": by.name, "shard": self._job.arguments, "asked": sha256_of(asked),
-                "decoding": asdict(decoding), "limits": asdict(limits),
+                "decoding": asdict(decoding), "limits": None if by.checkpoint is None else asdict(limits),
             }  # fmt: skip
-            name = f"{self._job.path.stem}.{'second' if by is options.second else 'first'}"
-            journal = Journal(self._job.answers, name, identity)
+            journal = Journal(self._job.answers, self._job.journals[by is options.second], identity)
         try:
-            return answer(self._questions, answerer, decoding, limits=limits, journal=journal), who
+            said = answer(self._questions, answerer, decoding, limits=limits, journal=journal, all_may_fail=True)
         except CallFailed as error:
             raise ValueError(f"{masked(by.url)}: {error}; the same command again goes on from here") from error
+        return said, who
 
     def _said(self, outcomes: list[Outcome], language: str | None) -> str:
         """The answers to the windows of a clip in one. Raises LeftOut or BadRecord where one cannot be used."""
@@ -221,14 +226,12 @@ class ShardLabels:
             if each.truncated:
                 raise LeftOut(f"max_new_tokens={options.max_new_tokens}: {text[:200]!r}", "answer cut short")
             if not text:
-                continue
+                raise LeftOut(f"part {len(texts) + 1} of {len(outcomes)}", "empty answer")
             if options.max_repeats and (times := repeats(transcript_words(text, language))) > options.max_repeats:
                 raise LeftOut(f"{times} times in a row: {text[:200]!r}", "repeated words")
             if options.max_compression and (ratio := compression_ratio(text)) > options.max_compression:
                 raise LeftOut(f"compression ratio {ratio:.1f}: {text[:200]!r}", "repeated words")
             texts.append(text)
-        if not texts:
-            raise LeftOut("", "empty answer")
         return ("" if language in CHARACTER_LANGUAGES else " ").join(texts)
 
 
@@ -272,7 +275,7 @@ def _answerer(by: Labeller, options: LabelConfig) -> tuple[Answerer, dict[str, A
     if by.checkpoint is None:
         endpoint = Endpoint(str(by.url), by.model, by.key_env)
         # Each request is one clip: batches only keep all of them busy.
-        return EndpointModel(endpoint, options.requests), {}, Limits(4 * options.requests, 1 << 40)
+        return EndpointModel(endpoint, options.requests, refusals_fail=True), {}, Limits(4 * options.requests, 1 << 40)
     limits = Limits(options.batch_size, options.token_budget)
     return *_loaded(by.checkpoint, limits, options.device, options.verify), limits
 

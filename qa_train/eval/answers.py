@@ -2,8 +2,9 @@
 
 1. Batches are planned over all questions, longest first, whatever the number of processes: rank r of W answers the
    batches r, r + W, ... So the arithmetic of an answer depends neither on their number nor on when one was killed.
+   Who answers each item alone (`Answerer`) gets them in their order.
 2. Each rank appends its answers to its own journal, on disk after every batch, with the digest of the clips and of
-   all that was asked in one batch: a later start keeps an answer only while both are the same.
+   all that an answer depends on, its batch or itself: a later start keeps an answer only while both are the same.
 3. Every rank gets all answers, in the order of the questions.
 
 Evaluation, held-out sets during training, preference pairs, the probe and the quickstart call `answer`.
@@ -11,6 +12,7 @@ Evaluation, held-out sets during training, preference pairs, the probe and the q
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import json
@@ -38,7 +40,7 @@ class Outcome:
     text: str = ""
     truncated: bool = False
     error: str | None = None
-    # Digests of the clips, and of all that was asked in one batch; empty without a journal.
+    # Digests of the clips, and of what the answer depends on: all of its batch, or itself; empty without a journal.
     clips: str = ""
     batch: str = ""
 
@@ -96,7 +98,7 @@ class Journal:
         self.path, self._on_change = folder / f"{name}-{ranks.rank}.jsonl", on_change
         self.known: dict[tuple[int, str], Outcome] = {}
         own: dict[int, Outcome] = {}
-        for path in sorted(folder.glob(f"{name}-*.jsonl")):
+        for path in self.files(folder, name):
             kept = {i: outcome for i, outcome in read_journal(path, identity).items() if outcome.error is None}
             self.known |= {(i, outcome.batch): outcome for i, outcome in kept.items()}
             own = kept if path == self.path else own
@@ -105,6 +107,11 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         header = json.dumps(dict(identity), sort_keys=True) + "\n"
         write_text(self.path, header + "".join(self._line(i, outcome) for i, outcome in own.items()))
+
+    @staticmethod
+    def files(folder: Path, name: str) -> list[Path]:
+        """Those of all ranks."""
+        return sorted(folder.glob(f"{glob.escape(name)}-*.jsonl"))
 
     @staticmethod
     def _line(number: int, outcome: Outcome) -> str:
@@ -150,36 +157,38 @@ def answer(
     ranks: Ranks | None = None,
     journal: Journal | None = None,
     in_step: bool = False,
+    all_may_fail: bool = False,
     on_progress: Callable[[int], None] = lambda n: None,
 ) -> list[Outcome]:
     """All outcomes, on every rank: answer j of ``samples`` to question i has the number ``i * samples + j``.
 
     ``in_step``: all ranks answer every batch together and rank 0's answers count, because no rank has the whole model
-    (ZeRO-3); not with a journal. ``on_progress`` gets the number of questions done since its last call, by all ranks.
+    (ZeRO-3); not with a journal. ``all_may_fail``: also a first batch that is refused as a whole is an outcome.
+    ``on_progress`` gets the number of questions done since its last call, by all ranks.
     A clip that cannot be read and a question that an endpoint refuses give outcomes with ``error``.
 
     Raises:
-        ValueError: the first batch of a new journal is refused as a whole: the fault is not in the questions. Or
-            several samples with greedy decoding.
+        ValueError: the first batch of a new journal is refused as a whole: the fault is not in the questions (unless
+            ``all_may_fail``). Or several samples with greedy decoding.
     """
     decoding, limits, ranks = decoding or Decoding(), limits or Limits(), ranks or Ranks()
-    plan = plan_batches(
+    alone, rows = getattr(answerer, "alone", False), max(1, limits.batch_size // samples)
+    in_order: list[Sequence[int]] = [range(len(questions))[i : i + rows] for i in range(0, len(questions), rows)]
+    plan = in_order if alone else plan_batches(
         [question.tokens for question in questions],
-        rows=max(1, limits.batch_size // samples),
-        tokens=limits.token_budget // samples,
-        new_tokens=decoding.max_new_tokens,
-    )
+        rows=rows, tokens=limits.token_budget // samples, new_tokens=decoding.max_new_tokens,
+    )  # fmt: skip
     found: dict[int, Outcome] = {}
     stride = 1 if in_step else ranks.world
     for number, batch in enumerate(plan):
         if not in_step and number % ranks.world != ranks.rank:
             continue
-        asked = _Batch(questions, batch, samples, journal)
-        asked.load(alone=getattr(answerer, "alone", False))
+        asked = _Batch(questions, batch, samples, journal, alone=alone)
+        asked.load()
         if in_step:
             asked.without(ranks.gather(asked.failed))
         # Every batch draws its own random numbers.
-        found |= asked.answers(answerer, replace(decoding, seed=decoding.seed + number))
+        found |= asked.answers(answerer, replace(decoding, seed=decoding.seed + number), all_may_fail)
         on_progress(sum(map(len, plan[number : number + stride])))
     for part in reversed(ranks.gather(found)):
         found |= part
@@ -187,25 +196,30 @@ def answer(
 
 
 class _Batch:
-    """Questions that are asked together: all of them or none, so that the arithmetic is the same in every try."""
+    """Questions that are asked together: all of them or none, so that the arithmetic is the same in every try. Of those
+    that are answered ``alone``, only what is missing.
+    """
 
     def __init__(
-        self, questions: Sequence[Question], batch: Sequence[int], samples: int, journal: Journal | None
+        self, questions: Sequence[Question], batch: Sequence[int], samples: int, journal: Journal | None, *, alone: bool
     ) -> None:
-        self.questions, self.journal = questions, journal
+        self.questions, self.journal, self.alone = questions, journal, alone
         self.places = {i: range(i * samples, (i + 1) * samples) for i in batch}
         self.clips = {i: clips_digest(questions[i].clips) if journal else "" for i in batch}
-        self.name = sha256_of([[i, self.clips[i]] for i in batch]) if journal else ""
+        parts = [[i] for i in batch] if alone else [batch]
+        self.names = {
+            i: sha256_of([[each, self.clips[each]] for each in part]) if journal else "" for part in parts for i in part
+        }
         known = journal.known if journal else {}
-        places = [place for of_one in self.places.values() for place in of_one]
-        self.known = {place: known[place, self.name] for place in places if (place, self.name) in known}
+        named = [(place, self.names[i]) for i, of_one in self.places.items() for place in of_one]
+        self.known = {place: known[place, name] for place, name in named if (place, name) in known}
         self.items: dict[int, Item] = {}
         self.failed: dict[int, Outcome] = {}
 
-    def load(self, *, alone: bool) -> None:
-        """Read what has to be asked: nothing of a batch that is known, and of one that ``alone`` may split the rest."""
+    def load(self) -> None:
+        """Read what has to be asked: nothing of a batch that is known."""
         missing = [i for i, places in self.places.items() if not self.known.keys() >= set(places)]
-        others = [] if alone or not missing else [i for i in self.places if i not in missing]
+        others = [] if self.alone or not missing else [i for i in self.places if i not in missing]
         # Clips that failed before come first: while they still fail, nothing is asked again.
         for i in [*missing, *others]:
             if i not in missing and not self.items:
@@ -213,7 +227,7 @@ class _Batch:
             try:
                 self.items[i] = Item(self.questions[i].sample, self.questions[i].load())
             except BadAudio as error:
-                outcome = Outcome(error=str(error), clips=self.clips[i], batch=self.name)
+                outcome = Outcome(error=str(error), clips=self.clips[i], batch=self.names[i])
                 self.failed |= dict.fromkeys(self.places[i], outcome)
 
     def without(self, failed: Sequence[Mapping[int, Outcome]]) -> None:
@@ -222,7 +236,7 @@ class _Batch:
             self.failed = {**others, **self.failed}
         self.items = {i: item for i, item in self.items.items() if self.places[i][0] not in self.failed}
 
-    def answers(self, answerer: Any, decoding: Decoding) -> dict[int, Outcome]:
+    def answers(self, answerer: Any, decoding: Decoding, all_may_fail: bool) -> dict[int, Outcome]:
         """The outcomes of the batch, new ones added to the journal."""
         order = [i for i in self.places if i in self.items]
         items, samples = [self.items[i] for i in order], len(next(iter(self.places.values())))
@@ -232,12 +246,13 @@ class _Batch:
         elif items:
             said = [[one] for one in answerer.generate(items, decoding)]
         refusals = [one.error for each in said for one in each]
-        if self.journal is not None and not self.journal.known and len(order) > 1 and all(refusals):
+        first = self.journal is not None and not self.journal.known and len(order) > 1
+        if first and all(refusals) and not all_may_fail:
             raise ValueError(f"all of the first {len(order)} questions were refused: {refusals[0]}")
         new: dict[int, Outcome] = {}
         for i, each in zip(order, said, strict=True):
             for place, one in zip(self.places[i], each, strict=True):
-                new[place] = Outcome(one.text, one.truncated, one.error, self.clips[i], self.name)
+                new[place] = Outcome(one.text, one.truncated, one.error, self.clips[i], self.names[i])
         found = self.failed | self.known | new
         if self.journal is not None:
             self.journal.add(found)

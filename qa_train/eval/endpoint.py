@@ -16,6 +16,9 @@ from qa_train.data.text.sample import AudioPart
 from qa_train.infer.generate import Answer, Decoding, Item
 from qa_train.llm.client import Endpoint, ItemRefused
 
+# Characters of a refusal in a message.
+_SHOWN = 200
+
 
 def audio_messages(item: Item) -> list[dict[str, Any]]:
     """An item as chat messages: clips are ``input_audio`` parts (16-bit WAV, 16 kHz, base64)."""
@@ -42,14 +45,18 @@ def _wav(wave: np.ndarray) -> bytes:
 
 
 class EndpointModel:
-    """Answers items through an endpoint, several at a time."""
+    """Answers items through an endpoint, several at a time.
+
+    ``refusals_fail``: what it says instead of an answer is an ``error``; otherwise the answer, which is scored.
+    """
 
     # An answer does not depend on what else is asked: items of a batch can be asked again alone.
     alone = True
 
-    def __init__(self, endpoint: Endpoint, workers: int = 8) -> None:
+    def __init__(self, endpoint: Endpoint, workers: int = 8, *, refusals_fail: bool = False) -> None:
         self.endpoint = endpoint
         self.workers = workers
+        self.refusals_fail = refusals_fail
 
     def generate(self, items: Sequence[Item], decoding: Decoding | None = None) -> list[Answer]:
         """Answers in the order of the items; one that the endpoint refuses (too long, a filter) has an ``error``.
@@ -66,6 +73,8 @@ class EndpointModel:
                 )
             except ItemRefused as error:
                 return Answer("", False, 0.0, str(error))
+            if done.refused and self.refusals_fail:
+                return Answer("", False, 0.0, f"refused: {done.text[:_SHOWN]!r}")
             return Answer(done.text, done.finish == "length", 0.0)
 
         with ThreadPoolExecutor(self.workers) as pool:

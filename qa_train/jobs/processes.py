@@ -17,6 +17,8 @@ from typing import Any, Protocol
 
 # Jobs handed out per process before the first result is taken: results wait in memory no longer than that.
 _AHEAD = 4
+# Which GPUs a process sees. Ray sets it anew for each job; a fork server's own is that of its first.
+_GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 class Died(Exception):
@@ -65,10 +67,11 @@ class Here:
 
 @dataclass(frozen=True)
 class _Worker:
-    """A process that answers jobs until its pipe is closed."""
+    """A process that answers jobs until its pipe is closed, with the GPUs that it sees."""
 
     process: BaseProcess
     pipe: Connection
+    gpus: str | None
 
 
 class Processes:
@@ -117,18 +120,23 @@ class Processes:
         return answer
 
     def _begin(self) -> _Worker:
-        """A process that waits, or a new one."""
+        """A process that waits and sees the GPUs that this one does, or a new one."""
+        gpus = os.environ.get(_GPUS)
+        with self._lock:
+            kept = self._idle.pop() if self._idle else None
+        if kept is not None:
+            if kept.gpus == gpus:
+                return kept
+            self._end(kept)
         with self._lock:
             if self._closed:
                 raise Died("it was not begun")
-            if self._idle:
-                return self._idle.pop()
             ours, theirs = self._context.Pipe()
-            process = self._context.Process(target=_serve, args=(theirs,), daemon=True)
+            process = self._context.Process(target=_serve, args=(theirs, gpus), daemon=True)
             with theirs:
                 process.start()
             self._alive.add(process)
-            return _Worker(process, ours)
+            return _Worker(process, ours, gpus)
 
     def _end(self, worker: _Worker) -> int | None:
         """The exit code of a process that gets no more jobs."""
@@ -152,7 +160,9 @@ class Processes:
         self._threads.shutdown(cancel_futures=True)
 
 
-def _serve(pipe: Connection) -> None:
+def _serve(pipe: Connection, gpus: str | None) -> None:
+    os.environ.pop(_GPUS, None)
+    os.environ.update({} if gpus is None else {_GPUS: gpus})
     # A process that outlives a killed command would keep writing next to the next one.
     Thread(target=_end_with_parent, daemon=True).start()
     # Ctrl-C reaches the whole group: the command alone answers it.

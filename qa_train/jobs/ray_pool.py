@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import lru_cache
@@ -26,6 +27,8 @@ _LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 # Results are small; Ray would take 30 % of the memory for them.
 _OBJECT_STORE_BYTES = 256 << 20
 _CONNECT_S = 30.0
+# So long a command waits for the first node that can take its jobs.
+_JOIN_S = 60.0
 # Jobs handed in for each core, so that none waits for this process.
 _AHEAD = 2
 
@@ -54,8 +57,27 @@ class RayPool:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ValueError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from error
         self._ray, self._modules, self._keep, self._cores = ray, modules, keep, cores
-        # What Ray would try again itself is tried again, counted and told by qa_train.jobs.executor.
-        self._task = ray.remote(max_retries=0, num_cpus=cores, num_gpus=gpus)(_on_node)
+        self._check_room(gpus, 0.0 if address == "local" else _JOIN_S)
+        # What Ray would try again itself is tried again, counted and told by qa_train.jobs.executor. And it would end
+        # its process after each job with a GPU, and with it the one that is kept.
+        self._task = ray.remote(max_retries=0, max_calls=0, num_cpus=cores, num_gpus=gpus)(_on_node)
+
+    def _check_room(self, gpus: float, wait_s: float) -> None:
+        """Wait for a node that has room for a job; ValueError if none joins: Ray would wait for ever, in silence."""
+        until = time.monotonic() + wait_s
+        while True:
+            nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+            if any(node.get("CPU", 0) >= self._cores and node.get("GPU", 0) >= gpus for node in nodes):
+                return
+            if time.monotonic() >= until:
+                break
+            time.sleep(1)
+        self.close()
+        has = ", ".join(f"{node.get('CPU', 0):g} cores and {node.get('GPU', 0):g} GPUs" for node in nodes)
+        raise ValueError(
+            f"cores={self._cores} gpus={gpus:g}: no node of the Ray cluster has as many; they have {has}: ask for "
+            "less, or start the command when such a node has joined"
+        )
 
     @property
     def ahead(self) -> int:

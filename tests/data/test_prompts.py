@@ -329,7 +329,6 @@ def test_own_prompt_files_add_and_replace_tasks(tmp_path: Path) -> None:
         (b'{"keywords": [3]}', "'keywords' must be a list"),
         (b'{"slots": [3]}', "'slots' must map"),
         (b'{"words": [3]}', "'words' must be a list of objects"),
-        (b'{"segments": [{"start": 0, "end": 1}]}', "'segments', item 0: expected texts"),
         (b'{"words": [{"word": "a"}]}', "item 0: expected start and end"),
         (b'{"events": [{"label": "a", "start": 2, "end": 1}]}', "from 2 s to 1 s"),
         (b'{"entities": [{"type": "a"}]}', "item 0: expected texts"),
@@ -363,3 +362,17 @@ def test_bad_records_say_why(raw: bytes, message: str) -> None:
 )
 def test_odd_but_good_records_are_accepted(raw: str) -> None:
     assert stored_record(raw) == parse_record(raw.encode()) == json.loads(raw)
+
+
+@pytest.mark.parametrize(
+    "segments",
+    ["0-1", {"a": 1}, [3], [{"start": 0, "end": 1}], [{"text": "a", "start": 2, "end": 1}],
+     [{"text": "a", "start": "0", "end": "1"}]],
+)  # fmt: skip
+def test_segments_of_another_form_are_kept_and_not_asked_for(segments: object) -> None:
+    bank, record = PromptBank.load(), {"text": "a", "segments": segments}
+    raw = json.dumps(record)
+    assert stored_record(raw) == parse_record(raw.encode()) == record
+    assert bank.qualifies(record, "asr")
+    assert not bank.qualifies(record, "segment_timestamps")
+    assert bank.qualifies(record | {"segments": [{"text": "a", "start": 0, "end": 1}]}, "segment_timestamps")

@@ -14,6 +14,7 @@ import pytest
 from qa_train.config import DataConfig, SourceConfig, StorageConfig
 from qa_train.data.batches import open_data
 from qa_train.data.shards.catalog import write_catalog
+from qa_train.data.shards.index import scan
 from qa_train.data.shards.sidecar import load_index, load_summary
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.stores import storage
@@ -85,6 +86,14 @@ def test_the_query_opens_index_and_ranges(store: Store) -> None:
         place = (row["offsets"][0], row["sizes"][0])
         assert storage.RangeReader(QUICK).read(shard, *place) == storage.RangeReader().read(local, *place)
     assert {path.partition("?")[0] for path in store.log} == {"/a.tar", "/a.tar.index.parquet"}
+
+
+def test_an_index_of_a_damaged_shard_does_not_hold_the_query(store: Store) -> None:
+    path = store.folder / "a.tar"
+    path.write_bytes(path.read_bytes()[:20_000])
+    (problem,) = scan(url(store, "a.tar"), keep_damaged=True, cfg=QUICK).problems
+    assert problem.reason == "damaged shard"
+    assert "a.tar?***: " in problem.detail
 
 
 @pytest.mark.parametrize("catalog", [False, True])

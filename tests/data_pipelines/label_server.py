@@ -12,7 +12,7 @@ from typing import Any
 
 import soundfile
 
-# (milliseconds of the clip, prompt) -> (HTTP status, text, finish reason)
+# (milliseconds of the clip, prompt) -> (HTTP status, text, finish reason, or "refusal")
 Says = Callable[[int, str], tuple[int, str, str]]
 
 
@@ -55,7 +55,8 @@ class _Handler(BaseHTTPRequestHandler):
         status, answer, finish = self.server.says(*asked)
         with self.server.lock:
             self.server.now -= 1
-        choice = {"message": {"content": answer}, "finish_reason": finish}
+        message = {"refusal": answer, "content": None} if finish == "refusal" else {"content": answer}
+        choice = {"message": message, "finish_reason": finish}
         raw = json.dumps({"choices": [choice]} if status == 200 else {"error": answer}).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(raw)))

@@ -211,6 +211,27 @@ def test_a_kept_process_takes_the_jobs_of_its_core(cluster: Any) -> None:
     assert int(found.stdout) <= 2, found.stderr
 
 
+def test_a_kept_process_takes_the_jobs_of_its_gpu(cluster: Any) -> None:
+    cluster.add_node(num_cpus=1, num_gpus=1)
+    code = (
+        "import os, sys; from qa_train.jobs.ray_pool import RayPool;"
+        "pool = RayPool(sys.argv[1], [], keep=True, gpus=1);"
+        "jobs = [pool.submit(os.getpid) for _ in range(12)]; print(len({pool.result(job) for job in jobs}));"
+        "print(pool.result(pool.submit(os.getenv, 'CUDA_VISIBLE_DEVICES')))"
+    )
+    words = [sys.executable, "-c", code, cluster.address]
+    found = subprocess.run(words, env=os.environ | LOCAL, text=True, capture_output=True)
+    assert found.stdout.split() == ["1", "0"], found.stderr
+
+
+@pytest.mark.parametrize("asked", ["cores=2", "gpus=1"])
+def test_what_no_node_has_is_not_waited_for(asked: str, cluster: Any) -> None:
+    code = f"import sys; from qa_train.jobs import ray_pool as p; p._JOIN_S = 1; p.RayPool(sys.argv[1], [], {asked})"
+    words = [sys.executable, "-c", code, cluster.address]
+    found = subprocess.run(words, env=os.environ | LOCAL, text=True, capture_output=True, timeout=120)
+    assert "no node of the Ray cluster has as many; they have 1 cores and 0 GPUs, 1 cores and 0 GPUs" in found.stderr
+
+
 def test_what_the_nodes_log_is_no_result(cluster: Any) -> None:
     code = (
         "import os, sys, time; from qa_train.jobs.ray_pool import RayPool; pool = RayPool(sys.argv[1], []);"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -124,7 +127,8 @@ def test_what_looks_invented_is_left_out_counted_and_listed(
     answers = {
         500: (200, "a good answer", "stop"), 600: (200, "thank you " * 9, "stop"), 700: (200, "  ", "stop"),
         800: (200, "no end", "length"), 900: (400, "filtered", "stop"), 1000: (200, "<|en|>tagged", "stop"),
-        1100: (200, "abcdefghijklmnopqrstuvwxyz" * 9, "stop"),
+        1100: (200, "abcdefghijklmnopqrstuvwxyz" * 9, "stop"), 1200: (200, "I'm sorry, no.", "refusal"),
+        1300: (200, "half of", "content_filter"),
     }  # fmt: skip
     server.says = lambda ms, prompt: answers[ms]
     quiet = np.zeros(RATE, np.float32)
@@ -138,10 +142,11 @@ def test_what_looks_invented_is_left_out_counted_and_listed(
     with ShardWriter(tmp_path / "raw/b.tar") as writer:
         writer.write("pair", train, [noise(1), noise(1)])
         writer.write("words", train, [])
-    label(by(server, tmp_path, max_duration_s=2.5, where=train))
+    label(by(server, tmp_path, max_duration_s=2.5, where=train, error_budget=0.3))
     expected = {
         "c600": "repeated words", "c700": "empty answer", "c800": "answer cut short", "c900": "no answer",
         "c1000": "answer of another form", "c1100": "repeated words", "quiet": "silence",
+        "c1200": "no answer", "c1300": "no answer",
         "long": "longer than max_duration_s", "other": "other by where",
     }  # fmt: skip
     assert left_out(tmp_path / "out/a.tar") == expected
@@ -151,12 +156,13 @@ def test_what_looks_invented_is_left_out_counted_and_listed(
     assert not (tmp_path / "out/b.tar").exists()
     report = json.loads((tmp_path / "out/label.report.json").read_text())
     assert report["dropped"]["repeated words"] == 2
-    assert (report["made"], report["bad"]) == (1, 1)
+    assert (report["made"], report["bad"]) == (1, 3)
     said = capsys.readouterr().out
     assert "skipped 2: repeated words, e.g. c600: 9 times in a row: 'thank you" in said
     # What is silent or too long is never sent; the filters can be switched off.
     assert len(server.asked) == len(answers)
-    label(by(server, tmp_path, max_repeats=None, max_compression=None, out=str(tmp_path / "all"), max_duration_s=2.5))
+    label(by(server, tmp_path, max_repeats=None, max_compression=None, out=str(tmp_path / "all"), max_duration_s=2.5,
+             error_budget=0.3))  # fmt: skip
     assert {"c600", "c1100"} < records(tmp_path / "all/a.tar").keys()
 
 
@@ -184,19 +190,37 @@ def test_the_same_command_again_asks_for_what_is_missing(server: LabelServer, tm
 
 def test_answers_before_a_fault_are_kept(server: LabelServer, tmp_path: Path) -> None:
     shard(tmp_path / "raw/a.tar", *[(f"a{i:02d}", {}, noise(0.5 + i / 50)) for i in range(12)])
-    # The shortest clip is in the last batch of four.
-    server.says = lambda ms, prompt: (503, "busy", "stop") if ms == 500 else (200, f"{ms} ms", "stop")
+    # In the last batch of four.
+    server.says = lambda ms, prompt: (503, "busy", "stop") if ms == 720 else (200, f"{ms} ms", "stop")
     options = by(server, tmp_path, requests=1)
     with pytest.raises(ValueError, match="goes on from here"):
         label(options)
     server.says = lambda ms, prompt: (200, f"{ms} ms", "stop")
     server.asked.clear()
-    label(options)
+    # What was paid for counts at any number of requests.
+    label(replace(options, requests=3))
     assert len(server.asked) == 4
     assert len(records(tmp_path / "out/a.tar")) == 12
 
 
-def test_errors_over_all_shards_meet_the_budget(server: LabelServer, tmp_path: Path) -> None:
+def test_a_command_leaves_the_answers_of_another(server: LabelServer, tmp_path: Path) -> None:
+    for name in "ab":
+        shard(tmp_path / f"raw/{name}.tar", *[(f"{name}{i}", {}, noise(0.5 + i / 50)) for i in range(8)])
+    server.says = lambda ms, prompt: (503, "busy", "stop") if ms == 640 else (200, f"{ms} ms", "stop")
+    one, other = (by(server, tmp_path, shards=str(tmp_path / f"raw/{name}.tar"), requests=1) for name in "ab")
+    with pytest.raises(ValueError, match="goes on from here"):
+        label(one)
+    server.says = lambda ms, prompt: (200, f"{ms} ms", "stop")
+    label(other)
+    server.asked.clear()
+    label(one)
+    assert len(server.asked) == 4
+    assert not (tmp_path / "out/.answers").exists()
+
+
+def test_errors_over_all_shards_meet_the_budget(
+    server: LabelServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in "abc":
         shard(tmp_path / f"raw/{name}.tar", ("bad", {}, noise(0.5)), *[(f"k{i}", {}, noise(1)) for i in range(9)])
     server.says = lambda ms, prompt: (422 if ms == 500 else 200, "words", "stop")
@@ -206,8 +230,29 @@ def test_errors_over_all_shards_meet_the_budget(server: LabelServer, tmp_path: P
     server.says = lambda ms, prompt: (200, "words", "stop")
     label(by(server, tmp_path, error_budget=0.1))
     assert len(records(tmp_path / "out/a.tar")) == 9
-    label(by(server, tmp_path, error_budget=0.1, retry_bad=True))
+    # What a second try would cost is known before.
+    again = by(server, tmp_path, error_budget=0.1, retry_bad=True, price_per_hour=1e6)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    capsys.readouterr()
+    label(replace(again, dry_run=True))
+    assert "3 of 3 shards to make" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="more than max_cost=1"):
+        label(replace(again, max_cost=1.0))
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    label(again)
     assert len(records(tmp_path / "out/a.tar")) == 10
+    capsys.readouterr()
+    label(replace(again, dry_run=True))
+    assert "0 of 3 shards to make" in capsys.readouterr().out
+
+
+def test_a_shard_of_refused_clips_meets_the_budget_as_others_do(server: LabelServer, tmp_path: Path) -> None:
+    shard(tmp_path / "raw/a.tar", *[(f"bad{i}", {}, noise(0.5)) for i in range(8)])
+    shard(tmp_path / "raw/b.tar", *[(f"k{i}", {}, noise(1)) for i in range(8)])
+    server.says = lambda ms, prompt: (422 if ms == 500 else 200, "words", "stop")
+    label(by(server, tmp_path, error_budget=0.5))
+    assert {*left_out(tmp_path / "out/a.tar").values()} == {"no answer"}
+    assert len(records(tmp_path / "out/b.tar")) == 8
 
 
 def test_requests_at_a_time(server: LabelServer, tmp_path: Path) -> None:
@@ -256,6 +301,26 @@ def test_windows_hold_the_whole_clip_and_silent_ones_are_not_asked(server: Label
     shard(tmp_path / "raw/a.tar", ("half", {}, wave))
     label(by(server, tmp_path))
     assert sum(ms for ms, _ in server.asked) < 31_000
+
+
+def test_a_word_in_a_quiet_window_of_a_long_clip_is_heard(server: LabelServer, tmp_path: Path) -> None:
+    quiet = np.zeros(28 * RATE, np.float32)
+    wave = np.concatenate([quiet, noise(0.5), quiet])
+    shard(tmp_path / "raw/a.tar", ("word", {}, wave), ("mute", {}, np.zeros(70 * RATE, np.float32)))
+    server.says = lambda ms, prompt: (200, "hello", "stop")
+    label(by(server, tmp_path))
+    assert records(tmp_path / "out/a.tar")["word"]["text"] == " ".join(["hello"] * len(server.asked))
+    assert left_out(tmp_path / "out/a.tar") == {"mute": "silence"}
+
+
+def test_a_window_without_an_answer_leaves_the_clip_out(server: LabelServer, tmp_path: Path) -> None:
+    shard(tmp_path / "raw/a.tar", ("long", {}, noise(50)), ("short", {}, noise(1)))
+    answers = iter(["some words", "", "more"])
+    server.says = lambda ms, prompt: (200, "words" if ms == 1000 else next(answers), "stop")
+    label(by(server, tmp_path, requests=1))
+    assert left_out(tmp_path / "out/a.tar") == {"long": "empty answer"}
+    (entry,) = dropped_of(tmp_path / "out/a.tar")
+    assert entry["detail"] == "part 2 of 2"
 
 
 @pytest.mark.parametrize("task", ["asr", "lid"])
@@ -315,6 +380,12 @@ def test_shards_of_an_object_store_get_the_same_labels(server: LabelServer, tmp_
         server.asked.clear()
         label(there)
         assert not server.asked
+        # Labels of labels take another folder.
+        same = {"shards": "s3://bucket/out/*.tar", "storage": storage, "task": "lid"}
+        for out in ("s3://bucket/out", "s3://bucket/out/", "s3://bucket/raw/../out"):
+            with pytest.raises(ValueError, match="holds the shards themselves"):
+                label(by(server, tmp_path, out=out, **same))
+        assert fs.cat_file("bucket/out/a.tar") == found["a.tar"]
 
 
 def test_a_dry_run_shows_the_price_and_asks_nothing(
@@ -371,6 +442,35 @@ def test_shards_of_others_are_not_replaced(server: LabelServer, tmp_path: Path) 
         label(by(server, tmp_path, out=str(tmp_path / "new")))
 
 
+def test_a_shard_is_not_replaced_by_its_own_labels(server: LabelServer, tmp_path: Path) -> None:
+    shard(tmp_path / "raw/a.tar", ("k", {}, noise(0.5)))
+    label(by(server, tmp_path))
+    out = tmp_path / "out"
+    (tmp_path / "links").mkdir()
+    for suffix in ("", ".index.parquet"):
+        (tmp_path / f"links/a.tar{suffix}").symlink_to(out / f"a.tar{suffix}")
+    (tmp_path / "folder").symlink_to(out)
+    before = (out / "a.tar").read_bytes()
+    for shards in ("out/*.tar", "links/a.tar", "folder", "links/../out/a.tar"):
+        with pytest.raises(ValueError, match="holds the shards themselves"):
+            label(by(server, tmp_path, shards=str(tmp_path / shards), task="lid"))
+    with pytest.raises(ValueError, match="holds the shards themselves"):
+        label(by(server, tmp_path, shards=[str(tmp_path / "raw"), str(out / "a.tar")], task="lid"))
+    assert (out / "a.tar").read_bytes() == before
+
+
+def test_labels_below_the_shards_are_none_of_them(server: LabelServer, tmp_path: Path) -> None:
+    for name in "ab":
+        shard(tmp_path / f"raw/{name}.tar", (name, {}, noise(0.5)))
+    options = by(server, tmp_path, out=str(tmp_path / "raw/labelled"))
+    label(options)
+    label(options)
+    assert len(server.asked) == 2
+    (tmp_path / "raw/b.tar").unlink()
+    with pytest.raises(ValueError, match="holds the shards themselves"):
+        label(options)
+
+
 def talkative(folder: Path) -> Path:
     """A random checkpoint of few words, two of which end an answer; what it says depends on the clip."""
     model, processor = build_model(SMALL, seed=2)
@@ -419,6 +519,36 @@ def test_a_checkpoint_says_what_it_says_in_evaluation(template: str, tmp_path: P
     assert {key: record["text"] for key, record in made.items()} == wanted
     assert {*left_out(tmp_path / "out/a.tar").values()} <= {"answer cut short", "empty answer"}
     assert len(next(iter(made.values()))["labelled"]["asr"]["weights"]) == 64
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_other_weights_in_the_same_place_label_again(
+    second: bool, server: LabelServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard(tmp_path / "raw/a.tar", ("k", {}, noise(0.5)))
+    talkative(tmp_path / "model")
+    shutil.copytree(tmp_path / "model", tmp_path / "copy")
+
+    def options(folder: str, **more: Any) -> LabelConfig:
+        by_checkpoint = (
+            {"second": Labeller(checkpoint=folder)} if second else {"url": None, "model": "", "checkpoint": folder}
+        )
+        return by(server, tmp_path, device="cpu", max_difference=1.0, max_repeats=None, **by_checkpoint, **more)
+
+    def to_make(folder: str) -> str:
+        capsys.readouterr()
+        label(options(str(tmp_path / folder), dry_run=True))
+        return capsys.readouterr().out.partition(": ")[2].partition(" shards")[0]
+
+    # Whether the model says something does not matter here.
+    with suppress(ValueError):
+        label(options(str(tmp_path / "model")))
+    assert to_make("model") == to_make("copy") == "0 of 1"
+    os.utime(tmp_path / "copy/model.safetensors", ns=(1, 1))
+    assert to_make("copy") == "1 of 1"
+    for folder in ("model", "copy"):
+        (tmp_path / folder / "manifest.json").write_text('{"files": {}, "checksums": {"model.safetensors": "00"}}')
+    assert to_make("model") == to_make("copy") == "1 of 1"
 
 
 def test_our_own_server_labels_as_the_checkpoint_does(tmp_path: Path) -> None:

@@ -146,8 +146,23 @@ def test_a_first_batch_that_is_refused_as_a_whole_stops(tmp_path: Path) -> None:
         shared(1, [asked(6)], [refuses], tmp_path)
     # After one answer it is the matter of the questions.
     shared(1, [asked(6)], [Counting()], tmp_path)
-    (found,) = shared(1, [asked(6)], [Counting(refuses=("k0", "k1", "k2", "k3"), alone=True)], tmp_path)
+    (found,) = shared(1, [asked(6)], [Counting(refuses=("k0", "k1", "k2", "k3"))], tmp_path)
     assert not any(one.error for one in found)
+    # And where the caller counts, at once.
+    refuses.asked.clear()
+    (found,) = shared(1, [asked(6)], [refuses], tmp_path / "counted", all_may_fail=True)
+    assert [one.error for one in found] == ["refused"] * 4 + [None] * 2
+
+
+def test_answers_to_items_alone_outlive_another_batch_size(tmp_path: Path) -> None:
+    """Asked in the order of the questions, whatever their length."""
+    questions = [replace(each, tokens=40 + i) for i, each in enumerate(asked(7))]
+    first, again = Counting(alone=True, dies=2), Counting(alone=True)
+    with pytest.raises(KeyboardInterrupt):
+        answer(questions, first, limits=Limits(2), journal=Journal(tmp_path, "answers", {}))
+    assert first.asked == [["k0", "k1"], ["k2", "k3"]]
+    answer(questions, again, limits=Limits(3), journal=Journal(tmp_path, "answers", {}))
+    assert again.asked == [["k4", "k5"], ["k6"]]
 
 
 @pytest.mark.parametrize("samples", [1, 2])

@@ -43,7 +43,7 @@ from qa_train.data.stores.folders import writable
 from qa_train.data.text.content import PLACEHOLDER
 from qa_train.data.text.prompts import chat_messages
 from qa_train.data.text.records import MAX_JSON_BYTES, BadRecord, check_record, check_text, decode_text, parse_record
-from qa_train.utils.masking import name_of
+from qa_train.utils.masking import masked, name_of
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def scan(
             except DamagedShard as damage:
                 if not keep_damaged:
                     raise
-                problems.append(Problem("", damage.offset, "damaged shard", str(damage)))
+                problems.append(Problem("", damage.offset, "damaged shard", masked(damage)))
                 break
             if found is None:
                 break

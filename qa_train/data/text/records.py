@@ -95,7 +95,6 @@ _NUMBER_FIELDS = ("age", "pitch", "velocity", "num_speakers")
 _LIST_FIELDS: dict[str, tuple[tuple[str, ...], bool]] = {
     "words": (("word",), True),
     "turns": (("speaker",), True),
-    "segments": (("text",), True),
     "events": (("label",), True),
     "entities": (("type", "value"), False),
 }
@@ -111,7 +110,7 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
 # Fields that this library reads or writes: others are kept, and only read by user prompts.
 KNOWN_FIELDS = frozenset(
     (*_TEXT_FIELDS, *_TEXTS_FIELDS, *_NUMBER_FIELDS, *_LIST_FIELDS, "labels", "keywords", "translation", "slots",
-     "messages", "audios", "chosen", "rejected", "family", "subset", "answers", "choices", "id", "key")
+     "segments", "messages", "audios", "chosen", "rejected", "family", "subset", "answers", "choices", "id", "key")
 )  # fmt: skip
 _NOTES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 _WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*")
@@ -270,7 +269,7 @@ def check_text(value: Any) -> None:
 
 
 def fields(record: dict[str, Any]) -> dict[str, Any]:
-    """The record plus derived fields, for format strings; absent or empty fields are omitted.
+    """The record plus derived fields, for format strings; without empty fields, and ``segments`` of another form.
 
     Adds ``language_name`` (English name of a known code), ``num_words``, ``first_word``,
     ``last_word``, ``has_speech`` ("Yes" with a transcript, "No" with only a label or caption that mentions no speech),
@@ -290,6 +289,12 @@ def fields(record: dict[str, Any]) -> dict[str, Any]:
         out["has_speech"] = "No"
     if "labels" in out:
         out["labels_text"] = ", ".join(out["labels"])
+    if "segments" in out:
+        try:
+            _check_items("segments", out["segments"], ("text",), timed=True)
+        except BadRecord:
+            # A common name: records may hold something else by it, which is no fault.
+            del out["segments"]
     if "turns" in out:
         out.setdefault("num_speakers", len({turn["speaker"] for turn in out["turns"]}))
     if str(out.get("pitch", "")).isdecimal():
