@@ -50,8 +50,10 @@ class RayPool:
             raise ValueError("engine=ray needs Ray: pip install 'qa-train[cluster]'") from error
 
         own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
-        # Ray would print what its nodes log to standard output, which is the command's result.
+        # Ray would print what its nodes log to standard output, which is the command's result; its own messages of lost
+        # nodes, too, whatever ray.init is told. What they mean for a job is told by qa_train.jobs.executor.
         quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+        ray._private.worker._worker_logs_enabled = False
         try:
             ray.init(address=address, **quiet, **(own if address == "local" else {}))
         except (ConnectionError, RuntimeError, ValueError) as error:

@@ -235,6 +235,8 @@ def test_what_no_node_has_is_not_waited_for(asked: str, cluster: Any) -> None:
 def test_what_the_nodes_log_is_no_result(cluster: Any) -> None:
     code = (
         "import os, sys, time; from qa_train.jobs.ray_pool import RayPool; pool = RayPool(sys.argv[1], []);"
+        "from ray._private import utils, worker;"
+        "utils.publish_error_to_driver('node', 'a node was lost', gcs_client=worker.global_worker.gcs_client);"
         "print(pool.result(pool.submit(os.system, 'echo noise')), flush=True); time.sleep(3)"
     )
     words = [sys.executable, "-c", code, cluster.address]
