@@ -48,6 +48,8 @@ def convert(options: ConvertConfig) -> int:
     from qa_train.train.job.states import fault
 
     folder = Path(options.checkpoint)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: give a run folder, or one of its checkpoints")
     is_run = (folder / "checkpoints").is_dir()
     run = folder if is_run else folder.resolve().parent.parent
     if (run / owner.LOCK).is_file():

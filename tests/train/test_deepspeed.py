@@ -229,7 +229,8 @@ def test_a_checkpoint_is_joined_without_its_ranks(tmp_path: Path, options: Calla
 
 def test_only_a_checkpoint_in_parts_can_be_joined(tmp_path: Path, options: Callable[[str, Path], list[str]]) -> None:
     run("pretrain", *options("pretrain", tmp_path), "trainer.max_steps=1")
-    for place, told in ((tmp_path, "is not cut in parts"), (tmp_path / "logs", "is not a complete checkpoint")):
+    faults = {"": "is not cut in parts", "logs": "is not a complete checkpoint", "none": "is no folder: give a run"}
+    for place, told in ((tmp_path / name, told) for name, told in faults.items()):
         refused = run("convert", f"checkpoint={place}", check=False)
         assert refused.returncode == 2
         assert told in refused.stderr
