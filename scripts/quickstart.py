@@ -314,6 +314,7 @@ def sample_pairs(quick: Quickstart) -> None:
     """The transcripts of training clips, each against the SFT model's worst answer by word error rate."""
     from qa_train.data.shards.writer import ShardWriter
     from qa_train.data.text.prompts import PromptBank
+    from qa_train.eval.answers import Limits
     from qa_train.eval.eval_sets import EvalSet
     from qa_train.infer.generate import Generator
     from qa_train.model import load_answering_model
@@ -321,7 +322,7 @@ def sample_pairs(quick: Quickstart) -> None:
     from qa_train.preferences.rank import ByWordErrors
 
     model, processor = load_answering_model(quick.checkpoint("sft"))
-    generator = Generator(model, processor, batch_size=64, token_budget=32768)
+    generator, limits = Generator(model, processor), Limits(64, 32768)
     clips = EvalSet("pairs", [str(quick.data / "asr-train-*.tar")], "ask_transcript", "chat", metric="wer",
                     min_words=3, limit=quick.recipe.pair_clips)  # fmt: skip
     print(f"answering {clips.limit} recordings, each several times, to rank the answers", flush=True)
@@ -329,7 +330,7 @@ def sample_pairs(quick: Quickstart) -> None:
     with ShardWriter(str(quick.data / "pairs-sampled-%03d.tar")) as writer:
         # A chosen answer with errors of its own would teach them through the SFT term.
         ranker = ByWordErrors(transcript=True)
-        for pair in sampled_pairs(generator, clips, PromptBank.load(), ranker=ranker, seed=1):
+        for pair in sampled_pairs(generator, clips, PromptBank.load(), limits=limits, ranker=ranker, seed=1):
             writer.write(pair.key, pair.record("train"), [pair.wave])
             count += 1
     print(f"{count} pairs from {clips.limit} clips")

@@ -277,10 +277,10 @@ def _answerer(by: Labeller, options: LabelConfig) -> tuple[Answerer, dict[str, A
         # Each request is one clip: batches only keep all of them busy.
         return EndpointModel(endpoint, options.requests, refusals_fail=True), {}, Limits(4 * options.requests, 1 << 40)
     limits = Limits(options.batch_size, options.token_budget)
-    return *_loaded(by.checkpoint, limits, options.device, options.verify), limits
+    return *_loaded(by.checkpoint, options.device, options.verify), limits
 
 
 @lru_cache(maxsize=2)
-def _loaded(checkpoint: str, limits: Limits, device: str, verify: bool) -> tuple[Answerer, dict[str, Any]]:
+def _loaded(checkpoint: str, device: str, verify: bool) -> tuple[Answerer, dict[str, Any]]:
     """Once in a process, which labels shard after shard."""
-    return load_answerer(checkpoint, limits, device, verify=verify, allow_missing=())
+    return load_answerer(checkpoint, device, verify=verify, allow_missing=())

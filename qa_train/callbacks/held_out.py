@@ -129,8 +129,6 @@ class HeldOut(TrainerCallback):
         generator = Generator(
             plain,
             self.stage.processor,
-            batch_size=self._limits.batch_size,
-            token_budget=self._limits.token_budget,
             # Encoder weights that are cut cannot be hashed: states are not kept from one evaluation to the next.
             clips=EncodedClips() if self._in_step else self._clips,
         )

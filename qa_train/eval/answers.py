@@ -52,6 +52,10 @@ class Limits:
     batch_size: int = 32
     token_budget: int = 16384
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.token_budget < 1:
+            raise ValueError(f"batch_size {self.batch_size} and token_budget {self.token_budget} must be at least 1")
+
 
 class Answerer(Protocol):
     """Whatever answers items in order: a ``Generator``, or an endpoint.
@@ -66,7 +70,7 @@ class Answerer(Protocol):
 
 
 def load_answerer(
-    checkpoint: str, limits: Limits, device: str, *, verify: bool, allow_missing: Sequence[str]
+    checkpoint: str, device: str, *, verify: bool, allow_missing: Sequence[str]
 ) -> tuple[Generator, dict[str, Any]]:
     """A checkpoint that answers, and what names its answers.
 
@@ -74,8 +78,7 @@ def load_answerer(
         ValueError: a checkpoint that cannot be read.
     """
     model, processor = load_answering_model(checkpoint, device=device, verify=verify, allow_missing=allow_missing)
-    generator = Generator(model, processor, batch_size=limits.batch_size, token_budget=limits.token_budget)
-    return generator, {"weights": weights_digest(model)}
+    return Generator(model, processor), {"weights": weights_digest(model)}
 
 
 class Journal:

@@ -105,7 +105,7 @@ def evaluate_shards(
     """
     bank = bank or PromptBank.load()
     decoding, limits = decoding or Decoding(max_new_tokens=96), limits or Limits(64, 32768)
-    generator = Generator(model, processor, batch_size=limits.batch_size, token_budget=limits.token_budget, clips=clips)
+    generator = Generator(model, processor, clips=clips)
     results = {}
     for eval_set in sets:
         started = time.perf_counter()

@@ -153,9 +153,8 @@ def _answerer(options: EvalConfig) -> tuple[Answerer, dict[str, Any]]:
 
         endpoint = Endpoint(options.endpoint, options.endpoint_model, options.endpoint_key_env)
         return EndpointModel(endpoint), {"endpoint": options.endpoint, "model": options.endpoint_model}
-    limits = Limits(options.batch_size, options.token_budget)
     return load_answerer(
-        str(options.checkpoint), limits, options.device, verify=options.verify, allow_missing=options.allow_missing
+        str(options.checkpoint), options.device, verify=options.verify, allow_missing=options.allow_missing
     )
 
 

@@ -18,6 +18,7 @@ def sampled_pairs(
     clips: EvalSet,
     bank: PromptBank,
     *,
+    limits: Limits | None = None,
     samples: int = 4,
     temperature: float = 0.9,
     max_new_tokens: int = 64,
@@ -33,7 +34,6 @@ def sampled_pairs(
     skipped = Counter() if skipped is None else skipped
     questions = askable(record_questions(clips, bank), skipped)
     decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    limits = Limits(generator.batch_size, generator.token_budget)
     drawn = answer(questions, generator, decoding, samples=samples, limits=limits)
     yield from ranked(questions, drawn, samples, ranker, skipped)
 

@@ -128,7 +128,7 @@ def _drawn(options: PairsConfig, questions: Sequence[Question], out: Path, ranks
     """The answers of all ranks and earlier tries."""
     limits = Limits(options.batch_size, 32768)
     generator, weights = load_answerer(
-        options.checkpoint, limits, options.device, verify=options.verify, allow_missing=options.allow_missing
+        options.checkpoint, options.device, verify=options.verify, allow_missing=options.allow_missing
     )
     decoding = Decoding(max_new_tokens=options.max_new_tokens, temperature=options.temperature, seed=options.seed)
     asked = [[q.sample.key, part_text(q.sample.messages[-1]), q.references] for q in questions]
