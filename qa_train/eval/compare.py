@@ -16,8 +16,8 @@ import numpy as np
 
 from qa_train.eval.answers import file_digest
 from qa_train.eval.benchmarks.airbench import task_statistics
+from qa_train.eval.benchmarks.benchmark import JUDGED
 from qa_train.eval.benchmarks.judged import JUDGE_FACTS, judged_statistics
-from qa_train.eval.benchmarks.table import JUDGED
 from qa_train.eval.scores.prediction import (
     NoReferenceWords,
     Prediction,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_train.data.text.json_rows import objects
-from qa_train.eval.benchmarks.table import Benchmark
+from qa_train.eval.benchmarks.benchmark import Benchmark
 from qa_train.eval.questions import Question, part_text, read_questions
 from qa_train.eval.scores.prediction import read_predictions
 from qa_train.utils.atomic import write_text

@@ -19,7 +19,7 @@ from qa_train.data.audio.table_clip import clip_source
 from qa_train.data.audio.waveform import BadAudio, audio_tokens, read_header
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
 from qa_train.eval.answers import Answerer, Journal, Limits, Outcome, answer, file_digest, sha256_of
-from qa_train.eval.benchmarks.table import JUDGED, UNSCORED, Benchmark
+from qa_train.eval.benchmarks.benchmark import JUDGED, UNSCORED, Benchmark
 from qa_train.eval.listening import listening_probe
 from qa_train.eval.questions import MAX_CLIP_S, Question, load_clips, part_text
 from qa_train.eval.ranks import Ranks

@@ -28,8 +28,8 @@ from qa_train.data.text.json_rows import objects
 from qa_train.data.text.prompts import chat_messages
 from qa_train.data.text.records import LANGUAGES
 from qa_train.data.text.sample import Message, Sample, TextPart
+from qa_train.eval.benchmarks.benchmark import JUDGED, UNSCORED
 from qa_train.eval.benchmarks.judged import NEEDED
-from qa_train.eval.benchmarks.table import JUDGED, UNSCORED
 from qa_train.eval.scores.task_metrics import (
     ONE_REFERENCE,
     check_references,

@@ -14,8 +14,8 @@ from qa_train.data.text.records import LANGUAGES
 from qa_train.eval.answers import file_digest
 from qa_train.eval.benchmarks import muchomusic
 from qa_train.eval.benchmarks.airbench import mean_over_tasks
+from qa_train.eval.benchmarks.benchmark import JUDGED, UNSCORED, Benchmark, from_dict
 from qa_train.eval.benchmarks.judged import Judgement, judged_breakdown, judged_result
-from qa_train.eval.benchmarks.table import JUDGED, UNSCORED, Benchmark, from_dict
 from qa_train.eval.scores import voicebench
 from qa_train.eval.scores.ifeval import PARTS, ifeval_parts
 from qa_train.eval.scores.labels import LETTERS, gold_option, tokens_match

@@ -10,9 +10,10 @@ from typing import Any
 
 from qa_train.config import EvalConfig
 from qa_train.eval.answers import Answerer, Limits, load_answerer
+from qa_train.eval.benchmarks.benchmark import JUDGED, Benchmark, from_dict
 from qa_train.eval.benchmarks.judged import prompts_of
 from qa_train.eval.benchmarks.layouts import read_rows
-from qa_train.eval.benchmarks.table import JUDGED, Benchmark, find_benchmarks, from_dict
+from qa_train.eval.benchmarks.table import find_benchmarks
 from qa_train.eval.compare import compare_folders, comparison_table
 from qa_train.eval.contamination import contamination
 from qa_train.eval.own_file import Asked, read_own_file, write_own_answers

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qa_train.eval.benchmarks.benchmark import from_dict
 from qa_train.eval.benchmarks.judged import judged_statistics
-from qa_train.eval.benchmarks.table import from_dict
 from qa_train.eval.compare import compare_folders, compare_predictions, comparison_table
 from qa_train.eval.scores.prediction import Prediction
 from qa_train.eval.scoring import score_folder

@@ -20,8 +20,9 @@ from answerers import gathering
 from fake_model import FakeModel, processor, tone
 
 from qa_train.eval.answers import Limits
+from qa_train.eval.benchmarks.benchmark import Benchmark
 from qa_train.eval.benchmarks.layouts import read_rows
-from qa_train.eval.benchmarks.table import Benchmark, find_benchmarks
+from qa_train.eval.benchmarks.table import find_benchmarks
 from qa_train.eval.listening import DEAF_PERCENT
 from qa_train.eval.predict import predict
 from qa_train.eval.ranks import Ranks

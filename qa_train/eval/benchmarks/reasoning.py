@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qa_train.eval.benchmarks.benchmark import Benchmark
 from qa_train.eval.benchmarks.published import clip_beside, read_list
-from qa_train.eval.benchmarks.table import Benchmark
 
 Row = dict[str, Any]
 
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 _OPTION = re.compile(r"\(([a-z])\)\s*(.*?)(?=\s*\([a-z]\)\s|\s*$)", re.S)
 
 
-def _sakura(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+def sakura(root: Path, benchmark: Benchmark) -> Iterator[Row]:
     """``root`` holds a folder for each track: audio/ and metadata.json, ``{clip: {single_instruction, ...}}``.
 
     Every clip is asked about twice: what is heard (hop "single") and what follows from it ("multi").
@@ -45,7 +45,7 @@ def _sakura(root: Path, benchmark: Benchmark) -> Iterator[Row]:
                 }
 
 
-def _big_bench_audio(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+def big_bench_audio(root: Path, benchmark: Benchmark) -> Iterator[Row]:
     """metadata.jsonl beside data/*.mp3: the clip is the question. ``question`` is its text, where the list has it."""
     for row in read_list(root):
         answer = str(row["official_answer"])
@@ -62,9 +62,3 @@ def _big_bench_audio(root: Path, benchmark: Benchmark) -> Iterator[Row]:
             "gt": answer,
             "group": row["category"],
         }
-
-
-REASONING: dict[str, Callable[[Path, Benchmark], Iterator[Row]]] = {
-    "sakura": _sakura,
-    "big_bench_audio": _big_bench_audio,
-}
