@@ -1,10 +1,9 @@
-"""What OpenAI's chat-completions requests and answers share: errors, limits, and the JSON of an answer."""
+"""What OpenAI's chat-completions requests and answers share: errors, and the JSON of an answer."""
 
 from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import dataclass
 from typing import Any
 
 _MOST_SAID = 600
@@ -24,17 +23,6 @@ class ApiError(Exception):
         """The JSON that OpenAI's clients expect."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of one request."""
-
-    max_duration_s: float = 120.0
-    max_clips: int = 16
-    # Of all clips of a request.
-    max_audio_s: float = 300.0
-    max_new_tokens: int = 1024
 
 
 class Reply:

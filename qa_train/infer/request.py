@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from qa_train.config import ServeConfig
 from qa_train.data.text.sample import Sample
 from qa_train.infer.generate import LEAST_TEMPERATURE
-from qa_train.infer.protocol import ApiError, Limits
+from qa_train.infer.protocol import ApiError
 from qa_train.infer.request_messages import conversation
 
 _MOST_ANSWERS, _MOST_STOPS, _STOP_CHARACTERS = 4, 4, 200
@@ -63,13 +64,10 @@ class Request:
 
 
 def parse(
-    body: bytes,
-    limits: Limits,
-    models: list[str],
-    template: str = "chat",
-    given_up: Callable[[], bool] = lambda: False,
+    body: bytes, options: ServeConfig, models: list[str], given_up: Callable[[], bool] = lambda: False
 ) -> Request:
-    """Read a request; decodes its audio (slow: not for an event loop), until ``given_up``.
+    """Read a request within the limits of ``options``; decodes its audio (slow: not for an event loop), until
+    ``given_up``.
 
     Raises:
         ApiError: malformed JSON, an unknown model or setting, unreadable, empty or too long audio.
@@ -85,14 +83,14 @@ def parse(
         raise ApiError(404, f"there is no model {model!r}; served are {', '.join(models)}", code="model_not_found",
                        param="model")  # fmt: skip
     _check_settings(found)
-    sample, waves = conversation(found.get("messages"), limits, template, given_up)
+    sample, waves = conversation(found.get("messages"), options, given_up)
     stream_options = found.get("stream_options") or {}
     temperature = _temperature(found)
     return Request(
         model=str(model),
         sample=sample,
         waves=waves,
-        max_new_tokens=_max_new_tokens(found, limits),
+        max_new_tokens=_max_new_tokens(found, options.max_new_tokens),
         temperature=temperature,
         top_p=_number(found, "top_p", 1.0, 1e-6, 1.0),
         seed=_whole(found, "seed", -(2**63), 2**63 - 1, "a whole number of 64 bits"),
@@ -165,7 +163,6 @@ def _stop(value: Any) -> tuple[str, ...]:
     )
 
 
-def _max_new_tokens(found: dict[str, Any], limits: Limits) -> int:
+def _max_new_tokens(found: dict[str, Any], most: int) -> int:
     name = "max_completion_tokens" if found.get("max_completion_tokens") is not None else "max_tokens"
-    most = limits.max_new_tokens
     return _whole(found, name, 1, most, f"a whole number from 1 to {most} (the server's max_new_tokens)") or most

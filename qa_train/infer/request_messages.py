@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from qa_train.config import ServeConfig
 from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, audio_tokens, read_clip
 from qa_train.data.text.content import NOT_BASE64, PLACEHOLDER, Heard, content_parts
 from qa_train.data.text.records import MAX_TEXT_CHARACTERS, BadRecord, check_text
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
-from qa_train.infer.protocol import ApiError, Limits
+from qa_train.infer.protocol import ApiError
 
 FORMATS = ("wav", "flac", "mp3", "ogg", "opus")
 
 
 def conversation(
-    messages: Any, limits: Limits, template: str, given_up: Callable[[], bool]
+    messages: Any, options: ServeConfig, given_up: Callable[[], bool]
 ) -> tuple[Sample, tuple[np.ndarray, ...]]:
     """The sample that is asked, and the waveform [n] of each of its clips at 16 kHz.
 
@@ -45,9 +46,9 @@ def conversation(
             raise ApiError(400, f"{where}: a {role} message may only come first", param=where)
         # What newer clients call the system message.
         role = "system" if role == "developer" else role
-        content = _content(message.get("content"), where, str(role), waves, limits, template, given_up)
+        content = _content(message.get("content"), where, str(role), waves, options, given_up)
         made.append(Message(str(role), content))
-    if template == "base" and len(made) > 1:
+    if options.template == "base" and len(made) > 1:
         raise ApiError(400, "a pretrained model takes one user message, without system or history", param="messages")
     if made[-1].role == "assistant":
         made[-1] = _begun(made[-1])
@@ -56,7 +57,7 @@ def conversation(
         found = f"from {asking[-1].role!r}" if asking else "missing"
         raise ApiError(400, f"the last message before the answer is {found}; expected user", param="messages")
     _check_texts(made)
-    return Sample("request", tuple(made), len(waves), "chat", None, template), tuple(waves)
+    return Sample("request", tuple(made), len(waves), "chat", None, options.template), tuple(waves)
 
 
 def _begun(message: Message) -> Message:
@@ -95,8 +96,7 @@ def _content(
     where: str,
     role: str,
     waves: list[np.ndarray],
-    limits: Limits,
-    template: str,
+    options: ServeConfig,
     given_up: Callable[[], bool],
 ) -> tuple[TextPart | AudioPart, ...]:
     """The parts of one message; its clips are appended to ``waves``."""
@@ -111,14 +111,14 @@ def _content(
             if isinstance(part, str) or part.mark == PLACEHOLDER:
                 # Only the base format knows prompts with language tags; what a chat user types stays text.
                 text = part if isinstance(part, str) else part.mark
-                made.append(TextPart(text, trusted=template == "base"))
+                made.append(TextPart(text, trusted=options.template == "base"))
                 continue
             if part.mark or role != "user":
                 what = f"a text holds {part.mark}, which marks sound" if part.mark else f"sound from {role!r}"
                 raise ApiError(400, f"{place}: {what}: send clips as input_audio from user", param=place)
-            if len(waves) == limits.max_clips:
-                raise ApiError(400, f"{place}: more than {limits.max_clips} clips in one conversation", param=place)
-            waves.append(_wave(part, place, limits, sum(map(len, waves)) / SAMPLE_RATE, given_up))
+            if len(waves) == options.max_clips:
+                raise ApiError(400, f"{place}: more than {options.max_clips} clips in one conversation", param=place)
+            waves.append(_wave(part, place, options, sum(map(len, waves)) / SAMPLE_RATE, given_up))
             made.append(AudioPart(len(waves) - 1))
     if not made and role == "user":
         raise ApiError(400, f"{where} is empty: give text, a clip, or both", param=where)
@@ -141,21 +141,21 @@ def _parts(given: Any, place: str) -> list[str | Heard]:
         raise ApiError(400, f"{place}: {error}; send clips as input_audio", code=code, param=place) from error
 
 
-def _wave(clip: Heard, place: str, limits: Limits, before_s: float, given_up: Callable[[], bool]) -> np.ndarray:
+def _wave(clip: Heard, place: str, options: ServeConfig, before_s: float, given_up: Callable[[], bool]) -> np.ndarray:
     """One clip as a 16 kHz mono waveform, after others of ``before_s`` seconds."""
-    rest = limits.max_audio_s - before_s
+    rest = options.max_audio_s - before_s
     if rest <= 0:
-        raise ApiError(400, f"{place}: the clips of one conversation may last {limits.max_audio_s:g} s", param=place)
+        raise ApiError(400, f"{place}: the clips of one conversation may last {options.max_audio_s:g} s", param=place)
     try:
         if not isinstance(clip.source, bytes):
             raise BadAudio("addresses are not fetched and paths are not opened: send the data as base64")
-        wave = read_clip(clip.source, max_duration_s=min(limits.max_duration_s, rest), given_up=given_up)
+        wave = read_clip(clip.source, max_duration_s=min(options.max_duration_s, rest), given_up=given_up)
         audio_tokens(len(wave))
     except BadAudio as error:
         raise ApiError(
             400,
-            f"{place} cannot be read: {error}. Send a {', '.join(FORMATS)} file of 0.1 to {limits.max_duration_s:g} s "
-            f"(all clips of a conversation: {limits.max_audio_s:g} s)",
+            f"{place} cannot be read: {error}. Send a {', '.join(FORMATS)} file of 0.1 to {options.max_duration_s:g} s "
+            f"(all clips of a conversation: {options.max_audio_s:g} s)",
             code="audio_unreadable",
             param=place,
         ) from error
