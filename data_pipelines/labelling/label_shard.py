@@ -27,13 +27,14 @@ from qa_train.data.text.records import BadRecord
 from qa_train.data.text.sample import Message, Sample
 from qa_train.data.text.tasks import Task, parse
 from qa_train.data.tools.clean import silent_share
-from qa_train.eval.answers import Answerer, Journal, Limits, Outcome, answer, load_answerer, sha256_of
+from qa_train.eval.answers import Answerer, Journal, Limits, Outcome, answer, load_answerer
 from qa_train.eval.endpoint import EndpointModel
 from qa_train.eval.eval_sets import clips_of
 from qa_train.eval.questions import Question, part_text, task_metric
 from qa_train.eval.scores.normalise import CHARACTER_LANGUAGES, label_form, transcript_words
 from qa_train.infer.generate import Decoding, prompt_tokens
 from qa_train.llm.client import CallFailed, Endpoint
+from qa_train.utils.digests import sha256_of
 from qa_train.utils.masking import masked
 
 # In the index of a shard whose audio stays where it is.

@@ -33,6 +33,7 @@ from qa_train.eval.answers import Limits, Outcome, answer, predictions
 from qa_train.eval.eval_sets import EvalSet, is_right, keep_clip, record_questions
 from qa_train.eval.questions import Question, part_text
 from qa_train.eval.ranks import Ranks
+from qa_train.eval.result_folder import PREDICTIONS
 from qa_train.eval.scores.task_metrics import Prediction, score
 from qa_train.infer.encoded import EncodedClips
 from qa_train.infer.generate import Decoding, Generator
@@ -40,7 +41,7 @@ from qa_train.train.job.distributed import from_main, world_size, zero_stage
 from qa_train.train.mixin import AudioTrainerMixin
 from qa_train.train.safety.guards import StopRun
 from qa_train.train.stage import Stage
-from qa_train.utils.atomic import write_text
+from qa_train.utils.atomic import write_json_lines
 from qa_train.utils.progress import say
 
 # In the run folder.
@@ -144,7 +145,9 @@ class HeldOut(TrainerCallback):
             if self.stage.run.is_main:
                 clips = self._kept.get(name, {})
                 rows = _rows(questions, answers, answered, clips)
-                _write(self.stage.run.dir / FOLDER / f"step-{step}" / name / "predictions.jsonl", rows)
+                folder = self.stage.run.dir / FOLDER / f"step-{step}" / name
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json_lines(folder / PREDICTIONS, rows)
                 self._show(step, name, [row for row in rows if "clip" in row])
         numbers["eval_s"] = round(time.perf_counter() - started, 3)
         if self.stage.run.is_main:
@@ -232,11 +235,6 @@ def _rows(
         clip = {"clip": clips[i]} if i in clips else {}
         rows.append(row | clip | ({"error": outcome.error} if outcome.error else {}))
     return rows
-
-
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def refuse_training_data(name: str, held_out: EvalSetConfig, stage: Stage) -> None:

@@ -31,6 +31,7 @@ from qa_train.infer.generate import Answer, Decoding, Generator, Item, plan_batc
 from qa_train.model import load_answering_model
 from qa_train.model.stored.weights import weights_digest
 from qa_train.utils.atomic import write_text
+from qa_train.utils.digests import sha256_of
 
 
 @dataclass(frozen=True)
@@ -273,16 +274,6 @@ def clips_digest(paths: Sequence[Path]) -> str:
         except (OSError, BadAudio) as error:
             found.append(type(error).__name__)
     return sha256_of(found)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def sha256_of(value: Any) -> str:
-    """Of a value as JSON."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def predictions(questions: Sequence[Question], outcomes: Sequence[Outcome]) -> list[Prediction]:

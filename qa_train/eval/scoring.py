@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from qa_train.data.text.records import LANGUAGES
-from qa_train.eval.answers import file_digest
 from qa_train.eval.benchmarks import muchomusic
 from qa_train.eval.benchmarks.airbench import mean_over_tasks
 from qa_train.eval.benchmarks.benchmark import JUDGED, UNSCORED, Benchmark, from_dict
 from qa_train.eval.benchmarks.judged import Judgement, judged_breakdown, judged_result
+from qa_train.eval.result_folder import JUDGEMENTS, PREDICTIONS, RUN, SCORES, recorded, refuse_changed
 from qa_train.eval.scores import voicebench
 from qa_train.eval.scores.ifeval import PARTS, ifeval_parts
 from qa_train.eval.scores.labels import LETTERS, gold_option, tokens_match
@@ -23,7 +22,7 @@ from qa_train.eval.scores.prediction import NoReferenceWords, Prediction, read_p
 from qa_train.eval.scores.task_metrics import STATISTICS, interval, item_statistics, lower_is_better, rows_of_all, score
 from qa_train.llm.judge import Judge
 from qa_train.utils import plugins
-from qa_train.utils.atomic import write_json, write_text
+from qa_train.utils.atomic import write_json, write_json_lines
 
 Row = dict[str, Any]
 
@@ -54,18 +53,17 @@ def score_folder(
         ValueError: a folder without predictions, predictions that were changed, that answer other questions than
             ``current`` asks, or that the metric cannot use.
     """
-    run_path = folder / "run.json"
-    if not run_path.is_file():
+    run = recorded(folder / RUN)
+    if not run:
         raise ValueError(f"{folder} holds no run.json: run the prediction step first (step=predict)")
-    run = json.loads(run_path.read_text(encoding="utf-8"))
     benchmark = _benchmark_now(folder, from_dict(run["benchmark"]), current)
-    found = refuse_changed(folder / "predictions.jsonl")
-    rows = read_predictions(folder / "predictions.jsonl")
+    found = refuse_changed(folder)
+    rows = read_predictions(folder / PREDICTIONS)
     if len(rows) != run["n"]:
         raise ValueError(f"{folder}: {len(rows)} predictions for {run['n']} items; run the prediction step again")
     if reference is not None:
-        refuse_changed(reference / "predictions.jsonl")
-    others = read_predictions(reference / "predictions.jsonl") if reference is not None else None
+        refuse_changed(reference)
+    others = read_predictions(reference / PREDICTIONS) if reference is not None else None
     scored, judged = score_rows(benchmark, rows, judge, others)
     result = {
         "benchmark": benchmark.as_dict(),
@@ -79,25 +77,12 @@ def score_folder(
         "items_expected": benchmark.items,
         "items_differ": benchmark.items is not None and benchmark.items != len(rows),
     }
-    (folder / "judgements.jsonl").unlink(missing_ok=True)
+    (folder / JUDGEMENTS).unlink(missing_ok=True)
     if judged:
         lines = [{"id": str(row["id"]), **asdict(item)} for row, item in zip(rows, judged, strict=True)]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_text(folder / "judgements.jsonl", text)
-    write_json(folder / "scores.json", result)
+        write_json_lines(folder / JUDGEMENTS, lines)
+    write_json(folder / SCORES, result)
     return result
-
-
-def refuse_changed(predictions: Path) -> str:
-    """The file's digest. ValueError: it is not what the model answered, according to its run.json."""
-    run, found = predictions.parent / "run.json", file_digest(predictions)
-    recorded = json.loads(run.read_text(encoding="utf-8")).get("predictions_sha256") if run.is_file() else None
-    if recorded not in (None, found):
-        raise ValueError(
-            f"{predictions} was changed after the model wrote it. Run the prediction step again "
-            "(answers that are in the journal are kept)"
-        )
-    return found
 
 
 def _benchmark_now(folder: Path, asked: Benchmark, current: Benchmark | None) -> Benchmark:

@@ -12,7 +12,7 @@ from typing import Any
 from qa_train.config import PairsConfig
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.prompts import PromptBank
-from qa_train.eval.answers import Journal, Limits, Outcome, answer, load_answerer, sha256_of
+from qa_train.eval.answers import Journal, Limits, Outcome, answer, load_answerer
 from qa_train.eval.eval_sets import EvalSet, record_questions
 from qa_train.eval.questions import Question, part_text
 from qa_train.eval.ranks import Ranks, ranks_from_environment
@@ -23,6 +23,7 @@ from qa_train.llm.judge import Judge
 from qa_train.preferences.draw import askable
 from qa_train.preferences.rank import ByJudge, ByLabel, ByMetric, ByWordErrors, Pair, Ranker, balanced, ranked
 from qa_train.utils.atomic import write_json
+from qa_train.utils.digests import sha256_of
 from qa_train.utils.progress import progress
 
 _EXAMPLES = 10

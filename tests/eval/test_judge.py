@@ -14,7 +14,6 @@ import pytest
 from fake_model import item, tone
 
 from qa_train.config import EvalConfig, parse_options
-from qa_train.eval.answers import file_digest
 from qa_train.eval.benchmarks.airbench import judge_prompts
 from qa_train.eval.benchmarks.judged import judged_result, prompts_of
 from qa_train.eval.endpoint import EndpointModel
@@ -23,6 +22,7 @@ from qa_train.infer.generate import Decoding
 from qa_train.llm.client import CallFailed, Endpoint, _completion
 from qa_train.llm.judge import Judge
 from qa_train.report.scores_page import markdown_report
+from qa_train.utils.digests import sha256_of_file
 
 HERE = Path(__file__).parent
 
@@ -322,7 +322,7 @@ def test_the_price_is_that_of_all_benchmarks_and_of_the_reference(
     # The stub answers both systems alike; another answer makes another prompt.
     for path in (tmp_path / "theirs").glob("*/predictions.jsonl"):
         path.write_text(path.read_text().replace("heard 0 clips", "something else"))
-        recorded = json.loads((path.parent / "run.json").read_text()) | {"predictions_sha256": file_digest(path)}
+        recorded = json.loads((path.parent / "run.json").read_text()) | {"predictions_sha256": sha256_of_file(path)}
         (path.parent / "run.json").write_text(json.dumps(recorded))
     judge = ["step=score", "judge.model=stub", f"judge.url={server.url}", f"judge.reference={tmp_path / 'theirs'}"]
     judge += ["judge.price_out=1e6", "judge.max_tokens=1"]
