@@ -197,9 +197,9 @@ def test_an_error_is_one_line_of_the_log(monkeypatch: pytest.MonkeyPatch, caplog
 def test_a_decoding_ends_with_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
     begun, ended = threading.Event(), threading.Event()
 
-    def endless(sent: bytes, limits: Any, models: Any, template: str, given_up: Any) -> Any:
+    def endless(sent: bytes, options: Any, models: Any, given_up: Any) -> Any:
         if b"bomb" not in sent:
-            return parse(sent, limits, models, template, given_up)
+            return parse(sent, options, models, given_up)
         begun.set()
         while not given_up():
             time.sleep(0.01)
@@ -246,7 +246,7 @@ def test_a_client_that_leaves_while_it_waits_is_not_answered(monkeypatch: pytest
 
 
 def test_a_decoding_has_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    def endless(sent: bytes, limits: Any, models: Any, template: str, given_up: Any) -> Any:
+    def endless(sent: bytes, options: Any, models: Any, given_up: Any) -> Any:
         while not given_up():
             time.sleep(0.01)
         raise ApiError(400, "given up")
