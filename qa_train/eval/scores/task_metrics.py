@@ -11,8 +11,8 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import jiwer
 import numpy as np
+from rapidfuzz.distance import Levenshtein
 
 from qa_train.eval.scores.caption_metrics import caption_rows, meteor_points, meteor_rows
 from qa_train.eval.scores.ifeval import ifeval_points, ifeval_rows
@@ -63,18 +63,7 @@ def word_edits(references: Sequence[Sequence[str]], hypotheses: Sequence[Sequenc
 
     Units may be words or characters. An empty reference costs one edit per unit of the answer.
     """
-    # jiwer splits on spaces: no unit contains one except the space itself in character scoring.
-    joined = [
-        [" ".join("\u2423" if unit == " " else unit for unit in units) for units in side]
-        for side in (references, hypotheses)
-    ]
-    output = jiwer.process_words(joined[0], joined[1])
-    rows = []
-    for reference, chunks in zip(references, output.alignments, strict=True):
-        edits = sum(
-            max(c.ref_end_idx - c.ref_start_idx, c.hyp_end_idx - c.hyp_start_idx) for c in chunks if c.type != "equal"
-        )
-        rows.append((edits, len(reference)))
+    rows = [(Levenshtein.distance(a, b), len(a)) for a, b in zip(references, hypotheses, strict=True)]
     return np.array(rows, dtype=np.int64).reshape(-1, 2)
 
 
