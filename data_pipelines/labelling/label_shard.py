@@ -17,7 +17,7 @@ from data_pipelines.labelling.answer_form import AnswerForm
 from data_pipelines.labelling.label_filters import compression_ratio, repeats, windows, word_difference
 from data_pipelines.labelling.label_options import LabelConfig, Labeller
 from qa_train.data.audio.waveform import BadAudio, audio_tokens
-from qa_train.data.clips import Clip, ClipReader, SkipSample
+from qa_train.data.clips import Clip, ClipReader
 from qa_train.data.shards.index import Placed, ShardIndex, index_places, load_index, placed
 from qa_train.data.shards.sidecar import write_index
 from qa_train.data.shards.writer import ShardWriter
@@ -29,7 +29,7 @@ from qa_train.data.text.tasks import Task, parse
 from qa_train.data.tools.clean import silent_share
 from qa_train.eval.answers import Answerer, Journal, Limits, Outcome, answer, load_answerer
 from qa_train.eval.endpoint import EndpointModel
-from qa_train.eval.eval_sets import clips_of
+from qa_train.eval.eval_sets import clips_of, read_wave
 from qa_train.eval.questions import Question, part_text, task_metric
 from qa_train.eval.scores.normalise import CHARACTER_LANGUAGES, label_form, transcript_words
 from qa_train.infer.generate import Decoding, prompt_tokens
@@ -116,7 +116,7 @@ class ShardLabels:
         self._questions: list[Question] = []
         reader = ClipReader(0, self._options.storage)
         # An endpoint is asked about the windows of a clip one after the other; a checkpoint by their length.
-        self._wave = lru_cache(maxsize=8)(partial(_wave, reader))
+        self._wave = lru_cache(maxsize=8)(partial(read_wave, reader))
         with closing(reader):
             for row in index.table.to_pylist():
                 try:
@@ -262,13 +262,6 @@ def write_labels(job: LabelJob) -> int:
     made.note(problem for each in indexes for problem in each.problems)
     made.save(job.path)
     return made.number
-
-
-def _wave(reader: ClipReader, clip: Clip) -> np.ndarray:
-    try:
-        return reader.wave(clip)
-    except SkipSample as error:
-        raise BadAudio(str(error)) from error
 
 
 def _answerer(by: Labeller, options: LabelConfig) -> tuple[Answerer, dict[str, Any], Limits]:

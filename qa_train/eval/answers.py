@@ -16,7 +16,6 @@ import glob
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from qa_train.eval.scores.task_metrics import Prediction
 from qa_train.infer.generate import Answer, Decoding, Generator, Item, plan_batches
 from qa_train.model import load_answering_model
 from qa_train.model.stored.weights import weights_digest
-from qa_train.utils.atomic import write_text
+from qa_train.utils.atomic import append_json_lines, write_json_lines
 from qa_train.utils.digests import sha256_of
 
 
@@ -109,17 +108,12 @@ class Journal:
         # All have read before one writes.
         ranks.meet()
         folder.mkdir(parents=True, exist_ok=True)
-        header = json.dumps(dict(identity), sort_keys=True) + "\n"
-        write_text(self.path, header + "".join(self._line(i, outcome) for i, outcome in own.items()))
+        write_json_lines(self.path, [dict(identity), *_lines(own)])
 
     @staticmethod
     def files(folder: Path, name: str) -> list[Path]:
         """Those of all ranks."""
         return sorted(folder.glob(f"{glob.escape(name)}-*.jsonl"))
-
-    @staticmethod
-    def _line(number: int, outcome: Outcome) -> str:
-        return json.dumps({"index": number, **asdict(outcome)}, ensure_ascii=False) + "\n"
 
     def add(self, outcomes: Mapping[int, Outcome]) -> None:
         """Append answers, those that no journal has, and have them on disk before returning."""
@@ -128,10 +122,11 @@ class Journal:
             return
         self._on_change()
         self.known |= {(i, outcome.batch): outcome for i, outcome in new.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(self._line(i, outcome) for i, outcome in new.items())
-            file.flush()
-            os.fsync(file.fileno())
+        append_json_lines(self.path, _lines(new))
+
+
+def _lines(outcomes: Mapping[int, Outcome]) -> list[dict[str, Any]]:
+    return [{"index": number, **asdict(outcome)} for number, outcome in outcomes.items()]
 
 
 def read_journal(path: Path, identity: Mapping[str, Any]) -> dict[int, Outcome]:

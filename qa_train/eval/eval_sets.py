@@ -233,11 +233,16 @@ def _reference_language(task: str, record: dict[str, Any], sample: Sample) -> st
     return into_language(task) or "en"
 
 
-def _load(reader: ClipReader, clips: Sequence[Clip]) -> tuple[np.ndarray, ...]:
+def read_wave(reader: ClipReader, clip: Clip) -> np.ndarray:
+    """A clip of a shard, float32 [n] at 16 kHz. BadAudio: it cannot be read, whatever the reason."""
     try:
-        return tuple(reader.wave(clip) for clip in clips)
+        return reader.wave(clip)
     except SkipSample as error:
         raise BadAudio(str(error)) from error
+
+
+def _load(reader: ClipReader, clips: Sequence[Clip]) -> tuple[np.ndarray, ...]:
+    return tuple(read_wave(reader, clip) for clip in clips)
 
 
 def is_right(metric: str, prediction: Prediction) -> bool | None:

@@ -18,7 +18,7 @@ from qa_train.eval.result_folder import JUDGEMENTS, PREDICTIONS, RUN, SCORES, re
 from qa_train.eval.scores import voicebench
 from qa_train.eval.scores.ifeval import PARTS, ifeval_parts
 from qa_train.eval.scores.labels import LETTERS, gold_option, tokens_match
-from qa_train.eval.scores.prediction import NoReferenceWords, Prediction, read_predictions, to_prediction
+from qa_train.eval.scores.prediction import NoReferenceWords, Prediction, classes_of, read_predictions, to_prediction
 from qa_train.eval.scores.task_metrics import STATISTICS, interval, item_statistics, lower_is_better, rows_of_all, score
 from qa_train.llm.judge import Judge
 from qa_train.utils import plugins
@@ -145,10 +145,10 @@ def score_rows(
     if judge is None:
         return {"value": None, "n": len(rows), "why": "needs a judge: give judge.model= and judge.url= or a cache"}, []
     result, items = judged_result(benchmark.metric, rows, judge, reference)
-    result["by_length"] = _sorted(judged_breakdown(rows, items, length_class))
+    result["by_length"] = judged_breakdown(rows, items, length_class)
     result["by_language"] = judged_breakdown(rows, items, lambda row: row.get("language"))
     if benchmark.group_by is not None:
-        result["by_group"] = _sorted(judged_breakdown(rows, items, lambda row: row.get(benchmark.group_by or "")))
+        result["by_group"] = judged_breakdown(rows, items, lambda row: row.get(benchmark.group_by or ""))
     values = np.array([item.strict for item in items])
     best = {"1-10": 10.0, "1-5": 5.0, "percent": 100.0}[result["unit"]]
     result["worst"] = [
@@ -156,10 +156,6 @@ def score_rows(
         for i, case in _worst(rows, values, -values, -best, WORST)
     ]
     return result, items
-
-
-def _sorted(classes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {name: classes[name] for name in sorted(classes, key=_natural)}
 
 
 def _by_metric(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
@@ -230,39 +226,19 @@ def _position(row: Row) -> str | None:
 
 def breakdown(metric: str, rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[str, dict[str, Any]]:
     """The score of every class of items: {class: {value, ci_low, ci_high, n}}; items without one are "unknown"."""
-    classes: dict[str, list[Row]] = {}
-    for row in rows:
-        found = key(row)
-        classes.setdefault("unknown" if found is None else str(found), []).append(row)
-    if set(classes) == {"unknown"}:
-        return {}
-    result: dict[str, dict[str, Any]] = {}
-    shared = item_statistics(metric, [to_prediction(row) for row in rows]) if rows_of_all(metric) else None
-    for name in sorted(classes, key=_natural):
-        predictions = [to_prediction(row) for row in classes[name]]
-        if shared is not None:
-            members = {id(row) for row in classes[name]}
-            result[name] = _interval_of(metric, shared[0][[id(row) in members for row in rows]], shared[1])
-            continue
-        try:
-            found = score(metric, predictions).as_dict()
-        except ValueError as error:
-            # No reference words in this class (of clips without speech): the whole still has a score.
-            result[name] = {"value": None, "n": len(predictions), "why": str(error)}
-            continue
-        result[name] = {k: found[k] for k in CLASS_KEYS}
-    return result
+    classes, predictions = classes_of(rows, key), [to_prediction(row) for row in rows]
+    if classes and rows_of_all(metric):
+        statistics, value = item_statistics(metric, predictions)
+        return {name: _interval_of(metric, statistics[places], value) for name, places in classes.items()}
+    # A class without reference words (of clips without speech) has no score; the whole still has one.
+    found = {name: _beside(metric, [predictions[i] for i in places]) for name, places in classes.items()}
+    return {name: {k: one[k] for k in (*CLASS_KEYS, "why") if k in one} for name, one in found.items()}
 
 
 def _interval_of(metric: str, rows: np.ndarray, value: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
     low, high = interval(metric, rows, value)
     found = {"value": float(value(rows.sum(0, keepdims=True))[0]), "ci_low": low, "ci_high": high}
     return {k: round(v, 2) for k, v in found.items()} | {"n": len(rows)}
-
-
-def _natural(name: str) -> tuple[float, str]:
-    head = name.split("-")[0].split(" ")[0]
-    return (float(head) if head.isdigit() else float("inf"), name)
 
 
 def worst_cases(benchmark: Benchmark, rows: Sequence[Row], count: int = WORST) -> list[Row]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_train.llm.client import CallFailed, Endpoint, ItemRefused
+from qa_train.utils.atomic import append_json_lines
 
 log = logging.getLogger(__name__)
 
@@ -179,13 +179,9 @@ class Judge:
         cut = done.finish == "length" and done.text[-1:].isdigit()
         verdict = Verdict(done.text, done.refused, None, done.prompt_tokens, done.completion_tokens, cut)
         key = self._key(prompt)
-        line = json.dumps({"key": key, **asdict(verdict)}, ensure_ascii=False) + "\n"
         with self._lock:
             self._known[key] = verdict
-            with self.cache.open("a", encoding="utf-8") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
+            append_json_lines(self.cache, [{"key": key, **asdict(verdict)}])
         return verdict
 
     def facts(self, template: str) -> dict[str, Any]:

@@ -61,7 +61,19 @@ def write_json(path: Path | str, value: Any, *, durable: bool = False) -> None:
 
 def write_json_lines(path: Path | str, rows: Iterable[Any]) -> None:
     """Replace ``path`` by the rows as JSON, one a line; see `whole`."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(map(_json_line, rows)))
+
+
+def append_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Add the rows as JSON, one a line, to the end of a file, and have them on disk before returning."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(map(_json_line, rows))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _json_line(row: Any) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def flush(path: Path) -> None:

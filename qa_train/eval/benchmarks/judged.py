@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from qa_train.eval.benchmarks.airbench import CATEGORIES, JUDGE_PROMPT, honest_pair, judge_prompts, official_chat
+from qa_train.eval.scores.prediction import classes_of
 from qa_train.eval.scores.task_metrics import Statistics, bootstrap_interval
 from qa_train.llm.judge import Judge, Verdict
 
@@ -252,15 +253,9 @@ def judged_breakdown(
 
     Items that the judge did not rate count in ``n`` and not in the mean, as in the whole.
     """
-    classes: dict[str, list[Judgement]] = {}
-    for row, item in zip(rows, items, strict=True):
-        found = key(row)
-        classes.setdefault("unknown" if found is None else str(found), []).append(item)
-    if set(classes) == {"unknown"}:
-        return {}
     table: dict[str, dict[str, Any]] = {}
-    for name, members in classes.items():
-        scores = np.array([(item.score, 1.0) for item in members if item.score is not None])
+    for name, members in classes_of(rows, key).items():
+        scores = np.array([(items[i].score, 1.0) for i in members if items[i].score is not None])
         table[name] = {"value": None, "n": len(members)}
         if len(scores):
             low, high = bootstrap_interval(scores, lambda sums: sums[:, 0] / sums[:, 1])
