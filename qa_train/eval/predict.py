@@ -116,41 +116,47 @@ def predict(
         replace(question, tokens=prompt_tokens(question.sample, _tokens(duration)))
         for question, duration in zip(questions, seconds, strict=True)
     ]
-    full = {
-        **identity,
-        "benchmark": benchmark.name,
-        "rows": _digest(rows, questions),
-        "decoding": asdict(decoding),
-        "limits": asdict(limits),
-    }
+    full = {**identity, "benchmark": benchmark.name, "rows": _digest(rows, questions)}
+    full |= {"decoding": asdict(decoding), "limits": asdict(limits)}
     journal = Journal(out, "journal", full, ranks, partial(_drop_results, out))
     if ranks.rank == 0:
-        if journal.known:
-            answered = len({item for item, _ in journal.known})
-            log.info("%s: %d of %d items are answered; clips that changed are asked again", out, answered, len(rows))
-        if recorded(out / RUN).get("identity") not in (None, _as_json(full)):
-            log.warning("%s: the answers there are of another model, data or decoding; they are replaced", out)
-            _drop_results(out)
+        _tell_of_earlier(out, journal, full, len(rows))
     outcomes = answer(
         questions, answerer, decoding, limits=limits, ranks=ranks, journal=journal, on_progress=on_answers
     )
     if ranks.rank == 0:
-        before = recorded(out / RUN)
         _write(benchmark, rows, questions, seconds, outcomes, out, data_root)
         run = {"identity": full, "benchmark": benchmark.as_dict(), "data_root": str(data_root or ""), "n": len(rows)}
         # By id: a comparison matches items in whatever order they are listed.
         heard = sorted([str(row["id"]), outcome.clips] for row, outcome in zip(rows, outcomes, strict=True))
         run |= {"clips_sha256": sha256_of(heard)}
         run |= {"predictions_sha256": sha256_of_file(out / PREDICTIONS), "answered_by": who}
-        same = before.keys() >= SAME_RUN and all(before[name] == _as_json(run)[name] for name in SAME_RUN)
-        if not same:
-            _drop_results(out, (SCORES, JUDGEMENTS))
-        kept = before["probe"] if same and (before.get("probe") or {}).get("asked") == probe else None
+        kept = _kept_probe(out, run, probe)
         if kept is None:
             found = listening_probe(answerer, questions, outcomes, decoding, probe, limits)
             kept = None if found is None else {"asked": probe, **found}
         write_json(out / RUN, run | {"probe": kept})
     ranks.meet()
+
+
+def _kept_probe(out: Path, run: Mapping[str, Any], asked: int) -> dict[str, Any] | None:
+    """The probe of the same run before, of as many questions; what depends on another run is deleted."""
+    before = recorded(out / RUN)
+    if not (before.keys() >= SAME_RUN and all(before[name] == _as_json(run)[name] for name in SAME_RUN)):
+        _drop_results(out, (SCORES, JUDGEMENTS))
+        return None
+    probe: dict[str, Any] | None = before.get("probe")
+    return probe if (probe or {}).get("asked") == asked else None
+
+
+def _tell_of_earlier(out: Path, journal: Journal, identity: Mapping[str, Any], items: int) -> None:
+    """Say what the folder holds already; results of another identity are deleted."""
+    if journal.known:
+        answered = len({item for item, _ in journal.known})
+        log.info("%s: %d of %d items are answered; clips that changed are asked again", out, answered, items)
+    if recorded(out / RUN).get("identity") not in (None, _as_json(identity)):
+        log.warning("%s: the answers there are of another model, data or decoding; they are replaced", out)
+        _drop_results(out)
 
 
 def _digest(rows: Sequence[Mapping[str, Any]], questions: Sequence[Question]) -> str:
