@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
-from qa_train.config import starter_dir
+from qa_train.config import EvalSetConfig, starter_dir
 from qa_train.data.text.prompts import PromptBank
 from qa_train.eval.answers import answer
-from qa_train.eval.eval_sets import EvalSet, record_questions
+from qa_train.eval.eval_sets import record_questions
 from qa_train.eval.questions import part_text
 from qa_train.infer.generate import Decoding, Generator
 from qa_train.model import find_checkpoint, load_model
@@ -38,8 +38,8 @@ def questions(clips: int) -> list[Any]:
     bank = PromptBank.load()
     half = clips // 2
     return [
-        *record_questions(EvalSet("base", speech, "asr", limit=clips - half), bank),
-        *record_questions(EvalSet("chat", speech, "ask_transcript", "chat", limit=half), bank),
+        *record_questions("base", EvalSetConfig(speech, "asr", limit=clips - half), bank),
+        *record_questions("chat", EvalSetConfig(speech, "ask_transcript", "chat", limit=half), bank),
     ]
 
 

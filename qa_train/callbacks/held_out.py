@@ -14,6 +14,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from qa_train.data.shards.same_recordings import same_recordings
 from qa_train.data.stores.storage import expand
 from qa_train.data.text.prompts import PromptBank
 from qa_train.eval.answers import Limits, Outcome, answer, predictions
-from qa_train.eval.eval_sets import EvalSet, is_right, keep_clip, record_questions
+from qa_train.eval.eval_sets import is_right, keep_clip, record_questions
 from qa_train.eval.questions import Question, part_text
 from qa_train.eval.ranks import Ranks
 from qa_train.eval.result_folder import PREDICTIONS
@@ -63,7 +64,8 @@ class HeldOut(TrainerCallback):
         for name, chosen in self.options.sets.items():
             if not chosen.seen_in_training:
                 refuse_training_data(name, chosen, stage)
-            self.sets[name] = record_questions(EvalSet.of(name, chosen, stage.cfg.kind.template), bank, data.storage)
+            asked = replace(chosen, template=chosen.template or stage.cfg.kind.template)
+            self.sets[name] = record_questions(name, asked, bank, data.storage)
         for name, rule in self.options.stop.items():
             check_rule(name, rule, self.sets[name][0].metric)
         self._clips = EncodedClips()
