@@ -14,7 +14,6 @@ import pytest
 from fake_model import item, tone
 
 from qa_train.config import EvalConfig, parse_options
-from qa_train.eval.benchmarks.airbench import judge_prompts
 from qa_train.eval.benchmarks.judged import judged_result, prompts_of
 from qa_train.eval.endpoint import EndpointModel
 from qa_train.eval.suite import evaluate
@@ -174,7 +173,7 @@ def chat_rows(scores: list[tuple[str, str, str]]) -> list[dict[str, Any]]:
 
 def test_airbench_prompts_hold_both_orders_and_stay_text() -> None:
     (row,) = chat_rows([("sound_QA", "{second} XQuestionX", "{meta_info}")])
-    first, second = judge_prompts(row)
+    first, second = prompts_of("airbench_chat", [row])
     assert "Assistant 1s Answer]\nref 0 {second} XQuestionX\n[The End" in first
     assert "Assistant 2s Answer]\nans 0 {meta_info}\n[The End" in first
     assert "Assistant 1s Answer]\nans 0 {meta_info}\n[The End" in second

@@ -9,47 +9,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qa_train.eval.benchmarks.airbench import CATEGORIES, JUDGE_PROMPT, honest_pair, judge_prompts, official_chat
+from qa_train.eval.benchmarks.airbench import CATEGORIES, honest_pair, official_chat
 from qa_train.eval.scores.prediction import classes_of
 from qa_train.eval.scores.task_metrics import Statistics, bootstrap_interval
 from qa_train.llm.judge import Judge, Verdict
 
 Row = dict[str, Any]
 
-# VoiceBench's own prompts (MatthewCYM/VoiceBench api_judge.py, as quoted by lmms-eval 0.7.3).
-OPEN_PROMPT = """I need your help to evaluate the performance of several models in the speech interaction scenario. The models will receive a speech input from the user, which they need to understand and respond to with a speech output.
-Your task is to rate the model's responses based on the provided user input transcription [Instruction] and the model's output transcription [Response].
-
-Please evaluate the response on a scale of 1 to 5:
-1 point: The response is largely irrelevant, incorrect, or fails to address the user's query. It may be off-topic or provide incorrect information.
-2 points: The response is somewhat relevant but lacks accuracy or completeness. It may only partially answer the user's question or include extraneous information.
-3 points: The response is relevant and mostly accurate, but it may lack conciseness or include unnecessary details that don't contribute to the main point.
-4 points: The response is relevant, accurate, and concise, providing a clear answer to the user's question without unnecessary elaboration.
-5 points: The response is exceptionally relevant, accurate, and to the point. It directly addresses the user's query in a highly effective and efficient manner, providing exactly the information needed.
-
-Below are the transcription of user's instruction and models' response:
-### [Instruction]: {question}
-### [Response]: {response}
-
-After evaluating, please output the score only without anything else.
-You don't need to provide any explanations."""  # noqa: E501
-QA_PROMPT = """### Question
-{question}
-
-### Reference answer
-{reference}
-
-### Candidate answer
-{response}
-
-Is the candidate answer correct based on the question and reference answer?
-Please only output a single "Yes" or "No". Do not output anything else."""
-
-
+# The prompts letter for letter: AIR-Bench's, and VoiceBench's (MatthewCYM/VoiceBench api_judge.py, as quoted by
+# lmms-eval 0.7.3).
+PROMPTS = Path(__file__).with_name("judge_prompts")
 # Fields of a row that a judge sees, besides its prediction.
 NEEDED = {
     "airbench_chat": ("question", "meta_info", "task_name", "gt"),
@@ -60,7 +35,6 @@ NEEDED = {
 JUDGE_FACTS = ("judge", "judge_temperature", "judge_max_tokens", "judge_prompt_sha256")
 # Parts of the judges' prompts: an answer that holds one may be read as an instruction.
 MARKS = ("[The Start of Assistant", "[The End of Assistant", "[System]", "### [Response]", "### Candidate answer")
-_TEMPLATES = {"airbench_chat": JUDGE_PROMPT, "voicebench_open": OPEN_PROMPT, "voicebench_qa": QA_PROMPT}
 
 
 @dataclass(frozen=True)
@@ -87,12 +61,20 @@ def prompts_of(metric: str, rows: Sequence[Row]) -> list[str]:
         missing = [name for name in NEEDED[metric] if not row.get(name)]
         if missing:
             raise ValueError(f"item {row['id']}: the judge of {metric} needs {' and '.join(missing)} in the row")
-    if metric == "airbench_chat":
-        return [prompt for row in rows for prompt in judge_prompts(row)]
+    # Fields are put in once: an answer that spells a placeholder stays text.
+    asked = _template(metric).format
+    if metric != "airbench_chat":
+        return [asked(question=r["question"], response=r["prediction"], reference=_one_text(r["gt"])) for r in rows]
+    orders = [(row, *order) for row in rows for order in (("gt", "prediction"), ("prediction", "gt"))]
     return [
-        _TEMPLATES[metric].format(question=row["question"], response=row["prediction"], reference=_one_text(row["gt"]))
-        for row in rows
+        asked(meta_info=row["meta_info"], question=row["question"], first=row[first], second=row[second])
+        for row, first, second in orders
     ]
+
+
+@cache
+def _template(metric: str) -> str:
+    return (PROMPTS / f"{metric}.txt").read_text(encoding="utf-8").removesuffix("\n")
 
 
 def judged_result(
@@ -109,7 +91,7 @@ def judged_result(
     result = _result(metric, rows, items) | _counts(rows, verdicts, items)
     if metric == "airbench_chat":
         result |= _airbench_facts(rows, verdicts)
-    result |= judge.facts(_TEMPLATES[metric])
+    result |= judge.facts(_template(metric))
     if reference is not None:
         if _questions(metric, reference) != _questions(metric, rows):
             raise ValueError("judge.reference holds other items than the predictions: evaluate it on the same data")
