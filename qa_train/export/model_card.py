@@ -17,7 +17,7 @@ from qa_train import __version__
 from qa_train.config import from_references
 from qa_train.report.markdown import code, plain
 from qa_train.report.results import markdown_table
-from qa_train.report.runs import read_metrics
+from qa_train.report.runs import Steps
 from qa_train.report.scores_page import markdown_report
 from qa_train.utils.masking import name_of
 from qa_train.utils.safe_yaml import read_yaml
@@ -150,8 +150,9 @@ def _runs(checkpoint: Path) -> list[tuple[dict[str, Any], list[dict[str, Any]], 
         environments = json.loads(starts.read_text(encoding="utf-8")) if starts.is_file() else []
         step = folder.name.removeprefix("checkpoint-")
         last = int(step) if step.isdigit() else config["trainer"]["max_steps"]
-        rows = [row for row in read_metrics(run) if row["step"] == last and "evaluation" in row]
-        found.append((config, environments, last, rows[-1] if rows else {}))
+        metrics = run / "metrics.jsonl"
+        rows = Steps(metrics).rows() if metrics.is_file() else []
+        found.append((config, environments, last, next((row for row in rows if row["step"] == last), {})))
         before = from_references(config["model"].get("checkpoint"))
         folder = Path(before).resolve() if before and Path(before).is_dir() else None
     return found[::-1]

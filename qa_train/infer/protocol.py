@@ -25,6 +25,13 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
+class BadRequest(ApiError):
+    """Status 400: ``param`` names what is wrong in the request."""
+
+    def __init__(self, message: str, param: str | None = None, code: str = "invalid_request") -> None:
+        super().__init__(400, message, code=code, param=param)
+
+
 class Reply:
     """The JSON of the answers to one request, whole or in chunks."""
 
