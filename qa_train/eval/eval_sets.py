@@ -55,9 +55,7 @@ def evaluate_shards(
     processor: Any,
     sets: Mapping[str, EvalSetConfig],
     *,
-    bank: PromptBank | None = None,
     decoding: Decoding | None = None,
-    limits: Limits | None = None,
     keep_samples: int = 0,
     clips: EncodedClips | None = None,
     clips_dir: Path | str | None = None,
@@ -77,8 +75,8 @@ def evaluate_shards(
     Raises:
         ValueError: a set without any qualifying record.
     """
-    bank = bank or PromptBank.load()
-    decoding, limits = decoding or Decoding(max_new_tokens=96), limits or Limits(64, 32768)
+    bank, limits = PromptBank.load(), Limits(64, 32768)
+    decoding = decoding or Decoding(max_new_tokens=96)
     generator = Generator(model, processor, clips=clips)
     results = {}
     for name, chosen in sets.items():

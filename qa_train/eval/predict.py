@@ -21,7 +21,7 @@ from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
 from qa_train.eval.answers import Answerer, Journal, Limits, Outcome, answer
 from qa_train.eval.benchmarks.benchmark import JUDGED, UNSCORED, Benchmark
 from qa_train.eval.listening import listening_probe
-from qa_train.eval.questions import MAX_CLIP_S, Question, load_clips, part_text
+from qa_train.eval.questions import Question, load_clips, part_text
 from qa_train.eval.ranks import Ranks
 from qa_train.eval.result_folder import JUDGEMENTS, PREDICTIONS, RUN, SCORES, recorded
 from qa_train.eval.scores.labels import option_text
@@ -67,7 +67,7 @@ def question_of(benchmark: Benchmark, row: Mapping[str, Any]) -> Question:
         str(row["id"]), (Message("user", (*clips, *text)),), len(clips), "eval", language, benchmark.template
     )
     paths = (Path(row["audio"]),) if row["audio"] else ()
-    load = partial(load_clips, paths, MAX_CLIP_S)
+    load = partial(load_clips, paths)
     return Question(
         sample, load, references, benchmark.metric, benchmark.name, language, tuple(row.get("choices") or ()), paths
     )
@@ -89,7 +89,6 @@ def predict(
     *,
     identity: Mapping[str, Any],
     questions: Sequence[Question] | None = None,
-    decoding: Decoding | None = None,
     limits: Limits | None = None,
     ranks: Ranks | None = None,
     probe: int = 32,
@@ -109,7 +108,7 @@ def predict(
         ValueError: rows that cannot be asked, or an endpoint that refuses the first of them all.
     """
     limits, ranks = limits or Limits(), ranks or Ranks()
-    decoding = replace(decoding or Decoding(), max_new_tokens=benchmark.max_new_tokens)
+    decoding = Decoding(max_new_tokens=benchmark.max_new_tokens)
     questions = [question_of(benchmark, row) for row in rows] if questions is None else questions
     seconds = [duration_s(question.clips) for question in questions]
     questions = [

@@ -153,7 +153,7 @@ def score_rows(
     best = {"1-10": 10.0, "1-5": 5.0, "percent": 100.0}[result["unit"]]
     result["worst"] = [
         case | {"question": rows[i].get("question"), "judge": list(items[i].said)}
-        for i, case in _worst(rows, values, -values, -best, WORST)
+        for i, case in _worst(rows, values, -values, -best)
     ]
     return result, items
 
@@ -241,20 +241,18 @@ def _interval_of(metric: str, rows: np.ndarray, value: Callable[[np.ndarray], np
     return {k: round(v, 2) for k, v in found.items()} | {"n": len(rows)}
 
 
-def worst_cases(benchmark: Benchmark, rows: Sequence[Row], count: int = WORST) -> list[Row]:
+def worst_cases(benchmark: Benchmark, rows: Sequence[Row]) -> list[Row]:
     """The items with the worst score of their own, wrong ones only; the first of equals."""
     statistics, value = item_statistics(benchmark.metric, [to_prediction(row) for row in rows])
     values = value(statistics)
     badness = -values if benchmark.higher_is_better else values
     best = -100.0 if benchmark.higher_is_better else 0.0
-    return [case for _, case in _worst(rows, values, badness, best, count)]
+    return [case for _, case in _worst(rows, values, badness, best)]
 
 
-def _worst(
-    rows: Sequence[Row], values: np.ndarray, badness: np.ndarray, best: float, count: int
-) -> list[tuple[int, Row]]:
-    """(place, item) of the ``count`` largest of ``badness`` that are above ``best``; the first of equals."""
-    picks = [int(i) for i in np.argsort(-badness, kind="stable")[:count] if badness[i] > best]
+def _worst(rows: Sequence[Row], values: np.ndarray, badness: np.ndarray, best: float) -> list[tuple[int, Row]]:
+    """(place, item) of the ``WORST`` largest of ``badness`` that are above ``best``; the first of equals."""
+    picks = [int(i) for i in np.argsort(-badness, kind="stable")[:WORST] if badness[i] > best]
     keep = ("id", "audio", "prompt", "gt", "prediction", "error", "duration_s", "truncated")
     items = [{k: rows[i][k] for k in keep if k in rows[i]} | {"item_score": round(float(values[i]), 2)} for i in picks]
     return list(zip(picks, items, strict=True))

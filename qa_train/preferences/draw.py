@@ -21,8 +21,6 @@ def sampled_pairs(
     *,
     limits: Limits | None = None,
     samples: int = 4,
-    temperature: float = 0.9,
-    max_new_tokens: int = 64,
     seed: int = 0,
     ranker: Ranker = ByWordErrors(),  # noqa: B008 - frozen
     skipped: Counter[str] | None = None,
@@ -34,7 +32,7 @@ def sampled_pairs(
     """
     skipped = Counter() if skipped is None else skipped
     questions = askable(record_questions("pairs", clips, bank), skipped)
-    decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    decoding = Decoding(max_new_tokens=64, temperature=0.9, seed=seed)
     drawn = answer(questions, generator, decoding, samples=samples, limits=limits)
     yield from ranked(questions, drawn, samples, ranker, skipped)
 
