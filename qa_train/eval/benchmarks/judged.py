@@ -158,22 +158,26 @@ def _said(verdict: Verdict) -> str:
 def _result(metric: str, rows: Sequence[Row], items: Sequence[Judgement]) -> dict[str, Any]:
     if all(item.score is None for item in items):
         raise ValueError(f"no line of the judge could be read; of the first item: {'; '.join(items[0].said)}")
-    read = [i for i, item in enumerate(items) if item.score is not None]
-    some, scores = [rows[i] for i in read], [items[i].score or 0.0 for i in read]
-    statistics, value = judged_statistics(metric, some, scores)
-    strict, of_all = judged_statistics(metric, rows, [item.strict for item in items])
-    low, high = bootstrap_interval(statistics, value)
-    result = {
-        "value": round(float(value(statistics.sum(0, keepdims=True))[0]), 4),
-        "strict": round(float(of_all(strict.sum(0, keepdims=True))[0]), 4),
-        "unit": {"airbench_chat": "1-10", "voicebench_open": "1-5", "voicebench_qa": "percent"}[metric],
-        "ci_low": round(low, 3),
-        "ci_high": round(high, 3),
-    }
+    result = _means(metric, rows, items)
+    result["unit"] = {"airbench_chat": "1-10", "voicebench_open": "1-5", "voicebench_qa": "percent"}[metric]
     if metric != "airbench_chat":
         return result
     groups = _categories(rows, items)
     return result | {"groups": groups, "categories_missing": [name for name in _GROUPS if name not in groups]}
+
+
+def _means(metric: str, rows: Sequence[Row], items: Sequence[Judgement]) -> dict[str, Any]:
+    """``value`` of the rated items (some are) with its interval, and ``strict`` of all."""
+    read = [i for i, item in enumerate(items) if item.score is not None]
+    statistics, value = judged_statistics(metric, [rows[i] for i in read], [items[i].score or 0.0 for i in read])
+    strict, of_all = judged_statistics(metric, rows, [item.strict for item in items])
+    low, high = bootstrap_interval(statistics, value)
+    return {
+        "value": round(float(value(statistics.sum(0, keepdims=True))[0]), 4),
+        "ci_low": round(low, 3),
+        "ci_high": round(high, 3),
+        "strict": round(float(of_all(strict.sum(0, keepdims=True))[0]), 4),
+    }
 
 
 def judged_statistics(metric: str, rows: Sequence[Row], scores: Sequence[float]) -> Statistics:
@@ -212,19 +216,9 @@ def _categories(rows: Sequence[Row], items: Sequence[Judgement]) -> dict[str, di
     table: dict[str, dict[str, Any]] = {}
     for name, members in {**{group: (group,) for group in _GROUPS}, "mixed": _MIXED}.items():
         picks = [i for i, group in enumerate(of_row) if group in members]
-        read = [i for i in picks if items[i].score is not None]
-        if not read:
-            continue
-        found, value = judged_statistics("airbench_chat", [rows[i] for i in read], [items[i].score or 0 for i in read])
-        strict, _ = judged_statistics("airbench_chat", [rows[i] for i in picks], [items[i].strict for i in picks])
-        low, high = bootstrap_interval(found, value)
-        table[name] = {
-            "value": round(float(value(found.sum(0, keepdims=True))[0]), 4),
-            "ci_low": round(low, 3),
-            "ci_high": round(high, 3),
-            "strict": round(float(value(strict.sum(0, keepdims=True))[0]), 4),
-            "n": len(picks),
-        }
+        if any(items[i].score is not None for i in picks):
+            found = _means("airbench_chat", [rows[i] for i in picks], [items[i] for i in picks])
+            table[name] = found | {"n": len(picks)}
     return table
 
 
