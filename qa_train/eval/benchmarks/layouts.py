@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from qa_train.eval.benchmarks import multichoice, reasoning
+from qa_train.eval.benchmarks import own_questions
 from qa_train.eval.benchmarks.benchmark import Benchmark
 from qa_train.eval.benchmarks.muchomusic import muchomusic_rows
 from qa_train.eval.benchmarks.published import clip_named, find_list
@@ -220,14 +220,14 @@ READERS: dict[str, Callable[[Path, Benchmark], Iterator[Row]]] = {
     "clotho": _clotho,
     "audiocaps": _audiocaps,
     "earnings": _earnings,
-    "airbench_foundation": multichoice.airbench_foundation,
-    "airbench_chat": multichoice.airbench_chat,
-    "mmau": multichoice.mmau,
-    "mmar": multichoice.mmar,
-    "mmsu": multichoice.mmsu,
-    "voicebench": multichoice.voicebench,
-    "sakura": reasoning.sakura,
-    "big_bench_audio": reasoning.big_bench_audio,
+    "airbench_foundation": own_questions.airbench_foundation,
+    "airbench_chat": own_questions.airbench_chat,
+    "mmau": own_questions.mmau,
+    "mmar": own_questions.mmar,
+    "mmsu": own_questions.mmsu,
+    "voicebench": own_questions.voicebench,
+    "sakura": own_questions.sakura,
+    "big_bench_audio": own_questions.big_bench_audio,
     "muchomusic": muchomusic_rows,
 }
 # Readers that can show options in another order.
