@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
-from qa_train.config import starter_dir
+from qa_train.config import EvalSetConfig, starter_dir
 from qa_train.data.text.prompts import PromptBank
-from qa_train.eval.eval_sets import EvalSet, record_questions
+from qa_train.eval.answers import answer
+from qa_train.eval.eval_sets import record_questions
 from qa_train.eval.questions import part_text
-from qa_train.infer.generate import Decoding, Generator, Item
+from qa_train.infer.generate import Decoding, Generator
 from qa_train.model import find_checkpoint, load_model
 from qa_train.model.build import load_adapted
 from qa_train.model.lora import has_adapters
@@ -37,8 +38,8 @@ def questions(clips: int) -> list[Any]:
     bank = PromptBank.load()
     half = clips // 2
     return [
-        *record_questions(EvalSet("base", speech, "asr", limit=clips - half), bank),
-        *record_questions(EvalSet("chat", speech, "ask_transcript", "chat", limit=half), bank),
+        *record_questions("base", EvalSetConfig(speech, "asr", limit=clips - half), bank),
+        *record_questions("chat", EvalSetConfig(speech, "ask_transcript", "chat", limit=half), bank),
     ]
 
 
@@ -82,8 +83,7 @@ def main() -> int:
     waves = [question.load() for question in asked]
     model, processor = our_model(options.export, options.run)
     started = time.process_time()
-    items = [Item(question.sample, wave) for question, wave in zip(asked, waves, strict=True)]
-    ours = [answer.text.strip() for answer in Generator(model, processor).generate(items, Decoding(MAX_NEW_TOKENS))]
+    ours = [one.text.strip() for one in answer(asked, Generator(model, processor), Decoding(MAX_NEW_TOKENS))]
     middle = time.process_time()
     stock = Qwen2AudioForConditionalGeneration.from_pretrained(options.export).eval()
     stock_processor = AutoProcessor.from_pretrained(options.export)

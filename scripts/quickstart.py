@@ -202,29 +202,32 @@ def configuration(stage: str, *words: str) -> Any:
         return to_stage_config(compose(stage, [f"experiment=quickstart_{stage}", "run.dir=unused", *words]))
 
 
-def evaluation_sets(root: Path, stage: str) -> list[Any]:
+def evaluation_sets(root: Path, stage: str) -> dict[str, Any]:
     """What is measured after ``stage``: the sets of its experiment, under their titles."""
-    from qa_train.eval.eval_sets import EvalSet
-
     cfg = configuration("pretrain" if stage == "before" else stage, f"data.root={root}")
-    return [EvalSet.of(TITLES[name], each, cfg.kind.template) for name, each in cfg.evaluation.sets.items()]
+    return {
+        TITLES[name]: dataclasses.replace(each, template=each.template or cfg.kind.template)
+        for name, each in cfg.evaluation.sets.items()
+    }
 
 
 def evaluate(quick: Quickstart, stage: str) -> None:
     """Answer every evaluation set with the model after ``stage`` and keep the scores."""
     sets = evaluation_sets(quick.root, stage)
     if quick.recipe.items is not None:
-        sets = [shortened(each, quick.recipe.items) for each in sets]
+        sets = {name: shortened(each, quick.recipe.items) for name, each in sets.items()}
     # Before DPO the model is its own reference, and every reward is zero.
     pairs = quick.pool.submit(preference_scores, quick.root, quick.recipe.items) if stage == "dpo" else None
     clips = quick.root / "eval" / "clips"
-    jobs = [quick.pool.submit(evaluate_set, quick.checkpoint(stage), each, clips) for each in sets]
+    jobs = {
+        name: quick.pool.submit(evaluate_set, quick.checkpoint(stage), name, each, clips) for name, each in sets.items()
+    }
     print(f"answering {len(sets)} sets of held-out items", flush=True)
     scores = {}
-    for each, job in zip(sets, jobs, strict=True):
-        scores[each.name] = result = job.result()[each.name]
+    for name, job in jobs.items():
+        scores[name] = result = job.result()
         print(
-            f"  {each.name:<44} {result['value']:6.1f} "
+            f"  {name:<44} {result['value']:6.1f} "
             f"({result['ci_low']:.1f} to {result['ci_high']:.1f}), n = {result['n']}",
             flush=True,
         )
@@ -253,16 +256,16 @@ def loaded(checkpoint: str) -> tuple[Any, Any]:
     return load_answering_model(checkpoint)
 
 
-def evaluate_set(checkpoint: str, eval_set: Any, clips_dir: Path) -> dict[str, Any]:
-    """One evaluation set, in a process of the pool."""
+def evaluate_set(checkpoint: str, name: str, eval_set: Any, clips_dir: Path) -> dict[str, Any]:
+    """The result of one evaluation set, in a process of the pool."""
     from qa_train.eval.eval_sets import evaluate_shards
     from qa_train.infer.generate import Decoding
 
     model, processor = loaded(checkpoint)
     decoding = Decoding(max_new_tokens=48)
     return evaluate_shards(
-        model, processor, [eval_set], decoding=decoding, keep_samples=3, clips_dir=clips_dir, clips=heard()
-    )
+        model, processor, {name: eval_set}, decoding=decoding, keep_samples=3, clips_dir=clips_dir, clips=heard()
+    )[name]
 
 
 def shortened(eval_set: Any, items: int) -> Any:
@@ -312,24 +315,25 @@ def make_data(quick: Quickstart) -> None:
 
 def sample_pairs(quick: Quickstart) -> None:
     """The transcripts of training clips, each against the SFT model's worst answer by word error rate."""
+    from qa_train.config import EvalSetConfig
     from qa_train.data.shards.writer import ShardWriter
     from qa_train.data.text.prompts import PromptBank
-    from qa_train.eval.eval_sets import EvalSet
+    from qa_train.eval.answers import Limits
     from qa_train.infer.generate import Generator
     from qa_train.model import load_answering_model
     from qa_train.preferences.draw import sampled_pairs
     from qa_train.preferences.rank import ByWordErrors
 
     model, processor = load_answering_model(quick.checkpoint("sft"))
-    generator = Generator(model, processor, batch_size=64, token_budget=32768)
-    clips = EvalSet("pairs", [str(quick.data / "asr-train-*.tar")], "ask_transcript", "chat", metric="wer",
+    generator, limits = Generator(model, processor), Limits(64, 32768)
+    clips = EvalSetConfig([str(quick.data / "asr-train-*.tar")], "ask_transcript", "chat", metric="wer",
                     min_words=3, limit=quick.recipe.pair_clips)  # fmt: skip
     print(f"answering {clips.limit} recordings, each several times, to rank the answers", flush=True)
     count = 0
     with ShardWriter(str(quick.data / "pairs-sampled-%03d.tar")) as writer:
         # A chosen answer with errors of its own would teach them through the SFT term.
         ranker = ByWordErrors(transcript=True)
-        for pair in sampled_pairs(generator, clips, PromptBank.load(), ranker=ranker, seed=1):
+        for pair in sampled_pairs(generator, clips, PromptBank.load(), limits=limits, ranker=ranker, seed=1):
             writer.write(pair.key, pair.record("train"), [pair.wave])
             count += 1
     print(f"{count} pairs from {clips.limit} clips")

@@ -21,7 +21,7 @@ from qa_train.dashboard import live as live_module
 from qa_train.dashboard.live import Live, server
 from qa_train.report import runs as runs_module
 from qa_train.report.curves import LAST_STEPS, MAX_POINTS, board_of, panels_of
-from qa_train.report.runs import Run, Steps, differences, find_runs, read_metrics, read_run
+from qa_train.report.runs import Run, Steps, differences, find_runs, read_run
 from qa_train.utils.loopback import listen
 from tests.report.parsed import Parsed
 
@@ -202,7 +202,7 @@ def test_lines_and_files_nested_without_end_are_left_out(runs: Path, depth: int)
     dpo = board(runs / "dashboard.html")["runs"][3]
     assert (dpo["name"], dpo["trained"]) == ("dpo", 41 if depth < 1000 else 40)
     assert "said at 40" in (runs / "dashboard.html").read_text()
-    assert len(read_metrics(runs / "dpo")) == dpo["trained"]
+    assert len(Steps(runs / "dpo" / "metrics.jsonl").rows()) == dpo["trained"]
 
 
 def test_a_run_deleted_while_it_is_read_is_left_out(runs: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qa_train.callbacks.held_out import _apart, _rows, _write, keep_clips, summary
+from qa_train.callbacks.held_out import _apart, _rows, keep_clips, summary
 from qa_train.config import EvalSetConfig, EvaluationConfig, StageConfig
 from qa_train.config.settings.evaluation import check_evaluation
 from qa_train.data.shards.writer import ShardWriter
@@ -19,6 +19,7 @@ from qa_train.data.text.sample import AudioPart, Message, Sample
 from qa_train.eval.answers import Outcome, predictions
 from qa_train.eval.compare import compare_folders
 from qa_train.eval.questions import Question
+from qa_train.utils.atomic import write_json_lines
 from tests.train.conftest import ROOT, command, environment, metrics, options, run, shards  # noqa: F401
 from tests.train.forks import forks
 
@@ -75,7 +76,8 @@ def test_records_that_share_a_key_are_lines_of_their_own(tmp_path: Path) -> None
     rows = _rows(questions, outcomes, predictions(questions, outcomes), {})
     assert [row["id"] for row in rows] == ["same", "same#2", "same#3"]
     for step in ("step-0", "step-2"):
-        _write(tmp_path / step / "asr" / "predictions.jsonl", rows)
+        (tmp_path / step / "asr").mkdir(parents=True)
+        write_json_lines(tmp_path / step / "asr" / "predictions.jsonl", rows)
     assert compare_folders(tmp_path / "step-0", tmp_path / "step-2")["asr"]["n"] == 3
 
 

@@ -71,10 +71,8 @@ def test_cut_and_unprintable_answers_make_no_pair(monkeypatch: pytest.MonkeyPatc
     cut = {"a hat\0": False, "a": True, "the cat sat down": False, "a cat": False}
     said = [SimpleNamespace(text=text, truncated=truncated, error=None) for text, truncated in cut.items()]
     asked = replace(question("the cat sat down"), load=lambda: (np.zeros(16_000, np.float32),))
-    monkeypatch.setattr("qa_train.preferences.draw.record_questions", lambda clips, bank: [asked])
-    generator = SimpleNamespace(
-        batch_size=64, token_budget=9999, sample=lambda items, count, decoding: [said for _ in items]
-    )
+    monkeypatch.setattr("qa_train.preferences.draw.record_questions", lambda *args: [asked])
+    generator = SimpleNamespace(sample=lambda items, count, decoding: [said for _ in items])
     made = list(sampled_pairs(generator, None, None))  # type: ignore[arg-type]
     assert [(pair.chosen, pair.rejected) for pair in made] == [("the cat sat down", "a cat")]
 
@@ -94,11 +92,9 @@ def test_what_a_pair_cannot_hold_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
     ]
     asked = [good, replace(good, load=unreadable)]
     asked += [replace(good, sample=replace(good.sample, num_clips=n, messages=chat)) for n, chat in chats]
-    monkeypatch.setattr("qa_train.preferences.draw.record_questions", lambda clips, bank: asked)
+    monkeypatch.setattr("qa_train.preferences.draw.record_questions", lambda *args: asked)
     said = [SimpleNamespace(text=text, truncated=False, error=None) for text in ("the cat", "a hat")]
-    generator = SimpleNamespace(
-        batch_size=64, token_budget=9999, sample=lambda items, count, decoding: [said for _ in items]
-    )
+    generator = SimpleNamespace(sample=lambda items, count, decoding: [said for _ in items])
     skipped: Counter[str] = Counter()
     made = list(sampled_pairs(generator, None, None, samples=2, skipped=skipped))  # type: ignore[arg-type]
     assert [(pair.key, pair.chosen) for pair in made] == [("clip", "the cat")]

@@ -309,12 +309,10 @@ def test_the_report_follows_a_long_part(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_is_measured_stands_in_the_experiments(stage: str, more: int, tmp_path: Path) -> None:
     """Every stage answers the same sets; the last one five more, which are measured once."""
     sets, before = (quickstart.evaluation_sets(tmp_path, each) for each in (stage, "before"))
-    assert sets[: len(before)] == before
+    assert list(sets.items())[: len(before)] == list(before.items())
     assert len(sets) == len(before) + more
-    assert [each.name for each in sets] == list(quickstart_report.TITLES.values())[: len(sets)]
-    assert {*quickstart_report.NOTES, *quickstart_report.QUESTIONS, *quickstart_report.ANALYSIS} <= {
-        each.name for each in before
-    }
-    made = {path for each in sets for path in each.shards if path.startswith(str(tmp_path))}
+    assert [*sets] == list(quickstart_report.TITLES.values())[: len(sets)]
+    assert {*quickstart_report.NOTES, *quickstart_report.QUESTIONS, *quickstart_report.ANALYSIS} <= before.keys()
+    made = {path for each in sets.values() for path in each.shards if path.startswith(str(tmp_path))}
     assert made == {f"{tmp_path}/data/{name}-test.tar" for name in ("chat", "dpo")}
-    assert all(Path(path).is_file() for each in sets for path in each.shards if path not in made)
+    assert all(Path(path).is_file() for each in sets.values() for path in each.shards if path not in made)

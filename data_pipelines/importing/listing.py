@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from data_pipelines.corpora.recordings import Recording
 from data_pipelines.importing.import_shard import ImportJob, write_entries
 from data_pipelines.importing.in_place import container_of
 from qa_train.config import StorageConfig
+from qa_train.utils.digests import sha256_of_file
 
 _DEFAULTS = asdict(Recording(""))
 
@@ -71,9 +71,7 @@ class Listing:
 
     def _job(self, number: int, target: str, records: int) -> ImportJob:
         path = self._path(number)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        what: tuple[Any, ...] = (digest, self._audio, self._max_duration_s)
+        what: tuple[Any, ...] = (sha256_of_file(path), self._audio, self._max_duration_s)
         if target:
             # Another file under the name is indexed again.
             stat = Path(target).stat()

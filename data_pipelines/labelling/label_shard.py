@@ -17,7 +17,7 @@ from data_pipelines.labelling.answer_form import AnswerForm
 from data_pipelines.labelling.label_filters import compression_ratio, repeats, windows, word_difference
 from data_pipelines.labelling.label_options import LabelConfig, Labeller
 from qa_train.data.audio.waveform import BadAudio, audio_tokens
-from qa_train.data.clips import Clip, ClipReader, SkipSample
+from qa_train.data.clips import Clip, ClipReader
 from qa_train.data.shards.index import Placed, ShardIndex, index_places, load_index, placed
 from qa_train.data.shards.sidecar import write_index
 from qa_train.data.shards.writer import ShardWriter
@@ -27,13 +27,14 @@ from qa_train.data.text.records import BadRecord
 from qa_train.data.text.sample import Message, Sample
 from qa_train.data.text.tasks import Task, parse
 from qa_train.data.tools.clean import silent_share
-from qa_train.eval.answers import Answerer, Journal, Limits, Outcome, answer, load_answerer, sha256_of
+from qa_train.eval.answers import Answerer, Journal, Limits, Outcome, answer, load_answerer
 from qa_train.eval.endpoint import EndpointModel
-from qa_train.eval.eval_sets import clips_of
+from qa_train.eval.eval_sets import clips_of, read_wave
 from qa_train.eval.questions import Question, part_text, task_metric
 from qa_train.eval.scores.normalise import CHARACTER_LANGUAGES, label_form, transcript_words
 from qa_train.infer.generate import Decoding, prompt_tokens
 from qa_train.llm.client import CallFailed, Endpoint
+from qa_train.utils.digests import sha256_of
 from qa_train.utils.masking import masked
 
 # In the index of a shard whose audio stays where it is.
@@ -115,7 +116,7 @@ class ShardLabels:
         self._questions: list[Question] = []
         reader = ClipReader(0, self._options.storage)
         # An endpoint is asked about the windows of a clip one after the other; a checkpoint by their length.
-        self._wave = lru_cache(maxsize=8)(partial(_wave, reader))
+        self._wave = lru_cache(maxsize=8)(partial(read_wave, reader))
         with closing(reader):
             for row in index.table.to_pylist():
                 try:
@@ -263,13 +264,6 @@ def write_labels(job: LabelJob) -> int:
     return made.number
 
 
-def _wave(reader: ClipReader, clip: Clip) -> np.ndarray:
-    try:
-        return reader.wave(clip)
-    except SkipSample as error:
-        raise BadAudio(str(error)) from error
-
-
 def _answerer(by: Labeller, options: LabelConfig) -> tuple[Answerer, dict[str, Any], Limits]:
     """Who answers, what names its answers beside ``by.name``, and how much it is asked at a time."""
     if by.checkpoint is None:
@@ -277,10 +271,10 @@ def _answerer(by: Labeller, options: LabelConfig) -> tuple[Answerer, dict[str, A
         # Each request is one clip: batches only keep all of them busy.
         return EndpointModel(endpoint, options.requests, refusals_fail=True), {}, Limits(4 * options.requests, 1 << 40)
     limits = Limits(options.batch_size, options.token_budget)
-    return *_loaded(by.checkpoint, limits, options.device, options.verify), limits
+    return *_loaded(by.checkpoint, options.device, options.verify), limits
 
 
 @lru_cache(maxsize=2)
-def _loaded(checkpoint: str, limits: Limits, device: str, verify: bool) -> tuple[Answerer, dict[str, Any]]:
+def _loaded(checkpoint: str, device: str, verify: bool) -> tuple[Answerer, dict[str, Any]]:
     """Once in a process, which labels shard after shard."""
-    return load_answerer(checkpoint, limits, device, verify=verify, allow_missing=())
+    return load_answerer(checkpoint, device, verify=verify, allow_missing=())

@@ -14,6 +14,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,10 @@ from qa_train.data.shards.same_recordings import same_recordings
 from qa_train.data.stores.storage import expand
 from qa_train.data.text.prompts import PromptBank
 from qa_train.eval.answers import Limits, Outcome, answer, predictions
-from qa_train.eval.eval_sets import EvalSet, is_right, keep_clip, record_questions
+from qa_train.eval.eval_sets import is_right, keep_clip, record_questions
 from qa_train.eval.questions import Question, part_text
 from qa_train.eval.ranks import Ranks
+from qa_train.eval.result_folder import PREDICTIONS
 from qa_train.eval.scores.task_metrics import Prediction, score
 from qa_train.infer.encoded import EncodedClips
 from qa_train.infer.generate import Decoding, Generator
@@ -40,7 +42,7 @@ from qa_train.train.job.distributed import from_main, world_size, zero_stage
 from qa_train.train.mixin import AudioTrainerMixin
 from qa_train.train.safety.guards import StopRun
 from qa_train.train.stage import Stage
-from qa_train.utils.atomic import write_text
+from qa_train.utils.atomic import write_json_lines
 from qa_train.utils.progress import say
 
 # In the run folder.
@@ -62,7 +64,8 @@ class HeldOut(TrainerCallback):
         for name, chosen in self.options.sets.items():
             if not chosen.seen_in_training:
                 refuse_training_data(name, chosen, stage)
-            self.sets[name] = record_questions(EvalSet.of(name, chosen, stage.cfg.kind.template), bank, data.storage)
+            asked = replace(chosen, template=chosen.template or stage.cfg.kind.template)
+            self.sets[name] = record_questions(name, asked, bank, data.storage)
         for name, rule in self.options.stop.items():
             check_rule(name, rule, self.sets[name][0].metric)
         self._clips = EncodedClips()
@@ -129,8 +132,6 @@ class HeldOut(TrainerCallback):
         generator = Generator(
             plain,
             self.stage.processor,
-            batch_size=self._limits.batch_size,
-            token_budget=self._limits.token_budget,
             # Encoder weights that are cut cannot be hashed: states are not kept from one evaluation to the next.
             clips=EncodedClips() if self._in_step else self._clips,
         )
@@ -146,7 +147,9 @@ class HeldOut(TrainerCallback):
             if self.stage.run.is_main:
                 clips = self._kept.get(name, {})
                 rows = _rows(questions, answers, answered, clips)
-                _write(self.stage.run.dir / FOLDER / f"step-{step}" / name / "predictions.jsonl", rows)
+                folder = self.stage.run.dir / FOLDER / f"step-{step}" / name
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json_lines(folder / PREDICTIONS, rows)
                 self._show(step, name, [row for row in rows if "clip" in row])
         numbers["eval_s"] = round(time.perf_counter() - started, 3)
         if self.stage.run.is_main:
@@ -234,11 +237,6 @@ def _rows(
         clip = {"clip": clips[i]} if i in clips else {}
         rows.append(row | clip | ({"error": outcome.error} if outcome.error else {}))
     return rows
-
-
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def refuse_training_data(name: str, held_out: EvalSetConfig, stage: Stage) -> None:

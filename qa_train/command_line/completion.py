@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from qa_train.command_line.command_table import NAMES, find, inside
 from qa_train.config import STAGES
 from qa_train.config.guide import complete_setting
 from qa_train.config.words import option_fields
 
-_BASH = """# qa-train completion for bash: eval "$(qa-train completion bash)"
-_qa_train() {
-  local line=${COMP_LINE:0:COMP_POINT} word
-  word=${line##* }
-  mapfile -t COMPREPLY < <(qa-train completion query "$line" 2>/dev/null)
-  # bash counts "=" as the end of a word: what stands before it is on the line already.
-  if [[ $word == *=* && $COMP_WORDBREAKS == *=* ]]; then COMPREPLY=("${COMPREPLY[@]#"${word%%=*}="}"); fi
-  if [[ ${COMPREPLY[0]} == *= ]]; then compopt -o nospace 2>/dev/null; fi
-  return 0
-}
-complete -o default -F _qa_train qa-train
-"""
-
-_ZSH = """# qa-train completion for zsh: eval "$(qa-train completion zsh)"
-_qa_train() {
-  local -a found
-  found=(${(f)"$(qa-train completion query "${(j: :)words[1,CURRENT]}" 2>/dev/null)"})
-  if (( $#found )); then compadd -S '' -- $found; else _files; fi
-}
-compdef _qa_train qa-train
-"""
+# completion.bash and completion.zsh, which ask `qa-train completion query LINE`.
+_SCRIPTS = {path.suffix[1:]: path for path in Path(__file__).parent.glob("completion.*sh")}
 
 
 def completion(words: list[str]) -> int:
@@ -42,10 +25,9 @@ def completion(words: list[str]) -> int:
     if words[:1] == ["query"]:
         print("\n".join(complete(" ".join(words[1:]))))
         return 0
-    scripts = {"bash": _BASH, "zsh": _ZSH}
-    if len(words) != 1 or words[0] not in scripts:
+    if len(words) != 1 or words[0] not in _SCRIPTS:
         raise ValueError('completion: name the shell: eval "$(qa-train completion bash)", or zsh')
-    print(scripts[words[0]])
+    print(_SCRIPTS[words[0]].read_text(encoding="utf-8"))
     return 0
 
 

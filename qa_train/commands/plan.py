@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from qa_train.config import STAGES
 from qa_train.config.planning import PlanConfig
+from qa_train.utils.atomic import write_json
 from qa_train.utils.terminal import layout
 
 
@@ -55,9 +54,7 @@ def plan(settings: list[str], options: PlanConfig) -> int:
         return _plan_recipes(stage, rest, options)
     made = estimate(compose_stage(stage, rest), options)
     print(as_text(made, layout()))
-    if options.json:
-        Path(options.json).write_text(json.dumps(as_dict(made), indent=2, ensure_ascii=False) + "\n")
-        print(f"  written to {options.json}")
+    _write(options.json, as_dict(made))
     return 0 if made.fits else 1
 
 
@@ -66,10 +63,14 @@ def _plan_recipes(stage: str, words: list[str], options: PlanConfig) -> int:
 
     found = offers(stage, words, options)
     print(as_text(stage, found, layout()))
-    if options.json:
-        Path(options.json).write_text(json.dumps(as_dicts(found), indent=2, ensure_ascii=False) + "\n")
-        print(f"  written to {options.json}")
+    _write(options.json, as_dicts(found))
     return 0 if found[0].made.fits else 1
+
+
+def _write(path: str | None, result: Any) -> None:
+    if path:
+        write_json(path, result)
+        print(f"  written to {path}")
 
 
 def plan_data(settings: list[str], options: PlanDataConfig) -> int:
@@ -96,9 +97,7 @@ def plan_data(settings: list[str], options: PlanDataConfig) -> int:
     page = layout()
     available, planned = page.paint("available (~ extrapolated)", "bold"), page.paint("planned", "bold")
     print(f"{available}\n{data.describe(page)}\n\n{planned}\n{as_text(result, page)}")
-    if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-        print(f"  written to {options.json}")
+    _write(options.json, result)
     return 0
 
 

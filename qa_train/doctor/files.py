@@ -72,7 +72,7 @@ def examine_checkpoint(source: str, *, verify: bool = True) -> Iterator[Finding]
 
 def examine_run(source: str) -> Iterator[Finding]:
     """Progress of a run, what resuming would use, and whether its numbers are finite."""
-    from qa_train.report.runs import read_metrics
+    from qa_train.report.runs import Steps
     from qa_train.train.job.checkpoints import list_folders
     from qa_train.train.job.checkpoints import problem as fault
 
@@ -80,8 +80,8 @@ def examine_run(source: str) -> Iterator[Finding]:
     if not (folder / "config.yaml").is_file():
         yield problem("run", f"{folder} has no config.yaml", "give the folder that run.dir named")
         return
-    rows = read_metrics(folder)
-    if rows:
+    metrics = folder / "metrics.jsonl"
+    if rows := Steps(metrics).rows() if metrics.is_file() else []:
         last = rows[-1]
         text = f"{last['step']} steps, last loss {last.get('loss')}"
         wrong = [row["step"] for row in rows if not _finite(row.get("loss", 0.0))]

@@ -16,7 +16,6 @@ import glob
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,7 +29,8 @@ from qa_train.eval.scores.task_metrics import Prediction
 from qa_train.infer.generate import Answer, Decoding, Generator, Item, plan_batches
 from qa_train.model import load_answering_model
 from qa_train.model.stored.weights import weights_digest
-from qa_train.utils.atomic import write_text
+from qa_train.utils.atomic import append_json_lines, write_json_lines
+from qa_train.utils.digests import sha256_of
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,10 @@ class Limits:
     batch_size: int = 32
     token_budget: int = 16384
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.token_budget < 1:
+            raise ValueError(f"batch_size {self.batch_size} and token_budget {self.token_budget} must be at least 1")
+
 
 class Answerer(Protocol):
     """Whatever answers items in order: a ``Generator``, or an endpoint.
@@ -66,7 +70,7 @@ class Answerer(Protocol):
 
 
 def load_answerer(
-    checkpoint: str, limits: Limits, device: str, *, verify: bool, allow_missing: Sequence[str]
+    checkpoint: str, device: str, *, verify: bool, allow_missing: Sequence[str]
 ) -> tuple[Generator, dict[str, Any]]:
     """A checkpoint that answers, and what names its answers.
 
@@ -74,8 +78,7 @@ def load_answerer(
         ValueError: a checkpoint that cannot be read.
     """
     model, processor = load_answering_model(checkpoint, device=device, verify=verify, allow_missing=allow_missing)
-    generator = Generator(model, processor, batch_size=limits.batch_size, token_budget=limits.token_budget)
-    return generator, {"weights": weights_digest(model)}
+    return Generator(model, processor), {"weights": weights_digest(model)}
 
 
 class Journal:
@@ -105,17 +108,12 @@ class Journal:
         # All have read before one writes.
         ranks.meet()
         folder.mkdir(parents=True, exist_ok=True)
-        header = json.dumps(dict(identity), sort_keys=True) + "\n"
-        write_text(self.path, header + "".join(self._line(i, outcome) for i, outcome in own.items()))
+        write_json_lines(self.path, [dict(identity), *_lines(own)])
 
     @staticmethod
     def files(folder: Path, name: str) -> list[Path]:
         """Those of all ranks."""
         return sorted(folder.glob(f"{glob.escape(name)}-*.jsonl"))
-
-    @staticmethod
-    def _line(number: int, outcome: Outcome) -> str:
-        return json.dumps({"index": number, **asdict(outcome)}, ensure_ascii=False) + "\n"
 
     def add(self, outcomes: Mapping[int, Outcome]) -> None:
         """Append answers, those that no journal has, and have them on disk before returning."""
@@ -124,10 +122,11 @@ class Journal:
             return
         self._on_change()
         self.known |= {(i, outcome.batch): outcome for i, outcome in new.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(self._line(i, outcome) for i, outcome in new.items())
-            file.flush()
-            os.fsync(file.fileno())
+        append_json_lines(self.path, _lines(new))
+
+
+def _lines(outcomes: Mapping[int, Outcome]) -> list[dict[str, Any]]:
+    return [{"index": number, **asdict(outcome)} for number, outcome in outcomes.items()]
 
 
 def read_journal(path: Path, identity: Mapping[str, Any]) -> dict[int, Outcome]:
@@ -270,16 +269,6 @@ def clips_digest(paths: Sequence[Path]) -> str:
         except (OSError, BadAudio) as error:
             found.append(type(error).__name__)
     return sha256_of(found)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def sha256_of(value: Any) -> str:
-    """Of a value as JSON."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def predictions(questions: Sequence[Question], outcomes: Sequence[Outcome]) -> list[Prediction]:

@@ -7,17 +7,17 @@ benchmarks the judge's scores of the items are compared in the same way, of one 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qa_train.eval.answers import file_digest
 from qa_train.eval.benchmarks.airbench import task_statistics
+from qa_train.eval.benchmarks.benchmark import JUDGED
 from qa_train.eval.benchmarks.judged import JUDGE_FACTS, judged_statistics
-from qa_train.eval.benchmarks.table import JUDGED
+from qa_train.eval.result_folder import JUDGEMENTS, PREDICTIONS, RUN, SCORES, recorded, refuse_changed
 from qa_train.eval.scores.prediction import (
     NoReferenceWords,
     Prediction,
@@ -26,7 +26,8 @@ from qa_train.eval.scores.prediction import (
     to_prediction,
 )
 from qa_train.eval.scores.task_metrics import RESAMPLES, SHARES, is_metric, item_statistics, lower_is_better
-from qa_train.eval.scoring import ASKED, refuse_changed
+from qa_train.eval.scoring import ASKED
+from qa_train.utils.digests import sha256_of_file
 
 SIGNIFICANT = 0.05
 
@@ -64,15 +65,6 @@ def _same_items(first: Sequence[Prediction], second: Sequence[Prediction]) -> No
         raise ValueError(
             f"the two sets do not hold the same items ({len(first)} and {len(second)}): evaluate both on the same data"
         )
-
-
-def _of_tasks(folder: Path) -> bool:
-    """Whether the benchmark's number is the mean over tasks of AIR-Bench Foundation."""
-    run = folder / "run.json"
-    return (
-        run.is_file()
-        and json.loads(run.read_text(encoding="utf-8"))["benchmark"].get("reader") == "airbench_foundation"
-    )
 
 
 def _compared(
@@ -119,6 +111,42 @@ def _compared(
     }
 
 
+@dataclass(frozen=True)
+class _Side:
+    """A benchmark of one of the two evaluations: its answers by id, and what their folder records of them."""
+
+    # The evaluation, as the user names it.
+    evaluation: Path | str
+    folder: Path
+    rows: dict[str, dict[str, Any]]
+    run: dict[str, Any]
+    scores: dict[str, Any]
+
+    @property
+    def metric(self) -> str:
+        """The metric by which the answers were scored; before they are, that of their benchmark."""
+        return str(self.scores.get("benchmark", next(iter(self.rows.values())))["metric"])
+
+    @property
+    def is_of_tasks(self) -> bool:
+        """Whether the benchmark's number is the mean over tasks of AIR-Bench Foundation."""
+        return bool(self.run) and self.run["benchmark"].get("reader") == "airbench_foundation"
+
+    def asked(self) -> dict[str, Any]:
+        """Prompt, format, decoding and clips; {} where no run.json tells."""
+        if not self.run:
+            return {}
+        benchmark = {k: self.run["benchmark"].get(k) for k in ASKED if k not in ("path", "max_new_tokens")}
+        more = {"decoding": self.run["identity"].get("decoding"), "clips": self.run.get("clips_sha256")}
+        return benchmark | more
+
+
+def _side(evaluation: Path | str, file: Path) -> _Side:
+    refuse_changed(file.parent, file.name)
+    rows = {str(row["id"]): row for row in read_predictions(file)}
+    return _Side(evaluation, file.parent, rows, recorded(file.parent / RUN), recorded(file.parent / SCORES))
+
+
 def compare_folders(first: Path | str, second: Path | str) -> dict[str, dict[str, Any]]:
     """``compare_predictions`` for every benchmark that two evaluation folders have in common: {name: result}.
 
@@ -136,104 +164,84 @@ def compare_folders(first: Path | str, second: Path | str) -> dict[str, dict[str
     common = [name for name in files[0] if name in files[1]]
     if not common:
         raise ValueError(f"no benchmark in common: {first} has {[*files[0]]}, {second} has {[*files[1]]}")
-    results: dict[str, dict[str, Any]] = {}
-    for name in common:
-        asked_otherwise: dict[str, Any] = _asked_otherwise([side[name].parent for side in files])
-        for side in files:
-            refuse_changed(side[name])
-        rows = [{str(row["id"]): row for row in read_predictions(side[name])} for side in files]
-        missing = [len(rows[0].keys() - rows[1].keys()), len(rows[1].keys() - rows[0].keys())]
-        if any(missing):
-            raise ValueError(
-                f"{name}: {missing[0]} items are only in {first} and {missing[1]} only in {second}; "
-                "evaluate both on the same data"
-            )
-        if not asked_otherwise and (
-            other := sum(rows[0][k].get(f) != rows[1][k].get(f) for k in rows[0] for f in ("prompt", "choices"))
-        ):
-            asked_otherwise = {"differs": f"prompt or order of options in {other} items"}
-        metrics = [_metric(side[name], answers) for side, answers in zip(files, rows, strict=True)]
-        metric = metrics[0]
-        if metrics[1] != metric:
-            raise ValueError(
-                f"{name}: {first} is scored by {metric} and {second} by {metrics[1]}: score both with the same metric"
-            )
-        if metric in JUDGED:
-            results[name] = _compare_judged(name, metric, [side[name].parent for side in files], rows) | asked_otherwise
-            continue
-        if not is_metric(metric):
-            results[name] = {"metric": metric, "n": len(rows[0]), "why": "it has no metric"}
-            continue
-        sides = [[to_prediction(rows[side][key]) for key in rows[0]] for side in (0, 1)]
-        failed = [sum(p.error is not None for p in side) for side in sides]
-        asked_otherwise |= {"failed": failed} if any(failed) else {}
-        if metric in SHARES and all(_of_tasks(side[name].parent) for side in files):
-            _same_items(*sides)
-            # Both sides have the same items: the same tasks in the same columns, weighed as in the report.
-            one, value = task_statistics(metric, [*rows[0].values()])
-            other_side, _ = task_statistics(metric, [rows[1][key] for key in rows[0]])
-            results[name] = _compared(metric, one, other_side, value) | asked_otherwise
-            continue
-        try:
-            results[name] = compare_predictions(metric, sides[0], sides[1]) | asked_otherwise
-        except NoReferenceWords as error:
-            results[name] = {"metric": metric, "n": len(rows[0]), "why": str(error)}
-    return results
+    return {name: _compare(name, _side(first, files[0][name]), _side(second, files[1][name])) for name in common}
 
 
-def _asked_otherwise(folders: Sequence[Path]) -> dict[str, str]:
+def _compare(name: str, first: _Side, second: _Side) -> dict[str, Any]:
+    """Two sides of one benchmark. ValueError: see ``compare_folders``."""
+    one, other = first.rows, second.rows
+    if one.keys() != other.keys():
+        raise ValueError(
+            f"{name}: {len(one.keys() - other.keys())} items are only in {first.evaluation} and "
+            f"{len(other.keys() - one.keys())} only in {second.evaluation}; evaluate both on the same data"
+        )
+    metric = first.metric
+    if second.metric != metric:
+        raise ValueError(
+            f"{name}: {first.evaluation} is scored by {metric} and {second.evaluation} by {second.metric}: score both "
+            "with the same metric"
+        )
+    differs = _asked_otherwise(first, second)
+    if metric in JUDGED:
+        return _compare_judged(name, metric, first, second) | differs
+    if not is_metric(metric):
+        return {"metric": metric, "n": len(one), "why": "it has no metric"}
+    sides = [[to_prediction(rows[key]) for key in one] for rows in (one, other)]
+    failed = [sum(p.error is not None for p in side) for side in sides]
+    differs |= {"failed": failed} if any(failed) else {}
+    if metric in SHARES and first.is_of_tasks and second.is_of_tasks:
+        _same_items(*sides)
+        # Both sides have the same items: the same tasks in the same columns, weighed as in the report.
+        statistics, value = task_statistics(metric, [*one.values()])
+        others, _ = task_statistics(metric, [other[key] for key in one])
+        return _compared(metric, statistics, others, value) | differs
+    try:
+        return compare_predictions(metric, *sides) | differs
+    except NoReferenceWords as error:
+        return {"metric": metric, "n": len(one), "why": str(error)}
+
+
+def _asked_otherwise(first: _Side, second: _Side) -> dict[str, Any]:
     """{"differs": what}: prompt, format, decoding or clips, where both folders tell; {}: they were asked alike."""
-    asked = []
-    for folder in folders:
-        if not (folder / "run.json").is_file():
-            return {}
-        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        benchmark = {k: run["benchmark"].get(k) for k in ASKED if k not in ("path", "max_new_tokens")}
-        asked.append(benchmark | {"decoding": run["identity"].get("decoding"), "clips": run.get("clips_sha256")})
-    # Evaluations written by earlier versions do not record their clips.
-    known = [name for name in asked[0] if name != "clips" or all(side[name] for side in asked)]
-    differs = [name.replace("_", " ") for name in known if asked[0][name] != asked[1][name]]
-    return {"differs": " and ".join(differs)} if differs else {}
+    one, other = first.asked(), second.asked()
+    if one and other:
+        # Evaluations written by earlier versions do not record their clips.
+        known = [name for name in one if name != "clips" or (one[name] and other[name])]
+        if differs := [name.replace("_", " ") for name in known if one[name] != other[name]]:
+            return {"differs": " and ".join(differs)}
+    pairs = [(row, second.rows[key]) for key, row in first.rows.items()]
+    items = sum(any(a.get(field) != b.get(field) for field in ("prompt", "choices")) for a, b in pairs)
+    return {"differs": f"prompt or order of options in {items} items"} if items else {}
 
 
-def _metric(path: Path, rows: dict[str, dict[str, Any]]) -> str:
-    """The metric by which the answers were scored; before they are, that of their benchmark."""
-    scores = path.parent / "scores.json"
-    if scores.is_file() and "benchmark" in (found := json.loads(scores.read_text(encoding="utf-8"))):
-        return str(found["benchmark"]["metric"])
-    return str(next(iter(rows.values()))["metric"])
-
-
-def _compare_judged(
-    name: str, metric: str, folders: Sequence[Path], rows: Sequence[dict[str, dict[str, Any]]]
-) -> dict[str, Any]:
-    """Two folders of one judged benchmark. ValueError: see ``compare_folders``."""
-    keys = [*rows[0]]
-    unrated = [str(folder) for folder in folders if not (folder / "judgements.jsonl").is_file()]
+def _compare_judged(name: str, metric: str, first: _Side, second: _Side) -> dict[str, Any]:
+    """Two sides of one judged benchmark. ValueError: see ``compare_folders``."""
+    sides, keys = (first, second), [*first.rows]
+    unrated = [str(side.folder) for side in sides if not (side.folder / JUDGEMENTS).is_file()]
     if unrated:
         why = f"no judge has rated {' and '.join(unrated)}: step=score with judge.model="
         return {"metric": metric, "n": len(keys), "why": why}
-    facts = []
-    for folder in folders:
-        scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-        if scores.get("predictions_sha256") != file_digest(folder / "predictions.jsonl"):
-            raise ValueError(f"{folder}: the judge rated other answers than are there now: run step=score again")
-        facts.append({fact: scores.get(fact) for fact in JUDGE_FACTS})
-    if facts[0] != facts[1]:
-        other = [f"{k} {facts[0][k]!r} and {facts[1][k]!r}" for k in JUDGE_FACTS if facts[0][k] != facts[1][k]]
+    for side in sides:
+        if side.scores.get("predictions_sha256") != sha256_of_file(side.folder / PREDICTIONS):
+            raise ValueError(f"{side.folder}: the judge rated other answers than are there now: run step=score again")
+    facts = [{fact: side.scores.get(fact) for fact in JUDGE_FACTS} for side in sides]
+    if other := [f"{k} {facts[0][k]!r} and {facts[1][k]!r}" for k in JUDGE_FACTS if facts[0][k] != facts[1][k]]:
         raise ValueError(
             f"{name}: the two were rated by different judges ({'; '.join(other)}), whose scores are not comparable: "
             "run step=score on both with the same judge"
         )
-    for key in keys:
-        if any(rows[0][key].get(field) != rows[1][key].get(field) for field in ("gt", "question", "meta_info")):
-            raise ValueError(f"{name}: item {key} is another question in {folders[1]}: evaluate both on the same data")
-    scores_of = [{row["id"]: row["score"] for row in read_json_lines(f / "judgements.jsonl")} for f in folders]
-    rated = [key for key in keys if all(side[key] is not None for side in scores_of)]
+    for key, row in first.rows.items():
+        if any(row.get(field) != second.rows[key].get(field) for field in ("gt", "question", "meta_info")):
+            raise ValueError(
+                f"{name}: item {key} is another question in {second.folder}: evaluate both on the same data"
+            )
+    scores = [{row["id"]: row["score"] for row in read_json_lines(side.folder / JUDGEMENTS)} for side in sides]
+    rated = [key for key in keys if all(of_side[key] is not None for of_side in scores)]
     if not rated:
         return {"metric": metric, "n": 0, "left_out": len(keys), "why": "the judge rated no item on both sides"}
     (one, value), (other_side, _) = (
-        judged_statistics(metric, [rows[0][key] for key in rated], [side[key] for key in rated]) for side in scores_of
+        judged_statistics(metric, [first.rows[key] for key in rated], [of_side[key] for key in rated])
+        for of_side in scores
     )
     return _compared(metric, one, other_side, value) | {"left_out": len(keys) - len(rated), "judge": facts[0]["judge"]}
 
@@ -241,7 +249,7 @@ def _compare_judged(
 def _prediction_files(path: Path) -> dict[str, Path]:
     if path.is_file():
         return {"predictions": path}
-    return {file.parent.name: file for file in sorted(path.glob("*/predictions.jsonl"))}
+    return {file.parent.name: file for file in sorted(path.glob(f"*/{PREDICTIONS}"))}
 
 
 def comparison_table(results: dict[str, dict[str, Any]], first: str, second: str) -> str:

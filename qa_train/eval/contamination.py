@@ -56,19 +56,8 @@ def contamination(
     Raises:
         ValueError: shards that do not exist or have no index.
     """
-    words: dict[tuple[str, ...], list[str]] = {}
-    clips: dict[tuple[int, int], list[str]] = {}
-    paths: dict[str, Path] = {}
-    for row in rows:
-        for text in row["gt"] if isinstance(row["gt"], list) else [row["gt"]]:
-            if (form := _words(text, row.get("language"))) is not None:
-                words.setdefault(form, []).append(str(row["id"]))
-        path = data_root / row["audio"] if row["audio"] else None
-        source = clip_source(path) if path is not None else None
-        if path is not None and (isinstance(source, bytes) or path.is_file()):
-            raw = source if isinstance(source, bytes) else path.read_bytes()
-            clips.setdefault((len(raw), crc32c.crc32c(raw)), []).append(str(row["id"]))
-            paths[str(row["id"])] = path
+    words = _items_by_words(rows)
+    clips, paths = _items_by_bytes(rows, data_root)
     same_words: dict[str, str] = {}
     same_clip: dict[str, str] = {}
     recordings = Recordings(paths)
@@ -100,6 +89,32 @@ def contamination(
         "checked_texts": len({item for items in words.values() for item in items}),
         "examples": [{"id": item, "where": where} for item, where in found[:EXAMPLES]],
     }
+
+
+def _items_by_words(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], list[str]]:
+    """Words of a reference -> the items that have it."""
+    items: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        for text in row["gt"] if isinstance(row["gt"], list) else [row["gt"]]:
+            if (form := _words(text, row.get("language"))) is not None:
+                items.setdefault(form, []).append(str(row["id"]))
+    return items
+
+
+def _items_by_bytes(
+    rows: Sequence[Mapping[str, Any]], data_root: Path
+) -> tuple[dict[tuple[int, int], list[str]], dict[str, Path]]:
+    """(Size and CRC32C of a clip -> the items that have it, item -> its clip), of the clips that are there."""
+    items: dict[tuple[int, int], list[str]] = {}
+    paths: dict[str, Path] = {}
+    for row in rows:
+        path = data_root / row["audio"] if row["audio"] else None
+        source = clip_source(path) if path is not None else None
+        if path is not None and (isinstance(source, bytes) or path.is_file()):
+            raw = source if isinstance(source, bytes) else path.read_bytes()
+            items.setdefault((len(raw), crc32c.crc32c(raw)), []).append(str(row["id"]))
+            paths[str(row["id"])] = path
+    return items, paths
 
 
 def _words(text: str, language: str | None) -> tuple[str, ...] | None:

@@ -6,7 +6,8 @@ import base64
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import soundfile
@@ -44,19 +45,16 @@ def _wav(wave: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+@dataclass(frozen=True)
 class EndpointModel:
-    """Answers items through an endpoint, several at a time.
+    """Answers items through an endpoint, several at a time."""
 
-    ``refusals_fail``: what it says instead of an answer is an ``error``; otherwise the answer, which is scored.
-    """
-
+    endpoint: Endpoint
+    workers: int = 8
+    # What it says instead of an answer is an ``error``; otherwise the answer, which is scored.
+    refusals_fail: bool = False
     # An answer does not depend on what else is asked: items of a batch can be asked again alone.
-    alone = True
-
-    def __init__(self, endpoint: Endpoint, workers: int = 8, *, refusals_fail: bool = False) -> None:
-        self.endpoint = endpoint
-        self.workers = workers
-        self.refusals_fail = refusals_fail
+    alone: ClassVar[bool] = True
 
     def generate(self, items: Sequence[Item], decoding: Decoding | None = None) -> list[Answer]:
         """Answers in the order of the items; one that the endpoint refuses (too long, a filter) has an ``error``.

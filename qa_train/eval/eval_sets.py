@@ -13,7 +13,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,40 +50,12 @@ log = logging.getLogger(__name__)
 _NO_DEFAULT = {"transcribe_translate": "first_line_wer (of the transcript) or rest_bleu (of the translation)"}
 
 
-@dataclass(frozen=True)
-class EvalSet:
-    """Held-out records seen as one task, and how their answers are scored."""
-
-    name: str
-    shards: Sequence[str]
-    # A task of the prompt bank, or "chat": the record's own messages.
-    task: str
-    template: str = "base"
-    # Keep only records whose metadata equal these values (or one of a list of values).
-    where: Mapping[str, Any] = field(default_factory=dict)
-    # As `task_metrics.is_metric` knows them; None: by the task.
-    metric: str | None = None
-    # Asked instead of a wording drawn from the bank; "{language}" becomes the record's code.
-    prompt: str | None = None
-    # Skip records with fewer words of text.
-    min_words: int = 0
-    limit: int | None = 200
-
-    @classmethod
-    def of(cls, name: str, chosen: EvalSetConfig, template: str) -> EvalSet:
-        """That of ``evaluation.sets``; ``template``: where it names none."""
-        fields = {k: v for k, v in vars(chosen).items() if k != "seen_in_training"}
-        return cls(name, **fields | {"template": chosen.template or template})
-
-
 def evaluate_shards(
     model: Any,
     processor: Any,
-    sets: Sequence[EvalSet],
+    sets: Mapping[str, EvalSetConfig],
     *,
-    bank: PromptBank | None = None,
     decoding: Decoding | None = None,
-    limits: Limits | None = None,
     keep_samples: int = 0,
     clips: EncodedClips | None = None,
     clips_dir: Path | str | None = None,
@@ -103,13 +75,13 @@ def evaluate_shards(
     Raises:
         ValueError: a set without any qualifying record.
     """
-    bank = bank or PromptBank.load()
-    decoding, limits = decoding or Decoding(max_new_tokens=96), limits or Limits(64, 32768)
-    generator = Generator(model, processor, batch_size=limits.batch_size, token_budget=limits.token_budget, clips=clips)
+    bank, limits = PromptBank.load(), Limits(64, 32768)
+    decoding = decoding or Decoding(max_new_tokens=96)
+    generator = Generator(model, processor, clips=clips)
     results = {}
-    for eval_set in sets:
+    for name, chosen in sets.items():
         started = time.perf_counter()
-        questions = record_questions(eval_set, bank)
+        questions = record_questions(name, chosen, bank)
         outcomes = answer(questions, generator, decoding, limits=limits)
         found = predictions(questions, outcomes)
         result: dict[str, Any] = score(questions[0].metric, found).as_dict()
@@ -118,60 +90,63 @@ def evaluate_shards(
             picks = np.unique(np.linspace(0, len(questions) - 1, keep_samples).round().astype(int))
             result["samples"] = [_sample(i, questions[i], outcomes[i], found[i], folder) for i in picks]
         result["seconds"] = round(time.perf_counter() - started, 2)
-        results[eval_set.name] = result
-        log.info("%s: %s %.1f (n = %d)", eval_set.name, result["metric"], result["value"], result["n"])
+        results[name] = result
+        log.info("%s: %s %.1f (n = %d)", name, result["metric"], result["value"], result["n"])
     return results
 
 
-def record_questions(eval_set: EvalSet, bank: PromptBank, storage: StorageConfig | None = None) -> list[Question]:
+def record_questions(
+    set_name: str, chosen: EvalSetConfig, bank: PromptBank, storage: StorageConfig | None = None
+) -> list[Question]:
     """The questions of a set: its qualifying records, at most ``limit`` of them, in order of a hash of the key.
 
-    ``storage``: how remote shards are read.
+    ``chosen``: one of ``evaluation.sets``; without ``template`` it is asked in the base format. ``storage``: how remote
+    shards are read.
 
     Raises:
         ValueError: no record qualifies, an unknown metric, or a record without a reference.
     """
-    if eval_set.metric is None and eval_set.task in _NO_DEFAULT:
+    if chosen.metric is None and chosen.task in _NO_DEFAULT:
         raise ValueError(
-            f"evaluation set {eval_set.name!r}: task {eval_set.task} has no default metric: give metric: "
-            f"{_NO_DEFAULT[eval_set.task]}, or two sets with one each"
+            f"evaluation set {set_name!r}: task {chosen.task} has no default metric: give metric: "
+            f"{_NO_DEFAULT[chosen.task]}, or two sets with one each"
         )
-    metric = eval_set.metric or task_metric(eval_set.task)
+    metric = chosen.metric or task_metric(chosen.task)
     if not is_metric(metric):
-        raise ValueError(f"evaluation set {eval_set.name!r}: {unknown_metric(metric)}")
+        raise ValueError(f"evaluation set {set_name!r}: {unknown_metric(metric)}")
     # Waveforms are read here; the number of mel bins is the generator's business.
     reader = ClipReader(num_mel_bins=0, storage=storage)
     found: list[tuple[bytes, Question]] = []
     skipped: Counter[str] = Counter()
-    for path in expand(eval_set.shards, storage):
+    for path in expand(chosen.shards, storage):
         for row in load_index(path, storage).table.to_pylist():
             record = json.loads(row["meta"])
-            reason = _unwanted(record, eval_set)
+            reason = _unwanted(record, chosen)
             if reason is None:
                 try:
-                    sample = bank.sample(record, eval_set.task, eval_set.template, row["key"], 0, 0)
+                    sample = bank.sample(record, chosen.task, chosen.template or "base", row["key"], 0, 0)
                 except Unqualified:
                     reason = "does not qualify for the task"
                 else:
                     clips = clips_of(path, row)
                     order = draws.digest(row["key"], 64)
-                    question = _question(eval_set, metric, sample, record, partial(_load, reader, clips))
+                    question = _question(set_name, chosen, metric, sample, record, partial(_load, reader, clips))
                     tokens = prompt_tokens(question.sample, sum(clip.num_tokens for clip in clips))
                     found.append((order, replace(question, tokens=tokens)))
                     continue
             skipped[reason] += 1
     if not found:
         raise ValueError(
-            f"evaluation set {eval_set.name!r}: no record of {list(eval_set.shards)} can be asked "
+            f"evaluation set {set_name!r}: no record of {list(chosen.shards)} can be asked "
             f"({dict(skipped) or 'the shards are empty'}): check its shards, task and where"
         )
-    _one_tokenizer(eval_set.name, metric, [question for _, question in found])
+    _one_tokenizer(set_name, metric, [question for _, question in found])
     try:
         check_references(metric, [question.references for _, question in found])
     except ValueError as error:
-        raise ValueError(f"evaluation set {eval_set.name!r}: {error}") from error
+        raise ValueError(f"evaluation set {set_name!r}: {error}") from error
     found.sort(key=lambda entry: (entry[0], entry[1].sample.key))
-    return [question for _, question in found[: eval_set.limit]]
+    return [question for _, question in found[: chosen.limit]]
 
 
 def _one_tokenizer(name: str, metric: str, questions: Sequence[Question]) -> None:
@@ -184,12 +159,12 @@ def _one_tokenizer(name: str, metric: str, questions: Sequence[Question]) -> Non
         )
 
 
-def _unwanted(record: dict[str, Any], eval_set: EvalSet) -> str | None:
+def _unwanted(record: dict[str, Any], chosen: EvalSetConfig) -> str | None:
     """Why a record is not part of the set, or None."""
-    for name, wanted in eval_set.where.items():
+    for name, wanted in chosen.where.items():
         if record.get(name) not in (wanted if isinstance(wanted, list) else [wanted]):
             return "filtered by where"
-    if len((record.get("text") or "").split()) < eval_set.min_words:
+    if len((record.get("text") or "").split()) < chosen.min_words:
         return "fewer than min_words"
     return None
 
@@ -201,22 +176,24 @@ def clips_of(path: str, row: dict[str, Any]) -> list[Clip]:
     return [Clip(f"{key}.{name}", path, f"{key}.{name}", *place) for name, *place in columns]
 
 
-def _question(eval_set: EvalSet, metric: str, sample: Sample, record: dict[str, Any], load: Any) -> Question:
+def _question(
+    set_name: str, chosen: EvalSetConfig, metric: str, sample: Sample, record: dict[str, Any], load: Any
+) -> Question:
     messages, answer = split_answer(sample.messages)
     if sample.chosen is not None:
         answer = "".join(part.text for part in sample.chosen)
-    references = _references(record, eval_set.task, metric, answer)
+    references = _references(record, chosen.task, metric, answer)
     if not references:
         raise ValueError(f"{sample.key}: no reference answer; end its messages with an assistant turn")
-    if eval_set.prompt is not None:
+    if chosen.prompt is not None:
         clips = tuple(p for m in messages for p in m.content if isinstance(p, AudioPart))
-        text = eval_set.prompt.replace("{language}", record.get("language") or "unknown")
+        text = chosen.prompt.replace("{language}", record.get("language") or "unknown")
         messages = (Message("user", (*clips, TextPart(text, trusted=True))),)
     asked = Sample(sample.key, messages, sample.num_clips, sample.task, sample.language, sample.template)
-    language = _reference_language(eval_set.task, record, sample) if metric in ("bleu", "chrf") else sample.language
+    language = _reference_language(chosen.task, record, sample) if metric in ("bleu", "chrf") else sample.language
     choices = tuple(record.get("choices") or ())
     said = str(record.get("text") or "")
-    return Question(asked, load, references, metric, eval_set.name, language, choices, transcript=said)
+    return Question(asked, load, references, metric, set_name, language, choices, transcript=said)
 
 
 def _references(record: dict[str, Any], task: str, metric: str, answer: str | None) -> tuple[str, ...]:
@@ -233,11 +210,16 @@ def _reference_language(task: str, record: dict[str, Any], sample: Sample) -> st
     return into_language(task) or "en"
 
 
-def _load(reader: ClipReader, clips: Sequence[Clip]) -> tuple[np.ndarray, ...]:
+def read_wave(reader: ClipReader, clip: Clip) -> np.ndarray:
+    """A clip of a shard, float32 [n] at 16 kHz. BadAudio: it cannot be read, whatever the reason."""
     try:
-        return tuple(reader.wave(clip) for clip in clips)
+        return reader.wave(clip)
     except SkipSample as error:
         raise BadAudio(str(error)) from error
+
+
+def _load(reader: ClipReader, clips: Sequence[Clip]) -> tuple[np.ndarray, ...]:
+    return tuple(read_wave(reader, clip) for clip in clips)
 
 
 def is_right(metric: str, prediction: Prediction) -> bool | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from qa_train.data.text.json_rows import objects
-from qa_train.eval.benchmarks.table import Benchmark
+from qa_train.eval.benchmarks.benchmark import Benchmark
 from qa_train.eval.questions import Question, part_text, read_questions
+from qa_train.eval.result_folder import PREDICTIONS
 from qa_train.eval.scores.prediction import read_predictions
-from qa_train.utils.atomic import write_text
+from qa_train.utils.atomic import write_json_lines
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,12 @@ def write_own_answers(path: Path, asked: Sequence[Asked], out: Path) -> None:
     said: dict[tuple[str, str], dict[str, Any]] = {}
     places: dict[int, tuple[str, str]] = {}
     for one in asked:
-        for line in read_predictions(out / one.benchmark.name / "predictions.jsonl"):
+        for line in read_predictions(out / one.benchmark.name / PREDICTIONS):
             said[one.benchmark.name, line["id"]] = line
         for row, question in zip(one.rows, one.questions, strict=True):
             places[int(question.sample.key)] = (one.benchmark.name, row["id"])
     lines = []
     for number, _, row in objects(path):
         answer = said[places[number]]
-        kept = {name: answer[name] for name in ("prediction", "truncated", "error") if name in answer}
-        lines.append(json.dumps(row | kept, ensure_ascii=False) + "\n")
-    write_text(out / "predictions.jsonl", "".join(lines))
+        lines.append(row | {name: answer[name] for name in ("prediction", "truncated", "error") if name in answer})
+    write_json_lines(out / PREDICTIONS, lines)

@@ -18,22 +18,24 @@ from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.table_clip import clip_source
 from qa_train.data.audio.waveform import BadAudio, audio_tokens, read_header
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
-from qa_train.eval.answers import Answerer, Journal, Limits, Outcome, answer, file_digest, sha256_of
-from qa_train.eval.benchmarks.table import JUDGED, UNSCORED, Benchmark
+from qa_train.eval.answers import Answerer, Journal, Limits, Outcome, answer
+from qa_train.eval.benchmarks.benchmark import JUDGED, UNSCORED, Benchmark
 from qa_train.eval.listening import listening_probe
-from qa_train.eval.questions import MAX_CLIP_S, Question, load_clips, part_text
+from qa_train.eval.questions import Question, load_clips, part_text
 from qa_train.eval.ranks import Ranks
+from qa_train.eval.result_folder import JUDGEMENTS, PREDICTIONS, RUN, SCORES, recorded
 from qa_train.eval.scores.labels import option_text
 from qa_train.eval.scores.task_metrics import check_references, without_reference
 from qa_train.infer.generate import Decoding, prompt_tokens
-from qa_train.utils.atomic import write_json, write_text
+from qa_train.utils.atomic import write_json, write_json_lines
+from qa_train.utils.digests import sha256_of, sha256_of_file
 
 log = logging.getLogger(__name__)
 
 # MMAU's list with the answers, for its own script and its submission page. The option's text stands for a chosen
 # letter, which the script would not know; its README and its code name the key differently, so both are there.
 OFFICIAL = "model_output.json"
-RESULTS = ("run.json", "predictions.jsonl", "scores.json", "judgements.jsonl", OFFICIAL)
+RESULTS = (RUN, PREDICTIONS, SCORES, JUDGEMENTS, OFFICIAL)
 # What a run.json must have in common with a new one for the probe and the stored scores to stay valid.
 SAME_RUN = {"identity", "clips_sha256", "predictions_sha256"}
 # Fields of a row that its prediction keeps.
@@ -65,7 +67,7 @@ def question_of(benchmark: Benchmark, row: Mapping[str, Any]) -> Question:
         str(row["id"]), (Message("user", (*clips, *text)),), len(clips), "eval", language, benchmark.template
     )
     paths = (Path(row["audio"]),) if row["audio"] else ()
-    load = partial(load_clips, paths, MAX_CLIP_S)
+    load = partial(load_clips, paths)
     return Question(
         sample, load, references, benchmark.metric, benchmark.name, language, tuple(row.get("choices") or ()), paths
     )
@@ -87,7 +89,6 @@ def predict(
     *,
     identity: Mapping[str, Any],
     questions: Sequence[Question] | None = None,
-    decoding: Decoding | None = None,
     limits: Limits | None = None,
     ranks: Ranks | None = None,
     probe: int = 32,
@@ -107,48 +108,54 @@ def predict(
         ValueError: rows that cannot be asked, or an endpoint that refuses the first of them all.
     """
     limits, ranks = limits or Limits(), ranks or Ranks()
-    decoding = replace(decoding or Decoding(), max_new_tokens=benchmark.max_new_tokens)
+    decoding = Decoding(max_new_tokens=benchmark.max_new_tokens)
     questions = [question_of(benchmark, row) for row in rows] if questions is None else questions
     seconds = [duration_s(question.clips) for question in questions]
     questions = [
         replace(question, tokens=prompt_tokens(question.sample, _tokens(duration)))
         for question, duration in zip(questions, seconds, strict=True)
     ]
-    full = {
-        **identity,
-        "benchmark": benchmark.name,
-        "rows": _digest(rows, questions),
-        "decoding": asdict(decoding),
-        "limits": asdict(limits),
-    }
+    full = {**identity, "benchmark": benchmark.name, "rows": _digest(rows, questions)}
+    full |= {"decoding": asdict(decoding), "limits": asdict(limits)}
     journal = Journal(out, "journal", full, ranks, partial(_drop_results, out))
     if ranks.rank == 0:
-        if journal.known:
-            answered = len({item for item, _ in journal.known})
-            log.info("%s: %d of %d items are answered; clips that changed are asked again", out, answered, len(rows))
-        if _recorded(out).get("identity") not in (None, _as_json(full)):
-            log.warning("%s: the answers there are of another model, data or decoding; they are replaced", out)
-            _drop_results(out)
+        _tell_of_earlier(out, journal, full, len(rows))
     outcomes = answer(
         questions, answerer, decoding, limits=limits, ranks=ranks, journal=journal, on_progress=on_answers
     )
     if ranks.rank == 0:
-        before = _recorded(out)
         _write(benchmark, rows, questions, seconds, outcomes, out, data_root)
         run = {"identity": full, "benchmark": benchmark.as_dict(), "data_root": str(data_root or ""), "n": len(rows)}
         # By id: a comparison matches items in whatever order they are listed.
         heard = sorted([str(row["id"]), outcome.clips] for row, outcome in zip(rows, outcomes, strict=True))
         run |= {"clips_sha256": sha256_of(heard)}
-        run |= {"predictions_sha256": file_digest(out / "predictions.jsonl"), "answered_by": who}
-        same = before.keys() >= SAME_RUN and all(before[name] == _as_json(run)[name] for name in SAME_RUN)
-        if not same:
-            _drop_results(out, ("scores.json", "judgements.jsonl"))
-        kept = before["probe"] if same and (before.get("probe") or {}).get("asked") == probe else None
+        run |= {"predictions_sha256": sha256_of_file(out / PREDICTIONS), "answered_by": who}
+        kept = _kept_probe(out, run, probe)
         if kept is None:
             found = listening_probe(answerer, questions, outcomes, decoding, probe, limits)
             kept = None if found is None else {"asked": probe, **found}
-        write_json(out / "run.json", run | {"probe": kept})
+        write_json(out / RUN, run | {"probe": kept})
     ranks.meet()
+
+
+def _kept_probe(out: Path, run: Mapping[str, Any], asked: int) -> dict[str, Any] | None:
+    """The probe of the same run before, of as many questions; what depends on another run is deleted."""
+    before = recorded(out / RUN)
+    if not (before.keys() >= SAME_RUN and all(before[name] == _as_json(run)[name] for name in SAME_RUN)):
+        _drop_results(out, (SCORES, JUDGEMENTS))
+        return None
+    probe: dict[str, Any] | None = before.get("probe")
+    return probe if (probe or {}).get("asked") == asked else None
+
+
+def _tell_of_earlier(out: Path, journal: Journal, identity: Mapping[str, Any], items: int) -> None:
+    """Say what the folder holds already; results of another identity are deleted."""
+    if journal.known:
+        answered = len({item for item, _ in journal.known})
+        log.info("%s: %d of %d items are answered; clips that changed are asked again", out, answered, items)
+    if recorded(out / RUN).get("identity") not in (None, _as_json(identity)):
+        log.warning("%s: the answers there are of another model, data or decoding; they are replaced", out)
+        _drop_results(out)
 
 
 def _digest(rows: Sequence[Mapping[str, Any]], questions: Sequence[Question]) -> str:
@@ -168,14 +175,6 @@ def _drop_results(out: Path, names: Sequence[str] = RESULTS) -> None:
     """Results go before the first answer that replaces one of theirs."""
     for name in names:
         (out / name).unlink(missing_ok=True)
-
-
-def _recorded(out: Path) -> dict[str, Any]:
-    """The run.json of the folder; {} if it is missing or unreadable."""
-    try:
-        return dict(json.loads((out / "run.json").read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError):
-        return {}
 
 
 def _tokens(duration: float | None) -> int:
@@ -212,8 +211,8 @@ def _write(
             "prediction": outcome.text,
             "truncated": outcome.truncated,
         }
-        lines.append(json.dumps(line | ({"error": outcome.error} if outcome.error else {}), ensure_ascii=False) + "\n")
-    write_text(out / "predictions.jsonl", "".join(lines))
+        lines.append(line | ({"error": outcome.error} if outcome.error else {}))
+    write_json_lines(out / PREDICTIONS, lines)
     if any("official" in row for row in rows):
         filled = []
         for row, outcome in zip(rows, outcomes, strict=True):

@@ -28,8 +28,8 @@ from qa_train.data.text.json_rows import objects
 from qa_train.data.text.prompts import chat_messages
 from qa_train.data.text.records import LANGUAGES
 from qa_train.data.text.sample import Message, Sample, TextPart
+from qa_train.eval.benchmarks.benchmark import JUDGED, UNSCORED
 from qa_train.eval.benchmarks.judged import NEEDED
-from qa_train.eval.benchmarks.table import JUDGED, UNSCORED
 from qa_train.eval.scores.task_metrics import (
     ONE_REFERENCE,
     check_references,
@@ -90,7 +90,7 @@ class Question:
     transcript: str = ""
 
 
-def read_questions(path: Path | str, *, max_duration_s: float = MAX_CLIP_S) -> list[Question]:
+def read_questions(path: Path | str) -> list[Question]:
     """Every row of an evaluation file (JSONL or a JSON array), in order. Clip paths are relative to the file's folder.
 
     Raises:
@@ -102,7 +102,7 @@ def read_questions(path: Path | str, *, max_duration_s: float = MAX_CLIP_S) -> l
     questions = []
     for number, where, row in objects(path):
         try:
-            questions.append(_question(row, str(number), path.parent, max_duration_s))
+            questions.append(_question(row, str(number), path.parent))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}, {where}: {error}") from error
     if not questions:
@@ -110,7 +110,7 @@ def read_questions(path: Path | str, *, max_duration_s: float = MAX_CLIP_S) -> l
     return questions
 
 
-def load_clips(clips: Sequence[Path | Source], max_duration_s: float) -> tuple[np.ndarray, ...]:
+def load_clips(clips: Sequence[Path | Source]) -> tuple[np.ndarray, ...]:
     """Read clips (files, addresses, or bytes of files) as 16 kHz mono waveforms; BadAudio names the file."""
     waves = []
     for clip in clips:
@@ -118,7 +118,7 @@ def load_clips(clips: Sequence[Path | Source], max_duration_s: float) -> tuple[n
             raw = clip_source(clip) if isinstance(clip, Path) else clip_bytes(clip)
             if isinstance(raw, Path) and not raw.is_file():
                 raise BadAudio("no such file")
-            waves.append(read_clip(raw, max_duration_s=max_duration_s))
+            waves.append(read_clip(raw, max_duration_s=MAX_CLIP_S))
             audio_tokens(len(waves[-1]))
         except BadAudio as error:
             raise BadAudio(f"{shown(clip) if isinstance(clip, bytes) else str(clip)}: {error}") from error
@@ -168,7 +168,7 @@ def accepted_answers(record: dict[str, Any], metric: str, answer: str | None) ->
     return next((tuple(texts) for texts in several if answer in texts and metric not in ONE_REFERENCE), (answer,))
 
 
-def _question(row: dict[str, Any], key: str, folder: Path, max_duration_s: float) -> Question:
+def _question(row: dict[str, Any], key: str, folder: Path) -> Question:
     # The released format has a prompt too, and the reference in gt.
     chat = is_chat({name: value for name, value in row.items() if name != "prompt" or "gt" not in row})
     if chat:
@@ -203,7 +203,7 @@ def _question(row: dict[str, Any], key: str, folder: Path, max_duration_s: float
         refuse_parts(row, found)
     return Question(
         sample,
-        partial(load_clips, found, max_duration_s),
+        partial(load_clips, found),
         references,
         metric,
         source,

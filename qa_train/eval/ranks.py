@@ -23,7 +23,7 @@ class Ranks:
         self.gather(None)
 
 
-def ranks_from_environment(timeout_s: float = 24 * 3600) -> Ranks:
+def ranks_from_environment() -> Ranks:
     """The ranks that torchrun or SLURM announced, joined by gloo; one process without them.
 
     Raises:
@@ -38,7 +38,7 @@ def ranks_from_environment(timeout_s: float = 24 * 3600) -> Ranks:
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
+        dist.init_process_group("gloo", timeout=timedelta(days=1))
 
     def gather(value: Any) -> list[Any]:
         values: list[Any] = [None] * world

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,19 +10,19 @@ from typing import Any
 import numpy as np
 
 from qa_train.data.text.records import LANGUAGES
-from qa_train.eval.answers import file_digest
 from qa_train.eval.benchmarks import muchomusic
 from qa_train.eval.benchmarks.airbench import mean_over_tasks
+from qa_train.eval.benchmarks.benchmark import JUDGED, UNSCORED, Benchmark, from_dict
 from qa_train.eval.benchmarks.judged import Judgement, judged_breakdown, judged_result
-from qa_train.eval.benchmarks.table import JUDGED, UNSCORED, Benchmark, from_dict
+from qa_train.eval.result_folder import JUDGEMENTS, PREDICTIONS, RUN, SCORES, recorded, refuse_changed
 from qa_train.eval.scores import voicebench
 from qa_train.eval.scores.ifeval import PARTS, ifeval_parts
 from qa_train.eval.scores.labels import LETTERS, gold_option, tokens_match
-from qa_train.eval.scores.prediction import NoReferenceWords, Prediction, read_predictions, to_prediction
+from qa_train.eval.scores.prediction import NoReferenceWords, Prediction, classes_of, read_predictions, to_prediction
 from qa_train.eval.scores.task_metrics import STATISTICS, interval, item_statistics, lower_is_better, rows_of_all, score
 from qa_train.llm.judge import Judge
 from qa_train.utils import plugins
-from qa_train.utils.atomic import write_json, write_text
+from qa_train.utils.atomic import write_json, write_json_lines
 
 Row = dict[str, Any]
 
@@ -54,18 +53,17 @@ def score_folder(
         ValueError: a folder without predictions, predictions that were changed, that answer other questions than
             ``current`` asks, or that the metric cannot use.
     """
-    run_path = folder / "run.json"
-    if not run_path.is_file():
+    run = recorded(folder / RUN)
+    if not run:
         raise ValueError(f"{folder} holds no run.json: run the prediction step first (step=predict)")
-    run = json.loads(run_path.read_text(encoding="utf-8"))
     benchmark = _benchmark_now(folder, from_dict(run["benchmark"]), current)
-    found = refuse_changed(folder / "predictions.jsonl")
-    rows = read_predictions(folder / "predictions.jsonl")
+    found = refuse_changed(folder)
+    rows = read_predictions(folder / PREDICTIONS)
     if len(rows) != run["n"]:
         raise ValueError(f"{folder}: {len(rows)} predictions for {run['n']} items; run the prediction step again")
     if reference is not None:
-        refuse_changed(reference / "predictions.jsonl")
-    others = read_predictions(reference / "predictions.jsonl") if reference is not None else None
+        refuse_changed(reference)
+    others = read_predictions(reference / PREDICTIONS) if reference is not None else None
     scored, judged = score_rows(benchmark, rows, judge, others)
     result = {
         "benchmark": benchmark.as_dict(),
@@ -79,25 +77,12 @@ def score_folder(
         "items_expected": benchmark.items,
         "items_differ": benchmark.items is not None and benchmark.items != len(rows),
     }
-    (folder / "judgements.jsonl").unlink(missing_ok=True)
+    (folder / JUDGEMENTS).unlink(missing_ok=True)
     if judged:
         lines = [{"id": str(row["id"]), **asdict(item)} for row, item in zip(rows, judged, strict=True)]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_text(folder / "judgements.jsonl", text)
-    write_json(folder / "scores.json", result)
+        write_json_lines(folder / JUDGEMENTS, lines)
+    write_json(folder / SCORES, result)
     return result
-
-
-def refuse_changed(predictions: Path) -> str:
-    """The file's digest. ValueError: it is not what the model answered, according to its run.json."""
-    run, found = predictions.parent / "run.json", file_digest(predictions)
-    recorded = json.loads(run.read_text(encoding="utf-8")).get("predictions_sha256") if run.is_file() else None
-    if recorded not in (None, found):
-        raise ValueError(
-            f"{predictions} was changed after the model wrote it. Run the prediction step again "
-            "(answers that are in the journal are kept)"
-        )
-    return found
 
 
 def _benchmark_now(folder: Path, asked: Benchmark, current: Benchmark | None) -> Benchmark:
@@ -160,21 +145,17 @@ def score_rows(
     if judge is None:
         return {"value": None, "n": len(rows), "why": "needs a judge: give judge.model= and judge.url= or a cache"}, []
     result, items = judged_result(benchmark.metric, rows, judge, reference)
-    result["by_length"] = _sorted(judged_breakdown(rows, items, length_class))
+    result["by_length"] = judged_breakdown(rows, items, length_class)
     result["by_language"] = judged_breakdown(rows, items, lambda row: row.get("language"))
     if benchmark.group_by is not None:
-        result["by_group"] = _sorted(judged_breakdown(rows, items, lambda row: row.get(benchmark.group_by or "")))
+        result["by_group"] = judged_breakdown(rows, items, lambda row: row.get(benchmark.group_by or ""))
     values = np.array([item.strict for item in items])
     best = {"1-10": 10.0, "1-5": 5.0, "percent": 100.0}[result["unit"]]
     result["worst"] = [
         case | {"question": rows[i].get("question"), "judge": list(items[i].said)}
-        for i, case in _worst(rows, values, -values, -best, WORST)
+        for i, case in _worst(rows, values, -values, -best)
     ]
     return result, items
-
-
-def _sorted(classes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {name: classes[name] for name in sorted(classes, key=_natural)}
 
 
 def _by_metric(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
@@ -245,28 +226,13 @@ def _position(row: Row) -> str | None:
 
 def breakdown(metric: str, rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[str, dict[str, Any]]:
     """The score of every class of items: {class: {value, ci_low, ci_high, n}}; items without one are "unknown"."""
-    classes: dict[str, list[Row]] = {}
-    for row in rows:
-        found = key(row)
-        classes.setdefault("unknown" if found is None else str(found), []).append(row)
-    if set(classes) == {"unknown"}:
-        return {}
-    result: dict[str, dict[str, Any]] = {}
-    shared = item_statistics(metric, [to_prediction(row) for row in rows]) if rows_of_all(metric) else None
-    for name in sorted(classes, key=_natural):
-        predictions = [to_prediction(row) for row in classes[name]]
-        if shared is not None:
-            members = {id(row) for row in classes[name]}
-            result[name] = _interval_of(metric, shared[0][[id(row) in members for row in rows]], shared[1])
-            continue
-        try:
-            found = score(metric, predictions).as_dict()
-        except ValueError as error:
-            # No reference words in this class (of clips without speech): the whole still has a score.
-            result[name] = {"value": None, "n": len(predictions), "why": str(error)}
-            continue
-        result[name] = {k: found[k] for k in CLASS_KEYS}
-    return result
+    classes, predictions = classes_of(rows, key), [to_prediction(row) for row in rows]
+    if classes and rows_of_all(metric):
+        statistics, value = item_statistics(metric, predictions)
+        return {name: _interval_of(metric, statistics[places], value) for name, places in classes.items()}
+    # A class without reference words (of clips without speech) has no score; the whole still has one.
+    found = {name: _beside(metric, [predictions[i] for i in places]) for name, places in classes.items()}
+    return {name: {k: one[k] for k in (*CLASS_KEYS, "why") if k in one} for name, one in found.items()}
 
 
 def _interval_of(metric: str, rows: np.ndarray, value: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
@@ -275,25 +241,18 @@ def _interval_of(metric: str, rows: np.ndarray, value: Callable[[np.ndarray], np
     return {k: round(v, 2) for k, v in found.items()} | {"n": len(rows)}
 
 
-def _natural(name: str) -> tuple[float, str]:
-    head = name.split("-")[0].split(" ")[0]
-    return (float(head) if head.isdigit() else float("inf"), name)
-
-
-def worst_cases(benchmark: Benchmark, rows: Sequence[Row], count: int = WORST) -> list[Row]:
+def worst_cases(benchmark: Benchmark, rows: Sequence[Row]) -> list[Row]:
     """The items with the worst score of their own, wrong ones only; the first of equals."""
     statistics, value = item_statistics(benchmark.metric, [to_prediction(row) for row in rows])
     values = value(statistics)
     badness = -values if benchmark.higher_is_better else values
     best = -100.0 if benchmark.higher_is_better else 0.0
-    return [case for _, case in _worst(rows, values, badness, best, count)]
+    return [case for _, case in _worst(rows, values, badness, best)]
 
 
-def _worst(
-    rows: Sequence[Row], values: np.ndarray, badness: np.ndarray, best: float, count: int
-) -> list[tuple[int, Row]]:
-    """(place, item) of the ``count`` largest of ``badness`` that are above ``best``; the first of equals."""
-    picks = [int(i) for i in np.argsort(-badness, kind="stable")[:count] if badness[i] > best]
+def _worst(rows: Sequence[Row], values: np.ndarray, badness: np.ndarray, best: float) -> list[tuple[int, Row]]:
+    """(place, item) of the ``WORST`` largest of ``badness`` that are above ``best``; the first of equals."""
+    picks = [int(i) for i in np.argsort(-badness, kind="stable")[:WORST] if badness[i] > best]
     keep = ("id", "audio", "prompt", "gt", "prediction", "error", "duration_s", "truncated")
     items = [{k: rows[i][k] for k in keep if k in rows[i]} | {"item_score": round(float(values[i]), 2)} for i in picks]
     return list(zip(picks, items, strict=True))

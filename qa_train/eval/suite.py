@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,14 +9,16 @@ from typing import Any
 
 from qa_train.config import EvalConfig
 from qa_train.eval.answers import Answerer, Limits, load_answerer
+from qa_train.eval.benchmarks.benchmark import JUDGED, Benchmark, from_dict
 from qa_train.eval.benchmarks.judged import prompts_of
 from qa_train.eval.benchmarks.layouts import read_rows
-from qa_train.eval.benchmarks.table import JUDGED, Benchmark, find_benchmarks, from_dict
+from qa_train.eval.benchmarks.table import find_benchmarks
 from qa_train.eval.compare import compare_folders, comparison_table
 from qa_train.eval.contamination import contamination
 from qa_train.eval.own_file import Asked, read_own_file, write_own_answers
 from qa_train.eval.predict import predict
 from qa_train.eval.ranks import ranks_from_environment
+from qa_train.eval.result_folder import PREDICTIONS, RUN, SCORES, recorded
 from qa_train.eval.scores import voicebench
 from qa_train.eval.scores.prediction import read_predictions
 from qa_train.eval.scoring import score_folder
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 
 STEPS = ("all", "predict", "score")
 # Of the whole folder; the last one of data= alone.
-REPORTS = ("results.json", "report.md", "report.html", "predictions.jsonl")
+REPORTS = ("results.json", "report.md", "report.html", PREDICTIONS)
 
 
 def evaluate(options: EvalConfig) -> int:
@@ -133,7 +134,7 @@ def predict_benchmarks(options: EvalConfig, out: Path) -> bool:
     except CallFailed as error:
         raise ValueError(f"{options.endpoint}: {error}; the same command again continues from here") from error
     finally:
-        if ranks.rank == 0 and not all((out / one.benchmark.name / "scores.json").is_file() for one in asked):
+        if ranks.rank == 0 and not all((out / one.benchmark.name / SCORES).is_file() for one in asked):
             # Reports of answers that no longer exist.
             for report in REPORTS:
                 (out / report).unlink(missing_ok=True)
@@ -153,9 +154,8 @@ def _answerer(options: EvalConfig) -> tuple[Answerer, dict[str, Any]]:
 
         endpoint = Endpoint(options.endpoint, options.endpoint_model, options.endpoint_key_env)
         return EndpointModel(endpoint), {"endpoint": options.endpoint, "model": options.endpoint_model}
-    limits = Limits(options.batch_size, options.token_budget)
     return load_answerer(
-        str(options.checkpoint), limits, options.device, verify=options.verify, allow_missing=options.allow_missing
+        str(options.checkpoint), options.device, verify=options.verify, allow_missing=options.allow_missing
     )
 
 
@@ -190,7 +190,7 @@ def score_benchmarks(options: EvalConfig, out: Path) -> dict[str, dict[str, Any]
         results[folder.name] = score_folder(folder, judge, _reference(options, folder), current.get(folder.name))
         if options.training is not None:
             shards = [options.training] if isinstance(options.training, str) else list(options.training)
-            rows = read_predictions(folder / "predictions.jsonl")
+            rows = read_predictions(folder / PREDICTIONS)
             found = contamination(rows, shards, Path(results[folder.name]["data_root"]), options.storage)
             results[folder.name]["contamination"] = found
     if (average := voicebench.average(results)) is not None:
@@ -200,11 +200,10 @@ def score_benchmarks(options: EvalConfig, out: Path) -> dict[str, dict[str, Any]
 
 def _reference(options: EvalConfig, folder: Path) -> Path | None:
     """The folder of the reference system's answers to a judged benchmark. ValueError: they are missing."""
-    metric = json.loads((folder / "run.json").read_text(encoding="utf-8"))["benchmark"]["metric"]
-    if options.judge.reference is None or metric not in JUDGED:
+    if options.judge.reference is None or recorded(folder / RUN)["benchmark"]["metric"] not in JUDGED:
         return None
     reference = Path(options.judge.reference) / folder.name
-    if not (reference / "predictions.jsonl").is_file():
+    if not (reference / PREDICTIONS).is_file():
         raise ValueError(
             f"judge.reference={options.judge.reference} has no answers to {folder.name}: evaluate it first"
         )
@@ -236,11 +235,10 @@ def _prompts(options: EvalConfig, folders: list[Path], current: Mapping[str, Ben
     """All that the judge will be asked, of the answers and of the reference system's."""
     found: list[str] = []
     for folder in folders:
-        asked = from_dict(json.loads((folder / "run.json").read_text(encoding="utf-8"))["benchmark"])
-        benchmark = current.get(folder.name, asked)
+        benchmark = current.get(folder.name) or from_dict(recorded(folder / RUN)["benchmark"])
         if benchmark.metric in JUDGED:
             for each in filter(None, (folder, _reference(options, folder))):
-                found += prompts_of(benchmark.metric, read_predictions(each / "predictions.jsonl"))
+                found += prompts_of(benchmark.metric, read_predictions(each / PREDICTIONS))
     return found
 
 

@@ -11,51 +11,21 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, metadata_load
 from huggingface_hub.repocard_data import eval_results_to_model_index
+from jinja2 import Environment, StrictUndefined, Template
 
 from qa_train import __version__
 from qa_train.config import from_references
 from qa_train.report.markdown import code, plain
 from qa_train.report.results import markdown_table
-from qa_train.report.runs import read_metrics
+from qa_train.report.runs import Steps
 from qa_train.report.scores_page import markdown_report
 from qa_train.utils.masking import name_of
 from qa_train.utils.safe_yaml import read_yaml
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+CARD = Path(__file__).with_name("card.md.j2")
 # Of the card of a base; longer ones are not read.
 _CARD_BYTES = 2**20
-_USE = """```python
-import numpy as np
-from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
-
-
-def windows(wave, size=480_000, shortest=1_600):
-    \"\"\"A clip as the model was trained on it: windows of at most 30 s, the last of at least 0.1 s.\"\"\"
-    cuts = list(range(size, len(wave), size))
-    if cuts and len(wave) - cuts[-1] < shortest:
-        cuts[-1] -= shortest
-    return np.split(wave, cuts)
-
-
-processor = AutoProcessor.from_pretrained("FOLDER")
-model = Qwen2AudioForConditionalGeneration.from_pretrained("FOLDER")
-question = [{"type": "audio", "audio_url": "clip.wav"}, {"type": "text", "text": "What is said?"}]
-chat = [{"role": "user", "content": question}]
-text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-parts = windows(wave)  # wave: float32 [n] at 16 kHz
-text = text.replace("<|AUDIO|>", "<|AUDIO|>" * len(parts))
-inputs = processor(text=text, audio=parts, sampling_rate=16_000, return_tensors="pt")
-reply = model.generate(**inputs, max_new_tokens=128)[:, inputs["input_ids"].shape[1]:]
-print(processor.batch_decode(reply, skip_special_tokens=True)[0])
-```
-
-The processor cuts a clip at 30 s without a warning. `windows` passes a longer one in parts, all between one pair of
-audio marks, as in training. To a server (`transformers serve`, `vllm serve`), send the parts as clips that follow each
-other, with `"chat_template_kwargs": {"windows": true}`."""
-
-
-_ADAPTED = """base = Qwen2AudioForConditionalGeneration.from_pretrained("BASE")
-model = PeftModel.from_pretrained(base, "FOLDER")"""
 # What the card of a base says of it and holds for what is made of it. Its own base is not ours.
 _FACTS = ("license", "language", "datasets")
 
@@ -96,32 +66,27 @@ def model_card(
     if not merged:
         known.pop("base_model", None)
     front |= known | dict(facts or {})
-    use = _USE
     if not merged:
         front |= {"library_name": "peft", "tags": [*front["tags"], "lora"]}
-        use = use.replace('model = Qwen2AudioForConditionalGeneration.from_pretrained("FOLDER")', _ADAPTED)
-        use = use.replace("import numpy as np\n", "import numpy as np\nfrom peft import PeftModel\n")
-        use = use.replace('"BASE"', json.dumps(str(front.get("base_model", "BASE"))))
-    parts = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
-        f"# {plain(name)}",
-        "An audio-language model of the Qwen2-Audio architecture "
-        f"([arXiv 2407.10759](https://arxiv.org/abs/2407.10759)), {parameters / 1e6:,.1f} M parameters"
-        f"{'' if merged else ' of adapters'}, trained with "
-        f"qa-train {__version__}. It takes audio and text, and answers in text.",
-        "## Use",
-        use,
-        "## Training",
-        *stages,
-    ]
-    if parts[-1] == "## Training":
-        parts.append("The checkpoint does not belong to a run of qa-train, so nothing is known of its training.")
-    parts += shown
-    parts += [
-        "## Licence",
-        "Weights follow the licences of the checkpoints and of the data above; check them before you publish.",
-    ]
-    return "\n\n".join(parts) + "\n"
+    return _template().render(
+        front=yaml.safe_dump(front, sort_keys=False),
+        name=name,
+        parameters=f"{parameters / 1e6:,.1f}",
+        merged=merged,
+        version=__version__,
+        base=json.dumps(str(front.get("base_model", "BASE"))),
+        stages=stages,
+        results=shown,
+    )
+
+
+def _template() -> Template:
+    """The card, of which Markdown's marks in what a run says are escaped by ``plain``."""
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
+    )
+    environment.filters["plain"] = plain
+    return environment.from_string(CARD.read_text(encoding="utf-8"))
 
 
 def _results(path: Path, name: str, weights: str | None) -> tuple[list[str], list[EvalResult]]:
@@ -185,8 +150,9 @@ def _runs(checkpoint: Path) -> list[tuple[dict[str, Any], list[dict[str, Any]], 
         environments = json.loads(starts.read_text(encoding="utf-8")) if starts.is_file() else []
         step = folder.name.removeprefix("checkpoint-")
         last = int(step) if step.isdigit() else config["trainer"]["max_steps"]
-        rows = [row for row in read_metrics(run) if row["step"] == last and "evaluation" in row]
-        found.append((config, environments, last, rows[-1] if rows else {}))
+        metrics = run / "metrics.jsonl"
+        rows = Steps(metrics).rows() if metrics.is_file() else []
+        found.append((config, environments, last, next((row for row in rows if row["step"] == last), {})))
         before = from_references(config["model"].get("checkpoint"))
         folder = Path(before).resolve() if before and Path(before).is_dir() else None
     return found[::-1]
@@ -215,37 +181,47 @@ def _words(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value))
 
 
-def _stage(config: dict[str, Any], environments: list[dict[str, Any]], step: int, record: dict[str, Any]) -> str:
+def _stage(
+    config: dict[str, Any], environments: list[dict[str, Any]], step: int, record: dict[str, Any]
+) -> dict[str, Any]:
+    """What the template shows of a run."""
     model, trainer, data = config["model"], config["trainer"], config["data"]
     start = from_references(model.get("checkpoint")) or "; ".join(
         f"{part}: {model[part].get('source') or 'random weights'}" for part in ("encoder", "llm")
     )
     if model.get("checkpoint") and Path(start).is_dir():
         start = "the model before it" if (Path(start) / "config.yaml").is_file() else Path(start).name
-    lines = [
-        f"### {plain(config['stage'])}",
-        f"- from {plain(start)}; frozen: {plain(', '.join(model.get('freeze') or []) or 'nothing')}",
-        f"- {step} steps of {plain(trainer['batches_per_step'])} x {plain(data['tokens_per_batch'])} tokens, learning "
-        f"rate {_number(trainer['learning_rate'])} ({plain(trainer['lr_scheduler_type'])}), "
-        f"seed {plain(config['run']['seed'])}",
-    ]
+    more = []
     if adapted := (model.get("lora") or {}).get("parts"):
-        rank = plain(model["lora"]["r"])
-        lines.append(f"- adapters (LoRA, rank {rank}) on {plain(', '.join(adapted))}")
+        more.append(f"adapters (LoRA, rank {plain(model['lora']['r'])}) on {plain(', '.join(adapted))}")
     if environments:
         last = environments[-1]
         versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items() if version[:1].isdigit())
         commit = last.get("git_commit") or "unknown"
-        lines.append(f"- {plain(last['world_size'])} process(es); {plain(versions)}; commit {plain(commit)}")
+        more.append(f"{plain(last['world_size'])} process(es); {plain(versions)}; commit {plain(commit)}")
     for name, found in record.get("evaluation", {}).items():
         value, interval = record[f"eval/{name}"], f"{found['ci_low']} to {found['ci_high']}"
-        lines.append(plain(f"- held out, {name}: {found['metric']} {value} ({interval}, n = {found['n']})"))
-    lines += ["", "| source | task | template | weight | shards |", "|---|---|---|---:|---|"]
-    for name, source in data["sources"].items():
-        shards = ", ".join(code(name_of(str(path))) for path in source["shards"])
-        told = " | ".join(plain(cell) for cell in (name, source["task"], source["template"]))
-        lines.append(f"| {told} | {_number(source['weight'])} | {shards} |")
-    return "\n".join(lines)
+        more.append(plain(f"held out, {name}: {found['metric']} {value} ({interval}, n = {found['n']})"))
+    return {
+        "name": config["stage"],
+        "start": start,
+        "frozen": ", ".join(model.get("freeze") or []) or "nothing",
+        "steps": step,
+        "batches": trainer["batches_per_step"],
+        "tokens": data["tokens_per_batch"],
+        "rate": _number(trainer["learning_rate"]),
+        "schedule": trainer["lr_scheduler_type"],
+        "seed": config["run"]["seed"],
+        "more": more,
+        "sources": [
+            (
+                *map(plain, (name, source["task"], source["template"])),
+                _number(source["weight"]),
+                ", ".join(code(name_of(str(path))) for path in source["shards"]),
+            )
+            for name, source in data["sources"].items()
+        ],
+    }
 
 
 def _number(value: Any) -> str:

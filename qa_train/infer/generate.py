@@ -1,9 +1,10 @@
-"""From samples with their clips to answers: length-sorted batches, unpadded audio, exact order.
+"""From samples with their clips to answers: one batch, unpadded audio, exact order.
 
-1. ``plan_batches``: items of like length share a batch, within a token budget.
-2. Prompt ids by the training code's own template, clips encoded unpadded (each once:
+1. Prompt ids by the training code's own template, clips encoded unpadded (each once:
    ``encoded.EncodedClips``), so that questions have exactly the form of training.
-3. One prefill and decode per batch; answers in the order of the items.
+2. One prefill and decode; answers in the order of the items.
+
+Many items are answered batch by batch, as ``plan_batches`` groups them: `qa_train.eval.answers.answer`.
 
 Shapes: R rows of a batch, L prompt length, T audio tokens of all clips, E encoder width.
 """
@@ -131,43 +132,25 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 class Generator:
     """Answers items with one model. Not thread-safe; the model is put into eval mode while it answers."""
 
-    def __init__(
-        self,
-        model: Any,
-        processor: Any,
-        *,
-        batch_size: int = 32,
-        token_budget: int = 16384,
-        clips: EncodedClips | None = None,
-    ) -> None:
-        """batch_size: most rows of a batch; token_budget: most prompt + new tokens of a batch.
-
-        ``clips``: encoder states to reuse and to add to; by default a new, empty store. The
+    def __init__(self, model: Any, processor: Any, *, clips: EncodedClips | None = None) -> None:
+        """``clips``: encoder states to reuse and to add to; by default a new, empty store. The
         encoder's weights are hashed here: a generator must not outlive a change of them.
         """
-        if batch_size < 1 or token_budget < 1:
-            raise ValueError(f"batch_size {batch_size} and token_budget {token_budget} must be at least 1")
         self.clips = clips if clips is not None else EncodedClips()
         self.encoder = encoder_hash(model)
         self.model = model
         self.tokenizer = processor.tokenizer
         self.num_mel_bins = int(processor.feature_extractor.feature_size)
-        self.batch_size = batch_size
-        self.token_budget = token_budget
         self.pad_id = self.tokenizer.convert_tokens_to_ids(PAD_TOKEN)
         self.stop_ids = [self.tokenizer.convert_tokens_to_ids(token) for token in STOP_TOKENS]
 
-    def generate(
-        self,
-        items: Sequence[Item],
-        decoding: Decoding | None = None,
-    ) -> list[Answer]:
-        """Answer every item; the order of the answers is the order of the items.
+    def generate(self, items: Sequence[Item], decoding: Decoding | None = None) -> list[Answer]:
+        """Answer every item, in one batch; the order of the answers is the order of the items. The caller bounds it.
 
         Greedy answers do not depend on how items are batched, up to rounding of the arithmetic.
-        Sampled ones are a function of (items, decoding, batch limits).
+        Sampled ones are a function of (items, decoding).
         """
-        return [answers[0] for answers in self._run(items, decoding or Decoding(), 1)]
+        return self._answer(items, decoding or Decoding())
 
     def sample(self, items: Sequence[Item], count: int, decoding: Decoding) -> list[list[Answer]]:
         """Draw ``count`` answers per item by sampling: [items][count]; the clips are encoded once.
@@ -177,7 +160,8 @@ class Generator:
         """
         if decoding.temperature <= 0:
             raise ValueError("sampling needs decoding.temperature > 0: greedy draws would all be equal")
-        return self._run(items, decoding, count)
+        flat = self._answer(items, decoding, count=count)
+        return [flat[start : start + count] for start in range(0, len(flat), count)]
 
     def stream(self, item: Item, write: Callable[[str], None], decoding: Decoding | None = None) -> Answer:
         """Answer one item and hand the text to ``write`` piece by piece as it appears."""
@@ -190,21 +174,7 @@ class Generator:
         ``decoding``: how tokens are drawn; its ``max_new_tokens`` is not used here. The caller bounds the batch.
         """
         options = replace(decoding, max_new_tokens=max(row.max_new_tokens for row in rows))
-        return self._answer([Item(row.sample, row.waves) for row in rows], options, decoding.seed, rows=rows)
-
-    def _run(self, items: Sequence[Item], decoding: Decoding, count: int) -> list[list[Answer]]:
-        """``count`` answers for each item, batch by batch."""
-        answers: dict[int, list[Answer]] = {}
-        plan = plan_batches(
-            [prompt_tokens(item.sample, sum(audio_tokens(len(wave)) for wave in item.waves)) for item in items],
-            rows=max(1, self.batch_size // count),
-            tokens=self.token_budget // count,
-            new_tokens=decoding.max_new_tokens,
-        )
-        for number, batch in enumerate(plan):
-            flat = self._answer([items[i] for i in batch], decoding, decoding.seed + number, count=count)
-            answers |= {i: flat[row * count : (row + 1) * count] for row, i in enumerate(batch)}
-        return [answers[i] for i in range(len(items))]
+        return self._answer([Item(row.sample, row.waves) for row in rows], options, rows=rows)
 
     @torch.no_grad()
     def batch(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
@@ -230,7 +200,6 @@ class Generator:
         self,
         items: Sequence[Item],
         decoding: Decoding,
-        seed: int,
         *,
         count: int = 1,
         rows: Sequence[Row] | None = None,
@@ -245,7 +214,7 @@ class Generator:
             if rows is not None:
                 streaming["streamer"] = RowsStreamer(rows, self.tokenizer, self.stop_ids)
                 streaming["stopping_criteria"] = StoppingCriteriaList([RowsEnded(rows)])
-            with _seeded(seed, self.model.device):
+            with _seeded(decoding.seed, self.model.device):
                 output = self.model.generate(
                     **batch,
                     **decoding.options(),

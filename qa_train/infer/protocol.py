@@ -1,10 +1,9 @@
-"""What OpenAI's chat-completions requests and answers share: errors, limits, and the JSON of an answer."""
+"""What OpenAI's chat-completions requests and answers share: errors, and the JSON of an answer."""
 
 from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import dataclass
 from typing import Any
 
 _MOST_SAID = 600
@@ -26,15 +25,11 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Limits of one request."""
+class BadRequest(ApiError):
+    """Status 400: ``param`` names what is wrong in the request."""
 
-    max_duration_s: float = 120.0
-    max_clips: int = 16
-    # Of all clips of a request.
-    max_audio_s: float = 300.0
-    max_new_tokens: int = 1024
+    def __init__(self, message: str, param: str | None = None, code: str = "invalid_request") -> None:
+        super().__init__(400, message, code=code, param=param)
 
 
 class Reply:

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from qa_train.config import ServeConfig
 from qa_train.data.text.sample import Sample
 from qa_train.infer.generate import LEAST_TEMPERATURE
-from qa_train.infer.protocol import ApiError, Limits
+from qa_train.infer.protocol import ApiError, BadRequest
 from qa_train.infer.request_messages import conversation
 
 _MOST_ANSWERS, _MOST_STOPS, _STOP_CHARACTERS = 4, 4, 200
@@ -63,13 +64,10 @@ class Request:
 
 
 def parse(
-    body: bytes,
-    limits: Limits,
-    models: list[str],
-    template: str = "chat",
-    given_up: Callable[[], bool] = lambda: False,
+    body: bytes, options: ServeConfig, models: list[str], given_up: Callable[[], bool] = lambda: False
 ) -> Request:
-    """Read a request; decodes its audio (slow: not for an event loop), until ``given_up``.
+    """Read a request within the limits of ``options``; decodes its audio (slow: not for an event loop), until
+    ``given_up``.
 
     Raises:
         ApiError: malformed JSON, an unknown model or setting, unreadable, empty or too long audio.
@@ -77,22 +75,22 @@ def parse(
     try:
         found = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the body is not JSON ({error})", code="invalid_json") from error
+        raise BadRequest(f"the body is not JSON ({error})", code="invalid_json") from error
     if not isinstance(found, dict):
-        raise ApiError(400, f"the body is a JSON {type(found).__name__}; expected an object with model and messages")
+        raise BadRequest(f"the body is a JSON {type(found).__name__}; expected an object with model and messages")
     model = found.get("model")
     if model not in models:
         raise ApiError(404, f"there is no model {model!r}; served are {', '.join(models)}", code="model_not_found",
                        param="model")  # fmt: skip
     _check_settings(found)
-    sample, waves = conversation(found.get("messages"), limits, template, given_up)
+    sample, waves = conversation(found.get("messages"), options, given_up)
     stream_options = found.get("stream_options") or {}
     temperature = _temperature(found)
     return Request(
         model=str(model),
         sample=sample,
         waves=waves,
-        max_new_tokens=_max_new_tokens(found, limits),
+        max_new_tokens=_max_new_tokens(found, options.max_new_tokens),
         temperature=temperature,
         top_p=_number(found, "top_p", 1.0, 1e-6, 1.0),
         seed=_whole(found, "seed", -(2**63), 2**63 - 1, "a whole number of 64 bits"),
@@ -106,9 +104,9 @@ def parse(
 def _check_settings(found: dict[str, Any]) -> None:
     for name, value in found.items():
         if name in _FIXED and value not in _FIXED[name]:
-            raise ApiError(400, f"{name}={value!r} is not supported here; remove it", param=name)
+            raise BadRequest(f"{name}={value!r} is not supported here; remove it", name)
         if name not in _KNOWN and name not in _FIXED and name not in _HARMLESS:
-            raise ApiError(400, f"unknown setting {name!r}; known are {', '.join(_KNOWN)}", param=name)
+            raise BadRequest(f"unknown setting {name!r}; known are {', '.join(_KNOWN)}", name)
 
 
 def _number(found: dict[str, Any], name: str, default: float, low: float, high: float) -> float:
@@ -116,21 +114,21 @@ def _number(found: dict[str, Any], name: str, default: float, low: float, high: 
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ApiError(400, f"{name} is {value!r}; expected a number from {low:g} to {high:g}", param=name)
+        raise BadRequest(f"{name} is {value!r}; expected a number from {low:g} to {high:g}", name)
     return float(value)
 
 
 def _temperature(found: dict[str, Any]) -> float:
     value = _number(found, "temperature", 0.0, 0.0, 2.0)
     if 0 < value < LEAST_TEMPERATURE:
-        raise ApiError(400, f"temperature is {value!r}; expected 0, or {LEAST_TEMPERATURE:g} to 2", param="temperature")
+        raise BadRequest(f"temperature is {value!r}; expected 0, or {LEAST_TEMPERATURE:g} to 2", "temperature")
     return value
 
 
 def _flag(found: dict[str, Any], name: str) -> bool:
     value = found.get(name)
     if value not in (None, True, False):
-        raise ApiError(400, f"{name} is {value!r}; expected true or false", param=name)
+        raise BadRequest(f"{name} is {value!r}; expected true or false", name)
     return bool(value)
 
 
@@ -139,14 +137,14 @@ def _whole(found: dict[str, Any], name: str, low: int, high: int, expected: str 
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and low <= value <= high):
         return value
     expected = expected or f"a whole number from {low} to {high}"
-    raise ApiError(400, f"{name} is {value!r}; expected {expected}", param=name)
+    raise BadRequest(f"{name} is {value!r}; expected {expected}", name)
 
 
 def _answers(found: dict[str, Any], temperature: float) -> int:
     count = _whole(found, "n", 1, _MOST_ANSWERS) or 1
     if count > 1 and temperature == 0:
         message = f"n is {count}, and at temperature 0 all answers are the same: set a temperature"
-        raise ApiError(400, message, param="n")
+        raise BadRequest(message, "n")
     return count
 
 
@@ -158,14 +156,12 @@ def _stop(value: Any) -> tuple[str, ...]:
         and all(isinstance(text, str) and 1 <= len(text) <= _STOP_CHARACTERS for text in texts)
     ):
         return tuple(texts)
-    raise ApiError(
-        400,
+    raise BadRequest(
         f"stop is {value!r}; expected a text of 1 to {_STOP_CHARACTERS} characters, or a list of at most {_MOST_STOPS}",
-        param="stop",
+        "stop",
     )
 
 
-def _max_new_tokens(found: dict[str, Any], limits: Limits) -> int:
+def _max_new_tokens(found: dict[str, Any], most: int) -> int:
     name = "max_completion_tokens" if found.get("max_completion_tokens") is not None else "max_tokens"
-    most = limits.max_new_tokens
     return _whole(found, name, 1, most, f"a whole number from 1 to {most} (the server's max_new_tokens)") or most

@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from qa_train.config import ServeConfig
 from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, audio_tokens, read_clip
 from qa_train.data.text.content import NOT_BASE64, PLACEHOLDER, Heard, content_parts
 from qa_train.data.text.records import MAX_TEXT_CHARACTERS, BadRecord, check_text
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
-from qa_train.infer.protocol import ApiError, Limits
+from qa_train.infer.protocol import BadRequest
 
 FORMATS = ("wav", "flac", "mp3", "ogg", "opus")
 
 
 def conversation(
-    messages: Any, limits: Limits, template: str, given_up: Callable[[], bool]
+    messages: Any, options: ServeConfig, given_up: Callable[[], bool]
 ) -> tuple[Sample, tuple[np.ndarray, ...]]:
     """The sample that is asked, and the waveform [n] of each of its clips at 16 kHz.
 
@@ -31,43 +32,40 @@ def conversation(
         ApiError: roles in an order that has no answer, or unreadable, empty or too long text or audio.
     """
     if not isinstance(messages, list) or not messages:
-        raise ApiError(400, "messages must be a list with at least one message", param="messages")
+        raise BadRequest("messages must be a list with at least one message", "messages")
     waves: list[np.ndarray] = []
     made: list[Message] = []
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
         role = message.get("role") if isinstance(message, dict) else None
         if role not in ("system", "developer", "user", "assistant"):
-            raise ApiError(
-                400, f"{where} has role {role!r}; expected system, developer, user or assistant", param=where
-            )
+            raise BadRequest(f"{where} has role {role!r}; expected system, developer, user or assistant", where)
         if role in ("system", "developer") and number:
-            raise ApiError(400, f"{where}: a {role} message may only come first", param=where)
+            raise BadRequest(f"{where}: a {role} message may only come first", where)
         # What newer clients call the system message.
         role = "system" if role == "developer" else role
-        content = _content(message.get("content"), where, str(role), waves, limits, template, given_up)
+        content = _content(message.get("content"), where, str(role), waves, options, given_up)
         made.append(Message(str(role), content))
-    if template == "base" and len(made) > 1:
-        raise ApiError(400, "a pretrained model takes one user message, without system or history", param="messages")
+    if options.template == "base" and len(made) > 1:
+        raise BadRequest("a pretrained model takes one user message, without system or history", "messages")
     if made[-1].role == "assistant":
         made[-1] = _begun(made[-1])
     asking = made[:-1] if made[-1].unfinished else made
     if not asking or asking[-1].role != "user":
         found = f"from {asking[-1].role!r}" if asking else "missing"
-        raise ApiError(400, f"the last message before the answer is {found}; expected user", param="messages")
+        raise BadRequest(f"the last message before the answer is {found}; expected user", "messages")
     _check_texts(made)
-    return Sample("request", tuple(made), len(waves), "chat", None, template), tuple(waves)
+    return Sample("request", tuple(made), len(waves), "chat", None, options.template), tuple(waves)
 
 
 def _begun(message: Message) -> Message:
     """The beginning of the answer, which the model goes on with."""
     text = "".join(part.text for part in message.content if isinstance(part, TextPart))
     if not text or text != text.rstrip():
-        raise ApiError(
-            400,
+        raise BadRequest(
             f"the last message is the beginning of the answer and ends in {text[-1:]!r}: expected a text that does not "
             "end in white space (the model writes the space before a word), or a user message at the end",
-            param="messages",
+            "messages",
         )
     return replace(message, unfinished=True)
 
@@ -77,17 +75,16 @@ def _check_texts(messages: list[Message]) -> None:
     parts = [part for message in messages for part in message.content if isinstance(part, TextPart)]
     characters = sum(len(part.text) for part in parts)
     if characters > MAX_TEXT_CHARACTERS:
-        raise ApiError(
-            400,
+        raise BadRequest(
             f"the texts of the conversation have {characters} characters; at most {MAX_TEXT_CHARACTERS} are accepted: "
             "start a new conversation, or send less text",
-            code="context_length_exceeded",
-            param="messages",
+            "messages",
+            "context_length_exceeded",
         )
     try:
         check_text([part.text for part in parts])
     except BadRecord as error:
-        raise ApiError(400, f"a text of the conversation: {error}", param="messages") from error
+        raise BadRequest(f"a text of the conversation: {error}", "messages") from error
 
 
 def _content(
@@ -95,15 +92,12 @@ def _content(
     where: str,
     role: str,
     waves: list[np.ndarray],
-    limits: Limits,
-    template: str,
+    options: ServeConfig,
     given_up: Callable[[], bool],
 ) -> tuple[TextPart | AudioPart, ...]:
     """The parts of one message; its clips are appended to ``waves``."""
     if not isinstance(content, str | list):
-        raise ApiError(
-            400, f"{where}.content is {type(content).__name__}; expected text or a list of parts", param=where
-        )
+        raise BadRequest(f"{where}.content is {type(content).__name__}; expected text or a list of parts", where)
     made: list[TextPart | AudioPart] = []
     for number, given in enumerate([content] if isinstance(content, str) else content):
         place = where if isinstance(content, str) else f"{where}.content[{number}]"
@@ -111,17 +105,17 @@ def _content(
             if isinstance(part, str) or part.mark == PLACEHOLDER:
                 # Only the base format knows prompts with language tags; what a chat user types stays text.
                 text = part if isinstance(part, str) else part.mark
-                made.append(TextPart(text, trusted=template == "base"))
+                made.append(TextPart(text, trusted=options.template == "base"))
                 continue
             if part.mark or role != "user":
                 what = f"a text holds {part.mark}, which marks sound" if part.mark else f"sound from {role!r}"
-                raise ApiError(400, f"{place}: {what}: send clips as input_audio from user", param=place)
-            if len(waves) == limits.max_clips:
-                raise ApiError(400, f"{place}: more than {limits.max_clips} clips in one conversation", param=place)
-            waves.append(_wave(part, place, limits, sum(map(len, waves)) / SAMPLE_RATE, given_up))
+                raise BadRequest(f"{place}: {what}: send clips as input_audio from user", place)
+            if len(waves) == options.max_clips:
+                raise BadRequest(f"{place}: more than {options.max_clips} clips in one conversation", place)
+            waves.append(_wave(part, place, options, sum(map(len, waves)) / SAMPLE_RATE, given_up))
             made.append(AudioPart(len(waves) - 1))
     if not made and role == "user":
-        raise ApiError(400, f"{where} is empty: give text, a clip, or both", param=where)
+        raise BadRequest(f"{where} is empty: give text, a clip, or both", where)
     return tuple(made)
 
 
@@ -130,33 +124,33 @@ def _parts(given: Any, place: str) -> list[str | Heard]:
     sound = given.get("input_audio") if isinstance(given, dict) else None
     kind = sound.get("format") if isinstance(sound, dict) else None
     if sound is not None and kind not in FORMATS:
-        raise ApiError(
-            400, f"{place} has format {kind!r}; expected input_audio {{data: base64, format: {'|'.join(FORMATS)}}}",
-            code="audio_format", param=place,
-        )  # fmt: skip
+        raise BadRequest(
+            f"{place} has format {kind!r}; expected input_audio {{data: base64, format: {'|'.join(FORMATS)}}}",
+            place,
+            "audio_format",
+        )
     try:
         return content_parts([given])
     except BadRecord as error:
         code = "audio_base64" if error.reason == NOT_BASE64 else "invalid_request"
-        raise ApiError(400, f"{place}: {error}; send clips as input_audio", code=code, param=place) from error
+        raise BadRequest(f"{place}: {error}; send clips as input_audio", place, code) from error
 
 
-def _wave(clip: Heard, place: str, limits: Limits, before_s: float, given_up: Callable[[], bool]) -> np.ndarray:
+def _wave(clip: Heard, place: str, options: ServeConfig, before_s: float, given_up: Callable[[], bool]) -> np.ndarray:
     """One clip as a 16 kHz mono waveform, after others of ``before_s`` seconds."""
-    rest = limits.max_audio_s - before_s
+    rest = options.max_audio_s - before_s
     if rest <= 0:
-        raise ApiError(400, f"{place}: the clips of one conversation may last {limits.max_audio_s:g} s", param=place)
+        raise BadRequest(f"{place}: the clips of one conversation may last {options.max_audio_s:g} s", place)
     try:
         if not isinstance(clip.source, bytes):
             raise BadAudio("addresses are not fetched and paths are not opened: send the data as base64")
-        wave = read_clip(clip.source, max_duration_s=min(limits.max_duration_s, rest), given_up=given_up)
+        wave = read_clip(clip.source, max_duration_s=min(options.max_duration_s, rest), given_up=given_up)
         audio_tokens(len(wave))
     except BadAudio as error:
-        raise ApiError(
-            400,
-            f"{place} cannot be read: {error}. Send a {', '.join(FORMATS)} file of 0.1 to {limits.max_duration_s:g} s "
-            f"(all clips of a conversation: {limits.max_audio_s:g} s)",
-            code="audio_unreadable",
-            param=place,
+        raise BadRequest(
+            f"{place} cannot be read: {error}. Send a {', '.join(FORMATS)} file of 0.1 to {options.max_duration_s:g} s "
+            f"(all clips of a conversation: {options.max_audio_s:g} s)",
+            place,
+            "audio_unreadable",
         ) from error
     return wave

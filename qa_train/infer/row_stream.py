@@ -5,6 +5,7 @@ have separate limits, and one may be given up (its reader has gone) while the ot
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ def without_half_stop(text: str, stop: Sequence[str]) -> str:
     return text[: len(text) - max(half, default=0)]
 
 
+@dataclass(eq=False)
 class Row:
     """One answer in the making; ``write`` gets its text in pieces whose sum is the whole text, stripped (on the left
     only if the answer begins here: the space before the first word continues a begun one).
@@ -33,26 +35,17 @@ class Row:
     the texts ``stop`` ends the answer; nothing of it is written.
     """
 
-    def __init__(
-        self,
-        sample: Sample,
-        waves: tuple[Any, ...],
-        write: Callable[[str], None],
-        max_new_tokens: int,
-        gone: Callable[[], bool] = lambda: False,
-        stop: Sequence[str] = (),
-    ) -> None:
-        self.sample, self.waves = sample, waves
-        self.write = write
-        self.max_new_tokens = max_new_tokens
-        self.gone = gone
-        self.stop = stop
-        self.ids: list[int] = []
-        self.ended = False
-        # The limit came before an end token.
-        self.truncated = False
-        self._sent = ""
-        self._begun = bool(sample.messages) and sample.messages[-1].unfinished
+    sample: Sample
+    waves: tuple[Any, ...]
+    write: Callable[[str], None]
+    max_new_tokens: int
+    gone: Callable[[], bool] = lambda: False
+    stop: Sequence[str] = ()
+    ids: list[int] = field(default_factory=list, init=False)
+    ended: bool = field(default=False, init=False)
+    # The limit came before an end token.
+    truncated: bool = field(default=False, init=False)
+    _sent: str = field(default="", init=False)
 
     def take(self, token: int, tokenizer: Any, stop_ids: Sequence[int]) -> None:
         """Add one token of the answer and hand on what is now certain of its text."""
@@ -67,7 +60,8 @@ class Row:
             self.ids.append(token)
             self.truncated = self.ended = len(self.ids) >= self.max_new_tokens
         text = tokenizer.decode(self.ids, skip_special_tokens=True)
-        text = text if self._begun else text.lstrip()
+        begun = bool(self.sample.messages) and self.sample.messages[-1].unfinished
+        text = text if begun else text.lstrip()
         kept = before_stop(text, self.stop)
         if len(kept) < len(text):
             self.ended, self.truncated = True, False

@@ -35,9 +35,7 @@ def open_models(options: ServeConfig) -> dict[str, Generator]:
         model, processor = load_answering_model(
             str(checkpoint), device=options.device, verify=options.verify, allow_missing=options.allow_missing
         )
-        made[str(name)] = Generator(
-            model, processor, batch_size=options.batch_size, token_budget=options.token_budget, clips=clips
-        )
+        made[str(name)] = Generator(model, processor, clips=clips)
     return made
 
 
@@ -59,7 +57,7 @@ def serve(options: ServeConfig) -> int:
         raise ValueError("serving needs starlette and uvicorn: pip install 'qa-train[serve]'")
     import uvicorn
 
-    counts = ("max_requests", "batch_size", "max_new_tokens", "max_clips", "decode_workers")
+    counts = ("max_requests", "batch_size", "token_budget", "max_new_tokens", "max_clips", "decode_workers")
     if min(getattr(options, name) for name in counts) < 1:
         raise ValueError(f"serve: {', '.join(counts)} must be at least 1")
     from qa_train.infer.connections import Connection, connection_limit

@@ -32,7 +32,7 @@ from starlette.routing import Route
 from qa_train.config import ServeConfig
 from qa_train.infer.engine import Engine, one_line
 from qa_train.infer.generate import Generator
-from qa_train.infer.protocol import ApiError, Limits
+from qa_train.infer.protocol import ApiError
 from qa_train.infer.request import Request as Asked
 from qa_train.infer.request import parse
 from qa_train.infer.turn import Turn, count_tokens
@@ -65,7 +65,6 @@ class Service:
 
     def __init__(self, generators: dict[str, Generator], options: ServeConfig) -> None:
         self.generators, self.options = generators, options
-        self.limits = Limits(options.max_duration_s, options.max_clips, options.max_audio_s, options.max_new_tokens)
         self.engine = Engine(generators, batch_size=options.batch_size, token_budget=options.token_budget)
         self.examples = _examples(options.examples)
         # Requests on their way, by the client's address.
@@ -86,7 +85,7 @@ class Service:
 
     def _read(self, body: bytes, given_up: Callable[[], bool]) -> tuple[Asked, int]:
         """The request of a body, and the number of tokens of its prompt."""
-        asked = parse(body, self.limits, list(self.generators), self.options.template, given_up)
+        asked = parse(body, self.options, list(self.generators), given_up)
         return asked, count_tokens(self.generators[asked.model], asked, self.engine.token_budget)
 
     async def _decoded(self, request: Request, read: Callable[[], T], given_up: threading.Event) -> T:

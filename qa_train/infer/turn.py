@@ -15,7 +15,7 @@ from qa_train.data.audio.waveform import audio_tokens
 from qa_train.data.text.template import encode_prompt
 from qa_train.infer.engine import Engine, Job
 from qa_train.infer.generate import Answer, Decoding, Generator
-from qa_train.infer.protocol import ApiError, Reply, event
+from qa_train.infer.protocol import ApiError, BadRequest, Reply, event
 from qa_train.infer.request import Request
 from qa_train.infer.row_stream import Row
 
@@ -32,12 +32,11 @@ def count_tokens(generator: Generator, asked: Request, token_budget: int) -> int
     tokens = len(encode_prompt(asked.sample, generator.tokenizer, clips))
     room = min(generator.model.config.text_config.max_position_embeddings, token_budget)
     if tokens + asked.max_new_tokens > room:
-        raise ApiError(
-            400,
+        raise BadRequest(
             f"the conversation has {tokens} tokens, and {asked.max_new_tokens} for the answer exceed the {room} that "
             "fit: start a new conversation, send shorter clips, or ask for fewer tokens",
-            code="context_length_exceeded",
-            param="messages",
+            "messages",
+            "context_length_exceeded",
         )
     return tokens
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_train.llm.client import CallFailed, Endpoint, ItemRefused
+from qa_train.utils.atomic import append_json_lines
 
 log = logging.getLogger(__name__)
 
@@ -65,42 +65,35 @@ class Estimate:
         )
 
 
+@dataclass
 class Judge:
-    """Rates prompts through an endpoint, or from the cache alone (``endpoint`` None: offline)."""
+    """Rates prompts through an endpoint, or from the cache alone (``endpoint`` None: offline).
 
-    def __init__(
-        self,
-        model: str,
-        cache: Path,
-        endpoint: Endpoint | None = None,
-        *,
-        max_tokens: int = 16,
-        workers: int = 8,
-        price_in: float = 0.0,
-        price_out: float = 0.0,
-        max_cost: float | None = None,
-    ) -> None:
-        """price_in, price_out: per million tokens, in any currency; max_cost: refuse to start above it.
+    Raises:
+        ValueError: an endpoint of another model, or ``max_cost`` without a price to reckon with.
+    """
 
-        Raises:
-            ValueError: an endpoint of another model, or ``max_cost`` without a price to reckon with.
-        """
-        if max_cost is not None and not (price_in or price_out):
+    model: str
+    cache: Path
+    endpoint: Endpoint | None = None
+    max_tokens: int = 16
+    workers: int = 8
+    # Per million tokens, in any currency.
+    price_in: float = 0.0
+    price_out: float = 0.0
+    # Refuse to start above it.
+    max_cost: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_cost is not None and not (self.price_in or self.price_out):
             raise ValueError(
-                f"judge.max_cost={max_cost:g} needs prices: give judge.price_in= and judge.price_out= "
+                f"judge.max_cost={self.max_cost:g} needs prices: give judge.price_in= and judge.price_out= "
                 "(per million tokens)"
             )
-        if endpoint is not None and endpoint.model != model:
+        if self.endpoint is not None and self.endpoint.model != self.model:
             raise ValueError(
-                f"the judge is {model!r} and its endpoint serves {endpoint.model!r}: they must be the same"
+                f"the judge is {self.model!r} and its endpoint serves {self.endpoint.model!r}: they must be the same"
             )
-        self.model = model
-        self.endpoint = endpoint
-        self.max_tokens = max_tokens
-        self.workers = workers
-        self.prices = price_in, price_out
-        self.max_cost = max_cost
-        self.cache = cache
         self._known = self._read()
         self._refused = 0
         self._lock = threading.Lock()
@@ -130,7 +123,7 @@ class Judge:
         missing = {self._key(p): p for p in prompts if self._key(p) not in self._known}
         tokens = sum(_tokens(prompt) for prompt in missing.values())
         out = len(missing) * self.max_tokens
-        cost = (tokens * self.prices[0] + out * self.prices[1]) / 1e6 if any(self.prices) else None
+        cost = (tokens * self.price_in + out * self.price_out) / 1e6 if self.price_in or self.price_out else None
         return Estimate(len(prompts), sum(self._key(p) in self._known for p in prompts), tokens, out, cost)
 
     def check(self, prompts: Sequence[str]) -> None:
@@ -179,13 +172,9 @@ class Judge:
         cut = done.finish == "length" and done.text[-1:].isdigit()
         verdict = Verdict(done.text, done.refused, None, done.prompt_tokens, done.completion_tokens, cut)
         key = self._key(prompt)
-        line = json.dumps({"key": key, **asdict(verdict)}, ensure_ascii=False) + "\n"
         with self._lock:
             self._known[key] = verdict
-            with self.cache.open("a", encoding="utf-8") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
+            append_json_lines(self.cache, [{"key": key, **asdict(verdict)}])
         return verdict
 
     def facts(self, template: str) -> dict[str, Any]:

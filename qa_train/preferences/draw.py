@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from qa_train.config import EvalSetConfig
 from qa_train.data.text.prompts import PromptBank
 from qa_train.eval.answers import Limits, answer
-from qa_train.eval.eval_sets import EvalSet, record_questions
+from qa_train.eval.eval_sets import record_questions
 from qa_train.eval.questions import Question
 from qa_train.infer.generate import Decoding, Generator
 from qa_train.preferences.rank import ByWordErrors, Pair, Ranker, ranked
@@ -15,12 +16,11 @@ from qa_train.preferences.rank import ByWordErrors, Pair, Ranker, ranked
 
 def sampled_pairs(
     generator: Generator,
-    clips: EvalSet,
+    clips: EvalSetConfig,
     bank: PromptBank,
     *,
+    limits: Limits | None = None,
     samples: int = 4,
-    temperature: float = 0.9,
-    max_new_tokens: int = 64,
     seed: int = 0,
     ranker: Ranker = ByWordErrors(),  # noqa: B008 - frozen
     skipped: Counter[str] | None = None,
@@ -31,9 +31,8 @@ def sampled_pairs(
     that make no pair because they cannot be asked.
     """
     skipped = Counter() if skipped is None else skipped
-    questions = askable(record_questions(clips, bank), skipped)
-    decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    limits = Limits(generator.batch_size, generator.token_budget)
+    questions = askable(record_questions("pairs", clips, bank), skipped)
+    decoding = Decoding(max_new_tokens=64, temperature=0.9, seed=seed)
     drawn = answer(questions, generator, decoding, samples=samples, limits=limits)
     yield from ranked(questions, drawn, samples, ranker, skipped)
 

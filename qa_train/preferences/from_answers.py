@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from qa_train.config import PairsConfig
+from qa_train.config import EvalSetConfig, PairsConfig
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.prompts import PromptBank
-from qa_train.eval.answers import Journal, Limits, Outcome, answer, load_answerer, sha256_of
-from qa_train.eval.eval_sets import EvalSet, record_questions
+from qa_train.eval.answers import Journal, Limits, Outcome, answer, load_answerer
+from qa_train.eval.eval_sets import record_questions
 from qa_train.eval.questions import Question, part_text
 from qa_train.eval.ranks import Ranks, ranks_from_environment
 from qa_train.eval.scores.task_metrics import is_metric, unknown_metric
@@ -23,6 +23,7 @@ from qa_train.llm.judge import Judge
 from qa_train.preferences.draw import askable
 from qa_train.preferences.rank import ByJudge, ByLabel, ByMetric, ByWordErrors, Pair, Ranker, balanced, ranked
 from qa_train.utils.atomic import write_json
+from qa_train.utils.digests import sha256_of
 from qa_train.utils.progress import progress
 
 _EXAMPLES = 10
@@ -82,9 +83,11 @@ def pairs(options: PairsConfig) -> int:
         raise ValueError(f"pairs: {out} holds pairs already ({left.name}): delete them, or choose another out=")
     shards = options.shards if isinstance(options.shards, list) else [options.shards]
     metric = {"label": "contains", "judge": None}.get(options.by, options.by)
-    clips = EvalSet("pairs", shards, options.task, "chat", options.where, metric, limit=options.limit)
+    clips = EvalSetConfig(shards, options.task, "chat", options.where, metric, limit=options.limit)
     skipped: Counter[str] = Counter()
-    questions = askable(record_questions(clips, PromptBank.load(options.prompt_files), options.storage), skipped)
+    questions = askable(
+        record_questions("pairs", clips, PromptBank.load(options.prompt_files), options.storage), skipped
+    )
     drawn = _drawn(options, questions, out, ranks)
     if ranks.rank > 0:
         return 0
@@ -128,7 +131,7 @@ def _drawn(options: PairsConfig, questions: Sequence[Question], out: Path, ranks
     """The answers of all ranks and earlier tries."""
     limits = Limits(options.batch_size, 32768)
     generator, weights = load_answerer(
-        options.checkpoint, limits, options.device, verify=options.verify, allow_missing=options.allow_missing
+        options.checkpoint, options.device, verify=options.verify, allow_missing=options.allow_missing
     )
     decoding = Decoding(max_new_tokens=options.max_new_tokens, temperature=options.temperature, seed=options.seed)
     asked = [[q.sample.key, part_text(q.sample.messages[-1]), q.references] for q in questions]

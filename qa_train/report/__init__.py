@@ -8,10 +8,10 @@ from typing import Any
 
 from qa_train.report.document import refuse_foreign
 from qa_train.report.page import report_page
-from qa_train.report.results import check, markdown_table, merge_samples, metric_entry
+from qa_train.report.results import check, markdown_table, merge_samples
 from qa_train.utils.atomic import write_text
 
-__all__ = ["markdown_table", "merge_samples", "metric_entry", "write_report"]
+__all__ = ["markdown_table", "merge_samples", "write_report"]
 
 
 def write_report(
@@ -19,7 +19,6 @@ def write_report(
     run_dirs: Mapping[str, Path | str] | Sequence[Path | str],
     out: Path | str,
     *,
-    overwrite: bool = False,
     below: Path | None = None,
 ) -> Path:
     """Write the page for ``results`` (schema: ``qa_train.report.results``) and return its path.
@@ -28,7 +27,6 @@ def write_report(
         results: metrics per stage, seconds per part, samples with clips, environment, commands.
         run_dirs: run folders with a metrics.jsonl, by stage name; a plain list is named by folder.
         out: an .html file, or a folder in which report.html is written.
-        overwrite: replace a file of that name that is not a report page.
         below: only clips that lie in this folder, wherever links lead.
 
     Raises:
@@ -39,7 +37,7 @@ def write_report(
         run_dirs = {Path(folder).name: folder for folder in run_dirs}
     out = Path(out)
     path = out if out.suffix == ".html" else out / "report.html"
-    refuse_foreign(path, overwrite=overwrite)
+    refuse_foreign(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, report_page(results, {stage: Path(folder) for stage, folder in run_dirs.items()}, below))
     return path

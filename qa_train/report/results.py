@@ -36,33 +36,6 @@ class Verdict:
     close: bool = False
 
 
-def metric_entry(
-    name: str,
-    unit: str,
-    scores: Mapping[str, Mapping[str, Any] | None],
-    *,
-    higher_is_better: bool,
-    target: float | None = None,
-    target_stage: str | None = None,
-    note: str = "",
-) -> dict[str, Any]:
-    """One metric of the schema from the scores after each stage (``value``, ``ci_low``, ``ci_high``, ``n``).
-
-    Raises:
-        ValueError: stages scored over different numbers of items, which no row may compare.
-    """
-    found = {stage: score for stage, score in scores.items() if score is not None}
-    counts = {score["n"] for score in found.values()}
-    if len(counts) != 1:
-        per_stage = {stage: score["n"] for stage, score in found.items()}
-        raise ValueError(f"metric {name!r} was measured on different items ({per_stage}): evaluate every stage again")
-    entry: dict[str, Any] = {"name": name, "unit": unit, "higher_is_better": higher_is_better}
-    entry |= {"n": counts.pop(), "target": target, "note": note}
-    entry["values"] = {stage: score["value"] for stage, score in found.items()}
-    entry["ci"] = {stage: [score["ci_low"], score["ci_high"]] for stage, score in found.items()}
-    return entry | ({"target_stage": target_stage} if target_stage is not None else {})
-
-
 def merge_samples(by_stage: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """The samples that each stage's evaluation kept, one entry per question with every stage's answer.
 

@@ -101,15 +101,6 @@ class Steps:
         return first, file.read(min(_ENDS, self._end))
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; a last line truncated by a kill is skipped."""
-    path = run_dir / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    with path.open("rb") as file:
-        return [row for line in file if (row := _row(line)) is not None]
-
-
 def _row(line: bytes) -> dict[str, Any] | None:
     """A line of a metrics.jsonl; None if it is damaged."""
     try:

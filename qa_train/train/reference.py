@@ -7,7 +7,6 @@ its tokens and clips) with the log-probabilities of its two answers.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from qa_train.data.batches import PreferenceBatches
 from qa_train.data.order.batch_plan import SampleRef
 from qa_train.train.job.distributed import from_main
 from qa_train.utils.atomic import whole, write_json
+from qa_train.utils.digests import sha256_of_file
 from qa_train.utils.progress import say
 
 _TABLE = "logps.parquet"
@@ -54,7 +54,7 @@ class Reference:
         record: dict[str, Any] = {"facts": self.facts}
         if self.facts["kind"] == "precomputed":
             self._write_table()
-            record |= {"table": _sha256(self.folder / _TABLE), "pairs": len(self.table), "filled": self._filled}
+            record |= {"table": sha256_of_file(self.folder / _TABLE), "pairs": len(self.table), "filled": self._filled}
         write_json(self.folder / _FACTS, record)
 
     def fill(
@@ -117,7 +117,7 @@ class Reference:
         if self.facts["kind"] != "precomputed":
             return
         path = self.folder / _TABLE
-        if not path.exists() or _sha256(path) != record["table"]:
+        if not path.exists() or sha256_of_file(path) != record["table"]:
             raise ValueError(
                 f"{path} is not the file that {_FACTS} speaks of: restore it, or remove the folder {self.folder} "
                 "to compute the reference again"
@@ -149,8 +149,3 @@ def _groups(pairs: list[tuple[SampleRef, int]], tokens: int) -> list[list[Sample
         groups[-1].append(ref)
         filled += size
     return groups
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,23 @@ def write_text(path: Path | str, text: str, *, durable: bool = False) -> None:
 def write_json(path: Path | str, value: Any, *, durable: bool = False) -> None:
     """Replace ``path`` by the JSON of ``value``, indented; see `whole`."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", durable=durable)
+
+
+def write_json_lines(path: Path | str, rows: Iterable[Any]) -> None:
+    """Replace ``path`` by the rows as JSON, one a line; see `whole`."""
+    write_text(path, "".join(map(_json_line, rows)))
+
+
+def append_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Add the rows as JSON, one a line, to the end of a file, and have them on disk before returning."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(map(_json_line, rows))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _json_line(row: Any) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def flush(path: Path) -> None:

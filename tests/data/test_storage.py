@@ -18,7 +18,7 @@ import webdataset
 from data_pipelines.build_rewrites import RewriteConfig, rewrite
 from qa_train.cli import main
 from qa_train.commands.doctor import DoctorConfig
-from qa_train.config import DataConfig, SourceConfig, StorageConfig, parse_options
+from qa_train.config import DataConfig, EvalSetConfig, SourceConfig, StorageConfig, parse_options
 from qa_train.data.batches import open_data
 from qa_train.data.shards.catalog import write_catalog
 from qa_train.data.shards.index import index_shard, load_index, scan
@@ -31,7 +31,7 @@ from qa_train.data.text.prompts import PromptBank
 from qa_train.data.tools.validate import validate
 from qa_train.doctor.files import examine_data
 from qa_train.eval.contamination import contamination
-from qa_train.eval.eval_sets import EvalSet, record_questions
+from qa_train.eval.eval_sets import record_questions
 from tests.data.conftest import noise
 from tests.data.serving import Server, http_server
 
@@ -106,7 +106,7 @@ def test_a_store_that_forbids_what_is_not_there_has_no_token_counts(
 def test_the_settings_reach_the_indexes_of_evaluation_sets(server: Server) -> None:
     server.fail(*["500"] * 3)
     with pytest.raises((RemoteError, ValueError), match="not read in 3 attempts"):
-        record_questions(EvalSet("s", [f"{server.url}/a.tar"], "asr"), PromptBank.load(), QUICK)
+        record_questions("s", EvalSetConfig([f"{server.url}/a.tar"], "asr"), PromptBank.load(), QUICK)
 
 
 def _commands(url: str, folder: Path) -> dict[str, list[str]]:

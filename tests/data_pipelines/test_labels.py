@@ -31,7 +31,7 @@ from qa_train.config import EvalConfig, ServeConfig, StorageConfig
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.prompts import PromptBank
-from qa_train.eval.answers import Limits, load_answerer
+from qa_train.eval.answers import load_answerer
 from qa_train.eval.suite import predict_benchmarks
 from qa_train.infer.generate import STOP_TOKENS
 from qa_train.infer.service import Service
@@ -558,7 +558,7 @@ def test_our_own_server_labels_as_the_checkpoint_does(tmp_path: Path) -> None:
         shards=raw, workers=0, max_new_tokens=24, max_repeats=None, max_compression=None, device="cpu"
     )
     label(replace(options, out=str(tmp_path / "by_checkpoint"), checkpoint=str(checkpoint)))
-    generator, _ = load_answerer(str(checkpoint), Limits(), "cpu", verify=True, allow_missing=())
+    generator, _ = load_answerer(str(checkpoint), "cpu", verify=True, allow_missing=())
     with running(Service({"ours": generator}, ServeConfig(checkpoint=str(checkpoint)))) as port:
         label(replace(options, out=str(tmp_path / "by_url"), url=f"http://127.0.0.1:{port}/v1", model="ours"))
     found = [{key: each["text"] for key, each in records(tmp_path / f"by_{way}/a.tar").items()}

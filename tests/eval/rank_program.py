@@ -31,7 +31,7 @@ def main(out: str, yaml: str, die_after: str = "0") -> None:
         return generate(**inputs)
 
     model.generate = dying  # type: ignore[method-assign]
-    generator = Generator(model, parts, batch_size=3)
+    generator = Generator(model, parts)
     (benchmark,) = find_benchmarks([yaml])
     rows = read_rows(benchmark, Path(yaml).parent)
     predict(

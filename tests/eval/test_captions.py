@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qa_train.eval.benchmarks.table import Benchmark
+from qa_train.eval.benchmarks.benchmark import Benchmark
 from qa_train.eval.compare import compare_predictions
 from qa_train.eval.scores.caption_metrics import (
     _aligned,

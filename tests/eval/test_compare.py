@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qa_train.eval.benchmarks.benchmark import from_dict
 from qa_train.eval.benchmarks.judged import judged_statistics
-from qa_train.eval.benchmarks.table import from_dict
 from qa_train.eval.compare import compare_folders, compare_predictions, comparison_table
 from qa_train.eval.scores.prediction import Prediction
 from qa_train.eval.scoring import score_folder
@@ -120,7 +120,8 @@ def test_options_in_another_order_are_named_beside_the_difference(tmp_path: Path
     assert compare_folders(tmp_path / "a", tmp_path / "b")["mine"]["differs"] == "shuffle options"
     assert "differs" not in compare_folders(tmp_path / "a", tmp_path / "c")["mine"]
     path = tmp_path / "c" / "mine" / "predictions.jsonl"
-    path.write_text(path.read_text().replace('"id": "2"', '"id": "2", "choices": ["dog", "cat"]'))
+    # One item, whatever differs in it.
+    path.write_text(path.read_text().replace('"id": "2"', '"id": "2", "prompt": "?", "choices": ["dog", "cat"]'))
     assert compare_folders(tmp_path / "a", tmp_path / "c")["mine"]["differs"] == "prompt or order of options in 1 items"
 
 

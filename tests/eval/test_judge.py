@@ -14,8 +14,6 @@ import pytest
 from fake_model import item, tone
 
 from qa_train.config import EvalConfig, parse_options
-from qa_train.eval.answers import file_digest
-from qa_train.eval.benchmarks.airbench import judge_prompts
 from qa_train.eval.benchmarks.judged import judged_result, prompts_of
 from qa_train.eval.endpoint import EndpointModel
 from qa_train.eval.suite import evaluate
@@ -23,6 +21,7 @@ from qa_train.infer.generate import Decoding
 from qa_train.llm.client import CallFailed, Endpoint, _completion
 from qa_train.llm.judge import Judge
 from qa_train.report.scores_page import markdown_report
+from qa_train.utils.digests import sha256_of_file
 
 HERE = Path(__file__).parent
 
@@ -174,7 +173,7 @@ def chat_rows(scores: list[tuple[str, str, str]]) -> list[dict[str, Any]]:
 
 def test_airbench_prompts_hold_both_orders_and_stay_text() -> None:
     (row,) = chat_rows([("sound_QA", "{second} XQuestionX", "{meta_info}")])
-    first, second = judge_prompts(row)
+    first, second = prompts_of("airbench_chat", [row])
     assert "Assistant 1s Answer]\nref 0 {second} XQuestionX\n[The End" in first
     assert "Assistant 2s Answer]\nans 0 {meta_info}\n[The End" in first
     assert "Assistant 1s Answer]\nans 0 {meta_info}\n[The End" in second
@@ -322,7 +321,7 @@ def test_the_price_is_that_of_all_benchmarks_and_of_the_reference(
     # The stub answers both systems alike; another answer makes another prompt.
     for path in (tmp_path / "theirs").glob("*/predictions.jsonl"):
         path.write_text(path.read_text().replace("heard 0 clips", "something else"))
-        recorded = json.loads((path.parent / "run.json").read_text()) | {"predictions_sha256": file_digest(path)}
+        recorded = json.loads((path.parent / "run.json").read_text()) | {"predictions_sha256": sha256_of_file(path)}
         (path.parent / "run.json").write_text(json.dumps(recorded))
     judge = ["step=score", "judge.model=stub", f"judge.url={server.url}", f"judge.reference={tmp_path / 'theirs'}"]
     judge += ["judge.price_out=1e6", "judge.max_tokens=1"]

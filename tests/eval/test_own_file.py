@@ -32,7 +32,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     fake = FakeModel(parts.tokenizer)
 
     def answerer(options: EvalConfig) -> Any:
-        return Generator(fake, parts, batch_size=options.batch_size), {"weights": options.checkpoint}
+        return Generator(fake, parts), {"weights": options.checkpoint}
 
     monkeypatch.setattr(suite, "_answerer", answerer)
     return fake

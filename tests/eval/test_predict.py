@@ -20,8 +20,9 @@ from answerers import gathering
 from fake_model import FakeModel, processor, tone
 
 from qa_train.eval.answers import Limits
+from qa_train.eval.benchmarks.benchmark import Benchmark
 from qa_train.eval.benchmarks.layouts import read_rows
-from qa_train.eval.benchmarks.table import Benchmark, find_benchmarks
+from qa_train.eval.benchmarks.table import find_benchmarks
 from qa_train.eval.listening import DEAF_PERCENT
 from qa_train.eval.predict import predict
 from qa_train.eval.ranks import Ranks
@@ -57,7 +58,7 @@ def run(
     model = model or FakeModel(parts.tokenizer)
     (benchmark,) = find_benchmarks([str(data / "mine.yaml")])
     limits = limits or Limits(3)
-    generator = Generator(model, parts, batch_size=limits.batch_size)
+    generator = Generator(model, parts)
     rows = read_rows(benchmark, data)
     predict(
         benchmark, rows, generator, data / out, identity={"weights": "w"}, limits=limits, probe=probe, data_root=data
@@ -254,7 +255,7 @@ def share(data: Path, out: str, world: int, model: FakeModel) -> list[int]:
     rows = read_rows(benchmark, data)
 
     def work(rank: int) -> None:
-        generator = Generator(models[rank], processor(), batch_size=3)
+        generator = Generator(models[rank], processor())
         predict(
             benchmark, rows, generator, data / out, identity={"weights": "w"}, limits=Limits(3), probe=0,
             data_root=data, ranks=Ranks(rank, world, partial(gather, rank)),

@@ -16,9 +16,10 @@ import soundfile
 from qa_train.data.audio.table_clip import clip_source, table_rows
 from qa_train.data.audio.waveform import BadAudio, read_clip
 from qa_train.eval.answers import clips_digest
+from qa_train.eval.benchmarks.benchmark import Benchmark
 from qa_train.eval.benchmarks.layouts import read_rows
 from qa_train.eval.benchmarks.published import read_list
-from qa_train.eval.benchmarks.table import Benchmark, find_benchmarks
+from qa_train.eval.benchmarks.table import find_benchmarks
 from qa_train.eval.predict import duration_s, question_of
 from qa_train.report.data_uri import data_uri
 

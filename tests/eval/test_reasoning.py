@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from qa_train.eval.benchmarks import muchomusic
+from qa_train.eval.benchmarks.benchmark import Benchmark
 from qa_train.eval.benchmarks.layouts import read_rows
-from qa_train.eval.benchmarks.table import Benchmark, find_benchmarks
+from qa_train.eval.benchmarks.table import find_benchmarks
 from qa_train.eval.predict import question_of
 from qa_train.eval.scores.prediction import Prediction
 from qa_train.eval.scores.voicebench import bbh_answer, concluded_number, concluded_valid

@@ -11,11 +11,12 @@ import pytest
 import soundfile
 from fake_model import FakeModel, processor, tone
 
+from qa_train.config import EvalSetConfig
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.prompts import PromptBank
 from qa_train.data.tools.interchange import shards_to_jsonl
-from qa_train.eval.eval_sets import EvalSet, evaluate_shards, record_questions
+from qa_train.eval.eval_sets import evaluate_shards, record_questions
 from qa_train.eval.questions import read_questions
 
 
@@ -41,8 +42,8 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 BANK = PromptBank.load()
 
 
-def held_out(shard: Path, name: str, task: str, **more: Any) -> EvalSet:
-    return EvalSet(name, [str(shard)], task, where={"split": ["test"]}, **more)
+def held_out(shard: Path, task: str, **more: Any) -> EvalSetConfig:
+    return EvalSetConfig([str(shard)], task, where={"split": ["test"]}, **more)
 
 
 @pytest.fixture
@@ -51,10 +52,10 @@ def model() -> FakeModel:
 
 
 def test_sets_are_scored_by_their_task(shard: Path, model: FakeModel, tmp_path: Path) -> None:
-    sets = [
-        held_out(shard, "asr", "asr", prompt="Recognize the speech: <|{language}|>"),
-        held_out(shard, "spoken", "chat", template="chat", metric="contains"),
-    ]
+    sets = {
+        "asr": held_out(shard, "asr", prompt="Recognize the speech: <|{language}|>"),
+        "spoken": held_out(shard, "chat", template="chat", metric="contains"),
+    }
     results = evaluate_shards(model, processor(), sets, keep_samples=3, clips_dir=tmp_path / "clips")
     assert list(results) == ["asr", "spoken"]
     asr, spoken = results["asr"], results["spoken"]
@@ -91,7 +92,7 @@ def test_accepted_answers_belong_to_the_question(tmp_path: Path) -> None:
         writer.write("one", record, tone(0.5))
 
     def references(task: str, metric: str | None = None) -> tuple[str, ...]:
-        return record_questions(EvalSet("x", [str(path)], task, metric=metric), BANK)[0].references
+        return record_questions("x", EvalSetConfig([str(path)], task, metric=metric), BANK)[0].references
 
     assert references("audio_qa") == ("dog", "puppy")
     assert references("audio_qa", "chrf") == ("dog", "puppy")
@@ -113,7 +114,7 @@ def test_a_clip_s_captions_and_labels_are_references_in_shards_and_in_exported_l
         ("sound_events", ("accuracy",), (", ".join(labels),)),
     ):
         for metric in metrics:
-            (asked,) = record_questions(EvalSet("x", [str(path)], task, metric=metric), BANK)
+            (asked,) = record_questions("x", EvalSetConfig([str(path)], task, metric=metric), BANK)
             assert asked.references == wanted, (task, metric)
     only = tmp_path / "captions.jsonl"
     shards_to_jsonl([_part(path, tmp_path, "one")], only, task="sound_caption")
@@ -137,15 +138,15 @@ def _part(shard: Path, folder: Path, key: str) -> Path:
 
 def test_a_metric_of_one_reference_refuses_several_at_once(shard: Path) -> None:
     with pytest.raises(ValueError, match="set 'x': bleu takes one reference and 10 of 10 items have several"):
-        record_questions(held_out(shard, "x", "chat", template="chat", metric="bleu"), BANK)
+        record_questions("x", held_out(shard, "chat", template="chat", metric="bleu"), BANK)
 
 
 def test_selection_is_the_same_for_every_checkpoint(shard: Path) -> None:
-    few = held_out(shard, "few", "asr", limit=4)
-    keys = [[q.sample.key for q in record_questions(few, BANK)] for _ in range(2)]
+    few = held_out(shard, "asr", limit=4)
+    keys = [[q.sample.key for q in record_questions("few", few, BANK)] for _ in range(2)]
     assert keys[0] == keys[1]
     assert len(keys[0]) == 4
-    everything = record_questions(held_out(shard, "all", "asr"), BANK)
+    everything = record_questions("all", held_out(shard, "asr"), BANK)
     assert [q.sample.key for q in everything][:4] == keys[0]
     assert {q.sample.key for q in everything} == {f"clip{i:02d}" for i in range(10)}
 
@@ -182,13 +183,13 @@ def test_metric_and_language_of_a_task(
             "segments": [{"start": 0.0, "end": 1.0, "text": "Guten Tag"}],
         }
         writer.write("clip", record, tone(0.5))
-    (question,) = record_questions(EvalSet("x", [str(tmp_path / "t-00000.tar")], task, metric=metric), BANK)
+    (question,) = record_questions("x", EvalSetConfig([str(tmp_path / "t-00000.tar")], task, metric=metric), BANK)
     assert (question.metric, question.language) == expected
 
 
 def test_a_task_without_a_number_of_its_own_wants_one_named(shard: Path) -> None:
     with pytest.raises(ValueError, match=r"first_line_wer \(of the transcript\) or rest_bleu"):
-        record_questions(held_out(shard, "both", "transcribe_translate"), BANK)
+        record_questions("both", held_out(shard, "transcribe_translate"), BANK)
 
 
 def test_a_chat_is_in_the_language_of_its_record(tmp_path: Path) -> None:
@@ -198,16 +199,16 @@ def test_a_chat_is_in_the_language_of_its_record(tmp_path: Path) -> None:
         with ShardWriter(path) as writer:
             for i, language in enumerate(languages):
                 writer.write(f"k{i}", {"messages": turns, "language": language}, tone(0.5))
-        chats = EvalSet("x", [str(path)], "chat", "chat", metric="bleu")
+        chats = EvalSetConfig([str(path)], "chat", "chat", metric="bleu")
         if languages == ["zh", "zh"]:
-            assert {q.language for q in record_questions(chats, BANK)} == {"zh"}
+            assert {q.language for q in record_questions("x", chats, BANK)} == {"zh"}
         else:
             with pytest.raises(ValueError, match="are in en, zh, which BLEU tokenises differently"):
-                record_questions(chats, BANK)
+                record_questions("x", chats, BANK)
 
 
 def test_the_answer_is_not_in_the_question(shard: Path) -> None:
-    (question, *_) = record_questions(held_out(shard, "asr", "asr"), BANK)
+    (question, *_) = record_questions("asr", held_out(shard, "asr"), BANK)
     assert [m.role for m in question.sample.messages] == ["user"]
     (reference,) = question.references
     assert reference.startswith("tone ")
@@ -222,17 +223,17 @@ def test_a_damaged_clip_is_a_failed_answer(shard: Path, model: FakeModel, tmp_pa
     copy.write_bytes(bytes(raw))
     side = shard.with_name(shard.name + ".index.parquet")
     (tmp_path / side.name).write_bytes(side.read_bytes())
-    (result,) = evaluate_shards(model, processor(), [held_out(copy, "asr", "asr")]).values()
+    (result,) = evaluate_shards(model, processor(), {"asr": held_out(copy, "asr")}).values()
     assert (result["n"], result["failed"]) == (10, 1)
 
 
 def test_a_set_without_records_says_why(shard: Path) -> None:
     with pytest.raises(ValueError, match="'does not qualify for the task': 10"):
-        record_questions(held_out(shard, "x", "translate"), BANK)
+        record_questions("x", held_out(shard, "translate"), BANK)
     with pytest.raises(ValueError, match="'fewer than min_words': 10"):
-        record_questions(held_out(shard, "x", "asr", min_words=3), BANK)
+        record_questions("x", held_out(shard, "asr", min_words=3), BANK)
     with pytest.raises(ValueError, match="metric 'f1' is unknown"):
-        record_questions(held_out(shard, "x", "asr", metric="f1"), BANK)
+        record_questions("x", held_out(shard, "asr", metric="f1"), BANK)
 
 
 def test_hotwords_are_in_the_question_and_the_transcript_is_scored(tmp_path: Path) -> None:
@@ -241,8 +242,8 @@ def test_hotwords_are_in_the_question_and_the_transcript_is_scored(tmp_path: Pat
     (tmp_path / "tasks.yaml").write_text(f"asr_hotwords: {task}\n")
     with ShardWriter(tmp_path / "t-00000.tar") as writer:
         writer.write("a", {"text": "call Zaphod", "language": "en"}, np.zeros(16_000, np.float32))
-    made = EvalSet("set", (str(tmp_path / "t-*.tar"),), "asr_hotwords")
-    (question,) = record_questions(made, PromptBank.load([tmp_path / "tasks.yaml"]))
+    made = EvalSetConfig([str(tmp_path / "t-*.tar")], "asr_hotwords")
+    (question,) = record_questions("set", made, PromptBank.load([tmp_path / "tasks.yaml"]))
     assert (question.metric, question.references) == ("wer", ("call Zaphod",))
     text = "".join(getattr(part, "text", "") for part in question.sample.messages[0].content)
     assert text in ("Expect Zaphod:", "Expect Trillian:", "Expect Zaphod, Trillian:", "Expect Trillian, Zaphod:")

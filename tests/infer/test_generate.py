@@ -18,7 +18,7 @@ from qa_train.infer.generate import Decoding, Generator, Item, plan_batches
 @pytest.fixture
 def generator() -> Generator:
     parts = processor()
-    return Generator(FakeModel(parts.tokenizer), parts, batch_size=4, token_budget=2000)
+    return Generator(FakeModel(parts.tokenizer), parts)
 
 
 def test_plan_covers_every_item_once_within_the_budget() -> None:
@@ -41,7 +41,7 @@ def test_answers_come_in_the_order_of_the_items(generator: Generator) -> None:
     answers = generator.generate(items)
     expected = [f"tone {audio_tokens(int(s * 16_000))}" for s in seconds] + ["0"]
     assert [a.text for a in answers] == expected
-    assert len(generator.model.calls) == 2
+    assert len(generator.model.calls) == 1
     assert not any(a.truncated for a in answers)
     assert generator.model.training, "the model's mode must be given back"
 

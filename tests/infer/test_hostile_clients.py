@@ -26,7 +26,7 @@ from qa_train.config import ServeConfig
 from qa_train.infer import connections
 from qa_train.infer import service as module
 from qa_train.infer.generate import Answer
-from qa_train.infer.protocol import ApiError, Limits
+from qa_train.infer.protocol import ApiError
 from qa_train.infer.request import parse
 from qa_train.infer.service import Service
 
@@ -197,9 +197,9 @@ def test_an_error_is_one_line_of_the_log(monkeypatch: pytest.MonkeyPatch, caplog
 def test_a_decoding_ends_with_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
     begun, ended = threading.Event(), threading.Event()
 
-    def endless(sent: bytes, limits: Any, models: Any, template: str, given_up: Any) -> Any:
+    def endless(sent: bytes, options: Any, models: Any, given_up: Any) -> Any:
         if b"bomb" not in sent:
-            return parse(sent, limits, models, template, given_up)
+            return parse(sent, options, models, given_up)
         begun.set()
         while not given_up():
             time.sleep(0.01)
@@ -246,7 +246,7 @@ def test_a_client_that_leaves_while_it_waits_is_not_answered(monkeypatch: pytest
 
 
 def test_a_decoding_has_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    def endless(sent: bytes, limits: Any, models: Any, template: str, given_up: Any) -> Any:
+    def endless(sent: bytes, options: Any, models: Any, given_up: Any) -> Any:
         while not given_up():
             time.sleep(0.01)
         raise ApiError(400, "given up")
@@ -273,7 +273,7 @@ BOMBS: list[tuple[str, list[dict[str, Any]]]] = [
 def test_decode_bombs_are_refused_before_they_are_decoded(name: str, clips: list[dict[str, Any]]) -> None:
     started = time.process_time()
     with pytest.raises(ApiError) as caught:
-        parse(body(*clips), Limits(), ["m"])
+        parse(body(*clips), ServeConfig(), ["m"])
     assert caught.value.status == 400
     assert time.process_time() - started < 5
 
@@ -281,12 +281,12 @@ def test_decode_bombs_are_refused_before_they_are_decoded(name: str, clips: list
 @pytest.mark.parametrize("temperature", [1e-320, 5e-324, 1e-30, 1e-5, 9.9e-5])
 def test_a_temperature_next_to_nothing_is_refused(temperature: float) -> None:
     with pytest.raises(ApiError, match=r"expected 0, or 0\.0001 to 2"):
-        parse(body("hello", temperature=temperature), Limits(), ["m"])
+        parse(body("hello", temperature=temperature), ServeConfig(), ["m"])
 
 
 @pytest.mark.parametrize("temperature", [0, 1e-4, 1, 2.0])
 def test_other_temperatures_are_taken(temperature: float) -> None:
-    assert parse(body("hello", temperature=temperature), Limits(), ["m"]).temperature == temperature
+    assert parse(body("hello", temperature=temperature), ServeConfig(), ["m"]).temperature == temperature
 
 
 LONG = "x" * (1 << 20)
@@ -308,5 +308,5 @@ LONG = "x" * (1 << 20)
 )
 def test_what_a_client_sends_is_not_echoed_whole(sent: bytes) -> None:
     with pytest.raises(ApiError) as caught:
-        parse(sent, Limits(), ["m"])
+        parse(sent, ServeConfig(), ["m"])
     assert len(json.dumps(caught.value.body())) < 2000

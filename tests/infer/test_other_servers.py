@@ -28,12 +28,11 @@ from fake_model import tone
 from safetensors import safe_open
 from transformers import AutoProcessor
 
-from qa_train.config import EncoderConfig, LanguageModelConfig, ModelConfig
+from qa_train.config import EncoderConfig, LanguageModelConfig, ModelConfig, ServeConfig
 from qa_train.data.audio.waveform import audio_tokens
 from qa_train.data.text.template import encode_prompt
 from qa_train.export.hugging_face import export
 from qa_train.infer.generate import Decoding, Generator, Item
-from qa_train.infer.protocol import Limits
 from qa_train.infer.request import parse
 from qa_train.model import build_model, load_model
 
@@ -189,7 +188,7 @@ def test_transformers_serve_hears_45_seconds_as_windows_and_cuts_one_clip(
     assert (cut, tokens) == ask(wave[:480_000])
     # In windows, the prompt and the greedy answer are those of the clip in qa-train.
     heard, whole = ask(wave[:480_000], wave[480_000:], chat_template_kwargs={"windows": True})
-    asked = parse(json.dumps({"model": "m", "messages": question(wave)}).encode(), Limits(), ["m"])
+    asked = parse(json.dumps({"model": "m", "messages": question(wave)}).encode(), ServeConfig(), ["m"])
     generator = Generator(*load_model(exported))
     assert whole == len(encode_prompt(asked.sample, generator.tokenizer, [audio_tokens(len(wave))]))
     assert whole - tokens == 375

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from qa_train.eval.benchmarks.table import from_dict
+from qa_train.eval.benchmarks.benchmark import from_dict
 from qa_train.eval.scoring import score_rows
 from qa_train.report.scores_page import MAX_PLAYERS, markdown_report, render_benchmarks
 

@@ -15,7 +15,7 @@ import soundfile
 from made_up import metric, results, run_dirs
 from PIL import Image
 
-from qa_train.report import markdown_table, merge_samples, metric_entry, write_report
+from qa_train.report import markdown_table, merge_samples, write_report
 from qa_train.report.data_uri import data_uri
 from qa_train.report.document import TEMPLATES, json_block
 from qa_train.report.mel_picture import mel_picture
@@ -185,15 +185,6 @@ def test_the_block_of_data_holds_no_markup() -> None:
     assert not set(text) & set("<>&")
     assert text.isascii()
     assert json.loads(text) == {"</script><!--": ["\ud800 & <", None, None, "2024-01-01", None, True, 1.5]}
-
-
-def test_entries_from_scores_of_each_stage() -> None:
-    score = {"value": 40.0, "ci_low": 35.0, "ci_high": 45.0, "n": 9, "metric": "wer"}
-    entry = metric_entry("WER", "%", {"before": score, "sft": None, "dpo": score}, higher_is_better=False, target=45)
-    assert entry["values"] == {"before": 40.0, "dpo": 40.0}
-    assert (entry["n"], entry["ci"]["dpo"], verdict(entry).state) == (9, [35.0, 45.0], "met")
-    with pytest.raises(ValueError, match="measured on different items"):
-        metric_entry("WER", "%", {"sft": score, "dpo": score | {"n": 8}}, higher_is_better=False)
 
 
 def test_samples_of_the_stages_are_merged_by_question() -> None:

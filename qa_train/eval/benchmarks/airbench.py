@@ -21,20 +21,6 @@ from qa_train.eval.scores.labels import LETTERS, airbench_letter, gold_option
 from qa_train.eval.scores.prediction import to_prediction
 from qa_train.eval.scores.task_metrics import Statistics, bootstrap_interval, item_statistics, wilson_interval
 
-JUDGE_PROMPT = """You are a helpful and precise assistant for checking the quality of the answer.
-[Detailed Audio Description]
-{meta_info}
-[Question]
-{question}
-[The Start of Assistant 1s Answer]
-{first}
-[The End of Assistant 1s Answer]
-[The Start of Assistant 2s Answer]
-{second}
-[The End of Assistant 2s Answer]
-[System]
-We would like to request your feedback on the performance of two AI assistants in response to the user question and audio description displayed above. AI assistants are provided with detailed audio descriptions and questions.
-Please rate the helpfulness, relevance, accuracy, and comprehensiveness of their responses. Each assistant receives an overall score on a scale of 1 to 10, where a higher score indicates better overall performance. Please output a single line containing only two values indicating the scores for Assistant 1 and 2, respectively. The two scores are separated by a space."""  # noqa: E501
 CATEGORIES = {
     "speech_QA": "speech",
     "speech_dialogue_QA": "speech",
@@ -49,17 +35,6 @@ _SCORE = re.compile(r"(?<![\d.-])(?:10|[1-9])(?![\d.]*\d)")
 # "8/10" and "8 out of 10" are one score each, "Assistant 1" is none.
 _OUT_OF_TEN = re.compile(r"(?:/|\bout of\b|\bof\b)\s*10\b", re.I)
 _ASSISTANT = re.compile(r"\bassistant\s*([12])(?:'?s)?\b", re.I)
-
-
-def judge_prompts(row: dict[str, Any]) -> tuple[str, str]:
-    """The two prompts of an item: reference first, then answer first. Fields are put in once, so that
-    an answer that spells a placeholder stays text."""
-    fields = {"meta_info": row["meta_info"], "question": row["question"]}
-    reference, answer = row["gt"], row["prediction"]
-    return (
-        JUDGE_PROMPT.format(**fields, first=reference, second=answer),
-        JUDGE_PROMPT.format(**fields, first=answer, second=reference),
-    )
 
 
 def official_pair(line: str) -> tuple[int, int] | None:

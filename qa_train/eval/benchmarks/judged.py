@@ -9,46 +9,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qa_train.eval.benchmarks.airbench import CATEGORIES, JUDGE_PROMPT, honest_pair, judge_prompts, official_chat
+from qa_train.eval.benchmarks.airbench import CATEGORIES, honest_pair, official_chat
+from qa_train.eval.scores.prediction import classes_of
 from qa_train.eval.scores.task_metrics import Statistics, bootstrap_interval
 from qa_train.llm.judge import Judge, Verdict
 
 Row = dict[str, Any]
 
-# VoiceBench's own prompts (MatthewCYM/VoiceBench api_judge.py, as quoted by lmms-eval 0.7.3).
-OPEN_PROMPT = """I need your help to evaluate the performance of several models in the speech interaction scenario. The models will receive a speech input from the user, which they need to understand and respond to with a speech output.
-Your task is to rate the model's responses based on the provided user input transcription [Instruction] and the model's output transcription [Response].
-
-Please evaluate the response on a scale of 1 to 5:
-1 point: The response is largely irrelevant, incorrect, or fails to address the user's query. It may be off-topic or provide incorrect information.
-2 points: The response is somewhat relevant but lacks accuracy or completeness. It may only partially answer the user's question or include extraneous information.
-3 points: The response is relevant and mostly accurate, but it may lack conciseness or include unnecessary details that don't contribute to the main point.
-4 points: The response is relevant, accurate, and concise, providing a clear answer to the user's question without unnecessary elaboration.
-5 points: The response is exceptionally relevant, accurate, and to the point. It directly addresses the user's query in a highly effective and efficient manner, providing exactly the information needed.
-
-Below are the transcription of user's instruction and models' response:
-### [Instruction]: {question}
-### [Response]: {response}
-
-After evaluating, please output the score only without anything else.
-You don't need to provide any explanations."""  # noqa: E501
-QA_PROMPT = """### Question
-{question}
-
-### Reference answer
-{reference}
-
-### Candidate answer
-{response}
-
-Is the candidate answer correct based on the question and reference answer?
-Please only output a single "Yes" or "No". Do not output anything else."""
-
-
+# The prompts letter for letter: AIR-Bench's, and VoiceBench's (MatthewCYM/VoiceBench api_judge.py, as quoted by
+# lmms-eval 0.7.3).
+PROMPTS = Path(__file__).with_name("judge_prompts")
 # Fields of a row that a judge sees, besides its prediction.
 NEEDED = {
     "airbench_chat": ("question", "meta_info", "task_name", "gt"),
@@ -59,7 +35,6 @@ NEEDED = {
 JUDGE_FACTS = ("judge", "judge_temperature", "judge_max_tokens", "judge_prompt_sha256")
 # Parts of the judges' prompts: an answer that holds one may be read as an instruction.
 MARKS = ("[The Start of Assistant", "[The End of Assistant", "[System]", "### [Response]", "### Candidate answer")
-_TEMPLATES = {"airbench_chat": JUDGE_PROMPT, "voicebench_open": OPEN_PROMPT, "voicebench_qa": QA_PROMPT}
 
 
 @dataclass(frozen=True)
@@ -86,12 +61,20 @@ def prompts_of(metric: str, rows: Sequence[Row]) -> list[str]:
         missing = [name for name in NEEDED[metric] if not row.get(name)]
         if missing:
             raise ValueError(f"item {row['id']}: the judge of {metric} needs {' and '.join(missing)} in the row")
-    if metric == "airbench_chat":
-        return [prompt for row in rows for prompt in judge_prompts(row)]
+    # Fields are put in once: an answer that spells a placeholder stays text.
+    asked = _template(metric).format
+    if metric != "airbench_chat":
+        return [asked(question=r["question"], response=r["prediction"], reference=_one_text(r["gt"])) for r in rows]
+    orders = [(row, *order) for row in rows for order in (("gt", "prediction"), ("prediction", "gt"))]
     return [
-        _TEMPLATES[metric].format(question=row["question"], response=row["prediction"], reference=_one_text(row["gt"]))
-        for row in rows
+        asked(meta_info=row["meta_info"], question=row["question"], first=row[first], second=row[second])
+        for row, first, second in orders
     ]
+
+
+@cache
+def _template(metric: str) -> str:
+    return (PROMPTS / f"{metric}.txt").read_text(encoding="utf-8").removesuffix("\n")
 
 
 def judged_result(
@@ -108,7 +91,7 @@ def judged_result(
     result = _result(metric, rows, items) | _counts(rows, verdicts, items)
     if metric == "airbench_chat":
         result |= _airbench_facts(rows, verdicts)
-    result |= judge.facts(_TEMPLATES[metric])
+    result |= judge.facts(_template(metric))
     if reference is not None:
         if _questions(metric, reference) != _questions(metric, rows):
             raise ValueError("judge.reference holds other items than the predictions: evaluate it on the same data")
@@ -175,22 +158,26 @@ def _said(verdict: Verdict) -> str:
 def _result(metric: str, rows: Sequence[Row], items: Sequence[Judgement]) -> dict[str, Any]:
     if all(item.score is None for item in items):
         raise ValueError(f"no line of the judge could be read; of the first item: {'; '.join(items[0].said)}")
-    read = [i for i, item in enumerate(items) if item.score is not None]
-    some, scores = [rows[i] for i in read], [items[i].score or 0.0 for i in read]
-    statistics, value = judged_statistics(metric, some, scores)
-    strict, of_all = judged_statistics(metric, rows, [item.strict for item in items])
-    low, high = bootstrap_interval(statistics, value)
-    result = {
-        "value": round(float(value(statistics.sum(0, keepdims=True))[0]), 4),
-        "strict": round(float(of_all(strict.sum(0, keepdims=True))[0]), 4),
-        "unit": {"airbench_chat": "1-10", "voicebench_open": "1-5", "voicebench_qa": "percent"}[metric],
-        "ci_low": round(low, 3),
-        "ci_high": round(high, 3),
-    }
+    result = _means(metric, rows, items)
+    result["unit"] = {"airbench_chat": "1-10", "voicebench_open": "1-5", "voicebench_qa": "percent"}[metric]
     if metric != "airbench_chat":
         return result
     groups = _categories(rows, items)
     return result | {"groups": groups, "categories_missing": [name for name in _GROUPS if name not in groups]}
+
+
+def _means(metric: str, rows: Sequence[Row], items: Sequence[Judgement]) -> dict[str, Any]:
+    """``value`` of the rated items (some are) with its interval, and ``strict`` of all."""
+    read = [i for i, item in enumerate(items) if item.score is not None]
+    statistics, value = judged_statistics(metric, [rows[i] for i in read], [items[i].score or 0.0 for i in read])
+    strict, of_all = judged_statistics(metric, rows, [item.strict for item in items])
+    low, high = bootstrap_interval(statistics, value)
+    return {
+        "value": round(float(value(statistics.sum(0, keepdims=True))[0]), 4),
+        "ci_low": round(low, 3),
+        "ci_high": round(high, 3),
+        "strict": round(float(of_all(strict.sum(0, keepdims=True))[0]), 4),
+    }
 
 
 def judged_statistics(metric: str, rows: Sequence[Row], scores: Sequence[float]) -> Statistics:
@@ -229,19 +216,9 @@ def _categories(rows: Sequence[Row], items: Sequence[Judgement]) -> dict[str, di
     table: dict[str, dict[str, Any]] = {}
     for name, members in {**{group: (group,) for group in _GROUPS}, "mixed": _MIXED}.items():
         picks = [i for i, group in enumerate(of_row) if group in members]
-        read = [i for i in picks if items[i].score is not None]
-        if not read:
-            continue
-        found, value = judged_statistics("airbench_chat", [rows[i] for i in read], [items[i].score or 0 for i in read])
-        strict, _ = judged_statistics("airbench_chat", [rows[i] for i in picks], [items[i].strict for i in picks])
-        low, high = bootstrap_interval(found, value)
-        table[name] = {
-            "value": round(float(value(found.sum(0, keepdims=True))[0]), 4),
-            "ci_low": round(low, 3),
-            "ci_high": round(high, 3),
-            "strict": round(float(value(strict.sum(0, keepdims=True))[0]), 4),
-            "n": len(picks),
-        }
+        if any(items[i].score is not None for i in picks):
+            found = _means("airbench_chat", [rows[i] for i in picks], [items[i] for i in picks])
+            table[name] = found | {"n": len(picks)}
     return table
 
 
@@ -252,15 +229,9 @@ def judged_breakdown(
 
     Items that the judge did not rate count in ``n`` and not in the mean, as in the whole.
     """
-    classes: dict[str, list[Judgement]] = {}
-    for row, item in zip(rows, items, strict=True):
-        found = key(row)
-        classes.setdefault("unknown" if found is None else str(found), []).append(item)
-    if set(classes) == {"unknown"}:
-        return {}
     table: dict[str, dict[str, Any]] = {}
-    for name, members in classes.items():
-        scores = np.array([(item.score, 1.0) for item in members if item.score is not None])
+    for name, members in classes_of(rows, key).items():
+        scores = np.array([(items[i].score, 1.0) for i in members if items[i].score is not None])
         table[name] = {"value": None, "n": len(members)}
         if len(scores):
             low, high = bootstrap_interval(scores, lambda sums: sums[:, 0] / sums[:, 1])

@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from qa_train.eval.benchmarks import own_questions
+from qa_train.eval.benchmarks.benchmark import Benchmark
 from qa_train.eval.benchmarks.muchomusic import muchomusic_rows
-from qa_train.eval.benchmarks.multichoice import MULTICHOICE
 from qa_train.eval.benchmarks.published import clip_named, find_list
-from qa_train.eval.benchmarks.reasoning import REASONING
-from qa_train.eval.benchmarks.table import Benchmark
 from qa_train.eval.scores.prediction import read_json_lines
 
 Row = dict[str, Any]
@@ -58,7 +57,7 @@ def _read(benchmark: Benchmark, root: Path) -> list[Row]:
     """ValueError: files that are not of the layout, with what was missing after how many items."""
     rows: list[Row] = []
     try:
-        rows.extend(_READERS[benchmark.reader](root, benchmark))
+        rows.extend(READERS[benchmark.reader](root, benchmark))
     except (AttributeError, IndexError, KeyError, OSError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"benchmark {benchmark.name}: {root} is not of the layout {benchmark.reader} "
@@ -209,7 +208,7 @@ def _earnings(root: Path, benchmark: Benchmark) -> Iterator[Row]:
         yield {"id": path.stem, "audio": clip, "gt": " ".join(words), "group": dialects.get(path.stem)}
 
 
-_READERS: dict[str, Callable[[Path, Benchmark], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Path, Benchmark], Iterator[Row]]] = {
     "jsonl": lambda root, benchmark: _jsonl(root, benchmark, root.parent),
     "librispeech": _librispeech,
     "common_voice": _common_voice,
@@ -221,7 +220,15 @@ _READERS: dict[str, Callable[[Path, Benchmark], Iterator[Row]]] = {
     "clotho": _clotho,
     "audiocaps": _audiocaps,
     "earnings": _earnings,
-    **MULTICHOICE,
-    **REASONING,
+    "airbench_foundation": own_questions.airbench_foundation,
+    "airbench_chat": own_questions.airbench_chat,
+    "mmau": own_questions.mmau,
+    "mmar": own_questions.mmar,
+    "mmsu": own_questions.mmsu,
+    "voicebench": own_questions.voicebench,
+    "sakura": own_questions.sakura,
+    "big_bench_audio": own_questions.big_bench_audio,
     "muchomusic": muchomusic_rows,
 }
+# Readers that can show options in another order.
+SHUFFLED = ("mmau", "mmar", "mmsu", "muchomusic")

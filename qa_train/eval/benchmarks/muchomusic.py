@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import ast
 import csv
-import hashlib
-import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qa_train.eval.benchmarks.published import clip_named
-from qa_train.eval.benchmarks.table import Benchmark
+from qa_train.eval.benchmarks.benchmark import Benchmark
+from qa_train.eval.benchmarks.published import clip_named, in_order
 from qa_train.eval.scores.normalise import without_tags
 
 Row = dict[str, Any]
@@ -38,8 +37,9 @@ def muchomusic_rows(root: Path, benchmark: Benchmark) -> Iterator[Row]:
         for number, row in enumerate(csv.DictReader(file)):
             row_id = row.get("question_id") or str(number)
             answers = [row[name] for name in _COLUMNS]
-            digest = hashlib.sha256(f"{benchmark.shuffle_options or 0}/{row_id}".encode()).digest()
-            choices = random.Random(digest).sample(answers, len(answers))
+            # The right one is first in the list.
+            seeded = replace(benchmark, shuffle_options=benchmark.shuffle_options or 0)
+            choices = in_order(seeded, row_id, answers)
             options = " ".join(f"({letter}) {choice}" for letter, choice in zip("ABCD", choices, strict=True))
             yield {
                 "id": row_id,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from qa_train.data.audio.table_clip import table_rows
 from qa_train.data.text.json_rows import objects
+from qa_train.eval.benchmarks.benchmark import Benchmark
 
 Row = dict[str, Any]
 CLIP_ENDINGS = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".mp4")
@@ -46,6 +49,14 @@ def read_list(path: Path) -> list[Row]:
     if not path.is_file():
         raise ValueError(f"no file {path}")
     return [row for _, _, row in objects(path)]
+
+
+def in_order(benchmark: Benchmark, key: object, choices: list[str]) -> list[str]:
+    """The options as published, or with ``shuffle_options`` in an order drawn from that seed for each item."""
+    if benchmark.shuffle_options is None:
+        return choices
+    digest = hashlib.sha256(f"{benchmark.shuffle_options}/{key}".encode()).digest()
+    return random.Random(digest).sample(choices, len(choices))
 
 
 def clip_named(folder: Path, stem: str) -> str:

@@ -94,18 +94,13 @@ def without_tags(text: str, *, strip: bool = True) -> str:
     return text.strip() if strip else text
 
 
-def transcript_words(
-    text: str, language: str | None, normalise: Callable[[str, str | None], str] = released_normalise
-) -> list[str]:
-    """The units a transcript is scored in: words, or characters for zh, yue and ja.
-
-    ``normalise(text, language)`` is the normaliser; pass ``lambda text, language: text`` for none.
-    """
+def transcript_words(text: str, language: str | None) -> list[str]:
+    """The units a transcript is scored in: words, or characters for zh, yue and ja."""
     text = re.sub(r"\s+", " ", _ANY_TAG.sub(" ", text))
     text = _ONE_SPACE_BEFORE_MARK.sub(r"\1", text).lstrip(" ")
     if language in ("zh", "ja"):
         text = "".join(text.split())
-    kept = (word for word in normalise(text, language).split(" ") if not _is_punctuation(word))
+    kept = (word for word in released_normalise(text, language).split(" ") if not _is_punctuation(word))
     words = " ".join(kept).lower().split()
     return list("".join(words)) if language in CHARACTER_LANGUAGES else words
 

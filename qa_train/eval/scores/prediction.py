@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,23 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise ValueError(f"{path} holds no predictions")
     return rows
+
+
+def classes_of(rows: Sequence[dict[str, Any]], key: Callable[[dict[str, Any]], Any]) -> dict[str, list[int]]:
+    """The places of the rows by class, in the classes' natural order ("5-10 s" before "10-20 s").
+
+    A row without a class is "unknown"; {} if none has one.
+    """
+    classes: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        found = key(row)
+        classes.setdefault("unknown" if found is None else str(found), []).append(place)
+    return {name: classes[name] for name in sorted(classes, key=_natural)} if set(classes) != {"unknown"} else {}
+
+
+def _natural(name: str) -> tuple[float, str]:
+    head = name.split("-")[0].split(" ")[0]
+    return (float(head) if head.isdigit() else float("inf"), name)
 
 
 def to_prediction(row: dict[str, Any]) -> Prediction:

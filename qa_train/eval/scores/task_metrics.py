@@ -11,8 +11,8 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import jiwer
 import numpy as np
+from rapidfuzz.distance import Levenshtein
 
 from qa_train.eval.scores.caption_metrics import caption_rows, meteor_points, meteor_rows
 from qa_train.eval.scores.ifeval import ifeval_points, ifeval_rows
@@ -32,7 +32,6 @@ from qa_train.eval.scores.labels import (
 )
 from qa_train.eval.scores.normalise import (
     CHARACTER_LANGUAGES,
-    released_normalise,
     strip_tags,
     transcript_words,
     without_tags,
@@ -63,18 +62,7 @@ def word_edits(references: Sequence[Sequence[str]], hypotheses: Sequence[Sequenc
 
     Units may be words or characters. An empty reference costs one edit per unit of the answer.
     """
-    # jiwer splits on spaces: no unit contains one except the space itself in character scoring.
-    joined = [
-        [" ".join("\u2423" if unit == " " else unit for unit in units) for units in side]
-        for side in (references, hypotheses)
-    ]
-    output = jiwer.process_words(joined[0], joined[1])
-    rows = []
-    for reference, chunks in zip(references, output.alignments, strict=True):
-        edits = sum(
-            max(c.ref_end_idx - c.ref_start_idx, c.hyp_end_idx - c.hyp_start_idx) for c in chunks if c.type != "equal"
-        )
-        rows.append((edits, len(reference)))
+    rows = [(Levenshtein.distance(a, b), len(a)) for a, b in zip(references, hypotheses, strict=True)]
     return np.array(rows, dtype=np.int64).reshape(-1, 2)
 
 
@@ -97,25 +85,25 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def wilson_interval(right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(right: int, n: int) -> tuple[float, float]:
     """95 % Wilson score interval of a share, in percent (Wilson 1927; sound for small n, 0 and n)."""
     if n <= 0:
         raise ValueError("an interval of a share needs at least one item, found n = 0")
-    share = right / n
+    share, z = right / n, 1.959964
     centre = share + z * z / (2 * n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     scale = 100 / (1 + z * z / n)
     return max(0.0, (centre - half) * scale), min(100.0, (centre + half) * scale)
 
 
-Normaliser = Callable[[str, str | None], str]
+def _error_statistics(metric: str, predictions: Sequence[Prediction]) -> Statistics:
+    """Rows of (edits, reference units): words, or of "cer" the characters with the spaces between words.
 
-
-def _error_statistics(metric: str, predictions: Sequence[Prediction], normalise: Normaliser) -> Statistics:
-    """Rows of (edits, reference units)."""
+    A language without words between spaces (zh, yue, ja) is counted in characters.
+    """
 
     def units(text: str, language: str | None) -> list[str]:
-        words = transcript_words(text, language, normalise)
+        words = transcript_words(text, language)
         return words if metric == "wer" or language in CHARACTER_LANGUAGES else list(" ".join(words))
 
     references = [units(p.references[0], p.language) for p in predictions]
@@ -185,15 +173,15 @@ SHARES: dict[str, Callable[[Prediction], bool]] = {
     "bbh": bbh_right,
 }
 _OTHERS: dict[str, Callable[[Sequence[Prediction]], Statistics]] = {
-    "wer": lambda predictions: _error_statistics("wer", predictions, released_normalise),
-    "cer": lambda predictions: _error_statistics("cer", predictions, released_normalise),
+    "wer": partial(_error_statistics, "wer"),
+    "cer": partial(_error_statistics, "cer"),
     "bleu": _bleu_statistics,
     # Transcripts with a translation below, with speakers, with the times of words or segments.
-    "first_line_wer": lambda predictions: _error_statistics("wer", first_lines(predictions), released_normalise),
+    "first_line_wer": lambda predictions: _error_statistics("wer", first_lines(predictions)),
     "rest_bleu": lambda predictions: _bleu_statistics(after_first_lines(predictions)),
     "cp_wer": lambda predictions: (cp_rows(predictions, transcript_words), _percent),
     "word_times": lambda predictions: (word_time_rows(predictions), _percent),
-    "timed_wer": lambda predictions: _error_statistics("wer", without_times(predictions), released_normalise),
+    "timed_wer": lambda predictions: _error_statistics("wer", without_times(predictions)),
     "boundary_f1": lambda predictions: (boundary_f1_rows(predictions), _percent),
     "boundary_error": lambda predictions: _mean_statistics(boundary_error_rows(predictions)),
     "chrf": lambda predictions: (_overlap_statistics(predictions, chrf_statistics), chrf_points),
@@ -279,21 +267,6 @@ def check_references(metric: str, references: Sequence[Sequence[str]]) -> None:
         )
 
 
-def score(metric: str, predictions: Sequence[Prediction]) -> Score:
-    """Score all predictions of one source by the named metric."""
-    return _score(metric, predictions, item_statistics(metric, predictions))
-
-
-def wer(predictions: Sequence[Prediction], normalise: Normaliser = released_normalise) -> Score:
-    """Word error rate: sum of edits / sum of reference words (characters for zh, yue, ja), in percent."""
-    return _score("wer", predictions, _error_statistics("wer", predictions, normalise))
-
-
-def cer(predictions: Sequence[Prediction], normalise: Normaliser = released_normalise) -> Score:
-    """Character error rate over the normalised text, the spaces between words included, in percent."""
-    return _score("cer", predictions, _error_statistics("cer", predictions, normalise))
-
-
 def interval(metric: str, rows: np.ndarray, value: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
     """95 % interval of a score from its items' rows [n, k]: Wilson's of a share, else the bootstrap's."""
     # One's own metric may be a share as well: drawing again from items that are all right finds no wrong one.
@@ -305,8 +278,9 @@ def interval(metric: str, rows: np.ndarray, value: Callable[[np.ndarray], np.nda
     return bootstrap_interval(rows, value)
 
 
-def _score(metric: str, predictions: Sequence[Prediction], statistics: Statistics) -> Score:
-    rows, value = statistics
+def score(metric: str, predictions: Sequence[Prediction]) -> Score:
+    """Score all predictions of one source by the named metric."""
+    rows, value = item_statistics(metric, predictions)
     low, high = interval(metric, rows, value)
     return Score(
         metric,

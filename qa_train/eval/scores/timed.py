@@ -19,8 +19,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import jiwer
 import numpy as np
+from rapidfuzz.distance import Levenshtein
 
 from qa_train.eval.scores.normalise import without_tags
 from qa_train.eval.scores.prediction import NoReferenceWords, Prediction, answer_of
@@ -98,17 +98,10 @@ def _fewest_edits(said: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]
         after = most.copy()
         for i, reference in enumerate(wanted):
             free = sets[(sets >> i & 1 == 0) & (most >= 0)]
-            saved = len(reference) + len(words) - _distance(reference, words)
+            saved = len(reference) + len(words) - Levenshtein.distance(reference, words)
             after[free | 1 << i] = np.maximum(after[free | 1 << i], most[free] + saved)
         most = after
     return int(sum(map(len, said)) + sum(map(len, wanted)) - most.max())
-
-
-def _distance(reference: Sequence[str], words: Sequence[str]) -> int:
-    if not reference:
-        return len(words)
-    found = jiwer.process_words([" ".join(reference)], [" ".join(words)])
-    return found.substitutions + found.deletions + found.insertions
 
 
 def timed_words(text: str) -> list[tuple[float, float, str]]:
@@ -127,13 +120,8 @@ def word_time_rows(predictions: Sequence[Prediction]) -> np.ndarray:
         wanted, said = timed_words(p.references[0]), timed_words(without_tags(answer_of(p)))
         if not wanted:
             raise ValueError(f"word_times: no word with its times in the reference {p.references[0]!r}")
-        found = jiwer.process_words([" ".join(w for *_, w in wanted)], [" ".join(w for *_, w in said)])
-        pairs = [
-            (wanted[c.ref_start_idx + i], said[c.hyp_start_idx + i])
-            for c in found.alignments[0]
-            if c.type == "equal"
-            for i in range(c.ref_end_idx - c.ref_start_idx)
-        ]
+        found = Levenshtein.opcodes([w for *_, w in wanted], [w for *_, w in said]).as_matching_blocks()
+        pairs = [(wanted[block.a + i], said[block.b + i]) for block in found for i in range(block.size)]
         near = [max(abs(a[0] - b[0]), abs(a[1] - b[1])) <= TOLERANCE_S + _ROUNDING for a, b in pairs]
         rows.append((sum(near), len(wanted)))
     return np.array(rows, dtype=np.int64)

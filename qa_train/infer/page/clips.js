@@ -1,5 +1,5 @@
 // Sound: files and recordings become clips {data: base64, format, name, seconds, peaks, url}.
-import { button, element } from "./elements.js";
+import { button, el } from "./elements.js";
 
 const RATE = 16000;
 const SENT_AS_THEY_ARE = ["wav", "flac", "mp3", "ogg", "opus"];
@@ -73,17 +73,11 @@ function waveform(peaks) {
 
 // A clip with its name, waveform and player; remove: called by its button, if given.
 export function clipView(clip, remove) {
-  const made = element("div", "clip");
   const length = clip.seconds === null ? "" : `, ${clip.seconds.toFixed(1)} s`;
-  const head = element("div", "head");
-  head.append(element("span", "name", clip.name + length));
-  if (remove) head.append(button("Remove", remove, `Remove ${clip.name}`));
-  const player = element("audio");
-  player.controls = true;
-  player.src = clip.url;
-  player.setAttribute("aria-label", clip.name);
-  made.append(head, ...(clip.peaks ? [waveform(clip.peaks)] : []), player);
-  return made;
+  return el("div", { class: "clip" },
+    el("div", { class: "head" }, el("span", { class: "name" }, clip.name + length),
+      remove && button("Remove", remove, `Remove ${clip.name}`)),
+    clip.peaks && waveform(clip.peaks), el("audio", { controls: true, src: clip.url, "aria-label": clip.name }));
 }
 
 // Records until the returned function is called, or for most_s seconds; tell(seconds) while it does, then

@@ -2,20 +2,19 @@
 
 export const $ = (id) => document.getElementById(id);
 
-export function element(tag, className, text) {
+// Attributes that are null or false, and children that are nothing, are left out; on...: what an event calls.
+export function el(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text) made.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else if (value != null && value !== false) made.setAttribute(name, value === true ? "" : value);
+  }
+  made.append(...children.filter(Boolean));
   return made;
 }
 
-export function button(text, action, name) {
-  const made = element("button", "", text);
-  made.type = "button";
-  made.onclick = action;
-  if (name) made.setAttribute("aria-label", name);
-  return made;
-}
+export const button = (text, onclick, name, kind) =>
+  el("button", { type: "button", class: kind, "aria-label": name, onclick }, text);
 
 const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 // HTML and pictures of an answer are shown as what was written.
@@ -43,7 +42,7 @@ export function markdown(text) {
 export async function copy(text) {
   if (navigator.clipboard) { await navigator.clipboard.writeText(text); return; }
   // Pages of other machines without https have no clipboard of their own.
-  const place = element("textarea", "", text);
+  const place = el("textarea", {}, text);
   const before = document.activeElement;
   document.body.append(place);
   place.select();

@@ -1,6 +1,6 @@
 // The conversation: every question goes to all ticked checkpoints at once, each with its own history.
 import { clipView, readClip, record } from "./clips.js";
-import { $, button, copy, element, markdown } from "./elements.js";
+import { $, button, copy, el, markdown } from "./elements.js";
 import { answerOf } from "./stream.js";
 
 let turns = []; // {words, clips, view, answers: model -> {view, text, note, state: waiting, done, failed, or none}}
@@ -14,6 +14,7 @@ let endRecording = null;
 const chosen = () => [...document.querySelectorAll("#models input:checked")].map((box) => box.value);
 const say = (text) => { $("status").textContent = text; };
 
+const copyOut = (text) => copy(text).then(() => say("copied"));
 const toEnd = () => scrollTo({ top: document.documentElement.scrollHeight });
 
 function showKind() {
@@ -97,33 +98,22 @@ function showAnswer(answer) {
 }
 
 function answerView(turn, model) {
-  const view = element("div", "answer");
-  view.dataset.model = model;
-  view.setAttribute("role", "group");
-  view.setAttribute("aria-label", `Answer of ${model}`);
-  const actions = element("p", "actions");
-  actions.append(
-    button("Copy", () => copy(turn.answers.get(model).text).then(() => say("copied")), `Copy the answer of ${model}`),
-    button("Retry", () => answerAll(turn, [model]), `Retry the answer of ${model}`),
-  );
-  actions.lastChild.classList.add("idle", "retry");
-  view.append(element("h2", "", model), element("div", "text"), element("p", "note"), actions);
+  const view = el("div", { class: "answer", "data-model": model, role: "group", "aria-label": `Answer of ${model}` },
+    el("h2", {}, model), el("div", { class: "text" }), el("p", { class: "note" }),
+    el("p", { class: "actions" },
+      button("Copy", () => copyOut(turn.answers.get(model).text), `Copy the answer of ${model}`),
+      button("Retry", () => answerAll(turn, [model]), `Retry the answer of ${model}`, "idle retry")));
   turn.view.querySelector(".answers").append(view);
   return view;
 }
 
 function turnView(turn) {
-  const view = element("article", "turn");
-  const user = element("div", "user");
-  user.append(...turn.clips.map((clip) => clipView(clip)));
-  if (turn.words) user.append(element("p", "words", turn.words));
-  const actions = element("p", "actions");
-  if (turn.words) actions.append(button("Copy", () => copy(turn.words).then(() => say("copied")), "Copy the question"));
-  const change = button("Edit", () => edit(turn), "Edit the question");
-  change.classList.add("idle");
-  actions.append(change);
-  user.append(actions);
-  view.append(user, element("div", "answers"));
+  const { words } = turn;
+  const view = el("article", { class: "turn" },
+    el("div", { class: "user" }, ...turn.clips.map((clip) => clipView(clip)), words && el("p", { class: "words" }, words),
+      el("p", { class: "actions" }, words && button("Copy", () => copyOut(words), "Copy the question"),
+        button("Edit", () => edit(turn), "Edit the question", "idle"))),
+    el("div", { class: "answers" }));
   $("turns").append(view);
   return view;
 }
@@ -245,10 +235,8 @@ function unfold(control, panel, open = panel.hidden) {
 function showExamples(names) {
   $("offer").hidden = !names.length;
   $("examples").append(...names.map((name) => {
-    const item = element("li");
     const blob = () => fetch(`/examples/${encodeURIComponent(name)}`).then((response) => response.blob());
-    item.append(button(name, () => addClip(blob(), name)));
-    return item;
+    return el("li", {}, button(name, () => addClip(blob(), name)));
   }));
   // Arrows only move; Enter, Space or a click attaches.
   $("examples").onkeydown = (event) => {
@@ -262,13 +250,8 @@ function showExamples(names) {
 
 async function start() {
   const models = (await (await fetch("/v1/models")).json()).data.map((model) => model.id);
-  models.forEach((model, i) => {
-    const label = element("label");
-    const box = element("input");
-    Object.assign(box, { type: "checkbox", value: model, checked: i < 2, onchange: showModels });
-    label.append(box, ` ${model}`);
-    $("models").append(label);
-  });
+  $("models").append(...models.map((model, i) => el("label", {},
+    el("input", { type: "checkbox", value: model, checked: i < 2, onchange: showModels }), ` ${model}`)));
   limits = await (await fetch("/examples")).json();
   $("max_tokens").value = $("max_tokens").max = limits.max_new_tokens;
   $("system").disabled = limits.template === "base";

@@ -95,16 +95,6 @@ const Charts = (() => {
     return [low >= 0 ? Math.max(0, low - pad) : low - pad, high + pad];
   }
 
-  // The point of a line that is nearest to the cursor: runs have their points at different places.
-  function nearest(plot, line, index) {
-    const ys = plot.data[line];
-    for (let far = 0; far < ys.length; far++) {
-      if (ys[index - far] != null) return index - far;
-      if (ys[index + far] != null) return index + far;
-    }
-    return index;
-  }
-
   function options(chart, found) {
     const soft = css("--soft"), rule = css("--rule"), zoom = () => state.zoom.get(chart.stage);
     const axis = {stroke: soft, grid: {stroke: rule, width: 1}, ticks: {stroke: rule, width: 1},
@@ -115,7 +105,8 @@ const Charts = (() => {
       cursor: {
         sync: {key: chart.stage, filters: {pub: (type) => type === "mousemove" || type === "mouseleave"}},
         drag: {x: true, y: false, setScale: false}, focus: {prox: 24}, points: {size: 7},
-        dataIdx: (plot, line, index) => line ? nearest(plot, line, index) : index,
+        // Runs have their points at different places: of each line the nearest is told.
+        hover: {skip: [undefined, null]},
         bind: {dblclick: () => () => reset(chart.stage)},
       },
       focus: {alpha: 0.35},

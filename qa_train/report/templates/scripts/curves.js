@@ -59,6 +59,14 @@ const Curves = (() => {
     }
   }
 
+  function tick(key, label) {
+    const box = el("input", {type: "checkbox", id: key, checked: state[key], onchange: () => {
+      state[key] = box.checked;
+      refresh();
+    }});
+    return el("label", {}, box, label);
+  }
+
   function toolbar() {
     const said = el("output", {});
     const say = () => { said.textContent = state.window > 1 ? `${state.window} steps` : "off"; };
@@ -75,14 +83,7 @@ const Curves = (() => {
           say();
           refresh();
         }}), said),
-      el("label", {}, el("input", {type: "checkbox", id: "log", onchange: (event) => {
-        state.log = event.target.checked;
-        refresh();
-      }}), "log y axis"),
-      el("label", {}, el("input", {type: "checkbox", id: "clip", checked: true, onchange: (event) => {
-        state.clip = event.target.checked;
-        refresh();
-      }}), "clip outliers"),
+      tick("log", "log y axis"), tick("clip", "clip outliers"),
       el("label", {}, "find charts ", el("input", {type: "search", id: "find", oninput: (event) => {
         wanted = event.target.value;
         filter();
@@ -109,13 +110,12 @@ const Curves = (() => {
     const kind = JSON.stringify(board.stages.map((stage) => [stage, board.runs.map((run) => [run.name, run.stage])]));
     if (kind !== built) {
       built = kind;
-      const open = new Map([...stages.querySelectorAll("section")].flatMap((section) =>
-        [...section.querySelectorAll("details")].map((group) =>
-          [section.dataset.stage + group.querySelector("summary").firstChild.textContent, group.open])));
+      const folds = () => [...stages.querySelectorAll("details")].map((group) =>
+        [group.closest("section").dataset.stage + group.querySelector("summary").firstChild.textContent, group]);
+      const open = new Map(folds().map(([name, group]) => [name, group.open]));
       Charts.clear();
       stages.replaceChildren(...board.stages.map(section));
-      for (const section of stages.children) for (const group of section.querySelectorAll("details"))
-        group.open = open.get(section.dataset.stage + group.querySelector("summary").firstChild.textContent) ?? group.open;
+      for (const [name, group] of folds()) group.open = open.get(name) ?? group.open;
       filter();
     }
     refresh();

@@ -1,21 +1,20 @@
-"""Readers of the benchmarks that bring their own questions: AIR-Bench, MMAU, MMAR, MMSU, VoiceBench.
+"""Readers of the benchmarks that bring their own questions: AIR-Bench, MMAU, MMAR, MMSU, VoiceBench, SAKURA, Big Bench
+Audio.
 
 Rows as in ``qa_train.eval.benchmarks.layouts``. Prompts are those of the named source, letter for letter.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from qa_train.eval.benchmarks.airbench import CATEGORIES
-from qa_train.eval.benchmarks.published import clip_beside, read_list
-from qa_train.eval.benchmarks.table import Benchmark
+from qa_train.eval.benchmarks.benchmark import Benchmark
+from qa_train.eval.benchmarks.published import clip_beside, in_order, read_list
 from qa_train.eval.scores.ifeval import read_instruction
 from qa_train.eval.scores.labels import LETTERS
 
@@ -33,6 +32,8 @@ MMAR_LEAD = (
     "Respond with only the letter (A, B, C, or D) of the correct option."
 )
 LETTER_TAIL = "Answer with the letter of the correct option only."
+# "(a) dog" in a question and as its answer.
+_OPTION = re.compile(r"\(([a-z])\)\s*(.*?)(?=\s*\([a-z]\)\s|\s*$)", re.S)
 
 
 def _airbench_clip(root: Path, row: Row) -> str:
@@ -43,7 +44,8 @@ def _airbench_clip(root: Path, row: Row) -> str:
     return str(path)
 
 
-def _airbench_foundation(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+def airbench_foundation(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+    """``root`` holds Foundation_meta.json and a folder of clips for each task and data set."""
     for row in read_list(root / "Foundation_meta.json"):
         options = [row.get(f"choice_{letter}") for letter in "abcd"]
         lines = [AIRBENCH_LEAD, row["question"]]
@@ -64,7 +66,8 @@ def _airbench_foundation(root: Path, benchmark: Benchmark) -> Iterator[Row]:
         }
 
 
-def _airbench_chat(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+def airbench_chat(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+    """``root`` holds Chat_meta.json and folders of clips as above; open questions, with what a judge is shown."""
     for row in read_list(root / "Chat_meta.json"):
         group = f"{row['task_name']}_{row['dataset_name']}"
         if row["task_name"] not in CATEGORIES:
@@ -82,73 +85,59 @@ def _airbench_chat(root: Path, benchmark: Benchmark) -> Iterator[Row]:
         }
 
 
-def _lettered(choices: list[str]) -> list[str]:
-    return [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
+def _options(
+    root: Path, benchmark: Benchmark, row: Row, choices: list[str] | str, audio: tuple[str, ...], lines: tuple[str, ...]
+) -> Row:
+    """A question with lettered options, which stand where ``lines`` has "" (the clip's path is in a field ``audio``).
+
+    ``choices``: the options, or a JSON list of them.
+    """
+    choices = json.loads(choices) if isinstance(choices, str) else choices
+    choices = in_order(benchmark, row["id"], choices)
+    shown = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
+    prompt = "\n".join(line or shown for line in lines)
+    return {"id": row["id"], "audio": clip_beside(root, row, audio), "prompt": prompt, "choices": choices}
 
 
-def _ordered(choices: list[str], benchmark: Benchmark, key: object) -> list[str]:
-    """The options unchanged, or with ``shuffle_options`` in an order drawn from the seed for each item."""
-    if benchmark.shuffle_options is None:
-        return choices
-    digest = hashlib.sha256(f"{benchmark.shuffle_options}/{key}".encode()).digest()
-    return random.Random(digest).sample(choices, len(choices))
-
-
-def _mmau(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+def mmau(root: Path, benchmark: Benchmark) -> Iterator[Row]:
     """``root`` is the .json list of the version; its clips are next to it. The test split has no answers.
 
     ``official``: the unchanged row, for the file that MMAU's own script reads.
     """
     for row in read_list(root):
-        choices = json.loads(row["choices"]) if isinstance(row["choices"], str) else row["choices"]
-        choices = _ordered(choices, benchmark, row["id"])
         if benchmark.metric != "none" and not row.get("answer"):
             raise ValueError(f"{root}, item {row['id']}: no answer; the test split is answered as mmau_test")
-        yield {
-            "id": row["id"],
-            "audio": clip_beside(root, row, ("audio_id", "audio_path")),
-            "prompt": "\n".join([row["question"], *_lettered(choices), MMAU_TAIL]),
+        lines = (row["question"], "", MMAU_TAIL)
+        yield _options(root, benchmark, row, row["choices"], ("audio_id", "audio_path"), lines) | {
             "gt": row.get("answer") or "",
-            "choices": choices,
             "group": row.get("task") or row.get("category"),
             "difficulty": row.get("difficulty"),
             "official": row,
         }
 
 
-def _mmar(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+def mmar(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+    """``root`` is the list; its clips are next to it."""
     for row in read_list(root):
-        choices = json.loads(row["choices"]) if isinstance(row["choices"], str) else row["choices"]
-        choices = _ordered(choices, benchmark, row["id"])
-        yield {
-            "id": row["id"],
-            "audio": clip_beside(root, row, ("audio_path", "audio")),
-            "prompt": "\n".join([MMAR_LEAD, row["question"], *_lettered(choices)]),
-            "gt": row["answer"],
-            "choices": choices,
-            "group": row.get("modality"),
-        }
+        lines = (MMAR_LEAD, row["question"], "")
+        asked = _options(root, benchmark, row, row["choices"], ("audio_path", "audio"), lines)
+        yield asked | {"gt": row["answer"], "group": row.get("modality")}
 
 
-def _mmsu(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+def mmsu(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+    """``root`` is the list; the right answer is a text or a letter, and some items have fewer than four options."""
     for row in read_list(root):
         options = {letter.upper(): row.get(f"choice_{letter}") for letter in "abcd"}
         choices = [option for option in options.values() if option]
         answer = row["answer_gt"]
         if answer not in choices:
             answer = options.get(answer) or answer
-        choices = _ordered(choices, benchmark, row["id"])
-        yield {
-            "id": row["id"],
-            "audio": clip_beside(root, row, ("audio_path", "audio")),
-            "prompt": "\n".join([row["question"], *_lettered(choices), LETTER_TAIL]),
-            "gt": answer,
-            "choices": choices,
-            "group": row.get("category"),
-        }
+        lines = (row["question"], "", LETTER_TAIL)
+        asked = _options(root, benchmark, row, choices, ("audio_path", "audio"), lines)
+        yield asked | {"gt": answer, "group": row.get("category")}
 
 
-def _voicebench(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+def voicebench(root: Path, benchmark: Benchmark) -> Iterator[Row]:
     """A subset as JSONL or Parquet: prompt (the clip's words), audio, and output or reference where there is one.
 
     The clip is the question: there is no text question. Multiple-choice answers are letters.
@@ -190,11 +179,48 @@ def _instructions(row: Row, where: str) -> list[str]:
     return found
 
 
-MULTICHOICE: dict[str, Callable[[Path, Benchmark], Iterator[Row]]] = {
-    "airbench_foundation": _airbench_foundation,
-    "airbench_chat": _airbench_chat,
-    "mmau": _mmau,
-    "mmar": _mmar,
-    "mmsu": _mmsu,
-    "voicebench": _voicebench,
-}
+def sakura(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+    """``root`` holds a folder for each track: audio/ and metadata.json, ``{clip: {single_instruction, ...}}``.
+
+    Every clip is asked about twice: what is heard (hop "single") and what follows from it ("multi").
+    """
+    listings = sorted(root.glob("*/metadata.json"))
+    if not listings:
+        raise ValueError(f"no file {root}/TRACK/metadata.json: expected the folders Animal, Emotion, Gender, Language")
+    for path in listings:
+        for clip, row in json.loads(path.read_text(encoding="utf-8")).items():
+            name, track = Path(clip).name, path.parent.name
+            for hop in ("single", "multi"):
+                question, answer = row[f"{hop}_instruction"], row[f"{hop}_answer"]
+                options = dict(_OPTION.findall(question))
+                right = _OPTION.match(answer.strip())
+                if right is None or options.get(right[1]) is None:
+                    raise ValueError(f"{path}, {name}: the answer {answer!r} is none of the options of {question!r}")
+                yield {
+                    "id": f"{track}/{name}",
+                    "audio": str(path.parent / "audio" / name),
+                    "prompt": question,
+                    "gt": options[right[1]],
+                    "choices": list(options.values()),
+                    "group": track,
+                    "hop": hop,
+                }
+
+
+def big_bench_audio(root: Path, benchmark: Benchmark) -> Iterator[Row]:
+    """metadata.jsonl beside data/*.mp3: the clip is the question. ``question`` is its text, where the list has it."""
+    for row in read_list(root):
+        answer = str(row["official_answer"])
+        if answer.lower() not in ("yes", "no", "valid", "invalid") and not answer.isdecimal():
+            raise ValueError(
+                f"{root}, item {row['id']}: the answer is {answer!r}: expected yes, no, valid, invalid or a number"
+            )
+        yield {
+            "id": str(row["id"]),
+            # Some copies of the list are written with the separators of Windows.
+            "audio": clip_beside(root, row | {"file_name": str(row["file_name"]).replace("\\", "/")}, ("file_name",)),
+            "prompt": "",
+            "question": row.get("transcript"),
+            "gt": answer,
+            "group": row["category"],
+        }

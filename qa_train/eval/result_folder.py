@@ -1,0 +1,30 @@
+"""The folder of one benchmark's results: run.json, predictions.jsonl, then scores.json and judgements.jsonl."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from qa_train.utils.digests import sha256_of_file
+
+RUN, PREDICTIONS, SCORES, JUDGEMENTS = "run.json", "predictions.jsonl", "scores.json", "judgements.jsonl"
+
+
+def recorded(path: Path) -> dict[str, Any]:
+    """A file of the folder, run.json or scores.json; {} if it is missing or unreadable."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
+def refuse_changed(folder: Path, predictions: str = PREDICTIONS) -> str:
+    """The digest of the predictions. ValueError: they are not what the model answered, according to run.json."""
+    found = sha256_of_file(folder / predictions)
+    if recorded(folder / RUN).get("predictions_sha256") not in (None, found):
+        raise ValueError(
+            f"{folder / predictions} was changed after the model wrote it. Run the prediction step again "
+            "(answers that are in the journal are kept)"
+        )
+    return found
