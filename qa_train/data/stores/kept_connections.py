@@ -106,9 +106,7 @@ def ask(url: str, offset: int, size: int, timeout_s: float, more: Mapping[str, s
             return _answer(place, connection, response, size)
 
 
-def _answer(
-    place: tuple[str, str], connection: HTTPConnection, response: HTTPResponse, size: int
-) -> Answer | None:
+def _answer(place: tuple[str, str], connection: HTTPConnection, response: HTTPResponse, size: int) -> Answer | None:
     """What a response holds; its connection is kept if it can be used again."""
     found, again = None, False
     try:

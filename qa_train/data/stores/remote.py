@@ -30,8 +30,8 @@ MAX_REQUEST_BYTES = 8 << 20
 _LONGEST_WAIT_S = 30.0
 
 
-# A bucket's own region is asked for once, and addresses are signed for it. Without a version they get one of 2006, which
-# Amazon's newer buckets and many other stores refuse.
+# A bucket's own region is asked for once, and addresses are signed for it. botocore signs addresses by version 2 unless
+# told otherwise, which Amazon's buckets since 2020 and many other stores refuse.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "s3": {"cache_regions": True, "config_kwargs": {"signature_version": "s3v4"}},
 }

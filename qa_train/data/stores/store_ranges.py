@@ -51,7 +51,9 @@ def read_plainly(scheme: str, fs: Any, path: str, offset: int, size: int, cfg: S
         _signed.pop((fs, path), None)
         if new:
             _refused.add((fs, bucket))
-            log.info("%s://%s is read by %s, at several times the CPU time: %s", scheme, bucket, type(fs).__name__, error)
+            log.info(
+                "%s://%s is read by %s, at several times the CPU time: %s", scheme, bucket, type(fs).__name__, error
+            )
         return None
 
 
