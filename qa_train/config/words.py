@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import inspect
 import os
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import Field, fields
 from typing import Any
@@ -15,6 +17,8 @@ _FLAGS = set(
     "--config-path -cp --config-name -cn --config-dir -cd --experimental-rerun --info -i --list".split()
 )
 
+_BRACES = re.compile(r"\{[^{}]*\}")
+
 
 def option_fields(kind: type[Any]) -> list[Field[Any]]:
     """The options of a command's dataclass: required ones first, and those of a base with ``is_shared`` last."""
@@ -24,9 +28,12 @@ def option_fields(kind: type[Any]) -> list[Field[Any]]:
 
 
 def is_place(word: str) -> bool:
-    """Whether a word is a URL, or a path that exists: such a one may have "=" in it, as in year=2024/a.tar."""
+    """Whether a word with "=" in it is a URL or a path, such as year=2024/*.tar, and no option: a key has no slash, and
+    a relative path or pattern begins with what exists.
+    """
     # Not Path.exists, for which a long word is an error.
-    return "://" in word.partition("=")[0] or os.path.lexists(word)
+    first = _BRACES.sub("*", word.partition("/")[0])
+    return "/" in word.partition("=")[0] or os.path.lexists(word) or any(glob.iglob(first))
 
 
 def check_words(

@@ -2,9 +2,9 @@
 
     python http_server.py FOLDER PLAN [LATENCY_S]
 
-PLAN is a file of one fault a line, used up request by request: ok, stall, drip, cut, shifted, whole, moved, or a status
-(503). Every request is appended to PLAN.log as "FAULT RANGE CONNECTION PATH". Each answer is LATENCY_S late, whatever
-else is asked meanwhile. The port is the first line of standard output.
+PLAN is a file of one fault a line, used up request by request: ok, stall, drip (of the body), drip-head, cut, shifted,
+whole, moved, or a status (503). Every request is appended to PLAN.log as "FAULT RANGE CONNECTION PATH". Each answer is
+LATENCY_S late, whatever else is asked meanwhile. The port is the first line of standard output.
 """
 
 from __future__ import annotations
@@ -55,17 +55,25 @@ async def answer(head: str, number: int, out: asyncio.StreamWriter) -> bool:
     with path.open("rb") as file:
         file.seek(first)
         body = file.read(last + 1 - first)
-    out.write(f"HTTP/1.1 {200 if fault == 'whole' else 206} OK\r\nContent-Length: {len(body)}\r\n".encode())
-    out.write(f"Content-Range: bytes {first}-{last}/{size}\r\n\r\n".encode())
+    head = f"HTTP/1.1 {200 if fault == 'whole' else 206} OK\r\nContent-Length: {len(body)}\r\n"
+    head += f"Content-Range: bytes {first}-{last}/{size}\r\n\r\n"
+    if fault == "drip-head":
+        await drip(head.encode(), out)
+        return False
+    out.write(head.encode())
     if fault == "stall":
         await asyncio.sleep(5)
     if fault == "drip":
-        for byte in body[:50]:
-            out.write(bytes([byte]))
-            await asyncio.sleep(0.1)
+        await drip(body[:50], out)
         return False
     out.write(body[: len(body) // 2] if fault == "cut" else body)
     return fault != "cut"
+
+
+async def drip(raw: bytes, out: asyncio.StreamWriter) -> None:
+    for byte in raw:
+        out.write(bytes([byte]))
+        await asyncio.sleep(0.1)
 
 
 async def serve(source: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:

@@ -32,7 +32,7 @@ class Server:
 
     @property
     def connections(self) -> int:
-        """How many connections these requests came over (http_server.py)."""
+        """How many connections these requests came over (not of s3_server.py)."""
         return len({line.split()[2] for line in self.requests})
 
 
@@ -47,6 +47,13 @@ def http_server(folder: Path, latency_s: float = 0.0) -> Iterator[Server]:
 def s3_server(folder: Path, latency_s: float = 0.0) -> Iterator[Server]:
     """An S3 server without buckets; its plan lies next to ``folder``."""
     with _running("s3_server.py", folder, [], latency_s) as server:
+        yield server
+
+
+@contextmanager
+def late_relay(folder: Path, port: int, latency_s: float) -> Iterator[Server]:
+    """A way to a server of this machine whose answers are ``latency_s`` late; its log lies next to ``folder``."""
+    with _running("late_relay.py", folder, [str(port)], latency_s) as server:
         yield server
 
 

@@ -6,6 +6,7 @@ import datetime
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,16 +66,18 @@ def outcome(url: str, offset: int, size: int) -> object:
 
 
 @pytest.mark.parametrize(
-    "fault", ["ok", "cut", "stall", "drip", "shifted", "whole", "moved", "503", "404", "403", "429"]
+    "fault", ["ok", "cut", "stall", "drip", "drip-head", "shifted", "whole", "moved", "503", "404", "403", "429"]
 )
 def test_both_clients_have_the_same_outcome(fault: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    url, found = f"{server.url}/raw.bin", []
+    url, found, started = f"{server.url}/raw.bin", [], time.monotonic()
     for client in (kept_connections.ask, lambda *_: None):
         monkeypatch.setattr(kept_connections, "ask", client)
         monkeypatch.setattr(web_ranges, "_leading_on", set())
         server.fail(fault)
         found.append(outcome(url, 1234, 200_000))
     assert found[0] == found[1]
+    # A drip takes 5 s and more.
+    assert time.monotonic() - started < 2 * 2 * QUICK.timeout_s
     if fault in ("ok", "moved"):
         assert found[0] == (RAW[1234:201_234], len(RAW), " ")
 

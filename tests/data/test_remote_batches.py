@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import fsspec
 import numpy as np
@@ -17,7 +19,7 @@ from torch.utils.data import DataLoader
 from qa_train.config import DataConfig, SourceConfig, StorageConfig
 from qa_train.data.batches import Batches, Collator, open_data
 from qa_train.data.loader import rank_numbers
-from qa_train.data.stores import signatures, storage
+from qa_train.data.stores import remote, storage, store_ranges
 from qa_train.data.stores.neighbours import MAX_GAP_BYTES, Range, joined
 from qa_train.data.stores.remote import MAX_REQUEST_BYTES, RemoteError
 from qa_train.data.stores.web_ranges import MAX_CONNECTIONS
@@ -287,7 +289,7 @@ def test_objects_of_s3_are_read_by_signed_addresses(
     s3: tuple[Server, StorageConfig], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, cfg = s3
-    fs: Any = fsspec.filesystem("s3", **cfg.options["s3"])
+    fs, _ = remote._filesystem("s3://bucket", cfg)
     raw = (folder / "speech-000.tar").read_bytes()
     signed, read = list[str](), list[int]()
     sign, cat = fs.sign, fs.cat_file
@@ -302,8 +304,8 @@ def test_objects_of_s3_are_read_by_signed_addresses(
 
     monkeypatch.setattr(fs, "sign", sign_one)
     monkeypatch.setattr(fs, "cat_file", cat_one)
-    monkeypatch.setattr(signatures, "_signed", {})
-    monkeypatch.setattr(signatures, "_refused", set())
+    monkeypatch.setattr(store_ranges, "_signed", {})
+    monkeypatch.setattr(store_ranges, "_refused", set())
 
     def check(number: int, other: StorageConfig = cfg) -> None:
         found = storage.RangeReader(other).read("s3://bucket/set/speech-000.tar", 1000 * number, 900)
@@ -322,16 +324,78 @@ def test_objects_of_s3_are_read_by_signed_addresses(
     check(6)
     check(7)
     assert (len(signed), read) == (3, [6000])
-    monkeypatch.setattr(signatures, "_signed", {})
+    monkeypatch.setattr(store_ranges, "_signed", {})
     server.fail("400")
     check(8)
     check(9)
     assert (len(signed), read) == (4, [6000, 8000, 9000])
     # What an address does not have in it.
-    monkeypatch.setattr(signatures, "_refused", set())
+    monkeypatch.setattr(store_ranges, "_refused", set())
     more = {"s3": cfg.options["s3"] | {"requester_pays": True}}
     check(0, StorageConfig(retries=0, options=more))
     assert len(signed) == 4
+
+
+def test_an_address_is_signed_by_version_4_for_the_region_of_its_bucket(
+    s3: tuple[Server, StorageConfig], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, cfg = s3
+    signed: dict[Any, tuple[str, float]] = {}
+    monkeypatch.setattr(store_ranges, "_signed", signed)
+    # An endpoint among the options has a single region.
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    options = {name: cfg.options["s3"][name] for name in ("key", "secret")}
+    fs: Any = fsspec.filesystem("s3", **options)
+    fs.mkdir("elsewhere", region_name="eu-west-1")
+    fs.put_file(str(folder / "speech-000.tar"), "elsewhere/a.tar")
+    server.fail()
+    found = storage.RangeReader(StorageConfig(options={"s3": options})).read("s3://elsewhere/a.tar", 100, 900)
+    assert found == (folder / "speech-000.tar").read_bytes()[100:1000]
+    ((address, _),) = signed.values()
+    assert "X-Amz-Credential=key%2F" in address
+    assert "%2Feu-west-1%2Fs3%2Faws4_request" in address
+
+
+def test_googles_objects_are_read_as_gcsfs_reads_them_with_its_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gcsfs.core import GCSFileSystem
+    from google.auth.credentials import Credentials
+
+    class Renewed(Credentials):
+        renewals = 0
+
+        def refresh(self, request: Any) -> None:
+            self.renewals += 1
+            self.token = f"token-{self.renewals}"
+            self.expiry = datetime.datetime.now(datetime.UTC).replace(tzinfo=None) + datetime.timedelta(hours=1)
+
+    monkeypatch.setattr(store_ranges, "_refused", set())
+    names = ("set/a.tar", "set/b c%+é.tar")
+    place = tmp_path / "google" / "download/storage/v1/b/bucket/o"
+    place.mkdir(parents=True)
+    for name in names:
+        (place / quote(name, safe="")).write_bytes(RAW)
+    with http_server(tmp_path / "google") as google:
+        fs: Any = GCSFileSystem(token=(credentials := Renewed()), endpoint_url=google.url)
+
+        def read(name: str, offset: int) -> bytes | None:
+            return store_ranges.read_plainly("gs", fs, f"bucket/{name}", offset, 5000, QUICK)
+
+        for name in names:
+            wanted = fs.cat_file(f"bucket/{name}", start=77, end=5077)
+            google.fail()
+            assert read(name, 77) == wanted == RAW[77:5077]
+            assert google.requests[0].endswith("with a token")
+        assert read(names[0], 5) == RAW[5:5005]
+        assert credentials.renewals == 1
+        credentials.expiry = datetime.datetime.now(datetime.UTC).replace(tzinfo=None) + datetime.timedelta(minutes=4)
+        assert read(names[0], 6) == RAW[6:5006]
+        assert credentials.renewals == 2, "some minutes before it expires"
+        # As with S3: what is refused is left to the library, and not asked for again.
+        google.fail("403")
+        assert (read(names[0], 7), read(names[0], 7)) == (None, None)
+        assert len(google.requests) == 1
 
 
 def test_the_hub_is_read_by_range_and_its_redirects_are_remembered(folder: Path, tmp_path: Path) -> None:

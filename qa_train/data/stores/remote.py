@@ -1,6 +1,6 @@
 """Byte ranges of remote files: time-outs, retries with back-off, and errors that name the URL and the attempts.
 
-http, https and hf are read with range requests (`web_ranges`), s3 too as far as signatures go (`signatures`); gs and
+http, https and hf are read with range requests (`web_ranges`), s3 and gs too where that is possible (`store_ranges`);
 memory, sizes and every listing, through fsspec.
 """
 
@@ -19,7 +19,7 @@ import fsspec
 
 from qa_train.config import StorageConfig
 from qa_train.data.stores import web_ranges
-from qa_train.data.stores.signatures import read_signed
+from qa_train.data.stores.store_ranges import read_plainly
 from qa_train.data.stores.web_ranges import Permanent
 from qa_train.utils.masking import masked
 from qa_train.utils.retry import Result, retried
@@ -28,6 +28,13 @@ log = logging.getLogger(__name__)
 # One request never asks for more, so that its time-out means a least speed too.
 MAX_REQUEST_BYTES = 8 << 20
 _LONGEST_WAIT_S = 30.0
+
+
+# A bucket's own region is asked for once, and addresses are signed for it. botocore signs addresses by version 2 unless
+# told otherwise, which Amazon's buckets since 2020 and many other stores refuse.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "s3": {"cache_regions": True, "config_kwargs": {"signature_version": "s3v4"}},
+}
 
 
 class RemoteError(OSError):
@@ -151,7 +158,7 @@ def _fsspec_info(url: str, cfg: StorageConfig) -> RemoteInfo:
 
 def _fsspec_range(url: str, offset: int, size: int, cfg: StorageConfig) -> bytes:
     fs, path = _filesystem(url, cfg)
-    body = read_signed(fs, path, offset, size, cfg) if url.startswith("s3://") else None
+    body = read_plainly(url.partition("://")[0], fs, path, offset, size, cfg)
     if body is None:
         body = _within(cfg.timeout_s, lambda: fs.cat_file(path, start=offset, end=offset + size))
     if len(body) != size:
@@ -176,7 +183,7 @@ def _filesystem(url: str, cfg: StorageConfig) -> tuple[Any, str]:
     scheme, _, path = url.partition("://")
     try:
         # fsspec keeps one filesystem per process and options.
-        return fsspec.filesystem(scheme, **cfg.options.get(scheme, {})), path
+        return fsspec.filesystem(scheme, **_DEFAULTS.get(scheme, {}) | cfg.options.get(scheme, {})), path
     except ImportError as error:
         raise Permanent(f"{error}; install qa-train[cloud] to read {scheme}:// data") from error
 

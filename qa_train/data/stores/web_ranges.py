@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Mapping
 from contextlib import closing
 from functools import lru_cache, partial
@@ -20,7 +19,7 @@ from huggingface_hub import constants, get_token
 
 from qa_train.config import StorageConfig
 from qa_train.data.stores import kept_connections
-from qa_train.data.stores.kept_connections import Answer, body
+from qa_train.data.stores.kept_connections import Answer, TimedResponse, body
 from qa_train.utils.masking import masked
 
 SCHEMES = ("http", "https", "hf")
@@ -45,15 +44,35 @@ class Refused(OSError):
         self.headers = headers
 
 
-def read(url: str, offset: int, size: int, cfg: StorageConfig) -> tuple[bytes, int, str]:
+class _Connection(urllib3.connection.HTTPConnection):
+    response_class = TimedResponse
+
+
+class _TlsConnection(urllib3.connection.HTTPSConnection):
+    response_class = TimedResponse
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+def read(
+    url: str, offset: int, size: int, cfg: StorageConfig, headers: Mapping[str, str] | None = None
+) -> tuple[bytes, int, str]:
     """One range request: its bytes, the size of the whole file and its version (ETag, date).
+
+    ``headers``: further ones of the request; no other server than that of ``url`` sees an ``Authorization``.
 
     Raises:
         FileNotFoundError: the server has no such file.
         Permanent: an answer that trying again would not change.
         OSError: any other status, an answer for other bytes, or an incomplete one.
     """
-    answer = _answer(url, offset, size, cfg)
+    answer = _answer(url, offset, size, cfg, headers or {})
     if answer.status >= 400:
         _raise(url, answer)
     total = _checked_range(answer, offset, size)
@@ -61,38 +80,36 @@ def read(url: str, offset: int, size: int, cfg: StorageConfig) -> tuple[bytes, i
     return answer.body, total, version
 
 
-def _answer(url: str, offset: int, size: int, cfg: StorageConfig) -> Answer:
+def _answer(url: str, offset: int, size: int, cfg: StorageConfig, headers: Mapping[str, str]) -> Answer:
     """The answer to a range request, after redirects. The hub's lead to a store, for minutes: they are remembered."""
     if not url.startswith("hf://"):
-        return _request(url, offset, size, cfg)[0]
+        return _request(url, offset, size, cfg, headers)[0]
     options = cfg.options.get("hf", {})
     if url in _moved:
-        answer, _ = _request(_moved[url], offset, size, cfg)
+        answer, _ = _request(_moved[url], offset, size, cfg, {})
         if answer.status == 206:
             return answer
         # The store's signature has expired: the hub gives another.
         _moved.pop(url, None)
     token = options.get("token") or get_token()
     address = _hub_address(url, options.get("endpoint") or constants.ENDPOINT)
+    _leading_on.add(urlsplit(address).netloc)
     answer, place = _request(address, offset, size, cfg, {"Authorization": f"Bearer {token}"} if token else {})
     if answer.status == 206 and urlsplit(place).netloc not in ("", urlsplit(address).netloc):
         _moved[url] = place
     return answer
 
 
-def _request(
-    url: str, offset: int, size: int, cfg: StorageConfig, more: dict[str, str] | None = None
-) -> tuple[Answer, str]:
-    """The answer, and where it came from in the end. ``more``: further headers, for the first server alone."""
+def _request(url: str, offset: int, size: int, cfg: StorageConfig, more: Mapping[str, str]) -> tuple[Answer, str]:
+    """The answer, and where it came from in the end. ``more``: further headers."""
     place = urlsplit(url)
     scheme, host = place.scheme, place.hostname or ""
-    if more is None and not _proxy(scheme, host) and place.netloc not in _leading_on:
-        answer = kept_connections.ask(url, offset, size, cfg.timeout_s)
+    if not _proxy(scheme, host) and place.netloc not in _leading_on:
+        answer = kept_connections.ask(url, offset, size, cfg.timeout_s, more)
         if answer is not None:
             return answer, url
         _leading_on.add(place.netloc)
-    headers = {"Range": f"bytes={offset}-{offset + size - 1}", "Accept-Encoding": "identity"} | (more or {})
-    deadline = time.monotonic() + cfg.timeout_s
+    headers = {"Range": f"bytes={offset}-{offset + size - 1}", "Accept-Encoding": "identity", **more}
     try:
         response = _connections(os.getpid(), scheme, host).request(
             "GET", url, headers=headers, preload_content=False, timeout=cfg.timeout_s, retries=_REDIRECTS
@@ -103,7 +120,7 @@ def _request(
     with closing(response):
         names = {name.lower(): value for name, value in response.headers.items()}
         read = partial(response.read1, decode_content=False)
-        found = body(read, size, deadline) if response.status == 206 else b""
+        found = body(read, size) if response.status == 206 else b""
         return Answer(response.status, response.reason or "", names, found), response.geturl() or ""
 
 
@@ -157,14 +174,16 @@ def _connections(process: int, scheme: str, host: str) -> urllib3.PoolManager:
     A forked process must not write into those of its parent. It does not close them either: a thread that did not
     follow may hold their locks.
     """
-    proxy = _proxy(scheme, host)
-    if not proxy:
-        return urllib3.PoolManager(maxsize=MAX_CONNECTIONS)
-    # As other tools read "proxy.host:3128".
-    proxy = proxy if "://" in proxy else f"http://{proxy}"
-    auth = urllib3.util.parse_url(proxy).auth
-    headers = urllib3.make_headers(proxy_basic_auth=auth) if auth else None
-    return urllib3.ProxyManager(proxy, maxsize=MAX_CONNECTIONS, proxy_headers=headers)
+    if proxy := _proxy(scheme, host):
+        # As other tools read "proxy.host:3128".
+        proxy = proxy if "://" in proxy else f"http://{proxy}"
+        auth = urllib3.util.parse_url(proxy).auth
+        headers = urllib3.make_headers(proxy_basic_auth=auth) if auth else None
+        found: urllib3.PoolManager = urllib3.ProxyManager(proxy, maxsize=MAX_CONNECTIONS, proxy_headers=headers)
+    else:
+        found = urllib3.PoolManager(maxsize=MAX_CONNECTIONS)
+    found.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+    return found
 
 
 # Where the hub's files are for now.
