@@ -41,6 +41,8 @@ class Shapes:
     kv_heads: int
     head_width: int
     vocab: int
+    # Whether each head's query and key are normalised (Qwen3).
+    head_norms: bool = False
 
     @classmethod
     def of(cls, config: Any) -> Shapes:
@@ -55,6 +57,7 @@ class Shapes:
             kv_heads=text.num_key_value_heads,
             head_width=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
             vocab=text.vocab_size,
+            head_norms=text.model_type == "qwen3",
         )
 
     @property

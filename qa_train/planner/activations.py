@@ -7,7 +7,8 @@ T tokens, D LLM width, H·h width of all heads, F MLP width. With ``s`` bytes pe
 output of a matrix product and ``a`` inside attention, an LLM layer that trains keeps, per token: of each of two norms
 the input (in float32), the normalised values and what the linear layers read; of attention query, key, value and output
 (4 H h a) and the softmax's sums (4 bytes a head); of the gated MLP four times F p. A frozen LLM that gradients pass
-through keeps less, because a frozen linear layer needs no input again.
+through keeps less, because a frozen linear layer needs no input again. Norms of each head's query and key (Qwen3) keep
+theirs besides what attention reads.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ def _llm_layer(shapes: Shapes, precision: Precision, trained: Trained) -> float:
         norm += precision.stream * width  # the normalised values, for the gradient of the norm's weight
     attention = 4 * heads * precision.attention + 4 * shapes.heads
     total = 2 * norm + attention + 3 * ffn * p
+    total += _normalised_heads(shapes) * (4 + (p if trained.whole else 0))
     if not (trained.whole or trained.adapters):
         return total
     copy = trained.adapter_copy if trained.adapters else p if precision.autocast else 0
@@ -96,10 +98,15 @@ def _llm_marks(shapes: Shapes, precision: Precision, trained: Trained, mode: str
         heads = shapes.heads * shapes.head_width
         keys = heads if precision.loop else shapes.kv_heads * shapes.head_width
         total += precision.stream * shapes.width + precision.attention * 2 * (heads + keys) + 4 * shapes.heads
-        total += precision.product * 2 * shapes.ffn
+        total += precision.product * (2 * shapes.ffn + _normalised_heads(shapes))
         if precision.loop and (trained.whole or trained.adapters):
             total += precision.product * heads
     return total
+
+
+def _normalised_heads(shapes: Shapes) -> int:
+    """The width of queries and keys that have norms of their own."""
+    return (shapes.heads + shapes.kv_heads) * shapes.head_width if shapes.head_norms else 0
 
 
 def _final_norm(shapes: Shapes, precision: Precision) -> float:

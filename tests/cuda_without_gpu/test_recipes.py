@@ -18,11 +18,12 @@ from tests.cuda_without_gpu.pretended import DEVICE, Held, batch_of, casts, open
 # recipe -> card, how many, and operations of a micro-batch: on a GPU each starts at least one kernel.
 RECIPES = {
     "sft experiment=one_gpu_24gb": ("4090", 1, 12_130),
-    "sft experiment=one_gpu_48gb": ("l40s", 1, 10_626),
-    "sft experiment=one_gpu_80gb": ("h100", 1, 10_626),
-    "sft experiment=one_gpu_80gb model.lora.parts=[encoder,llm] model.freeze=[projector]": ("h100", 1, 15_290),
-    "sft experiment=one_gpu_141gb": ("h200", 1, 16_090),
+    "sft experiment=one_gpu_48gb": ("l40s", 1, 10_618),
+    "sft experiment=one_gpu_80gb": ("h100", 1, 10_618),
+    "sft experiment=one_gpu_80gb model.lora.parts=[encoder,llm] model.freeze=[projector]": ("h200", 1, 15_290),
+    "sft experiment=one_gpu_141gb": ("h200", 1, 16_088),
     "sft experiment=sft_7b": ("h100", 8, 5_414),
+    "sft experiment=sft_7b model.llm.config.model_type=qwen3": ("h100", 8, 7_398),
     "pretrain experiment=pretrain_7b": ("h100", 8, 6_166),
     "dpo experiment=dpo_7b": ("h100", 8, 5_414),
 }
@@ -55,7 +56,8 @@ def test_a_recipe_holds_what_was_planned(recipe: str) -> None:
     cfg, made = planned(recipe, gpu, gpus)
     assert made.fits
     held, _ = learn(cfg, made)
-    assert made.memory.activations.total == pytest.approx(held.most, rel=0.04)
+    # Logits and a recomputed layer are counted together, although the largest of each are not held at one time.
+    assert -0.03 < made.memory.activations.total / held.most - 1 < 0.06
     assert held.operations <= 1.02 * operations
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from qa_train.cli import main
-from qa_train.config import ModelConfig
+from qa_train.config import ModelConfig, config_dir
 from qa_train.config.compose import compose_stage
 from qa_train.config.planning import PlanConfig
 from qa_train.data.shards.writer import ShardWriter
@@ -44,23 +44,32 @@ def plan(stage: str, *words: str, **options: Any) -> Estimate:
 
 # Of records that are there a whole window is read.
 SMALL = "data.shuffle_window=200"
+# What the headers of the experiments add on more GPUs.
 MORE = {
-    "pretrain_7b": ["trainer.batches_per_step=512", "trainer.max_steps=15000"],
-    "sft_7b": ["trainer.batches_per_step=512", "trainer.max_steps=1000"],
-    "dpo_7b": ["trainer.batches_per_step=512", "trainer.max_steps=125"],
+    "pretrain_7b": {512: ["trainer.batches_per_step=512", "trainer.max_steps=15000"]},
+    "sft_7b": {512: ["trainer.batches_per_step=512", "trainer.max_steps=1000"]},
+    "dpo_7b": {
+        64: ["data.tokens_per_batch=6000", "trainer.batches_per_step=64"],
+        512: ["data.tokens_per_batch=6000", "trainer.batches_per_step=512", "trainer.max_steps=125"],
+    },
 }
+ONE_CARD = Path(__file__).parents[2] / "docs" / "start" / "one_card.md"
 
 
 @pytest.mark.parametrize("experiment", MORE)
 @pytest.mark.parametrize("gpus", [8, 64, 512])
 def test_the_papers_recipe_fits_at_every_size(experiment: str, gpus: int) -> None:
-    words = MORE[experiment] if gpus == 512 else []
+    words = MORE[experiment].get(gpus, [])
     made = plan(experiment.partition("_")[0], f"experiment={experiment}", *words, gpus=gpus)
     assert made.fits
     assert 8.2e9 < made.sizes.parameters < 8.5e9
     assert f"{gpus} x H100" in as_text(made)
-    if gpus == 512:
-        # The header of the experiment promises the same number of tokens in fewer steps.
+    header = (config_dir() / "experiment" / f"{experiment}.yaml").read_text()
+    assert " ".join(words) in header
+    if gpus == 8:
+        assert f"# Time:      {made.wall_hours:.0f} hours on " in header
+    else:
+        # The same number of tokens in all.
         before = plan(experiment.partition("_")[0], f"experiment={experiment}", gpus=8)
         tokens = [sum(task.tokens for task in each.load.tasks) for each in (before, made)]
         assert tokens[1] == pytest.approx(tokens[0], rel=0.01)
@@ -82,6 +91,11 @@ def test_the_smaller_recipes_fit_where_they_say(stage: str, experiment: str, gpu
     assert made.fits, as_text(made)
     assert made.sizes.trained_parameters < 0.1 * made.sizes.parameters
     assert "shapes as written" in as_text(made)
+    header = (config_dir() / "experiment" / f"{experiment}.yaml").read_text()
+    assert f"# Time:      {made.wall_hours:.0f} hours on " in header
+    if gpus == 1:
+        (row,) = [line for line in ONE_CARD.read_text().splitlines() if f"| `{experiment}` |" in line]
+        assert row.endswith(f"| {made.memory.total / GIB:.0f} GiB | {made.wall_hours:.0f} h |")
 
 
 def test_states_of_the_released_model_are_those_of_the_zero_paper() -> None:
