@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qa_train.planner.estimate import MFU_SOURCE, Estimate
-from qa_train.planner.memory import GIB, OVERHEAD, USABLE, zero_stage
+from qa_train.planner.memory import GIB, OVERHEAD, USABLE
 from qa_train.utils.terminal import PLAIN, Layout
 
 
@@ -22,7 +22,7 @@ def as_dict(made: Estimate) -> dict[str, Any]:
         "stage": made.cfg.stage,
         "gpu": made.options.gpu,
         "gpus": made.options.gpus,
-        "zero": zero_stage(made.cfg),
+        "zero": made.cfg.deepspeed.zero_stage,
         "parameters": made.sizes.total,
         "trained": made.sizes.trained,
         "memory_bytes": {
@@ -56,7 +56,7 @@ def as_dict(made: Estimate) -> dict[str, Any]:
 
 def _head(made: Estimate, page: Layout) -> list[str]:
     cfg, count = made.cfg, made.options.gpus
-    kind = f"ZeRO-{zero_stage(cfg)}" if cfg.deepspeed.config else "plain training"
+    kind = f"ZeRO-{cfg.deepspeed.zero_stage}" if cfg.deepspeed.config else "plain training"
     lines = [page.paint(f"{cfg.stage} of {cfg.model.name} on {count} x {made.gpu.name}, {kind}", "bold")]
     return [*lines, f"  note: {made.sizes.note}"] if made.sizes.note else lines
 

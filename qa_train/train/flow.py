@@ -12,7 +12,7 @@ from transformers import PrinterCallback, TrainerCallback
 from qa_train.config import StageConfig, written
 from qa_train.train.arguments import Args, training_arguments
 from qa_train.train.job import checkpoints
-from qa_train.train.job.distributed import from_main
+from qa_train.train.job.distributed import by_main
 from qa_train.train.job.watchdog import Watchdog
 from qa_train.train.numbers.metrics import EXIT_STOPPED, Progress, StopOnRequest
 from qa_train.train.safety.guards import StopRun, read_tail
@@ -103,8 +103,8 @@ def go(trainer: Any, stage: Stage, callbacks: Sequence[Callback] = ()) -> int:
         # After the callback that receives the stop: saving comes first.
         trainer.add_callback(make(stage, trainer))
     window = stage.cfg.trainer.loss_spike_window
-    trainer.guards.restore(from_main(read_tail(stage.run.metrics, window) if stage.run.is_main else None))
-    trainer.skipped_steps = from_main(skipped_steps(stage.run.dir) if stage.run.is_main else None)
+    trainer.guards.restore(by_main(lambda: read_tail(stage.run.metrics, window)))
+    trainer.skipped_steps = by_main(lambda: skipped_steps(stage.run.dir))
     if trainer.skipped_steps and stage.run.is_main:
         steps = ", ".join(map(str, trainer.skipped_steps))
         logger.warning("this run skips the steps listed in %s: %s", stage.run.dir / SKIPPED_FILE, steps)

@@ -104,7 +104,7 @@ def _check_resume(stage: Stage, args: TrainingArguments) -> None:
     if stage.resume is None:
         return
     manifest = checkpoints.read_manifest(stage.resume)
-    layout = optimizer_layout(stage.cfg.deepspeed.config)
+    layout = optimizer_layout(stage.cfg.deepspeed)
     if manifest.get("optimizer", layout) != layout:
         read_in_another_shape(stage.resume, manifest["optimizer"], layout, args)
     if manifest["plan_fingerprint"] != stage.batches.plan.fingerprint and not stage.cfg.run.allow_data_change:

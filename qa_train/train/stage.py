@@ -43,8 +43,7 @@ class Stage:
         """The model, with its adapters if the configuration has some."""
         if self.adapters is None:
             return self.model
-        zero3 = self.cfg.deepspeed.config.get("zero_optimization", {}).get("stage") == 3
-        return add_adapters(self.model, self.adapters, float32=not zero3)
+        return add_adapters(self.model, self.adapters, float32=self.cfg.deepspeed.zero_stage != 3)
 
     @property
     def collator(self) -> Collator:

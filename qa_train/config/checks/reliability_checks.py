@@ -68,8 +68,7 @@ def check_reliability(cfg: StageConfig) -> None:
         raise ValueError(f"trainer.hang_timeout_s is {trainer.hang_timeout_s}: use seconds above 0, or null")
     if trainer.loss_spike_window < 20 or trainer.loss_spike_z <= 0:
         raise ValueError("trainer.loss_spike_window must be at least 20, and trainer.loss_spike_z above 0")
-    stage = cfg.deepspeed.config.get("zero_optimization", {}).get("stage")
-    if trainer.on_nonfinite == "skip" and stage == 3:
+    if trainer.on_nonfinite == "skip" and cfg.deepspeed.zero.get("stage") == 3:
         raise ValueError(
             "trainer.on_nonfinite=skip has not been tested under ZeRO-3: use stop or rollback, or deepspeed=zero2"
         )
@@ -104,7 +103,7 @@ def check_deepspeed(cfg: StageConfig) -> None:
     enabled = config.get("bf16", {}).get("enabled", "auto")
     if enabled not in ("auto", cfg.trainer.bf16):
         raise ValueError(f"deepspeed.config.bf16.enabled={enabled} contradicts trainer.bf16: set it to auto")
-    _check_zero(config.get("zero_optimization", {}))
+    _check_zero(cfg.deepspeed.zero)
 
 
 def _check_zero(zero: dict[str, Any]) -> None:
