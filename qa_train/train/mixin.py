@@ -197,23 +197,17 @@ class AudioTrainerMixin(_Base):
             return super().create_optimizer(model)
         net = self.model if model is None else model
         rates = PartRates(net, self.options.parts, self.options.learning_rate) if apart else None
-        if rate is None:
+        optimizer: torch.optim.Optimizer
+        if rate is not None:
+            dtype = torch.bfloat16 if self.args.bf16 else torch.float32
+            optimizer = muon_with_adamw(net, self.options, dtype=dtype, rates=rates)
+        else:
             assert rates is not None
-            return self._stock_optimizer(net, rates)
-        optimizer = muon_with_adamw(
-            net,
-            muon_learning_rate=rate,
-            learning_rate=self.options.learning_rate,
-            betas=(self.options.adam_beta1, self.options.adam_beta2),
-            epsilon=self.options.adam_epsilon,
-            weight_decay=self.options.weight_decay,
-            dtype=torch.bfloat16 if self.args.bf16 else torch.float32,
-            rates=rates,
-        )
+            optimizer = self._stock_optimizer(net, rates)
         setattr(self, "optimizer", optimizer)  # noqa: B010 (the stock class declares it)
         return optimizer
 
-    def _stock_optimizer(self, net: Any, rates: PartRates) -> Any:
+    def _stock_optimizer(self, net: Any, rates: PartRates) -> torch.optim.Optimizer:
         """The optimizer named by trainer.optim, with a learning rate per group."""
         kind, options = Trainer.get_optimizer_cls_and_kwargs(self.args, net)
         decayed = set(self.get_decay_parameter_names(net))
@@ -222,8 +216,8 @@ class AudioTrainerMixin(_Base):
             {"params": [p for n, p in trained if n in decayed], "weight_decay": self.options.weight_decay},
             {"params": [p for n, p in trained if n not in decayed], "weight_decay": 0.0},
         ]
-        setattr(self, "optimizer", kind(rates.split(groups), **options))  # noqa: B010 (declared by the stock class)
-        return self.optimizer
+        optimizer: torch.optim.Optimizer = kind(rates.split(groups), **options)
+        return optimizer
 
     # --- 3. checkpoints ------------------------------------------------------------------------
 
