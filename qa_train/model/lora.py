@@ -21,7 +21,7 @@ from torch import nn
 from qa_train.config import EncoderConfig, LanguageModelConfig, LoraSettings, ModelConfig
 from qa_train.model.layers.parts import LAYERS, PROJECTOR_MODULE
 from qa_train.model.stored.loading import read_json, short
-from qa_train.model.stored.weights import adapter_state, check_finite, load_weights, weights_digest
+from qa_train.model.stored.weights import ADAPTER, adapter_state, check_finite, load_weights, weights_digest
 from qa_train.utils.closest import did_you_mean
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ADAPTER = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"
 _BASE = "base.json"
 # The patterns that `_targets` makes: layers of a part, and names of the linear layers in them.
@@ -93,7 +92,7 @@ def add_adapters(model: nn.Module, adapters: Adapters, *, float32: bool = True) 
 
 def has_adapters(folder: str | Path) -> bool:
     """Whether ``folder`` is a checkpoint of adapters."""
-    return all((Path(folder) / name).is_file() for name in (_ADAPTER, _CONFIG, _BASE))
+    return all((Path(folder) / name).is_file() for name in (ADAPTER, _CONFIG, _BASE))
 
 
 def read_base(folder: str | Path) -> tuple[ModelConfig, int, str | None]:

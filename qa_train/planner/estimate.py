@@ -7,8 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qa_train.config import DeepspeedConfig, StageConfig
-from qa_train.config.planning import PlanConfig
+from qa_train.config import DeepspeedConfig, PlanConfig, StageConfig
 from qa_train.model.flops import Flops, Regime, forward_flops, training_flops
 from qa_train.model.layers.costs import Trained
 from qa_train.planner.activations import activations

@@ -12,7 +12,7 @@ from benchmark.measure import Batch, FirstStep, Seconds
 from benchmark.twins import REGIMES, make_config
 from qa_train.data.audio.waveform import SAMPLE_RATE
 from qa_train.model.encoders.whisper_costs import WhisperCosts
-from qa_train.model.flops import Regime, Shapes, Work, forward_flops, six_n_flops, training_flops
+from qa_train.model.flops import Regime, Shapes, Work, forward_flops, training_flops
 from qa_train.model.layers.lengths import audio_tokens
 
 _FULL_WINDOW = 3000
@@ -80,6 +80,21 @@ def describe(
     record["flop_ratio"] = stock["executed_flops"] / ours["executed_flops"]
     record["flop_ratio_8b"] = flop_ratio(large, batches, kind)
     return record
+
+
+def six_n_flops(shapes: Shapes, work: Work, regime: Regime) -> float:
+    """The usual estimate "6 N per token", for comparison with published figures.
+
+    N are the weights of linear layers and head; every token meets the head, supervised or not; without attention and
+    convolutions. 6 becomes 4 for a frozen LLM and 2 for a frozen encoder.
+    """
+    tokens = sum(work.documents)
+    llm = shapes.llm_weights + shapes.width * shapes.vocab
+    return 2.0 * (
+        shapes.encoder.weights * shapes.encoder.frames(work.segments) * (3 if regime.encoder else 1)
+        + llm * tokens * (3 if regime.llm else 2)
+        + 3 * shapes.adapter_weights(regime.lora_rank) * tokens
+    )
 
 
 def flop_ratio(shapes: Shapes, batches: dict[str, list[Batch]], regime: Regime) -> float:

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from qa_train.cli import main
-from qa_train.config import ModelConfig
+from qa_train.config import ModelConfig, PlanConfig
 from qa_train.config.compose import compose_stage
-from qa_train.config.planning import PlanConfig
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.planner.estimate import Estimate, estimate
 from qa_train.planner.memory import GIB
