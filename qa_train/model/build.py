@@ -29,6 +29,7 @@ from qa_train.model.lora import apply_adapters, has_adapters, merge_adapters, pl
 from qa_train.model.placement import choose_device
 from qa_train.model.precision import compute_dtype
 from qa_train.model.stored.loading import (
+    DTYPES,
     check_sizes,
     on_meta,
     open_folder,
@@ -396,7 +397,6 @@ def _on_meta(cfg: ModelConfig, dtype: torch.dtype) -> tuple[Model, Qwen2AudioPro
 
 
 def _dtype(name: str) -> torch.dtype:
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in dtypes:
-        raise ValueError(f"model.dtype is {name!r}; expected one of {', '.join(dtypes)}")
-    return dtypes[name]
+    if name not in DTYPES:
+        raise ValueError(f"model.dtype is {name!r}; expected one of {', '.join(DTYPES)}")
+    return DTYPES[name]

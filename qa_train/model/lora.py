@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 _CONFIG = "adapter_config.json"
 _BASE = "base.json"
-# The patterns that `_targets` makes: layers of a part, and names of the linear layers in them.
+# The patterns that `target_pattern` makes: layers of a part, and names of the linear layers in them.
 _TARGET = rf"\(\?:(?:{'|'.join(re.escape(re.escape(prefix)) for prefix in LAYERS.values())})\.\*\\\.\(\?:[\w|]+\)\)"
 _TARGETS = re.compile(rf"{_TARGET}(?:\|{_TARGET})?")
 _MOST_RANK, _MOST_ALPHA = 4096, 1 << 20
@@ -70,7 +70,7 @@ def plan_adapters(model: nn.Module, cfg: ModelConfig, *, seed: int) -> Adapters 
         r=cfg.lora.r,
         lora_alpha=cfg.lora.alpha,
         lora_dropout=cfg.lora.dropout,
-        target_modules=_targets(model, cfg.lora),
+        target_modules=target_pattern(model, cfg.lora),
         modules_to_save=None if "projector" in cfg.freeze else [PROJECTOR_MODULE],
         bias="none",
     )
@@ -195,8 +195,11 @@ def write_adapters(model: Any, folder: Path, base: str) -> int:
     return sum(weight.numel() for weight in adapter_state(model, folder).values())
 
 
-def _targets(model: nn.Module, lora: LoraSettings) -> str:
-    """A regular expression for the full names of the linear layers that get adapters: those of the repeated layers."""
+def target_pattern(model: nn.Module, lora: LoraSettings) -> str:
+    """A regular expression for the full names of the linear layers that get adapters: those of the repeated layers.
+
+    ValueError if a name of ``lora.target_modules`` is that of no layer.
+    """
     linear = {
         part: {
             name.rpartition(".")[2]

@@ -141,13 +141,7 @@ def _load(cfg: StageConfig, options: PlanConfig) -> Load:
         return from_data(cfg)
     except (ValueError, OSError) as error:
         # The shards need not be on the machine that plans; the estimate reports why it did not use them.
-        load = declared(
-            cfg,
-            clip_s=options.clip_s,
-            hours=options.hours,
-            text_tokens=options.text_tokens,
-            answer_tokens=options.answer_tokens,
-        )
+        load = declared(cfg, options)
         problems = [*load.problems, f"shards not read: {str(error).splitlines()[0]}"]
         if cfg.trainer.epochs is not None:
             problems.append(f"trainer.epochs is counted from the shards; planned are {cfg.trainer.max_steps} steps")

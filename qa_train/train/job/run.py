@@ -34,7 +34,7 @@ from qa_train.config import BY_NAME, STAGES, StageConfig, TrainerConfig, digests
 from qa_train.config import changed as environment_changed
 from qa_train.config.renamed import with_new_names
 from qa_train.train.job import checkpoints, states
-from qa_train.train.job.distributed import by_main
+from qa_train.train.job.distributed import by_main, world_size
 from qa_train.train.job.owner import own
 from qa_train.utils.atomic import write_json, write_text
 from qa_train.utils.masking import masked_values, masked_words
@@ -263,7 +263,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.system(),
         "cpus": os.cpu_count(),
-        "world_size": int(os.environ.get("WORLD_SIZE", 1)),
+        "world_size": world_size(),
     }
 
 
