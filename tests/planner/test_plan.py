@@ -240,11 +240,7 @@ def test_shards_at_hand_are_counted_although_the_tokenizer_is_not(tmp_path: Path
 
 
 def test_adapters_of_layers_that_no_model_has_are_refused_as_by_the_run() -> None:
-    words = [
-        "experiment=smoke",
-        "model.freeze=[encoder]",
-        "model.lora.parts=[llm]",
-        "model.lora.target_modules=[qproj]",
-    ]
+    words = ["experiment=smoke", "model.freeze=[encoder]", "model.lora.parts=[llm]"]
+    words.append("model.lora.target_modules=[qproj]")
     with pytest.raises(ValueError, match="did you mean q_proj"):
         plan("pretrain", *words, gpus=1)
