@@ -2,43 +2,25 @@
 
     python scripts/benchmark_encoder_start.py [SHARDS] [RANKS]
 
-SHARDS indexes of 10,000 rows (`benchmark_plan.made_rows`; all rows name the same clip) are on disk, seen by three
+SHARDS indexes of 10,000 rows (`benchmark_plan.write_shards`; all rows name the same clip) are on disk, seen by three
 sources. Compared are a look at every clip, which a shard without a manifest needs; the manifests of all shards; and
 those of the share that one of RANKS processes reads. CPU and wall seconds, files in the page cache.
 """
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from benchmark_plan import ROWS, config, made_rows
+from benchmark_plan import ROWS, config, write_shards
 
 from qa_train.data.audio.encoder_cache import EncoderCache, share_of
 from qa_train.data.cached_clips import wanted_shards
 from qa_train.data.open_sources import open_sources
-from qa_train.data.shards.sidecar import SCHEMA, ShardIndex, load_index, write_index
-from qa_train.data.shards.writer import ShardWriter
 from qa_train.model.tokenizers import load_tokenizer
-
-
-def make_shards(folder: Path, shards: int) -> None:
-    """Indexes of so many shards, each over a copy of the same small tar."""
-    with ShardWriter(folder / "00000.tar") as writer:
-        writer.write("clip", {"text": "x"}, np.random.default_rng(0).normal(0, 0.1, 80_000).astype(np.float32))
-    index = load_index(str(folder / "00000.tar"))
-    clip: dict[str, Any] = {name: index.table[name][0].as_py() for name in SCHEMA.names[1:7]}
-    for shard in range(shards):
-        path = folder / f"{shard:05d}.tar"
-        if shard:
-            shutil.copy(folder / "00000.tar", path)
-        write_index(ShardIndex(str(path), made_rows(shard, SCHEMA.names, clip), index.shard_size, f"{shard}"))
 
 
 def timed(name: str, clips: int, work: Callable[[], int]) -> None:
@@ -55,7 +37,7 @@ def main() -> None:
     shards, ranks = (*map(int, sys.argv[1:]), *(20, 8)[len(sys.argv) - 1 :])[:2]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_shards(folder, shards)
+        write_shards(folder, shards * ROWS)
         data = config([str(folder)], error_budget=1.0)
         sources = open_sources(data, load_tokenizer("builtin:nano"), seed=0, preference=False)
         clips = shards * ROWS

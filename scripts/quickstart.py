@@ -28,10 +28,11 @@ from threading import Event, Thread
 from typing import Any
 
 import quickstart_time
-from quickstart_recipes import PARTS, RECIPES, Recipe
+from quickstart_recipes import PARTS, RECIPES, Recipe, experiment
 from quickstart_report import TITLES, write_results
 
 from qa_train.config import starter_dir
+from qa_train.utils.atomic import write_json
 from qa_train.utils.process import end_with_parent
 from qa_train.utils.progress import duration
 
@@ -174,37 +175,15 @@ class Quickstart:
             stage, f"experiment=quickstart_{stage}", *where, *self.recipe.overrides(stage), processes=PROCESSES
         )
 
-    def checkpoint(self, stage: str) -> str:
-        """What the evaluation after ``stage`` loads: the run, or the untrained model before them."""
-        return str(self.root / stage)
-
 
 def default_folder(recipe: str) -> Path:
     """The folder of a recipe if none is given."""
     return Path("runs/quickstart" + ("" if recipe == "full" else f"-{recipe}"))
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Atomically, so that an interruption leaves the old file."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False))
-    temporary.replace(path)
-
-
-def configuration(stage: str, *words: str) -> Any:
-    """The quickstart's experiment of a stage."""
-    from hydra import compose, initialize_config_dir
-
-    from qa_train.config import config_dir, register, to_stage_config
-
-    register()
-    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir().resolve())):
-        return to_stage_config(compose(stage, [f"experiment=quickstart_{stage}", "run.dir=unused", *words]))
-
-
 def evaluation_sets(root: Path, stage: str) -> dict[str, Any]:
     """What is measured after ``stage``: the sets of its experiment, under their titles."""
-    cfg = configuration("pretrain" if stage == "before" else stage, f"data.root={root}")
+    cfg = experiment("pretrain" if stage == "before" else stage, f"data.root={root}")
     return {
         TITLES[name]: dataclasses.replace(each, template=each.template or cfg.kind.template)
         for name, each in cfg.evaluation.sets.items()
@@ -219,8 +198,9 @@ def evaluate(quick: Quickstart, stage: str) -> None:
     # Before DPO the model is its own reference, and every reward is zero.
     pairs = quick.pool.submit(preference_scores, quick.root, quick.recipe.items) if stage == "dpo" else None
     clips = quick.root / "eval" / "clips"
+    # The run, or the untrained model before them.
     jobs = {
-        name: quick.pool.submit(evaluate_set, quick.checkpoint(stage), name, each, clips) for name, each in sets.items()
+        name: quick.pool.submit(evaluate_set, str(quick.root / stage), name, each, clips) for name, each in sets.items()
     }
     print(f"answering {len(sets)} sets of held-out items", flush=True)
     scores = {}
@@ -298,7 +278,7 @@ def save_untrained(quick: Quickstart) -> None:
     from qa_train.train.job.distributed import name_accelerator
 
     name_accelerator()
-    cfg = configuration("pretrain")
+    cfg = experiment("pretrain")
     model, processor = build_model(cfg.model, seed=cfg.run.seed)
     folder = quick.root / "before"
     model.save_pretrained(folder)
@@ -324,7 +304,7 @@ def sample_pairs(quick: Quickstart) -> None:
     from qa_train.preferences.draw import sampled_pairs
     from qa_train.preferences.rank import ByWordErrors
 
-    model, processor = load_answering_model(quick.checkpoint("sft"))
+    model, processor = load_answering_model(quick.root / "sft")
     generator, limits = Generator(model, processor), Limits(64, 32768)
     clips = EvalSetConfig([str(quick.data / "asr-train-*.tar")], "ask_transcript", "chat", metric="wer",
                     min_words=3, limit=quick.recipe.pair_clips)  # fmt: skip

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
+
+from qa_train.config import StageConfig, compose_stage, config_dir
 
 STAGES = ("pretrain", "sft", "dpo")
 PARTS = (
@@ -91,9 +92,12 @@ RECIPES = {
 }
 
 
+def experiment(stage: str, *words: str) -> StageConfig:
+    """The configuration of a stage's experiment, with other settings."""
+    return compose_stage(stage, [f"experiment=quickstart_{stage}", *words])
+
+
 def settings(stage: str) -> dict[str, Any]:
     """The trainer section of a stage's experiment."""
-    from qa_train.config import config_dir
-
-    path = Path(config_dir()) / "experiment" / f"quickstart_{stage}.yaml"
+    path = config_dir() / "experiment" / f"quickstart_{stage}.yaml"
     return dict(yaml.safe_load(path.read_text(encoding="utf-8"))["trainer"])

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from quickstart_recipes import PARTS, STAGES, Recipe, settings
+from quickstart_recipes import PARTS, STAGES, Recipe, experiment
 
 from qa_train.utils.progress import duration
 
@@ -76,9 +76,7 @@ def probe() -> dict[str, Any]:
     """One process's measurement, in CPU seconds; see ``Probe``."""
     import numpy as np
     import torch
-    from hydra import compose, initialize_config_dir
 
-    from qa_train.config import config_dir, register, to_stage_config
     from qa_train.infer.encoded import encode as heard
     from qa_train.model import build_model
     from qa_train.model.precision import native_bfloat16
@@ -87,22 +85,10 @@ def probe() -> dict[str, Any]:
 
     torch.set_num_threads(1)
     keep_freed_memory()
-    wanted = settings("pretrain")["bf16"]
-    bf16 = native_bfloat16("cpu") if wanted == "auto" else bool(wanted)
-    register()
-    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir().resolve())):
-        cfg = to_stage_config(compose("pretrain", ["experiment=quickstart_pretrain", "run.dir=unused"]))
+    cfg = experiment("pretrain")
+    bf16 = native_bfloat16("cpu") if cfg.trainer.bf16 == "auto" else bool(cfg.trainer.bf16)
     model, processor = build_model(cfg.model, seed=0)
-    options = cfg.trainer
-    optimizer = muon_with_adamw(
-        model,
-        muon_learning_rate=options.muon_learning_rate or options.learning_rate,
-        learning_rate=options.learning_rate,
-        betas=(options.adam_beta1, options.adam_beta2),
-        epsilon=options.adam_epsilon,
-        weight_decay=options.weight_decay,
-        dtype=torch.bfloat16 if bf16 else torch.float32,
-    )
+    optimizer = muon_with_adamw(model, cfg.trainer, dtype=torch.bfloat16 if bf16 else torch.float32)
     batch = _batch(model, processor)
     waves = list(np.random.default_rng(0).normal(0, 0.1, (4, _PROBE_AUDIO_S * 4000)).astype(np.float32))
     mel_bins = int(processor.feature_extractor.feature_size)

@@ -13,7 +13,7 @@ from qa_train.callbacks.drift import check_rule, drifted, mean_words
 from qa_train.callbacks.held_out import HeldOut
 from qa_train.cli import main
 from qa_train.config import EvalSetConfig, EvaluationConfig, StageConfig, StopConfig
-from qa_train.config.settings.evaluation import check_evaluation
+from qa_train.config.checks.evaluation_checks import check_evaluation
 from qa_train.data.text.sample import Message, Sample
 from qa_train.eval.answers import Outcome
 from qa_train.eval.questions import Question

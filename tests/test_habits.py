@@ -19,8 +19,8 @@ from trl import DPOConfig, SFTConfig
 
 from qa_train.__main__ import main
 from qa_train.command_line.command_table import _ELSEWHERE, COMMANDS, NAMES
-from qa_train.config import ChatConfig, EvalConfig, ExportConfig, ServeConfig, habits
-from qa_train.config.habits import _HERE, _NONE, habit
+from qa_train.config import ChatConfig, EvalConfig, ExportConfig, ServeConfig
+from qa_train.config.habits import habit, tables
 from qa_train.config.nearest import valid_keys
 from qa_train.data.shards.sidecar import SUFFIX
 from tests.train.conftest import ROOT
@@ -46,7 +46,7 @@ def test_every_field_of_the_libraries_is_a_setting_or_is_answered(library: Any) 
 
 
 def test_every_name_is_answered_once() -> None:
-    names = [name for table in (_HERE, _NONE) for names in table.values() for name in names.split()]
+    names = [name for table in ("settings", "no_setting") for names in tables()[table].values() for name in names]
     assert Counter(names).most_common(1)[0][1] == 1
 
 
@@ -54,7 +54,7 @@ def test_the_keys_of_the_answers_exist() -> None:
     known = {*valid_keys(), "data.sources.NAME", "evaluation.sets.NAME"}
     said = {
         word
-        for answer in (*_HERE, *_NONE)
+        for answer in (*tables()["settings"], *tables()["no_setting"])
         for word in re.findall(r"\b(?:trainer|data|model|dpo|run|tracking|evaluation)\.[a-z_.]+", answer)
     }
     unknown = [word for word in said if not any(key.startswith(word.rstrip(".")) for key in known)]
@@ -144,8 +144,8 @@ def test_options_and_commands_typed_by_habit(line: str, capsys: pytest.CaptureFi
 def test_the_options_of_the_answers_exist() -> None:
     known = {field.name for kind in (ExportConfig, ChatConfig, ServeConfig, EvalConfig) for field in fields(kind)}
     known |= {"path", "shards"}
-    assert {each for answer in habits._OPTIONS for each in answer.partition("=")[0].split()} <= known
-    names = [name for names in habits._OPTIONS.values() for name in names.split()]
+    assert {each for answer in tables()["options"] for each in answer.partition("=")[0].split()} <= known
+    names = [name for names in tables()["options"].values() for name in names]
     assert Counter(names).most_common(1)[0][1] == 1
     assert not known & set(names)
 

@@ -13,7 +13,7 @@ import pytest
 
 from qa_train.callbacks.held_out import _apart, _rows, keep_clips, summary
 from qa_train.config import EvalSetConfig, EvaluationConfig, StageConfig
-from qa_train.config.settings.evaluation import check_evaluation
+from qa_train.config.checks.evaluation_checks import check_evaluation
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.sample import AudioPart, Message, Sample
 from qa_train.eval.answers import Outcome, predictions

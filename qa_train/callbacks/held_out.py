@@ -38,7 +38,7 @@ from qa_train.eval.result_folder import PREDICTIONS
 from qa_train.eval.scores.task_metrics import Prediction, score
 from qa_train.infer.encoded import EncodedClips
 from qa_train.infer.generate import Decoding, Generator
-from qa_train.train.job.distributed import from_main, world_size, zero_stage
+from qa_train.train.job.distributed import by_main, from_main, world_size
 from qa_train.train.mixin import AudioTrainerMixin
 from qa_train.train.safety.guards import StopRun
 from qa_train.train.stage import Stage
@@ -71,7 +71,7 @@ class HeldOut(TrainerCallback):
         self._clips = EncodedClips()
         self._limits = Limits(self.options.batch_size, self.options.token_budget)
         # Every forward pass then gathers the weights from all processes: all must make the same ones.
-        self._in_step = zero_stage(stage.cfg.deepspeed.config) == 3
+        self._in_step = stage.cfg.deepspeed.zero_stage == 3
         run = stage.run
         self._kept = keep_clips(self.sets, run.dir / FOLDER, self.options) if run.is_main else {}
 
@@ -102,7 +102,7 @@ class HeldOut(TrainerCallback):
     def _measure(self, model: Any, step: int, args: Any, *, own_record: bool = False) -> None:
         """Evaluate, write the scores down, and end the run if they have drifted; a collective call."""
         numbers = self.evaluate(model, step, args)
-        found = from_main(self._drifts(numbers) if self.options.stop and self.stage.run.is_main else {})
+        found = by_main(lambda: self._drifts(numbers) if self.options.stop else {})
         ends = [words for name, words in found.items() if self.options.stop[name].action == "stop"]
         # A step that ends the run is not logged any more.
         self.trainer.report(numbers, own_record=own_record or bool(ends))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from qa_train.config import STAGES
-from qa_train.config.planning import PlanConfig
+from qa_train.config import STAGES, PlanConfig
 from qa_train.utils.atomic import write_json
 from qa_train.utils.terminal import layout
 

@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, get_origin, get_type_hints
 
-from qa_train.config.habits import PLACES, habit
+from qa_train.config.habits import habit
 from qa_train.config.places import searched
 from qa_train.config.renamed import RENAMED
 from qa_train.config.settings.sections import BY_NAME, StageConfig
@@ -21,6 +21,11 @@ _NO_KEY = re.compile(r"Key '[^']*' (?:is not in struct|not in '|is not in )")
 _FULL_KEY = re.compile(r"full_key: (\S+)")
 _OVERRIDDEN = re.compile(r"Could not override '[+~]*([^']+)'")
 _NO_OPTION = re.compile(r"Could not find '([^']+)/([^'/]+)'")
+# Groups for which people give a place instead of a name -> what to write.
+_PLACES = {
+    "model": "model= names a shape; weights are model.checkpoint=FOLDER_OR_HUB_ID",
+    "data": "data= names a mixture; your own shards are data=empty '+data.sources.NAME.shards=[PATHS]' (docs/data.md)",
+}
 
 
 def explain(error: BaseException) -> str | None:
@@ -74,8 +79,8 @@ def _unread(override: str, why: str) -> str:
 def _no_option(group: str, option: str, text: str) -> str:
     options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
     first, _, folder = group.partition("/")
-    if first in PLACES and (folder or "." in option):
-        return f"there is no {first}={f'{folder}/' if folder else ''}{option}: {PLACES[first]}"
+    if first in _PLACES and (folder or "." in option):
+        return f"there is no {first}={f'{folder}/' if folder else ''}{option}: {_PLACES[first]}"
     hint = did_you_mean(option, options, f"{group}={{}}", cutoff=0.4)
     return f"there is no {group}={option}: {hint}there are {', '.join(options) or 'none'}; {searched(group)}"
 

@@ -7,14 +7,13 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qa_train.config import DeepspeedConfig, StageConfig
-from qa_train.config.planning import PlanConfig
+from qa_train.config import DeepspeedConfig, PlanConfig, StageConfig
 from qa_train.model.flops import Flops, Regime, forward_flops, training_flops
 from qa_train.model.layers.costs import Trained
 from qa_train.planner.activations import activations
 from qa_train.planner.gpus import Gpu, find_gpu
 from qa_train.planner.measured import Pace, pace_of
-from qa_train.planner.memory import GIB, Memory, memory, precision_of, trains_in_bfloat16, zero_stage
+from qa_train.planner.memory import GIB, Memory, memory, precision_of, trains_in_bfloat16
 from qa_train.planner.sizes import Sizes, measure
 from qa_train.planner.work import Load, declared, from_data
 
@@ -102,13 +101,13 @@ def with_offload(cfg: StageConfig, offload: str | None) -> StageConfig:
     """``cfg`` with DeepSpeed's offloading on. ValueError where DeepSpeed could not do it."""
     if offload is None:
         return cfg
-    stage = zero_stage(cfg)
+    stage = cfg.deepspeed.zero_stage
     if offload not in ("optimizer", "all") or not stage or (offload == "all" and stage < 3):
         raise ValueError(
             f"plan: offload={offload} with ZeRO-{stage}: use offload=optimizer with zero=1, 2 or 3, or all with 3"
         )
     cfg = deepcopy(cfg)
-    zero = cfg.deepspeed.config["zero_optimization"]
+    zero = cfg.deepspeed.zero
     zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     if offload == "all":
         zero["offload_param"] = {"device": "cpu", "pin_memory": True}
@@ -142,13 +141,7 @@ def _load(cfg: StageConfig, options: PlanConfig) -> Load:
         return from_data(cfg)
     except (ValueError, OSError) as error:
         # The shards need not be on the machine that plans; the estimate reports why it did not use them.
-        load = declared(
-            cfg,
-            clip_s=options.clip_s,
-            hours=options.hours,
-            text_tokens=options.text_tokens,
-            answer_tokens=options.answer_tokens,
-        )
+        load = declared(cfg, options)
         problems = [*load.problems, f"shards not read: {str(error).splitlines()[0]}"]
         if cfg.trainer.epochs is not None:
             problems.append(f"trainer.epochs is counted from the shards; planned are {cfg.trainer.max_steps} steps")
@@ -192,7 +185,7 @@ def _suggest(made: Estimate) -> list[str]:
             found.append("it fits with " + " ".join(f"{key}={value}" for key, value in chosen.items()))
             break
     more = made.options.gpus
-    while more < _MOST_GPUS and zero_stage(made.cfg):
+    while more < _MOST_GPUS and made.cfg.deepspeed.zero_stage:
         more *= 2
         if memory(made.cfg, made.sizes, more, made.memory.activations).fits(made.gpu.memory_gib * GIB):
             found.append(f"it fits unchanged on gpus={more} (trainer.batches_per_step: a multiple of {more})")
@@ -202,7 +195,7 @@ def _suggest(made: Estimate) -> list[str]:
 
 def _changes(cfg: StageConfig, gpus: int) -> Iterator[dict[str, Any]]:
     """What can be changed without changing what is learned, in the order of its price in time."""
-    stage, modes = zero_stage(cfg), cfg.trainer.gradient_checkpointing
+    stage, modes = cfg.deepspeed.zero_stage, cfg.trainer.gradient_checkpointing
     if modes.llm == "none":
         yield {_LLM_MODE: "selective"}
     if gpus > 1 and stage < 2:
@@ -218,7 +211,7 @@ def _changes(cfg: StageConfig, gpus: int) -> Iterator[dict[str, Any]]:
         # The step keeps its size: half as many tokens at a time, twice as often.
         tokens, batches = tokens // 2, batches * 2
         yield {"data.tokens_per_batch": tokens, "trainer.batches_per_step": batches}
-    if (stage or gpus > 1) and "offload_optimizer" not in cfg.deepspeed.config.get("zero_optimization", {}):
+    if (stage or gpus > 1) and "offload_optimizer" not in cfg.deepspeed.zero:
         yield {"offload": "optimizer"}
 
 
@@ -227,7 +220,7 @@ def _changed(cfg: StageConfig, key: str, value: Any) -> StageConfig:
     if key == "offload":
         return with_offload(cfg, value)
     if key == "zero":
-        zero = {**cfg.deepspeed.config.get("zero_optimization", {}), "stage": value, "overlap_comm": True}
+        zero = {**cfg.deepspeed.zero, "stage": value, "overlap_comm": True}
         config = {**cfg.deepspeed.config, "zero_optimization": zero}
         return replace(cfg, deepspeed=DeepspeedConfig(name=f"zero{value}", config=config))
     *sections, name = key.split(".")

@@ -63,11 +63,6 @@ class Memory:
         return self.total <= USABLE * card
 
 
-def zero_stage(cfg: StageConfig) -> int:
-    """DeepSpeed's ZeRO stage of a configuration; 0 without DeepSpeed."""
-    return int(cfg.deepspeed.config.get("zero_optimization", {}).get("stage", 0))
-
-
 def live_reference(cfg: StageConfig) -> bool:
     """Whether a second model is kept: with adapters the reference is the model without them."""
     return cfg.kind.reference_forwards(cfg) > 0 and not cfg.model.lora.parts
@@ -88,12 +83,11 @@ def precision_of(cfg: StageConfig) -> Precision:
 
 def memory(cfg: StageConfig, sizes: Sizes, gpus: int, kept: Activations) -> Memory:
     """Memory of one of ``gpus`` GPUs. ValueError for an optimizer whose states are not in the table."""
-    stage, b = zero_stage(cfg), precision_of(cfg).weights
+    stage, b = cfg.deepspeed.zero_stage, precision_of(cfg).weights
     total, trained = sizes.parameters, sizes.trained_parameters
     if not cfg.deepspeed.config:
         return _plain(cfg, sizes, gpus, kept)
-    zero: dict[str, Any] = cfg.deepspeed.config.get("zero_optimization", {})
-    share = gpus if stage else 1
+    zero, share = cfg.deepspeed.zero, gpus if stage else 1
     g = 4 if cfg.deepspeed.config.get("data_types", {}).get("grad_accum_dtype") == "fp32" else b
     kinds = {
         "weights": b * total / (gpus if stage == 3 else 1),

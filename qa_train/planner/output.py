@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qa_train.planner.estimate import MFU_SOURCE, Estimate
-from qa_train.planner.memory import GIB, OVERHEAD, USABLE, zero_stage
+from qa_train.planner.memory import GIB, OVERHEAD, USABLE
 from qa_train.utils.terminal import PLAIN, Layout
 
 
@@ -22,7 +22,7 @@ def as_dict(made: Estimate) -> dict[str, Any]:
         "stage": made.cfg.stage,
         "gpu": made.options.gpu,
         "gpus": made.options.gpus,
-        "zero": zero_stage(made.cfg),
+        "zero": made.cfg.deepspeed.zero_stage,
         "parameters": made.sizes.total,
         "trained": made.sizes.trained,
         "memory_bytes": {
@@ -56,7 +56,7 @@ def as_dict(made: Estimate) -> dict[str, Any]:
 
 def _head(made: Estimate, page: Layout) -> list[str]:
     cfg, count = made.cfg, made.options.gpus
-    kind = f"ZeRO-{zero_stage(cfg)}" if cfg.deepspeed.config else "plain training"
+    kind = f"ZeRO-{cfg.deepspeed.zero_stage}" if cfg.deepspeed.config else "plain training"
     lines = [page.paint(f"{cfg.stage} of {cfg.model.name} on {count} x {made.gpu.name}, {kind}", "bold")]
     return [*lines, f"  note: {made.sizes.note}"] if made.sizes.note else lines
 
@@ -71,21 +71,18 @@ def _parameters(made: Estimate, page: Layout) -> list[str]:
 
 def _memory(made: Estimate, page: Layout) -> list[str]:
     memory, kept, modes = made.memory, made.memory.activations, made.cfg.trainer.gradient_checkpointing
-    lines = ["", page.paint("memory of one GPU, GiB", "bold")]
-    lines += [f"  {name:<34} {size / GIB:>8.2f}" for name, size in memory.kinds.items() if size]
     rows = [
+        *memory.kinds.items(),
         (f"activations, encoder ({modes.encoder})", kept.encoder),
         (f"activations, LLM ({modes.llm})", kept.llm),
         ("activations, recomputed layer", kept.recomputed),
         ("logits and their gradient", kept.logits),
+        ("optimizer step instead of these", memory.step if memory.step > kept.total else 0.0),
+        ("fragmentation", memory.fragmentation),
+        ("CUDA and NCCL", OVERHEAD),
     ]
+    lines = ["", page.paint("memory of one GPU, GiB", "bold")]
     lines += [f"  {name:<34} {size / GIB:>8.2f}" for name, size in rows if size]
-    if memory.step > kept.total:
-        lines.append(f"  {'optimizer step instead of these':<34} {memory.step / GIB:>8.2f}")
-    lines += [
-        f"  {'fragmentation':<34} {memory.fragmentation / GIB:>8.2f}",
-        f"  {'CUDA and NCCL':<34} {OVERHEAD / GIB:>8.2f}",
-    ]
     verdict = page.paint("fits", "green") if made.fits else page.paint("DOES NOT FIT", "red")
     usable = f"{USABLE * made.gpu.memory_gib:.1f} ({USABLE:.0%} of {made.gpu.memory_gib:.1f})"
     lines.append(f"  {'about':<34} {memory.total / GIB:>8.2f}  of {usable}: {verdict}")

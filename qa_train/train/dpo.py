@@ -16,8 +16,7 @@ from qa_train.data.batches import Batches, PreferenceBatches
 from qa_train.model import build_model, load_weights, weights_digest
 from qa_train.model.layers.kernels import use_liger_kernels
 from qa_train.train.flow import Callback, train
-from qa_train.train.job import checkpoints
-from qa_train.train.job.distributed import from_main, whole, zero_stage
+from qa_train.train.job.distributed import by_main, whole
 from qa_train.train.mixin import AudioTrainerMixin
 from qa_train.train.numbers.tally import PAIR_VALUES, pair_curves, pair_values
 from qa_train.train.reference import Reference
@@ -145,7 +144,7 @@ def _build(stage: Stage, args: DPOConfig) -> AudioDPOTrainer:
         say(note)
     reference = Reference(stage.run.dir / "reference", _facts(stage), is_main=stage.run.is_main)
     model = None
-    cut = zero_stage(cfg.deepspeed.config) == 3
+    cut = cfg.deepspeed.zero_stage == 3
     if cut if precomputed else stage.adapters is None:
         model, _ = build_model(cfg.model, seed=cfg.run.seed)
         if cfg.trainer.use_liger_kernel:
@@ -165,7 +164,7 @@ def _build(stage: Stage, args: DPOConfig) -> AudioDPOTrainer:
     )
     if precomputed:
         assert isinstance(stage.batches, PreferenceBatches)
-        first = checkpoints.step_of(stage.resume) * cfg.trainer.batches_per_step if stage.resume else 0
+        first = stage.first_step * cfg.trainer.batches_per_step
         reference.fill(trainer, stage.batches, num_batches, cfg.data.tokens_per_batch, first=first)
         trainer.ref_model = None
     else:
@@ -200,7 +199,7 @@ def _facts(stage: Stage) -> dict[str, Any]:
         digest = weights_digest(stage.model, whole)
     else:
         # Every process holds the same weights: one of them hashes.
-        digest = from_main(weights_digest(stage.model) if stage.run.is_main else None)
+        digest = by_main(lambda: weights_digest(stage.model))
     return {
         "kind": cfg.dpo.reference,
         "weights_digest": digest,

@@ -22,12 +22,12 @@ import torch
 from transformers import Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from qa_train.config import PartsConfig, TrainerConfig
+from qa_train.config import DeepspeedConfig, PartsConfig, TrainerConfig
 from qa_train.model.layers.on_cpu import OnCpu
 from qa_train.model.precision import train_in_float32
 from qa_train.model.stored.weights import load_weights, weights_digest
 from qa_train.train.job import checkpoints
-from qa_train.train.job.distributed import from_main, optimizer_layout, zero_stage
+from qa_train.train.job.distributed import by_main, optimizer_layout
 from qa_train.train.job.run import RunFolder
 from qa_train.train.job.watchdog import Watchdog
 from qa_train.train.numbers.metrics import MetricsWriter
@@ -197,23 +197,17 @@ class AudioTrainerMixin(_Base):
             return super().create_optimizer(model)
         net = self.model if model is None else model
         rates = PartRates(net, self.options.parts, self.options.learning_rate) if apart else None
-        if rate is None:
+        optimizer: torch.optim.Optimizer
+        if rate is not None:
+            dtype = torch.bfloat16 if self.args.bf16 else torch.float32
+            optimizer = muon_with_adamw(net, self.options, dtype=dtype, rates=rates)
+        else:
             assert rates is not None
-            return self._stock_optimizer(net, rates)
-        optimizer = muon_with_adamw(
-            net,
-            muon_learning_rate=rate,
-            learning_rate=self.options.learning_rate,
-            betas=(self.options.adam_beta1, self.options.adam_beta2),
-            epsilon=self.options.adam_epsilon,
-            weight_decay=self.options.weight_decay,
-            dtype=torch.bfloat16 if self.args.bf16 else torch.float32,
-            rates=rates,
-        )
+            optimizer = self._stock_optimizer(net, rates)
         setattr(self, "optimizer", optimizer)  # noqa: B010 (the stock class declares it)
         return optimizer
 
-    def _stock_optimizer(self, net: Any, rates: PartRates) -> Any:
+    def _stock_optimizer(self, net: Any, rates: PartRates) -> torch.optim.Optimizer:
         """The optimizer named by trainer.optim, with a learning rate per group."""
         kind, options = Trainer.get_optimizer_cls_and_kwargs(self.args, net)
         decayed = set(self.get_decay_parameter_names(net))
@@ -222,8 +216,8 @@ class AudioTrainerMixin(_Base):
             {"params": [p for n, p in trained if n in decayed], "weight_decay": self.options.weight_decay},
             {"params": [p for n, p in trained if n not in decayed], "weight_decay": 0.0},
         ]
-        setattr(self, "optimizer", kind(rates.split(groups), **options))  # noqa: B010 (declared by the stock class)
-        return self.optimizer
+        optimizer: torch.optim.Optimizer = kind(rates.split(groups), **options)
+        return optimizer
 
     # --- 3. checkpoints ------------------------------------------------------------------------
 
@@ -254,10 +248,8 @@ class AudioTrainerMixin(_Base):
         self.accelerator.wait_for_everyone()
         sums = saving.flush_on_all_ranks(folder, args.process_index, args.world_size)
         if self.run.is_main:
-            next_batch, deepspeed = (
-                state.global_step * self.batches_per_step,
-                cast("dict[str, Any] | None", args.deepspeed),
-            )
+            next_batch = state.global_step * self.batches_per_step
+            deepspeed = DeepspeedConfig(config=cast("dict[str, Any] | None", args.deepspeed) or {})
             manifest = {
                 "step": state.global_step,
                 "next_batch": next_batch,
@@ -265,7 +257,7 @@ class AudioTrainerMixin(_Base):
                 "plan_fingerprint": self.batches.plan.fingerprint,
                 "optimizer": optimizer_layout(deepspeed),
                 "param_groups": saving.group_settings(self.optimizer),
-                "weights_digest": None if zero_stage(deepspeed) == 3 else weights_digest(self.model),
+                "weights_digest": None if deepspeed.zero_stage == 3 else weights_digest(self.model),
                 "best_value": self.writer.mean_since_save(self.options.keep_best),
             }
             checkpoints.commit(folder, manifest, sums)
@@ -362,19 +354,17 @@ class AudioTrainerMixin(_Base):
         told = self._describe_step(reason)
         if len(self.skipped_steps) + number > self.options.max_skipped_steps:
             raise StopRun(f"{told}; {len(self.skipped_steps)} steps are already skipped (trainer.max_skipped_steps)")
-        refusal = None
-        if self.run.is_main:
-            try:
-                removed = rollback.remove_spoilt(
-                    self.run.checkpoints, rollback.add_skips(self.run.dir, step, number, reason)
-                )
-                if removed:
-                    logger.warning("%s deleted: they contain updates that are skipped", ", ".join(removed))
-            except StopRun as error:
-                refusal = str(error)
-        refusal = from_main(refusal)
-        if refusal is not None:
-            raise StopRun(f"{told}; {refusal}")
+
+        def remove_spoilt() -> list[str]:
+            first = rollback.add_skips(self.run.dir, step, number, reason)
+            return rollback.remove_spoilt(self.run.checkpoints, first)
+
+        try:
+            removed = by_main(remove_spoilt)
+        except StopRun as error:
+            raise StopRun(f"{told}; {error}") from error
+        if removed and self.run.is_main:
+            logger.warning("%s deleted: they contain updates that are skipped", ", ".join(removed))
         raise rollback.RollBack(f"{told}. The same command does so and skips the steps in {rollback.FILE}")
 
     def _describe_step(self, problem: str, *, done: bool = False) -> str:

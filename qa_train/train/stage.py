@@ -13,6 +13,7 @@ import torch
 from qa_train.config import StageConfig
 from qa_train.data.batches import Batches, Collator
 from qa_train.model.lora import Adapters, add_adapters
+from qa_train.train.job import checkpoints
 from qa_train.train.job.run import RunFolder
 from qa_train.train.numbers.metrics import MetricsWriter
 
@@ -31,6 +32,11 @@ class Stage:
     adapters: Adapters | None = None
 
     @property
+    def first_step(self) -> int:
+        """Steps that were done before this start: those of the checkpoint that it resumes from."""
+        return checkpoints.step_of(self.resume) if self.resume else 0
+
+    @property
     def dataset(self) -> datasets.Dataset:
         """The plan as TRL and accelerate want it: batch numbers, read in order."""
         total = self.cfg.trainer.max_steps * self.cfg.trainer.batches_per_step
@@ -43,8 +49,7 @@ class Stage:
         """The model, with its adapters if the configuration has some."""
         if self.adapters is None:
             return self.model
-        zero3 = self.cfg.deepspeed.config.get("zero_optimization", {}).get("stage") == 3
-        return add_adapters(self.model, self.adapters, float32=not zero3)
+        return add_adapters(self.model, self.adapters, float32=self.cfg.deepspeed.zero_stage != 3)
 
     @property
     def collator(self) -> Collator:

@@ -68,8 +68,8 @@ def test_muon_is_scaled_as_the_part_is() -> None:
     model = make_twins().ours
     freeze(model, [])
     rates = PartRates(model, PARTS, 1e-3)
-    options = {"betas": (0.9, 0.95), "epsilon": 1e-8, "weight_decay": 0.1, "rates": rates}
-    optimizer = muon_with_adamw(model, muon_learning_rate=4e-3, learning_rate=1e-3, **options)
+    options = TrainerConfig(muon_learning_rate=4e-3, learning_rate=1e-3, weight_decay=0.1)
+    optimizer = muon_with_adamw(model, options, rates=rates)
     found = rates_of(optimizer.param_groups, model)
     assert found["model.audio_tower.layers.1.fc1.weight"] == pytest.approx((4e-4 / 2, 0.1))
     assert found["model.language_model.layers.0.mlp.up_proj.weight"] == pytest.approx((8e-3, 0.3))
@@ -93,9 +93,7 @@ def test_adapters_have_the_rate_of_their_part() -> None:
     assert {rate for name, (rate, _) in found.items() if name not in lora} == {1e-3}
     # Muon's orthogonal update is not for the two factors of an adapter.
     with pytest.raises(ValueError, match="no hidden matrix trains"):
-        muon_with_adamw(
-            model, muon_learning_rate=1.0, learning_rate=1.0, betas=(0.9, 0.9), epsilon=1e-8, weight_decay=0.0
-        )
+        muon_with_adamw(model, TrainerConfig(muon_learning_rate=1.0))
 
 
 def test_a_setting_without_effect_is_an_error() -> None:

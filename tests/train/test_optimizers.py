@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from qa_train.config import StageConfig
+from qa_train.config import StageConfig, TrainerConfig
 from qa_train.train import arguments
 from qa_train.train.optimizer.muon import Muon, MuonWithAdamW, muon_with_adamw, shares
 
@@ -25,9 +25,7 @@ def model() -> nn.Module:
 
 
 def optimizer(net: nn.Module) -> MuonWithAdamW:
-    return muon_with_adamw(
-        net, muon_learning_rate=0.02, learning_rate=0.01, betas=(0.9, 0.98), epsilon=1e-8, weight_decay=0.1
-    )
+    return muon_with_adamw(net, TrainerConfig(muon_learning_rate=0.02, learning_rate=0.01, weight_decay=0.1))
 
 
 def train(net: nn.Module, opt: MuonWithAdamW, steps: int) -> list[float]:

@@ -275,18 +275,6 @@ def test_a_start_that_waited_sees_that_the_run_is_finished_now(tmp_path: Path, m
     assert folder_of(tmp_path).take(5) == 5
 
 
-def test_the_verdict_reaches_ranks_that_look_at_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for verdict, error in (((7, None, None), None), ((None, "owned", None), Owned), ((None, None, "bad"), ValueError)):
-        monkeypatch.setattr("qa_train.train.job.run.by_main", lambda work, told=verdict: told)
-        run = RunFolder(StageConfig(stage="sft", run=RunConfig(dir=str(tmp_path / "no"))), is_main=False)
-        if error is None:
-            assert run.take(5) == 7
-        else:
-            with pytest.raises(error):
-                run.take(5)
-    assert not (tmp_path / "no").exists()
-
-
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be written"):

@@ -1,6 +1,6 @@
 """Ranks that wait for rank 0 for longer than their group allows. Run once a rank: `tests.train.forks`.
 
-waiting_program.py note|broadcast       # for work of 6 s, in a group whose collective calls may take 2 s
+waiting_program.py note|broadcast       # for work of 6 s and a refusal, in a group whose collective calls may take 2 s
 waiting_program.py STAGE KEY=VALUE ...  # a stage whose ZeRO conversion takes longer than trainer.ddp_timeout=SECONDS
 """
 
@@ -11,10 +11,12 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 import torch
 
 from qa_train.cli import main
 from qa_train.train.job import distributed, reshape
+from qa_train.train.job.owner import Owned
 
 
 def wait(how: str) -> None:
@@ -24,8 +26,14 @@ def wait(how: str) -> None:
         time.sleep(6)
         return "done"
 
+    def refuse() -> None:
+        raise Owned("another start trains here")
+
     if how == "note":
         found = distributed.by_main(work)
+        # Rank 0 alone looks, and all are refused alike.
+        with pytest.raises(Owned, match="another start trains here"):
+            distributed.by_main(refuse)
     else:
         found = distributed.from_main(work() if distributed.is_main() else None)
     assert found == "done"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import inf
+
+from qa_train.config.checks.refusal import require
 from qa_train.config.settings.sections import AugmentConfig, DpoConfig, StageConfig
 from qa_train.utils.closest import did_you_mean
 
@@ -35,13 +38,12 @@ def _check_losses(dpo: DpoConfig) -> None:
         hint = did_you_mean(unknown[0], LOSSES)
         raise ValueError(f"dpo.loss_type={losses}: {hint}use a list of {', '.join(LOSSES)}")
     weights = dpo.loss_weights
-    if weights is not None and (len(weights) != len(losses) or not all(0 <= w < float("inf") for w in weights)):
+    if weights is not None and (len(weights) != len(losses) or not all(0 <= w < inf for w in weights)):
         raise ValueError(f"dpo.loss_weights={weights} for {losses}: give one weight of 0 or more for each")
     if weights is not None and not any(weights):
         raise ValueError(f"dpo.loss_weights={weights}: the loss would always be 0; give at least one a weight above 0")
     smoothed = [name for name in losses if name in _SMOOTHED]
-    if not 0 <= dpo.label_smoothing < 0.5:
-        raise ValueError(f"dpo.label_smoothing is {dpo.label_smoothing}: use 0 or more, below 0.5")
+    require(0 <= dpo.label_smoothing < 0.5, "dpo.label_smoothing", dpo.label_smoothing, "0 or more, below 0.5")
     if dpo.label_smoothing and not smoothed:
         raise ValueError(
             f"dpo.label_smoothing={dpo.label_smoothing} has no effect on dpo.loss_type={losses}: set it to 0, or use "
@@ -54,8 +56,8 @@ def _check_losses(dpo: DpoConfig) -> None:
             f"dpo.use_weighting weighs single pairs, but {apart[0]} has no loss per pair: set it to false, or use "
             "another dpo.loss_type"
         )
-    if dpo.f_divergence_type not in _DIVERGENCES:
-        raise ValueError(f"dpo.f_divergence_type is {dpo.f_divergence_type!r}: use {', '.join(_DIVERGENCES)}")
+    kind = dpo.f_divergence_type
+    require(kind in _DIVERGENCES, "dpo.f_divergence_type", kind, ", ".join(_DIVERGENCES))
     if dpo.f_divergence_type != "reverse_kl" and (other := sorted({*losses} - _OF_DIFFERENCE)):
         raise ValueError(
             f"dpo.f_divergence_type={dpo.f_divergence_type} is not defined for {other[0]}: use reverse_kl, or "
@@ -64,12 +66,9 @@ def _check_losses(dpo: DpoConfig) -> None:
 
 
 def _check_ranges(dpo: DpoConfig) -> None:
-    if not 0 < dpo.beta < float("inf"):
-        raise ValueError(f"dpo.beta is {dpo.beta}: use a number above 0, e.g. 0.1")
-    if dpo.ld_alpha is not None and not 0 <= dpo.ld_alpha <= 1:
-        raise ValueError(f"dpo.ld_alpha is {dpo.ld_alpha}: use a weight between 0 and 1, or null")
-    if not 0 < dpo.discopop_tau < float("inf"):
-        raise ValueError(f"dpo.discopop_tau is {dpo.discopop_tau}: use a number above 0, e.g. 0.05")
+    require(0 < dpo.beta < inf, "dpo.beta", dpo.beta, "a number above 0, e.g. 0.1")
+    require(0 <= (dpo.ld_alpha or 0) <= 1, "dpo.ld_alpha", dpo.ld_alpha, "a weight between 0 and 1, or null")
+    require(0 < dpo.discopop_tau < inf, "dpo.discopop_tau", dpo.discopop_tau, "a number above 0, e.g. 0.05")
     unset = DpoConfig()
     # (option, what must be so for it to be read)
     needs = {
@@ -104,8 +103,7 @@ def _check_sync(cfg: StageConfig) -> None:
 
 def _check_reference(cfg: StageConfig) -> None:
     """A precomputed reference is valid only for pairs that do not change."""
-    if cfg.dpo.reference not in ("live", "precomputed"):
-        raise ValueError(f"dpo.reference is {cfg.dpo.reference!r}: use live or precomputed")
+    require(cfg.dpo.reference in ("live", "precomputed"), "dpo.reference", cfg.dpo.reference, "live or precomputed")
     if cfg.dpo.reference == "live":
         return
     if cfg.data.augment != AugmentConfig() or cfg.data.time_mask:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from qa_train.config.checks.refusal import require
 from qa_train.config.settings.sections import StageConfig
 
 # DeepSpeed's own settings that the trainer decides, and where.
@@ -46,30 +47,27 @@ def check_reliability(cfg: StageConfig) -> None:
         "keep_best_is": ("smallest", "largest"),
     }
     for name, allowed in choices.items():
-        if (value := getattr(trainer, name)) not in allowed:
-            raise ValueError(f"trainer.{name} is {value!r}: use {', '.join(allowed[:-1])} or {allowed[-1]}")
+        value = getattr(trainer, name)
+        require(value in allowed, f"trainer.{name}", value, f"{', '.join(allowed[:-1])} or {allowed[-1]}")
     for name in ("keep_checkpoints", "max_skipped_steps", "rollback_steps"):
-        if getattr(trainer, name) < 1:
-            raise ValueError(f"trainer.{name} is {getattr(trainer, name)}: use 1 or more")
+        require(getattr(trainer, name) >= 1, f"trainer.{name}", getattr(trainer, name), "1 or more")
     rolls_back = "rollback" in (trainer.on_nonfinite, trainer.on_loss_spike)
     if rolls_back and trainer.rollback_steps > trainer.max_skipped_steps:
         raise ValueError(
             f"trainer.rollback_steps is {trainer.rollback_steps} and trainer.max_skipped_steps "
             f"{trainer.max_skipped_steps}: no roll-back could ever happen; raise the second or lower the first"
         )
-    if trainer.keep_every_steps is not None and trainer.keep_every_steps < 1:
-        raise ValueError(f"trainer.keep_every_steps is {trainer.keep_every_steps}: use 1 or more, or null")
-    if trainer.keep_every_steps is not None and trainer.keep_every_steps % trainer.save_steps:
+    every, timeout_s = trainer.keep_every_steps, trainer.hang_timeout_s
+    require(every is None or every >= 1, "trainer.keep_every_steps", every, "1 or more, or null")
+    if every is not None and every % trainer.save_steps:
         raise ValueError(
-            f"trainer.keep_every_steps={trainer.keep_every_steps} is not a multiple of trainer.save_steps="
-            f"{trainer.save_steps}: most of those checkpoints would never be saved"
+            f"trainer.keep_every_steps={every} is not a multiple of trainer.save_steps={trainer.save_steps}: most of "
+            "those checkpoints would never be saved"
         )
-    if trainer.hang_timeout_s is not None and trainer.hang_timeout_s <= 0:
-        raise ValueError(f"trainer.hang_timeout_s is {trainer.hang_timeout_s}: use seconds above 0, or null")
+    require(timeout_s is None or timeout_s > 0, "trainer.hang_timeout_s", timeout_s, "seconds above 0, or null")
     if trainer.loss_spike_window < 20 or trainer.loss_spike_z <= 0:
         raise ValueError("trainer.loss_spike_window must be at least 20, and trainer.loss_spike_z above 0")
-    stage = cfg.deepspeed.config.get("zero_optimization", {}).get("stage")
-    if trainer.on_nonfinite == "skip" and stage == 3:
+    if trainer.on_nonfinite == "skip" and cfg.deepspeed.zero.get("stage") == 3:
         raise ValueError(
             "trainer.on_nonfinite=skip has not been tested under ZeRO-3: use stop or rollback, or deepspeed=zero2"
         )
@@ -104,14 +102,13 @@ def check_deepspeed(cfg: StageConfig) -> None:
     enabled = config.get("bf16", {}).get("enabled", "auto")
     if enabled not in ("auto", cfg.trainer.bf16):
         raise ValueError(f"deepspeed.config.bf16.enabled={enabled} contradicts trainer.bf16: set it to auto")
-    _check_zero(config.get("zero_optimization", {}))
+    _check_zero(cfg.deepspeed.zero)
 
 
 def _check_zero(zero: dict[str, Any]) -> None:
     """Settings of a ZeRO stage that is not the chosen one."""
     stage = zero.get("stage", 0)
-    if stage not in (1, 2, 3):
-        raise ValueError(f"deepspeed.config.zero_optimization.stage is {stage}: use 1, 2 or 3, or deepspeed=none")
+    require(stage in (1, 2, 3), "deepspeed.config.zero_optimization.stage", stage, "1, 2 or 3, or deepspeed=none")
     only_3 = [key for key in zero if key.startswith("stage3_") or key in ("offload_param", "sub_group_size")]
     only_3 += [key for key in zero if key.startswith(("zero_hpz_", "zero_quantized_", "mics_"))]
     if stage != 3 and only_3:

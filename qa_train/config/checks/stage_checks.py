@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from glob import glob
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
 
+from qa_train.config.checks.evaluation_checks import check_evaluation
+from qa_train.config.checks.refusal import require
 from qa_train.config.checks.reliability_checks import check_deepspeed, check_reliability
-from qa_train.config.settings.evaluation import check_evaluation
-from qa_train.config.settings.sections import (
-    AugmentConfig,
-    PartConfig,
-    SourceConfig,
-    StageConfig,
-)
+from qa_train.config.settings.sections import AugmentConfig, PartConfig, SourceConfig, StageConfig
 from qa_train.config.settings.stages import STAGES
 
 
@@ -41,70 +38,60 @@ def check(cfg: StageConfig) -> None:
     Raises:
         ValueError: the first contradiction found.
     """
-    if not cfg.data.sources:
-        raise ValueError("data.sources is empty: choose a data group (data=...) or list at least one source")
-    for name, source in cfg.data.sources.items():
-        if source.template not in ("base", "chat"):
-            raise ValueError(f"data.sources.{name}.template is {source.template!r}: use base or chat")
-        if not source.shards:
-            raise ValueError(f"data.sources.{name}.shards is empty: give paths, globs or URLs of .tar shards")
-        if source.weight < 0:
-            raise ValueError(f"data.sources.{name}.weight is {source.weight}: use 0 or more (0 skips the source)")
-        for option in ("max_samples", "max_epochs"):
-            value = getattr(source, option)
-            if value is not None and value < 1:
-                raise ValueError(f"data.sources.{name}.{option} is {value}: use 1 or more (weight: 0 skips the source)")
-        _check_learning(cfg.kind.pairs, name, source)
-    if all(source.weight == 0 for source in cfg.data.sources.values()):
-        raise ValueError("every source has weight 0: nothing to train on")
-    parts = {"encoder", "projector", "llm"}
-    unknown = set(cfg.model.freeze) - parts
-    if unknown:
-        raise ValueError(f"model.freeze holds {sorted(unknown)}: use any of {sorted(parts)}")
-    if set(cfg.model.freeze) == parts:
-        raise ValueError("model.freeze holds every part: nothing would train; unfreeze at least one")
-    if cfg.data.encoder_cache and "encoder" not in cfg.model.freeze:
-        raise ValueError(
-            "data.encoder_cache is set but the encoder trains, so cached outputs would be stale: "
-            "add encoder to model.freeze, or set data.encoder_cache=null"
-        )
-    if cfg.data.time_mask and not cfg.data.encoder_cache:
-        raise ValueError("data.time_mask masks cached encoder outputs: set data.encoder_cache, or data.time_mask=0")
-    if not 0 <= cfg.data.time_mask <= 0.5:
-        raise ValueError(f"data.time_mask is {cfg.data.time_mask}: use a share between 0 and 0.5")
-    noises = {"data.target_noise": cfg.data.target_noise}
-    noises |= {f"data.sources.{name}.target_noise": each.target_noise or 0.0 for name, each in cfg.data.sources.items()}
-    for key, noise in noises.items():
-        if not 0 <= noise <= 0.5:
-            raise ValueError(f"{key} is {noise}: use a share between 0 and 0.5")
-        if noise and cfg.kind.pairs:
-            raise ValueError(f"{key}={noise} has no effect on preference pairs: remove it")
+    _check_sources(cfg)
+    _check_encoder_cache(cfg)
     _check_sections(cfg)
     _check_parts(cfg)
     check_reliability(cfg)
     check_deepspeed(cfg)
     check_evaluation(cfg)
-    if cfg.data.encoder_cache and cfg.data.augment != AugmentConfig():
+    _check_trainer(cfg)
+    _check_tracking(cfg)
+    cfg.kind.check_section(cfg)
+
+
+def _check_sources(cfg: StageConfig) -> None:
+    sources = cfg.data.sources
+    if not sources:
+        raise ValueError("data.sources is empty: choose a data group (data=...) or list at least one source")
+    for name, source in sources.items():
+        key = f"data.sources.{name}"
+        require(source.template in ("base", "chat"), f"{key}.template", source.template, "base or chat")
+        if not source.shards:
+            raise ValueError(f"{key}.shards is empty: give paths, globs or URLs of .tar shards")
+        require(source.weight >= 0, f"{key}.weight", source.weight, "0 or more (0 skips the source)")
+        for option in ("max_samples", "max_epochs"):
+            most = getattr(source, option)
+            require(most is None or most >= 1, f"{key}.{option}", most, "1 or more (weight: 0 skips the source)")
+        _check_learning(cfg.kind.pairs, key, source)
+    if all(source.weight == 0 for source in sources.values()):
+        raise ValueError("every source has weight 0: nothing to train on")
+    noises = {"data.target_noise": cfg.data.target_noise}
+    noises |= {f"data.sources.{name}.target_noise": each.target_noise or 0.0 for name, each in sources.items()}
+    for key, noise in noises.items():
+        require(0 <= noise <= 0.5, key, noise, "a share between 0 and 0.5")
+        if noise and cfg.kind.pairs:
+            raise ValueError(f"{key}={noise} has no effect on preference pairs: remove it")
+    if cfg.kind.pairs and any(source.template != "chat" for source in sources.values()):
+        raise ValueError(f"{cfg.stage} sources must have template: chat (preference pairs are chats)")
+
+
+def _check_encoder_cache(cfg: StageConfig) -> None:
+    """A cache holds what a frozen encoder made of audio that does not change."""
+    cache, time_mask = cfg.data.encoder_cache, cfg.data.time_mask
+    if cache and "encoder" not in cfg.model.freeze:
+        raise ValueError(
+            "data.encoder_cache is set but the encoder trains, so cached outputs would be stale: "
+            "add encoder to model.freeze, or set data.encoder_cache=null"
+        )
+    if cache and cfg.data.augment != AugmentConfig():
         raise ValueError(
             "data.augment changes the audio, which data.encoder_cache no longer reads: set data.encoder_cache=null, "
             "or leave data.augment out and use data.time_mask"
         )
-    _check_trainer(cfg)
-    _check_tracking(cfg)
-    # With adapters, only the projector can train in full; both are then kept in float32.
-    if cfg.model.dtype != "float32" and not cfg.deepspeed.config and not cfg.model.lora.parts:
-        raise ValueError(
-            f"model.dtype={cfg.model.dtype} without DeepSpeed would train weights that have no float32 copy, and "
-            "small updates would vanish: use model.dtype=float32, or deepspeed=zero2, with trainer.bf16=true"
-        )
-    if cfg.trainer.muon_learning_rate is not None and cfg.deepspeed.config:
-        raise ValueError(
-            "trainer.muon_learning_rate needs whole matrices, which DeepSpeed partitions: "
-            "set deepspeed=none, or trainer.muon_learning_rate=null"
-        )
-    if cfg.kind.pairs and any(source.template != "chat" for source in cfg.data.sources.values()):
-        raise ValueError(f"{cfg.stage} sources must have template: chat (preference pairs are chats)")
-    cfg.kind.check_section(cfg)
+    if time_mask and not cache:
+        raise ValueError("data.time_mask masks cached encoder outputs: set data.encoder_cache, or data.time_mask=0")
+    require(0 <= time_mask <= 0.5, "data.time_mask", time_mask, "a share between 0 and 0.5")
 
 
 # Sinks of tracking.report_to -> the extra that installs them, by the name of their package.
@@ -123,30 +110,39 @@ def _check_tracking(cfg: StageConfig) -> None:
 
 
 def _check_trainer(cfg: StageConfig) -> None:
-    """Values of the trainer's options, each by itself."""
-    if cfg.trainer.bf16 not in (True, False, "auto"):
-        raise ValueError(f"trainer.bf16 is {cfg.trainer.bf16!r}: use auto, true or false")
+    """Values of the trainer's options, and the precision of the weights that it trains."""
+    bf16, epochs, smoothing = cfg.trainer.bf16, cfg.trainer.epochs, cfg.trainer.label_smoothing_factor
+    noise = cfg.trainer.neftune_noise_alpha
+    require(bf16 in (True, False, "auto"), "trainer.bf16", bf16, "auto, true or false")
     if cfg.trainer.batches_per_step < 1 or cfg.trainer.max_steps < 1:
         raise ValueError("trainer.batches_per_step and trainer.max_steps must be at least 1")
-    if cfg.trainer.epochs is not None and not 0 < cfg.trainer.epochs < float("inf"):
-        raise ValueError(f"trainer.epochs is {cfg.trainer.epochs}: use a number above 0, or null for trainer.max_steps")
-    if not 0 <= cfg.trainer.label_smoothing_factor < 1:
-        raise ValueError(f"trainer.label_smoothing_factor is {cfg.trainer.label_smoothing_factor}: use 0 to below 1")
-    if cfg.kind.pairs and cfg.trainer.label_smoothing_factor:
+    positive = epochs is None or 0 < epochs < inf
+    require(positive, "trainer.epochs", epochs, "a number above 0, or null for trainer.max_steps")
+    require(0 <= smoothing < 1, "trainer.label_smoothing_factor", smoothing, "0 to below 1")
+    if cfg.kind.pairs and smoothing:
         raise ValueError("trainer.label_smoothing_factor has no effect on preference pairs: use dpo.label_smoothing")
-    if (cfg.trainer.neftune_noise_alpha or 0) < 0:
-        raise ValueError(f"trainer.neftune_noise_alpha is {cfg.trainer.neftune_noise_alpha}: use 0 or more, e.g. 5")
+    require((noise or 0) >= 0, "trainer.neftune_noise_alpha", noise, "0 or more, e.g. 5")
+    # With adapters, only the projector can train in full; both are then kept in float32.
+    if cfg.model.dtype != "float32" and not cfg.deepspeed.config and not cfg.model.lora.parts:
+        raise ValueError(
+            f"model.dtype={cfg.model.dtype} without DeepSpeed would train weights that have no float32 copy, and "
+            "small updates would vanish: use model.dtype=float32, or deepspeed=zero2, with trainer.bf16=true"
+        )
+    if cfg.trainer.muon_learning_rate is not None and cfg.deepspeed.config:
+        raise ValueError(
+            "trainer.muon_learning_rate needs whole matrices, which DeepSpeed partitions: "
+            "set deepspeed=none, or trainer.muon_learning_rate=null"
+        )
 
 
-def _check_learning(pairs: bool, name: str, source: SourceConfig) -> None:
+def _check_learning(pairs: bool, key: str, source: SourceConfig) -> None:
     """What of a source is learned, and how strongly."""
-    if not 0 < source.loss_weight < float("inf"):
-        raise ValueError(f"data.sources.{name}.loss_weight is {source.loss_weight}: use a factor above 0")
+    require(0 < source.loss_weight < inf, f"{key}.loss_weight", source.loss_weight, "a factor above 0")
     if source.last_turn_only and source.template != "chat":
-        raise ValueError(f"data.sources.{name}.last_turn_only has no effect on template {source.template}: remove it")
+        raise ValueError(f"{key}.last_turn_only has no effect on template {source.template}: remove it")
     if pairs and (source.last_turn_only or source.loss_weight != 1):
         raise ValueError(
-            f"data.sources.{name}: last_turn_only and loss_weight have no effect on preference pairs: remove them "
+            f"{key}: last_turn_only and loss_weight have no effect on preference pairs: remove them "
             "(weight sets how often a source is drawn)"
         )
 
@@ -165,7 +161,11 @@ def _check_sections(cfg: StageConfig) -> None:
 
 def _check_parts(cfg: StageConfig) -> None:
     """Per part of the model: whether it trains, its learning rate and its memory."""
-    lora, frozen = set(cfg.model.lora.parts), set(cfg.model.freeze)
+    parts, lora, frozen = {"encoder", "projector", "llm"}, set(cfg.model.lora.parts), set(cfg.model.freeze)
+    if unknown := frozen - parts:
+        raise ValueError(f"model.freeze holds {sorted(unknown)}: use any of {sorted(parts)}")
+    if frozen == parts:
+        raise ValueError("model.freeze holds every part: nothing would train; unfreeze at least one")
     if wrong := lora - {"encoder", "llm"}:
         raise ValueError(f"model.lora.parts holds {sorted(wrong)}: use encoder, llm or both")
     if both := lora & frozen:
@@ -183,8 +183,8 @@ def _check_parts(cfg: StageConfig) -> None:
     if cfg.trainer.parts.projector.layer_decay is not None:
         raise ValueError("trainer.parts.projector.layer_decay has no effect: the projector is one layer; remove it")
     for part in ("encoder", "llm"):
-        if (kind := getattr(cfg.trainer.gradient_checkpointing, part)) not in ("none", "selective", "full"):
-            raise ValueError(f"trainer.gradient_checkpointing.{part} is {kind!r}: use none, selective or full")
+        kind, modes = getattr(cfg.trainer.gradient_checkpointing, part), ("none", "selective", "full")
+        require(kind in modes, f"trainer.gradient_checkpointing.{part}", kind, "none, selective or full")
         if cfg.trainer.compile_layers and kind != "none":
             raise ValueError(
                 f"trainer.compile_layers does not go with trainer.gradient_checkpointing.{part}={kind}: torch runs a "

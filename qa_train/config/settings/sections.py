@@ -303,6 +303,17 @@ class DeepspeedConfig:
     name: str = "none"
     config: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def zero(self) -> dict[str, Any]:
+        """The settings of ZeRO; empty without DeepSpeed."""
+        found: dict[str, Any] = self.config.get("zero_optimization", {})
+        return found
+
+    @property
+    def zero_stage(self) -> int:
+        """1, 2 or 3; 0 without DeepSpeed."""
+        return int(self.zero.get("stage", 0))
+
 
 @dataclass
 class TrackingConfig:

@@ -37,9 +37,14 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
+def have_met() -> bool:
+    """Whether this is one of several processes that can reach each other."""
+    return world_size() > 1 and torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def from_main(value: Any) -> Any:
     """Rank 0's ``value`` on every rank; a collective call when several processes have met."""
-    if world_size() == 1 or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not have_met():
         return value
     box = [value]
     torch.distributed.broadcast_object_list(box, src=0)
@@ -51,18 +56,28 @@ def by_main(work: Callable[[], T]) -> T:
 
     In a collective call of the run's own group the others would give up after trainer.ddp_timeout, so they wait for a
     note in the store by which the ranks have met.
+
+    Raises:
+        ValueError, OSError, RuntimeError: what ``work()`` raises on rank 0, on every rank.
     """
-    if world_size() == 1 or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not have_met():
         return work()
     store, done = torch.distributed.distributed_c10d._get_default_store(), f"qa_train/by_main/{next(_works)}"
     value: Any = None
+    problem: Exception | None = None
     if is_main():
-        value = work()
+        try:
+            value = work()
+        except (ValueError, OSError, RuntimeError) as error:
+            problem = error
         store.set(done, "")
     else:
         store.wait([done], _PATIENCE)
-    found: T = from_main(value)
-    return found
+    found, problem = from_main((value, problem))
+    if problem is not None:
+        raise problem
+    result: T = found
+    return result
 
 
 def accumulation_steps(cfg: TrainerConfig) -> int:
@@ -96,16 +111,11 @@ def name_accelerator() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
-def zero_stage(deepspeed: dict[str, Any] | None) -> int:
-    """The ZeRO stage of DeepSpeed's settings; 0 without DeepSpeed."""
-    return int((deepspeed or {}).get("zero_optimization", {}).get("stage", 0))
-
-
-def optimizer_layout(deepspeed: dict[str, Any] | None) -> str:
+def optimizer_layout(cfg: DeepspeedConfig) -> str:
     """How a checkpoint holds the optimizer's state: whole, or cut so that only the same shape of run can read it."""
-    if not deepspeed:
+    if not cfg.config:
         return "whole"
-    return f"cut by DeepSpeed ZeRO-{zero_stage(deepspeed)} for {world_size()} process(es)"
+    return f"cut by DeepSpeed ZeRO-{cfg.zero_stage} for {world_size()} process(es)"
 
 
 def deepspeed_options(cfg: DeepspeedConfig) -> dict[str, Any] | None:
@@ -125,7 +135,7 @@ def deepspeed_options(cfg: DeepspeedConfig) -> dict[str, Any] | None:
     _announce_a_single_process()
     if not torch.cuda.is_available():
         _prepare_deepspeed_on_cpu()
-    _check_zero_keys(cfg.config.get("zero_optimization", {}))
+    _check_zero_keys(cfg.zero)
     return cfg.config
 
 

@@ -57,15 +57,7 @@ def read_in_another_shape(folder: Path, before: str, now: str, args: Any) -> Non
             f"before, or start a new run from these weights with model.checkpoint={folder} and another run.dir"
         )
 
-    def refusal() -> str | None:
-        try:
-            make_universal(folder)
-        except (ValueError, OSError) as error:
-            return str(error)
-        return None
-
-    if (reason := by_main(refusal)) is not None:
-        raise ValueError(reason)
+    by_main(lambda: make_universal(folder))
     args.hf_deepspeed_config.config["checkpoint"] = {"load_universal": True}
 
 

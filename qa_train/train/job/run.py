@@ -21,6 +21,8 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from importlib import metadata
 from pathlib import Path
@@ -32,8 +34,8 @@ from qa_train.config import BY_NAME, STAGES, StageConfig, TrainerConfig, digests
 from qa_train.config import changed as environment_changed
 from qa_train.config.renamed import with_new_names
 from qa_train.train.job import checkpoints, states
-from qa_train.train.job.distributed import by_main
-from qa_train.train.job.owner import Owned, own
+from qa_train.train.job.distributed import by_main, world_size
+from qa_train.train.job.owner import own
 from qa_train.utils.atomic import write_json, write_text
 from qa_train.utils.masking import masked_values, masked_words
 from qa_train.utils.safe_yaml import read_yaml
@@ -92,27 +94,16 @@ class RunFolder:
             Owned: another start trains it.
             ValueError: the folder cannot be written.
         """
-        done, owned, refusal = by_main(lambda: self._take(steps))
-        if owned is not None:
-            raise Owned(owned)
-        if refusal is not None:
-            raise ValueError(refusal)
-        return done
+        return by_main(lambda: self._take(steps))
 
-    def _take(self, steps: int) -> tuple[int | None, str | None, str | None]:
-        """Steps of a finished run, who owns it, and why it cannot be owned, as words that travel to the other ranks."""
-        done = self.finished_steps()
-        if done is not None and done >= steps:
-            return done, None, None
-        try:
+    def _take(self, steps: int) -> int | None:
+        if (done := self.finished_steps()) is not None and done >= steps:
+            return done
+        with self._writable():
             own(self.dir)
-        except Owned as error:
-            return None, str(error), None
-        except OSError as error:
-            return None, None, self._unwritable(error)
         # The start that this one waited for may have finished the run.
         done = self.finished_steps()
-        return (done if done is not None and done >= steps else None), None, None
+        return done if done is not None and done >= steps else None
 
     def start(self) -> Path | None:
         """Check that the folder belongs to this configuration, and find the resume point; `record` follows.
@@ -127,25 +118,23 @@ class RunFolder:
             ValueError: the folder holds a run with other model or data settings, cannot be written, or holds
                 checkpoints that are all damaged.
         """
-        resume, refusal = by_main(self._start_or_refuse)
-        if refusal is not None:
-            raise ValueError(refusal)
-        return Path(resume) if resume is not None else None
+        return by_main(self._start)
 
-    def _start_or_refuse(self) -> tuple[str | None, str | None]:
-        """The resume point, and the reason not to start as text, so that it can be sent to the other ranks."""
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        """Within, an OSError becomes a ValueError with the remedy."""
         try:
-            resume = self._start()
-        except ValueError as error:
-            return None, str(error)
+            yield
         except OSError as error:
-            return None, self._unwritable(error)
-        return str(resume) if resume is not None else None, None
-
-    def _unwritable(self, error: OSError) -> str:
-        return f"run.dir={self.dir} cannot be written: {error}; choose a folder on storage with write access"
+            raise ValueError(
+                f"run.dir={self.dir} cannot be written: {error}; choose a folder on storage with write access"
+            ) from error
 
     def _start(self) -> Path | None:
+        with self._writable():
+            return self._checked()
+
+    def _checked(self) -> Path | None:
         previous = self.dir / "config.yaml"
         resume = checkpoints.newest_complete(self.checkpoints, states.fault)
         if resume is None:
@@ -274,7 +263,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.system(),
         "cpus": os.cpu_count(),
-        "world_size": int(os.environ.get("WORLD_SIZE", 1)),
+        "world_size": world_size(),
     }
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from qa_train.config import TrainerConfig
 from qa_train.model.layers.parts import NOT_HIDDEN
 from qa_train.train.optimizer.groups import PartRates
 
@@ -162,25 +163,22 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 def muon_with_adamw(
     model: nn.Module,
+    options: TrainerConfig,
     *,
-    muon_learning_rate: float,
-    learning_rate: float,
-    betas: tuple[float, float],
-    epsilon: float,
-    weight_decay: float,
     dtype: torch.dtype = torch.float32,
     rates: PartRates | None = None,
 ) -> MuonWithAdamW:
-    """Muon at ``muon_learning_rate`` for the trained hidden matrices of encoder and LLM layers, AdamW for the rest.
+    """Muon at ``options.muon_learning_rate`` for the trained hidden matrices of encoder and LLM, AdamW for the rest.
 
     Muon's update is scaled to AdamW's usual size, so learning rates of the two are comparable. Biases and norms get no
-    weight decay. Low-rank adapters are AdamW's: Muon's update would
-    make each of their two factors orthogonal. ``rates``: the rates of the parts, if they differ.
-    ``dtype``: precision of Muon's iterations.
+    weight decay. Low-rank adapters are AdamW's: Muon's update would make each of their two factors orthogonal.
+    ``rates``: the rates of the parts, if they differ. ``dtype``: precision of Muon's iterations.
 
     Raises:
         ValueError: no hidden matrix trains.
     """
+    assert options.muon_learning_rate is not None
+    muon_rate, weight_decay = options.muon_learning_rate, options.weight_decay
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     hidden = [p for name, p in trained if p.ndim == 2 and not any(part in name for part in _NOT_MUON)]
     if not hidden:
@@ -193,13 +191,13 @@ def muon_with_adamw(
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
     if rates is not None:
-        matrices, others = rates.split(matrices, learning_rate=muon_learning_rate), rates.split(others)
-    muon = Muon(matrices, lr=muon_learning_rate, weight_decay=weight_decay, dtype=dtype)
+        matrices, others = rates.split(matrices, learning_rate=muon_rate), rates.split(others)
+    muon = Muon(matrices, lr=muon_rate, weight_decay=weight_decay, dtype=dtype)
     adamw = torch.optim.AdamW(
         others,
-        lr=learning_rate,
-        betas=betas,
-        eps=epsilon,
+        lr=options.learning_rate,
+        betas=(options.adam_beta1, options.adam_beta2),
+        eps=options.adam_epsilon,
         fused=any(p.is_cuda for p in rest) or None,
     )
     return MuonWithAdamW(muon, adamw)

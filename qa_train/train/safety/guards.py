@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from qa_train.config import ReliabilityConfig
+from qa_train.train.job.distributed import have_met
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ class Guards:
     def _agree(self, loss: torch.Tensor) -> tuple[bool, float]:
         """Whether any rank met a bad loss, and the mean loss of the ranks."""
         asks = {"skip", "rollback"} & {self._options.on_nonfinite, self._options.on_loss_spike}
-        if not asks or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if not asks or not have_met():
             return self._bad_loss is not None, float(loss)
         numbers = torch.stack([loss.detach().float(), loss.new_tensor(float(self._bad_loss is not None)).float()])
         torch.distributed.all_reduce(numbers)

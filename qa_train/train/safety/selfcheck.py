@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from qa_train.config import StageConfig
+from qa_train.train.job.distributed import have_met
 from qa_train.train.job.run import environment
 from qa_train.train.safety.guards import StopRun
 
@@ -37,8 +38,7 @@ def check_ranks(cfg: StageConfig) -> str:
     settings = hashlib.sha256(json.dumps(asdict(cfg), sort_keys=True, default=str).encode()).hexdigest()
     facts = environment()
     own = {"trainer.bf16": str(cfg.trainer.bf16), "settings": settings, "python": facts["python"], **facts["versions"]}
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not several or torch.distributed.get_world_size() == 1:
+    if not have_met():
         return "1 process"
     # All leave the barrier at nearly the same time, so that clocks are compared and not waiting times.
     torch.distributed.barrier()
