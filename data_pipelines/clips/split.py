@@ -24,6 +24,12 @@ def pick(items: Sequence[Any], *names: object) -> Any:
     return items[int(draw(*names) * len(items))]
 
 
+def between(bounds: Sequence[float], *names: object) -> float:
+    """A number from the lower bound to the upper one, by a `draw`."""
+    low, high = bounds
+    return low + draw(*names) * (high - low)
+
+
 class _Joined:
     """Disjoint sets of names (union-find with path halving)."""
 
