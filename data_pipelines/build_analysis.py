@@ -15,8 +15,8 @@ from typing import Any
 from omegaconf import MISSING
 
 from data_pipelines.chat_shards import BuilderConfig, Chat, build
+from data_pipelines.clips.picks import draw, pick
 from data_pipelines.clips.read_shards import Place, places, shard_paths
-from data_pipelines.clips.split import draw, pick
 from data_pipelines.importing.import_report import Report
 from qa_train.data.shards.index import load_index
 from qa_train.data.text.prompts import PromptBank, Unqualified

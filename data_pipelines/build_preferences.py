@@ -28,8 +28,8 @@ from omegaconf import MISSING
 
 from data_pipelines.build_analysis import labels_not_heard, labels_of
 from data_pipelines.chat_shards import BuilderConfig, Chat, build
+from data_pipelines.clips.picks import draw, pick
 from data_pipelines.clips.read_shards import Place, places, shard_paths
-from data_pipelines.clips.split import draw, pick
 from data_pipelines.importing.import_report import Report
 from data_pipelines.synthetic.preferences import (
     MIN_WORDS,

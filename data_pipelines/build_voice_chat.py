@@ -19,8 +19,8 @@ import numpy as np
 from omegaconf import MISSING
 
 from data_pipelines.chat_shards import Chat, SpokenConfig, build, in_parts
+from data_pipelines.clips.picks import between, draw, pick
 from data_pipelines.clips.read_shards import Place, places
-from data_pipelines.clips.split import between, draw, pick
 from data_pipelines.importing.import_report import Report
 from data_pipelines.synthetic.acoustics import at_snr, coloured_noise, in_room, unclipped
 from data_pipelines.synthetic.speakable import one_line, unspeakable

@@ -35,10 +35,9 @@ import soxr
 from data_pipelines.chat_shards import in_parts
 from data_pipelines.clips.clip import NO_SOUND, SAMPLE_RATE, Clip
 from data_pipelines.clips.make_shards import Job, make
+from data_pipelines.clips.picks import draw, pick
 from data_pipelines.clips.read_shards import file_digest, read_shard
-from data_pipelines.clips.split import draw, pick
 from data_pipelines.clips.spoken_text import TextIndex
-from data_pipelines.starter import NUM_HELD_OUT_QUESTIONS, NUM_UNSEEN_VOICE
 from data_pipelines.synthetic import notes, preferences, recombine, voice_chat
 from data_pipelines.synthetic.synth import Espeak, draw_voice
 from qa_train.data.shards.index import load_index
@@ -191,9 +190,9 @@ def _recorded_jobs(starter: Path, out: Path, sizes: Sizes) -> list[Job]:
 
 def _question_jobs(out: Path, sizes: Sizes) -> list[Job]:
     """Questions: spoken, typed, and as preference pairs."""
-    seed, (train, held_out) = sizes.seed, voice_chat.split(NUM_HELD_OUT_QUESTIONS)
+    seed, (train, held_out) = sizes.seed, voice_chat.split(voice_chat.NUM_HELD_OUT_QUESTIONS)
     questions = [asdict(question) for question in voice_chat.choose(train, sizes.num_questions, seed=seed)]
-    test = [asdict(question) for question in held_out[NUM_UNSEEN_VOICE:]]
+    test = [asdict(question) for question in held_out[voice_chat.NUM_UNSEEN_VOICE :]]
     pairs = questions[: sizes.num_questions // 5]
     # What is typed is what is trained: the same held-out texts stay out.
     facts = [asdict(question) for question in train if question.family not in voice_chat.COMMANDS]

@@ -68,7 +68,6 @@ MAY_IMPORT = {
         "cli": "command_line commands",
         "data_pipelines.clips": "data.audio data.shards data.stores jobs",
         "data_pipelines.synthetic": "data.audio data_pipelines.clips",
-        "data_pipelines.debian": "data_pipelines.clips",
         "data_pipelines.corpora": "config data.audio data.shards data.stores data.text",
         "data_pipelines.corpora.formats": "data.shards data.stores data.text data.tools data_pipelines.corpora",
         "data_pipelines.corpora.sounds": "data_pipelines.corpora",
@@ -78,7 +77,7 @@ MAY_IMPORT = {
         "data_pipelines.corpora.spoken",
         "data_pipelines.labelling": f"{_READS} data data.tools jobs model infer llm eval eval.scores "
         "data_pipelines.importing",
-        "data_pipelines": f"{_READS} jobs llm data.tools {_MAKES} data_pipelines.debian data_pipelines.synthetic",
+        "data_pipelines": f"config data.shards data.stores data.text data.tools jobs llm {_MAKES} data_pipelines.synthetic",
     }.items()
 }
 # package -> outside libraries that it may not import

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.clips.clip import SAMPLE_RATE, Clip
-from data_pipelines.clips.split import between, draw
+from data_pipelines.clips.picks import between, draw
 
 # label -> General MIDI programs (counted from 0) that people would call by that name
 INSTRUMENTS = {

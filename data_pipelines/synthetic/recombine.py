@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from data_pipelines.clips.clip import SAMPLE_RATE, Clip
-from data_pipelines.clips.split import draw, pick
+from data_pipelines.clips.picks import draw, pick
 from data_pipelines.clips.spoken_text import TextIndex
 
 MIN_WORDS, MAX_WORDS = 3, 12

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.clips.split import between, pick
+from data_pipelines.clips.picks import between, pick
 from data_pipelines.synthetic.synth import Espeak, draw_voice
 from qa_train.data.audio.waveform import BadAudio, read_clip
 from qa_train.utils.retry import retried

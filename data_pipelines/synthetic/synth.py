@@ -16,7 +16,7 @@ import numpy as np
 import soxr
 
 from data_pipelines.clips.clip import SAMPLE_RATE
-from data_pipelines.clips.split import draw, pick
+from data_pipelines.clips.picks import draw, pick
 
 # File names of espeak-ng's English accents and of its speaker variants. The held-out ones are voices
 # for tests: no training utterance uses them, so a test voice is new in accent and in timbre.
