@@ -1,5 +1,5 @@
-"""Making data: the commands `qa-train data import|voice-chat|analysis|mixtures|preferences|rewrite`, the starter data
-and the quickstart's sets.
+"""Making data: the commands `qa-train data import|voice-chat|analysis|mixtures|preferences|rewrite`, and the sets of
+the quickstart.
 
-The files here are those commands; what they share is in `clips`, `synthetic`, `corpora`, `importing` and `debian`.
+The files here are those commands; what they share is in `clips`, `synthetic`, `corpora` and `importing`.
 """

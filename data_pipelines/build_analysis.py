@@ -14,8 +14,9 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from data_pipelines.chat_shards import BuilderConfig, Chat, Place, build, places, shard_paths
-from data_pipelines.clips.split import draw, pick
+from data_pipelines.chat_shards import BuilderConfig, Chat, build
+from data_pipelines.clips.picks import draw, pick
+from data_pipelines.clips.read_shards import Place, places, shard_paths
 from data_pipelines.importing.import_report import Report
 from qa_train.data.shards.index import load_index
 from qa_train.data.text.prompts import PromptBank, Unqualified
@@ -115,9 +116,7 @@ def ask(shard: str, digest: str, keys: list[str], labels: list[str], settings: d
         if place.key in wanted:
             turns = _conversation(bank, place, labels, settings)
             messages, asked = _messages(turns)
-            kept = ("split", "speaker", "source", "license", "language")
-            facts = {name: place.record[name] for name in kept if name in place.record}
-            record = facts | {"messages": messages, "task": "chat", "asked": asked, "made_from": place.origin}
+            record = place.facts | {"messages": messages, "task": "chat", "asked": asked, "made_from": place.origin}
             yield Chat(f"{settings['name']}-{place.key}", record, (place.wave(),))
 
 

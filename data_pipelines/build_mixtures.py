@@ -18,9 +18,10 @@ import numpy as np
 from omegaconf import MISSING
 
 from data_pipelines.build_analysis import labels_of
-from data_pipelines.chat_shards import Chat, Place, SpokenConfig, build, in_parts, places
+from data_pipelines.chat_shards import Chat, SpokenConfig, build, in_parts
 from data_pipelines.clips.clip import SAMPLE_RATE
-from data_pipelines.clips.split import draw, pick
+from data_pipelines.clips.picks import between, draw, pick
+from data_pipelines.clips.read_shards import Place, places
 from data_pipelines.importing.import_report import Report
 from data_pipelines.synthetic.acoustics import at_snr, level, unclipped
 from data_pipelines.synthetic.speakers import Speaker, SpeakerOptions, open_speaker
@@ -119,11 +120,10 @@ def _spec(kind: str, number: int, speech: list[Place], sounds: list[Place], opti
         "two": lambda: [one, pick(strangers, *names, "other")],
         "command": lambda: [pick(sounds, *names, "sound")],
     }[kind]()
-    low, high = options.snr_db
     return {
         "key": f"{options.name}-{options.split}-{kind}-{number:06d}",
         "kind": kind,
-        "snr_db": round(low + draw(*names, "snr") * (high - low), 1),
+        "snr_db": round(between(options.snr_db, *names, "snr"), 1),
         "parts": [asdict(place) for place in parts],
     }
 
@@ -173,7 +173,7 @@ def _two(spec: dict[str, Any], found: list[Place], settings: dict[str, Any], spe
     first, second = (place.wave() for place in found)
     if level(first) and level(second):
         second = second * (level(first) / level(second))
-    pause = int(SAMPLE_RATE * (_PAUSE_S[0] + draw(*names, "pause") * (_PAUSE_S[1] - _PAUSE_S[0])))
+    pause = int(SAMPLE_RATE * between(_PAUSE_S, *names, "pause"))
     wave = unclipped(np.concatenate([first, np.zeros(pause, np.float32), second]))
     parts = [_part(found[0], 0, len(first)), _part(found[1], len(first) + pause, len(wave))]
     one, other = (str(place.record["text"]) for place in found)

@@ -27,8 +27,9 @@ from typing import Any
 from omegaconf import MISSING
 
 from data_pipelines.build_analysis import labels_not_heard, labels_of
-from data_pipelines.chat_shards import BuilderConfig, Chat, Place, build, places, shard_paths
-from data_pipelines.clips.split import draw, pick
+from data_pipelines.chat_shards import BuilderConfig, Chat, build
+from data_pipelines.clips.picks import draw, pick
+from data_pipelines.clips.read_shards import Place, places, shard_paths
 from data_pipelines.importing.import_report import Report
 from data_pipelines.synthetic.preferences import (
     MIN_WORDS,
@@ -138,8 +139,7 @@ def contrast(shard: str, digest: str, labels: list[str], settings: dict[str, Any
         made = pairs_of(place, texts, labels, settings)
         wave = place.wave() if made else None
         for family, question, chosen, rejected in made:
-            kept = ("language", "split", "source", "license", "speaker")
-            record = {name: place.record[name] for name in kept if name in place.record} | {
+            record = place.facts | {
                 "messages": [{"role": "user", "content": f"<audio>{question}"}], "chosen": chosen, "rejected": rejected,
                 "family": family, "task": "preference", "made_from": place.origin,
             }  # fmt: skip

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from omegaconf import MISSING
 
-from data_pipelines.chat_shards import Chat, Place, SpokenConfig, build, in_parts, places
-from data_pipelines.clips.split import draw
+from data_pipelines.chat_shards import Chat, SpokenConfig, build, in_parts
+from data_pipelines.clips.picks import between, draw, pick
+from data_pipelines.clips.read_shards import Place, places
 from data_pipelines.importing.import_report import Report
 from data_pipelines.synthetic.acoustics import at_snr, coloured_noise, in_room, unclipped
 from data_pipelines.synthetic.speakable import one_line, unspeakable
@@ -177,21 +178,16 @@ def _utterance(
     how: dict[str, Any] = {"text": text, "voice": speech.voice, "speed": speech.speed}
     wave = unclipped(speech.wave)
     if draw(*names, "in a room") < settings["rooms"]:
-        rt60 = round(_between(_RT60_S, *names, "rt60"), 3)
-        direct = round(_between(_DIRECT_DB, *names, "direct"), 1)
+        rt60 = round(between(_RT60_S, *names, "rt60"), 3)
+        direct = round(between(_DIRECT_DB, *names, "direct"), 1)
         wave = in_room(wave, rt60, direct, *names)
         how |= {"rt60_s": rt60, "direct_db": direct}
     if draw(*names, "noisy") < settings["noise_share"]:
-        low, high = settings["noise_snr_db"]
-        how["snr_db"] = round(_between((low, high), *names, "snr"), 1)
+        how["snr_db"] = round(between(settings["noise_snr_db"], *names, "snr"), 1)
         if noises:
-            place = noises[int(draw(*names, "which") * len(noises))]
+            place = pick(noises, *names, "which")
             other, how["noise"] = place.wave(), place.origin
         else:
             other, how["noise"] = coloured_noise(len(wave), *names), "coloured"
         wave = at_snr(wave, other, how["snr_db"])
     return wave, how
-
-
-def _between(bounds: tuple[float, float], *names: object) -> float:
-    return bounds[0] + draw(*names) * (bounds[1] - bounds[0])

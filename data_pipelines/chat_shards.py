@@ -1,11 +1,9 @@
-"""What the builders of chats share: chats with several clips as shards, the clips of other shards, and the report."""
+"""What the builders of chats share: options, chats with several clips as shards, and the report."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,6 @@ from omegaconf import MISSING
 from data_pipelines.clips.clip import SAMPLE_RATE
 from data_pipelines.clips.make_shards import Job, make
 from data_pipelines.importing.import_report import Report
-from qa_train.data.audio.waveform import read_clip
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.stores.folders import open_folder
@@ -75,67 +72,6 @@ class ChatJob(Job):
         if not made:
             raise ValueError(f"{self.path}: it would be empty")
         return made
-
-
-@dataclass(frozen=True)
-class Place:
-    """The location of a clip: shard, byte range of its first recording, and its metadata."""
-
-    shard: str
-    key: str
-    offset: int
-    size: int
-    duration_s: float
-    record: dict[str, Any]
-
-    def wave(self) -> np.ndarray:
-        """The recording, mono float32 [n] at 16 kHz."""
-        with Path(self.shard).open("rb") as file:
-            file.seek(self.offset)
-            return read_clip(file.read(self.size))
-
-    @property
-    def origin(self) -> dict[str, str]:
-        """Provenance, as it is kept in the record of what is made from the clip."""
-        origin = {"shard": Path(self.shard).name, "key": self.key}
-        kept = {name: str(self.record[name]) for name in ("source", "license") if self.record.get(name)}
-        return origin | kept
-
-
-def places(
-    paths: str | Sequence[str],
-    keep: Callable[[dict[str, Any]], bool] = lambda record: True,
-    where: Mapping[str, Any] | None = None,
-) -> list[Place]:
-    """The clips of indexed shards, in order, for whose record ``keep`` is true and which has the values of ``where``.
-
-    Records with several recordings are skipped.
-
-    Raises:
-        ValueError: a path without shards, or a shard without a sound index.
-    """
-    found = []
-    for path in shard_paths(paths):
-        for row in load_index(str(path)).table.to_pylist():
-            record = json.loads(row["meta"])
-            same = all(record.get(name) == value for name, value in (where or {}).items())
-            if len(row["offsets"]) == 1 and same and keep(record):
-                found.append(
-                    Place(str(path), row["key"], row["offsets"][0], row["sizes"][0], row["duration_s"], record)
-                )
-    return found
-
-
-def shard_paths(paths: str | Sequence[str]) -> list[Path]:
-    """The shards that a path or glob names, or several; ValueError when one names none."""
-    found: list[Path] = []
-    for pattern in [paths] if isinstance(paths, str) else paths:
-        path = Path(pattern).expanduser()
-        some = sorted(path.parent.glob(path.name)) if any(c in path.name for c in "*?[") else [path]
-        if not some or not all(each.is_file() for each in some):
-            raise ValueError(f"no shards at {pattern}: give .tar files or globs of them")
-        found += some
-    return found
 
 
 def in_parts(items: Sequence[Any], size: int) -> list[list[Any]]:

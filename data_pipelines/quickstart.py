@@ -25,8 +25,8 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,9 @@ import soxr
 from data_pipelines.chat_shards import in_parts
 from data_pipelines.clips.clip import NO_SOUND, SAMPLE_RATE, Clip
 from data_pipelines.clips.make_shards import Job, make
+from data_pipelines.clips.picks import draw, pick
 from data_pipelines.clips.read_shards import read_shard
-from data_pipelines.clips.split import draw
 from data_pipelines.clips.spoken_text import TextIndex
-from data_pipelines.starter import NUM_HELD_OUT_QUESTIONS, NUM_UNSEEN_VOICE
 from data_pipelines.synthetic import notes, preferences, recombine, voice_chat
 from data_pipelines.synthetic.synth import Espeak, draw_voice
 from qa_train.data.shards.index import load_index
@@ -71,8 +70,8 @@ def speak_sentences(sentences: list[str], split: str, seed: int, first: int) -> 
 def speak_questions(questions: list[dict[str, str]], split: str, seed: int, first: int) -> Iterator[Clip]:
     """Questions as voice-chat clips; the voices are held-out ones for any split but "train"."""
     engine = Espeak()
-    for i, fields in enumerate(questions, start=first):
-        question = voice_chat.Question(**fields)
+    for i, asked in enumerate(questions, start=first):
+        question = voice_chat.Question(**asked)
         # A question that comes again gets another voice.
         voice = draw_voice(f"{question.spoken} {i}", seed=seed, held_out=split != "train")
         record = voice_chat.record(question, split=split, speaker=f"espeak-{voice.name}", source="espeak-chat")
@@ -81,8 +80,8 @@ def speak_questions(questions: list[dict[str, str]], split: str, seed: int, firs
 
 def type_questions(questions: list[dict[str, str]]) -> Iterator[Clip]:
     """Questions as text-only chats, in the words of a transcript: a fact takes fewer tokens read than heard."""
-    for i, fields in enumerate(questions):
-        question = voice_chat.Question(**fields)
+    for i, asked in enumerate(questions):
+        question = voice_chat.Question(**asked)
         messages = [{"role": "user", "content": question.spoken}, {"role": "assistant", "content": question.reply}]
         record = {"messages": messages, "family": question.family, "source": "facts", "license": "CC0-1.0"}
         yield Clip(f"typed-chat-{i:05d}", NO_SOUND, {**record, "audios": [], "task": "chat", "split": "train"})
@@ -92,10 +91,10 @@ def speak_pairs(questions: list[dict[str, str]], seed: int) -> Iterator[Clip]:
     """Spoken questions as preference pairs: the right reply, and the reply with another answer of its family."""
     engine = Espeak()
     families = voice_chat.by_family(voice_chat.all_questions(), f"pairs-{seed}")
-    for i, fields in enumerate(questions):
-        question = voice_chat.Question(**fields)
+    for i, asked in enumerate(questions):
+        question = voice_chat.Question(**asked)
         answers = [other for other in families[question.family] if other.answer.lower() != question.answer.lower()]
-        other = answers[int(draw(seed, question.spoken, "other") * len(answers))]
+        other = pick(answers, seed, question.spoken, "other")
         wrong = question.reply.replace(question.answer, other.answer)
         voice = draw_voice(f"{question.spoken} pair", seed=seed)
         record = voice_chat.record(question, split="train", speaker=f"espeak-{voice.name}", source="espeak-chat")
@@ -128,88 +127,100 @@ def join_recordings(shard: str, digest: str, num: int, held_out: list[str], seed
     return recombine.join(clips, num, seed=seed, forbidden=TextIndex(held_out))
 
 
-def jobs(
-    starter: Path, out: Path, *, num_sentences: int, num_domain: int, num_questions: int, num_notes: int, seed: int
-) -> list[Job]:
-    """Every shard to make. Texts come from the starter data, where no training text is a held-out one."""
-    sentences = (starter / "texts/train.txt").read_text(encoding="utf-8").splitlines()
-    if num_sentences > len(sentences):
-        raise ValueError(f"{num_sentences} sentences wanted, {starter / 'texts/train.txt'} has {len(sentences)}")
-    # Spread over the sorted list, so that a small number still covers all the words.
-    sentences = sorted(sentences, key=lambda text: voice_chat.draw(seed, text))[:num_sentences]
-    test_sentences = (starter / "texts/synthetic-test.txt").read_text(encoding="utf-8").splitlines()
-    train_questions, held_out = voice_chat.split(NUM_HELD_OUT_QUESTIONS)
-    questions = [asdict(question) for question in voice_chat.choose(train_questions, num_questions, seed=seed)]
-    test_questions = [asdict(question) for question in held_out[NUM_UNSEEN_VOICE:]]
-    pair_questions = questions[: num_questions // 5]
-    sounds = str(starter / "sound-train.tar")
-    # What is typed is what is trained: the same held-out texts stay out.
-    facts = [asdict(question) for question in train_questions if question.family not in voice_chat.COMMANDS]
-    train_notes, test_notes = ([asdict(note) for note in side] for side in notes.split())
-    real = starter / "speech-train.tar"
-    records = map(json.loads, load_index(str(real)).table["meta"].to_pylist())
-    recorded = sorted(record["text"] for record in records if record["language"] == "en")
-    unsaid = (starter / "texts/held-out.txt").read_text(encoding="utf-8").splitlines()
-    domain = [text for text in recorded if len(text.split()) >= 2] * DOMAIN_VOICES
-    domain += recombine.walk(recorded, num_domain, seed=seed, forbidden=TextIndex(unsaid))
+@dataclass(frozen=True)
+class Sizes:
+    """How much is made of what the starter data do not fix, and the seed of the draws."""
 
-    found: list[Job] = []
+    num_sentences: int = 8000
+    # New sentences from the words of the recordings.
+    num_domain: int = 2400
+    num_questions: int = 2000
+    num_notes: int = 1000
+    seed: int = 0
+
+
+def jobs(starter: Path, out: Path, sizes: Sizes) -> list[Job]:
+    """Every shard to make. Texts come from the starter data, where no training text is a held-out one."""
+    seed, sounds = sizes.seed, str(starter / "sound-train.tar")
+    train_notes, test_notes = ([asdict(note) for note in side] for side in notes.split())
+    train_notes = train_notes[: sizes.num_notes]
+    pairs = []
     for split in ("train", "test"):
         shards = [str(starter / f"{kind}-{split}.tar") for kind in ("speech", "sound")]
         digests = [sha256_of_file(Path(shard)) for shard in shards]
-        found.append(Job(out / f"dpo-{split}.tar", preferences.pairs, (shards, digests, split, seed), 500))
-    found += [
-        Job(out / f"{name}-train-{i:05d}.tar", maker, (part, "train", seed, i * CLIPS_PER_SHARD), len(part))
-        for name, maker, items in (
-            ("asr", speak_sentences, sentences),
-            ("domain", speak_sentences, domain),
-            ("chat", speak_questions, questions),
-        )
-        for i, part in enumerate(in_parts(items, CLIPS_PER_SHARD))
-    ]
-    train_notes = train_notes[:num_notes]
-    found += [
-        Job(out / "asr-test.tar", speak_sentences, (test_sentences, "test", seed, 0), len(test_sentences)),
-        Job(out / "chat-test.tar", speak_questions, (test_questions, "test", seed, 0), len(test_questions)),
+        pairs.append(Job(out / f"dpo-{split}.tar", preferences.pairs, (shards, digests, split, seed), 500))
+    return [
+        *pairs,
+        *_sentence_jobs(starter, out, sizes),
+        *_recorded_jobs(starter, out, sizes),
+        *_question_jobs(out, sizes),
         Job(out / "denial-train.tar", deny_speech, (sounds, sha256_of_file(Path(sounds)), seed), 200),
-        Job(out / "dpo-facts.tar", speak_pairs, (pair_questions, seed), len(pair_questions)),
-        Job(out / "facts-train.tar", type_questions, (facts,), len(facts)),
         Job(out / "notes-train.tar", render_notes, (train_notes, "train", seed), len(train_notes)),
         Job(out / "notes-test.tar", render_notes, (test_notes, "test", seed), len(test_notes)),
-        Job(
-            out / "joined-train.tar",
-            join_recordings,
-            (str(real), sha256_of_file(real), num_domain // 2, unsaid, seed),
-            num_domain // 2,
-        ),
-        Job(out / "speed-train.tar", change_speed, (str(real), sha256_of_file(real), list(SPEEDS)), 1000),
     ]
-    return found
 
 
-def build(
-    starter: Path,
-    out: Path,
-    *,
-    num_sentences: int = 8000,
-    num_domain: int = 2400,
-    num_questions: int = 2000,
-    num_notes: int = 1000,
-    seed: int = 0,
-    num_workers: int | None = None,
-) -> None:
+def _sentence_jobs(starter: Path, out: Path, sizes: Sizes) -> list[Job]:
+    """Speech of sentences that nobody recorded."""
+    seed, sentences = sizes.seed, _lines(starter, "train")
+    if sizes.num_sentences > len(sentences):
+        raise ValueError(f"{sizes.num_sentences} sentences wanted, {starter / 'texts/train.txt'} has {len(sentences)}")
+    # Spread over the sorted list, so that a small number still covers all the words.
+    sentences = sorted(sentences, key=lambda text: draw(seed, text))[: sizes.num_sentences]
+    test = _lines(starter, "synthetic-test")
+    return [
+        *_in_shards(out, "asr", speak_sentences, sentences, seed),
+        Job(out / "asr-test.tar", speak_sentences, (test, "test", seed, 0), len(test)),
+    ]
+
+
+def _recorded_jobs(starter: Path, out: Path, sizes: Sizes) -> list[Job]:
+    """The English recordings at other speeds and joined, and their words in synthetic voices."""
+    real, unsaid, seed = starter / "speech-train.tar", _lines(starter, "held-out"), sizes.seed
+    records = map(json.loads, load_index(str(real)).table["meta"].to_pylist())
+    recorded = sorted(record["text"] for record in records if record["language"] == "en")
+    domain = [text for text in recorded if len(text.split()) >= 2] * DOMAIN_VOICES
+    domain += recombine.walk(recorded, sizes.num_domain, seed=seed, forbidden=TextIndex(unsaid))
+    num_joined, source = sizes.num_domain // 2, (str(real), sha256_of_file(real))
+    return [
+        *_in_shards(out, "domain", speak_sentences, domain, seed),
+        Job(out / "joined-train.tar", join_recordings, (*source, num_joined, unsaid, seed), num_joined),
+        Job(out / "speed-train.tar", change_speed, (*source, list(SPEEDS)), 1000),
+    ]
+
+
+def _question_jobs(out: Path, sizes: Sizes) -> list[Job]:
+    """Questions: spoken, typed, and as preference pairs."""
+    seed, (train, held_out) = sizes.seed, voice_chat.split(voice_chat.NUM_HELD_OUT_QUESTIONS)
+    questions = [asdict(question) for question in voice_chat.choose(train, sizes.num_questions, seed=seed)]
+    test = [asdict(question) for question in held_out[voice_chat.NUM_UNSEEN_VOICE :]]
+    pairs = questions[: sizes.num_questions // 5]
+    # What is typed is what is trained: the same held-out texts stay out.
+    facts = [asdict(question) for question in train if question.family not in voice_chat.COMMANDS]
+    return [
+        *_in_shards(out, "chat", speak_questions, questions, seed),
+        Job(out / "chat-test.tar", speak_questions, (test, "test", seed, 0), len(test)),
+        Job(out / "dpo-facts.tar", speak_pairs, (pairs, seed), len(pairs)),
+        Job(out / "facts-train.tar", type_questions, (facts,), len(facts)),
+    ]
+
+
+def _in_shards(out: Path, name: str, maker: Callable[..., Any], items: list[Any], seed: int) -> list[Job]:
+    return [
+        Job(out / f"{name}-train-{i:05d}.tar", maker, (part, "train", seed, i * CLIPS_PER_SHARD), len(part))
+        for i, part in enumerate(in_parts(items, CLIPS_PER_SHARD))
+    ]
+
+
+def _lines(starter: Path, name: str) -> list[str]:
+    return (starter / f"texts/{name}.txt").read_text(encoding="utf-8").splitlines()
+
+
+def build(starter: Path, out: Path, sizes: Sizes, num_workers: int | None = None) -> None:
     """Makes all shards in ``out`` with a progress bar, and prints the time it took."""
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    todo = jobs(
-        starter,
-        out,
-        num_sentences=num_sentences,
-        num_domain=num_domain,
-        num_questions=num_questions,
-        num_notes=num_notes,
-        seed=seed,
-    )
+    todo = jobs(starter, out, sizes)
     workers = num_workers or len(os.sched_getaffinity(0))
     made = make(todo, engine=Engine(workers), what="synthetic data")
     size = sum(job.path.stat().st_size for job in todo) / 1e6
@@ -221,23 +232,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m data_pipelines.quickstart", description=__doc__.split("\n")[0])
     parser.add_argument("--starter", type=Path, default=Path("data/starter"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--sentences", type=int, default=8000)
-    parser.add_argument("--domain", type=int, default=2400, help="new sentences from the words of the recordings")
-    parser.add_argument("--questions", type=int, default=2000)
-    parser.add_argument("--notes", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
+    for each in fields(Sizes):
+        parser.add_argument(f"--{each.name.removeprefix('num_')}", type=int, default=each.default, dest=each.name)
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
-    arguments = parser.parse_args()
-    build(
-        arguments.starter,
-        arguments.out,
-        num_sentences=arguments.sentences,
-        num_domain=arguments.domain,
-        num_questions=arguments.questions,
-        num_notes=arguments.notes,
-        seed=arguments.seed,
-        num_workers=arguments.workers,
-    )
+    given = vars(parser.parse_args())
+    build(given.pop("starter"), given.pop("out"), num_workers=given.pop("workers"), sizes=Sizes(**given))
 
 
 if __name__ == "__main__":

@@ -287,9 +287,9 @@ def save_untrained(quick: Quickstart) -> None:
 
 def make_data(quick: Quickstart) -> None:
     """Synthetic speech, notes, spoken questions and rule-made preference pairs."""
-    from data_pipelines.quickstart import build
+    from data_pipelines.quickstart import Sizes, build
 
-    build(starter_dir(), quick.data, **quick.recipe.sizes)
+    build(starter_dir(), quick.data, Sizes(**quick.recipe.sizes))
     (quick.data / "done").touch()
 
 

@@ -17,7 +17,6 @@ import yaml
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from data_pipelines.starter import NUM_HELD_OUT_QUESTIONS
 from data_pipelines.synthetic import voice_chat
 from data_pipelines.synthetic.preferences import NO_SPEECH, QUESTIONS
 from qa_train.config import config_dir, starter_dir
@@ -59,7 +58,7 @@ def texts() -> Iterator[str]:
                 if text:
                     yield from [text] * weight
     yield from (starter_dir() / "texts" / "train.txt").read_text(encoding="utf-8").splitlines()
-    for question in voice_chat.split(NUM_HELD_OUT_QUESTIONS)[0]:
+    for question in voice_chat.split(voice_chat.NUM_HELD_OUT_QUESTIONS)[0]:
         yield question.spoken
         yield question.reply
     for phrase in (*prompts(), *QUESTIONS, *CHAT_PHRASES, *LANGUAGES.values()):

@@ -21,7 +21,6 @@ FILES = sorted(p for package in ("qa_train", "data_pipelines") for p in (ROOT / 
 
 _READS = "config data.audio data.shards data.stores data.text"
 _TRAIN = "train.job train.numbers train.optimizer train.safety"
-_MAKES = "data_pipelines.clips data_pipelines.corpora data_pipelines.importing"
 # room -> the rooms that it may import, all of which stand above it in this table; its own files, and utils, go without
 # saying. A room is a package; "data", "model", "train" and so on are the files that lie loose in those packages, "cli"
 # those in qa_train itself.
@@ -68,7 +67,6 @@ MAY_IMPORT = {
         "cli": "command_line commands",
         "data_pipelines.clips": "data.audio data.shards data.stores jobs",
         "data_pipelines.synthetic": "data.audio data_pipelines.clips",
-        "data_pipelines.debian": "data_pipelines.clips",
         "data_pipelines.corpora": "config data.audio data.shards data.stores data.text",
         "data_pipelines.corpora.formats": "data.shards data.stores data.text data.tools data_pipelines.corpora",
         "data_pipelines.corpora.sounds": "data_pipelines.corpora",
@@ -78,7 +76,8 @@ MAY_IMPORT = {
         "data_pipelines.corpora.spoken",
         "data_pipelines.labelling": f"{_READS} data data.tools jobs model infer llm eval eval.scores "
         "data_pipelines.importing",
-        "data_pipelines": f"{_READS} jobs llm data.tools {_MAKES} data_pipelines.debian data_pipelines.synthetic",
+        "data_pipelines": "config data.shards data.stores data.text data.tools jobs llm data_pipelines.clips "
+        "data_pipelines.corpora data_pipelines.importing data_pipelines.synthetic",
     }.items()
 }
 # package -> outside libraries that it may not import

@@ -1,1 +1,1 @@
-"""Clips: the unit of made data, how clips are grouped and split, and how they become shards and come back."""
+"""Clips: the unit of made data, the draws that decide about it, and how clips become shards and come back."""

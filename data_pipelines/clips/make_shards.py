@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import io
 import json
 import shutil
 import tempfile
@@ -17,9 +16,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import soundfile
 
 from data_pipelines.clips.clip import SAMPLE_RATE, Clip
 from qa_train.data.shards.sidecar import SUFFIX
@@ -34,27 +30,12 @@ RECIPE_VERSION = 2
 _PRELOAD = ("webdataset",)
 
 
-def opus(wave: np.ndarray, compression: float) -> bytes:
-    """Ogg Opus at 16 kHz. ``compression`` 0.95 gives about 22 kbit/s for speech, 0.97 about 17."""
-    buffer = io.BytesIO()
-    soundfile.write(buffer, wave, SAMPLE_RATE, format="OGG", subtype="OPUS", compression_level=compression)
-    return buffer.getvalue()
-
-
-def write_shard(path: Path, clips: Iterable[Clip], *, opus_compression: Callable[[Clip], float] | None = None) -> int:
-    """Writes one shard (FLAC, or Opus with ``opus_compression``); returns the clips written.
-
-    A clip without samples becomes a text-only record.
-    """
+def write_shard(path: Path, clips: Iterable[Clip]) -> int:
+    """Writes one shard (FLAC); returns the clips written. A clip without samples becomes a text-only record."""
     num = 0
     with ShardWriter(path) as writer:
         for clip in clips:
-            if not len(clip.wave):
-                writer.write(clip.key, clip.record, [])
-            elif opus_compression is None:
-                writer.write(clip.key, clip.record, clip.wave, SAMPLE_RATE)
-            else:
-                writer.write(clip.key, clip.record, opus(clip.wave, opus_compression(clip)), extension="opus")
+            writer.write(clip.key, clip.record, clip.wave if len(clip.wave) else [], SAMPLE_RATE)
             num += 1
     return num
 

@@ -19,7 +19,15 @@ import pyarrow
 
 from data_pipelines.corpora.table_file import TableFile
 from qa_train.config import StorageConfig
-from qa_train.data.audio.waveform import MIN_CLIP_SAMPLES, BadAudio, read_clip, read_frames, read_header, resample
+from qa_train.data.audio.waveform import (
+    MIN_CLIP_SAMPLES,
+    BadAudio,
+    read_clip,
+    read_frames,
+    read_header,
+    resample,
+    within_full_scale,
+)
 from qa_train.data.shards.clip_files import FETCHING, clip_bytes
 from qa_train.data.shards.tar import MAX_MEMBER_BYTES, OTHER_AUDIO_EXTENSIONS
 
@@ -146,9 +154,7 @@ def wave_of(place: Recording, max_duration_s: float, storage: StorageConfig) -> 
         raise type(error)(f"{place.name}: {error}") from error
     if len(wave) < MIN_CLIP_SAMPLES:
         raise BadAudio(f"{place.name}: {len(wave)} samples at 16 kHz, too few for one token")
-    # Resampling a full-scale recording can overshoot 1.0, which the writer would clip.
-    peak = float(np.abs(wave).max())
-    return wave / peak if peak > 1.0 else wave
+    return within_full_scale(wave)
 
 
 def _segment(source: bytes | Path, place: Recording, frames: int, rate: int, max_duration_s: float) -> np.ndarray:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.clips.clip import SAMPLE_RATE, Clip
-from data_pipelines.clips.split import draw
+from data_pipelines.clips.picks import between, draw
 
 # label -> General MIDI programs (counted from 0) that people would call by that name
 INSTRUMENTS = {
@@ -84,8 +84,8 @@ def render(notes: list[Note], *, split: str, seed: int) -> Iterator[Clip]:
     font = synth.sfload(str(Path(found.origin).parent / "TimGM6mb.sf2"))
     for i, note in enumerate(notes):
         facts = (seed, split, i, note.program, note.pitch)
-        hold = _HOLD_S[0] + draw(*facts, "hold") * (_HOLD_S[1] - _HOLD_S[0])
-        velocity = _VELOCITY[0] + draw(*facts, "velocity") * (_VELOCITY[1] - _VELOCITY[0])
+        hold = between(_HOLD_S, *facts, "hold")
+        velocity = between(_VELOCITY, *facts, "velocity")
         synth.program_select(0, font, 0, note.program)
         synth.noteon(0, note.pitch, round(127 * velocity))
         parts = [_samples(synth, hold)]

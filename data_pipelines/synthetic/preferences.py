@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.clips.clip import Clip
+from data_pipelines.clips.picks import draw, pick
 from data_pipelines.clips.read_shards import read_shard
-from data_pipelines.clips.split import draw, pick
 
 NO_SPEECH = "There is no speech in this recording."
 QUESTIONS = (

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from data_pipelines.clips.clip import SAMPLE_RATE, Clip
-from data_pipelines.clips.split import draw
+from data_pipelines.clips.picks import draw, pick
 from data_pipelines.clips.spoken_text import TextIndex
 
 MIN_WORDS, MAX_WORDS = 3, 12
@@ -41,10 +41,9 @@ def walk(texts: Sequence[str], num: int, *, seed: int, forbidden: TextIndex) -> 
     attempt = 0
     while len(found) < num:
         # Start anywhere, so that rare words are said as often as common ones.
-        words = [starts[int(draw(seed, "start", attempt) * len(starts))]]
+        words = [pick(starts, seed, "start", attempt)]
         while len(words) < MAX_WORDS:
-            options = choices[words[-1]]
-            word = options[int(draw(seed, "next", attempt, len(words)) * len(options))]
+            word = pick(choices[words[-1]], seed, "next", attempt, len(words))
             if word == _END:
                 break
             words.append(word)
@@ -85,7 +84,7 @@ def _draw_parts(clips: Sequence[Clip], seed: int, attempt: int) -> list[Clip]:
     wanted = 2 + int(draw(seed, "count", attempt) * 3)
     parts: list[Clip] = []
     for j in range(_DRAWS):
-        clip = clips[int(draw(seed, "part", attempt, j) * len(clips))]
+        clip = pick(clips, seed, "part", attempt, j)
         if sum(part.duration_s for part in parts) + clip.duration_s <= MAX_JOINED_S:
             parts.append(clip)
         if len(parts) == wanted:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.clips.split import draw
+from data_pipelines.clips.picks import between, pick
 from data_pipelines.synthetic.synth import Espeak, draw_voice
 from qa_train.data.audio.waveform import BadAudio, read_clip
 from qa_train.utils.retry import retried
@@ -105,8 +105,8 @@ def _other(options: SpeakerOptions, make: Callable[[str, str, float], bytes]) ->
         voices = groups[held_out]
         if not voices:
             raise ValueError("split=test needs a voice of its own: give at least two voices=")
-        voice = voices[int(draw(seed, text, "voice") * len(voices))]
-        speed = round(SPEEDS[0] + draw(seed, text, "speed") * (SPEEDS[1] - SPEEDS[0]), 2)
+        voice = pick(voices, seed, text, "voice")
+        speed = round(between(SPEEDS, seed, text, "speed"), 2)
         try:
             return Speech(read_clip(make(text, voice, speed)), voice, speed)
         except BadAudio as error:

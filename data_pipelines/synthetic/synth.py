@@ -16,7 +16,7 @@ import numpy as np
 import soxr
 
 from data_pipelines.clips.clip import SAMPLE_RATE
-from data_pipelines.clips.split import draw
+from data_pipelines.clips.picks import draw, pick
 
 # File names of espeak-ng's English accents and of its speaker variants. The held-out ones are voices
 # for tests: no training utterance uses them, so a test voice is new in accent and in timbre.
@@ -60,10 +60,8 @@ def draw_voice(text: str, *, seed: int, held_out: bool = False) -> Voice:
     """The voice of ``text``; ``held_out`` draws from the voices kept for testing."""
     accents = HELD_OUT_ACCENTS if held_out else TRAIN_ACCENTS
     variants = HELD_OUT_VARIANTS if held_out else TRAIN_VARIANTS
-    accent = accents[int(draw(seed, text, "accent") * len(accents))]
-    variant = variants[int(draw(seed, text, "variant") * len(variants))]
     return Voice(
-        name=f"{accent}+{variant}",
+        name=f"{pick(accents, seed, text, 'accent')}+{pick(variants, seed, text, 'variant')}",
         rate_wpm=_between(_RATE_WPM, seed, text, "rate"),
         pitch=_between(_PITCH, seed, text, "pitch"),
         range=_between(_RANGE, seed, text, "range"),

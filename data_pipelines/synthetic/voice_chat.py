@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from data_pipelines.clips.split import draw
+from data_pipelines.clips.picks import draw
 from data_pipelines.clips.spoken_text import TextIndex
 
 NUMBERS = [
@@ -39,6 +39,8 @@ CAPITALS = {
 DEVICES = ("light", "fan", "heater", "radio", "television", "lamp", "music", "alarm")
 # Families that ask for something to be done, not for a fact.
 COMMANDS = ("device", "timer")
+# Questions that training never hears, of which the first are spoken by a voice that it never hears either.
+NUM_HELD_OUT_QUESTIONS, NUM_UNSEEN_VOICE = 180, 60
 ROOMS = ("kitchen", "bedroom", "bathroom", "garage", "office", "hall", "garden", "basement")
 
 

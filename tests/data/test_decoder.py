@@ -77,9 +77,8 @@ def test_the_child_ends_with_its_parent() -> None:
     assert one._child is not None
     pid = one._child.pid
     # What the parent's death does: the pipe closes.
-    os.close(one._child.requests)
+    one._child.pipe.close()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    os.close(one._child.replies)
     one._child = None
 
 

@@ -34,7 +34,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     shutil.copytree(STARTER / "texts", starter / "texts")
     for name in ("speech-train", "speech-test", "sound-train", "sound-test"):
         write_shard(starter / f"{name}.tar", clips_of(name, 12))
-    quickstart.build(starter, out, num_sentences=30, num_domain=10, num_questions=18, num_notes=10, num_workers=2)
+    quickstart.build(starter, out, quickstart.Sizes(30, 10, 18, 10), num_workers=2)
     return starter, out
 
 
@@ -125,7 +125,7 @@ def test_speed_copies_are_slower_and_faster(small: tuple[Path, Path]) -> None:
 def test_a_second_build_makes_nothing(small: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     starter, out = small
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    quickstart.build(starter, out, num_sentences=30, num_domain=10, num_questions=18, num_notes=10, num_workers=2)
+    quickstart.build(starter, out, quickstart.Sizes(30, 10, 18, 10), num_workers=2)
     assert " 0 clips made" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in out.iterdir()}
 
@@ -133,7 +133,7 @@ def test_a_second_build_makes_nothing(small: tuple[Path, Path], capsys: pytest.C
 def test_too_many_sentences_say_how_many_there_are(small: tuple[Path, Path]) -> None:
     starter, out = small
     with pytest.raises(ValueError, match="has 12000"):
-        quickstart.build(starter, out, num_sentences=20_000)
+        quickstart.build(starter, out, quickstart.Sizes(20_000))
 
 
 def speech(key: str, text: str) -> Clip:

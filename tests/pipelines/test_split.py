@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.clips.clip import Clip
-from data_pipelines.clips.split import draw, hold_out, hold_out_per_class, speech_groups
+from data_pipelines.clips.picks import draw
+from scripts.starter.split import hold_out, hold_out_per_class, speech_groups
 
 
 def clip(key: str, text: str, language: str = "en", group: str = "", **record: object) -> Clip:

@@ -11,7 +11,6 @@ import pytest
 
 from data_pipelines.clips.read_shards import read_shard
 from data_pipelines.clips.spoken_text import TextIndex, spoken
-from data_pipelines.starter import NUM_HELD_OUT_QUESTIONS, NUM_UNSEEN_VOICE
 from data_pipelines.synthetic import voice_chat
 from qa_train.data.shards.index import load_index
 
@@ -70,7 +69,7 @@ def test_held_out_list_is_complete_and_no_training_text_conflicts_with_it() -> N
         assert text in index.conflicts(text)
     sentences = (STARTER / "texts/train.txt").read_text(encoding="utf-8").splitlines()
     assert len(sentences) == len(set(sentences)) == 12_000
-    questions = [question.spoken for question in voice_chat.split(NUM_HELD_OUT_QUESTIONS)[0]]
+    questions = [question.spoken for question in voice_chat.split(voice_chat.NUM_HELD_OUT_QUESTIONS)[0]]
     recorded = texts_by_language("speech-train", "preferences-train")["en"]
     conflicts = {text: index.conflicts(text) for text in [*sentences, *questions, *recorded]}
     assert {text: found for text, found in conflicts.items() if found} == {}
@@ -79,7 +78,8 @@ def test_held_out_list_is_complete_and_no_training_text_conflicts_with_it() -> N
 
 def test_unseen_voice_speaks_the_held_out_questions() -> None:
     asked = {record["text"] for record in records("unseen-voice-test").values() if "messages" in record}
-    assert asked == {question.spoken for question in voice_chat.split(NUM_HELD_OUT_QUESTIONS)[1][:NUM_UNSEEN_VOICE]}
+    held_out = voice_chat.split(voice_chat.NUM_HELD_OUT_QUESTIONS)[1][: voice_chat.NUM_UNSEEN_VOICE]
+    assert asked == {question.spoken for question in held_out}
 
 
 def test_sounds_of_one_recording_stay_together() -> None:

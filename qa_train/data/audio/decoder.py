@@ -1,7 +1,7 @@
 """Decoding in a child process that can be killed: a native decoder that hangs or crashes costs one clip, not the run.
 
 The child is forked on first use by the process that decodes (the trainer, or a worker of its DataLoader), answers
-one request after another through pipes, and is replaced when it dies or takes too long.
+one request after another through a pipe, and is replaced when it dies or takes too long.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import select
 import signal
 import struct
-import time
 from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 import numpy as np
@@ -21,8 +21,9 @@ import numpy as np
 from qa_train.data.audio.waveform import BadAudio, read_clip
 from qa_train.utils.process import end_with_parent
 
-_REQUEST = struct.Struct("<Qd")
-_REPLY = struct.Struct("<?Q")
+# A request is two messages: the longest duration in seconds, and the file. A reply is an error; or an empty one, and
+# the samples.
+_LIMIT = struct.Struct("<d")
 # Memory that a child may allocate in addition to that of its parent.
 _MORE_MEMORY = 2 << 30
 
@@ -30,8 +31,7 @@ _MORE_MEMORY = 2 << 30
 @dataclass
 class _Child:
     pid: int
-    requests: int
-    replies: int
+    pipe: Connection
 
 
 class KillableDecoder:
@@ -46,29 +46,27 @@ class KillableDecoder:
 
     def read_clip(self, raw: bytes, *, max_duration_s: float) -> np.ndarray:
         """Decode to float32 mono at 16 kHz, [n]; BadAudio also when the decoder crashed or took too long."""
-        deadline = time.monotonic() + self.timeout_s
-        child = self._running()
+        pipe = self._running().pipe
         try:
-            _write(child.requests, _REQUEST.pack(len(raw), max_duration_s) + raw, deadline)
-            ok, size = _REPLY.unpack(_read(child.replies, _REPLY.size, deadline))
-            body = _read(child.replies, size, deadline)
-        except TimeoutError as error:
-            self.close()
-            raise BadAudio(f"the decoder had no result after {self.timeout_s:g} s and was killed") from error
-        except (EOFError, BrokenPipeError) as error:
+            # An idle child reads at once, so only its answer can be late.
+            pipe.send_bytes(_LIMIT.pack(max_duration_s))
+            pipe.send_bytes(raw)
+            if not pipe.poll(self.timeout_s):
+                self.close()
+                raise BadAudio(f"the decoder had no result after {self.timeout_s:g} s and was killed")
+            if error := pipe.recv_bytes():
+                raise BadAudio(error.decode())
+            return np.frombuffer(bytearray(pipe.recv_bytes()), dtype=np.float32)
+        except (EOFError, OSError) as death:
             status = self.close()
-            raise BadAudio(f"the decoder's process died ({status})") from error
-        if not ok:
-            raise BadAudio(body.decode())
-        return np.frombuffer(body, dtype=np.float32)
+            raise BadAudio(f"the decoder's process died ({status})") from death
 
     def close(self) -> str:
         """End the child; returns how it ended."""
         child, self._child = self._child, None
         if child is None or self._process != os.getpid():
             return "not running"
-        os.close(child.requests)
-        os.close(child.replies)
+        child.pipe.close()
         with contextlib.suppress(ProcessLookupError):
             os.kill(child.pid, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
@@ -91,64 +89,36 @@ class KillableDecoder:
 
 
 def _fork() -> _Child:
-    request_out, request_in = os.pipe()
-    reply_out, reply_in = os.pipe()
+    ours, theirs = Pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            _serve(request_out, reply_in)
+            _serve(theirs)
         finally:
             os._exit(1)
-    os.close(request_out)
-    os.close(reply_in)
-    return _Child(pid, request_in, reply_out)
+    theirs.close()
+    return _Child(pid, ours)
 
 
-def _serve(requests: int, replies: int) -> NoReturn:
+def _serve(pipe: Connection) -> NoReturn:
     """The child: answers until the parent's end closes."""
     end_with_parent()  # even while it hangs in a clip
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # Descriptors of the parent (sockets, queues, the other ends of these pipes) would be kept open by this process.
-    keep = sorted((requests, replies))
-    for low, high in zip([2, *keep], [*keep, os.sysconf("SC_OPEN_MAX")], strict=True):
-        os.closerange(low + 1, min(high, 1 << 20))
+    # Descriptors of the parent (sockets, queues, the other end of this pipe) would be kept open by this process.
+    os.closerange(3, pipe.fileno())
+    os.closerange(pipe.fileno() + 1, min(os.sysconf("SC_OPEN_MAX"), 1 << 20))
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()  # noqa: SIM115, PTH123
     resource.setrlimit(resource.RLIMIT_AS, (used + _MORE_MEMORY, used + _MORE_MEMORY))
     while True:
         try:
-            size, max_duration_s = _REQUEST.unpack(_read(requests, _REQUEST.size))
-            raw = bytes(_read(requests, size))
+            (max_duration_s,), raw = _LIMIT.unpack(pipe.recv_bytes()), pipe.recv_bytes()
         except EOFError:
             os._exit(0)
         try:
-            ok, body = True, read_clip(raw, max_duration_s=max_duration_s).tobytes()
+            samples = read_clip(raw, max_duration_s=max_duration_s)
         except (BadAudio, MemoryError) as error:
-            ok, body = False, (str(error) or type(error).__name__).encode()
-        _write(replies, _REPLY.pack(ok, len(body)) + body)
-
-
-def _read(pipe: int, size: int, deadline: float | None = None) -> bytearray:
-    parts = bytearray()
-    while len(parts) < size:
-        _wait([pipe], [], deadline)
-        part = os.read(pipe, min(size - len(parts), 1 << 20))
-        if not part:
-            raise EOFError
-        parts += part
-    return parts
-
-
-def _write(pipe: int, data: bytes, deadline: float | None = None) -> None:
-    view = memoryview(data)
-    os.set_blocking(pipe, False)
-    while view:
-        _wait([], [pipe], deadline)
-        view = view[os.write(pipe, view) :]
-
-
-def _wait(reads: list[int], writes: list[int], deadline: float | None) -> None:
-    """Until one of the pipes is ready; TimeoutError at the deadline."""
-    seconds = None if deadline is None else max(0.0, deadline - time.monotonic())
-    if not any(select.select(reads, writes, [], seconds)):
-        raise TimeoutError
+            pipe.send_bytes((str(error) or type(error).__name__).encode())
+            continue
+        pipe.send_bytes(b"")
+        pipe.send_bytes(samples.data)

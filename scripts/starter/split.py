@@ -7,21 +7,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from data_pipelines.clips.clip import Clip
+from data_pipelines.clips.picks import draw
 from data_pipelines.clips.spoken_text import TextIndex
-from qa_train.utils import draws
-
-
-def draw(*names: object) -> float:
-    """A number in [0, 1) that depends on ``names`` alone (blake2b)."""
-    return draws.share("\x1f".join(map(str, names)))
-
-
-def pick(items: Sequence[Any], *names: object) -> Any:
-    """One of ``items``, by a `draw`."""
-    return items[int(draw(*names) * len(items))]
 
 
 class _Joined:

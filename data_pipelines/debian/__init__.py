@@ -1,1 +1,0 @@
-"""Recordings, sounds and texts of Debian packages: the sources of the starter data."""
