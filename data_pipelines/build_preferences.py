@@ -65,13 +65,13 @@ class PreferencesConfig(BuilderConfig):
     where: dict[str, Any] = field(default_factory=dict)
     # Kinds of pairs, e.g. families=[wrong clip,speech denied]; by default all that a record can give.
     families: list[str] = field(default_factory=lambda: list(FAMILIES))
-    # Most pairs from one recording, drawn among those it can give.
+    # Maximum pairs from one recording, drawn from all that it can give.
     per_clip: int = 2
-    # Labels of sounds in which somebody may speak (no "invented speech" from them).
+    # Labels of sounds that may contain speech; no "invented speech" pair is made from them.
     voices: list[str] = field(default_factory=lambda: ["human sound", "singing voice", "speech", "Speech"])
-    # Of the shards.
+    # Prefix of the shards.
     name: str = "preferences"
-    # For the report.
+    # Licence, written into the report.
     license: str = ""
 
 

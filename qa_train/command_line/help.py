@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from qa_train import __version__
 from qa_train.command_line.command_table import DATA, SECTIONS, Command, Section
-from qa_train.config import STAGES
+from qa_train.config import STAGES, StorageConfig
 from qa_train.config.words import option_fields
 from qa_train.utils.terminal import Layout, layout
 
@@ -114,10 +114,10 @@ def described(kind: type[Any], prefix: str = "") -> list[tuple[str, str]]:
         if not is_dataclass(section):
             key = f"{field.name}.KEY" if section is dict else field.name
             found.append((f"{prefix}{key}={_default(field.default, section)}", told.get(field.name, "")))
-        elif any(each.name == "cache_dir" for each in fields(section)):
+        elif section is StorageConfig:
             # The same in every command, and only for those who keep shards elsewhere.
-            keys = ", ".join(each.name for each in fields(section))
-            last.append((f"{prefix}{field.name}.KEY=", f"How shards at http(s), s3 and gs are read: {keys}."))
+            keys = ", ".join(each.name for each in fields(StorageConfig))
+            last.append((f"{prefix}{field.name}.KEY=", f"How shards at http(s), hf, s3 and gs are read: {keys}."))
         else:
             last += described(cast(type[Any], section), f"{prefix}{field.name}.")
     return found + last
