@@ -41,6 +41,8 @@ def check(cfg: StageConfig) -> None:
     Raises:
         ValueError: the first contradiction found.
     """
+    if not cfg.run.dir.strip():
+        raise ValueError("run.dir is empty: name the folder where the run lives, e.g. run.dir=runs/first")
     if not cfg.data.sources:
         raise ValueError("data.sources is empty: choose a data group (data=...) or list at least one source")
     for name, source in cfg.data.sources.items():
@@ -126,8 +128,9 @@ def _check_trainer(cfg: StageConfig) -> None:
     """Values of the trainer's options, each by itself."""
     if cfg.trainer.bf16 not in (True, False, "auto"):
         raise ValueError(f"trainer.bf16 is {cfg.trainer.bf16!r}: use auto, true or false")
-    if cfg.trainer.batches_per_step < 1 or cfg.trainer.max_steps < 1:
-        raise ValueError("trainer.batches_per_step and trainer.max_steps must be at least 1")
+    for name in ("batches_per_step", "max_steps"):
+        if (value := getattr(cfg.trainer, name)) < 1:
+            raise ValueError(f"trainer.{name} is {value}: use 1 or more")
     if cfg.trainer.epochs is not None and not 0 < cfg.trainer.epochs < float("inf"):
         raise ValueError(f"trainer.epochs is {cfg.trainer.epochs}: use a number above 0, or null for trainer.max_steps")
     if not 0 <= cfg.trainer.label_smoothing_factor < 1:
@@ -175,8 +178,10 @@ def _check_parts(cfg: StageConfig) -> None:
             f"model.lora.parts is {sorted(lora)}, and {sorted(whole)} would train in full next to it: put it into "
             "model.lora.parts or model.freeze"
         )
-    if lora and (cfg.model.lora.r < 1 or not 0 <= cfg.model.lora.dropout < 1):
-        raise ValueError("model.lora.r must be at least 1, and model.lora.dropout at least 0 and below 1")
+    if lora and cfg.model.lora.r < 1:
+        raise ValueError(f"model.lora.r is {cfg.model.lora.r}: use 1 or more")
+    if lora and not 0 <= cfg.model.lora.dropout < 1:
+        raise ValueError(f"model.lora.dropout is {cfg.model.lora.dropout}: use 0 to below 1")
     for part in frozen:
         if getattr(cfg.trainer.parts, part) != PartConfig():
             raise ValueError(f"trainer.parts.{part} has no effect: {part} is in model.freeze; remove one of the two")
