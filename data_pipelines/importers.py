@@ -53,8 +53,8 @@ class ImportConfig(EngineOptions):
     out: str = ""
     # Official split, or [A,B]; optional if the corpus has only one for training.
     split: Any = None
-    # Generic readers: hold out this share of the training split. split=test imports it, split=train the rest; no speaker
-    # is in both.
+    # Generic readers: hold out this share of the training split. split=test imports it, split=train the rest; no
+    # speaker is in both.
     split_share: float | None = None
     # train, or eval: import evaluation splits, and write their ids as a blocklist.
     purpose: str = "train"

@@ -68,7 +68,8 @@ class AnsweringOptions(CheckpointOptions):
 class EvalConfig(AnsweringOptions):
     """`qa-train eval`: answer benchmarks, or a file of questions about audio, and score the answers."""
 
-    # The model that answers: a run folder (the run.dir of a training), one of its checkpoints, a Hugging Face folder or a hub id.
+    # The model that answers: a run folder (the run.dir of a training), one of its checkpoints, a Hugging Face folder or
+    # a hub id.
     checkpoint: str | None = None
     # A JSONL file of questions (docs/evaluate.md) ...
     data: str | None = None
@@ -221,8 +222,8 @@ class ExportConfig(CheckpointOptions):
     checkpoint: str = MISSING
     # The folder to write; it must be new or empty.
     out: str = MISSING
-    # Merge adapters into the weights. false: write the adapters alone, in peft's format; the base must be a model folder
-    # or a hub id.
+    # Merge adapters into the weights. false: write the adapters alone, in peft's format; the base must be a model
+    # folder or a hub id.
     merge: bool = True
     # For the model card: hub id of the base model, where training read it from a local copy. What is not given here and
     # below is taken from the card of the base, if the base is a local folder.

@@ -23,7 +23,8 @@ class PlanConfig:
     # One or two run folders, measured=[runs/a,runs/b]: step time is predicted from theirs, for the same machine and
     # number of processes. Two with different data.tokens_per_batch give a better prediction.
     measured: Any = None
-    # Compare the stage's single-GPU recipes on these GPUs: which of them fit, and how many steps this many hours pay for.
+    # Instead of one run, compare the stage's experiments on these GPUs: which fit, and how many steps these hours
+    # allow.
     budget_hours: float | None = None
     # Price of one GPU for one hour, in any currency.
     price: float | None = None

@@ -227,7 +227,7 @@ def test_a_damaged_clip_is_a_failed_answer(shard: Path, model: FakeModel, tmp_pa
 
 
 def test_a_set_without_records_says_why(shard: Path) -> None:
-    with pytest.raises(ValueError, match="'does not qualify for the task': 10"):
+    with pytest.raises(ValueError, match="'not usable for the task': 10"):
         record_questions(held_out(shard, "x", "translate"), BANK)
     with pytest.raises(ValueError, match="'fewer than min_words': 10"):
         record_questions(held_out(shard, "x", "asr", min_words=3), BANK)

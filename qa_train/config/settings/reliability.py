@@ -35,9 +35,9 @@ class ReliabilityConfig:
     # Number of steps that a rollback skips, ending with the one that triggered it: the cause of a loss spike is often
     # the update before. The run stops instead when more than max_skipped_steps would be skipped.
     rollback_steps: int = 2
-    # Seconds after which a rank without progress writes the stacks of its threads to RUN/logs and ends with code 1, so that
-    # torchrun restarts the run. Must be longer than the longest save. null: never.
+    # Seconds after which a rank without progress writes the stacks of its threads to RUN/logs and ends with code 1, so
+    # that torchrun restarts the run. Must be longer than the longest save. null: never.
     hang_timeout_s: float | None = 1800.0
-    # At the start, compare the ranks' clocks, versions and settings, check free disk space, and check that audio reaches
-    # the model.
+    # At the start, compare the ranks' clocks, versions and settings, check free disk space, and check that audio
+    # reaches the model.
     self_check: bool = True
