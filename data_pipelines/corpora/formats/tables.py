@@ -259,7 +259,7 @@ CORPORA = (
            _align_anything, ("messages", "chosen", "rejected"), "path= the folder text-audio-to-text",
            tasks=("chat",)),
     Corpus("huggingface", "any Hugging Face dataset: a folder, Parquet or Arrow files, or a hub id",
-           "not stated: say fields.license=", "https://huggingface.co/docs/datasets", 
+           "not stated: set fields.license=", "https://huggingface.co/docs/datasets", 
            {"train": TRAIN, "validation": DEV, "test": TEST}, _huggingface, ("as mapped by columns.FIELD=COLUMN",),
            "columns named like record fields are taken as they are", generic=True),
 )  # fmt: skip

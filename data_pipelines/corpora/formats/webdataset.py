@@ -140,7 +140,7 @@ def clip_of(key: str, group: list[Member], wanted: str | None) -> Member:
 
 
 CORPORA = (
-    Corpus("webdataset", "WebDataset tars whose texts and labels have other names", "not stated: say fields.license=",
+    Corpus("webdataset", "WebDataset tars whose texts and labels have other names", "not stated: set fields.license=",
            "https://github.com/webdataset/webdataset", {"train": TRAIN, "dev": DEV, "test": TEST}, _webdataset,
            ("as mapped by columns.FIELD=COLUMN",),
            "columns.label=cls, columns.scene=metadata.place; tars of our own members and fields need data index alone",
