@@ -289,7 +289,7 @@ def _text(
 
 def table() -> str:
     """The rooms and what each may import, as Markdown."""
-    lines = ["| room | may import |", "|---|---|"]
+    lines = ["| package | may import |", "|---|---|"]
     for room, others in MAY_IMPORT.items():
         lines.append(f"| `{room}` | {', '.join(f'`{other}`' for other in sorted(others)) or '–'} |")
     return "\n".join(lines)

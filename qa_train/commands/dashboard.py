@@ -65,7 +65,7 @@ def _serve(folders: list[Path], options: DashboardConfig) -> int:
     from qa_train.utils.loopback import listen
 
     if options.out is not None or options.overwrite:
-        raise ValueError("dashboard: serve=true writes no file: leave out= and overwrite= out, or serve")
+        raise ValueError("dashboard: serve=true writes no file: remove out= and overwrite=, or serve=true")
     running = server(Live(folders, options.title), listen(HOST, options.port, "dashboard"))
     print(f"http://{HOST}:{running.server_port} shows {', '.join(map(str, folders))}; stop with Ctrl-C", flush=True)
     try:

@@ -102,7 +102,7 @@ def _no_key(key: str) -> str:
         return (
             f"there is no key {key}: held-out speech stops every stage now, as evaluation.every=100 "
             "'+evaluation.sets.speech={shards: [PATHS], task: ask_transcript, limit: 32}' "
-            "'+evaluation.stop.speech={rise: 1.0, length_ratio: 1.3}' (action: warn goes on)"
+            "'+evaluation.stop.speech={rise: 1.0, length_ratio: 1.3}' (action: warn continues)"
         )
     for section in BY_NAME:
         name, *option = key.removeprefix(section + ".").split(".")

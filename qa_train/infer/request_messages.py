@@ -114,7 +114,7 @@ def _content(
                 made.append(TextPart(text, trusted=template == "base"))
                 continue
             if part.mark or role != "user":
-                what = f"a text holds {part.mark}, which marks sound" if part.mark else f"sound from {role!r}"
+                what = f"a text holds {part.mark}, which stands for audio" if part.mark else f"sound from {role!r}"
                 raise ApiError(400, f"{place}: {what}: send clips as input_audio from user", param=place)
             if len(waves) == limits.max_clips:
                 raise ApiError(400, f"{place}: more than {limits.max_clips} clips in one conversation", param=place)

@@ -90,7 +90,7 @@ def _columns(request: Request, listed: str, header: tuple[str, ...]) -> dict[str
     try:
         columns = mapping(request.columns, header)
         if "audio" not in columns:
-            raise ValueError(f"no column of {list(header)} names the audio: say which, columns.audio=COLUMN")
+            raise ValueError(f"no column of {list(header)} names the audio: set columns.audio=COLUMN")
     except ValueError as error:
         names = "; if its first line is not a header, give the names: header=[audio,text], and delimiter='|' if need be"
         raise ValueError(f"{listed}: {error}{'' if request.table.header else names}") from error

@@ -89,7 +89,7 @@ def check(cfg: StageConfig) -> None:
     if cfg.data.encoder_cache and cfg.data.augment != AugmentConfig():
         raise ValueError(
             "data.augment changes the audio, which data.encoder_cache no longer reads: set data.encoder_cache=null, "
-            "or leave data.augment out and use data.time_mask"
+            "or remove data.augment and use data.time_mask"
         )
     _check_trainer(cfg)
     _check_tracking(cfg)
@@ -172,10 +172,10 @@ def _check_parts(cfg: StageConfig) -> None:
     if wrong := lora - {"encoder", "llm"}:
         raise ValueError(f"model.lora.parts holds {sorted(wrong)}: use encoder, llm or both")
     if both := lora & frozen:
-        raise ValueError(f"{sorted(both)} is in model.lora.parts and in model.freeze: take it out of one of them")
+        raise ValueError(f"{sorted(both)} is in model.lora.parts and in model.freeze: remove it from one of them")
     if lora and (whole := {"encoder", "llm"} - lora - frozen):
         raise ValueError(
-            f"model.lora.parts is {sorted(lora)}, and {sorted(whole)} would train in full next to it: put it into "
+            f"model.lora.parts is {sorted(lora)}, and {sorted(whole)} would train in full: add it to "
             "model.lora.parts or model.freeze"
         )
     if lora and cfg.model.lora.r < 1:

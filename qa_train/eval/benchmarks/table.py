@@ -110,7 +110,7 @@ class Benchmark:
         if self.shuffle_options is not None and self.reader not in SHUFFLED:
             problems.append(f"shuffle_options has no effect on reader {self.reader!r}: it is for {', '.join(SHUFFLED)}")
         if self.name in ("", ".", "..") or set(self.name) & {"/", "\\"}:
-            problems.append("its name is that of a folder of results: it must not be empty or hold / or \\")
+            problems.append("it names a folder of results: it must not be empty or contain / or \\")
         published = [self.numbers, *self.group_numbers.values()]
         if not all(isinstance(each, Mapping) for each in published) or not all(
             isinstance(number, int | float) for each in published for number in each.values()
