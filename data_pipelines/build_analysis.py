@@ -66,7 +66,7 @@ def build_analysis(options: AnalysisConfig) -> Report:
     """Build one shard of chats for each shard of recordings that has any; ValueError for wrong options or shards."""
     if options.turns < 1 or not 0 <= options.yes_no <= 1:
         raise ValueError("data analysis: turns must be at least 1, and yes_no between 0 and 1")
-    report = Report("audio analysis", "train", options.license or "that of the recordings")
+    report = Report("audio analysis", "splits of the recordings", options.license or "that of the recordings")
     bank = PromptBank.load(options.prompt_files, options.languages)
     tasks = options.tasks or sorted(bank.tasks)
     for name in tasks:

@@ -91,7 +91,7 @@ def build_preferences(options: PreferencesConfig) -> Report:
         raise ValueError(f"data preferences: no family {sorted(unknown)}: use any of {list(FAMILIES)}")
     if options.per_clip < 1:
         raise ValueError("data preferences: per_clip must be at least 1")
-    report = Report("preference pairs by rule", "as the recordings", options.license or "that of the recordings")
+    report = Report("preference pairs by rule", "splits of the recordings", options.license or "that of the recordings")
     found = {str(path): places(str(path), where=options.where) for path in shard_paths(options.shards)}
     labels = sorted({label for some in found.values() for place in some for label in labels_of(place.record)})
     names = ("where", "families", "per_clip", "voices", "name", "seed")
