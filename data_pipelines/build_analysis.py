@@ -41,19 +41,19 @@ class AnalysisConfig(BuilderConfig):
     shards: Any = MISSING
     # Only records with this value, e.g. where.split=train.
     where: dict[str, Any] = field(default_factory=dict)
-    # Tasks of the prompt bank to ask; none: all that need no special tokens.
+    # Tasks of the prompt bank to ask; empty: all that need no special tokens.
     tasks: list[str] = field(default_factory=list)
-    # Further tasks (YAML).
+    # Prompt files (YAML) with further tasks.
     prompt_files: list[str] = field(default_factory=list)
-    # Of the wordings.
+    # Languages of the prompts' wordings.
     languages: list[str] = field(default_factory=lambda: ["en"])
-    # Most questions about one recording.
+    # Maximum questions about one recording.
     turns: int = 3
-    # Share of the labelled recordings that are asked "do you hear ...?".
+    # Share of the labelled recordings with a yes/no question ("do you hear ...?").
     yes_no: float = 0.5
-    # Of the shards.
+    # Prefix of the shards.
     name: str = "analysis"
-    # For the report.
+    # Licence, written into the report.
     license: str = ""
 
 
@@ -67,7 +67,7 @@ def build_analysis(options: AnalysisConfig) -> Report:
     """Build one shard of chats for each shard of recordings that has any; ValueError for wrong options or shards."""
     if options.turns < 1 or not 0 <= options.yes_no <= 1:
         raise ValueError("data analysis: turns must be at least 1, and yes_no between 0 and 1")
-    report = Report("audio analysis", "train", options.license or "that of the recordings")
+    report = Report("audio analysis", "splits of the recordings", options.license or "that of the recordings")
     bank = PromptBank.load(options.prompt_files, options.languages)
     tasks = options.tasks or sorted(bank.tasks)
     for name in tasks:

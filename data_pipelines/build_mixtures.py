@@ -53,15 +53,17 @@ class MixtureConfig(SpokenConfig):
     sounds: Any = MISSING
     # Only records with this value, e.g. where.split=train.
     where: dict[str, Any] = field(default_factory=dict)
-    # How many clips of each kind: speech over a sound, two speakers, a spoken command about a sound.
+    # Number of clips with speech over a sound.
     over: int = 100
+    # Number of clips with two speakers.
     two: int = 100
+    # Number of clips with a spoken command about a sound.
     command: int = 100
     # Signal-to-noise ratio, in decibels, of the speech over the sound behind it.
     snr_db: list[float] = field(default_factory=lambda: [0.0, 20.0])
-    # Longest part of a mixture, in seconds.
+    # Maximum length of a part of a mixture, in seconds.
     max_duration_s: float = 15.0
-    # Of the shards and keys.
+    # Prefix of shards and keys.
     name: str = "mixtures"
 
 

@@ -66,13 +66,13 @@ class PreferencesConfig(BuilderConfig):
     where: dict[str, Any] = field(default_factory=dict)
     # Kinds of pairs, e.g. families=[wrong clip,speech denied]; by default all that a record can give.
     families: list[str] = field(default_factory=lambda: list(FAMILIES))
-    # Most pairs from one recording, drawn among those it can give.
+    # Maximum pairs from one recording, drawn from all that it can give.
     per_clip: int = 2
-    # Labels of sounds in which somebody may speak (no "invented speech" from them).
+    # Labels of sounds that may contain speech; no "invented speech" pair is made from them.
     voices: list[str] = field(default_factory=lambda: ["human sound", "singing voice", "speech", "Speech"])
-    # Of the shards.
+    # Prefix of the shards.
     name: str = "preferences"
-    # For the report.
+    # Licence, written into the report.
     license: str = ""
 
 
@@ -92,7 +92,7 @@ def build_preferences(options: PreferencesConfig) -> Report:
         raise ValueError(f"data preferences: no family {sorted(unknown)}: use any of {list(FAMILIES)}")
     if options.per_clip < 1:
         raise ValueError("data preferences: per_clip must be at least 1")
-    report = Report("preference pairs by rule", "as the recordings", options.license or "that of the recordings")
+    report = Report("preference pairs by rule", "splits of the recordings", options.license or "that of the recordings")
     found = {str(path): places(str(path), where=options.where) for path in shard_paths(options.shards)}
     labels = sorted({label for some in found.values() for place in some for label in labels_of(place.record)})
     names = ("where", "families", "per_clip", "voices", "name", "seed")

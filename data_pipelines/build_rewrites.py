@@ -62,24 +62,25 @@ class RewriteConfig:
 
     # Indexed shards of chats (data analysis makes some).
     shards: Any = MISSING
-    # How remote ones are read: the keys of data.storage.
+    # How remote shards are read: the keys of data.storage.
     storage: StorageConfig = field(default_factory=StorageConfig)
     # The folder for the new shards.
     out: str = MISSING
     # An OpenAI-compatible endpoint, up to and without /chat/completions; null: replay OUT/rewrite.jsonl.
     url: str | None = None
-    # Its name at the endpoint.
+    # Name of the model at the endpoint.
     model: str = ""
-    # Name of the environment variable that holds the key.
+    # Environment variable that holds the key.
     key_env: str = "OPENAI_API_KEY"
-    # Share of the turns that are asked for; the others stay as they are.
+    # Share of the turns to paraphrase; the others are copied.
     share: float = 1.0
-    # Greatest length of new words, relative to the old ones.
+    # Maximum length of a paraphrase, relative to the original.
     max_ratio: float = 3.0
-    # Most tokens of one answer.
+    # Maximum tokens of one answer.
     max_tokens: int = 256
-    # Requests at a time.
+    # Concurrent requests.
     workers: int = 8
+    # Chats of one shard.
     samples_per_shard: int = 5000
 
 

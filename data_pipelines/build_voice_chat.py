@@ -41,23 +41,27 @@ class VoiceChatConfig(SpokenConfig):
 
     # JSONL, several as [A,B]: messages, conversations (ShareGPT), instruction/input/output, or prompt/response.
     path: Any = MISSING
-    # Share of the utterances that are put into a room (rt60 0.15 to 0.6 s).
+    # Share of the utterances with the reverberation of a room (RT60 of 0.15 to 0.6 s).
     rooms: float = 0.3
-    # Share of the utterances with noise, and the range of its signal-to-noise ratio in decibels.
+    # Share of the utterances with noise.
     noise_share: float = 0.5
+    # Range of its signal-to-noise ratio, in decibels.
     noise_snr_db: list[float] = field(default_factory=lambda: [5.0, 30.0])
-    # Shards whose clips without speech are the noise; none: coloured noise.
+    # Shards whose clips without speech serve as noise; empty: coloured noise.
     noise: list[str] = field(default_factory=list)
-    # Dialogues with longer questions or answers are skipped.
+    # Dialogues with a question of more words are skipped.
     max_words: int = 60
+    # Dialogues with an answer of more words are skipped.
     max_answer_words: int = 200
-    # Further turns are dropped.
+    # Maximum number of turns; further ones are dropped.
     max_turns: int = 3
-    # Written into the records.
+    # Language of the text, written into the records.
     language: str = "en"
+    # Licence of the text, written into the records.
     license: str = ""
-    # Of the shards and keys.
+    # Prefix of shards and keys.
     name: str = "voice-chat"
+    # Maximum number of chats; null: all.
     max_samples: int | None = None
 
 

@@ -27,7 +27,7 @@ class BuilderConfig(EngineOptions):
     out: str = MISSING
     # Processes of engine=local; 0: this one.
     workers: int = 2
-    # Of the draws.
+    # Random seed.
     seed: int = 0
 
 
@@ -38,14 +38,15 @@ class SpokenConfig(BuilderConfig):
     # espeak: built in, English (pip install espeakng-loader). 'command:PROGRAM --voice {voice} --out {out}': any
     # program. http://HOST/v1/audio/speech: an OpenAI-compatible endpoint.
     tts: str = "espeak"
-    # Names that the program or endpoint knows: voices=[A,B,...].
+    # Names of voices of the program or endpoint: voices=[A,B,...].
     voices: list[str] = field(default_factory=list)
-    # Of the endpoint.
+    # Name of the model at the endpoint.
     tts_model: str = "tts-1"
-    # The environment variable that holds its key.
+    # Environment variable that holds the key of the endpoint.
     key_env: str = ""
-    # train, or test: voices that train never uses.
+    # train or test; test uses voices that train never uses.
     split: str = "train"
+    # Chats of one shard.
     samples_per_shard: int = 200
 
 

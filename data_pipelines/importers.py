@@ -47,59 +47,63 @@ from qa_train.utils.terminal import layout
 class ImportConfig(EngineOptions):
     """Options of `qa-train data import`."""
 
-    # The corpus as published: a folder, .tar or .zip archives, tables; several as [A,B] (required).
+    # The corpus as published: a folder, .tar or .zip archives, or tables; several as [A,B] (required).
     path: Any = None
     # The folder for the shards, or s3://, gs:// (required).
     out: str = ""
-    # Official split, or [A,B]; may be omitted where only one is for training.
+    # Official split, or [A,B]; optional if the corpus has only one for training.
     split: Any = None
-    # Generic readers: split=test takes this share of what is for training, split=train the rest; a speaker is in one.
+    # Generic readers: hold out this share of the training split. split=test imports it, split=train the rest; no
+    # speaker is in both.
     split_share: float | None = None
     # train, or eval: import evaluation splits, and write their ids as a blocklist.
     purpose: str = "train"
-    # Ids to keep out: *.blocklist.txt, evaluation sets as CSV or JSON (AIR-Bench, MMAU, MMAR, NeMo).
+    # Lists of recordings to exclude: *.blocklist.txt, evaluation sets as CSV or JSON (AIR-Bench, MMAU, MMAR, NeMo).
     block: list[str] = field(default_factory=list)
-    # Evaluation splits to train on all the same.
+    # Evaluation splits to train on nevertheless.
     allow: list[str] = field(default_factory=list)
     # flac: re-encode at 16 kHz. keep: the files as they are (segments are always cut to FLAC). in_place: files inside
-    # tars and tables stay there, and are linked and indexed; what is compressed, or a part of a file, is copied.
+    # tars and tables stay where they are and are linked and indexed; compressed ones and parts of files are copied.
     audio: str = "flac"
     # Only records with this value: where.FIELD=VALUE.
     where: dict[str, Any] = field(default_factory=dict)
     # Set a field of every record: fields.FIELD=VALUE.
     fields: dict[str, Any] = field(default_factory=dict)
-    # Generic readers: which column is what, columns.FIELD=COLUMN.
+    # Generic readers: column of a field, columns.FIELD=COLUMN.
     columns: dict[str, str] = field(default_factory=dict)
     # Hugging Face configuration.
     config: str = ""
-    # Tables: how the file is written, where it does not say so itself, e.g. delimiter='|' encoding=cp1252.
+    # Tables: the character between columns, e.g. '|'; detected if empty.
     delimiter: str = ""
-    # Names of the columns of a table without a header line, e.g. header=[audio,text].
+    # Tables without a header line: names of the columns, e.g. header=[audio,text].
     header: list[str] = field(default_factory=list)
+    # Tables: encoding, e.g. cp1252; UTF-8 if empty.
     encoding: str = ""
+    # Tables: whether quotation marks enclose cells; null: detected.
     quoted: bool | None = None
-    # Of files that a list names without it, e.g. wav.
+    # Extension of files that a list names without it, e.g. wav.
     extension: str = ""
-    # Lists made on another machine: the beginning of their paths there, and here: prefix=[OLD,NEW].
+    # Lists made on another machine: replace the beginning of their paths, prefix=[OLD,NEW].
     prefix: list[str] = field(default_factory=list)
-    # Look for listed files by their names, wherever they are below path.
+    # Find listed files by name, in any folder below path.
     by_name: bool = False
-    # Of the shards and keys; null: the corpus.
+    # Prefix of shards and keys; null: the name of the corpus.
     name: str | None = None
-    # Stop after so many records.
+    # Stop after this many records.
     max_samples: int | None = None
+    # Records of one shard.
     samples_per_shard: int = 1000
     # Processes of engine=local; 0: this one.
     workers: int = 2
     # Seconds; longer recordings are skipped.
     max_duration_s: float = 600.0
-    # Unusable lines and recordings allowed, as a share; one always is, unless it is 0.
+    # Maximum share of unusable lines and recordings. One is always allowed, unless it is 0.
     error_budget: float = 0.01
-    # Of lists published without their audio (YouTube): share of clips that may be missing.
+    # Maximum share of missing clips of lists that are published without audio (YouTube).
     missing_budget: float = 0.5
-    # Make shards with bad recordings again.
+    # Rebuild shards that have bad recordings.
     retry_bad: bool = False
-    # Replace files of the same names that no import made.
+    # Replace files of the same names that were not made by an import.
     overwrite: bool = False
     # Packages whose code may run, for a corpus of your own (docs/extend.md): plugins=[my_package].
     plugins: list[str] = field(default_factory=list)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from qa_train import __version__
-from qa_train.command_line.command_table import NAMES, find, run
+from qa_train.command_line.command_table import COMMANDS, NAMES, find, run
 from qa_train.commands.guard import guarded, leave_the_group, show_warnings
 from qa_train.utils.process import end_with_launcher, expand_segments, without_local_rank
 
@@ -16,9 +16,12 @@ from qa_train.utils.process import end_with_launcher, expand_segments, without_l
 def main(argv: list[str] | None = None) -> None:
     """Run one command and exit with its code: 0 done, 1 failure, 2 wrong use, 73 run.dir is another's, 75 stopped."""
     words = without_local_rank(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
     end_with_launcher()
     expand_segments()
-    code = guarded(words[0] if words and words[0] in NAMES else "", lambda: _run(words))
+    named = next((name for name in (" ".join(words[:2]), *words[:1]) if name in COMMANDS or name in NAMES), "")
+    code = guarded(named, lambda: _run(words))
     if code not in (2, 130):  # After an error other ranks may still wait for this one: torchrun ends them.
         leave_the_group()
     sys.exit(code)
@@ -30,7 +33,7 @@ def _run(words: list[str]) -> int:
     if words[:1] in (["-V"], ["--version"]):
         print(f"qa-train {__version__}")
         return 0
-    if not words or words[0] in ("-h", "--help", "help"):
+    if not words or words[0] in ("-h", "--help"):
         from qa_train.command_line.help import overview
 
         print(overview())

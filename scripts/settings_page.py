@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from qa_train.command_line.command_table import COMMANDS  # noqa: E402
 from qa_train.command_line.help import comments  # noqa: E402
-from qa_train.config import BY_NAME, StageConfig  # noqa: E402
+from qa_train.config import BY_NAME, StageConfig, StorageConfig  # noqa: E402
 from qa_train.config.words import option_fields  # noqa: E402
 
 PAGE = ROOT / "docs" / "settings.md"
@@ -45,10 +45,12 @@ def rows(kind: type[Any], prefix: str = "") -> Iterator[tuple[str, str, str]]:
     for one in option_fields(kind):
         if one.metadata.get("omegaconf_ignore"):
             continue
-        if is_dataclass(hints[one.name]):
+        if hints[one.name] is StorageConfig and prefix != "data.":
+            yield f"{one.name}.KEY", "", "How remote shards are read: the keys of [`data.storage`](#data)."
+        elif is_dataclass(hints[one.name]):
             yield from rows(hints[one.name], f"{prefix}{one.name}.")
-            continue
-        yield f"{prefix}{one.name}", default(one), said.get(one.name, "")
+        else:
+            yield f"{prefix}{one.name}", default(one), said.get(one.name, "")
         if entry := BY_NAME.get(prefix + one.name):
             yield from rows(entry, f"{prefix}{one.name}.NAME.")
 

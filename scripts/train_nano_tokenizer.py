@@ -74,7 +74,7 @@ def train(texts: Iterable[str], vocab_size: int, out: str | Path) -> PreTrainedT
     """
     smallest = len(SPECIAL_TOKENS) + 256
     if vocab_size < smallest:
-        raise ValueError(f"vocab_size is {vocab_size}; the special tokens and the bytes alone need {smallest}")
+        raise ValueError(f"vocab_size is {vocab_size}; the special tokens and the bytes need {smallest}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -115,7 +115,7 @@ def test_checkpoints(tmp_path: Path) -> None:
 def test_runs(tmp_path: Path) -> None:
     assert states(examine_run(str(tmp_path))) == ["problem"]
     checkpoint = make_run(tmp_path)
-    assert [str(each.found) for each in examine_run(str(tmp_path))][-1] == "the same command goes on from checkpoint-2"
+    assert [str(each.found) for each in examine_run(str(tmp_path))][-1] == "the same command resumes from checkpoint-2"
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "loss": null}\n')
     (checkpoint / "manifest.json").unlink()

@@ -16,7 +16,7 @@ from qa_train.command_line.command_table import COMMANDS
 from qa_train.command_line.completion import complete
 from qa_train.command_line.help import command_help
 from qa_train.config import STAGES, config_dir, register
-from qa_train.config.guide import GROUPS
+from qa_train.config.guide import GROUPS, group_options
 from qa_train.config.nearest import explain, nearest, valid_keys
 from tests.train.conftest import ROOT, environment
 
@@ -61,6 +61,7 @@ def test_stage_help_lists_every_option_of_every_group(stage: str) -> None:
     for group in GROUPS[1:]:
         for path in (config_dir() / group).glob("*.yaml"):
             assert f"  {path.stem} " in text or f"  {path.stem}\n" in text
+        assert all(about for _, about in group_options(group)), f"a file of configs/{group} opens with no comment"
     assert f"{stage}_7b" in text
     assert "experiment=" in text
     assert "smoke" in text

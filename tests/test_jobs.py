@@ -122,7 +122,7 @@ def test_few_results_wait_for_a_slow_job() -> None:
 
 def test_a_death_is_tried_again_and_then_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert list(each(dies_once, "abc", str(tmp_path / "once"), engine=TWO)) == ["a", "b", "c"]
-    assert "b: its process died (exit code 7); begun again, 2 of 3" in capsys.readouterr().err
+    assert "b: its process died (exit code 7); tried again, 2 of 3" in capsys.readouterr().err
     log = tmp_path / "log"
     with pytest.raises(ValueError, match=r"b: its process died \(exit code -9\) \(3 times\): a decoder crashed"):
         list(each(dies, "abc", str(log), engine=TWO))

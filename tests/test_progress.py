@@ -41,6 +41,14 @@ def test_lines_tell_rate_and_time_left(clock: Clock, capsys: pytest.CaptureFixtu
     ]
 
 
+def test_a_count_is_told_once(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(total=10, desc="making shards", unit="clips") as bar:
+        clock.now = 40.0
+        bar.update(10)
+        clock.now = 41.0
+    assert capsys.readouterr().err == "making shards: 10 of 10 clips, 0.25/s, 0.0 min left\n"
+
+
 def test_what_is_quick_or_switched_off_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     assert list(progress(range(3), desc="listing")) == [0, 1, 2]
     with progress(total=5, desc="answers", disable=True) as bar:

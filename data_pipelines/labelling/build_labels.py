@@ -180,7 +180,7 @@ def _plan(options: LabelConfig, todo: Sequence[LabelJob], shards: int) -> str:
         f"{sum(job.num_clips for job in todo):,} records, {hours:,.2f} h of audio"
     )
     if cost := hours * (options.price_per_hour + options.second.price_per_hour):
-        text += f", {cost:,.2f} at the price given"
+        text += f", {cost:,.2f} at the given price"
     if options.max_cost is not None and cost > options.max_cost:
         raise ValueError(f"data label: {text}: more than max_cost={options.max_cost:g}")
     return text

@@ -214,7 +214,7 @@ class ShardLabels:
         try:
             said = answer(self._questions, answerer, decoding, limits=limits, journal=journal, all_may_fail=True)
         except CallFailed as error:
-            raise ValueError(f"{masked(by.url)}: {error}; the same command again goes on from here") from error
+            raise ValueError(f"{masked(by.url)}: {error}; the same command again continues from here") from error
         return said, who
 
     def _said(self, outcomes: list[Outcome], language: str | None) -> str:

@@ -131,7 +131,7 @@ def _run(words: list[str], text: str, voice: str, speed: float, timeout_s: float
         if not any("{out}" in word for word in words):
             return done.stdout
         if not out.is_file():
-            raise ValueError(f"tts command {words[0]} ended well but wrote no {{out}} for {text!r}")
+            raise ValueError(f"tts command {words[0]} ended with code 0 but wrote no {{out}} for {text!r}")
         return out.read_bytes()
 
 

@@ -228,7 +228,7 @@ def run(name: str, words: list[str]) -> int:
     """
     from qa_train.config import parse_options
     from qa_train.config.places import search_also, without_config_dirs
-    from qa_train.config.words import check_words, is_place, option_fields
+    from qa_train.config.words import check_bare, check_words, is_place, option_fields
 
     command = COMMANDS[name]
     takes = command.takes()
@@ -239,6 +239,9 @@ def run(name: str, words: list[str]) -> int:
         words, name, lambda key: _habit(key, names, settings), lambda key: _is_key(key, names, settings), places
     )
     if settings:
+        from qa_train.config.nearest import is_setting
+
+        check_bare(words, name, is_setting)
         rest, folders = without_config_dirs(words)
         search_also(folders)
         # Hydra's own command line has the flag, and records it.

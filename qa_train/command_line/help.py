@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from qa_train import __version__
 from qa_train.command_line.command_table import DATA, SECTIONS, Command, Section
-from qa_train.config import STAGES
+from qa_train.config import STAGES, StorageConfig
 from qa_train.config.words import option_fields
 from qa_train.utils.terminal import Layout, layout
 
@@ -114,10 +114,10 @@ def described(kind: type[Any], prefix: str = "") -> list[tuple[str, str]]:
         if not is_dataclass(section):
             key = f"{field.name}.KEY" if section is dict else field.name
             found.append((f"{prefix}{key}={_default(field.default, section)}", told.get(field.name, "")))
-        elif any(each.name == "cache_dir" for each in fields(section)):
+        elif section is StorageConfig:
             # The same in every command, and only for those who keep shards elsewhere.
-            keys = ", ".join(each.name for each in fields(section))
-            last.append((f"{prefix}{field.name}.KEY=", f"How shards at http(s), s3 and gs are read: {keys}."))
+            keys = ", ".join(each.name for each in fields(StorageConfig))
+            last.append((f"{prefix}{field.name}.KEY=", f"How shards at http(s), hf, s3 and gs are read: {keys}."))
         else:
             last += described(cast(type[Any], section), f"{prefix}{field.name}.")
     return found + last
@@ -143,33 +143,33 @@ def _stage(stage: str) -> list[str]:
         default = chosen(stage).get(group)
         title = f"{group}=..." + (f" (default: {default})" if default else "")
         lines += ["", bold(title), entries(group_options(group))]
-    lines += ["", bold("experiment=... (what differs from the defaults, as one file)"), entries(experiments(stage))]
+    lines += ["", bold("experiment=... (a ready set of settings, and its hardware)"), entries(experiments(stage))]
     lines += ["", bold("keys used most (--cfg job shows all of them)"), entries(_KEYS)]
     more = [(f"qa-train {words.format(stage=stage)}", text) for words, text in _MORE]
     return [*lines, "", bold("more"), entries(more)]
 
 
 _KEYS = (
-    ("run.dir=FOLDER", "where the run lives; the same command again resumes it (required)"),
+    ("run.dir=FOLDER", "folder of the run; the same command again resumes it (required)"),
     ("model.checkpoint=PATH", "start from a run, a checkpoint, a Hugging Face folder or a hub id"),
-    ("model.freeze=[encoder]", "parts that do not train: encoder, projector, llm"),
-    ("model.lora.parts=[llm]", "train low-rank adapters of these parts instead"),
-    ("data.tokens_per_batch=8000", "audio and text tokens that one GPU runs at a time"),
+    ("model.freeze=[encoder]", "frozen parts: encoder, projector, llm"),
+    ("model.lora.parts=[llm]", "train low-rank adapters of these parts"),
+    ("data.tokens_per_batch=8000", "audio and text tokens of a micro-batch on one GPU"),
     ("trainer.max_steps=1000", "optimizer steps"),
-    ("trainer.batches_per_step=64", "batches of one step over all GPUs, whatever their number"),
-    ("trainer.learning_rate=1e-5", "the greatest learning rate, after the warm-up"),
-    ("trainer.bf16=auto", "bfloat16 where the hardware multiplies it, else float32"),
+    ("trainer.batches_per_step=64", "micro-batches of an optimizer step, over all GPUs"),
+    ("trainer.learning_rate=1e-5", "maximum learning rate, reached after the warm-up"),
+    ("trainer.bf16=auto", "bfloat16 if the hardware supports it, else float32"),
+    ("trainer.gradient_checkpointing.llm=selective", "recompute activations: none, selective or full; also .encoder"),
     ("plugins=[my_package]", "packages whose code may run, for held-out metrics of your own"),
-    ("trainer.gradient_checkpointing.llm=selective", "none, selective or full; also .encoder"),
 )
 _MORE = (
     ("plan {stage} experiment=... gpu=h100 gpus=8", "memory, time and cost, without a GPU"),
     ("plan data stage={stage} experiment=...", "effective mixture and epochs"),
     ("{stage} ... --cfg job", "print the configuration and exit"),
-    ("{stage} --config-dir FOLDER ...", "options of your own: FOLDER/data/NAME.yaml ... (always: ./configs)"),
+    ("{stage} --config-dir FOLDER ...", "also use your own files FOLDER/data/NAME.yaml ... (./configs is always used)"),
     (
         "{stage} -m trainer.max_steps=100,200 run.dir='runs/${{hydra:job.num}}'",
-        "one run after another",
+        "one run per value, one after another",
     ),
     ("{stage} --hydra-help", "every option of Hydra"),
 )

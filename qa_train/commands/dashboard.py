@@ -15,7 +15,7 @@ class DashboardConfig:
 
     # The page; default: dashboard.html in the first folder.
     out: str | None = None
-    # Of the page.
+    # Title of the page.
     title: str = "Runs"
     # MiB of clips embedded in the page; the rest is linked to the run folders.
     audio_mib: float = 8.0
@@ -23,7 +23,7 @@ class DashboardConfig:
     overwrite: bool = False
     # Write nothing: serve the page on this machine, with new values while runs go on.
     serve: bool = False
-    # Of the served page; 0: any free one.
+    # Port of the served page; 0: any free one.
     port: int = 8001
 
 
@@ -65,7 +65,7 @@ def _serve(folders: list[Path], options: DashboardConfig) -> int:
     from qa_train.utils.loopback import listen
 
     if options.out is not None or options.overwrite:
-        raise ValueError("dashboard: serve=true writes no file: leave out= and overwrite= out, or serve")
+        raise ValueError("dashboard: serve=true writes no file: remove out= and overwrite=, or serve=true")
     running = server(Live(folders, options.title), listen(HOST, options.port, "dashboard"))
     print(f"http://{HOST}:{running.server_port} shows {', '.join(map(str, folders))}; stop with Ctrl-C", flush=True)
     try:

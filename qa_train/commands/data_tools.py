@@ -46,7 +46,7 @@ class ToJsonlOptions(StorageOptions):
 
     # The file to write; the clips go into the folder FILE-audio next to it.
     out: str = MISSING
-    # A task of the prompt bank for records without messages; chat: their own.
+    # Task of the prompt bank for records without messages; chat: records must have messages.
     task: str = "chat"
     # Replace files of the same names with other content.
     overwrite: bool = False
@@ -56,9 +56,9 @@ class ToJsonlOptions(StorageOptions):
 class ValidateOptions(ShardOptions):
     """Options of `qa-train data validate`."""
 
-    # false: check bytes and records only, which is quicker.
+    # Decode every clip. false: check bytes and records only, which is faster.
     decode: bool = True
-    # JSONL file of the faults.
+    # JSONL file to write the faults to.
     report: str | None = None
 
 
@@ -66,9 +66,9 @@ class ValidateOptions(ShardOptions):
 class StatsOptions(ShardOptions):
     """Options of `qa-train data stats`."""
 
-    # With a tokenizer (a folder, a hub id, or builtin:nano): tokens by task.
+    # Also count tokens by task, with this tokenizer: a folder, a hub id, or builtin:nano.
     tokenizer: str | None = None
-    # Tasks to count tokens for, joined by commas; none: the record's own.
+    # Tasks to count tokens for, separated by commas; empty: the record's own.
     tasks: str = ""
 
 
@@ -76,11 +76,11 @@ class StatsOptions(ShardOptions):
 class WordsOptions(ShardOptions):
     """Options of `qa-train data words`."""
 
-    # The file to write, one word a line; it must not exist yet.
+    # The file to write, one word per line; it must not exist.
     out: str = MISSING
-    # Keep words of at most so many records.
+    # Keep words that occur in at most this many records.
     at_most: int = 5
-    # Keep words of at least so many letters.
+    # Keep words of at least this many letters.
     shortest: int = 4
 
 
@@ -88,9 +88,9 @@ class WordsOptions(ShardOptions):
 class SampleOptions(StorageOptions):
     """Options of `qa-train data sample`."""
 
-    # How many records.
+    # Number of records.
     n: int = 3
-    # Of the draw.
+    # Seed of the selection.
     seed: int = 0
     # Folder for the audio files, JSON and plots.
     out: str | None = None

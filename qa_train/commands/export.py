@@ -16,8 +16,8 @@ def export(options: ExportConfig) -> int:
         base = None if options.merge or options.base_model else hugging_face.base_of(options.checkpoint)
         if base is not None and Path(base).exists():
             raise ValueError(
-                f"the adapters would be published with the path {base} as their base, which nobody else has: give its "
-                "hub id, base_model=owner/name"
+                f"the adapters would be published with the path {base} as their base, which exists only on this "
+                "machine: give its hub id, base_model=owner/name"
             )
     elif options.dry_run:
         raise ValueError("dry_run lists what push=owner/name would upload: give push too")

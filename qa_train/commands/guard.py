@@ -32,7 +32,7 @@ def guarded(name: str, command: Callable[[], int]) -> int:
         if not _reader_left():
             raise
         if name in STAGES:
-            print(f"qa-train {name}: ended, because nobody reads its output any more", file=sys.stderr)
+            print(f"qa-train {name}: ended, because its output is no longer read", file=sys.stderr)
         return 141
     except KeyboardInterrupt:
         print(f"qa-train {name}: interrupted", file=sys.stderr)

@@ -64,7 +64,8 @@ def check_experiment(words: list[str]) -> None:
             if name == "experiment" and not files and each != "null":
                 known = [path.stem for path in option_files(name)]
                 hint = did_you_mean(each, known, "experiment={}")
-                raise ValueError(f"there is no experiment={each}: {hint}there are {', '.join(known)}; {searched(name)}")
+                told = f"there is no experiment={each}" if each else f"{word} lacks a name"
+                raise ValueError(f"{told}: {hint}there are {', '.join(known)}; {searched(name)}")
 
 
 def complete_setting(word: str) -> list[str]:

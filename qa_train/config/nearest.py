@@ -26,6 +26,11 @@ _PLACES = {
     "model": "model= names a shape; weights are model.checkpoint=FOLDER_OR_HUB_ID",
     "data": "data= names a mixture; your own shards are data=empty '+data.sources.NAME.shards=[PATHS]' (docs/data.md)",
 }
+_SEVERAL = re.compile(r"Ambiguous value for argument '([^'=]+)=(.*)'")
+_THERE_ALREADY = re.compile(r"An item is already at '([^']+)'")
+_MERGED = re.compile(r"Error merging override [+~]*[^=\s]+=(.*)")
+_WRONG_KIND = re.compile(r"Value (.+?) (?:of type '\w+' could not be converted to|is not a valid) (\w+)")
+_KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 
 
 def explain(error: BaseException) -> str | None:
@@ -38,6 +43,13 @@ def explain(error: BaseException) -> str | None:
     text = "\n".join(str(each) for each in chain)
     if found := _NO_OPTION.search(text):
         return _no_option(found[1], found[2], text)
+    if found := _SEVERAL.search(text):
+        return (
+            f"{found[1]} has several values, {found[2]}: qa-train STAGE -m runs one job for each of them; "
+            f"a list is written '{found[1]}=[{found[2]}]'"
+        )
+    if found := _THERE_ALREADY.search(text):
+        return f"{found[1]} exists already: write {found[1]}=VALUE, without +"
     key = _FULL_KEY.search(text) or _OVERRIDDEN.search(text)
     if key and key[1] in free_sections() and ("does not support deletion" in text or "is not Optional" in text):
         return how_to_clear(key[1])
@@ -50,21 +62,24 @@ def explain(error: BaseException) -> str | None:
         where = ", the folder where the run lives" if key[1] == "run.dir" else ""
         return f"missing {key[1]}={where}"
     if (override := getattr(error, "override", None)) is not None:
-        return _unread(str(override), words[0])
+        return _unread(str(override))
     if key and "is not a ListConfig" in text:
-        return f"{key[1]} is a list: write '{key[1]}=[VALUE,...]'"
-    if key and (found := re.search(r"Value .* could not be converted to \w+", text)):
-        return f"{key[1]}: {found[0]}"
+        given = _MERGED.search(text)
+        return f"{key[1]} is a list: write '{key[1]}=[{given[1] if given else 'VALUE,...'}]'"
+    if key and (found := _WRONG_KIND.search(text)):
+        return f"{key[1]} is {found[1]}: use {_KINDS.get(found[2], found[2])}"
     if key and len(chain) > 1:
         # The first line only reports that a value was refused; the cause has the reason.
         words = [f"{key[1]}: {str(chain[-1]).splitlines()[0]}"]
     return " ".join(words[:3])
 
 
-def _unread(override: str, why: str) -> str:
+def _unread(override: str) -> str:
     """What to write where Hydra's grammar ends: quotes inside quotes, one pair for it and one for the shell."""
     name, equals, value = override.partition("=")
-    told = f"cannot read {override!r} ({why})"
+    told = f"cannot read {override!r}"
+    if value.strip(",") and value.endswith(",") and value[0] not in "{[":
+        return f"{told}: it ends with a comma; write {name}={value.rstrip(',')}"
     if equals and value and value[0] not in "{[" and not {'"', "'"} & {value[0]}:
         # Backslashes mean something before a quote only.
         quoted = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + (found[2] and '\\"'), value)
@@ -92,7 +107,7 @@ def _no_key(key: str) -> str:
         return (
             f"there is no key {key}: held-out speech stops every stage now, as evaluation.every=100 "
             "'+evaluation.sets.speech={shards: [PATHS], task: ask_transcript, limit: 32}' "
-            "'+evaluation.stop.speech={rise: 1.0, length_ratio: 1.3}' (action: warn goes on)"
+            "'+evaluation.stop.speech={rise: 1.0, length_ratio: 1.3}' (action: warn continues)"
         )
     for section in BY_NAME:
         name, *option = key.removeprefix(section + ".").split(".")

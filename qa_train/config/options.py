@@ -19,24 +19,25 @@ from qa_train.utils.closest import did_you_mean
 class JudgeConfig:
     """The language model that rates answers, for the benchmarks that need one (qa_train.llm.judge)."""
 
-    # Its name at the endpoint; the report names it.
+    # Name of the judge at the endpoint; it is written into the report.
     model: str | None = None
-    # An OpenAI-compatible endpoint, without /chat/completions; none: only cached judgements are used.
+    # An OpenAI-compatible endpoint, without /chat/completions; null: only cached judgements are used.
     url: str | None = None
-    # The environment variable that holds the key.
+    # Environment variable that holds the key.
     key_env: str = "OPENAI_API_KEY"
     # The judge's cached replies; by default judge-cache.jsonl in out.
     cache: str | None = None
     # The evaluation folder of a fixed system, rated by the same judge for comparison.
     reference: str | None = None
-    # Most tokens of one rating.
+    # Maximum tokens of one rating.
     max_tokens: int = 16
-    # Requests at a time, and the longest time of one.
+    # Concurrent requests.
     workers: int = 8
+    # Time limit of one request, in seconds.
     timeout_s: float = 120.0
-    # Price of a million tokens that are sent, for the estimate that is printed before anything is asked.
+    # Price of a million input tokens, for the estimate that is printed before the first request.
     price_in: float = 0.0
-    # Price of a million tokens that come back.
+    # Price of a million output tokens.
     price_out: float = 0.0
     # Refuse to start when the estimate is above this.
     max_cost: float | None = None
@@ -49,7 +50,8 @@ class CheckpointOptions:
     is_shared = True
     # Compare the checkpoint's files with the checksums in its manifest, if it has one.
     verify: bool = True
-    # Weights that it may lack, as patterns of their names (multi_modal_projector.*); they are random then.
+    # Weights that the checkpoint may lack, as patterns of their names (multi_modal_projector.*); they are initialized
+    # randomly.
     allow_missing: list[str] = field(default_factory=list)
 
 
@@ -58,7 +60,7 @@ class AnsweringOptions(CheckpointOptions):
     """Where a checkpoint answers."""
 
     is_shared = True
-    # auto (a GPU where there is one, else the CPU), cpu, cuda or cuda:N.
+    # auto (a GPU if there is one, else the CPU), cpu, cuda or cuda:N.
     device: str = "auto"
 
 
@@ -66,15 +68,16 @@ class AnsweringOptions(CheckpointOptions):
 class EvalConfig(AnsweringOptions):
     """`qa-train eval`: answer benchmarks, or a file of questions about audio, and score the answers."""
 
-    # Who answers: a run folder (the run.dir of a training), one of its checkpoints, a Hugging Face folder or a hub id.
+    # The model that answers: a run folder (the run.dir of a training), one of its checkpoints, a Hugging Face folder or
+    # a hub id.
     checkpoint: str | None = None
-    # What is asked: a JSONL file of questions (docs/evaluate.md) ...
+    # A JSONL file of questions (docs/evaluate.md) ...
     data: str | None = None
     # ... or benchmarks: names, suites (qwen2_audio) and YAML files of your own, e.g. benchmarks=[voicebench,my.yaml].
     benchmarks: Any = None
     # The folder that holds the benchmarks' data.
     data_root: str = "."
-    # The folder for answers, scores and report. The same command again goes on from the answers in it.
+    # The folder for answers, scores and report. The same command again continues from the answers in it.
     out: str | None = None
     # all, predict (answer only) or score (read the predictions in out, no model needed).
     step: str = "all"
@@ -82,25 +85,25 @@ class EvalConfig(AnsweringOptions):
     compare: Any = None
     # Instead of a checkpoint, a model behind an OpenAI-compatible endpoint that takes audio.
     endpoint: str | None = None
-    # Its name at the endpoint.
+    # Name of the model at the endpoint.
     endpoint_model: str | None = None
-    # The environment variable that holds the key.
+    # Environment variable that holds the key.
     endpoint_key_env: str = "OPENAI_API_KEY"
-    # Most questions of a batch.
+    # Maximum questions of a batch.
     batch_size: int = 32
-    # Most prompt + new tokens of a batch.
+    # Maximum prompt + new tokens of a batch.
     token_budget: int = 16384
     # Maximum answer length for a file of questions; benchmarks have their own limits.
     max_new_tokens: int = 256
-    # How many questions to ask again with silence, and with another clip, to see whether the model listens.
+    # Number of questions to ask again with silence and with another clip, to check that the model listens.
     probe: int = 32
-    # Training shards (paths or patterns) in which to look for the items: training=[a.tar,b.tar].
+    # Training shards (paths or patterns) to search for the test items: training=[a.tar,b.tar].
     training: Any = None
     # Packages whose code may run, for metrics of your own (docs/extend.md): plugins=[my_package].
     plugins: list[str] = field(default_factory=list)
-    # Replace files in out that are named like a report and belong to no evaluation.
+    # Replace files in out that have the names of a report but come from no evaluation.
     overwrite: bool = False
-    # How remote ones are read: the keys of data.storage.
+    # How remote shards are read: the keys of data.storage.
     storage: StorageConfig = field(default_factory=StorageConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 
@@ -117,9 +120,9 @@ class ChatConfig(AnsweringOptions):
     text: str | None = None
     # "chat" for a model after SFT; "base" for a pretrained one, which takes audio + a prompt.
     template: str = "chat"
-    # Longest answer.
+    # Maximum tokens of an answer.
     max_new_tokens: int = 256
-    # 0: always the likeliest word; above: words are drawn.
+    # 0: always the most likely token; higher: sampling.
     temperature: float = 0.0
 
 
@@ -129,31 +132,35 @@ class ServeConfig(AnsweringOptions):
 
     # One checkpoint, a list [A,B], or names for them {first: A, second: B}: clients choose by "model".
     checkpoint: Any = MISSING
-    # 127.0.0.1: this machine only. There is no login: think before opening it to others.
+    # 127.0.0.1: this machine only. There is no login, so be careful when opening it to others.
     host: str = "127.0.0.1"
     # 0: any free port; the first line of output shows it.
     port: int = 8000
     # "chat" for models after SFT; "base" for pretrained ones.
     template: str = "chat"
-    # Most requests answered together.
+    # Maximum requests of a batch.
     batch_size: int = 8
     # Maximum tokens (prompts + answers) of a batch.
     token_budget: int = 16384
     # Maximum concurrent requests; further ones get status 429.
     max_requests: int = 32
-    # Most of them from one address; null: half of them.
+    # Maximum concurrent requests from one address; null: half of max_requests.
     max_requests_per_client: int | None = None
-    # Threads that read bodies and decode clips.
+    # Threads that parse requests and decode clips.
     decode_workers: int = 2
-    # Longest time of it for one request.
+    # Time limit of parsing and decoding one request, in seconds.
     decode_timeout_s: float = 60.0
-    # Limits of one request: its bytes, the length of a clip and of all, the number of clips, the tokens of its answer.
+    # Maximum size of a request, in MB.
     max_body_mb: float = 32.0
+    # Maximum length of a clip, in seconds.
     max_duration_s: float = 120.0
+    # Maximum length of all clips of a conversation, in seconds.
     max_audio_s: float = 300.0
+    # Maximum number of clips of a conversation.
     max_clips: int = 16
+    # Maximum tokens of an answer, and the default of requests that set no limit.
     max_new_tokens: int = 1024
-    # Folder of clips that the page offers.
+    # Folder of example clips for the chat page.
     examples: str | None = None
 
 
@@ -167,7 +174,7 @@ class PairsConfig(AnsweringOptions):
     shards: Any = MISSING
     # Only records with these values, e.g. where.language=en.
     where: dict[str, Any] = field(default_factory=dict)
-    # How remote ones are read: the keys of data.storage.
+    # How remote shards are read: the keys of data.storage.
     storage: StorageConfig = field(default_factory=StorageConfig)
     # The folder for the new shards.
     out: str = MISSING
@@ -181,27 +188,27 @@ class PairsConfig(AnsweringOptions):
     by: str = "wer"
     # Balance lengths: keep equal numbers of pairs in which the longer and the shorter answer is better.
     balance: bool = False
-    # Least difference: of the word error rate (0 to 1), or in the points of a metric.
+    # Minimum difference between the two answers: in word error rate (0 to 1), or in points of the metric.
     margin: float = 0.15
-    # Only by=wer: choose the transcript over the worst answer, instead of the best answer.
+    # Only for by=wer: the chosen answer is the transcript instead of the best answer.
     choose_transcript: bool = False
     # Answers sampled for each clip.
     samples: int = 4
-    # Of the sampling: higher gives answers that differ more.
+    # Sampling temperature: higher values give more varied answers.
     temperature: float = 0.9
-    # Longest answer.
+    # Maximum tokens of an answer.
     max_new_tokens: int = 64
-    # Most clips to answer.
+    # Maximum number of clips; null: all.
     limit: int | None = None
-    # Most answers sampled together.
+    # Maximum answers of a batch.
     batch_size: int = 64
     # An OpenAI-compatible endpoint, up to and without /chat/completions; null: replay the cache.
     judge_url: str | None = None
     # The judge's name at the endpoint.
     judge_model: str = ""
-    # Name of the environment variable that holds the key.
+    # Environment variable that holds the key.
     judge_key_env: str = "OPENAI_API_KEY"
-    # Of the sampled answers.
+    # Seed of the sampling.
     seed: int = 0
     # Packages whose code may run, for rewards of your own (docs/extend.md): plugins=[my_package].
     plugins: list[str] = field(default_factory=list)
@@ -215,18 +222,23 @@ class ExportConfig(CheckpointOptions):
     checkpoint: str = MISSING
     # The folder to write; it must be new or empty.
     out: str = MISSING
-    # false: the adapters of a checkpoint alone, as peft reads them; the base must be a model folder or a hub id.
+    # Merge adapters into the weights. false: write the adapters alone, in peft's format; the base must be a model
+    # folder or a hub id.
     merge: bool = True
-    # For the model card: the hub id of the base (where training read a copy of it), a licence (apache-2.0), languages
-    # (en) and data sets (owner/name). Without them what the card of the base has, if the base is a folder here.
+    # For the model card: hub id of the base model, where training read it from a local copy. What is not given here and
+    # below is taken from the card of the base, if the base is a local folder.
     base_model: str | None = None
+    # For the model card: licence, e.g. apache-2.0.
     license: str | None = None
+    # For the model card: languages, e.g. [en,zh].
     language: list[str] = field(default_factory=list)
+    # For the model card: hub ids of the training data.
     datasets: list[str] = field(default_factory=list)
-    # Upload the folder to the Hugging Face hub as owner/name, by the token of `hf auth login`. A new repository is
-    # private, unless private=false. dry_run: only list what would be uploaded.
+    # Upload the folder to the Hugging Face hub as owner/name, with the token of `hf auth login`.
     push: str | None = None
+    # Whether a new repository is private.
     private: bool = True
+    # Only list the files that push= would upload.
     dry_run: bool = False
     # For the model card: the folder of a qa-train eval of this checkpoint, or a quickstart's results.json.
     results: str | None = None
@@ -236,10 +248,10 @@ class ExportConfig(CheckpointOptions):
 class ConvertConfig:
     """`qa-train convert`: join the ZeRO parts of a checkpoint, on any machine."""
 
-    # A run folder (the run.dir of a training that does not run now), or one of its checkpoints.
+    # A run folder (the run.dir of a training that is not running), or one of its checkpoints.
     checkpoint: str = MISSING
-    # Join the optimizer's state too, so that any number of processes resumes at once; the checkpoint then takes twice
-    # its space. false: only the weights, where they are in parts.
+    # Join the optimizer's state too, so that any number of processes can resume; doubles the size of the checkpoint.
+    # false: only the weights, if they are in parts.
     resume: bool = True
 
 
@@ -247,30 +259,31 @@ class ConvertConfig:
 class PlanConfig:
     """Options of `qa-train plan STAGE`."""
 
-    # h200, h100, b200, a100-80, a100-40, l40s, a6000, 5090, 4090, 3090 or l4.
+    # GPU model: h200, h100, b200, a100-80, a100-40, l40s, a6000, 5090, 4090, 3090 or l4.
     gpu: str = "h100"
-    # How many of them, over all machines.
+    # Number of GPUs on all machines together.
     gpus: int = 8
     # ZeRO stage 1, 2 or 3; 0: plain training; null: as in the configuration.
     zero: int | None = None
-    # optimizer: its states live in host memory; all: the weights too (ZeRO-3).
+    # To host memory: optimizer (its states) or all (the weights too, with ZeRO-3).
     offload: str | None = None
     # Share of the card's bfloat16 peak that useful and recomputed operations reach, communication included.
     mfu: float | None = None
     # One or two run folders, measured=[runs/a,runs/b]: step time is predicted from theirs, for the same machine and
     # number of processes. Two with different data.tokens_per_batch give a better prediction.
     measured: Any = None
-    # Compare the ready recipes of the stage on these cards, for so many hours: which fits, and how far it comes.
+    # Instead of one run, compare the stage's experiments on these GPUs: which fit, and how many steps these hours
+    # allow.
     budget_hours: float | None = None
     # Price of one GPU for one hour, in any currency.
     price: float | None = None
-    # Used where the shards are not available: seconds of audio per sample ...
+    # Average seconds of audio per sample, used if the shards are not available.
     clip_s: float = 10.0
-    # ... tokens of its text, all turns together ...
+    # Average text tokens per sample, all turns together, used if the shards are not available.
     text_tokens: int = 50
-    # ... and those of its answer.
+    # Average answer tokens per sample, used if the shards are not available.
     answer_tokens: int = 20
-    # Hours of every source, e.g. hours.asr=20000: for epochs, and for mixtures by temperature or epochs.
+    # Hours of audio of each source, e.g. hours.asr=20000: for epochs, and for mixtures by temperature or epochs.
     hours: dict[str, float] = field(default_factory=dict)
     # Also write the estimate to this file.
     json: str | None = None
@@ -282,8 +295,9 @@ class OrderConfig:
 
     # Steps whose samples are hashed.
     steps: int = 10
-    # Processes of the run, and loader processes of each: the digest must not depend on them.
+    # Number of ranks. The digest must not depend on it.
     world_size: int = 1
+    # Loader processes of each rank. The digest must not depend on it.
     num_workers: int = 0
     # pretrain, sft or dpo.
     stage: str = "pretrain"
@@ -293,26 +307,27 @@ class OrderConfig:
 class CleanConfig:
     """Limits of the filters; null turns a filter off. Shares are between 0 and 1."""
 
-    # Seconds; shorter and longer clips are dropped.
+    # Seconds; records with a shorter clip are dropped.
     min_duration_s: float | None = 0.3
+    # Seconds; records with a longer clip are dropped.
     max_duration_s: float | None = None
-    # Share of silent 20 ms frames: those with a level below silence_db.
+    # Maximum share of silent 20 ms frames.
     max_silence: float | None = 0.95
-    # dB below full scale.
+    # Frames with a lower level count as silent; in dB relative to full scale.
     silence_db: float = -55.0
-    # Share of samples at full scale.
+    # Maximum share of samples at full scale.
     max_clipped: float | None = 0.01
-    # Hz; 8000 lets telephone speech pass.
+    # Minimum sample rate in Hz; 8000 keeps telephone speech.
     min_sample_rate: int | None = 8000
-    # Share of the transcript's letters that belong to the script of its language.
+    # Minimum share of the transcript's letters that belong to the script of its language.
     min_script: float | None = 0.5
-    # Letters and digits of the transcript per second of audio.
+    # Minimum letters and digits of the transcript per second of audio.
     min_chars_per_s: float | None = 0.3
-    # Halved for Chinese, Japanese and Korean.
+    # Maximum of the same; halved for Chinese, Japanese and Korean.
     max_chars_per_s: float | None = 30.0
-    # Times that the same audio may occur over all shards; the first ones stay.
+    # Maximum occurrences of the same audio in all shards; the first ones are kept.
     max_same_audio: int | None = 1
-    # The same for texts.
+    # Maximum occurrences of the same text in all shards; the first ones are kept.
     max_same_text: int | None = None
 
 

@@ -61,7 +61,7 @@ def check_words(
             raise ValueError(f'{command}: no spaces around "=": write {before}={word[1:] or following or "value"}')
         if word.endswith("=") and following and "=" not in following and not following.startswith(("-", "~", "+")):
             raise ValueError(f'{command}: no spaces around "=": write {word}{following}')
-        if name.startswith("--") and name not in _FLAGS:
+        if re.match(r"--?[A-Za-z]", name) and name not in _FLAGS and word not in places:
             key = name.lstrip("-").replace("-", "_")
             written = value if equals else following if following and not following.startswith("--") else "value"
             known = habit(key)
@@ -73,3 +73,11 @@ def check_words(
         foreign.insert(0, f"keys have no dashes before them: {'; '.join(dashed)}")
     if foreign:
         raise ValueError(f"{command}: {'; '.join(foreign)}")
+
+
+def check_bare(words: Sequence[str], command: str, is_setting: Callable[[str], bool]) -> None:
+    """ValueError for a setting of a stage without "=", as in ``trainer.max_steps 3``."""
+    for before, word, following in zip(["", *words], words, [*words[1:], ""]):
+        if before not in _FLAGS and is_setting(word):
+            value = "VALUE" if not following or "=" in following or following.startswith("-") else following
+            raise ValueError(f'{command}: {word} has no "=": write {word}={value}')

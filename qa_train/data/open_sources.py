@@ -103,8 +103,8 @@ def check_lengths(window: Window, cfg: DataConfig) -> None:
         raise ValueError(
             f"{long} of the {total} samples planned next are longer than data.tokens_per_batch={cfg.tokens_per_batch} "
             f"tokens and fit into no batch, more than data.error_budget={cfg.error_budget:g} allows "
-            f"({share:.1%} of so many). Raise "
-            f"data.tokens_per_batch, or lower data.max_duration_s={cfg.max_duration_s:g} to leave long recordings out "
+            f"({share:.1%} of {total}). Raise "
+            f"data.tokens_per_batch, or lower data.max_duration_s={cfg.max_duration_s:g} to skip long recordings "
             f"({FRONT_END.tokens_per_second} tokens a second, and the text)."
         )
 
@@ -118,6 +118,6 @@ def _check_index_budget(source: Source, budget: float) -> None:
         shard, worst = source.table.first_problem
         raise ValueError(
             f"source {source.name!r}: {bad} of {total} records were unusable when indexed, more than "
-            f"data.error_budget={budget:g} allows ({share_allowed(budget, total):.1%} of so many); the first: {shard}, "
+            f"data.error_budget={budget:g} allows ({share_allowed(budget, total):.1%} of them); the first: {shard}, "
             f"key {worst.key!r}, byte {worst.offset}: {worst.detail}. Repair the shards, or raise the budget."
         )

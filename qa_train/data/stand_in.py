@@ -54,9 +54,7 @@ def make_missing_starter(cfg: DataConfig) -> None:
     # Several ranks may have made one: the first to be whole counts.
     with suppress(OSError):
         part.rename(folder)
-        log.warning(
-            "the starter recordings are in the repository alone: generated melodies in %s stand for them", folder
-        )
+        log.warning("the starter recordings are in the repository only: generated melodies in %s replace them", folder)
     shutil.rmtree(part, ignore_errors=True)
 
 

@@ -118,6 +118,6 @@ def explain(message: str) -> str | None:
 
 def _account(which: str, name: str | None) -> str:
     # Without a signal, the parent only knows that the process is gone.
-    cause = _CAUSES.get(name or "", "unknown: the lines above may say more, or run with data.num_workers=0")
+    cause = _CAUSES.get(name or "", "unknown: see the lines above, or run with data.num_workers=0")
     ended = f"was killed by signal {name}" if name else "ended"
     return f"data loader worker{which} {ended}; usual cause: {cause}. Training resumes from the last checkpoint"

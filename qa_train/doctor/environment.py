@@ -223,7 +223,7 @@ def _open_files() -> Finding:
 def wandb_key(environ: dict[str, str], home: Path) -> Finding:
     """Whether metrics would go to W&B, and how to change that; the key itself is not looked at."""
     if find_spec("wandb") is None:
-        return note("W&B", "not installed: metrics go to metrics.jsonl alone", "pip install 'qa-train[tracking]'")
+        return note("W&B", "not installed: metrics go to metrics.jsonl only", "pip install 'qa-train[tracking]'")
     if environ.get("WANDB_MODE") in ("offline", "disabled"):
         return ok("W&B", f"{environ['WANDB_MODE']} by WANDB_MODE")
     netrc = home / ".netrc"

@@ -104,9 +104,9 @@ def examine_run(source: str) -> Iterator[Finding]:
     if (folder / "finished.json").is_file():
         yield ok("run", f"finished after {json.loads((folder / 'finished.json').read_text())['steps']} steps")
     elif whole is None:
-        yield note("run", "no whole checkpoint", "the same command starts it from the beginning")
+        yield note("run", "no complete checkpoint", "the same command starts it from the beginning")
     else:
-        yield ok("run", f"the same command goes on from {whole.name}")
+        yield ok("run", f"the same command resumes from {whole.name}")
 
 
 def _finite(value: float | None) -> bool:

@@ -26,6 +26,7 @@ from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio
 from qa_train.data.clips import Clip, ClipReader, SkipSample
 from qa_train.data.shards.index import load_index
 from qa_train.data.stores.storage import expand
+from qa_train.data.text.counting import UNQUALIFIED
 from qa_train.data.text.prompts import PromptBank, Unqualified
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
 from qa_train.eval.answers import Limits, Outcome, answer, predictions
@@ -126,7 +127,7 @@ def record_questions(
                 try:
                     sample = bank.sample(record, chosen.task, chosen.template or "base", row["key"], 0, 0)
                 except Unqualified:
-                    reason = "does not qualify for the task"
+                    reason = UNQUALIFIED
                 else:
                     clips = clips_of(path, row)
                     order = draws.digest(row["key"], 64)

@@ -32,7 +32,7 @@ WORST = 5
 # What is kept of the score of a class.
 CLASS_KEYS = ("value", "ci_low", "ci_high", "n")
 # The metric whose number is the benchmark's own, where ours is stricter or kinder.
-OFFICIAL_METRICS = {"mmau": ("tokens", "the benchmark's word rule on the raw answer; a bare letter never meets it")}
+OFFICIAL_METRICS = {"mmau": ("tokens", "the benchmark's word rule on the raw answer; a single letter never matches it")}
 
 
 # Keys of a benchmark that decide what the model was asked: answers to other questions are not scored as if to these.

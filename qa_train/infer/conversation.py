@@ -17,8 +17,8 @@ from qa_train.infer.generate import Answer, Decoding, Generator, Item
 from qa_train.model import load_answering_model
 
 HELP = """Type a question and press Enter. Commands:
-  /audio FILE   hear a recording with the next question (wav, flac, ogg, opus, mp3)
-  /record SEC   hear the microphone for so many seconds with the next question
+  /audio FILE   add a recording to the next question (wav, flac, ogg, opus, mp3)
+  /record SEC   record SEC seconds from the microphone for the next question
   /clear        start a new conversation
   /help         this text
   /quit         leave (also Ctrl-D)
@@ -174,7 +174,7 @@ def _turn(talk: Conversation, line: str, waiting: list[np.ndarray], out: TextIO)
     command, _, rest = line.partition(" ")
     if command in ("/audio", "/record"):
         wave = read_recording(rest.strip().strip("'\"")) if command == "/audio" else _recorded(rest, out)
-        out.write(f"{len(wave) / SAMPLE_RATE:.1f} s; now ask about it, or press Enter to send it alone\n")
+        out.write(f"{len(wave) / SAMPLE_RATE:.1f} s; now type a question, or press Enter to send only the recording\n")
         return [*waiting, wave]
     if command == "/clear":
         talk.clear()

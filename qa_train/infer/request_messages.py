@@ -108,7 +108,7 @@ def _content(
                 made.append(TextPart(text, trusted=options.template == "base"))
                 continue
             if part.mark or role != "user":
-                what = f"a text holds {part.mark}, which marks sound" if part.mark else f"sound from {role!r}"
+                what = f"a text holds {part.mark}, which stands for audio" if part.mark else f"sound from {role!r}"
                 raise BadRequest(f"{place}: {what}: send clips as input_audio from user", place)
             if len(waves) == options.max_clips:
                 raise BadRequest(f"{place}: more than {options.max_clips} clips in one conversation", place)

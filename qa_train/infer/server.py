@@ -58,8 +58,8 @@ def serve(options: ServeConfig) -> int:
     import uvicorn
 
     counts = ("max_requests", "batch_size", "token_budget", "max_new_tokens", "max_clips", "decode_workers")
-    if min(getattr(options, name) for name in counts) < 1:
-        raise ValueError(f"serve: {', '.join(counts)} must be at least 1")
+    if wrong := [f"{name}={value}" for name in counts if (value := getattr(options, name)) < 1]:
+        raise ValueError(f"serve: {', '.join(wrong)}: use 1 or more")
     from qa_train.infer.connections import Connection, connection_limit
     from qa_train.infer.service import Service, application
 

@@ -144,12 +144,12 @@ def each(
                     lost[position] += 1
                     if lost[position] == _LOSSES:
                         raise ValueError(f"{item}: {error}, {_LOSSES} times: it may take its nodes down") from error
-                    say(f"{item}: {error}; begun again", error=True)
+                    say(f"{item}: {error}; tried again", error=True)
                     begin(position, attempt)
                     continue
                 except Died as error:
                     if attempt < ATTEMPTS:
-                        say(f"{item}: {error}; begun again, {attempt + 1} of {ATTEMPTS}", error=True)
+                        say(f"{item}: {error}; tried again, {attempt + 1} of {ATTEMPTS}", error=True)
                         begin(position, attempt + 1)
                         continue
                     told = f"{error} ({ATTEMPTS} times): a decoder crashed, or memory ran out"

@@ -130,7 +130,7 @@ class Processes:
             self._end(kept)
         with self._lock:
             if self._closed:
-                raise Died("it was not begun")
+                raise Died("it was not started")
             ours, theirs = self._context.Pipe()
             process = self._context.Process(target=_serve, args=(theirs, gpus), daemon=True)
             with theirs:

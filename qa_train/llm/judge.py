@@ -58,7 +58,7 @@ class Estimate:
         """For the user, before anything is asked."""
         price = "of unknown price (judge.price_in=, judge.price_out=, per million tokens)"
         if self.cost is not None:
-            price = f"about {self.cost:.2f} at the prices given"
+            price = f"about {self.cost:.2f} at the given prices"
         return (
             f"judge: {self.prompts} prompts, {self.cached} of them cached; about {self.prompt_tokens:,} tokens in "
             f"and at most {self.completion_tokens:,} out, {price}"

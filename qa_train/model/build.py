@@ -283,7 +283,7 @@ def find_checkpoint(source: str | Path) -> str:
 
 def _in_parts(folder: Path) -> str:
     """What to do with a checkpoint of DeepSpeed that has no whole weights (it names its parts in ``latest``)."""
-    return f"{folder.name} has its weights in ZeRO's parts alone: qa-train convert checkpoint={folder} joins them"
+    return f"{folder.name} has its weights in ZeRO's parts only: qa-train convert checkpoint={folder} joins them"
 
 
 def _has_weights(folder: Path) -> bool:

@@ -106,8 +106,8 @@ def _read(folder: Path, cfg: StageConfig, processes: int) -> _Run:
     _check_kind(folder, then, cfg)
     if ran_on != processes:
         raise ValueError(
-            f"plan: {folder} ran on {ran_on} processes and the plan is for gpus={processes}: what processes cost one "
-            "another is not known; measure on as many"
+            f"plan: {folder} ran on {ran_on} processes and the plan is for gpus={processes}: the cost of "
+            "communication is unknown; measure with the same number"
         )
     batches = then.trainer.batches_per_step
     flops, seconds = (median(column) for column in zip(*steps, strict=True))

@@ -118,7 +118,7 @@ def _time(made: Estimate) -> list[str]:
         rate = f"one process of each machine plans {load.planned_per_s:,.0f}"
         lines.insert(-1, f"  its data: {needed:,.0f} samples/s; {rate}")
         if needed > load.planned_per_s / 2:
-            lines.insert(-1, "  -> planning would hold the GPUs up: write token counts with qa-train data tokens")
+            lines.insert(-1, "  -> planning would delay the GPUs: write token counts with qa-train data tokens")
     if options.price is not None:
         lines[-1] += f", costs {made.gpu_hours * options.price:,.0f} at {options.price:g} per GPU-hour"
     return lines

@@ -66,12 +66,12 @@ def declared(cfg: StageConfig, options: PlanConfig) -> Load:
     origin = f"declared: clips of {clip_s:g} s"
     if rows:
         clip_s = sum(seconds.values()) / sum(rows.values())
-        origin = f"{sum(rows.values()):,} records at hand, of {clip_s:.1f} s on average; declared"
+        origin = f"{sum(rows.values()):,} available records, {clip_s:.1f} s on average; declared"
     load = _load(cfg, clip_s, text_tokens, answer_tokens, 1.0)
     total = load[1] * cfg.trainer.batches_per_step * cfg.trainer.max_steps
     shares, problems = _shares(cfg, hours)
     if rows and absent:
-        problems.append(f"not at hand, of the same lengths here: {', '.join(absent)}")
+        problems.append(f"not available, assumed to have the same lengths: {', '.join(absent)}")
     per_sample = sum(load[0].documents) / load[1]
     tasks = []
     for name, share in shares.items():

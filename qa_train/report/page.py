@@ -133,14 +133,14 @@ def _sound(clip: Any, room: float, below: Path | None) -> tuple[dict[str, Any], 
     try:
         named = None if isinstance(clip, np.ndarray) else Path(clip)
         if named and below is not None and not named.resolve().is_relative_to(below.resolve()):
-            return _silent(f"no player: {named.name} does not lie below {below}")
+            return _silent(f"no player: {named.name} is not below {below}")
         wave, cut = shortened(clip)
         source, mel = ogg_uri(opus_bytes(wave)), mel_picture(wave)
     except (BadAudio, OSError, ValueError, RuntimeError) as error:
         return _silent(f"no player: {error}")
     size = len(source) + (len(mel["src"]) if mel else 0)
     if size > room:
-        return _silent(f"no player: the page holds at most {MAX_MIB:g} MiB of clips")
+        return _silent(f"no player: the page embeds at most {MAX_MIB:g} MiB of clips")
     return {"src": source, "why": "", "mel": mel, "cut": f"{MAX_SECONDS:.0f}" if cut else ""}, size
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 # Descriptions of metrics for benchmarks without their own.
 RULES = {
-    "wer": "tags out; normalised as the released evaluation does for the language of the row; corpus word error rate "
+    "wer": "tags removed; normalized as in the released evaluation for the language of the row; corpus word error rate "
     "(characters for zh, yue and ja)",
     "cer": "as wer, over characters",
     "first_line_wer": "as wer, of the first line",
     "rest_bleu": "BLEU of what follows the first line, as English",
-    "cp_wer": "words of each speaker, speakers assigned for the fewest errors (cpWER); names and times do not count",
+    "cp_wer": "words of each speaker, speakers assigned for the fewest errors (cpWER); names and times are ignored",
     "word_times": "share of reference words said with start and end within 0.2 s",
     "timed_wer": "as wer, without the times",
     "boundary_f1": "F1 of starts and ends within 0.2 s",

@@ -113,7 +113,7 @@ def _clip(root: str, audio: str, below: Path | None) -> dict[str, str]:
     try:
         path = Path(root) / audio
         if below is not None and not path.resolve().is_relative_to(below.resolve()):
-            return {"note": f"no player: {path.name} does not lie below data_root={below}"}
+            return {"note": f"no player: {path.name} is not below data_root={below}"}
         uri, cut = data_uri(path)
     except (BadAudio, OSError, ValueError, RuntimeError) as error:
         return {"note": f"no player: {error}"}

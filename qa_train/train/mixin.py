@@ -276,7 +276,7 @@ class AudioTrainerMixin(_Base):
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise StopRun(
                 f"the optimizer and schedule in {checkpoint} do not fit this run ({type(error).__name__}: {error}): "
-                "use the trainer.optim and trainer.parts of before, or delete this folder to go on from an older one"
+                "use the previous trainer.optim and trainer.parts, or delete this folder to resume from an older one"
             ) from error
         deepspeed = getattr(self.args, "hf_deepspeed_config", None)
         if checkpoint is None or deepspeed is None:

@@ -96,7 +96,7 @@ def check_ranks_announced(environ: Mapping[str, str] = os.environ, *, local: boo
     if world > 1 and not _launcher(environ):
         print(
             f"rank {rank} of {world}, according to the environment ({told}), waits for the other {world - 1}; "
-            f"if nobody starts them: {remedy}",
+            f"if they are not started: {remedy}",
             file=sys.stderr,
             flush=True,
         )

@@ -67,7 +67,8 @@ class Lines:
         self.total, self.n = total, initial
         self._items, self._initial, self._desc, self._unit, self._every_s = items, initial, desc, unit, every_s
         self._start = self._last = time.monotonic()
-        self._spoke = False
+        # The count in the newest line.
+        self._told: int | None = None
 
     def __iter__(self) -> Iterator[Any]:
         for item in self._items or ():
@@ -82,10 +83,10 @@ class Lines:
             self._say()
 
     def close(self) -> None:
-        """The last line, if there was one before it."""
-        if self._spoke and time.monotonic() > self._last:
+        """The last line, if there was one before it with another count."""
+        if self._told not in (None, self.n):
             self._say()
-        self._spoke = False
+        self._told = None
 
     def __enter__(self) -> Lines:
         return self
@@ -94,7 +95,7 @@ class Lines:
         self.close()
 
     def _say(self) -> None:
-        self._last, self._spoke = time.monotonic(), True
+        self._last, self._told = time.monotonic(), self.n
         rate = (self.n - self._initial) / max(self._last - self._start, 1e-9)
         text = f"{self._desc}: {self.n:,}"
         if self.total is not None:

@@ -31,7 +31,7 @@ def read_yaml(path: Path, kind: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
             raise ValueError(f"{path} stands for {values:.3g} values, by aliases: at most {_MOST_VALUES:,} are read")
         return loader.construct_document(node)
     except RecursionError as error:
-        raise ValueError(f"{path} is nested too deeply, or an alias in it holds itself") from error
+        raise ValueError(f"{path} is nested too deeply, or an alias in it refers to itself") from error
     finally:
         loader.dispose()
 

@@ -212,7 +212,7 @@ def test_filters_are_counted(shards: dict[str, str], tokenizer: Any) -> None:
 
 
 def test_a_source_without_a_usable_record_says_why(shards: dict[str, str], tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match=r"none of 90 records in 3 shards .*'does not qualify for the task': 90"):
+    with pytest.raises(ValueError, match=r"none of 90 records in 3 shards .*'not usable for the task': 90"):
         opened(one_source(shards["speech"], task="sound_class"), tokenizer)
     with pytest.raises(ValueError, match="task 'asrr' is unknown"):
         opened(one_source(shards["speech"], task="asrr"), tokenizer)

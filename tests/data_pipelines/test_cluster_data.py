@@ -139,7 +139,7 @@ def test_a_lost_node_and_killed_processes_change_no_byte(corpus: Path, cluster: 
     _, err = done(process)
     assert contents(out) == wanted
     assert not list(out.glob(".making-*"))
-    assert "begun again, 2 of 3" in err
+    assert "tried again, 2 of 3" in err
     assert "was lost" in err
     # Nothing that was finished was made again.
     assert first.items() <= {path: path.stat().st_mtime_ns for path in out.glob("*.recipe")}.items()
@@ -194,7 +194,7 @@ def test_labels_after_a_lost_node_and_a_killed_process(cluster: Any, tmp_path: P
     server.server_close()
     assert contents(out) == wanted
     assert sum(name.endswith(".tar") for name in wanted) == 12
-    assert "begun again, 2 of 3" in err
+    assert "tried again, 2 of 3" in err
     assert "was lost" in err
     assert first.items() <= {path: path.stat().st_mtime_ns for path in out.glob("*.recipe")}.items()
     # The killed process and the lost node cost at most the shard that each was at.

@@ -394,12 +394,12 @@ def test_a_dry_run_shows_the_price_and_asks_nothing(
     shard(tmp_path / "raw/a.tar", *[(f"k{i}", {"language": "fr"}, noise(36)) for i in range(3)])
     label(by(server, tmp_path, dry_run=True, price_per_hour=10.0))
     assert capsys.readouterr().out.splitlines() == [
-        "labels by ear: 1 of 1 shards to make, at most 3 records, 0.03 h of audio, 0.30 at the price given",
+        "labels by ear: 1 of 1 shards to make, at most 3 records, 0.03 h of audio, 0.30 at the given price",
         "asked first: 'Recognize the French speech:'",
     ]
     assert not server.asked
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ValueError, match=r"0\.30 at the price given: more than max_cost=0\.2"):
+    with pytest.raises(ValueError, match=r"0\.30 at the given price: more than max_cost=0\.2"):
         label(by(server, tmp_path, price_per_hour=10.0, max_cost=0.2))
 
 

@@ -101,6 +101,7 @@ def test_the_settings_page_is_that_of_today() -> None:
 def test_the_settings_page_has_every_key_and_its_index_names_real_ones() -> None:
     index, _, tables = script("settings_page").PAGE.read_text().partition("<!--")
     listed = set(re.findall(r"^\| `([\w.]+)` \|", tables, flags=re.MULTILINE))
+    assert not re.findall(r"^.*\|\s+\|$", tables, flags=re.MULTILINE), "write a comment above these fields"
     sections = {key[: dot.start()] for key in listed for dot in re.finditer(r"\.", key)}
     assert {key for key in valid_keys() if key not in sections} <= listed
     asked = {key for key in re.findall(r"`([a-z_]+\.[\w.]+)`", index) if not key.endswith((".md", ".yaml"))}

@@ -228,7 +228,7 @@ def test_a_damaged_clip_is_a_failed_answer(shard: Path, model: FakeModel, tmp_pa
 
 
 def test_a_set_without_records_says_why(shard: Path) -> None:
-    with pytest.raises(ValueError, match="'does not qualify for the task': 10"):
+    with pytest.raises(ValueError, match="'not usable for the task': 10"):
         record_questions("x", held_out(shard, "translate"), BANK)
     with pytest.raises(ValueError, match="'fewer than min_words': 10"):
         record_questions("x", held_out(shard, "asr", min_words=3), BANK)

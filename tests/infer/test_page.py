@@ -136,7 +136,7 @@ def test_a_conversation_by_keyboard_alone(scripted: Browser, model: Scripted, tm
     scripted.tab_to("Remove noise.wav")
     scripted.press("Space")
     assert scripted.run(CLIPS) == ["bird.wav, 0.5 s"]
-    scripted.tab_to("Question in words")
+    scripted.tab_to("Written question")
     scripted.write("What is it?")
     scripted.press("Shift+Enter")
     scripted.write("Say it.")

@@ -185,7 +185,7 @@ def test_shards_that_are_there_are_planned(tmp_path: Path) -> None:
     assert task.epochs == pytest.approx(task.samples / 40)
     # A GPU computes a step of the tiny model far faster than a process plans one.
     assert made.load.planned_per_s is not None
-    assert "  -> planning would hold the GPUs up: write token counts with qa-train data tokens" in as_text(made)
+    assert "  -> planning would delay the GPUs: write token counts with qa-train data tokens" in as_text(made)
     slow = replace(made, load=replace(made.load, planned_per_s=1e12))
     assert "hold the GPUs up" not in as_text(slow)
     assert "one process of each machine plans 1,000,000,000,000" in as_text(slow)
@@ -245,7 +245,7 @@ def test_shards_at_hand_are_counted_although_the_tokenizer_is_not(tmp_path: Path
     (task,) = made.load.tasks
     assert task.epochs == pytest.approx(task.samples / 8)
     assert task.hours == pytest.approx(task.samples * 2.5 / 3600)
-    assert "8 records at hand, of 2.5 s on average" in as_text(made)
+    assert "8 available records, 2.5 s on average" in as_text(made)
     made = plan("sft", *words, f"+data.sources={{{here},{away}}}", gpus=2)
     known, unknown = made.load.tasks
     assert known.epochs == pytest.approx(known.samples / 8)

@@ -19,7 +19,7 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     [
         (LAUGHS, "values, by aliases"),
         (LAUGHS.replace("[", "{k: [").replace("]", "]}"), "by aliases|mapping|expected"),
-        ("a: &a [*a]", "an alias in it holds itself"),
+        ("a: &a [*a]", "an alias in it refers to itself"),
         ("[" * 3000, "nested too deeply"),
         ("a: !!python/object/apply:os.system [x]", "could not determine a constructor"),
         ("a: [", "expected the node content"),

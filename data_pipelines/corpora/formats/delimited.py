@@ -17,7 +17,7 @@ from data_pipelines.corpora.base import Request
 Rows = Iterator[tuple[int, "dict[str, str] | str"]]
 # Between whose cells quotation marks are letters, unless the file shows otherwise.
 _UNQUOTED = ("\t", "|")
-_REMEDY = "say how it is written, e.g. encoding=cp1252, latin-1, gb18030, shift_jis or utf-16"
+_REMEDY = "give its encoding, e.g. encoding=cp1252, latin-1, gb18030, shift_jis or utf-16"
 
 
 @dataclass(frozen=True)

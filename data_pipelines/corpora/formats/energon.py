@@ -145,7 +145,7 @@ def _audio(fields: dict[str, list[str]], request: Request) -> str | None:
 
 
 CORPORA = (
-    Corpus("energon", "Megatron-Energon: WebDataset tars with a folder .nv-meta", "not stated: say fields.license=",
+    Corpus("energon", "Megatron-Energon: WebDataset tars with a folder .nv-meta", "not stated: set fields.license=",
            "https://github.com/NVIDIA/Megatron-Energon", {"train": TRAIN, "val": DEV, "test": TEST}, _energon,
            ("as in field_map", "or as mapped by columns.FIELD=COLUMN"),
            "splits and field_map are read, classes and sample loaders never run; audio=in_place copies no audio",

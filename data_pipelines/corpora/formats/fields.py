@@ -69,7 +69,7 @@ def mapping(columns: dict[str, str], available: Iterable[str]) -> dict[str, str]
         places = {found.get("audio"), *AUDIO_COLUMNS, *_MEASURES, *PLACES, "id"}
         example = next((name for name in have if name not in places), "COLUMN")
         raise ValueError(
-            f"no column of {have} is a record field: say which column is which field, e.g. columns.text={example} for "
+            f"no column of {have} is a record field: map them, e.g. columns.text={example} for "
             f"transcripts or columns.label={example} for classes"
         )
     return found

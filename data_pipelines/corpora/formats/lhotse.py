@@ -204,7 +204,7 @@ def _read(request: Request) -> Found:
 
 CORPORA = (
     Corpus("lhotse", "Lhotse cuts (cuts.jsonl.gz), recordings with supervisions, or a Shar folder",
-           "not stated: say fields.license=",
+           "not stated: set fields.license=",
            "https://lhotse.readthedocs.io", {"train": TRAIN, "dev": DEV, "test": TEST}, _read,
            ("text", "language", "speaker", "gender", "turns", "words"),
            "padded and appended cuts are read, mixed and transformed ones dropped",

@@ -90,7 +90,7 @@ def _columns(request: Request, listed: str, header: tuple[str, ...]) -> dict[str
     try:
         columns = mapping(request.columns, header)
         if "audio" not in columns:
-            raise ValueError(f"no column of {list(header)} names the audio: say which, columns.audio=COLUMN")
+            raise ValueError(f"no column of {list(header)} names the audio: set columns.audio=COLUMN")
     except ValueError as error:
         names = "; if its first line is not a header, give the names: header=[audio,text], and delimiter='|' if need be"
         raise ValueError(f"{listed}: {error}{'' if request.table.header else names}") from error
@@ -246,13 +246,13 @@ def _kaldi(request: Request) -> Found:
 
 
 CORPORA = (
-    Corpus("table", "a folder of audio with a CSV or TSV", "not stated: say fields.license=", "", _ANY, _table,
+    Corpus("table", "a folder of audio with a CSV or TSV", "not stated: set fields.license=", "", _ANY, _table,
            ("as mapped by columns.FIELD=COLUMN",),
            "metadata.csv, or the table named in path=; a column split, if there is one, selects rows", generic=True),
     Corpus("jsonl", "JSONL or JSON: chats and pairs of other tools, or rows (audio_filepath + fields)",
-           "not stated: say fields.license=", "", _ANY, _jsonl, ("messages", "chosen", "rejected", "or as mapped"),
+           "not stated: set fields.license=", "", _ANY, _jsonl, ("messages", "chosen", "rejected", "or as mapped"),
            "docs/coming-from.md lists the rows that are read", generic=True),
-    Corpus("kaldi", "Kaldi data folder: wav.scp, text, segments, utt2spk", "not stated: say fields.license=", "", _ANY,
+    Corpus("kaldi", "Kaldi data folder: wav.scp, text, segments, utt2spk", "not stated: set fields.license=", "", _ANY,
            _kaldi, ("text", "language", "speaker", "gender"),
            "flac and sph2pipe pipes of one file are read without being run, others refused", generic=True),
 )  # fmt: skip

@@ -184,7 +184,7 @@ def _audio_column(shard: _Shard, request: Request) -> str:
 
 
 CORPORA = (
-    Corpus("mosaic", "MosaicML's MDS shards: index.json, shard.00000.mds", "not stated: say fields.license=",
+    Corpus("mosaic", "MosaicML's MDS shards: index.json, shard.00000.mds", "not stated: set fields.license=",
            "https://github.com/mosaicml/streaming", {"train": TRAIN, "val": DEV, "test": TEST}, _mosaic,
            ("as mapped by columns.FIELD=COLUMN",),
            "clips as files in a column of bytes; zstd, gz, bz2 and br are unpacked; pickles are not loaded; "

@@ -172,7 +172,7 @@ def _some(numbers: Any) -> str:
 
 CORPORA = (
     Corpus("nemo", "NeMo: audio_N.tar with manifest_N.json, of speech or conversations",
-           "not stated: say fields.license=", "https://github.com/NVIDIA/NeMo",
+           "not stated: set fields.license=", "https://github.com/NVIDIA/NeMo",
            {"train": TRAIN, "dev": DEV, "test": TEST}, _nemo,
            ("text", "language", "messages", "or as mapped"),
            "a folder, or [audio__OP_0..511_CL_.tar,manifest__OP_0..511_CL_.json]; audio=in_place copies no audio",

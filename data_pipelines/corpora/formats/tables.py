@@ -153,10 +153,10 @@ def audio_column(schema: pyarrow.Schema, wanted: str | None = None) -> str:
         return wanted
     structs = [f.name for f in schema if pyarrow.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0]
     if len(structs) > 1:
-        raise ValueError(f"several columns hold audio ({structs}): say which, e.g. columns.audio={structs[0]}")
+        raise ValueError(f"several columns contain audio ({structs}): say which, e.g. columns.audio={structs[0]}")
     named = structs or [name for name in AUDIO_COLUMNS if name in names]
     if not named:
-        raise ValueError(f"no column of {names} holds audio: say which, e.g. columns.audio={names[0]}")
+        raise ValueError(f"no column of {names} contains audio: set it, e.g. columns.audio={names[0]}")
     return named[0]
 
 
@@ -204,7 +204,7 @@ def _chats(request: Request, files: Sequence[str], audio: str, others: Sequence[
         try:
             record, clips = chat_record({**row, "audios": [audio]})
             if clips != [audio]:
-                raise BadRecord(f"besides the clip in column {audio!r} it has {len(clips) - 1} more")
+                raise BadRecord(f"it has {len(clips) - 1} clips in addition to that in column {audio!r}")
         except BadRecord as error:
             reason = "bad row" if error.reason == "bad record" else error.reason
             yield Drop(name, reason, f"{path}[{number}]: {error}", filter=reason == "no preference")
@@ -259,7 +259,7 @@ CORPORA = (
            _align_anything, ("messages", "chosen", "rejected"), "path= the folder text-audio-to-text",
            tasks=("chat",)),
     Corpus("huggingface", "any Hugging Face dataset: a folder, Parquet or Arrow files, or a hub id",
-           "not stated: say fields.license=", "https://huggingface.co/docs/datasets", 
+           "not stated: set fields.license=", "https://huggingface.co/docs/datasets", 
            {"train": TRAIN, "validation": DEV, "test": TEST}, _huggingface, ("as mapped by columns.FIELD=COLUMN",),
            "columns named like record fields are taken as they are", generic=True),
 )  # fmt: skip

@@ -134,15 +134,15 @@ def clip_of(key: str, group: list[Member], wanted: str | None) -> Member:
     clips = [member for member in sounds if member.kind in AUDIO_EXTENSIONS] or sounds
     if len(clips) != 1:
         found = ", ".join(f".{member.extension}" for member in group)
-        several = "several clips: say which, e.g. columns.audio=" + clips[0].extension if clips else "no audio"
+        several = "several clips: select one, e.g. columns.audio=" + clips[0].extension if clips else "no audio"
         raise BadRecord(f"{several} (it has {found})", "several clips" if clips else "missing sibling")
     return clips[0]
 
 
 CORPORA = (
-    Corpus("webdataset", "WebDataset tars whose texts and labels have other names", "not stated: say fields.license=",
+    Corpus("webdataset", "WebDataset tars whose texts and labels have other names", "not stated: set fields.license=",
            "https://github.com/webdataset/webdataset", {"train": TRAIN, "dev": DEV, "test": TEST}, _webdataset,
            ("as mapped by columns.FIELD=COLUMN",),
-           "columns.label=cls, columns.scene=metadata.place; tars of our own members and fields need data index alone",
+           "columns.label=cls, columns.scene=metadata.place; tars of KEY.flac and KEY.json need only data index",
            generic=True, streams=True),
 )  # fmt: skip

@@ -31,7 +31,7 @@ def _held_out(tree: Tree, table: str, *, union: bool) -> set[str]:
     if absent and union:
         raise ValueError(
             f"{table} holds the clips of the test and dev lists, and {', '.join(absent)} to identify them is missing: "
-            "put the release's test.tsv and dev.tsv next to it, or import split=train"
+            "copy the release's test.tsv and dev.tsv next to it, or import split=train"
         )
     return {row["path"] for name in set(names) - set(absent) for row in tree.table(name, delimiter="\t", quoted=False)}
 

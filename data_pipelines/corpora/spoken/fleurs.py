@@ -39,6 +39,6 @@ def _read(request: Request) -> Found:
 CORPORA = (
     Corpus("fleurs", "FLEURS", "CC-BY-4.0", "https://huggingface.co/datasets/google/fleurs",
            {"train": TRAIN, "dev": DEV, "test": TEST}, _read, ("text", "language", "gender"),
-           "zero-shot in the Qwen2-Audio evaluation: kept out of training as a whole",
+           "zero-shot in the Qwen2-Audio evaluation: not for training",
            tasks=("asr", "lid", "gender")),
 )  # fmt: skip

@@ -31,8 +31,9 @@ def check_evaluation(cfg: StageConfig) -> None:
         if options.stop:
             raise ValueError("evaluation.stop judges evaluations during training: set evaluation.every")
         return
-    if options.every < 0 or min(options.max_new_tokens, options.batch_size, options.token_budget) < 1:
-        raise ValueError("evaluation.every must not be negative, and its other numbers must be at least 1")
+    for name in ("every", "max_new_tokens", "batch_size", "token_budget"):
+        count = getattr(options, name)
+        require(count >= 1, f"evaluation.{name}", count, "1 or more")
     if options.samples < 0 or options.samples_mib < 0:
         raise ValueError("evaluation.samples and evaluation.samples_mib must not be negative; 0 keeps no clips")
     if not options.sets:

@@ -38,6 +38,8 @@ def check(cfg: StageConfig) -> None:
     Raises:
         ValueError: the first contradiction found.
     """
+    if not cfg.run.dir.strip():
+        raise ValueError("run.dir is empty: name the folder where the run lives, e.g. run.dir=runs/first")
     _check_sources(cfg)
     _check_encoder_cache(cfg)
     _check_sections(cfg)
@@ -87,7 +89,7 @@ def _check_encoder_cache(cfg: StageConfig) -> None:
     if cache and cfg.data.augment != AugmentConfig():
         raise ValueError(
             "data.augment changes the audio, which data.encoder_cache no longer reads: set data.encoder_cache=null, "
-            "or leave data.augment out and use data.time_mask"
+            "or remove data.augment and use data.time_mask"
         )
     if time_mask and not cache:
         raise ValueError("data.time_mask masks cached encoder outputs: set data.encoder_cache, or data.time_mask=0")
@@ -114,8 +116,9 @@ def _check_trainer(cfg: StageConfig) -> None:
     bf16, epochs, smoothing = cfg.trainer.bf16, cfg.trainer.epochs, cfg.trainer.label_smoothing_factor
     noise = cfg.trainer.neftune_noise_alpha
     require(bf16 in (True, False, "auto"), "trainer.bf16", bf16, "auto, true or false")
-    if cfg.trainer.batches_per_step < 1 or cfg.trainer.max_steps < 1:
-        raise ValueError("trainer.batches_per_step and trainer.max_steps must be at least 1")
+    for name in ("batches_per_step", "max_steps"):
+        count = getattr(cfg.trainer, name)
+        require(count >= 1, f"trainer.{name}", count, "1 or more")
     positive = epochs is None or 0 < epochs < inf
     require(positive, "trainer.epochs", epochs, "a number above 0, or null for trainer.max_steps")
     require(0 <= smoothing < 1, "trainer.label_smoothing_factor", smoothing, "0 to below 1")
@@ -169,14 +172,15 @@ def _check_parts(cfg: StageConfig) -> None:
     if wrong := lora - {"encoder", "llm"}:
         raise ValueError(f"model.lora.parts holds {sorted(wrong)}: use encoder, llm or both")
     if both := lora & frozen:
-        raise ValueError(f"{sorted(both)} is in model.lora.parts and in model.freeze: take it out of one of them")
+        raise ValueError(f"{sorted(both)} is in model.lora.parts and in model.freeze: remove it from one of them")
     if lora and (whole := {"encoder", "llm"} - lora - frozen):
         raise ValueError(
-            f"model.lora.parts is {sorted(lora)}, and {sorted(whole)} would train in full next to it: put it into "
+            f"model.lora.parts is {sorted(lora)}, and {sorted(whole)} would train in full: add it to "
             "model.lora.parts or model.freeze"
         )
-    if lora and (cfg.model.lora.r < 1 or not 0 <= cfg.model.lora.dropout < 1):
-        raise ValueError("model.lora.r must be at least 1, and model.lora.dropout at least 0 and below 1")
+    if lora:
+        require(cfg.model.lora.r >= 1, "model.lora.r", cfg.model.lora.r, "1 or more")
+        require(0 <= cfg.model.lora.dropout < 1, "model.lora.dropout", cfg.model.lora.dropout, "0 to below 1")
     for part in frozen:
         if getattr(cfg.trainer.parts, part) != PartConfig():
             raise ValueError(f"trainer.parts.{part} has no effect: {part} is in model.freeze; remove one of the two")

@@ -25,9 +25,9 @@ class EvalSetConfig:
     prompt: str | None = None
     # Skip records with fewer words of text.
     min_words: int = 0
-    # At most so many records: the same ones every time, spread by a hash of their keys.
+    # Maximum number of records: the same ones every time, chosen by a hash of their keys; null: all.
     limit: int | None = 100
-    # The set may hold records that the run trains on (to see what it memorises).
+    # Allow records that the run trains on, to measure memorization.
     seen_in_training: bool = False
 
 
@@ -55,12 +55,13 @@ class EvaluationConfig:
     sets: dict[str, Any] = field(default_factory=dict)
     # By name of a set, each a StopConfig: +evaluation.stop.asr_en={rise: 1.0} ends a run whose word error rate rises.
     stop: dict[str, Any] = field(default_factory=dict)
-    # Of an answer; longer ones are cut short, which is counted.
+    # Maximum tokens of an answer; truncated answers are counted.
     max_new_tokens: int = 96
-    # Maximum answers in a batch, and maximum prompt + new tokens of a batch.
+    # Maximum answers in a batch.
     batch_size: int = 32
+    # Maximum prompt + new tokens of a batch.
     token_budget: int = 16384
     # Questions of each set whose clips are kept (RUN/held_out/clips), for tables with players in the dashboard and W&B.
     samples: int = 8
-    # Most MiB of kept clips.
+    # Maximum MiB of these clips.
     samples_mib: float = 8.0

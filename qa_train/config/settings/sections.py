@@ -47,8 +47,11 @@ class LoraSettings:
     # Parts that train through adapters: "encoder", "llm" or both. Their own weights are frozen; the projector trains in
     # full unless model.freeze includes it.
     parts: list[str] = field(default_factory=list)
+    # Rank of the adapters.
     r: int = 16
+    # Scale: the output of an adapter is multiplied by alpha / r.
     alpha: int = 32
+    # Dropout of an adapter's input in training.
     dropout: float = 0.0
     # Names (last component) of the linear layers that get an adapter, e.g. [q_proj, v_proj]; null: all linear modules
     # of the layers.
@@ -59,6 +62,7 @@ class LoraSettings:
 class ModelConfig:
     """One audio-language model: a complete checkpoint, or an encoder joined to an LLM."""
 
+    # Name in the run's output and metadata; each file of configs/model sets its own.
     name: str = MISSING
     # A Hugging Face folder, hub id or run checkpoint of a complete model; overrides encoder and llm.
     checkpoint: str | None = None
@@ -69,6 +73,7 @@ class ModelConfig:
     # Frozen parts: any of "encoder", "projector", "llm".
     freeze: list[str] = field(default_factory=list)
     lora: LoraSettings = field(default_factory=LoraSettings)
+    # Type of the stored weights: float32 or bfloat16. trainer.bf16 sets the type of the computation.
     dtype: str = "float32"
     # Compare the files of checkpoint with the checksums in its manifest, if it has one.
     verify: bool = True
@@ -113,6 +118,7 @@ class MixtureConfig:
     # weight: shares of the training samples. temperature: multiply hours ** (1 / temperature), so 1 keeps the
     # proportions of the corpora and larger values level them. epochs: relative numbers of passes.
     by: str = "weight"
+    # Only for by=temperature.
     temperature: float = 1.0
 
 
@@ -122,15 +128,19 @@ class AugmentConfig:
 
     # Volume: a factor drawn evenly between -gain_db and +gain_db decibels.
     gain_db: float = 0.0
-    # Share of the clips that get noise, and the range of its signal-to-noise ratio in decibels.
+    # Share of the clips that get noise.
     noise_share: float = 0.0
+    # Range of its signal-to-noise ratio, in decibels.
     noise_snr_db: list[float] = field(default_factory=lambda: [5.0, 30.0])
-    # SpecAugment (arXiv 1904.08779): masks per clip segment and their greatest width, in frames of 10 ms and in
-    # mel bins. All time masks of a segment together cover at most time_mask_share of it.
+    # SpecAugment (arXiv 1904.08779): number of time masks in each segment of 30 s.
     time_masks: int = 0
+    # Maximum width of a time mask, in frames of 10 ms.
     time_mask_frames: int = 40
+    # Maximum share of a segment that its time masks cover together.
     time_mask_share: float = 0.2
+    # Number of frequency masks in each segment.
     freq_masks: int = 0
+    # Maximum width of a frequency mask, in mel bins.
     freq_mask_bins: int = 15
 
 
@@ -138,14 +148,15 @@ class AugmentConfig:
 class StorageConfig:
     """How remote shards (http, https, hf, s3, gs) are read; local files need none of this."""
 
-    # Folder for the clips that were read of remote shards, shared by all processes of a machine; null: no cache.
+    # Folder that caches clips read from remote shards, shared by all processes of a machine; null: no cache.
     cache_dir: str | None = None
-    # Size of that folder; the least recently used clips are deleted first.
+    # Maximum size of that folder in GB; the least recently used clips are deleted first.
     cache_gb: float = 20.0
-    # Retries after a failed attempt; the wait doubles from first_wait_s, with jitter, up to 30 s.
+    # Retries after a failed request.
     retries: int = 5
+    # Seconds before the first retry. The wait doubles each time, with jitter, up to 30 s.
     first_wait_s: float = 0.5
-    # Longest time of one request (at most 8 MiB).
+    # Time limit of one request (at most 8 MiB), in seconds.
     timeout_s: float = 30.0
     # fsspec's options by scheme, e.g. {s3: {anon: true}}.
     options: dict[str, Any] = field(default_factory=dict)
@@ -162,10 +173,13 @@ class DataConfig:
     tokens_per_batch: int = 3000
     # Samples of a shuffle window. A window is planned at once and shuffled across all sources and shards.
     shuffle_window: int = 8192
+    # Seconds; samples with a shorter clip are skipped.
     min_duration_s: float = 0.1
+    # Seconds; samples with a longer clip are skipped.
     max_duration_s: float = 600.0
     # Prompt files (YAML) in addition to the built-in bank; package:FILE is one inside an installed package.
     prompt_files: list[str] = field(default_factory=list)
+    # Languages of the prompts' wordings: en, zh, or others that your prompt files have.
     prompt_languages: list[str] = field(default_factory=lambda: ["en"])
     # Share of bad samples at which the run stops; more lenient below 1,000 samples (docs/data.md).
     error_budget: float = 0.01
@@ -183,7 +197,9 @@ class DataConfig:
     storage: StorageConfig = field(default_factory=StorageConfig)
     # Decode in a child process that is killed after this many seconds per clip; null: in the loader's worker.
     decode_timeout_s: float | None = None
+    # Loader processes of each rank; 0: the training process loads the data itself.
     num_workers: int = 0
+    # Seed of sample order, wordings and augmentation. run.seed is that of the model.
     seed: int = 0
 
 
@@ -191,7 +207,9 @@ class DataConfig:
 class PartConfig:
     """Settings of one part of the model that override the trainer's; null: the trainer's value."""
 
+    # Maximum learning rate of this part.
     learning_rate: float | None = None
+    # Weight decay of this part.
     weight_decay: float | None = None
     # Layer k of n (0: embeddings or convolutions, n + 1: what follows the layers) trains at the part's rate times
     # layer_decay ** (n + 1 - k), as in BEiT (arXiv 2106.08254).
@@ -215,7 +233,9 @@ class CheckpointingConfig:
     matrix product of the layer and no attention.
     """
 
+    # none, selective or full.
     encoder: str = "none"
+    # none, selective or full.
     llm: str = "none"
 
 
@@ -223,19 +243,28 @@ class CheckpointingConfig:
 class TrainerConfig(ReliabilityConfig):
     """Options of transformers' TrainingArguments, under the library's own names."""
 
+    # Optimizer steps of the whole run.
     max_steps: int = 100
-    # Train until the samples of all sources together were seen so often; replaces max_steps. How often each is seen
-    # follows from data.mixture: about equally often with by=epochs and weights of 1.
+    # Passes over the samples of all sources together; replaces max_steps. The passes over each source follow from
+    # data.mixture: about equal with by=epochs and weights of 1.
     epochs: float | None = None
+    # Maximum learning rate, reached after the warm-up.
     learning_rate: float = 1e-4
+    # A schedule of transformers: cosine, linear, constant_with_warmup, warmup_stable_decay, ...
     lr_scheduler_type: str = "cosine"
+    # Arguments of the schedule, e.g. {num_decay_steps: 100} for warmup_stable_decay.
     lr_scheduler_kwargs: dict[str, Any] = field(default_factory=dict)
-    # Steps if >= 1, a share of max_steps if < 1 (as in transformers 5).
+    # Warm-up: steps if >= 1, a share of max_steps if < 1 (as in transformers 5).
     warmup_steps: float = 0.05
+    # Decay of weight matrices; biases and norms have none.
     weight_decay: float = 0.01
+    # Decay rate of Adam's running mean of the gradient.
     adam_beta1: float = 0.9
+    # Decay rate of Adam's running mean of the squared gradient.
     adam_beta2: float = 0.98
+    # Added to Adam's denominator.
     adam_epsilon: float = 1e-8
+    # Gradients with a larger norm are scaled down to it; 0: never.
     max_grad_norm: float = 1.0
     # Share of the target's probability that is spread over the vocabulary (arXiv 1512.00567); not for dpo.
     label_smoothing_factor: float = 0.0
@@ -251,6 +280,7 @@ class TrainerConfig(ReliabilityConfig):
     # The choice of auto is written to the run's config.yaml, and a resume on another machine keeps it.
     bf16: Any = False
     gradient_checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
+    # Steps between two checkpoints. The last step is always saved.
     save_steps: int = 500
     # torch.compile for each encoder and decoder layer separately; needs a C++ compiler (CPU) or triton (CUDA). Not with
     # gradient_checkpointing.
@@ -259,6 +289,7 @@ class TrainerConfig(ReliabilityConfig):
     use_liger_kernel: bool = False
     # Batches that each loader worker builds ahead; null: all workers together a whole step of their rank, at least 2.
     dataloader_prefetch_factor: int | None = None
+    # Seconds after which a collective operation between ranks fails.
     ddp_timeout: int = 1800
     # Micro-batches of one optimizer step over all ranks; must be divisible by the world size.
     batches_per_step: int = 2
@@ -273,26 +304,30 @@ class DpoConfig:
     # live: a second, frozen model in memory (with adapters: the model without them). precomputed: log-probabilities of
     # all pairs, computed once at the start and stored in the run folder.
     reference: str = "live"
+    # Strength of the pull towards the reference: higher stays closer to it.
     beta: float = 0.1
     # sigmoid, hinge, ipo, exo_pair, nca_pair, robust, bco_pair, sppo_hard, aot, aot_unpaired, apo_zero, apo_down,
-    # discopop, sft, sigmoid_norm; several are summed with loss_weights (null: 1 each).
+    # discopop, sft, sigmoid_norm; several are summed with loss_weights.
     loss_type: list[str] = field(default_factory=lambda: ["sigmoid"])
+    # Weights of the losses in loss_type, in their order; null: 1 each.
     loss_weights: list[float] | None = None
     # Assumed share of wrong labels, below 0.5: robust, aot, aot_unpaired; exo_pair needs one, e.g. 0.001.
     label_smoothing: float = 0.0
     # Weight of the extra tokens of the longer answer (LD-DPO, arXiv 2409.06411), 0 to 1; null: all.
     ld_alpha: float | None = None
-    # reverse_kl, forward_kl, js_divergence or alpha_divergence with its coefficient (f-DPO, arXiv 2309.16240).
+    # reverse_kl, forward_kl, js_divergence or alpha_divergence (f-DPO, arXiv 2309.16240).
     f_divergence_type: str = "reverse_kl"
+    # Coefficient of alpha_divergence.
     f_alpha_divergence_coef: float = 0.5
     # Weight pairs by how likely their answers are under the policy (WPO, arXiv 2406.11827).
     use_weighting: bool = False
     # Temperature of discopop (arXiv 2406.08414).
     discopop_tau: float = 0.05
-    # Move the reference towards the policy by ref_model_mixup_alpha every ref_model_sync_steps steps (TR-DPO, arXiv
-    # 2404.09656).
+    # Move the reference towards the policy during training (TR-DPO, arXiv 2404.09656).
     sync_ref_model: bool = False
+    # Share of the policy in the updated reference.
     ref_model_mixup_alpha: float = 0.6
+    # Steps between two updates of the reference.
     ref_model_sync_steps: int = 512
 
 
@@ -300,7 +335,9 @@ class DpoConfig:
 class DeepspeedConfig:
     """DeepSpeed's own JSON, or nothing. "auto" values are filled by transformers."""
 
+    # Name in the run's output; each file of configs/deepspeed sets its own.
     name: str = "none"
+    # DeepSpeed's JSON; {}: plain DDP, or one process.
     config: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -324,7 +361,9 @@ class TrackingConfig:
     report_to: list[str] = field(default_factory=lambda: ["wandb"])
     # W&B: online, offline or disabled; null: WANDB_MODE if set, else online with a W&B key and offline without.
     wandb: str | None = None
+    # Project of the run in W&B and Trackio; experiment in MLflow.
     project: str = "qa-train"
+    # Tags of the run in W&B.
     tags: list[str] = field(default_factory=list)
     # Maximum MiB of clips that the tables of held-out answers upload to W&B per start; later tables are text only.
     max_clips_mib: float = 64.0
@@ -334,7 +373,9 @@ class TrackingConfig:
 class RunConfig:
     """The run folder, and how a run resumes."""
 
+    # Folder of the run; the same command with the same folder resumes the run.
     dir: str = MISSING
+    # Seed of model initialization and dropout. data.seed is that of the sample order.
     seed: int = 0
     # The value that a sweeper such as Optuna compares: a key of metrics.jsonl, averaged over the last tenth of the run.
     objective: str = "loss"

@@ -129,7 +129,7 @@ def check_rows(table: pyarrow.Table, shard_bytes: int) -> None:
             _refuse(_rows_of(bad, lengths.get(name)), name, f"has more than {_TEXT_LIMITS[name]} bytes")
         if name in ("key", "names"):
             bad = pyarrow.compute.match_substring_regex(flat, _BAD_NAME)
-            _refuse(_rows_of(bad, lengths.get(name)), name, "holds control characters, or leads out of its folder")
+            _refuse(_rows_of(bad, lengths.get(name)), name, "holds control characters, or leaves its folder")
         if name in _RANGES:
             values[name] = flat.to_numpy()
             low, high = _RANGES[name]

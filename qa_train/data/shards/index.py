@@ -93,7 +93,8 @@ def index_place(path: str, out: str = "") -> str:
         return f"{out.rstrip('/')}/{name_of(path)}{SUFFIX}"
     if not writable(path):
         raise ValueError(
-            f"{path}: nothing can be written next to this shard: say where its index goes (out=DIR), and put it there"
+            f"{path}: nothing can be written next to this shard: give out=DIR for its index, and upload it next to "
+            "the shard"
         )
     return storage.beside(path, SUFFIX)
 

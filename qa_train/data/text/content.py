@@ -173,7 +173,7 @@ def _of_text(text: str) -> list[str | Heard]:
     for part in parts:
         if isinstance(part, str) and (left := next((token for token in _TOKENS if token in part), None)):
             raise BadRecord(
-                f"a text holds {left}, a part of the mark of a clip: write {PLACEHOLDER} at the position of the clip"
+                f"a text holds {left}, a part of a clip marker: write {PLACEHOLDER} at the position of the clip"
             )
     return [part for part in parts if part != ""]
 

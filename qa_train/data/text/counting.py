@@ -25,7 +25,7 @@ from qa_train.data.text.template import Outline, measure, outline, outline_answe
 Ints = NDArray[np.int64]
 
 # Why a record is no sample of a source, apart from its length; the number is stored. 0: it is one.
-UNQUALIFIED = "does not qualify for the task"
+UNQUALIFIED = "not usable for the task"
 REASONS = ("", "filtered by where", "no preference pair", "chosen and rejected are identical", UNQUALIFIED)
 # Raised when the same record gives other counts.
 _VERSION = 1

@@ -121,5 +121,5 @@ def read_hotwords(spec: Any, folder: Path) -> Hotwords:
         raise ValueError(f"the words in {path} cannot be read: {error}") from error
     words = tuple(dict.fromkeys(line for line in lines if spoken_words(line)))
     if not words:
-        raise ValueError(f"{path} holds no words: expected one a line (qa-train data words makes such a file)")
+        raise ValueError(f"{path} holds no words: expected one per line (qa-train data words makes such a file)")
     return Hotwords(most, float(none), ways, hashlib.sha256("\n".join(words).encode()).hexdigest(), words)

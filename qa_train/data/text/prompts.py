@@ -194,7 +194,7 @@ def chat_messages(record: dict[str, Any]) -> tuple[tuple[Message, ...], int]:
         raise Unqualified("task chat needs 'messages'")
     for name in ("chosen", "rejected"):
         if any(not isinstance(part, str) for part in content_parts(record.get(name, ""))):
-            raise BadRecord(f"the {name} answer holds a clip or its mark: an answer is text")
+            raise BadRecord(f"the {name} answer contains a clip or a clip marker: an answer must be text")
     placed = 0
     messages: list[Message] = []
     for turn in turns:

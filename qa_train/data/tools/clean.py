@@ -79,8 +79,7 @@ class Cleaned:
         counts = self.dropped or Counter()
         by = ", ".join(f"{n} {name}" for name, n in counts.most_common()) or "none"
         return (
-            f"{self.records} records ({self.hours:.2f} h), of which {counts.total()} ({self.hours_dropped:.2f} h) "
-            f"are dropped: {by}"
+            f"{self.records} records ({self.hours:.2f} h); dropped: {counts.total()} ({self.hours_dropped:.2f} h): {by}"
         )
 
 

@@ -48,7 +48,7 @@ def read_jsonl(path: str | Path) -> Iterator[Line]:
             clips = [located(source, path.parent) for source in sources]
             for clip in clips:
                 if isinstance(clip, Path) and not clip.is_file():
-                    hint = "qa-train data import jsonl counts such lines and goes on"
+                    hint = "qa-train data import jsonl skips and counts such lines"
                     raise BadRecord(f"audio file {clip} does not exist ({hint})")
             refuse_parts(row, clips)
         except ValueError as error:

@@ -72,7 +72,7 @@ class Benchmark:
         if self.template not in ("base", "chat"):
             problems.append(f"template is {self.template!r}: use base or chat")
         if self.name in ("", ".", "..") or set(self.name) & {"/", "\\"}:
-            problems.append("its name is that of a folder of results: it must not be empty or hold / or \\")
+            problems.append("it names a folder of results: it must not be empty or contain / or \\")
         published = [self.numbers, *self.group_numbers.values()]
         if not all(isinstance(each, Mapping) for each in published) or not all(
             isinstance(number, int | float) for each in published for number in each.values()

@@ -15,6 +15,7 @@ import yaml
 from qa_train.config import config_dir
 from qa_train.eval.benchmarks.benchmark import Benchmark, from_dict
 from qa_train.eval.benchmarks.layouts import READERS, SHUFFLED
+from qa_train.utils.closest import did_you_mean
 from qa_train.utils.safe_yaml import read_yaml
 
 
@@ -83,9 +84,10 @@ def find_benchmarks(names: Sequence[str]) -> list[Benchmark]:
         matching = [entry for entry in tables if name in (entry.name, entry.suite)]
         if not matching:
             suites = sorted({entry.suite for entry in tables})
+            known = [entry.name for entry in tables]
             raise ValueError(
-                f"no benchmark {name!r}; suites are {', '.join(suites)}, "
-                f"benchmarks {', '.join(e.name for e in tables)}, or give a YAML file of your own"
+                f"no benchmark {name!r}; {did_you_mean(name, [*known, *suites])}suites are {', '.join(suites)}; "
+                f"benchmarks are {', '.join(known)}; or give a YAML file of your own"
             )
         found += matching
     names_found = [entry.name for entry in found]

@@ -41,7 +41,7 @@ def caption_rows(metric: str, predictions: Sequence[Prediction]) -> np.ndarray:
         from pycocoevalcap.cider.cider import Cider
 
         if len(predictions) < 2:
-            raise ValueError("cider weighs words by how rare they are among the items: it needs at least two")
+            raise ValueError("cider weights words by their rarity among the items: it needs at least two")
         _, scores = Cider().compute_score(dict(enumerate(wanted)), {i: [text] for i, text in enumerate(answers)})
     else:
         from pycocoevalcap.rouge.rouge import Rouge

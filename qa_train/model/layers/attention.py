@@ -71,7 +71,7 @@ def unpadded_attention(
     if window is not None and window < documents.longest:
         raise ValueError(
             f"the LLM uses a sliding window of {window} tokens, but a sample has {documents.longest}; "
-            "unpadded attention has no sliding window: leave longer samples out"
+            "unpadded attention has no sliding window: remove longer samples"
         )
     causal, scale = bool(getattr(module, "is_causal", False)), kwargs.get("scaling")
     dropout, dtype = kwargs.get("dropout", 0.0), _compute_dtype(query)

@@ -28,7 +28,7 @@ _ARITHMETIC = {
     "ACCELERATE_USE_DEEPSPEED": (("false", "0"), "choose deepspeed=zero1, zero2, zero3 or none"),
     "ACCELERATE_USE_FSDP": (("false", "0"), "choose deepspeed=zero3, which cuts the weights too"),
     "ACCELERATE_USE_MEGATRON_LM": (("false", "0"), "choose deepspeed=zero3, which cuts the weights too"),
-    "ACCELERATE_USE_PARALLELISM_CONFIG": (("false", "0"), "leave the parallelism out"),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": (("false", "0"), "remove the parallelism"),
     "ACCELERATE_USE_SAGEMAKER": (("false", "0"), "start the processes with torchrun"),
     "ACCELERATE_DOWNCAST_BF16": (("no", "false", "0"), "set trainer.bf16=true (or false)"),
 }

@@ -185,13 +185,13 @@ class RunFolder:
         if (stage := previous.get("stage", self._cfg.stage)) != self._cfg.stage:
             raise ValueError(f"{self.dir} holds a finished {stage} run: choose another run.dir for {self._cfg.stage}")
         keys = ", ".join(self._changed(previous)) if previous else ""
-        return f" although other settings are asked for ({keys} differ from its config.yaml)" if keys else ""
+        return f" (other values than in its config.yaml are ignored: {keys})" if keys else ""
 
     def _compare(self, previous: dict[str, Any]) -> None:
         if keys := ", ".join(self._changed(previous)):
             raise ValueError(
-                f"{self.dir} holds a run with other settings ({keys} differ from its config.yaml): "
-                "choose another run.dir, or continue all the same with run.allow_config_change=true"
+                f"{self.dir} holds a run with other values of {keys} (see its config.yaml): choose another run.dir, "
+                "or resume with the new values by run.allow_config_change=true"
             )
 
     def _changed(self, previous: dict[str, Any]) -> list[str]:

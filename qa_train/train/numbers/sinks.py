@@ -53,7 +53,7 @@ def open_sinks(cfg: TrackingConfig, stage: str, folder: Path, first: int, config
         if name != "wandb":
             opened.append(_Tracker(name, cfg, folder, first, config))
         elif mode != "disabled" and find_spec("wandb") is None:
-            say("W&B is not installed (pip install 'qa-train[tracking]'): metrics go to metrics.jsonl alone")
+            say("W&B is not installed (pip install 'qa-train[tracking]'): metrics go to metrics.jsonl only")
         elif mode != "disabled":
             opened.append(_Wandb(cfg, stage, folder, mode, config))
     return opened

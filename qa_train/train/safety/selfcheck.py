@@ -81,7 +81,7 @@ def check_storage(folder: Path, model: torch.nn.Module) -> str:
     if free < needed:
         raise ValueError(
             f"{folder} has {free / 1e9:.2f} GB free and one checkpoint takes about {needed / 1e9:.2f} GB: make room, "
-            "choose another run.dir, or start all the same with trainer.self_check=false"
+            "choose another run.dir, or start anyway with trainer.self_check=false"
         )
     return f"{free / 1e9:.1f} GB free, {needed / 1e9:.2f} GB per checkpoint"
 
@@ -119,7 +119,7 @@ def probe_audio(model: Any, inputs: dict[str, Any]) -> str:
     if heard == unheard:
         raise StopRun(
             "the first batch has the same loss with its audio and with zeros in its place: the audio does not reach "
-            "the model; look at model.checkpoint and the projector's weights, or start all the same with "
+            "the model; look at model.checkpoint and the projector's weights, or start anyway with "
             "trainer.self_check=false"
         )
     return "audio reaches the model"
