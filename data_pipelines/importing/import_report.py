@@ -93,7 +93,8 @@ class Report:
 
     def text(self) -> str:
         """The report for a person."""
-        lines = [f"{self.corpus}, {self.split}: {self.made} records, {self.hours:.3f} h in {self.shards} shard{'s' * (self.shards != 1)}"]
+        shards = f"{self.shards} shard{'s' * (self.shards != 1)}"
+        lines = [f"{self.corpus}, {self.split}: {self.made} records, {self.hours:.3f} h in {shards}"]
         lines[0] += f" (licence: {self.license})"
         for reason, count in sorted(self.dropped.items(), key=lambda entry: -entry[1]):
             lines.append(f"  skipped {count}: {reason}, e.g. {self.examples[reason][0]}")
