@@ -188,3 +188,11 @@ def test_wrong_words_are_explained(command: str, tmp_path: Path) -> None:
             run(f"data {command}", ["x.tar", "colour=red"])
         with pytest.raises(ValueError, match="no shard matches"):
             run(f"data {command}", [str(tmp_path / "*.tar")])
+
+
+@pytest.mark.parametrize("pattern", ["year=1/*.tar", "year={1,2}/*.tar", "{root}/year=1/*.tar"])
+def test_a_pattern_may_have_an_equals_sign(pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with ShardWriter(Path("year=1") / "a.tar") as writer:
+        writer.write("k0", {"text": "one"}, noise(0.5))
+    assert run("data validate", [pattern.replace("{root}", str(tmp_path))]) == 0

@@ -19,7 +19,8 @@ from qa_train.utils.masking import masked
 from qa_train.utils.retry import retried
 
 log = logging.getLogger(__name__)
-_SCHEMES = ("s3", "gs", "memory")
+# Schemes of stores, which list their files and can be written to.
+STORES = ("s3", "gs", "memory")
 _ATTEMPTS = 5
 
 
@@ -49,7 +50,7 @@ def open_folder(place: str, storage: StorageConfig | None = None) -> Path:
 
 def writable(place: str) -> bool:
     """Whether files can be written there, as far as the address tells."""
-    return "://" not in place or place.partition("://")[0] in _SCHEMES
+    return "://" not in place or place.partition("://")[0] in STORES
 
 
 @contextmanager

@@ -129,7 +129,9 @@ def _retried(url: str, what: str, once: Callable[[], Result], cfg: StorageConfig
     except FileNotFoundError:
         raise
     except _LASTING as error:
-        raise RemoteRefused(masked(f"{what}: {error}")) from error
+        keys = isinstance(error, PermissionError)
+        hint = " (check the keys, in the environment or data.storage.options)" if keys else ""
+        raise RemoteRefused(masked(f"{what}: {error}{hint}")) from error
     except Exception as error:  # every cloud library has its own errors
         spent = f"not read in {cfg.retries + 1} attempts over {time.monotonic() - started:.1f} s"
         hint = "Check the server, or raise data.storage.retries or timeout_s"

@@ -23,13 +23,15 @@ import braceexpand
 from qa_train.config import StorageConfig
 from qa_train.data.stores.background import submit
 from qa_train.data.stores.cache import RangeCache
+from qa_train.data.stores.folders import STORES
 from qa_train.data.stores.neighbours import Range, joined
 from qa_train.data.stores.read_through import ReadThrough
 from qa_train.data.stores.remote import RemoteFile, RemoteInfo, read_range, remote_info, remote_names
 from qa_train.data.stores.web_ranges import HUB
+from qa_train.data.stores.web_ranges import SCHEMES as WEB
 from qa_train.utils.masking import masked, without_query
 
-SCHEMES = ("http", "https", "hf", "s3", "gs", "memory")
+SCHEMES = (*WEB, *STORES)
 MAX_OPEN_FILES = 64
 # That braces may stand for; a catalog holds more shards.
 MAX_NAMES = 100_000
@@ -142,7 +144,7 @@ def open_binary(path: str, cfg: StorageConfig | None = None, *, through: bool = 
     if "://" not in path:
         return Path(path).open("rb")
     cfg = cfg or StorageConfig()
-    size, read = remote_info(_checked(path), cfg).size, partial(_read_remote, path, cfg)
+    size, read = remote_info(_checked(path), cfg).size, partial(read_range, path, cfg=cfg)
     raw = RemoteFile(size, ReadThrough(size, read) if through else read)
     return cast("IO[bytes]", io.BufferedReader(raw, _READ_AHEAD_BYTES))
 
@@ -166,7 +168,7 @@ def exists(path: str, cfg: StorageConfig | None = None) -> bool:
 class RangeReader:
     """Reads byte ranges, keeping the most recent local shards open, and remote ones in a cache on disk.
 
-    Every process opens its own files: a forked worker would share the read position of its parent.
+    A forked process begins anew: the threads that fetch for its parent do not follow.
     """
 
     def __init__(self, cfg: StorageConfig | None = None) -> None:
@@ -257,10 +259,6 @@ class RangeReader:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._begin()
-
-
-def _read_remote(url: str, cfg: StorageConfig, offset: int, size: int) -> bytes:
-    return read_range(url, offset, size, cfg)
 
 
 def _checked(url: str) -> str:
