@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import gc
 import json
 import os
 import resource
@@ -180,6 +181,7 @@ def _fork(words: list[str], program: str | None, env: dict[str, str], log: str, 
     if pid:
         return pid
     code = 1
+    gc.enable()
     try:
         from qa_train.cli import main
         from qa_train.utils.process import end_with_parent
@@ -213,6 +215,7 @@ def serve() -> None:
     """Answer requests until stdin ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries greet on stdout
+    gc.disable()  # and no fork looks through what is imported here: see `tests.conftest`
     import deepspeed  # noqa: F401
 
     import qa_train.callbacks.held_out
@@ -221,6 +224,7 @@ def serve() -> None:
     import qa_train.train.pretrain
     import qa_train.train.sft  # noqa: F401
 
+    gc.freeze()
     codes: dict[int, int] = {}
     for line in sys.stdin:
         request = json.loads(line)
