@@ -216,13 +216,21 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries greet on stdout
     gc.disable()  # and no fork looks through what is imported here: see `tests.conftest`
-    import deepspeed  # noqa: F401
+    import deepspeed.runtime.zero.muon.muon_optimizer  # as its engine does; brings torch's compiler
+    import hydra.main
+    import transformers.models.qwen2.modeling_qwen2  # noqa: F401
+    from hydra.core.plugins import Plugins
 
     import qa_train.callbacks.held_out
+    import qa_train.commands.train_stage
+    import qa_train.config.compose
     import qa_train.train.dpo
+    import qa_train.train.first_screen
     import qa_train.train.opening
     import qa_train.train.pretrain
     import qa_train.train.sft  # noqa: F401
+
+    Plugins.instance()
 
     gc.freeze()
     codes: dict[int, int] = {}
