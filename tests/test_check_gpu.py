@@ -21,6 +21,10 @@ from tests.by_path import SCRIPTS
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(SCRIPTS)
+    from benchmark import twins
+
+    # One layer, a sixteenth of the width: what is checked here are the checks.
+    monkeypatch.setitem(twins.SIZES, "tiny", twins._scaled(16, 1, 1100))
     return by_path.script("check_gpu")
 
 

@@ -17,8 +17,9 @@ def script() -> Any:
 
 
 def test_random_batches_equal_stock(script: Any) -> None:
-    found = script.check(batches=4, seed=1)
-    assert found.counts["clips"] >= 4
+    found = script.check(batches=2, seed=144)
+    # This seed draws one of each kind: a row without audio, a clip of one token, one above 30 s.
+    assert all(found.counts.values()), found.counts
     assert found.within, found
 
 

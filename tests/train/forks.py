@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import gc
 import json
 import os
 import resource
@@ -180,6 +181,7 @@ def _fork(words: list[str], program: str | None, env: dict[str, str], log: str, 
     if pid:
         return pid
     code = 1
+    gc.enable()
     try:
         from qa_train.cli import main
         from qa_train.utils.process import end_with_parent
@@ -213,14 +215,24 @@ def serve() -> None:
     """Answer requests until stdin ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries greet on stdout
-    import deepspeed  # noqa: F401
+    gc.disable()  # and no fork looks through what is imported here: see `tests.conftest`
+    import deepspeed.runtime.zero.muon.muon_optimizer  # as its engine does; brings torch's compiler
+    import hydra.main
+    import transformers.models.qwen2.modeling_qwen2  # noqa: F401
+    from hydra.core.plugins import Plugins
 
     import qa_train.callbacks.held_out
+    import qa_train.commands.train_stage
+    import qa_train.config.compose
     import qa_train.train.dpo
+    import qa_train.train.first_screen
     import qa_train.train.opening
     import qa_train.train.pretrain
     import qa_train.train.sft  # noqa: F401
 
+    Plugins.instance()
+
+    gc.freeze()
     codes: dict[int, int] = {}
     for line in sys.stdin:
         request = json.loads(line)
