@@ -134,7 +134,7 @@ def test_answers_that_were_changed_are_not_compared(tmp_path: Path) -> None:
         compare_folders(tmp_path / "a", tmp_path / "b")
     # Nor are those of which nobody can tell.
     (tmp_path / "b" / "mine" / "run.json").write_text("{")
-    with pytest.raises(ValueError, match="run.json is damaged"):
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
         compare_folders(tmp_path / "a", tmp_path / "b")
 
 
