@@ -35,7 +35,7 @@ import soxr
 from data_pipelines.chat_shards import in_parts
 from data_pipelines.clips.clip import NO_SOUND, SAMPLE_RATE, Clip
 from data_pipelines.clips.make_shards import Job, make
-from data_pipelines.clips.read_shards import read_shard
+from data_pipelines.clips.read_shards import file_digest, read_shard
 from data_pipelines.clips.split import draw
 from data_pipelines.clips.spoken_text import TextIndex
 from data_pipelines.starter import NUM_HELD_OUT_QUESTIONS, NUM_UNSEEN_VOICE
@@ -43,7 +43,6 @@ from data_pipelines.synthetic import notes, preferences, recombine, voice_chat
 from data_pipelines.synthetic.synth import Espeak, draw_voice
 from qa_train.data.shards.index import load_index
 from qa_train.jobs.executor import Engine
-from qa_train.utils.digests import sha256_of_file
 
 CLIPS_PER_SHARD = 1000
 SPEEDS = (0.89, 1.11)
@@ -156,7 +155,7 @@ def jobs(
     found: list[Job] = []
     for split in ("train", "test"):
         shards = [str(starter / f"{kind}-{split}.tar") for kind in ("speech", "sound")]
-        digests = [sha256_of_file(Path(shard)) for shard in shards]
+        digests = [file_digest(Path(shard)) for shard in shards]
         found.append(Job(out / f"dpo-{split}.tar", preferences.pairs, (shards, digests, split, seed), 500))
     found += [
         Job(out / f"{name}-train-{i:05d}.tar", maker, (part, "train", seed, i * CLIPS_PER_SHARD), len(part))
@@ -171,7 +170,7 @@ def jobs(
     found += [
         Job(out / "asr-test.tar", speak_sentences, (test_sentences, "test", seed, 0), len(test_sentences)),
         Job(out / "chat-test.tar", speak_questions, (test_questions, "test", seed, 0), len(test_questions)),
-        Job(out / "denial-train.tar", deny_speech, (sounds, sha256_of_file(Path(sounds)), seed), 200),
+        Job(out / "denial-train.tar", deny_speech, (sounds, file_digest(Path(sounds)), seed), 200),
         Job(out / "dpo-facts.tar", speak_pairs, (pair_questions, seed), len(pair_questions)),
         Job(out / "facts-train.tar", type_questions, (facts,), len(facts)),
         Job(out / "notes-train.tar", render_notes, (train_notes, "train", seed), len(train_notes)),
@@ -179,10 +178,10 @@ def jobs(
         Job(
             out / "joined-train.tar",
             join_recordings,
-            (str(real), sha256_of_file(real), num_domain // 2, unsaid, seed),
+            (str(real), file_digest(real), num_domain // 2, unsaid, seed),
             num_domain // 2,
         ),
-        Job(out / "speed-train.tar", change_speed, (str(real), sha256_of_file(real), list(SPEEDS)), 1000),
+        Job(out / "speed-train.tar", change_speed, (str(real), file_digest(real), list(SPEEDS)), 1000),
     ]
     return found
 

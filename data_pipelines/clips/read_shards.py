@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,12 @@ from typing import Any
 from data_pipelines.clips.clip import Clip
 from qa_train.data.audio.waveform import read_clip
 from qa_train.data.shards.index import load_index
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, so that what is built from it is rebuilt when it changes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_shard(path: Path, keep: Callable[[dict[str, Any]], bool] = lambda record: True) -> Iterator[Clip]:
