@@ -18,7 +18,7 @@ import yaml
 
 from qa_train.command_line.command_table import run as command
 from qa_train.dashboard import live as live_module
-from qa_train.dashboard.live import Live, server
+from qa_train.dashboard.live import Live, LiveServer
 from qa_train.report import runs as runs_module
 from qa_train.report.curves import LAST_STEPS, MAX_POINTS, board_of, panels_of
 from qa_train.report.runs import Run, Steps, differences, find_runs, read_run
@@ -343,7 +343,7 @@ def test_held_out_answers_can_be_heard(runs: Path) -> None:
 @pytest.fixture
 def served(runs: Path) -> Iterator[tuple[int, Live]]:
     live = Live([runs], "Live")
-    running = server(live, listen("127.0.0.1", 0, "dashboard"))
+    running = LiveServer(live, listen("127.0.0.1", 0, "dashboard"))
     thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     yield running.server_port, live

@@ -61,12 +61,12 @@ def dashboard(paths: list[str], options: DashboardConfig) -> int:
 
 def _serve(folders: list[Path], options: DashboardConfig) -> int:
     """Until it is interrupted."""
-    from qa_train.dashboard.live import HOST, Live, server
+    from qa_train.dashboard.live import HOST, Live, LiveServer
     from qa_train.utils.loopback import listen
 
     if options.out is not None or options.overwrite:
         raise ValueError("dashboard: serve=true writes no file: remove out= and overwrite=, or serve=true")
-    running = server(Live(folders, options.title), listen(HOST, options.port, "dashboard"))
+    running = LiveServer(Live(folders, options.title), listen(HOST, options.port, "dashboard"))
     print(f"http://{HOST}:{running.server_port} shows {', '.join(map(str, folders))}; stop with Ctrl-C", flush=True)
     try:
         running.serve_forever()

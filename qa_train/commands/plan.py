@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from qa_train.config import STAGES, PlanConfig
-from qa_train.utils.atomic import write_json
 from qa_train.utils.terminal import layout
 
 
@@ -68,7 +69,8 @@ def _plan_recipes(stage: str, words: list[str], options: PlanConfig) -> int:
 
 def _write(path: str | None, result: Any) -> None:
     if path:
-        write_json(path, result)
+        # Not by a file that is renamed: it may be /dev/stdout.
+        Path(path).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
         print(f"  written to {path}")
 
 

@@ -105,8 +105,17 @@ def _mark(path: Path) -> str:
     return f"{found.st_size}:{found.st_mtime_ns}"
 
 
-class _Server(ThreadingHTTPServer):
+class LiveServer(ThreadingHTTPServer):
+    """The server on a bound socket; ``serve_forever`` runs it."""
+
     daemon_threads = True
+
+    def __init__(self, live: Live, listener: socket.socket) -> None:
+        super().__init__(listener.getsockname()[:2], _Handler, bind_and_activate=False)
+        self.live = live
+        self.socket.close()
+        self.socket, self.server_port = listener, listener.getsockname()[1]
+        self.server_activate()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that has gone is no error."""
@@ -114,59 +123,52 @@ class _Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-def server(live: Live, listener: socket.socket) -> ThreadingHTTPServer:
-    """The server on a bound socket; ``serve_forever`` runs it."""
+class _Handler(BaseHTTPRequestHandler):
+    timeout = 10
+    server: LiveServer
 
-    class Handler(BaseHTTPRequestHandler):
-        timeout = 10
+    def do_GET(self) -> None:
+        """The page, its data or a clip."""
+        live = self.server.live
+        if not is_trusted(self.headers.get("Host"), HOST):
+            self._send(HTTPStatus.BAD_REQUEST, "text/plain", b"only requests to this machine are answered\n")
+            return
+        try:
+            asked = urlsplit(self.path)
+        except ValueError as error:
+            self._send(HTTPStatus.BAD_REQUEST, "text/plain", f"no address: {error}\n".encode())
+            return
+        if asked.path == "/":
+            self._send(HTTPStatus.OK, "text/html; charset=utf-8", live.page())
+        elif asked.path == "/data.json":
+            found = live.data(parse_qs(asked.query).get("since", [""])[0])
+            status = HTTPStatus.NO_CONTENT if found is None else HTTPStatus.OK
+            self._send(status, "application/json", found or b"")
+        elif (clip := _clip(live.clips, asked.path)) is not None:
+            self._send_part("audio/ogg", clip)
+        else:
+            self._send(HTTPStatus.NOT_FOUND, "text/plain", b"there is nothing here\n")
 
-        def do_GET(self) -> None:
-            """The page, its data or a clip."""
-            if not is_trusted(self.headers.get("Host"), HOST):
-                self._send(HTTPStatus.BAD_REQUEST, "text/plain", b"only requests to this machine are answered\n")
-                return
-            try:
-                asked = urlsplit(self.path)
-            except ValueError as error:
-                self._send(HTTPStatus.BAD_REQUEST, "text/plain", f"no address: {error}\n".encode())
-                return
-            if asked.path == "/":
-                self._send(HTTPStatus.OK, "text/html; charset=utf-8", live.page())
-            elif asked.path == "/data.json":
-                found = live.data(parse_qs(asked.query).get("since", [""])[0])
-                status = HTTPStatus.NO_CONTENT if found is None else HTTPStatus.OK
-                self._send(status, "application/json", found or b"")
-            elif (clip := _clip(live.clips, asked.path)) is not None:
-                self._send_part("audio/ogg", clip)
-            else:
-                self._send(HTTPStatus.NOT_FOUND, "text/plain", b"there is nothing here\n")
+    def _send_part(self, kind: str, body: bytes) -> None:
+        """All of it or the part that is asked for: players look at the end to learn how long a clip is."""
+        asked = _RANGE.fullmatch(self.headers.get("Range", ""))
+        first, last = (int(asked[1]), min(int(asked[2] or len(body)), len(body) - 1)) if asked else (0, -1)
+        if first <= last:
+            where = {"Content-Range": f"bytes {first}-{last}/{len(body)}"}
+            self._send(HTTPStatus.PARTIAL_CONTENT, kind, body[first : last + 1], where)
+        else:
+            self._send(HTTPStatus.OK, kind, body, {"Accept-Ranges": "bytes"})
 
-        def _send_part(self, kind: str, body: bytes) -> None:
-            """All of it or the part that is asked for: players look at the end to learn how long a clip is."""
-            asked = _RANGE.fullmatch(self.headers.get("Range", ""))
-            first, last = (int(asked[1]), min(int(asked[2] or len(body)), len(body) - 1)) if asked else (0, -1)
-            if first <= last:
-                where = {"Content-Range": f"bytes {first}-{last}/{len(body)}"}
-                self._send(HTTPStatus.PARTIAL_CONTENT, kind, body[first : last + 1], where)
-            else:
-                self._send(HTTPStatus.OK, kind, body, {"Accept-Ranges": "bytes"})
+    def _send(self, status: HTTPStatus, kind: str, body: bytes, more: Mapping[str, str] | None = None) -> None:
+        self.send_response(status)
+        own = {"Content-Type": kind, "Content-Length": str(len(body)), **(more or {})}
+        for name, value in {**_HEADERS, **own}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
 
-        def _send(self, status: HTTPStatus, kind: str, body: bytes, more: Mapping[str, str] | None = None) -> None:
-            self.send_response(status)
-            own = {"Content-Type": kind, "Content-Length": str(len(body)), **(more or {})}
-            for name, value in {**_HEADERS, **own}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Requests are not reported."""
-
-    made = _Server(listener.getsockname()[:2], Handler, bind_and_activate=False)
-    made.socket.close()
-    made.socket, made.server_port = listener, listener.getsockname()[1]
-    made.server_activate()
-    return made
+    def log_message(self, format: str, *args: Any) -> None:
+        """Requests are not reported."""
 
 
 def _clip(clips: Clips, path: str) -> bytes | None:

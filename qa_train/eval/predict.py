@@ -140,7 +140,7 @@ def predict(
 
 def _kept_probe(out: Path, run: Mapping[str, Any], asked: int) -> dict[str, Any] | None:
     """The probe of the same run before, of as many questions; what depends on another run is deleted."""
-    before = recorded(out / RUN)
+    before = _run_before(out)
     if not (before.keys() >= SAME_RUN and all(before[name] == _as_json(run)[name] for name in SAME_RUN)):
         _drop_results(out, (SCORES, JUDGEMENTS))
         return None
@@ -148,12 +148,20 @@ def _kept_probe(out: Path, run: Mapping[str, Any], asked: int) -> dict[str, Any]
     return probe if (probe or {}).get("asked") == asked else None
 
 
+def _run_before(out: Path) -> dict[str, Any]:
+    """The run.json of the folder; a damaged one is replaced like any other."""
+    try:
+        return recorded(out / RUN)
+    except ValueError:
+        return {}
+
+
 def _tell_of_earlier(out: Path, journal: Journal, identity: Mapping[str, Any], items: int) -> None:
     """Say what the folder holds already; results of another identity are deleted."""
     if journal.known:
         answered = len({item for item, _ in journal.known})
         log.info("%s: %d of %d items are answered; clips that changed are asked again", out, answered, items)
-    if recorded(out / RUN).get("identity") not in (None, _as_json(identity)):
+    if _run_before(out).get("identity") not in (None, _as_json(identity)):
         log.warning("%s: the answers there are of another model, data or decoding; they are replaced", out)
         _drop_results(out)
 

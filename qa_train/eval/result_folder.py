@@ -12,11 +12,17 @@ RUN, PREDICTIONS, SCORES, JUDGEMENTS = "run.json", "predictions.jsonl", "scores.
 
 
 def recorded(path: Path) -> dict[str, Any]:
-    """A file of the folder, run.json or scores.json; {} if it is missing or unreadable."""
+    """A file of the folder, run.json or scores.json; {} if it is missing.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if not path.is_file():
+        return {}
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError):
-        return {}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): run the prediction step again") from error
 
 
 def refuse_changed(folder: Path, predictions: str = PREDICTIONS) -> str:

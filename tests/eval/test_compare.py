@@ -132,6 +132,10 @@ def test_answers_that_were_changed_are_not_compared(tmp_path: Path) -> None:
     (tmp_path / "b" / "mine" / "run.json").write_text(json.dumps(run))
     with pytest.raises(ValueError, match="was changed after the model wrote it"):
         compare_folders(tmp_path / "a", tmp_path / "b")
+    # Nor are those of which nobody can tell.
+    (tmp_path / "b" / "mine" / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        compare_folders(tmp_path / "a", tmp_path / "b")
 
 
 def test_items_without_an_answer_and_many_tests_are_said(tmp_path: Path) -> None:

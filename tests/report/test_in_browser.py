@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qa_train.command_line.command_table import run as command
-from qa_train.dashboard.live import Live, server
+from qa_train.dashboard.live import Live, LiveServer
 from qa_train.report import write_report
 from qa_train.utils.loopback import listen
 from tests.infer.browser import Browser
@@ -221,7 +221,7 @@ def served(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a page of ``runs`` that asks for new values at once."""
     monkeypatch.setattr("qa_train.dashboard.live.POLL_S", 0.2)
     monkeypatch.setattr("qa_train.dashboard.live._SHARE", 1)
-    running = server(Live([runs], "Live"), listen("127.0.0.1", 0, "dashboard"))
+    running = LiveServer(Live([runs], "Live"), listen("127.0.0.1", 0, "dashboard"))
     threading.Thread(target=running.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{running.server_port}/"
     running.shutdown()
