@@ -38,7 +38,7 @@ ANALYSIS = tuple(title for name, title in TITLES.items() if name.startswith("ask
 QUESTIONS = (TITLES["chat"], TITLES["chat_unseen"])
 UNITS = {"wer": "%", "accuracy": "%", "contains": "%", "chrf": "chrF"}
 
-# name in the table -> (name of the evaluation set, target, stage of the target, note)
+# Name in the table -> (target, stage that must reach it).
 TARGETS: dict[str, tuple[float, str]] = {
     ENGLISH_WER: (45.0, "pretrain"),
     "language identification": (80.0, "pretrain"),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
     from qa_train.model.stored.manifest import fingerprint
     from qa_train.model.stored.weights import encoder_hash, freeze, load_weights, weights_digest
-    from qa_train.model.tokenizers import load_tokenizer, train_nano_tokenizer
+    from qa_train.model.tokenizers import load_tokenizer
     from qa_train.model.unpadded import UnpaddedQwen2AudioForConditionalGeneration, encoder_states
 
 if not TYPE_CHECKING:

@@ -84,9 +84,13 @@ class Work:
 
     @classmethod
     def of(cls, batch: Mapping[str, Any]) -> Work:
-        """That of a batch of the data path: attention_mask and labels [B, L], feature_lengths [S] if it has audio."""
+        """That of a batch of the data path: attention_mask and labels [B, L], feature_lengths [S] if it has audio.
+
+        Pairs have completion_mask [B, L] instead of labels.
+        """
         mask = batch["attention_mask"].bool()
-        supervised = (batch["labels"][:, 1:] != -100) & mask[:, 1:] & mask[:, :-1]
+        asked = batch["labels"] != -100 if "labels" in batch else batch["completion_mask"].bool()
+        supervised = asked[:, 1:] & mask[:, 1:] & mask[:, :-1]
         lengths = batch.get("feature_lengths")
         return cls(
             segments=[] if lengths is None else lengths.tolist(),
@@ -177,19 +181,4 @@ def training_flops(shapes: Shapes, work: Work, regime: Regime, *, causal: bool =
         llm_attention=forward.llm_attention * 3,
         adapters=forward.adapters * 3 - first * 3 * rank * shapes.width,
         head=forward.head * (2 + llm),
-    )
-
-
-def six_n_flops(shapes: Shapes, work: Work, regime: Regime) -> float:
-    """The usual estimate "6 N per token", for comparison with published figures.
-
-    N are the weights of linear layers and head; every token meets the head, supervised or not; without attention and
-    convolutions. 6 becomes 4 for a frozen LLM and 2 for a frozen encoder.
-    """
-    tokens = sum(work.documents)
-    llm = shapes.llm_weights + shapes.width * shapes.vocab
-    return 2.0 * (
-        shapes.encoder.weights * shapes.encoder.frames(work.segments) * (3 if regime.encoder else 1)
-        + llm * tokens * (3 if regime.llm else 2)
-        + 3 * shapes.adapter_weights(regime.lora_rank) * tokens
     )

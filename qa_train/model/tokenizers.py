@@ -5,11 +5,10 @@ Ids are looked up by name everywhere; no code of this project contains a token i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerBase
 
 from qa_train.model.stored.loading import open_folder, read_tokenizer
 
@@ -32,47 +31,6 @@ SPECIAL_TOKENS = (
 )
 
 NANO_DIR = Path(__file__).parent / "assets" / "nano"
-
-# One digit at a time, words with their leading space, runs of punctuation, line breaks, blanks.
-_WORDS = r"[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-def train_nano_tokenizer(texts: Iterable[str], vocab_size: int, out: str | Path) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on ``texts`` and write it to the folder ``out``.
-
-    The special tokens take the first ids in the order of ``SPECIAL_TOKENS``, then the 256 bytes,
-    then the merges, so that two vocabularies of different size agree on their common beginning.
-    Any text can be encoded: what no merge covers falls back to bytes.
-    """
-    smallest = len(SPECIAL_TOKENS) + 256
-    if vocab_size < smallest:
-        raise ValueError(f"vocab_size is {vocab_size}; the special tokens and the bytes alone need {smallest}")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
-        additional_special_tokens=list(SPECIAL_TOKENS[1:]),
-        clean_up_tokenization_spaces=False,
-        model_max_length=8192,
-    )
-    wrapped.save_pretrained(out)
-    return wrapped
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:

@@ -10,12 +10,11 @@ from typing import Any
 from benchmark.clips import PROMPT_TOKENS, Example, durations
 from benchmark.measure import Batch, FirstStep, Seconds
 from benchmark.twins import REGIMES, make_config
-from qa_train.data.audio.waveform import SAMPLE_RATE
+from qa_train.data.audio.front_end import FRONT_END
 from qa_train.model.encoders.whisper_costs import WhisperCosts
-from qa_train.model.flops import Regime, Shapes, Work, forward_flops, six_n_flops, training_flops
+from qa_train.model.flops import Regime, Shapes, Work, forward_flops, training_flops
 from qa_train.model.layers.lengths import audio_tokens
 
-_FULL_WINDOW = 3000
 _MANY = 4096
 
 
@@ -43,7 +42,7 @@ def describe(
         sum(sum(part.documents) for part in work),
         sum(shapes.encoder.frames(part.segments) for part in work),
     )
-    audio_s = sum(len(example.wave) for example in examples) / SAMPLE_RATE
+    audio_s = sum(len(example.wave) for example in examples) / FRONT_END.sample_rate
     record: dict[str, Any] = {"corpus": corpus, "regime": regime, "clips": len(examples), "audio_s": round(audio_s, 2)}
     record |= {"tokens": tokens, "supervised": sum(part.supervised for part in work), "frames": frames}
     record |= {"useful_flops": useful, "six_n_flops": dense}
@@ -82,6 +81,21 @@ def describe(
     return record
 
 
+def six_n_flops(shapes: Shapes, work: Work, regime: Regime) -> float:
+    """The usual estimate "6 N per token", for comparison with published figures.
+
+    N are the weights of linear layers and head; every token meets the head, supervised or not; without attention and
+    convolutions. 6 becomes 4 for a frozen LLM and 2 for a frozen encoder.
+    """
+    tokens = sum(work.documents)
+    llm = shapes.llm_weights + shapes.width * shapes.vocab
+    return 2.0 * (
+        shapes.encoder.weights * shapes.encoder.frames(work.segments) * (3 if regime.encoder else 1)
+        + llm * tokens * (3 if regime.llm else 2)
+        + 3 * shapes.adapter_weights(regime.lora_rank) * tokens
+    )
+
+
 def flop_ratio(shapes: Shapes, batches: dict[str, list[Batch]], regime: Regime) -> float:
     """What stock executes over what is useful, by formula, for these batches in a model of other sizes."""
     useful = sum(training_flops(shapes, Work.of(batch), regime).total for batch in batches["ours"])
@@ -102,7 +116,7 @@ def executed_flops(
         if name == "stock":
             rows, length = batch["input_ids"].shape
             causal = min(work.documents) == length
-            windows = [_FULL_WINDOW] * len(batch["feature_attention_mask"])
+            windows = [FRONT_END.segment_frames] * len(batch["feature_attention_mask"])
             work = Work(windows, [length] * rows, rows * length)
         total += training_flops(shapes, work, regime, causal=causal).total
         if checkpointing:
@@ -139,7 +153,7 @@ def formula_table(shapes: Shapes, corpora: Sequence[str], regimes: Sequence[str]
 def _padded_flops(shapes: Shapes, rows: list[int], regime: Regime) -> float:
     """Stock's, for rows with one clip each."""
     length = max(rows)
-    work = Work([_FULL_WINDOW] * len(rows), [length] * len(rows), length * len(rows))
+    work = Work([FRONT_END.segment_frames] * len(rows), [length] * len(rows), length * len(rows))
     return training_flops(shapes, work, regime, causal=min(rows) == length).total
 
 

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from qa_train.model import freeze
 from qa_train.model.encoders.whisper_costs import WhisperCosts
-from qa_train.model.flops import Regime, Shapes, Work, forward_flops, six_n_flops, training_flops
+from qa_train.model.flops import Regime, Shapes, Work, forward_flops, training_flops
 from tests.model.conftest import Batch, make_config, make_twins
 
 MIXED = [[3, -10, 2, -101, 5], [1, -350, 4], [-3000, 3], [7], [2, -77, -64, 3]]
@@ -87,8 +87,6 @@ def test_llm_of_the_released_model() -> None:
     total = training_flops(QWEN2_AUDIO, work, Regime()).total
     # 3 x (0.328 TF of encoder + 173 tokens x 12.95 GF + 14 rows x 1.278 GF); attention of 173 tokens adds 0.3 %.
     assert total / 1e12 == pytest.approx(0.98 + 6.72 + 0.05, rel=6e-3)
-    dense = 6 * (QWEN2_AUDIO.encoder.weights * 250 + (QWEN2_AUDIO.llm_weights + 4096 * 156032) * 173)
-    assert six_n_flops(QWEN2_AUDIO, work, Regime()) == dense
 
 
 def test_a_regime_must_train_something() -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from qa_train.model import load_tokenizer, train_nano_tokenizer
+from qa_train.model import load_tokenizer
 from qa_train.model.tokenizers import SPECIAL_TOKENS, add_special_tokens, token_id
+from scripts.train_nano_tokenizer import train
 
 TEXTS = ["The lights are on.", "Turn the lights off, please.", "Привет, свет!"] * 3
 
@@ -27,16 +28,16 @@ def test_special_tokens_are_single_and_first() -> None:
 
 
 def test_training_is_repeatable_and_larger_vocabularies_begin_alike(tmp_path: Path) -> None:
-    small = train_nano_tokenizer(TEXTS, 290, tmp_path / "a")
-    again = train_nano_tokenizer(TEXTS, 290, tmp_path / "b")
+    small = train(TEXTS, 290, tmp_path / "a")
+    again = train(TEXTS, 290, tmp_path / "b")
     assert (tmp_path / "a/tokenizer.json").read_bytes() == (tmp_path / "b/tokenizer.json").read_bytes()
-    large = train_nano_tokenizer(TEXTS, 310, tmp_path / "c")
+    large = train(TEXTS, 310, tmp_path / "c")
     assert small.get_vocab() == again.get_vocab()
     assert small.get_vocab().items() <= large.get_vocab().items()
     loaded = AutoTokenizer.from_pretrained(tmp_path / "c")
     assert loaded("The lights")["input_ids"] == large("The lights")["input_ids"]
     with pytest.raises(ValueError, match="need 275"):
-        train_nano_tokenizer(TEXTS, 200, tmp_path / "d")
+        train(TEXTS, 200, tmp_path / "d")
 
 
 def test_missing_special_tokens_are_added_at_the_end(tmp_path: Path) -> None:

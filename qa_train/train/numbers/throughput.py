@@ -32,20 +32,15 @@ class Throughput:
 
     def count(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """``NAMES`` of one micro-batch, as a tensor."""
-        mask = batch["attention_mask"]
-        if "labels" in batch:
-            supervised, pairs, chosen = batch["labels"][:, 1:].ne(-100).sum(), 0, 0
-        else:
-            supervised, pairs = batch["completion_mask"][:, 1:].sum(), mask.shape[0] // 2
-            chosen = int(batch["completion_mask"][:pairs, 1:].sum())
-        segments = batch["feature_lengths"].tolist() if "feature_lengths" in batch else []
+        mask, work = batch["attention_mask"], Work.of(batch)
+        pairs = 0 if "labels" in batch else len(mask) // 2
+        chosen = int(batch["completion_mask"][:pairs, 1:].sum()) if pairs else 0
         if "audio_states" in batch:
             audio_s = batch["audio_states"].shape[0] / FRONT_END.tokens_per_second
         else:
-            audio_s = sum(segments) / FRONT_END.frames_per_second
-        work = Work(segments, [n for n in mask.sum(1).tolist() if n], int(supervised))
+            audio_s = sum(work.segments) / FRONT_END.frames_per_second
         flops = training_flops(self._shapes, work, self._regime).total
-        values = [int(mask.sum()), mask.numel(), int(supervised), mask.shape[0], audio_s, pairs, chosen, flops]
+        values = [int(mask.sum()), mask.numel(), work.supervised, len(mask), audio_s, pairs, chosen, flops]
         return torch.tensor(values, dtype=torch.float64)
 
     def rates(self, numbers: dict[str, Any], seconds: float) -> dict[str, float]:
