@@ -19,10 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from omegaconf import OmegaConf
-
-from qa_train.config import StageConfig, to_stage_config
-from qa_train.config.planning import PlanConfig
+from qa_train.config import PlanConfig, read_stored
 from qa_train.planner.estimate import estimate
 from qa_train.planner.measured import steps_of
 
@@ -77,8 +74,7 @@ def compare(runs: list[Path]) -> float:
     """Print the rows of the runs after the first two; returns the worst error, as a share."""
     pace, worst = [str(run) for run in runs[:2]], 0.0
     for run in runs[2:]:
-        raw = OmegaConf.merge(OmegaConf.structured(StageConfig), OmegaConf.load(run / "config.yaml"))
-        cfg = to_stage_config(raw)
+        cfg = read_stored(run)
         processes = json.loads((run / "environment.json").read_text())[-1]["world_size"]
         made = estimate(cfg, PlanConfig(gpus=processes, measured=pace), suggest=False)
         flops, seconds = (median(column) for column in zip(*steps_of(run), strict=True))

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qa_train.config import STAGES
-from qa_train.config.planning import PlanConfig
+from qa_train.config import STAGES, PlanConfig
 from qa_train.utils.terminal import layout
 
 

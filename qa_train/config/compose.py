@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -16,7 +17,9 @@ from qa_train.config.checks.stage_checks import check
 from qa_train.config.guide import check_experiment
 from qa_train.config.places import config_dir, own_config_dirs, starter_dir
 from qa_train.config.references import references, register_environment
+from qa_train.config.renamed import with_new_names
 from qa_train.config.settings.sections import BY_NAME, StageConfig
+from qa_train.utils.safe_yaml import read_yaml
 
 
 def to_stage_config(raw: Any) -> StageConfig:
@@ -37,6 +40,15 @@ def to_stage_config(raw: Any) -> StageConfig:
         source.name = name
     check(cfg)
     return cfg
+
+
+def read_stored(folder: Path) -> StageConfig:
+    """The checked configuration that a run folder holds, of this version's names.
+
+    Raises OSError, ValueError, yaml.YAMLError or an error of OmegaConf if it holds none.
+    """
+    stored = with_new_names(OmegaConf.create(read_yaml(folder / "config.yaml")))
+    return to_stage_config(OmegaConf.merge(OmegaConf.structured(StageConfig), stored))
 
 
 def _refuse_added(value: Any, path: str = "") -> None:

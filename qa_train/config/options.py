@@ -244,6 +244,39 @@ class ConvertConfig:
 
 
 @dataclass
+class PlanConfig:
+    """Options of `qa-train plan STAGE`."""
+
+    # h200, h100, b200, a100-80, a100-40, l40s, a6000, 5090, 4090, 3090 or l4.
+    gpu: str = "h100"
+    # How many of them, over all machines.
+    gpus: int = 8
+    # ZeRO stage 1, 2 or 3; 0: plain training; null: as in the configuration.
+    zero: int | None = None
+    # optimizer: its states live in host memory; all: the weights too (ZeRO-3).
+    offload: str | None = None
+    # Share of the card's bfloat16 peak that useful and recomputed operations reach, communication included.
+    mfu: float | None = None
+    # One or two run folders, measured=[runs/a,runs/b]: step time is predicted from theirs, for the same machine and
+    # number of processes. Two with different data.tokens_per_batch give a better prediction.
+    measured: Any = None
+    # Compare the ready recipes of the stage on these cards, for so many hours: which fits, and how far it comes.
+    budget_hours: float | None = None
+    # Price of one GPU for one hour, in any currency.
+    price: float | None = None
+    # Used where the shards are not available: seconds of audio per sample ...
+    clip_s: float = 10.0
+    # ... tokens of its text, all turns together ...
+    text_tokens: int = 50
+    # ... and those of its answer.
+    answer_tokens: int = 20
+    # Hours of every source, e.g. hours.asr=20000: for epochs, and for mixtures by temperature or epochs.
+    hours: dict[str, float] = field(default_factory=dict)
+    # Also write the estimate to this file.
+    json: str | None = None
+
+
+@dataclass
 class OrderConfig:
     """`qa-train data order`: the order in which a run of this shape trains on the samples."""
 

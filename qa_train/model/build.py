@@ -29,6 +29,7 @@ from qa_train.model.lora import apply_adapters, has_adapters, merge_adapters, pl
 from qa_train.model.placement import choose_device
 from qa_train.model.precision import compute_dtype
 from qa_train.model.stored.loading import (
+    DTYPES,
     check_sizes,
     on_meta,
     open_folder,
@@ -37,7 +38,7 @@ from qa_train.model.stored.loading import (
     read_processor,
     read_tokenizer,
 )
-from qa_train.model.stored.manifest import MANIFEST
+from qa_train.model.stored.manifest import MANIFEST, list_folders
 from qa_train.model.stored.sharded import made_once, shards_weights, whole_weights
 from qa_train.model.stored.weights import ADAPTER, adapter_state, check_finite, freeze, match, weight_files
 from qa_train.model.tokenizers import AUDIO, END_OF_TEXT, TURN_END, load_tokenizer, token_id
@@ -265,13 +266,13 @@ def find_checkpoint(source: str | Path) -> str:
     if path.name != "checkpoints" and (path / "checkpoints").is_dir():
         path = path / "checkpoints"
     if path.name == "checkpoints":
-        saved = [p for p in path.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+        saved = list_folders(path)
         # A run writes the manifest last: without it the folder is a save that was interrupted.
         whole = [p for p in saved if (_has_weights(p) or has_adapters(p)) and (p / MANIFEST).is_file()]
         if not whole:
             hint = next((f": {_in_parts(p)}" for p in saved if (p / "latest").is_file()), "")
             raise ValueError(f"{path} has no finished checkpoint (checkpoint-N with weights and {MANIFEST}){hint}")
-        path = max(whole, key=lambda p: int(p.name.removeprefix("checkpoint-")))
+        path = whole[0]
     if not _has_weights(path) and not has_adapters(path):
         hint = f": {_in_parts(path)}" if (path / "latest").is_file() else ""
         raise ValueError(
@@ -396,7 +397,6 @@ def _on_meta(cfg: ModelConfig, dtype: torch.dtype) -> tuple[Model, Qwen2AudioPro
 
 
 def _dtype(name: str) -> torch.dtype:
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in dtypes:
-        raise ValueError(f"model.dtype is {name!r}; expected one of {', '.join(dtypes)}")
-    return dtypes[name]
+    if name not in DTYPES:
+        raise ValueError(f"model.dtype is {name!r}; expected one of {', '.join(DTYPES)}")
+    return DTYPES[name]

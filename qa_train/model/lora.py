@@ -21,7 +21,7 @@ from torch import nn
 from qa_train.config import EncoderConfig, LanguageModelConfig, LoraSettings, ModelConfig
 from qa_train.model.layers.parts import LAYERS, PROJECTOR_MODULE
 from qa_train.model.stored.loading import read_json, short
-from qa_train.model.stored.weights import adapter_state, check_finite, load_weights, weights_digest
+from qa_train.model.stored.weights import ADAPTER, adapter_state, check_finite, load_weights, weights_digest
 from qa_train.utils.closest import did_you_mean
 
 if TYPE_CHECKING:
@@ -29,10 +29,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ADAPTER = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"
 _BASE = "base.json"
-# The patterns that `_targets` makes: layers of a part, and names of the linear layers in them.
+# The patterns that `target_pattern` makes: layers of a part, and names of the linear layers in them.
 _TARGET = rf"\(\?:(?:{'|'.join(re.escape(re.escape(prefix)) for prefix in LAYERS.values())})\.\*\\\.\(\?:[\w|]+\)\)"
 _TARGETS = re.compile(rf"{_TARGET}(?:\|{_TARGET})?")
 _MOST_RANK, _MOST_ALPHA = 4096, 1 << 20
@@ -71,7 +70,7 @@ def plan_adapters(model: nn.Module, cfg: ModelConfig, *, seed: int) -> Adapters 
         r=cfg.lora.r,
         lora_alpha=cfg.lora.alpha,
         lora_dropout=cfg.lora.dropout,
-        target_modules=_targets(model, cfg.lora),
+        target_modules=target_pattern(model, cfg.lora),
         modules_to_save=None if "projector" in cfg.freeze else [PROJECTOR_MODULE],
         bias="none",
     )
@@ -93,7 +92,7 @@ def add_adapters(model: nn.Module, adapters: Adapters, *, float32: bool = True) 
 
 def has_adapters(folder: str | Path) -> bool:
     """Whether ``folder`` is a checkpoint of adapters."""
-    return all((Path(folder) / name).is_file() for name in (_ADAPTER, _CONFIG, _BASE))
+    return all((Path(folder) / name).is_file() for name in (ADAPTER, _CONFIG, _BASE))
 
 
 def read_base(folder: str | Path) -> tuple[ModelConfig, int, str | None]:
@@ -196,8 +195,11 @@ def write_adapters(model: Any, folder: Path, base: str) -> int:
     return sum(weight.numel() for weight in adapter_state(model, folder).values())
 
 
-def _targets(model: nn.Module, lora: LoraSettings) -> str:
-    """A regular expression for the full names of the linear layers that get adapters: those of the repeated layers."""
+def target_pattern(model: nn.Module, lora: LoraSettings) -> str:
+    """A regular expression for the full names of the linear layers that get adapters: those of the repeated layers.
+
+    ValueError if a name of ``lora.target_modules`` is that of no layer.
+    """
     linear = {
         part: {
             name.rpartition(".")[2]

@@ -15,11 +15,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qa_train.model.flops import Shapes, Work
-from qa_train.model.layers.costs import Precision, Trained
+from qa_train.model.layers.costs import HEAD_ROWS, Precision, Trained
 
-# Rows of logits held at a time (qa_train.model.layers.head), and bytes per logit at the worst moment of the backward
-# pass: the log-softmax, its gradient and the gradient of the logits, each in float32.
-HEAD_ROWS = 2048
+# Bytes per logit at the worst moment of the backward pass: the log-softmax, its gradient and the gradient of the
+# logits, each in float32.
 _LOGIT_BYTES = 12
 
 

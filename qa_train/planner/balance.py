@@ -6,6 +6,8 @@ ignored: it may change when a run is resumed, and the order of samples must not 
 
 from __future__ import annotations
 
+from typing import Any
+
 from qa_train.config import StageConfig
 from qa_train.data.batches import Batches, open_data
 from qa_train.data.order.packing import Cost
@@ -36,23 +38,33 @@ def cost_of(cfg: StageConfig, shapes: Shapes) -> Cost:
     )
 
 
+def open_run_data(
+    cfg: StageConfig, tokenizer: Any, mel_bins: int, shapes: Shapes, *, share_windows: bool = True
+) -> Batches:
+    """The data of a run in its order; ``share_windows``: with the other processes of this machine.
+
+    Raises ValueError or OSError if the shards cannot be opened.
+    """
+    return open_data(
+        cfg.data,
+        tokenizer,
+        mel_bins,
+        seed=cfg.data.seed,
+        batches_per_step=cfg.trainer.batches_per_step,
+        preference=cfg.kind.pairs,
+        cost=cost_of(cfg, shapes),
+        share_windows=share_windows,
+    )
+
+
 def open_planned(cfg: StageConfig) -> Batches:
     """The data of a run in its order, without its model: for commands that read no audio.
 
     Raises ValueError or OSError if the model's configuration, its tokenizer or the shards cannot be opened.
     """
-    return open_data(
-        cfg.data,
-        load_model_tokenizer(cfg.model),
-        # No audio is read, so the number of mel bins does not matter.
-        80,
-        seed=cfg.data.seed,
-        batches_per_step=cfg.trainer.batches_per_step,
-        preference=cfg.kind.pairs,
-        cost=cost_of(cfg, Shapes.of(load_model_config(cfg.model))),
-        # How fast a process plans is part of what the commands show.
-        share_windows=False,
-    )
+    tokenizer, shapes = load_model_tokenizer(cfg.model), Shapes.of(load_model_config(cfg.model))
+    # No audio is read, so the number of mel bins does not matter. How fast a process plans is part of what is shown.
+    return open_run_data(cfg, tokenizer, 80, shapes, share_windows=False)
 
 
 def _rounded(ratio: float) -> float:

@@ -7,8 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qa_train.config import DeepspeedConfig, StageConfig
-from qa_train.config.planning import PlanConfig
+from qa_train.config import DeepspeedConfig, PlanConfig, StageConfig
 from qa_train.model.flops import Flops, Regime, forward_flops, training_flops
 from qa_train.model.layers.costs import Trained
 from qa_train.planner.activations import activations
@@ -142,13 +141,7 @@ def _load(cfg: StageConfig, options: PlanConfig) -> Load:
         return from_data(cfg)
     except (ValueError, OSError) as error:
         # The shards need not be on the machine that plans; the estimate reports why it did not use them.
-        load = declared(
-            cfg,
-            clip_s=options.clip_s,
-            hours=options.hours,
-            text_tokens=options.text_tokens,
-            answer_tokens=options.answer_tokens,
-        )
+        load = declared(cfg, options)
         problems = [*load.problems, f"shards not read: {str(error).splitlines()[0]}"]
         if cfg.trainer.epochs is not None:
             problems.append(f"trainer.epochs is counted from the shards; planned are {cfg.trainer.max_steps} steps")

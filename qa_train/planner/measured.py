@@ -13,13 +13,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from qa_train.config import StageConfig, to_stage_config
-from qa_train.config.renamed import with_new_names
-from qa_train.utils.safe_yaml import read_yaml
+from qa_train.config import StageConfig, read_stored
 
 # The first steps fill caches; fewer than this after them are not enough.
 _WARM_UP, _ENOUGH = 5, 10
@@ -102,8 +99,7 @@ def steps_of(folder: Path) -> list[tuple[float, float]]:
 def _read(folder: Path, cfg: StageConfig, processes: int) -> _Run:
     steps = steps_of(folder)
     try:
-        stored = with_new_names(OmegaConf.create(read_yaml(folder / "config.yaml")))
-        then = to_stage_config(OmegaConf.merge(OmegaConf.structured(StageConfig), stored))
+        then = read_stored(folder)
         ran_on = int(json.loads((folder / "environment.json").read_text())[-1]["world_size"])
     except (OSError, ValueError, TypeError, LookupError, YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"plan: measured={folder} is not a readable run folder: {error}") from error

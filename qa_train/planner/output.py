@@ -71,21 +71,18 @@ def _parameters(made: Estimate, page: Layout) -> list[str]:
 
 def _memory(made: Estimate, page: Layout) -> list[str]:
     memory, kept, modes = made.memory, made.memory.activations, made.cfg.trainer.gradient_checkpointing
-    lines = ["", page.paint("memory of one GPU, GiB", "bold")]
-    lines += [f"  {name:<34} {size / GIB:>8.2f}" for name, size in memory.kinds.items() if size]
     rows = [
+        *memory.kinds.items(),
         (f"activations, encoder ({modes.encoder})", kept.encoder),
         (f"activations, LLM ({modes.llm})", kept.llm),
         ("activations, recomputed layer", kept.recomputed),
         ("logits and their gradient", kept.logits),
+        ("optimizer step instead of these", memory.step if memory.step > kept.total else 0.0),
+        ("fragmentation", memory.fragmentation),
+        ("CUDA and NCCL", OVERHEAD),
     ]
+    lines = ["", page.paint("memory of one GPU, GiB", "bold")]
     lines += [f"  {name:<34} {size / GIB:>8.2f}" for name, size in rows if size]
-    if memory.step > kept.total:
-        lines.append(f"  {'optimizer step instead of these':<34} {memory.step / GIB:>8.2f}")
-    lines += [
-        f"  {'fragmentation':<34} {memory.fragmentation / GIB:>8.2f}",
-        f"  {'CUDA and NCCL':<34} {OVERHEAD / GIB:>8.2f}",
-    ]
     verdict = page.paint("fits", "green") if made.fits else page.paint("DOES NOT FIT", "red")
     usable = f"{USABLE * made.gpu.memory_gib:.1f} ({USABLE:.0%} of {made.gpu.memory_gib:.1f})"
     lines.append(f"  {'about':<34} {memory.total / GIB:>8.2f}  of {usable}: {verdict}")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qa_train.config import PlanConfig
 from qa_train.config.compose import compose_stage
 from qa_train.config.guide import experiments
-from qa_train.config.planning import PlanConfig
 from qa_train.planner.estimate import Estimate, estimate
 from qa_train.planner.memory import GIB
 from qa_train.utils.terminal import Layout

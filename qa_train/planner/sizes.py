@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from copy import deepcopy
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 from qa_train.config import ModelConfig
 from qa_train.model.flops import Shapes
-from qa_train.model.layers.parts import EMBEDDING, HEAD, LAYERS, part_of
+from qa_train.model.layers.parts import EMBEDDING, HEAD, part_of
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,8 @@ class Sizes:
 
 def measure(cfg: ModelConfig) -> Sizes:
     """Build the model without memory and count. ValueError if its shapes cannot be known here."""
-    from torch import nn
-
     from qa_train.model import build_model, freeze
+    from qa_train.model.lora import target_pattern
 
     cfg, note = _without_absent_sources(cfg)
     model, _ = build_model(cfg, meta=True)
@@ -52,16 +52,12 @@ def measure(cfg: ModelConfig) -> Sizes:
         # With adapters only they train, and the projector unless it is frozen.
         alone = bool(cfg.lora.parts) and part != "projector"
         trained[part] += 0 if alone else parameter.numel() * parameter.requires_grad
-    for part in cfg.lora.parts:
-        wanted = cfg.lora.target_modules
-        for name, module in model.named_modules():
-            is_target = wanted is None or name.rpartition(".")[2] in wanted
-            if name.startswith(LAYERS[part]) and isinstance(module, nn.Linear) and is_target:
-                total["adapters"] += cfg.lora.r * (module.in_features + module.out_features)
-    trained["adapters"] = total["adapters"]
-    if cfg.lora.parts and trained["projector"]:
-        # peft trains a copy and also keeps the original.
-        total["adapters"] += trained["projector"]
+    if cfg.lora.parts:
+        targets, modules = re.compile(target_pattern(model, cfg.lora)), dict[str, Any](model.named_modules())
+        linear = [module for name, module in modules.items() if targets.fullmatch(name)]
+        trained["adapters"] = sum(cfg.lora.r * (each.in_features + each.out_features) for each in linear)
+        # Of the projector peft trains a copy and also keeps the original.
+        total["adapters"] = trained["adapters"] + trained["projector"]
     largest = max(parameter.numel() for parameter in model.parameters())
     return Sizes(Shapes.of(model.config), dict(total), {k: v for k, v in trained.items() if v}, largest, note)
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from qa_train.config import StageConfig
+from qa_train.config import PlanConfig, StageConfig
 from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.mixture_report import Ints, effective_mixture, steps_of_epochs
 from qa_train.data.open_sources import records_at_hand
+from qa_train.data.order.mixture import Line, effective_weights
 from qa_train.model.flops import Work
 from qa_train.planner.balance import open_planned
 
@@ -50,14 +51,18 @@ class Load:
         return self.samples * self.clip_s
 
 
-def declared(cfg: StageConfig, *, clip_s: float, text_tokens: int, answer_tokens: int, hours: dict[str, float]) -> Load:
-    """The load when every sample is one clip of ``clip_s`` seconds with ``text_tokens`` tokens of text."""
+def declared(cfg: StageConfig, options: PlanConfig) -> Load:
+    """The load when every sample is one clip of ``clip_s`` seconds with ``text_tokens`` tokens of text.
+
+    ValueError for lengths or hours that cannot be, and for a mixture that is none.
+    """
+    clip_s, text_tokens, answer_tokens = options.clip_s, options.text_tokens, options.answer_tokens
     if not 0 < answer_tokens <= text_tokens or clip_s < 0:
         raise ValueError(
             f"plan: clip_s={clip_s} text_tokens={text_tokens} answer_tokens={answer_tokens}: use sizes > 0"
         )
     rows, seconds, absent = records_at_hand(cfg.data)
-    hours = {name: each / 3600 for name, each in seconds.items()} | hours
+    hours = {name: each / 3600 for name, each in seconds.items()} | options.hours
     origin = f"declared: clips of {clip_s:g} s"
     if rows:
         clip_s = sum(seconds.values()) / sum(rows.values())
@@ -154,20 +159,12 @@ def _shares(cfg: StageConfig, hours: dict[str, float]) -> tuple[dict[str, float]
         raise ValueError(f"plan: hours.{unknown[0]}: no such source; there are {', '.join(cfg.data.sources)}")
     by, problems = cfg.data.mixture.by, []
     missing = [name for name in sources if not hours.get(name)]
-    if by != "weight" and missing:
+    if by in ("temperature", "epochs") and missing:
         problems.append(
             f"data.mixture.by={by} needs the hours of every source: give hours.{missing[0]}=... (shown: by weight)"
         )
         by = "weight"
-    raw = {
-        name: source.weight
-        * (
-            1.0
-            if by == "weight"
-            else hours[name]
-            if by == "epochs"
-            else hours[name] ** (1 / cfg.data.mixture.temperature)
-        )
-        for name, source in sources.items()
-    }
-    return {name: value / sum(raw.values()) for name, value in raw.items()}, problems
+    # The number of records is not known; hours stand for it.
+    lines = [Line(name, each.weight, hours.get(name, 0.0), hours.get(name, 0.0)) for name, each in sources.items()]
+    weights = effective_weights(lines, by, cfg.data.mixture.temperature)
+    return {name: weight / sum(weights) for name, weight in zip(sources, weights, strict=True)}, problems

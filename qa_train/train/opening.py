@@ -11,7 +11,6 @@ from transformers.trainer_utils import align_special_tokens
 from transformers.utils.logging import disable_progress_bar
 
 from qa_train.config import StageConfig, require_root
-from qa_train.data.batches import open_data
 from qa_train.data.mixture_report import steps_of_epochs
 from qa_train.data.order.growth import Records
 from qa_train.data.workers import raise_file_limit
@@ -20,7 +19,7 @@ from qa_train.model.flops import Shapes
 from qa_train.model.layers.kernels import use_liger_kernels
 from qa_train.model.layers.recompute import compile_layers
 from qa_train.model.lora import plan_adapters
-from qa_train.planner.balance import cost_of
+from qa_train.planner.balance import open_run_data
 from qa_train.train.encode_once import use_encoder_cache
 from qa_train.train.job import checkpoints
 from qa_train.train.job.distributed import is_main, optimizer_layout
@@ -60,15 +59,8 @@ def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
     if cfg.trainer.compile_layers:
         compile_layers(model)
     resume = run.start()
-    data = open_data(
-        cfg.data,
-        processor.tokenizer,
-        int(processor.feature_extractor.feature_size),
-        seed=cfg.data.seed,
-        batches_per_step=cfg.trainer.batches_per_step,
-        preference=cfg.kind.pairs,
-        cost=cost_of(cfg, Shapes.of(model.config)),
-    )
+    mel_bins = int(processor.feature_extractor.feature_size)
+    data = open_run_data(cfg, processor.tokenizer, mel_bins, Shapes.of(model.config))
     if cfg.trainer.epochs is not None:
         args.max_steps = cfg.trainer.max_steps = steps_of_epochs(data.plan, data.sources, cfg.trainer.epochs)
     writer = MetricsWriter(run.metrics, is_main=run.is_main)

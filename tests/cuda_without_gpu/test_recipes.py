@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from qa_train.config import StageConfig
+from qa_train.config import PlanConfig, StageConfig
 from qa_train.config.compose import compose_stage
-from qa_train.config.planning import PlanConfig
 from qa_train.model.layers.on_cpu import OnCpu
 from qa_train.planner.estimate import Estimate, estimate
 from tests.cuda_without_gpu.pretended import DEVICE, Held, batch_of, casts, opened, pretended_gpu

@@ -19,9 +19,8 @@ from hydra import compose, initialize_config_dir
 
 from qa_train.cli import main
 from qa_train.commands.plan import PlanDataConfig
-from qa_train.config import OrderConfig, StageConfig, config_dir, register, to_stage_config
+from qa_train.config import OrderConfig, PlanConfig, StageConfig, config_dir, register, to_stage_config
 from qa_train.config.guide import GROUPS
-from qa_train.config.planning import PlanConfig
 from qa_train.utils import plugins
 from tests.train.conftest import ROOT
 

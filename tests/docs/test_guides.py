@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from qa_train.config import config_dir
+from qa_train.config import PlanConfig, config_dir
 from qa_train.config.guide import GROUPS
 from qa_train.config.nearest import valid_keys
-from qa_train.config.planning import PlanConfig
 from tests.train.conftest import ROOT, environment
 
 GUIDES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/start").glob("*.md")])

@@ -9,7 +9,7 @@ from torch import nn
 
 from qa_train.config import LoraSettings
 from qa_train.model.layers.parts import LAYERS
-from qa_train.model.lora import _targets
+from qa_train.model.lora import target_pattern
 
 ENCODER, LLM = ("q_proj", "k_proj", "fc1"), ("q_proj", "o_proj", "gate_proj")
 
@@ -49,7 +49,7 @@ def model() -> nn.Module:
 )
 def test_layers_that_get_adapters(parts: list[str], names: list[str] | None, count: int) -> None:
     net = model()
-    pattern = re.compile(_targets(net, LoraSettings(parts=parts, target_modules=names)))
+    pattern = re.compile(target_pattern(net, LoraSettings(parts=parts, target_modules=names)))
     assert sum(pattern.fullmatch(name) is not None for name, _ in net.named_modules()) == count
 
 
@@ -67,4 +67,4 @@ def test_layers_that_get_adapters(parts: list[str], names: list[str] | None, cou
 )  # fmt: skip
 def test_names_that_no_layer_has_are_refused(parts: list[str], names: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        _targets(model(), LoraSettings(parts=parts, target_modules=names))
+        target_pattern(model(), LoraSettings(parts=parts, target_modules=names))

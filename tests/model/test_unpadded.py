@@ -150,7 +150,7 @@ def test_many_supervised_rows_are_scored_in_chunks(twins: Twins, monkeypatch: py
     whole.backward()
     gradient = twins.ours.lm_head.weight.grad.clone()
     twins.ours.zero_grad()
-    monkeypatch.setattr("qa_train.model.layers.head._CHUNK", 4)
+    monkeypatch.setattr("qa_train.model.layers.head.HEAD_ROWS", 4)
     chunked = twins.ours(**batch.joined(), labels=batch.labels).loss
     chunked.backward()
     torch.testing.assert_close(chunked, whole)

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from qa_train.config import written
+from qa_train.config import PlanConfig, written
 from qa_train.config.compose import compose_stage
-from qa_train.config.planning import PlanConfig
 from qa_train.planner.estimate import estimate
 from qa_train.planner.measured import pace_of
 from qa_train.planner.output import as_text

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from qa_train.cli import main
-from qa_train.config import ModelConfig
+from qa_train.config import ModelConfig, PlanConfig
 from qa_train.config.compose import compose_stage
-from qa_train.config.planning import PlanConfig
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.planner.estimate import Estimate, estimate
 from qa_train.planner.memory import GIB
@@ -152,6 +151,9 @@ def test_declared_hours_give_epochs_and_shares() -> None:
     assert b.epochs == pytest.approx(b.hours / 100)
     assert [problem.partition(":")[0] for problem in made.load.problems] == ["shards not read"]
     assert "needs the hours" in as_text(plan("pretrain", *words, "data.mixture.by=temperature"))
+    for wrong, key in (("data.mixture.by=size", "by is 'size'"), ("data.mixture.temperature=0", "temperature is 0")):
+        with pytest.raises(ValueError, match=key):
+            plan("pretrain", *words, "data.mixture.by=temperature", wrong, hours={"a": 400, "b": 100})
 
 
 def test_shards_that_are_there_are_planned(tmp_path: Path) -> None:
@@ -235,3 +237,10 @@ def test_shards_at_hand_are_counted_although_the_tokenizer_is_not(tmp_path: Path
     assert known.epochs == pytest.approx(known.samples / 8)
     assert unknown.epochs is None
     assert any("not at hand" in problem and "away" in problem for problem in made.load.problems)
+
+
+def test_adapters_of_layers_that_no_model_has_are_refused_as_by_the_run() -> None:
+    words = ["experiment=smoke", "model.freeze=[encoder]", "model.lora.parts=[llm]"]
+    words.append("model.lora.target_modules=[qproj]")
+    with pytest.raises(ValueError, match="did you mean q_proj"):
+        plan("pretrain", *words, gpus=1)

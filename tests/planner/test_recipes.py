@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qa_train.cli import main
-from qa_train.config.planning import PlanConfig
+from qa_train.config import PlanConfig
 from qa_train.planner.recipes import offers
 
 

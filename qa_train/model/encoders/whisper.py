@@ -6,7 +6,6 @@ A folder or hub id of Whisper or Qwen2-Audio, a package, or random weights.
 from __future__ import annotations
 
 import logging
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,12 @@ from qa_train.model.stored.weights import check_finite, has_weight, match, read_
 
 logger = logging.getLogger(__name__)
 
+# What a stored encoder's configuration decides.
+_FIELDS = (
+    *whisper_package.CONFIG, "activation_function", "activation_dropout", "attention_dropout", "dropout",
+    "scale_embedding",
+)  # fmt: skip
+
 
 def _start(encoder: Qwen2AudioEncoder) -> None:
     """A random encoder gets Whisper's sinusoidal positions."""
@@ -43,20 +48,10 @@ def _open(cfg: EncoderConfig, folder: Path | None, found: Any, weights: bool) ->
         return EncoderSource(config, None, _start)
     if folder is None:
         return _packaged(cfg, weights)
-    values = {f.name: getattr(found, f.name) for f in fields(Qwen2AudioEncoderConfig) if f.name in _FIELDS}
+    values = {name: getattr(found, name) for name in _FIELDS}
     must_agree(given, values, cfg.source)
     config = Qwen2AudioEncoderConfig(**values)
     return EncoderSource(config, _weights(folder, config) if weights else None, _start)
-
-
-_FIELDS = {
-    *whisper_package.CONFIG,
-    "activation_function",
-    "activation_dropout",
-    "attention_dropout",
-    "dropout",
-    "scale_embedding",
-}
 
 
 def _packaged(cfg: EncoderConfig, weights: bool) -> EncoderSource:

@@ -9,10 +9,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from qa_train.model.layers.costs import HEAD_ROWS
 from qa_train.model.layers.on_cpu import OnCpu, sent
-
-# Rows of logits held at a time; 2048 x 156,032 in float32 are 1.3 GB.
-_CHUNK = 2048
 
 
 class Head(nn.Linear):
@@ -35,7 +33,7 @@ class Head(nn.Linear):
         """hidden [..., D] -> logits [..., V]; with targets [N], hidden [N, D] -> cross-entropy of each [N], float32."""
         if targets is None:
             return super().forward(hidden)
-        chunks = list(zip(hidden.split(_CHUNK), targets.split(_CHUNK), strict=True))
+        chunks = list(zip(hidden.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True))
         if len(chunks) > 1 and torch.is_grad_enabled():
             losses = [checkpoint(self._cross_entropy, *chunk, smoothing, use_reentrant=False) for chunk in chunks]
         else:

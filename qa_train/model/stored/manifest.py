@@ -20,6 +20,8 @@ import crc32c
 from qa_train.utils.atomic import PART
 
 MANIFEST = "manifest.json"
+# Of a folder in RUN/checkpoints, before the step.
+_PREFIX = "checkpoint-"
 # What torch.load would unpickle; anything else is safetensors, JSON or text.
 _PICKLES = {".pt", ".pth", ".bin", ".pkl"}
 _PIECE = 64 << 20
@@ -27,6 +29,19 @@ _PIECE = 64 << 20
 FORMAT = 2
 # Folders of a conversion that was not finished (see qa_train.train.job.reshape); nothing reads them.
 UNIVERSAL = "_universal"
+
+
+def step_of(folder: Path) -> int:
+    """The optimizer step a checkpoint folder is named after."""
+    return int(folder.name.removeprefix(_PREFIX))
+
+
+def list_folders(root: Path) -> list[Path]:
+    """Checkpoint folders under ``root``, newest step first, complete or not."""
+    if not root.is_dir():
+        return []
+    names = [p for p in root.iterdir() if p.is_dir() and p.name.startswith(_PREFIX)]
+    return sorted((p for p in names if p.name.removeprefix(_PREFIX).isdigit()), key=step_of, reverse=True)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

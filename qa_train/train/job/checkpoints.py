@@ -17,28 +17,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from qa_train.model.stored.manifest import FORMAT, MANIFEST, checksums, files_of, problem, read_manifest
+from qa_train.model.stored.manifest import (
+    FORMAT,
+    MANIFEST,
+    checksums,
+    files_of,
+    list_folders,
+    problem,
+    read_manifest,
+    step_of,
+)
 from qa_train.utils.atomic import flush as flush_file
 from qa_train.utils.atomic import write_json
 
 logger = logging.getLogger(__name__)
 
-_PREFIX = "checkpoint-"
 # Files that rank R writes by itself: DeepSpeed's partitions and the random states.
 _OWN_FILE = re.compile(r"(?:^|/)(?:(?:\w+_)?zero_pp_rank_|rng_state_)(\d+)[_.]")
-
-
-def step_of(folder: Path) -> int:
-    """The optimizer step a checkpoint folder is named after."""
-    return int(folder.name.removeprefix(_PREFIX))
-
-
-def list_folders(root: Path) -> list[Path]:
-    """Checkpoint folders under ``root``, newest step first, complete or not."""
-    if not root.is_dir():
-        return []
-    names = [p for p in root.iterdir() if p.is_dir() and p.name.startswith(_PREFIX)]
-    return sorted((p for p in names if p.name.removeprefix(_PREFIX).isdigit()), key=step_of, reverse=True)
 
 
 def flush(folder: Path, rank: int = 0, ranks: int = 1) -> dict[str, str]:
