@@ -16,7 +16,6 @@ from qa_train.data.batches import Batches, PreferenceBatches
 from qa_train.model import build_model, load_weights, weights_digest
 from qa_train.model.layers.kernels import use_liger_kernels
 from qa_train.train.flow import Callback, train
-from qa_train.train.job import checkpoints
 from qa_train.train.job.distributed import by_main, whole
 from qa_train.train.mixin import AudioTrainerMixin
 from qa_train.train.numbers.tally import PAIR_VALUES, pair_curves, pair_values
@@ -165,7 +164,7 @@ def _build(stage: Stage, args: DPOConfig) -> AudioDPOTrainer:
     )
     if precomputed:
         assert isinstance(stage.batches, PreferenceBatches)
-        first = checkpoints.step_of(stage.resume) * cfg.trainer.batches_per_step if stage.resume else 0
+        first = stage.first_step * cfg.trainer.batches_per_step
         reference.fill(trainer, stage.batches, num_batches, cfg.data.tokens_per_batch, first=first)
         trainer.ref_model = None
     else:

@@ -13,7 +13,6 @@ from qa_train.data.mixture_report import effective_mixture
 from qa_train.model.layers.parts import part_of
 from qa_train.planner.work import LOOK
 from qa_train.train.forecast import Rehearsal, expected_time
-from qa_train.train.job import checkpoints
 from qa_train.train.stage import Stage
 from qa_train.utils.terminal import PLAIN, Layout
 
@@ -32,7 +31,7 @@ def first_screen(stage: Stage, model: Any, rehearsal: Rehearsal | None = None, p
     cfg, plan = stage.cfg, stage.batches.plan
     steps = cfg.trainer.max_steps
     # After a data change, the plan does not cover the steps before the resume.
-    first = checkpoints.step_of(stage.resume) if stage.resume else 0
+    first = stage.first_step
     look = max(min(steps - first, LOOK), 1)
     lengths: list[Any] = []
     ahead = effective_mixture(plan, stage.batches.sources, look, first=first, lengths=lengths)

@@ -11,10 +11,9 @@ from transformers import PrinterCallback, TrainerCallback
 
 from qa_train.config import StageConfig, written
 from qa_train.train.arguments import Args, training_arguments
-from qa_train.train.job import checkpoints
 from qa_train.train.job.distributed import by_main
 from qa_train.train.job.watchdog import Watchdog
-from qa_train.train.numbers.metrics import EXIT_STOPPED, Progress, StopOnRequest
+from qa_train.train.numbers.metrics import Progress
 from qa_train.train.safety.guards import StopRun, read_tail
 from qa_train.train.safety.rollback import FILE as SKIPPED_FILE
 from qa_train.train.safety.rollback import skipped_steps
@@ -83,36 +82,18 @@ def go(trainer: Any, stage: Stage, callbacks: Sequence[Callback] = ()) -> int:
     from qa_train.data.workers import WorkerDied, explained_worker_death
     from qa_train.train.first_screen import first_screen
     from qa_train.train.forecast import rehearse
-    from qa_train.train.numbers.throughput import Throughput
+    from qa_train.train.job.requests import EXIT_STOPPED, StopOnRequest
 
     stop = StopOnRequest(stage.run.dir, is_main=stage.run.is_main)
     trainer.add_callback(stop)
-    trainer.add_callback(Progress(stage.run, stage=stage.cfg.stage))
-    trainer.remove_callback(PrinterCallback)
-    trainer.attach(
-        batches=stage.batches,
-        run=stage.run,
-        writer=stage.writer,
-        options=stage.cfg.trainer,
-        throughput=Throughput(stage.cfg, stage.model.config, trainer.args.world_size),
-        adapters=stage.adapters,
-    )
-    # A fresh start also forgets an evaluation of step 0: it may have been of another model.
-    stage.writer.rewind(checkpoints.step_of(stage.resume) if stage.resume else -1)
+    _attach(trainer, stage)
     for make in callbacks:
         # After the callback that receives the stop: saving comes first.
         trainer.add_callback(make(stage, trainer))
-    window = stage.cfg.trainer.loss_spike_window
-    trainer.guards.restore(by_main(lambda: read_tail(stage.run.metrics, window)))
-    trainer.skipped_steps = by_main(lambda: skipped_steps(stage.run.dir))
-    if trainer.skipped_steps and stage.run.is_main:
-        steps = ", ".join(map(str, trainer.skipped_steps))
-        logger.warning("this run skips the steps listed in %s: %s", stage.run.dir / SKIPPED_FILE, steps)
-    if stage.cfg.trainer.self_check:
-        trainer.self_check = [check_ranks(stage.cfg), check_storage(stage.run.dir, stage.model)]
+    _recall(trainer, stage)
     mixture = stage.batches.table()
     settings = written(stage.cfg) | {"mixture": {row["source"]: row["share"] for row in mixture}}
-    stage.writer.track(stage.cfg, settings, checkpoints.step_of(stage.resume) if stage.resume else 0)
+    stage.writer.track(stage.cfg, settings, stage.first_step)
     rehearsal = rehearse(trainer, stage)
     if stage.run.is_main:
         write_record(stage.run.plans, stage.batches.plan.fingerprint, stage.batches.plan.record())
@@ -140,3 +121,33 @@ def go(trainer: Any, stage: Stage, callbacks: Sequence[Callback] = ()) -> int:
     if stage.run.is_main:
         say(f"finished: {trainer.state.global_step} steps, model in {stage.run.checkpoints}")
     return 0
+
+
+def _attach(trainer: Any, stage: Stage) -> None:
+    """Give the trainer what its constructor does not take."""
+    from qa_train.train.numbers.throughput import Throughput
+
+    trainer.add_callback(Progress(stage.run, stage=stage.cfg.stage))
+    trainer.remove_callback(PrinterCallback)
+    trainer.attach(
+        batches=stage.batches,
+        run=stage.run,
+        writer=stage.writer,
+        options=stage.cfg.trainer,
+        throughput=Throughput(stage.cfg, stage.model.config, trainer.args.world_size),
+        adapters=stage.adapters,
+    )
+    if stage.cfg.trainer.self_check:
+        trainer.self_check = [check_ranks(stage.cfg), check_storage(stage.run.dir, stage.model)]
+
+
+def _recall(trainer: Any, stage: Stage) -> None:
+    """What the run's files say of its steps: those that are done again are forgotten, those to skip are known."""
+    # A fresh start also forgets an evaluation of step 0: it may have been of another model.
+    stage.writer.rewind(stage.first_step if stage.resume else -1)
+    window = stage.cfg.trainer.loss_spike_window
+    trainer.guards.restore(by_main(lambda: read_tail(stage.run.metrics, window)))
+    trainer.skipped_steps = by_main(lambda: skipped_steps(stage.run.dir))
+    if trainer.skipped_steps and stage.run.is_main:
+        steps = ", ".join(map(str, trainer.skipped_steps))
+        logger.warning("this run skips the steps listed in %s: %s", stage.run.dir / SKIPPED_FILE, steps)

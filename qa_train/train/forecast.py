@@ -22,7 +22,6 @@ import torch.distributed as dist
 
 from qa_train.model.flops import Regime, Shapes, training_flops
 from qa_train.planner.work import from_effective_mixture
-from qa_train.train.job import checkpoints
 from qa_train.train.numbers.metrics import FIRST_STEPS
 from qa_train.train.safety.guards import read_tail
 from qa_train.train.stage import Stage
@@ -97,9 +96,8 @@ def rehearse(trainer: Any, stage: Stage) -> Rehearsal | None:
 
 def expected_time(stage: Stage, found: Rehearsal | None, ahead: dict[str, Any], lengths: list[Any], world: int) -> str:
     """The first screen's line of time. ahead, lengths: of the plan (`effective_mixture`)."""
-    left = stage.cfg.trainer.max_steps
+    left = stage.cfg.trainer.max_steps - stage.first_step
     if stage.resume:
-        left -= checkpoints.step_of(stage.resume)
         seconds = [row["seconds"] for row in read_tail(stage.run.metrics, _BEFORE) if "seconds" in row]
         step_s, source = (median(seconds) if seconds else None), "as before the restart"
     elif found is not None:

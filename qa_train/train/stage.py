@@ -13,6 +13,7 @@ import torch
 from qa_train.config import StageConfig
 from qa_train.data.batches import Batches, Collator
 from qa_train.model.lora import Adapters, add_adapters
+from qa_train.train.job import checkpoints
 from qa_train.train.job.run import RunFolder
 from qa_train.train.numbers.metrics import MetricsWriter
 
@@ -29,6 +30,11 @@ class Stage:
     writer: MetricsWriter
     resume: Any
     adapters: Adapters | None = None
+
+    @property
+    def first_step(self) -> int:
+        """Steps that were done before this start: those of the checkpoint that it resumes from."""
+        return checkpoints.step_of(self.resume) if self.resume else 0
 
     @property
     def dataset(self) -> datasets.Dataset:

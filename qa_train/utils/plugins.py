@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,8 @@ from importlib import import_module, metadata
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
+
+from qa_train.utils.process import is_first_rank
 
 METRICS, CORPORA = "qa_train.metrics", "qa_train.corpora"
 # No dots after the colon: a file must not reach through a package that is allowed, as in package:os.system.
@@ -44,7 +45,7 @@ def allow(names: Sequence[str] | str) -> None:
                 "them, e.g. plugins=[my_package] or plugins=[my_package.metrics]"
             )
         _allowed[name] = spec.origin or str(next(iter(spec.submodule_search_locations or ()), ""))
-    if _allowed and os.environ.get("RANK", "0") == "0":
+    if _allowed and is_first_rank():
         told = ", ".join(f"{name} ({where})" for name, where in _allowed.items())
         print(f"own code that may run: {told}", flush=True)
 

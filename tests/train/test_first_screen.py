@@ -42,7 +42,7 @@ def test_a_checkpoint_says_which_sources_it_replaces() -> None:
 
 def test_nothing_is_said_of_time_that_was_not_measured(tmp_path: Path) -> None:
     cfg = StageConfig(stage="sft", run=RunConfig(dir=str(tmp_path)))
-    stage: Any = SimpleNamespace(cfg=cfg, run=RunFolder(cfg, is_main=True), resume=None)
+    stage: Any = SimpleNamespace(cfg=cfg, run=RunFolder(cfg, is_main=True), resume=None, first_step=0)
     assert expected_time(stage, None, {}, [], 1) == "to be measured: shown after 3 steps"
 
 
@@ -50,7 +50,7 @@ def test_the_rehearsed_batch_stands_for_those_of_the_plan(tmp_path: Path, monkey
     monkeypatch.setattr(forecast, "_operations", lambda *_: 3e9)
     cfg = StageConfig(stage="sft", run=RunConfig(dir=str(tmp_path)))
     cfg.trainer.max_steps, cfg.trainer.batches_per_step = 100, 4
-    stage: Any = SimpleNamespace(cfg=cfg, resume=None)
+    stage: Any = SimpleNamespace(cfg=cfg, resume=None, first_step=0)
     found = forecast.Rehearsal(batch_s=0.5, operations=1.5e9, update_s=1.0)
     # The usual batch has twice the operations: two of them in each of two processes, and the update.
     said = "about 5 min for 100 steps of 3 s, from a rehearsal step; shown again after 3 steps"
