@@ -57,9 +57,10 @@ from qa_train.model.build import make_processor
 from qa_train.model.flops import Shapes
 from qa_train.model.layers.recompute import compile_layers
 from qa_train.model.tokenizers import load_tokenizer
+from qa_train.planner.gpus import GPUS
 from qa_train.utils.process import expand_segments
 
-H200_PEAK = 989e12
+H200_PEAK = GPUS["h200"].bf16_tflops * 1e12
 # Largest relative difference of the first step's loss, and of its gradient norm.
 TOLERANCE = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (5e-3, 5e-2)}
 

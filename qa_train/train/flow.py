@@ -13,7 +13,7 @@ from qa_train.config import StageConfig, written
 from qa_train.train.arguments import Args, training_arguments
 from qa_train.train.job.distributed import by_main
 from qa_train.train.job.watchdog import Watchdog
-from qa_train.train.numbers.metrics import EXIT_STOPPED, Progress, StopOnRequest
+from qa_train.train.numbers.metrics import Progress
 from qa_train.train.safety.guards import StopRun, read_tail
 from qa_train.train.safety.rollback import FILE as SKIPPED_FILE
 from qa_train.train.safety.rollback import skipped_steps
@@ -82,6 +82,7 @@ def go(trainer: Any, stage: Stage, callbacks: Sequence[Callback] = ()) -> int:
     from qa_train.data.workers import WorkerDied, explained_worker_death
     from qa_train.train.first_screen import first_screen
     from qa_train.train.forecast import rehearse
+    from qa_train.train.job.requests import EXIT_STOPPED, StopOnRequest
 
     stop = StopOnRequest(stage.run.dir, is_main=stage.run.is_main)
     trainer.add_callback(stop)

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from qa_train.config import ReliabilityConfig
-from qa_train.train.numbers.metrics import StopOnRequest
+from qa_train.train.job.requests import StopOnRequest
 from qa_train.train.safety.guards import Guards, StopRun, read_tail, robust_z
 from tests.train.conftest import ROOT, environment, metrics, run
 

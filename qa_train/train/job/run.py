@@ -78,8 +78,7 @@ class RunFolder:
 
     def steps_of(self, epochs: float) -> int:
         """The steps that the run counted for at least so many epochs when it started; more than any without."""
-        path = self.dir / "config.yaml"
-        stored = read_yaml(path)["trainer"] if path.is_file() else {}
+        stored = self._stored().get("trainer", {})
         return int(stored["max_steps"]) if (stored.get("epochs") or 0) >= epochs else sys.maxsize
 
     def take(self, steps: int) -> int | None:
@@ -135,14 +134,13 @@ class RunFolder:
             return self._checked()
 
     def _checked(self) -> Path | None:
-        previous = self.dir / "config.yaml"
         resume = checkpoints.newest_complete(self.checkpoints, states.fault)
         if resume is None:
             self._refuse_to_lose_a_run()
         # Until the first checkpoint settings may change: they may be what had to be corrected.
         bound = resume is not None or self.finished_steps() is not None
-        if bound and previous.is_file() and not self._cfg.run.allow_config_change:
-            self._compare(read_yaml(previous))
+        if bound and not self._cfg.run.allow_config_change and (previous := self._stored()):
+            self._compare(previous)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         if not os.access(self.dir, os.W_OK):
             raise PermissionError("no write access")
@@ -180,12 +178,16 @@ class RunFolder:
 
     def other_settings(self) -> str:
         """How a finished run differs from the requested one, as text; ValueError for another stage."""
-        path = self.dir / "config.yaml"
-        previous = read_yaml(path) if path.is_file() else {}
+        previous = self._stored()
         if (stage := previous.get("stage", self._cfg.stage)) != self._cfg.stage:
             raise ValueError(f"{self.dir} holds a finished {stage} run: choose another run.dir for {self._cfg.stage}")
         keys = ", ".join(self._changed(previous)) if previous else ""
         return f" (other values than in its config.yaml are ignored: {keys})" if keys else ""
+
+    def _stored(self) -> dict[str, Any]:
+        """The configuration in the folder; empty without one."""
+        path = self.dir / "config.yaml"
+        return dict(read_yaml(path) or {}) if path.is_file() else {}
 
     def _compare(self, previous: dict[str, Any]) -> None:
         if keys := ", ".join(self._changed(previous)):

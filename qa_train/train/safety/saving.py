@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 
 from qa_train.config import ReliabilityConfig
 from qa_train.train.job import checkpoints
@@ -73,11 +74,7 @@ def _remedy(root: Path) -> str:
 
 def flush_on_all_ranks(folder: Path, rank: int, ranks: int) -> dict[str, str]:
     """Flush each rank's files; returns the checksums of all files, on every rank."""
-    sums = checkpoints.flush(folder, rank, ranks)
-    if ranks == 1:
-        return sums
-    parts: list[Any] = [None] * ranks
-    torch.distributed.all_gather_object(parts, sums)
+    parts = gather_object([checkpoints.flush(folder, rank, ranks)])
     return {name: digest for part in parts for name, digest in part.items()}
 
 

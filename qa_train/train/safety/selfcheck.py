@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 
 from qa_train.config import StageConfig
 from qa_train.train.job.distributed import have_met
@@ -42,9 +43,7 @@ def check_ranks(cfg: StageConfig) -> str:
         return "1 process"
     # All leave the barrier at nearly the same time, so that clocks are compared and not waiting times.
     torch.distributed.barrier()
-    now = time.time()
-    ranks: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(ranks, (own, now))
+    ranks = gather_object([(own, time.time())])
     different = differences([found for found, _ in ranks])
     if different:
         raise ValueError(f"the processes of this run differ: {different}; install and start the same on every node")
