@@ -11,15 +11,18 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import yaml
 
-from data_pipelines.synthetic import voice_chat
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from data_pipelines.synthetic.preferences import NO_SPEECH, QUESTIONS
 from qa_train.config import config_dir, starter_dir
 from qa_train.data.shards.index import load_index
 from qa_train.data.text.records import LANGUAGES
 from qa_train.model.tokenizers import NANO_DIR, train_nano_tokenizer
+from scripts.quickstart_data import voice_chat
 
 # Vocabularies of 400, 550 and 1,024 tokens gave the same word error rates (docs/lab/quickstart.md).
 VOCABULARY = 550

@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines import quickstart
 from data_pipelines.clips.make_shards import Job, make
 from data_pipelines.clips.read_shards import read_shard
-from data_pipelines.synthetic import notes
 from data_pipelines.synthetic.synth import (
     HELD_OUT_ACCENTS,
     HELD_OUT_VARIANTS,
@@ -22,6 +20,8 @@ from data_pipelines.synthetic.synth import (
     draw_voice,
 )
 from qa_train.jobs.executor import Engine
+from scripts.quickstart_data import build as quickstart
+from scripts.quickstart_data import notes
 
 TEXTS = [f"this is sentence {word}" for word in ["one", "two", "three", "four", "five", "six", "seven", "eight"]]
 

@@ -1,11 +1,11 @@
-"""Makes the synthetic data of the quickstart on the spot: ``python -m data_pipelines.quickstart --out DIR``.
+"""Makes the synthetic data of the quickstart on the spot: ``python -m scripts.quickstart_data.build --out DIR``.
 
 | shards          | content                                                                             |
 |-----------------|-------------------------------------------------------------------------------------|
 | asr-train-*     | English sentences in many synthetic voices                                          |
 | asr-test        | held-out sentences in held-out synthetic voices                                     |
 | domain-train-*  | the recorded English training texts again, and new ones made of their words         |
-|                 | (`data_pipelines.synthetic.recombine`), in synthetic voices                              |
+|                 | (`recombine`), in synthetic voices                                                  |
 | joined-train    | real English training prompts joined end to end                                     |
 | speed-train     | the real English training prompts, slower and faster                                |
 | chat-train-*    | spoken questions with written answers                                               |
@@ -14,7 +14,7 @@
 | notes-train, notes-test | notes of General MIDI instruments; unseen pairs of program and pitch in the test |
 | denial-train    | sounds without speech, asked for their words                                        |
 | dpo-facts       | spoken questions with the right reply and a wrong one                               |
-| dpo-train, dpo-test | preference pairs made by rule (`data_pipelines.synthetic.preferences`)               |
+| dpo-train, dpo-test | preference pairs made by rule (`preferences`)                                   |
 
 Shards are FLAC. Made in parallel, a shard at a time; run again, only what is missing is made.
 """
@@ -37,11 +37,11 @@ from data_pipelines.clips.clip import NO_SOUND, SAMPLE_RATE, Clip
 from data_pipelines.clips.make_shards import Job, make
 from data_pipelines.clips.picks import draw, pick
 from data_pipelines.clips.read_shards import file_digest, read_shard
-from data_pipelines.clips.spoken_text import TextIndex
-from data_pipelines.synthetic import notes, preferences, recombine, voice_chat
 from data_pipelines.synthetic.synth import Espeak, draw_voice
 from qa_train.data.shards.index import load_index
 from qa_train.jobs.executor import Engine
+from scripts.quickstart_data import notes, preferences, recombine, voice_chat
+from scripts.quickstart_data.spoken_text import TextIndex
 
 CLIPS_PER_SHARD = 1000
 SPEEDS = (0.89, 1.11)
@@ -228,7 +228,7 @@ def build(starter: Path, out: Path, sizes: Sizes, num_workers: int | None = None
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m data_pipelines.quickstart", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m scripts.quickstart_data.build", description=__doc__.split("\n")[0])
     parser.add_argument("--starter", type=Path, default=Path("data/starter"))
     parser.add_argument("--out", type=Path, required=True)
     for each in fields(Sizes):
