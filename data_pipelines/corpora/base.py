@@ -16,6 +16,7 @@ from typing import Any
 from data_pipelines.corpora.recordings import Recording
 from data_pipelines.corpora.tree import Tree
 from qa_train.config import StorageConfig
+from qa_train.data.text.records import LANGUAGES
 
 TRAIN, DEV, TEST = "train", "dev", "test"
 # The reason of a `Drop` where a list is published without its audio: videos vanish, and few have all source corpora.
@@ -191,8 +192,7 @@ def gender_of(text: object) -> str | None:
 
 
 _LANGUAGES = {"cmn": "zh", "zh-hk": "yue", "zh_hk": "yue", "nan-tw": "nan", "iw": "he", "nb": "no", "nn-no": "no"}
-_ENGLISH_NAMES = {"english": "en", "chinese": "zh", "mandarin": "zh", "cantonese": "yue", "german": "de",
-                  "french": "fr", "spanish": "es", "italian": "it", "japanese": "ja", "korean": "ko"}  # fmt: skip
+_ENGLISH_NAMES = {name.lower(): code for code, name in LANGUAGES.items()} | {"mandarin": "zh"}
 
 
 def language_code(code: str) -> str:
