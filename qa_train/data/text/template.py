@@ -87,7 +87,7 @@ def outline_prompt(sample: Sample, tokenizer: Any, clip_tokens: list[int]) -> Ou
     return row.finish()
 
 
-def documents(
+def outline_documents(
     sample: Sample, tokenizer: Any, clip_tokens: list[int], *, pair: bool, last_turn_only: bool = False
 ) -> list[Outline]:
     """The texts that a sample is trained on: one, or the two of a pair, each with its prompt; for `measure`."""
