@@ -123,6 +123,20 @@ class Request:
                 "list with a name that includes the split, or give the list such a column"
             )
 
+    def takes(self, record: dict[str, Any], listed: str = "") -> bool:
+        """Whether a record is of the split that is asked for; its field ``split`` is taken out.
+
+        ``listed``: the list whose records must say it, or be checked by `without_split`.
+        """
+        if listed and "split" not in record:
+            self.without_split(listed)
+        return bool(record.pop("split", self.published_split) == self.published_split)
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """``columns`` without the audio, which is no field of a record."""
+        return {name: column for name, column in self.columns.items() if name != "audio"}
+
     @property
     def published_split(self) -> str:
         """The split to look for in a list: a share is held out of what is for training."""
