@@ -33,14 +33,14 @@ from typing import Any
 import soxr
 
 from data_pipelines.chat_shards import in_parts
-from data_pipelines.clips.clip import NO_SOUND, SAMPLE_RATE, Clip
 from data_pipelines.clips.make_shards import Job, make
 from data_pipelines.clips.picks import draw, pick
-from data_pipelines.clips.read_shards import file_digest, read_shard
+from data_pipelines.clips.read_shards import file_digest
 from data_pipelines.synthetic.synth import Espeak, draw_voice
 from qa_train.data.shards.index import load_index
 from qa_train.jobs.executor import Engine
 from scripts.quickstart_data import notes, preferences, recombine, voice_chat
+from scripts.quickstart_data.clip import NO_SOUND, SAMPLE_RATE, Clip, ClipJob, read_shard
 from scripts.quickstart_data.spoken_text import TextIndex
 
 CLIPS_PER_SHARD = 1000
@@ -147,15 +147,15 @@ def jobs(starter: Path, out: Path, sizes: Sizes) -> list[Job]:
     for split in ("train", "test"):
         shards = [str(starter / f"{kind}-{split}.tar") for kind in ("speech", "sound")]
         digests = [file_digest(Path(shard)) for shard in shards]
-        pairs.append(Job(out / f"dpo-{split}.tar", preferences.pairs, (shards, digests, split, seed), 500))
+        pairs.append(ClipJob(out / f"dpo-{split}.tar", preferences.pairs, (shards, digests, split, seed), 500))
     return [
         *pairs,
         *_sentence_jobs(starter, out, sizes),
         *_recorded_jobs(starter, out, sizes),
         *_question_jobs(out, sizes),
-        Job(out / "denial-train.tar", deny_speech, (sounds, file_digest(Path(sounds)), seed), 200),
-        Job(out / "notes-train.tar", render_notes, (train_notes, "train", seed), len(train_notes)),
-        Job(out / "notes-test.tar", render_notes, (test_notes, "test", seed), len(test_notes)),
+        ClipJob(out / "denial-train.tar", deny_speech, (sounds, file_digest(Path(sounds)), seed), 200),
+        ClipJob(out / "notes-train.tar", render_notes, (train_notes, "train", seed), len(train_notes)),
+        ClipJob(out / "notes-test.tar", render_notes, (test_notes, "test", seed), len(test_notes)),
     ]
 
 
@@ -169,7 +169,7 @@ def _sentence_jobs(starter: Path, out: Path, sizes: Sizes) -> list[Job]:
     test = _lines(starter, "synthetic-test")
     return [
         *_in_shards(out, "asr", speak_sentences, sentences, seed),
-        Job(out / "asr-test.tar", speak_sentences, (test, "test", seed, 0), len(test)),
+        ClipJob(out / "asr-test.tar", speak_sentences, (test, "test", seed, 0), len(test)),
     ]
 
 
@@ -183,8 +183,8 @@ def _recorded_jobs(starter: Path, out: Path, sizes: Sizes) -> list[Job]:
     num_joined, source = sizes.num_domain // 2, (str(real), file_digest(real))
     return [
         *_in_shards(out, "domain", speak_sentences, domain, seed),
-        Job(out / "joined-train.tar", join_recordings, (*source, num_joined, unsaid, seed), num_joined),
-        Job(out / "speed-train.tar", change_speed, (*source, list(SPEEDS)), 1000),
+        ClipJob(out / "joined-train.tar", join_recordings, (*source, num_joined, unsaid, seed), num_joined),
+        ClipJob(out / "speed-train.tar", change_speed, (*source, list(SPEEDS)), 1000),
     ]
 
 
@@ -198,15 +198,15 @@ def _question_jobs(out: Path, sizes: Sizes) -> list[Job]:
     facts = [asdict(question) for question in train if question.family not in voice_chat.COMMANDS]
     return [
         *_in_shards(out, "chat", speak_questions, questions, seed),
-        Job(out / "chat-test.tar", speak_questions, (test, "test", seed, 0), len(test)),
-        Job(out / "dpo-facts.tar", speak_pairs, (pairs, seed), len(pairs)),
-        Job(out / "facts-train.tar", type_questions, (facts,), len(facts)),
+        ClipJob(out / "chat-test.tar", speak_questions, (test, "test", seed, 0), len(test)),
+        ClipJob(out / "dpo-facts.tar", speak_pairs, (pairs, seed), len(pairs)),
+        ClipJob(out / "facts-train.tar", type_questions, (facts,), len(facts)),
     ]
 
 
 def _in_shards(out: Path, name: str, maker: Callable[..., Any], items: list[Any], seed: int) -> list[Job]:
     return [
-        Job(out / f"{name}-train-{i:05d}.tar", maker, (part, "train", seed, i * CLIPS_PER_SHARD), len(part))
+        ClipJob(out / f"{name}-train-{i:05d}.tar", maker, (part, "train", seed, i * CLIPS_PER_SHARD), len(part))
         for i, part in enumerate(in_parts(items, CLIPS_PER_SHARD))
     ]
 

@@ -16,9 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.clips.clip import Clip
 from data_pipelines.clips.picks import draw, pick
-from data_pipelines.clips.read_shards import read_shard
 from data_pipelines.synthetic.preferences import (
     MIN_WORDS,
     NO_SPEECH,
@@ -28,6 +26,7 @@ from data_pipelines.synthetic.preferences import (
     with_words,
     without_words,
 )
+from scripts.quickstart_data.clip import Clip, read_shard
 
 SPEECH_QUESTIONS = ("Is there any speech here?", "Is somebody speaking in this recording?")
 # Classes in which somebody may be heard: not clean examples of "no speech".

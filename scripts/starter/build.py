@@ -21,9 +21,9 @@ from pathlib import Path
 
 import soundfile
 
-from data_pipelines.clips.clip import SAMPLE_RATE, Clip, read_sound_file
 from qa_train.data.shards.writer import ShardWriter
 from scripts.quickstart_data import preferences, voice_chat
+from scripts.quickstart_data.clip import SAMPLE_RATE, Clip, read_sound_file
 from scripts.quickstart_data.spoken_text import TextIndex
 from scripts.quickstart_data.voice_chat import NUM_HELD_OUT_QUESTIONS, NUM_UNSEEN_VOICE
 from scripts.starter import asterisk, scratch, sonic_pi, tuxpaint, wordnet

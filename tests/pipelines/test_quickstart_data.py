@@ -10,13 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.clips.clip import Clip
-from data_pipelines.clips.make_shards import write_shard
-from data_pipelines.clips.read_shards import read_shard
 from data_pipelines.synthetic.synth import HELD_OUT_ACCENTS
 from qa_train.data.shards.index import load_index
 from scripts.quickstart_data import build as quickstart
 from scripts.quickstart_data import preferences, recombine, voice_chat
+from scripts.quickstart_data.clip import Clip, read_shard, write_shard
 from scripts.quickstart_data.spoken_text import TextIndex
 
 STARTER = Path(__file__).parents[2] / "data/starter"
