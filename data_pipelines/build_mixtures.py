@@ -19,12 +19,12 @@ from omegaconf import MISSING
 
 from data_pipelines.build_analysis import labels_of
 from data_pipelines.chat_shards import Chat, SpokenConfig, build, in_parts
-from data_pipelines.clips.clip import SAMPLE_RATE
 from data_pipelines.clips.picks import between, draw, pick
 from data_pipelines.clips.read_shards import Place, places
 from data_pipelines.importing.import_report import Report
 from data_pipelines.synthetic.acoustics import at_snr, level, unclipped
 from data_pipelines.synthetic.speakers import Speaker, SpeakerOptions, open_speaker
+from qa_train.data.audio.waveform import SAMPLE_RATE
 
 KINDS = ("over", "two", "command")
 _WORDS = ("What does the speaker say?", "What are the words in this recording?", "Please write down what is said.")

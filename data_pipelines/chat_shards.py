@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from omegaconf import MISSING
 
-from data_pipelines.clips.clip import SAMPLE_RATE
 from data_pipelines.clips.make_shards import Job, make
 from data_pipelines.importing.import_report import Report
+from qa_train.data.audio.waveform import SAMPLE_RATE
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.stores.folders import open_folder

@@ -287,7 +287,8 @@ def save_untrained(quick: Quickstart) -> None:
 
 def make_data(quick: Quickstart) -> None:
     """Synthetic speech, notes, spoken questions and rule-made preference pairs."""
-    from data_pipelines.quickstart import Sizes, build
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from scripts.quickstart_data.build import Sizes, build
 
     build(starter_dir(), quick.data, Sizes(**quick.recipe.sizes))
     (quick.data / "done").touch()

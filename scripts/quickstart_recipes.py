@@ -34,7 +34,7 @@ PAIR_CLIPS = 500
 
 @dataclass(frozen=True)
 class Recipe:
-    """How much of everything. What is not given is as in the experiments and in ``data_pipelines.quickstart``.
+    """How much of everything. What is not given is as in the experiments and in ``scripts.quickstart_data.build``.
 
     steps: optimizer steps by stage; sizes: of the synthetic data; items: most of an evaluation set;
     pair_clips: recordings that the SFT model answers for preference pairs; save_steps: steps between checkpoints;

@@ -17,12 +17,14 @@ import yaml
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from data_pipelines.synthetic import voice_chat
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from data_pipelines.synthetic.preferences import NO_SPEECH, QUESTIONS
 from qa_train.config import config_dir, starter_dir
 from qa_train.data.shards.index import load_index
 from qa_train.data.text.records import LANGUAGES
 from qa_train.model.tokenizers import END_OF_TEXT, NANO_DIR, SPECIAL_TOKENS
+from scripts.quickstart_data import voice_chat
 
 # Vocabularies of 400, 550 and 1,024 tokens gave the same word error rates (docs/lab/quickstart.md).
 VOCABULARY = 550

@@ -76,8 +76,8 @@ MAY_IMPORT = {
         "data_pipelines.corpora.spoken",
         "data_pipelines.labelling": f"{_READS} data data.tools jobs model infer llm eval eval.scores "
         "data_pipelines.importing",
-        "data_pipelines": "config data.shards data.stores data.text data.tools jobs llm data_pipelines.clips "
-        "data_pipelines.corpora data_pipelines.importing data_pipelines.synthetic",
+        "data_pipelines": f"{_READS} jobs llm data.tools data_pipelines.clips data_pipelines.corpora "
+        "data_pipelines.importing data_pipelines.synthetic",
     }.items()
 }
 # package -> outside libraries that it may not import

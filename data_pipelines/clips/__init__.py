@@ -1,1 +1,1 @@
-"""Clips: the unit of made data, the draws that decide about it, and how clips become shards and come back."""
+"""How shards are made, the clips of finished ones, and draws that depend on names alone."""

@@ -12,14 +12,13 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.clips.clip import SAMPLE_RATE, Clip
 from qa_train.data.shards.sidecar import SUFFIX
-from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.stores.folders import companion, publish, write_text
 from qa_train.jobs.executor import Engine, each
 
@@ -30,18 +29,8 @@ RECIPE_VERSION = 2
 _PRELOAD = ("webdataset",)
 
 
-def write_shard(path: Path, clips: Iterable[Clip]) -> int:
-    """Writes one shard (FLAC); returns the clips written. A clip without samples becomes a text-only record."""
-    num = 0
-    with ShardWriter(path) as writer:
-        for clip in clips:
-            writer.write(clip.key, clip.record, clip.wave if len(clip.wave) else [], SAMPLE_RATE)
-            num += 1
-    return num
-
-
 @dataclass(frozen=True)
-class Job:
+class Job(ABC):
     """One shard to make: ``maker(*arguments)`` yields its clips. All of it must pickle.
 
     ``arguments`` must be JSON-able: they are what the recipe's digest is computed from.
@@ -85,9 +74,9 @@ class Job:
         """Whether the files that ``write`` makes are there."""
         return self.path.exists() and companion(self.path, SUFFIX).exists()
 
+    @abstractmethod
     def write(self) -> int:
-        """Writes the shard; returns the number of its clips."""
-        return write_shard(self.path, self.maker(*self.arguments))
+        """Writes the shard; returns the number of its clips. ValueError ends the run."""
 
 
 def make(

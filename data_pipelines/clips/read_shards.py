@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.clips.clip import Clip
 from qa_train.data.audio.waveform import read_clip
 from qa_train.data.shards.index import load_index
 
@@ -70,7 +69,7 @@ def places(
     Raises:
         ValueError: a path without shards, or a shard without a sound index.
     """
-    found = (each for path in shard_paths(paths) for each in _first_recordings(path))
+    found = (each for path in shard_paths(paths) for each in first_recordings(path))
     wanted = (where or {}).items()
     return [
         place
@@ -79,17 +78,7 @@ def places(
     ]
 
 
-def read_shard(path: Path, keep: Callable[[dict[str, Any]], bool] = lambda record: True) -> Iterator[Clip]:
-    """The clips of a shard in its order, each with its first (own) recording decoded to 16 kHz.
-
-    Clips with a false ``keep`` of their record are skipped without being decoded.
-    """
-    for place, _ in _first_recordings(path):
-        if keep(place.record):
-            yield Clip(place.key, place.wave(), place.record)
-
-
-def _first_recordings(path: Path) -> Iterator[tuple[Place, int]]:
+def first_recordings(path: Path) -> Iterator[tuple[Place, int]]:
     """Each record that has recordings: the place of the first, and how many there are."""
     for row in load_index(str(path)).table.to_pylist():
         if row["offsets"]:

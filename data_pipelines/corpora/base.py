@@ -16,6 +16,7 @@ from typing import Any
 from data_pipelines.corpora.recordings import Recording
 from data_pipelines.corpora.tree import Tree
 from qa_train.config import StorageConfig
+from qa_train.data.text.records import LANGUAGES
 
 TRAIN, DEV, TEST = "train", "dev", "test"
 # The reason of a `Drop` where a list is published without its audio: videos vanish, and few have all source corpora.
@@ -122,6 +123,20 @@ class Request:
                 "list with a name that includes the split, or give the list such a column"
             )
 
+    def takes(self, record: dict[str, Any], listed: str = "") -> bool:
+        """Whether a record is of the split that is asked for; its field ``split`` is taken out.
+
+        ``listed``: the list whose records must say it, or be checked by `without_split`.
+        """
+        if listed and "split" not in record:
+            self.without_split(listed)
+        return bool(record.pop("split", self.published_split) == self.published_split)
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """``columns`` without the audio, which is no field of a record."""
+        return {name: column for name, column in self.columns.items() if name != "audio"}
+
     @property
     def published_split(self) -> str:
         """The split to look for in a list: a share is held out of what is for training."""
@@ -191,8 +206,7 @@ def gender_of(text: object) -> str | None:
 
 
 _LANGUAGES = {"cmn": "zh", "zh-hk": "yue", "zh_hk": "yue", "nan-tw": "nan", "iw": "he", "nb": "no", "nn-no": "no"}
-_ENGLISH_NAMES = {"english": "en", "chinese": "zh", "mandarin": "zh", "cantonese": "yue", "german": "de",
-                  "french": "fr", "spanish": "es", "italian": "it", "japanese": "ja", "korean": "ko"}  # fmt: skip
+_ENGLISH_NAMES = {name.lower(): code for code, name in LANGUAGES.items()} | {"mandarin": "zh"}
 
 
 def language_code(code: str) -> str:

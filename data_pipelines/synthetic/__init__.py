@@ -1,1 +1,1 @@
-"""Data that are made: speech, notes, rooms and noise, new sentences, spoken questions, preference pairs by rule."""
+"""Data that are made: speech in synthetic voices, rooms and noise, and the words of preference pairs."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from data_pipelines.clips.clip import SAMPLE_RATE
 from data_pipelines.clips.picks import draw
+from qa_train.data.audio.waveform import SAMPLE_RATE
 
 # Share of the loudest 20 ms frames by which the level of a recording is judged: pauses do not count.
 _ACTIVE_SHARE = 0.5

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from data_pipelines.clips.clip import SAMPLE_RATE
 from data_pipelines.clips.picks import draw, pick
+from qa_train.data.audio.waveform import SAMPLE_RATE
 
 # File names of espeak-ng's English accents and of its speaker variants. The held-out ones are voices
 # for tests: no training utterance uses them, so a test voice is new in accent and in timbre.

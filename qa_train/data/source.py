@@ -27,7 +27,7 @@ from qa_train.data.shards.token_counts import CountReader
 from qa_train.data.text.counting import UNQUALIFIED, TokenCounts, Use
 from qa_train.data.text.prompts import CHAT, PromptBank, Unqualified
 from qa_train.data.text.sample import Sample
-from qa_train.data.text.template import Outline, measure, outline, outline_answers, outline_prompt
+from qa_train.data.text.template import Outline, measure, outline_documents
 from qa_train.utils import draws
 from qa_train.utils.masking import name_of
 
@@ -226,10 +226,8 @@ class Source:
             sample = self._sample(record, key, epoch)
         except Unqualified:
             return UNQUALIFIED
-        if self.pairs:
-            prompt = outline_prompt(sample, self.tokenizer, clips)
-            return [prompt + answer for answer in outline_answers(sample, self.tokenizer)], clips
-        return [outline(sample, self.tokenizer, clips, last_turn_only=self.cfg.last_turn_only)], clips
+        last_turn_only = self.cfg.last_turn_only
+        return outline_documents(sample, self.tokenizer, clips, pair=self.pairs, last_turn_only=last_turn_only), clips
 
     def _sample(self, record: dict[str, Any], key: str, epoch: int) -> Sample:
         return self.bank.sample(record, self.cfg.task, self.cfg.template, key, self.seed, epoch, pair=self.pairs)

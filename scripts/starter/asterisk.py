@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.clips.clip import SAMPLE_RATE, Clip
-from data_pipelines.clips.spoken_text import spoken
+from scripts.quickstart_data.clip import SAMPLE_RATE, Clip
+from scripts.quickstart_data.spoken_text import spoken
 
 # language -> (folder of the recordings, licence)
 LANGUAGES = {

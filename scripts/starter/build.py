@@ -21,11 +21,11 @@ from pathlib import Path
 
 import soundfile
 
-from data_pipelines.clips.clip import SAMPLE_RATE, Clip, read_sound_file
-from data_pipelines.clips.spoken_text import TextIndex
-from data_pipelines.synthetic import preferences, voice_chat
-from data_pipelines.synthetic.voice_chat import NUM_HELD_OUT_QUESTIONS, NUM_UNSEEN_VOICE
 from qa_train.data.shards.writer import ShardWriter
+from scripts.quickstart_data import preferences, voice_chat
+from scripts.quickstart_data.clip import SAMPLE_RATE, Clip, read_sound_file
+from scripts.quickstart_data.spoken_text import TextIndex
+from scripts.quickstart_data.voice_chat import NUM_HELD_OUT_QUESTIONS, NUM_UNSEEN_VOICE
 from scripts.starter import asterisk, scratch, sonic_pi, tuxpaint, wordnet
 from scripts.starter import packages as debian
 from scripts.starter.split import clip_texts, hold_out, hold_out_per_class, speech_groups

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
-from data_pipelines.clips.clip import Clip
 from data_pipelines.clips.picks import draw
-from data_pipelines.clips.spoken_text import TextIndex
+from scripts.quickstart_data.clip import Clip
+from scripts.quickstart_data.spoken_text import TextIndex
 
 
 class _Joined:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipelines.clips.clip import Clip, read_sound_file
+from scripts.quickstart_data.clip import Clip, read_sound_file
 
 PACKAGES = ("tuxpaint-stamps-default",)
 

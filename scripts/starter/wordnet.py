@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from data_pipelines.clips.picks import draw
-from data_pipelines.clips.spoken_text import TextIndex, spoken
+from scripts.quickstart_data.spoken_text import TextIndex, spoken
 
 PACKAGES = ("wordnet-base",)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from data_pipelines.clips.read_shards import file_digest, read_shard
+from data_pipelines.clips.read_shards import file_digest
 from data_pipelines.importers import ImportConfig, import_corpus
 from data_pipelines.importing import import_shard
 from data_pipelines.importing.catalogue import corpus_of
@@ -26,6 +26,7 @@ from qa_train.data.tools.clean import clean
 from qa_train.data.tools.stats import stats
 from qa_train.data.tools.validate import validate
 from qa_train.data.tools.view import describe_shard
+from scripts.quickstart_data.clip import read_shard
 from tests.data_pipelines.corpora.foreign_cases import SETS
 from tests.data_pipelines.corpora.made_up import audio_cell, tone
 

@@ -10,14 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines import quickstart
-from data_pipelines.clips.clip import Clip
-from data_pipelines.clips.make_shards import write_shard
-from data_pipelines.clips.read_shards import read_shard
-from data_pipelines.clips.spoken_text import TextIndex
-from data_pipelines.synthetic import preferences, recombine, voice_chat
 from data_pipelines.synthetic.synth import HELD_OUT_ACCENTS
 from qa_train.data.shards.index import load_index
+from scripts.quickstart_data import build as quickstart
+from scripts.quickstart_data import preferences, recombine, voice_chat
+from scripts.quickstart_data.clip import Clip, read_shard, write_shard
+from scripts.quickstart_data.spoken_text import TextIndex
 
 STARTER = Path(__file__).parents[2] / "data/starter"
 
@@ -84,7 +82,7 @@ def test_walking_and_joining_keep_off_held_out_texts() -> None:
 def test_facts_are_text_only_and_never_held_out(small: tuple[Path, Path]) -> None:
     _, out = small
     records = [json.loads(meta) for meta in load_index(str(out / "facts-train.tar")).table["meta"].to_pylist()]
-    held_out = {question.spoken for question in voice_chat.split(quickstart.NUM_HELD_OUT_QUESTIONS)[1]}
+    held_out = {question.spoken for question in voice_chat.split(voice_chat.NUM_HELD_OUT_QUESTIONS)[1]}
     assert len(records) > 1000
     assert all(record["audios"] == [] for record in records)
     assert not held_out & {record["messages"][0]["content"] for record in records}

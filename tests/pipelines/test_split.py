@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_pipelines.clips.clip import Clip
 from data_pipelines.clips.picks import draw
+from scripts.quickstart_data.clip import Clip
 from scripts.starter.split import hold_out, hold_out_per_class, speech_groups
 
 

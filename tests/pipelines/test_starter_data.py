@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.clips.read_shards import read_shard
-from data_pipelines.clips.spoken_text import TextIndex, spoken
-from data_pipelines.synthetic import voice_chat
 from qa_train.data.shards.index import load_index
+from scripts.quickstart_data import voice_chat
+from scripts.quickstart_data.clip import read_shard
+from scripts.quickstart_data.spoken_text import TextIndex, spoken
 
 STARTER = Path(__file__).parents[2] / "data/starter"
 SHARDS = sorted(path.stem for path in STARTER.glob("*.tar"))

@@ -8,10 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines import quickstart
-from data_pipelines.clips.make_shards import Job, make
-from data_pipelines.clips.read_shards import read_shard
-from data_pipelines.synthetic import notes
+from data_pipelines.clips.make_shards import make
 from data_pipelines.synthetic.synth import (
     HELD_OUT_ACCENTS,
     HELD_OUT_VARIANTS,
@@ -22,6 +19,9 @@ from data_pipelines.synthetic.synth import (
     draw_voice,
 )
 from qa_train.jobs.executor import Engine
+from scripts.quickstart_data import build as quickstart
+from scripts.quickstart_data import notes
+from scripts.quickstart_data.clip import ClipJob, read_shard
 
 TEXTS = [f"this is sentence {word}" for word in ["one", "two", "three", "four", "five", "six", "seven", "eight"]]
 
@@ -50,9 +50,10 @@ def test_every_voice_exists_and_speaks() -> None:
             engine.speak("hello", Voice(missing, 160, 50, 50))
 
 
-def jobs(folder: Path) -> list[Job]:
+def jobs(folder: Path) -> list[ClipJob]:
     return [
-        Job(folder / f"asr-{i}.tar", quickstart.speak_sentences, (TEXTS[i::2], "train", 3, 100 * i), 4) for i in (0, 1)
+        ClipJob(folder / f"asr-{i}.tar", quickstart.speak_sentences, (TEXTS[i::2], "train", 3, 100 * i), 4)
+        for i in (0, 1)
     ]
 
 

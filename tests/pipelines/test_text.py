@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from data_pipelines.clips.spoken_text import TextIndex, spoken
+from scripts.quickstart_data.spoken_text import TextIndex, spoken
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from data_pipelines.clips.spoken_text import TextIndex, spoken
-from data_pipelines.synthetic import voice_chat
+from scripts.quickstart_data import voice_chat
+from scripts.quickstart_data.spoken_text import TextIndex, spoken
 
 NUMBER = {word: i for i, word in enumerate(voice_chat.NUMBERS)}
 

@@ -44,7 +44,7 @@ def _energon(request: Request) -> Found:
                     try:
                         row = row_of(file, key, group)
                         row = {field: _value(row, accesses) for field, accesses in fields.items()} or row
-                        columns = mapping({n: c for n, c in request.columns.items() if n != "audio"}, row)
+                        columns = mapping(request.fields, row)
                         record = record_of(row, columns)
                         clip = clip_of(key, group, _audio(fields, request))
                     except ValueError as error:

@@ -159,11 +159,8 @@ class RowReader:
                 reason = getattr(error, "reason", "bad record")
                 yield Drop(name, "bad line" if reason == "bad record" else reason, f"{listed}, {where}: {error}")
                 continue
-            if "split" not in record:
-                self._request.without_split(listed)
-            if record.pop("split", self._request.published_split) != self._request.published_split:
-                continue
-            yield Item(name, audio, record)
+            if self._request.takes(record, listed):
+                yield Item(name, audio, record)
 
     def _record(self, row: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[Any, float, float | None]]]:
         """The record of a row, and (source, start, end) of its clips, in seconds."""

@@ -62,7 +62,7 @@ def _mosaic(request: Request) -> Found:
                     name = f"{number:08d}"
                     try:
                         row, clip = _sample(file, shard, begin, end, audio)
-                        columns = mapping({n: c for n, c in request.columns.items() if n != "audio"}, row)
+                        columns = mapping(request.fields, row)
                         columns.pop("audio", None)
                         record = record_of(row, columns)
                         name = str(cell_at(row, columns["key"])) if "key" in columns else name
@@ -70,7 +70,7 @@ def _mosaic(request: Request) -> Found:
                         yield Drop(name, getattr(error, "reason", "bad record"), f"{shard.path}, byte {begin}: {error}")
                         continue
                     left.update(n for n in untaken(columns, row) if n != audio)
-                    if record.pop("split", request.published_split) == request.published_split:
+                    if request.takes(record):
                         place = Recording(str(shard.path), offset=clip[0], size=clip[1], packed=shard.packed)
                         yield Item(name, (place,), record)
     note_untaken(request, left)

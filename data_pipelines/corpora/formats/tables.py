@@ -176,11 +176,10 @@ def _huggingface(request: Request) -> Found:
     schema = TableFile(files[0], request.storage).schema
     audio = audio_column(schema, request.columns.get("audio"))
     others = [name for name in schema.names if name != audio]
-    given = {name: column for name, column in request.columns.items() if name != "audio"}
-    if not given and is_chat(dict.fromkeys(others, "")):
+    if not request.fields and is_chat(dict.fromkeys(others, "")):
         yield from _chats(request, files, audio, others)
         return
-    columns = mapping(given, others)
+    columns = mapping(request.fields, others)
     columns.pop("audio", None)
     classes = class_names(schema)
     read = sorted({column.split(".")[0] for column in columns.values()})

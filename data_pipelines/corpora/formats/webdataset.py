@@ -33,7 +33,7 @@ def _webdataset(request: Request) -> Found:
         name = f"{Path(without_query(path)).stem}-{key}"
         try:
             row = row_of(file, key, group)
-            columns = mapping({n: c for n, c in request.columns.items() if n != "audio"}, row)
+            columns = mapping(request.fields, row)
             record = record_of(row, columns)
             clip = clip_of(key, group, request.columns.get("audio"))
         except ValueError as error:
@@ -41,9 +41,7 @@ def _webdataset(request: Request) -> Found:
             yield Drop(name, reason, f"{masked(path)}, {key}: {error}")
             continue
         left.update(untaken(columns, row))
-        if "split" not in record:
-            request.without_split(path)
-        if record.pop("split", request.published_split) == request.published_split:
+        if request.takes(record, path):
             place = Recording(path, member=clip.name, offset=clip.offset, size=clip.size)
             if isinstance(file, io.BytesIO):
                 # Without the signature of the address, which changes.

@@ -90,11 +90,6 @@ class Window:
         """Samples that fit in no batch."""
         return _refs(self.long)
 
-    @property
-    def tokens(self) -> int:
-        """Tokens of all batches."""
-        return int(self.batch_tokens.sum())
-
 
 def _refs(samples: Ints) -> list[SampleRef]:
     return [SampleRef(*values) for values in samples.tolist()]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from qa_train.data.text.prompts import CHAT, PromptBank, Question, Unqualified
 from qa_train.data.text.records import same_answers
 from qa_train.data.text.sample import Message, Sample, TextPart
-from qa_train.data.text.template import Outline, measure, outline, outline_answers, outline_prompt
+from qa_train.data.text.template import Outline, measure, outline_answers, outline_documents, outline_prompt
 
 Ints = NDArray[np.int64]
 
@@ -152,10 +152,8 @@ def _outlines(
     if use.task == CHAT:
         sample = use.bank.sample(record, CHAT, use.template, "", 0, 0, pair=use.pairs)
         silence = [0] * sample.num_clips
-        if not use.pairs:
-            return [outline(sample, use.tokenizer, silence, last_turn_only=use.last_turn_only)], None
-        prompt = outline_prompt(sample, use.tokenizer, silence)
-        return [prompt + answer for answer in outline_answers(sample, use.tokenizer)], None
+        made = outline_documents(sample, use.tokenizer, silence, pair=use.pairs, last_turn_only=use.last_turn_only)
+        return made, None
     question = use.bank.question(record, use.task, pair=use.pairs)
     asks = question.asks()
     if asks not in known and asks not in new:

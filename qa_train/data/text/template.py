@@ -87,6 +87,16 @@ def outline_prompt(sample: Sample, tokenizer: Any, clip_tokens: list[int]) -> Ou
     return row.finish()
 
 
+def outline_documents(
+    sample: Sample, tokenizer: Any, clip_tokens: list[int], *, pair: bool, last_turn_only: bool = False
+) -> list[Outline]:
+    """The texts that a sample is trained on: one, or the two of a pair, each with its prompt; for `measure`."""
+    if not pair:
+        return [outline(sample, tokenizer, clip_tokens, last_turn_only=last_turn_only)]
+    prompt = outline_prompt(sample, tokenizer, clip_tokens)
+    return [prompt + answer for answer in outline_answers(sample, tokenizer)]
+
+
 def encode_pair(sample: Sample, tokenizer: Any, clip_tokens: list[int]) -> tuple[list[int], list[int], list[int]]:
     """Prompt, chosen and rejected token ids of a preference pair; answers end with the eos token."""
     made = outline_prompt(sample, tokenizer, clip_tokens), *outline_answers(sample, tokenizer)

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.clips.read_shards import read_shard
 from data_pipelines.importers import ImportConfig, import_corpus
 from data_pipelines.importing.blocklist import EVALUATION_ONLY
 from data_pipelines.importing.catalogue import CORPORA, corpus_of, table
@@ -18,6 +17,7 @@ from data_pipelines.importing.import_report import Report
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.text.prompts import CHAT, PromptBank
+from scripts.quickstart_data.clip import read_shard
 from tests.data_pipelines.corpora import foreign_cases
 from tests.data_pipelines.corpora.made_up import Case, tone, write_tree
 from tests.data_pipelines.corpora.test_round_trip import CASES

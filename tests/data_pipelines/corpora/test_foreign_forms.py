@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines.clips.read_shards import read_shard
 from data_pipelines.corpora.formats.fields import decoded_file
 from data_pipelines.importers import ImportConfig, import_corpus
 from data_pipelines.importing.catalogue import corpus_of
 from data_pipelines.importing.import_report import Report
+from scripts.quickstart_data.clip import read_shard
 from tests.data_pipelines.corpora.foreign_cases import cut
 from tests.data_pipelines.corpora.made_up import heard, pitch_of, tone, write_tree
 

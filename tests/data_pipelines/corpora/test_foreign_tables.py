@@ -156,6 +156,9 @@ def test_names_of_columns_that_everybody_uses() -> None:
             assert record_of(row, columns) == {"text": "one", "language": "de", "speaker": "7"}
     with pytest.raises(ValueError, match="'label' must be text, found bool"):
         record_of({"label": True}, {"label": "label"})
+    codes = {"Mandarin": "zh", "Portuguese": "pt", "zh-HK": "yue", "cmn_hans_cn": "zh", "tlh": "tlh"}
+    for said, code in codes.items():
+        assert record_of({"text": "one", "lang": said}, mapping({}, ("text", "lang")))["language"] == code
     # A name of our own comes first.
     assert mapping({}, ["path", "audio", "text", "sentence"]) == {"audio": "audio", "text": "text"}
     with pytest.raises(ValueError, match=r"e\.g\. columns\.text=who"):

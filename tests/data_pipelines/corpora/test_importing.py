@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines.clips.read_shards import read_shard
 from data_pipelines.importers import ImportConfig, import_corpus
 from data_pipelines.importing.blocklist import Blocklist
 from data_pipelines.importing.catalogue import corpus_of
@@ -23,6 +22,7 @@ from data_pipelines.importing.import_report import Report
 from qa_train.command_line.command_table import run as command
 from qa_train.data.shards.index import load_index
 from qa_train.data.stores.folders import companion, open_folder
+from scripts.quickstart_data.clip import read_shard
 from tests.data_pipelines.corpora.foreign_cases import cut
 from tests.data_pipelines.corpora.made_up import SECONDS, Case, audio_cell, heard, table_bytes, tone, write_tree
 from tests.data_pipelines.corpora.sound_cases import AUDIOSET, CLOTHO, GTZAN, MUSICCAPS

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.clips.read_shards import read_shard
 from data_pipelines.importers import ImportConfig, import_corpus
 from data_pipelines.importing.catalogue import CORPORA, corpus_of
 from qa_train.data.shards.index import load_index
+from scripts.quickstart_data.clip import read_shard
 from tests.data_pipelines.corpora import foreign_cases, sound_cases, speech_cases
 from tests.data_pipelines.corpora.made_up import SECONDS, Case, heard, pitch_of, write_tree
 

@@ -13,9 +13,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from data_pipelines.clips.clip import SAMPLE_RATE, Clip
 from data_pipelines.clips.picks import draw, pick
-from data_pipelines.clips.spoken_text import TextIndex
+from scripts.quickstart_data.clip import SAMPLE_RATE, Clip
+from scripts.quickstart_data.spoken_text import TextIndex
 
 MIN_WORDS, MAX_WORDS = 3, 12
 MAX_JOINED_S = 6.0

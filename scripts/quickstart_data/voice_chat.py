@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data_pipelines.clips.picks import draw
-from data_pipelines.clips.spoken_text import TextIndex
+from scripts.quickstart_data.spoken_text import TextIndex
 
 NUMBERS = [
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.clips.clip import SAMPLE_RATE, Clip
 from data_pipelines.clips.picks import between, draw
+from scripts.quickstart_data.clip import SAMPLE_RATE, Clip
 
 # label -> General MIDI programs (counted from 0) that people would call by that name
 INSTRUMENTS = {

@@ -1,11 +1,11 @@
-"""Makes the synthetic data of the quickstart on the spot: ``python -m data_pipelines.quickstart --out DIR``.
+"""Makes the synthetic data of the quickstart on the spot: ``python -m scripts.quickstart_data.build --out DIR``.
 
 | shards          | content                                                                             |
 |-----------------|-------------------------------------------------------------------------------------|
 | asr-train-*     | English sentences in many synthetic voices                                          |
 | asr-test        | held-out sentences in held-out synthetic voices                                     |
 | domain-train-*  | the recorded English training texts again, and new ones made of their words         |
-|                 | (`data_pipelines.synthetic.recombine`), in synthetic voices                              |
+|                 | (`recombine`), in synthetic voices                                                  |
 | joined-train    | real English training prompts joined end to end                                     |
 | speed-train     | the real English training prompts, slower and faster                                |
 | chat-train-*    | spoken questions with written answers                                               |
@@ -14,7 +14,7 @@
 | notes-train, notes-test | notes of General MIDI instruments; unseen pairs of program and pitch in the test |
 | denial-train    | sounds without speech, asked for their words                                        |
 | dpo-facts       | spoken questions with the right reply and a wrong one                               |
-| dpo-train, dpo-test | preference pairs made by rule (`data_pipelines.synthetic.preferences`)               |
+| dpo-train, dpo-test | preference pairs made by rule (`preferences`)                                   |
 
 Shards are FLAC. Made in parallel, a shard at a time; run again, only what is missing is made.
 """
@@ -33,16 +33,15 @@ from typing import Any
 import soxr
 
 from data_pipelines.chat_shards import in_parts
-from data_pipelines.clips.clip import NO_SOUND, SAMPLE_RATE, Clip
 from data_pipelines.clips.make_shards import Job, make
 from data_pipelines.clips.picks import draw, pick
-from data_pipelines.clips.read_shards import read_shard
-from data_pipelines.clips.spoken_text import TextIndex
-from data_pipelines.synthetic import notes, preferences, recombine, voice_chat
 from data_pipelines.synthetic.synth import Espeak, draw_voice
 from qa_train.data.shards.index import load_index
 from qa_train.jobs.executor import Engine
 from qa_train.utils.digests import sha256_of_file
+from scripts.quickstart_data import notes, preferences, recombine, voice_chat
+from scripts.quickstart_data.clip import NO_SOUND, SAMPLE_RATE, Clip, ClipJob, read_shard
+from scripts.quickstart_data.spoken_text import TextIndex
 
 CLIPS_PER_SHARD = 1000
 SPEEDS = (0.89, 1.11)
@@ -148,15 +147,15 @@ def jobs(starter: Path, out: Path, sizes: Sizes) -> list[Job]:
     for split in ("train", "test"):
         shards = [str(starter / f"{kind}-{split}.tar") for kind in ("speech", "sound")]
         digests = [sha256_of_file(Path(shard)) for shard in shards]
-        pairs.append(Job(out / f"dpo-{split}.tar", preferences.pairs, (shards, digests, split, seed), 500))
+        pairs.append(ClipJob(out / f"dpo-{split}.tar", preferences.pairs, (shards, digests, split, seed), 500))
     return [
         *pairs,
         *_sentence_jobs(starter, out, sizes),
         *_recorded_jobs(starter, out, sizes),
         *_question_jobs(out, sizes),
-        Job(out / "denial-train.tar", deny_speech, (sounds, sha256_of_file(Path(sounds)), seed), 200),
-        Job(out / "notes-train.tar", render_notes, (train_notes, "train", seed), len(train_notes)),
-        Job(out / "notes-test.tar", render_notes, (test_notes, "test", seed), len(test_notes)),
+        ClipJob(out / "denial-train.tar", deny_speech, (sounds, sha256_of_file(Path(sounds)), seed), 200),
+        ClipJob(out / "notes-train.tar", render_notes, (train_notes, "train", seed), len(train_notes)),
+        ClipJob(out / "notes-test.tar", render_notes, (test_notes, "test", seed), len(test_notes)),
     ]
 
 
@@ -170,7 +169,7 @@ def _sentence_jobs(starter: Path, out: Path, sizes: Sizes) -> list[Job]:
     test = _lines(starter, "synthetic-test")
     return [
         *_in_shards(out, "asr", speak_sentences, sentences, seed),
-        Job(out / "asr-test.tar", speak_sentences, (test, "test", seed, 0), len(test)),
+        ClipJob(out / "asr-test.tar", speak_sentences, (test, "test", seed, 0), len(test)),
     ]
 
 
@@ -184,8 +183,8 @@ def _recorded_jobs(starter: Path, out: Path, sizes: Sizes) -> list[Job]:
     num_joined, source = sizes.num_domain // 2, (str(real), sha256_of_file(real))
     return [
         *_in_shards(out, "domain", speak_sentences, domain, seed),
-        Job(out / "joined-train.tar", join_recordings, (*source, num_joined, unsaid, seed), num_joined),
-        Job(out / "speed-train.tar", change_speed, (*source, list(SPEEDS)), 1000),
+        ClipJob(out / "joined-train.tar", join_recordings, (*source, num_joined, unsaid, seed), num_joined),
+        ClipJob(out / "speed-train.tar", change_speed, (*source, list(SPEEDS)), 1000),
     ]
 
 
@@ -199,15 +198,15 @@ def _question_jobs(out: Path, sizes: Sizes) -> list[Job]:
     facts = [asdict(question) for question in train if question.family not in voice_chat.COMMANDS]
     return [
         *_in_shards(out, "chat", speak_questions, questions, seed),
-        Job(out / "chat-test.tar", speak_questions, (test, "test", seed, 0), len(test)),
-        Job(out / "dpo-facts.tar", speak_pairs, (pairs, seed), len(pairs)),
-        Job(out / "facts-train.tar", type_questions, (facts,), len(facts)),
+        ClipJob(out / "chat-test.tar", speak_questions, (test, "test", seed, 0), len(test)),
+        ClipJob(out / "dpo-facts.tar", speak_pairs, (pairs, seed), len(pairs)),
+        ClipJob(out / "facts-train.tar", type_questions, (facts,), len(facts)),
     ]
 
 
 def _in_shards(out: Path, name: str, maker: Callable[..., Any], items: list[Any], seed: int) -> list[Job]:
     return [
-        Job(out / f"{name}-train-{i:05d}.tar", maker, (part, "train", seed, i * CLIPS_PER_SHARD), len(part))
+        ClipJob(out / f"{name}-train-{i:05d}.tar", maker, (part, "train", seed, i * CLIPS_PER_SHARD), len(part))
         for i, part in enumerate(in_parts(items, CLIPS_PER_SHARD))
     ]
 
@@ -229,7 +228,7 @@ def build(starter: Path, out: Path, sizes: Sizes, num_workers: int | None = None
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m data_pipelines.quickstart", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m scripts.quickstart_data.build", description=__doc__.split("\n")[0])
     parser.add_argument("--starter", type=Path, default=Path("data/starter"))
     parser.add_argument("--out", type=Path, required=True)
     for each in fields(Sizes):
