@@ -24,7 +24,7 @@ import time
 from dataclasses import asdict, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -37,6 +37,8 @@ from qa_train.train.job.owner import Owned, own
 from qa_train.utils.atomic import write_json, write_text
 from qa_train.utils.masking import masked_values, masked_words
 from qa_train.utils.safe_yaml import read_yaml
+
+T = TypeVar("T", dict[str, Any], list[Any])
 
 # Changing these in mid-run would silently make another run of it.
 _PINNED_SECTIONS = ("stage", "model", "data", "trainer", *(kind.section for kind in STAGES.values() if kind.section))
@@ -71,13 +73,12 @@ class RunFolder:
 
     def finished_steps(self) -> int | None:
         """The number of steps of a run that came to its end, or None."""
-        path = self.dir / "finished.json"
-        return int(json.loads(path.read_text())["steps"]) if path.is_file() else None
+        steps = read_stored(self.dir / "finished.json", dict).get("steps")
+        return steps if isinstance(steps, int) else None
 
     def steps_of(self, epochs: float) -> int:
         """The steps that the run counted for at least so many epochs when it started; more than any without."""
-        path = self.dir / "config.yaml"
-        stored = read_yaml(path)["trainer"] if path.is_file() else {}
+        stored = read_stored(self.dir / "config.yaml", dict).get("trainer") or {}
         return int(stored["max_steps"]) if (stored.get("epochs") or 0) >= epochs else sys.maxsize
 
     def take(self, steps: int) -> int | None:
@@ -101,17 +102,18 @@ class RunFolder:
 
     def _take(self, steps: int) -> tuple[int | None, str | None, str | None]:
         """Steps of a finished run, who owns it, and why it cannot be owned, as words that travel to the other ranks."""
-        done = self.finished_steps()
-        if done is not None and done >= steps:
-            return done, None, None
         try:
-            own(self.dir)
+            done = self.finished_steps()
+            if done is None or done < steps:
+                own(self.dir)
+                # The start that this one waited for may have finished the run.
+                done = self.finished_steps()
         except Owned as error:
             return None, str(error), None
         except OSError as error:
             return None, None, self._unwritable(error)
-        # The start that this one waited for may have finished the run.
-        done = self.finished_steps()
+        except ValueError as error:
+            return None, None, str(error)
         return (done if done is not None and done >= steps else None), None, None
 
     def start(self) -> Path | None:
@@ -153,7 +155,7 @@ class RunFolder:
         # Until the first checkpoint settings may change: they may be what had to be corrected.
         bound = resume is not None or self.finished_steps() is not None
         if bound and previous.is_file() and not self._cfg.run.allow_config_change:
-            self._compare(read_yaml(previous))
+            self._compare(read_stored(previous, dict))
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         if not os.access(self.dir, os.W_OK):
             raise PermissionError("no write access")
@@ -171,7 +173,7 @@ class RunFolder:
         own(self.dir).check()
         # A finished run that is extended is unfinished again.
         (self.dir / "finished.json").unlink(missing_ok=True)
-        write_text(self.dir / "config.yaml", yaml.safe_dump(written(self._cfg), sort_keys=False))
+        write_text(self.dir / "config.yaml", yaml.safe_dump(written(self._cfg), sort_keys=False), durable=True)
         self._record_start(resume)
 
     def _refuse_to_lose_a_run(self) -> None:
@@ -191,8 +193,7 @@ class RunFolder:
 
     def other_settings(self) -> str:
         """How a finished run differs from the requested one, as text; ValueError for another stage."""
-        path = self.dir / "config.yaml"
-        previous = read_yaml(path) if path.is_file() else {}
+        previous = read_stored(self.dir / "config.yaml", dict)
         if (stage := previous.get("stage", self._cfg.stage)) != self._cfg.stage:
             raise ValueError(f"{self.dir} holds a finished {stage} run: choose another run.dir for {self._cfg.stage}")
         keys = ", ".join(self._changed(previous)) if previous else ""
@@ -227,12 +228,31 @@ class RunFolder:
 
     def _starts(self) -> list[dict[str, Any]]:
         """Every start of environment.json, the newest last."""
-        path = self.dir / "environment.json"
-        return list(json.loads(path.read_text())) if path.is_file() else []
+        return read_stored(self.dir / "environment.json", list)
 
     def _record_start(self, resume: Path | None) -> None:
         told = {"resumed_from": resume.name if resume else None, "environment": digests(self._cfg, {})}
         write_json(self.dir / "environment.json", [*self._starts(), {**environment(), **told}], durable=True)
+
+
+def read_stored(path: Path, kind: type[T]) -> T:
+    """What a JSON or YAML file of a run folder holds; an empty ``kind`` if the file is not there.
+
+    Raises:
+        ValueError: the file is damaged, or holds something else; the message tells what to do.
+    """
+    if not path.exists():
+        return kind()
+    try:
+        found = read_yaml(path) if path.suffix == ".yaml" else json.loads(path.read_text(encoding="utf-8"))
+        reason = f"it holds {type(found).__name__}, expected {kind.__name__}"
+        if isinstance(found, kind):
+            return found
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+    raise ValueError(
+        f"{path} is damaged ({reason}): restore it, or delete it; the same command then continues without what it tells"
+    )
 
 
 def _same(value: Any) -> Any:
@@ -249,8 +269,8 @@ def _filled(section: str, values: dict[str, Any]) -> dict[str, Any]:
     for path, kind in BY_NAME.items():
         owner, _, key = path.partition(".")
         if owner == section:
-            default = asdict(kind())
-            values = {**values, key: {name: {**default, **entry} for name, entry in values[key].items()}}
+            default, named = asdict(kind()), values[key] if isinstance(values[key], dict) else {}
+            values = {**values, key: {name: {**default, **(entry or {})} for name, entry in named.items()}}
     return values
 
 
