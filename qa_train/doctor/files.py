@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -75,6 +74,7 @@ def examine_run(source: str) -> Iterator[Finding]:
     from qa_train.report.runs import Steps
     from qa_train.train.job.checkpoints import list_folders
     from qa_train.train.job.checkpoints import problem as fault
+    from qa_train.train.job.run import read_run_file
 
     folder = Path(source)
     if not (folder / "config.yaml").is_file():
@@ -101,8 +101,15 @@ def examine_run(source: str) -> Iterator[Finding]:
             yield note("checkpoint", f"{each.name} is not usable: {reason}", "nothing to do: resuming skips it")
         elif whole is None:
             whole = each
-    if (folder / "finished.json").is_file():
-        yield ok("run", f"finished after {json.loads((folder / 'finished.json').read_text())['steps']} steps")
+    try:
+        read_run_file(folder / "config.yaml", dict)
+        read_run_file(folder / "environment.json", list)
+        finished = read_run_file(folder / "finished.json", dict)
+    except ValueError as error:
+        yield problem("run", str(error), "see there")
+        return
+    if finished:
+        yield ok("run", f"finished after {finished.get('steps')} steps")
     elif whole is None:
         yield note("run", "no complete checkpoint", "the same command starts it from the beginning")
     else:

@@ -8,8 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from qa_train.config import DataConfig, RunConfig, SourceConfig, StageConfig, TrainerConfig
+from qa_train.doctor.files import examine_run
 from qa_train.train.job import checkpoints
 from qa_train.train.job.run import RunFolder
 from qa_train.train.numbers.metrics import MetricsWriter
@@ -102,6 +104,33 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew_unasked(tmp
     (run.checkpoints / "checkpoint-2" / "rng_state.pth").write_bytes(b"foreign")
     with pytest.raises(ValueError, match=r"checkpoint-2: rng_state.pth is not in its manifest.*delete them all"):
         RunFolder(config(tmp_path), is_main=True).start()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "environment.json", "finished.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\0\0", b"\xff", b"null", b"'"])
+def test_a_damaged_file_of_the_run_is_named(name: str, content: bytes, tmp_path: Path) -> None:
+    run = RunFolder(config(tmp_path), is_main=True)
+    begin(run)
+    save(run)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is damaged .*: restore it, or delete it"):
+        run.take(100)
+        begin(run)
+    (found,) = [each for each in examine_run(str(tmp_path)) if each.state == "problem"]
+    assert f"{name} is damaged" in found.found
+    (tmp_path / name).unlink()
+    assert begin(run) == run.checkpoints / "checkpoint-2"
+
+
+def test_settings_that_are_cut_are_other_settings(tmp_path: Path) -> None:
+    run = RunFolder(config(tmp_path), is_main=True)
+    begin(run)
+    save(run)
+    stored = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    stored["data"]["sources"] = {"a": None}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored))
+    with pytest.raises(ValueError, match=r"data\.sources differ from its config.yaml"):
+        run.start()
 
 
 def test_storage_that_cannot_be_written_is_named(tmp_path: Path) -> None:

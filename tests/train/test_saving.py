@@ -117,14 +117,38 @@ def test_metrics_do_not_begin_again_in_the_middle_of_a_run(tmp_path: Path) -> No
     assert not writer.path.exists()
 
 
+def test_records_that_a_resumed_run_does_not_find_are_missed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    writer = MetricsWriter(tmp_path / "metrics.jsonl", is_main=True)
+    for step in (1, 2, 3, 4):
+        writer.write(step, {"loss": 4.0})
+    writer.rewind(3)
+    assert not caplog.text
+    first, second, third = writer.path.read_bytes().splitlines(keepends=True)
+    writer.path.write_bytes(first + b"\xff" + second[1:] + third[:5])
+    writer.rewind(3)
+    assert "metrics.jsonl has no record of 2 of the 3 steps so far (the first: 2)" in caplog.text
+    assert writer.path.read_bytes() == first
+    writer.path.unlink()
+    writer.rewind(3)
+    assert "no record of 3 of the 3" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "RUN: No space left on device .*checkpoint-2 is the newest"),
         (OSError(errno.EDQUOT, "Disk quota exceeded", "/elsewhere/cache"), "/elsewhere/cache: Disk quota exceeded"),
+        (OSError(errno.ENOSPC, "No space left on device"), "make room"),
         (OSError(errno.ENOENT, "No such file or directory", "RUN/metrics.jsonl"), "RUN/metrics.jsonl: No such file"),
+        (
+            OSError(errno.EROFS, "Read-only file system", "RUN/data.txt"),
+            "RUN/data.txt: Read-only file system. .*correct",
+        ),
         (OSError(errno.EMFILE, "Too many open files", "RUN/data.txt"), "RUN/data.txt: Too many open files"),
-        (PermissionError(errno.EACCES, "Permission denied", "RUN/data.txt"), "RUN/data.txt: Permission denied"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "RUN/data.txt"),
+            "data.txt: Permission denied. .*correct that",
+        ),
     ],
 )
 def test_a_run_folder_that_fails_is_explained(error: OSError, told: str, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from qa_train.config import StageConfig
 from qa_train.model.precision import bfloat16_speed, native_bfloat16
 from qa_train.train.job import checkpoints
 from qa_train.train.job.distributed import is_main
+from qa_train.train.job.run import read_run_file
 from qa_train.utils.process import INHERITED
-from qa_train.utils.safe_yaml import read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -97,5 +97,5 @@ def _pinned(folder: Path) -> bool | None:
         checkpoints.problem(each) for each in checkpoints.list_folders(folder / "checkpoints")
     ):
         return None
-    trainer: Any = (read_yaml(path) or {}).get("trainer") or {}
+    trainer: Any = read_run_file(path, dict).get("trainer") or {}
     return trainer["bf16"] if isinstance(trainer.get("bf16"), bool) else None

@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -39,6 +39,8 @@ from qa_train.train.job.owner import own
 from qa_train.utils.atomic import write_json, write_text
 from qa_train.utils.masking import masked_values, masked_words
 from qa_train.utils.safe_yaml import read_yaml
+
+T = TypeVar("T", dict[str, Any], list[Any])
 
 # Changing these in mid-run would silently make another run of it.
 _PINNED_SECTIONS = ("stage", "model", "data", "trainer", *(kind.section for kind in STAGES.values() if kind.section))
@@ -73,12 +75,12 @@ class RunFolder:
 
     def finished_steps(self) -> int | None:
         """The number of steps of a run that came to its end, or None."""
-        path = self.dir / "finished.json"
-        return int(json.loads(path.read_text())["steps"]) if path.is_file() else None
+        steps = read_run_file(self.dir / "finished.json", dict).get("steps")
+        return steps if isinstance(steps, int) else None
 
     def steps_of(self, epochs: float) -> int:
         """The steps that the run counted for at least so many epochs when it started; more than any without."""
-        stored = self._stored().get("trainer", {})
+        stored = read_run_file(self.dir / "config.yaml", dict).get("trainer") or {}
         return int(stored["max_steps"]) if (stored.get("epochs") or 0) >= epochs else sys.maxsize
 
     def take(self, steps: int) -> int | None:
@@ -139,7 +141,11 @@ class RunFolder:
             self._refuse_to_lose_a_run()
         # Until the first checkpoint settings may change: they may be what had to be corrected.
         bound = resume is not None or self.finished_steps() is not None
-        if bound and not self._cfg.run.allow_config_change and (previous := self._stored()):
+        if (
+            bound
+            and not self._cfg.run.allow_config_change
+            and (previous := read_run_file(self.dir / "config.yaml", dict))
+        ):
             self._compare(previous)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         if not os.access(self.dir, os.W_OK):
@@ -158,7 +164,7 @@ class RunFolder:
         own(self.dir).check()
         # A finished run that is extended is unfinished again.
         (self.dir / "finished.json").unlink(missing_ok=True)
-        write_text(self.dir / "config.yaml", yaml.safe_dump(written(self._cfg), sort_keys=False))
+        write_text(self.dir / "config.yaml", yaml.safe_dump(written(self._cfg), sort_keys=False), durable=True)
         self._record_start(resume)
 
     def _refuse_to_lose_a_run(self) -> None:
@@ -178,16 +184,11 @@ class RunFolder:
 
     def other_settings(self) -> str:
         """How a finished run differs from the requested one, as text; ValueError for another stage."""
-        previous = self._stored()
+        previous = read_run_file(self.dir / "config.yaml", dict)
         if (stage := previous.get("stage", self._cfg.stage)) != self._cfg.stage:
             raise ValueError(f"{self.dir} holds a finished {stage} run: choose another run.dir for {self._cfg.stage}")
         keys = ", ".join(self._changed(previous)) if previous else ""
         return f" (other values than in its config.yaml are ignored: {keys})" if keys else ""
-
-    def _stored(self) -> dict[str, Any]:
-        """The configuration in the folder; empty without one."""
-        path = self.dir / "config.yaml"
-        return dict(read_yaml(path) or {}) if path.is_file() else {}
 
     def _compare(self, previous: dict[str, Any]) -> None:
         if keys := ", ".join(self._changed(previous)):
@@ -218,12 +219,31 @@ class RunFolder:
 
     def _starts(self) -> list[dict[str, Any]]:
         """Every start of environment.json, the newest last."""
-        path = self.dir / "environment.json"
-        return list(json.loads(path.read_text())) if path.is_file() else []
+        return read_run_file(self.dir / "environment.json", list)
 
     def _record_start(self, resume: Path | None) -> None:
         told = {"resumed_from": resume.name if resume else None, "environment": digests(self._cfg, {})}
         write_json(self.dir / "environment.json", [*self._starts(), {**environment(), **told}], durable=True)
+
+
+def read_run_file(path: Path, kind: type[T]) -> T:
+    """What a JSON or YAML file of a run folder holds; an empty ``kind`` if the file is not there.
+
+    Raises:
+        ValueError: the file is damaged, or holds something else; the message tells what to do.
+    """
+    if not path.exists():
+        return kind()
+    try:
+        found = read_yaml(path) if path.suffix == ".yaml" else json.loads(path.read_text(encoding="utf-8"))
+        reason = f"it holds {type(found).__name__}, expected {kind.__name__}"
+        if isinstance(found, kind):
+            return found
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+    raise ValueError(
+        f"{path} is damaged ({reason}): restore it, or delete it; the same command then continues without it"
+    )
 
 
 def _same(value: Any) -> Any:
@@ -240,8 +260,8 @@ def _filled(section: str, values: dict[str, Any]) -> dict[str, Any]:
     for path, kind in BY_NAME.items():
         owner, _, key = path.partition(".")
         if owner == section:
-            default = asdict(kind())
-            values = {**values, key: {name: {**default, **entry} for name, entry in values[key].items()}}
+            default, named = asdict(kind()), values[key] if isinstance(values[key], dict) else {}
+            values = {**values, key: {name: {**default, **(entry or {})} for name, entry in named.items()}}
     return values
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import sys
@@ -21,6 +22,8 @@ from qa_train.train.numbers.sinks import Sink, numbers_of, open_sinks
 from qa_train.utils.atomic import named, write_text
 from qa_train.utils.progress import bar_width, duration, say
 
+logger = logging.getLogger(__name__)
+
 # After how many steps of a start the run speaks of its time, and after which share of its steps again.
 FIRST_STEPS, SHARE = 3, 0.1
 
@@ -36,12 +39,18 @@ class MetricsWriter:
         self._since_save: list[dict[str, Any]] = []
 
     def rewind(self, step: int) -> None:
-        """Forget every record after ``step``, and a last line that a crash cut short."""
-        if not self.is_main or not self.path.is_file():
+        """Forget every record after ``step``, and lines that cannot be read, as one that a crash cut short."""
+        if not self.is_main:
             return
-        kept = [line for line in self.path.read_text().splitlines() if _step(line) is not None]
-        kept = [line for line in kept if (_step(line) or 0) <= step]
-        write_text(self.path, "".join(line + "\n" for line in kept))
+        lines = self.path.read_text(errors="replace").splitlines() if self.path.exists() else []
+        steps = {line: number for line in lines if (number := _step(line)) is not None and number <= step}
+        if absent := sorted({*range(1, step + 1)} - {*steps.values()}):
+            logger.warning(
+                "%s has no record of %d of the %d steps so far (the first: %d): the run goes on, its curves have a gap",
+                self.path, len(absent), step, absent[0],
+            )  # fmt: skip
+        if lines:
+            write_text(self.path, "".join(line + "\n" for line in lines if line in steps))
 
     def track(self, cfg: StageConfig, config: dict[str, Any], first: int = 0) -> None:
         """Open the sinks of ``tracking.report_to``; ``first``: the step that the run goes on from."""

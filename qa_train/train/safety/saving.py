@@ -16,11 +16,12 @@ from qa_train.config import ReliabilityConfig
 from qa_train.train.job import checkpoints
 from qa_train.train.safety.guards import StopRun
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-_STORAGE = _FULL | {errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EMFILE, errno.ENFILE}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_STORAGE = _FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EMFILE, errno.ENFILE}
 # The libraries' messages for a failed write; they raise RuntimeError or their own error.
-_WORDS = ("No space left", "Disk quota", "Read-only file system", "File too large", "Input/output error",
-          "Too many open files", "PytorchStreamWriter failed", "file write failed", "unexpected pos")  # fmt: skip
+_FULL_WORDS = ("No space left", "Disk quota", "File too large", "PytorchStreamWriter failed", "file write failed",
+               "unexpected pos")  # fmt: skip
+_WORDS = (*_FULL_WORDS, "Read-only file system", "Input/output error", "Too many open files")
 
 
 def written(folder: Path, write: Callable[[], None]) -> None:
@@ -52,9 +53,9 @@ def storage_explained(run: Path) -> Iterator[None]:
         yield
     except OSError as error:
         place = Path(error.filename).absolute() if isinstance(error.filename, str) else None
-        if error.errno not in _FULL and (place is None or not place.is_relative_to(run.absolute())):
+        if error.errno not in {*_FULL, errno.EROFS} and (place is None or not place.is_relative_to(run.absolute())):
             raise
-        told = f"{place or run}: {error.strerror} ({_free(run)} free). {_remedy(run / 'checkpoints')}"
+        told = f"{place or run}: {_told(str(error.strerror), run / 'checkpoints')}"
         if not run.is_dir():
             told = f"run.dir={run} was removed while the run wrote to it: start it again, from the beginning"
         raise StopRun(told) from error
@@ -62,14 +63,16 @@ def storage_explained(run: Path) -> Iterator[None]:
 
 def failure(folder: Path, reason: str) -> str:
     """Advice for a checkpoint that could not be written."""
-    where = folder.parent
-    return f"{folder.name} could not be written to {where}: {reason} ({_free(where)} free). {_remedy(where)}"
+    return f"{folder.name} could not be written to {folder.parent}: {_told(reason, folder.parent)}"
 
 
-def _remedy(root: Path) -> str:
+def _told(reason: str, root: Path) -> str:
     older = checkpoints.newest_complete(root)
     kept = f"{older.name} is the newest complete one and is unchanged" if older else "there is no older checkpoint"
-    return f"{kept}; make room, or lower trainer.keep_checkpoints; the same command then continues"
+    remedy = "correct that"
+    if any(word in reason for word in _FULL_WORDS):
+        reason, remedy = f"{reason} ({_free(root)} free)", "make room, or lower trainer.keep_checkpoints"
+    return f"{reason}. {kept}; {remedy}; the same command then continues"
 
 
 def flush_on_all_ranks(folder: Path, rank: int, ranks: int) -> dict[str, str]:
