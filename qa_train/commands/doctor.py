@@ -28,9 +28,9 @@ class DoctorConfig:
 
 
 def doctor(options: DoctorConfig) -> int:
-    """Examine this machine and the files that are named; every finding comes with what to do.
+    """Check this machine and the given files; every finding says what to do.
 
-    The exit code is 1 when one of them is a problem.
+    The exit code is 1 if there is a problem.
     """
     page = layout()
     problems = notes = 0

@@ -67,7 +67,7 @@ def failure(folder: Path, reason: str) -> str:
 
 def _remedy(root: Path) -> str:
     older = checkpoints.newest_complete(root)
-    kept = f"{older.name} is the newest complete one and is unchanged" if older else "there is no older checkpoint"
+    kept = f"{older.name} is the newest complete one and is unchanged" if older else "There is no older checkpoint"
     return f"{kept}; make room, or lower trainer.keep_checkpoints; the same command then continues"
 
 
