@@ -68,7 +68,7 @@ class MixtureConfig(SpokenConfig):
 
 
 def main(options: MixtureConfig) -> int:
-    """Make clips in which several things are heard, and chats about them.
+    """Make clips with several sounds or speakers, and chats about them.
 
     - over: speech over a sound; asked for the words or for the sound
     - two: two speakers in turn; asked for both, the first or the second

@@ -112,7 +112,7 @@ class Turn:
 
 
 def main(options: RewriteConfig) -> int:
-    """Paraphrase chats with a language model, validate the new words, and keep the old ones where they fail."""
+    """Paraphrase chats with a language model; a turn whose paraphrase fails a check stays unchanged."""
     return rewrite(options)
 
 

@@ -117,8 +117,8 @@ def main(words: list[str], options: ImportConfig) -> int:
       qa-train data import --list      every corpus with its licence and splits
       qa-train data import librispeech path=DIR out=DIR split=train-clean-100
 
-    The same command again makes only what is missing or was made from something else. Bad recordings and lines are
-    counted, named in OUT/NAME-SPLIT.report.json, and stop the import beyond error_budget.
+    The same command again makes only the shards that are missing or whose input has changed. Bad recordings and lines
+    are counted and listed in OUT/NAME-SPLIT.report.json; more than error_budget of them stop the import.
 
     Raises:
         ValueError: no such corpus, or what `import_corpus` refuses.

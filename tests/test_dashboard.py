@@ -105,7 +105,7 @@ def test_the_page_holds_every_run_and_needs_nothing_else(runs: Path, capsys: pyt
     assert "rewards/margins" in [panel["key"] for panel in dpo["groups"][0]["panels"]]
     # The one setting in which two runs of a stage differ; markup in it stays text.
     assert pretrain["differences"] == {"trainer.learning_rate": ["1e-05", "<script>"]}
-    assert "4 run(s)" in capsys.readouterr().out
+    assert "4 runs" in capsys.readouterr().out
 
 
 def test_curves_follow_from_the_metrics(runs: Path) -> None:

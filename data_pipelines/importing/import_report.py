@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from data_pipelines.corpora.base import NOT_OBTAINED, Drop, Item, Request
 from qa_train.data.shards.sidecar import ShardIndex
 from qa_train.data.stores.folders import write_text
+from qa_train.utils.progress import counted
 
 if TYPE_CHECKING:
     from data_pipelines.corpora.tree import Tree
@@ -93,8 +94,9 @@ class Report:
 
     def text(self) -> str:
         """The report for a person."""
-        shards = f"{self.shards} shard{'s' * (self.shards != 1)}"
-        lines = [f"{self.corpus}, {self.split}: {self.made} records, {self.hours:.3f} h in {shards}"]
+        lines = [
+            f"{self.corpus}, {self.split}: {self.made} records, {self.hours:.3f} h in {counted(self.shards, 'shard')}"
+        ]
         lines[0] += f" (licence: {self.license})"
         for reason, count in sorted(self.dropped.items(), key=lambda entry: -entry[1]):
             lines.append(f"  skipped {count}: {reason}, e.g. {self.examples[reason][0]}")

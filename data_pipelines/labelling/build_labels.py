@@ -191,6 +191,6 @@ def _example(asking: Asking, jobs: Sequence[LabelJob]) -> str:
     index = load_index(jobs[0].source, asking.options.storage)
     first = json.loads(index.table["meta"][0].as_py()) if len(index) else {}
     try:
-        return f"asked first: {part_text(asking.question(jobs[0].source, first | asking.options.fields))!r}"
+        return f"first prompt: {part_text(asking.question(jobs[0].source, first | asking.options.fields))!r}"
     except LeftOut as error:
         return f"the first record cannot be asked about: {error}"

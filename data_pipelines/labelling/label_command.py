@@ -12,8 +12,8 @@ def main(options: LabelConfig) -> int:
       qa-train data label shards='raw/*.tar' out=new url=http://HOST:8000/v1 \\
         model=NAME fields.language=de dry_run=true
 
-    The same command again makes only the shards that are missing or were made from something else. What is left out is
-    counted in OUT/label.report.json, and listed beside each shard in SHARD.dropped.jsonl.
+    The same command again makes only the shards that are missing or whose input has changed. Skipped records are
+    counted in OUT/label.report.json, and listed next to each shard in SHARD.dropped.jsonl.
     """
     # Loads torch, which the help does not need.
     from data_pipelines.labelling.build_labels import label

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qa_train.utils.atomic import write_text
+from qa_train.utils.progress import counted
 
 
 @dataclass
@@ -52,7 +53,7 @@ def dashboard(paths: list[str], options: DashboardConfig) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     clips = Clips(out, options.audio_mib)
     write_text(out, page(runs, options.title, clips))
-    print(f"{out}: {len(runs)} run(s)")
+    print(f"{out}: {counted(len(runs), 'run')}")
     if clips.refused:
         shown = ", ".join(clips.refused[:3]) + (" ..." if len(clips.refused) > 3 else "")
         print(f"{len(clips.refused)} clip(s) not shown: no Ogg files inside their run folder: {shown}", file=sys.stderr)

@@ -35,9 +35,8 @@ class IndexOptions(ShardOptions):
 def index(paths: list[str], options: IndexOptions) -> int:
     """Write an index next to every tar of KEY.flac (or another sound file) and KEY.json.
 
-    Tars may be in a store (s3://, gs://), and with out=DIR anywhere; each is read once, and not kept.
-    A damaged tar is reported and gets no index; the others do. The exit code is then 2, also when a shard has no usable
-    record.
+    Tars may be at s3:// or gs://, or with out=DIR at any URL; each is read once and not stored. A damaged tar is
+    reported and not indexed. The exit code is 2 if a tar is damaged or has no usable record.
     """
     from qa_train.data.stores.storage import expand
 
@@ -181,7 +180,7 @@ class TokensOptions(WorkerOptions):
 
 
 def tokens(settings: list[str], options: TokensOptions) -> int:
-    """Count the tokens of a run's records once and for all, so that planning its order only adds them up.
+    """Count the tokens of a run's records in advance, so that planning its sample order is faster.
 
     The counts of a shard are a file next to it for each task and tokenizer. Shards that have theirs are skipped.
     Without them, a run counts while it trains.

@@ -118,7 +118,7 @@ def inspect(paths: list[str], options: StorageOptions) -> int:
 
 
 def validate(paths: list[str], options: ValidateOptions) -> int:
-    """Read all again and name every fault; the exit code is 1 if there is one."""
+    """Read everything and report every fault; the exit code is 1 if there is one."""
     from qa_train.data.stores.storage import expand
     from qa_train.data.tools.validate import validate as check
 
@@ -185,7 +185,7 @@ def sample(paths: list[str], options: SampleOptions) -> int:
 
 
 def clean(paths: list[str], options: CleanOptions) -> int:
-    """Count the records that the filters refuse; with apply=true, take them out of the indexes.
+    """Count the records that the filters reject; apply=true removes them from the indexes.
 
     Shares are between 0 and 1; null switches a filter off.
     """

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from qa_train.config import StorageConfig
 from qa_train.doctor.finding import Finding
+from qa_train.utils.progress import counted
 from qa_train.utils.terminal import layout
 
 
@@ -27,9 +28,9 @@ class DoctorConfig:
 
 
 def doctor(options: DoctorConfig) -> int:
-    """Examine this machine and the files that are named; every finding comes with what to do.
+    """Check this machine and the given files; every finding says what to do.
 
-    The exit code is 1 when one of them is a problem.
+    The exit code is 1 if there is a problem.
     """
     page = layout()
     problems = notes = 0
@@ -37,7 +38,7 @@ def doctor(options: DoctorConfig) -> int:
         print(finding.shown(page), flush=True)
         problems += finding.state == "problem"
         notes += finding.state == "note"
-    print(f"\n{problems} problem(s), {notes} note(s)")
+    print(f"\n{counted(problems, 'problem')}, {counted(notes, 'note')}")
     return 1 if problems else 0
 
 

@@ -30,8 +30,8 @@ def plan(settings: list[str], options: PlanConfig) -> int:
 
       qa-train plan sft gpu=4090 gpus=1 budget_hours=24
 
-    The second compares the ready recipes of a stage: which fit, and how far they come in that time.
-    The exit code is 1 when the run, or every recipe, does not fit the GPUs.
+    The second compares the experiments of a stage: which fit, and how many steps that time allows.
+    The exit code is 1 if the run, or every experiment, does not fit the GPUs.
 
     Raises:
         ValueError: no stage, or wrong options.

@@ -115,7 +115,7 @@ def _time(made: Estimate) -> list[str]:
         f"the run: {cfg.trainer.max_steps:,} steps, {made.wall_hours:,.1f} hours, {made.gpu_hours:,.0f} GPU-hours",
     ]
     if load.planned_per_s is not None:
-        rate = f"one process of each machine plans {load.planned_per_s:,.0f}"
+        rate = f"each machine plans {load.planned_per_s:,.0f}"
         lines.insert(-1, f"  its data: {needed:,.0f} samples/s; {rate}")
         if needed > load.planned_per_s / 2:
             lines.insert(-1, "  -> planning would delay the GPUs: write token counts with qa-train data tokens")

@@ -63,10 +63,10 @@ def declared(cfg: StageConfig, options: PlanConfig) -> Load:
         )
     rows, seconds, absent = records_at_hand(cfg.data)
     hours = {name: each / 3600 for name, each in seconds.items()} | options.hours
-    origin = f"declared: clips of {clip_s:g} s"
+    origin = f"the options: clips of {clip_s:g} s"
     if rows:
         clip_s = sum(seconds.values()) / sum(rows.values())
-        origin = f"{sum(rows.values()):,} available records, {clip_s:.1f} s on average; declared"
+        origin = f"{sum(rows.values()):,} available records, {clip_s:.1f} s on average; from the options"
     load = _load(cfg, clip_s, text_tokens, answer_tokens, 1.0)
     total = load[1] * cfg.trainer.batches_per_step * cfg.trainer.max_steps
     shares, problems = _shares(cfg, hours)

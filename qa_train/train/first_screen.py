@@ -63,9 +63,9 @@ def first_screen(stage: Stage, model: Any, rehearsal: Rehearsal | None = None, p
 def _planning(rate: float | None, samples: float) -> str:
     """How fast a step of so many samples may be before its data are not planned in time."""
     if rate is None:
-        return f"{samples:,.0f} samples a step, planned by another process of this machine"
+        return f"{samples:,.0f} samples per step, planned by another process of this machine"
     return (
-        f"{samples:,.0f} samples a step; one process of each machine plans {rate:,.0f} a second, enough for steps of "
+        f"{samples:,.0f} samples per step; each machine plans {rate:,.0f} per second, enough for steps of "
         f"{samples / rate:.2g} s or more"
     )
 

@@ -58,6 +58,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} hours"
 
 
+def counted(number: int, unit: str) -> str:
+    """A number for people: "1 shard", "2,000 shards"."""
+    return f"{number:,} {unit}{'s' * (number != 1)}"
+
+
 class Lines:
     """Counts like a bar of tqdm, and prints "desc: 120 of 300 clips, 4.2/s, 0.7 min left" to stderr."""
 

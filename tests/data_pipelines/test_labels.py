@@ -395,7 +395,7 @@ def test_a_dry_run_shows_the_price_and_asks_nothing(
     label(by(server, tmp_path, dry_run=True, price_per_hour=10.0))
     assert capsys.readouterr().out.splitlines() == [
         "labels by ear: 1 of 1 shards to make, at most 3 records, 0.03 h of audio, 0.30 at the given price",
-        "asked first: 'Recognize the French speech:'",
+        "first prompt: 'Recognize the French speech:'",
     ]
     assert not server.asked
     assert not (tmp_path / "out").exists()

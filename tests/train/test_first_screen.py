@@ -28,8 +28,8 @@ def test_parameters_by_part() -> None:
 
 
 def test_the_screen_knows_how_fast_data_are_planned() -> None:
-    assert _planning(None, 27.3) == "27 samples a step, planned by another process of this machine"
-    said = "4,000 samples a step; one process of each machine plans 50,000 a second, enough for steps of 0.08 s or more"
+    assert _planning(None, 27.3) == "27 samples per step, planned by another process of this machine"
+    said = "4,000 samples per step; each machine plans 50,000 per second, enough for steps of 0.08 s or more"
     assert _planning(50_000.0, 4000.0) == said
 
 

@@ -113,9 +113,13 @@ def test_a_damaged_file_of_the_run_is_named(name: str, content: bytes, tmp_path:
     begin(run)
     save(run)
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} is damaged .*: restore it, or delete it"):
+
+    def again() -> None:
         run.take(100)
         begin(run)
+
+    with pytest.raises(ValueError, match=f"{name} is damaged .*: restore it, or delete it"):
+        again()
     (found,) = [each for each in examine_run(str(tmp_path)) if each.state == "problem"]
     assert f"{name} is damaged" in found.found
     (tmp_path / name).unlink()

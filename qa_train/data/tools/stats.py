@@ -15,6 +15,7 @@ from qa_train.data.shards.sidecar import skipped
 from qa_train.data.text.prompts import CHAT, PromptBank
 from qa_train.data.text.template import IGNORE, encode
 from qa_train.jobs.executor import HERE, Engine, each
+from qa_train.utils.progress import counted
 from qa_train.utils.terminal import PLAIN, Layout
 
 GROUPS = ("task", "language", "source", "split")
@@ -60,7 +61,8 @@ class Stats:
     def shown(self, page: Layout) -> str:
         """Tables for people, laid out for ``page``."""
         lines = [
-            f"{self.shards} shards, {self.records} records, {self.seconds / 3600:.2f} h, {self.bytes / 1e9:.3f} GB"
+            f"{counted(self.shards, 'shard')}, {counted(self.records, 'record')}, "
+            f"{self.seconds / 3600:.2f} h, {self.bytes / 1e9:.3f} GB"
         ]
         if self.skipped:
             lines.append("skipped by the index: " + ", ".join(f"{n} {r}" for r, n in self.skipped.most_common()))

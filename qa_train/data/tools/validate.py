@@ -18,6 +18,7 @@ from qa_train.data.shards.sidecar import IGNORED
 from qa_train.data.stores.storage import beside, exists
 from qa_train.jobs.executor import HERE, Engine, each
 from qa_train.utils import draws
+from qa_train.utils.progress import counted
 
 Digests = np.ndarray[Any, np.dtype[np.uint64]]
 
@@ -68,7 +69,8 @@ class Summary:
 
     def __str__(self) -> str:
         found = ", ".join(f"{n} {reason}" for reason, n in self.reasons.most_common()) or "none"
-        text = f"{self.shards} shards, {self.records} intact records, {self.hours:.2f} h; faults: {found}"
+        text = f"{counted(self.shards, 'shard')}, {counted(self.records, 'intact record')}, {self.hours:.2f} h"
+        text += f"; faults: {found}"
         if self.ignored:
             text += f"; members that are not audio, JSON or text were ignored in {self.ignored} shards"
         if self.without_index:

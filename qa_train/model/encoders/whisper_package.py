@@ -157,5 +157,5 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     except (struct.error, KeyError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged near byte {place}: install {WHEEL} again") from error
     if place != len(data):
-        raise ValueError(f"{path} goes on after its end at byte {place} of {len(data)}: install {WHEEL} again")
+        raise ValueError(f"{path} has data after its end at byte {place} of {len(data)}: install {WHEEL} again")
     return variables

@@ -68,7 +68,7 @@ def failure(folder: Path, reason: str) -> str:
 
 def _told(reason: str, root: Path) -> str:
     older = checkpoints.newest_complete(root)
-    kept = f"{older.name} is the newest complete one and is unchanged" if older else "there is no older checkpoint"
+    kept = f"{older.name} is the newest complete one and is unchanged" if older else "There is no older checkpoint"
     remedy = "correct that"
     if any(word in reason for word in _FULL_WORDS):
         reason, remedy = f"{reason} ({_free(root)} free)", "make room, or lower trainer.keep_checkpoints"
