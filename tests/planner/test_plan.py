@@ -250,7 +250,7 @@ def test_shards_at_hand_are_counted_although_the_tokenizer_is_not(tmp_path: Path
     known, unknown = made.load.tasks
     assert known.epochs == pytest.approx(known.samples / 8)
     assert unknown.epochs is None
-    assert any("not at hand" in problem and "away" in problem for problem in made.load.problems)
+    assert any("not available" in problem and "away" in problem for problem in made.load.problems)
 
 
 def test_adapters_of_layers_that_no_model_has_are_refused_as_by_the_run() -> None:
