@@ -60,7 +60,6 @@ FAMILIES = {
     "rewards/accuracies/": ("pairs ranked right, by source", "pairs ranked right", False),
     "rewards/margins/": ("reward margin, by source", "reward margin", False),
     "learning_rate/": ("learning rate by part", "learning rate", True),
-    "grad_norm/": ("gradient norm by part", "gradient norm", False),
     "skipped/": ("skipped samples by reason, since the last start", "skipped", True),
 }
 # Settings on which derived metrics depend.
