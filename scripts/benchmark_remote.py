@@ -35,7 +35,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,8 +43,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import torch
+from botocore.exceptions import BotoCoreError
 from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -130,12 +131,10 @@ def seaweed(folder: Path) -> Iterator[str]:
 
 
 def answers(url: str) -> bool:
-    """Whether a server answers, if only that it needs a signature."""
+    """Whether an S3 server lists its buckets."""
     try:
-        urllib.request.urlopen(url).close()
-    except urllib.error.HTTPError as error:
-        return error.code == 403
-    except OSError:
+        fsspec.filesystem("s3", endpoint_url=url, use_listings_cache=False).ls("")
+    except (OSError, BotoCoreError):
         return False
     return True
 
