@@ -34,8 +34,8 @@ def read_plainly(scheme: str, fs: Any, path: str, offset: int, size: int, cfg: S
         OSError: a failure that may pass.
     """
     options, bucket = cfg.options.get(scheme, {}), path.partition("/")[0]
-    known = {*options} <= _OPTIONS.get(scheme, set()) and {*options.get("client_kwargs", {})} <= _CLIENT_OPTIONS
-    if scheme not in _OPTIONS or not known or (fs, bucket) in _refused:
+    known = scheme in _OPTIONS and {*options} <= _OPTIONS[scheme]
+    if not known or not {*options.get("client_kwargs", {})} <= _CLIENT_OPTIONS or (fs, bucket) in _refused:
         return None
     headers: dict[str, str] = {}
     if scheme == "s3":
@@ -51,9 +51,7 @@ def read_plainly(scheme: str, fs: Any, path: str, offset: int, size: int, cfg: S
         _signed.pop((fs, path), None)
         if new:
             _refused.add((fs, bucket))
-            log.info(
-                "%s://%s is read by %s, at several times the CPU time: %s", scheme, bucket, type(fs).__name__, error
-            )
+            log.info("%s://%s is read by its own library, with more CPU time: %s", scheme, bucket, error)
         return None
 
 

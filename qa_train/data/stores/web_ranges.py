@@ -44,6 +44,7 @@ class Refused(OSError):
         self.headers = headers
 
 
+# urllib3's own classes, but for the time limit of an answer.
 class _Connection(urllib3.connection.HTTPConnection):
     response_class = TimedResponse
 
@@ -61,18 +62,18 @@ class _TlsPool(urllib3.HTTPSConnectionPool):
 
 
 def read(
-    url: str, offset: int, size: int, cfg: StorageConfig, headers: Mapping[str, str] | None = None
+    url: str, offset: int, size: int, cfg: StorageConfig, more: Mapping[str, str] | None = None
 ) -> tuple[bytes, int, str]:
     """One range request: its bytes, the size of the whole file and its version (ETag, date).
 
-    ``headers``: further ones of the request; no other server than that of ``url`` sees an ``Authorization``.
+    ``more``: further headers; no other server than that of ``url`` sees an ``Authorization``.
 
     Raises:
         FileNotFoundError: the server has no such file.
         Permanent: an answer that trying again would not change.
         OSError: any other status, an answer for other bytes, or an incomplete one.
     """
-    answer = _answer(url, offset, size, cfg, headers or {})
+    answer = _answer(url, offset, size, cfg, more or {})
     if answer.status >= 400:
         _raise(url, answer)
     total = _checked_range(answer, offset, size)
@@ -80,10 +81,10 @@ def read(
     return answer.body, total, version
 
 
-def _answer(url: str, offset: int, size: int, cfg: StorageConfig, headers: Mapping[str, str]) -> Answer:
+def _answer(url: str, offset: int, size: int, cfg: StorageConfig, more: Mapping[str, str]) -> Answer:
     """The answer to a range request, after redirects. The hub's lead to a store, for minutes: they are remembered."""
     if not url.startswith("hf://"):
-        return _request(url, offset, size, cfg, headers)[0]
+        return _request(url, offset, size, cfg, more)[0]
     options = cfg.options.get("hf", {})
     if url in _moved:
         answer, _ = _request(_moved[url], offset, size, cfg, {})
