@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.clips.make_shards import RECIPE_SUFFIX, Job, make
+from data_pipelines.clips.make_shards import RECIPE_SUFFIX, Job, make, refuse_others
 from data_pipelines.corpora.base import Corpus, Drop, Request, TableForm
 from data_pipelines.importing import blocklist
 from data_pipelines.importing.admission import Admission, items_of, plain
@@ -335,15 +335,9 @@ def _refuse_foreign(out: Path, prefix: str, *, overwrite: bool) -> None:
 
 
 def _refuse_leftovers(out: Path, prefix: str, num_shards: int) -> None:
-    """Shards of an earlier, larger import would be trained on together with the new ones."""
     kinds = (".tar", COPIED_SUFFIX)
-    names = {f"{prefix}-{i:05d}{kind}" for i in range(num_shards) for kind in kinds}
-    there = [path.name for kind in kinds for path in out.glob(f"{prefix}-[0-9][0-9][0-9][0-9][0-9]{kind}")]
-    left = sorted(name for name in there if name not in names)
-    if left:
-        raise ValueError(
-            f"{out} holds {len(left)} shards of an earlier import ({left[0]}): delete them, or choose another out="
-        )
+    names = [f"{prefix}-{i:05d}{kind}" for i in range(num_shards) for kind in kinds]
+    refuse_others(out, prefix, names, "an earlier import", kinds)
 
 
 def _check_budgets(options: ImportConfig, report: Report) -> None:
