@@ -29,6 +29,12 @@ RECIPE_VERSION = 2
 _PRELOAD = ("webdataset",)
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, so that what is built from it is rebuilt when it changes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @dataclass(frozen=True)
 class Job(ABC):
     """One shard to make: ``maker(*arguments)`` yields its clips. All of it must pickle.

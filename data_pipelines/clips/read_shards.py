@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +12,6 @@ import numpy as np
 
 from qa_train.data.audio.waveform import read_clip
 from qa_train.data.shards.index import load_index
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, so that what is built from it is rebuilt when it changes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.clips.make_shards import file_digest
 from data_pipelines.corpora.base import Item
 from data_pipelines.corpora.recordings import Recording
 from data_pipelines.importing.import_shard import ImportJob, write_entries
@@ -71,9 +71,7 @@ class Listing:
 
     def _job(self, number: int, target: str, records: int) -> ImportJob:
         path = self._path(number)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        what: tuple[Any, ...] = (digest, self._audio, self._max_duration_s)
+        what: tuple[Any, ...] = (file_digest(path), self._audio, self._max_duration_s)
         if target:
             # Another file under the name is indexed again.
             stat = Path(target).stat()

@@ -33,9 +33,8 @@ from typing import Any
 import soxr
 
 from data_pipelines.chat_shards import in_parts
-from data_pipelines.clips.make_shards import Job, make
+from data_pipelines.clips.make_shards import Job, file_digest, make
 from data_pipelines.clips.picks import draw, pick
-from data_pipelines.clips.read_shards import file_digest
 from data_pipelines.synthetic.synth import Espeak, draw_voice
 from qa_train.data.shards.index import load_index
 from qa_train.jobs.executor import Engine

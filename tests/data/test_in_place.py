@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from data_pipelines.clips.read_shards import file_digest
+from data_pipelines.clips.make_shards import file_digest
 from data_pipelines.importers import ImportConfig, import_corpus
 from data_pipelines.importing import import_shard
 from data_pipelines.importing.catalogue import corpus_of
