@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from omegaconf import MISSING
 
-from data_pipelines.clips.make_shards import Job, make
+from data_pipelines.clips.make_shards import Job, make, refuse_others
 from data_pipelines.importing.import_report import Report
 from qa_train.data.audio.waveform import SAMPLE_RATE
 from qa_train.data.shards.index import load_index
@@ -101,12 +101,7 @@ def build(
     out = open_folder(place)
     jobs = [ChatJob(out / f"{name}-{i:05d}.tar", maker, arguments, size) for i, (arguments, size) in enumerate(parts)]
     out.mkdir(parents=True, exist_ok=True)
-    ours = {job.path.name for job in jobs}
-    left = sorted(path.name for path in out.glob(f"{name}-[0-9][0-9][0-9][0-9][0-9].tar") if path.name not in ours)
-    if left:
-        raise ValueError(
-            f"{out} holds {len(left)} shards of another build ({left[0]}): delete them, or choose another out="
-        )
+    refuse_others(out, name, [job.path.name for job in jobs], "another build")
     report.listed = sum(job.num_clips for job in jobs)
     make(jobs, engine=engine, what=f"making {name}", unit="chats")
     for job in jobs:

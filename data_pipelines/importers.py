@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.clips.make_shards import RECIPE_SUFFIX, Job, make
+from data_pipelines.clips.make_shards import RECIPE_SUFFIX, make, refuse_others
 from data_pipelines.corpora.base import Corpus, Drop, Request, TableForm
 from data_pipelines.importing import blocklist
 from data_pipelines.importing.admission import Admission, items_of, plain
@@ -28,9 +28,9 @@ from data_pipelines.importing.blocklist import Blocklist
 from data_pipelines.importing.budget import allowed_of, forget_bad, make_within_budget
 from data_pipelines.importing.catalogue import corpus_of, table
 from data_pipelines.importing.import_report import Report, Unlisted
-from data_pipelines.importing.import_shard import COPIED_SUFFIX, DROPPED_SUFFIX, ImportJob, dropped_of
+from data_pipelines.importing.import_shard import COPIED_SUFFIX, ImportJob
 from data_pipelines.importing.listing import Listing
-from data_pipelines.importing.streamed import StreamJob, stream_jobs, told_of
+from data_pipelines.importing.streamed import StreamJob, Tally, stream_jobs
 from qa_train.config import StorageConfig
 from qa_train.data.shards.index import load_index
 from qa_train.data.stores import storage
@@ -228,48 +228,23 @@ def _listed(
 def _streamed(
     admission: Admission, request: Request, options: ImportConfig, out: Path, report: Report, ids: list[str]
 ) -> list[StreamJob]:
-    """Make one shard of each file, read once; returns their jobs. The error budget is that of as many samples as all
-    files have if they are like those that are finished.
-    """
+    """Make one shard of each file, read once; returns their jobs."""
     if options.audio == "in_place":
         raise ValueError("audio=in_place is for files of this machine: download them, or use audio=keep for URLs")
     files = storage.expand(request.paths, options.storage)
     _refuse_leftovers(out, admission.prefix, len(files))
     jobs = stream_jobs(files, admission, request, out, audio=options.audio, max_duration_s=options.max_duration_s)
     forget_bad(jobs, retry_bad=options.retry_bad)
-    left, finished = options.max_samples, 0
-    notes: dict[str, list[str]] = {}
-
-    def tally(job: Job) -> None:
-        nonlocal left, finished
-        made, told = told_of(job.path)
-        finished += 1
-        left = None if left is None else left - made
-        ids.extend(told["ids"])
-        for note in told["notes"]:
-            notes.setdefault(note.split(":")[0], []).append(note)
-        for entry in dropped_of(job.path):
-            report.drop(entry["key"], entry["reason"], entry["detail"])
-            report.bad += entry["error"]
-            report.listed += entry["error"]
-        report.listed += made
-        expected = report.listed if left is not None else report.listed * len(jobs) // finished
-        if report.bad > (allowed := allowed_of(options.error_budget, expected)):
-            raise ValueError(
-                f"{report.bad} of {report.listed} samples cannot be used ({finished} of {len(jobs)} files), "
-                f"error_budget={options.error_budget:g} allows {allowed}: see {options.out}/*{DROPPED_SUFFIX}; repair "
-                f"them, or raise error_budget\n{report.text()}"
-            )
-
+    tally = Tally(report, ids, len(jobs), options.error_budget, options.max_samples)
     begun: list[StreamJob] = []
-    for some in [jobs] if left is None else ([job] for job in jobs):
-        if left is None or left > 0:
-            some = some if left is None else [some[0].at_most(left)]
+    # Each file as a whole, or one after the other while records are wanted.
+    for some in [jobs] if options.max_samples is None else ([job] for job in jobs):
+        if tally.left is None or tally.left > 0:
+            some = some if tally.left is None else [some[0].at_most(tally.left)]
             begun += some
             make(some, engine=options.engine_with(options.workers), what="streaming", unit="files", ready=tally)
     _refuse_leftovers(out, admission.prefix, len(begun))
-    for several in notes.values():
-        report.notes.append(several[0] + (f"; the like in {len(several)} files" if len(several) > 1 else ""))
+    report.notes += tally.notes()
     return begun
 
 
@@ -339,15 +314,9 @@ def _refuse_foreign(out: Path, prefix: str, *, overwrite: bool) -> None:
 
 
 def _refuse_leftovers(out: Path, prefix: str, num_shards: int) -> None:
-    """Shards of an earlier, larger import would be trained on together with the new ones."""
     kinds = (".tar", COPIED_SUFFIX)
-    names = {f"{prefix}-{i:05d}{kind}" for i in range(num_shards) for kind in kinds}
-    there = [path.name for kind in kinds for path in out.glob(f"{prefix}-[0-9][0-9][0-9][0-9][0-9]{kind}")]
-    left = sorted(name for name in there if name not in names)
-    if left:
-        raise ValueError(
-            f"{out} holds {len(left)} shards of an earlier import ({left[0]}): delete them, or choose another out="
-        )
+    names = [f"{prefix}-{i:05d}{kind}" for i in range(num_shards) for kind in kinds]
+    refuse_others(out, prefix, names, "an earlier import", kinds)
 
 
 def _check_budgets(options: ImportConfig, report: Report) -> None:

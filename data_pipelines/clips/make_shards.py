@@ -13,7 +13,7 @@ import json
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,13 @@ def make(
             ready=lambda job, made: ready(job), died=died, preload=_PRELOAD,
         )
     )  # fmt: skip
+
+
+def refuse_others(out: Path, prefix: str, names: Collection[str], of: str, kinds: Sequence[str] = (".tar",)) -> None:
+    """ValueError for shards PREFIX-NNNNN of another, larger run: they would be trained on together with ``names``."""
+    there = {path.name for kind in kinds for path in out.glob(f"{prefix}-[0-9][0-9][0-9][0-9][0-9]{kind}")}
+    if left := sorted(there - set(names)):
+        raise ValueError(f"{out} holds {len(left)} shards of {of} ({left[0]}): delete them, or choose another out=")
 
 
 def _run(job: Job) -> int:

@@ -13,7 +13,9 @@ from data_pipelines.clips.make_shards import Job
 from data_pipelines.corpora.base import Drop, Request
 from data_pipelines.importing.admission import Admission, items_of
 from data_pipelines.importing.blocklist import ids_of
-from data_pipelines.importing.import_shard import Made, clips_of
+from data_pipelines.importing.budget import allowed_of
+from data_pipelines.importing.import_report import Report
+from data_pipelines.importing.import_shard import DROPPED_SUFFIX, Made, clips_of, dropped_of
 from qa_train.data.audio.waveform import SAMPLE_RATE
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.stores.folders import companion, write_text
@@ -101,3 +103,46 @@ def told_of(path: Path) -> tuple[int, dict[str, Any]]:
     """Records of the shard at ``path``, and what its job noted."""
     told = json.loads(companion(path, TOLD_SUFFIX).read_text(encoding="utf-8"))
     return told["made"], told
+
+
+class Tally:
+    """Counts the files of a streamed import as they are finished, for its report.
+
+    The error budget is that of as many samples as all files have if they are like those that are finished.
+    """
+
+    def __init__(self, report: Report, ids: list[str], files: int, error_budget: float, most: int | None) -> None:
+        """``ids`` receives those of the records; ``most``: records that are wanted."""
+        self.left = most
+        self._report, self._ids, self._files, self._budget = report, ids, files, error_budget
+        self._finished = 0
+        self._notes: dict[str, list[str]] = {}
+
+    def __call__(self, job: Job) -> None:
+        """Count a finished file. ValueError beyond the budget."""
+        report = self._report
+        made, told = told_of(job.path)
+        self._finished += 1
+        self.left = None if self.left is None else self.left - made
+        self._ids.extend(told["ids"])
+        for note in told["notes"]:
+            self._notes.setdefault(note.split(":")[0], []).append(note)
+        for entry in dropped_of(job.path):
+            report.drop(entry["key"], entry["reason"], entry["detail"])
+            report.bad += entry["error"]
+            report.listed += entry["error"]
+        report.listed += made
+        expected = report.listed if self.left is not None else report.listed * self._files // self._finished
+        if report.bad > (allowed := allowed_of(self._budget, expected)):
+            raise ValueError(
+                f"{report.bad} of {report.listed} samples cannot be used ({self._finished} of {self._files} files), "
+                f"error_budget={self._budget:g} allows {allowed}: see {job.path.parent}/*{DROPPED_SUFFIX}; repair "
+                f"them, or raise error_budget\n{report.text()}"
+            )
+
+    def notes(self) -> list[str]:
+        """What the reader noted, of several files once."""
+        return [
+            several[0] + (f"; the like in {len(several)} files" if len(several) > 1 else "")
+            for several in self._notes.values()
+        ]

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from data_pipelines.clips.read_shards import file_digest
 from data_pipelines.importers import ImportConfig, import_corpus
 from data_pipelines.importing import import_shard
 from data_pipelines.importing.catalogue import corpus_of
@@ -26,6 +25,7 @@ from qa_train.data.tools.clean import clean
 from qa_train.data.tools.stats import stats
 from qa_train.data.tools.validate import validate
 from qa_train.data.tools.view import describe_shard
+from qa_train.utils.digests import sha256_of_file
 from scripts.quickstart_data.clip import read_shard
 from tests.data_pipelines.corpora.foreign_cases import SETS
 from tests.data_pipelines.corpora.made_up import audio_cell, tone
@@ -66,7 +66,7 @@ def copy_of(name: str, folder: Path) -> Path:
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_set_is_read_where_it_is(name: str, tmp_path: Path) -> None:
     reader, records, copied = WHOLE[name]
-    before = {path: file_digest(path) for path in SETS.rglob("*") if path.is_file()}
+    before = {path: sha256_of_file(path) for path in SETS.rglob("*") if path.is_file()}
     report = imported(reader, SETS / name, tmp_path / "out")
     assert report.made == records
     assert f"{records - copied} records are read where they are, {copied} were copied" in report.text()
@@ -79,7 +79,7 @@ def test_a_set_is_read_where_it_is(name: str, tmp_path: Path) -> None:
     assert all(SETS / name in link.resolve().parents for link in links)
     own = {path for path in (tmp_path / "out").glob("*.tar") if not path.is_symlink()}
     assert all(path.name.endswith("-copied.tar") for path in own) or not links
-    assert {path: file_digest(path) for path in SETS.rglob("*") if path.is_file()} == before
+    assert {path: sha256_of_file(path) for path in SETS.rglob("*") if path.is_file()} == before
 
 
 def opened(folder: Path, tokenizer: Any, task: str) -> Batches:
@@ -142,10 +142,10 @@ def test_again_makes_what_is_missing_or_changed(tmp_path: Path, monkeypatch: pyt
     imported("nemo", root, out)
     assert written[5:] == ["nemo-train-00000.tar"]
     # Without links: what was one is replaced, and its file is not touched.
-    before = file_digest(root / "audio_0.tar")
+    before = sha256_of_file(root / "audio_0.tar")
     imported("nemo", root, out, "keep", samples_per_shard=2)
     assert not (out / "nemo-train-00000.tar").is_symlink()
-    assert file_digest(root / "audio_0.tar") == before
+    assert sha256_of_file(root / "audio_0.tar") == before
 
 
 def test_parts_are_copied_next_to_the_link(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from data_pipelines.clips import split
+from data_pipelines.clips import picks
 from qa_train.data.audio.augment import mask_spans
 from qa_train.data.order.epoch import hashes
 from qa_train.data.order.seek import number_of
@@ -35,9 +35,9 @@ def test_the_numbers_of_training_stay() -> None:
 
 def test_the_numbers_of_the_builders_stay() -> None:
     assert draws.share(("k", "q", "variation")) == 0.10939698578821885
-    assert split.draw(3, "x", "y") == 0.9348513046745438
-    assert split.draw("é") == 0.7933768955844694
-    assert split.pick("abcdefgh", 3, "x", "y") == "h"
+    assert picks.draw(3, "x", "y") == 0.9348513046745438
+    assert picks.draw("é") == 0.7933768955844694
+    assert picks.pick("abcdefgh", 3, "x", "y") == "h"
 
 
 def test_a_key_is_its_json_and_a_text_is_itself() -> None:

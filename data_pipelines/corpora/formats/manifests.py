@@ -205,22 +205,7 @@ def _kaldi(request: Request) -> Found:
         path = tree.beside(listed, name)
         return dict(tree.pairs(path)) if path in tree.names else {}
 
-    bases = (Path(tree.recording(listed).path).parent, Path())
-    recordings: dict[str, Recording] = {}
-    for number, (name, place) in enumerate(tree.pairs(listed), 1):
-        channel = None
-        if place.endswith("|") or place.startswith("|"):
-            if (known := decoded_file(place)) is None:
-                raise ValueError(
-                    f"{listed}, line {number}: {name!r} is a command ({place[:60]}): commands in data are never run. "
-                    "Run it yourself, and list the audio files it makes"
-                )
-            place, channel = known
-        if ".ark:" in place:
-            raise ValueError(
-                f"{listed}, line {number}: {name!r} lies in a Kaldi archive ({place}); list audio files instead"
-            )
-        recordings[name] = replace(recording_of(request, place, *bases), channel=channel)
+    recordings = _kaldi_recordings(request, listed)
     texts, speakers, genders, languages = (lines(n) for n in ("text", "utt2spk", "spk2gender", "utt2lang"))
     segments = lines("segments") or {name: name for name in recordings}
     for name, cut in segments.items():
@@ -240,6 +225,27 @@ def _kaldi(request: Request) -> Found:
         # Kaldi writes -1 for "to the end".
         audio = replace(recordings[recording], start_s=start, end_s=None if end is not None and end < 0 else end)
         yield Item(name, (audio,), record)
+
+
+def _kaldi_recordings(request: Request, listed: str) -> dict[str, Recording]:
+    """The recordings of a ``wav.scp`` by their names. Raises ValueError for commands and archives."""
+    bases = (Path(request.tree.recording(listed).path).parent, Path())
+    recordings: dict[str, Recording] = {}
+    for number, (name, place) in enumerate(request.tree.pairs(listed), 1):
+        channel = None
+        if place.endswith("|") or place.startswith("|"):
+            if (known := decoded_file(place)) is None:
+                raise ValueError(
+                    f"{listed}, line {number}: {name!r} is a command ({place[:60]}): commands in data are never run. "
+                    "Run it yourself, and list the audio files it makes"
+                )
+            place, channel = known
+        if ".ark:" in place:
+            raise ValueError(
+                f"{listed}, line {number}: {name!r} lies in a Kaldi archive ({place}); list audio files instead"
+            )
+        recordings[name] = replace(recording_of(request, place, *bases), channel=channel)
+    return recordings
 
 
 CORPORA = (
