@@ -74,8 +74,8 @@ def test_a_wrong_entry_names_file_and_entry(tmp_path: Path, entry: str, message:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "a/b"}, "must not be empty or hold /"),
-        ({"name": ".."}, "must not be empty or hold /"),
+        ({"name": "a/b"}, "must not be empty or contain /"),
+        ({"name": ".."}, "must not be empty or contain /"),
         ({"numbers": {"paper": "81 %"}}, r"numbers must be {system: number}, found {'paper': '81 %'}"),
         ({"group_numbers": {"a": 1.0}}, "numbers must be {system: number}"),
     ],
