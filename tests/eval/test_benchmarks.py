@@ -88,7 +88,7 @@ def test_names_and_numbers_that_would_break_the_report(change: dict[str, Any], m
 
 def test_unknown_names_and_files() -> None:
     with pytest.raises(
-        ValueError, match="no benchmark 'librispeach'; did you mean librispeech_other. suites are airbench, captions"
+        ValueError, match=r"no benchmark 'librispeach'; did you mean librispeech_other. suites are airbench, captions"
     ):
         find_benchmarks(["librispeach"])
     with pytest.raises(ValueError, match="named twice: meld"):
