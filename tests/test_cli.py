@@ -107,6 +107,11 @@ def test_help_fits_a_terminal() -> None:
         assert [line for line in text.splitlines() if len(line) > WIDTH] == []
 
 
+def test_help_names_a_command(capsys: Captured) -> None:
+    assert cli("help", "data", "stats") == 0
+    assert "usage: qa-train data stats" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("words", ["", "help", "--help", "-h", "data", "data --help", "data help", "plan data --help",
                                    "completion -h", "data import --help"])  # fmt: skip
 def test_help_that_was_asked_for_is_no_failure(words: str, capsys: Captured) -> None:
@@ -129,7 +134,10 @@ def test_files_that_are_not_as_expected_are_one_line(tmp_path: Path, capsys: Cap
         (f"from-jsonl {tmp_path}/none.jsonl {tmp_path}/x-%05d.tar", "/none.jsonl: no such file or directory"),
         (f"index {tmp_path}/none.tar", "/none.tar: no such file"),
         ("import librispeech /data", "qa-train data import: give one CORPUS, path= and out=; found librispeech /data"),
-        ("import librispech path=/data out=x", "did you mean librispeech"),
+        (
+            "import librispech path=/data out=x",
+            "qa-train data import: no corpus 'librispech'; did you mean librispeech",
+        ),
     ):
         assert cli("data", *words.split()) == 2
         assert said in capsys.readouterr().err

@@ -120,7 +120,7 @@ def test_unknown_keys_fail(composed: Any, word: str) -> None:
         (["model.dtype=bfloat16"], "small updates would vanish"),
         (["data.time_mask=0.1"], "set data.encoder_cache"),
         (["model.lora.parts=[head]"], "use encoder, llm or both"),
-        (["model.lora.parts=[llm]"], "put it into model.lora.parts or model.freeze"),
+        (["model.lora.parts=[llm]"], "add it to model.lora.parts or model.freeze"),
         (["model.lora.parts=[llm,encoder]", "model.freeze=[llm]"], "remove it from one of them"),
         (["model.lora.parts=[llm,encoder]", "model.lora.r=0"], "model.lora.r is 0: use 1 or more"),
         (["trainer.parts.encoder.learning_rate=1", "model.freeze=[encoder]"], "encoder is in model.freeze"),

@@ -209,7 +209,7 @@ def test_filters_that_keep_records_apart(one: dict[str, Any], other: dict[str, A
         ({"sets": {"a": EvalSetConfig()}}, "sets.a.shards is empty"),
         ({"sets": {"a": EvalSetConfig(["x.tar"], template="x")}}, "use base or chat"),
         ({"sets": {"a": EvalSetConfig(["x.tar"], limit=0)}}, "limit is 0"),
-        ({"batch_size": 0}, "at least 1"),
+        ({"batch_size": 0}, "evaluation.batch_size is 0: use 1 or more"),
         ({"keep_best": "eval/b"}, "will not measure"),
         ({"keep_best": "eval/a", "save_steps": 3}, "multiple of evaluation.every"),
         ({"keep_best": "eval/a", "save_steps": 4}, None),

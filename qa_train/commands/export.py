@@ -43,7 +43,7 @@ def export(options: ExportConfig) -> int:
 
 
 def convert(options: ConvertConfig) -> int:
-    """Join the ZeRO parts of a checkpoint in place: all weights, and states that any number of processes can resume."""
+    """Join the ZeRO parts of a checkpoint in place: complete weights, and states for any number of processes."""
     from qa_train.train.job import checkpoints, owner, reshape
     from qa_train.train.job.states import fault
 

@@ -106,10 +106,10 @@ def _launcher(environ: Mapping[str, str]) -> bool:
     return any(name in environ for name in _LAUNCHERS)
 
 
-def no_bars_in_logs() -> None:
+def no_bars_in_logs(environ: MutableMapping[str, str] = os.environ) -> None:
     """Progress bars of the Hugging Face libraries on a terminal only: half lines would fill a log file."""
     if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def expand_segments(environ: MutableMapping[str, str] = os.environ) -> None:

@@ -310,7 +310,7 @@ def fifty(tmp_path: Path, *, silent: int = 0, flip: int = 0) -> str:
 def test_a_small_set_may_lose_a_tenth_and_no_more(tokenizer: Any, tmp_path: Path) -> None:
     """By the default budget of 1 %: five of fifty, when indexed, and in each of many epochs."""
     assert opened(one_source(fifty(tmp_path, silent=5)), tokenizer).table()[0]["problems"] == {"bad audio": 5}
-    with pytest.raises(ValueError, match=r"6 of 50 records were unusable .* allows \(10\.0% of so many\)"):
+    with pytest.raises(ValueError, match=r"6 of 50 records were unusable .* allows \(10\.0% of them\)"):
         opened(one_source(fifty(tmp_path, silent=6)), tokenizer)
     with pytest.raises(ValueError, match="1 of 50 records were unusable"):
         opened(one_source(fifty(tmp_path, silent=1), error_budget=0.0), tokenizer)

@@ -103,7 +103,7 @@ def test_a_shard_is_read_once_and_its_index_put_elsewhere(
     urls = f"{server.url}/speech-{{000..001}}.tar"
     server.fail()
     assert run("index", urls) == 2
-    assert "nothing can be written next to this shard: say where its index goes (out=DIR)" in said(capsys)
+    assert "nothing can be written next to this shard: give out=DIR for its index" in said(capsys)
     assert server.requests == []
     server.fail("ok", "ok", "ok", "503", "ok", "cut")
     assert run("index", urls, f"out={tmp_path}/indexes") == 0

@@ -193,7 +193,7 @@ def test_answers_before_a_fault_are_kept(server: LabelServer, tmp_path: Path) ->
     # In the last batch of four.
     server.says = lambda ms, prompt: (503, "busy", "stop") if ms == 720 else (200, f"{ms} ms", "stop")
     options = by(server, tmp_path, requests=1)
-    with pytest.raises(ValueError, match="goes on from here"):
+    with pytest.raises(ValueError, match="continues from here"):
         label(options)
     server.says = lambda ms, prompt: (200, f"{ms} ms", "stop")
     server.asked.clear()
@@ -208,7 +208,7 @@ def test_a_command_leaves_the_answers_of_another(server: LabelServer, tmp_path: 
         shard(tmp_path / f"raw/{name}.tar", *[(f"{name}{i}", {}, noise(0.5 + i / 50)) for i in range(8)])
     server.says = lambda ms, prompt: (503, "busy", "stop") if ms == 640 else (200, f"{ms} ms", "stop")
     one, other = (by(server, tmp_path, shards=str(tmp_path / f"raw/{name}.tar"), requests=1) for name in "ab")
-    with pytest.raises(ValueError, match="goes on from here"):
+    with pytest.raises(ValueError, match="continues from here"):
         label(one)
     server.says = lambda ms, prompt: (200, f"{ms} ms", "stop")
     label(other)

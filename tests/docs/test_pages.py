@@ -86,6 +86,15 @@ def test_the_picture_draws_every_package_and_no_line_upwards() -> None:
     assert all(made.reachable(drawn, name) == made.reachable(graph, name) for name in graph)
 
 
+def test_boxes_of_the_picture_are_as_wide_as_their_text() -> None:
+    made = script("architecture")
+    names = ["data_pipelines", "doctor"]
+    room = 10 + sum(map(made.need, names))
+    assert all(width >= made.need(name) for name, width in zip(names, made.widths(names, room), strict=True))
+    with pytest.raises(SystemExit, match="shorten their PURPOSES"):
+        made.widths(names, room - 20)
+
+
 def test_a_step_that_is_renamed_stops_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     made = script("architecture")
     monkeypatch.setattr(made, "STEPS", [made.STEPS[0]._replace(name="NoSuch"), *made.STEPS[1:]])

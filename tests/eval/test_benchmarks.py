@@ -76,8 +76,8 @@ def test_a_wrong_entry_names_file_and_entry(tmp_path: Path, entry: str, message:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "a/b"}, "must not be empty or hold /"),
-        ({"name": ".."}, "must not be empty or hold /"),
+        ({"name": "a/b"}, "must not be empty or contain /"),
+        ({"name": ".."}, "must not be empty or contain /"),
         ({"numbers": {"paper": "81 %"}}, r"numbers must be {system: number}, found {'paper': '81 %'}"),
         ({"group_numbers": {"a": 1.0}}, "numbers must be {system: number}"),
     ],
@@ -89,7 +89,9 @@ def test_names_and_numbers_that_would_break_the_report(change: dict[str, Any], m
 
 
 def test_unknown_names_and_files() -> None:
-    with pytest.raises(ValueError, match="no benchmark 'librispeach'; suites are airbench, captions, long_form, mcq"):
+    with pytest.raises(
+        ValueError, match=r"no benchmark 'librispeach'; did you mean librispeech_other. suites are airbench, captions"
+    ):
         find_benchmarks(["librispeach"])
     with pytest.raises(ValueError, match="named twice: meld"):
         find_benchmarks(["meld", "qwen2_audio"])

@@ -140,7 +140,7 @@ def test_a_recording_from_the_microphone(loaded: FakeModel, monkeypatch: pytest.
     out = io.StringIO()
     chat(ChatConfig("x"), lines=io.StringIO("/record 1\nWhat is it?\n/record 2\n/record soon\n/record 0\n"), out=out)
     assert asked[0] == (16_000, 16_000, 1)
-    assert "recording ... 1.0 s; now ask" in out.getvalue()
+    assert "recording ... 1.0 s; now type" in out.getvalue()
     assert "> tone 25" in out.getvalue()
     for said in ("no microphone to record from (no default input device)", "not 'soon'", "0.1 to 600 seconds, not 0"):
         assert said in out.getvalue()

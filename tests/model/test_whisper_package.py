@@ -67,7 +67,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     for path, says in ((short, "is damaged"), (other, "format version 5, expected 'WhisperSpec' in version 6")):
         with pytest.raises(ValueError, match=says):
             encoder_weights(path)
-    with pytest.raises(ValueError, match="goes on after its end"):
+    with pytest.raises(ValueError, match="has data after its end"):
         encoder_weights(long)
 
 

@@ -84,7 +84,7 @@ def test_players_are_spread_over_the_sets(monkeypatch: pytest.MonkeyPatch) -> No
     assert [[bool(sample["sound"]["src"]) for sample in shown] for _, shown in sets] == [
         [True, True, False, False], [True, True, False, False], [True, False, False, False]
     ]  # fmt: skip
-    assert "the page holds at most" in sets[0][1][3]["sound"]["why"]
+    assert "the page embeds at most" in sets[0][1][3]["sound"]["why"]
 
 
 def test_only_clips_below_the_folder_are_embedded(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from qa_train import cli
 from qa_train.train.job.arithmetic import check_arithmetic
-from qa_train.utils.process import check_ranks_announced, without_local_rank
+from qa_train.utils.process import check_ranks_announced, no_bars_in_logs, without_local_rank
 
 WHOLE = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 NOTHING = ("", "PATH=/bin")
@@ -167,3 +167,11 @@ def test_another_encoding_than_that_of_all_files_is_refused(
     told = capsys.readouterr()
     assert end.value.code == (0 if encoding == "utf-8" else 2)
     assert (f"{encoding} here, qa-train UTF-8: set PYTHONUTF8=1" in told.err) == (encoding != "utf-8")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_bars_of_libraries_are_for_terminals(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    made: dict[str, str] = {}
+    no_bars_in_logs(made)
+    assert bool(made) is not terminal

@@ -26,10 +26,10 @@ _CLIPS = ("audios", "audio", "sound", "speech", "ori_sound", "audio_path", "audi
 _SHAREGPT_MARK = re.compile(r"<(?:sound|speech|audio)>\n?|<sound-(\d+)>\n?")
 # Fields that would change training, and the remedy for each.
 _REFUSED = {
-    "images": "the model takes audio, no images: remove such rows",
-    "videos": "the model takes audio, no images: remove such rows",
-    "image": "the model takes audio, no images: remove such rows",
-    "video": "the model takes audio, no images: remove such rows",
+    "images": "the model takes audio, no images or videos: remove such rows",
+    "videos": "the model takes audio, no images or videos: remove such rows",
+    "image": "the model takes audio, no images or videos: remove such rows",
+    "video": "the model takes audio, no images or videos: remove such rows",
     "tools": "tools are not part of the chat format: remove such rows",
     "functions": "tools are not part of the chat format: remove such rows",
     "objects": "grounding is not supported: remove such rows",
