@@ -100,7 +100,7 @@ def _in_terminal(start: Start, cwd: str) -> tuple[int, str, str]:
 if __name__ == "__main__":
     sys.meta_path.insert(0, NoTorch())
     # What several of them import first.
-    import hydra.main
+    import hydra.main  # noqa: F401
     import soundfile  # noqa: F401
 
     import qa_train.config
