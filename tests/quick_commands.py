@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
-import pty
-import struct
 import subprocess
 import sys
-import termios
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
+
+from tests.pseudo_terminal import opened, shown
 
 ROOT = Path(__file__).parent.parent
 # What a command ends with that would load torch.
@@ -81,20 +78,15 @@ def _in_files(start: Start, cwd: str) -> tuple[int, str, str]:
         return code, out.read(), err.read()
 
 
-def _in_terminal(start: Start, cwd: str) -> tuple[int, str, str]:
-    parent, child = pty.openpty()
-    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, start.columns, 0, 0))
+def _in_terminal(start: Start, columns: int, cwd: str) -> tuple[int, str, str]:
+    parent, child = opened(columns)
     if not (pid := os.fork()):
         os.close(parent)
         os.dup2(child, 0)
         _child(start, cwd, child, child)
     os.close(child)
-    shown = b""
-    with contextlib.suppress(OSError):  # how a terminal that was left ends on Linux
-        while part := os.read(parent, 4096):
-            shown += part
-    os.close(parent)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode().replace("\r\n", "\n"), ""
+    found = shown(parent)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), found, ""
 
 
 if __name__ == "__main__":
@@ -107,6 +99,7 @@ if __name__ == "__main__":
     import qa_train.data.shards.index  # noqa: F401
     from qa_train.cli import main
 
-    made = [Start(**each) for each in json.loads(sys.argv[2])]
-    found = [_in_files(each, sys.argv[1]) if each.columns is None else _in_terminal(each, sys.argv[1]) for each in made]
+    folder, found = sys.argv[1], []
+    for each in (Start(**given) for given in json.loads(sys.argv[2])):
+        found.append(_in_files(each, folder) if each.columns is None else _in_terminal(each, each.columns, folder))
     print(json.dumps(found))
