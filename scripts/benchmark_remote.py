@@ -51,7 +51,8 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from qa_train.config import DataConfig, SourceConfig, StorageConfig
-from qa_train.data.batches import Batches, Collator, open_data
+from qa_train.data.batches import Batches, open_data
+from qa_train.data.loader import Collator
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.stores.folders import open_folder, publish

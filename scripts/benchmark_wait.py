@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader
 
 from qa_train.config import StageConfig, starter_dir
 from qa_train.config.compose import compose_stage
-from qa_train.data.batches import Batches, Collator, open_data
+from qa_train.data.batches import Batches, open_data
 from qa_train.data.clips import Clip, ClipReader
+from qa_train.data.loader import Collator
 from qa_train.model.tokenizers import load_tokenizer
 from qa_train.train.arguments import prefetch_factor
 

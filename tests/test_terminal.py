@@ -8,27 +8,19 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qa_train.command_line.command_table import COMMANDS, HEAVY
 from qa_train.utils.terminal import PLAIN, Layout, columns, layout
 from tests.pseudo_terminal import in_terminal
+from tests.quick_commands import LOADS_TORCH, Start, ends
 from tests.train.conftest import ROOT
 
-# A person's command line, in an interpreter in which importing torch is the end: it prints a mark, and no more.
-_UNTIL_TORCH = """
-import os, sys
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name == "torch":
-            print("TORCH", file=sys.stderr, flush=True)
-            os._exit(9)
-sys.meta_path.insert(0, Finder())
-from qa_train.cli import main
-main(sys.argv[1:])
-"""
 FIRST = r"qa-train {}[^:]*: loading libraries, a few seconds"
 SHARD = str(ROOT / "data" / "starter" / "sound-test.tar")
 
@@ -143,28 +135,49 @@ def test_a_pipe_is_plain_whatever_the_environment_says() -> None:
         assert layout(pipe, {"TERM": "xterm-256color", "COLUMNS": "50"}) == PLAIN
 
 
-def run(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """A command with its output in pipes."""
-    return subprocess.run(
-        [sys.executable, "-m", "qa_train", *words], capture_output=True, text=True, env={**os.environ, **environ}
+QUICK = ["--help", "pretrain --help", "data import --list", f"data stats {SHARD}", "sft x=1"]
+TERMINALS = [Start("", 80), Start("", 80, {"NO_COLOR": "1"}), Start("", 60, {"COLUMNS": "100"})]
+FIRST_LINE = [
+    "pretrain experiment=smoke run.dir=x", "sft experiment=smoke run.dir=x", "dpo experiment=smoke run.dir=x",
+    "plan sft experiment=smoke", "plan data experiment=smoke", "doctor", "eval compare=[a,b]", "chat checkpoint=x",
+    "serve checkpoint=x", "export checkpoint=x out=y", "pairs checkpoint=x shards=y out=z", "data tokens",
+    "data order", f"data rewrite shards={SHARD} out=y model=q",
+]  # fmt: skip
+SILENT = [
+    "--help", "pretrain --cfg job experiment=smoke run.dir=x", f"data inspect {SHARD}", "data index copy.tar",
+    f"data stats {SHARD}", f"data clean {SHARD}", "data import --list", "completion bash",
+]  # fmt: skip
+RANK_1 = {"RANK": "1"}
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[int, str, str]]:
+    """The exit code, stdout and stderr of any of the starts of this file: one interpreter makes them all."""
+    folder = tmp_path_factory.mktemp("commands")
+    (folder / "copy.tar").write_bytes(Path(SHARD).read_bytes())
+    starts = [Start(words) for words in dict.fromkeys([*QUICK, *FIRST_LINE, *SILENT])]
+    starts += [replace(terminal, words=words) for words in QUICK for terminal in TERMINALS]
+    starts += [Start(words, None, RANK_1) for words in FIRST_LINE if words.startswith("plan")]
+    found = list(zip(starts, ends(starts, folder), strict=True))
+    return lambda words, columns=None, environ=None: next(
+        end for start, end in found if start == Start(words, columns, environ or {})
     )
 
 
-@pytest.mark.parametrize("words", ["--help", "pretrain --help", "data import --list", f"data stats {SHARD}", "sft x=1"])
-def test_quick_commands_fit_a_terminal_and_are_plain_elsewhere(words: str) -> None:
-    piped = run(*words.split(), TERM="xterm-256color")
-    plain = piped.stdout + piped.stderr
+@pytest.mark.parametrize("words", QUICK)
+def test_quick_commands_fit_a_terminal_and_are_plain_elsewhere(words: str, ended: Any) -> None:
+    expected, out, err = ended(words)
+    plain = out + err
     assert "\x1b" not in plain
-    command = [sys.executable, "-m", "qa_train", *words.split()]
-    for width, environ in ((80, {}), (80, {"NO_COLOR": "1"}), (60, {"COLUMNS": "100"})):
-        code, shown = in_terminal(command, width, environ=environ)
-        assert code == piped.returncode
+    for terminal in TERMINALS:
+        code, shown, _ = ended(words, terminal.columns, terminal.environ)
+        assert code == expected
         # The bar of a command redraws its line.
         lines = [line.rpartition("\r")[2] for line in shown.splitlines()]
-        fits = int(environ.get("COLUMNS", width))
+        fits = int(terminal.environ.get("COLUMNS", str(terminal.columns)))
         assert [line for line in lines if too_long(line, fits)] == []
         assert set(words_of(plain)) - set(words_of("\n".join(lines))) <= {"stats:"}
-        if "NO_COLOR" in environ:
+        if "NO_COLOR" in terminal.environ:
             assert "\x1b[" not in re.sub(r"\x1b\[A", "", "\n".join(lines))
 
 
@@ -189,68 +202,47 @@ def test_what_a_run_says_fits_80_columns(words: str, tmp_path: Path) -> None:
     assert "\x1b[1m" in shown or "\x1b[3" in shown
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "pretrain experiment=smoke run.dir=x", "sft experiment=smoke run.dir=x", "dpo experiment=smoke run.dir=x",
-        "plan sft experiment=smoke", "plan data experiment=smoke", "doctor", "eval compare=[a,b]", "chat checkpoint=x",
-        "serve checkpoint=x", "export checkpoint=x out=y", "pairs checkpoint=x shards=y out=z", "data tokens",
-        "data order", f"data rewrite shards={SHARD} out=y model=q",
-    ],
-)  # fmt: skip
-def test_the_first_line_comes_before_torch(words: str, tmp_path: Path) -> None:
-    def shown(**environ: str) -> tuple[str, list[str]]:
-        done = subprocess.run(
-            [sys.executable, "-c", _UNTIL_TORCH, *words.split()], cwd=tmp_path, capture_output=True, text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
-        )  # fmt: skip
-        return done.stdout, done.stderr.splitlines()
-
-    out, told = shown()
+@pytest.mark.parametrize("words", FIRST_LINE)
+def test_the_first_line_comes_before_torch(words: str, ended: Any) -> None:
+    code, out, err = ended(words)
+    told = err.splitlines()
     assert re.fullmatch(FIRST.format(words.split()[0]), told[0])
     assert told[-1] == "TORCH"
+    assert code == LOADS_TORCH
     # What programs read is not disturbed; the doctor has begun with what needs no torch.
     assert out == "" or words == "doctor"
     if words.startswith("plan"):
-        assert shown(RANK="1")[1][0] == "TORCH"
+        assert ended(words, None, RANK_1)[2].splitlines()[0] == "TORCH"
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "--help", "pretrain --cfg job experiment=smoke run.dir=x", f"data inspect {SHARD}", "data index copy.tar",
-        f"data stats {SHARD}", f"data clean {SHARD}", "data import --list", "completion bash",
-    ],
-)  # fmt: skip
-def test_quick_commands_neither_load_torch_nor_say_so(words: str, tmp_path: Path) -> None:
-    (tmp_path / "copy.tar").write_bytes(Path(SHARD).read_bytes())
-    done = subprocess.run(
-        [sys.executable, "-c", _UNTIL_TORCH, *words.split()], cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "loading" not in done.stderr
+@pytest.mark.parametrize("words", SILENT)
+def test_quick_commands_neither_load_torch_nor_say_so(words: str, ended: Any) -> None:
+    code, _, err = ended(words)
+    assert code == 0, err
+    assert "loading" not in err
 
 
-# Runs what every command that says nothing imports before anything else; ends where one of them loads torch.
+# Runs what every command that says nothing imports before anything else; ends where one of them would load torch.
 _IMPORTS = """
 import ast, inspect, sys
 from qa_train.command_line.command_table import COMMANDS
+from tests.quick_commands import NoTorch
+sys.meta_path.insert(0, NoTorch())
 for name in sys.argv[1:]:
+    print(name, flush=True)
     function = COMMANDS[name].load()
     for statement in ast.parse(inspect.getsource(function)).body[0].body:
         if isinstance(statement, ast.Import | ast.ImportFrom):
             exec(ast.unparse(statement))
-    if "torch" in sys.modules:
-        sys.exit(name)
 """
 
 
 def test_commands_that_load_torch_say_so() -> None:
-    def first_that_loads(*names: str) -> str:
-        command = [sys.executable, "-c", _IMPORTS, *names]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stderr.strip()
+    def looked_at(*names: str) -> tuple[int, list[str]]:
+        done = subprocess.run([sys.executable, "-c", _IMPORTS, *names], cwd=ROOT, capture_output=True, text=True)
+        return done.returncode, done.stdout.splitlines()
 
     assert COMMANDS.keys() >= HEAVY
-    assert first_that_loads(*(name for name in COMMANDS if name not in HEAVY)) == ""
-    assert first_that_loads("data inspect", "convert") == "convert"
+    quick = [name for name in COMMANDS if name not in HEAVY]
+    assert looked_at(*quick) == (0, quick)
+    assert looked_at("data inspect", "convert", "doctor") == (LOADS_TORCH, ["data inspect", "convert"])

@@ -73,13 +73,14 @@ def _fill(raw: Any, path: str, kind: type[Any]) -> None:
     Hydra composes these sections as plain dicts, because OmegaConf lets no override add an entry to a typed one.
     """
     entries: Any = OmegaConf.to_container(OmegaConf.select(raw, path) or OmegaConf.create())
-    for name, given in entries.items():
-        # Merged at their place in the tree, so that an error names the whole key.
-        key = f"{path}.{name}"
-        typed, plain = OmegaConf.create(), OmegaConf.create()
-        OmegaConf.update(typed, key, OmegaConf.structured(kind))
-        OmegaConf.update(plain, key, given)
-        OmegaConf.update(raw, key, OmegaConf.select(OmegaConf.merge(typed, plain), key), merge=False)
+    if not entries:
+        return
+    # Merged at their place in the tree, so that an error names the whole key.
+    typed, plain = OmegaConf.create(), OmegaConf.create()
+    OmegaConf.update(typed, path, dict.fromkeys(entries, kind))
+    OmegaConf.update(plain, path, entries)
+    typed.merge_with(plain)
+    OmegaConf.update(raw, path, OmegaConf.select(typed, path), merge=False)
 
 
 class OwnConfigs(SearchPathPlugin):

@@ -11,7 +11,8 @@ import pyarrow
 import torch
 
 from qa_train.config import StageConfig
-from qa_train.data.batches import Batches, Collator
+from qa_train.data.batches import Batches
+from qa_train.data.loader import Collator
 from qa_train.model.lora import Adapters, add_adapters
 from qa_train.train.job import checkpoints
 from qa_train.train.job.run import RunFolder

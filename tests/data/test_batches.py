@@ -21,10 +21,10 @@ from qa_train.data.audio.encoder_cache import EncoderCache
 from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.mel import log_mel
 from qa_train.data.audio.waveform import audio_tokens
-from qa_train.data.batches import Batches, Collator, PreferenceBatches, open_data
+from qa_train.data.batches import Batches, PreferenceBatches, open_data
 from qa_train.data.cached_clips import wanted_shards
 from qa_train.data.clips import Clip
-from qa_train.data.loader import delivered, order_digest, rank_numbers
+from qa_train.data.loader import Collator, delivered, order_digest, rank_numbers
 from qa_train.data.open_sources import share_allowed
 from qa_train.data.order.passes import Passes
 from qa_train.data.shards.index import build_index, load_index

@@ -17,8 +17,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from qa_train.config import DataConfig, SourceConfig, StorageConfig
-from qa_train.data.batches import Batches, Collator, open_data
-from qa_train.data.loader import rank_numbers
+from qa_train.data.batches import Batches, open_data
+from qa_train.data.loader import Collator, rank_numbers
 from qa_train.data.stores import remote, storage, store_ranges
 from qa_train.data.stores.neighbours import MAX_GAP_BYTES, Range, joined
 from qa_train.data.stores.remote import MAX_REQUEST_BYTES, RemoteError

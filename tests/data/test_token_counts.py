@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,11 @@ def own_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setattr(node_files, "_folder", lambda: folder)
 
 
-@pytest.fixture
-def corpus(tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 records in 3 shards; the last of each shard has two clips, and one in four keys is not ASCII."""
-    with ShardWriter(tmp_path / "c-%d.tar", max_samples=20) as writer:
+    folder = tmp_path_factory.mktemp("corpus")
+    with ShardWriter(folder / "c-%d.tar", max_samples=20) as writer:
         for i in range(60):
             key = f"{'ключ' if i % 4 == 0 else 'k'}{i:03d}"
             sound = noise(0.2 + 0.03 * i, seed=i)
@@ -75,8 +77,15 @@ def corpus(tmp_path: Path) -> str:
                 writer.write(key, made, [sound, noise(0.5, seed=i)])
             else:
                 writer.write(key, record(i), sound)
-    (tmp_path / "tasks.yaml").write_text(PROMPTS)
-    (tmp_path / "words.txt").write_text(WORDS)
+    (folder / "tasks.yaml").write_text(PROMPTS)
+    (folder / "words.txt").write_text(WORDS)
+    return folder
+
+
+@pytest.fixture
+def corpus(written: Path, tmp_path: Path) -> str:
+    """The shards of `written`, for this test to change."""
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     return str(tmp_path / "c-*.tar")
 
 

@@ -216,7 +216,8 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries greet on stdout
     gc.disable()  # and no fork looks through what is imported here: see `tests.conftest`
-    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 (as its engine does; brings torch's compiler)
+    # The first as DeepSpeed's engine does; it brings torch's compiler.
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
     import hydra.main  # noqa: F401
     import transformers.models.qwen2.modeling_qwen2  # noqa: F401
     from hydra.core.plugins import Plugins

@@ -17,7 +17,8 @@ from trl import DPOConfig, DPOTrainer
 from qa_train.config import DataConfig, EncoderConfig, LanguageModelConfig, ModelConfig, SourceConfig, TrainerConfig
 from qa_train.config.checks.preference_checks import LOSSES
 from qa_train.data.audio.waveform import read_clip
-from qa_train.data.batches import Collator, PreferenceBatches, open_data
+from qa_train.data.batches import PreferenceBatches, open_data
+from qa_train.data.loader import Collator
 from qa_train.model import build_model
 from qa_train.train.dpo import AudioDPOTrainer, single_pairs
 from qa_train.train.numbers.tally import pair_curves
