@@ -67,7 +67,7 @@ def _audio(request: Request, cut: dict[str, Any], bases: tuple[Path, ...], shar:
         if cut["id"] not in shar:
             raise _Unreadable("missing audio")
         return shar[cut["id"]]
-    if kind not in ("file", "url", "command"):
+    if kind not in ("file", "command"):
         raise _Unreadable(f"source of type {kind}")
     source = str(sources[0]["source"])
     channel = int(cut["channel"]) if several and isinstance(cut.get("channel"), int) else None

@@ -314,7 +314,7 @@ def _score(metric: str, predictions: Sequence[Prediction], statistics: Statistic
         low,
         high,
         len(predictions),
-        empty=sum(p.error is None and not strip_tags(p.text) for p in predictions),
+        empty=sum(p.error is None and not strip_tags(answer_of(p)) for p in predictions),
         truncated=sum(p.truncated for p in predictions),
         failed=sum(p.error is not None for p in predictions),
         unparsed=_unparsed(metric, predictions),
@@ -323,5 +323,5 @@ def _score(metric: str, predictions: Sequence[Prediction], statistics: Statistic
 
 def _unparsed(metric: str, predictions: Sequence[Prediction]) -> int:
     if metric == "bbh":
-        return sum(p.error is None and bool(strip_tags(p.text)) and bbh_answer(p) is None for p in predictions)
+        return sum(bool(strip_tags(answer_of(p))) and bbh_answer(p) is None for p in predictions)
     return unparsed_labels(metric, predictions)
