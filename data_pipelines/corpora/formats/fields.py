@@ -44,9 +44,9 @@ _OTHER_NAMES = {
     "question": ("context",),
 }
 # Lengths, which are measured, where a segment lies, which is read with the audio, and NeMo's marks.
+_MEASURES = ("duration", "offset", "num_samples", "sampling_rate", "shard_id", "_skipme")
 # numpy prints lists of texts without commas, which Python would join.
 _UNPARTED = re.compile(r"""['"]\s+['"]""")
-_MEASURES = ("duration", "offset", "num_samples", "sampling_rate", "shard_id", "_skipme")
 
 
 def mapping(columns: dict[str, str], available: Iterable[str]) -> dict[str, str]:
@@ -168,7 +168,8 @@ def _parsed(value: Any) -> Any:
     if _UNPARTED.search(value):
         return None
     with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-        return ast.literal_eval(value.strip())
+        found = ast.literal_eval(value.strip())
+        return found if isinstance(found, list | dict) else None
     return None
 
 
