@@ -43,9 +43,9 @@ class Recording:
     """Where one recording lies.
 
     A file, or an address; or a byte range (``offset``, ``size``) of an uncompressed tar; or the ``member`` of a zip; or
-    a ``row`` of a Parquet or Arrow file, whose ``column`` holds the encoded bytes; or ``data``, the file itself as
-    base64, from the list at ``path``. ``start_s`` and ``end_s`` cut a segment out of it (seconds), ``channel`` takes
-    one channel instead of their mean.
+    a ``row`` of a Parquet or Arrow file, whose ``column`` holds the encoded bytes, or a list in which ``member`` is the
+    clip's number; or ``data``, the file itself as base64, from the list at ``path``. ``start_s`` and ``end_s`` cut a
+    segment out of it (seconds), ``channel`` takes one channel instead of their mean.
     """
 
     path: str
@@ -202,13 +202,15 @@ def _cell(place: Recording, storage: StorageConfig) -> bytes:
     """The encoded audio in a row of a table: bytes, or Hugging Face's struct of bytes and path."""
     assert place.row is not None
     value = TableFile(place.path, storage).rows(place.row, (place.column,))[0][place.column]
+    value = value[int(place.member)] if place.member else value
     raw = value.get("bytes") if isinstance(value, dict) else value
     if isinstance(raw, bytes) and raw:
         return raw
-    path = Path(str((value or {}).get("path") if isinstance(value, dict) else value))
-    if "://" in place.path:
-        raise MissingAudio(f"{place.name}: no audio bytes in column {place.column!r}; files that it names are not read")
-    path = path if path.is_absolute() else Path(place.path).parent / path
+    named = value.get("path") if isinstance(value, dict) else value
+    if not isinstance(named, str) or not named or "://" in place.path:
+        files = "; files that it names are not read" if "://" in place.path else ""
+        raise MissingAudio(f"{place.name}: no audio bytes in column {place.column!r}{files}")
+    path = Path(place.path).parent / named
     if not path.is_file():
         raise MissingAudio(f"{place.name}: no audio bytes in column {place.column!r}, and no file {path}")
     return path.read_bytes()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
 
 from qa_train.config import StorageConfig
@@ -39,6 +41,12 @@ class TableFile:
     def is_parquet(self) -> bool:
         """By its name."""
         return self.path.endswith(".parquet")
+
+    def lengths(self, column: str) -> Iterator[int]:
+        """How many clips the list in a column has, of each row; of Parquet without reading their bytes."""
+        for block in range(len(self.starts) - 1):
+            part = _block(self, block, (_path_leaf(self, column) if self.is_parquet else column,))
+            yield from (length or 0 for length in pyarrow.compute.list_value_length(part[column]).to_pylist())
 
     def rows(self, start: int, columns: tuple[str, ...], stop: int | None = None) -> list[dict[str, Any]]:
         """Rows ``start`` to ``stop`` (default: one), read block by block."""
@@ -77,6 +85,12 @@ def _parquet(table: TableFile) -> pyarrow.parquet.ParquetFile:
     return pyarrow.parquet.ParquetFile(open_binary(path, table.storage) if "://" in path else path)
 
 
+def _path_leaf(table: TableFile, column: str) -> str:
+    """The paths in a column of lists of {bytes, path}; the column itself where its clips have none."""
+    names = [leaf.path for leaf in _parquet(table).schema]
+    return next((name for name in names if name.startswith(f"{column}.") and name.endswith(".path")), column)
+
+
 @lru_cache(maxsize=8)
 def _arrow(path: str) -> list[pyarrow.RecordBatch]:
     """Record batches of a memory-mapped Arrow stream (what `datasets` saves) or file."""
@@ -88,13 +102,15 @@ def _arrow(path: str) -> list[pyarrow.RecordBatch]:
 
 
 def class_names(schema: pyarrow.Schema) -> dict[str, list[str]]:
-    """Column -> names of its classes, where the file was written by `datasets` with ClassLabel columns."""
+    """Column -> names of its classes, where `datasets` wrote the file with columns of ClassLabel or of lists of it."""
     raw = (schema.metadata or {}).get(b"huggingface")
     if not raw:
         return {}
     features = json.loads(raw).get("info", {}).get("features", {})
-    return {
-        column: [str(name) for name in feature["names"]]
-        for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
-    }
+    found: dict[str, list[str]] = {}
+    for column, feature in features.items():
+        while isinstance(feature, dict | list) and feature and (isinstance(feature, list) or "feature" in feature):
+            feature = feature[0] if isinstance(feature, list) else feature["feature"]
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names"):
+            found[column] = [str(name) for name in feature["names"]]
+    return found

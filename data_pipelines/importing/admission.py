@@ -9,6 +9,7 @@ from typing import Any
 from data_pipelines.corpora.base import TRAIN, Corpus, Drop, Found, Item, Request
 from data_pipelines.corpora.recordings import Recording
 from data_pipelines.importing.blocklist import Blocklist
+from qa_train.data.text.records import BadRecord, check_text
 from qa_train.utils import draws
 
 
@@ -46,6 +47,10 @@ class Admission:
         known = {} if self.corpus.generic else {"license": self.corpus.license}
         known |= {} if role == self.split else {"subset": self.split}
         record = known | found.record | {"source": self.source, "split": role} | self.fields
+        try:
+            check_text(record)
+        except BadRecord as error:
+            return Drop(found.name, "bad text", str(error))
         reason = self._kept_out(found, record, role)
         if reason is not None:
             return Drop(found.name, *reason, filter=True)

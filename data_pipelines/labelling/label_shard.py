@@ -114,6 +114,8 @@ class ShardLabels:
         # Of the records that are asked about: their fields, prompt, and the numbers of their questions.
         self._asked: dict[str, tuple[dict[str, Any], str, range]] = {}
         self._questions: list[Question] = []
+        # Of each question: whether no answer is one.
+        self._may_be_empty: list[bool] = []
         reader = ClipReader(0, self._options.storage)
         # An endpoint is asked about the windows of a clip one after the other; a checkpoint by their length.
         self._wave = lru_cache(maxsize=8)(partial(read_wave, reader))
@@ -135,7 +137,10 @@ class ShardLabels:
             return self._ready[key]
         record, prompt, places = self._asked[key]
         language = record.get("language")
-        said = [self._said([outcomes[i] for i in places], language) for outcomes, _ in self._answers]
+        said = [
+            self._said([(outcomes[i], self._may_be_empty[i]) for i in places], language)
+            for outcomes, _ in self._answers
+        ]
         filled = [self._asking.form.filled(record, text) for text in said]
         told = {"prompt": prompt, "date": self._options.date, "model": self._options.name, **self._answers[0][1]}
         if len(said) > 1:
@@ -174,7 +179,8 @@ class ShardLabels:
         user = self._asking.question(key, record)
         sample = Sample(key, (user,), 1, self._asking.task.name, record.get("language"), options.template)
         first = len(self._questions)
-        for start, stop in self._windows(clip):
+        for start, stop, silent in self._windows(clip):
+            self._may_be_empty += [silent]
             tokens = prompt_tokens(sample, audio_tokens(stop - start))
             load = partial(self._window, clip, start, stop)
             self._questions.append(Question(sample, load, (), "", f"{clip.id} {start}-{stop}", tokens=tokens))
@@ -182,8 +188,8 @@ class ShardLabels:
             raise LeftOut("nothing but silence", "silence")
         self._asked[key] = record, part_text(user), range(first, len(self._questions))
 
-    def _windows(self, clip: Clip) -> Iterator[tuple[int, int]]:
-        """[start, stop) of the parts to ask about: not the silent ones."""
+    def _windows(self, clip: Clip) -> Iterator[tuple[int, int, bool]]:
+        """[start, stop) of the parts to ask about, not the silent ones, and whether one is silent but for a moment."""
         options = self._options
         parts, most = [(0, clip.num_samples)], options.max_silence
         if self._asking.in_windows and clip.duration_s > options.window_s:
@@ -192,7 +198,7 @@ class ShardLabels:
             share = 0.0 if most is None else silent_share(self._wave(clip)[start:stop], options.silence_db)
             # A word in a window of a long clip belongs to the transcript.
             if most is None or share <= most or (len(parts) > 1 and share < 1):
-                yield start, stop
+                yield start, stop, most is not None and share > most
 
     def _window(self, clip: Clip, start: int, stop: int) -> tuple[np.ndarray]:
         # A part alone does not keep the whole clip in memory.
@@ -217,22 +223,27 @@ class ShardLabels:
             raise ValueError(f"{masked(by.url)}: {error}; the same command again continues from here") from error
         return said, who
 
-    def _said(self, outcomes: list[Outcome], language: str | None) -> str:
-        """The answers to the windows of a clip in one. Raises LeftOut or BadRecord where one cannot be used."""
+    def _said(self, outcomes: list[tuple[Outcome, bool]], language: str | None) -> str:
+        """The answers to the windows of a clip in one; (outcome, whether it may be empty) each.
+
+        Raises LeftOut or BadRecord where one cannot be used, or all are empty.
+        """
         options, texts = self._options, list[str]()
-        for each in outcomes:
+        for number, (each, may_be_empty) in enumerate(outcomes, 1):
             text = each.text.strip()
             if each.error is not None:
                 raise BadRecord(each.error, "no answer")
             if each.truncated:
                 raise LeftOut(f"max_new_tokens={options.max_new_tokens}: {text[:200]!r}", "answer cut short")
-            if not text:
-                raise LeftOut(f"part {len(texts) + 1} of {len(outcomes)}", "empty answer")
+            if not text and not may_be_empty:
+                raise LeftOut(f"part {number} of {len(outcomes)}", "empty answer")
             if options.max_repeats and (times := repeats(transcript_words(text, language))) > options.max_repeats:
                 raise LeftOut(f"{times} times in a row: {text[:200]!r}", "repeated words")
             if options.max_compression and (ratio := compression_ratio(text)) > options.max_compression:
                 raise LeftOut(f"compression ratio {ratio:.1f}: {text[:200]!r}", "repeated words")
-            texts.append(text)
+            texts += [text] if text else []
+        if not texts:
+            raise LeftOut(f"all of {len(outcomes)} parts", "empty answer")
         return ("" if language in CHARACTER_LANGUAGES else " ").join(texts)
 
 

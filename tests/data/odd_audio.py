@@ -17,8 +17,8 @@ import soundfile
 from qa_train.data.audio.structure.mpeg import mpeg_frame
 
 FOLDER = Path(__file__).parent / "fixtures" / "audio"
-MEDIA = ("aac.m4a", "adts.aac", "alac.m4a", "fragments.mp4", "speex.spx", "video.mp4", "webm.webm", "webm_pipe.webm",
-         "wma.wma")  # fmt: skip
+MEDIA = ("aac.m4a", "adts.aac", "alac.m4a", "cut_copy.opus", "flac.oga", "fragments.mp4", "opus.caf", "speex.spx",
+         "video.mp4", "webm.webm", "webm_pipe.webm", "wma.wma")  # fmt: skip
 # Samples (per channel) and rate that FFmpeg decodes.
 FFMPEG = {
     "aac.m4a": (31744, 44100),
@@ -28,11 +28,14 @@ FFMPEG = {
     "au.au": (5600, 8000),
     "caf.caf": (5600, 8000),
     "cbr_pipe_mpeg25.mp3": (6912, 8000),
+    "cut_copy.opus": (23688, 48000),
+    "flac.oga": (11200, 16000),
     "fragments.mp4": (32768, 44100),
     "id.flac": (11200, 16000),
     "ima.wav": (12246, 16000),
     "layer2.mp2": (11520, 16000),
     "mp3_in_riff.wav": (12672, 16000),
+    "opus.caf": (34560, 48000),
     "opus.opus": (33600, 48000),
     "pipe.flac": (11200, 16000),
     "pipe.wav": (5600, 8000),
@@ -77,6 +80,14 @@ def _wav(data_size: int | None = None, extra: bytes = b"", samples: int = 5600) 
     return bytes(made)
 
 
+def _unsized(name: str, chunk: bytes, place: int, width: int, size: bytes) -> bytes:
+    """The file with another size, ``place`` bytes behind the name of its chunk."""
+    made = bytearray(raw(name))
+    at = made.index(chunk) + place
+    made[at : at + width] = (size * width)[:width]
+    return bytes(made)
+
+
 def _ogg(rate: int) -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, np.random.default_rng(0).normal(0, 0.1, rate // 2), rate, format="OGG", subtype="VORBIS")
@@ -118,10 +129,13 @@ WHOLE: dict[str, tuple[bytes, float]] = {
     "MP3 with APE tags between": (
         raw("vbr_pipe.mp3") + _APE + ID3V1 + ID3V2 + raw("vbr_pipe.mp3") + _APE, 2 * seconds("vbr_pipe.mp3")
     ),
+    "MP3 with a tag longer than the file": (b"ID3\x03\0\0\0\x10\0\0" + raw("vbr_pipe.mp3"), seconds("vbr_pipe.mp3")),
     "MP3 with zeros behind it": (raw("vbr_pipe.mp3") + bytes(5000), seconds("vbr_pipe.mp3")),
     "WAV of size 0": (_wav(0), 0.7),
     "WAV of size 0x7fffffdb": (_wav(0x7FFFFFDB), 0.7),
     "WAV of size 0xffffffff": (_wav(0xFFFFFFFF), 0.7),
+    "RF64 from a pipe": (_unsized("rf64.wav", b"ds64", 8, 24, b"\0"), 0.7),
+    "AIFF from sox into a pipe": (_unsized("aiff.aiff", b"SSND", 4, 4, b"\x7f\0\0\x08"), 0.7),
     "WAV with a chunk behind the audio": (_wav(extra=b"LIST" + struct.pack("<I", 4000) + bytes(4000)), 0.7),
     "WAV with zeros behind the audio": (_wav(extra=bytes(9000)), 0.7),
 }  # fmt: skip
@@ -164,5 +178,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "a zip archive": (b"PK\x03\x04" + bytes(60), "zip archive: .*unzip"),
     "a page": (b"\n<!DOCTYPE html><html><body>404</body></html>", "HTML page.*fetch"),
     "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "git lfs pull"),
+    "an MP3 cut inside its tag": (b"ID3\x03\0\0\0\x10\0\0" + bytes(range(1, 200)), "ID3 tag, and no sound.*fetch"),
+    "MP3 of a free bit rate": (bytes.fromhex("fffb0064") + bytes(200), "lame --decode"),
     "MIDI": (b"MThd\0\0\0\x06" + bytes(60), "MIDI"),
 }  # fmt: skip

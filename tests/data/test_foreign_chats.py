@@ -120,6 +120,8 @@ def test_clips_in_lists_are_paths_addresses_or_data(clip: bytes) -> None:
         "<|AUDIO|>What?",
         "Audio 1: <|audio_bos|><|AUDIO|><|audio_eos|>\nWhat?",
         "<|audio_bos|><|AUDIO|><|AUDIO|><|AUDIO|><|audio_eos|>What?",
+        "<|audio_start|><|audio_pad|><|audio_pad|><|audio_end|>What?",
+        "<|audio|>What?",
         "<audio>What?",
         "What?",
     ],
@@ -219,6 +221,44 @@ def test_fields_that_nothing_reads_are_named(tmp_path: Path, caplog: pytest.LogC
                 chat_record(user("?", **{name: value}))
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversation": [{"system": "", "input": "<audio>How many?", "output": "3"}]},
+        {"conversations": [{"from": "human", "value": "<audio>How many?"}, {"from": "chatgpt", "value": 3}]},
+        {"conversations": '[{"from": "human", "value": "<audio>How many?"}, {"from": "gpt", "value": "3"}]'},
+        {"messages": [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": 3}]},
+        {"instruction": "How many?", "input": "", "output": 3},
+        {"question": "How many?", "response": "3"},
+        {
+            "conversations": [
+                {"from": "user", "value": "Audio 1:<audio>a.wav</audio>\nHow many?"},
+                {"from": "gpt", "value": 3},
+            ]
+        },
+        {"query": "<audio>a.wav</audio>How many?", "response": "3"},
+    ],
+)
+def test_other_names_and_types_of_a_question_and_its_answer(row: dict[str, Any]) -> None:
+    record, clips = chat_record({**row, "audio": "a.wav"})
+    assert clips == ["a.wav"]
+    assert [(turn["role"], turn["content"]) for turn in record["messages"]] == [
+        ("user", "<audio>How many?"),
+        ("assistant", "3"),
+    ]
+
+
+def test_a_pair_has_a_question() -> None:
+    pair = {"chosen": "a", "rejected": "b"}
+    asked, _ = chat_record({**pair, "system": "s", "question": "Why?"})
+    assert [turn["content"] for turn in asked["messages"]] == ["s", "Why?"]
+    # The clip may be the question.
+    spoken, _ = chat_record({**pair, "audio": "a.wav"})
+    assert [turn["content"] for turn in spoken["messages"]] == ["<audio>"]
+    with pytest.raises(BadRecord, match="no question"):
+        chat_record({"chosen": "Human: Why? Assistant: a", "rejected": "Human: Why? Assistant: b"})
+
+
 def test_pairs_of_every_tool() -> None:
     asked, good, bad = ({"role": "user", "content": "<audio>?"}, {"role": "assistant", "content": "good"},
                         {"role": "assistant", "content": "bad"})  # fmt: skip
@@ -286,7 +326,9 @@ def test_files_of_rows_by_their_content(tmp_path: Path) -> None:
     row, mark = json.dumps(user("?")), b"\xef\xbb\xbf"
     array = json.dumps([user("?"), user("!")], indent=1)
     for raw, count in ((row.encode(), 1), (mark + row.encode() + b"\r\n\n" + row.encode(), 2), (array.encode(), 2),
-                       (mark + b"\n " + array.encode() + b"\n", 2), (b"[]", 0), (b"", 0)):  # fmt: skip
+                       (mark + b"\n " + array.encode() + b"\n", 2), (b"[]", 0), (b"", 0),
+                       (f"{row}\r\n{row}\r\n".encode("utf-16"), 2), (array.encode("utf-16"), 2),
+                       (b"\xfe\xff" + f"{row}\n{row}".encode("utf-16-be"), 2)):  # fmt: skip
         for name in ("a.jsonl", "a.json"):
             path = tmp_path / name
             path.write_bytes(raw)
@@ -359,7 +401,7 @@ def test_real_rows_of_trl_nemo_and_the_model_card(monkeypatch: pytest.MonkeyPatc
         assert [turn["role"] for turn in record["messages"]] == (["user"] if pair else ["user", "assistant"])
         assert (record["chosen"] if pair else record["messages"][1]["content"]).strip() in ("blue.", "It is blue.")
         assert not pair or record["rejected"].strip() in ("green.", "It is green.")
-    for row, why in zip(real("trl_refused.jsonl"), ("KTO", "stepwise", "no 'messages'"), strict=True):
+    for row, why in zip(real("trl_refused.jsonl"), ("KTO", "stepwise", "no question"), strict=True):
         with pytest.raises(BadRecord, match=why):
             chat_record(row)
     record, clips = chat_record(real("nemo_multimodal_conversation.jsonl")[0])

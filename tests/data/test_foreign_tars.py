@@ -120,6 +120,8 @@ def test_hard_links_are_the_file_that_they_name(layout: int, name: str, tmp_path
         (tarfile.LNKTYPE, "elsewhere.wav", r"hard link to 'elsewhere.wav'.*tar --hard-dereference"),
         (tarfile.LNKTYPE, "/etc/passwd", r"hard link to '/etc/passwd'.*not a regular file.*tar --hard-dereference"),
         (tarfile.SYMTYPE, "a.wav", r"symbolic link, not a regular file.*tar --dereference"),
+        (tarfile.FIFOTYPE, "", "not a regular file"),
+        (tarfile.GNUTYPE_SPARSE, "", "not a regular file.*without --sparse"),
     ],
 )
 def test_other_links_say_what_to_do(kind: bytes, target: str, message: str, tmp_path: Path) -> None:
@@ -132,6 +134,30 @@ def test_other_links_say_what_to_do(kind: bytes, target: str, message: str, tmp_
         tar.addfile(info)
     with pytest.raises(DamagedShard, match=message):
         scan(str(tmp_path / "a.tar"))
+
+
+def test_what_is_no_file_and_no_member_of_a_record_is_passed_over(tmp_path: Path) -> None:
+    """A label (tar -V), links, pipes, devices of a folder that was packed whole; hard links with and without "./"."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number, kind in enumerate((b"V", tarfile.SYMTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE)):
+            info = tarfile.TarInfo(f"latest{number}")
+            info.type, info.linkname, info.size = kind, "/etc/passwd", 0
+            tar.addfile(info)
+        for name, content in (("./a.wav", WAV), ("./a.json", b'{"text": "x"}'), ("./b.json", b'{"text": "y"}')):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+        info = tarfile.TarInfo("./b.wav")
+        info.type, info.linkname = tarfile.LNKTYPE, "a.wav"
+        tar.addfile(info)
+    assert scan(str(tmp_path / "a.tar")).table["key"].to_pylist() == ["./a", "./b"]
+
+
+def test_tars_joined_by_cat_say_so(tmp_path: Path) -> None:
+    one = Path(plain_tar(tmp_path / "a.tar", {"a.wav": WAV, "a.json": b"{}"})).read_bytes()
+    (tmp_path / "two.tar").write_bytes(one + one)
+    with pytest.raises(DamagedShard, match=r"data after them.*tar --concatenate"):
+        scan(str(tmp_path / "two.tar"))
 
 
 def test_other_files_under_the_name_of_a_tar_are_named(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_other_formats_are_decoded_by_the_extra(name: str) -> None:
 @pytest.mark.parametrize("name", MEDIA)
 def test_without_the_extra_they_are_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(BadAudio, match=r"^(MP4|AAC|WebM|WMA|Ogg Speex).*ffmpeg -i IN OUT.flac.*qa-train\[media\]"):
+    with pytest.raises(BadAudio, match=r"^(MP4|AAC|CAF|WebM|WMA|Ogg [FOS]).*ffmpeg -i IN OUT.flac.*qa-train\[media\]"):
         read_header(raw(name))
 
 

@@ -323,6 +323,19 @@ def test_a_window_without_an_answer_leaves_the_clip_out(server: LabelServer, tmp
     assert entry["detail"] == "part 2 of 2"
 
 
+@pytest.mark.parametrize(("first", "left"), [("some words", {}), ("", {"long": "empty answer"})])
+def test_a_nearly_silent_window_may_have_no_answer(
+    first: str, left: dict[str, str], server: LabelServer, tmp_path: Path
+) -> None:
+    wave = np.concatenate([noise(25), np.zeros(25 * RATE, np.float32), noise(0.1)])
+    shard(tmp_path / "raw/a.tar", ("long", {}, wave), ("short", {}, noise(1)))
+    answers = iter([first, ""])
+    server.says = lambda ms, prompt: (200, "words" if ms == 1000 else next(answers), "stop")
+    label(by(server, tmp_path, requests=1))
+    assert left_out(tmp_path / "out/a.tar") == left
+    assert left or records(tmp_path / "out/a.tar")["long"]["text"] == "some words"
+
+
 @pytest.mark.parametrize("task", ["asr", "lid"])
 def test_a_second_model_must_agree(task: str, server: LabelServer, tmp_path: Path) -> None:
     other = LabelServer()

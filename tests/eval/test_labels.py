@@ -50,6 +50,8 @@ OPTIONS = ("guitar", "bass guitar", "A dog", "Piano")
         ("B is correct, A is not", 1), ("is $\\textbf{D}$", 3), ("A and C", None), ("Either A or B.", None),
         ("It was D'Arcy, the answer is C", 2), ("The answer is D'Arcy", None),
         ("Option A cannot be", None), ("Vitamin D is the best", None), ("So: D is the best", 3),
+        ("I choose B", 1), ("选B", 1), ("选择 D", 3), ("$B$", 1), ("I would not choose B", None),
+        ("I can't pick A", None), ("I'd pick A dog", 2),
         ("The answer is A or the answer is B", None), ("None of them", None), ("answer: drums", None), ("dogs", None),
     ],
 )  # fmt: skip

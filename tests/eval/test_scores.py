@@ -84,6 +84,18 @@ def test_word_edits_equal_jiwer_and_a_plain_dynamic_program() -> None:
     assert edits[:, 0].sum() / edits[:, 1].sum() == pytest.approx(library)
 
 
+@pytest.mark.parametrize("metric", ["wer", "accuracy", "contains", "exact", "choice", "chrf"])
+def test_thoughts_before_an_answer_are_no_part_of_it(metric: str) -> None:
+    def one(text: str) -> Prediction:
+        return pair(text, "dog", choices=("cat", "dog"))
+
+    thought = one("<think>\nA cat? No: B.\n</think>\n\ndog")
+    assert score(metric, [thought]) == score(metric, [one("dog")])
+    # Nothing after them is no answer; thoughts that were cut are what was said.
+    assert score(metric, [one("<think>dog</think>")]).empty == 1
+    assert score(metric, [one("<think>dog cat dog")]).value != score(metric, [one("dog")]).value
+
+
 def test_cer_counts_characters_with_spaces() -> None:
     assert score("cer", [pair("abd ef", "abc ef")]).value == pytest.approx(100 / 6)
     assert score("cer", [pair("abcef", "abc ef")]).value == pytest.approx(100 / 6)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import base64
+import contextlib
 import json
 import re
 import shlex
@@ -43,6 +45,8 @@ _OTHER_NAMES = {
 }
 # Lengths, which are measured, where a segment lies, which is read with the audio, and NeMo's marks.
 _MEASURES = ("duration", "offset", "num_samples", "sampling_rate", "shard_id", "_skipme")
+# numpy prints lists of texts without commas, which Python would join.
+_UNPARTED = re.compile(r"""['"]\s+['"]""")
 
 
 def mapping(columns: dict[str, str], available: Iterable[str]) -> dict[str, str]:
@@ -100,11 +104,12 @@ def record_of(
         if name in PLACES:
             continue
         value = cell_at(row, column)
-        if classes and column in classes and isinstance(value, int):
-            value = classes[column][value] if 0 <= value < len(classes[column]) else None
+        if classes and column in classes:
+            value = _named(value, classes[column])
         if name == "caption" and isinstance(value, list) and value and all(isinstance(text, str) for text in value):
             value, record["captions"] = value[0], [text.strip() for text in value] if len(value) > 1 else None
-        if value is not None and value != "":
+        # A table writes NaN for a number that is missing, which is not equal to itself.
+        if value is not None and value != "" and value == value:
             record[name] = _typed(name, value)
     if "language" in record:
         record["language"] = language_code(record["language"])
@@ -114,6 +119,13 @@ def record_of(
     if target and "text" in record and language_code(str(target)) != record.get("language"):
         record["translation"] = {language_code(str(target)): record.pop("text")}
     return present(**record)
+
+
+def _named(value: Any, names: list[str]) -> Any:
+    """The name of a class, or the names of several; None for a number that no class has."""
+    if isinstance(value, list):
+        return [name for each in value if (name := _named(each, names)) is not None]
+    return (names[value] if 0 <= value < len(names) else None) if isinstance(value, int) else value
 
 
 def cell_at(row: dict[str, Any], column: str) -> Any:
@@ -130,28 +142,35 @@ def _typed(name: str, value: Any) -> Any:
     if name in TEXTS:
         if isinstance(value, list | dict | bool):
             raise ValueError(f"{name!r} must be text, found {type(value).__name__}")
-        return str(value).strip()
+        # Whole numbers in a column of which some are missing come as floats.
+        return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
     if name in LISTS:
-        parts = (
-            value if isinstance(value, list) else _parsed(value) or re.split(";" if ";" in value else ",", str(value))
-        )
+        parts = value if isinstance(value, list) else _parsed(value)
+        if parts is None and str(value).lstrip().startswith(("[", "{")):
+            raise ValueError(f"{name!r} must be a list, as JSON or in Python's spelling, found {str(value)[:80]!r}")
+        parts = re.split(";" if ";" in value else ",", str(value)) if parts is None else parts
         return [str(part).strip() for part in parts if str(part).strip()]
     if name in NUMBERS:
         return int(float(value))
     found = value if isinstance(value, list | dict) else _parsed(value)
     if found is None:
         raise ValueError(f"{name!r} must be a list or an object (as JSON in a table), found {str(value)[:80]!r}")
-    return found
+    # A column of objects has all keys in each row.
+    return {key: part for key, part in found.items() if part is not None} if isinstance(found, dict) else found
 
 
 def _parsed(value: Any) -> Any:
-    """A cell that holds a JSON list or object; None for any other text."""
+    """A cell that holds a list or an object, as JSON or as Python prints it (pandas); None for any other text."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return None
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         return json.loads(value)
-    except (json.JSONDecodeError, RecursionError):
+    if _UNPARTED.search(value):
         return None
+    with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+        found = ast.literal_eval(value.strip())
+        return found if isinstance(found, list | dict) else None
+    return None
 
 
 def recording_of(
@@ -169,10 +188,9 @@ def recording_of(
     if isinstance(source, bytes):
         data = base64.b64encode(source).decode()
         return Recording(origin, data=data, start_s=start_s, end_s=end_s)
-    # Names may begin with a space; more often a space was typed before one.
-    places = [
-        located(name, *bases) for name in dict.fromkeys(map(partial(_renamed, request), (source, source.strip())))
-    ]
+    # Names may begin with a space; more often a space was typed before one. Lists of Windows have its separators.
+    names = (source, source.strip(), source.strip().replace("\\", "/"))
+    places = [located(name, *bases) for name in dict.fromkeys(map(partial(_renamed, request), names))]
     place = next((place for place in places if isinstance(place, Path) and place.is_file()), places[-1])
     if request.by_name and isinstance(place, Path) and not place.is_file():
         found = request.tree.by_name(place.name)

@@ -53,12 +53,15 @@ def _shar_members(path: str) -> dict[str, Recording]:
 
 def _audio(request: Request, cut: dict[str, Any], bases: tuple[Path, ...], shar: dict[str, Recording]) -> Recording:
     recording = cut.get("recording")
-    if cut.get("type", "MonoCut") != "MonoCut" or recording is None:
-        raise _Unreadable(f"{cut.get('type')} without one recording" if recording is None else f"type {cut['type']}")
+    kind = cut.get("type", "MonoCut")
+    if kind not in ("MonoCut", "MultiCut") or recording is None:
+        raise _Unreadable(f"{kind} without one recording" if recording is None else f"type {kind}")
     if recording.get("transforms"):
         raise _Unreadable("transformed recording")
     sources = recording.get("sources", [])
     several = len(sources) == 1 and len(sources[0].get("channels", [0])) > 1
+    if isinstance(cut.get("channel"), list) and set(cut["channel"]) != {c for s in sources for c in s["channels"]}:
+        raise _Unreadable("MultiCut of some of the channels")
     kind = sources[0].get("type") if len(sources) == 1 else f"{len(sources)} sources"
     if kind == "shar":
         if cut["id"] not in shar:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -68,16 +68,14 @@ def _table(request: Request) -> Found:
                 yield Drop(f"{listed}-{line}", "row that does not fit", row)
                 continue
             left.update(name for name in untaken(columns, row) if row[name])
-            if row.get(columns.get("split", ""), request.published_split) != request.published_split:
+            if "split" in columns and row[columns["split"]] != request.published_split:
                 continue
             path = row[columns["audio"]]
             name = row[columns["key"]] if "key" in columns else f"{number:08d}-{Path(path[-80:]).stem}"
             try:
                 record = record_of(row, columns)
-                start, end = (
-                    float(row[columns[n]]) if columns.get(n) and row[columns[n]] else None for n in ("start", "end")
-                )
-                audio = recording_of(request, path, *bases, origin=f"{listed}:{line}", start_s=start or 0.0, end_s=end)
+                start, end = _part({column: cell for column, cell in row.items() if cell}, columns)
+                audio = recording_of(request, path, *bases, origin=f"{listed}:{line}", start_s=start, end_s=end)
             except ValueError as error:
                 yield Drop(name, "bad cell", str(error))
                 continue
@@ -101,8 +99,10 @@ def _part(row: dict[str, Any], columns: dict[str, str]) -> tuple[float, float | 
     """``start`` and ``end`` of a row, or NeMo's ``offset`` and ``duration``, as the segment that they cut (seconds).
 
     A ``duration`` alone cuts in NeMo's own rows, those of an ``audio_filepath``; elsewhere it is a measure of the file.
+    Next to an ``onset`` an ``offset`` is the end of an event (DCASE).
     """
-    start, end = row.get(columns.get("start", "offset")), row.get(columns.get("end", ""))
+    place = columns.get("start", "offset" if "onset" not in row else "")
+    start, end = (row.get(column) if column else None for column in (place, columns.get("end")))
     cuts = start is not None or "audio_filepath" in row
     if end is None and cuts and row.get("duration") is not None:
         end = float(start or 0.0) + float(row["duration"])
@@ -203,7 +203,7 @@ def _kaldi(request: Request) -> Found:
 
     def lines(name: str) -> dict[str, str]:
         path = tree.beside(listed, name)
-        return dict(tree.pairs(path)) if path in tree.names else {}
+        return dict(_once(path, tree.pairs(path))) if path in tree.names else {}
 
     recordings = _kaldi_recordings(request, listed)
     texts, speakers, genders, languages = (lines(n) for n in ("text", "utt2spk", "spk2gender", "utt2lang"))
@@ -231,7 +231,7 @@ def _kaldi_recordings(request: Request, listed: str) -> dict[str, Recording]:
     """The recordings of a ``wav.scp`` by their names. Raises ValueError for commands and archives."""
     bases = (Path(request.tree.recording(listed).path).parent, Path())
     recordings: dict[str, Recording] = {}
-    for number, (name, place) in enumerate(request.tree.pairs(listed), 1):
+    for number, (name, place) in enumerate(_once(listed, request.tree.pairs(listed)), 1):
         channel = None
         if place.endswith("|") or place.startswith("|"):
             if (known := decoded_file(place)) is None:
@@ -246,6 +246,16 @@ def _kaldi_recordings(request: Request, listed: str) -> dict[str, Recording]:
             )
         recordings[name] = replace(recording_of(request, place, *bases), channel=channel)
     return recordings
+
+
+def _once(name: str, pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """The pairs; ValueError for a second one of the same id."""
+    seen: set[str] = set()
+    for first, rest in pairs:
+        if first in seen:
+            raise ValueError(f"{name}: {first!r} is listed twice: Kaldi's ids are unique (utils/validate_data_dir.sh)")
+        seen.add(first)
+        yield first, rest
 
 
 CORPORA = (

@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby, pairwise
+from itertools import chain, groupby, pairwise, repeat
 from pathlib import Path
 from typing import Any
 
@@ -145,19 +145,24 @@ def _of_hub(identity: str, request: Request) -> list[str]:
 
 
 def audio_column(schema: pyarrow.Schema, wanted: str | None = None) -> str:
-    """The column that holds encoded audio: the wanted one, a struct of bytes and path, or one so named."""
+    """The column of encoded audio: the wanted one, a struct of bytes and path or a list of such, or one so named."""
     names = list(schema.names)
     if wanted is not None:
         if wanted not in names:
             raise ValueError(f"there is no audio column {wanted!r}; the table has {names}")
         return wanted
-    structs = [f.name for f in schema if pyarrow.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0]
+    kinds = {f.name: f.type.value_type if _is_list(f.type) else f.type for f in schema}
+    structs = [n for n, kind in kinds.items() if pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0]
     if len(structs) > 1:
         raise ValueError(f"several columns contain audio ({structs}): say which, e.g. columns.audio={structs[0]}")
     named = structs or [name for name in AUDIO_COLUMNS if name in names]
     if not named:
         raise ValueError(f"no column of {names} contains audio: set it, e.g. columns.audio={names[0]}")
     return named[0]
+
+
+def _is_list(kind: pyarrow.DataType) -> bool:
+    return bool(pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind))
 
 
 def _all_rows(
@@ -179,6 +184,8 @@ def _huggingface(request: Request) -> Found:
     if not request.fields and is_chat(dict.fromkeys(others, "")):
         yield from _chats(request, files, audio, others)
         return
+    if _is_list(schema.field(audio).type):
+        raise ValueError(f"column {audio!r} contains lists of clips: only chats and pairs are read with several")
     columns = mapping(request.fields, others)
     columns.pop("audio", None)
     classes = class_names(schema)
@@ -196,22 +203,35 @@ def _huggingface(request: Request) -> Found:
 
 
 def _chats(request: Request, files: Sequence[str], audio: str, others: Sequence[str]) -> Found:
-    """Rows that are chats or pairs, as other tools write them, each about the clip in its column ``audio``."""
+    """Rows that are chats or pairs, as other tools write them, about the clip, or the list of clips, in ``audio``."""
     kept: Counter[str] = Counter()
-    for position, (path, number, row) in enumerate(_all_rows(request, files, others)):
+    places = chain.from_iterable(_cells(TableFile(path, request.storage), audio) for path in files)
+    for position, ((path, number, row), cells) in enumerate(
+        zip(_all_rows(request, files, others), places, strict=True)
+    ):
         name = f"{position:08d}"
         try:
-            record, clips = chat_record({**row, "audios": [audio]})
-            if clips != [audio]:
-                raise BadRecord(f"it has {len(clips) - 1} clips in addition to that in column {audio!r}")
+            record, clips = chat_record({**row, "audios": [*cells]})
+            if more := [clip for clip in clips if clip not in cells]:
+                raise BadRecord(f"it has {len(more)} clips in addition to those in column {audio!r}")
         except BadRecord as error:
             reason = "bad row" if error.reason == "bad record" else error.reason
             yield Drop(name, reason, f"{path}[{number}]: {error}", filter=reason == "no preference")
             continue
         kept.update(unknown_fields(record))
-        yield Item(name, (Recording(path, row=number, column=audio),), record)
+        found = tuple(Recording(path, member=cells[str(clip)], row=number, column=audio) for clip in clips)
+        yield Item(name, found, record)
     if kept:
         request.notes.append(said_of(kept))
+
+
+def _cells(table: TableFile, column: str) -> Iterator[dict[str, str]]:
+    """{a name of the clip: its number in a list, or ""} of each row."""
+    if not _is_list(table.schema.field(column).type):
+        yield from repeat({column: ""}, table.starts[-1])
+        return
+    for length in table.lengths(column):
+        yield {f"{column}[{i}]": str(i) for i in range(length)}
 
 
 def _voice_assistant(request: Request) -> Found:

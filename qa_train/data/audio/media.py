@@ -40,8 +40,9 @@ class MediaSound:
             raise damaged(container.name, f"FFmpeg cannot open it ({_said(error)})") from error
         streams = self._file.streams.audio
         if not streams:
+            others = len(self._file.streams)
             self._file.close()
-            raise BadAudio(f"{container.name}: it has no sound, only {len(self._file.streams)} other streams")
+            raise BadAudio(f"{container.name}: it has no sound, only {others} other streams")
         self._stream = streams[0]
         codec = self._stream.codec_context
         if codec is None:

@@ -1,4 +1,6 @@
-"""Opening audio, by content: libsndfile, with the file's parsed structure, PyAV (``media``), or ``dr_flac``."""
+"""Opening audio, by content: libsndfile, with the file's parsed structure, ``dr_flac``, or PyAV (``media``) for what
+libsndfile does not read.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +22,13 @@ from qa_train.data.audio.structure.formats import examine
 _BLOCK_FRAMES = 1 << 18
 # A file of more chained streams is refused: each is opened by itself.
 _MAX_PARTS = 10_000
+# libsndfile's numbers for a codec that it does not know in a container that it does (ALAC, AAC or Opus in CAF, FLAC of
+# 32 bits, any FLAC in Ogg), and for what it calls malformed: an Ogg cut by copying, a CAF from a pipe.
+_OTHER_CODEC, _MALFORMED = (4, 18, 161), 3
+
+
+class _NotRead(BadAudio):
+    """libsndfile knows the container, and not what is in it."""
 
 
 class Sound:
@@ -78,7 +87,13 @@ class Sound:
         except (soundfile.SoundFileError, RuntimeError, OSError) as error:
             sphere = ", or sph2pipe -f wav IN OUT.wav" if self.container.name == "NIST SPHERE" else ""
             what = f"{self.container.name}: libsndfile says: {_said(error)}"
-            raise BadAudio(f"not a readable audio file: {what}; try {CONVERT}{sphere}") from error
+            raise self._kind(error)(f"not a readable audio file: {what}; try {CONVERT}{sphere}") from error
+
+    def _kind(self, error: Exception) -> type[BadAudio]:
+        """Whether another decoder is to be asked. A chain of streams is one that only libsndfile reads to its end."""
+        code = getattr(error, "code", None)
+        other = code in _OTHER_CODEC or (code == _MALFORMED and self.container.demuxer in ("ogg", "caf"))
+        return _NotRead if other and len(self._parts) == 1 else BadAudio
 
     def _frames(self, file: soundfile.SoundFile, part: Part | None) -> int:
         return int(file.frames if part is None or part.frames is None else part.frames)
@@ -138,15 +153,18 @@ def open_sound(source: bytes | str | Path, *, at_once: bool = False) -> Iterator
         header = None
         if at_once and isinstance(place, bytes) and container.kind == "flac" and not container.parts:
             header = dr_flac.stated(place)
-        sound: AnySound
-        if header is not None:
-            sound = WholeFlac(bytes(data), container, header)
-        else:
-            sound = Sound(place, data, container) if container.native else MediaSound(bytes(data), container)
+        sound = _opened(place, data, container) if header is None else WholeFlac(bytes(data), container, header)
         try:
             yield sound
         finally:
             sound.close()
+
+
+def _opened(place: bytes | Path, data: Data, container: Container) -> AnySound:
+    if container.native:
+        with contextlib.suppress(_NotRead):
+            return Sound(place, data, container)
+    return MediaSound(bytes(data), container)
 
 
 @contextlib.contextmanager

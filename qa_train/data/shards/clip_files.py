@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from qa_train.config import StorageConfig
 from qa_train.data.audio.waveform import BadAudio, read_header, stored_kind
@@ -25,7 +26,9 @@ def located(source: Source, *bases: Path) -> Path | Source:
     """A local path, relative to the first of ``bases`` where it exists; addresses and bytes unchanged."""
     if isinstance(source, bytes):
         return source
-    source = source.removeprefix("file://")
+    if source.startswith("file://"):
+        source = source.removeprefix("file://")
+        source = source if Path(source).exists() else unquote(source)
     if "://" in source:
         return source
     path = Path(source).expanduser()

@@ -22,6 +22,7 @@ MEDIA_EXTENSIONS = ("m4a", "m4b", "mp4", "mov", "3gp", "aac", "webm", "weba", "m
 # next to its sound).
 OTHER_AUDIO_EXTENSIONS = ("oga", "aif", "aiff", "aifc", "au", "caf", "w64", "sph", "mp2", *MEDIA_EXTENSIONS)
 TEXT_EXTENSIONS = ("json", "txt")
+_KINDS = {*AUDIO_EXTENSIONS, *OTHER_AUDIO_EXTENSIONS, *TEXT_EXTENSIONS}
 MAX_MEMBER_BYTES = 1 << 29
 MAX_MEMBERS = 500_000
 MAX_NAME_BYTES = 4096
@@ -30,6 +31,9 @@ MAX_EXTENDED_BYTES = 1 << 16
 MAX_EXTENDED_HEADERS = 8
 _BLOCK = 512
 _REGULAR, _FOLDER, _HARD_LINK, _SYMBOLIC_LINK = b"0\0", b"5", b"1", b"2"
+# Without data: links, devices, pipes, the label of a volume.
+_EMPTY = (_SYMBOLIC_LINK, b"3", b"4", b"6", b"V")
+_NOT_SPARSE = "make the tar without --sparse"
 _GNU_NAME, _GNU_LINK, _PAX, _PAX_GLOBAL = b"L", b"K", b"x", b"g"
 
 
@@ -125,7 +129,7 @@ def members(file: IO[bytes], shard: str, size: int) -> Iterator[Member]:
             raise DamagedShard(shard, offset, last, str(broken), broken.remedy) from broken
         offset = header.end
         if member is not None:
-            known[member.name] = member
+            known[_plain(member.name)] = member
             yield member
             last = header.name
 
@@ -134,7 +138,7 @@ def _member(header: _Header, known: dict[str, Member]) -> Member | None:
     """The file of a header, None for a folder; that of a hard link is another one's, under its own name."""
     if header.kind != _HARD_LINK:
         return Member(header.name, header.data, header.size) if header.kind in _REGULAR else None
-    target = known.get(header.target)
+    target = known.get(_plain(header.target))
     if target is None:
         raise _Broken(
             f"member {header.name!r} is a hard link to {header.target[:80]!r}, which is not an earlier member, and "
@@ -182,11 +186,14 @@ def _next(file: IO[bytes], offset: int, size: int) -> _Header | None:
     if header.kind == _HARD_LINK and name:
         # It has no data, whatever size it states.
         return _Header(name, 0, header.kind, header.data, header.target if long_link is None else long_link)
+    if header.kind in _EMPTY and Member(name, 0, 0).kind not in _KINDS:
+        # What is no file matters only under the name of a record's member.
+        header.kind, length = _FOLDER, 0
     if (header.kind not in _REGULAR and header.kind != _FOLDER) or not name:
         link = header.kind == _SYMBOLIC_LINK
         raise _Broken(
             f"member {name!r} is {'a symbolic link, ' if link else ''}not a regular file: refused",
-            "make the tar with: tar --dereference" if link else "",
+            "make the tar with: tar --dereference" if link else _NOT_SPARSE if header.kind == b"S" else "",
         )
     if header.data + length > size:
         raise _Broken(f"member {name!r} of {length} bytes ends beyond the file ({size} bytes): cut short")
@@ -245,7 +252,7 @@ def _pax(text: bytes) -> _Header:
         key, _, value = text[len(length) + 1 : int(length) - 1].partition(b"=")
         text = text[int(length) :]
         if key.startswith(b"GNU.sparse"):
-            raise _Broken("a sparse member is not a regular file: refused")
+            raise _Broken("a sparse member is not a regular file: refused", _NOT_SPARSE)
         if key == b"path":
             found.name = _name(value)
         elif key == b"linkpath":
@@ -265,11 +272,19 @@ def _name(raw: bytes) -> str:
     except UnicodeDecodeError as error:
         raise _Broken(f"a name that is not UTF-8: {raw[:40]!r}") from error
     if name.startswith("/") or ".." in name.split("/"):
-        raise _Broken(f"a name that leads out of its folder: {name[:40]!r}")
+        raise _Broken(
+            f"a name that leads out of its folder: {name[:40]!r}",
+            "write names without a leading / and without .. (keys of WebDataset's TarWriter are names)",
+        )
     if not name.isprintable():
         # Names are printed: control characters could rewrite a terminal.
         raise _Broken(f"a name with control characters: {name[:40]!r}")
     return name
+
+
+def _plain(name: str) -> str:
+    """A name as links and members are compared: tar may write "./" before either."""
+    return name.removeprefix("./")
 
 
 def _target(raw: bytes) -> str:
@@ -290,4 +305,7 @@ def _check_end(file: IO[bytes], offset: int) -> None:
     file.seek(offset)
     while block := file.read(1 << 20):
         if block.count(0) != len(block):
-            raise _Broken("zero blocks, and data after them")
+            raise _Broken(
+                "zero blocks, and data after them",
+                "rebuild or download the shard again; of tars joined by cat make one: tar --concatenate",
+            )

@@ -8,6 +8,8 @@ compared (align-anything). Unsupported fields of such a row are refused by name:
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,14 +18,17 @@ from qa_train.data.text.content import LOSS_FIELDS, PLACEHOLDER, Heard, Source, 
 from qa_train.data.text.prompts import chat_messages
 from qa_train.data.text.records import KNOWN_FIELDS, BadRecord, check_record, check_text, with_texts
 
-_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "developer": "system"}
+_ROLES = {"human": "user", "input": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant",
+          "model": "assistant", "output": "assistant", "developer": "system"}  # fmt: skip
 TURNS = ("messages", "conversations", "conversation")
-_ASKED = ("query", "instruction", "prompt")
+_ASKED = ("query", "instruction", "prompt", "question")
 _ANSWERED = ("response", "output", "completion")
 _CLIPS = ("audios", "audio", "sound", "speech", "ori_sound", "audio_path", "audio_filepath", "audio_url")
 # Marks of a clip in the turns of {from, value}; elsewhere they may be meant literally. A number (from 1 on,
 # AF-Chat) names a clip of the list.
-_SHAREGPT_MARK = re.compile(r"<(?:sound|speech|audio)>\n?|<sound-(\d+)>\n?")
+_SHAREGPT_MARK = re.compile(r"<(?:sound|speech|audio(?![^<\n]+</audio>))>\n?|<sound-(\d+)>\n?")
+# A clip with its path, as Qwen-Audio's first chats have it; the template adds the number.
+_NAMED_MARK = re.compile(r"(?:Audio \d+: ?)?<audio>([^<\n]+)</audio>\n?")
 # Fields that would change training, and the remedy for each.
 _REFUSED = {
     "images": "the model takes audio, no images or videos: remove such rows",
@@ -75,7 +80,7 @@ def is_chat(row: dict[str, Any]) -> bool:
     """Whether a row is a chat or a pair, not a record of facts about a clip such as {audio, text}."""
     said = {name for name, value in row.items() if value is not None}
     answered = said & {*_ANSWERED, "chosen", "overall_response"}
-    return bool(said & {*TURNS} or (said & {*_ASKED} and answered) or isinstance(row.get("chosen"), list))
+    return bool(said & {*TURNS} or (said & {*_ASKED} and answered) or {"chosen", "rejected"} <= said)
 
 
 def chat_record(row: dict[str, Any], *, cuts: bool = False) -> tuple[dict[str, Any], list[Source]]:
@@ -145,20 +150,29 @@ def _asked(row: dict[str, Any]) -> list[dict[str, Any]]:
     # Alpaca's instruction and its input are one question; TRL's chosen and rejected may hold the question themselves.
     question = "\n".join(text for text in asked if text)
     if question or not isinstance(row.get("chosen"), list):
+        if not question and not _listed(row):
+            raise BadRecord(
+                f"no question: neither a clip nor any of {', '.join(_ASKED)}; take dialogues in one text apart"
+            )
         turns.append({"role": "user", "content": question})
-    answer = next((row[name] for name in _ANSWERED if row.get(name) is not None), None)
+    answer = next((_written(row[name]) for name in _ANSWERED if row.get(name) is not None), None)
     return turns if answer is None else [*turns, {"role": "assistant", "content": answer}]
 
 
 def _turns(listed: Any, clips: Sequence[Source] = ()) -> list[dict[str, Any]]:
     """Turns of any tool as {role, content, and other fields}; ``clips``: those that numbered marks mean."""
+    if isinstance(listed, str) and listed.lstrip().startswith("["):
+        # Tables of texts hold turns as JSON.
+        with contextlib.suppress(ValueError, RecursionError):
+            listed = json.loads(listed)
     if not isinstance(listed, list) or not listed or not all(isinstance(turn, dict) for turn in listed):
         raise BadRecord("the turns must be a list with at least one turn, {role, content} or {from, value} each")
     turns: list[dict[str, Any]] = []
     for turn in listed:
         if "role" not in turn and "from" not in turn:
-            # ms-swift's ShareGPT: a question and its answer in one object.
-            turns += [{"role": _ROLES.get(role, role), "content": text} for role, text in turn.items()]
+            # A question and its answer in one object, as ms-swift and XTuner have them, perhaps with an empty "system".
+            said = [(_ROLES.get(role, role), text) for role, text in turn.items()]
+            turns += [{"role": role, "content": text} for role, text in said if text or role != "system"]
             continue
         for name in _REFUSED_IN_TURNS:
             if turn.get(name):
@@ -185,16 +199,15 @@ def _of_type(turn: dict[str, Any]) -> Any:
 
 def _content(turn: dict[str, Any], clips: Sequence[Source]) -> Any:
     """The content of a turn, as ``content_parts`` reads it."""
-    content = turn.get("content", turn.get("value"))
+    content = _written(turn.get("content", turn.get("value")))
     kind = _of_type(turn)
     if kind is not None and not isinstance(content, list):
         return [{"type": kind, "value": content}]
     if kind not in (None, "text", "message"):
         raise BadRecord(f"a turn of type {kind!r} with a list: give its parts as {{type, text}} and {{type, audio}}")
-    if "value" not in turn or not isinstance(content, str | int | float):
+    if "value" not in turn or not isinstance(content, str):
         return content
-    # The number that answers "How many?" is often written as one.
-    text, parts, start = str(content), [], 0
+    text, parts, start = content, [], 0
     for mark in _SHAREGPT_MARK.finditer(text):
         number = None if mark[1] is None else int(mark[1])
         if number is not None and not 0 < number <= len(clips):
@@ -203,6 +216,20 @@ def _content(turn: dict[str, Any], clips: Sequence[Source]) -> Any:
         parts += [text[start : mark.start()], heard]
         start = mark.end()
     return [*parts, text[start:]] if parts else text
+
+
+def _written(content: Any) -> Any:
+    """The number that answers "How many?" is often written as one."""
+    return str(content) if isinstance(content, int | float) else content
+
+
+def _with_paths(content: Any) -> Any:
+    """A text that names its clips in it, as a list of parts."""
+    if not isinstance(content, str) or "</audio>" not in content:
+        return content
+    # The pattern has one group, so every second piece is a path.
+    pieces = _NAMED_MARK.split(content)
+    return [{"type": "audio", "audio": piece.strip()} if i % 2 else piece for i, piece in enumerate(pieces)]
 
 
 def _as_turns(answer: Any, name: str) -> list[dict[str, Any]]:
@@ -285,7 +312,7 @@ def _placed(turns: list[dict[str, Any]], listed: list[Source]) -> tuple[list[dic
     named = False
     for turn in turns:
         own = _listed(turn)
-        parts = content_parts(turn["content"])
+        parts = content_parts(_with_paths(turn["content"]))
         # Clips of a turn that its text does not place open it.
         unplaced = len(own) - sum(isinstance(part, Heard) for part in parts)
         parts = [*(Heard() for _ in range(unplaced)), *parts]
@@ -317,5 +344,5 @@ def _placed(turns: list[dict[str, Any]], listed: list[Source]) -> tuple[list[dic
 
 
 def _mismatch(turns: Iterable[dict[str, Any]], listed: list[Source]) -> str:
-    places = sum(isinstance(part, Heard) for turn in turns for part in content_parts(turn["content"]))
+    places = sum(isinstance(part, Heard) for turn in turns for part in content_parts(_with_paths(turn["content"])))
     return f"the messages place {places} clips, 'audios' lists {len(listed)}: make them agree"

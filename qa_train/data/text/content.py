@@ -2,8 +2,8 @@
 
 The only reader of contents: for shards, JSONL, evaluation files, the terminal chat and the server. A clip is a mark in
 a text (``<audio>``; ``<|AUDIO|>``, alone or between ``<|audio_bos|>`` and ``<|audio_eos|>``, as Qwen's templates spell
-it), or a part of a list: ``audio`` (with ``audio``, ``audio_url``, ``url``, ``path`` or nothing else),
-``audio_url``, ``input_audio``. Anything that is neither text nor sound is refused by name.
+it; Qwen3-Omni's spelling and Ultravox's), or a part of a list: ``audio`` (with ``audio``, ``audio_url``, ``url``,
+``path`` or nothing else), ``audio_url``, ``input_audio``. Anything that is neither text nor sound is refused by name.
 """
 
 from __future__ import annotations
@@ -22,10 +22,20 @@ PLACEHOLDER = "<audio>"
 Source = str | bytes
 # The reason of a BadRecord.
 NOT_BASE64 = "not base64"
-_TOKENS = ("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
-# As the chat template spells a clip, with the number and the line end that it adds; the bare token; the placeholder.
+_TOKENS = (
+    "<|AUDIO|>",
+    "<|audio_bos|>",
+    "<|audio_eos|>",
+    "<|audio_start|>",
+    "<|audio_pad|>",
+    "<|audio_end|>",
+    "<|audio|>",
+)
+# As the chat template spells a clip, with the number and the line end that it adds; as Qwen3-Omni's does; the bare
+# tokens of Qwen2-Audio and Ultravox; the placeholder.
 _MARKS = re.compile(
-    r"(?:Audio \d+: )?<\|audio_bos\|>(?:<\|AUDIO\|>)+<\|audio_eos\|>\n?|<\|AUDIO\|>|" + re.escape(PLACEHOLDER)
+    r"(?:Audio \d+: )?<\|audio_bos\|>(?:<\|AUDIO\|>)+<\|audio_eos\|>\n?"
+    r"|<\|audio_start\|>(?:<\|audio_pad\|>)+<\|audio_end\|>|<\|(?:AUDIO|audio)\|>|" + re.escape(PLACEHOLDER)
 )
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _AUDIO_PARTS = ("audio", "audio_url", "input_audio")

@@ -4,6 +4,7 @@ byte-order mark is not part of the first row. A bad row does not hide later ones
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 from collections.abc import Iterator
@@ -15,7 +16,6 @@ from qa_train.data.text.records import BadRecord, parse_object
 # A row may hold clips as base64; texts are bounded again once those are taken out.
 MAX_ROW_BYTES = 1 << 28
 _BLOCK = 1 << 16
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 Row = tuple[int, str, dict[str, Any] | BadRecord]
 
 
@@ -37,9 +37,12 @@ def rows(file: IO[bytes]) -> Iterator[Row]:
     """(number, "line 3" or "item 3", object) of every row that is not empty; a faulty row gives an error instead of the
     object. ``file`` is read from its start and must be seekable.
     """
-    beginning = file.read(_BLOCK).removeprefix(_BYTE_ORDER_MARK).lstrip()
+    beginning = file.read(_BLOCK)
     file.seek(0)
-    kind, found = ("item", _items(file)) if beginning.startswith(b"[") else ("line", _lines(file))
+    # As in a single record (`decode_text`): the mark tells the encoding.
+    encoding = "utf-16" if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    array = beginning.decode(encoding, "ignore").lstrip().startswith("[")
+    kind, found = ("item", _items(file, encoding)) if array else ("line", _lines(file, encoding))
     for number, raw in enumerate(found, 1):
         if isinstance(raw, BadRecord):
             yield number, f"{kind} {number}", raw
@@ -48,19 +51,28 @@ def rows(file: IO[bytes]) -> Iterator[Row]:
                 yield number, f"{kind} {number}", parse_object(raw, MAX_ROW_BYTES)
             except BadRecord as error:
                 # Not JSON, or not even text: the file is of another kind.
-                hint = "; expected one JSON object on each line, or one array of them" if "not " in str(error) else ""
+                other = str(error).startswith(("not JSON", "the JSON is not"))
+                hint = "; expected one JSON object on each line, or one array of them" if other else ""
                 yield number, f"{kind} {number}", BadRecord(f"{error}{hint}")
 
 
-def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    yield file.readline(MAX_ROW_BYTES + 1).removeprefix(_BYTE_ORDER_MARK)
+def _lines(file: IO[bytes], encoding: str) -> Iterator[bytes | BadRecord]:
+    if encoding == "utf-16":
+        text = io.TextIOWrapper(file, encoding=encoding, newline="\n")
+        try:
+            while line := text.readline(MAX_ROW_BYTES + 1):
+                yield line.encode()
+        except UnicodeError as error:
+            yield BadRecord(f"it is not {encoding}, as its byte-order mark says: {error}")
+        return
+    yield file.readline(MAX_ROW_BYTES + 1).removeprefix(codecs.BOM_UTF8)
     while raw := file.readline(MAX_ROW_BYTES + 1):
         yield raw
 
 
-def _items(file: IO[bytes]) -> Iterator[bytes | BadRecord]:
+def _items(file: IO[bytes], encoding: str) -> Iterator[bytes | BadRecord]:
     try:
-        for _, text in array_items(io.TextIOWrapper(file, encoding="utf-8-sig")):
+        for _, text in array_items(io.TextIOWrapper(file, encoding=encoding)):
             yield text.encode()
     except ValueError as error:
         yield BadRecord(str(error))

@@ -16,7 +16,7 @@ from qa_train.eval.scores.normalise import label_form, label_words, strip_tags, 
 from qa_train.eval.scores.prediction import Prediction, answer_of
 
 LETTERS = string.ascii_uppercase
-_OPEN, _CLOSE = r"[\s*\"'“‘(\[]*", r"[\s*\"'”’]*"
+_OPEN, _CLOSE = r"[\s*$\"'“‘(\[]*", r"[\s*$\"'”’]*"
 _LEADING_LETTER = re.compile(rf"^{_OPEN}([A-J]){_CLOSE}(?:[).:,\]]|$)")
 # A small letter alone, or with a bracket after it: "b", "(b)", "b) dog".
 _SMALL_LETTER = re.compile(rf"^{_OPEN}([a-j])(?:\).*|{_CLOSE}[.\])]*{_CLOSE})$", re.S)
@@ -31,7 +31,9 @@ _MARKED_SMALL = re.compile(r"(?<![\w'’])([a-j])\)")
 _LONE_LETTER = re.compile(r"(?<!\w)(?<!\w['’])([A-J])(?=[\s*\"'”’]*(?:[.,:;)\]]|$)|['”’](?!\w))", re.M)
 # "The answer is B", "Option (C)", "<answer>b</answer>"; not "option A is wrong", and "Answer: A dog" names no letter.
 _NAMED = (
-    r"(?:\b(?i:answer|option|choice)\b(?i:\s+(?:is|would\s+be))?|答案[是为选应该就]*(?:选项)?|选项)[\s:：*\"'>(\[]*"
+    r"(?:\b(?i:answer|option|choice)\b(?i:\s+(?:is|would\s+be))?"
+    r"|(?<!not )(?<!n['’]t )\b(?i:choose|pick|select)\b"
+    r"|答案[是为选应该就]*(?:选项)?|选[项择]?)[\s:：*\"'>(\[]*"
 )
 _NAMED_LETTER = re.compile(
     rf"{_NAMED}([A-J])(?!['’]?[A-Za-z0-9_])"
@@ -240,18 +242,18 @@ def unparsed_labels(metric: str, predictions: Sequence[Prediction]) -> int:
     labels = {label_form(r) for r in {r for p in predictions for r in (*p.references, *p.choices)}}
     known = _label_sets(predictions)[1] if metric == "map" else {}
     tests: dict[str, Callable[[Prediction], bool]] = {
-        "choice": lambda p: chosen_option(p.text, p.choices) is None,
-        "mmau": lambda p: chosen_option(p.text, p.choices) is None,
-        "tokens": lambda p: not any(tokens_match(c, without_tags(p.text), p.choices) for c in p.choices),
-        "airbench": lambda p: airbench_letter(p.text) is None,
-        "exact": lambda p: label_form(p.text) not in labels,
-        "accuracy": lambda p: label_form(p.text) not in labels,
-        "macro_f1": lambda p: label_form(p.text) not in labels,
-        "map": lambda p: not split_labels(without_tags(p.text), known) & {*known.values()},
-        "contains": lambda p: not any(says_label(p.text, label) for label in (*p.references, *p.choices)),
+        "choice": lambda p: chosen_option(answer_of(p), p.choices) is None,
+        "mmau": lambda p: chosen_option(answer_of(p), p.choices) is None,
+        "tokens": lambda p: not any(tokens_match(c, without_tags(answer_of(p)), p.choices) for c in p.choices),
+        "airbench": lambda p: airbench_letter(answer_of(p)) is None,
+        "exact": lambda p: label_form(answer_of(p)) not in labels,
+        "accuracy": lambda p: label_form(answer_of(p)) not in labels,
+        "macro_f1": lambda p: label_form(answer_of(p)) not in labels,
+        "map": lambda p: not split_labels(without_tags(answer_of(p)), known) & {*known.values()},
+        "contains": lambda p: not any(says_label(answer_of(p), label) for label in (*p.references, *p.choices)),
     }
     test = tests.get(metric)
-    given = [p for p in predictions if p.error is None and strip_tags(p.text)]
+    given = [p for p in predictions if strip_tags(answer_of(p))]
     return sum(map(test, given)) if test is not None else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,9 +57,16 @@ class Score:
         return {k: round(v, 2) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
+# What a model that reasons says before its answer.
+_THOUGHTS = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
+
+
 def answer_of(prediction: Prediction) -> str:
-    """The answer to score: empty if it is missing."""
-    return "" if prediction.error is not None else prediction.text
+    """The answer to score, without the thoughts before it (``<think>...</think>``): empty if it is missing."""
+    if prediction.error is not None:
+        return ""
+    thoughts = _THOUGHTS.match(prediction.text)
+    return prediction.text[thoughts.end() :] if thoughts else prediction.text
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -288,7 +288,7 @@ def score(metric: str, predictions: Sequence[Prediction]) -> Score:
         low,
         high,
         len(predictions),
-        empty=sum(p.error is None and not strip_tags(p.text) for p in predictions),
+        empty=sum(p.error is None and not strip_tags(answer_of(p)) for p in predictions),
         truncated=sum(p.truncated for p in predictions),
         failed=sum(p.error is not None for p in predictions),
         unparsed=_unparsed(metric, predictions),
@@ -297,5 +297,5 @@ def score(metric: str, predictions: Sequence[Prediction]) -> Score:
 
 def _unparsed(metric: str, predictions: Sequence[Prediction]) -> int:
     if metric == "bbh":
-        return sum(p.error is None and bool(strip_tags(p.text)) and bbh_answer(p) is None for p in predictions)
+        return sum(bool(strip_tags(answer_of(p))) and bbh_answer(p) is None for p in predictions)
     return unparsed_labels(metric, predictions)

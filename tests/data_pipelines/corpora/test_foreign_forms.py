@@ -120,6 +120,28 @@ def test_lhotse_recordings_with_supervisions(tmp_path: Path) -> None:
         run("lhotse", {"recordings.jsonl": json.dumps(recordings[0])}, tmp_path / "alone")
 
 
+def test_cuts_of_several_channels_are_their_mean(tmp_path: Path) -> None:
+    def multi(name: str, channels: list[int]) -> dict[str, Any]:
+        made = cut(name, "file", "a.wav", length=0.5, total=0.5) | {"type": "MultiCut", "channel": channels}
+        made["recording"]["sources"][0]["channels"] = [0, 1]
+        return made
+
+    files = {
+        "cuts.jsonl": "\n".join(map(json.dumps, [multi("all", [0, 1]), multi("one", [1])])),
+        "a.wav": stereo(500, 900),
+    }
+    report, found = run("lhotse", files, tmp_path, error_budget=0.5)
+    assert report.dropped == {"MultiCut of some of the channels": 1}
+    spectrum = np.abs(np.fft.rfft(found["all"][1]))
+    assert sorted(np.argsort(spectrum)[-2:] * 2) == [500, 900]
+
+
+def test_an_id_of_kaldi_is_listed_once(tmp_path: Path) -> None:
+    files = {"wav.scp": "u a.wav\nu b.wav\n", "text": "u one\n", "a.wav": 0.5, "b.wav": 0.5}
+    with pytest.raises(ValueError, match=r"wav\.scp: 'u' is listed twice"):
+        run("kaldi", files, tmp_path)
+
+
 def mixed(name: str, *tracks: tuple[float, dict[str, Any]]) -> dict[str, Any]:
     """A MixedCut as Lhotse writes it."""
     kinds = [{"cut": inner, "offset": offset, "type": inner["type"]} for offset, inner in tracks]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from data_pipelines.corpora.base import Request, TableForm
 from data_pipelines.corpora.formats.delimited import open_table
 from data_pipelines.corpora.formats.fields import mapping, record_of
 from data_pipelines.corpora.formats.tables import table_files
+from data_pipelines.corpora.table_file import TableFile, class_names
 from data_pipelines.importing.import_report import Report
+from qa_train.data.audio.waveform import read_clip
 from qa_train.data.shards.index import load_index
-from tests.data_pipelines.corpora.made_up import SECONDS, Case, audio_cell, table_bytes, tone
+from tests.data_pipelines.corpora.made_up import SECONDS, Case, audio_cell, heard, pitch_of, table_bytes, tone
 from tests.data_pipelines.corpora.test_importing import run
 
 
@@ -276,6 +279,103 @@ def test_chats_of_a_hugging_face_folder(tmp_path: Path) -> None:
         record = json.loads(load_index(str(shard)).table["meta"][0].as_py())
         assert record["messages"][0]["content"] == "<audio>?"
         assert record.get("chosen", record["messages"][-1]["content"]) == "Rain."
+
+
+def test_lists_of_clips_in_a_hugging_face_table(tmp_path: Path) -> None:
+    """``audios`` of ms-swift and LLaMA-Factory: as many clips as the chat places, in its order."""
+    clips = [["a.wav", "b.wav"], ["c.wav"], ["d.wav"]]
+    turns = [
+        [{"role": "user", "content": f"{'<audio>' * n}?"}, {"role": "assistant", "content": "x"}] for n in (2, 1, 2)
+    ]
+    rows = [{"audios": list(map(audio_cell, names)), "messages": m} for names, m in zip(clips, turns, strict=True)]
+    case = Case("huggingface", "train", {"train.parquet": table_bytes(rows)}, {})
+    for audio in ("flac", "keep", "in_place"):
+        report = run(case, tmp_path / audio, audio=audio, error_budget=0.5)
+        assert (report.made, report.dropped) == (2, {"bad row": 1})
+        (shard,) = (tmp_path / audio / "out").glob("*.tar")
+        index = load_index(str(shard))
+        assert [len(names) for names in index.table["names"].to_pylist()] == [2, 1]
+        places = zip(*(chain(*index.table[name].to_pylist()) for name in ("offsets", "sizes")), strict=True)
+        with shard.open("rb") as file:
+            for name, (offset, size) in zip(("a.wav", "b.wav", "c.wav"), places, strict=True):
+                file.seek(offset)
+                assert heard(read_clip(file.read(size))) == pytest.approx(pitch_of(name), abs=8)
+    plain = [{"audios": [audio_cell("a.wav")], "text": "one"}]
+    with pytest.raises(ValueError, match="only chats and pairs are read with several"):
+        run(Case("huggingface", "train", {"train.parquet": table_bytes(plain)}, {}), tmp_path / "plain")
+
+
+@pytest.mark.parametrize(
+    ("cell", "found"),
+    [
+        ({"labels": "['dog', \"cat's\"]"}, {"labels": ["dog", "cat's"]}),
+        ({"labels": '["dog", "cat"]'}, {"labels": ["dog", "cat"]}),
+        ({"labels": [1, 0]}, {"labels": ["cat", "dog"]}),
+        (
+            {"events": "[{'label': 'dog', 'start': 0, 'end': 1.5}]"},
+            {"events": [{"label": "dog", "start": 0, "end": 1.5}]},
+        ),
+        # Columns of objects and numbers in which something is missing.
+        ({"translation": {"de": "eins", "fr": None}}, {"translation": {"de": "eins"}}),
+        ({"age": float("nan"), "pitch": float("nan"), "text": "one"}, {"text": "one"}),
+        ({"age": 30.0, "speaker": 7.0, "pitch": 60.0}, {"age": "30", "speaker": "7", "pitch": 60}),
+    ],
+)
+def test_cells_as_pandas_and_arrow_write_them(cell: dict[str, Any], found: dict[str, Any]) -> None:
+    assert record_of(cell, {name: name for name in cell}, {"labels": ["dog", "cat"]}) == found
+
+
+@pytest.mark.parametrize("cell", ["['dog' 'cat']", "[dog, cat]", "['dog'"])
+def test_a_list_that_cannot_be_read_is_no_label(cell: str) -> None:
+    with pytest.raises(ValueError, match="'labels' must be a list"):
+        record_of({"labels": cell}, {"labels": "labels"})
+
+
+def test_classes_in_lists_have_their_names(tmp_path: Path) -> None:
+    listed = {"_type": "List", "feature": {"_type": "ClassLabel", "names": ["dog", "cat"]}}
+    known = {"info": {"features": {"labels": listed, "tags": [listed["feature"]], "text": {"_type": "Value"}}}}
+    (tmp_path / "t.parquet").write_bytes(table_bytes([{"labels": [1], "tags": [0], "text": "x"}], known))
+    names = class_names(TableFile(str(tmp_path / "t.parquet")).schema)
+    assert names == {"labels": ["dog", "cat"], "tags": ["dog", "cat"]}
+
+
+def test_the_column_of_row_numbers_is_no_split(tmp_path: Path) -> None:
+    """pandas gives it no name."""
+    files = {"metadata.csv": ",path,text\n0,a.wav,one\n1,a.wav,two\n", "a.wav": SECONDS}
+    assert run(Case("table", "train", files, {}), tmp_path).made == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "samples"),
+    [
+        ({"offset": "0.1", "duration": "0.2"}, 3200),
+        ({"offset": "", "duration": "0.4"}, 6400),
+        ({"onset": "0.1", "offset": "0.2"}, 6400),
+    ],
+)
+def test_tables_and_rows_cut_alike(row: dict[str, str], samples: int, tmp_path: Path) -> None:
+    whole = {"audio": "a.wav", "text": "one", **row}
+    lists = (
+        ("table", {"metadata.csv": f"{','.join(whole)}\n{','.join(whole.values())}\n"}),
+        ("jsonl", {"a.jsonl": json.dumps({name: cell or None for name, cell in whole.items()})}),
+    )
+    for corpus, files in lists:
+        run(Case(corpus, "train", {**files, "a.wav": SECONDS}, {}), tmp_path / corpus)
+        (shard,) = (tmp_path / corpus / "out").glob("*.tar")
+        assert load_index(str(shard)).table["num_samples"].to_pylist() == [[samples]]
+
+
+def test_text_that_is_no_unicode_is_one_bad_row(tmp_path: Path) -> None:
+    rows = [{"audio": "a.wav", "text": text} for text in ("one", "half \ud83d", "two")]
+    report = run(Case("jsonl", "train", {"a.jsonl": "\n".join(map(json.dumps, rows)), "a.wav": SECONDS}, {}), tmp_path)
+    assert (report.made, report.dropped) == (2, {"bad text": 1})
+
+
+def test_paths_of_windows_and_of_addresses(tmp_path: Path) -> None:
+    root = tmp_path / "in" / "jsonl"
+    for number, path in enumerate(("deep\\one clip.wav", f"file://{root}/deep/one%20clip.wav")):
+        files = {"a.jsonl": json.dumps({"audio": path, "text": "one"}), "deep/one clip.wav": SECONDS}
+        assert run(Case("jsonl", "train", files, {}), tmp_path, name=str(number)).made == 1
 
 
 def test_reports_hold_the_notes(tmp_path: Path) -> None:

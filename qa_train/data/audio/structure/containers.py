@@ -59,7 +59,8 @@ def damaged(name: str, what: str) -> BadAudio:
 
 
 def syncsafe(data: Data, start: int) -> int:
-    """Bytes of the ID3v2 tag at ``start``, including its header (and footer); 0 if there is no tag.
+    """Bytes of the ID3v2 tag at ``start``, including its header (and footer); 0 if there is no tag, or one that is said
+    to be longer than the file.
 
     Source: id3.org/id3v2.4.0-structure, sections 3.1 and 6.2.
     """
@@ -67,4 +68,5 @@ def syncsafe(data: Data, start: int) -> int:
     if len(head) < 10 or head[:3] != b"ID3" or max(head[6:]) > 127 or head[3] == 255:
         return 0
     size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
-    return 10 + size + (10 if head[5] & 0x10 else 0)
+    whole = 10 + size + (10 if head[5] & 0x10 else 0)
+    return whole if start + whole <= len(data) else 0

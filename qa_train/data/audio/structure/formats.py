@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from qa_train.data.audio.structure.boxes import check_boxes, check_elements
 from qa_train.data.audio.structure.chunks import MP3_IN_WAV, W64, check_size, wav_chunks, wav_part
-from qa_train.data.audio.structure.containers import BadAudio, Container, Data, Part, syncsafe
+from qa_train.data.audio.structure.containers import CONVERT, BadAudio, Container, Data, Part, syncsafe
 from qa_train.data.audio.structure.flac import flac_parts
 from qa_train.data.audio.structure.mpeg import adts_frame, adts_seconds, find_frames, mpeg_frame, mpeg_part
 from qa_train.data.audio.structure.ogg import ogg_parts
@@ -155,7 +155,10 @@ def _refused(data: Data) -> Container:
         raise BadAudio(f"not a readable audio file: {what}")
     if not data[:65536].strip(b"\0"):
         raise BadAudio("not a readable audio file: it begins with zeros only, as a download that did not finish")
+    if data[:3] == b"ID3":
+        raise BadAudio("not a readable audio file: an ID3 tag, and no sound behind it: fetch it again")
     raise BadAudio(
-        f"not a readable audio file: its first bytes ({data[:8].hex(' ')}) are of no known format; "
-        "samples without a header: ffmpeg -f s16le -ar RATE -ac 1 -i IN OUT.flac"
+        f"not a readable audio file: its first bytes ({data[:8].hex(' ')}) are of no known format; convert it "
+        f"({CONVERT}; MP3 of a free bit rate: lame --decode IN OUT.wav); samples without a header: "
+        "ffmpeg -f s16le -ar RATE -ac 1 -i IN OUT.flac"
     )
