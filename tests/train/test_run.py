@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -114,12 +116,24 @@ def test_a_damaged_file_of_the_run_is_named(name: str, content: bytes, tmp_path:
     save(run)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name} is damaged .*: restore it, or delete it"):
-        run.take(100)
-        begin(run)
+        run.take(100) or begin(run)
     (found,) = [each for each in examine_run(str(tmp_path)) if each.state == "problem"]
     assert f"{name} is damaged" in found.found
     (tmp_path / name).unlink()
     assert begin(run) == run.checkpoints / "checkpoint-2"
+
+
+def test_a_resumed_run_tells_of_other_versions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = RunFolder(config(tmp_path), is_main=True)
+    begin(run)
+    save(run)
+    begin(run)
+    assert not caplog.text
+    starts = json.loads((tmp_path / "environment.json").read_text())
+    starts[-1]["versions"]["torch"] = "1.0"
+    (tmp_path / "environment.json").write_text(json.dumps(starts))
+    begin(run)
+    assert f"other versions than at the start before (torch 1.0 -> {version('torch')})" in caplog.text
 
 
 def test_settings_that_are_cut_are_other_settings(tmp_path: Path) -> None:

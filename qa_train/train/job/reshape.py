@@ -30,6 +30,7 @@ from qa_train.train.job.distributed import by_main, weights_in_zero_parts
 from qa_train.train.job.states import UNREADABLE
 from qa_train.utils.atomic import write_json
 from qa_train.utils.progress import say
+from qa_train.utils.storage_errors import is_full
 
 _LATEST = "latest_universal"
 _SHARD_BYTES = 2 * 10**9
@@ -152,6 +153,11 @@ def _convert(source: Path, target: Path) -> None:
     if done.returncode:
         shutil.rmtree(target, ignore_errors=True)
         last = "\n".join(done.stderr.strip().splitlines()[-4:])
+        if is_full(last):
+            raise ValueError(
+                f"{target} does not fit: the joined parts take as much room again as {source}, and "
+                f"{shutil.disk_usage(source).free / 1e9:.2f} GB are free. Make room; the same command then continues"
+            )
         raise ValueError(
             f"DeepSpeed could not convert {source} (exit code {done.returncode}): {last}\n"
             "Use the same deepspeed= and number of processes as before, or start a new run from these weights with "
