@@ -192,6 +192,29 @@ def test_a_restart_goes_on_in_the_same_tracking_run(tmp_path: Path, monkeypatch:
     assert (tmp_path / "wandb_run_id").read_text() == calls[0]["id"]
 
 
+def test_a_tracking_server_that_is_down_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class CommError(Exception):
+        pass
+
+    def init(*, mode: str, **_: object) -> None:
+        if mode == "online":
+            raise CommError("connection refused\nmore")
+
+    wandb = SimpleNamespace(
+        init=init, Settings=dict, errors=SimpleNamespace(CommError=CommError), teardown=lambda: None
+    )
+    monkeypatch.setitem(sys.modules, "wandb", wandb)  # type: ignore[arg-type]
+    monkeypatch.setattr("qa_train.train.numbers.sinks.find_spec", lambda name: name)
+    cfg = config(tmp_path)
+    cfg.tracking.wandb = "online"
+    writer = MetricsWriter(tmp_path / "metrics.jsonl", is_main=True)
+    writer.track(cfg, {})
+    assert writer.tracked == "W&B (offline)"
+    assert "W&B cannot be reached (connection refused): offline until the next start" in caplog.text
+
+
 @pytest.mark.parametrize(("before", "now", "goes_on"), [
     ("adamw_torch", "auto", True), ("auto", "adamw_torch_fused", True), ("adamw_torch", "adafactor", False),
 ])  # fmt: skip
