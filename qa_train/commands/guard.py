@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 
 from qa_train.config import STAGES
-from qa_train.utils.storage_errors import FULL, complaint, is_full
+from qa_train.utils.atomic import FULL, complaint, is_full
 
 # What a user can correct: paths, permissions and disk space.
 _FILE_ERRORS = {
@@ -23,7 +23,7 @@ _FILE_ERRORS = {
 
 
 # What gloo and NCCL say of a process that is gone.
-_LOST = re.compile(r"Connection (?:reset|closed|refused) by peer|remote process exited", re.IGNORECASE)
+_LOST = re.compile(r"Connection (?:reset|closed) by peer|remote process exited", re.IGNORECASE)
 _MORE_ROOM = "; free some, or choose another place"
 
 

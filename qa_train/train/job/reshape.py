@@ -28,9 +28,8 @@ from qa_train.model.stored.manifest import UNIVERSAL
 from qa_train.train.job import checkpoints
 from qa_train.train.job.distributed import by_main, weights_in_zero_parts
 from qa_train.train.job.states import UNREADABLE
-from qa_train.utils.atomic import write_json
+from qa_train.utils.atomic import is_full, write_json
 from qa_train.utils.progress import say
-from qa_train.utils.storage_errors import is_full
 
 _LATEST = "latest_universal"
 _SHARD_BYTES = 2 * 10**9

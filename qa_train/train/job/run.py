@@ -81,7 +81,7 @@ class RunFolder:
     def steps_of(self, epochs: float) -> int:
         """The steps that the run counted for at least so many epochs when it started; more than any without."""
         stored = read_stored(self.dir / "config.yaml", dict).get("trainer") or {}
-        return int(stored["max_steps"]) if (stored.get("epochs") or 0) >= epochs else sys.maxsize
+        return int(stored.get("max_steps", sys.maxsize)) if (stored.get("epochs") or 0) >= epochs else sys.maxsize
 
     def take(self, steps: int) -> int | None:
         """Become the only process group that trains this run, unless it is finished; a collective call.

@@ -14,7 +14,7 @@ import torch
 from qa_train.config import ReliabilityConfig
 from qa_train.train.job import checkpoints
 from qa_train.train.safety.guards import StopRun
-from qa_train.utils.storage_errors import FULL, complaint, is_full
+from qa_train.utils.atomic import FULL, complaint, is_full
 
 
 def written(folder: Path, write: Callable[[], None]) -> None:
