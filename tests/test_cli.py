@@ -6,11 +6,13 @@ threads that outlive a command. All others call ``main`` in this process.
 
 from __future__ import annotations
 
+import errno
 import io
 import shlex
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -21,6 +23,7 @@ import soundfile
 from qa_train.cli import main
 from qa_train.command_line.command_table import COMMANDS, find
 from qa_train.command_line.help import WIDTH, command_help, group_help, overview
+from qa_train.commands.guard import guarded
 from qa_train.commands.train_stage import settings_first
 from qa_train.config.words import option_fields
 from tests.train.conftest import ROOT, environment
@@ -141,6 +144,43 @@ def test_files_that_are_not_as_expected_are_one_line(tmp_path: Path, capsys: Cap
     ):
         assert cli("data", *words.split()) == 2
         assert said in capsys.readouterr().err
+
+
+def fails(error: Exception) -> Callable[[], int]:
+    def command() -> int:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("command", "error", "told"),
+    [
+        ("export", RuntimeError("I/O error: No space left on device (os error 28)"), "(os error 28); free some, or"),
+        ("export", OSError(errno.EDQUOT, "Disk quota exceeded"), "Disk quota exceeded; free some, or"),
+        (
+            "export",
+            OSError(errno.ENOSPC, "No space left on device", "/a/b"),
+            "/a/b: no space left on device; free",
+        ),
+        ("sft", RuntimeError("failed to listen. port: 4242, code: -98, name: EADDRINUSE"), "port 4242 of this machine"),
+    ],
+)
+def test_what_a_person_can_put_right_is_one_line(command: str, error: Exception, told: str, capsys: Captured) -> None:
+    assert guarded(command, fails(error)) == 2
+    said = capsys.readouterr().err
+    assert told in said
+    assert "Traceback" not in said
+
+
+def test_a_run_that_lost_a_process_says_where_to_look(capsys: Captured) -> None:
+    lost = RuntimeError("pair.cc:537 Read error [127.0.0.1]:1: Connection reset by peer. This is typically ...")
+    assert guarded("sft", fails(lost)) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "another process of this run ended before" in said.splitlines()[-1]
+    with pytest.raises(RuntimeError, match="another bug"):
+        guarded("sft", fails(RuntimeError("another bug")))
 
 
 FIRST = ": loading libraries, a few seconds"

@@ -6,17 +6,25 @@ import errno
 import gc
 import logging
 import os
+import re
 import select
 import sys
+import traceback
 from collections.abc import Callable
 
 from qa_train.config import STAGES
+from qa_train.utils.atomic import FULL, complaint, is_full
 
 # What a user can correct: paths, permissions and disk space.
 _FILE_ERRORS = {
     getattr(errno, name)
     for name in "ENOENT ENOTDIR EISDIR EEXIST ENOTEMPTY EACCES EPERM EROFS ENOSPC EDQUOT EFBIG EMFILE".split()
 }
+
+
+# What gloo and NCCL say of a process that is gone.
+_LOST = re.compile(r"Connection (?:reset|closed) by peer|remote process exited", re.IGNORECASE)
+_MORE_ROOM = "; free some, or choose another place"
 
 
 def guarded(name: str, command: Callable[[], int]) -> int:
@@ -39,6 +47,11 @@ def guarded(name: str, command: Callable[[], int]) -> int:
         return 130
     except Exception as error:
         line = line_of(error, name)
+        if line is None and name in STAGES and _LOST.search(str(error)):
+            traceback.print_exc()
+            print(f"qa-train {name}: another process of this run ended before: the cause is the first error of the "
+                  "others, or the kernel's (dmesg: out of memory)", file=sys.stderr)  # fmt: skip
+            return 1
         if line is None:
             raise
         return refused(name, line)
@@ -54,9 +67,16 @@ def line_of(error: Exception, name: str = "") -> str | None:
         return line
     if isinstance(error, ValueError | RemoteError):
         return str(error)
+    if "EADDRINUSE" in str(error) and (port := re.search(r"port: (\d+)", str(error))):
+        return (
+            f"port {port[1]} of this machine is in use: set another MASTER_PORT, or torchrun --rdzv-endpoint=HOST:PORT"
+        )
     # Storage that fails a training has ended it as StopRun; what is left of its OSErrors keeps its trace.
     of_files = isinstance(error, FileNotFoundError | PermissionError) or name not in STAGES
-    return _about_files(error) if isinstance(error, OSError) and of_files else None
+    line = _about_files(error) if isinstance(error, OSError) and of_files else None
+    if line is None and name not in STAGES and (line := complaint(error)) is not None and is_full(line):
+        line += _MORE_ROOM
+    return line
 
 
 def refused(name: str, line: str) -> int:
@@ -76,7 +96,7 @@ def _about_files(error: OSError) -> str | None:
         return str(error) if isinstance(error, FileNotFoundError | PermissionError) else None
     if error.errno not in _FILE_ERRORS:
         return None
-    hint = "; free some, or choose another place" if error.errno == errno.ENOSPC else ""
+    hint = _MORE_ROOM if error.errno in FULL else ""
     return f"{error.filename}: {(error.strerror or '').lower()}{hint}"
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,32 +88,49 @@ def export(
     probes = [_probe(processor, seconds) for seconds in _PROBE_S]
     with torch.no_grad():
         expected = [model(**probe.to(dtype=model.dtype)).logits.float() for probe in probes]
+    facts = dict(facts or {})
+    with _new_folder(out) as partial:
+        if not merge:
+            if not Path(str(base)).exists():
+                facts.setdefault("base_model", base)
+            parameters = write_adapters(model, partial, facts.get("base_model") or str(base))
+        model = merge_adapters(model) if adapted else model
+        digest = weights_digest(model) if results is not None else None
+        if merge:
+            parameters = sum(p.numel() for p in model.parameters())
+            model.save_pretrained(partial)
+        # Servers pass a clip of more than 30 s as several, and settings of the template with the request.
+        processor.chat_template = str(processor.chat_template).replace(_CLIP, _WINDOW)
+        processor.save_pretrained(partial)
+        card = model_card(
+            Path(folder),
+            name=out.name,
+            parameters=parameters,
+            results=results,
+            weights=digest,
+            merged=merge,
+            facts=facts,
+        )
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        del model
+        gc.collect()
+        difference = _compare(partial, probes, expected, None if merge else base)
+    return Exported(out, parameters, difference)
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """The folder to write to; it becomes ``out`` at the end, and is deleted after an error."""
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    facts = dict(facts or {})
-    if not merge:
-        if not Path(str(base)).exists():
-            facts.setdefault("base_model", base)
-        parameters = write_adapters(model, partial, facts.get("base_model") or str(base))
-    model = merge_adapters(model) if adapted else model
-    digest = weights_digest(model) if results is not None else None
-    if merge:
-        parameters = sum(p.numel() for p in model.parameters())
-        model.save_pretrained(partial)
-    # Servers pass a clip of more than 30 s as several, and settings of the template with the request.
-    processor.chat_template = str(processor.chat_template).replace(_CLIP, _WINDOW)
-    processor.save_pretrained(partial)
-    card = model_card(
-        Path(folder), name=out.name, parameters=parameters, results=results, weights=digest, merged=merge, facts=facts
-    )
-    (partial / "README.md").write_text(card, encoding="utf-8")
-    del model
-    gc.collect()
-    difference = _compare(partial, probes, expected, None if merge else base)
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)
-    return Exported(out, parameters, difference)
+    try:
+        yield partial
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def base_of(checkpoint: str | Path) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import itertools
 import pickle
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from qa_train.data.audio import encoder_cache
 from qa_train.data.audio.encoder_cache import EncoderCache, share_of
 
 
@@ -66,6 +69,24 @@ def test_writers_at_the_same_time_fill_parts_of_their_own(tmp_path: Path) -> Non
     assert names == ["0.f16", "0.jsonl", "1.f16", "1.jsonl"]
     assert held(tmp_path) == [0, 1, 2]
     assert cache.folder_of("shard").joinpath("1.f16").stat().st_size == 5 * 3 * 2
+
+
+def test_storage_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(encoder_cache.fcntl, "flock", flock)
+    with pytest.raises(ValueError, match=r"cannot be locked .No locks available.: put data.encoder_cache on storage"):
+        write(tmp_path, 0)
+
+
+def test_a_write_that_fails_names_the_file(tmp_path: Path) -> None:
+    with EncoderCache(tmp_path, "key", 3).writer("shard") as writer:
+        kept, writer._states = writer._states, io.FileIO("/dev/full", "w")  # type: ignore[assignment]
+        with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+            writer.write("clip0", states(0))
+        writer._states = kept
+    assert held(tmp_path) == []
 
 
 def test_one_width_and_finite_values(tmp_path: Path) -> None:

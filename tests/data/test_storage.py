@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -388,6 +389,18 @@ def test_the_range_unused_for_longest_goes_first(tmp_path: Path) -> None:
     assert 1 not in left
     assert sum(path.stat().st_size for path in tmp_path.glob("??/*")) <= limit
     assert not stale.exists()
+
+
+def test_storage_without_locks_is_swept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    cache = RangeCache(tmp_path, MIN_BYTES)
+    cache.put("a", 0, bytes(MIN_BYTES // 8))
+    cache.max_bytes = 1
+    monkeypatch.setattr("fcntl.flock", flock)
+    cache.sweep()
+    assert not list(tmp_path.glob("??/*"))
 
 
 _READER = """

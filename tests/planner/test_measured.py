@@ -32,8 +32,8 @@ LLM = {"model_type": "qwen2", "vocab_size": 600, "hidden_size": 256, "num_hidden
 
 def model_config(dtype: str = "float32", family: str = "qwen2", **more: Any) -> ModelConfig:
     llm = LanguageModelConfig(config={**LLM, "model_type": family})
-    parts = {"encoder": EncoderConfig(config=dict(ENCODER)), "llm": llm}
-    return ModelConfig(name="small", tokenizer="builtin:nano", dtype=dtype, **parts, **more)
+    encoder = EncoderConfig(config=dict(ENCODER))
+    return ModelConfig(name="small", tokenizer="builtin:nano", dtype=dtype, encoder=encoder, llm=llm, **more)
 
 
 def inputs(audio_id: int) -> tuple[dict[str, torch.Tensor], Work]:

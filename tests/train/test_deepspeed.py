@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from qa_train.config import config_dir, register, to_stage_config
 from qa_train.model import load_model
 from qa_train.model.stored import manifest
-from qa_train.train.job import checkpoints
+from qa_train.train.job import checkpoints, reshape
 from qa_train.train.job.reshape import read_in_another_shape
 from tests.train.conftest import metrics, run
 
@@ -234,3 +235,11 @@ def test_only_a_checkpoint_in_parts_can_be_joined(tmp_path: Path, options: Calla
         refused = run("convert", f"checkpoint={place}", check=False)
         assert refused.returncode == 2
         assert told in refused.stderr
+
+
+def test_a_conversion_without_room_asks_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "Traceback\nRuntimeError: [enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"
+    failed = subprocess.CompletedProcess([], 1, "", said)
+    monkeypatch.setattr(reshape.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(ValueError, match=r"does not fit: .* GB are free. Make room"):
+        reshape._convert(tmp_path, tmp_path / "joined")

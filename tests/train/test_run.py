@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -126,6 +128,19 @@ def test_a_damaged_file_of_the_run_is_named(name: str, content: bytes, tmp_path:
     assert begin(run) == run.checkpoints / "checkpoint-2"
 
 
+def test_a_resumed_run_tells_of_other_versions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = RunFolder(config(tmp_path), is_main=True)
+    begin(run)
+    save(run)
+    begin(run)
+    assert not caplog.text
+    starts = json.loads((tmp_path / "environment.json").read_text())
+    starts[-1]["versions"]["torch"] = "1.0"
+    (tmp_path / "environment.json").write_text(json.dumps(starts))
+    begin(run)
+    assert f"other versions than at the start before (torch 1.0 -> {version('torch')})" in caplog.text
+
+
 def test_settings_that_are_cut_are_other_settings(tmp_path: Path) -> None:
     run = RunFolder(config(tmp_path), is_main=True)
     begin(run)
@@ -180,6 +195,29 @@ def test_a_restart_goes_on_in_the_same_tracking_run(tmp_path: Path, monkeypatch:
     assert calls[0]["id"] == calls[1]["id"]
     assert [call["resume"] for call in calls] == ["allow", "allow"]
     assert (tmp_path / "wandb_run_id").read_text() == calls[0]["id"]
+
+
+def test_a_tracking_server_that_is_down_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class CommError(Exception):
+        pass
+
+    def init(*, mode: str, **_: object) -> None:
+        if mode == "online":
+            raise CommError("connection refused\nmore")
+
+    wandb = SimpleNamespace(
+        init=init, Settings=dict, errors=SimpleNamespace(CommError=CommError), teardown=lambda: None
+    )
+    monkeypatch.setitem(sys.modules, "wandb", wandb)  # type: ignore[arg-type]
+    monkeypatch.setattr("qa_train.train.numbers.sinks.find_spec", lambda name: name)
+    cfg = config(tmp_path)
+    cfg.tracking.wandb = "online"
+    writer = MetricsWriter(tmp_path / "metrics.jsonl", is_main=True)
+    writer.track(cfg, {})
+    assert writer.tracked == "W&B (offline)"
+    assert "W&B cannot be reached (connection refused): offline until the next start" in caplog.text
 
 
 @pytest.mark.parametrize(("before", "now", "goes_on"), [

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qa_train.utils.atomic import write_json
+from qa_train.utils.atomic import named, write_json
 
 # Clips whose places in their parts a process remembers: 24 bytes each.
 _REMEMBERED = 1 << 20
@@ -127,9 +127,14 @@ class CacheWriter:
             try:
                 fcntl.flock(self._index, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except BlockingIOError:
                 self._index.close()
                 part += 1
+            except OSError as error:
+                self._index.close()
+                raise ValueError(
+                    f"{folder} cannot be locked ({error.strerror}): put data.encoder_cache on storage with file locks"
+                ) from error
         rows = _read_index(folder / f"{part}.jsonl", self._width)
         # Remove what a killed writer left half-written: first the index's last line, then the states.
         text = "".join(_line(clip, *place, self._width) for clip, place in rows.items())
@@ -151,16 +156,18 @@ class CacheWriter:
             raise ValueError(f"{clip_id}: encoder states that are not finite in float16; train without the cache")
         if clip_id in self._known:
             return
-        self._states.write(values.tobytes())
-        self._states.flush()
-        self._index.write(_line(clip_id, self._next, len(values), self._width))
-        self._index.flush()
+        with named(self._states.name):
+            self._states.write(values.tobytes())
+            self._states.flush()
+            self._index.write(_line(clip_id, self._next, len(values), self._width))
+            self._index.flush()
         self._known.add(clip_id)
         self._next += len(values)
 
     def __exit__(self, *error: object) -> None:
         for file in (self._states, self._index):
-            file.flush()
+            with named(file.name):
+                file.flush()
             os.fsync(file.fileno())
             file.close()
 

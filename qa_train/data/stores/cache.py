@@ -84,6 +84,8 @@ class RangeCache:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return
+            except OSError:
+                pass  # no locks on this storage: what another process deletes at the same time is not missed
             ranges, total = [], 0
             for path in self.folder.glob("??/*"):
                 try:

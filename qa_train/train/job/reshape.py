@@ -28,7 +28,7 @@ from qa_train.model.stored.manifest import UNIVERSAL
 from qa_train.train.job import checkpoints
 from qa_train.train.job.distributed import by_main, weights_in_zero_parts
 from qa_train.train.job.states import UNREADABLE
-from qa_train.utils.atomic import write_json
+from qa_train.utils.atomic import is_full, write_json
 from qa_train.utils.progress import say
 
 _LATEST = "latest_universal"
@@ -144,6 +144,11 @@ def _convert(source: Path, target: Path) -> None:
     if done.returncode:
         shutil.rmtree(target, ignore_errors=True)
         last = "\n".join(done.stderr.strip().splitlines()[-4:])
+        if is_full(last):
+            raise ValueError(
+                f"{target} does not fit: the joined parts take as much room again as {source}, and "
+                f"{shutil.disk_usage(source).free / 1e9:.2f} GB are free. Make room; the same command then continues"
+            )
         raise ValueError(
             f"DeepSpeed could not convert {source} (exit code {done.returncode}): {last}\n"
             "Use the same deepspeed= and number of processes as before, or start a new run from these weights with "

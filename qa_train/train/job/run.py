@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -40,6 +41,7 @@ from qa_train.utils.atomic import write_json, write_text
 from qa_train.utils.masking import masked_values, masked_words
 from qa_train.utils.safe_yaml import read_yaml
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T", dict[str, Any], list[Any])
 
 # Changing these in mid-run would silently make another run of it.
@@ -81,7 +83,7 @@ class RunFolder:
     def steps_of(self, epochs: float) -> int:
         """The steps that the run counted for at least so many epochs when it started; more than any without."""
         stored = read_run_file(self.dir / "config.yaml", dict).get("trainer") or {}
-        return int(stored["max_steps"]) if (stored.get("epochs") or 0) >= epochs else sys.maxsize
+        return int(stored.get("max_steps", sys.maxsize)) if (stored.get("epochs") or 0) >= epochs else sys.maxsize
 
     def take(self, steps: int) -> int | None:
         """Become the only process group that trains this run, unless it is finished; a collective call.
@@ -223,7 +225,12 @@ class RunFolder:
 
     def _record_start(self, resume: Path | None) -> None:
         told = {"resumed_from": resume.name if resume else None, "environment": digests(self._cfg, {})}
-        write_json(self.dir / "environment.json", [*self._starts(), {**environment(), **told}], durable=True)
+        starts, now = self._starts(), environment()
+        before = starts[-1].get("versions", {}) if starts and resume else {}
+        versions = now["versions"].items()
+        if changed := [f"{name} {before[name]} -> {it}" for name, it in versions if before.get(name, it) != it]:
+            logger.warning("other versions than at the start before (%s): numbers may differ", ", ".join(changed))
+        write_json(self.dir / "environment.json", [*starts, {**now, **told}], durable=True)
 
 
 def read_run_file(path: Path, kind: type[T]) -> T:

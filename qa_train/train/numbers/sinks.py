@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import uuid
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -74,12 +75,12 @@ class _Wandb:
     def __init__(self, cfg: TrackingConfig, stage: str, folder: Path, mode: str, config: dict[str, Any]) -> None:
         import wandb
 
-        self._folder, self._mode, self._library = folder, mode, wandb
-        self.title = f"W&B ({mode})"
+        self._folder, self._library = folder, wandb
         # Tables' files wait there for `wandb sync`: in the run folder, not in a home directory that may be deleted when
         # the job ends.
         os.environ.setdefault("WANDB_DATA_DIR", str(folder.absolute() / "wandb"))
-        self._run: Any = wandb.init(
+        start = partial(
+            wandb.init,
             project=cfg.project,
             name=folder.name,
             group=folder.parent.name,
@@ -87,11 +88,18 @@ class _Wandb:
             id=_kept(folder / "wandb_run_id", lambda: uuid.uuid4().hex[:8]),
             resume="allow",
             dir=folder,
-            mode=cast(Literal["online", "offline"], mode),
             tags=[stage, *cfg.tags],
             config=config,
             settings=wandb.Settings(silent=True, console="off"),
         )
+        try:
+            self._run: Any = start(mode=cast(Literal["online", "offline"], mode))
+        except wandb.errors.CommError as error:
+            # A server that is down must not end a job that nobody watches.
+            logger.warning("W&B cannot be reached (%s): offline until the next start", str(error).splitlines()[0])
+            wandb.teardown()  # its service still holds the run's name
+            mode, self._run = "offline", start(mode="offline")
+        self._mode, self.title = mode, f"W&B ({mode})"
         # Bytes of clips that tables may still upload.
         self._room = cfg.max_clips_mib * 2**20
 

@@ -15,13 +15,7 @@ from accelerate.utils import gather_object
 from qa_train.config import ReliabilityConfig
 from qa_train.train.job import checkpoints
 from qa_train.train.safety.guards import StopRun
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_STORAGE = _FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EMFILE, errno.ENFILE}
-# The libraries' messages for a failed write; they raise RuntimeError or their own error.
-_FULL_WORDS = ("No space left", "Disk quota", "File too large", "PytorchStreamWriter failed", "file write failed",
-               "unexpected pos")  # fmt: skip
-_WORDS = (*_FULL_WORDS, "Read-only file system", "Input/output error", "Too many open files")
+from qa_train.utils.atomic import FULL, complaint, is_full
 
 
 def written(folder: Path, write: Callable[[], None]) -> None:
@@ -53,9 +47,9 @@ def storage_explained(run: Path) -> Iterator[None]:
         yield
     except OSError as error:
         place = Path(error.filename).absolute() if isinstance(error.filename, str) else None
-        if error.errno not in {*_FULL, errno.EROFS} and (place is None or not place.is_relative_to(run.absolute())):
+        if error.errno not in {*FULL, errno.EROFS} and (place is None or not place.is_relative_to(run.absolute())):
             raise
-        told = f"{place or run}: {_told(str(error.strerror), run / 'checkpoints')}"
+        told = f"{place or run}: {_told(str(error.strerror), run / 'checkpoints', place or run)}"
         if not run.is_dir():
             told = f"run.dir={run} was removed while the run wrote to it: start it again, from the beginning"
         raise StopRun(told) from error
@@ -63,15 +57,19 @@ def storage_explained(run: Path) -> Iterator[None]:
 
 def failure(folder: Path, reason: str) -> str:
     """Advice for a checkpoint that could not be written."""
-    return f"{folder.name} could not be written to {folder.parent}: {_told(reason, folder.parent)}"
+    return f"{folder.name} could not be written to {folder.parent}: {_told(reason, folder.parent, folder)}"
 
 
-def _told(reason: str, root: Path) -> str:
+def _told(reason: str, root: Path, place: Path) -> str:
+    """``reason``, what is left of the run's checkpoints in ``root``, and what to do about ``place``."""
     older = checkpoints.newest_complete(root)
     kept = f"{older.name} is the newest complete one and is unchanged" if older else "There is no older checkpoint"
     remedy = "correct that"
-    if any(word in reason for word in _FULL_WORDS):
-        reason, remedy = f"{reason} ({_free(root)} free)", "make room, or lower trainer.keep_checkpoints"
+    if is_full(reason):
+        disk = next(each for each in (place, *place.absolute().parents) if each.exists())
+        reason, remedy = f"{reason} ({_free(disk)} free)", "make room there"
+        if place.absolute().is_relative_to(root.parent.absolute()):
+            remedy = "make room, or lower trainer.keep_checkpoints"
     return f"{reason}. {kept}; {remedy}; the same command then continues"
 
 
@@ -134,10 +132,8 @@ def _storage_problem(error: BaseException) -> str | None:
     """The storage's complaint behind an error, or None when it is about something else."""
     link: BaseException | None = error
     while link is not None:
-        if isinstance(link, OSError) and link.errno in _STORAGE:
-            return link.strerror or str(link)
-        if any(word in str(link) for word in _WORDS):
-            return str(link).splitlines()[0]
+        if (found := complaint(link)) is not None:
+            return found
         link = link.__cause__ or link.__context__
     return None
 
