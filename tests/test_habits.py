@@ -83,7 +83,12 @@ HABITS = {
 
 
 # Commands as they are typed -> the answers, without the name of the command.
-PAGE = (ROOT / "docs" / "coming-from.md").read_text().split("| typed after `qa-train` | answered |")[1].split("\n\n")[0]
+PAGE = (
+    (ROOT / "docs" / "coming-from.md")
+    .read_text()
+    .split("| typed after `qa-train` | error message |")[1]
+    .split("\n\n")[0]
+)
 TYPED = dict(re.findall(r"^\| `([^`]+)` \| (.+) \|$", PAGE, flags=re.MULTILINE))
 
 

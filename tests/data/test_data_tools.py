@@ -175,7 +175,7 @@ def test_every_command_explains_itself_and_its_options() -> None:
     shown = command_help(COMMANDS["data clean"])
     for field in dataclasses.fields(CleanConfig):
         assert f"  {field.name}=" in shown
-    assert "max_silence=0.95      Share of silent 20 ms frames" in shown
+    assert "max_silence=0.95      Maximum share of silent 20 ms frames" in shown
     assert "out=... (required)" in command_help(COMMANDS["data to-jsonl"])
 
 

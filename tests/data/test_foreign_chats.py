@@ -139,7 +139,7 @@ def test_marks_in_text_are_clips(text: str, tmp_path: Path) -> None:
 
 def test_marks_that_match_no_clip_are_refused(tmp_path: Path) -> None:
     for text in ("<|AUDIO|>?", "<|audio_bos|>?", "<|audio_eos|>", "<|audio_bos|><|AUDIO|>?", "<audio>?"):
-        with pytest.raises(BadRecord, match=r"make them agree|part of the mark"):
+        with pytest.raises(BadRecord, match=r"make them agree|part of a clip marker"):
             chat_record(user(text))
     for answer in ("<|AUDIO|>", "<audio>", "a <|audio_bos|>"):
         with pytest.raises(BadRecord, match="clip"):
