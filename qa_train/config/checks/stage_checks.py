@@ -119,6 +119,7 @@ def _check_trainer(cfg: StageConfig) -> None:
     for name in ("batches_per_step", "max_steps"):
         count = getattr(cfg.trainer, name)
         require(count >= 1, f"trainer.{name}", count, "1 or more")
+    _check_rates(cfg)
     positive = epochs is None or 0 < epochs < inf
     require(positive, "trainer.epochs", epochs, "a number above 0, or null for trainer.max_steps")
     require(0 <= smoothing < 1, "trainer.label_smoothing_factor", smoothing, "0 to below 1")
@@ -136,6 +137,19 @@ def _check_trainer(cfg: StageConfig) -> None:
             "trainer.muon_learning_rate needs whole matrices, which DeepSpeed partitions: "
             "set deepspeed=none, or trainer.muon_learning_rate=null"
         )
+
+
+def _check_rates(cfg: StageConfig) -> None:
+    """Numbers that an optimizer would multiply every weight by; NaN compares as false."""
+    parts = {part: getattr(cfg.trainer.parts, part) for part in ("encoder", "projector", "llm")}
+    places = {"trainer": cfg.trainer} | {f"trainer.parts.{part}": options for part, options in parts.items()}
+    for place, options in places.items():
+        for name in ("learning_rate", "muon_learning_rate", "weight_decay", "adam_epsilon"):
+            rate = getattr(options, name, None)
+            require(rate is None or 0 <= rate < inf, f"{place}.{name}", rate, "a number of 0 or more")
+    for name in ("adam_beta1", "adam_beta2"):
+        beta = getattr(cfg.trainer, name)
+        require(0 <= beta < 1, f"trainer.{name}", beta, "0 to below 1")
 
 
 def _check_learning(pairs: bool, key: str, source: SourceConfig) -> None:
