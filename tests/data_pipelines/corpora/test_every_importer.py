@@ -222,7 +222,7 @@ def test_files_that_no_list_names_are_counted(tmp_path: Path) -> None:
 def test_a_union_of_splits_needs_the_lists_of_what_is_held_out(tmp_path: Path) -> None:
     case = next(case for case in CASES if case.corpus == "common_voice")
     files = {name: content for name, content in case.files.items() if not name.endswith("test.tsv")}
-    with pytest.raises(ValueError, match=r"test\.tsv to identify them is missing: put the release's test\.tsv"):
+    with pytest.raises(ValueError, match=r"test\.tsv to identify them is missing: copy the release's test\.tsv"):
         run(case, tmp_path, files)
 
 
