@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections import Counter
@@ -21,8 +22,8 @@ STARTER = Path(__file__).parents[2] / "data/starter"
 
 
 def clips_of(name: str, limit: int) -> list[Clip]:
-    clips = [clip for clip in read_shard(STARTER / f"{name}.tar") if clip.duration_s < 3]
-    return [clip for clip in clips if clip.record.get("language", "en") == "en"][:limit]
+    english = read_shard(STARTER / f"{name}.tar", lambda record: record.get("language", "en") == "en")
+    return list(itertools.islice((clip for clip in english if clip.duration_s < 3), limit))
 
 
 @pytest.fixture(scope="module")
