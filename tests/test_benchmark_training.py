@@ -42,6 +42,7 @@ def run(folder: Path, *options: str) -> dict:
     return json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_every_regime_does_the_same_work_with_fewer_flops(tmp_path: Path) -> None:
     results = run(tmp_path, "--data", "vocalsound", "--batch-sizes", "1", "2", "--trace", str(tmp_path / "trace.txt"))
     assert [cell["regime"] for cell in results["cells"]] == list(twins.REGIMES)
@@ -176,6 +177,7 @@ def test_a_cell_that_fails_does_not_cost_the_others(tmp_path: Path, monkeypatch:
     assert why == "RuntimeError: the first step's loss is 2 with ours and 3 with stock"
 
 
+@pytest.mark.slow
 def test_the_scripts_of_a_gpu_start_where_nothing_is_installed(tmp_path: Path) -> None:
     """As on a bare machine: from any folder, without the package among the installed ones."""
     program = tmp_path / "start.py"

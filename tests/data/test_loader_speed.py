@@ -8,6 +8,7 @@ import torch
 from tests import by_path
 
 
+@pytest.mark.slow
 def test_reading_is_faster_than_a_plain_pipeline_of_the_stock_parts() -> None:
     module = by_path.script("benchmark_loader")
     threads = torch.get_num_threads()

@@ -85,6 +85,7 @@ def test_trl_can_switch_it_off_and_on_again(twins: Twins) -> None:
         model.set_recompute(encoder="some")
 
 
+@pytest.mark.slow
 def test_compiled_layers_give_the_same_gradients_for_any_length(twins: Twins) -> None:
     model = twins.ours.train()
     expected = [step(model, Batch(rows)) for rows in (SHORT, [[4, -77, 3], [6]])]
