@@ -157,6 +157,11 @@ def fails(error: Exception) -> Callable[[], int]:
     ("command", "error", "told"),
     [
         ("export", RuntimeError("I/O error: No space left on device (os error 28)"), "(os error 28); free some, or"),
+        (
+            "data index",
+            RuntimeError("Caught OSError in worker 0.\nTrace\nOSError: [Errno 28] No space left on device"),
+            "index: OSError: [Errno 28] No space left on device; free some",
+        ),
         ("export", OSError(errno.EDQUOT, "Disk quota exceeded"), "Disk quota exceeded; free some, or"),
         (
             "export",
@@ -171,6 +176,11 @@ def test_what_a_person_can_put_right_is_one_line(command: str, error: Exception,
     said = capsys.readouterr().err
     assert told in said
     assert "Traceback" not in said
+
+
+def test_a_broken_disk_keeps_its_trace() -> None:
+    with pytest.raises(OSError, match="Input/output error"):
+        guarded("data index", fails(OSError(errno.EIO, "Input/output error", "/data/a.tar")))
 
 
 def test_a_run_that_lost_a_process_says_where_to_look(capsys: Captured) -> None:
@@ -201,6 +211,7 @@ FIRST = ": loading libraries, a few seconds"
         ("eval checkpoint= runs/x", "write checkpoint=runs/x"),
         ("pretrain trainer.max_steps = 3", "write trainer.max_steps=3"),
         ("pretrain run.dir=x trainer.max_steps 3", 'trainer.max_steps has no "=": write trainer.max_steps=3'),
+        ("plan sft gpu h100", 'gpu has no "=": write gpu=h100'),
         ("plan sft experiment smoke", 'experiment has no "=": write experiment=smoke'),
         ("pretrain -experiment=smoke", "write experiment=smoke, not -experiment=smoke"),
         ("data sample x.tar -n 3", "write n=3, not -n"),

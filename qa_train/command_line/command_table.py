@@ -241,7 +241,7 @@ def run(name: str, words: list[str]) -> int:
     if settings:
         from qa_train.config.nearest import is_setting
 
-        check_bare(words, name, is_setting)
+        check_bare(words, name, lambda word: is_setting(word) or word in names)
         rest, folders = without_config_dirs(words)
         search_also(folders)
         # Hydra's own command line has the flag, and records it.

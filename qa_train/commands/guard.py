@@ -74,8 +74,8 @@ def line_of(error: Exception, name: str = "") -> str | None:
     # Storage that fails a training has ended it as StopRun; what is left of its OSErrors keeps its trace.
     of_files = isinstance(error, FileNotFoundError | PermissionError) or name not in STAGES
     line = _about_files(error) if isinstance(error, OSError) and of_files else None
-    if line is None and name not in STAGES and (line := complaint(error)) is not None and is_full(line):
-        line += _MORE_ROOM
+    if line is None and name not in STAGES and (full := complaint(error)) is not None and is_full(full):
+        line = full + _MORE_ROOM
     return line
 
 

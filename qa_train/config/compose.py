@@ -75,6 +75,10 @@ def _fill(raw: Any, path: str, kind: type[Any]) -> None:
     entries: Any = OmegaConf.to_container(OmegaConf.select(raw, path) or OmegaConf.create())
     if not entries:
         return
+    for name, entry in entries.items():
+        if not isinstance(entry, dict):
+            keys = ", ".join(field.name for field in fields(kind))
+            raise ValueError(f"{path}.{name} is {entry!r}: it takes keys, {path}.{name}.KEY=VALUE ({keys})")
     # Merged at their place in the tree, so that an error names the whole key.
     typed, plain = OmegaConf.create(), OmegaConf.create()
     OmegaConf.update(typed, path, dict.fromkeys(entries, kind))

@@ -106,7 +106,7 @@ def examine_run(source: str) -> Iterator[Finding]:
         read_run_file(folder / "environment.json", list)
         finished = read_run_file(folder / "finished.json", dict)
     except ValueError as error:
-        yield problem("run", str(error), "see there")
+        yield problem("run", str(error), "restore the file, or delete it")
         return
     if finished:
         yield ok("run", f"finished after {finished.get('steps')} steps")

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import wandb
 import yaml
 
 from qa_train.config import DataConfig, RunConfig, SourceConfig, StageConfig, TrainerConfig
@@ -197,27 +198,40 @@ def test_a_restart_goes_on_in_the_same_tracking_run(tmp_path: Path, monkeypatch:
     assert (tmp_path / "wandb_run_id").read_text() == calls[0]["id"]
 
 
+@pytest.mark.parametrize(
+    ("answer", "goes_on"),
+    [
+        (wandb.errors.CommError("connection refused\nmore"), True),
+        (wandb.errors.CommError(""), True),
+        (wandb.errors.CommError("403: permission denied for entity x"), False),
+        (wandb.errors.AuthenticationError("API key is not valid"), False),
+    ],
+)
 def test_a_tracking_server_that_is_down_does_not_end_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    answer: Exception,
+    goes_on: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    class CommError(Exception):
-        pass
-
     def init(*, mode: str, **_: object) -> None:
         if mode == "online":
-            raise CommError("connection refused\nmore")
+            raise answer
 
-    wandb = SimpleNamespace(
-        init=init, Settings=dict, errors=SimpleNamespace(CommError=CommError), teardown=lambda: None
-    )
-    monkeypatch.setitem(sys.modules, "wandb", wandb)  # type: ignore[arg-type]
+    fake = SimpleNamespace(init=init, Settings=dict, errors=wandb.errors, teardown=lambda: None)
+    monkeypatch.setitem(sys.modules, "wandb", fake)  # type: ignore[arg-type]
     monkeypatch.setattr("qa_train.train.numbers.sinks.find_spec", lambda name: name)
     cfg = config(tmp_path)
     cfg.tracking.wandb = "online"
     writer = MetricsWriter(tmp_path / "metrics.jsonl", is_main=True)
+    if not goes_on:
+        with pytest.raises(type(answer), match=str(answer)):
+            writer.track(cfg, {})
+        return
     writer.track(cfg, {})
     assert writer.tracked == "W&B (offline)"
-    assert "W&B cannot be reached (connection refused): offline until the next start" in caplog.text
+    told = str(answer).partition("\n")[0] or "CommError"
+    assert f"W&B cannot be reached ({told}): offline until the next start" in caplog.text
 
 
 @pytest.mark.parametrize(("before", "now", "goes_on"), [

@@ -31,7 +31,8 @@ def check_evaluation(cfg: StageConfig) -> None:
         if options.stop:
             raise ValueError("evaluation.stop judges evaluations during training: set evaluation.every")
         return
-    for name in ("every", "max_new_tokens", "batch_size", "token_budget"):
+    require(options.every >= 1, "evaluation.every", options.every, "1 or more, or 0 for no evaluation")
+    for name in ("max_new_tokens", "batch_size", "token_budget"):
         count = getattr(options, name)
         require(count >= 1, f"evaluation.{name}", count, "1 or more")
     if options.samples < 0 or options.samples_mib < 0:

@@ -49,7 +49,7 @@ def check_reliability(cfg: StageConfig) -> None:
     for name, allowed in choices.items():
         value = getattr(trainer, name)
         require(value in allowed, f"trainer.{name}", value, f"{', '.join(allowed[:-1])} or {allowed[-1]}")
-    for name in ("keep_checkpoints", "max_skipped_steps", "rollback_steps"):
+    for name in ("save_steps", "keep_checkpoints", "max_skipped_steps", "rollback_steps"):
         require(getattr(trainer, name) >= 1, f"trainer.{name}", getattr(trainer, name), "1 or more")
     rolls_back = "rollback" in (trainer.on_nonfinite, trainer.on_loss_spike)
     if rolls_back and trainer.rollback_steps > trainer.max_skipped_steps:

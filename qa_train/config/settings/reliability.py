@@ -20,8 +20,8 @@ class ReliabilityConfig:
     keep_best_is: str = "smallest"
     # A loss or gradient norm that is not finite: stop the run, skip the step (no update) on all ranks, or rollback:
     # end with code 75; the next start (torchrun's is automatic) resumes from the newest checkpoint and skips the step
-    # and the one before it, which RUN/left_out.json lists. ZeRO-3 does not support skip (nor
-    # does any DeepSpeed for on_loss_spike): use rollback there.
+    # and the one before it, which RUN/left_out.json lists. Use rollback instead of skip with ZeRO-3, and for
+    # on_loss_spike with any DeepSpeed.
     on_nonfinite: str = "stop"
     # A loss far above those of the last loss_spike_window steps: off, warn, skip or rollback, as above.
     on_loss_spike: str = "warn"

@@ -343,7 +343,7 @@ class DeepspeedConfig:
     @property
     def zero(self) -> dict[str, Any]:
         """The settings of ZeRO; empty without DeepSpeed."""
-        found: dict[str, Any] = self.config.get("zero_optimization", {})
+        found: dict[str, Any] = self.config.get("zero_optimization") or {}
         return found
 
     @property

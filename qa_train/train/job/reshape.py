@@ -147,7 +147,8 @@ def _convert(source: Path, target: Path) -> None:
         if is_full(last):
             raise ValueError(
                 f"{target} does not fit: the joined parts take as much room again as {source}, and "
-                f"{shutil.disk_usage(source).free / 1e9:.2f} GB are free. Make room; the same command then continues"
+                f"{shutil.disk_usage(source).free / 1e9:.2f} GB are free. Make room; the same command then continues "
+                f"({last.splitlines()[-1]})"
             )
         raise ValueError(
             f"DeepSpeed could not convert {source} (exit code {done.returncode}): {last}\n"

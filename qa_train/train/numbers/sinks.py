@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import uuid
 from functools import partial
 from importlib.util import find_spec
@@ -21,6 +22,9 @@ from qa_train.config import TrackingConfig
 from qa_train.utils.progress import say
 
 logger = logging.getLogger(__name__)
+
+# Answers of a W&B server that only its user can change.
+_REFUSED = re.compile(r"\b40[134]\b|permission denied", re.IGNORECASE)
 
 
 class Sink(Protocol):
@@ -95,8 +99,11 @@ class _Wandb:
         try:
             self._run: Any = start(mode=cast(Literal["online", "offline"], mode))
         except wandb.errors.CommError as error:
-            # A server that is down must not end a job that nobody watches.
-            logger.warning("W&B cannot be reached (%s): offline until the next start", str(error).splitlines()[0])
+            # A server that is down must not end a job that nobody watches; one that refuses needs its user.
+            if isinstance(error, wandb.errors.AuthenticationError) or _REFUSED.search(str(error)):
+                raise
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            logger.warning("W&B cannot be reached (%s): offline until the next start", why)
             wandb.teardown()  # its service still holds the run's name
             mode, self._run = "offline", start(mode="offline")
         self._mode, self.title = mode, f"W&B ({mode})"

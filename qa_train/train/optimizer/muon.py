@@ -175,9 +175,10 @@ def muon_with_adamw(
     ``rates``: the rates of the parts, if they differ. ``dtype``: precision of Muon's iterations.
 
     Raises:
-        ValueError: no hidden matrix trains.
+        ValueError: no rate for Muon, or no hidden matrix trains.
     """
-    assert options.muon_learning_rate is not None
+    if options.muon_learning_rate is None:
+        raise ValueError("trainer.muon_learning_rate is null: set it to train with Muon")
     muon_rate, weight_decay = options.muon_learning_rate, options.weight_decay
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     hidden = [p for name, p in trained if p.ndim == 2 and not any(part in name for part in _NOT_MUON)]
