@@ -237,7 +237,7 @@ def _streamed(
     forget_bad(jobs, retry_bad=options.retry_bad)
     tally = Tally(report, ids, len(jobs), options.error_budget, options.max_samples)
     begun: list[StreamJob] = []
-    # Each file as a whole, or one after the other while records are wanted.
+    # All files at once, or one after the other while records are wanted.
     for some in [jobs] if options.max_samples is None else ([job] for job in jobs):
         if tally.left is None or tally.left > 0:
             some = some if tally.left is None else [some[0].at_most(tally.left)]

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,6 +64,13 @@ def test_what_is_left_follows_what_the_parts_really_took() -> None:
     assert clock.left() == 0
     assert "data" in clock.table()
     assert clock.table().count("done before") == len(PARTS)
+
+
+def test_no_other_package_named_scripts_comes_first() -> None:
+    """A folder without `__init__.py` gives way to any installed package of its name."""
+    found = find_spec("scripts")
+    assert found is not None
+    assert found.origin == str(ROOT / "scripts/__init__.py")
 
 
 @pytest.mark.parametrize(

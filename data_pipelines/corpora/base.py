@@ -133,7 +133,7 @@ class Request:
         return bool(record.pop("split", self.published_split) == self.published_split)
 
     @property
-    def fields(self) -> dict[str, str]:
+    def field_columns(self) -> dict[str, str]:
         """``columns`` without the audio, which is no field of a record."""
         return {name: column for name, column in self.columns.items() if name != "audio"}
 

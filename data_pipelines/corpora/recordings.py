@@ -43,9 +43,9 @@ class Recording:
     """Where one recording lies.
 
     A file, or an address; or a byte range (``offset``, ``size``) of an uncompressed tar; or the ``member`` of a zip; or
-    a ``row`` of a Parquet or Arrow file, whose ``column`` holds the encoded bytes, or a list in which ``member`` is the
-    clip's number; or ``data``, the file itself as base64, from the list at ``path``. ``start_s`` and ``end_s`` cut a
-    segment out of it (seconds), ``channel`` takes one channel instead of their mean.
+    a ``row`` of a Parquet or Arrow file, whose ``column`` holds the encoded bytes, or a list of clips of which this is
+    number ``clip`` (from 0 on); or ``data``, the file itself as base64, from the list at ``path``. ``start_s`` and
+    ``end_s`` cut a segment out of it (seconds), ``channel`` takes one channel instead of their mean.
     """
 
     path: str
@@ -54,6 +54,7 @@ class Recording:
     size: int = 0
     row: int | None = None
     column: str = ""
+    clip: int | None = None
     start_s: float = 0.0
     end_s: float | None = None
     channel: int | None = None
@@ -67,6 +68,7 @@ class Recording:
     def name(self) -> str:
         """The recording as a person would name it, for messages."""
         place = f"{self.path}[{self.row}]" if self.row is not None else self.path
+        place += f"[{self.clip}]" if self.clip is not None else ""
         return f"{place}/{self.member}" if self.member else place
 
     @property
@@ -202,7 +204,7 @@ def _cell(place: Recording, storage: StorageConfig) -> bytes:
     """The encoded audio in a row of a table: bytes, or Hugging Face's struct of bytes and path."""
     assert place.row is not None
     value = TableFile(place.path, storage).rows(place.row, (place.column,))[0][place.column]
-    value = value[int(place.member)] if place.member else value
+    value = value if place.clip is None else value[place.clip]
     raw = value.get("bytes") if isinstance(value, dict) else value
     if isinstance(raw, bytes) and raw:
         return raw

@@ -33,7 +33,7 @@ class InFile:
         self._bytes: mmap.mmap | None = None
         # Of the next cell, which usually comes after the last one; -1: compressed.
         self._next = 0
-        self._known: dict[tuple[int, str, str], int] = {}
+        self._known: dict[tuple[int, str, int | None], int] = {}
 
     def members(
         self, key: str, places: Sequence[Recording], kinds: Sequence[str], clips: Sequence[bytes | np.ndarray]
@@ -50,7 +50,7 @@ class InFile:
     def _offset(self, place: Recording, raw: bytes) -> int:
         if place.row is None:
             return -1 if place.offset is None else place.offset
-        cell = (place.row, place.column, place.member)
+        cell = (place.row, place.column, place.clip)
         if cell not in self._known and self._next >= 0:
             if self._bytes is None:
                 with Path(self._path).open("rb") as file:

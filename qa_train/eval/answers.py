@@ -13,7 +13,6 @@ Evaluation, held-out sets during training, preference pairs, the probe and the q
 from __future__ import annotations
 
 import glob
-import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +29,7 @@ from qa_train.infer.generate import Answer, Decoding, Generator, Item, plan_batc
 from qa_train.model import load_answering_model
 from qa_train.model.stored.weights import weights_digest
 from qa_train.utils.atomic import append_json_lines, write_json_lines
-from qa_train.utils.digests import sha256_of
+from qa_train.utils.digests import sha256_of, sha256_of_open
 
 
 @dataclass(frozen=True)
@@ -265,7 +264,7 @@ def clips_digest(paths: Sequence[Path]) -> str:
         try:
             source = clip_source(path)
             with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-                found.append(hashlib.file_digest(file, "sha256").hexdigest())
+                found.append(sha256_of_open(file))
         except (OSError, BadAudio) as error:
             found.append(type(error).__name__)
     return sha256_of(found)

@@ -1,8 +1,11 @@
-"""Trying again what may pass: one rule for remote files, language models and speech endpoints, on tenacity."""
+"""Trying again what may pass: one rule for remote files, language models and speech endpoints, on tenacity. And a
+limit of time for calls that have none.
+"""
 
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
@@ -80,6 +83,27 @@ def retried(
         reraise=True,
     )
     return again(attempt)
+
+
+def within(seconds: float, call: Callable[[], Result]) -> Result:
+    """The call's result, or TimeoutError: its thread is left behind, for no library call can be ended from outside."""
+    out: list[Result] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            out.append(call())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer in {seconds:g} s")
+    if errors:
+        raise errors[0]
+    return out[0]
 
 
 def _asked_s(error: BaseException | None) -> float:

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
-
 from benchmark.clips import Example
 from benchmark.twins import Side, parts
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 Batch = dict[str, Tensor]
 _CPU_PRODUCT = 2048

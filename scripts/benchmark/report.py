@@ -10,6 +10,7 @@ from typing import Any
 from benchmark.clips import PROMPT_TOKENS, Example, durations
 from benchmark.measure import Batch, FirstStep, Seconds
 from benchmark.twins import REGIMES, make_config
+
 from qa_train.data.audio.front_end import FRONT_END
 from qa_train.model.encoders.whisper_costs import WhisperCosts
 from qa_train.model.flops import Regime, Shapes, Work, forward_flops, training_flops

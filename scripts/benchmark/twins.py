@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from benchmark.clips import Example, our_batch, stock_batch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from benchmark.clips import Example, our_batch, stock_batch
 from qa_train.model import UnpaddedQwen2AudioForConditionalGeneration, freeze
 from qa_train.model.flops import Regime
 from qa_train.model.tokenizers import AUDIO, token_id

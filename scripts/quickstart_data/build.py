@@ -231,8 +231,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts.quickstart_data.build", description=__doc__.split("\n")[0])
     parser.add_argument("--starter", type=Path, default=Path("data/starter"))
     parser.add_argument("--out", type=Path, required=True)
+    helps = {"num_domain": "new sentences from the words of the recordings"}
     for each in fields(Sizes):
-        parser.add_argument(f"--{each.name.removeprefix('num_')}", type=int, default=each.default, dest=each.name)
+        name = each.name
+        parser.add_argument(
+            f"--{name.removeprefix('num_')}", type=int, default=each.default, dest=name, help=helps.get(name)
+        )
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
     given = vars(parser.parse_args())
     build(given.pop("starter"), given.pop("out"), num_workers=given.pop("workers"), sizes=Sizes(**given))

@@ -57,6 +57,17 @@ def test_a_hang_is_killed_and_the_next_clip_decodes(monkeypatch: pytest.MonkeyPa
     one.close()
 
 
+def test_a_child_that_reads_nothing_is_killed_too() -> None:
+    """Its request does not fit into the socket."""
+    one = KillableDecoder(0.3)
+    one.read_clip(FLAC, max_duration_s=1)
+    assert one._child is not None
+    os.kill(one._child.pid, signal.SIGSTOP)
+    with pytest.raises(BadAudio, match=r"no result after 0\.3 s and was killed"):
+        one.read_clip(bytes(4 << 20), max_duration_s=1)
+    one.close()
+
+
 def test_a_crash_is_named_and_the_next_clip_decodes(decoder: KillableDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(decoder_module, "read_clip", lambda raw, **_: os.kill(os.getpid(), signal.SIGKILL))
@@ -76,8 +87,8 @@ def test_the_child_ends_with_its_parent() -> None:
     one.read_clip(FLAC, max_duration_s=1)
     assert one._child is not None
     pid = one._child.pid
-    # What the parent's death does: the pipe closes.
-    one._child.pipe.close()
+    # What the parent's death does: the socket closes.
+    one._child.link.close()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     one._child = None
 

@@ -16,10 +16,11 @@ from qa_train.config import DataConfig, SourceConfig
 from qa_train.data.audio.waveform import BadAudio
 from qa_train.data.batches import open_data
 from qa_train.data.shards.index import build_index, load_index
-from qa_train.data.text.chat_rows import chat_record, unknown_fields
+from qa_train.data.text.chat_rows import chat_record, is_chat, unknown_fields
 from qa_train.data.text.json_rows import objects, read_rows
 from qa_train.data.text.prompts import PromptBank, Unqualified
 from qa_train.data.text.records import BadRecord
+from qa_train.data.text.sample import TextPart
 from qa_train.data.text.template import IGNORE, encode
 from qa_train.data.tools import interchange
 from qa_train.data.tools.interchange import jsonl_to_shards, shards_to_jsonl
@@ -237,6 +238,7 @@ def test_fields_that_nothing_reads_are_named(tmp_path: Path, caplog: pytest.LogC
             ]
         },
         {"query": "<audio>a.wav</audio>How many?", "response": "3"},
+        {"instruction": "How many?", "question": "Which?", "output": 3.0},
     ],
 )
 def test_other_names_and_types_of_a_question_and_its_answer(row: dict[str, Any]) -> None:
@@ -246,6 +248,46 @@ def test_other_names_and_types_of_a_question_and_its_answer(row: dict[str, Any])
         ("user", "<audio>How many?"),
         ("assistant", "3"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        # A table has NaN for what is missing.
+        ({"instruction": "?", "output": float("nan")}, "a content of float"),
+        ({"instruction": "?", "output": True}, "a content of bool"),
+        ({"conversations": '[{"from": "human", "value": NaN}]'}, "NaN is not JSON"),
+        ({"conversations": '[{"from": "human", "value": "?", "value": "!"}]'}, "repeated key 'value'"),
+        ({"conversations": "[human] ?"}, "the turns, a text of JSON: not JSON"),
+        # Named twice, and not alike.
+        (
+            {"query": "<audio>x.wav</audio>?", "response": "!"},
+            r"named in the messages \(x.wav\), and 'audios' lists 1: keep one",
+        ),
+        # An answer names no clip.
+        ({"query": "<audio>Which tag?", "response": "<audio>x.wav</audio>"}, "the messages place 2 clips"),
+    ],
+)
+def test_what_is_no_answer_and_no_clip_is_refused(row: dict[str, Any], why: str) -> None:
+    with pytest.raises(BadRecord, match=why):
+        chat_record({**row, "audios": ["a.wav"]})
+
+
+def test_a_question_next_to_its_answer_is_a_fact(clip: bytes, tmp_path: Path) -> None:
+    """What a model once said in ``output`` or ``response`` is not what is learned, or scored against."""
+    asked = {"audio": "a.wav", "question": "What is it?"}
+    assert not is_chat({**asked, "answer": "a dog", "output": "a cat"})
+    assert is_chat({**asked, "output": "a cat"})
+    assert is_chat({**asked, "answer": "a dog", "chosen": "a dog", "rejected": "a cat"})
+    (tmp_path / "a.wav").write_bytes(clip)
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps({**asked, "prompt": "Say it.", "gt": "a dog", "response": "a cat"}))
+    (question,) = read_questions(path)
+    assert question.references == ("a dog",)
+    assert [part.text for part in question.sample.messages[-1].content if isinstance(part, TextPart)] == ["Say it."]
+    path.write_text(json.dumps({**asked, "answer": "a dog", "response": "a cat"}))
+    with pytest.raises(ValueError, match="prompt must be text"):
+        read_questions(path)
 
 
 def test_a_pair_has_a_question() -> None:
@@ -335,6 +377,10 @@ def test_files_of_rows_by_their_content(tmp_path: Path) -> None:
             assert len(list(objects(path))) == count, raw[:20]
             if count:
                 assert len(read_questions(path)) == count
+    # Half of a surrogate pair makes its own row bad.
+    for text in (f'{row}\n{{"a": "\ud800"}}\n{row}', f'[{row}, {{"a": "\ud800"}}, {row}]'):
+        path.write_bytes(text.encode("utf-16", "surrogatepass"))
+        assert [isinstance(found, BadRecord) for _, _, found in read_rows(path)] == [False, True, False]
     bad = f'[{row}, {{"a": 1, "a": 2}}, 7, {row}]'
     path.write_text(bad)
     assert [isinstance(found, BadRecord) for _, _, found in read_rows(path)] == [False, True, True, False]

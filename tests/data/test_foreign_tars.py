@@ -140,7 +140,7 @@ def test_what_is_no_file_and_no_member_of_a_record_is_passed_over(tmp_path: Path
     """A label (tar -V), links, pipes, devices of a folder that was packed whole; hard links with and without "./"."""
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for number, kind in enumerate((b"V", tarfile.SYMTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE)):
-            info = tarfile.TarInfo(f"latest{number}")
+            info = tarfile.TarInfo(f"latest{number}" if number % 2 else f"latest{number}.txt.old")
             info.type, info.linkname, info.size = kind, "/etc/passwd", 0
             tar.addfile(info)
         for name, content in (("./a.wav", WAV), ("./a.json", b'{"text": "x"}'), ("./b.json", b'{"text": "y"}')):
@@ -151,6 +151,21 @@ def test_what_is_no_file_and_no_member_of_a_record_is_passed_over(tmp_path: Path
         info.type, info.linkname = tarfile.LNKTYPE, "a.wav"
         tar.addfile(info)
     assert scan(str(tmp_path / "a.tar")).table["key"].to_pylist() == ["./a", "./b"]
+
+
+@pytest.mark.parametrize("names", [("a.wav", "a.text"), ("a.text", "a.wav"), ("./a.wav", "a.cls")])
+def test_a_link_next_to_the_files_of_a_record_is_refused(names: tuple[str, str], tmp_path: Path) -> None:
+    """It may be the text, or the label."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            if name.endswith(".wav"):
+                info.size = len(WAV)
+            else:
+                info.type, info.linkname = tarfile.SYMTYPE, "shared"
+            tar.addfile(info, io.BytesIO(WAV))
+    with pytest.raises(DamagedShard, match=r"member 'a\.(text|cls)' is a symbolic link.*tar --dereference"):
+        scan(str(tmp_path / "a.tar"))
 
 
 def test_tars_joined_by_cat_say_so(tmp_path: Path) -> None:

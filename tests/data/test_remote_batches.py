@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 import random
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from urllib.parse import quote
 
 import fsspec
@@ -304,7 +306,7 @@ def test_objects_of_s3_are_read_by_signed_addresses(
 
     monkeypatch.setattr(fs, "sign", sign_one)
     monkeypatch.setattr(fs, "cat_file", cat_one)
-    monkeypatch.setattr(store_ranges, "_signed", {})
+    monkeypatch.setattr(store_ranges, "_known", {})
     monkeypatch.setattr(store_ranges, "_refused", set())
 
     def check(number: int, other: StorageConfig = cfg) -> None:
@@ -324,7 +326,7 @@ def test_objects_of_s3_are_read_by_signed_addresses(
     check(6)
     check(7)
     assert (len(signed), read) == (3, [6000])
-    monkeypatch.setattr(store_ranges, "_signed", {})
+    monkeypatch.setattr(store_ranges, "_known", {})
     server.fail("400")
     check(8)
     check(9)
@@ -340,10 +342,11 @@ def test_an_address_is_signed_by_version_4_for_the_region_of_its_bucket(
     s3: tuple[Server, StorageConfig], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, cfg = s3
-    signed: dict[Any, tuple[str, float]] = {}
-    monkeypatch.setattr(store_ranges, "_signed", signed)
-    # An endpoint among the options has a single region.
+    signed: dict[Any, tuple[Any, float]] = {}
+    monkeypatch.setattr(store_ranges, "_known", signed)
+    # The server stands for Amazon's, whose buckets have regions.
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    monkeypatch.setattr(remote, "_has_endpoint", lambda profile: False)
     options = {name: cfg.options["s3"][name] for name in ("key", "secret")}
     fs: Any = fsspec.filesystem("s3", **options)
     fs.mkdir("elsewhere", region_name="eu-west-1")
@@ -354,6 +357,40 @@ def test_an_address_is_signed_by_version_4_for_the_region_of_its_bucket(
     ((address, _),) = signed.values()
     assert "X-Amz-Credential=key%2F" in address
     assert "%2Feu-west-1%2Fs3%2Faws4_request" in address
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_a_store_that_gives_no_access_is_waited_for_as_long_as_a_request(scheme: str) -> None:
+    """A region, or a token, is asked for within the library."""
+    asked = threading.Event()
+    fs = Mock()
+    fs.sign = fs.credentials.apply = lambda *_, **__: asked.wait(30)
+    started = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"no answer in 0\.1 s"):
+        store_ranges.read_plainly(scheme, fs, "bucket/a.tar", 0, 1, StorageConfig(timeout_s=0.1))
+    assert time.monotonic() - started < 10
+    asked.set()
+
+
+def test_regions_are_asked_for_where_no_other_store_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profiles = tmp_path / "config"
+    profiles.write_text(
+        "[default]\nregion = eu-west-1\n[profile own]\nendpoint_url = http://127.0.0.1:9\n"
+        "[profile other]\nservices = s\n[services s]\ns3 =\n  endpoint_url = http://127.0.0.1:9\n"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(profiles))
+    for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    remote._profile_has_endpoint.cache_clear()
+
+    def asked(**options: str) -> bool:
+        fs, _ = remote._filesystem("s3://bucket/a.tar", StorageConfig(options={"s3": options}))
+        return bool(fs.cache_regions)
+
+    assert [asked(key="regions"), asked(profile="own"), asked(profile="other")] == [True, False, False]
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    assert not asked(key="regions")
+    remote._profile_has_endpoint.cache_clear()
 
 
 def test_googles_objects_are_read_as_gcsfs_reads_them_with_its_token(
@@ -390,9 +427,12 @@ def test_googles_objects_are_read_as_gcsfs_reads_them_with_its_token(
         assert read(names[0], 5) == RAW[5:5005]
         assert credentials.renewals == 1
         credentials.expiry = datetime.datetime.now(datetime.UTC).replace(tzinfo=None) + datetime.timedelta(minutes=4)
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + 61)
         assert read(names[0], 6) == RAW[6:5006]
         assert credentials.renewals == 2, "some minutes before it expires"
         # As with S3: what is refused is left to the library, and not asked for again.
+        monkeypatch.setattr(store_ranges, "_known", {})
         google.fail("403")
         assert (read(names[0], 7), read(names[0], 7)) == (None, None)
         assert len(google.requests) == 1

@@ -44,7 +44,7 @@ def _energon(request: Request) -> Found:
                     try:
                         row = row_of(file, key, group)
                         row = {field: _value(row, accesses) for field, accesses in fields.items()} or row
-                        columns = mapping(request.fields, row)
+                        columns = mapping(request.field_columns, row)
                         record = record_of(row, columns)
                         clip = clip_of(key, group, _audio(fields, request))
                     except ValueError as error:

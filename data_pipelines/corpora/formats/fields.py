@@ -6,6 +6,7 @@ import ast
 import base64
 import contextlib
 import json
+import math
 import re
 import shlex
 from collections import Counter
@@ -18,7 +19,7 @@ from typing import Any
 from data_pipelines.corpora.base import Recording, Request, language_code, present
 from qa_train.data.shards.clip_files import located
 from qa_train.data.text.content import source_of
-from qa_train.data.text.records import BadRecord
+from qa_train.data.text.records import BadRecord, number_text
 
 # The fields that prompts are built from, and those of chats and pairs.
 LISTS = ("labels", "keywords", "choices")
@@ -47,6 +48,8 @@ _OTHER_NAMES = {
 _MEASURES = ("duration", "offset", "num_samples", "sampling_rate", "shard_id", "_skipme")
 # numpy prints lists of texts without commas, which Python would join.
 _UNPARTED = re.compile(r"""['"]\s+['"]""")
+# A label such as "[laughter]", which is no list.
+_BRACKETED = re.compile(r"\s*\[[\w-]+\]\s*")
 
 
 def mapping(columns: dict[str, str], available: Iterable[str]) -> dict[str, str]:
@@ -142,13 +145,13 @@ def _typed(name: str, value: Any) -> Any:
     if name in TEXTS:
         if isinstance(value, list | dict | bool):
             raise ValueError(f"{name!r} must be text, found {type(value).__name__}")
-        # Whole numbers in a column of which some are missing come as floats.
-        return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+        return number_text(value) if isinstance(value, float) and math.isfinite(value) else str(value).strip()
     if name in LISTS:
         parts = value if isinstance(value, list) else _parsed(value)
-        if parts is None and str(value).lstrip().startswith(("[", "{")):
-            raise ValueError(f"{name!r} must be a list, as JSON or in Python's spelling, found {str(value)[:80]!r}")
-        parts = re.split(";" if ";" in value else ",", str(value)) if parts is None else parts
+        if parts is None:
+            parts = str(value).split(";" if ";" in str(value) else ",")
+            if str(value).lstrip().startswith(("[", "{")) and not all(map(_BRACKETED.fullmatch, parts)):
+                raise ValueError(f"{name!r} must be a list, as JSON or in Python's spelling, found {str(value)[:80]!r}")
         return [str(part).strip() for part in parts if str(part).strip()]
     if name in NUMBERS:
         return int(float(value))

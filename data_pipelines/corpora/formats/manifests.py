@@ -74,7 +74,7 @@ def _table(request: Request) -> Found:
             name = row[columns["key"]] if "key" in columns else f"{number:08d}-{Path(path[-80:]).stem}"
             try:
                 record = record_of(row, columns)
-                start, end = _part({column: cell for column, cell in row.items() if cell}, columns)
+                start, end = _part(row, columns)
                 audio = recording_of(request, path, *bases, origin=f"{listed}:{line}", start_s=start, end_s=end)
             except ValueError as error:
                 yield Drop(name, "bad cell", str(error))
@@ -99,8 +99,9 @@ def _part(row: dict[str, Any], columns: dict[str, str]) -> tuple[float, float | 
     """``start`` and ``end`` of a row, or NeMo's ``offset`` and ``duration``, as the segment that they cut (seconds).
 
     A ``duration`` alone cuts in NeMo's own rows, those of an ``audio_filepath``; elsewhere it is a measure of the file.
-    Next to an ``onset`` an ``offset`` is the end of an event (DCASE).
+    In rows with an ``onset``, perhaps an empty one, an ``offset`` is the end of an event (DCASE).
     """
+    row = {column: None if cell == "" else cell for column, cell in row.items()}
     place = columns.get("start", "offset" if "onset" not in row else "")
     start, end = (row.get(column) if column else None for column in (place, columns.get("end")))
     cuts = start is not None or "audio_filepath" in row

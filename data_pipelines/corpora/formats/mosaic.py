@@ -62,7 +62,7 @@ def _mosaic(request: Request) -> Found:
                     name = f"{number:08d}"
                     try:
                         row, clip = _sample(file, shard, begin, end, audio)
-                        columns = mapping(request.fields, row)
+                        columns = mapping(request.field_columns, row)
                         columns.pop("audio", None)
                         record = record_of(row, columns)
                         name = str(cell_at(row, columns["key"])) if "key" in columns else name

@@ -181,12 +181,12 @@ def _huggingface(request: Request) -> Found:
     schema = TableFile(files[0], request.storage).schema
     audio = audio_column(schema, request.columns.get("audio"))
     others = [name for name in schema.names if name != audio]
-    if not request.fields and is_chat(dict.fromkeys(others, "")):
+    if not request.field_columns and is_chat(dict.fromkeys(others, "")):
         yield from _chats(request, files, audio, others)
         return
     if _is_list(schema.field(audio).type):
         raise ValueError(f"column {audio!r} contains lists of clips: only chats and pairs are read with several")
-    columns = mapping(request.fields, others)
+    columns = mapping(request.field_columns, others)
     columns.pop("audio", None)
     classes = class_names(schema)
     read = sorted({column.split(".")[0] for column in columns.values()})
@@ -219,19 +219,19 @@ def _chats(request: Request, files: Sequence[str], audio: str, others: Sequence[
             yield Drop(name, reason, f"{path}[{number}]: {error}", filter=reason == "no preference")
             continue
         kept.update(unknown_fields(record))
-        found = tuple(Recording(path, member=cells[str(clip)], row=number, column=audio) for clip in clips)
+        found = tuple(Recording(path, row=number, column=audio, clip=cells[str(clip)]) for clip in clips)
         yield Item(name, found, record)
     if kept:
         request.notes.append(said_of(kept))
 
 
-def _cells(table: TableFile, column: str) -> Iterator[dict[str, str]]:
-    """{a name of the clip: its number in a list, or ""} of each row."""
+def _cells(table: TableFile, column: str) -> Iterator[dict[str, int | None]]:
+    """{a name of the clip: its number in a list, or None} of each row."""
     if not _is_list(table.schema.field(column).type):
-        yield from repeat({column: ""}, table.starts[-1])
+        yield from repeat({column: None}, table.starts[-1])
         return
     for length in table.lengths(column):
-        yield {f"{column}[{i}]": str(i) for i in range(length)}
+        yield {f"{column}[{i}]": i for i in range(length)}
 
 
 def _voice_assistant(request: Request) -> Found:

@@ -33,7 +33,7 @@ def _webdataset(request: Request) -> Found:
         name = f"{Path(without_query(path)).stem}-{key}"
         try:
             row = row_of(file, key, group)
-            columns = mapping(request.fields, row)
+            columns = mapping(request.field_columns, row)
             record = record_of(row, columns)
             clip = clip_of(key, group, request.columns.get("audio"))
         except ValueError as error:

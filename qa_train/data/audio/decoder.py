@@ -1,7 +1,7 @@
 """Decoding in a child process that can be killed: a native decoder that hangs or crashes costs one clip, not the run.
 
 The child is forked on first use by the process that decodes (the trainer, or a worker of its DataLoader), answers
-one request after another through a pipe, and is replaced when it dies or takes too long.
+one request after another through a socket, and is replaced when it dies or takes too long.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import contextlib
 import os
 import resource
 import signal
+import socket
 import struct
 from dataclasses import dataclass
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 import numpy as np
@@ -21,9 +20,9 @@ import numpy as np
 from qa_train.data.audio.waveform import BadAudio, read_clip
 from qa_train.utils.process import end_with_parent
 
-# A request is two messages: the longest duration in seconds, and the file. A reply is an error; or an empty one, and
-# the samples.
-_LIMIT = struct.Struct("<d")
+# Before a request: the longest duration in seconds, and the bytes of the file. Before a reply: whether it is the
+# samples, not an error, and its bytes.
+_REQUEST, _REPLY = struct.Struct("<dQ"), struct.Struct("<?Q")
 # Memory that a child may allocate in addition to that of its parent.
 _MORE_MEMORY = 2 << 30
 
@@ -31,7 +30,7 @@ _MORE_MEMORY = 2 << 30
 @dataclass
 class _Child:
     pid: int
-    pipe: Connection
+    link: socket.socket
 
 
 class KillableDecoder:
@@ -46,27 +45,28 @@ class KillableDecoder:
 
     def read_clip(self, raw: bytes, *, max_duration_s: float) -> np.ndarray:
         """Decode to float32 mono at 16 kHz, [n]; BadAudio also when the decoder crashed or took too long."""
-        pipe = self._running().pipe
+        link = self._running().link
         try:
-            # An idle child reads at once, so only its answer can be late.
-            pipe.send_bytes(_LIMIT.pack(max_duration_s))
-            pipe.send_bytes(raw)
-            if not pipe.poll(self.timeout_s):
-                self.close()
-                raise BadAudio(f"the decoder had no result after {self.timeout_s:g} s and was killed")
-            if error := pipe.recv_bytes():
-                raise BadAudio(error.decode())
-            return np.frombuffer(bytearray(pipe.recv_bytes()), dtype=np.float32)
+            link.sendall(_REQUEST.pack(max_duration_s, len(raw)))
+            link.sendall(raw)
+            ok, size = _REPLY.unpack(_received(link, _REPLY.size))
+            reply = _received(link, size)
+        except TimeoutError as error:
+            self.close()
+            raise BadAudio(f"the decoder had no result after {self.timeout_s:g} s and was killed") from error
         except (EOFError, OSError) as death:
             status = self.close()
             raise BadAudio(f"the decoder's process died ({status})") from death
+        if not ok:
+            raise BadAudio(bytes(reply).decode())
+        return np.frombuffer(reply, np.float32)
 
     def close(self) -> str:
         """End the child; returns how it ended."""
         child, self._child = self._child, None
         if child is None or self._process != os.getpid():
             return "not running"
-        child.pipe.close()
+        child.link.close()
         with contextlib.suppress(ProcessLookupError):
             os.kill(child.pid, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
@@ -77,7 +77,7 @@ class KillableDecoder:
             # The child answers the process that forked it; this is a fork of that one.
             self._child, self._process = None, os.getpid()
         if self._child is None:
-            self._child = _fork()
+            self._child = _fork(self.timeout_s)
         return self._child
 
     def __del__(self) -> None:
@@ -88,8 +88,10 @@ class KillableDecoder:
         return {"timeout_s": self.timeout_s, "_child": None, "_process": os.getpid()}
 
 
-def _fork() -> _Child:
-    ours, theirs = Pipe()
+def _fork(timeout_s: float) -> _Child:
+    ours, theirs = socket.socketpair()
+    # Of every call: a child may be stopped before it has read the request, or within its reply.
+    ours.settimeout(timeout_s)
     pid = os.fork()
     if pid == 0:
         try:
@@ -100,25 +102,36 @@ def _fork() -> _Child:
     return _Child(pid, ours)
 
 
-def _serve(pipe: Connection) -> NoReturn:
+def _received(link: socket.socket, size: int) -> memoryview:
+    """The next ``size`` bytes; EOFError where the other end closes before."""
+    rest = found = np.empty(size, np.uint8).data
+    while rest:
+        count = link.recv_into(rest)
+        if not count:
+            raise EOFError
+        rest = rest[count:]
+    return found
+
+
+def _serve(link: socket.socket) -> NoReturn:
     """The child: answers until the parent's end closes."""
     end_with_parent()  # even while it hangs in a clip
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # Descriptors of the parent (sockets, queues, the other end of this pipe) would be kept open by this process.
-    os.closerange(3, pipe.fileno())
-    os.closerange(pipe.fileno() + 1, min(os.sysconf("SC_OPEN_MAX"), 1 << 20))
+    # Descriptors of the parent (sockets, queues, the other end of this socket) would be kept open by this process.
+    os.closerange(3, link.fileno())
+    os.closerange(link.fileno() + 1, min(os.sysconf("SC_OPEN_MAX"), 1 << 20))
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()  # noqa: SIM115, PTH123
     resource.setrlimit(resource.RLIMIT_AS, (used + _MORE_MEMORY, used + _MORE_MEMORY))
     while True:
         try:
-            (max_duration_s,), raw = _LIMIT.unpack(pipe.recv_bytes()), pipe.recv_bytes()
+            max_duration_s, size = _REQUEST.unpack(_received(link, _REQUEST.size))
+            raw = bytes(_received(link, size))
         except EOFError:
             os._exit(0)
         try:
-            samples = read_clip(raw, max_duration_s=max_duration_s)
+            ok, reply = True, read_clip(raw, max_duration_s=max_duration_s).view(np.uint8).data
         except (BadAudio, MemoryError) as error:
-            pipe.send_bytes((str(error) or type(error).__name__).encode())
-            continue
-        pipe.send_bytes(b"")
-        pipe.send_bytes(samples.data)
+            ok, reply = False, memoryview((str(error) or type(error).__name__).encode())
+        link.sendall(_REPLY.pack(ok, len(reply)))
+        link.sendall(reply)

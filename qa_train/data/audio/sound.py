@@ -9,6 +9,7 @@ import io
 import mmap
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -86,8 +87,13 @@ class Sound:
             return soundfile.SoundFile(os.open(source, os.O_RDONLY), closefd=True)
         except (soundfile.SoundFileError, RuntimeError, OSError) as error:
             sphere = ", or sph2pipe -f wav IN OUT.wav" if self.container.name == "NIST SPHERE" else ""
+            kind = self._kind(error)
+            media = ""
+            if kind is _NotRead and getattr(error, "code", None) == _MALFORMED and find_spec("av") is None:
+                # Such a file mostly is damaged.
+                kind, media = BadAudio, ", or, if others play it, pip install 'qa-train[media]'"
             what = f"{self.container.name}: libsndfile says: {_said(error)}"
-            raise self._kind(error)(f"not a readable audio file: {what}; try {CONVERT}{sphere}") from error
+            raise kind(f"not a readable audio file: {what}; try {CONVERT}{sphere}{media}") from error
 
     def _kind(self, error: Exception) -> type[BadAudio]:
         """Whether another decoder is to be asked. A chain of streams is one that only libsndfile reads to its end."""

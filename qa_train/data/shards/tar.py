@@ -114,24 +114,43 @@ def members(file: IO[bytes], shard: str, size: int) -> Iterator[Member]:
     """
     last: str | None = None
     known: dict[str, Member] = {}
+    passed: list[tuple[int, str | None, _Header]] = []
     offset = count = 0
     while True:
         try:
             header = _next(file, offset, size)
             if header is None:
                 _check_end(file, offset)
-                return
+                break
             count += 1
             if count > MAX_MEMBERS:
                 raise _Broken(f"more than {MAX_MEMBERS} members")
             member = _member(header, known)
         except _Broken as broken:
             raise DamagedShard(shard, offset, last, str(broken), broken.remedy) from broken
+        if header.kind in _EMPTY:
+            passed.append((offset, last, header))
         offset = header.end
         if member is not None:
             known[_plain(member.name)] = member
             yield member
             last = header.name
+    # What is no file matters next to the files of a record, before or after them: it may be its text.
+    keys = {Member(name, 0, 0).key for name in known} if passed else set()
+    for offset, last, header in passed:
+        beside = Member(_plain(header.name), 0, 0)
+        # Names that begin with a dot have no key.
+        if beside.extension and beside.key in keys and beside.key[-1:] not in ("", "/"):
+            fault = _no_file(header)
+            raise DamagedShard(shard, offset, last, str(fault), fault.remedy)
+
+
+def _no_file(header: _Header) -> _Broken:
+    link = header.kind == _SYMBOLIC_LINK
+    return _Broken(
+        f"member {header.name!r} is {'a symbolic link, ' if link else ''}not a regular file: refused",
+        "make the tar with: tar --dereference" if link else _NOT_SPARSE if header.kind == b"S" else "",
+    )
 
 
 def _member(header: _Header, known: dict[str, Member]) -> Member | None:
@@ -186,15 +205,10 @@ def _next(file: IO[bytes], offset: int, size: int) -> _Header | None:
     if header.kind == _HARD_LINK and name:
         # It has no data, whatever size it states.
         return _Header(name, 0, header.kind, header.data, header.target if long_link is None else long_link)
-    if header.kind in _EMPTY and Member(name, 0, 0).kind not in _KINDS:
-        # What is no file matters only under the name of a record's member.
-        header.kind, length = _FOLDER, 0
+    if header.kind in _EMPTY and name and Member(name, 0, 0).kind not in _KINDS:
+        return _Header(name, 0, header.kind, header.data)
     if (header.kind not in _REGULAR and header.kind != _FOLDER) or not name:
-        link = header.kind == _SYMBOLIC_LINK
-        raise _Broken(
-            f"member {name!r} is {'a symbolic link, ' if link else ''}not a regular file: refused",
-            "make the tar with: tar --dereference" if link else _NOT_SPARSE if header.kind == b"S" else "",
-        )
+        raise _no_file(_Header(name, length, header.kind, header.data))
     if header.data + length > size:
         raise _Broken(f"member {name!r} of {length} bytes ends beyond the file ({size} bytes): cut short")
     if length > MAX_MEMBER_BYTES:

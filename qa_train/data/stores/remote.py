@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import io
 import logging
-import threading
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import fsspec
@@ -22,7 +22,7 @@ from qa_train.data.stores import web_ranges
 from qa_train.data.stores.store_ranges import read_plainly
 from qa_train.data.stores.web_ranges import Permanent
 from qa_train.utils.masking import masked
-from qa_train.utils.retry import Result, retried
+from qa_train.utils.retry import Result, retried, within
 
 log = logging.getLogger(__name__)
 # One request never asks for more, so that its time-out means a least speed too.
@@ -30,11 +30,9 @@ MAX_REQUEST_BYTES = 8 << 20
 _LONGEST_WAIT_S = 30.0
 
 
-# A bucket's own region is asked for once, and addresses are signed for it. botocore signs addresses by version 2 unless
-# told otherwise, which Amazon's buckets since 2020 and many other stores refuse.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "s3": {"cache_regions": True, "config_kwargs": {"signature_version": "s3v4"}},
-}
+# botocore signs addresses by version 2 unless told otherwise, which Amazon's buckets since 2020 and many other stores
+# refuse.
+_DEFAULTS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": {"signature_version": "s3v4"}}}
 
 
 class RemoteError(OSError):
@@ -153,7 +151,7 @@ def _web_range(url: str, offset: int, size: int, cfg: StorageConfig) -> bytes:
 
 def _fsspec_info(url: str, cfg: StorageConfig) -> RemoteInfo:
     fs, path = _filesystem(url, cfg)
-    info = _within(cfg.timeout_s, lambda: fs.info(path))
+    info = within(cfg.timeout_s, lambda: fs.info(path))
     version = " ".join(str(info.get(name, "")) for name in ("ETag", "etag", "mtime", "LastModified", "created"))
     return RemoteInfo(int(info["size"]), version)
 
@@ -162,7 +160,7 @@ def _fsspec_range(url: str, offset: int, size: int, cfg: StorageConfig) -> bytes
     fs, path = _filesystem(url, cfg)
     body = read_plainly(url.partition("://")[0], fs, path, offset, size, cfg)
     if body is None:
-        body = _within(cfg.timeout_s, lambda: fs.cat_file(path, start=offset, end=offset + size))
+        body = within(cfg.timeout_s, lambda: fs.cat_file(path, start=offset, end=offset + size))
     if len(body) != size:
         raise OSError(f"the answer has {len(body)} of {size} bytes")
     return bytes(body)
@@ -174,7 +172,7 @@ def _fsspec_names(url: str, cfg: StorageConfig, suffix: str) -> list[str]:
     fs.invalidate_cache()
     pattern = any(mark in path for mark in "*[")
     try:
-        found = _within(cfg.timeout_s, lambda: fs.glob(path) if pattern else fs.find(path))
+        found = within(cfg.timeout_s, lambda: fs.glob(path) if pattern else fs.find(path))
     except FileNotFoundError:
         return []
     names = sorted(str(name).lstrip("/") for name in found if str(name).endswith(suffix))
@@ -184,28 +182,29 @@ def _fsspec_names(url: str, cfg: StorageConfig, suffix: str) -> list[str]:
 def _filesystem(url: str, cfg: StorageConfig) -> tuple[Any, str]:
     scheme, _, path = url.partition("://")
     try:
+        options = _DEFAULTS.get(scheme, {}) | cfg.options.get(scheme, {})
+        if scheme == "s3" and not _has_endpoint(options.get("profile")):
+            # Amazon is asked once for a bucket's own region, for which addresses are signed. Other stores have none to
+            # tell, and would be asked again for each address. Options with an endpoint turn it off in s3fs.
+            options = {"cache_regions": True} | options
         # fsspec keeps one filesystem per process and options.
-        return fsspec.filesystem(scheme, **_DEFAULTS.get(scheme, {}) | cfg.options.get(scheme, {})), path
+        return fsspec.filesystem(scheme, **options), path
     except ImportError as error:
         raise Permanent(f"{error}; install qa-train[cloud] to read {scheme}:// data") from error
 
 
-def _within(seconds: float, call: Callable[[], Result]) -> Result:
-    """The call's result, or TimeoutError: its thread is left behind, for no library call can be ended from outside."""
-    out: list[Result] = []
-    errors: list[BaseException] = []
+def _has_endpoint(profile: str | None) -> bool:
+    """Whether the environment or the profile names another store than Amazon's."""
+    if any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")):
+        return True
+    return _profile_has_endpoint(profile or os.environ.get("AWS_PROFILE"))
 
-    def work() -> None:
-        try:
-            out.append(call())
-        except BaseException as error:
-            errors.append(error)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise TimeoutError(f"no answer in {seconds:g} s")
-    if errors:
-        raise errors[0]
-    return out[0]
+@lru_cache
+def _profile_has_endpoint(profile: str | None) -> bool:
+    from botocore.session import Session
+
+    session = Session(profile=profile)
+    found = session.get_scoped_config()
+    services = session.full_config.get("services", {}).get(found.get("services"), {})
+    return bool(found.get("endpoint_url") or services.get("s3", {}).get("endpoint_url"))

@@ -8,20 +8,38 @@ compared (align-anything). Unsupported fields of such a row are refused by name:
 
 from __future__ import annotations
 
-import contextlib
-import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from qa_train.data.text.content import LOSS_FIELDS, PLACEHOLDER, Heard, Source, content_parts, source_of, turn_loss
+from qa_train.data.text.content import (
+    LOSS_FIELDS,
+    PLACEHOLDER,
+    Heard,
+    Source,
+    content_parts,
+    shown,
+    source_of,
+    turn_loss,
+)
 from qa_train.data.text.prompts import chat_messages
-from qa_train.data.text.records import KNOWN_FIELDS, BadRecord, check_record, check_text, with_texts
+from qa_train.data.text.records import (
+    KNOWN_FIELDS,
+    BadRecord,
+    check_record,
+    check_text,
+    number_text,
+    parse_json,
+    with_texts,
+)
 
 _ROLES = {"human": "user", "input": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant",
           "model": "assistant", "output": "assistant", "developer": "system"}  # fmt: skip
 TURNS = ("messages", "conversations", "conversation")
-_ASKED = ("query", "instruction", "prompt", "question")
+_ASKED = ("query", "instruction", "prompt")
+# It asks where none of those does; next to one of these it is a fact about the clip, of a record or an item of a test.
+_QUESTION, _FACTS = "question", {"answer", "gt"}
 _ANSWERED = ("response", "output", "completion")
 _CLIPS = ("audios", "audio", "sound", "speech", "ori_sound", "audio_path", "audio_filepath", "audio_url")
 # Marks of a clip in the turns of {from, value}; elsewhere they may be meant literally. A number (from 1 on,
@@ -79,8 +97,9 @@ def parts_of(row: dict[str, Any], num_clips: int) -> list[tuple[float, float | N
 def is_chat(row: dict[str, Any]) -> bool:
     """Whether a row is a chat or a pair, not a record of facts about a clip such as {audio, text}."""
     said = {name for name, value in row.items() if value is not None}
+    asked = said & {*_ASKED} or (_QUESTION in said and not said & _FACTS)
     answered = said & {*_ANSWERED, "chosen", "overall_response"}
-    return bool(said & {*TURNS} or (said & {*_ASKED} and answered) or {"chosen", "rejected"} <= said)
+    return bool(said & {*TURNS} or (asked and answered) or {"chosen", "rejected"} <= said)
 
 
 def chat_record(row: dict[str, Any], *, cuts: bool = False) -> tuple[dict[str, Any], list[Source]]:
@@ -113,7 +132,7 @@ def chat_record(row: dict[str, Any], *, cuts: bool = False) -> tuple[dict[str, A
         raise BadRecord(
             "a clip with 'offset': qa-train data import cuts parts of recordings; else make it a separate file"
         )
-    taken = {*_TAKEN, *(() if any(name in row for name in TURNS) else (*_ASKED, *_ANSWERED, "input"))}
+    taken = {*_TAKEN, *(() if any(name in row for name in TURNS) else (*_asking(row), *_ANSWERED, "input"))}
     record = with_texts({name: value for name, value in row.items() if name not in taken} | pair)
     record["messages"] = messages
     check_text(record)
@@ -130,6 +149,11 @@ def unknown_fields(record: dict[str, Any]) -> list[str]:
     ]
 
 
+def _asking(row: dict[str, Any]) -> tuple[str, ...]:
+    """The fields by which a row may ask."""
+    return _ASKED if any(row.get(name) for name in _ASKED) else (*_ASKED, _QUESTION)
+
+
 def _asked(row: dict[str, Any]) -> list[dict[str, Any]]:
     """The turns as the row has them, {role, content} each; of a single exchange with its answer, if there is one."""
     listed = next((row[name] for name in TURNS if row.get(name)), None)
@@ -144,15 +168,16 @@ def _asked(row: dict[str, Any]) -> list[dict[str, Any]]:
         if not isinstance(exchange, list) or len(exchange) != 2:
             raise BadRecord("'history' must be a list of [question, answer]")
         turns += [{"role": "user", "content": exchange[0]}, {"role": "assistant", "content": exchange[1]}]
-    asked = [row.get(name) for name in (*_ASKED, "input")]
+    names = (*_asking(row), "input")
+    asked = [row.get(name) for name in names]
     if not all(isinstance(text, str | None) for text in asked):
-        raise BadRecord(f"{', '.join((*_ASKED, 'input'))} must be texts")
+        raise BadRecord(f"{', '.join(names)} must be texts")
     # Alpaca's instruction and its input are one question; TRL's chosen and rejected may hold the question themselves.
     question = "\n".join(text for text in asked if text)
     if question or not isinstance(row.get("chosen"), list):
         if not question and not _listed(row):
             raise BadRecord(
-                f"no question: neither a clip nor any of {', '.join(_ASKED)}; take dialogues in one text apart"
+                f"no question: neither a clip nor any of {', '.join(_asking(row))}; take dialogues in one text apart"
             )
         turns.append({"role": "user", "content": question})
     answer = next((_written(row[name]) for name in _ANSWERED if row.get(name) is not None), None)
@@ -163,8 +188,10 @@ def _turns(listed: Any, clips: Sequence[Source] = ()) -> list[dict[str, Any]]:
     """Turns of any tool as {role, content, and other fields}; ``clips``: those that numbered marks mean."""
     if isinstance(listed, str) and listed.lstrip().startswith("["):
         # Tables of texts hold turns as JSON.
-        with contextlib.suppress(ValueError, RecursionError):
-            listed = json.loads(listed)
+        try:
+            listed = parse_json(listed)
+        except BadRecord as error:
+            raise BadRecord(f"the turns, a text of JSON: {error}") from error
     if not isinstance(listed, list) or not listed or not all(isinstance(turn, dict) for turn in listed):
         raise BadRecord("the turns must be a list with at least one turn, {role, content} or {from, value} each")
     turns: list[dict[str, Any]] = []
@@ -220,16 +247,18 @@ def _content(turn: dict[str, Any], clips: Sequence[Source]) -> Any:
 
 def _written(content: Any) -> Any:
     """The number that answers "How many?" is often written as one."""
-    return str(content) if isinstance(content, int | float) else content
+    # Not isinstance: true and false are not numbers here. A table has NaN for what is missing.
+    return number_text(content) if type(content) in (int, float) and math.isfinite(content) else content
 
 
-def _with_paths(content: Any) -> Any:
-    """A text that names its clips in it, as a list of parts."""
-    if not isinstance(content, str) or "</audio>" not in content:
-        return content
-    # The pattern has one group, so every second piece is a path.
-    pieces = _NAMED_MARK.split(content)
-    return [{"type": "audio", "audio": piece.strip()} if i % 2 else piece for i, piece in enumerate(pieces)]
+def _parts(turn: dict[str, Any]) -> list[str | Heard]:
+    """Text and clips of a turn. A question may name its clips in the text."""
+    content = turn["content"]
+    if turn["role"] == "user" and isinstance(content, str) and "</audio>" in content:
+        # The pattern has one group, so every second piece is a path.
+        pieces = _NAMED_MARK.split(content)
+        content = [{"type": "audio", "audio": piece.strip()} if i % 2 else piece for i, piece in enumerate(pieces)]
+    return content_parts(content)
 
 
 def _as_turns(answer: Any, name: str) -> list[dict[str, Any]]:
@@ -312,7 +341,7 @@ def _placed(turns: list[dict[str, Any]], listed: list[Source]) -> tuple[list[dic
     named = False
     for turn in turns:
         own = _listed(turn)
-        parts = content_parts(_with_paths(turn["content"]))
+        parts = _parts(turn)
         # Clips of a turn that its text does not place open it.
         unplaced = len(own) - sum(isinstance(part, Heard) for part in parts)
         parts = [*(Heard() for _ in range(unplaced)), *parts]
@@ -344,5 +373,11 @@ def _placed(turns: list[dict[str, Any]], listed: list[Source]) -> tuple[list[dic
 
 
 def _mismatch(turns: Iterable[dict[str, Any]], listed: list[Source]) -> str:
-    places = sum(isinstance(part, Heard) for turn in turns for part in content_parts(_with_paths(turn["content"])))
-    return f"the messages place {places} clips, 'audios' lists {len(listed)}: make them agree"
+    heard = [part for turn in turns for part in _parts(turn) if isinstance(part, Heard)]
+    named = next((part.source for part in heard if part.source is not None), None)
+    if listed and named is not None:
+        return (
+            f"clips are named in the messages ({shown(named)}), and 'audios' lists {len(listed)}: keep one of the two, "
+            "or make them agree"
+        )
+    return f"the messages place {len(heard)} clips, 'audios' lists {len(listed)}: make them agree"

@@ -58,10 +58,11 @@ def rows(file: IO[bytes]) -> Iterator[Row]:
 
 def _lines(file: IO[bytes], encoding: str) -> Iterator[bytes | BadRecord]:
     if encoding == "utf-16":
-        text = io.TextIOWrapper(file, encoding=encoding, newline="\n")
+        # Half a surrogate pair costs its own row.
+        text = io.TextIOWrapper(file, encoding=encoding, errors="surrogatepass", newline="\n")
         try:
             while line := text.readline(MAX_ROW_BYTES + 1):
-                yield line.encode()
+                yield _encoded(line)
         except UnicodeError as error:
             yield BadRecord(f"it is not {encoding}, as its byte-order mark says: {error}")
         return
@@ -72,10 +73,18 @@ def _lines(file: IO[bytes], encoding: str) -> Iterator[bytes | BadRecord]:
 
 def _items(file: IO[bytes], encoding: str) -> Iterator[bytes | BadRecord]:
     try:
-        for _, text in array_items(io.TextIOWrapper(file, encoding=encoding)):
-            yield text.encode()
+        errors = "surrogatepass" if encoding == "utf-16" else "strict"
+        for _, text in array_items(io.TextIOWrapper(file, encoding=encoding, errors=errors)):
+            yield _encoded(text)
     except ValueError as error:
         yield BadRecord(str(error))
+
+
+def _encoded(row: str) -> bytes | BadRecord:
+    try:
+        return row.encode()
+    except UnicodeEncodeError:
+        return BadRecord("it holds half a surrogate pair: not Unicode text")
 
 
 def array_items(text: IO[str], key: str | None = None) -> Iterator[tuple[Any, str]]:

@@ -173,9 +173,16 @@ def parse_object(raw: bytes, limit: int) -> dict[str, Any]:
     """One JSON object of at most ``limit`` bytes, before its fields are checked; BadRecord if it is not one."""
     if len(raw) > limit:
         raise BadRecord(f"{len(raw)} bytes of JSON; at most {limit} are accepted")
-    text = decode_text(raw, "the JSON")
+    record = parse_json(decode_text(raw, "the JSON"))
+    if not isinstance(record, dict):
+        raise BadRecord(f"expected a JSON object, found {type(record).__name__}")
+    return record
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text; BadRecord for what is not JSON, NaN, repeated keys and too many levels."""
     try:
-        record = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
+        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
     except RecursionError as error:
         raise BadRecord("JSON nested too deeply") from error
     except BadRecord:
@@ -183,9 +190,11 @@ def parse_object(raw: bytes, limit: int) -> dict[str, Any]:
     # Besides JSONDecodeError, a number of thousands of digits is a ValueError.
     except ValueError as error:
         raise BadRecord(f"not JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise BadRecord(f"expected a JSON object, found {type(record).__name__}")
-    return record
+
+
+def number_text(number: float) -> str:
+    """A finite number as a text: whole numbers of a column in which some are missing come as floats."""
+    return str(int(number) if number == int(number) else number)
 
 
 def with_texts(record: dict[str, Any]) -> dict[str, Any]:

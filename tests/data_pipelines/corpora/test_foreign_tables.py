@@ -311,6 +311,9 @@ def test_lists_of_clips_in_a_hugging_face_table(tmp_path: Path) -> None:
         ({"labels": "['dog', \"cat's\"]"}, {"labels": ["dog", "cat's"]}),
         ({"labels": '["dog", "cat"]'}, {"labels": ["dog", "cat"]}),
         ({"labels": [1, 0]}, {"labels": ["cat", "dog"]}),
+        # Labels that have brackets themselves.
+        ({"labels": "[laughter]"}, {"labels": ["[laughter]"]}),
+        ({"labels": "[noise]; [music]"}, {"labels": ["[noise]", "[music]"]}),
         (
             {"events": "[{'label': 'dog', 'start': 0, 'end': 1.5}]"},
             {"events": [{"label": "dog", "start": 0, "end": 1.5}]},
@@ -351,6 +354,7 @@ def test_the_column_of_row_numbers_is_no_split(tmp_path: Path) -> None:
         ({"offset": "0.1", "duration": "0.2"}, 3200),
         ({"offset": "", "duration": "0.4"}, 6400),
         ({"onset": "0.1", "offset": "0.2"}, 6400),
+        ({"onset": "", "offset": "0.2"}, 6400),
     ],
 )
 def test_tables_and_rows_cut_alike(row: dict[str, str], samples: int, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What only a checkout runs: the quickstart, benchmarks, checks and the pages that are generated."""
