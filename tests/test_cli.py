@@ -183,14 +183,20 @@ def test_a_broken_disk_keeps_its_trace() -> None:
         guarded("data index", fails(OSError(errno.EIO, "Input/output error", "/data/a.tar")))
 
 
-def test_a_run_that_lost_a_process_says_where_to_look(capsys: Captured) -> None:
-    lost = RuntimeError("pair.cc:537 Read error [127.0.0.1]:1: Connection reset by peer. This is typically ...")
+def test_a_run_that_lost_a_process_says_where_to_look(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = RuntimeError("pair.cc:537 Read error [127.0.0.1]:1: Connection reset by peer. https://h/a.tar?signature=abc")
+    with pytest.raises(RuntimeError, match="Read error"):
+        guarded("sft", fails(lost))
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert guarded("sft", fails(lost)) == 1
     said = capsys.readouterr().err
     assert "Traceback" in said
+    assert "https://h/a.tar?***" in said
+    assert "abc" not in said
     assert "another process of this run ended before" in said.splitlines()[-1]
-    with pytest.raises(RuntimeError, match="another bug"):
-        guarded("sft", fails(RuntimeError("another bug")))
+    for other in ("another bug", "HTTPSConnectionPool(host='h'): Connection reset by peer"):
+        with pytest.raises(RuntimeError):
+            guarded("sft", fails(RuntimeError(other)))
 
 
 FIRST = ": loading libraries, a few seconds"
@@ -236,6 +242,11 @@ FIRST = ": loading libraries, a few seconds"
         ("serve checkpoint=/nowhere prot=3", "did you mean port=?"),
         ("eval checkpoint=/nowhere out=x benchmarks=[librispeech]", "did you mean librispeech_"),
         ("eval checkpoint=/nowhere benchmark=[a]", "did you mean benchmarks=?"),
+        ("serve checkpoint=/nowhere token_budget=0", "qa-train serve: token_budget=0: use 1 or more"),
+        (
+            "eval checkpoint=/nowhere out=x benchmarks=[librispeech_test_clean] batch_size=0",
+            "qa-train eval: batch_size=0: use 1 or more",
+        ),
         ("serve checkpoint=/nowhere port=high", "serve: port is 'high': use a whole number"),
         (
             "eval checkpoint=/nowhere allow_missing=a",

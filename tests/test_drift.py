@@ -69,7 +69,12 @@ def test_a_limit_on_the_better_side_is_refused(rule: StopConfig, metric: str, me
 def test_words_of_an_answer() -> None:
     sample = Sample("k", (Message("user", ()),), 0, "asr", "en", "base")
     asked = [Question(sample, lambda: (), ("x",), "wer", "a", language) for language in ("en", "zh", None)]
-    assert mean_words(asked, [Outcome("<|en|>Two words."), Outcome("四个汉字"), Outcome(error="broken")]) == 2.0
+    assert (
+        mean_words(
+            asked, [Outcome("<|en|>Two words."), Outcome("<think>What?</think>四个汉字"), Outcome(error="broken")]
+        )
+        == 2.0
+    )
 
 
 class Watched(HeldOut):

@@ -13,6 +13,7 @@ from qa_train.config import StopConfig
 from qa_train.eval.answers import Outcome
 from qa_train.eval.questions import Question
 from qa_train.eval.scores.normalise import transcript_words
+from qa_train.eval.scores.prediction import without_thoughts
 from qa_train.eval.scores.task_metrics import lower_is_better
 
 
@@ -25,8 +26,10 @@ def check_rule(name: str, rule: StopConfig, metric: str) -> None:
 
 
 def mean_words(questions: Sequence[Question], outcomes: Sequence[Outcome]) -> float:
-    """Words of an answer (characters of Chinese and Japanese), tags and punctuation not counted."""
-    said = [len(transcript_words(o.text, q.language)) for q, o in zip(questions, outcomes, strict=True)]
+    """Words of an answer (characters of Chinese and Japanese); thoughts, tags and punctuation are not counted."""
+    said = [
+        len(transcript_words(without_thoughts(o.text), q.language)) for q, o in zip(questions, outcomes, strict=True)
+    ]
     return round(sum(said) / len(said), 2)
 
 

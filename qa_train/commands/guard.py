@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from qa_train.config import STAGES
 from qa_train.utils.atomic import FULL, complaint, is_full
+from qa_train.utils.masking import MaskingFormatter, mask_errors, masked
 
 # What a user can correct: paths, permissions and disk space.
 _FILE_ERRORS = {
@@ -22,8 +23,8 @@ _FILE_ERRORS = {
 }
 
 
-# What gloo and NCCL say of a process that is gone.
-_LOST = re.compile(r"Connection (?:reset|closed) by peer|remote process exited", re.IGNORECASE)
+# What gloo and NCCL say of a process that is gone; a store or a tracker closes connections too.
+_LOST = re.compile(r"(?:pair\.cc|gloo|NCCL).*Connection (?:reset|closed) by peer|remote process exited", re.I | re.S)
 _MORE_ROOM = "; free some, or choose another place"
 
 
@@ -47,8 +48,9 @@ def guarded(name: str, command: Callable[[], int]) -> int:
         return 130
     except Exception as error:
         line = line_of(error, name)
-        if line is None and name in STAGES and _LOST.search(str(error)):
-            traceback.print_exc()
+        several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+        if line is None and name in STAGES and several and _LOST.search(str(error)):
+            print(masked(traceback.format_exc()), end="", file=sys.stderr)
             print(f"qa-train {name}: another process of this run ended before: the cause is the first error of the "
                   "others, or the kernel's (dmesg: out of memory)", file=sys.stderr)  # fmt: skip
             return 1
@@ -81,7 +83,6 @@ def line_of(error: Exception, name: str = "") -> str | None:
 
 def refused(name: str, line: str) -> int:
     """Say why a command was not done, its name once; 2."""
-    from qa_train.utils.masking import masked
     from qa_train.utils.terminal import layout
 
     named = name and line.startswith((f"{name}: ", f"{name} "))
@@ -112,8 +113,6 @@ def _reader_left() -> bool:
 
 def show_warnings() -> None:
     """Warnings and errors of every library go to stderr."""
-    from qa_train.utils.masking import MaskingFormatter, mask_errors
-
     mask_errors()
     handler = logging.StreamHandler()
     handler.setFormatter(MaskingFormatter("%(levelname)s %(name)s: %(message)s"))

@@ -2,7 +2,8 @@
 
 1. Batches are planned over all questions, longest first, whatever the number of processes: rank r of W answers the
    batches r, r + W, ... So the arithmetic of an answer depends neither on their number nor on when one was killed.
-   Who answers each item alone (`Answerer`) gets them in their order.
+   Who answers each item alone (`Answerer`) gets them in their order. A batch that is longer than planned, because the
+   length of a clip was not known, is asked in parts.
 2. Each rank appends its answers to its own journal, on disk after every batch, with the digest of the clips and of
    all that an answer depends on, its batch or itself: a later start keeps an answer only while both are the same.
 3. Every rank gets all answers, in the order of the questions.
@@ -15,21 +16,26 @@ from __future__ import annotations
 import glob
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
 from qa_train.data.audio.table_clip import clip_source
-from qa_train.data.audio.waveform import BadAudio
+from qa_train.data.audio.waveform import BadAudio, audio_tokens
 from qa_train.eval.questions import Question
 from qa_train.eval.ranks import Ranks
 from qa_train.eval.scores.task_metrics import Prediction
-from qa_train.infer.generate import Answer, Decoding, Generator, Item, plan_batches
+from qa_train.infer.generate import Answer, Decoding, Generator, Item, plan_batches, prompt_tokens
 from qa_train.model import load_answering_model
 from qa_train.model.stored.weights import weights_digest
 from qa_train.utils.atomic import append_json_lines, write_json_lines
 from qa_train.utils.digests import sha256_of, sha256_of_open
+
+# Lengths of prompts -> their places by batch, see `plan_batches`.
+Bounded = Callable[[Sequence[int]], list[list[int]]]
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,8 @@ class Limits:
     token_budget: int = 16384
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.token_budget < 1:
-            raise ValueError(f"batch_size {self.batch_size} and token_budget {self.token_budget} must be at least 1")
+        if wrong := [f"{name}={value}" for name, value in asdict(self).items() if value < 1]:
+            raise ValueError(f"{', '.join(wrong)}: use 1 or more")
 
 
 class Answerer(Protocol):
@@ -172,10 +178,10 @@ def answer(
     decoding, limits, ranks = decoding or Decoding(), limits or Limits(), ranks or Ranks()
     alone, rows = getattr(answerer, "alone", False), max(1, limits.batch_size // samples)
     in_order: list[Sequence[int]] = [range(len(questions))[i : i + rows] for i in range(0, len(questions), rows)]
-    plan = in_order if alone else plan_batches(
-        [question.tokens for question in questions],
-        rows=rows, tokens=limits.token_budget // samples, new_tokens=decoding.max_new_tokens,
-    )  # fmt: skip
+    bounded = partial(
+        plan_batches, rows=rows, tokens=limits.token_budget // samples, new_tokens=decoding.max_new_tokens
+    )
+    plan = in_order if alone else bounded([question.tokens for question in questions])
     found: dict[int, Outcome] = {}
     stride = 1 if in_step else ranks.world
     for number, batch in enumerate(plan):
@@ -185,8 +191,9 @@ def answer(
         asked.load()
         if in_step:
             asked.without(ranks.gather(asked.failed))
-        # Every batch draws its own random numbers.
-        found |= asked.answers(answerer, replace(decoding, seed=decoding.seed + number), all_may_fail)
+        # Every batch, and every part of one, draws its own random numbers.
+        seeds = count(decoding.seed + number, len(plan))
+        found |= asked.answers(answerer, decoding, bounded, seeds, all_may_fail)
         on_progress(sum(map(len, plan[number : number + stride])))
     for part in reversed(ranks.gather(found)):
         found |= part
@@ -234,27 +241,39 @@ class _Batch:
             self.failed = {**others, **self.failed}
         self.items = {i: item for i, item in self.items.items() if self.places[i][0] not in self.failed}
 
-    def answers(self, answerer: Any, decoding: Decoding, all_may_fail: bool) -> dict[int, Outcome]:
-        """The outcomes of the batch, new ones added to the journal."""
-        order = [i for i in self.places if i in self.items]
-        items, samples = [self.items[i] for i in order], len(next(iter(self.places.values())))
-        said: list[list[Answer]] = []
-        if items and samples > 1:
-            said = answerer.sample(items, samples, decoding)
-        elif items:
-            said = [[one] for one in answerer.generate(items, decoding)]
-        refusals = [one.error for each in said for one in each]
-        first = self.journal is not None and not self.journal.known and len(order) > 1
+    def answers(
+        self, answerer: Any, decoding: Decoding, bounded: Bounded, seeds: Iterator[int], all_may_fail: bool
+    ) -> dict[int, Outcome]:
+        """The outcomes of the batch, new ones added to the journal; its parts draw by one of ``seeds`` each."""
+        samples, said = len(next(iter(self.places.values()))), dict[int, list[Answer]]()
+        for part, seed in zip(self._parts(bounded), seeds, strict=False):
+            items, drawing = [self.items[i] for i in part], replace(decoding, seed=seed)
+            if samples > 1:
+                answers = answerer.sample(items, samples, drawing)
+            else:
+                answers = [[one] for one in answerer.generate(items, drawing)]
+            said |= zip(part, answers, strict=True)
+        refusals = [one.error for each in said.values() for one in each]
+        first = self.journal is not None and not self.journal.known and len(said) > 1
         if first and all(refusals) and not all_may_fail:
-            raise ValueError(f"all of the first {len(order)} questions were refused: {refusals[0]}")
+            raise ValueError(f"all of the first {len(said)} questions were refused: {refusals[0]}")
         new: dict[int, Outcome] = {}
-        for i, each in zip(order, said, strict=True):
+        for i, each in said.items():
             for place, one in zip(self.places[i], each, strict=True):
                 new[place] = Outcome(one.text, one.truncated, one.error, self.clips[i], self.names[i])
         found = self.failed | self.known | new
         if self.journal is not None:
             self.journal.add(found)
         return found
+
+    def _parts(self, bounded: Bounded) -> list[list[int]]:
+        """The questions to ask in one call each, by the lengths of the clips as they were read."""
+        order = [i for i in self.places if i in self.items]
+        if self.alone:
+            return [order] if order else []
+        items = [self.items[i] for i in order]
+        lengths = [prompt_tokens(item.sample, sum(audio_tokens(len(wave)) for wave in item.waves)) for item in items]
+        return [[order[place] for place in part] for part in bounded(lengths)]
 
 
 def clips_digest(paths: Sequence[Path]) -> str:

@@ -32,6 +32,7 @@ from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
 from qa_train.eval.answers import Limits, Outcome, answer, predictions
 from qa_train.eval.questions import Question, accepted_answers, into_language, part_text, split_answer, task_metric
 from qa_train.eval.scores.normalise import transcript_words
+from qa_train.eval.scores.prediction import answer_of
 from qa_train.eval.scores.task_metrics import (
     Prediction,
     check_references,
@@ -226,7 +227,9 @@ def _load(reader: ClipReader, clips: Sequence[Clip]) -> tuple[np.ndarray, ...]:
 def is_right(metric: str, prediction: Prediction) -> bool | None:
     """Whether one answer is right; None where that is not a yes-or-no question (BLEU)."""
     if metric in ("wer", "cer"):
-        answer, wanted = (transcript_words(t, prediction.language) for t in (prediction.text, prediction.references[0]))
+        answer, wanted = (
+            transcript_words(t, prediction.language) for t in (answer_of(prediction), prediction.references[0])
+        )
         return answer == wanted
     return {"accuracy": label_matches, "contains": label_contained}.get(metric, lambda p: None)(prediction)
 

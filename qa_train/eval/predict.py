@@ -25,6 +25,7 @@ from qa_train.eval.questions import Question, load_clips, part_text
 from qa_train.eval.ranks import Ranks
 from qa_train.eval.result_folder import JUDGEMENTS, PREDICTIONS, RUN, SCORES, recorded
 from qa_train.eval.scores.labels import option_text
+from qa_train.eval.scores.prediction import without_thoughts
 from qa_train.eval.scores.task_metrics import check_references, without_reference
 from qa_train.infer.generate import Decoding, prompt_tokens
 from qa_train.utils.atomic import write_json, write_json_lines
@@ -224,6 +225,6 @@ def _write(
     if any("official" in row for row in rows):
         filled = []
         for row, outcome in zip(rows, outcomes, strict=True):
-            said = option_text("" if outcome.error else outcome.text, row["choices"])
+            said = option_text("" if outcome.error else without_thoughts(outcome.text), row["choices"])
             filled.append(row["official"] | {"model_output": said, "model_prediction": said})
         write_json(out / OFFICIAL, filled)

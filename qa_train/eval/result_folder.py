@@ -20,9 +20,13 @@ def recorded(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): run the prediction step again") from error
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not found:
+            raise ValueError(f"expected an object with fields, found {found!r:.40}")
+    except ValueError as error:
+        remedy = "step=score" if path.name == SCORES else "the prediction step"
+        raise ValueError(f"{path} is damaged ({error}): run {remedy} again") from error
+    return found
 
 
 def refuse_changed(folder: Path, predictions: str = PREDICTIONS) -> str:

@@ -108,11 +108,11 @@ def predict_benchmarks(options: EvalConfig, out: Path) -> bool:
     Raises:
         ValueError: no benchmarks or model named, or data that are missing.
     """
+    limits = Limits(options.batch_size, options.token_budget)
     asked = _asked(options)
     root = _data_root(options)
     ranks = ranks_from_environment()
     answerer, identity = _answerer(options)
-    limits = Limits(options.batch_size, options.token_budget)
     try:
         for one in asked:
             name, n = one.benchmark.name, len(one.rows)

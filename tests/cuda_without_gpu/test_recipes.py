@@ -14,12 +14,16 @@ from qa_train.model.layers.on_cpu import OnCpu
 from qa_train.planner.estimate import Estimate, estimate
 from tests.cuda_without_gpu.pretended import DEVICE, Held, batch_of, casts, opened, pretended_gpu
 
+# What the header of one_gpu_80gb.yaml adds.
+ENCODER_TOO = (
+    "model.lora.parts=[encoder,llm] model.freeze=[projector] data.tokens_per_batch=8000 trainer.batches_per_step=16"
+)
 # recipe -> card, how many, and operations of a micro-batch: on a GPU each starts at least one kernel.
 RECIPES = {
     "sft experiment=one_gpu_24gb": ("4090", 1, 12_130),
     "sft experiment=one_gpu_48gb": ("l40s", 1, 10_618),
     "sft experiment=one_gpu_80gb": ("h100", 1, 10_618),
-    "sft experiment=one_gpu_80gb model.lora.parts=[encoder,llm] model.freeze=[projector]": ("h200", 1, 15_290),
+    f"sft experiment=one_gpu_80gb {ENCODER_TOO}": ("h100", 1, 15_290),
     "sft experiment=one_gpu_141gb": ("h200", 1, 16_088),
     "sft experiment=sft_7b": ("h100", 8, 5_414),
     "sft experiment=sft_7b model.llm.config.model_type=qwen3": ("h100", 8, 7_398),

@@ -69,6 +69,18 @@ def test_ranks_share_the_batches_and_all_get_all_answers(world: int, samples: in
     assert [each.asked for each in answerers] == [alone.asked[rank::world] for rank in range(world)]
 
 
+@pytest.mark.parametrize(("alone", "sizes"), [(False, [2] * 5), (True, [4, 4, 2])])
+def test_a_batch_of_clips_of_unknown_length_is_asked_in_parts(alone: bool, sizes: list[int]) -> None:
+    questions = [replace(question, tokens=0) for question in asked(10)]
+    answerer = Counting(alone=alone)
+    drawing = replace(DECODING, max_new_tokens=10)
+    # A second of sound and its turn are 29 tokens.
+    found = answer(questions, answerer, drawing, limits=Limits(4, 2 * (29 + 10)))
+    assert [len(part) for part in answerer.asked] == sizes
+    seeds = [7, 7, 10, 10, 8, 8, 11, 11, 9, 9] if not alone else [7] * 4 + [8] * 4 + [9] * 2
+    assert [one.text for one in found] == [f"k{i} 0 seed {seed}" for i, seed in enumerate(seeds)]
+
+
 @pytest.mark.parametrize(("samples", "dies"), [(1, 1), (1, 2), (2, 1), (2, 4)])
 @pytest.mark.parametrize("worlds", [(1, 1), (1, 3), (1, 2)])
 def test_a_kill_and_other_ranks_ask_only_what_is_left(

@@ -133,8 +133,13 @@ def test_answers_that_were_changed_are_not_compared(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="was changed after the model wrote it"):
         compare_folders(tmp_path / "a", tmp_path / "b")
     # Nor are those of which nobody can tell.
-    (tmp_path / "b" / "mine" / "run.json").write_text("{")
-    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+    for text in ("{", "{}", "[]"):
+        (tmp_path / "b" / "mine" / "run.json").write_text(text)
+        with pytest.raises(ValueError, match=r"run\.json is damaged .*: run the prediction step again"):
+            compare_folders(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / "mine" / "run.json").unlink()
+    (tmp_path / "b" / "mine" / "scores.json").write_text("{")
+    with pytest.raises(ValueError, match=r"scores\.json is damaged .*: run step=score again"):
         compare_folders(tmp_path / "a", tmp_path / "b")
 
 

@@ -212,9 +212,11 @@ def test_no_answer_gets_the_lowest_mark_and_a_missing_category_is_named(tmp_path
     assert "chat: official, reference first: speech 6.00 (n = 1); 1 lines skipped (cal_score.py" in text
     assert "chat: official, answer first: speech 6.00 (n = 1); 1 lines skipped (cal_score.py" in text
     assert "order agreement 100.00 %; better than the reference in 0.00 % of the items" in text
-    opinions = [{"id": str(i), "question": "q", "prediction": p, "gt": ""} for i, p in enumerate(["", "a"])]
+    opinions = [
+        {"id": str(i), "question": "q", "prediction": p, "gt": ""} for i, p in enumerate(["<think>a</think>", "a"])
+    ]
     found, _ = judged_result("voicebench_open", opinions, Scripted(["5", "-3"], tmp_path))
-    assert (found["value"], found["judge_unread"]) == (1.0, 1)
+    assert (found["value"], found["judge_unread"], found["empty"]) == (1.0, 1, 1)
 
 
 class Scripted(Judge):
@@ -258,6 +260,7 @@ def test_a_reference_system_is_rated_by_the_same_judge(server: Server, tmp_path:
     judge = Judge("stub", tmp_path / "cache.jsonl", endpoint(server))
     texts = prompts_of("voicebench_open", rows)
     assert all("### [Response]: x\n" in text for text in texts)
+    assert prompts_of("voicebench_open", [dict(row, prediction="<think>y</think>\nx") for row in rows]) == texts
     qa = [{"id": str(i), "question": f"what {i}", "prediction": p, "gt": "cat"} for i, p in enumerate(["cat", ""])]
     found, _ = judged_result("voicebench_qa", qa, judge, [dict(row, prediction="dog") for row in qa])
     # The judge said yes to an empty answer; it is no answer.

@@ -51,7 +51,15 @@ OPTIONS = ("guitar", "bass guitar", "A dog", "Piano")
         ("It was D'Arcy, the answer is C", 2), ("The answer is D'Arcy", None),
         ("Option A cannot be", None), ("Vitamin D is the best", None), ("So: D is the best", 3),
         ("I choose B", 1), ("选B", 1), ("选择 D", 3), ("$B$", 1), ("I would not choose B", None),
-        ("I can't pick A", None), ("I'd pick A dog", 2),
+        ("I can't pick A", None), ("I'd pick A dog", 2), ("So I would choose (B).", 1), ("**Select B**", 1),
+        ("I choose B, C is wrong", 1), ("I choose B, because A isn't low", 1), ("The answer is (b), not (a)", 1),
+        # Two at once, and what chooses nothing.
+        ("Please choose A or B", None), ("I would select A and B", None), ("You could pick B or C", None),
+        ("I could choose A or C, both fit", None), ("It is hard to choose: A, B and C all fit", None),
+        ("never choose B, it is C", None), ("You should never select A.", None), ("Do not just pick A", None),
+        ("I cannot confidently select A", None), ("I refuse to pick B", None), ("unable to choose B", None),
+        ("Nobody would choose D", None), ("Should I choose B?", None), ("I choose A, B", None), ("Pick A/B", None),
+        ("I would select (a) or (b)", None), ("The answer is A, B and C", None), ("I'd pick guitar or the piano", None),
         ("The answer is A or the answer is B", None), ("None of them", None), ("answer: drums", None), ("dogs", None),
     ],
 )  # fmt: skip
@@ -83,6 +91,9 @@ def test_a_label_that_is_denied_is_not_said() -> None:
 @pytest.mark.parametrize(
     ("answer", "option"),
     [("这是狗叫声。", 0), ("热狗和猫", None), ("不是狗，是猫", 1), ("答案是B", 1), ("选项：（C）", 2),
+     ("我选B", 1), ("本题选B", 1), ("因此应该选择B", 1), ("选B，A不对", 1), ("不选A", None), ("别选A", None),
+     ("任选A", None), ("不应该选A", None), ("选A还是B", None), ("我选A和B", None),
+     ("不能选B,应该是C", None), ("选A不对,B对", None),
      ("Ｂ", 1), ("（D）", 3), ("电吉他", 3), ("吉他", 2), ("鸟", None), ("", None)],
 )  # fmt: skip
 def test_options_in_chinese(answer: str, option: int | None) -> None:

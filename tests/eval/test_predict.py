@@ -120,6 +120,8 @@ def test_a_clip_replaced_under_its_name_is_asked_again(data: Path, wave: np.ndar
         assert (data / "out" / name).read_bytes() == (data / "new" / name).read_bytes()
     for _ in range(2):
         assert len(run(data, "out", probe=4).calls) == 0
+    run(data, "out", probe=2)
+    assert json.loads((data / "out" / "run.json").read_text())["probe"]["asked"] == 2
     assert len((data / "out" / "journal-0.jsonl").read_text().splitlines()) == 1 + 19, "the journal does not grow"
 
 
@@ -302,12 +304,15 @@ def test_mmau_answers_in_the_form_of_its_own_script(data: Path) -> None:
         (data / "MMAU" / f"{i}.wav").write_bytes((data / f"{i}.wav").read_bytes())
     (benchmark,) = find_benchmarks(["mmau_mini"])
     parts = processor()
-    generator = Generator(FakeModel(parts.tokenizer), parts)
+    model = FakeModel(parts.tokenizer)
+    model.answer = lambda ids, heard: f"<think>tone 8</think>{FakeModel.answer(model, ids, heard)}"  # type: ignore[method-assign]
+    generator = Generator(model, parts)
     predict(benchmark, read_rows(benchmark, data), generator, data / "out", identity={}, probe=0, data_root=data)
     filled = json.loads((data / "out" / "model_output.json").read_text())
     assert [{k: v for k, v in row.items() if k in rows[0]} for row in filled] == rows
     assert filled[1]["model_output"] == "", "the clip that cannot be read"
     assert all(row["model_output"] == row["model_prediction"] for row in filled)
+    assert [row["model_output"] for row in filled][::2] == ["tone 7", "tone 25"]
     # The script's rule on that file is our number.
     right = [tokens_match(row["answer"], row["model_output"], row["choices"]) for row in filled]
     result, _ = score_rows(benchmark, rows_of(data, "out"))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import sacrebleu
 
+from qa_train.eval.eval_sets import is_right
 from qa_train.eval.scores.normalise import label_form, strip_tags, transcript_words
 from qa_train.eval.scores.task_metrics import (
     ONE_REFERENCE,
@@ -91,6 +92,7 @@ def test_thoughts_before_an_answer_are_no_part_of_it(metric: str) -> None:
 
     thought = one("<think>\nA cat? No: B.\n</think>\n\ndog")
     assert score(metric, [thought]) == score(metric, [one("dog")])
+    assert is_right(metric, thought) == is_right(metric, one("dog"))
     # Nothing after them is no answer; thoughts that were cut are what was said.
     assert score(metric, [one("<think>dog</think>")]).empty == 1
     assert score(metric, [one("<think>dog cat dog")]).value != score(metric, [one("dog")]).value

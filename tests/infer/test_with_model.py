@@ -14,6 +14,9 @@ from transformers import Qwen2AudioForConditionalGeneration
 
 from qa_train.config import EncoderConfig, LanguageModelConfig, ModelConfig
 from qa_train.data.audio.waveform import audio_tokens
+from qa_train.eval.answers import Limits
+from qa_train.eval.answers import answer as answer_all
+from qa_train.eval.questions import Question
 from qa_train.infer.generate import Decoding, Generator, Item, plan_batches, prompt_tokens
 from qa_train.model import build_model
 
@@ -135,15 +138,13 @@ def test_a_hundred_answers_equal_the_padded_loop_at_half_its_cost(parts: tuple[A
 
 def test_batching_does_not_change_greedy_answers(parts: tuple[Any, Any], items: list[Item]) -> None:
     generator = Generator(*parts)
+    # Of unknown lengths.
+    questions = [Question(each.sample, lambda waves=each.waves: waves, ("x",), "wer", "set") for each in items]
     texts = [
-        [
-            a.text
-            for first in range(0, len(items), rows)
-            for a in generator.generate(items[first : first + rows], DECODING)
-        ]
-        for rows in (1, 4, 64)
+        [a.text for a in answer_all(questions, generator, DECODING, limits=Limits(rows, budget))]
+        for rows, budget in ((1, 10_000), (4, 10_000), (64, 10_000), (64, 200))
     ]
-    assert texts[1:] == texts[:1] * 2
+    assert texts[1:] == texts[:1] * 3
 
 
 def test_sampling_is_a_function_of_the_seed_and_encodes_each_clip_once(

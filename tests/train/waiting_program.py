@@ -7,6 +7,7 @@ waiting_program.py STAGE KEY=VALUE ...  # a stage whose ZeRO conversion takes lo
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from qa_train.cli import main
+from qa_train.data.shards.tar import DamagedShard
 from qa_train.train.job import distributed, reshape
 from qa_train.train.job.owner import Owned
 
@@ -29,11 +31,24 @@ def wait(how: str) -> None:
     def refuse() -> None:
         raise Owned("another start trains here")
 
+    def damaged() -> None:
+        raise DamagedShard("a.tar", 7, None, "cut")
+
+    def locked() -> None:
+        error = OSError("a server went away")
+        error.connection = threading.Lock()  # type: ignore[attr-defined]
+        raise error
+
     if how == "note":
         found = distributed.by_main(work)
         # Rank 0 alone looks, and all are refused alike.
         with pytest.raises(Owned, match="another start trains here"):
             distributed.by_main(refuse)
+        # Neither can be made again from its pickle.
+        with pytest.raises(ValueError, match=r"a\.tar: cut, at byte 7, before its first member"):
+            distributed.by_main(damaged)
+        with pytest.raises(OSError, match="a server went away"):
+            distributed.by_main(locked)
     else:
         found = distributed.from_main(work() if distributed.is_main() else None)
     assert found == "done"

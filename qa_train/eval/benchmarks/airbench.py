@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from qa_train.eval.scores.labels import LETTERS, airbench_letter, gold_option
-from qa_train.eval.scores.prediction import to_prediction
+from qa_train.eval.scores.prediction import answer_in, to_prediction
 from qa_train.eval.scores.task_metrics import Statistics, bootstrap_interval, item_statistics, wilson_interval
 
 CATEGORIES = {
@@ -87,7 +87,7 @@ def official_foundation(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     tasks: dict[str, list[int]] = {}
     failed = 0
     for row in rows:
-        letter = airbench_letter("" if row.get("error") else row["prediction"])
+        letter = airbench_letter(answer_in(row))
         counts = tasks.setdefault(f"{row['task_name']}_{row['dataset_name']}", [0, 0])
         if letter is None:
             failed += 1

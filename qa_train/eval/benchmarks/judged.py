@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from qa_train.eval.benchmarks.airbench import CATEGORIES, honest_pair, official_chat
-from qa_train.eval.scores.prediction import classes_of
+from qa_train.eval.scores.prediction import answer_in, classes_of
 from qa_train.eval.scores.task_metrics import Statistics, bootstrap_interval
 from qa_train.llm.judge import Judge, Verdict
 
@@ -64,11 +64,12 @@ def prompts_of(metric: str, rows: Sequence[Row]) -> list[str]:
     # Fields are put in once: an answer that spells a placeholder stays text.
     asked = _template(metric).format
     if metric != "airbench_chat":
-        return [asked(question=r["question"], response=r["prediction"], reference=_one_text(r["gt"])) for r in rows]
-    orders = [(row, *order) for row in rows for order in (("gt", "prediction"), ("prediction", "gt"))]
+        return [asked(question=r["question"], response=answer_in(r), reference=_one_text(r["gt"])) for r in rows]
+    pairs = [(row, row["gt"], answer_in(row)) for row in rows]
     return [
-        asked(meta_info=row["meta_info"], question=row["question"], first=row[first], second=row[second])
-        for row, first, second in orders
+        asked(meta_info=row["meta_info"], question=row["question"], first=first, second=second)
+        for row, gt, said in pairs
+        for first, second in ((gt, said), (said, gt))
     ]
 
 
@@ -124,7 +125,7 @@ def judgements(metric: str, rows: Sequence[Row], verdicts: Sequence[Verdict]) ->
 
 
 def _answered(row: Row) -> bool:
-    return not row.get("error") and bool(row["prediction"].strip())
+    return bool(answer_in(row).strip())
 
 
 def _rated(metric: str, verdict: Verdict) -> Judgement:
@@ -243,13 +244,13 @@ def judged_breakdown(
 def _counts(rows: Sequence[Row], verdicts: Sequence[Verdict], items: Sequence[Judgement]) -> dict[str, int]:
     return {
         "n": len(rows),
-        "empty": sum(not row.get("error") and not row["prediction"].strip() for row in rows),
+        "empty": sum(not row.get("error") and not answer_in(row).strip() for row in rows),
         "failed": sum(bool(row.get("error")) for row in rows),
         "truncated": sum(bool(row.get("truncated")) for row in rows),
         "judge_failed": sum(v.error is not None for v in verdicts),
         "judge_refused": sum(v.refused for v in verdicts),
         "judge_unread": sum(item.unread for item in items),
-        "speaks_to_judge": sum(any(mark in row["prediction"] for mark in MARKS) for row in rows),
+        "speaks_to_judge": sum(any(mark in answer_in(row) for mark in MARKS) for row in rows),
     }
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from qa_train.eval.benchmarks.benchmark import Benchmark
 from qa_train.eval.benchmarks.published import clip_named, in_order
 from qa_train.eval.scores.normalise import without_tags
+from qa_train.eval.scores.prediction import answer_in
 
 Row = dict[str, Any]
 
@@ -88,7 +89,7 @@ def official_option(text: str, choices: Sequence[str]) -> int | None:
 
 def official(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The script's accuracy in percent, and the share that it can read (IFR)."""
-    texts = ["" if row.get("error") else without_tags(row["prediction"]) for row in rows]
+    texts = [without_tags(answer_in(row)) for row in rows]
     read = [official_option(text, row["choices"]) for text, row in zip(texts, rows, strict=True)]
     right = sum(i is not None and row["choices"][i] == row["gt"] for i, row in zip(read, rows, strict=True))
     followed = 100 * sum(i is not None for i in read) / len(rows)

@@ -30,13 +30,26 @@ _MARKED_SMALL = re.compile(r"(?<![\w'’])([a-j])\)")
 # Set off by a mark or the end of the line: no article and no word.
 _LONE_LETTER = re.compile(r"(?<!\w)(?<!\w['’])([A-J])(?=[\s*\"'”’]*(?:[.,:;)\]]|$)|['”’](?!\w))", re.M)
 # "The answer is B", "Option (C)", "<answer>b</answer>"; not "option A is wrong", and "Answer: A dog" names no letter.
+# "I choose B" and "选B" decide where a clause begins; "you could pick B", "should I choose B" and "不选B" do not.
+_CLAUSE = r"^|[.,:;!?。、\n*\"'>(]\s*"
 _NAMED = (
     r"(?:\b(?i:answer|option|choice)\b(?i:\s+(?:is|would\s+be))?"
-    r"|(?<!not )(?<!n['’]t )\b(?i:choose|pick|select)\b"
-    r"|答案[是为选应该就]*(?:选项)?|选[项择]?)[\s:：*\"'>(\[]*"
+    r"|^[*\"']*(?i:choose|pick|select)\b"
+    rf"|(?:{_CLAUSE}|\b(?i:so|thus|hence|therefore|and)\s+)(?i:I(?:['’]d|\s+would)?\s+(?:choose|pick|select))\b"
+    r"|答案[是为选应该就]*(?:选项)?|选项"
+    rf"|(?:{_CLAUSE}|我[会就要]?|所以|因此|(?<!不)应该?|故|就|题)选择?)[\s:：*\"'>(\[]*"
+)
+# After a letter, another one of the same choice: "A or C", "A, B and C"; not "B, A is wrong".
+_ANOTHER = r"[*\"'(\[]*[A-Ja-j](?!['’]?[A-Za-z0-9_])"
+_WITH_ANOTHER = (
+    r"[)\]*\"']*\s*(?:"
+    rf"[,、]\s*{_ANOTHER}(?=[\s*)\]]*(?:$|[,;/&.、和或]|and\b|or\b))"
+    rf"|[,、]?\s*(?:[/&和]|还是|或者?|\b(?:and|or)\b)\s*{_ANOTHER}(?!\s+(?:is|was|has|does|would|can(?:not)?|\w+n['’]t)\b)"
+    r")"
 )
 _NAMED_LETTER = re.compile(
     rf"{_NAMED}([A-J])(?!['’]?[A-Za-z0-9_])"
+    rf"(?!{_WITH_ANOTHER}|是?不对|是?错)"
     # Keys and notes: "C major", "F#".
     r"(?![#♯♭]|[\s-]*(?i:major|minor|flat|sharp)\b)"
     r"(?![)\]*\"']*\s+(?:(?:is|are|has|does|do|would|can)(?:\s+\w+)?\s+(?:wrong|incorrect|not)|cannot|\w+n['’]t)\b)"
@@ -52,7 +65,7 @@ _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _DENIED = r"(?<= )(?:not|no|never|without|neither|nor|\w*n t|cannot be)(?: (?:any|such|longer|an?|the))*"
 _DENIED_UNSPACED = r"(?:不是|没有|并非|不|没|非|无)"
 _WORDS_AND_MARKS = re.compile(r"\w+|[,.;:!?。、]")
-_NAMED_SMALL = re.compile(rf"{_NAMED}([a-j])(?:\)|</|[.\]*]*\s*$)")
+_NAMED_SMALL = re.compile(rf"{_NAMED}([a-j])(?!{_WITH_ANOTHER})(?:\)|</|[.\]*]*\s*$)")
 
 
 def label_matches(prediction: Prediction) -> bool:
@@ -148,7 +161,10 @@ def _said_in_full(text: str, choices: Sequence[str], forms: Sequence[str]) -> in
         rest = f"{' '.join(label_words(text[named.end() :]))} "
         found = [i for i, form in enumerate(forms) if len(form) > 1 < len(words[i]) and rest.startswith(f"{words[i]} ")]
         if found:
-            return max(found, key=lambda i: len(words[i]))
+            said = max(found, key=lambda i: len(words[i]))
+            others = "|".join(re.escape(other) for other in words if other)
+            if not re.match(rf"(?:and|or) (?:(?:an?|the) )?(?:{others}) ", rest[len(words[said]) + 1 :]):
+                return said
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,20 @@ class Score:
 _THOUGHTS = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
 
 
+def without_thoughts(text: str) -> str:
+    """What is said after thoughts at the start (``<think>...</think>``); thoughts that were cut are what is said."""
+    thoughts = _THOUGHTS.match(text)
+    return text[thoughts.end() :] if thoughts else text
+
+
 def answer_of(prediction: Prediction) -> str:
-    """The answer to score, without the thoughts before it (``<think>...</think>``): empty if it is missing."""
-    if prediction.error is not None:
-        return ""
-    thoughts = _THOUGHTS.match(prediction.text)
-    return prediction.text[thoughts.end() :] if thoughts else prediction.text
+    """The answer to score, without thoughts: empty if it is missing."""
+    return "" if prediction.error is not None else without_thoughts(prediction.text)
+
+
+def answer_in(row: Mapping[str, Any]) -> str:
+    """The same of a row of a predictions.jsonl."""
+    return "" if row.get("error") else without_thoughts(row["prediction"])
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

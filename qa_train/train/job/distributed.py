@@ -6,10 +6,11 @@ import io
 import itertools
 import multiprocessing
 import os
+import pickle
 import socket
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,13 +59,14 @@ def by_main(work: Callable[[], T]) -> T:
     note in the store by which the ranks have met.
 
     Raises:
-        ValueError, OSError, RuntimeError: what ``work()`` raises on rank 0, on every rank.
+        ValueError, OSError, RuntimeError: what ``work()`` raises on rank 0; on the others the same, or, where it cannot
+            be sent, its words under the kind's name.
     """
     if not have_met():
         return work()
     store, done = torch.distributed.distributed_c10d._get_default_store(), f"qa_train/by_main/{next(_works)}"
     value: Any = None
-    problem: Exception | None = None
+    problem: ValueError | OSError | RuntimeError | None = None
     if is_main():
         try:
             value = work()
@@ -73,11 +75,20 @@ def by_main(work: Callable[[], T]) -> T:
         store.set(done, "")
     else:
         store.wait([done], _PATIENCE)
-    found, problem = from_main((value, problem))
-    if problem is not None:
-        raise problem
+    found, sent = from_main((value, problem and _sendable(problem)))
+    if sent is not None:
+        raise problem or sent
     result: T = found
     return result
+
+
+def _sendable(error: ValueError | OSError | RuntimeError) -> Exception:
+    """The error, if another process can make the same of its pickle, else its words as its kind's."""
+    # A constructor of its own may refuse the arguments, or make another message of them.
+    with suppress(Exception):
+        if str(pickle.loads(pickle.dumps(error))) == str(error):
+            return error
+    return next(kind for kind in (ValueError, OSError, RuntimeError) if isinstance(error, kind))(str(error))
 
 
 def accumulation_steps(cfg: TrainerConfig) -> int:
