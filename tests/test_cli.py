@@ -25,7 +25,8 @@ from qa_train.command_line.command_table import COMMANDS, find
 from qa_train.command_line.help import WIDTH, command_help, group_help, overview
 from qa_train.commands.guard import guarded
 from qa_train.commands.train_stage import settings_first
-from qa_train.config.words import option_fields
+from qa_train.config.nearest import is_setting
+from qa_train.config.words import check_bare, option_fields
 from tests.train.conftest import ROOT, environment
 
 Captured = pytest.CaptureFixture[str]
@@ -200,6 +201,12 @@ def test_a_run_that_lost_a_process_says_where_to_look(capsys: Captured, monkeypa
 
 
 FIRST = ": loading libraries, a few seconds"
+
+
+def test_a_setting_of_a_free_section_is_not_taken_for_a_bare_key() -> None:
+    check_bare(["deepspeed=zero3", "deepspeed.config.zero_optimization.stage3_max_reuse_distance=0"], "sft", is_setting)
+    with pytest.raises(ValueError, match="write deepspeed.config.gradient_clipping=1"):
+        check_bare(["deepspeed.config.gradient_clipping", "1"], "sft", is_setting)
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,6 @@ def check_words(
 def check_bare(words: Sequence[str], command: str, is_setting: Callable[[str], bool]) -> None:
     """ValueError for a setting of a stage without "=", as in ``trainer.max_steps 3``."""
     for before, word, following in zip(["", *words], words, [*words[1:], ""]):
-        if before not in _FLAGS and is_setting(word):
+        if "=" not in word and before not in _FLAGS and is_setting(word):
             value = "VALUE" if not following or "=" in following or following.startswith("-") else following
             raise ValueError(f'{command}: {word} has no "=": write {word}={value}')
