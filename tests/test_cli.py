@@ -205,7 +205,7 @@ FIRST = ": loading libraries, a few seconds"
 
 def test_a_setting_of_a_free_section_is_not_taken_for_a_bare_key() -> None:
     check_bare(["deepspeed=zero3", "deepspeed.config.zero_optimization.stage3_max_reuse_distance=0"], "sft", is_setting)
-    with pytest.raises(ValueError, match="write deepspeed.config.gradient_clipping=1"):
+    with pytest.raises(ValueError, match=r"write deepspeed\.config\.gradient_clipping=1"):
         check_bare(["deepspeed.config.gradient_clipping", "1"], "sft", is_setting)
 
 
