@@ -6,11 +6,10 @@ import io
 import itertools
 import multiprocessing
 import os
-import pickle
 import socket
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout, suppress
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -83,12 +82,11 @@ def by_main(work: Callable[[], T]) -> T:
 
 
 def _sendable(error: ValueError | OSError | RuntimeError) -> Exception:
-    """The error, if another process can make the same of its pickle, else its words as its kind's."""
+    """The error, if another process can make the same of its arguments, else its words as its kind's."""
+    kind = next(kind for kind in (ValueError, OSError, RuntimeError) if isinstance(error, kind))
     # A constructor of its own may refuse the arguments, or make another message of them.
-    with suppress(Exception):
-        if str(pickle.loads(pickle.dumps(error))) == str(error):
-            return error
-    return next(kind for kind in (ValueError, OSError, RuntimeError) if isinstance(error, kind))(str(error))
+    known = type(error).__init__ is kind.__init__ or type(error).__module__ == "builtins"
+    return error if known and all(isinstance(arg, str | int) for arg in error.args) else kind(str(error))
 
 
 def accumulation_steps(cfg: TrainerConfig) -> int:
