@@ -44,7 +44,7 @@ def wait(how: str) -> None:
         # Rank 0 alone looks, and all are refused alike.
         with pytest.raises(Owned, match="another start trains here"):
             distributed.by_main(refuse)
-        # Neither can be made again from its pickle.
+        # Neither can be made again from its arguments alone.
         with pytest.raises(ValueError, match=r"a\.tar: cut, at byte 7, before its first member"):
             distributed.by_main(damaged)
         with pytest.raises(OSError, match="a server went away"):

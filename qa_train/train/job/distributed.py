@@ -82,11 +82,12 @@ def by_main(work: Callable[[], T]) -> T:
 
 
 def _sendable(error: ValueError | OSError | RuntimeError) -> Exception:
-    """The error, if another process can make the same of its arguments, else its words as its kind's."""
+    """The error, if another process can make the same of its arguments alone, else its words as its kind's."""
     kind = next(kind for kind in (ValueError, OSError, RuntimeError) if isinstance(error, kind))
     # A constructor of its own may refuse the arguments, or make another message of them.
     known = type(error).__init__ is kind.__init__ or type(error).__module__ == "builtins"
-    return error if known and all(isinstance(arg, str | int) for arg in error.args) else kind(str(error))
+    plain = known and not vars(error) and all(isinstance(arg, str | int) for arg in error.args)
+    return error if plain else kind(str(error))
 
 
 def accumulation_steps(cfg: TrainerConfig) -> int:
