@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path  # noqa: F401 (pdoc looks up inherited annotations here)
 from typing import Any
 
 import numpy as np
