@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+from tests.leave import leave
 from tests.pseudo_terminal import opened, shown
 
 ROOT = Path(__file__).parent.parent
@@ -44,34 +45,21 @@ class NoTorch:
             os._exit(LOADS_TORCH)
 
 
-def _child(start: Start, cwd: str, out: int, err: int) -> None:
-    """Never returns."""
-    code = 1
-    try:
-        os.dup2(out, 1)
-        os.dup2(err, 2)
-        sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1) for stream in (1, 2))
-        os.chdir(cwd)
-        for name in ("NO_COLOR", "COLUMNS"):
-            os.environ.pop(name, None)
-        os.environ |= {"TERM": "xterm-256color", **start.environ}
-        main(start.words.split())
-    except SystemExit as left:
-        code = left.code if isinstance(left.code, int) else 1
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+def _run(start: Start, cwd: str, out: int, err: int) -> None:
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1) for stream in (1, 2))
+    os.chdir(cwd)
+    for name in ("NO_COLOR", "COLUMNS"):
+        os.environ.pop(name, None)
+    os.environ |= {"TERM": "xterm-256color", **start.environ}
+    main(start.words.split())
 
 
 def _in_files(start: Start, cwd: str) -> tuple[int, str, str]:
     with TemporaryFile("w+") as out, TemporaryFile("w+") as err:
         if not (pid := os.fork()):
-            _child(start, cwd, out.fileno(), err.fileno())
+            leave(lambda: _run(start, cwd, out.fileno(), err.fileno()))
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         out.seek(0)
         err.seek(0)
@@ -83,7 +71,7 @@ def _in_terminal(start: Start, columns: int, cwd: str) -> tuple[int, str, str]:
     if not (pid := os.fork()):
         os.close(parent)
         os.dup2(child, 0)
-        _child(start, cwd, child, child)
+        leave(lambda: _run(start, cwd, child, child))
     os.close(child)
     found = shown(parent)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), found, ""

@@ -26,6 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tests.leave import leave
 from tests.train.conftest import ROOT, TIMEOUT_S, environment
 
 # What a start that cannot have its conditions here ends with.
@@ -178,37 +179,29 @@ def _condition(name: str, value: Any) -> None:
 
 def _fork(words: list[str], program: str | None, env: dict[str, str], log: str, under: dict[str, Any]) -> int:
     pid = os.fork()
-    if pid:
-        return pid
-    code = 1
+    if not pid:
+        leave(lambda: _start(words, program, env, log, under))
+    return pid
+
+
+def _start(words: list[str], program: str | None, env: dict[str, str], log: str, under: dict[str, Any]) -> None:
     gc.enable()
-    try:
-        from qa_train.cli import main
-        from qa_train.utils.process import end_with_parent
+    from qa_train.cli import main
+    from qa_train.utils.process import end_with_parent
 
-        for stream, suffix in ((1, ".out"), (2, ".err")):
-            os.dup2(os.open(log + suffix, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        end_with_parent()
-        os.environ.clear()
-        os.environ |= env
-        for name, value in under.items():
-            _condition(name, value)
-        if program is None:
-            main(words)
-        else:
-            sys.argv = [program, *words]
-            runpy.run_path(program, run_name="__main__")
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    for stream, suffix in ((1, ".out"), (2, ".err")):
+        os.dup2(os.open(log + suffix, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    end_with_parent()
+    os.environ.clear()
+    os.environ |= env
+    for name, value in under.items():
+        _condition(name, value)
+    if program is None:
+        main(words)
+    else:
+        sys.argv = [program, *words]
+        runpy.run_path(program, run_name="__main__")
 
 
 def serve() -> None:

@@ -205,6 +205,7 @@ def test_beats_go_on_and_survive_a_full_disk_and_a_removed_folder(
         path.unlink()
     folder.rmdir()
     wait_until(lambda: "cannot be written" in caplog.text)
+    assert not folder.exists()
     release()
 
 
