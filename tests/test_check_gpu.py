@@ -28,6 +28,12 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     return by_path.script("check_gpu")
 
 
+@pytest.fixture
+def timings(script: Any) -> Any:
+    """The part of the script that measures."""
+    return sys.modules["gpu_timings"]
+
+
 def test_attention_passes_and_a_wrong_kernel_fails(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert script.one("attention", "cpu")["ok"] is True
     right = attention._one_by_one
@@ -43,11 +49,11 @@ def test_attention_passes_and_a_wrong_kernel_fails(script: Any, monkeypatch: pyt
 
 @pytest.mark.parametrize(("seconds", "ok"), [([9, 1, 1, 5], True), ([9, 1.4, 1, 1], True), ([9, 1.6, 1, 1], False)])
 def test_answers_that_are_slow_at_new_lengths_fail(
-    seconds: list[float], ok: bool, script: Any, monkeypatch: pytest.MonkeyPatch
+    seconds: list[float], ok: bool, script: Any, timings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The round that warms up does not count, and neither does cuDNN, which is measured for comparison."""
     waiting = iter(seconds)
-    monkeypatch.setattr(script, "decode_seconds", lambda model, rows, tokens: next(waiting))
+    monkeypatch.setattr(timings, "decode_seconds", lambda model, rows, tokens: next(waiting))
     assert script.one("decode", "cpu")["ok"] is ok
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
@@ -68,11 +74,11 @@ def test_answers_are_timed(script: Any) -> None:
 
 
 def test_steps_are_timed_by_what_is_recomputed_and_a_failure_ends_no_other(
-    script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: Any, timings: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(script, "KERNELS", ("plain", "liger"))
-    right = partial(script.step_times, rounds=1)
-    monkeypatch.setattr(script, "step_times", right)
+    monkeypatch.setattr(timings, "KERNELS", ("plain", "liger"))
+    right = partial(timings.step_times, rounds=1)
+    monkeypatch.setattr(timings, "step_times", right)
 
     def wrong(model: Any, *rest: Any) -> Any:
         if model._chosen["llm"] == "selective":
@@ -86,14 +92,14 @@ def test_steps_are_timed_by_what_is_recomputed_and_a_failure_ends_no_other(
     assert len({found[f"tiny plain {mode}"]["norm"] for mode in modes}) == 1
     assert all(found[f"tiny plain {mode}"]["ms"] > 0 for mode in modes)
     assert found["tiny liger"]["ok"] is None
-    monkeypatch.setattr(script, "step_times", wrong)
+    monkeypatch.setattr(timings, "step_times", wrong)
     capsys.readouterr()
     found = script.one("steps", "cpu")
     assert found["ok"] is False
     assert [found[f"tiny plain {mode}"]["ok"] for mode in modes] == [True, None, False]
     # What there is when the process is ended.
     assert json.loads(capsys.readouterr().out.splitlines()[0])["tiny plain none"]["ms"] > 0
-    monkeypatch.setattr(script, "STEPS_S", -1)
+    monkeypatch.setattr(timings, "STEPS_S", -1)
     assert script.one("steps", "cpu")["left_out"] == [f"tiny plain {mode}" for mode in modes]
 
 
