@@ -6,6 +6,7 @@ import logging
 import warnings
 from typing import Any
 
+from torch import nn
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import align_special_tokens
 from transformers.utils.logging import disable_progress_bar
@@ -58,6 +59,8 @@ def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
         use_liger_kernels(model)
     if cfg.trainer.compile_layers:
         compile_layers(model)
+    if run.is_main:
+        _warn_of_window(model, cfg.data.tokens_per_batch)
     resume = run.start()
     mel_bins = int(processor.feature_extractor.feature_size)
     data = open_run_data(cfg, processor.tokenizer, mel_bins, Shapes.of(model.config))
@@ -71,6 +74,17 @@ def open_stage(cfg: StageConfig, args: TrainingArguments) -> Stage | None:
     if cfg.data.encoder_cache:
         use_encoder_cache(cfg.data.encoder_cache, model, data, args)
     return stage
+
+
+def _warn_of_window(model: nn.Module, tokens_per_batch: int) -> None:
+    """Say at the start that a long sample would end the run: unpadded attention has no sliding window."""
+    windows = [window for module in model.modules() if (window := getattr(module, "sliding_window", None))]
+    if windows and min(windows) < tokens_per_batch:
+        logger.warning(
+            "the LLM has a sliding window of %d tokens, and data.tokens_per_batch=%d admits longer samples: the first "
+            "of them ends the run. data.tokens_per_batch=%d skips and counts them instead",
+            min(windows), tokens_per_batch, min(windows),
+        )  # fmt: skip
 
 
 def _silence_libraries(model: Any, processor: Any) -> None:

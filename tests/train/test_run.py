@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import wandb
 import yaml
 
@@ -18,6 +19,7 @@ from qa_train.doctor.files import examine_run
 from qa_train.train.job import checkpoints
 from qa_train.train.job.run import RunFolder
 from qa_train.train.numbers.metrics import MetricsWriter
+from qa_train.train.opening import _warn_of_window
 
 
 def config(folder: Path, **trainer: object) -> StageConfig:
@@ -248,3 +250,13 @@ def test_adamw_is_one_optimizer_under_its_three_names(tmp_path: Path, before: st
     else:
         with pytest.raises(ValueError, match=r"other values of trainer\.optim "):
             begin(again)
+
+
+@pytest.mark.parametrize(("window", "tokens", "warns"), [(4096, 8000, True), (8000, 8000, False), (None, 8000, False)])
+def test_a_sliding_window_is_named_at_the_start(
+    window: int | None, tokens: int, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer = torch.nn.Identity()
+    layer.sliding_window = window  # type: ignore[assignment]
+    _warn_of_window(torch.nn.Sequential(layer), tokens)
+    assert ("data.tokens_per_batch=4096 skips and counts them" in caplog.text) is warns
