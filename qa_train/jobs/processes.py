@@ -19,6 +19,8 @@ from typing import Any, Protocol
 _AHEAD = 4
 # Which GPUs a process sees. Ray sets it anew for each job; a fork server's own is that of its first.
 _GPUS = "CUDA_VISIBLE_DEVICES"
+# What pyarrow imports at its first table: 0.2 s, once and not in every process.
+_LATE = ("pandas",)
 
 
 class Died(Exception):
@@ -84,7 +86,7 @@ class Processes:
         # Children of a fork server start from a clean process with the libraries already imported:
         # cheap, safe with threads, and with a speech engine that has spoken nothing yet.
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(list(modules))
+        self._context.set_forkserver_preload([*modules, *_LATE])
         self._threads = ThreadPoolExecutor(num_workers)
         self._alive: set[BaseProcess] = set()
         self._idle: list[_Worker] = []

@@ -157,9 +157,9 @@ def _fsspec_info(url: str, cfg: StorageConfig) -> RemoteInfo:
 
 
 def _fsspec_range(url: str, offset: int, size: int, cfg: StorageConfig) -> bytes:
-    fs, path = _filesystem(url, cfg)
-    body = read_plainly(url.partition("://")[0], fs, path, offset, size, cfg)
+    body = read_plainly(url, offset, size, cfg, partial(_filesystem, url, cfg))
     if body is None:
+        fs, path = _filesystem(url, cfg)
         body = within(cfg.timeout_s, lambda: fs.cat_file(path, start=offset, end=offset + size))
     if len(body) != size:
         raise OSError(f"the answer has {len(body)} of {size} bytes")

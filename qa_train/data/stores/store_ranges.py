@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import ssl
 import time
+from collections.abc import Callable
 from typing import Any
 
 from qa_train.config import StorageConfig
@@ -21,7 +22,9 @@ log = logging.getLogger(__name__)
 # Half of this time an address is used; keys that expire earlier are refused, and it is signed anew.
 _VALID_S = 3600
 # So long a token is used; gcsfs renews it five minutes before it expires.
-_TOKEN_S = 60
+_TOKEN_S = 60.0
+# A kilobyte each.
+_MOST_KNOWN = 10_000
 # Options that an address or a token has in it; others (proxies, certificates, headers) only the libraries follow.
 _OPTIONS = {
     "s3": {"key", "secret", "token", "anon", "profile", "endpoint_url", "client_kwargs"},
@@ -30,20 +33,28 @@ _OPTIONS = {
 _CLIENT_OPTIONS = {"endpoint_url", "region_name"}
 
 
-def read_plainly(scheme: str, fs: Any, path: str, offset: int, size: int, cfg: StorageConfig) -> bytes | None:
-    """``size`` bytes at ``offset`` of an object of ``fs`` (s3fs, gcsfs); None: it has to be read in another way.
+def read_plainly(
+    url: str, offset: int, size: int, cfg: StorageConfig, open_store: Callable[[], tuple[Any, str]]
+) -> bytes | None:
+    """``size`` bytes at ``offset`` of an object; None: it has to be read in another way.
+
+    ``open_store`` gives the file system of its library (s3fs, gcsfs) and the object's path there.
 
     Raises:
         OSError: a failure that may pass.
     """
-    options, bucket = cfg.options.get(scheme, {}), path.partition("/")[0]
-    known = scheme in _OPTIONS and {*options} <= _OPTIONS[scheme]
-    if not known or not {*options.get("client_kwargs", {})} <= _CLIENT_OPTIONS or (fs, bucket) in _refused:
+    scheme, _, path = url.partition("://")
+    options = cfg.options.get(scheme, {})
+    key, bucket = (url, str(options)), (scheme, path.partition("/")[0], str(options))
+    if not _has_plain_options(scheme, options) or bucket in _refused:
         return None
-    signed = scheme == "s3"
-    key = (fs, path if signed else "")
-    access, new = _access(key, cfg.timeout_s, signed=signed)
-    address, headers = (access, {}) if signed else (fs.url(path), access)
+    access, until = _known.get(key, (("", {}), 0.0))
+    if new := time.monotonic() > until:
+        access, valid_s = within(cfg.timeout_s, lambda: _access(scheme, *open_store()))
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[key] = access, time.monotonic() + valid_s
+    address, headers = access
     try:
         return web_ranges.read(address, offset, size, cfg, headers)[0]
     except FileNotFoundError:
@@ -51,29 +62,27 @@ def read_plainly(scheme: str, fs: Any, path: str, offset: int, size: int, cfg: S
     except (Permanent, ssl.SSLError) as error:
         _known.pop(key, None)
         if new:
-            _refused.add((fs, bucket))
-            log.info("%s://%s is read by its own library, with more CPU time: %s", scheme, bucket, error)
+            _refused.add(bucket)
+            log.info("%s://%s is read by its own library, with more CPU time: %s", *bucket[:2], error)
         return None
 
 
-def _access(key: tuple[Any, str], timeout_s: float, *, signed: bool) -> tuple[Any, bool]:
-    """The signed address of an object, or the headers with the token of a file system; and whether it is new."""
-    access, until = _known.get(key, (None, 0.0))
-    if time.monotonic() <= until:
-        return access, False
-    fs, path = key
-    access = within(timeout_s, lambda: fs.sign(path, expiration=_VALID_S) if signed else _token(fs))
-    _known[key] = access, time.monotonic() + (_VALID_S / 2 if signed else _TOKEN_S)
-    return access, True
+def _has_plain_options(scheme: str, options: dict[str, Any]) -> bool:
+    client = options.get("client_kwargs", {})
+    return scheme in _OPTIONS and _OPTIONS[scheme].issuperset(options) and _CLIENT_OPTIONS.issuperset(client)
 
 
-def _token(fs: Any) -> dict[str, str]:
+def _access(scheme: str, fs: Any, path: str) -> tuple[_Access, float]:
+    """An object's address and the headers that open it, and for how many seconds they are used."""
+    if scheme == "s3":
+        return (fs.sign(path, expiration=_VALID_S), {}), _VALID_S / 2
     headers: dict[str, str] = {}
     fs.credentials.apply(headers)
-    return headers
+    return (fs.url(path), headers), _TOKEN_S
 
 
-# By file system and path (of a token: none): what opens it, and until when it is used.
-_known: dict[tuple[Any, str], tuple[Any, float]] = {}
-# Buckets that are not read so.
-_refused: set[tuple[Any, str]] = set()
+_Access = tuple[str, dict[str, str]]
+# By URL and options: what opens an object, and until when it is used.
+_known: dict[tuple[str, str], tuple[_Access, float]] = {}
+# Schemes, buckets and options that are not read so.
+_refused: set[tuple[str, str, str]] = set()
