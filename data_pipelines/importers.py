@@ -69,8 +69,8 @@ class ImportConfig(EngineOptions):
     where: dict[str, Any] = field(default_factory=dict)
     # Set a field of every record: fields.FIELD=VALUE.
     fields: dict[str, Any] = field(default_factory=dict)
-    # Generic readers: column of a field, columns.FIELD=COLUMN.
-    columns: dict[str, str] = field(default_factory=dict)
+    # Generic readers: column of a field, columns.FIELD=COLUMN; null: none.
+    columns: dict[str, str | None] = field(default_factory=dict)
     # Hugging Face configuration.
     config: str = ""
     # Tables: the character between columns, e.g. '|'; detected if empty.
@@ -289,7 +289,7 @@ def _request(split: str, options: ImportConfig) -> Request:
         raise ValueError(f"prefix={list(options.prefix)}: give two, [OLD,NEW]")
     form = TableForm(delimiter, tuple(options.header), options.encoding, options.quoted, options.extension)
     prefix = (options.prefix[0], options.prefix[1]) if options.prefix else None
-    columns = dict(options.columns)
+    columns = {name: column or "" for name, column in options.columns.items()}
     return Request(
         tuple(map(str, paths)), split, columns, options.config, form, prefix, options.by_name,
         split_share=options.split_share, storage=options.storage,

@@ -32,7 +32,8 @@ TEXTS = (
 )  # fmt: skip
 FIELDS = (*TEXTS, *LISTS, *OBJECTS, *NUMBERS)
 # Not fields of the record, but known to every table: where the audio is, and the item's name.
-PLACES = ("audio", "key", "start", "end", "target_lang")
+_PART = ("start", "end")
+PLACES = ("audio", "key", *_PART, "target_lang")
 AUDIO_COLUMNS = (
     "audio", "file_name", "audio_filepath", "audio_path", "path", "file", "filename", "wav", "sound", "speech",
 )  # fmt: skip
@@ -52,8 +53,11 @@ _UNPARTED = re.compile(r"""['"]\s+['"]""")
 _BRACKETED = re.compile(r"\s*\[[\w-]+\]\s*")
 
 
-def mapping(columns: dict[str, str], available: Iterable[str]) -> dict[str, str]:
+def mapping(columns: dict[str, str], available: Iterable[str], *, parts: bool = False) -> dict[str, str]:
     """Record field -> column: the given ones, and the others that are named like a field, or as everybody names them.
+
+    ``parts``: rows name recordings, of which columns ``start`` and ``end`` are a part. A given column that is empty
+    leaves the field out.
 
     Raises ValueError for a field that no record has, a column that is not there, or when nothing but audio is known.
     """
@@ -62,15 +66,17 @@ def mapping(columns: dict[str, str], available: Iterable[str]) -> dict[str, str]
         raise ValueError("it is empty: expected audio and a text, label or other field")
     if unknown := sorted(set(columns) - {*FIELDS, *PLACES}):
         raise ValueError(f"columns: {unknown} are not record fields; known are {', '.join((*PLACES, *FIELDS))}")
-    tops = {column.split(".")[0] for column in columns.values()}
+    tops = {column.split(".")[0] for column in columns.values() if column}
     if missing := sorted(tops - set(have)):
         raise ValueError(f"columns: there is no column {missing}; the table has {have}")
-    named = [name for name in (*FIELDS, "key", "target_lang") if name in have and name not in (*columns, *tops)]
+    also = ("key", "target_lang", *(_PART if parts and {*_PART} <= {*have} else ()))
+    named = [name for name in (*FIELDS, *also) if name in have and name not in (*columns, *tops)]
     found = dict(zip(named, named, strict=True)) | columns
     for name, others in _OTHER_NAMES.items():
         other = next((other for other in others if other in have and other not in tops), None)
         if name not in found and other is not None:
             found[name] = other
+    found = {name: column for name, column in found.items() if column}
     if not set(found) & set(FIELDS) - {"split", "license"}:
         # What names a file, an item or a length is no transcript.
         places = {found.get("audio"), *AUDIO_COLUMNS, *_MEASURES, *PLACES, "id"}
@@ -85,6 +91,13 @@ def mapping(columns: dict[str, str], available: Iterable[str]) -> dict[str, str]
 def untaken(columns: dict[str, str], available: Iterable[str]) -> list[str]:
     """Columns that no field of the record comes from."""
     return sorted({*available} - {column.split(".")[0] for column in columns.values()} - {*_MEASURES})
+
+
+def note_parts(request: Request, columns: dict[str, str]) -> None:
+    """Say once in the report that rows are parts of recordings because of their columns' names."""
+    if {*_PART} <= {*columns} and not {*_PART} & {*request.columns}:
+        note = "start and end of a row are the part of the recording that it is about, in seconds"
+        request.notes.append(f"{note}; columns.start=null columns.end=null imports recordings whole")
 
 
 def note_untaken(request: Request, counts: Counter[str]) -> None:

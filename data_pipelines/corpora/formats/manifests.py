@@ -29,7 +29,15 @@ from data_pipelines.corpora.base import (
     present,
 )
 from data_pipelines.corpora.formats.delimited import open_table
-from data_pipelines.corpora.formats.fields import decoded_file, mapping, note_untaken, record_of, recording_of, untaken
+from data_pipelines.corpora.formats.fields import (
+    decoded_file,
+    mapping,
+    note_parts,
+    note_untaken,
+    record_of,
+    recording_of,
+    untaken,
+)
 from qa_train.data.shards.tar import DamagedShard
 from qa_train.data.text.chat_rows import TURNS, chat_record, is_chat, parts_of, unknown_fields
 from qa_train.data.text.json_rows import Row, rows
@@ -60,6 +68,7 @@ def _table(request: Request) -> Found:
     for listed, folder in _tables(request):
         header, found = open_table(request, listed)
         columns = _columns(request, listed, header)
+        note_parts(request, columns)
         if "split" not in columns:
             request.without_split(listed)
         bases = (folder, *(Path(path) for path in request.tree.folders), Path())
@@ -86,7 +95,7 @@ def _table(request: Request) -> Found:
 
 def _columns(request: Request, listed: str, header: tuple[str, ...]) -> dict[str, str]:
     try:
-        columns = mapping(request.columns, header)
+        columns = mapping(request.columns, header, parts=True)
         if "audio" not in columns:
             raise ValueError(f"no column of {list(header)} names the audio: set columns.audio=COLUMN")
     except ValueError as error:
@@ -105,9 +114,12 @@ def _part(row: dict[str, Any], columns: dict[str, str]) -> tuple[float, float | 
     place = columns.get("start", "offset" if "onset" not in row else "")
     start, end = (row.get(column) if column else None for column in (place, columns.get("end")))
     cuts = start is not None or "audio_filepath" in row
-    if end is None and cuts and row.get("duration") is not None:
-        end = float(start or 0.0) + float(row["duration"])
-    return float(start or 0.0), None if end is None else float(end)
+    try:
+        if end is None and cuts and row.get("duration") is not None:
+            end = float(start or 0.0) + float(row["duration"])
+        return float(start or 0.0), None if end is None else float(end)
+    except ValueError as error:
+        raise ValueError(f"the part of the recording must be in seconds ({error})") from error
 
 
 def _jsonl(request: Request) -> Found:
@@ -133,6 +145,7 @@ class RowReader:
         self._request = request
         self._left: Counter[str] = Counter()
         self._kept: Counter[str] = Counter()
+        self._parts: dict[str, str] = {}
 
     def items(
         self, listed: str, file: IO[bytes], place: Callable[[Any, dict[str, Any], str], Recording], prefix: str = ""
@@ -171,12 +184,14 @@ class RowReader:
             self._kept.update(unknown_fields(record))
             parts = zip(sources, parts_of(row, len(sources)), strict=True)
             return record, [(s, start, None if length is None else start + length) for s, (start, length) in parts]
-        columns = mapping(columns, row)
+        columns = mapping(columns, row, parts=True)
+        self._parts |= columns
         self._left.update(untaken(columns, row))
         return record_of(row, columns), [(row[columns["audio"]], *_part(row, columns))]
 
     def note(self) -> None:
-        """Add to the report which fields were left behind, or kept without a use."""
+        """Add to the report which fields were left behind, or kept without a use, and whether rows were parts."""
+        note_parts(self._request, self._parts)
         note_untaken(self._request, self._left)
         if self._kept:
             self._request.notes.append(said_of(self._kept))

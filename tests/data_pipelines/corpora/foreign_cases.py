@@ -124,7 +124,7 @@ TABLE = Case(
         "00000002-y": ("a/y.wav", {"text": "cut"}),
     },
     {"bad cell": 1},
-    options={"columns": {"text": "sentence", "start": "start", "end": "end"}},
+    options={"columns": {"text": "sentence"}},
     seconds={"00000002-y": 0.5},
 )
 

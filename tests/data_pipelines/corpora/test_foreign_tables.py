@@ -369,6 +369,24 @@ def test_tables_and_rows_cut_alike(row: dict[str, str], samples: int, tmp_path: 
         assert load_index(str(shard)).table["num_samples"].to_pylist() == [[samples]]
 
 
+@pytest.mark.parametrize(
+    ("columns", "have", "found"),
+    [
+        ({}, ["start", "end"], {"start": "start", "end": "end"}),
+        ({"start": "", "end": ""}, ["start", "end"], {}),
+        ({}, ["start"], {}),
+        ({"start": "from", "end": "to"}, ["from", "to"], {"start": "from", "end": "to"}),
+    ],
+)
+def test_start_and_end_say_which_part_of_a_file_is_meant(
+    columns: dict[str, str], have: list[str], found: dict[str, str]
+) -> None:
+    rest = {"text": "text", "audio": "audio"}
+    assert mapping(columns, ["audio", "text", *have], parts=True) == rest | found
+    # Of tables that hold the clips themselves, only if it is said.
+    assert mapping(columns, ["audio", "text", *have]) == rest | (found if columns else {})
+
+
 def test_text_that_is_no_unicode_is_one_bad_row(tmp_path: Path) -> None:
     rows = [{"audio": "a.wav", "text": text} for text in ("one", "half \ud83d", "two")]
     report = run(Case("jsonl", "train", {"a.jsonl": "\n".join(map(json.dumps, rows)), "a.wav": SECONDS}, {}), tmp_path)
