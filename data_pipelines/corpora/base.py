@@ -16,7 +16,6 @@ from typing import Any
 from data_pipelines.corpora.recordings import Recording
 from data_pipelines.corpora.tree import Tree
 from qa_train.config import StorageConfig
-from qa_train.data.text.records import LANGUAGES
 
 TRAIN, DEV, TEST = "train", "dev", "test"
 # The reason of a `Drop` where a list is published without its audio: videos vanish, and few have all source corpora.
@@ -203,20 +202,6 @@ _GENDERS = {
 def gender_of(text: object) -> str | None:
     """ "male" or "female" from a corpus's own word for it; None for anything else."""
     return _GENDERS.get(str(text or "").strip().lower())
-
-
-_LANGUAGES = {"cmn": "zh", "zh-hk": "yue", "zh_hk": "yue", "nan-tw": "nan", "iw": "he", "nb": "no", "nn-no": "no"}
-_ENGLISH_NAMES = {name.lower(): code for code, name in LANGUAGES.items()} | {"mandarin": "zh"}
-
-
-def language_code(code: str) -> str:
-    """A locale or configuration name as the short code of this library.
-
-    "zh-CN", "cmn_hans_cn" -> "zh"; "zh-HK", "yue_hant_hk" -> "yue"; "pt_br" -> "pt"; "English" -> "en".
-    """
-    low = code.strip().lower()
-    first = re.split(r"[-_]", low)[0]
-    return _LANGUAGES.get(low) or _ENGLISH_NAMES.get(low) or _LANGUAGES.get(first) or first
 
 
 def words_of(identifier: str) -> str:

@@ -6,9 +6,8 @@ import re
 from typing import Any
 
 from data_pipelines.importing.import_shard import LeftOut
-from qa_train.data.text.records import LANGUAGES
+from qa_train.data.text.records import LANGUAGE_CODES, LANGUAGES
 from qa_train.data.text.tasks import Piece, Task
-from qa_train.eval.questions import LANGUAGE_CODES
 
 # Lists of texts, which a target joins by commas.
 _LISTS = ("labels", "keywords")

@@ -26,7 +26,7 @@ from qa_train.data.text.chat_rows import chat_record, is_chat
 from qa_train.data.text.content import Source, shown, source_of, user_message
 from qa_train.data.text.json_rows import objects
 from qa_train.data.text.prompts import chat_messages
-from qa_train.data.text.records import LANGUAGES
+from qa_train.data.text.records import LANGUAGE_CODES, language_code
 from qa_train.data.text.sample import Message, Sample, TextPart
 from qa_train.eval.benchmarks.benchmark import JUDGED, UNSCORED
 from qa_train.eval.benchmarks.judged import NEEDED
@@ -68,7 +68,6 @@ TASK_METRICS = {
 }
 _TAG_CODE = re.compile(r"<\|([a-z]{2,3})\|>")
 _INTO = re.compile(r"\binto ([A-Z][a-z]+)")
-LANGUAGE_CODES = {name: code for code, name in LANGUAGES.items()} | {"Mandarin": "zh"}
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,10 @@ class Question:
     tokens: int = 0
     # What is said in the clip, where the record has it.
     transcript: str = ""
+
+    def __post_init__(self) -> None:
+        """Scores have rules for languages by their short codes."""
+        object.__setattr__(self, "language", language_code(self.language) if self.language else None)
 
 
 def read_questions(path: Path | str) -> list[Question]:
@@ -148,7 +151,7 @@ def language_of(metric: str, prompt: str) -> str | None:
     """Language of the reference: of a translation the one translated into, else the tag of the prompt."""
     if metric == "bleu":
         names = _INTO.findall(prompt)
-        return LANGUAGE_CODES.get(names[-1]) if names else None
+        return LANGUAGE_CODES.get(names[-1].lower()) if names else None
     codes = _TAG_CODE.findall(prompt)
     return codes[-1] if codes else None
 

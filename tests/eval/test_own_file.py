@@ -392,6 +392,7 @@ def test_empty_and_missing_files_say_so(tmp_path: Path) -> None:
         ({"source": "meld", "prompt": "Recognize the emotion with keywords in English:"}, "accuracy", None),
         ({"source": "mine", "prompt": "Which language?"}, "accuracy", None),
         ({"source": "mine", "prompt": "Which language?", "metric": "contains", "language": "fr"}, "contains", "fr"),
+        ({"source": "mine", "prompt": "Transcribe.", "metric": "wer", "language": "zh-CN"}, "wer", "zh"),
     ],
 )
 def test_metric_and_language_by_the_tables(

@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_pipelines.corpora.base import Recording, Request, language_code, present
+from data_pipelines.corpora.base import Recording, Request, present
 from qa_train.data.shards.clip_files import located
 from qa_train.data.text.content import source_of
-from qa_train.data.text.records import BadRecord, number_text
+from qa_train.data.text.records import BadRecord, language_code, number_text
 
 # The fields that prompts are built from, and those of chats and pairs.
 LISTS = ("labels", "keywords", "choices")

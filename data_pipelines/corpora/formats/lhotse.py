@@ -23,13 +23,12 @@ from data_pipelines.corpora.base import (
     Recording,
     Request,
     gender_of,
-    language_code,
     present,
 )  # fmt: skip
 from data_pipelines.corpora.formats.fields import FIELDS, decoded_file, recording_of
 from data_pipelines.corpora.tree import AUDIO, Tree
 from qa_train.data.shards.tar import members
-from qa_train.data.text.records import MAX_JSON_BYTES, BadRecord, parse_object
+from qa_train.data.text.records import MAX_JSON_BYTES, BadRecord, language_code, parse_object
 
 # Lists round to a hundredth of a second: so far apart are cuts that follow one another.
 _SEAM_S = 0.02

@@ -25,7 +25,6 @@ from data_pipelines.corpora.base import (
     Recording,
     Request,
     gender_of,
-    language_code,
     present,
 )
 from data_pipelines.corpora.formats.delimited import open_table
@@ -41,7 +40,7 @@ from data_pipelines.corpora.formats.fields import (
 from qa_train.data.shards.tar import DamagedShard
 from qa_train.data.text.chat_rows import TURNS, chat_record, is_chat, parts_of, unknown_fields
 from qa_train.data.text.json_rows import Row, rows
-from qa_train.data.text.records import BadRecord
+from qa_train.data.text.records import BadRecord, language_code
 from qa_train.data.tools.interchange import said_of
 
 _ANY = {"train": TRAIN, "dev": DEV, "test": TEST}

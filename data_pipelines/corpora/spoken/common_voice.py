@@ -17,11 +17,11 @@ from data_pipelines.corpora.base import (
     Item,
     Request,
     gender_of,
-    language_code,
     present,
     stem,
 )  # fmt: skip
 from data_pipelines.corpora.tree import Tree
+from qa_train.data.text.records import language_code
 
 
 def _held_out(tree: Tree, table: str, *, union: bool) -> set[str]:

@@ -13,9 +13,9 @@ from data_pipelines.corpora.base import (
     Item,
     Request,
     gender_of,
-    language_code,
     present,
 )
+from qa_train.data.text.records import language_code
 
 _COLUMNS = ("id", "file", "raw_transcription", "transcription", "chars", "num_samples", "gender")
 

@@ -65,6 +65,9 @@ LANGUAGES = {
     "ur": "Urdu",
     "vi": "Vietnamese",
 }
+# Their English names in lower case, and other names of some of them.
+LANGUAGE_CODES = {name.lower(): code for code, name in LANGUAGES.items()} | {"mandarin": "zh"}
+_LOCALES = {"cmn": "zh", "zh-hk": "yue", "zh_hk": "yue", "nan-tw": "nan", "iw": "he", "nb": "no", "nn-no": "no"}
 MAX_JSON_BYTES = 1 << 20
 MAX_JSON_DEPTH = 16
 MAX_TEXT_CHARACTERS = 200_000
@@ -250,6 +253,16 @@ def check_record(record: dict[str, Any]) -> None:
         if record.get(name):
             _check_items(name, record[name], texts, timed)
     _check_messages(record.get("messages"))
+
+
+def language_code(name: str) -> str:
+    """A locale, the name of a configuration or an English name as the short code of this library.
+
+    "zh-CN", "cmn_hans_cn" -> "zh"; "zh-HK", "yue_hant_hk" -> "yue"; "pt_br" -> "pt"; "English" -> "en".
+    """
+    low = name.strip().lower()
+    first = re.split(r"[-_]", low)[0]
+    return _LOCALES.get(low) or LANGUAGE_CODES.get(low) or _LOCALES.get(first) or first
 
 
 def same_answers(record: dict[str, Any]) -> bool:
