@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qa_train.data.text.records import language_code
-
 
 @dataclass(frozen=True)
 class Prediction:
@@ -117,8 +115,6 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
         if str(row["id"]) in seen:
             raise ValueError(f"{path}, row {number}: the id {row['id']!r} occurs twice")
         seen.add(str(row["id"]))
-        if row.get("language"):
-            row["language"] = language_code(str(row["language"]))
     if not rows:
         raise ValueError(f"{path} holds no predictions")
     return rows
