@@ -194,11 +194,11 @@ def test_doubts_are_in_the_report(folder: Path) -> None:
     evaluate(options(folder, f"benchmarks=[{folder / 'my.yaml'}]", "checkpoint=a", "probe=0"))
     report = (folder / "out" / "report.md").read_text()
     assert "words: 10 items have an unknown language: scored by words" in report
-    (folder / "my.yaml").write_text(YAML.replace("language: en", "language: zh-CN"))
+    (folder / "my.yaml").write_text(YAML.replace("language: en", "language: klingon"))
     evaluate(parse_options(EvalConfig, [f"benchmarks=[{folder / 'my.yaml'}]", "checkpoint=a", "probe=0",
                                         f"out={folder / 'zh'}"], "eval"))  # fmt: skip
     known = (folder / "zh" / "report.md").read_text()
-    assert "unknown language ('zh-CN': not a code such as en, zh or yue)" in known
+    assert "unknown language ('klingon': not a code such as en, zh or yue)" in known
     assert "words: 1 items without an answer, which count as empty" in report
     assert "kept: 1 items have a right answer that is not among their options" in report
 
