@@ -65,6 +65,7 @@ OPTIONS = ("guitar", "bass guitar", "A dog", "Piano")
         ("B\n\nExplanation: it is low.", 1), ("b\nIt is low", 1), ("B。", 1), ("A\nB", None), ("`B`", 1),
         ("The answer to the question is B.", 1), ("The answer provided is: D", 3), ("So the answer must be (C).", 2),
         ("The answer to 'What is it? (A) guitar (B) bass guitar' is: B", 1), ("It is B.", 1), ("It is B minor.", None),
+        ("The answer is without any modification B", 1),
         ("I'd go with D.", 3), ("The answer is “B”", 1), ("The answer could be B", None), ("It could be B.", None),
         ("La réponse est B.", 1), ("Die richtige Antwort ist B.", 1), ("الإجابة الصحيحة هي B", 1),
         ("정답은 B입니다", 1), ("答えはBです", 1), ("La réponse B est fausse", None), ("答えはBではありません", None),

@@ -35,11 +35,14 @@ _LONE_LETTER = re.compile(
 # "I choose B" and "选B" decide where a clause begins; "you could pick B", "should I choose B" and "不选B" do not.
 _CLAUSE = r"^|[.,:;!?。、\n*\"'>(]\s*"
 _IS = r"\s+(?:is|was|(?:would|must|should|will)\s+be)"
+# VoiceBench asks for it, and models say it again.
+_AS_ASKED = r"without\s+any\s+modification"
 _CHOOSE = r"(?:choose|pick|select|say|go\s+(?:with|for))"
 _NAMED = (
     # Also "The answer to the question is B", "The answer provided is: B".
     rf"(?:\b(?i:answer|option|choice|correct\s+letter)\b"
-    rf"(?i:(?:\s+(?:to|for)(?:\s+[\w-]+){{1,4}}|\s+(?:provided|given))?{_IS}(?:\s+(?:the\s+)?letter)?)?"
+    rf"(?i:(?:\s+(?:to|for)(?:\s+[\w-]+){{1,4}}|\s+(?:provided|given|directly|{_AS_ASKED}))?{_IS}"
+    rf"(?:\s+(?:(?:the\s+)?letter|{_AS_ASKED}))?)?"
     r"|^[*\"']*(?i:choose|pick|select)\b"
     rf"|(?:{_CLAUSE}|\b(?i:so|thus|hence|therefore|and)\s+)(?i:I(?:['’](?:d|ll)|\s+(?:would|will))?\s+{_CHOOSE})\b"
     r"|答案[是为為係选選应應该該就]*(?:[选選][项項])?|[选選][项項]"
