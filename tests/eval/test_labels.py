@@ -75,6 +75,7 @@ OPTIONS = ("guitar", "bass guitar", "A dog", "Piano")
         ("I'm unable to identify the source of the piano sound.", None), ("I can't tell whether it is a piano", None),
         ("I cannot tell for sure, but it is a piano", 3),
         ("It can be taken as low (B) here", 1), ("It could be taken as low (B)", None), ("It is not low (B)", None),
+        ("low (B) or high (C)", None), ("The low one (B) is drums (C)", None),
     ],
 )  # fmt: skip
 def test_chosen_option_never_guesses(answer: str, option: int | None) -> None:

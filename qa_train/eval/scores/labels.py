@@ -85,7 +85,7 @@ _UNKNOWN = re.compile(
 _ARTICLE = re.compile(
     r"\b(?i:the|an|a(?!\s+(?:major|minor|flat|sharp|and|then|chord|note|string)\b))\s+(?=\w{3})", re.ASCII
 )
-_BRACKETED = re.compile(r"([^.!?\n]*)\(([A-J])\)([^.!?\n]*)")
+_BRACKETED = re.compile(r"[^.!?\n]*\([A-J]\)[^.!?\n]*")
 _DOUBT = re.compile(
     r"\b(?i:not|no|never|without|except|unlike|wrong|incorrect|eliminated?|could|may|might|or)\b|n['’]t\b"
 )
@@ -191,9 +191,10 @@ def _said(text: str, choices: Sequence[str]) -> set[int]:
 
 def _bracketed(text: str) -> str | None:
     """The only letter in brackets of an answer ("It can be seen as safer (A) than a city"), in a plain statement."""
-    found = _BRACKETED.findall(text)
-    certain = len({letter for _, letter, _ in found}) == 1 and not _DOUBT.search("".join(found[0]))
-    return found[0][1] if certain else None
+    letters = set(re.findall(r"\(([A-J])\)", text))
+    if len(letters) != 1 or any(_DOUBT.search(sentence) for sentence in _BRACKETED.findall(text)):
+        return None
+    return letters.pop()
 
 
 def _said_in_full(text: str, choices: Sequence[str], forms: Sequence[str]) -> int | None:
