@@ -360,8 +360,13 @@ def test_a_mark_ends_a_denial() -> None:
         "no such speech",
         "without speech",
         "no speech",
+        "It does not sound like speech",
+        "without any particular noise or speech",
+        "It does not convey any specific noise or speech",
+        "neither noise nor speech",
     ):
         assert not says_label(denial, "speech"), denial
+    assert says_label("not only speech", "speech")
     assert says_label("It is rock, pop. Not jazz", "rock, pop")
     assert not says_label("It is not rock, pop", "rock, pop")
     assert says_label("not a dog but, no, a cat; a dog", "dog")

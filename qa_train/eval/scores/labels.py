@@ -91,8 +91,13 @@ _DOUBT = re.compile(
 )
 # Scripts without spaces between words: kana, Han, Hangul.
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
-# Before a label: "not dog", "isn't a dog", "no such dog"; not "No, a dog": a mark between them ends the denial.
-_DENIED = r"(?<= )(?:not|no|never|without|neither|nor|\w*n t|cannot be)(?: (?:any|such|longer|an?|the))*"
+# Before a label: "isn't a dog", "no such dog", "does not sound like a dog", "without a cat or dog"; not "No, a dog": a
+# mark between them ends the denial.
+_DENIED = (
+    r"(?<= )(?:not|no|never|without|neither|nor|\w*n t|cannot)(?: (?:any|such|longer|an?|the|particular|specific|clear"
+    r"|be|seem|appear|to|sound|like|come|from|show|convey|express|indicate|contain|have|hear))*"
+    r"(?:(?: \w+){1,2} n?or(?: an?| the)?)?"
+)
 _DENIED_UNSPACED = r"(?:不是|没有|并非|不|没|非|无)"
 _WORDS_AND_MARKS = re.compile(r"\w+|[,.;:!?。、]")
 _NAMED_SMALL = re.compile(rf"{_NAMED}([a-j])(?!{_WITH_ANOTHER})(?:\)|</|[.\]*]*\s*$)")
