@@ -62,7 +62,8 @@ OPTIONS = ("guitar", "bass guitar", "A dog", "Piano")
         ("I would select (a) or (b)", None), ("The answer is A, B and C", None), ("I'd pick guitar or the piano", None),
         ("The answer is A or the answer is B", None), ("None of them", None), ("answer: drums", None), ("dogs", None),
         # On a line of its own, and named after words on the question; in other languages.
-        ("B\n\nExplanation: it is low.", 1), ("b\nIt is low", 1), ("B。", 1), ("A\nB", None), ("`B`", 1),
+        ("B\n\nExplanation: it is low.", 1), ("b\nIt is low", 1), ("B。", 1), ("B - it is low", 1), ("A\nB", None),
+        ("`B`", 1), ("B, Hand drums", 1), ("C, For sure", 2),
         ("The answer to the question is B.", 1), ("The answer provided is: D", 3), ("So the answer must be (C).", 2),
         ("The answer to 'What is it? (A) guitar (B) bass guitar' is: B", 1), ("It is B.", 1), ("It is B minor.", None),
         ("The answer is without any modification B", 1),
@@ -254,6 +255,8 @@ def test_refusals_are_read_as_voicebench_reads_them(answer: str, error: str | No
         ("It is the harmonica and the horn section.", ["Harmonica and horn section", "Harmonica and guitar"], 0),
         ("It is the key of E major", ["A major", "B minor"], None),
         ("A dog or the cat", ["A dog", "A cat"], None),
+        ("The mood cannot be determined.", ["Happy", "Cannot be determined"], 1),
+        ("The happy mood cannot be determined.", ["Happy", "Sad"], None),
     ],
 )
 def test_options_in_sentences(text: str, choices: list[str], place: int | None) -> None:

@@ -17,13 +17,13 @@ from qa_train.eval.scores.prediction import Prediction, answer_of
 
 LETTERS = string.ascii_uppercase
 _OPEN, _CLOSE = r"[\s*$\"'“‘`(\[]*", r"[\s*$\"'”’`]*"
-_LEADING_LETTER = re.compile(rf"^{_OPEN}([A-J]){_CLOSE}(?:[).:,\]。、\n]|$)")
+_LEADING_LETTER = re.compile(rf"^{_OPEN}([A-J]){_CLOSE}(?:[).:,\]。、\n]|\s[–—-]\s|$)")
 # A small letter alone or on the first line, or with a bracket after it: "b", "(b)", "b) dog".
 _SMALL_LETTER = re.compile(rf"^{_OPEN}([a-j])(?:\).*|{_CLOSE}[.\])]*{_CLOSE}(?:\n.*)?)$", re.S)
 # "A, C", "(A), (B) and (D)" or "either A or B" chooses nothing.
 _SEVERAL = re.compile(
     rf"^(?:(?i:either|both)\s+)?{_OPEN}[A-J][\s*)\]]*(?:[,;/&\n、]\s*(?:(?:and|or)\s+)?|\b(?:and|or)\s+){_OPEN}[A-J]"
-    r"(?=[\s*)\]]*(?:$|[,;/&.]|and\b|or\b))"
+    r"(?=[\s*)\]]*(?:$|[,;/&.]|\b(?:and|or)\b))"
 )
 _MARKED_LETTER = re.compile(r"(?<![\w'’])([A-J])\**[).:]")
 _MARKED_SMALL = re.compile(r"(?<![\w'’])([a-j])\)")
@@ -177,7 +177,8 @@ def chosen_option(text: str, choices: Sequence[str]) -> int | None:
         return forms.index(form)
     if found:
         return None
-    text = _UNKNOWN.sub(" ", text)
+    if not any(map(_UNKNOWN.search, choices)):
+        text = _UNKNOWN.sub(" ", text)
     said = _said(text, choices) | _said(_ARTICLE.sub("", text), [_ARTICLE.sub("", choice) for choice in choices])
     if len(said) == 1:
         return said.pop()
