@@ -70,7 +70,8 @@ OPTIONS = ("guitar", "bass guitar", "A dog", "Piano")
         ("I'd go with D.", 3), ("The answer is “B”", 1), ("The answer could be B", None), ("It could be B.", None),
         ("La réponse est B.", 1), ("Die richtige Antwort ist B.", 1), ("الإجابة الصحيحة هي B", 1),
         ("정답은 B입니다", 1), ("答えはBです", 1), ("La réponse B est fausse", None), ("答えはBではありません", None),
-        ("정답은 B가 아니다", None),
+        ("정답은 B가 아니다", None), ("La respuesta correcta es B.", 1), ("La risposta è B", 1), ("A resposta é B", 1),
+        ("Правильный ответ: B", 1), ("คำตอบคือ B", 1),
         # Articles are no words of an option; what cannot be told is not said.
         ("That was the dog", 2), ("The big dog or the piano", None), ("It is a bass guitar and a dog", None),
         ("I'm unable to identify the source of the piano sound.", None), ("I can't tell whether it is a piano", None),

@@ -49,7 +49,7 @@ _NAMED = (
     rf"|(?:{_CLAUSE}|我[会會就要]?|所以|因此|(?<!不)[应應][该該]?|故|就|题|題)[选選揀拣][择擇]?"
     # The answer in other languages: with a verb or a colon, as "la réponse B est fausse" chooses nothing.
     r"|\b(?i:réponse|antwort|respuesta|risposta|resposta|ответ|الإجابة|الجواب)(?:\s+[^\W\d_]+)?"
-    r"(?:\s+(?:est|ist|lautet|es|è|é|هي|هو)\b|\s*[:：–—-])|คำตอบ(?:ที่ถูกต้อง)?คือ|정?답[은:]|(?:答え|正解)[は:]"
+    r"(?:\s+(?:est|ist|lautet|es|è|é|هي|هو)\b|\s*[:：–—-])|ค(?:\u0e33|\u0e4d\u0e32)ตอบ(?:ที่ถูกต้อง)?คือ|정?답[은:]|(?:答え|正解)[は:]"
     r")[\s:：*\"'“‘`「『>(\[]*"
 )
 # After a letter, another one of the same choice: "A or C", "A, B and C"; not "B, A is wrong".
@@ -154,10 +154,10 @@ def chosen_option(text: str, choices: Sequence[str]) -> int | None:
     """The option (0 is A) that an answer chooses, or None when it does not choose exactly one.
 
     In this order: an option in full, as the whole answer or named as it ("The answer is C major"); a letter at the
-    start followed by a mark or the end ("B", "(B)", "B. dog"); a letter named as the answer ("the answer is B",
-    "Option (C)"); the only option with its words in the answer; where the options are letters alone (they were
-    spoken), the only one that is set off by a mark ("I would go with B, because"). An answer that lists several
-    letters or all options chooses none.
+    start followed by a mark or the end of the line ("B", "(B)", "B. dog"); a letter named as the answer ("the answer
+    is B", "Option (C)"); the only option with its words in the answer, articles aside; the only letter in brackets;
+    where the options are letters alone (they were spoken), the only one that is set off by a mark ("I would go with
+    B, because"). An answer that lists several letters or all options chooses none, and what it cannot tell is not said.
     """
     # A line of its own sets a letter off.
     lines = unicodedata.normalize("NFKC", without_tags(text))
