@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,7 +64,7 @@ OPTIONS = ("guitar", "bass guitar", "A dog", "Piano")
         ("The answer is A or the answer is B", None), ("None of them", None), ("answer: drums", None), ("dogs", None),
         # On a line of its own, and named after words on the question; in other languages.
         ("B\n\nExplanation: it is low.", 1), ("b\nIt is low", 1), ("B。", 1), ("B - it is low", 1), ("A\nB", None),
-        ("`B`", 1), ("B, Hand drums", 1), ("C, For sure", 2),
+        ("A\nB\nC", None), ("B\nB\nB", 1), ("`B`", 1), ("B, Hand drums", 1), ("C, For sure", 2),
         ("The answer to the question is B.", 1), ("The answer provided is: D", 3), ("So the answer must be (C).", 2),
         ("The answer to 'What is it? (A) guitar (B) bass guitar' is: B", 1), ("It is B.", 1), ("It is B minor.", None),
         ("The answer is without any modification B", 1),
@@ -82,6 +83,13 @@ OPTIONS = ("guitar", "bass guitar", "A dog", "Piano")
 )  # fmt: skip
 def test_chosen_option_never_guesses(answer: str, option: int | None) -> None:
     assert chosen_option(answer, OPTIONS) == option
+
+
+def test_a_long_answer_that_repeats_itself_is_read_in_time() -> None:
+    start = time.process_time()
+    for part in ("the answer is ", "I cannot tell ", "it is the ", "\n", "A\nB\n", "(A) and (B) or "):
+        assert chosen_option(part * 4000, OPTIONS) is None
+    assert time.process_time() - start < 5
 
 
 def test_options_that_look_alike_are_told_apart_or_left_open() -> None:

@@ -22,8 +22,8 @@ _LEADING_LETTER = re.compile(rf"^{_OPEN}([A-J]){_CLOSE}(?:[).:,\]。、\n]|\s[�
 _SMALL_LETTER = re.compile(rf"^{_OPEN}([a-j])(?:\).*|{_CLOSE}[.\])]*{_CLOSE}(?:\n.*)?)$", re.S)
 # "A, C", "(A), (B) and (D)" or "either A or B" chooses nothing.
 _SEVERAL = re.compile(
-    rf"^(?:(?i:either|both)\s+)?{_OPEN}[A-J][\s*)\]]*(?:[,;/&\n、]\s*(?:(?:and|or)\s+)?|\b(?:and|or)\s+){_OPEN}[A-J]"
-    r"(?=[\s*)\]]*(?:$|[,;/&.]|\b(?:and|or)\b))"
+    rf"^(?:(?i:either|both)\s+)?{_OPEN}([A-J])[\s*)\]]*(?:[,;/&\n、]\s*(?:(?:and|or)\s+)?|\b(?:and|or)\s+){_OPEN}(?!\1)[A-J]"
+    r"(?=[\s*)\]]*(?:$|[,;/&.\n]|\b(?:and|or)\b))"
 )
 _MARKED_LETTER = re.compile(r"(?<![\w'’])([A-J])\**[).:]")
 _MARKED_SMALL = re.compile(r"(?<![\w'’])([a-j])\)")
@@ -75,17 +75,17 @@ _NAMED_LETTER = re.compile(
     # "It is B." and "..., is: B" at the end.
     rf"|(?:(?:{_CLAUSE})(?i:it(?:['’]s|{_IS})\s)|\bis:)[\s*\"'“‘(\[]*([A-J])(?=[\s*\"'”’)\].]*$)"
 )
-# What an answer cannot tell, up to a "but": "I'm unable to identify the source of the bells" names no bells.
+# What an answer cannot tell: "I'm unable to identify the source of the bells" names no bells.
 _UNKNOWN = re.compile(
-    r"[^.!?\n。！？]*\b(?i:(?:un|not )able to|cannot|can['’]t|could(?: not|n['’]t)|(?:impossible|difficult|hard) to)\s+"
+    r"\b(?i:(?:un|not )able to|cannot|can['’]t|could(?: not|n['’]t)|(?:impossible|difficult|hard) to)\s+"
     r"(?i:\w+ly\s+)?(?i:identify|determine|tell|say|answer|confirm|know|infer|recogni[sz]e|distinguish|be\s+determined)\b"
-    r"(?:(?!\b(?i:but|however)\b)[^.!?\n。！？])*"
 )
 # Not of "A major" and "A and B".
 _ARTICLE = re.compile(
     r"\b(?i:the|an|a(?!\s+(?:major|minor|flat|sharp|and|then|chord|note|string)\b))\s+(?=\w{3})", re.ASCII
 )
-_BRACKETED = re.compile(r"[^.!?\n]*\([A-J]\)[^.!?\n]*")
+_BRACKETED = re.compile(r"\(([A-J])\)")
+_SENTENCE_END = re.compile(r"(?<=[.!?\n。！？])")
 _DOUBT = re.compile(
     r"\b(?i:not|no|never|without|except|unlike|wrong|incorrect|eliminated?|could|may|might|or)\b|n['’]t\b"
 )
@@ -160,14 +160,15 @@ def chosen_option(text: str, choices: Sequence[str]) -> int | None:
     B, because"). An answer that lists several letters or all options chooses none, and what it cannot tell is not said.
     """
     # A line of its own sets a letter off.
-    lines = unicodedata.normalize("NFKC", without_tags(text))
+    lines = [" ".join(line.split()) for line in without_tags(text).splitlines()]
+    as_lines = unicodedata.normalize("NFKC", "\n".join(filter(None, lines)))
     text = strip_tags(text).strip()
     forms = [label_form(choice) for choice in choices]
     if (place := _said_in_full(text, choices, forms)) is not None:
         return place
-    found = _letters(lines, len(choices))
+    found = _letters(as_lines, len(choices))
     if not found and all(len(choice) == 1 for choice in choices):
-        found = set(_LONE_LETTER.findall(lines))
+        found = set(_LONE_LETTER.findall(as_lines))
     if found and (len(found) > 1 or found <= {*LETTERS[: len(choices)]}):
         return LETTERS.index(found.pop()) if len(found) == 1 else None
     if text in choices:
@@ -178,7 +179,7 @@ def chosen_option(text: str, choices: Sequence[str]) -> int | None:
     if found:
         return None
     if not any(map(_UNKNOWN.search, choices)):
-        text = _UNKNOWN.sub(" ", text)
+        text = _told(text)
     said = _said(text, choices) | _said(_ARTICLE.sub("", text), [_ARTICLE.sub("", choice) for choice in choices])
     if len(said) == 1:
         return said.pop()
@@ -197,10 +198,19 @@ def _said(text: str, choices: Sequence[str]) -> set[int]:
 
 def _bracketed(text: str) -> str | None:
     """The only letter in brackets of an answer ("It can be seen as safer (A) than a city"), in a plain statement."""
-    letters = set(re.findall(r"\(([A-J])\)", text))
-    if len(letters) != 1 or any(_DOUBT.search(sentence) for sentence in _BRACKETED.findall(text)):
-        return None
-    return letters.pop()
+    letters = set(_BRACKETED.findall(text))
+    holding = filter(_BRACKETED.search, _SENTENCE_END.split(text))
+    return None if len(letters) != 1 or any(map(_DOUBT.search, holding)) else letters.pop()
+
+
+def _told(text: str) -> str:
+    """An answer without the sentences that say what it cannot tell, up to a "but"."""
+    kept = []
+    for sentence in _SENTENCE_END.split(text):
+        unknown = _UNKNOWN.search(sentence)
+        rest = "" if unknown is None else sentence[unknown.end() :]
+        kept.append(sentence if unknown is None else "".join(re.split(r"\b(?:but|however)\b", rest, maxsplit=1)[1:]))
+    return "".join(kept)
 
 
 def _said_in_full(text: str, choices: Sequence[str], forms: Sequence[str]) -> int | None:
@@ -212,8 +222,10 @@ def _said_in_full(text: str, choices: Sequence[str], forms: Sequence[str]) -> in
     if len(form) > 1 and len({choice for choice, other in zip(choices, forms, strict=True) if other == form}) == 1:
         return forms.index(form)
     words = [" ".join(label_words(choice)) for choice in choices]
+    # Of an answer that repeats itself, each time only as much as two options.
+    window = 4 * max(map(len, choices), default=0) + 100
     for named in re.finditer(_NAMED, text):
-        rest = f"{' '.join(label_words(text[named.end() :]))} "
+        rest = f"{' '.join(label_words(text[named.end() : named.end() + window]))} "
         found = [i for i, form in enumerate(forms) if len(form) > 1 < len(words[i]) and rest.startswith(f"{words[i]} ")]
         if found:
             said = max(found, key=lambda i: len(words[i]))
