@@ -11,7 +11,7 @@ import numpy as np
 
 from qa_train.data.text.records import LANGUAGES
 from qa_train.eval.benchmarks import muchomusic
-from qa_train.eval.benchmarks.airbench import mean_over_tasks
+from qa_train.eval.benchmarks.airbench import mean_over_tasks, official_mmsu
 from qa_train.eval.benchmarks.benchmark import JUDGED, UNSCORED, Benchmark, from_dict
 from qa_train.eval.benchmarks.judged import Judgement, judged_breakdown, judged_result
 from qa_train.eval.result_folder import JUDGEMENTS, PREDICTIONS, RUN, SCORES, recorded, refuse_changed
@@ -173,6 +173,8 @@ def _by_metric(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
         metric, what = OFFICIAL_METRICS[benchmark.metric]
         official = score(metric, predictions)
         result["official"] = {"value": round(official.value, 2), "what": what}
+    elif benchmark.reader == "mmsu":
+        result["official"] = official_mmsu(rows)
     elif benchmark.reader == "muchomusic":
         result["official"] = muchomusic.official(rows)
     if benchmark.metric == "ifeval":

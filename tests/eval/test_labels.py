@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,15 +57,39 @@ OPTIONS = ("guitar", "bass guitar", "A dog", "Piano")
         # Two at once, and what chooses nothing.
         ("Please choose A or B", None), ("I would select A and B", None), ("You could pick B or C", None),
         ("I could choose A or C, both fit", None), ("It is hard to choose: A, B and C all fit", None),
-        ("never choose B, it is C", None), ("You should never select A.", None), ("Do not just pick A", None),
+        ("never choose B, it is C", 2), ("You should never select A.", None), ("Do not just pick A", None),
         ("I cannot confidently select A", None), ("I refuse to pick B", None), ("unable to choose B", None),
         ("Nobody would choose D", None), ("Should I choose B?", None), ("I choose A, B", None), ("Pick A/B", None),
         ("I would select (a) or (b)", None), ("The answer is A, B and C", None), ("I'd pick guitar or the piano", None),
         ("The answer is A or the answer is B", None), ("None of them", None), ("answer: drums", None), ("dogs", None),
+        # On a line of its own, and named after words on the question; in other languages.
+        ("B\n\nExplanation: it is low.", 1), ("b\nIt is low", 1), ("B。", 1), ("B - it is low", 1), ("A\nB", None),
+        ("A\nB\nC", None), ("B\nB\nB", 1), ("`B`", 1), ("B, Hand drums", 1), ("C, For sure", 2),
+        ("The answer to the question is B.", 1), ("The answer provided is: D", 3), ("So the answer must be (C).", 2),
+        ("The answer to 'What is it? (A) guitar (B) bass guitar' is: B", 1), ("It is B.", 1), ("It is B minor.", None),
+        ("The answer is without any modification B", 1),
+        ("I'd go with D.", 3), ("The answer is “B”", 1), ("The answer could be B", None), ("It could be B.", None),
+        ("La réponse est B.", 1), ("Die richtige Antwort ist B.", 1), ("الإجابة الصحيحة هي B", 1),
+        ("정답은 B입니다", 1), ("答えはBです", 1), ("La réponse B est fausse", None), ("答えはBではありません", None),
+        ("정답은 B가 아니다", None), ("La respuesta correcta es B.", 1), ("La risposta è B", 1), ("A resposta é B", 1),
+        ("Правильный ответ: B", 1), ("คำตอบคือ B", 1),
+        # Articles are no words of an option; what cannot be told is not said.
+        ("That was the dog", 2), ("The big dog or the piano", None), ("It is a bass guitar and a dog", None),
+        ("I'm unable to identify the source of the piano sound.", None), ("I can't tell whether it is a piano", None),
+        ("I cannot tell for sure, but it is a piano", 3),
+        ("It can be taken as low (B) here", 1), ("It could be taken as low (B)", None), ("It is not low (B)", None),
+        ("low (B) or high (C)", None), ("The low one (B) is drums (C)", None),
     ],
 )  # fmt: skip
 def test_chosen_option_never_guesses(answer: str, option: int | None) -> None:
     assert chosen_option(answer, OPTIONS) == option
+
+
+def test_a_long_answer_that_repeats_itself_is_read_in_time() -> None:
+    start = time.process_time()
+    for part in ("the answer is ", "I cannot tell ", "it is the ", "\n", "A\nB\n", "(A) and (B) or "):
+        assert chosen_option(part * 4000, OPTIONS) is None
+    assert time.process_time() - start < 5
 
 
 def test_options_that_look_alike_are_told_apart_or_left_open() -> None:
@@ -94,6 +119,7 @@ def test_a_label_that_is_denied_is_not_said() -> None:
      ("我选B", 1), ("本题选B", 1), ("因此应该选择B", 1), ("选B，A不对", 1), ("不选A", None), ("别选A", None),
      ("任选A", None), ("不应该选A", None), ("选A还是B", None), ("我选A和B", None),
      ("不能选B,应该是C", None), ("选A不对,B对", None),
+     ("答案係B", 1), ("我揀B", 1), ("選C", 2), ("B是正确的", 1), ("B是不对的", None),
      ("Ｂ", 1), ("（D）", 3), ("电吉他", 3), ("吉他", 2), ("鸟", None), ("", None)],
 )  # fmt: skip
 def test_options_in_chinese(answer: str, option: int | None) -> None:
@@ -235,6 +261,11 @@ def test_refusals_are_read_as_voicebench_reads_them(answer: str, error: str | No
         ("There are 2 speakers", ["1", "2", "3"], 1),
         ("The answer is B: dog", ["cat", "dog"], 1),
         ("Option B. It sounds like a dog", ["cat", "dog"], 1),
+        ("It is the harmonica and the horn section.", ["Harmonica and horn section", "Harmonica and guitar"], 0),
+        ("It is the key of E major", ["A major", "B minor"], None),
+        ("A dog or the cat", ["A dog", "A cat"], None),
+        ("The mood cannot be determined.", ["Happy", "Cannot be determined"], 1),
+        ("The happy mood cannot be determined.", ["Happy", "Sad"], None),
     ],
 )
 def test_options_in_sentences(text: str, choices: list[str], place: int | None) -> None:
@@ -341,8 +372,13 @@ def test_a_mark_ends_a_denial() -> None:
         "no such speech",
         "without speech",
         "no speech",
+        "It does not sound like speech",
+        "without any particular noise or speech",
+        "It does not convey any specific noise or speech",
+        "neither noise nor speech",
     ):
         assert not says_label(denial, "speech"), denial
+    assert says_label("not only speech", "speech")
     assert says_label("It is rock, pop. Not jazz", "rock, pop")
     assert not says_label("It is not rock, pop", "rock, pop")
     assert says_label("not a dog but, no, a cat; a dog", "dog")

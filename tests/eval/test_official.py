@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from qa_train.eval.benchmarks.airbench import honest_pair, mean_over_tasks, official_chat, official_foundation
+from qa_train.eval.benchmarks.airbench import (
+    honest_pair,
+    mean_over_tasks,
+    official_chat,
+    official_foundation,
+    official_mmsu,
+)
 from qa_train.eval.scores.chinese import normalise_mandarin, spoken
 from qa_train.eval.scores.ifeval import CHECKS, follows, ifeval_rows, loose_variants, read_instruction
 from qa_train.eval.scores.labels import LETTERS, chosen_option, tokens_match
@@ -96,6 +102,13 @@ def test_foundation_equals_the_published_script_on_odd_answers() -> None:
     made = fixture("airbench_foundation")
     assert len(made["rows"]) == 600
     assert official_foundation(foundation_rows(made)) == {"tasks": made["tasks"], "fail_num": made["fail_num"]}
+
+
+def test_mmsu_leaves_out_what_its_script_cannot_read() -> None:
+    rows = [
+        {"prediction": text, "choices": ["x", "y"], "gt": "y"} for text in ("B", "A. y", "It is y", "", "b", "is B.")
+    ]
+    assert official_mmsu(rows) | {"what": ""} == {"value": 66.67, "left_out": 3, "what": ""}
 
 
 def test_foundation_keeps_unread_answers_in_the_honest_number() -> None:

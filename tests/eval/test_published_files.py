@@ -98,6 +98,9 @@ def test_mmsu_is_read_as_published(as_list: bool, tmp_path: Path) -> None:
     assert second["audio"] == str(root / "audio" / "two.mp3")
     assert (first["gt"], first["choices"][1], first["group"]) == ("Chocolate.", "Chocolate.", "Reasoning")
     assert second["choices"] == ["First", "Second"]
+    assert second["prompt"].endswith(
+        " or content.\n\nQuestion: Which is higher?\n\nA. First\nB. Second\nC. None\nD. None"
+    )
 
 
 def test_mmsu_as_parquet(tmp_path: Path) -> None:

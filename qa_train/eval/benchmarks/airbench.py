@@ -1,4 +1,4 @@
-"""AIR-Bench: results as its own scripts compute them, and corrected ones.
+"""AIR-Bench: results as its own scripts compute them, and corrected ones; MMSU's own number, read in the same way.
 
 Quirks of the published scripts (OFA-Sys/AIR-Bench), kept only in the "official" numbers:
 
@@ -82,19 +82,38 @@ def official_chat(rows: Sequence[dict[str, Any]], lines: Sequence[str], *, swapp
     return {"groups": groups, "fail_num": failed, "success_num": split}
 
 
+def _letter_right(row: dict[str, Any]) -> bool | None:
+    """Whether the letter that the scripts read is that of the right option; None where they read none."""
+    letter = airbench_letter(answer_in(row))
+    gold = gold_option(row["choices"], row["gt"])
+    return None if letter is None else gold is not None and letter == LETTERS[gold]
+
+
+def official_mmsu(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """mmsu_evaluation.py: the share of right letters in percent.
+
+    For an empty answer the script takes the letter of the item before it; here such an item counts as unread.
+    """
+    read = [right for row in rows if (right := _letter_right(row)) is not None]
+    return {
+        "value": round(100.0 * sum(read) / len(read), 2) if read else None,
+        "left_out": len(rows) - len(read),
+        "what": "mmsu_evaluation.py: AIR-Bench's reading of letters; unread answers are not in the denominator",
+    }
+
+
 def official_foundation(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """score_foundation.py: {"tasks": {task_dataset: [items read, right]}, "fail_num"}."""
     tasks: dict[str, list[int]] = {}
     failed = 0
     for row in rows:
-        letter = airbench_letter(answer_in(row))
+        right = _letter_right(row)
         counts = tasks.setdefault(f"{row['task_name']}_{row['dataset_name']}", [0, 0])
-        if letter is None:
+        if right is None:
             failed += 1
             continue
-        gold = gold_option(row["choices"], row["gt"])
         counts[0] += 1
-        counts[1] += gold is not None and letter == LETTERS[gold]
+        counts[1] += right
     return {"tasks": tasks, "fail_num": failed}
 
 

@@ -22,8 +22,8 @@ from qa_train.llm.judge import Judge, Verdict
 
 Row = dict[str, Any]
 
-# The prompts letter for letter: AIR-Bench's, and VoiceBench's (MatthewCYM/VoiceBench api_judge.py, as quoted by
-# lmms-eval 0.7.3).
+# The prompts letter for letter: AIR-Bench's (score_chat.py) and VoiceBench's (api_judge.py; its system message, that
+# of any helpful assistant, is not sent).
 PROMPTS = Path(__file__).with_name("judge_prompts")
 # Fields of a row that a judge sees, besides its prediction.
 NEEDED = {

@@ -31,7 +31,11 @@ MMAR_LEAD = (
     "Listen to the audio and answer the following multiple-choice question. "
     "Respond with only the letter (A, B, C, or D) of the correct option."
 )
-LETTER_TAIL = "Answer with the letter of the correct option only."
+# dingdongwang/MMSU_Bench, mmsu_inference.py; a missing option is written as "None".
+MMSU_LEAD = (
+    "Choose the most suitable answer from options A, B, C, and D to respond the question in next line, **you should "
+    "only choose A or B or C or D.** Do not provide any additional explanations or content."
+)
 # "(a) dog" in a question and as its answer.
 _OPTION = re.compile(r"\(([a-z])\)\s*(.*?)(?=\s*\([a-z]\)\s|\s*$)", re.S)
 
@@ -132,7 +136,8 @@ def mmsu(root: Path, benchmark: Benchmark) -> Iterator[Row]:
         answer = row["answer_gt"]
         if answer not in choices:
             answer = options.get(answer) or answer
-        lines = (row["question"], "", LETTER_TAIL)
+        missing = (f"{letter}. None" for letter in "ABCD"[len(choices) :])
+        lines = (f"{MMSU_LEAD}\n\nQuestion: {row['question']}\n", "", *missing)
         asked = _options(root, benchmark, row, choices, ("audio_path", "audio"), lines)
         yield asked | {"gt": answer, "group": row.get("category")}
 

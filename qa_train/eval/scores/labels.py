@@ -16,28 +16,41 @@ from qa_train.eval.scores.normalise import label_form, label_words, strip_tags, 
 from qa_train.eval.scores.prediction import Prediction, answer_of
 
 LETTERS = string.ascii_uppercase
-_OPEN, _CLOSE = r"[\s*$\"'“‘(\[]*", r"[\s*$\"'”’]*"
-_LEADING_LETTER = re.compile(rf"^{_OPEN}([A-J]){_CLOSE}(?:[).:,\]]|$)")
-# A small letter alone, or with a bracket after it: "b", "(b)", "b) dog".
-_SMALL_LETTER = re.compile(rf"^{_OPEN}([a-j])(?:\).*|{_CLOSE}[.\])]*{_CLOSE})$", re.S)
+_OPEN, _CLOSE = r"[\s*$\"'“‘`(\[]*", r"[\s*$\"'”’`]*"
+_LEADING_LETTER = re.compile(rf"^{_OPEN}([A-J]){_CLOSE}(?:[).:,\]。、\n]|\s[–—-]\s|$)")
+# A small letter alone or on the first line, or with a bracket after it: "b", "(b)", "b) dog".
+_SMALL_LETTER = re.compile(rf"^{_OPEN}([a-j])(?:\).*|{_CLOSE}[.\])]*{_CLOSE}(?:\n.*)?)$", re.S)
 # "A, C", "(A), (B) and (D)" or "either A or B" chooses nothing.
 _SEVERAL = re.compile(
-    rf"^(?:(?i:either|both)\s+)?{_OPEN}[A-J][\s*)\]]*(?:[,;/&]\s*(?:(?:and|or)\s+)?|\b(?:and|or)\s+){_OPEN}[A-J]"
-    r"(?=[\s*)\]]*(?:$|[,;/&.]|and\b|or\b))"
+    rf"^(?:(?i:either|both)\s+)?{_OPEN}([A-J])[\s*)\]]*(?:[,;/&\n、]\s*(?:(?:and|or)\s+)?|\b(?:and|or)\s+){_OPEN}(?!\1)[A-J]"
+    r"(?=[\s*)\]]*(?:$|[,;/&.\n]|\b(?:and|or)\b))"
 )
 _MARKED_LETTER = re.compile(r"(?<![\w'’])([A-J])\**[).:]")
 _MARKED_SMALL = re.compile(r"(?<![\w'’])([a-j])\)")
 # Set off by a mark or the end of the line: no article and no word.
-_LONE_LETTER = re.compile(r"(?<!\w)(?<!\w['’])([A-J])(?=[\s*\"'”’]*(?:[.,:;)\]]|$)|['”’](?!\w))", re.M)
+_LONE_LETTER = re.compile(
+    r"(?<![A-Za-z0-9_])(?<!\w['’])([A-J])(?=[\s*\"'”’\\]*(?:[.,:;)\]]|$)|['”’](?!\w)|(?<=[*\"“].)[*\"”])", re.M
+)
 # "The answer is B", "Option (C)", "<answer>b</answer>"; not "option A is wrong", and "Answer: A dog" names no letter.
 # "I choose B" and "选B" decide where a clause begins; "you could pick B", "should I choose B" and "不选B" do not.
 _CLAUSE = r"^|[.,:;!?。、\n*\"'>(]\s*"
+_IS = r"\s+(?:is|was|(?:would|must|should|will)\s+be)"
+# VoiceBench asks for it, and models say it again.
+_AS_ASKED = r"without\s+any\s+modification"
+_CHOOSE = r"(?:choose|pick|select|say|go\s+(?:with|for))"
 _NAMED = (
-    r"(?:\b(?i:answer|option|choice)\b(?i:\s+(?:is|would\s+be))?"
+    # Also "The answer to the question is B", "The answer provided is: B".
+    rf"(?:\b(?i:answer|option|choice|correct\s+letter)\b"
+    rf"(?i:(?:\s+(?:to|for)(?:\s+[\w-]+){{1,4}}|\s+(?:provided|given|directly|{_AS_ASKED}))?{_IS}"
+    rf"(?:\s+(?:(?:the\s+)?letter|{_AS_ASKED}))?)?"
     r"|^[*\"']*(?i:choose|pick|select)\b"
-    rf"|(?:{_CLAUSE}|\b(?i:so|thus|hence|therefore|and)\s+)(?i:I(?:['’]d|\s+would)?\s+(?:choose|pick|select))\b"
-    r"|答案[是为选应该就]*(?:选项)?|选项"
-    rf"|(?:{_CLAUSE}|我[会就要]?|所以|因此|(?<!不)应该?|故|就|题)选择?)[\s:：*\"'>(\[]*"
+    rf"|(?:{_CLAUSE}|\b(?i:so|thus|hence|therefore|and)\s+)(?i:I(?:['’](?:d|ll)|\s+(?:would|will))?\s+{_CHOOSE})\b"
+    r"|答案[是为為係选選应應该該就]*(?:[选選][项項])?|[选選][项項]"
+    rf"|(?:{_CLAUSE}|我[会會就要]?|所以|因此|(?<!不)[应應][该該]?|故|就|题|題)[选選揀拣][择擇]?"
+    # The answer in other languages: with a verb or a colon, as "la réponse B est fausse" chooses nothing.
+    r"|\b(?i:réponse|antwort|respuesta|risposta|resposta|ответ|الإجابة|الجواب)(?:\s+[^\W\d_]+)?"
+    r"(?:\s+(?:est|ist|lautet|es|è|é|هي|هو)\b|\s*[:：–—-])|ค(?:\u0e33|\u0e4d\u0e32)ตอบ(?:ที่ถูกต้อง)?คือ|정?답[은:]|(?:答え|正解)[は:]"
+    r")[\s:：*\"'“‘`「『>(\[]*"
 )
 # After a letter, another one of the same choice: "A or C", "A, B and C"; not "B, A is wrong".
 _ANOTHER = r"[*\"'(\[]*[A-Ja-j](?!['’]?[A-Za-z0-9_])"
@@ -49,7 +62,7 @@ _WITH_ANOTHER = (
 )
 _NAMED_LETTER = re.compile(
     rf"{_NAMED}([A-J])(?!['’]?[A-Za-z0-9_])"
-    rf"(?!{_WITH_ANOTHER}|是?不对|是?错)"
+    rf"(?!{_WITH_ANOTHER}|是?不对|是?错|では(?:な|あり)|じゃな|[이가]\s*아니)"
     # Keys and notes: "C major", "F#".
     r"(?![#♯♭]|[\s-]*(?i:major|minor|flat|sharp)\b)"
     r"(?![)\]*\"']*\s+(?:(?:is|are|has|does|do|would|can)(?:\s+\w+)?\s+(?:wrong|incorrect|not)|cannot|\w+n['’]t)\b)"
@@ -58,11 +71,33 @@ _NAMED_LETTER = re.compile(
     # LaTeX, "B is the best answer" and "B because ...".
     r"|\\(?:boxed|text(?:bf)?|math\w+)\{\(?([A-J])[).}]"
     r"|(?:^|[.:,;!?(*\"'\n]\s*)([A-HJ])[)*\"']*\s+(?:is|would\s+be)\s+(?:the\s+)?(?:best|correct|right)\b|^([A-HJ])\s+because\b"
+    r"|([A-J])是最?(?:正确|對|对|合适)"
+    # "It is B." and "..., is: B" at the end.
+    rf"|(?:(?:{_CLAUSE})(?i:it(?:['’]s|{_IS})\s)|\bis:)[\s*\"'“‘(\[]*([A-J])(?=[\s*\"'”’)\].]*$)"
+)
+# What an answer cannot tell: "I'm unable to identify the source of the bells" names no bells.
+_UNKNOWN = re.compile(
+    r"\b(?i:(?:un|not )able to|cannot|can['’]t|could(?: not|n['’]t)|(?:impossible|difficult|hard) to)\s+"
+    r"(?i:\w+ly\s+)?(?i:identify|determine|tell|say|answer|confirm|know|infer|recogni[sz]e|distinguish|be\s+determined)\b"
+)
+# Not of "A major" and "A and B".
+_ARTICLE = re.compile(
+    r"\b(?i:the|an|a(?!\s+(?:major|minor|flat|sharp|and|then|chord|note|string)\b))\s+(?=\w{3})", re.ASCII
+)
+_BRACKETED = re.compile(r"\(([A-J])\)")
+_SENTENCE_END = re.compile(r"(?<=[.!?\n。！？])")
+_DOUBT = re.compile(
+    r"\b(?i:not|no|never|without|except|unlike|wrong|incorrect|eliminated?|could|may|might|or)\b|n['’]t\b"
 )
 # Scripts without spaces between words: kana, Han, Hangul.
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
-# Before a label: "not dog", "isn't a dog", "no such dog"; not "No, a dog": a mark between them ends the denial.
-_DENIED = r"(?<= )(?:not|no|never|without|neither|nor|\w*n t|cannot be)(?: (?:any|such|longer|an?|the))*"
+# Before a label: "isn't a dog", "no such dog", "does not sound like a dog", "without a cat or dog"; not "No, a dog": a
+# mark between them ends the denial.
+_DENIED = (
+    r"(?<= )(?:not|no|never|without|neither|nor|\w*n t|cannot)(?: (?:any|such|longer|an?|the|particular|specific|clear"
+    r"|be|seem|appear|to|sound|like|come|from|show|convey|express|indicate|contain|have|hear))*"
+    r"(?:(?: \w+){1,2} n?or(?: an?| the)?)?"
+)
 _DENIED_UNSPACED = r"(?:不是|没有|并非|不|没|非|无)"
 _WORDS_AND_MARKS = re.compile(r"\w+|[,.;:!?。、]")
 _NAMED_SMALL = re.compile(rf"{_NAMED}([a-j])(?!{_WITH_ANOTHER})(?:\)|</|[.\]*]*\s*$)")
@@ -119,18 +154,21 @@ def chosen_option(text: str, choices: Sequence[str]) -> int | None:
     """The option (0 is A) that an answer chooses, or None when it does not choose exactly one.
 
     In this order: an option in full, as the whole answer or named as it ("The answer is C major"); a letter at the
-    start followed by a mark or the end ("B", "(B)", "B. dog"); a letter named as the answer ("the answer is B",
-    "Option (C)"); the only option with its words in the answer; where the options are letters alone (they were
-    spoken), the only one that is set off by a mark ("I would go with B, because"). An answer that lists several
-    letters or all options chooses none.
+    start followed by a mark or the end of the line ("B", "(B)", "B. dog"); a letter named as the answer ("the answer
+    is B", "Option (C)"); the only option with its words in the answer, articles aside; the only letter in brackets;
+    where the options are letters alone (they were spoken), the only one that is set off by a mark ("I would go with
+    B, because"). An answer that lists several letters or all options chooses none, and what it cannot tell is not said.
     """
+    # A line of its own sets a letter off.
+    lines = [" ".join(line.split()) for line in without_tags(text).splitlines()]
+    as_lines = unicodedata.normalize("NFKC", "\n".join(filter(None, lines)))
     text = strip_tags(text).strip()
     forms = [label_form(choice) for choice in choices]
     if (place := _said_in_full(text, choices, forms)) is not None:
         return place
-    found = _letters(unicodedata.normalize("NFKC", text), len(choices))
+    found = _letters(as_lines, len(choices))
     if not found and all(len(choice) == 1 for choice in choices):
-        found = set(_LONE_LETTER.findall(text))
+        found = set(_LONE_LETTER.findall(as_lines))
     if found and (len(found) > 1 or found <= {*LETTERS[: len(choices)]}):
         return LETTERS.index(found.pop()) if len(found) == 1 else None
     if text in choices:
@@ -140,12 +178,39 @@ def chosen_option(text: str, choices: Sequence[str]) -> int | None:
         return forms.index(form)
     if found:
         return None
-    # A single letter ("A", "C") is not searched inside a sentence.
+    if not any(map(_UNKNOWN.search, choices)):
+        text = _told(text)
+    said = _said(text, choices) | _said(_ARTICLE.sub("", text), [_ARTICLE.sub("", choice) for choice in choices])
+    if len(said) == 1:
+        return said.pop()
+    marked = _bracketed(text)
+    return LETTERS.index(marked) if marked is not None and marked in LETTERS[: len(choices)] else None
+
+
+def _said(text: str, choices: Sequence[str]) -> set[int]:
+    """The options whose words are in a text; none of a single letter, which is no word to look for."""
+    forms = [label_form(choice) for choice in choices]
     wordy = [i for i, form in enumerate(forms) if len(form) > 1 or not form.isalpha() or _UNSPACED.search(form)]
     said = [i for i in wordy if says_label(text, choices[i])]
     # "bass guitar" also contains "guitar": an option inside another found one does not count.
-    said = [i for i in said if not any(j != i and _within(forms[i], forms[j]) for j in said)]
-    return said[0] if len(said) == 1 else None
+    return {i for i in said if not any(j != i and _within(forms[i], forms[j]) for j in said)}
+
+
+def _bracketed(text: str) -> str | None:
+    """The only letter in brackets of an answer ("It can be seen as safer (A) than a city"), in a plain statement."""
+    letters = set(_BRACKETED.findall(text))
+    holding = filter(_BRACKETED.search, _SENTENCE_END.split(text))
+    return None if len(letters) != 1 or any(map(_DOUBT.search, holding)) else letters.pop()
+
+
+def _told(text: str) -> str:
+    """An answer without the sentences that say what it cannot tell, up to a "but"."""
+    kept = []
+    for sentence in _SENTENCE_END.split(text):
+        unknown = _UNKNOWN.search(sentence)
+        rest = "" if unknown is None else sentence[unknown.end() :]
+        kept.append(sentence if unknown is None else "".join(re.split(r"\b(?:but|however)\b", rest, maxsplit=1)[1:]))
+    return "".join(kept)
 
 
 def _said_in_full(text: str, choices: Sequence[str], forms: Sequence[str]) -> int | None:
@@ -157,8 +222,10 @@ def _said_in_full(text: str, choices: Sequence[str], forms: Sequence[str]) -> in
     if len(form) > 1 and len({choice for choice, other in zip(choices, forms, strict=True) if other == form}) == 1:
         return forms.index(form)
     words = [" ".join(label_words(choice)) for choice in choices]
+    # Of an answer that repeats itself, each time only as much as two options.
+    window = 4 * max(map(len, choices), default=0) + 100
     for named in re.finditer(_NAMED, text):
-        rest = f"{' '.join(label_words(text[named.end() :]))} "
+        rest = f"{' '.join(label_words(text[named.end() : named.end() + window]))} "
         found = [i for i, form in enumerate(forms) if len(form) > 1 < len(words[i]) and rest.startswith(f"{words[i]} ")]
         if found:
             said = max(found, key=lambda i: len(words[i]))
