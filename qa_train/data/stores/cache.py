@@ -1,9 +1,9 @@
 """Byte ranges of remote files on the local disk: bounded, least recently used first out, safe for many processes.
 
 What is kept is what was asked for, clip by clip: a node of many reads a small share of every shard, so whole blocks
-would mostly be other nodes' clips. A range is one file, ``xx/DIGEST``, whose bytes have the CRC32C of the shard's index:
-no server is asked whether they are still right. It is written under another name and then renamed, so that readers see
-whole ranges only; the time of its last use is its modification time.
+would mostly be other nodes' clips. A range is one file, ``xx/DIGEST``, whose bytes have the CRC32C of the index:
+that they are still right is seen without asking the server. It is written under another name and then renamed, so that
+readers see whole ranges only; the time of its last use is its modification time.
 """
 
 from __future__ import annotations
