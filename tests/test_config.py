@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
+from omegaconf.errors import OmegaConfBaseException
 
 from qa_train.config import (
     BY_NAME,
@@ -251,6 +252,19 @@ def test_a_reference_that_moves_needs_a_model_of_its_own(composed: Any) -> None:
 )  # fmt: skip
 def test_a_dictionary_of_free_entries_says_how_it_is_changed(composed: Any, word: str, told: str) -> None:
     with pytest.raises(ConfigCompositionException) as caught:
+        composed("pretrain", word)
+    assert told in (explain(caught.value) or "")
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("run.dir=${oc.env:NOT_SET_HERE}", "run.dir: the environment variable NOT_SET_HERE is not set"),
+        ("run.dir=${SLURM_JOB_ID}", "a variable of the environment is ${oc.env:SLURM_JOB_ID}"),
+    ],
+)
+def test_a_reference_to_nothing_says_how_to_refer(composed: Any, word: str, told: str) -> None:
+    with pytest.raises(OmegaConfBaseException) as caught:
         composed("pretrain", word)
     assert told in (explain(caught.value) or "")
 

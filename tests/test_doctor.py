@@ -117,11 +117,14 @@ def test_runs(tmp_path: Path) -> None:
     checkpoint = make_run(tmp_path)
     assert [str(each.found) for each in examine_run(str(tmp_path))][-1] == "the same command resumes from checkpoint-2"
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 3, "loss": null}\n')
+        file.write('{"step": 3, "loss": null}\n{"step": 4, "loss": "1"}\n{"step": 5, "loss": 1' + "0" * 400 + "}\n")
     (checkpoint / "manifest.json").unlink()
     assert states(examine_run(str(tmp_path))) == ["problem", "note", "note"]
     (tmp_path / "finished.json").write_text('{"steps": 3}')
-    assert states(examine_run(str(tmp_path)))[-1] == "ok"
+    (tmp_path / "metrics.jsonl").write_bytes(bytes(500))
+    told = list(examine_run(str(tmp_path)))
+    assert "no line of" in str(told[0].found)
+    assert told[-1].state == "ok"
 
 
 def test_the_command_ends_with_one_when_something_is_wrong(

@@ -15,7 +15,7 @@ import yaml
 from qa_train.config import StageConfig, changed, digests, written
 from qa_train.config.compose import compose_stage
 from qa_train.train.job.run import RunFolder
-from qa_train.utils.masking import MaskingFormatter, masked, masked_values, masked_words
+from qa_train.utils.masking import MaskingFormatter, masked, masked_values, masked_words, shown
 from tests.train.conftest import ROOT, environment
 
 SECRET = "s3cr3t-v4lu3"
@@ -205,6 +205,14 @@ def test_the_command_of_a_start_is_masked(tmp_path: Path, monkeypatch: pytest.Mo
     text = (tmp_path / "environment.json").read_text()
     assert SECRET not in text
     assert "data.storage.options.s3.key=***" in text
+
+
+def test_what_is_shown_cannot_rewrite_a_terminal() -> None:
+    text = "answers 503 \x1b[31mred\x1b[0m \x1b[2J\x1b]0;title\x07\r\x9b31m\u202e key=\u00e4\n\tnext"
+    told = r"answers 503 {red} \x1b[2J\x1b]0;title\x07\r\x9b31m\u202e key=ä".format(red="\x1b[31mred\x1b[0m")
+    assert shown(text) == told + "\n\tnext"
+    formatter = MaskingFormatter("%(message)s")
+    assert formatter.format(logging.makeLogRecord({"msg": text})) == shown(text)
 
 
 def test_log_records_and_their_traces_are_masked() -> None:

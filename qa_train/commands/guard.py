@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from qa_train.config import STAGES
 from qa_train.utils.atomic import FULL, complaint, is_full
-from qa_train.utils.masking import MaskingFormatter, mask_errors, masked
+from qa_train.utils.masking import MaskingFormatter, mask_errors, shown
 
 # What a user can correct: paths, permissions and disk space.
 _FILE_ERRORS = {
@@ -50,7 +50,7 @@ def guarded(name: str, command: Callable[[], int]) -> int:
         line = line_of(error, name)
         several = int(os.environ.get("WORLD_SIZE", 1)) > 1
         if line is None and name in STAGES and several and _LOST.search(str(error)):
-            print(masked(traceback.format_exc()), end="", file=sys.stderr)
+            print(shown(traceback.format_exc()), end="", file=sys.stderr)
             print(f"qa-train {name}: another process of this run ended before: the cause is the first error of the "
                   "others, or the kernel's (dmesg: out of memory)", file=sys.stderr)  # fmt: skip
             return 1
@@ -87,7 +87,7 @@ def refused(name: str, line: str) -> int:
 
     named = name and line.startswith((f"{name}: ", f"{name} "))
     line = f"qa-train {line}" if named else f"qa-train{' ' * bool(name)}{name}: {line}"
-    print(layout(sys.stderr).fold(masked(line)), file=sys.stderr)
+    print(layout(sys.stderr).fold(shown(line)), file=sys.stderr)
     return 2
 
 

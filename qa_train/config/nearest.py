@@ -30,6 +30,8 @@ _SEVERAL = re.compile(r"Ambiguous value for argument '([^'=]+)=(.*)'")
 _THERE_ALREADY = re.compile(r"An item is already at '([^']+)'")
 _MERGED = re.compile(r"Error merging override [+~]*[^=\s]+=(.*)")
 _WRONG_KIND = re.compile(r"Value (.+?) (?:of type '\w+' could not be converted to|is not a valid) (\w+)")
+_NOT_SET = re.compile(r"Environment variable '([^']+)' not found")
+_NO_REFERENCE = re.compile(r"Interpolation key '([^']+)' not found")
 _KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 
 
@@ -68,6 +70,12 @@ def explain(error: BaseException) -> str | None:
         return f"{key[1]} is a list: write '{key[1]}=[{given[1] if given else 'VALUE,...'}]'"
     if key and (found := _WRONG_KIND.search(text)):
         return f"{key[1]} is {found[1]}: use {_KINDS.get(found[2], found[2])}"
+    if found := _NOT_SET.search(text):
+        return f"{key[1] if key else 'a setting'}: the environment variable {found[1]} is not set"
+    if key and (found := _NO_REFERENCE.search(text)):
+        return (
+            f"{key[1]}: there is no key {found[1]} to refer to; a variable of the environment is ${{oc.env:{found[1]}}}"
+        )
     if key and len(chain) > 1:
         # The first line only reports that a value was refused; the cause has the reason.
         words = [f"{key[1]}: {str(chain[-1]).splitlines()[0]}"]

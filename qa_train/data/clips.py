@@ -85,7 +85,9 @@ class ClipReader:
         """Start reading the clips that are remote, the first group first; `wave` waits for its own. Clips of earlier
         calls that this one does not name are dropped.
         """
-        self._files.fetch(*([Range(clip.shard, clip.offset, clip.size) for clip in group] for group in groups))
+        self._files.fetch(
+            *([Range(clip.shard, clip.offset, clip.size, clip.crc32c) for clip in group] for group in groups)
+        )
 
     def wave(self, clip: Clip) -> np.ndarray:
         """The clip as float32 [n] at 16 kHz.
@@ -93,7 +95,7 @@ class ClipReader:
         Raises SkipSample when the shard cannot be read or changed, or the audio is bad.
         """
         try:
-            raw = self._files.read(clip.shard, clip.offset, clip.size)
+            raw = self._files.read(clip.shard, clip.offset, clip.size, clip.crc32c)
         except (OSError, ValueError) as error:
             raise SkipSample("unreadable", f"{clip.member}, byte {clip.offset}: {error}") from error
         if len(raw) != clip.size or crc32c.crc32c(raw) != clip.crc32c:

@@ -7,7 +7,7 @@ import json
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from qa_train.data.order.epoch import Ints
 from qa_train.data.shards.catalog import ShardTable
 from qa_train.data.shards.row_reader import RowReader, records_of
 from qa_train.data.shards.token_counts import CountReader
+from qa_train.data.stores.node_files import NodeFiles, load_numbers, save_numbers
 from qa_train.data.text.counting import REASONS, UNQUALIFIED, TokenCounts, Use
 from qa_train.utils import draws
 
@@ -30,6 +31,8 @@ OVERVIEW_RECORDS = 20_000
 # Why a record is skipped, apart from its text (`counting.REASONS`).
 _SHORT, _LONG = "shorter than min_duration_s", "longer than max_duration_s"
 _TWICE, BEYOND = "duplicate record", "beyond max_samples"
+# Rows that are duplicates, of sources of the same shards.
+_FILES = NodeFiles("twice", 64 << 20)
 # Of which ``of_rows`` keeps its answers: small sources are read again and again.
 _JUDGED_SHARDS = 64
 
@@ -224,6 +227,13 @@ class Eligible:
         used = np.flatnonzero(self._shard_lengths).tolist()
         if len(used) < 2 or self._shard_lengths.sum() > DUPLICATE_RECORDS:
             return frozenset()
+        # Of many small sources, the keys are most of what a start reads: one process of a node does.
+        parts = [[self._table.fingerprints[shard], self._at.first(shard)] for shard in used]
+        name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+        found = _FILES.get(name, partial(self._search_duplicates, used), save_numbers, load_numbers)
+        return frozenset(found.tolist())
+
+    def _search_duplicates(self, used: list[int]) -> Ints:
         keys = pyarrow.chunked_array(
             [chunk for shard in used for chunk in self._table.read(shard, ("key",))["key"].chunks], pyarrow.string()
         )
@@ -243,4 +253,4 @@ class Eligible:
                 if record in seen:
                     out.append(row)
                 seen.add(record)
-        return frozenset(out)
+        return np.asarray(out, dtype=np.int64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,7 +70,7 @@ def examine_checkpoint(source: str, *, verify: bool = True) -> Iterator[Finding]
 
 def examine_run(source: str) -> Iterator[Finding]:
     """Progress of a run, what resuming would use, and whether its numbers are finite."""
-    from qa_train.report.runs import Steps
+    from qa_train.report.runs import Steps, is_number
     from qa_train.train.job.checkpoints import list_folders
     from qa_train.train.job.checkpoints import problem as fault
     from qa_train.train.job.run import read_run_file
@@ -84,7 +83,8 @@ def examine_run(source: str) -> Iterator[Finding]:
     if rows := Steps(metrics).rows() if metrics.is_file() else []:
         last = rows[-1]
         text = f"{last['step']} steps, last loss {last.get('loss')}"
-        wrong = [row["step"] for row in rows if not _finite(row.get("loss", 0.0))]
+        # A loss that is not finite is written as null; a damaged line may have anything.
+        wrong = [row["step"] for row in rows if not is_number(row.get("loss", 0.0))]
         if wrong:
             yield problem(
                 "metrics",
@@ -93,6 +93,8 @@ def examine_run(source: str) -> Iterator[Finding]:
             )
         else:
             yield ok("metrics", text)
+    elif metrics.is_file() and metrics.stat().st_size:
+        yield note("metrics", f"no line of {metrics} can be read", "restore it; without it the curves have a gap")
     else:
         yield note("metrics", "no step was logged yet", "see the run's output for why")
     whole = None
@@ -114,8 +116,3 @@ def examine_run(source: str) -> Iterator[Finding]:
         yield note("run", "no complete checkpoint", "the same command starts it from the beginning")
     else:
         yield ok("run", f"the same command resumes from {whole.name}")
-
-
-def _finite(value: float | None) -> bool:
-    """JSON has no NaN: a loss that is not finite is written as null."""
-    return value is not None and math.isfinite(value)

@@ -34,6 +34,8 @@ _SECRET_WORDS = set("KEY TOKEN SECRET PASSWORD PASSWD PASSPHRASE CREDENTIAL CRED
 _format_warning = warnings.formatwarning
 # Shorter values are common words.
 _SHORTEST = 8
+# Also what changes the direction of a script. Colours are left.
+_CONTROL = re.compile(r"\x1b(?!\[[0-9;]*m)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 # Names inside data.storage.options (those of s3fs, gcsfs, adlfs ...) whose values are shown.
 _OPEN = re.compile(r"(?i)^(anon|.*url|region.*|.*region|project|.*host|.*port|use_.*|.*version|requester_pays|.*size)$")
 _OPTIONS = re.compile(r"^[+~]*(?:data\.)?storage(?:\.options(?:\..*)?)?$|^[+~]*data$")
@@ -52,6 +54,13 @@ def masked(text: object) -> str:
     found = _NAMED.sub(rf"\1\2{MASK}", found)
     found = _BEARER.sub(rf"\1{MASK}", found)
     return _SHAPES.sub(MASK, found)
+
+
+def shown(text: object) -> str:
+    """The text masked, for a terminal or a log, and its control characters but colours, tabs and line ends spelt out: a
+    name or a server's answer could erase with them what stands above.
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), masked(text))
 
 
 def masked_values(value: Any) -> Any:
@@ -97,10 +106,10 @@ def mask_errors() -> None:
         if issubclass(kind, KeyboardInterrupt):
             sys.__excepthook__(kind, error, trace)
             return
-        sys.stderr.write(masked("".join(traceback.format_exception(kind, error, trace))))
+        sys.stderr.write(shown("".join(traceback.format_exception(kind, error, trace))))
 
     sys.excepthook = show
-    warnings.formatwarning = lambda *about, **more: masked(_format_warning(*about, **more))
+    warnings.formatwarning = lambda *about, **more: shown(_format_warning(*about, **more))
 
 
 class MaskingFormatter(logging.Formatter):
@@ -108,7 +117,7 @@ class MaskingFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line to show."""
-        return masked(super().format(record))
+        return shown(super().format(record))
 
 
 def _masked_url(match: re.Match[str]) -> str:

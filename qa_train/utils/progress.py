@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from qa_train.utils.masking import masked
+from qa_train.utils.masking import shown
 from qa_train.utils.terminal import STANDARD, layout
 
 # Between two lines in a log file. A shorter job prints no progress.
@@ -44,7 +44,7 @@ def bar_width() -> dict[str, Any]:
 def say(line: object, *, error: bool = False) -> None:
     """Print a line to stdout (stderr) while a bar may be on the screen: above it, not behind it; masked and folded."""
     file = sys.stderr if error else sys.stdout
-    line = layout(file).fold(masked(line))
+    line = layout(file).fold(shown(line))
     if sys.stderr.isatty() and file.isatty():
         tqdm.write(line, file=file)
     else:

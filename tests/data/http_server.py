@@ -51,6 +51,10 @@ async def answer(head: str, number: int, out: asyncio.StreamWriter) -> bool:
     first, last = map(int, asked.removeprefix("bytes=").split("-"))
     if fault == "shifted":
         first, last = first + 1, last + 1
+    if first >= size:
+        out.write(f"HTTP/1.1 416 Range Not Satisfiable\r\nContent-Range: bytes */{size}\r\n".encode())
+        out.write(b"Content-Length: 0\r\n\r\n")
+        return True
     last = min(last, size - 1)
     with path.open("rb") as file:
         file.seek(first)

@@ -7,6 +7,7 @@ import logging
 import pickle
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from qa_train.data.open_sources import share_allowed
 from qa_train.data.order.passes import Passes
 from qa_train.data.shards.index import build_index, load_index
 from qa_train.data.shards.writer import ShardWriter
+from qa_train.data.source import Source
 from tests.data.conftest import mixture, noise, speech_record
 from tests.data.test_index import flac, plain_tar
 
@@ -240,6 +242,11 @@ def test_other_audio_under_the_same_key_and_text_is_another_record(tokenizer: An
     batches = opened(one_source(str(tmp_path / "*.tar"), shuffle_window=7), tokenizer)
     (row,) = batches.table()
     assert (row["samples"], row["left_out"]) == (7, {"duplicate record": 1})
+    # Another process of the node is told so, and reads no index for it.
+    source = batches.sources[0]
+    table = replace(source.table, load=pytest.fail)
+    again = Source("s", source.cfg, batches.cfg, source.bank, tokenizer, seed=0, pairs=False, table=table)
+    assert again.shard_ids == source.shard_ids
     # Row 7 says what row 3 says, and sounds like it.
     refs = [ref for batch in batches.plan.window(0).batches for ref in batch]
     assert sorted((ref.row, ref.epoch) for ref in refs) == [(i, 0) for i in range(7)]

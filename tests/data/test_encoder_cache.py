@@ -71,6 +71,17 @@ def test_writers_at_the_same_time_fill_parts_of_their_own(tmp_path: Path) -> Non
     assert cache.folder_of("shard").joinpath("1.f16").stat().st_size == 5 * 3 * 2
 
 
+@pytest.mark.parametrize("line", ["\0" * 40, '["clip', '["clip", 1]', '["clip", -2, 2, 8]', "1"])
+def test_a_damaged_index_is_named(line: str, tmp_path: Path) -> None:
+    cache = EncoderCache(tmp_path, "encoder", 8)
+    with cache.writer("shard") as writer:
+        writer.write("first", torch.zeros(3, 8))
+    index = cache.folder_of("shard") / "0.jsonl"
+    index.write_text(index.read_text() + line + "\n")
+    with pytest.raises(ValueError, match=r"0\.jsonl, entry 2 is damaged .*: delete its folder"):
+        cache.get("shard", "first")
+
+
 def test_storage_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import crc32c
 import fsspec
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from qa_train.data.shards.process_cache import KEPT
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.stores import node_files, storage
 from qa_train.data.stores.cache import MIN_BYTES, RangeCache
+from qa_train.data.stores.neighbours import Range
 from qa_train.data.stores.remote import RemoteError
 from qa_train.data.text.prompts import PromptBank
 from qa_train.data.tools.validate import validate
@@ -217,9 +219,9 @@ def test_no_index_is_told_from_a_server_that_does_not_answer(server: Server, tmp
 @pytest.mark.parametrize("fault", ["500", "stall", "drip", "cut", "shifted"])
 def test_a_passing_fault_is_tried_again(fault: str, server: Server) -> None:
     reader = storage.RangeReader(QUICK)
-    server.fail("ok", fault, fault)
+    server.fail(fault, fault)
     assert reader.read(f"{server.url}/raw.bin", 1000, 500) == RAW[1000:1500]
-    assert [line.split()[0] for line in server.requests] == ["ok", fault, fault, "ok"]
+    assert [line.split()[0] for line in server.requests] == [fault, fault, "ok"]
 
 
 @pytest.mark.parametrize(
@@ -229,7 +231,7 @@ def test_a_passing_fault_is_tried_again(fault: str, server: Server) -> None:
 )  # fmt: skip
 def test_a_lasting_fault_names_url_and_attempts(fault: str, why: str, server: Server) -> None:
     reader = storage.RangeReader(QUICK)
-    server.fail("ok", *[fault] * 3)
+    server.fail(*[fault] * 3)
     started = time.monotonic()
     with pytest.raises(RemoteError, match=rf"raw.bin, bytes 1000 to 1499: not read in 3 attempts .*({why})"):
         reader.read(f"{server.url}/raw.bin", 1000, 500)
@@ -326,65 +328,79 @@ def test_a_hanging_library_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> No
         storage.size_of("memory://bucket/x", StorageConfig(retries=1, first_wait_s=0.01, timeout_s=0.1))
 
 
+def known(offset: int, size: int, path: str = "http://h/a?sig=1") -> Range:
+    """A range of RAW as an index knows it."""
+    raw = RAW[offset : offset + size]
+    return Range(path, offset, len(raw), crc32c.crc32c(raw))
+
+
 def test_the_cache_gives_back_exactly_the_ranges_that_were_kept(tmp_path: Path) -> None:
     cache = RangeCache(tmp_path, 1 << 30)
     rng = np.random.default_rng(1)
-    ranges = [(int(rng.integers(0, len(RAW) - 1)), int(rng.integers(1, 1 << 20))) for _ in range(50)]
-    for offset, size in ranges:
-        raw = RAW[offset : offset + size]
-        assert cache.get("a", offset, len(raw)) is None
-        cache.put("a", offset, raw)
-        assert RangeCache(tmp_path, 1 << 30).get("a", offset, len(raw)) == raw
-    offset, size = ranges[0]
-    # Another version of the file is another name; another range is another entry.
-    assert cache.get("b", offset, size) is cache.get("a", offset, size + 1) is cache.get("a", offset + 1, size) is None
-    assert (cache.hits, cache.misses) == (0, 53)
+    ranges = [known(int(rng.integers(0, len(RAW) - 1)), int(rng.integers(1, 1 << 20))) for _ in range(50)]
+    for each in ranges:
+        raw = RAW[each.offset : each.end]
+        assert cache.get(each) is None
+        cache.put(each, raw)
+        assert RangeCache(tmp_path, 1 << 30).get(each) == raw
+    # Another file, range or content is another entry.
+    first = ranges[0]
+    others = [("path", "http://h/b"), ("size", first.size + 1), ("offset", first.offset + 1), ("crc32c", 1)]
+    for field, value in others:
+        assert cache.get(first._replace(**{field: value})) is None
+    assert (cache.hits, cache.misses) == (0, 54)
+    # Wrong bytes are not kept: the server may have the right ones later. Nor are those that nothing is known of.
+    cache.put(first._replace(crc32c=1), RAW[first.offset : first.end])
+    cache.put(first._replace(crc32c=-1), RAW[first.offset : first.end])
+    assert len(list(tmp_path.glob("??/*"))) == len(ranges)
+    # A signature is not part of the name.
+    assert cache.get(first._replace(path="http://h/a?sig=2")) == RAW[first.offset : first.end]
 
 
 def test_what_is_damaged_or_missing_is_read_again(server: Server, tmp_path: Path) -> None:
-    url, cfg = f"{server.url}/raw.bin", StorageConfig(cache_dir=str(tmp_path))
+    place, cfg = known(5, 10, f"{server.url}/raw.bin"), StorageConfig(cache_dir=str(tmp_path))
     server.fail()
-    assert storage.RangeReader(cfg).read(url, 5, 10) == RAW[5:15]
+    assert storage.RangeReader(cfg).read(*place) == RAW[5:15]
     (kept,) = tmp_path.glob("??/*")
     whole = kept.read_bytes()
-    for damage, requests in ((whole, 1), (whole[:-1], 2), (b"x" + whole[1:], 2), (whole + b"x", 2), (b"", 2)):
+    for damage, requests in ((whole, 0), (whole[:-1], 1), (b"x" + whole[1:], 1), (whole + b"x", 1), (b"", 1)):
         kept.write_bytes(damage)
         server.fail()
-        assert storage.RangeReader(cfg).read(url, 5, 10) == RAW[5:15]
+        assert storage.RangeReader(cfg).read(*place) == RAW[5:15]
         assert len(server.requests) == requests
         assert kept.read_bytes() == whole
     kept.unlink()
-    assert storage.RangeReader(cfg).read(url, 5, 10) == RAW[5:15]
+    assert storage.RangeReader(cfg).read(*place) == RAW[5:15]
 
 
 def test_the_cache_holds_only_what_was_asked_for(server: Server, tmp_path: Path) -> None:
     """A node of 64 reads one clip of 64: its disk and its network must not carry the other 63."""
     server.fail()
     reader = storage.RangeReader(StorageConfig(cache_dir=str(tmp_path)))
-    asked = [(f"{server.url}/raw.bin", offset, 1000) for offset in range(0, len(RAW) - 1000, 1 << 20)]
-    assert [reader.read(*each) for each in asked] == [RAW[offset : offset + size] for _, offset, size in asked]
-    assert sum(path.stat().st_size for path in tmp_path.glob("??/*")) == len(asked) * 1004
+    asked = [known(offset, 1000, f"{server.url}/raw.bin") for offset in range(0, len(RAW) - 1000, 1 << 20)]
+    assert [reader.read(*each) for each in asked] == [RAW[each.offset : each.end] for each in asked]
+    assert sum(path.stat().st_size for path in tmp_path.glob("??/*")) == len(asked) * 1000
     spans = [line.split()[1].removeprefix("bytes=").split("-") for line in server.requests]
-    assert sum(int(last) - int(first) + 1 for first, last in spans) == 1 + len(asked) * 1000
+    assert sum(int(last) - int(first) + 1 for first, last in spans) == len(asked) * 1000
 
 
 def test_the_range_unused_for_longest_goes_first(tmp_path: Path) -> None:
     size = MIN_BYTES // 4
-    cache, limit = RangeCache(tmp_path, 5 * (size + 4)), 5 * (size + 4)
+    cache, limit = RangeCache(tmp_path, 5 * size), 5 * size
     old = time.time() - 1000
-    for number in range(5):
-        cache.put("a", number * size, bytes(size))
-        path = cache._path("a", number * size, size)
-        os.utime(path, (old + number, old + number))
+    places = [Range("a", number * size, size, crc32c.crc32c(bytes(size))) for number in range(6)]
+    for number, place in enumerate(places[:5]):
+        cache.put(place, bytes(size))
+        os.utime(cache._path(place), (old + number, old + number))
     # Range 0 is read again, so range 1 is now the oldest.
-    assert cache.get("a", 0, size) == bytes(size)
+    assert cache.get(places[0]) == bytes(size)
     (tmp_path / "aa").mkdir(exist_ok=True)
     stale = tmp_path / "aa" / "left.part"
     stale.write_bytes(b"x")
     os.utime(stale, (0, 0))
-    cache.put("a", 5 * size, bytes(size))
+    cache.put(places[5], bytes(size))
     cache.sweep()
-    left = {number for number in range(6) if cache._path("a", number * size, size).exists()}
+    left = {number for number in range(6) if cache._path(places[number]).exists()}
     assert {0, 5} <= left
     assert 1 not in left
     assert sum(path.stat().st_size for path in tmp_path.glob("??/*")) <= limit
@@ -396,7 +412,7 @@ def test_storage_without_locks_is_swept_too(tmp_path: Path, monkeypatch: pytest.
         raise OSError(errno.ENOLCK, "No locks available")
 
     cache = RangeCache(tmp_path, MIN_BYTES)
-    cache.put("a", 0, bytes(MIN_BYTES // 8))
+    cache.put(Range("a", 0, MIN_BYTES // 8, crc32c.crc32c(bytes(MIN_BYTES // 8))), bytes(MIN_BYTES // 8))
     cache.max_bytes = 1
     monkeypatch.setattr("fcntl.flock", flock)
     cache.sweep()
@@ -404,7 +420,7 @@ def test_storage_without_locks_is_swept_too(tmp_path: Path, monkeypatch: pytest.
 
 
 _READER = """
-import sys, random
+import sys, random, crc32c
 from qa_train.config import StorageConfig
 from qa_train.data.stores.storage import RangeReader
 url, folder, seed = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -414,7 +430,8 @@ draw = random.Random(seed)
 for _ in range(60):
     offset, size = draw.randrange(40) << 18, 1 << 18
     name = draw.choice(["raw.bin", "two.bin"])
-    assert reader.read(f"{url}/{name}", offset, size) == raw[offset : offset + size]
+    wanted = raw[offset : offset + size]
+    assert reader.read(f"{url}/{name}", offset, size, crc32c.crc32c(wanted)) == wanted
 print(reader.cache.hits, reader.cache.misses)
 """
 
@@ -449,7 +466,7 @@ def test_a_full_disk_reads_on_without_cache(server: Server, tmp_path: Path, monk
 
     monkeypatch.setattr(Path, "write_bytes", full)
     server.fail()
-    assert reader.read(f"{server.url}/raw.bin", 3, 10) == RAW[3:13]
+    assert reader.read(*known(3, 10, f"{server.url}/raw.bin")) == RAW[3:13]
 
 
 def test_a_cache_too_small_for_clips_is_refused(tmp_path: Path) -> None:

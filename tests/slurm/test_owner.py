@@ -22,7 +22,7 @@ def job(tmp_path: Path) -> Checkout:
     made = Checkout(tmp_path)
     programs = tmp_path / "bin"
     made.program(programs / "scontrol", f'echo "scontrol $*" >> {made.calls}; echo node1')
-    made.program(programs / "scancel", "exit 0")
+    made.program(programs / "scancel", f'echo "scancel $*" >> {made.calls}')
     made.program(programs / "srun", 'while [ "$1" != bash ]; do shift; done; exec "$@"')
     made.program(programs / "torchrun", f'{tmp_path}/rank "$@"')
     made.env |= {
@@ -70,19 +70,37 @@ def test_the_jobs_own_failure_is_no_owner(job: Checkout, owner: str) -> None:
 def test_what_the_owner_saved_meanwhile_asks_for_no_requeue(
     job: Checkout, owner: str, code: int, requeues: int
 ) -> None:
-    folder = job.folder / "runs/p"
-    own(folder, owner)
+    own(job.folder / "runs/p", owner)
     # It waits, as for a predecessor; then the signal before the time limit comes, and it ends with a failure.
-    process = start(job, f"touch {READY}; while [ ! -e stop ]; do sleep 0.05; done; exit 1", "run.dir=runs/p")
+    assert interrupted(job, "runs/p", "run.dir=runs/p") == code
+    assert job.calls.read_text().count("scontrol requeue") == requeues
+
+
+def test_a_task_of_an_array_stops_and_requeues_no_other(job: Checkout) -> None:
+    job.env |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+    assert interrupted(job, "runs/a_3", "run.dir=runs/a_${oc.env:SLURM_ARRAY_TASK_ID}") == 0
+    calls = job.calls.read_text().splitlines()
+    assert {"scancel --signal=USR1 7_3", "scontrol requeue 7_3"} <= set(calls)
+    assert not [call for call in calls if call.split()[-1] == "7"]
+    for word, told in (
+        ("${oc.env:NOT_SET_HERE}", "NOT_SET_HERE is not set"),
+        ("${run.seed}", "reads ${oc.env:NAME} only"),
+    ):
+        said = (process := start(job, "exit 0", f"run.dir=runs/{word}")).communicate(timeout=60)[0]
+        assert (process.returncode, told in said) == (2, True), said
+
+
+def interrupted(job: Checkout, name: str, word: str) -> int:
+    """The exit code of a start that is told of its time limit, and whose run folder ``name`` gets a checkpoint."""
+    process = start(job, f"touch {READY}; while [ ! -e stop ]; do sleep 0.05; done; exit 1", word)
     deadline = time.monotonic() + 60
     while not (job.folder / READY).exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    saved = folder / "checkpoints" / "checkpoint-10"
+    saved = job.folder / name / "checkpoints" / "checkpoint-10"
     saved.mkdir(parents=True)
     (saved / "manifest.json").write_text("{}")
     process.send_signal(signal.SIGUSR1)
     (job.folder / "stop").touch()
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode == code, said
-    assert job.calls.read_text().count("scontrol requeue") == requeues
+    process.communicate(timeout=60)
+    return process.returncode

@@ -190,7 +190,13 @@ def _read_index(path: Path, width: int) -> dict[str, tuple[int, int]]:
     for line in lines:
         if not line.endswith("\n"):
             break
-        clip_id, start, count, found = json.loads(line)
+        try:
+            clip_id, start, count, found = json.loads(line)
+            whole = isinstance(clip_id, str) and all(type(n) is int and n >= 0 for n in (start, count, found))
+        except (ValueError, TypeError):
+            whole = False
+        if not whole:
+            raise ValueError(f"{path}, entry {len(rows) + 1} is damaged ({line[:40]!r}): delete its folder")
         if found != width:
             raise ValueError(f"{path} holds states of width {found}, not {width}: delete its folder")
         if (start + count) * width * 2 > size:

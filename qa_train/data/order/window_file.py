@@ -6,12 +6,11 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import crc32c
 import numpy as np
 
-from qa_train.data.order.epoch import Ints
 from qa_train.data.order.seek import Start
 from qa_train.data.order.shuffle_window import Window
+from qa_train.data.stores.node_files import load_numbers, save_numbers
 
 
 def write_window(made: tuple[Window, Start], path: Path) -> None:
@@ -26,19 +25,15 @@ def write_window(made: tuple[Window, Start], path: Path) -> None:
         np.frombuffer(skipped, dtype=np.uint8).astype(np.int64),
     ]
     sizes = np.asarray([len(part) for part in parts], dtype=np.int64)
-    with path.open("wb") as file:
-        values = np.concatenate([sizes, *parts])
-        np.save(file, np.append(values, crc32c.crc32c(values.data)), allow_pickle=False)
+    save_numbers(np.concatenate([sizes, *parts]), path)
 
 
 def read_window(path: Path) -> tuple[Window, Start]:
     """What ``write_window`` wrote, as views of the mapped file. Raises ValueError or OSError if it is not whole."""
-    stored: Ints = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
-    values, sizes = stored[:-1], stored[:7].tolist()
+    values = load_numbers(path)
+    sizes = values[:7].tolist()
     if len(values) != 7 + sum(sizes):
         raise ValueError(f"{len(values)} numbers, {7 + sum(sizes)} were written")
-    if crc32c.crc32c(values.data) != stored[-1]:
-        raise ValueError("its checksum is another")
     place, samples, ends, tokens, costs, long, skipped = np.split(values[7:], np.cumsum(sizes)[:-1])
     number, first, base, *cursors = place.tolist()
     reasons = json.loads(skipped.astype(np.uint8).tobytes())

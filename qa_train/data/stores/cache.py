@@ -1,8 +1,9 @@
 """Byte ranges of remote files on the local disk: bounded, least recently used first out, safe for many processes.
 
 What is kept is what was asked for, clip by clip: a node of many reads a small share of every shard, so whole blocks
-would mostly be other nodes' clips. A range is one file, ``xx/DIGEST``: the bytes and their CRC32C. It is written under
-another name and then renamed, so that readers see whole ranges only; the time of its last use is its modification time.
+would mostly be other nodes' clips. A range is one file, ``xx/DIGEST``, whose bytes have the CRC32C of the index:
+that they are still right is seen without asking the server. It is written under another name and then renamed, so that
+readers see whole ranges only; the time of its last use is its modification time.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import fcntl
 import hashlib
 import logging
 import os
-import struct
 import threading
 import time
 from pathlib import Path
 
 import crc32c
+
+from qa_train.data.stores.neighbours import Range
+from qa_train.utils.masking import without_query
 
 log = logging.getLogger(__name__)
 # Room for the clips of a few batches.
@@ -39,33 +42,34 @@ class RangeCache:
         self.hits = self.misses = 0
         self._written = max_bytes  # the first write sweeps: another run may have left the folder full
 
-    def get(self, name: str, offset: int, size: int) -> bytes | None:
-        """The ``size`` bytes at ``offset`` of the file called ``name`` (with its version); None when they are absent or
-        damaged.
-        """
-        path = self._path(name, offset, size)
+    def get(self, place: Range) -> bytes | None:
+        """The bytes of a range; None when they are absent or damaged, or their checksum is not known."""
+        path = self._path(place)
         try:
             raw = path.read_bytes()
             os.utime(path)
         except FileNotFoundError:
             # Never stored, or swept by another process between two steps: read it again.
             raw = b""
-        whole = len(raw) == size + 4 and struct.unpack("<I", raw[-4:])[0] == crc32c.crc32c(raw[:-4])
-        found = raw[:-4] if whole else None
+        found = raw if _is_of(raw, place) else None
         self.hits, self.misses = self.hits + (found is not None), self.misses + (found is None)
         return found
 
-    def _path(self, name: str, offset: int, size: int) -> Path:
-        digest = hashlib.sha256(f"{name} {offset} {size}".encode()).hexdigest()[:32]
+    def _path(self, place: Range) -> Path:
+        # Whatever the signature: the checksum tells other content.
+        name = f"{without_query(place.path)} {place.offset} {place.size} {place.crc32c}"
+        digest = hashlib.sha256(name.encode()).hexdigest()[:32]
         return self.folder / digest[:2] / digest[2:]
 
-    def put(self, name: str, offset: int, raw: bytes) -> None:
-        """Keep the bytes at ``offset`` of a file, and make room for them."""
-        path = self._path(name, offset, len(raw))
+    def put(self, place: Range, raw: bytes) -> None:
+        """Keep the bytes of a range, if they are those of its checksum, and make room for them."""
+        if not _is_of(raw, place):
+            return
+        path = self._path(place)
         part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
         try:
             path.parent.mkdir(exist_ok=True)
-            part.write_bytes(raw + struct.pack("<I", crc32c.crc32c(raw)))
+            part.write_bytes(raw)
             part.replace(path)
         except OSError as error:
             # A full disk must not stop a run that can read without the cache.
@@ -105,3 +109,7 @@ class RangeCache:
                 total -= size
                 if total <= self.max_bytes * _KEEP:
                     return
+
+
+def _is_of(raw: bytes, place: Range) -> bool:
+    return len(raw) == place.size and crc32c.crc32c(raw) == place.crc32c

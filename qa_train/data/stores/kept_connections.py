@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True)
 class Answer:
-    """Status, reason, headers by their names in lower case, and the body: of status 206 only, and as long as asked."""
+    """Status, reason, headers by their names in lower case, and the body: of status 206 only, no longer than asked."""
 
     status: int
     reason: str
@@ -116,8 +116,9 @@ def _answer(place: tuple[str, str], connection: HTTPConnection, response: HTTPRe
             return None
         found = Answer(response.status, response.reason, headers)
         # Servers of HTTP/1.0 close instead of naming a length.
-        if response.status == 206 and lengths == (set() if response.length is None else {str(size)}):
-            found = Answer(206, response.reason, headers, body(response.read1, size))
+        expected = stated_length(headers, size)
+        if response.status == 206 and lengths == (set() if response.length is None else {str(expected)}):
+            found = Answer(206, response.reason, headers, body(response.read1, expected))
             again = not response.will_close
     finally:
         response.close()
@@ -126,6 +127,12 @@ def _answer(place: tuple[str, str], connection: HTTPConnection, response: HTTPRe
         else:
             connection.close()
     return found
+
+
+def stated_length(headers: Mapping[str, str], size: int) -> int:
+    """How long the body of an answer to a request for ``size`` bytes is: less where the file ends before."""
+    stated = headers.get("content-length", "")
+    return min(size, int(stated)) if stated.isdecimal() and len(stated) < 20 else size
 
 
 def body(read: Callable[[int], bytes], size: int) -> bytes:

@@ -12,11 +12,12 @@ MAX_GAP_BYTES = 64 << 10
 
 
 class Range(NamedTuple):
-    """``size`` bytes at ``offset`` of a file."""
+    """``size`` bytes at ``offset`` of a file, and their CRC32C if it is known, else -1."""
 
     path: str
     offset: int
     size: int
+    crc32c: int = -1
 
     @property
     def end(self) -> int:

@@ -20,6 +20,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
+import crc32c
+import numpy as np
+from numpy.typing import NDArray
+
 from qa_train.utils.atomic import PART
 
 T = TypeVar("T")
@@ -142,6 +146,20 @@ def _read(path: Path, read: Callable[[Path], T]) -> T | None:
         path.unlink(missing_ok=True)
         return None
     return found
+
+
+def save_numbers(values: NDArray[np.int64], path: Path) -> None:
+    """Write a row of integers with its checksum."""
+    with path.open("wb") as file:
+        np.save(file, np.append(values, crc32c.crc32c(values.data)), allow_pickle=False)
+
+
+def load_numbers(path: Path) -> NDArray[np.int64]:
+    """What ``save_numbers`` wrote, as a view of the mapped file. Raises ValueError or OSError if it is not whole."""
+    stored: NDArray[np.int64] = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+    if stored.ndim != 1 or not len(stored) or crc32c.crc32c(stored[:-1].data) != stored[-1]:
+        raise ValueError("its checksum is another")
+    return stored[:-1]
 
 
 @contextmanager

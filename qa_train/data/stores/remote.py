@@ -11,7 +11,6 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -46,22 +45,14 @@ class RemoteRefused(RemoteError):
 _LASTING = (FileNotFoundError, PermissionError, Permanent)
 
 
-@dataclass(frozen=True)
-class RemoteInfo:
-    """Size in bytes, and a text that changes with the content where the server has one (ETag, date)."""
-
-    size: int
-    version: str
-
-
-def remote_info(url: str, cfg: StorageConfig) -> RemoteInfo:
-    """Size and version of a remote file; FileNotFoundError if it does not exist."""
-    once = _web_info if _on_the_web(url) else _fsspec_info
+def remote_size(url: str, cfg: StorageConfig) -> int:
+    """Size of a remote file in bytes; FileNotFoundError if it does not exist."""
+    once = _web_size if _on_the_web(url) else _fsspec_size
     return _retried(url, "size", partial(once, url, cfg), cfg)
 
 
 def read_range(url: str, offset: int, size: int, cfg: StorageConfig) -> bytes:
-    """``size`` bytes at ``offset``; the range must be within the file.
+    """``size`` bytes at ``offset``; fewer where the file ends before.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -140,20 +131,17 @@ def _on_the_web(url: str) -> bool:
     return url.partition("://")[0] in web_ranges.SCHEMES
 
 
-def _web_info(url: str, cfg: StorageConfig) -> RemoteInfo:
-    _, total, version = web_ranges.read(url, 0, 1, cfg)
-    return RemoteInfo(total, version)
+def _web_size(url: str, cfg: StorageConfig) -> int:
+    return web_ranges.read(url, 0, 1, cfg)[1]
 
 
 def _web_range(url: str, offset: int, size: int, cfg: StorageConfig) -> bytes:
     return web_ranges.read(url, offset, size, cfg)[0]
 
 
-def _fsspec_info(url: str, cfg: StorageConfig) -> RemoteInfo:
+def _fsspec_size(url: str, cfg: StorageConfig) -> int:
     fs, path = _filesystem(url, cfg)
-    info = within(cfg.timeout_s, lambda: fs.info(path))
-    version = " ".join(str(info.get(name, "")) for name in ("ETag", "etag", "mtime", "LastModified", "created"))
-    return RemoteInfo(int(info["size"]), version)
+    return int(within(cfg.timeout_s, lambda: fs.info(path))["size"])
 
 
 def _fsspec_range(url: str, offset: int, size: int, cfg: StorageConfig) -> bytes:
@@ -161,8 +149,8 @@ def _fsspec_range(url: str, offset: int, size: int, cfg: StorageConfig) -> bytes
     if body is None:
         fs, path = _filesystem(url, cfg)
         body = within(cfg.timeout_s, lambda: fs.cat_file(path, start=offset, end=offset + size))
-    if len(body) != size:
-        raise OSError(f"the answer has {len(body)} of {size} bytes")
+        if len(body) != size and offset + len(body) != _fsspec_size(url, cfg):
+            raise OSError(f"the answer has {len(body)} of {size} bytes")
     return bytes(body)
 
 

@@ -9,7 +9,6 @@ import glob
 import io
 import os
 import re
-import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
@@ -26,7 +25,7 @@ from qa_train.data.stores.cache import RangeCache
 from qa_train.data.stores.folders import STORES
 from qa_train.data.stores.neighbours import Range, joined
 from qa_train.data.stores.read_through import ReadThrough
-from qa_train.data.stores.remote import RemoteFile, RemoteInfo, read_range, remote_info, remote_names
+from qa_train.data.stores.remote import RemoteFile, read_range, remote_names, remote_size
 from qa_train.data.stores.web_ranges import HUB
 from qa_train.data.stores.web_ranges import SCHEMES as WEB
 from qa_train.utils.masking import masked, without_query
@@ -144,7 +143,7 @@ def open_binary(path: str, cfg: StorageConfig | None = None, *, through: bool = 
     if "://" not in path:
         return Path(path).open("rb")
     cfg = cfg or StorageConfig()
-    size, read = remote_info(_checked(path), cfg).size, partial(read_range, path, cfg=cfg)
+    size, read = remote_size(_checked(path), cfg), partial(read_range, path, cfg=cfg)
     raw = RemoteFile(size, ReadThrough(size, read) if through else read)
     return cast("IO[bytes]", io.BufferedReader(raw, _READ_AHEAD_BYTES))
 
@@ -152,7 +151,7 @@ def open_binary(path: str, cfg: StorageConfig | None = None, *, through: bool = 
 def size_of(path: str, cfg: StorageConfig | None = None) -> int:
     """Size in bytes; FileNotFoundError if the file does not exist."""
     if "://" in path:
-        return remote_info(_checked(path), cfg or StorageConfig()).size
+        return remote_size(_checked(path), cfg or StorageConfig())
     return Path(path).stat().st_size
 
 
@@ -179,8 +178,6 @@ class RangeReader:
     def _begin(self) -> None:
         self._process = os.getpid()
         self._files: OrderedDict[str, IO[bytes]] = OrderedDict()
-        self._infos: dict[str, Future[RemoteInfo]] = {}
-        self._lock = threading.Lock()
         self._ahead: dict[Range, Future[dict[Range, bytes]]] = {}
 
     def fetch(self, *groups: Iterable[Range]) -> None:
@@ -189,7 +186,7 @@ class RangeReader:
         """
         if self._process != os.getpid():
             self._begin()
-        remote = [[each for each in group if "://" in each[0]] for group in groups]
+        remote = [[each for each in group if "://" in each.path] for group in groups]
         wanted = {each for group in remote for each in group}
         kept = {each: future for each, future in self._ahead.items() if each in wanted}
         for dropped in {*self._ahead.values()} - {*kept.values()}:
@@ -199,12 +196,12 @@ class RangeReader:
             for ranges in joined(each for each in group if each not in self._ahead):
                 self._ahead |= dict.fromkeys(ranges, submit(partial(self._remote, ranges)))
 
-    def read(self, path: str, offset: int, size: int) -> bytes:
-        """``size`` bytes at ``offset``; fewer when the file is shorter."""
+    def read(self, path: str, offset: int, size: int, crc32c: int = -1) -> bytes:
+        """``size`` bytes at ``offset``; fewer when the file is shorter. Those of a known CRC32C are cached."""
         if self._process != os.getpid():
             self._begin()
         if "://" in path:
-            place = Range(path, offset, size)
+            place = Range(path, offset, size, crc32c)
             ahead = self._ahead.get(place)
             return (ahead.result() if ahead is not None else self._remote([place]))[place]
         file = self._files.pop(path, None) or open_binary(path)
@@ -224,34 +221,20 @@ class RangeReader:
             self._files.popitem()[1].close()
 
     def _remote(self, ranges: Sequence[Range]) -> dict[Range, bytes]:
-        """Neighbouring ranges of one file: what the cache lacks is read at once. They end where the file does."""
-        url = ranges[0].path
-        info = self._info(url)
-        # Another signature is still the same file if the server reports versions.
-        name = f"{without_query(url) if info.version.strip() else url} {info.size} {info.version}"
-        found = {each: self.cache.get(name, each.offset, each.size) for each in ranges} if self.cache else {}
+        """Neighbouring ranges of one file: what the cache lacks is read at once. They end where the file does.
+
+        Nothing is asked of the server but these bytes: in a large job a process reads a clip or two of a shard.
+        """
+        found = {each: self.cache.get(each) for each in ranges} if self.cache else {}
         missing = [each for each in ranges if found.get(each) is None]
         if missing:
-            start, end = missing[0].offset, min(max(each.end for each in missing), info.size)
-            body = read_range(url, start, end - start, self.cfg) if start < end else b""
+            start, end = missing[0].offset, max(each.end for each in missing)
+            body = read_range(_checked(ranges[0].path), start, end - start, self.cfg)
             for each in missing:
                 found[each] = part = body[each.offset - start : each.end - start]
-                if self.cache and len(part) == each.size:
-                    self.cache.put(name, each.offset, part)
+                if self.cache:
+                    self.cache.put(each, part)
         return {each: part or b"" for each, part in found.items()}
-
-    def _info(self, url: str) -> RemoteInfo:
-        """Asked once for each file, however many threads need it."""
-        with self._lock:
-            known = self._infos.get(url)
-            asked = known or self._infos.setdefault(url, Future())
-        if known is None:
-            try:
-                asked.set_result(remote_info(_checked(url), self.cfg))
-            except BaseException as error:
-                del self._infos[url]
-                asked.set_exception(error)
-        return asked.result()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"cfg": self.cfg, "cache": self.cache}

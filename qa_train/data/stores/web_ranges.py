@@ -19,13 +19,17 @@ from huggingface_hub import constants, get_token
 
 from qa_train.config import StorageConfig
 from qa_train.data.stores import kept_connections
-from qa_train.data.stores.kept_connections import Answer, TimedResponse, body
+from qa_train.data.stores.kept_connections import Answer, TimedResponse, body, stated_length
 from qa_train.utils.masking import masked
 
 SCHEMES = ("http", "https", "hf")
 # Connections that are kept to a host.
 MAX_CONNECTIONS = 16
 _RETRIED_STATUS = (408, 425, 429)
+# No byte of the range is in the file.
+_PAST_THE_END = 416
+# A kilobyte or two each.
+_MOST_MOVED = 10_000
 # Redirects are followed here; everything else that fails is tried again by the caller.
 _REDIRECTS = urllib3.Retry(total=None, connect=0, read=0, status=0, other=0, redirect=10)
 # A file or a folder of the hub, as Hugging Face's own file system writes it.
@@ -63,8 +67,8 @@ class _TlsPool(urllib3.HTTPSConnectionPool):
 
 def read(
     url: str, offset: int, size: int, cfg: StorageConfig, more: Mapping[str, str] | None = None
-) -> tuple[bytes, int, str]:
-    """One range request: its bytes, the size of the whole file and its version (ETag, date).
+) -> tuple[bytes, int]:
+    """One range request: its bytes, fewer where the file ends before, and the size of the whole file.
 
     ``more``: further headers; no other server than that of ``url`` sees an ``Authorization``.
 
@@ -74,11 +78,9 @@ def read(
         OSError: any other status, an answer for other bytes, or an incomplete one.
     """
     answer = _answer(url, offset, size, cfg, more or {})
-    if answer.status >= 400:
+    if answer.status >= 400 and answer.status != _PAST_THE_END:
         _raise(url, answer)
-    total = _checked_range(answer, offset, size)
-    version = f"{answer.headers.get('etag', '')} {answer.headers.get('last-modified', '')}"
-    return answer.body, total, version
+    return answer.body, _checked_range(answer, offset, size)
 
 
 def _answer(url: str, offset: int, size: int, cfg: StorageConfig, more: Mapping[str, str]) -> Answer:
@@ -97,6 +99,8 @@ def _answer(url: str, offset: int, size: int, cfg: StorageConfig, more: Mapping[
     _leading_on.add(urlsplit(address).netloc)
     answer, place = _request(address, offset, size, cfg, {"Authorization": f"Bearer {token}"} if token else {})
     if answer.status == 206 and urlsplit(place).netloc not in ("", urlsplit(address).netloc):
+        if len(_moved) >= _MOST_MOVED:
+            _moved.clear()
         _moved[url] = place
     return answer
 
@@ -116,12 +120,17 @@ def _request(url: str, offset: int, size: int, cfg: StorageConfig, more: Mapping
             "GET", url, headers=headers, preload_content=False, timeout=cfg.timeout_s, retries=_REDIRECTS
         )
     except urllib3.exceptions.MaxRetryError as error:
+        if isinstance(error.reason, urllib3.exceptions.ResponseError):
+            raise Permanent("the server leads from address to address, without end") from None
         # Its own text has the query without a scheme before it, which masking does not recognize.
-        raise error.reason or OSError("too many redirects") from None
+        raise error.reason or error from None
+    except ValueError as error:
+        why = f"{type(error).__name__}: expected one of http or https"
+        raise Permanent(f"the address, or the one that the server leads to, cannot be asked ({why})") from None
     with closing(response):
         names = {name.lower(): value for name, value in response.headers.items()}
         read = partial(response.read1, decode_content=False)
-        found = body(read, size) if response.status == 206 else b""
+        found = body(read, stated_length(names, size)) if response.status == 206 else b""
         return Answer(response.status, response.reason or "", names, found), response.geturl() or ""
 
 
@@ -151,13 +160,14 @@ def _raise(url: str, answer: Answer) -> None:
 
 def _checked_range(answer: Answer, offset: int, size: int) -> int:
     """Size of the whole file; OSError when the answer is for other bytes than asked."""
-    if answer.status != 206:
+    if answer.status not in (206, _PAST_THE_END):
         raise Permanent(f"the server ignores byte ranges (status {answer.status}): copy the shards to another")
     stated = answer.headers.get("content-range", "")
     span, _, total = stated.removeprefix("bytes ").partition("/")
-    if span != f"{offset}-{offset + size - 1}" or not total.isdecimal():
+    left = min(size, int(total) - offset) if total.isdecimal() else size
+    if span != (f"{offset}-{offset + left - 1}" if left > 0 else "*") or not total.isdecimal():
         raise OSError(f"asked for bytes {offset}-{offset + size - 1}, the answer is for {stated!r}")
-    if len(answer.body) != size:
+    if len(answer.body) != max(0, left):
         raise OSError(f"asked for {size} bytes, the answer has {answer.headers.get('content-length')!r}")
     return int(total)
 
