@@ -94,6 +94,13 @@ def _ogg(rate: int) -> bytes:
     return buffer.getvalue()
 
 
+def _gsm() -> bytes:
+    """13 blocks, an odd number of an odd size."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.random.default_rng(0).normal(0, 0.1, 4160), 8000, format="WAV", subtype="GSM610")
+    return buffer.getvalue()
+
+
 def _tagged(tag: bytes) -> bytes:
     """An MP3 without a Xing header, behind a frame that holds an encoder's tag instead of sound."""
     whole = raw("vbr_pipe.mp3")
@@ -109,6 +116,24 @@ def _flac(total: int) -> bytes:
     return bytes(made)
 
 
+def _counted() -> bytes:
+    """A FLAC that states frames of 576 to 4608 samples, and numbers them as those of one size."""
+    made = bytearray(raw("id.flac"))
+    made[8:12] = struct.pack(">HH", 576, 4608)
+    return bytes(made)
+
+
+def _two_rates() -> bytes:
+    """Two frames of 4096 samples: one of 16 kHz, one of 8 kHz."""
+    wave, made = np.random.default_rng(0).normal(0, 0.1, 8192), []
+    for rate in (16_000, 8_000):
+        buffer = io.BytesIO()
+        soundfile.write(buffer, wave, rate, format="FLAC")
+        made.append(buffer.getvalue())
+    second = made[1].index(b"\xff\xf8\xc4\x08\1")
+    return made[0][:second] + made[1][second:]
+
+
 # name -> (bytes, seconds): made of the files, and still read whole.
 WHOLE: dict[str, tuple[bytes, float]] = {
     **{name: (raw(name), seconds(name)) for name in FFMPEG if name not in MEDIA},
@@ -118,6 +143,7 @@ WHOLE: dict[str, tuple[bytes, float]] = {
     "FLAC of unknown length with an ID3v2 tag": (ID3V2 + raw("pipe.flac"), 0.7),
     "FLAC of unknown length with an ID3v1 tag": (raw("pipe.flac") + ID3V1, 0.7),
     "FLAC whose header says too little": (_flac(4000), 0.7),
+    "FLAC that counts frames of several sizes": (_counted(), 0.7),
     "MP3 with tags before and behind": (ID3V2 + raw("vbr_pipe.mp3") + ID3V1, seconds("vbr_pipe.mp3")),
     "two MP3 files in one": (raw("vbr_pipe.mp3") + ID3V2 + raw("vbr_pipe.mp3"), 2 * seconds("vbr_pipe.mp3")),
     "two MP3 files with Xing headers in one": (2 * raw("xing_id3.mp3"), 2 * 28 * 1152 / 44100),
@@ -137,6 +163,9 @@ WHOLE: dict[str, tuple[bytes, float]] = {
     "RF64 from a pipe": (_unsized("rf64.wav", b"ds64", 8, 24, b"\0"), 0.7),
     "AIFF from sox into a pipe": (_unsized("aiff.aiff", b"SSND", 4, 4, b"\x7f\0\0\x08"), 0.7),
     "WAV with a chunk behind the audio": (_wav(extra=b"LIST" + struct.pack("<I", 4000) + bytes(4000)), 0.7),
+    "GSM of an odd size": (_gsm(), 4160 / 8000),
+    "GSM of size 0, from a pipe": (_gsm()[:56] + bytes(4) + _gsm()[60:], 4160 / 8000),
+    "AIFF with an ID3v2 tag": (ID3V2 + raw("aiff.aiff"), 0.7),
     "WAV with zeros behind the audio": (_wav(extra=bytes(9000)), 0.7),
 }  # fmt: skip
 
@@ -168,7 +197,9 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "FLAC without frames": (raw("id.flac")[:8288], "FLAC: its header states 11200 samples"),
     "FLAC of unknown length": (_HALF("pipe.flac"), "FLAC: it ends inside its last frame.*ffmpeg"),
     "FLAC that says too much": (_flac(99_999), "FLAC: its header states 99999 samples, its frames have 11200.*ffmpeg"),
+    "FLAC of two rates": (_two_rates(), "FLAC: .*changes rate or channels.*ffmpeg"),
     "AC-3": (raw("ac3.ac3"), "AC-3: .*ffmpeg"),
+    "True Audio behind a tag": (ID3V2 + b"TTA1" + bytes(60), "True Audio: .*ffmpeg"),
     "AMR": (b"#!AMR\n" + bytes(64), "AMR: .*ffmpeg"),
     "AVI": (b"RIFF\0\0\0\0AVI LIST" + bytes(64), "AVI: .*ffmpeg"),
     "raw samples": (np.random.default_rng(0).integers(-99, 99, 4000, np.int16).tobytes(), "no known.*ffmpeg -f s16le"),

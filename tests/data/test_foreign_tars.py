@@ -153,6 +153,24 @@ def test_what_is_no_file_and_no_member_of_a_record_is_passed_over(tmp_path: Path
     assert scan(str(tmp_path / "a.tar")).table["key"].to_pylist() == ["./a", "./b"]
 
 
+def test_headers_of_gnu_tar_are_understood(tmp_path: Path) -> None:
+    """Its label in the PAX format, a folder with its list (--listed-incremental), a name of which the short form ends
+    inside a character.
+    """
+    key = "空" * 40
+    label = tarfile.TarInfo("/tmp/GlobalHead.1")
+    label.type = b"g"
+    folder = tarfile.TarInfo("./")
+    folder.type = b"D"
+    members = [(label, b"29 GNU.volume.label=my label\n"), (folder, b"Ya.flac\0Ya.json\0\0")]
+    members += [(tarfile.TarInfo(f"{key}.flac"), WAV), (tarfile.TarInfo(f"{key}.txt"), b"good morning")]
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        for info, content in members:
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    assert found(str(tmp_path / "a.tar")) == {key: (["flac"], "good morning")}
+
+
 @pytest.mark.parametrize("names", [("a.wav", "a.text"), ("a.text", "a.wav"), ("./a.wav", "a.cls")])
 def test_a_link_next_to_the_files_of_a_record_is_refused(names: tuple[str, str], tmp_path: Path) -> None:
     """It may be the text, or the label."""

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
@@ -24,7 +25,7 @@ from qa_train.data.tools.interchange import jsonl_to_shards
 from qa_train.data.tools.validate import validate_shard
 from qa_train.eval.predict import duration_s
 from tests.data.hostile import encoded
-from tests.data.odd_audio import FFMPEG, FOLDER, MEDIA, REFUSED, SLACK_S, WHOLE, raw, seconds
+from tests.data.odd_audio import FFMPEG, FOLDER, ID3V2, MEDIA, REFUSED, SLACK_S, WHOLE, raw, seconds
 
 
 def lengths(source: bytes | Path) -> set[int]:
@@ -61,7 +62,56 @@ def test_other_formats_are_decoded_by_the_extra(name: str) -> None:
     assert max(found) - min(found) <= 1
     assert max(found) / 16_000 == pytest.approx(seconds(name), abs=SLACK_S)
     assert read_clip(raw(name))[: 16_000 // 3].std() > 0.05
+    assert lengths(ID3V2 + raw(name)) == found
     assert re.search(r"\d+ Hz, [12] channels", describe(raw(name)))
+
+
+def test_eight_channels_are_read() -> None:
+    """PyAV counts nine planes of them: the process died."""
+    pytest.importorskip("av", reason="extra media")
+    wave = np.random.default_rng(0).integers(-9999, 9999, (11_200, 8), np.int16)
+    content = encoded_media("matroska", "flac", wave)
+    assert np.array_equal(read_frames(content, 0, 11_200), wave / np.float32(32768))
+    assert np.allclose(read_clip(content), wave.mean(axis=1) / 32768, atol=1e-6)
+
+
+def test_the_length_is_that_of_the_sound() -> None:
+    """Matroska states that of its longest stream; iTunes counts in what the decoder drops at the start."""
+    pytest.importorskip("av", reason="extra media")
+    short, long = (np.random.default_rng(0).integers(-9999, 9999, (n, 1), np.int16) for n in (11_200, 32_000))
+    assert read_header(encoded_media("matroska", "flac", short, long)) == (11_200, 16_000)
+    priming = b" 00000000 00000840 00000000 0000000000001000 00000000 00000000 00000000 00000000"
+    boxes = ((b"mean", b"com.apple.iTunes"), (b"name", b"iTunSMPB"), (b"data", priming))
+    fields = b"".join(box(kind, bytes(8 if kind == b"data" else 4) + text) for kind, text in boxes)
+    content = bytearray(encoded_media("ipod", "aac", long, rate=8000))
+    end = content.index(b"ilst") - 4 + int.from_bytes(content[content.index(b"ilst") - 4 : content.index(b"ilst")])
+    for kind in (b"moov", b"udta", b"meta", b"ilst"):
+        at = content.index(kind) - 4
+        content[at : at + 4] = (int.from_bytes(content[at : at + 4]) + len(box(b"----", fields))).to_bytes(4)
+    content[end:end] = box(b"----", fields)
+    frames, _ = read_header(bytes(content.replace(b"edts", b"free")))
+    assert 32_000 - 2112 < frames < 32_000 + 1024
+
+
+def box(kind: bytes, body: bytes) -> bytes:
+    """A box of an MP4."""
+    return struct.pack(">I", 8 + len(body)) + kind + body
+
+
+def encoded_media(container: str, codec: str, *waves: np.ndarray, rate: int = 16_000) -> bytes:
+    """A file with a stream for each of the waves, int16 [n, channels]."""
+    import av
+
+    out = io.BytesIO()
+    with av.open(out, "w", format=container) as file:
+        layouts = ["mono" if wave.shape[1] == 1 else "7.1" for wave in waves]
+        streams = [file.add_stream(codec, rate=rate, layout=layout) for layout in layouts]
+        for stream, layout, wave in zip(streams, layouts, waves, strict=True):
+            frame = av.AudioFrame.from_ndarray(wave.reshape(1, -1), format="s16", layout=layout)
+            frame.sample_rate, frame.pts = rate, 0
+            for packet in (*stream.encode(frame), *stream.encode(None)):
+                file.mux(packet)
+    return out.getvalue()
 
 
 @pytest.mark.parametrize("name", MEDIA)
@@ -113,7 +163,8 @@ def test_a_file_cut_anywhere_is_refused(kind: tuple[str, str | None]) -> None:
 
 
 def test_segments_lie_where_a_whole_decoder_has_them() -> None:
-    for name in ("vbr_pipe.mp3", "pipe.flac", "two Ogg Opus streams", "pipe.wav", "FLAC whose header says too little"):
+    for name in ("vbr_pipe.mp3", "pipe.flac", "two Ogg Opus streams", "pipe.wav", "FLAC whose header says too little",
+                 "GSM of an odd size"):  # fmt: skip
         content = WHOLE[name][0]
         frames, _ = read_header(content)
         whole = read_frames(content, 0, frames)
@@ -122,6 +173,15 @@ def test_segments_lie_where_a_whole_decoder_has_them() -> None:
             assert np.array_equal(read_frames(content, start, stop), whole[start:stop])
         with pytest.raises(BadAudio, match="damaged or cut"):
             read_frames(content, frames - 10, frames + 10)
+
+
+def test_a_place_that_cannot_be_reached_is_a_fault_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise soundfile.LibsndfileError(39)
+
+    monkeypatch.setattr(soundfile.SoundFile, "seek", refused)
+    with pytest.raises(BadAudio, match=r"FLAC: the decoder stopped: .*ffmpeg"):
+        read_frames(raw("id.flac"), 5, 10)
 
 
 def shard(folder: Path) -> Path:

@@ -18,6 +18,10 @@ from qa_train.data.audio.structure.containers import CONVERT, BadAudio, Containe
 _SLACK_S = 0.15
 # Formats without a stated length, or with an estimate from the bit rate.
 _ESTIMATED = ("aac",)
+# Formats that state one length for all their streams.
+_OF_THE_LONGEST = ("matroska", "asf")
+# Samples that an encoder puts before the sound: HE-AAC has the most.
+_MAX_PRIMING = 8192
 
 
 class MediaSound:
@@ -58,12 +62,13 @@ class MediaSound:
 
     def blocks(self, limit: int) -> Iterator[np.ndarray]:
         """All samples, [n, channels] at a time, at most ``limit`` in all. Raises BadAudio when the file was cut."""
-        resampler = self._av.AudioResampler(format="fltp")
+        # Interleaved: of eight separate channels PyAV counts nine, and the process dies of it.
+        resampler = self._av.AudioResampler(format="flt")
         count = 0
         try:
             for frame in self._file.decode(self._stream):
                 for even in resampler.resample(frame):
-                    block = even.to_ndarray().T[: limit - count]
+                    block = even.to_ndarray().reshape(even.samples, -1)[: limit - count]
                     count += len(block)
                     yield block
                 if count >= limit:
@@ -74,17 +79,25 @@ class MediaSound:
 
     def _check(self, count: int) -> None:
         """The decoded length against the stated one."""
-        stated = self.container.seconds
-        if stated is None and self.container.demuxer not in _ESTIMATED:
-            duration, base = self._stream.duration, self._stream.time_base
-            if duration and base:
-                stated = float(duration * base)
-            elif self._file.duration:
-                stated = self._file.duration / self._av.time_base
+        stated = self._stated()
         if stated is not None and count / self.rate < stated - _SLACK_S:
             raise damaged(
                 self.container.name, f"it decodes to {count / self.rate:.2f} s, its header states {stated:.2f} s"
             )
+
+    def _stated(self) -> float | None:
+        """The length of the sound in seconds, as the file has it; None where it has none, or only that of a video."""
+        if self.container.seconds is not None:
+            return self.container.seconds
+        demuxer, stream = self.container.demuxer, self._stream
+        if demuxer in _ESTIMATED or (demuxer in _OF_THE_LONGEST and len(self._file.streams) > 1):
+            return None
+        if not stream.duration or not stream.time_base:
+            return self._file.duration / self._av.time_base if self._file.duration else None
+        start = float((stream.start_time or 0) * stream.time_base)
+        # Lengths include what lies before time 0 (Speex), and what the decoder drops at the start (AAC of iTunes).
+        counted = abs(start) if start * self.rate <= _MAX_PRIMING else 0.0
+        return float(stream.duration * stream.time_base) - counted
 
 
 def _said(error: BaseException) -> str:

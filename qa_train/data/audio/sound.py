@@ -73,9 +73,10 @@ class Sound:
 
     def seek(self, frame: int) -> bool:
         """Start at this sample instead of the first; False where only decoding from the start is exact."""
-        if self.container.parts:
+        if self.container.parts or not self._first.seekable():
             return False
-        self._first.seek(frame)
+        with self._named():
+            self._first.seek(frame)
         return True
 
     def _open(self, part: Part | None) -> soundfile.SoundFile:
@@ -105,8 +106,14 @@ class Sound:
         return int(file.frames if part is None or part.frames is None else part.frames)
 
     def _read(self, file: soundfile.SoundFile, frames: int) -> np.ndarray:
-        try:
+        with self._named():
             return file.read(frames=frames, dtype="float32")
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """BadAudio for what libsndfile raises after a file is open."""
+        try:
+            yield
         except (soundfile.SoundFileError, ValueError, RuntimeError, MemoryError) as error:
             raise BadAudio(f"{self.container.name}: the decoder stopped: {_said(error)}; {CONVERT}") from error
 
@@ -170,7 +177,7 @@ def _opened(place: bytes | Path, data: Data, container: Container) -> AnySound:
     if container.native:
         with contextlib.suppress(_NotRead):
             return Sound(place, data, container)
-    return MediaSound(bytes(data), container)
+    return MediaSound(b"".join(part.read(data) for part in container.parts) or bytes(data), container)
 
 
 @contextlib.contextmanager

@@ -31,10 +31,13 @@ MAX_EXTENDED_BYTES = 1 << 16
 MAX_EXTENDED_HEADERS = 8
 _BLOCK = 512
 _REGULAR, _FOLDER, _HARD_LINK, _SYMBOLIC_LINK = b"0\0", b"5", b"1", b"2"
+# A folder with the list of its files as data (GNU tar --listed-incremental).
+_LISTED_FOLDER = b"D"
 # Without data: links, devices, pipes, the label of a volume.
 _EMPTY = (_SYMBOLIC_LINK, b"3", b"4", b"6", b"V")
-_NOT_SPARSE = "make the tar without --sparse"
-_GNU_NAME, _GNU_LINK, _PAX, _PAX_GLOBAL = b"L", b"K", b"x", b"g"
+_NOT_SPARSE = "make the tar without --sparse (bsdtar: with --no-read-sparse)"
+_NO_VOLUMES = "make it one tar, without --multi-volume"
+_GNU_NAME, _GNU_LINK, _PAX, _PAX_GLOBAL = _EXTENDED = b"L", b"K", b"x", b"g"
 
 
 class DamagedShard(ValueError):
@@ -146,11 +149,9 @@ def members(file: IO[bytes], shard: str, size: int) -> Iterator[Member]:
 
 
 def _no_file(header: _Header) -> _Broken:
-    link = header.kind == _SYMBOLIC_LINK
-    return _Broken(
-        f"member {header.name!r} is {'a symbolic link, ' if link else ''}not a regular file: refused",
-        "make the tar with: tar --dereference" if link else _NOT_SPARSE if header.kind == b"S" else "",
-    )
+    link = "a symbolic link, " if header.kind == _SYMBOLIC_LINK else ""
+    remedies = {_SYMBOLIC_LINK: "make the tar with: tar --dereference", b"S": _NOT_SPARSE, b"M": _NO_VOLUMES}
+    return _Broken(f"member {header.name!r} is {link}not a regular file: refused", remedies.get(header.kind, ""))
 
 
 def _member(header: _Header, known: dict[str, Member]) -> Member | None:
@@ -177,12 +178,12 @@ def _next(file: IO[bytes], offset: int, size: int) -> _Header | None:
     while True:
         if extended > MAX_EXTENDED_HEADERS:
             raise _Broken(f"more than {MAX_EXTENDED_HEADERS} extended headers before one member")
-        header = _header(file, offset, size)
+        header = _header(file, offset, size, named=long_name is None)
         if header is None:
             if long_name is not None or long_size is not None:
                 raise _Broken("an extended header without its member")
             return None
-        if header.kind not in (_GNU_NAME, _GNU_LINK, _PAX, _PAX_GLOBAL):
+        if header.kind not in _EXTENDED:
             break
         if header.size > MAX_EXTENDED_BYTES:
             raise _Broken(f"an extended header of {header.size} bytes; at most {MAX_EXTENDED_BYTES} are accepted")
@@ -199,8 +200,8 @@ def _next(file: IO[bytes], offset: int, size: int) -> _Header | None:
         extended += 1
     name = header.name if long_name is None else long_name
     length = header.size if long_size is None else long_size
-    if header.kind in _REGULAR and name.endswith("/"):
-        # Tars older than ustar mark folders so.
+    if header.kind == _LISTED_FOLDER or (header.kind in _REGULAR and name.endswith("/")):
+        # Tars older than ustar mark folders by their names.
         header.kind = _FOLDER
     if header.kind == _HARD_LINK and name:
         # It has no data, whatever size it states.
@@ -212,12 +213,17 @@ def _next(file: IO[bytes], offset: int, size: int) -> _Header | None:
     if header.data + length > size:
         raise _Broken(f"member {name!r} of {length} bytes ends beyond the file ({size} bytes): cut short")
     if length > MAX_MEMBER_BYTES:
-        raise _Broken(f"member {name!r} has {length} bytes; at most {MAX_MEMBER_BYTES} are accepted")
+        raise _Broken(
+            f"member {name!r} has {length} bytes; at most {MAX_MEMBER_BYTES} are accepted",
+            "cut the recording, or make the tar without this file",
+        )
     return _Header(name, length, header.kind, header.data)
 
 
-def _header(file: IO[bytes], offset: int, size: int) -> _Header | None:
-    """One header block; None when it is all zeros."""
+def _header(file: IO[bytes], offset: int, size: int, *, named: bool) -> _Header | None:
+    """One header block; None when it is all zeros. Its name is read only if it is the member's (``named``): a longer
+    one is cut here, within a character too, and an extended header has any.
+    """
     if size - offset < _BLOCK:
         raise _Broken("the end-of-archive blocks are missing: cut between members")
     block = _read(file, offset, _BLOCK)
@@ -237,7 +243,8 @@ def _header(file: IO[bytes], offset: int, size: int) -> _Header | None:
         name = prefix + b"/" + name
     kind = block[156:157]
     target = _target(block[157:257].split(b"\0")[0])
-    return _Header(_name(name), _number(block[124:136]), kind, offset + _BLOCK, target)
+    own = _name(name) if named and kind not in _EXTENDED else ""
+    return _Header(own, _number(block[124:136]), kind, offset + _BLOCK, target)
 
 
 def _number(field: bytes) -> int:
@@ -284,7 +291,7 @@ def _name(raw: bytes) -> str:
     try:
         name = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _Broken(f"a name that is not UTF-8: {raw[:40]!r}") from error
+        raise _Broken(f"a name that is not UTF-8: {raw[:40]!r}", "rename it: convmv -f ENCODING -t utf-8") from error
     if name.startswith("/") or ".." in name.split("/"):
         raise _Broken(
             f"a name that leads out of its folder: {name[:40]!r}",

@@ -17,6 +17,7 @@ _SLACK = 64
 _UNKNOWN_32, _UNKNOWN_64 = 0x7F000000, 1 << 62
 _EXTENSIBLE = 0xFFFE
 MP3_IN_WAV = 0x55
+GSM, _GSM_BLOCK = 0x31, 65
 W64 = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 
 
@@ -127,12 +128,17 @@ def _are_chunks(data: Data, at: int) -> bool:
 
 
 def wav_part(data: Data, wave: Wave) -> Part:
-    """A WAV of which the header states no size (a recorder that was stopped), with the size that it has."""
-    head = bytearray(data[: wave.start])
+    """A WAV of which the header states no size (a recorder that was stopped), with the size that it has.
+
+    So too with GSM: libsndfile rounds sizes up to even ones, and decodes the odd byte as a block of its own.
+    """
+    head, size = bytearray(data[: wave.start]), wave.size
+    if wave.format == GSM:
+        size = size // _GSM_BLOCK * _GSM_BLOCK & ~1
     if head[:4] in (b"RF64", b"BW64"):
         # Its sizes of 64 bits are not stated either.
         head[:4] = b"RIFF"
         head = head.replace(b"ds64", b"JUNK", 1)
-    for at, size in ((4, wave.start + wave.size - 8), (wave.start - 4, wave.size)):
-        head[at : at + 4] = min(size, 0xFFFFFFFF).to_bytes(4, "big" if data[:4] == b"RIFX" else "little")
+    for at, stated in ((4, wave.start + size - 8), (wave.start - 4, size)):
+        head[at : at + 4] = min(stated, 0xFFFFFFFF).to_bytes(4, "big" if data[:4] == b"RIFX" else "little")
     return Part(((wave.start, wave.start + wave.size),), bytes(head))

@@ -16,6 +16,9 @@ _STREAMINFO = 34
 _MAX_TOTAL = 1 << 36
 # Frame headers that are looked at from the end; a byte pattern in a frame's data may look like one.
 _LAST = 16
+# Rates of frames in Hz by their code; those written behind it: unit and bytes.
+_RATES = (0, 88200, 176400, 192000, 8000, 16000, 22050, 24000, 32000, 44100, 48000, 96000)
+_WRITTEN_RATES = {12: (1000, 1), 13: (1, 2), 14: (10, 2)}
 
 
 def _crc_table(polynomial: int, bits: int) -> tuple[int, ...]:
@@ -34,9 +37,11 @@ _CRC8, _CRC16 = _crc_table(0x107, 8), _crc_table(0x18005, 16)
 
 @dataclass(frozen=True)
 class _Info:
-    """From STREAMINFO: minimum block size, channels, bits."""
+    """From STREAMINFO: least and largest block size in samples, rate in Hz, channels, bits."""
 
     block: int
+    largest: int
+    rate: int
     channels: int
     bits: int
 
@@ -60,12 +65,15 @@ def _part(data: Data, start: int, stop: int) -> Part:
     if data[start : start + 8] != _SIGNATURE or len(raw) < _STREAMINFO:
         return whole  # the decoder reports the fault
     word = int.from_bytes(raw[10:18], "big")
-    info = _Info(int.from_bytes(raw[:2], "big"), (word >> 41 & 7) + 1, (word >> 36 & 31) + 1)
+    blocks = int.from_bytes(raw[:2], "big"), int.from_bytes(raw[2:4], "big")
+    info = _Info(*blocks, word >> 44, (word >> 41 & 7) + 1, (word >> 36 & 31) + 1)
     stated = word & _MAX_TOTAL - 1
     first = _first_frame(data, start, stop)
     if first >= stop:
         raise damaged(_NAME, f"its header states {stated or 'an unknown number of'} samples, no frame follows")
-    if stated and _ends_at(data, first, stop, info, stated):
+    # Frames of old encoders (Flake to 0.11) are of several sizes and counted: no header has its place.
+    counted = info.block < info.largest and data[first : first + 2] == b"\xff\xf8"
+    if stated and (counted or _ends_at(data, first, stop, info, stated)):
         return whole
     total = _count(data, first, stop, info)
     if total is None:
@@ -121,7 +129,7 @@ def _count(data: Data, first: int, stop: int, info: _Info) -> int | None:
     # No frame is longer than its samples are without compression.
     longest = 64 + info.channels * (info.bits + 1) * most // 8
     if not _ends_whole(data[header : min(stop, header + longest)]):
-        raise damaged(_NAME, f"it ends inside its last frame, behind {last} samples")
+        raise damaged(_NAME, f"it ends inside its last frame, or changes rate or channels, behind {last} samples")
     return end - begin
 
 
@@ -153,8 +161,12 @@ def _frame(head: bytes, info: _Info) -> tuple[int, int] | None:
         number = number << 6 | byte & 0x3F
     explicit = {6: 1, 7: 2}.get(size, 0)
     samples = int.from_bytes(head[at : at + explicit], "big") + 1 if explicit else _block(size)
-    at += explicit + {12: 1, 13: 2, 14: 2}.get(rate, 0)
-    if at >= len(head) or _crc8(head[:at]) != head[at]:
+    at += explicit
+    # Without a rate of its own a frame has that of the stream.
+    unit, width = _WRITTEN_RATES.get(rate, (0, 0))
+    hertz = unit * int.from_bytes(head[at : at + width], "big") if unit else _RATES[rate] or info.rate
+    at += width
+    if at >= len(head) or hertz != info.rate or _crc8(head[:at]) != head[at]:
         return None
     return (number if head[1] & 1 else number * info.block), samples
 

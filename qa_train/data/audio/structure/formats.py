@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from qa_train.data.audio.structure.boxes import check_boxes, check_elements
-from qa_train.data.audio.structure.chunks import MP3_IN_WAV, W64, check_size, wav_chunks, wav_part
+from qa_train.data.audio.structure.chunks import GSM, MP3_IN_WAV, W64, check_size, wav_chunks, wav_part
 from qa_train.data.audio.structure.containers import CONVERT, BadAudio, Container, Data, Part, syncsafe
 from qa_train.data.audio.structure.flac import flac_parts
 from qa_train.data.audio.structure.mpeg import adts_frame, adts_seconds, find_frames, mpeg_frame, mpeg_part
@@ -77,7 +77,7 @@ def examine(data: Data) -> Container:
     start = 0
     while size := syncsafe(data, start):
         start += size
-    if start and (data[start : start + 4] in (b"fLaC", b"OggS", *_WAVES)):
+    if start and _named(data[start : start + 64]):
         # Tags before formats that have none.
         return _moved(_signed(bytes(data[start:])), start, len(data))
     if found := _signed(data):
@@ -94,14 +94,20 @@ def other_file(head: bytes) -> str | None:
     return None
 
 
+def _named(head: bytes) -> _Sign | str | None:
+    """What these first bytes name: a sign, or the kind of WAV."""
+    if head[8:12] == b"WAVE" and head[:4] in _WAVES:
+        return _WAVES[head[:4]]
+    return next((sign for sign in _SIGNS if head[sign.at : sign.at + len(sign.raw)] == sign.raw), None)
+
+
 def _signed(data: Data) -> Container | None:
     """The format that the first bytes name."""
-    head = data[:64]
-    if head[:4] in _WAVES and head[8:12] == b"WAVE":
-        return _wave(data, _WAVES[head[:4]])
-    sign = next((sign for sign in _SIGNS if head[sign.at : sign.at + len(sign.raw)] == sign.raw), None)
+    sign = _named(data[:64])
     if sign is None:
         return None
+    if isinstance(sign, str):
+        return _wave(data, sign)
     if sign.name == "FLAC":
         return Container("FLAC", "flac", "flac", parts=flac_parts(data))
     if sign.name == "Ogg":
@@ -125,7 +131,8 @@ def _wave(data: Data, name: str) -> Container:
         if at is not None:
             found = Container("MP3 in a WAV", "wav", "wav", parts=(mpeg_part("MP3 in a WAV", inner, at),))
             return _moved(found, wave.start, wave.start + wave.size)
-    return Container(name, "wav", "wav", parts=() if wave.known else (wav_part(data, wave),))
+    as_it_is = wave.known and (wave.format != GSM or not wave.size)
+    return Container(name, "wav", "wav", parts=() if as_it_is else (wav_part(data, wave),))
 
 
 def _frames(data: Data) -> Container | None:
