@@ -35,6 +35,7 @@ FIELDS = (*TEXTS, *LISTS, *OBJECTS, *NUMBERS)
 PLACES = ("audio", "key", "start", "end", "target_lang")
 AUDIO_COLUMNS = (
     "audio", "file_name", "audio_filepath", "audio_path", "path", "file", "filename", "wav", "sound", "speech",
+    "audio_id",
 )  # fmt: skip
 # Names by which others know a field.
 _OTHER_NAMES = {
@@ -71,9 +72,9 @@ def mapping(columns: dict[str, str], available: Iterable[str]) -> dict[str, str]
         other = next((other for other in others if other in have and other not in tops), None)
         if name not in found and other is not None:
             found[name] = other
-    if not set(found) & set(FIELDS) - {"split", "license"}:
+    if not set(found) & set(FIELDS) - {"split", "license", "task"}:
         # What names a file, an item or a length is no transcript.
-        places = {found.get("audio"), *AUDIO_COLUMNS, *_MEASURES, *PLACES, "id"}
+        places = {found.get("audio"), *AUDIO_COLUMNS, *_MEASURES, *PLACES, "id", "task"}
         example = next((name for name in have if name not in places), "COLUMN")
         raise ValueError(
             f"no column of {have} is a record field: map them, e.g. columns.text={example} for "

@@ -173,6 +173,8 @@ class RowReader:
             return record, [(s, start, None if length is None else start + length) for s, (start, length) in parts]
         columns = mapping(columns, row)
         self._left.update(untaken(columns, row))
+        if "audio" not in columns:
+            raise BadRecord(f"none of {', '.join(row)} names the audio: set columns.audio=FIELD")
         return record_of(row, columns), [(row[columns["audio"]], *_part(row, columns))]
 
     def note(self) -> None:
