@@ -191,6 +191,13 @@ def test_turns_say_whether_they_are_learned(tokenizer: Any) -> None:
         masks(tokenizer, {"role": "user", "content": "?"}, {"role": "assistant", "content": "one", "loss": False})
 
 
+def test_the_text_around_a_clip_in_an_answer_is_learned(tokenizer: Any) -> None:
+    record, _ = chat_record({"messages": [{"role": "assistant", "content": "one <audio>two"}], "audios": ["a.wav"]})
+    row = encode(PromptBank.load().sample(record, "chat", "chat", "k", 0, 0), tokenizer, [3])
+    learned = [i for i, label in zip(row.input_ids, row.labels, strict=True) if label != IGNORE]
+    assert tokenizer.decode(learned) == "one two<|im_end|>"
+
+
 def test_the_mask_goes_through_shards_and_back(tmp_path: Path, tokenizer: Any) -> None:
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "one", "weight": 0},
              {"role": "user", "content": "?"}, {"role": "assistant", "content": "two"}]  # fmt: skip
@@ -519,7 +526,7 @@ def test_rows_of_audio_flamingo(row: dict[str, Any], texts: list[str], clips: li
         (af3(["a.wav", "b.wav"], "?", "x"), "make them agree"),
         (af3("a.wav", "<sound>?", "x", "<sound>?", "y"), "make them agree"),
         (af3("a.wav", "<sound-1>?", "<sound-1>"), "only a recording"),
-        (af3("a.wav", "<sound>?", None), "a content of NoneType"),
+        (af3("a.wav", "<sound>?", None), "a turn without a content"),
     ],
 )
 def test_rows_of_audio_flamingo_that_are_refused(row: dict[str, Any], why: str) -> None:
@@ -541,6 +548,84 @@ def test_numbered_marks_are_heard_as_the_reader_of_audio_flamingo_hears_them() -
         said = "".join(turn["content"] for turn in record["messages"])
         assert clips == [names[int(number) - 1] for number in re.findall(r"<sound-(\d+)>", "".join(values))]
         assert said == re.sub(r"<sound-\d+>", "<audio>", "".join(values))
+
+
+def turns(*contents: Any) -> list[dict[str, Any]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
+
+
+@pytest.mark.parametrize(
+    ("row", "texts", "clips"),
+    [
+        # FunASR, Phi-4, Megrez and WEST place clips in their own ways.
+        ({"messages": turns("Say: <|startofspeech|>!a.wav<|endofspeech|>", "x")}, ["Say: <audio>", "x"], ["a.wav"]),
+        (
+            {"messages": turns("<|audio_2|><|audio_1|>?", "x"), "audios": ["a.wav", "b.wav"]},
+            ["<audio><audio>?", "x"],
+            ["b.wav", "a.wav"],
+        ),
+        ({"messages": turns({"text": "?", "audio": "a.wav"}, {"text": "x"})}, ["<audio>?", "x"], ["a.wav"]),
+        ({"messages": turns({"type": "audio", "audio": "a.wav"}, "x"), "wav": "a.wav"}, ["<audio>", "x"], ["a.wav"]),
+        # LTU and GAMA name the clip audio_id; ms-swift asks by question.
+        ({"instruction": "?", "input": "y", "audio_id": "a.flac", "output": "x"}, ["<audio>?\ny", "x"], ["a.flac"]),
+        ({"question": "<audio>?", "answer": "x", "audios": ["a.wav"]}, ["<audio>?", "x"], ["a.wav"]),
+        ({"input": "?", "output": "x"}, ["?", "x"], []),
+        ({"input": turns("?"), "output": turns("", "x")[1:]}, ["?", "x"], []),
+    ],
+)
+def test_where_other_projects_put_clips_and_questions(row: dict[str, Any], texts: list[str], clips: list[str]) -> None:
+    assert is_chat(row)
+    record, found = chat_record(row)
+    assert [turn["content"] for turn in record["messages"]] == texts
+    assert found == clips
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"input": {"messages": turns("?"), "tools": []}, "preferred_output": turns("", "good")[1:],
+         "non_preferred_output": turns("", "bad")[1:]},
+        {"chosen_messages": turns("?", "good"), "rejected_messages": turns("?", "bad")},
+        {"context_messages": turns("?"), "chosen": turns("", "good")[1:], "rejected": turns("", "bad")[1:]},
+        {"instruction": "?", "chosen_response": "good", "rejected_response": "bad"},
+        {"prompt": "?", "response": "bad", "critique": "c", "refinement": "good"},
+        {"instruction": "?", "output": "bad", "reflection": "r", "corrected": "good"},
+        {"prompt": "?", "chosen": turns("?", "good"), "rejected": turns("?", "bad")},
+    ],
+)  # fmt: skip
+def test_pairs_under_other_names(row: dict[str, Any]) -> None:
+    """The better answer is not the one by the usual name of an answer; a system prompt stands once, and first."""
+    for more in ({}, {"system": "s"}):
+        assert is_chat(row | more)
+        record, _ = chat_record(row | more)
+        assert (record["chosen"], record["rejected"]) == ("good", "bad")
+        assert [turn["content"] for turn in record["messages"]] == [*more.values(), "?"]
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        # Clips that would be lost, or leave their mark in the text.
+        ({"messages": turns("?", "x"), "recording": "dir/a.WAV"}, "'recording' names an audio file"),
+        ({"messages": [{"role": "user", "content": "?", "voice": {"path": "a.wav"}}]}, "'voice' names an audio file"),
+        ({"messages": turns("<|audio_1|>?", "x")}, "names no clip: the row lists 0"),
+        ({"messages": turns("<Speech><SpeechHere></Speech> ?", "x"), "audios": ["a.wav"]}, "<SpeechHere>"),
+        ({"messages": turns("<|begin_of_audio|><|audio_7|>", "x"), "audios": ["a.wav"] * 7}, "<|begin_of_audio|>"),
+        ({"messages": turns('<audio_start_baichuan>{"path": "a.wav"}', "x")}, "<audio_start_baichuan>"),
+        # What is learned of an answer would be another part.
+        ({"messages": turns("?", [{"type": "text", "text": "x", "train": False}, "y"])}, "a part of an answer"),
+        ({"messages": [{"role": "assistant", "content": "x", "train_detail": [{"train": False}]}]}, "a part of an"),
+        # A question, an answer or a system prompt would be lost, or said twice.
+        ({"instruction": "a", "prompt": "b", "output": "x"}, "asks twice, in 'instruction' and 'prompt'"),
+        ({"prompt": "a", "response": "x", "completion": "y"}, "answers twice, in 'response' and 'completion'"),
+        ({"system": "a", "messages": [{"role": "system", "content": "b"}, *turns("?", "x")]}, "system prompt"),
+        ({"prompt": "\n\nHuman: hi\n\nAssistant:", "chosen": "a", "rejected": "b"}, "a dialogue in one text"),
+        ({"messages": [{"from": "human", "text": "?"}]}, "without a content (it has from, text)"),
+    ],
+)
+def test_what_would_be_lost_is_refused(row: dict[str, Any], why: str) -> None:
+    with pytest.raises(BadRecord, match=re.escape(why)):
+        chat_record(row)
 
 
 @pytest.mark.parametrize("better", [1, 2, "1", "2", 1.0, 2.0, 0, 3, -1, "", "tie", True])

@@ -36,6 +36,7 @@ _PART = ("start", "end")
 PLACES = ("audio", "key", *_PART, "target_lang")
 AUDIO_COLUMNS = (
     "audio", "file_name", "audio_filepath", "audio_path", "path", "file", "filename", "wav", "sound", "speech",
+    "audio_id",
 )  # fmt: skip
 # Names by which others know a field.
 _OTHER_NAMES = {
@@ -77,9 +78,9 @@ def mapping(columns: dict[str, str], available: Iterable[str], *, parts: bool = 
         if name not in found and other is not None:
             found[name] = other
     found = {name: column for name, column in found.items() if column}
-    if not set(found) & set(FIELDS) - {"split", "license"}:
+    if not set(found) & set(FIELDS) - {"split", "license", "task"}:
         # What names a file, an item or a length is no transcript.
-        places = {found.get("audio"), *AUDIO_COLUMNS, *_MEASURES, *PLACES, "id"}
+        places = {found.get("audio"), *AUDIO_COLUMNS, *_MEASURES, *PLACES, "id", "task"}
         example = next((name for name in have if name not in places), "COLUMN")
         raise ValueError(
             f"no column of {have} is a record field: map them, e.g. columns.text={example} for "

@@ -186,6 +186,8 @@ class RowReader:
         columns = mapping(columns, row, parts=True)
         self._parts |= columns
         self._left.update(untaken(columns, row))
+        if "audio" not in columns:
+            raise BadRecord(f"none of {', '.join(row)} names the audio: set columns.audio=FIELD")
         return record_of(row, columns), [(row[columns["audio"]], *_part(row, columns))]
 
     def note(self) -> None:

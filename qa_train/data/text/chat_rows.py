@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from qa_train.data.text.content import (
@@ -36,17 +36,35 @@ from qa_train.data.text.records import (
 
 _ROLES = {"human": "user", "input": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant",
           "model": "assistant", "output": "assistant", "developer": "system"}  # fmt: skip
-TURNS = ("messages", "conversations", "conversation")
+TURNS = ("messages", "conversations", "conversation", "context_messages")
 _ASKED = ("query", "instruction", "prompt")
-# It asks where none of those does; next to one of these it is a fact about the clip, of a record or an item of a test.
-_QUESTION, _FACTS = "question", {"answer", "gt"}
+# They ask where none of those does. Next to one of these a question is a fact about the clip, of a record or an item
+# of a test, unless it marks or lists its clips.
+_ELSE_ASKED, _FACTS = ("question", "input"), {"answer", "gt"}
 _ANSWERED = ("response", "output", "completion")
-_CLIPS = ("audios", "audio", "sound", "speech", "ori_sound", "audio_path", "audio_filepath", "audio_url")
-# Marks of a clip in the turns of {from, value}; elsewhere they may be meant literally. A number (from 1 on,
-# AF-Chat) names a clip of the list.
-_SHAREGPT_MARK = re.compile(r"<(?:sound|speech|audio(?![^<\n]+</audio>))>\n?|<sound-(\d+)>\n?")
-# A clip with its path, as Qwen-Audio's first chats have it; the template adds the number.
-_NAMED_MARK = re.compile(r"(?:Audio \d+: ?)?<audio>([^<\n]+)</audio>\n?")
+# Other names of chosen and rejected. The last two improve on the answer next to them, which is not to be learned.
+_PAIRS = (
+    ("chosen_response", "rejected_response"),
+    ("chosen_messages", "rejected_messages"),
+    ("preferred_output", "non_preferred_output"),
+    ("refinement", "response"),
+    ("corrected", "output"),
+)
+_CLIPS = ("audios", "audio", "sound", "speech", "ori_sound", "audio_path", "audio_filepath", "audio_url", "wav",
+          "audio_id")  # fmt: skip
+_AUDIO_FILE = re.compile(r"\S.*\.(?:wav|flac|mp3|ogg|opus|m4a|aac|webm)", re.IGNORECASE)
+# A number (from 1 on) names a clip of the list, as in AF-Chat and Phi-4.
+_NUMBERED_MARK = re.compile(r"<\|audio_(\d+)\|>")
+# Marks of a clip in the turns of {from, value}; elsewhere they may be meant literally.
+_SHAREGPT_MARK = re.compile(
+    rf"<(?:sound|speech|audio(?![^<\n]+</audio>))>\n?|<sound-(\d+)>\n?|{_NUMBERED_MARK.pattern}"
+)
+# A clip with its path: Qwen-Audio's first chats (the template adds the number) and FunASR's.
+_NAMED_MARK = re.compile(
+    r"(?:Audio \d+: ?)?<audio>([^<\n]+)</audio>\n?|<\|startofspeech\|>!(?!!)([^<\n]+)<\|endofspeech\|>"
+)
+# A dialogue written into one text, as Anthropic's HH has it.
+_DIALOGUE = re.compile(r"(?:^|\n)\s*(?:human|user):.*\bassistant:\s*$", re.IGNORECASE | re.DOTALL)
 # Fields that would change training, and the remedy for each.
 _REFUSED = {
     "images": "the model takes audio, no images or videos: remove such rows",
@@ -96,9 +114,11 @@ def parts_of(row: dict[str, Any], num_clips: int) -> list[tuple[float, float | N
 
 def is_chat(row: dict[str, Any]) -> bool:
     """Whether a row is a chat or a pair, not a record of facts about a clip such as {audio, text}."""
-    said = {name for name, value in row.items() if value is not None}
-    asked = said & {*_ASKED} or (_QUESTION in said and not said & _FACTS)
-    answered = said & {*_ANSWERED, "chosen", "overall_response"}
+    row = _plain_names(row)
+    said = {*row}
+    placed = "question" in said and ("audios" in said or PLACEHOLDER in str(row["question"]))
+    asked = said & {*_ASKED} or (said & {*_ELSE_ASKED} and (placed or not said & _FACTS))
+    answered = said & {*_ANSWERED, "chosen", "overall_response"} or (placed and "answer" in said)
     return bool(said & {*TURNS} or (asked and answered) or {"chosen", "rejected"} <= said)
 
 
@@ -112,8 +132,7 @@ def chat_record(row: dict[str, Any], *, cuts: bool = False) -> tuple[dict[str, A
     Raises:
         BadRecord: the row is not a chat, is not supported by this model, or its clips and marks do not match.
     """
-    # Tables write null for what a row does not have.
-    row = {name: value for name, value in row.items() if value is not None}
+    row = _plain_names(row)
     for name, remedy in _REFUSED.items():
         if row.get(name):
             raise BadRecord(f"it has {name!r}: {remedy}")
@@ -122,19 +141,19 @@ def chat_record(row: dict[str, Any], *, cuts: bool = False) -> tuple[dict[str, A
         raise BadRecord(f"no 'messages', it has {', '.join(list(row)[:8]) or 'nothing'}{rows}")
     if isinstance(row.get("label"), bool):
         raise BadRecord(f"it has a 'label' of {str(row['label']).lower()}: {_REFUSED['kto_tag']}")
-    turns = _asked(row)
-    if system := row.get("system") or row.get("system_prompt"):
-        turns.insert(0, {"role": "system", "content": system})
-    turns, pair = _answers(row, turns)
+    turns, pair = _answers(row, _asked(row))
+    turns = _with_system(turns, row.get("system") or row.get("system_prompt"))
     listed = _listed(row)
     messages, clips = _placed(turns, listed)
     if any(start for start, _ in parts_of(row, len(clips))) and not cuts:
         raise BadRecord(
             "a clip with 'offset': qa-train data import cuts parts of recordings; else make it a separate file"
         )
-    taken = {*_TAKEN, *(() if any(name in row for name in TURNS) else (*_asking(row), *_ANSWERED, "input"))}
+    taken = {*_TAKEN, *(() if any(name in row for name in TURNS) else (_asking(row), *_ANSWERED, "input"))}
     record = with_texts({name: value for name, value in row.items() if name not in taken} | pair)
     record["messages"] = messages
+    if not clips and (lost := _audio_field(record)):
+        raise BadRecord(f"{lost} names an audio file, and no clip is listed: call it 'audio' to be heard, or remove it")
     check_text(record)
     check_record(record)
     chat_messages({**record, "audios": [""] * len(clips)})
@@ -149,16 +168,59 @@ def unknown_fields(record: dict[str, Any]) -> list[str]:
     ]
 
 
-def _asking(row: dict[str, Any]) -> tuple[str, ...]:
-    """The fields by which a row may ask."""
-    return _ASKED if any(row.get(name) for name in _ASKED) else (*_ASKED, _QUESTION)
+def _plain_names(row: dict[str, Any]) -> dict[str, Any]:
+    """The row without what is null (as tables write what a row does not have), a pair in the names that are read."""
+    row = {name: value for name, value in row.items() if value is not None}
+    if isinstance(row.get("input"), dict):
+        # OpenAI's preferences: {messages, tools}.
+        row |= row.pop("input")
+    for names in _PAIRS:
+        if row.keys() >= {*names} and "chosen" not in row:
+            row |= dict(zip(("chosen", "rejected"), [row.pop(name) for name in names], strict=True))
+    return row
+
+
+def _with_system(turns: list[dict[str, Any]], system: Any) -> list[dict[str, Any]]:
+    """The turns with the row's own system prompt, which the turns may repeat."""
+    if not system:
+        return turns
+    if not turns or turns[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *turns]
+    if content_parts(turns[0]["content"]) != content_parts(system):
+        raise BadRecord("it has a system prompt of its own, and another in its turns: keep one")
+    return turns
+
+
+def _audio_field(record: dict[str, Any]) -> str | None:
+    """The field of a record, or of one of its turns, that no task reads and that names an audio file."""
+    for where in (record, *record["messages"]):
+        for name, value in where.items():
+            path = value.get("path") if isinstance(value, dict) else value
+            if name not in (*KNOWN_FIELDS, "content") and isinstance(path, str) and _AUDIO_FILE.fullmatch(path):
+                return repr(name)
+    return None
+
+
+def _asking(row: dict[str, Any]) -> str:
+    """The field by which a row asks, perhaps together with "input"."""
+    given = [name for name in _ASKED if row.get(name)]
+    if len({str(row[name]) for name in given}) > 1:
+        raise BadRecord(f"it asks twice, in {' and '.join(map(repr, given))}: remove one, or join them")
+    return next(iter(given), next((name for name in _ELSE_ASKED if row.get(name)), _ASKED[-1]))
 
 
 def _asked(row: dict[str, Any]) -> list[dict[str, Any]]:
     """The turns as the row has them, {role, content} each; of a single exchange with its answer, if there is one."""
     listed = next((row[name] for name in TURNS if row.get(name)), None)
-    if listed is None and isinstance(row.get("prompt"), list):
-        listed = row["prompt"] + _as_turns(row.get("completion"), "completion")
+    answered = [name for name in _ANSWERED if row.get(name) is not None]
+    if len({str(row[name]) for name in answered}) > 1:
+        raise BadRecord(f"it answers twice, in {' and '.join(map(repr, answered))}: remove one")
+    asking = _asking(row)
+    if not answered and asking == "question" and "chosen" not in row:
+        answered = ["answer"]
+    answer = row.get(answered[0]) if answered else None
+    if listed is None and isinstance(row.get(asking), list):
+        listed = row[asking] + _as_turns(answer, "the answer")
     if listed is not None:
         return _turns(listed, _listed(row))
     if any(name in row for name in TURNS):
@@ -168,20 +230,21 @@ def _asked(row: dict[str, Any]) -> list[dict[str, Any]]:
         if not isinstance(exchange, list) or len(exchange) != 2:
             raise BadRecord("'history' must be a list of [question, answer]")
         turns += [{"role": "user", "content": exchange[0]}, {"role": "assistant", "content": exchange[1]}]
-    names = (*_asking(row), "input")
-    asked = [row.get(name) for name in names]
+    asked = [row.get(name) for name in dict.fromkeys((asking, "input"))]
     if not all(isinstance(text, str | None) for text in asked):
-        raise BadRecord(f"{', '.join(names)} must be texts")
+        raise BadRecord(f"{asking!r} must be a text, as 'input' next to it")
     # Alpaca's instruction and its input are one question; TRL's chosen and rejected may hold the question themselves.
     question = "\n".join(text for text in asked if text)
+    if _DIALOGUE.search(question):
+        raise BadRecord(f"{asking!r} is a dialogue in one text: give its turns as messages")
     if question or not isinstance(row.get("chosen"), list):
         if not question and not _listed(row):
             raise BadRecord(
-                f"no question: neither a clip nor any of {', '.join(_asking(row))}; take dialogues in one text apart"
+                f"no question: neither a clip nor any of {', '.join((*_ASKED, *_ELSE_ASKED))}; take dialogues in one "
+                "text apart"
             )
         turns.append({"role": "user", "content": question})
-    answer = next((_written(row[name]) for name in _ANSWERED if row.get(name) is not None), None)
-    return turns if answer is None else [*turns, {"role": "assistant", "content": answer}]
+    return turns if answer is None else [*turns, {"role": "assistant", "content": _written(answer)}]
 
 
 def _turns(listed: Any, clips: Sequence[Source] = ()) -> list[dict[str, Any]]:
@@ -232,15 +295,28 @@ def _content(turn: dict[str, Any], clips: Sequence[Source]) -> Any:
         return [{"type": kind, "value": content}]
     if kind not in (None, "text", "message"):
         raise BadRecord(f"a turn of type {kind!r} with a list: give its parts as {{type, text}} and {{type, audio}}")
-    if "value" not in turn or not isinstance(content, str):
+    if content is None:
+        raise BadRecord(f"a turn without a content (it has {', '.join(turn)}): expected {{role, content}}")
+    if not isinstance(content, str):
         return content
-    text, parts, start = content, [], 0
-    for mark in _SHAREGPT_MARK.finditer(text):
-        number = None if mark[1] is None else int(mark[1])
-        if number is not None and not 0 < number <= len(clips):
+
+    def heard(mark: re.Match[str]) -> dict[str, Any]:
+        if mark.lastindex is None:
+            return {"type": "audio"}
+        number = int(mark[mark.lastindex])
+        if not 0 < number <= len(clips):
             raise BadRecord(f"{mark[0].strip()} names no clip: the row lists {len(clips)}, numbered from 1 on")
-        heard = {"type": "audio"} if number is None else {"type": "audio", "audio": clips[number - 1]}
-        parts += [text[start : mark.start()], heard]
+        return {"type": "audio", "audio": clips[number - 1]}
+
+    return _cut(content, _SHAREGPT_MARK if "value" in turn else _NUMBERED_MARK, heard)
+
+
+def _cut(text: str, marks: re.Pattern[str], heard: Callable[[re.Match[str]], dict[str, Any]]) -> Any:
+    """The text, in a list of parts with the clip of each mark if it has any."""
+    parts: list[Any] = []
+    start = 0
+    for mark in marks.finditer(text):
+        parts += [text[start : mark.start()], heard(mark)]
         start = mark.end()
     return [*parts, text[start:]] if parts else text
 
@@ -254,10 +330,8 @@ def _written(content: Any) -> Any:
 def _parts(turn: dict[str, Any]) -> list[str | Heard]:
     """Text and clips of a turn. A question may name its clips in the text."""
     content = turn["content"]
-    if turn["role"] == "user" and isinstance(content, str) and "</audio>" in content:
-        # The pattern has one group, so every second piece is a path.
-        pieces = _NAMED_MARK.split(content)
-        content = [{"type": "audio", "audio": piece.strip()} if i % 2 else piece for i, piece in enumerate(pieces)]
+    if turn["role"] == "user" and isinstance(content, str):
+        content = _cut(content, _NAMED_MARK, lambda mark: {"type": "audio", "audio": (mark[1] or mark[2]).strip()})
     return content_parts(content)
 
 

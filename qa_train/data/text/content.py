@@ -22,14 +22,10 @@ PLACEHOLDER = "<audio>"
 Source = str | bytes
 # The reason of a BadRecord.
 NOT_BASE64 = "not base64"
-_TOKENS = (
-    "<|AUDIO|>",
-    "<|audio_bos|>",
-    "<|audio_eos|>",
-    "<|audio_start|>",
-    "<|audio_pad|>",
-    "<|audio_end|>",
-    "<|audio|>",
+# Parts of a clip's mark, or of its sound as tokens, in the templates of audio models: no text of a data set has them.
+_TOKENS = re.compile(
+    r"<\|(?:AUDIO|audio|audio_(?:bos|eos|start|pad|end|\d+)|(?:startof|endof)speech|(?:begin|end)_of_audio)\|>"
+    r"|<audio_(?:start|end)_baichuan>|<SpeechHere>|<audio_soft_token>"
 )
 # As the chat template spells a clip, with the number and the line end that it adds; as Qwen3-Omni's does; the bare
 # tokens of Qwen2-Audio and Ultravox; the placeholder.
@@ -72,8 +68,10 @@ def content_parts(content: Any) -> list[str | Heard]:
             continue
         kind = part.get("type") if isinstance(part, dict) else None
         if isinstance(part, dict) and kind is None:
-            # DashScope writes {"audio": URL} and {"text": TEXT}.
-            kind = next((name for name in (*_TEXT_PARTS, *_AUDIO_PARTS) if name in part), None)
+            # DashScope writes {"audio": URL} and {"text": TEXT}, Megrez both in one.
+            kinds = [name for name in (*_AUDIO_PARTS, *_TEXT_PARTS) if part.get(name) is not None]
+            parts += content_parts([{**part, "type": name} for name in kinds[:-1]])
+            kind = kinds[-1] if kinds else None
         if kind in _TEXT_PARTS:
             text = part.get("text", part.get("value"))
             if not isinstance(text, str):
@@ -153,8 +151,13 @@ def shown(source: Source) -> str:
 def turn_loss(turn: dict[str, Any]) -> bool | None:
     """Whether a turn is marked as learned (``loss: true``, ``weight: 1``) or not; None if unmarked.
 
-    Raises BadRecord for a weight between, and for a question that is to be learned.
+    Raises BadRecord for a weight between, a question that is to be learned, and an answer of which a part is not.
     """
+    content = turn.get("content")
+    marked = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    partly = turn.get("train_detail") or any(part.get(name) in (0, False) for part in marked for name in LOSS_FIELDS)
+    if partly and turn.get("role") == "assistant":
+        raise BadRecord("a part of an answer is marked as not learned (train: false): only whole turns are")
     said = {name: turn[name] for name in LOSS_FIELDS if turn.get(name) is not None}
     for name, value in said.items():
         if value not in (0, 1):
@@ -170,7 +173,7 @@ def turn_loss(turn: dict[str, Any]) -> bool | None:
 
 def is_answer(text: str) -> bool:
     """Whether a record may hold the text as an answer. A model may also generate a zero byte, or the mark of a clip."""
-    return "\0" not in text and not any(mark in text for mark in (*_TOKENS, PLACEHOLDER))
+    return "\0" not in text and PLACEHOLDER not in text and not _TOKENS.search(text)
 
 
 def _of_text(text: str) -> list[str | Heard]:
@@ -181,9 +184,9 @@ def _of_text(text: str) -> list[str | Heard]:
         start = found.end()
     parts.append(text[start:])
     for part in parts:
-        if isinstance(part, str) and (left := next((token for token in _TOKENS if token in part), None)):
+        if isinstance(part, str) and (left := _TOKENS.search(part)):
             raise BadRecord(
-                f"a text holds {left}, a part of a clip marker: write {PLACEHOLDER} at the position of the clip"
+                f"a text holds {left[0]}, a part of a clip marker: write {PLACEHOLDER} at the position of the clip"
             )
     return [part for part in parts if part != ""]
 

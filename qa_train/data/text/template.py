@@ -183,7 +183,12 @@ class _Row:
     def parts(self, content: tuple[TextPart | AudioPart, ...], *, learn: bool, numbered: bool = False) -> None:
         for part in content:
             if isinstance(part, AudioPart):
+                # Of an answer the text is learned, and a clip with its number is not.
+                if learn:
+                    self.flush(True)
                 self.audio(part.clip, numbered)
+                if learn:
+                    self.flush(False)
             elif part.trusted:
                 for text, is_special in self.vocabulary.split(part.text):
                     if is_special:
