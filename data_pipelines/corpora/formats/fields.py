@@ -53,7 +53,8 @@ _BRACKETED = re.compile(r"\s*\[[\w-]+\]\s*")
 
 
 def mapping(columns: dict[str, str], available: Iterable[str]) -> dict[str, str]:
-    """Record field -> column: the given ones, and the others that are named like a field, or as everybody names them.
+    """Record field -> column: the given ones, and the others that are named like a field, or as everybody names them,
+    in capitals or not.
 
     Raises ValueError for a field that no record has, a column that is not there, or when nothing but audio is known.
     """
@@ -65,10 +66,12 @@ def mapping(columns: dict[str, str], available: Iterable[str]) -> dict[str, str]
     tops = {column.split(".")[0] for column in columns.values()}
     if missing := sorted(tops - set(have)):
         raise ValueError(f"columns: there is no column {missing}; the table has {have}")
-    named = [name for name in (*FIELDS, "key", "target_lang") if name in have and name not in (*columns, *tops)]
-    found = dict(zip(named, named, strict=True)) | columns
+    free = [column for column in have if column not in tops]
+    # Spreadsheets write "Text", and a cell may end with a space; the exact name comes first.
+    spelt = {column.strip().lower(): column for column in reversed(free)} | {column: column for column in free}
+    found = {name: spelt[name] for name in (*FIELDS, "key", "target_lang") if name in spelt} | columns
     for name, others in _OTHER_NAMES.items():
-        other = next((other for other in others if other in have and other not in tops), None)
+        other = next((spelt[other] for other in others if other in spelt), None)
         if name not in found and other is not None:
             found[name] = other
     if not set(found) & set(FIELDS) - {"split", "license"}:
