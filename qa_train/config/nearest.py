@@ -68,6 +68,8 @@ def explain(error: BaseException) -> str | None:
         return f"{key[1]} is a list: write '{key[1]}=[{given[1] if given else 'VALUE,...'}]'"
     if key and (found := _WRONG_KIND.search(text)):
         return f"{key[1]} is {found[1]}: use {_KINDS.get(found[2], found[2])}"
+    if key and "to string" in text:
+        return f"{key[1]} is a text: put one with brackets into quotes, as in " + shlex.quote(f'{key[1]}="[a]"')
     if key and len(chain) > 1:
         # The first line only reports that a value was refused; the cause has the reason.
         words = [f"{key[1]}: {str(chain[-1]).splitlines()[0]}"]
