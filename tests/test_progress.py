@@ -60,7 +60,7 @@ def test_what_is_quick_or_switched_off_says_nothing(clock: Clock, capsys: pytest
 def test_a_total_that_is_not_known(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     for _ in progress(range(2), desc="listing", unit="items"):
         clock.now += 31.0
-    assert capsys.readouterr().err.splitlines() == ["listing: 1 items, 0.032/s", "listing: 2 items, 0.0323/s"]
+    assert capsys.readouterr().err.splitlines() == ["listing: 1 items, 0.032/s", "listing: 2 items, 0.032/s"]
 
 
 @pytest.mark.parametrize("columns", [100, 0])

@@ -60,7 +60,7 @@ def duration(seconds: float) -> str:
 
 def rough(number: float) -> str:
     """A measured number for people, never with an exponent above 1: "0.0046", "3.2", "1,250"."""
-    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
+    return f"{number:,.0f}" if abs(number) >= 10 else f"{number:.2g}"
 
 
 def amount(number: float) -> str:

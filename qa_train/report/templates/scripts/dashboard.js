@@ -18,7 +18,7 @@ const Table = (() => {
         ({key, title: title.replace("held out: ", ""), hint: "the newest value", get: (run) => run.last[key],
           text: (run) => number(run.last[key])})),
       plain("tokens_per_s", "tokens/s", number, "median of the steps"),
-      plain("audio_s_per_s", "audio h/h", number, "median of the steps"),
+      plain("audio_s_per_s", "× real time", number, "median of the steps"),
       plain("time", "time", duration, "sum of the steps"),
       plain("skipped", "skipped", number, "samples since the last start"),
     ];
