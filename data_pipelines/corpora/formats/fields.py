@@ -54,7 +54,7 @@ _BRACKETED = re.compile(r"\s*\[[\w-]+\]\s*")
 
 def mapping(columns: dict[str, str], available: Iterable[str]) -> dict[str, str]:
     """Record field -> column: the given ones, and the others that are named like a field, or as everybody names them,
-    in capitals or not.
+    in capitals or not, with spaces or underscores.
 
     Raises ValueError for a field that no record has, a column that is not there, or when nothing but audio is known.
     """
@@ -67,8 +67,8 @@ def mapping(columns: dict[str, str], available: Iterable[str]) -> dict[str, str]
     if missing := sorted(tops - set(have)):
         raise ValueError(f"columns: there is no column {missing}; the table has {have}")
     free = [column for column in have if column not in tops]
-    # Spreadsheets write "Text", and a cell may end with a space; the exact name comes first.
-    spelt = {column.strip().lower(): column for column in reversed(free)} | {column: column for column in free}
+    # Spreadsheets write "Text " and "File Name"; the exact name comes first.
+    spelt = {column.strip().lower().replace(" ", "_"): column for column in reversed(free)} | {c: c for c in free}
     found = {name: spelt[name] for name in (*FIELDS, "key", "target_lang") if name in spelt} | columns
     for name, others in _OTHER_NAMES.items():
         other = next((spelt[other] for other in others if other in spelt), None)

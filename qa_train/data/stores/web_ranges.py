@@ -152,7 +152,10 @@ def _raise(url: str, answer: Answer) -> None:
 def _checked_range(answer: Answer, offset: int, size: int) -> int:
     """Size of the whole file; OSError when the answer is for other bytes than asked."""
     if answer.status != 206:
-        raise Permanent(f"the server ignores byte ranges (status {answer.status}): copy the shards to another")
+        raise Permanent(
+            f"the server ignores byte ranges (status {answer.status}), as python -m http.server does: use a server that "
+            "answers them, such as nginx, or copy the shards to a local disk"
+        )
     stated = answer.headers.get("content-range", "")
     span, _, total = stated.removeprefix("bytes ").partition("/")
     if span != f"{offset}-{offset + size - 1}" or not total.isdecimal():

@@ -166,7 +166,7 @@ def test_names_of_columns_that_everybody_uses() -> None:
     assert mapping({}, ["path", "audio", "text", "sentence"]) == {"audio": "audio", "text": "text"}
     # A spreadsheet's capitals and spaces; the exact name comes first, and a column that was given is not taken again.
     assert mapping({}, ["Audio", "Text ", "SENTENCE"]) == {"audio": "Audio", "text": "Text "}
-    assert mapping({}, ["Text", "text", "Path"]) == {"audio": "Path", "text": "text"}
+    assert mapping({}, ["Text", "text", "File Name"]) == {"audio": "File Name", "text": "text"}
     assert mapping({"label": "Text"}, ["Text", "Transcript", "wav"])["text"] == "Transcript"
     with pytest.raises(ValueError, match=r"e\.g\. columns\.text=who"):
         mapping({}, ["file_name", "who"])
