@@ -153,7 +153,7 @@ def _checked_range(answer: Answer, offset: int, size: int) -> int:
     """Size of the whole file; OSError when the answer is for other bytes than asked."""
     if answer.status != 206:
         raise Permanent(
-            f"the server ignores byte ranges (status {answer.status}), as python -m http.server does: use a server that "
+            f"the server ignores byte ranges (status {answer.status}), as python -m http.server does: use one that "
             "answers them, such as nginx, or copy the shards to a local disk"
         )
     stated = answer.headers.get("content-range", "")
