@@ -26,6 +26,7 @@ from qa_train.command_line.help import WIDTH, command_help, group_help, overview
 from qa_train.commands.guard import guarded
 from qa_train.commands.train_stage import settings_first
 from qa_train.config.nearest import is_setting
+from qa_train.config.options import ChatConfig, EvalConfig, parse_options
 from qa_train.config.words import check_bare, option_fields
 from tests.train.conftest import ROOT, environment
 
@@ -260,6 +261,7 @@ def test_a_setting_of_a_free_section_is_not_taken_for_a_bare_key() -> None:
             "allow_missing is a list: write 'allow_missing=[VALUE,...]'",
         ),
         ("eval checkpoint=/nowhere storage.retry=3", "no option storage.retry=; did you mean storage.retries=?"),
+        ("pretrain run.dir=[a]", """run.dir is a text: put one with brackets into quotes, as in 'run.dir="[a]"'"""),
         (
             "dpo run.dir=x dpo.loss_type=hinge",
             "dpo.loss_type is a list: write 'dpo.loss_type=[hinge]'",
@@ -281,6 +283,29 @@ def test_wrong_use_is_one_clear_line(words: str, message: str, capsys: Captured)
     shown = [line for line in shown if not line.endswith(FIRST) and not line.startswith("answers are computed on ")]
     assert len(shown) == 1
     assert message in shown[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Recognize the speech: <|en|>", "words only:", "Yes", "12:30", "1_000", "[laughs]", "{x}", "- a", "a #b", "*b",
+     "@x", '"yes" or "no"', "${what}", "${x", "two\nlines"],
+)  # fmt: skip
+def test_a_text_is_taken_as_typed(text: str) -> None:
+    assert parse_options(ChatConfig, ["checkpoint=x", f"text={text}"], "chat").text == text
+    assert parse_options(EvalConfig, [f"judge.model={text}"], "eval").judge.model == text
+
+
+def test_what_is_no_text_is_read_as_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINE", "b")
+    words = ["checkpoint=${oc.env:MINE}/c", "audio=[a.wav,'b: c.wav']", 'text="null"', "temperature=1e-1"]
+    found = parse_options(ChatConfig, words, "chat")
+    assert (found.checkpoint, found.audio, found.text) == ("b/c", ["a.wav", "b: c.wav"], "null")
+    assert found.temperature == 0.1
+    # A pattern is no YAML; nothing after "=" is no text.
+    found = parse_options(ChatConfig, ["checkpoint=x", "audio=*.wav", "text="], "chat")
+    assert (found.audio, found.text) == ("*.wav", None)
+    with pytest.raises(ValueError, match="missing checkpoint="):
+        parse_options(ChatConfig, [], "chat")
 
 
 _IN_A_GROUP = """

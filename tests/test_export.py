@@ -130,6 +130,13 @@ def test_adapters_alone_answer_the_same_on_the_stock_base(base: Path, tmp_path: 
     assert str(base) not in card
 
 
+def test_adapters_of_a_run_in_half_precision_are_compared_in_it(base: Path, tmp_path: Path) -> None:
+    # The base is stored in float32.
+    start = ModelConfig(name="t", checkpoint=str(base), freeze=["encoder", "projector"], lora=LORA, dtype="bfloat16")
+    done = export(adapters_on(start, tmp_path / "run"), tmp_path / "out", merge=False)
+    assert done.max_difference < 3e-2
+
+
 def test_a_path_of_this_machine_is_not_published(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

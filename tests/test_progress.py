@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from qa_train.utils import progress as module
-from qa_train.utils.progress import progress
+from qa_train.utils.progress import amount, duration, progress, rough
 from tests.pseudo_terminal import in_terminal
 
 
@@ -36,8 +36,8 @@ def test_lines_tell_rate_and_time_left(clock: Clock, capsys: pytest.CaptureFixtu
         clock.now = 50.0
         bar.update(200)
     assert capsys.readouterr().err.splitlines() == [
-        "making shards: 100 of 300 clips, 2/s, 1.7 min left",
-        "making shards: 300 of 300 clips, 5.6/s, 0.0 min left",
+        "making shards: 100 of 300 clips, 2/s, 2 min left",
+        "making shards: 300 of 300 clips, 5.6/s, 0 s left",
     ]
 
 
@@ -46,7 +46,7 @@ def test_a_count_is_told_once(clock: Clock, capsys: pytest.CaptureFixture[str]) 
         clock.now = 40.0
         bar.update(10)
         clock.now = 41.0
-    assert capsys.readouterr().err == "making shards: 10 of 10 clips, 0.25/s, 0.0 min left\n"
+    assert capsys.readouterr().err == "making shards: 10 of 10 clips, 0.25/s, 0 s left\n"
 
 
 def test_what_is_quick_or_switched_off_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,7 +60,7 @@ def test_what_is_quick_or_switched_off_says_nothing(clock: Clock, capsys: pytest
 def test_a_total_that_is_not_known(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     for _ in progress(range(2), desc="listing", unit="items"):
         clock.now += 31.0
-    assert capsys.readouterr().err.splitlines() == ["listing: 1 items, 0.0323/s", "listing: 2 items, 0.0323/s"]
+    assert capsys.readouterr().err.splitlines() == ["listing: 1 items, 0.032/s", "listing: 2 items, 0.032/s"]
 
 
 @pytest.mark.parametrize("columns", [100, 0])
@@ -73,3 +73,9 @@ def test_a_terminal_shows_a_bar_with_rate_and_time_left(columns: int) -> None:
     code, shown = in_terminal([sys.executable, "-c", program], columns)
     assert code == 0
     assert re.search(r"listing:  50%\|.*2/4 \[00:00<00:00, +[\d.]+ items/s\]", shown), shown
+
+
+def test_numbers_for_people_have_no_exponents_and_no_empty_digits() -> None:
+    assert [duration(s) for s in (0, 0.2, 89, 100, 6000)] == ["0 s", "1 s", "89 s", "2 min", "1.7 hours"]
+    assert [rough(n) for n in (0.0046, 3.21, 120, 1_254)] == ["0.0046", "3.2", "120", "1,254"]
+    assert [amount(n) for n in (980, 26_112, 12_000_000)] == ["980", "26.1 k", "12.0 M"]

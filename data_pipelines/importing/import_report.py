@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from data_pipelines.corpora.base import NOT_OBTAINED, Drop, Item, Request
 from qa_train.data.shards.sidecar import ShardIndex
 from qa_train.data.stores.folders import write_text
-from qa_train.utils.progress import counted
+from qa_train.utils.progress import counted, duration
 
 if TYPE_CHECKING:
     from data_pipelines.corpora.tree import Tree
@@ -95,9 +95,9 @@ class Report:
     def text(self) -> str:
         """The report for a person."""
         lines = [
-            f"{self.corpus}, {self.split}: {self.made} records, {self.hours:.3f} h in {counted(self.shards, 'shard')}"
+            f"{self.corpus}, {self.split}: {counted(self.made, 'record')}, {duration(self.hours * 3600)} of audio in "
+            f"{counted(self.shards, 'shard')} (licence: {self.license})"
         ]
-        lines[0] += f" (licence: {self.license})"
         for reason, count in sorted(self.dropped.items(), key=lambda entry: -entry[1]):
             lines.append(f"  skipped {count}: {reason}, e.g. {self.examples[reason][0]}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])

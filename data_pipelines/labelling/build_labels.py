@@ -32,6 +32,7 @@ from qa_train.eval.answers import Journal
 from qa_train.eval.questions import part_text
 from qa_train.model import find_checkpoint, fingerprint
 from qa_train.utils.masking import masked, name_of, without_query
+from qa_train.utils.progress import duration
 
 REPORT = "label.report.json"
 # What was answered for shards that are not whole yet.
@@ -177,7 +178,7 @@ def _plan(options: LabelConfig, todo: Sequence[LabelJob], shards: int) -> str:
     hours = sum(job.hours for job in todo)
     text = (
         f"labels by {options.name}: {len(todo)} of {shards} shards to make, at most "
-        f"{sum(job.num_clips for job in todo):,} records, {hours:,.2f} h of audio"
+        f"{sum(job.num_clips for job in todo):,} records, {duration(hours * 3600)} of audio"
     )
     if cost := hours * (options.price_per_hour + options.second.price_per_hour):
         text += f", {cost:,.2f} at the given price"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qa_train.config import ConvertConfig, ExportConfig
+from qa_train.utils.progress import amount
 
 
 def export(options: ExportConfig) -> int:
@@ -34,7 +35,7 @@ def export(options: ExportConfig) -> int:
     )
     what = "parameters" if options.merge else "parameters of adapters"
     print(
-        f"{done.path}: {done.parameters / 1e6:,.1f} M {what}, model card in README.md; stock transformers gives "
+        f"{done.path}: {amount(done.parameters)} {what}, model card in README.md; stock transformers gives "
         f"the same logits for a probe clip (largest difference {done.max_difference:.1e} of the largest logit)"
     )
     if options.push is not None:

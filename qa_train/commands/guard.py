@@ -10,6 +10,7 @@ import re
 import select
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 
 from qa_train.config import STAGES
@@ -117,6 +118,8 @@ def show_warnings() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(MaskingFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    # peft and TRL ask under a name that transformers is about to drop.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
     for name, logger in logging.root.manager.loggerDict.items():
         if name.startswith("qa_train") and isinstance(logger, logging.Logger):
             logger.disabled = False

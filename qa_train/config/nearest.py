@@ -76,6 +76,8 @@ def explain(error: BaseException) -> str | None:
         return (
             f"{key[1]}: there is no key {found[1]} to refer to; a variable of the environment is ${{oc.env:{found[1]}}}"
         )
+    if key and "to string" in text:
+        return f"{key[1]} is a text: put one with brackets into quotes, as in " + shlex.quote(f'{key[1]}="[a]"')
     if key and len(chain) > 1:
         # The first line only reports that a value was refused; the cause has the reason.
         words = [f"{key[1]}: {str(chain[-1]).splitlines()[0]}"]

@@ -29,6 +29,7 @@ from qa_train.data.text.noise import ordinary_tokens, replace_targets
 from qa_train.data.text.template import ENDOFTEXT, IGNORE, encode, encode_pair, special_id
 from qa_train.utils import draws
 from qa_train.utils.masking import name_of
+from qa_train.utils.progress import duration
 from qa_train.utils.terminal import PLAIN, Layout
 
 log = logging.getLogger(__name__)
@@ -129,10 +130,10 @@ class Batches:
             about = "" if row["exact"] else "~"
             if row["max_epochs"]:
                 out += f"; after {row['max_epochs']} epochs its share goes to the others"
-            numbers = [str(row["records"]), f"{about}{row['samples']}", f"{about}{row['hours']:.2f}"]
+            numbers = [str(row["records"]), f"{about}{row['samples']}", f"{about}{duration(row['hours'] * 3600)}"]
             rows.append([row["source"], row["task"], *numbers, f"{row['share']:.1%}"])
             skipped.append(f"{about if out else ''}{out}")
-        head = ["source", "task", "records", "samples", "hours", "share", "skipped"]
+        head = ["source", "task", "records", "samples", "audio", "share", "skipped"]
         return page.table(head, rows, left=2, notes=skipped)
 
     def table(self) -> list[dict[str, Any]]:
@@ -148,7 +149,7 @@ class Batches:
                 "shards": len(source.shards),
                 "records": source.records_read,
                 "samples": source.eligible.overview.samples,
-                "hours": round(source.eligible.overview.seconds / 3600, 3),
+                "hours": round(source.eligible.overview.seconds / 3600, 5),
                 "exact": source.eligible.overview.exact,
                 "weight": source.cfg.weight,
                 "share": round(source.weight / total, 4),

@@ -13,6 +13,7 @@ from qa_train.data.open_sources import TOO_LONG
 from qa_train.data.order.batch_plan import Plan
 from qa_train.data.order.epoch import Ints
 from qa_train.data.source import Source
+from qa_train.utils.progress import duration
 from qa_train.utils.terminal import PLAIN, Layout
 
 # Windows that are planned to count the steps of an epoch.
@@ -98,10 +99,10 @@ def imbalance(costs: Ints, per_step: int) -> dict[int, dict[str, float]]:
 
 def as_text(result: dict[str, Any], page: Layout = PLAIN) -> str:
     """The effective mixture as a table for people, laid out for ``page``."""
-    head = ["source", "task", "samples", "share", "hours", "tokens", "epochs", "skipped"]
+    head = ["source", "task", "samples", "share", "audio", "tokens", "epochs", "skipped"]
     rows = []
     for row in result["sources"]:
-        numbers = [f"{row['share']:.2%}", f"{row['hours']:.2f}", str(row["tokens"]), f"{row['epochs']:.2f}"]
+        numbers = [f"{row['share']:.2%}", duration(row["hours"] * 3600), str(row["tokens"]), f"{row['epochs']:.2f}"]
         rows.append([row["source"], row["task"], str(row["samples"]), *numbers])
     out = [", ".join(f"{n} {reason}" for reason, n in row["left_out"].items()) for row in result["sources"]]
     lines = [page.table(head, rows, left=2, notes=out)]

@@ -85,9 +85,10 @@ def export(
         model, processor = load_adapted(folder, verify=verify)
     else:
         model, processor = load_model(folder, verify=verify, allow_missing=allow_missing)
+    dtype = model.dtype
     probes = [_probe(processor, seconds) for seconds in _PROBE_S]
     with torch.no_grad():
-        expected = [model(**probe.to(dtype=model.dtype)).logits.float() for probe in probes]
+        expected = [model(**probe.to(dtype=dtype)).logits.float() for probe in probes]
     facts = dict(facts or {})
     with _new_folder(out) as partial:
         if not merge:
@@ -114,7 +115,7 @@ def export(
         (partial / "README.md").write_text(card, encoding="utf-8")
         del model
         gc.collect()
-        difference = _compare(partial, probes, expected, None if merge else base)
+        difference = _compare(partial, probes, expected, dtype, None if merge else base)
     return Exported(out, parameters, difference)
 
 
@@ -153,9 +154,14 @@ def _check_base(folder: str | Path, base: str | None) -> None:
         )
 
 
-def _compare(folder: Path, probes: list[BatchFeature], expected: list[torch.Tensor], base: str | None = None) -> float:
-    """Reload ``folder`` with the stock classes, as adapters on ``base`` if given, and compare the probes' logits."""
-    model = read_stock_model(folder) if base is None else read_stock_model(base, folder)
+def _compare(
+    folder: Path, probes: list[BatchFeature], expected: list[torch.Tensor], dtype: torch.dtype, base: str | None
+) -> float:
+    """Reload ``folder`` with the stock classes, as adapters on ``base`` if given, and compare the probes' logits.
+
+    dtype: of the model that gave ``expected``; a base may be stored in another one than it was trained in.
+    """
+    model = read_stock_model(folder) if base is None else read_stock_model(base, folder, dtype)
     stock = read_stock_processor(folder)
     differences = []
     for seconds, probe, wanted in zip(_PROBE_S, probes, expected, strict=True):
@@ -163,15 +169,15 @@ def _compare(folder: Path, probes: list[BatchFeature], expected: list[torch.Tens
         if not torch.equal(inputs["input_ids"], probe["input_ids"]):
             raise RuntimeError(f"the processor in {folder} tokenizes the probe differently from the checkpoint's")
         with torch.no_grad():
-            logits = model(**inputs.to(dtype=model.dtype)).logits.float()
+            logits = model(**inputs.to(dtype=dtype)).logits.float()
         differences.append(float((logits - wanted).abs().max() / wanted.abs().max()))
     # A value that is not a number is the largest.
     difference = max(differences, key=lambda value: (value != value, value))
-    limit = 1e-4 if model.dtype == torch.float32 else 3e-2
+    limit = 1e-4 if dtype == torch.float32 else 3e-2
     if not difference <= limit:
         raise RuntimeError(
-            f"stock transformers computes different logits from {folder}: they differ by {difference:.2e} of the "
-            f"largest one, allowed is {limit:.0e}; the export was left there for inspection"
+            f"stock transformers computes different logits from the export: they differ by {difference:.2e} of the "
+            f"largest one, allowed is {limit:.0e}; nothing was written"
         )
     return difference
 

@@ -98,5 +98,5 @@ def as_text(stage: str, found: list[Offer], page: Layout) -> str:
     run = f"{program} {stage} experiment={first.name} trainer.max_steps={first.steps} run.dir=runs/{first.name}"
     nodes = f" on each of {gpus // per_node} machines (docs/cluster.md)" if gpus > per_node else ""
     lines += ["", f"{run}{nodes}   # {first.gpu_hours:.1f} GPU hours{price}"]
-    lines += [f"of its memory: qa-train plan {stage} experiment={first.name} gpu={options.gpu} gpus={options.gpus}"]
+    lines += [f"in detail: qa-train plan {stage} experiment={first.name} gpu={options.gpu} gpus={options.gpus}"]
     return page.fold("\n".join(lines))

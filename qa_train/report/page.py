@@ -24,6 +24,8 @@ from qa_train.report.results import (
     verdict,
 )
 from qa_train.report.runs import read_run
+from qa_train.utils.progress import duration as about
+from qa_train.utils.progress import rough
 
 # MiB of sound and pictures in the page.
 MAX_MIB = 8.0
@@ -66,6 +68,8 @@ def interval_plot(metric: Mapping[str, Any], stages: Sequence[str]) -> dict[str,
     seen = [metric["values"][stage] for stage in measured]
     seen += [bound for interval in intervals.values() if interval for bound in interval]
     seen += [] if target is None else [target]
+    # Charts of percentages are compared with each other.
+    seen += [100.0] if metric["unit"] == "%" else []
     low, high = min(0.0, *seen), max(seen)
     span = (high - low) or 1.0
 
@@ -85,8 +89,8 @@ def interval_plot(metric: Mapping[str, Any], stages: Sequence[str]) -> dict[str,
         "rows": rows,
         "target": None if target is None else place(target),
         "said": "" if target is None else f"{target:g}",
-        "low": f"{low:.3g}",
-        "high": f"{high:.3g}",
+        "low": rough(low),
+        "high": rough(high),
     }
 
 
@@ -185,7 +189,7 @@ def _tiles(results: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _progress(progress: Mapping[str, Any] | None) -> dict[str, Any] | None:
     left = (progress or {}).get("left_s")
-    return {"next": None, "now": None, **progress, "left": duration(left) if left else None} if progress else None
+    return {"next": None, "now": None, **progress, "left": about(left) if left else None} if progress else None
 
 
 def _times(seconds: Mapping[str, float]) -> list[dict[str, Any]]:

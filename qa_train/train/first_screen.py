@@ -14,6 +14,7 @@ from qa_train.model.layers.parts import part_of
 from qa_train.planner.work import LOOK
 from qa_train.train.forecast import Rehearsal, expected_time
 from qa_train.train.stage import Stage
+from qa_train.utils.progress import amount, counted, duration, rough
 from qa_train.utils.terminal import PLAIN, Layout
 
 # Sources that the line of the mixture names, the largest ones.
@@ -45,12 +46,12 @@ def first_screen(stage: Stage, model: Any, rehearsal: Rehearsal | None = None, p
     lines = {
         cfg.stage: f"{cfg.model.name}: {parameters(model)}{_adapted(stage)}",
         "weights": weights(cfg.model),
-        "data": f"{len(table)} sources with {sum(row['samples'] for row in table):,} samples, "
-        f"{sum(row['hours'] for row in table):,.2f} hours (shared records count in each)",
+        "data": f"{counted(len(table), 'source')} with {counted(sum(row['samples'] for row in table), 'sample')}, "
+        f"{duration(sum(row['hours'] for row in table) * 3600)} of audio (shared records count in each)",
         "skipped": f"{_counts(skipped)}; by source in {stage.run.dir / 'data.txt'}",
         "mixture": _mixture(ahead["sources"], times),
-        "steps": f"{steps:,} steps of {cfg.trainer.batches_per_step} x {cfg.data.tokens_per_batch:,} tokens "
-        f"({ahead['fill']:.0%} full): {ahead['tokens'] * times / 1e6:,.2f} M tokens, {hours:,.2f} hours of audio",
+        "steps": f"{counted(steps, 'step')} of {cfg.trainer.batches_per_step} x {cfg.data.tokens_per_batch:,} tokens "
+        f"({ahead['fill']:.0%} full): {amount(ahead['tokens'] * times)} tokens, {duration(hours * 3600)} of audio",
         "planning": _planning(plan.rate, ahead["samples"] / look),
         "machine": f"{world} process{'es' * (world > 1)} on {_device()}, {precision}, deepspeed {cfg.deepspeed.name}",
         "time": expected_time(stage, rehearsal, ahead, lengths, world),
@@ -66,7 +67,7 @@ def _planning(rate: float | None, samples: float) -> str:
         return f"{samples:,.0f} samples per step, planned by another process of this machine"
     return (
         f"{samples:,.0f} samples per step; each machine plans {rate:,.0f} per second, enough for steps of "
-        f"{samples / rate:.2g} s or more"
+        f"{rough(samples / rate)} s or more"
     )
 
 
@@ -88,8 +89,8 @@ def parameters(model: Any) -> str:
         total += size
         if parameter.requires_grad:
             trained[part_of(name)] += size
-    shown = ", ".join(f"{part} {_millions(size)}" for part, size in trained.items())
-    return f"{_millions(total)} parameters, {_millions(trained.total())} of them train ({shown or 'nothing'})"
+    shown = ", ".join(f"{part} {amount(size)}" for part, size in trained.items())
+    return f"{amount(total)} parameters, {amount(trained.total())} of them train ({shown or 'nothing'})"
 
 
 def _adapted(stage: Stage) -> str:
@@ -102,7 +103,7 @@ def _adapted(stage: Stage) -> str:
 def _mixture(rows: list[dict[str, Any]], times: float) -> str:
     """The sources by share, with how often the run goes through each."""
     ordered = sorted(rows, key=lambda row: -row["share"])
-    shown = [f"{row['source']} {row['share']:.0%} ({row['epochs'] * times:.2g} epochs)" for row in ordered[:_SHOWN]]
+    shown = [f"{row['source']} {row['share']:.0%} ({rough(row['epochs'] * times)} epochs)" for row in ordered[:_SHOWN]]
     if rest := ordered[_SHOWN:]:
         shown.append(f"{len(rest)} more {sum(row['share'] for row in rest):.0%}")
     return ", ".join(shown)
@@ -116,7 +117,3 @@ def _device() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU ({torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)} each)"
-
-
-def _millions(number: int) -> str:
-    return f"{number / 1e6:,.1f} M"

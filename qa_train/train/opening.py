@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from typing import Any
 
 from torch import nn
@@ -90,8 +89,6 @@ def _warn_of_window(model: nn.Module, tokens_per_batch: int) -> None:
 def _silence_libraries(model: Any, processor: Any) -> None:
     """Silence what the trainers announce in every run, and progress bars of written files."""
     disable_progress_bar()
-    # TRL asks under a name that transformers is about to drop.
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
     # The trainer counts the batches of a step itself and tells accelerate of one; DeepSpeed needs the true number.
     logging.getLogger("accelerate.accelerator").addFilter(_no_accumulation_mismatch)
     library = logging.getLogger("transformers.trainer_utils")

@@ -52,10 +52,22 @@ def say(line: object, *, error: bool = False) -> None:
 
 
 def duration(seconds: float) -> str:
-    """A time for people: "40 s", "12 min" or "3.4 hours"."""
+    """A time, or a length of audio, for people: "0 s", "40 s", "12 min" or "3.4 hours"."""
     if seconds < 90:
-        return f"{max(1, round(seconds))} s"
+        return f"{max(int(seconds > 0), round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} hours"
+
+
+def rough(number: float) -> str:
+    """A measured number for people, never with an exponent above 1: "0.0046", "3.2", "1,250"."""
+    return f"{number:,.0f}" if abs(number) >= 10 else f"{number:.2g}"
+
+
+def amount(number: float) -> str:
+    """A large count for people: "980", "26.1 k", "12.0 M"."""
+    if number < 1e5:
+        return f"{number:,.0f}" if number < 1e3 else f"{number / 1e3:.1f} k"
+    return f"{number / 1e6:,.1f} M"
 
 
 def counted(number: int, unit: str) -> str:
@@ -64,7 +76,7 @@ def counted(number: int, unit: str) -> str:
 
 
 class Lines:
-    """Counts like a bar of tqdm, and prints "desc: 120 of 300 clips, 4.2/s, 0.7 min left" to stderr."""
+    """Counts like a bar of tqdm, and prints "desc: 120 of 300 clips, 4.2/s, 43 s left" to stderr."""
 
     def __init__(
         self, items: Iterable[Any] | None, total: int | None, initial: int, desc: str, unit: str, every_s: float
@@ -105,7 +117,7 @@ class Lines:
         text = f"{self._desc}: {self.n:,}"
         if self.total is not None:
             text += f" of {self.total:,}"
-        text += f" {self._unit}, {rate:.3g}/s"
+        text += f" {self._unit}, {rough(rate)}/s"
         if self.total is not None and rate > 0:
-            text += f", {max(0, self.total - self.n) / rate / 60:.1f} min left"
+            text += f", {duration(max(0, self.total - self.n) / rate)} left"
         print(text, file=sys.stderr, flush=True)

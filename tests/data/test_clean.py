@@ -62,7 +62,7 @@ def test_every_filter_refuses_its_record_and_explains(tmp_path: Path) -> None:
     assert all(drop["value"] is not None and drop["shard"] in paths for drop in drops)
     assert dry.dropped is not None
     assert dry.dropped.total() == 9
-    assert "dropped: 9 (0.00 h)" in str(dry)
+    assert "dropped: 9 (15 s)" in str(dry)
     done = clean(paths, cfg, apply=True, engine=Engine(2))
     assert done.dropped == dry.dropped
     assert keys(paths) == ["good", "chinese", "text_only"]

@@ -60,7 +60,7 @@ def test_an_interrupted_index_goes_on_with_what_is_missing(
     before = Path(corpus[0] + SUFFIX).stat().st_mtime_ns
     assert run("data index", [*corpus, "missing=true"]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown == ["1 of 3 shards have their index", f"{corpus[1]}: 4 records", f"{corpus[2]}: 1 records"]
+    assert shown == ["1 of 3 shards have their index", f"{corpus[1]}: 4 records", f"{corpus[2]}: 1 record"]
     assert Path(corpus[0] + SUFFIX).stat().st_mtime_ns == before
     assert run("data index", [*corpus, "missing=true"]) == 0
     assert capsys.readouterr().out == "3 of 3 shards have their index\n"
@@ -71,7 +71,7 @@ def test_an_interrupted_index_goes_on_with_what_is_missing(
 
 def test_validate_names_shard_key_and_offset(corpus: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run("data validate", [*corpus, "num_workers=2"]) == 0
-    assert "3 shards, 9 intact records, 0.00 h; faults: none" in capsys.readouterr().out
+    assert "3 shards, 9 intact records, 10 s; faults: none" in capsys.readouterr().out
     row = load_index(corpus[2]).table.to_pylist()[0]
     raw = bytearray(Path(corpus[2]).read_bytes())
     # One bit in the sound of a WAV: nothing but the checksum can tell.

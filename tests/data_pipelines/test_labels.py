@@ -407,7 +407,7 @@ def test_a_dry_run_shows_the_price_and_asks_nothing(
     shard(tmp_path / "raw/a.tar", *[(f"k{i}", {"language": "fr"}, noise(36)) for i in range(3)])
     label(by(server, tmp_path, dry_run=True, price_per_hour=10.0))
     assert capsys.readouterr().out.splitlines() == [
-        "labels by ear: 1 of 1 shards to make, at most 3 records, 0.03 h of audio, 0.30 at the given price",
+        "labels by ear: 1 of 1 shards to make, at most 3 records, 2 min of audio, 0.30 at the given price",
         "first prompt: 'Recognize the French speech:'",
     ]
     assert not server.asked

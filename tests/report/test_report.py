@@ -73,6 +73,10 @@ def test_intervals_and_targets_have_their_places() -> None:
     ]  # fmt: skip
     assert (plot["target"], plot["low"], plot["high"]) == (50.0, "0", "100")
     assert interval_plot(metric("m", "%", True, 10, 50, 1.0), ["before"]) is None
+    # Percentages share an axis, also where all are small.
+    small = interval_plot(metric("m", "%", True, 10, None, 0.0, 1.2), ["before", "pretrain"])
+    assert small is not None
+    assert (small["rows"][1]["dot"], small["high"]) == (1.2, "100")
 
 
 def test_players_are_spread_over_the_sets(monkeypatch: pytest.MonkeyPatch) -> None:

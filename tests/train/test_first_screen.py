@@ -22,7 +22,7 @@ def test_parameters_by_part() -> None:
         {"audio_tower": torch.nn.Linear(1000, 300), "language_model": torch.nn.Linear(9, 9)}
     )
     model.model["audio_tower"].requires_grad_(False)
-    assert parameters(model) == "0.3 M parameters, 0.0 M of them train (llm 0.0 M)"
+    assert parameters(model) == "0.3 M parameters, 90 of them train (llm 90)"
     model.requires_grad_(False)
     assert parameters(model).endswith("(nothing)")
 

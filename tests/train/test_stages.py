@@ -87,7 +87,7 @@ def test_a_stage_runs_and_explains_itself(stage: str, plain: Callable[[str], Pat
     # Nothing of the libraries in between: no bars, no warnings; steps as plain lines.
     assert len(screen.splitlines()) < 18
     assert "\r" not in screen
-    assert "min left" in screen
+    assert " left" in screen
     assert "made" in (folder / "data.txt").read_text()
     again = run(stage, *options(stage, folder))
     assert "finished after 6 steps" in again.stdout

@@ -55,7 +55,8 @@ _BRACKETED = re.compile(r"\s*\[[\w-]+\]\s*")
 
 
 def mapping(columns: dict[str, str], available: Iterable[str], *, parts: bool = False) -> dict[str, str]:
-    """Record field -> column: the given ones, and the others that are named like a field, or as everybody names them.
+    """Record field -> column: the given ones, and the others that are named like a field, or as everybody names them,
+    in capitals or not, with spaces or underscores.
 
     ``parts``: rows name recordings, of which columns ``start`` and ``end`` are a part. A given column that is empty
     leaves the field out.
@@ -70,11 +71,13 @@ def mapping(columns: dict[str, str], available: Iterable[str], *, parts: bool = 
     tops = {column.split(".")[0] for column in columns.values() if column}
     if missing := sorted(tops - set(have)):
         raise ValueError(f"columns: there is no column {missing}; the table has {have}")
-    also = ("key", "target_lang", *(_PART if parts and {*_PART} <= {*have} else ()))
-    named = [name for name in (*FIELDS, *also) if name in have and name not in (*columns, *tops)]
-    found = dict(zip(named, named, strict=True)) | columns
+    free = [column for column in have if column not in tops]
+    # Spreadsheets write "Text " and "File Name"; the exact name comes first.
+    spelt = {column.strip().lower().replace(" ", "_"): column for column in reversed(free)} | {c: c for c in free}
+    names = (*FIELDS, "key", "target_lang", *(_PART if parts and {*_PART} <= {*spelt} else ()))
+    found = {name: spelt[name] for name in names if name in spelt} | columns
     for name, others in _OTHER_NAMES.items():
-        other = next((other for other in others if other in have and other not in tops), None)
+        other = next((spelt[other] for other in others if other in spelt), None)
         if name not in found and other is not None:
             found[name] = other
     found = {name: column for name, column in found.items() if column}

@@ -24,6 +24,7 @@ from qa_train.data.stores import storage
 from qa_train.data.stores.folders import writable, written
 from qa_train.data.stores.remote import RemoteError
 from qa_train.utils.masking import name_of
+from qa_train.utils.progress import counted, duration
 
 SUFFIX = ".index.parquet"
 # Reasons of skips that are not faults: members that are not audio, JSON or text (no key), and records that `data clean`
@@ -79,10 +80,10 @@ class ShardIndex:
         return int(self.table.num_rows)
 
     def __repr__(self) -> str:
-        hours = sum(self.table["duration_s"].to_pylist()) / 3600
+        audio = duration(sum(self.table["duration_s"].to_pylist()))
         out = skipped(self.problems)
         left = "; skipped: " + ", ".join(f"{n} {reason}" for reason, n in out.items()) if out else ""
-        return f"{self.path}: {len(self)} records, {hours:.3f} h{left}"
+        return f"{self.path}: {counted(len(self), 'record')}, {audio}{left}"
 
 
 @dataclass(frozen=True)

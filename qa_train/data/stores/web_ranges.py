@@ -161,7 +161,10 @@ def _raise(url: str, answer: Answer) -> None:
 def _checked_range(answer: Answer, offset: int, size: int) -> int:
     """Size of the whole file; OSError when the answer is for other bytes than asked."""
     if answer.status not in (206, _PAST_THE_END):
-        raise Permanent(f"the server ignores byte ranges (status {answer.status}): copy the shards to another")
+        raise Permanent(
+            f"the server ignores byte ranges (status {answer.status}), as python -m http.server does: use one that "
+            "answers them, such as nginx, or copy the shards to a local disk"
+        )
     stated = answer.headers.get("content-range", "")
     span, _, total = stated.removeprefix("bytes ").partition("/")
     left = min(size, int(total) - offset) if total.isdecimal() else size

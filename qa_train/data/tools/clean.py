@@ -26,6 +26,7 @@ from qa_train.data.stores.storage import RangeReader
 from qa_train.data.text.script import script_share, spoken_characters
 from qa_train.jobs.executor import HERE, Engine, each
 from qa_train.utils import draws
+from qa_train.utils.progress import counted, duration
 
 _SILENCE_FRAME = SAMPLE_RATE // 50
 _CLIPPED = 0.999
@@ -71,15 +72,16 @@ class Cleaned:
     """Totals: records read, and dropped ones by filter."""
 
     records: int = 0
-    hours: float = 0.0
-    hours_dropped: float = 0.0
+    seconds: float = 0.0
+    seconds_dropped: float = 0.0
     dropped: Counter[str] | None = None
 
     def __str__(self) -> str:
         counts = self.dropped or Counter()
         by = ", ".join(f"{n} {name}" for name, n in counts.most_common()) or "none"
         return (
-            f"{self.records} records ({self.hours:.2f} h); dropped: {counts.total()} ({self.hours_dropped:.2f} h): {by}"
+            f"{counted(self.records, 'record')} ({duration(self.seconds)}); "
+            f"dropped: {counts.total()} ({duration(self.seconds_dropped)}): {by}"
         )
 
 
@@ -110,11 +112,11 @@ def clean(
             for measure in measures:
                 drop = decide(measure, cfg, seen)
                 total.records += 1
-                total.hours += measure.duration_s / 3600
+                total.seconds += measure.duration_s
                 if drop is None:
                     continue
                 drops.append(replace(drop, shard=path))
-                total.hours_dropped += measure.duration_s / 3600
+                total.seconds_dropped += measure.duration_s
             total.dropped.update(drop.filter for drop in drops)  # type: ignore[union-attr]
             if file is not None:
                 file.writelines(json.dumps(asdict(drop), ensure_ascii=False) + "\n" for drop in drops)

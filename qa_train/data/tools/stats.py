@@ -15,7 +15,7 @@ from qa_train.data.shards.sidecar import skipped
 from qa_train.data.text.prompts import CHAT, PromptBank
 from qa_train.data.text.template import IGNORE, encode
 from qa_train.jobs.executor import HERE, Engine, each
-from qa_train.utils.progress import counted
+from qa_train.utils.progress import counted, duration
 from qa_train.utils.terminal import PLAIN, Layout
 
 GROUPS = ("task", "language", "source", "split")
@@ -60,9 +60,9 @@ class Stats:
 
     def shown(self, page: Layout) -> str:
         """Tables for people, laid out for ``page``."""
+        size = f"{self.bytes / 1e9:,.2f} GB" if self.bytes >= 1e8 else f"{self.bytes / 1e6:,.2f} MB"
         lines = [
-            f"{counted(self.shards, 'shard')}, {counted(self.records, 'record')}, "
-            f"{self.seconds / 3600:.2f} h, {self.bytes / 1e9:.3f} GB"
+            f"{counted(self.shards, 'shard')}, {counted(self.records, 'record')}, {duration(self.seconds)}, {size}"
         ]
         if self.skipped:
             lines.append("skipped by the index: " + ", ".join(f"{n} {r}" for r, n in self.skipped.most_common()))
@@ -71,16 +71,16 @@ class Stats:
                 rows = []
                 for value, (count, seconds) in sorted(values.items(), key=lambda item: -item[1][1]):
                     share = seconds / self.seconds if self.seconds else 0.0
-                    rows.append([value, f"{count:.0f}", f"{seconds / 3600:.2f}", f"{share:.1%}"])
-                lines += ["", page.table([name, "records", "hours", "share"], rows)]
+                    rows.append([value, f"{count:.0f}", duration(seconds), f"{share:.1%}"])
+                lines += ["", page.table([name, "records", "audio", "share"], rows)]
         lines += ["", self._histogram(page)]
         if self.tokens:
-            head = ["task", "records", "hours", "tokens", "audio", "supervised", "per record"]
+            head = ["task", "records", "audio", "tokens", "of audio", "supervised", "per record"]
             rows = []
             for task, (count, seconds, total, audio, learned) in sorted(self.tokens.items()):
                 counts = [f"{number:.0f}" for number in (total, audio, learned)]
                 mean = total / count if count else 0.0
-                rows.append([task, f"{count:.0f}", f"{seconds / 3600:.2f}", *counts, f"{mean:.1f}"])
+                rows.append([task, f"{count:.0f}", duration(seconds), *counts, f"{mean:.1f}"])
             lines += ["", page.table(head, rows)]
         return page.fold("\n".join(lines))
 

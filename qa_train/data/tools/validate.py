@@ -18,7 +18,7 @@ from qa_train.data.shards.sidecar import IGNORED
 from qa_train.data.stores.storage import beside, exists
 from qa_train.jobs.executor import HERE, Engine, each
 from qa_train.utils import draws
-from qa_train.utils.progress import counted
+from qa_train.utils.progress import counted, duration
 
 Digests = np.ndarray[Any, np.dtype[np.uint64]]
 
@@ -43,7 +43,7 @@ class ShardReport:
 
     path: str
     records: int
-    hours: float
+    seconds: float
     indexed: bool
     ignored: int
     faults: list[Fault]
@@ -56,7 +56,7 @@ class Summary:
 
     shards: int = 0
     records: int = 0
-    hours: float = 0.0
+    seconds: float = 0.0
     without_index: int = 0
     # Shards that hold members of other types.
     ignored: int = 0
@@ -69,7 +69,7 @@ class Summary:
 
     def __str__(self) -> str:
         found = ", ".join(f"{n} {reason}" for reason, n in self.reasons.most_common()) or "none"
-        text = f"{counted(self.shards, 'shard')}, {counted(self.records, 'intact record')}, {self.hours:.2f} h"
+        text = f"{counted(self.shards, 'shard')}, {counted(self.records, 'intact record')}, {duration(self.seconds)}"
         text += f"; faults: {found}"
         if self.ignored:
             text += f"; members that are not audio, JSON or text were ignored in {self.ignored} shards"
@@ -113,9 +113,9 @@ def validate_shard(path: str, decode: bool = True, storage: StorageConfig | None
     faults = [Fault(path, p.key, p.offset, p.reason, p.detail) for p in problems]
     if indexed:
         faults += _against_index(path, fresh, storage)
-    hours = float(sum(fresh.table["duration_s"].to_pylist())) / 3600
+    seconds = float(sum(fresh.table["duration_s"].to_pylist()))
     ignored = len(fresh.problems) - len(problems)
-    return ShardReport(path, len(fresh), hours, indexed, ignored, faults, _contents(fresh))
+    return ShardReport(path, len(fresh), seconds, indexed, ignored, faults, _contents(fresh))
 
 
 def _unread(path: str, why: str) -> ShardReport:
@@ -130,7 +130,7 @@ def _faults(
     for report in each(validate_shard, paths, decode, storage, engine=engine, what="validate", died=_unread):
         summary.shards += 1
         summary.records += report.records
-        summary.hours += report.hours
+        summary.seconds += report.seconds
         summary.without_index += not report.indexed
         summary.ignored += bool(report.ignored)
         contents.append(report.contents)

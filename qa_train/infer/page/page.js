@@ -139,7 +139,7 @@ async function answer(turn, model, settings, signal) {
     const cut = finish === "length";
     view.classList.toggle("cut", cut);
     const wait = first ? ` (first word after ${seconds(first)})` : "";
-    made.note = `${text ? "" : "empty answer, "}${cut ? "cut off at " : ""}${tokens} tokens, ${seconds()}${wait}`;
+    made.note = `${text ? "" : "empty answer, "}${cut ? "cut off at " : ""}${tokens} token${tokens === 1 ? "" : "s"}, ${seconds()}${wait}`;
     made.state = "done";
   } catch (error) {
     const stopped = error.name === "AbortError";

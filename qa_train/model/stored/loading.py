@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -287,9 +287,14 @@ def read_gguf(file: Path, config: Any) -> Any:
     )
 
 
-def read_stock_model(folder: Path | str, adapters: Path | None = None) -> nn.Module:
-    """The model of an exported folder (or of a hub) as anybody reads it, by the stock class; with adapters by peft."""
-    model: Any = Qwen2AudioForConditionalGeneration.from_pretrained(folder, dtype="auto", **_SAFE)
+def read_stock_model(
+    folder: Path | str, adapters: Path | None = None, dtype: torch.dtype | Literal["auto"] = "auto"
+) -> nn.Module:
+    """The model of an exported folder (or of a hub) as anybody reads it, by the stock class; with adapters by peft.
+
+    dtype: "auto" is that of the stored weights.
+    """
+    model: Any = Qwen2AudioForConditionalGeneration.from_pretrained(folder, dtype=dtype, **_SAFE)
     if adapters is not None:
         from peft import PeftModel
 

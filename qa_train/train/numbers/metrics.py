@@ -20,7 +20,7 @@ from qa_train.config import StageConfig
 from qa_train.train.job.run import RunFolder
 from qa_train.train.numbers.sinks import Sink, numbers_of, open_sinks
 from qa_train.utils.atomic import named, write_text
-from qa_train.utils.progress import bar_width, duration, say
+from qa_train.utils.progress import bar_width, duration, rough, say
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ class Pace:
             return None
         step_s = self.step_s()
         steps = f"{left:,} step{'s' * (left > 1)} left"
-        return f"time: about {duration(left * step_s)} for the {steps} ({step_s:.2g} s a step, measured over {done})"
+        return f"time: about {duration(left * step_s)} for the {steps} ({rough(step_s)} s a step, measured over {done})"
 
     def step_s(self) -> float:
         """Seconds per step: the median while there are few, as the first includes preparation; then the mean of all but
@@ -205,8 +205,8 @@ class Progress(TrainerCallback):
             left = step_s * (state.max_steps - state.global_step)
             print(
                 f"{self._stage}: step {state.global_step}/{state.max_steps}  loss {shown['loss']}  "
-                f"{step_s:.2g} s/step  {logs.get('tokens_per_s', 0):,.0f} tokens/s  {shown['audio']} real time  "
-                f"{left / 60:.1f} min left",
+                f"{rough(step_s)} s/step  {logs.get('tokens_per_s', 0):,.0f} tokens/s  {shown['audio']} real time  "
+                f"{duration(left)} left",
                 flush=True,
             )
 

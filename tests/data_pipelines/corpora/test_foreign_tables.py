@@ -164,6 +164,10 @@ def test_names_of_columns_that_everybody_uses() -> None:
         assert record_of({"text": "one", "lang": said}, mapping({}, ("text", "lang")))["language"] == code
     # A name of our own comes first.
     assert mapping({}, ["path", "audio", "text", "sentence"]) == {"audio": "audio", "text": "text"}
+    # A spreadsheet's capitals and spaces; the exact name comes first, and a column that was given is not taken again.
+    assert mapping({}, ["Audio", "Text ", "SENTENCE"]) == {"audio": "Audio", "text": "Text "}
+    assert mapping({}, ["Text", "text", "File Name"]) == {"audio": "File Name", "text": "text"}
+    assert mapping({"label": "Text"}, ["Text", "Transcript", "wav"])["text"] == "Transcript"
     with pytest.raises(ValueError, match=r"e\.g\. columns\.text=who"):
         mapping({}, ["file_name", "who"])
 

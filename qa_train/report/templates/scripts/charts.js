@@ -1,6 +1,8 @@
 // Charts of runs on uPlot: what is drawn, in which colour, and what stands under the cursor. Needs elements.js.
 
 const Charts = (() => {
+  // Distances of the marks of an axis that counts.
+  const WHOLE = Array.from({length: 15}, (_, power) => [1, 2, 5].map((digit) => digit * 10 ** power)).flat();
   const AXES = {step: "optimizer steps", tokens: "tokens", audio: "audio heard", time: "training time"};
   const WINDOWS = [1, 3, 5, 10, 20, 50, 100, 200, 500, 1000];
   const HUES = 8, DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3]];
@@ -115,7 +117,7 @@ const Charts = (() => {
         y: {distr: state.log ? 3 : 1, range: limits},
       },
       axes: [
-        {...axis, label: unit(state.x)[1], values: (plot, at) => at.map(number)},
+        {...axis, label: unit(state.x)[1], ...(["step", "tokens"].includes(state.x) && {incrs: WHOLE}), values: (plot, at) => at.map(number)},
         {...axis, size: 58, values: (plot, at) => at.map((value) => value == null ? "" : number(value))},
       ],
       series: [{}, ...found.map(({run, faint}) => ({

@@ -18,7 +18,7 @@ const Table = (() => {
         ({key, title: title.replace("held out: ", ""), hint: "the newest value", get: (run) => run.last[key],
           text: (run) => number(run.last[key])})),
       plain("tokens_per_s", "tokens/s", number, "median of the steps"),
-      plain("audio_s_per_s", "audio h/h", number, "median of the steps"),
+      plain("audio_s_per_s", "× real time", number, "median of the steps"),
       plain("time", "time", duration, "sum of the steps"),
       plain("skipped", "skipped", number, "samples since the last start"),
     ];
@@ -71,9 +71,10 @@ const Table = (() => {
     narrow.replaceChildren(...[["name", "run"], ...shown.map(({key, title}) => [key, title])].flatMap(([key, title]) =>
       [["", "↑"], ["-", "↓"]].map(([sign, arrow]) => el("option", {value: sign + key}, `${title} ${arrow}`))));
     narrow.value = sort.key === null ? "name" : (sort.down ? "-" : "") + sort.key;
+    const audio = board.runs.reduce((sum, run) => sum + run.audio_s, 0);
     const tiles = [[board.runs.length, "runs"],
       [board.runs.reduce((sum, run) => sum + run.trained, 0).toLocaleString("en"), "optimizer steps"],
-      [`${number(board.runs.reduce((sum, run) => sum + run.audio_s, 0) / 3600)} h`, "of audio trained on"],
+      [audio < 3600 ? duration(audio) : `${number(audio / 3600)} h`, "of audio trained on"],
       [duration(board.runs.reduce((sum, run) => sum + (run.time ?? 0), 0)), "of training"]];
     $("tiles").replaceChildren(...tiles.map(([value, text]) => el("div", {class: "tile"}, el("b", {}, String(value)), text)));
     $("made").textContent = board.poll_s ? "from metrics.jsonl, renewed while this page is open" : `made ${board.made} from metrics.jsonl`;
