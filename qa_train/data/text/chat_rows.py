@@ -42,6 +42,8 @@ _ASKED = ("query", "instruction", "prompt")
 _QUESTION, _FACTS = "question", {"answer", "gt"}
 _ANSWERED = ("response", "output", "completion")
 _CLIPS = ("audios", "audio", "sound", "speech", "ori_sound", "audio_path", "audio_filepath", "audio_url")
+# Name the clip of a row that has no other (MusicQA, OpenAQA); else they are facts.
+_CLIP_NAMES = ("audio_name", "audio_id")
 # Marks of a clip in the turns of {from, value}; elsewhere they may be meant literally. A number (from 1 on,
 # AF-Chat) names a clip of the list.
 _SHAREGPT_MARK = re.compile(r"<(?:sound|speech|audio(?![^<\n]+</audio>))>\n?|<sound-(\d+)>\n?")
@@ -127,6 +129,9 @@ def chat_record(row: dict[str, Any], *, cuts: bool = False) -> tuple[dict[str, A
         turns.insert(0, {"role": "system", "content": system})
     turns, pair = _answers(row, turns)
     listed = _listed(row)
+    named = next((name for name in _CLIP_NAMES if row.get(name)), None)
+    if named and not listed and not any(map(_has_clips, turns)):
+        listed = [source_of(row.pop(named))]
     messages, clips = _placed(turns, listed)
     if any(start for start, _ in parts_of(row, len(clips))) and not cuts:
         raise BadRecord(
@@ -331,6 +336,11 @@ def _listed(values: dict[str, Any]) -> list[Source]:
     if None in found:
         raise BadRecord("a clip of the list has neither path nor data")
     return [source for source in found if source is not None]
+
+
+def _has_clips(turn: dict[str, Any]) -> bool:
+    """Whether a turn itself says where its clips come from."""
+    return bool(_listed(turn)) or any(isinstance(part, Heard) and part.source is not None for part in _parts(turn))
 
 
 def _placed(turns: list[dict[str, Any]], listed: list[Source]) -> tuple[list[dict[str, Any]], list[Source]]:
