@@ -127,7 +127,9 @@ def _whole_items(text: IO[str]) -> Iterator[tuple[Any, str]]:
             empty = False
             yield from ((item, json.dumps(item)) for item in value if isinstance(item, dict))
     if empty:
-        raise ValueError("an object without rows: expected one JSON object on each line, or one array or object of them")
+        raise ValueError(
+            "an object without rows: expected one JSON object on each line, or one array or object of them"
+        )
 
 
 def _values(text: IO[str], buffer: str, closing: str, *, alone: bool = True) -> Iterator[tuple[Any, str]]:
