@@ -76,7 +76,7 @@ _JAMENDO = {"train": TRAIN, "validation": DEV, "test": TEST}
 
 
 def _jamendo(request: Request) -> Found:
-    """``autotagging*-{split}.tsv``: track, artist, album, path, duration, and a column for each tag ("genre---rock")."""
+    """``autotagging*-{split}.tsv``: track, artist, album, path, duration, and a column per tag ("genre---rock")."""
     tree = request.tree
     listed, *others = tree.need(f"autotagging*-{request.split}.tsv", what="MTG-Jamendo list")
     if others:
