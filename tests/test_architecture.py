@@ -67,7 +67,7 @@ MAY_IMPORT = {
         "cli": "command_line commands",
         "data_pipelines.clips": "data.audio data.shards data.stores jobs",
         "data_pipelines.synthetic": "data.audio data_pipelines.clips",
-        "data_pipelines.corpora": "config data.audio data.shards data.stores data.text",
+        "data_pipelines.corpora": "config data.audio data.audio.structure data.shards data.stores data.text",
         "data_pipelines.corpora.formats": "data.shards data.stores data.text data.tools data_pipelines.corpora",
         "data_pipelines.corpora.sounds": "data_pipelines.corpora",
         "data_pipelines.corpora.spoken": "data.text data_pipelines.corpora",

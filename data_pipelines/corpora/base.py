@@ -214,6 +214,12 @@ def without_spaces(text: str) -> str:
     return re.sub(r"(?<=[^\x00-\x7F])\s+|\s+(?=[^\x00-\x7F])", "", text.strip())
 
 
+def events_record(events: list[dict[str, Any]]) -> dict[str, Any]:
+    """The record of a clip with ``events``, {label, start, end} each in seconds: in their order, with their labels."""
+    events = sorted(events, key=lambda event: (event["start"], event["end"], event["label"]))
+    return {"events": events, "labels": list(dict.fromkeys(str(event["label"]) for event in events))}
+
+
 def present(**fields: Any) -> dict[str, Any]:
     """A record of the fields that hold something."""
     return {name: value for name, value in fields.items() if value not in (None, "", [], {})}

@@ -18,8 +18,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from data_pipelines.corpora.recordings import OTHER_AUDIO, Recording, open_zip, zip_member
+from qa_train.data.audio.structure.formats import other_file
 from qa_train.data.shards.tar import AUDIO_EXTENSIONS, members
-from qa_train.data.text.json_rows import array_items
+from qa_train.data.text.json_rows import Row, array_items, rows
 
 AUDIO = tuple(f".{kind}" for kind in AUDIO_EXTENSIONS)
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -147,7 +148,10 @@ class Tree:
         return Recording(place.path, place.member, place.offset, place.size, start_s=start_s, end_s=end_s)
 
     def open(self, name: str) -> IO[bytes]:
-        """A list or table of the corpus for reading (bytes); ``.gz`` is decompressed."""
+        """A list or table of the corpus for reading (bytes); ``.gz`` is decompressed.
+
+        Raises ValueError for what stands in the place of a list: a Git LFS pointer, an HTML page, an archive.
+        """
         place = self.recording(name)
         if place.offset is not None:
             file = Path(place.path).open("rb")  # noqa: SIM115 (closed by its reader)
@@ -158,7 +162,12 @@ class Tree:
             stream = zip_member(place.path, place.member)
         else:
             stream = Path(place.path).open("rb")  # noqa: SIM115 (closed by its reader)
-        return gzip.open(stream) if name.endswith(".gz") else stream  # type: ignore[return-value]
+        head, packed = stream.read(64), name.endswith(".gz")
+        stream.seek(0)
+        if (other := other_file(head)) and not (packed and head.startswith(b"\x1f\x8b")):
+            stream.close()
+            raise ValueError(f"{name} is not a list but {other}")
+        return gzip.open(stream) if packed else stream  # type: ignore[return-value]
 
     def lines(self, name: str, encoding: str = "utf-8-sig") -> Iterator[str]:
         """The lines of a text file without their ends; ValueError names the file when it is not text."""
@@ -190,7 +199,6 @@ class Tree:
                 list(header) if header else None,
                 delimiter=delimiter,
                 quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
-                skipinitialspace=quoted,
                 escapechar=escape,
             )
             missing = [column for column in needs if column not in (rows.fieldnames or ())]
@@ -226,6 +234,14 @@ class Tree:
     def beside(self, name: str, *parts: str) -> str:
         """A path relative to the folder of the file ``name``."""
         return _clean(str(PurePosixPath(name).parent.joinpath(*parts)))
+
+
+def unbroken(listed: str, file: IO[bytes]) -> Iterator[Row]:
+    """The rows of a list of JSON objects; ValueError where a compressed one breaks."""
+    try:
+        yield from rows(file)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{listed}: cannot be unpacked ({error}): copy it again") from error
 
 
 def _hidden(name: str) -> bool:

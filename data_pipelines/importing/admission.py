@@ -37,7 +37,8 @@ class Admission:
     fields: dict[str, Any] = field(default_factory=dict)
     split_share: float | None = None
     block: Blocklist = field(default_factory=Blocklist)
-    _seen: set[bytes] = field(default_factory=set)
+    # Digests of the keys that are taken; each with that of the name whose key it is, None where they are alike.
+    _seen: dict[bytes, bytes | None] = field(default_factory=dict)
 
     def judge(self, found: Item | Drop) -> Entry | Drop:
         """What becomes of an item. Of two with equal names the second is damage; what the rules keep out is not."""
@@ -55,10 +56,14 @@ class Admission:
         if reason is not None:
             return Drop(found.name, *reason, filter=True)
         key = f"{self.prefix}-{plain(found.name)}"
-        digest = draws.digest(key)
+        digest, name = draws.digest(key), None if plain(found.name) == found.name else draws.digest(found.name)
+        if self._seen.get(digest, name) != name:
+            # Another name of the same letters: "Car Keys", "Car_Keys".
+            key += f"-{draws.digest(found.name).hex()[:8]}"
+            digest = draws.digest(key)
         if digest in self._seen:
             return Drop(found.name, "duplicate name", key)
-        self._seen.add(digest)
+        self._seen[digest] = name
         return Entry(key, found, record)
 
     def _kept_out(self, item: Item, record: dict[str, Any], role: str) -> tuple[str, str] | None:

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from data_pipelines.corpora.base import Corpus
-from data_pipelines.corpora.formats import energon, lhotse, manifests, mosaic, nemo, tables, webdataset
+from data_pipelines.corpora.formats import (
+    energon,
+    lhotse,
+    manifests,
+    mosaic,
+    nemo,
+    strong_labels,
+    tables,
+    webdataset,
+)
 from data_pipelines.corpora.sounds import audio_qa, captions, events, music
 from data_pipelines.corpora.spoken import (
     common_voice,
@@ -22,7 +31,7 @@ from qa_train.utils.terminal import PLAIN, Layout
 
 _MODULES = (
     librispeech, common_voice, fleurs, mandarin, gigaspeech, emotion, voxceleb, intent, vocal_sound, captions, events,
-    audio_qa, music, tables, manifests, lhotse, nemo, webdataset, energon, mosaic,
+    audio_qa, music, tables, manifests, strong_labels, lhotse, nemo, webdataset, energon, mosaic,
 )  # fmt: skip
 CORPORA: dict[str, Corpus] = {corpus.name: corpus for module in _MODULES for corpus in module.CORPORA}
 

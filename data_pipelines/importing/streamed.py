@@ -51,7 +51,7 @@ class StreamJob(Job):
         """
         _, audio, max_duration_s, *_ = self.arguments
         # Names are those of this file alone.
-        admission = replace(self.admission, _seen=set())
+        admission = replace(self.admission, _seen={})
         corpus, purpose = admission.corpus, admission.purpose
         made, ids = Made(sys.maxsize), list[str]()
         try:

@@ -392,7 +392,7 @@ def test_files_of_rows_by_their_content(tmp_path: Path) -> None:
     path.write_text(bad)
     assert [isinstance(found, BadRecord) for _, _, found in read_rows(path)] == [False, True, True, False]
     for raw, why in ((f"[{row}, {row[:50]}", "cut short"), (f"[{row}]\n[{row}]", "more follows"),
-                     ('{\n "a": 1}', "not JSON"), ("a,b\n1,2", "one JSON object on each line")):  # fmt: skip
+                     ('{\n "a": 1}', "without rows"), ("a,b\n1,2", "one JSON object on each line")):  # fmt: skip
         path.write_text(raw)
         with pytest.raises(ValueError, match=why):
             list(objects(path))

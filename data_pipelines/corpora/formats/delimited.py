@@ -11,12 +11,15 @@ import csv
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from data_pipelines.corpora.base import Request
 
 Rows = Iterator[tuple[int, "dict[str, str] | str"]]
 # Between whose cells quotation marks are letters, unless the file shows otherwise.
 _UNQUOTED = ("\t", "|")
+# Lines by which the delimiter of a table without a line of names is found.
+_LOOKED_AT = 100
 _REMEDY = "give its encoding, e.g. encoding=cp1252, latin-1, gb18030, shift_jis or utf-16"
 
 
@@ -59,13 +62,13 @@ def _rows(request: Request, name: str, form: _Form) -> Rows:
 def _form(request: Request, name: str) -> _Form:
     given = request.table
     encoding = given.encoding or _encoding(request, name)
-    first = next((line for line in _lines(request, name, encoding) if line.strip()), "")
-    if not first.strip():
+    beginning = list(islice((line for line in _lines(request, name, encoding) if line.strip()), _LOOKED_AT))
+    if not beginning:
         raise ValueError(f"{name} is empty")
-    delimiter = given.delimiter or _delimiter(name, first)
     header = tuple(given.header)
+    delimiter = given.delimiter or _delimiter(name, beginning, len(header))
     if not header:
-        (cells,) = csv.reader([first], delimiter=delimiter, skipinitialspace=delimiter not in _UNQUOTED)
+        (cells,) = csv.reader(beginning[:1], delimiter=delimiter, skipinitialspace=delimiter not in _UNQUOTED)
         header = tuple(cell.strip() for cell in cells)
     if given.quoted is not None:
         return _Form(delimiter, header, encoding, given.quoted, skip=given.quoted and delimiter not in _UNQUOTED)
@@ -101,13 +104,19 @@ def _lines(request: Request, name: str, encoding: str) -> Iterator[str]:
             ) from error
 
 
-def _delimiter(name: str, first: str) -> str:
-    """By the name, or by what stands in the first line."""
+def _delimiter(name: str, beginning: list[str], columns: int) -> str:
+    """By the name, by what the line of names has, or, without one, by what gives most lines their ``columns``."""
     if name.lower().endswith((".tsv", ".tsv.gz")):
         return "\t"
-    counts = {mark: first.count(mark) for mark in ("\t", "|", ";")}
+    marks = ("\t", "|", ";")
+    if columns:
+        # The texts of such lines have commas, the first one too.
+        fits = {mark: sum(line.count(mark) == columns - 1 for line in beginning) for mark in marks}
+        likely = max(marks, key=lambda mark: fits[mark])
+        return likely if columns > 1 and 2 * fits[likely] > len(beginning) else ","
+    counts = {mark: beginning[0].count(mark) for mark in marks}
     likely = max(counts, key=lambda mark: counts[mark])
-    return likely if counts[likely] and "," not in first else ","
+    return likely if counts[likely] and "," not in beginning[0] else ","
 
 
 def _is_whole(request: Request, name: str, form: _Form) -> bool:

@@ -1,5 +1,5 @@
-"""Lhotse: cut manifests (``cuts.jsonl.gz``), recordings with supervisions, and Shar folders (``cuts.000000.jsonl.gz`` +
-``recording.000000.tar``).
+"""Lhotse: cut manifests (``cuts.jsonl.gz``, ``cuts.json``), recordings with supervisions, and Shar folders
+(``cuts.000000.jsonl.gz`` + ``recording.000000.tar``).
 
 Padded cuts are read without their padding, appended ones are joined again; mixed and transformed ones are dropped. The
 manifests are read as plain JSON, without lhotse; sources of type "command" are refused.
@@ -26,9 +26,9 @@ from data_pipelines.corpora.base import (
     present,
 )  # fmt: skip
 from data_pipelines.corpora.formats.fields import FIELDS, decoded_file, recording_of
-from data_pipelines.corpora.tree import AUDIO, Tree
+from data_pipelines.corpora.tree import AUDIO, Tree, unbroken
 from qa_train.data.shards.tar import members
-from qa_train.data.text.records import MAX_JSON_BYTES, BadRecord, language_code, parse_object
+from qa_train.data.text.records import BadRecord, language_code
 
 # Lists round to a hundredth of a second: so far apart are cuts that follow one another.
 _SEAM_S = 0.02
@@ -53,7 +53,8 @@ def _shar_members(path: str) -> dict[str, Recording]:
 def _audio(request: Request, cut: dict[str, Any], bases: tuple[Path, ...], shar: dict[str, Recording]) -> Recording:
     recording = cut.get("recording")
     kind = cut.get("type", "MonoCut")
-    if kind not in ("MonoCut", "MultiCut") or recording is None:
+    # "Cut": its name before version 0.8.
+    if kind not in ("MonoCut", "Cut", "MultiCut") or recording is None:
         raise _Unreadable(f"{kind} without one recording" if recording is None else f"type {kind}")
     if recording.get("transforms"):
         raise _Unreadable("transformed recording")
@@ -147,34 +148,38 @@ def _later(supervision: dict[str, Any], by: float) -> dict[str, Any]:
 
 
 def _cuts(tree: Tree) -> Iterator[tuple[str, int, Any]]:
-    """(file, line, cut or why there is none) of all manifests; without cuts, one for each supervision."""
-    names = [Path(path).name for path in tree.files] or tree.glob("cuts*.jsonl*")
-    recordings = [name for name in names or tree.glob("recordings*.jsonl*") if "recordings" in PurePosixPath(name).name]
+    """(file, row, cut or why there is none) of all manifests; without cuts, one for each supervision."""
+    names = [Path(path).name for path in tree.files] or tree.glob("cuts*.json*")
+    recordings = [name for name in names or tree.glob("recordings*.json*") if "recordings" in PurePosixPath(name).name]
     if not recordings:
-        names = names or tree.need("cuts*.jsonl*", "recordings*.jsonl*", what="Lhotse manifest (cuts*.jsonl.gz)")
+        names = names or tree.need("cuts*.json*", "recordings*.json*", what="Lhotse manifest (cuts*.jsonl.gz)")
         for name in names:
-            for number, line in enumerate(tree.lines(name), 1):
-                yield name, number, line
+            yield from ((name, number, cut) for number, cut in _rows(tree, name))
         return
     known: dict[str, dict[str, Any]] = {}
     for name in recordings:
-        for number, line in enumerate(tree.lines(name), 1):
-            try:
-                recording = parse_object(line.encode(), MAX_JSON_BYTES)
+        for number, recording in _rows(tree, name):
+            if isinstance(recording, BadRecord) or "id" not in recording:
+                yield name, number, recording if isinstance(recording, BadRecord) else KeyError("id")
+            else:
                 known[str(recording["id"])] = recording
-            except (BadRecord, KeyError) as error:
-                yield name, number, error
     listed = [name for name in names if "supervisions" in PurePosixPath(name).name]
-    for name in listed or tree.need("supervisions*.jsonl*", what="Lhotse supervisions next to the recordings"):
-        for number, line in enumerate(tree.lines(name), 1):
+    for name in listed or tree.need("supervisions*.json*", what="Lhotse supervisions next to the recordings"):
+        for number, heard in _rows(tree, name):
             try:
-                heard = parse_object(line.encode(), MAX_JSON_BYTES)
+                if isinstance(heard, BadRecord):
+                    raise heard
                 kept = ("id", "start", "duration", "channel")
                 cut: dict[str, Any] = {field: heard[field] for field in kept if field in heard}
                 cut |= {"recording": known[str(heard["recording_id"])], "supervisions": [heard | {"start": 0.0}]}
                 yield name, number, cut
             except (BadRecord, KeyError) as error:
                 yield name, number, error
+
+
+def _rows(tree: Tree, name: str) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
+    with tree.open(name) as file:
+        yield from ((number, row) for number, _, row in unbroken(name, file))
 
 
 def _read(request: Request) -> Found:
@@ -190,7 +195,7 @@ def _read(request: Request) -> Found:
         try:
             if isinstance(found, Exception):
                 raise found
-            cut = parse_object(found.encode(), MAX_JSON_BYTES) if isinstance(found, str) else found
+            cut = found
             name = str(cut["id"])
             parts = _tracks(cut)
             audio = tuple(_audio(request, part, (place.parent, Path()), shar) for part in parts)
@@ -205,7 +210,7 @@ def _read(request: Request) -> Found:
 
 
 CORPORA = (
-    Corpus("lhotse", "Lhotse cuts (cuts.jsonl.gz), recordings with supervisions, or a Shar folder",
+    Corpus("lhotse", "Lhotse cuts (cuts.jsonl.gz or .json), recordings with supervisions, or a Shar folder",
            "not stated: set fields.license=",
            "https://lhotse.readthedocs.io", {"train": TRAIN, "dev": DEV, "test": TEST}, _read,
            ("text", "language", "speaker", "gender", "turns", "words"),

@@ -6,8 +6,6 @@ decode one file are read as that file, the others refused.
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -29,6 +27,7 @@ from data_pipelines.corpora.base import (
 )
 from data_pipelines.corpora.formats.delimited import open_table
 from data_pipelines.corpora.formats.fields import (
+    cell_at,
     decoded_file,
     mapping,
     note_parts,
@@ -37,9 +36,9 @@ from data_pipelines.corpora.formats.fields import (
     recording_of,
     untaken,
 )
+from data_pipelines.corpora.tree import unbroken
 from qa_train.data.shards.tar import DamagedShard
 from qa_train.data.text.chat_rows import TURNS, chat_record, is_chat, parts_of, unknown_fields
-from qa_train.data.text.json_rows import Row, rows
 from qa_train.data.text.records import BadRecord, language_code
 from qa_train.data.tools.interchange import said_of
 
@@ -153,7 +152,7 @@ class RowReader:
 
         ``place(source, row, "FILE:3")`` is the clip that a row names, as a whole; it may raise BadRecord.
         """
-        for number, where, row in _unbroken(listed, file):
+        for number, where, row in unbroken(listed, file):
             name = f"{prefix or Path(listed).stem}-{number:08d}"
             try:
                 if isinstance(row, BadRecord):
@@ -178,7 +177,11 @@ class RowReader:
     def _record(self, row: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[Any, float, float | None]]]:
         """The record of a row, and (source, start, end) of its clips, in seconds."""
         columns = self._request.columns
-        if is_chat(row) and not (columns and not {*row} & {*TURNS}):
+        if is_chat(row) and not (self._request.field_columns and not {*row} & {*TURNS}):
+            if (column := columns.get("audio")) is not None:
+                if (source := cell_at(row, column)) is None:
+                    raise BadRecord(f"it has no {column!r}, the field of columns.audio=")
+                row = {name: value for name, value in row.items() if name != column} | {"audios": source}
             record, sources = chat_record(row, cuts=True)
             self._kept.update(unknown_fields(record))
             parts = zip(sources, parts_of(row, len(sources)), strict=True)
@@ -196,14 +199,6 @@ class RowReader:
         note_untaken(self._request, self._left)
         if self._kept:
             self._request.notes.append(said_of(self._kept))
-
-
-def _unbroken(listed: str, file: IO[bytes]) -> Iterator[Row]:
-    """The rows of a list; ValueError where a compressed one breaks."""
-    try:
-        yield from rows(file)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{listed}: cannot be unpacked ({error}): copy it again") from error
 
 
 def _skipped(row: dict[str, Any]) -> bool:

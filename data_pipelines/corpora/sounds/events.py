@@ -1,4 +1,4 @@
-"""Labelled sound events: AudioSet (weak and strong labels), FSD50K, ESC-50."""
+"""Labelled sound events: AudioSet (weak and strong labels), VGGSound, FSD50K, ESC-50, UrbanSound8K."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from data_pipelines.corpora.base import (
     Found,
     Item,
     Request,
+    events_record,
     obtained,
     present,
     stem,
@@ -91,10 +92,9 @@ def _audioset_strong(request: Request) -> Found:
             for row in group
         ]
         audio = youtube_audio(tree, video, f"{int(milliseconds) / 1000:.3f}")
-        events.sort(key=lambda event: (event["start"], event["end"], event["label"]))
-        labels = list(dict.fromkeys(str(event["label"]) for event in events))
-        record = {"events": events, "labels": labels}
-        yield obtained(tree, segment, audio, record, (f"youtube:{video}",), f"{video} at {milliseconds} ms")
+        yield obtained(
+            tree, segment, audio, events_record(events), (f"youtube:{video}",), f"{video} at {milliseconds} ms"
+        )
 
 
 _FSD50K = {"train": TRAIN, "val": DEV, "eval": TEST}
@@ -131,16 +131,48 @@ def _esc50(request: Request) -> Found:
         yield Item(stem(row["filename"]), (audio,), record, (f"freesound:{row['src_file']}",))
 
 
+def _urbansound8k(request: Request) -> Found:
+    """``metadata/UrbanSound8K.csv`` and ``audio/fold{N}/``; folds 1 to 9, or fold 10."""
+    tree = request.tree
+    (listed, *_) = tree.need("UrbanSound8K.csv", what="UrbanSound8K list")
+    for row in tree.table(listed, ("slice_file_name", "fsID", "fold", "class")):
+        if (row["fold"] == "10") != (request.split == "fold10"):
+            continue
+        audio = tree.recording(tree.beside(listed, "..", "audio", f"fold{row['fold']}", row["slice_file_name"]))
+        record = {"label": words_of(row["class"]), "labels": [words_of(row["class"])]}
+        yield Item(stem(row["slice_file_name"]), (audio,), record, (f"freesound:{row['fsID']}",))
+
+
+def _vggsound(request: Request) -> Found:
+    """``vggsound.csv``: video, start in seconds, label, split, without a header; the audio is the user's own."""
+    tree = request.tree
+    (listed, *_) = tree.need("vggsound.csv", what="VGGSound list")
+    for row in tree.table(listed, header=("video", "start", "label", "split")):
+        if row["split"] != request.split:
+            continue
+        video, start = row["video"], row["start"]
+        record = {"label": row["label"], "labels": [row["label"]]}
+        audio = youtube_audio(tree, video, start)
+        yield obtained(tree, f"{video}_{start}", audio, record, (f"youtube:{video}",), f"{video} at {start} s")
+
+
 CORPORA = (
     Corpus("audioset", "AudioSet", "labels CC-BY-4.0, audio not shipped", "https://research.google.com/audioset/",
            {"balanced_train": TRAIN, "unbalanced_train": TRAIN, "strong_train": TRAIN, "eval": TEST,
             "strong_eval": TEST}, _audioset, ("labels", "events"),
            f"clips of {CLIP_S:.0f} s; contains AudioCaps and MusicCaps: give block= lists of what you test on",
            tasks=("sound_events", "event_detection")),
+    Corpus("vggsound", "VGGSound", "labels CC-BY-4.0 (unverified), audio not shipped",
+           "https://github.com/hche11/VGGSound", {"train": TRAIN, "test": TEST}, _vggsound, ("label",),
+           "clips of 10 s of YouTube: give block= lists of what you test on",
+           tasks=("sound_class",)),
     Corpus("fsd50k", "FSD50K", "CC per clip", "https://zenodo.org/records/4060432", _FSD50K, _fsd50k, ("labels",),
            "clips are from freesound.org, as Clotho's are",
            tasks=("sound_events",)),
     Corpus("esc50", "ESC-50", "CC-BY-NC (unverified)", "https://github.com/karolpiczak/ESC-50",
            {"train": TRAIN, "fold5": TEST}, _esc50, ("label",), "cross-validation folds: 5 is held out",
+           tasks=("sound_class",)),
+    Corpus("urbansound8k", "UrbanSound8K", "CC-BY-NC (unverified)", "https://urbansounddataset.weebly.com",
+           {"train": TRAIN, "fold10": TEST}, _urbansound8k, ("label",), "cross-validation folds: 10 is held out",
            tasks=("sound_class",)),
 )  # fmt: skip

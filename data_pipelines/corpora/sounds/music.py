@@ -1,10 +1,10 @@
-"""Music: NSynth (single notes) and GTZAN (genres)."""
+"""Music: NSynth (single notes), GTZAN (genres), MTG-Jamendo (genres, instruments, moods)."""
 
 from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Request, present, words_of
+from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Request, present, stem, words_of
 
 _NSYNTH = {"train": TRAIN, "valid": DEV, "test": TEST}
 _NOTES = ("C", "C sharp", "D", "D sharp", "E", "F", "F sharp", "G", "G sharp", "A", "A sharp", "B")
@@ -72,6 +72,36 @@ def _gtzan(request: Request) -> Found:
             yield Drop(name, "missing audio", f"listed in {split}_filtered.txt")
 
 
+_JAMENDO = {"train": TRAIN, "validation": DEV, "test": TEST}
+
+
+def _jamendo(request: Request) -> Found:
+    """``autotagging*-{split}.tsv``: track, artist, album, path, duration, and a column per tag ("genre---rock")."""
+    tree = request.tree
+    listed, *others = tree.need(f"autotagging*-{request.split}.tsv", what="MTG-Jamendo list")
+    if others:
+        raise ValueError(
+            f"several lists of split {request.split} ({listed}, {others[0]}, ...): name one, path=[LIST,AUDIO]"
+        )
+    for number, line in enumerate(tree.lines(listed), 1):
+        track, *cells = (cell.strip() for cell in line.split("\t"))
+        if track == "TRACK_ID":
+            continue
+        if len(cells) < 5:
+            yield Drop(f"{listed}-{number}", "bad line", f"{listed}, line {number}: {1 + len(cells)} cells")
+            continue
+        tags = [tag.partition("---")[::2] for tag in cells[4:]]
+        of = {kind: ", ".join(words_of(name) for other, name in tags if other == kind) for kind, _ in tags}
+        record = present(genre=of.get("genre"), instrument=of.get("instrument"), mood=of.get("mood/theme"),
+                         keywords=[words_of(name) for _, name in tags])  # fmt: skip
+        name = stem(cells[2])
+        audio = tree.by_stem(name, f"{name}.low")
+        if audio is None:
+            yield Drop(track, "missing audio", f"{cells[2]}, listed in {listed}")
+            continue
+        yield Item(track, (tree.recording(audio),), record, (f"jamendo:{track}",))
+
+
 CORPORA = (
     Corpus("nsynth", "NSynth", "CC-BY-4.0", "https://magenta.tensorflow.org/datasets/nsynth", _NSYNTH, _nsynth,
            ("instrument", "pitch", "velocity", "note"),
@@ -80,4 +110,8 @@ CORPORA = (
            ("genre",), "no official split: fault-filtered lists ({train,valid,test}_filtered.txt) next to genres/ "
            "are followed, without them train is everything; jazz.00054 is damaged and skipped",
            tasks=("genre",)),
+    Corpus("mtg_jamendo", "MTG-Jamendo", "CC per track", "https://github.com/MTG/mtg-jamendo-dataset", _JAMENDO,
+           _jamendo, ("genre", "instrument", "mood", "keywords"),
+           "whole tracks, those longer than max_duration_s are skipped; subsets in five splits: name one list in path=",
+           tasks=("genre", "instrument", "mood", "keywords")),
 )  # fmt: skip

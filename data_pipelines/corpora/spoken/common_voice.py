@@ -21,7 +21,7 @@ from data_pipelines.corpora.base import (
     stem,
 )  # fmt: skip
 from data_pipelines.corpora.tree import Tree
-from qa_train.data.text.records import language_code
+from qa_train.data.text.records import language_code, unquoted
 
 
 def _held_out(tree: Tree, table: str, *, union: bool) -> set[str]:
@@ -47,18 +47,20 @@ def _common_voice(request: Request) -> Found:
             if row["path"] in held_out:
                 yield Drop(name, "evaluation clip", "also listed in test.tsv or dev.tsv", filter=True)
                 continue
-            if not row["sentence"].strip():
+            # Releases 6 to 9 or so enclose what has quotation marks; later ones, and the earliest, do not.
+            text = unquoted(row["sentence"]).strip()
+            if not text:
                 yield Drop(name, "no text")
                 continue
             spoken_in = row.get("locale") or locale
             record = present(
-                text=row["sentence"].strip(),
+                text=text,
                 language=language_code(spoken_in),
                 locale=spoken_in,
                 speaker=row.get("client_id", "")[:16],
                 age=row.get("age"),
                 gender=gender_of(row.get("gender")),
-                dialect=row.get("accents") or row.get("accent"),
+                dialect=unquoted(row.get("accents") or row.get("accent") or "").strip(),
             )
             path = row["path"] if PurePosixPath(row["path"]).suffix else f"{row['path']}.mp3"
             audio = tree.recording(tree.beside(table, "clips", path))

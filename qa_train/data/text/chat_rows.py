@@ -50,8 +50,9 @@ _PAIRS = (
     ("refinement", "response"),
     ("corrected", "output"),
 )
-_CLIPS = ("audios", "audio", "sound", "speech", "ori_sound", "audio_path", "audio_filepath", "audio_url", "wav",
-          "audio_id")  # fmt: skip
+_CLIPS = ("audios", "audio", "sound", "speech", "ori_sound", "audio_path", "audio_filepath", "audio_url", "wav")
+# Name the clip of a row that has no other (MusicQA, OpenAQA); else they are facts.
+_CLIP_NAMES = ("audio_name", "audio_id")
 _AUDIO_FILE = re.compile(r"\S.*\.(?:wav|flac|mp3|ogg|opus|m4a|aac|webm)", re.IGNORECASE)
 # A number (from 1 on) names a clip of the list, as in AF-Chat and Phi-4.
 _NUMBERED_MARK = re.compile(r"<\|audio_(\d+)\|>")
@@ -144,6 +145,9 @@ def chat_record(row: dict[str, Any], *, cuts: bool = False) -> tuple[dict[str, A
     turns, pair = _answers(row, _asked(row))
     turns = _with_system(turns, row.get("system") or row.get("system_prompt"))
     listed = _listed(row)
+    named = next((name for name in _CLIP_NAMES if row.get(name)), None)
+    if named and not listed and not any(map(_has_clips, turns)) and (clip := source_of(row.pop(named))):
+        listed = [clip]
     messages, clips = _placed(turns, listed)
     if any(start for start, _ in parts_of(row, len(clips))) and not cuts:
         raise BadRecord(
@@ -405,6 +409,11 @@ def _listed(values: dict[str, Any]) -> list[Source]:
     if None in found:
         raise BadRecord("a clip of the list has neither path nor data")
     return [source for source in found if source is not None]
+
+
+def _has_clips(turn: dict[str, Any]) -> bool:
+    """Whether a turn itself says where its clips come from."""
+    return bool(_listed(turn)) or any(isinstance(part, Heard) and part.source is not None for part in _parts(turn))
 
 
 def _placed(turns: list[dict[str, Any]], listed: list[Source]) -> tuple[list[dict[str, Any]], list[Source]]:

@@ -1,5 +1,6 @@
-"""Files of JSON objects, one per line or in one array, whatever the file name: a row at a time, parsed strictly. A
-byte-order mark is not part of the first row. A bad row does not hide later ones; a truncated array does.
+"""Files of JSON objects, whatever the file name: one per line, in one array, or in one object over several lines, by
+their ids (SpeechBrain) or as a list under a name. A row at a time, parsed strictly. A byte-order mark is not part of
+the first row. A bad row does not hide later ones; a truncated array or object does.
 """
 
 from __future__ import annotations
@@ -7,6 +8,7 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +18,8 @@ from qa_train.data.text.records import BadRecord, parse_object
 # A row may hold clips as base64; texts are bounded again once those are taken out.
 MAX_ROW_BYTES = 1 << 28
 _BLOCK = 1 << 16
+# The first line of an object that goes on: it ends where a value begins.
+_OPENED = re.compile(r'\{\s*("(?:[^"\\]|\\.)*"\s*:\s*[\[{]?\s*)?')
 Row = tuple[int, str, dict[str, Any] | BadRecord]
 
 
@@ -41,8 +45,9 @@ def rows(file: IO[bytes]) -> Iterator[Row]:
     file.seek(0)
     # As in a single record (`decode_text`): the mark tells the encoding.
     encoding = "utf-16" if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
-    array = beginning.decode(encoding, "ignore").lstrip().startswith("[")
-    kind, found = ("item", _items(file, encoding)) if array else ("line", _lines(file, encoding))
+    first = beginning.decode(encoding, "ignore").lstrip().partition("\n")[0]
+    whole = first.startswith("[") or _OPENED.fullmatch(first)
+    kind, found = ("item", _items(file, encoding)) if whole else ("line", _lines(file, encoding))
     for number, raw in enumerate(found, 1):
         if isinstance(raw, BadRecord):
             yield number, f"{kind} {number}", raw
@@ -74,7 +79,7 @@ def _lines(file: IO[bytes], encoding: str) -> Iterator[bytes | BadRecord]:
 def _items(file: IO[bytes], encoding: str) -> Iterator[bytes | BadRecord]:
     try:
         errors = "surrogatepass" if encoding == "utf-16" else "strict"
-        for _, text in array_items(io.TextIOWrapper(file, encoding=encoding, errors=errors)):
+        for _, text in _whole_items(io.TextIOWrapper(file, encoding=encoding, errors=errors)):
             yield _encoded(text)
     except ValueError as error:
         yield BadRecord(str(error))
@@ -93,7 +98,6 @@ def array_items(text: IO[str], key: str | None = None) -> Iterator[tuple[Any, st
     Only one item is in memory (some lists have gigabytes). Raises ValueError when the array is missing, invalid or
     truncated, or something follows it.
     """
-    decoder = json.JSONDecoder()
     buffer = ""
     start = f'"{key}"' if key else ""
     while start not in buffer or "[" not in buffer[buffer.find(start) :]:
@@ -101,11 +105,40 @@ def array_items(text: IO[str], key: str | None = None) -> Iterator[tuple[Any, st
         if not block:
             raise ValueError(f"no list {key or 'at its top'}")
         buffer += block
-    buffer = buffer[buffer.index("[", buffer.find(start)) + 1 :]
+    return _values(text, buffer[buffer.index("[", buffer.find(start)) + 1 :], "]", alone=key is None)
+
+
+def _whole_items(text: IO[str]) -> Iterator[tuple[Any, str]]:
+    """(item, its text) of the array or the object at the top of a JSON file. What an object holds by a name that it
+    does not have itself has it as its ``id``; what is neither an object nor a list of them is no item.
+    """
+    beginning = text.read(_BLOCK).lstrip()
+    if beginning.startswith("["):
+        yield from _values(text, beginning[1:], "]")
+        return
+    name, empty = "", True
+    for number, (value, raw) in enumerate(_values(text, beginning[1:], "}")):
+        if number % 2 == 0:
+            name = str(value)
+        elif isinstance(value, dict):
+            empty = False
+            yield value, raw if "id" in value or not value else f'{{"id": {json.dumps(name)}, {raw[1:]}'
+        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            empty = False
+            yield from ((item, json.dumps(item)) for item in value if isinstance(item, dict))
+    if empty:
+        raise ValueError(
+            "an object without rows: expected one JSON object on each line, or one array or object of them"
+        )
+
+
+def _values(text: IO[str], buffer: str, closing: str, *, alone: bool = True) -> Iterator[tuple[Any, str]]:
+    """(value, its text) one after the other, names and what they name alike, up to the ``closing`` bracket."""
+    decoder = json.JSONDecoder()
     while True:
-        buffer = buffer.lstrip(" \t\r\n,")
-        if buffer.startswith("]"):
-            if key is None and (buffer[1:] + text.read(_BLOCK)).strip():
+        buffer = buffer.lstrip(" \t\r\n,:")
+        if buffer.startswith(closing):
+            if alone and (buffer[1:] + text.read(_BLOCK)).strip():
                 raise ValueError("more follows the end of the list: give one list, or one object on each line")
             return
         try:
@@ -119,5 +152,9 @@ def array_items(text: IO[str], key: str | None = None) -> Iterator[tuple[Any, st
             continue
         except RecursionError as error:
             raise ValueError("JSON nested too deeply") from error
+        if end == len(buffer) and (block := text.read(_BLOCK)):
+            # A number may go on.
+            buffer += block
+            continue
         yield item, buffer[:end]
         buffer = buffer[end:]

@@ -221,6 +221,17 @@ def decode_text(raw: bytes, what: str) -> str:
     return text.replace("\r\n", "\n")
 
 
+def unquoted(cell: str) -> str:
+    """A cell as it was before a writer of CSV enclosed it: ``"the ""inner"" one"`` becomes ``the "inner" one``.
+
+    For tables that are split at their tabs, whose quotation marks are letters unless they are doubled like that:
+    ``"a quotation"`` stays as it is.
+    """
+    inner = cell[1:-1]
+    enclosed = cell[:1] == cell[-1:] == '"' and '""' in inner and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if enclosed else cell
+
+
 # Fields whose parts are looked at; most records have none, and a plan reads millions.
 _STRUCTURED = frozenset(
     {"chosen", "rejected", "labels", "audios", "keywords", "translation", "slots", "messages", *_LIST_FIELDS}

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from qa_train.data.text.records import unquoted
 from qa_train.eval.benchmarks import own_questions
 from qa_train.eval.benchmarks.benchmark import Benchmark
 from qa_train.eval.benchmarks.muchomusic import muchomusic_rows
@@ -118,7 +119,7 @@ def _tsv(path: Path, escape: str | None = None, delimiter: str = "\t") -> Iterat
 
 def _common_voice(root: Path, benchmark: Benchmark) -> Iterator[Row]:
     for row in _tsv(root / "test.tsv"):
-        yield {"id": row["path"], "audio": str(root / "clips" / row["path"]), "gt": row["sentence"]}
+        yield {"id": row["path"], "audio": str(root / "clips" / row["path"]), "gt": unquoted(row["sentence"])}
 
 
 def _fleurs(root: Path, benchmark: Benchmark) -> Iterator[Row]:

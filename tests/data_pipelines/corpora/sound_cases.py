@@ -243,6 +243,98 @@ ESC50 = Case(
     },
 )
 
+URBANSOUND8K = Case(
+    "urbansound8k",
+    "train",
+    {
+        "UrbanSound8K/metadata/UrbanSound8K.csv": _lines(
+            "slice_file_name,fsID,start,end,salience,fold,classID,class",
+            "1000-3-0-0.wav,1000,0.0,0.4,1,5,3,dog_bark",
+            "1001-5-0-0.wav,1001,2.5,2.9,2,10,5,engine_idling",
+        ),
+        "UrbanSound8K/audio/fold5/1000-3-0-0.wav": SECONDS,
+    },
+    {"1000-3-0-0": ("UrbanSound8K/audio/fold5/1000-3-0-0.wav", {"label": "dog bark", "labels": ["dog bark"]})},
+)
+
+VGGSOUND = Case(
+    "vggsound",
+    "train",
+    {
+        "data/vggsound.csv": _lines(
+            "--aaaaaaaaa,30,waterfall burbling,train",
+            '-bbbbbbbbbb,185,"bird chirping, tweeting",train',
+            "-cccccccccc,1,people marching,test",
+            "-dddddddddd,9,playing flute,train",
+        ),
+        "clips/--aaaaaaaaa_000030.wav": SECONDS,
+        "clips/-bbbbbbbbbb_185.wav": SECONDS,
+    },
+    {
+        "--aaaaaaaaa_30": (
+            "clips/--aaaaaaaaa_000030.wav",
+            {"label": "waterfall burbling", "labels": ["waterfall burbling"]},
+        ),
+        "-bbbbbbbbbb_185": (
+            "clips/-bbbbbbbbbb_185.wav",
+            {"label": "bird chirping, tweeting", "labels": ["bird chirping, tweeting"]},
+        ),
+    },
+    {"audio not obtained": 1},
+)
+
+
+def _events(*events: tuple[str, float, float]) -> dict[str, list[object]]:
+    return {
+        "events": [{"label": label, "start": start, "end": end} for label, start, end in events],
+        "labels": list(dict.fromkeys(label for label, _, _ in events)),
+    }
+
+
+STRONG_LABELS = Case(
+    "strong_labels",
+    "train",
+    {
+        "metadata/train.tsv": _lines(
+            "filename\tonset\toffset\tevent_label",
+            "Ya_0.000_10.000.wav\t0.25\t0.3999\tAlarm_bell_ringing",
+            "quiet.wav\t\t\t",
+            "Yb_0.000_10.000.wav\t0.0\t0.1\tSpeech",
+            "Ya_0.000_10.000.wav\t0.0\t0.1\tDog",
+            "Yb_0.000_10.000.wav\t0.1\tlate\tSpeech",
+        ),
+        **{f"audio/{name}.wav": SECONDS for name in ("Ya_0.000_10.000", "Yb_0.000_10.000", "quiet")},
+    },
+    {
+        "Ya_0_000_10_000": (
+            "audio/Ya_0.000_10.000.wav",
+            _events(("Dog", 0.0, 0.1), ("Alarm bell ringing", 0.25, 0.4)),
+        ),
+        "Yb_0_000_10_000": ("audio/Yb_0.000_10.000.wav", _events(("Speech", 0.0, 0.1))),
+    },
+    {"no events": 1, "bad cell": 1},
+)
+
+STRONG_LABELS_OF_EACH = Case(
+    "strong_labels",
+    "validation",
+    {
+        "annotations/validation/one.txt": _lines("0.2\t0.30000000000000004\tdog_bark", "0.0\t0.1\tjackhammer"),
+        "annotations/validation/two.txt": _lines("0.1\t0.2\tdog_bark"),
+        "audio/validation/one.wav": SECONDS,
+        "audio/validation/two.wav": SECONDS,
+    },
+    {
+        "one": ("audio/validation/one.wav", _events(("jackhammer", 0.0, 0.1), ("dog bark", 0.2, 0.3))),
+        "two": ("audio/validation/two.wav", _events(("dog bark", 0.1, 0.2))),
+    },
+    options={
+        "header": ["onset", "offset", "event_label"],
+        "path": ["annotations/validation", "audio/validation"],
+    },
+    purpose="eval",
+)
+
 CLOTHO_AQA = Case(
     "clotho_aqa",
     "train",
@@ -414,6 +506,40 @@ GTZAN_FILTERED = Case(
     purpose="eval",
 )
 
+_TAGS = "TRACK_ID\tARTIST_ID\tALBUM_ID\tPATH\tDURATION\tTAGS"
+MTG_JAMENDO = Case(
+    "mtg_jamendo",
+    "train",
+    {
+        "data/splits/split-0/autotagging-train.tsv": "\r\n".join(
+            (
+                _TAGS,
+                "track_0000948\tartist_000087\talbum_000149\t48/948.mp3\t212.7\tgenre---rock\tgenre---80s\t"
+                "instrument---piano\tmood/theme---background",
+                "track_0000950\tartist_000087\talbum_000149\t50/950.mp3\t248.0\tgenre---rock",
+                "track_0000951\tartist_000087\talbum_000149\t51/951.mp3\t9.0\tgenre---rock",
+                "track_0000952",
+            )
+        ),
+        "audio/48/948.mp3": SECONDS,
+        "audio/50/950.low.mp3": SECONDS,
+    },
+    {
+        "track_0000948": (
+            "audio/48/948.mp3",
+            {
+                "genre": "rock, 80s",
+                "instrument": "piano",
+                "mood": "background",
+                "keywords": ["rock", "80s", "piano", "background"],
+            },
+        ),
+        "track_0000950": ("audio/50/950.low.mp3", {"genre": "rock", "keywords": ["rock"]}),
+    },
+    {"missing audio": 1, "bad line": 1},
+    options={"error_budget": 0.9},
+)
+
 CASES = [
     VOCALSOUND,
     AUDIOCAPS,
@@ -432,4 +558,9 @@ CASES = [
     NSYNTH,
     GTZAN,
     GTZAN_FILTERED,
+    URBANSOUND8K,
+    VGGSOUND,
+    STRONG_LABELS,
+    STRONG_LABELS_OF_EACH,
+    MTG_JAMENDO,
 ]
