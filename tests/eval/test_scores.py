@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 
 import jiwer
 import numpy as np
@@ -96,6 +97,15 @@ def test_thoughts_before_an_answer_are_no_part_of_it(metric: str) -> None:
     # Nothing after them is no answer; thoughts that were cut are what was said.
     assert score(metric, [one("<think>dog</think>")]).empty == 1
     assert score(metric, [one("<think>dog cat dog")]).value != score(metric, [one("dog")]).value
+
+
+@pytest.mark.parametrize("digits", ["7" * 5000, "12," * 3000, "²" * 5000])
+def test_an_answer_of_thousands_of_digits_is_scored_as_any_other(digits: str) -> None:
+    limit = sys.get_int_max_str_digits()
+    assert score("wer", [pair(digits, "good morning")]).value == 100.0
+    assert sys.get_int_max_str_digits() == limit
+    assert score("bbh", [pair(digits, "7")]).unparsed == 1
+    assert score("boundary_error", [pair(f"[{digits}-{digits}] dog", "[0.5-1.0] dog")]).value < 1e6
 
 
 def test_cer_counts_characters_with_spaces() -> None:

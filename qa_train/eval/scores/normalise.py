@@ -12,6 +12,7 @@ The order of steps for transcripts is that of the released evaluation script of 
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
@@ -58,7 +59,13 @@ def _basic() -> Callable[[str], str]:
 def whisper_normalise(text: str, language: str | None) -> str:
     """Whisper's normalisers in the released order: English then basic for "en", else basic."""
     if language == "en":
-        text = _english()(text)
+        limit = sys.get_int_max_str_digits()
+        # The normaliser reads numbers, and a model may repeat a digit for thousands of characters.
+        sys.set_int_max_str_digits(0)
+        try:
+            text = _english()(text)
+        finally:
+            sys.set_int_max_str_digits(limit)
     return _basic()(text)
 
 

@@ -32,7 +32,8 @@ _ROUNDING = 1e-9
 MAX_SPEAKERS = 12
 Units = Callable[[str, str | None], list[str]]
 _TURN = re.compile(r"^(?:\[[\d.]+-[\d.]+\]\s*)?([^:：\[\]]{1,40})[:：]\s*(.*)$")
-_SPAN = re.compile(r"\[(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)\]")
+# Not of a model that repeats a digit.
+_SPAN = re.compile(r"\[(\d{1,9}(?:\.\d+)?)-(\d{1,9}(?:\.\d+)?)\]")
 _WORD = re.compile(_SPAN.pattern + r"\s*([^\s\[]+)")
 
 

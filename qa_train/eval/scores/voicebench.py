@@ -54,9 +54,9 @@ _UNITS = (
 )  # fmt: skip
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _WORDS = {word: n for n, word in enumerate(_UNITS)} | {word: 10 * n for n, word in enumerate(_TENS, 2)}
-# "7", "1,000", "seven", "twenty-one"; nothing of "3.5", "-3", "50%" and "2nd".
+# "7", "1,000", "seven", "twenty-one"; nothing of "3.5", "-3", "50%" and "2nd", nor of a model that repeats a digit.
 _NUMBER = (
-    r"(?<![\w.,-])(?:\d{1,3}(?:,\d{3})+|\d+)(?![\w%]|[.,]\d)"
+    r"(?<![\w.,-])(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?![\w%]|[.,]\d)"
     rf"|\b(?:(?:{'|'.join(_TENS)})[ -](?:{'|'.join(_UNITS[1:10])})|{'|'.join((*_TENS, *_UNITS))})\b"
 )
 # "The final answer is 7", "a total of 7", "In total, you have 7", "The total number of red apples is 7".
