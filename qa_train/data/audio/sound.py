@@ -23,8 +23,8 @@ from qa_train.data.audio.structure.formats import examine
 _BLOCK_FRAMES = 1 << 18
 # A file of more chained streams is refused: each is opened by itself.
 _MAX_PARTS = 10_000
-# Samples of an Ogg page: 255 packets of half the largest block. In the last one, which may end early, libvorbis misses a
-# place by up to a block.
+# Most samples of an Ogg page: 255 packets of half the largest block. In the last page, which may end early, libsndfile
+# misses a place by up to a block.
 _LAST_PAGE = 255 * 4096
 # libsndfile's numbers for a codec that it does not know in a container that it does (ALAC, AAC or Opus in CAF, FLAC of
 # 32 bits, any FLAC in Ogg), and for what it calls malformed: an Ogg cut by copying, a CAF from a pipe.
