@@ -27,7 +27,8 @@ _MAX_PARTS = 10_000
 # misses a place by up to a block.
 _LAST_PAGE = 255 * 4096
 # libsndfile's numbers for a codec that it does not know in a container that it does (ALAC, AAC or Opus in CAF, FLAC of
-# 32 bits, any FLAC in Ogg, G.722 or MP2 in WAV), and for what it calls malformed: an Ogg cut by copying, a CAF from a pipe.
+# 32 bits, any FLAC in Ogg, G.722 or MP2 in WAV), and for what it calls malformed: an Ogg cut by copying, a CAF from a
+# pipe.
 _OTHER_CODEC, _MALFORMED = (4, 18, 64, 161), 3
 
 
