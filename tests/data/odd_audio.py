@@ -88,9 +88,10 @@ def _unsized(name: str, chunk: bytes, place: int, width: int, size: bytes) -> by
     return bytes(made)
 
 
-def _ogg(rate: int) -> bytes:
+def _ogg(rate: int, duration_s: float = 0.5) -> bytes:
     buffer = io.BytesIO()
-    soundfile.write(buffer, np.random.default_rng(0).normal(0, 0.1, rate // 2), rate, format="OGG", subtype="VORBIS")
+    wave = np.random.default_rng(0).normal(0, 0.1, int(rate * duration_s))
+    soundfile.write(buffer, wave, rate, format="OGG", subtype="VORBIS")
     return buffer.getvalue()
 
 
@@ -138,6 +139,7 @@ def _two_rates() -> bytes:
 WHOLE: dict[str, tuple[bytes, float]] = {
     **{name: (raw(name), seconds(name)) for name in FFMPEG if name not in MEDIA},
     "two Ogg Opus streams": (2 * raw("opus.opus"), 2 * 0.7),
+    "Vorbis of several pages": (_ogg(44_100, 2.3), 2.3),
     "three Ogg Vorbis streams": (3 * raw("vorbis.ogg"), 3 * 0.7),
     "two FLAC files in one": (raw("id.flac") + raw("pipe.flac"), 2 * 0.7),
     "FLAC of unknown length with an ID3v2 tag": (ID3V2 + raw("pipe.flac"), 0.7),

@@ -75,6 +75,17 @@ def test_eight_channels_are_read() -> None:
     assert np.allclose(read_clip(content), wave.mean(axis=1) / 32768, atol=1e-6)
 
 
+def test_a_wav_of_a_codec_that_libsndfile_lacks_is_decoded_by_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("av", reason="extra media")
+    tone = (9999 * np.sin(np.arange(32_000) / 9)).astype(np.int16)[:, None]
+    content = encoded_media("wav", "g722", tone)
+    assert lengths(content) == {32_000}
+    assert np.corrcoef(read_clip(content)[22:], tone[:-22, 0])[0, 1] > 0.99  # the filters of G.722 delay by 22 samples
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(BadAudio, match=r"^WAV: libsndfile does not read it.*qa-train\[media\]"):
+        read_header(content)
+
+
 def test_the_length_is_that_of_the_sound() -> None:
     """Matroska states that of its longest stream; iTunes counts in what the decoder drops at the start."""
     pytest.importorskip("av", reason="extra media")
@@ -164,7 +175,7 @@ def test_a_file_cut_anywhere_is_refused(kind: tuple[str, str | None]) -> None:
 
 def test_segments_lie_where_a_whole_decoder_has_them() -> None:
     for name in ("vbr_pipe.mp3", "pipe.flac", "two Ogg Opus streams", "pipe.wav", "FLAC whose header says too little",
-                 "GSM of an odd size"):  # fmt: skip
+                 "GSM of an odd size", "Vorbis of several pages"):  # fmt: skip
         content = WHOLE[name][0]
         frames, _ = read_header(content)
         whole = read_frames(content, 0, frames)

@@ -23,9 +23,13 @@ from qa_train.data.audio.structure.formats import examine
 _BLOCK_FRAMES = 1 << 18
 # A file of more chained streams is refused: each is opened by itself.
 _MAX_PARTS = 10_000
+# Most samples of an Ogg page: 255 packets of half the largest block. In the last page, which may end early, libsndfile
+# misses a place by up to a block.
+_LAST_PAGE = 255 * 4096
 # libsndfile's numbers for a codec that it does not know in a container that it does (ALAC, AAC or Opus in CAF, FLAC of
-# 32 bits, any FLAC in Ogg), and for what it calls malformed: an Ogg cut by copying, a CAF from a pipe.
-_OTHER_CODEC, _MALFORMED = (4, 18, 161), 3
+# 32 bits, any FLAC in Ogg, G.722 or MP2 in WAV), and for what it calls malformed: an Ogg cut by copying, a CAF from a
+# pipe.
+_OTHER_CODEC, _MALFORMED = (4, 18, 64, 161), 3
 
 
 class _NotRead(BadAudio):
@@ -71,13 +75,15 @@ class Sound:
                     if len(block):
                         yield block
 
-    def seek(self, frame: int) -> bool:
-        """Start at this sample instead of the first; False where only decoding from the start is exact."""
+    def seek(self, frame: int) -> int:
+        """The sample that the blocks then begin with: this one, or one before it from which decoding is exact."""
         if self.container.parts or not self._first.seekable():
-            return False
+            return 0
+        if self._first.subtype == "VORBIS":
+            frame = max(0, min(frame, self.frames - _LAST_PAGE))
         with self._named():
             self._first.seek(frame)
-        return True
+        return frame
 
     def _open(self, part: Part | None) -> soundfile.SoundFile:
         source = self._source if part is None else part.read(self._data)

@@ -83,7 +83,7 @@ def read_frames(source: bytes | str | Path, start: int, stop: int) -> np.ndarray
     """
     with open_sound(source) as sound:
         _check_header(sound)
-        skip = 0 if isinstance(sound, Sound) and sound.seek(start) else start
+        skip = start - sound.seek(start) if isinstance(sound, Sound) else start
         blocks = [np.empty((0, sound.channels), np.float32)]
         for block in sound.blocks(skip + stop - start):
             block, skip = block[skip:], max(0, skip - len(block))
