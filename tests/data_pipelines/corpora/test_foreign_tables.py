@@ -111,6 +111,18 @@ def test_a_table_of_bars_without_a_line_of_names(tmp_path: Path) -> None:
         assert any("columns that were not used: raw (2)" in note for note in report.notes)
 
 
+def test_the_delimiter_of_lists_without_names_is_not_a_comma_of_their_texts(tmp_path: Path) -> None:
+    """Lists of VITS and Tacotron 2: path|speaker|text, whose first text may have a comma."""
+    lines = ["a/1.wav|83|He sets it in a simple, realistic context.", "a/2.wav|6|I am desperate.", "a/3.wav|7"]
+    names = ("audio", "speaker", "text")
+    rows, _ = read(tmp_path, "\n".join(lines), "list.txt", header=names)
+    assert rows[:2] == [line.split("|") for line in lines[:2]]
+    assert "fewer cells" in rows[2]
+    for line in ("a/1.wav,one; two", 'a/1.wav,"one, two; three"', "a/1.wav,one | two"):
+        rows, _ = read(tmp_path, f"{line}\na/2.wav,three\na/3.wav,four\n", "list.csv", header=("audio", "text"))
+        assert [row[0] for row in rows] == ["a/1.wav", "a/2.wav", "a/3.wav"]
+
+
 def lists_of(path: str) -> list[Case]:
     """One clip, listed under that path by every generic list."""
     sound, chat = {"audio/deep/a.wav": SECONDS}, {"query": "?", "response": "x", "text": "one"}
@@ -213,6 +225,23 @@ def test_clips_inside_a_list_are_imported(tmp_path: Path) -> None:
     for audio in ("flac", "keep"):
         report = run(Case("jsonl", "train", files, {}), tmp_path / audio, audio=audio)
         assert (report.made, texts(tmp_path / audio)) == (2, ["one", "two"])
+
+
+def test_chats_whose_clip_has_another_name(tmp_path: Path) -> None:
+    """MusicQA's ``audio_name`` and OpenAQA's ``audio_id``; columns.audio= for any other."""
+    chat = {"conversation": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A band."}], "text": "one"}
+    asked = {"instruction": "What?", "output": "A band.", "text": "one"}
+    rows = [chat | {"audio_name": "a.wav"}, asked | {"audio_id": "a.wav"}, asked | {"audio": "a.wav", "audio_id": "7"}]
+    files = {"a.jsonl": "\n".join(map(json.dumps, rows)), "a.wav": SECONDS}
+    run(Case("jsonl", "train", files, {}), tmp_path)
+    (shard,) = (tmp_path / "out").glob("*.tar")
+    records = [json.loads(meta) for meta in load_index(str(shard)).table["meta"].to_pylist()]
+    assert [record["messages"][0]["content"] for record in records] == ["<audio>What?"] * 3
+    assert [record.get("audio_id") for record in records] == [None, None, "7"]
+    files["a.jsonl"] = json.dumps(chat | {"meta": {"clip": "a.wav"}}) + "\n" + json.dumps(chat)
+    report = run(Case("jsonl", "train", files, {}), tmp_path / "b", columns={"audio": "meta.clip"},
+                 error_budget=0.5)  # fmt: skip
+    assert (report.made, report.dropped) == (1, {"bad line": 1})
 
 
 def test_bad_rows_of_a_list_are_counted_by_reason(tmp_path: Path) -> None:
