@@ -357,6 +357,17 @@ def test_cells_as_pandas_and_arrow_write_them(cell: dict[str, Any], found: dict[
     assert record_of(cell, {name: name for name in cell}, {"labels": ["dog", "cat"]}) == found
 
 
+def test_columns_of_translations_say_their_language() -> None:
+    """CoVoST 2 on the hub, and SpeechBrain's lists, have the translation as a text."""
+    row = {"audio": "a.wav", "sentence": "one", "translation": "eins", "in_french": "un", "in_dutch": None}
+    given = {"translation_de": "translation", "translation_fr": "in_french", "translation_nl": "in_dutch"}
+    assert record_of(row, mapping(given, row)) == {"text": "one", "translation": {"de": "eins", "fr": "un"}}
+    only = {"audio": "a.wav", "translation": "eins"}
+    assert record_of(only, mapping({"translation_de": "translation"}, only)) == {"translation": {"de": "eins"}}
+    with pytest.raises(ValueError, match=r"of which language, columns\.translation_de=COLUMN"):
+        record_of(row, mapping({}, row))
+
+
 @pytest.mark.parametrize("cell", ["['dog' 'cat']", "[dog, cat]", "['dog'"])
 def test_a_list_that_cannot_be_read_is_no_label(cell: str) -> None:
     with pytest.raises(ValueError, match="'labels' must be a list"):
