@@ -15,6 +15,7 @@ from data_pipelines.corpora.formats.delimited import open_table
 from data_pipelines.corpora.formats.fields import mapping, record_of
 from data_pipelines.corpora.formats.tables import table_files
 from data_pipelines.corpora.table_file import TableFile, class_names
+from data_pipelines.importing.catalogue import corpus_of
 from data_pipelines.importing.import_report import Report
 from qa_train.data.audio.waveform import read_clip
 from qa_train.data.shards.index import load_index
@@ -121,6 +122,12 @@ def test_the_delimiter_of_lists_without_names_is_not_a_comma_of_their_texts(tmp_
     for line in ("a/1.wav,one; two", 'a/1.wav,"one, two; three"', "a/1.wav,one | two"):
         rows, _ = read(tmp_path, f"{line}\na/2.wav,three\na/3.wav,four\n", "list.csv", header=("audio", "text"))
         assert [row[0] for row in rows] == ["a/1.wav", "a/2.wav", "a/3.wav"]
+
+
+def test_a_table_of_sound_events_names_its_importer(tmp_path: Path) -> None:
+    (tmp_path / "t.tsv").write_text("filename\tonset\toffset\tevent_label\na.wav\t0.0\t0.1\tDog\n")
+    with pytest.raises(ValueError, match=r"data import strong_labels"):
+        list(corpus_of("table").read(Request((str(tmp_path / "t.tsv"),), "train")))
 
 
 def lists_of(path: str) -> list[Case]:
