@@ -37,7 +37,7 @@ class Admission:
     fields: dict[str, Any] = field(default_factory=dict)
     split_share: float | None = None
     block: Blocklist = field(default_factory=Blocklist)
-    # Digests of the keys that are taken; each with that of the name whose key it is, None where they are alike.
+    # Digest of a key -> that of the item's name; None if the key is the name as it is.
     _seen: dict[bytes, bytes | None] = field(default_factory=dict)
 
     def judge(self, found: Item | Drop) -> Entry | Drop:

@@ -384,6 +384,14 @@ def test_files_of_rows_by_their_content(tmp_path: Path) -> None:
             assert len(list(objects(path))) == count, raw[:20]
             if count:
                 assert len(read_questions(path)) == count
+    # By their ids in one object over several lines, or as a list under a name; other values are no rows.
+    by_id = {"u1": user("?") | {"id": "own"}, "u2": user("!")}
+    for whole in (json.dumps(by_id, indent=4), '{"u1": {\n' + json.dumps(by_id)[len('{"u1": {') :]):
+        path.write_text(whole)
+        assert [row for _, _, row in objects(path)] == [by_id["u1"], by_id["u2"] | {"id": "u2"}]
+    # A number at the border of what is read at once.
+    path.write_text('{\n"a": "' + "x" * ((1 << 16) - 23) + f'", "count": 1234, "data": [\n{row},\n{row}]\n}}\n')
+    assert [found for _, _, found in objects(path)] == [user("?")] * 2
     # Half of a surrogate pair makes its own row bad.
     for text in (f'{row}\n{{"a": "\ud800"}}\n{row}', f'[{row}, {{"a": "\ud800"}}, {row}]'):
         path.write_bytes(text.encode("utf-16", "surrogatepass"))
@@ -391,8 +399,9 @@ def test_files_of_rows_by_their_content(tmp_path: Path) -> None:
     bad = f'[{row}, {{"a": 1, "a": 2}}, 7, {row}]'
     path.write_text(bad)
     assert [isinstance(found, BadRecord) for _, _, found in read_rows(path)] == [False, True, True, False]
-    for raw, why in ((f"[{row}, {row[:50]}", "cut short"), (f"[{row}]\n[{row}]", "more follows"),
-                     ('{\n "a": 1}', "without rows"), ("a,b\n1,2", "one JSON object on each line")):  # fmt: skip
+    for raw, why in ((f"[{row}, {row[:50]}", "cut short"), (f'{{\n"a": {row}', "cut short"),
+                     (f"[{row}]\n[{row}]", "more follows"), ('{\n "a": 1}', "without rows"),
+                     ("a,b\n1,2", "one JSON object on each line")):  # fmt: skip
         path.write_text(raw)
         with pytest.raises(ValueError, match=why):
             list(objects(path))

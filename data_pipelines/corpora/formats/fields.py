@@ -50,6 +50,8 @@ _OTHER_NAMES = {
 _MEASURES = ("duration", "offset", "num_samples", "sampling_rate", "shard_id", "_skipme")
 # numpy prints lists of texts without commas, which Python would join.
 _UNPARTED = re.compile(r"""['"]\s+['"]""")
+# The field for a column of translations into one language.
+_TRANSLATED = re.compile(r"translation_([a-z]{2,3})")
 # A label such as "[laughter]", which is no list.
 _BRACKETED = re.compile(r"\s*\[[\w-]+\]\s*")
 
@@ -66,8 +68,10 @@ def mapping(columns: dict[str, str], available: Iterable[str], *, parts: bool = 
     have = list(available)
     if not have:
         raise ValueError("it is empty: expected audio and a text, label or other field")
-    if unknown := sorted(set(columns) - {*FIELDS, *PLACES}):
-        raise ValueError(f"columns: {unknown} are not record fields; known are {', '.join((*PLACES, *FIELDS))}")
+    translated = {name for name in columns if _TRANSLATED.fullmatch(name)}
+    if unknown := sorted(set(columns) - {*FIELDS, *PLACES} - translated):
+        known = ", ".join((*PLACES, *FIELDS, "translation_de (and so on)"))
+        raise ValueError(f"columns: {unknown} are not record fields; known are {known}")
     tops = {column.split(".")[0] for column in columns.values() if column}
     if missing := sorted(tops - set(have)):
         raise ValueError(f"columns: there is no column {missing}; the table has {have}")
@@ -81,7 +85,7 @@ def mapping(columns: dict[str, str], available: Iterable[str], *, parts: bool = 
         if name not in found and other is not None:
             found[name] = other
     found = {name: column for name, column in found.items() if column}
-    if not set(found) & set(FIELDS) - {"split", "license", "task"}:
+    if not translated and not set(found) & set(FIELDS) - {"split", "license", "task"}:
         # What names a file, an item or a length is no transcript.
         places = {found.get("audio"), *AUDIO_COLUMNS, *_MEASURES, *PLACES, "id", "task"}
         example = next((name for name in have if name not in places), "COLUMN")
@@ -124,6 +128,10 @@ def record_of(
         if name in PLACES:
             continue
         value = cell_at(row, column)
+        if (language := _TRANSLATED.fullmatch(name)) and isinstance(value, str) and value.strip():
+            record.setdefault("translation", {})[language_code(language[1])] = value.strip()
+        if language:
+            continue
         if classes and column in classes:
             value = _named(value, classes[column])
         if name == "caption" and isinstance(value, list) and value and all(isinstance(text, str) for text in value):
@@ -173,6 +181,10 @@ def _typed(name: str, value: Any) -> Any:
     if name in NUMBERS:
         return int(float(value))
     found = value if isinstance(value, list | dict) else _parsed(value)
+    if found is None and name == "translation":
+        raise ValueError(
+            f"'translation' is a text, found {str(value)[:80]!r}: say of which language, columns.translation_de=COLUMN"
+        )
     if found is None:
         raise ValueError(f"{name!r} must be a list or an object (as JSON in a table), found {str(value)[:80]!r}")
     # A column of objects has all keys in each row.

@@ -195,11 +195,10 @@ def _read(request: Request) -> Found:
         try:
             if isinstance(found, Exception):
                 raise found
-            cut = found
-            name = str(cut["id"])
-            parts = _tracks(cut)
+            name = str(found["id"])
+            parts = _tracks(found)
             audio = tuple(_audio(request, part, (place.parent, Path()), shar) for part in parts)
-            record = _record(cut | {"supervisions": [s for part in parts for s in part.get("supervisions", [])]})
+            record = _record(found | {"supervisions": [s for part in parts for s in part.get("supervisions", [])]})
         except _Unreadable as error:
             yield Drop(name, str(error))
             continue

@@ -97,6 +97,10 @@ def _columns(request: Request, listed: str, header: tuple[str, ...]) -> dict[str
         if "audio" not in columns:
             raise ValueError(f"no column of {list(header)} names the audio: set columns.audio=COLUMN")
     except ValueError as error:
+        if {"onset", "offset"} <= {*header}:
+            raise ValueError(
+                f"{listed}: {error}; sound events are read by qa-train data import strong_labels"
+            ) from error
         names = "; if its first line is not a header, give the names: header=[audio,text], and delimiter='|' if need be"
         raise ValueError(f"{listed}: {error}{'' if request.table.header else names}") from error
     return columns

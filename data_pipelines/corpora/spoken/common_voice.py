@@ -47,7 +47,7 @@ def _common_voice(request: Request) -> Found:
             if row["path"] in held_out:
                 yield Drop(name, "evaluation clip", "also listed in test.tsv or dev.tsv", filter=True)
                 continue
-            # Releases 6 to 9 or so enclose what has quotation marks; later ones, and the earliest, do not.
+            # Some releases (6.1) enclose what has quotation marks, others (17) do not.
             text = unquoted(row["sentence"]).strip()
             if not text:
                 yield Drop(name, "no text")

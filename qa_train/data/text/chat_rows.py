@@ -146,8 +146,8 @@ def chat_record(row: dict[str, Any], *, cuts: bool = False) -> tuple[dict[str, A
     turns = _with_system(turns, row.get("system") or row.get("system_prompt"))
     listed = _listed(row)
     named = next((name for name in _CLIP_NAMES if row.get(name)), None)
-    if named and not listed and not any(map(_has_clips, turns)) and (clip := source_of(row.pop(named))):
-        listed = [clip]
+    if named and not listed and not any(map(_has_clips, turns)):
+        listed = _listed({"audios": row.pop(named)})
     messages, clips = _placed(turns, listed)
     if any(start for start, _ in parts_of(row, len(clips))) and not cuts:
         raise BadRecord(

@@ -15,6 +15,7 @@ from data_pipelines.corpora.formats.delimited import open_table
 from data_pipelines.corpora.formats.fields import mapping, record_of
 from data_pipelines.corpora.formats.tables import table_files
 from data_pipelines.corpora.table_file import TableFile, class_names
+from data_pipelines.importing.catalogue import corpus_of
 from data_pipelines.importing.import_report import Report
 from qa_train.data.audio.waveform import read_clip
 from qa_train.data.shards.index import load_index
@@ -109,6 +110,24 @@ def test_a_table_of_bars_without_a_line_of_names(tmp_path: Path) -> None:
         assert report.made == 2
         assert texts(tmp_path / folder) == ["Printing, in the only sense", 'in being "modern.']
         assert any("columns that were not used: raw (2)" in note for note in report.notes)
+
+
+def test_the_delimiter_of_lists_without_names_is_not_a_comma_of_their_texts(tmp_path: Path) -> None:
+    """Lists of VITS and Tacotron 2: path|speaker|text, whose first text may have a comma."""
+    lines = ["a/1.wav|83|He sets it in a simple, realistic context.", "a/2.wav|6|I am desperate.", "a/3.wav|7"]
+    names = ("audio", "speaker", "text")
+    rows, _ = read(tmp_path, "\n".join(lines), "list.txt", header=names)
+    assert rows[:2] == [line.split("|") for line in lines[:2]]
+    assert "fewer cells" in rows[2]
+    for line in ("a/1.wav,one; two", 'a/1.wav,"one, two; three"', "a/1.wav,one | two"):
+        rows, _ = read(tmp_path, f"{line}\na/2.wav,three\na/3.wav,four\n", "list.csv", header=("audio", "text"))
+        assert [row[0] for row in rows] == ["a/1.wav", "a/2.wav", "a/3.wav"]
+
+
+def test_a_table_of_sound_events_names_its_importer(tmp_path: Path) -> None:
+    (tmp_path / "t.tsv").write_text("filename\tonset\toffset\tevent_label\na.wav\t0.0\t0.1\tDog\n")
+    with pytest.raises(ValueError, match=r"data import strong_labels"):
+        list(corpus_of("table").read(Request((str(tmp_path / "t.tsv"),), "train")))
 
 
 def lists_of(path: str) -> list[Case]:
@@ -217,6 +236,23 @@ def test_clips_inside_a_list_are_imported(tmp_path: Path) -> None:
     for audio in ("flac", "keep"):
         report = run(Case("jsonl", "train", files, {}), tmp_path / audio, audio=audio)
         assert (report.made, texts(tmp_path / audio)) == (2, ["one", "two"])
+
+
+def test_chats_whose_clip_has_another_name(tmp_path: Path) -> None:
+    """MusicQA's ``audio_name`` and OpenAQA's ``audio_id``; columns.audio= for any other."""
+    chat = {"conversation": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A band."}], "text": "one"}
+    asked = {"instruction": "What?", "output": "A band.", "text": "one"}
+    rows = [chat | {"audio_name": "a.wav"}, asked | {"audio_id": "a.wav"}, asked | {"audio": "a.wav", "audio_id": "7"}]
+    files = {"a.jsonl": "\n".join(map(json.dumps, rows)), "a.wav": SECONDS}
+    run(Case("jsonl", "train", files, {}), tmp_path)
+    (shard,) = (tmp_path / "out").glob("*.tar")
+    records = [json.loads(meta) for meta in load_index(str(shard)).table["meta"].to_pylist()]
+    assert [record["messages"][0]["content"] for record in records] == ["<audio>What?"] * 3
+    assert [record.get("audio_id") for record in records] == [None, None, "7"]
+    files["a.jsonl"] = json.dumps(chat | {"meta": {"clip": "a.wav"}}) + "\n" + json.dumps(chat)
+    report = run(Case("jsonl", "train", files, {}), tmp_path / "b", columns={"audio": "meta.clip"},
+                 error_budget=0.5)  # fmt: skip
+    assert (report.made, report.dropped) == (1, {"bad line": 1})
 
 
 def test_bad_rows_of_a_list_are_counted_by_reason(tmp_path: Path) -> None:
@@ -330,6 +366,17 @@ def test_lists_of_clips_in_a_hugging_face_table(tmp_path: Path) -> None:
 )
 def test_cells_as_pandas_and_arrow_write_them(cell: dict[str, Any], found: dict[str, Any]) -> None:
     assert record_of(cell, {name: name for name in cell}, {"labels": ["dog", "cat"]}) == found
+
+
+def test_columns_of_translations_say_their_language() -> None:
+    """CoVoST 2 on the hub, and SpeechBrain's lists, have the translation as a text."""
+    row = {"audio": "a.wav", "sentence": "one", "translation": "eins", "in_french": "un", "in_dutch": None}
+    given = {"translation_de": "translation", "translation_fr": "in_french", "translation_nl": "in_dutch"}
+    assert record_of(row, mapping(given, row)) == {"text": "one", "translation": {"de": "eins", "fr": "un"}}
+    only = {"audio": "a.wav", "translation": "eins"}
+    assert record_of(only, mapping({"translation_de": "translation"}, only)) == {"translation": {"de": "eins"}}
+    with pytest.raises(ValueError, match=r"of which language, columns\.translation_de=COLUMN"):
+        record_of(row, mapping({}, row))
 
 
 @pytest.mark.parametrize("cell", ["['dog' 'cat']", "[dog, cat]", "['dog'"])

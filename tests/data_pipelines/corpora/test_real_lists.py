@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pandas
 import pytest
 
 from data_pipelines.corpora.base import Drop, Item, Request
+from data_pipelines.importing.admission import Admission, Entry
 from data_pipelines.importing.catalogue import corpus_of
 from qa_train.eval.benchmarks.layouts import read_rows
 from qa_train.eval.benchmarks.table import find_benchmarks
@@ -67,6 +69,76 @@ def test_audioset_keeps_every_segment_and_label(tmp_path: Path) -> None:
         names = {row["mid"]: row["display_name"] for row in csv.DictReader(file)}
     for item, (_, _, _, mids) in zip(items, rows[1:], strict=True):
         assert item.record["labels"] == [names[mid] for mid in mids.strip('"').split(",")]
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        ('"Two kinds, ""public"" and ""private""."', 'Two kinds, "public" and "private".'),
+        ('"""Jen mi"" ekkriis Alicio."', '"Jen mi" ekkriis Alicio.'),
+        ('"The water is warm!"""', 'The water is warm!"'),
+        # As other releases have it: a quotation, a lone mark, and marks that no writer doubled.
+        ('"Wkrótce już zupełnie się ściemni."', '"Wkrótce już zupełnie się ściemni."'),
+        ('He said "no', 'He said "no'),
+        ('"" no "" "yes"', '"" no "" "yes"'),
+        ('"', '"'),
+    ],
+)
+def test_common_voice_is_read_as_each_release_quotes_it(cell: str, text: str, tmp_path: Path) -> None:
+    rows = f"client_id\tpath\tsentence\taccent\tlocale\nme\ta.mp3\t{cell}\t{cell} \ten\n"
+    (tmp_path / "train.tsv").write_text(rows)
+    (tmp_path / "test.tsv").write_text(rows.replace("a.mp3", "b.mp3"))
+    ((item,), drops) = read("common_voice", "train", tmp_path)
+    assert (item.record["text"], drops) == (text, [])
+    benchmark = replace(next(iter(find_benchmarks(["common_voice_en"]))), path="", released=None, where={})
+    assert [row["gt"] for row in read_rows(benchmark, tmp_path)] == [text]
+
+
+def test_clotho_keeps_names_that_begin_with_a_space_or_differ_by_one(tmp_path: Path) -> None:
+    files = [" Ambience Birds.wav", "Car Keys.wav", "Car_Keys.wav", "Rain .wav"]
+    lines = ["file_name,caption_1", *(f"{file},{number}" for number, file in enumerate(files))]
+    (tmp_path / "clotho_captions_development.csv").write_text("\n".join(lines))
+    (tmp_path / "development").mkdir()
+    for file in files:
+        (tmp_path / "development" / file).touch()
+    items, drops = read("clotho", "development", tmp_path)
+    assert [Path(item.audio[0].path).name for item in items] == files
+    admission = Admission(corpus_of("clotho"), "development", "c", "clotho")
+    entries = [admission.judge(found) for found in (*items, *items[:3])]
+    keys = [entry.key for entry in entries if isinstance(entry, Entry)]
+    assert keys[:2] == ["c-Ambience_Birds", "c-Car_Keys"]
+    assert (len(set(keys)), keys[2][:11], drops) == (4, "c-Car_Keys-", [])
+    assert [entry.reason for entry in entries[4:] if isinstance(entry, Drop)] == ["duplicate name"] * 3
+
+
+@pytest.mark.parametrize(
+    ("head", "what"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 147300685\n", "a Git LFS pointer"),
+        ("\n<!DOCTYPE html><html>", "an HTML page"),
+    ],
+)
+def test_what_stands_in_the_place_of_a_list_is_named(head: str, what: str, tmp_path: Path) -> None:
+    for corpus, name in (("wavcaps", "json_files/FreeSound/a.json"), ("table", "a.csv"), ("lhotse", "cuts.jsonl.gz")):
+        path = tmp_path / corpus / name
+        path.parent.mkdir(parents=True)
+        path.write_text(head)
+        with pytest.raises(ValueError, match=rf"{path.name} is not a list but {what}"):
+            read(corpus, "train", tmp_path / corpus)
+
+
+def test_lhotse_manifests_are_arrays_too_and_of_before_version_08(tmp_path: Path) -> None:
+    source = {"type": "file", "channels": [0], "source": "a.wav"}
+    recording = {"id": "r", "sources": [source], "sampling_rate": 16_000, "num_samples": 16_000, "duration": 1.0}
+    heard = {"id": "s", "recording_id": "r", "start": 0.0, "duration": 1.0, "channel": 0, "text": "one"}
+    cut = {"id": "c", "type": "Cut", "start": 0.0, "duration": 1.0, "channel": 0, "recording": recording}
+    manifests = {"recordings.json": [recording], "supervisions.json": [heard]}
+    for folder, lists in (("cuts", {"cuts.json": [cut | {"supervisions": [heard]}]}), ("apart", manifests)):
+        (tmp_path / folder).mkdir()
+        for name, rows in lists.items():
+            (tmp_path / folder / name).write_text(json.dumps(rows, indent=2))
+        ((item,), drops) = read("lhotse", "train", tmp_path / folder)
+        assert (item.record["text"], Path(item.audio[0].path).name, drops) == ("one", "a.wav", [])
 
 
 def covost(folder: Path) -> dict[str, str]:
