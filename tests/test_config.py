@@ -256,6 +256,12 @@ def test_a_dictionary_of_free_entries_says_how_it_is_changed(composed: Any, word
     assert told in (explain(caught.value) or "")
 
 
+@pytest.mark.parametrize("key", ["run.dir", "data.encoder_cache", "data.storage.cache_dir"])
+def test_a_folder_of_this_machine_is_no_address(composed: Any, key: str) -> None:
+    with pytest.raises(ValueError, match=rf"{key} is s3://bucket/x, which is no path of this machine"):
+        composed("pretrain", "model.freeze=[encoder]", f"{key}=s3://bucket/x")
+
+
 @pytest.mark.parametrize(
     ("word", "told"),
     [

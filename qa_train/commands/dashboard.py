@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from qa_train.utils.atomic import write_text
+from qa_train.utils.atomic import local, write_text
 from qa_train.utils.progress import counted
 
 
@@ -48,7 +48,7 @@ def dashboard(paths: list[str], options: DashboardConfig) -> int:
     runs = find_runs(folders)
     if not runs:
         raise ValueError(f"dashboard: no metrics.jsonl below {', '.join(map(str, folders))}: give a folder of runs")
-    out = Path(options.out) if options.out else folders[0] / "dashboard.html"
+    out = local(options.out, "out") if options.out else folders[0] / "dashboard.html"
     refuse_foreign(out, overwrite=options.overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     clips = Clips(out, options.audio_mib)

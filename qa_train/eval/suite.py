@@ -24,7 +24,7 @@ from qa_train.eval.scores.prediction import read_predictions
 from qa_train.eval.scoring import score_folder
 from qa_train.llm.client import CallFailed, Endpoint
 from qa_train.llm.judge import Judge
-from qa_train.utils.atomic import write_json, write_text
+from qa_train.utils.atomic import local, write_json, write_text
 from qa_train.utils.progress import progress
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def evaluate(options: EvalConfig) -> int:
         needed["benchmarks=[...] (or data=, a file of your own questions)"] = options.benchmarks or options.data
     if missing := [name for name, value in needed.items() if value is None]:
         raise ValueError(f"eval: missing {', '.join(missing)}")
-    out = Path(str(options.out))
+    out = local(str(options.out), "out")
     foreign = [name for name in REPORTS if (out / name).exists()] if not any(out.glob("*/run.json")) else []
     if foreign and not options.overwrite:
         raise ValueError(

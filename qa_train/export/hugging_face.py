@@ -22,6 +22,7 @@ from qa_train.model.lora import has_adapters, merge_adapters, read_base, write_a
 from qa_train.model.stored.loading import read_stock_model, read_stock_processor
 from qa_train.model.stored.weights import weights_digest
 from qa_train.train.job.distributed import name_accelerator
+from qa_train.utils.atomic import local
 
 _PROBE = "<|audio_bos|>{}<|audio_eos|>Detect the language and recognize the speech: <|en|>"
 # Seconds of the probe clips: a short one, and one of two windows.
@@ -71,7 +72,7 @@ def export(
     read, and ``merge`` is off; RuntimeError if the reloaded model answers
     otherwise, and then ``out`` is not written.
     """
-    out = Path(out)
+    out = local(out, "out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not an empty folder: choose another place for the export")
     name_accelerator()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +19,21 @@ _STORAGE = FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOT
 _FULL_WORDS = ("No space left", "Disk quota", "File too large", "PytorchStreamWriter failed", "file write failed",
                "unexpected pos")  # fmt: skip
 _OTHER_WORDS = ("Read-only file system", "Input/output error", "Too many open files")
+# As it is, or as a Path has it.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")
 _WORDS = (*_FULL_WORDS, *_OTHER_WORDS)
+
+
+def local(path: Path | str, key: str = "") -> Path:
+    """``path``, which a setting ``key`` names, as a path of this machine.
+
+    Raises:
+        ValueError: it is the address of a store, of which pathlib would make a folder "s3:" here.
+    """
+    if _ADDRESS.match(str(path)):
+        where = f"{key} is {path}, which" if key else str(path)
+        raise ValueError(f"{where} is no path of this machine: name a folder on a file system, and copy it from there")
+    return Path(path)
 
 
 @contextmanager
@@ -29,7 +44,7 @@ def whole(path: Path | str, *, durable: bool = False) -> Iterator[Path]:
         path: the file; an existing one stays until the new one is complete.
         durable: have content and name on disk before returning, so that they survive a power failure.
     """
-    path = Path(path)
+    path = local(path)
     part = path.with_name(path.name + PART)
     try:
         with named(path):

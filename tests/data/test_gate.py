@@ -18,10 +18,10 @@ import pytest
 from qa_train.config import DataConfig, SourceConfig
 from qa_train.data.audio import waveform
 from qa_train.data.batches import open_data
-from qa_train.data.shards.catalog import open_shards, write_catalog
+from qa_train.data.shards.catalog import open_shards, write_catalog, write_lines
 from qa_train.data.shards.index import scan
 from qa_train.data.shards.row_reader import CLIP_COLUMNS, PLAN_COLUMNS
-from qa_train.data.shards.sidecar import SCHEMA, SUFFIX, load_index, load_rows
+from qa_train.data.shards.sidecar import SCHEMA, SUFFIX, Summary, load_index, load_rows
 from qa_train.data.shards.tar import DamagedShard, members
 from tests.data.conftest import speech_record, write_shards
 from tests.data.hostile import encoded, pax, pax_record, tar
@@ -150,6 +150,13 @@ def test_counts_by_value_are_looked_at_where_they_are_used(counts: Any, shard: s
     write_catalog([path], tmp_path / "x.catalog.parquet")
     refused(lambda: open_shards([str(tmp_path / "x.catalog.parquet")], {"language": "en"}))
     assert len(open_shards([path])) == 1
+
+
+@pytest.mark.parametrize("name", ["", "a\x1b[2J.tar", "a\nb.tar", "x.tar\0", "\x9b2J.tar"])
+def test_a_catalog_names_shards_that_can_be_printed(name: str, tmp_path: Path) -> None:
+    catalog = tmp_path / "x.catalog.parquet"
+    write_lines([("good.tar", Summary(1, 1.0, "f", {})), (name, Summary(1, 1.0, "g", {}))], catalog)
+    assert "path of its row 1 is empty or holds" in refused(lambda: open_shards([str(catalog)]))
 
 
 @pytest.mark.parametrize("meta", [value for column, value in CELLS if column == "meta" and value is not None],

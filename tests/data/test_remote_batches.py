@@ -338,6 +338,14 @@ def test_objects_of_s3_are_read_by_signed_addresses(
     more = {"s3": cfg.options["s3"] | {"requester_pays": True}}
     check(0, StorageConfig(retries=0, options=more))
     assert len(signed) == 4
+    # Both ways end where the object does.
+    for refused in ({("s3", "bucket", str(cfg.options["s3"]))}, set[tuple[str, str, str]]()):
+        monkeypatch.setattr(store_ranges, "_refused", refused)
+        reader = storage.RangeReader(StorageConfig(retries=0, options=cfg.options))
+        place = "s3://bucket/set/speech-000.tar"
+        assert reader.read(place, len(raw) - 50, 100) == raw[-50:]
+        assert reader.read(place, len(raw) + 10, 5) == b""
+        assert bool(store_ranges._refused) == bool(refused)
 
 
 def test_an_address_is_signed_by_version_4_for_the_region_of_its_bucket(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qa_train.utils.atomic import PART, whole, write_json, write_text
+from qa_train.utils.atomic import PART, local, whole, write_json, write_text
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -48,3 +48,13 @@ def test_a_failed_write_names_its_file(error: OSError, name: str | None, tmp_pat
         raise error
     assert found.value.errno == error.errno
     assert (found.value.filename and Path(found.value.filename).name) == name
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/a.json", Path("gs://bucket/a.json"), "https://h/a.json"])
+def test_an_address_is_no_path(place: Path | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="no path of this machine"):
+        write_json(place, {})
+    assert not list(tmp_path.iterdir())
+    for path in ("/a:/b", "a:b", "C/s3:/x", "./s3:/x"):
+        assert local(path) == Path(path)

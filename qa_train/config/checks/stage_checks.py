@@ -12,6 +12,7 @@ from qa_train.config.checks.refusal import require
 from qa_train.config.checks.reliability_checks import check_deepspeed, check_reliability
 from qa_train.config.settings.sections import AugmentConfig, PartConfig, SourceConfig, StageConfig
 from qa_train.config.settings.stages import STAGES
+from qa_train.utils.atomic import local
 
 
 def require_root(cfg: StageConfig) -> None:
@@ -40,6 +41,13 @@ def check(cfg: StageConfig) -> None:
     """
     if not cfg.run.dir.strip():
         raise ValueError("run.dir is empty: name the folder where the run lives, e.g. run.dir=runs/first")
+    places = {
+        "run.dir": cfg.run.dir,
+        "data.encoder_cache": cfg.data.encoder_cache,
+        "data.storage.cache_dir": cfg.data.storage.cache_dir,
+    }
+    for key, place in places.items():
+        local(place or "", key)
     _check_sources(cfg)
     _check_encoder_cache(cfg)
     _check_sections(cfg)

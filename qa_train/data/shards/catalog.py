@@ -224,6 +224,7 @@ def read_catalog(path: str, cfg: StorageConfig | None = None, *, values: bool = 
             gate.footer_of(file, _SCHEMA, MAX_SHARDS)
             table = gate.read_columns(handle, file, _SCHEMA.names, MAX_SHARDS)
             gate.check_texts(table)
+            gate.check_paths(table["path"])
             paths = table["path"].to_pylist()
             gate.check_sums(table["rows"].to_numpy(), table["seconds"].to_numpy(), paths)
     except FileNotFoundError as error:

@@ -180,6 +180,11 @@ def check_texts(table: pyarrow.Table) -> None:
         _refuse(table[name].combine_chunks().is_null(), name, "is null")
 
 
+def check_paths(paths: pyarrow.ChunkedArray) -> None:
+    """Refuse a shard's path or address that is empty or holds control characters: they are printed."""
+    _refuse(pyarrow.compute.match_substring_regex(paths, r"\p{Cc}|^$"), "path", "is empty or holds control characters")
+
+
 def check_records(table: pyarrow.Table) -> None:
     """Refuse records that no shard's JSON could be."""
     for row, meta in enumerate(table["meta"].to_pylist()):

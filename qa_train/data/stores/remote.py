@@ -6,6 +6,7 @@ memory, sizes and every listing, through fsspec.
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -148,8 +149,14 @@ def _fsspec_range(url: str, offset: int, size: int, cfg: StorageConfig) -> bytes
     body = read_plainly(url, offset, size, cfg, partial(_filesystem, url, cfg))
     if body is None:
         fs, path = _filesystem(url, cfg)
-        body = within(cfg.timeout_s, lambda: fs.cat_file(path, start=offset, end=offset + size))
-        if len(body) != size and offset + len(body) != _fsspec_size(url, cfg):
+        try:
+            body = within(cfg.timeout_s, lambda: fs.cat_file(path, start=offset, end=offset + size))
+        except Exception as error:
+            # How s3fs and gcsfs tell that no byte of the range is in the object.
+            if getattr(error, "errno", None) != errno.EINVAL and getattr(error, "code", None) != 416:
+                raise
+            body = b""
+        if len(body) != size and offset + len(body) < _fsspec_size(url, cfg):
             raise OSError(f"the answer has {len(body)} of {size} bytes")
     return bytes(body)
 

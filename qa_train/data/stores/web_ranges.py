@@ -68,7 +68,8 @@ class _TlsPool(urllib3.HTTPSConnectionPool):
 def read(
     url: str, offset: int, size: int, cfg: StorageConfig, more: Mapping[str, str] | None = None
 ) -> tuple[bytes, int]:
-    """One range request: its bytes, fewer where the file ends before, and the size of the whole file.
+    """One range request: its bytes, fewer where the file ends before, and the size of the whole file (of one that ends
+    before the range: at most).
 
     ``more``: further headers; no other server than that of ``url`` sees an ``Authorization``.
 
@@ -78,7 +79,9 @@ def read(
         OSError: any other status, an answer for other bytes, or an incomplete one.
     """
     answer = _answer(url, offset, size, cfg, more or {})
-    if answer.status >= 400 and answer.status != _PAST_THE_END:
+    if answer.status == _PAST_THE_END:
+        return b"", offset
+    if answer.status >= 400:
         _raise(url, answer)
     return answer.body, _checked_range(answer, offset, size)
 
@@ -160,17 +163,17 @@ def _raise(url: str, answer: Answer) -> None:
 
 def _checked_range(answer: Answer, offset: int, size: int) -> int:
     """Size of the whole file; OSError when the answer is for other bytes than asked."""
-    if answer.status not in (206, _PAST_THE_END):
+    if answer.status != 206:
         raise Permanent(
             f"the server ignores byte ranges (status {answer.status}), as python -m http.server does: use one that "
             "answers them, such as nginx, or copy the shards to a local disk"
         )
     stated = answer.headers.get("content-range", "")
     span, _, total = stated.removeprefix("bytes ").partition("/")
-    left = min(size, int(total) - offset) if total.isdecimal() else size
-    if span != (f"{offset}-{offset + left - 1}" if left > 0 else "*") or not total.isdecimal():
+    left = min(size, int(total) - offset) if total.isdecimal() else 0
+    if left < 1 or span != f"{offset}-{offset + left - 1}":
         raise OSError(f"asked for bytes {offset}-{offset + size - 1}, the answer is for {stated!r}")
-    if len(answer.body) != max(0, left):
+    if len(answer.body) != left:
         raise OSError(f"asked for {size} bytes, the answer has {answer.headers.get('content-length')!r}")
     return int(total)
 
