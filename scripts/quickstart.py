@@ -32,6 +32,7 @@ from quickstart_recipes import PARTS, RECIPES, Recipe, experiment
 from quickstart_report import TITLES, write_results
 
 from qa_train.config import starter_dir
+from qa_train.report import headline
 from qa_train.utils.atomic import write_json
 from qa_train.utils.process import end_with_parent
 from qa_train.utils.progress import duration
@@ -202,7 +203,7 @@ def evaluate(quick: Quickstart, stage: str) -> None:
     jobs = {
         name: quick.pool.submit(evaluate_set, str(quick.root / stage), name, each, clips) for name, each in sets.items()
     }
-    print(f"answering {len(sets)} sets of held-out items", flush=True)
+    print(f"answering {len(sets)} sets of held-out items; %, translation in chrF, with 95 % intervals", flush=True)
     scores = {}
     for name, job in jobs.items():
         scores[name] = result = job.result()
@@ -343,6 +344,8 @@ def main() -> None:
         run_parts(quick, options.yes)
 
     path = write_results(quick)
+    told = headline(json.loads(path.read_text()))
+    print("\n" + ", ".join(f"{figure} {words}" for figure, words in told))
     print(f"\nask it about a recording of your own:\n  qa-train chat checkpoint={quick.root / 'export'} audio=FILE.wav")
     print(f"report:  {quick.root / 'report.html'}")
     print(f"results: {path}")

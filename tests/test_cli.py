@@ -246,6 +246,7 @@ def test_a_setting_of_a_free_section_is_not_taken_for_a_bare_key() -> None:
         ("export checkpoint=/nowhere out=x", "/nowhere does not exist"),
         ("eval checkpoint=/nowhere", "missing out="),
         ("chat checkpoint=/nowhere voice=x", "qa-train chat: there is no option voice=; options: checkpoint="),
+        ("chat checkpoint=/nowhere voice=*x", "qa-train chat: there is no option voice=; options: checkpoint="),
         ("chat chekpoint=/nowhere", "there is no option chekpoint=; did you mean checkpoint=? options: "),
         ("serve checkpoint=/nowhere prot=3", "did you mean port=?"),
         ("eval checkpoint=/nowhere out=x benchmarks=[librispeech]", "did you mean librispeech_"),

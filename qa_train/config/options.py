@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from qa_train.config.nearest import explain, keys_of
 from qa_train.config.settings.sections import StorageConfig
@@ -350,7 +350,7 @@ def parse_options(kind: type[Any], words: list[str], command: str) -> Any:
         if missing := sorted(OmegaConf.missing_keys(merged)):
             raise ValueError(f"{command}: missing {', '.join(m + '=' for m in missing)}; {known}")
         return OmegaConf.to_object(merged)
-    except ConfigKeyError as error:
+    except (ConfigKeyError, ConfigAttributeError) as error:
         hint = did_you_mean(str(error.full_key), keys_of(kind), "{}=", 0.75)
         raise ValueError(f"{command}: there is no option {error.full_key}=; {hint}{known}") from error
     except OmegaConfBaseException as error:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from qa_train.report.document import refuse_foreign
-from qa_train.report.page import report_page
+from qa_train.report.page import headline, report_page
 from qa_train.report.results import check, markdown_table, merge_samples
 from qa_train.utils.atomic import write_text
 
-__all__ = ["markdown_table", "merge_samples", "write_report"]
+__all__ = ["headline", "markdown_table", "merge_samples", "write_report"]
 
 
 def write_report(

@@ -45,7 +45,7 @@ def report_page(results: Mapping[str, Any], run_dirs: Mapping[str, Path], below:
         title=str(results.get("title", "qa-train report")),
         created=str(results.get("created", "")),
         progress=_progress(results.get("progress")),
-        tiles=_tiles(results),
+        tiles=headline(results),
         stages=stages,
         metrics=[_row(metric, stages) for metric in results["metrics"]],
         notes=results.get("notes", []),
@@ -171,7 +171,8 @@ def _row(metric: Mapping[str, Any], stages: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _tiles(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+def headline(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(Figure, what it is) of targets, time and items: what a reader looks for first."""
     states = [verdict(metric).state for metric in results["metrics"]]
     compared = len(states) - states.count("none")
     tiles = []

@@ -20,7 +20,7 @@ from qa_train.train.safety.rollback import skipped_steps
 from qa_train.train.safety.saving import storage_explained
 from qa_train.train.safety.selfcheck import check_ranks, check_storage
 from qa_train.utils.atomic import write_json
-from qa_train.utils.progress import say
+from qa_train.utils.progress import counted, say
 from qa_train.utils.terminal import layout
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def go(trainer: Any, stage: Stage, callbacks: Sequence[Callback] = ()) -> int:
         return EXIT_STOPPED
     stage.run.finish(trainer.state.global_step)
     if stage.run.is_main:
-        say(f"finished: {trainer.state.global_step} steps, model in {stage.run.checkpoints}")
+        say(f"finished: {counted(trainer.state.global_step, 'step')}, model in {stage.run.checkpoints}")
     return 0
 
 

@@ -25,7 +25,7 @@ from qa_train.planner.work import from_effective_mixture
 from qa_train.train.numbers.metrics import FIRST_STEPS
 from qa_train.train.safety.guards import read_tail
 from qa_train.train.stage import Stage
-from qa_train.utils.progress import duration, rough
+from qa_train.utils.progress import counted, duration, rough
 
 # The first call also prepares, and is timed alone if it takes longer than this.
 _LONG_S = 1.0
@@ -110,7 +110,7 @@ def expected_time(stage: Stage, found: Rehearsal | None, ahead: dict[str, Any], 
     if step_s is None:
         return f"to be measured: shown after {FIRST_STEPS} steps"
     return (
-        f"about {duration(left * step_s)} for {left:,} steps of {rough(step_s)} s, {source}; shown again "
+        f"about {duration(left * step_s)} for {counted(left, 'step')} of {rough(step_s)} s, {source}; shown again "
         f"after {FIRST_STEPS} steps"
     )
 
