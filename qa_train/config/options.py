@@ -11,6 +11,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from qa_train.config.nearest import explain, keys_of
 from qa_train.config.settings.sections import StorageConfig
+from qa_train.config.values import read_value
 from qa_train.config.words import option_fields
 from qa_train.utils.closest import did_you_mean
 
@@ -341,7 +342,10 @@ def parse_options(kind: type[Any], words: list[str], command: str) -> Any:
     if stray := [word for word in words if "=" not in word]:
         raise ValueError(f"{command}: {stray[0]!r} is not of the form key=value{_with_keys(kind, words)}; {known}")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.from_dotlist(words))
+        given = OmegaConf.create()
+        for name, _, value in (word.partition("=") for word in words):
+            OmegaConf.update(given, name, read_value(kind, name, value))
+        merged = OmegaConf.merge(OmegaConf.structured(kind), given)
         if missing := sorted(OmegaConf.missing_keys(merged)):
             raise ValueError(f"{command}: missing {', '.join(m + '=' for m in missing)}; {known}")
         return OmegaConf.to_object(merged)
