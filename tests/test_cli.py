@@ -15,6 +15,7 @@ import tarfile
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from qa_train.commands.guard import guarded
 from qa_train.commands.train_stage import settings_first
 from qa_train.config.nearest import is_setting
 from qa_train.config.options import ChatConfig, EvalConfig, parse_options
-from qa_train.config.words import check_bare, option_fields
+from qa_train.config.words import check_bare, option_fields, with_home
 from tests.train.conftest import ROOT, environment
 
 Captured = pytest.CaptureFixture[str]
@@ -275,10 +276,29 @@ def test_a_setting_of_a_free_section_is_not_taken_for_a_bare_key() -> None:
         ("dashboard runs colour=red", "'colour=red' is neither a path nor an option; options: out="),
         ("dashboard runs titel=mine", "an option; did you mean title=? options: out="),
         ("completion fish", "name the shell"),
+        ("sft trainer.max_steps:3", "cannot read 'trainer.max_steps:3': write trainer.max_steps=3"),
+        ("sft data/=empty", "write data=empty"),
+        ("sft TRAINER.MAX_STEPS=3", "did you mean trainer.max_steps?"),
+        ("sft tracking=null", "there is no tracking=null: there are default, none"),
+        ("sft experiment=configs/experiment/smoke.yaml", "did you mean experiment=smoke?"),
+        ("sft run.dir=“x”", "the quotes or the dash of a text editor"),
+        ("sft –cfg", "the quotes or the dash of a text editor"),
+        ("sft +data.sources.a.shards=[s-{0..3}.tar]", """'+data.sources.a.shards=["s-{0..3}.tar"]'"""),
+        ("""sft '+data.sources={"a":{"task":3}}'""", "keys are without quotes: '+data.sources={a:{task:3}}'"),
+        ("sft run.dir=x +data.sources=[{task:asr}]", "data.sources is no list, its entries have names"),
+        ("sft run.dir=x ~data.sources", "data.sources is cleared entry by entry"),
+        ("sft run.dir=x ~trainer.max_steps", "~ takes out an entry, such as data.sources.NAME"),
+        ("sft run.dir=null", "run.dir is null: give it a value"),
+        ("sft 'run.dir=${oc.env:NOT_SET_HERE}'", "run.dir needs the environment variable NOT_SET_HERE"),
+        ("sft 'run.dir=$HOME/runs' experiment=smoke", "run.dir is '$HOME/runs': write it out"),
+        ("sft 'trainer.max_steps = 3'", "write trainer.max_steps=3"),
+        ("sft run.dir=x ''", "an empty word between the others"),
+        ("sft 'run.dir=x\r'", "ends with a carriage return: the script has Windows line ends"),
+        ("eval checkpoint=/nowhere out=x 'benchmarks=[s-{0..3}.tar, b]'", """'benchmarks=["s-{0..3}.tar","b"]'"""),
     ],
 )
 def test_wrong_use_is_one_clear_line(words: str, message: str, capsys: Captured) -> None:
-    assert cli(*words.split()) == 2
+    assert cli(*shlex.split(words)) == 2
     shown = capsys.readouterr().err.splitlines()
     # Before it a command that loads torch says so, and one that answers shows its device.
     shown = [line for line in shown if not line.endswith(FIRST) and not line.startswith("answers are computed on ")]
@@ -307,6 +327,39 @@ def test_what_is_no_text_is_read_as_yaml(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (found.audio, found.text) == ("*.wav", None)
     with pytest.raises(ValueError, match="missing checkpoint="):
         parse_options(ChatConfig, [], "chat")
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        ("text=Transcribe the speech: <|en|>", "Transcribe the speech: <|en|>"),
+        ("text=Is it a dog? #1 or #2", "Is it a dog? #1 or #2"),
+        ("text=[laughter] what?", "[laughter] what?"),
+        ("text=no", "no"),
+        ("text=12:30", "12:30"),
+        ("text=null", None),
+        ("text=", None),
+        ("text='in quotes'", "in quotes"),
+        ("audio=[a.wav, b c.wav]", ["a.wav", "b c.wav"]),
+        ("audio=[v1]/a.wav", "[v1]/a.wav"),
+        ("audio=x=y/a: b #1.wav", "x=y/a: b #1.wav"),
+        ("""audio=[en,no,01,1_000,1e-5,"1",true,null]""", ["en", "no", "01", 1000, 1e-5, "1", True, None]),
+        ("max_new_tokens=1_000", 1000),
+        ("temperature=.5", 0.5),
+        ("verify=yes", True),
+    ],
+)
+def test_values_are_what_was_typed(typed: str, value: Any) -> None:
+    """YAML would cut a text at " #", read a colon as an object, and no as false."""
+    options = parse_options(ChatConfig, ["checkpoint=x", typed], "chat")
+    assert getattr(options, typed.partition("=")[0]) == value
+
+
+def test_a_home_folder_is_the_users() -> None:
+    home = Path.home()
+    for word, meant in {"out=~/x": f"out={home}/x", "shards=[~/a,b~/c]": f"shards=[{home}/a,b~/c]", "a=b~": "a=b~",
+                        "path=https://h/?x=~/y": "path=https://h/?x=~/y"}.items():  # fmt: skip
+        assert with_home(word) == meant
 
 
 _IN_A_GROUP = """

@@ -78,6 +78,14 @@ def test_the_command_line_adds_to_a_section_by_name(composed: Any, section: str)
 
 
 @pytest.mark.parametrize("section", ["data.sources", "evaluation.sets"])
+@pytest.mark.parametrize("language", ["false", "[en,false]"])
+def test_norwegian_is_not_false(composed: Any, section: str, language: str) -> None:
+    words = ["experiment=smoke", "evaluation.every=1", f"+{section}.mine={{shards: [a.tar], task: asr}}"]
+    with pytest.raises(ValueError, match=r"where\.language is false, which YAML reads for no: write 'no'"):
+        composed("pretrain", *words, f"+{section}.mine.where.language={language}")
+
+
+@pytest.mark.parametrize("section", ["data.sources", "evaluation.sets"])
 @pytest.mark.parametrize(
     ("word", "said"),
     [
@@ -265,7 +273,7 @@ def test_a_folder_of_this_machine_is_no_address(composed: Any, key: str) -> None
 @pytest.mark.parametrize(
     ("word", "told"),
     [
-        ("run.dir=${oc.env:NOT_SET_HERE}", "run.dir: the environment variable NOT_SET_HERE is not set"),
+        ("run.dir=${oc.env:NOT_SET_HERE}", "run.dir needs the environment variable NOT_SET_HERE, which is not set"),
         ("run.dir=${SLURM_JOB_ID}", "a variable of the environment is ${oc.env:SLURM_JOB_ID}"),
     ],
 )

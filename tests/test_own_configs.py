@@ -119,6 +119,22 @@ def test_a_checkout_has_no_second_copy_of_the_options(tmp_path: Path) -> None:
     assert [path.stem for path in option_files("data") if tmp_path in path.parents] == ["mine"]
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("trainer: {max_steps: 3}\n", "begins with the line '# @package _global_'"),
+        ("\ufeff# @package _global_\ntrainer: {max_steps: 3}\n", "no byte-order mark"),
+        ("# @package _global_\ntrainer:\n\tmax_steps: 3\n", "first.yaml, line 3, column 1: found character"),
+        ("# @package _global_\ntrainer: {max_steps: 3, max_steps: 4}\n", "line 2, column 25: found duplicate key"),
+        ("# @package _global_\ntrainer:\n", "trainer is null: give it a value"),
+    ],
+)
+def test_what_is_wrong_in_a_file_of_ones_own(text: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("more/experiment/first.yaml").write_text(text)
+    assert run("sft", "--config-dir", "more", "experiment=first", "run.dir=x") == 2
+    assert said in capsys.readouterr().err
+
+
 def test_what_editors_leave_is_no_option(tmp_path: Path) -> None:
     (tmp_path / "configs" / "experiment").mkdir(parents=True)
     (tmp_path / "configs" / "experiment" / ".#mine.yaml").symlink_to("nobody@nowhere")

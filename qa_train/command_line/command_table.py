@@ -228,8 +228,9 @@ def run(name: str, words: list[str]) -> int:
     """
     from qa_train.config import parse_options
     from qa_train.config.places import search_also, without_config_dirs
-    from qa_train.config.words import check_bare, check_words, is_place, option_fields
+    from qa_train.config.words import check_bare, check_words, is_place, option_fields, with_home
 
+    words = [with_home(word) for word in words]
     command = COMMANDS[name]
     takes = command.takes()
     kind = takes.get("options")

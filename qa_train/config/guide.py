@@ -8,10 +8,8 @@ from pathlib import Path
 import yaml
 
 from qa_train.config.nearest import free_sections, how_to_clear, valid_keys
-from qa_train.config.places import config_dir, option_files, searched
+from qa_train.config.places import GROUPS, config_dir, option_files, searched
 from qa_train.utils.closest import did_you_mean
-
-GROUPS = ("experiment", "model", "data", "trainer", "deepspeed", "tracking")
 
 
 def about_stage(stage: str) -> str:
@@ -59,12 +57,13 @@ def check_experiment(words: list[str]) -> None:
             names[path.stem] = path
     for word in words:
         name, _, value = word.lstrip("+").partition("=")
-        for each in value.split(",") if name in GROUPS else []:
-            files = [path for path in option_files(name) if path.stem == each]
-            if name == "experiment" and not files and each != "null":
-                known = [path.stem for path in option_files(name)]
-                hint = did_you_mean(each, known, "experiment={}")
-                told = f"there is no experiment={each}" if each else f"{word} lacks a name"
+        known = [path.stem for path in option_files(name)] if name in GROUPS else []
+        for each in value.split(",") if known else []:
+            # Hydra refuses the unknown options of the other groups, but for null.
+            if each not in known and (name == "experiment" or each == "null"):
+                # The path of a file is its name with more around it.
+                hint = did_you_mean(Path(each.strip("[]")).stem, known, f"{name}={{}}")
+                told = f"there is no {name}={each}" if each else f"{word} lacks a name"
                 raise ValueError(f"{told}: {hint}there are {', '.join(known)}; {searched(name)}")
 
 

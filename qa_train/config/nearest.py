@@ -11,10 +11,13 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, get_origin, get_type_hints
 
+import yaml
+
 from qa_train.config.habits import habit
-from qa_train.config.places import searched
+from qa_train.config.places import GROUPS, searched
 from qa_train.config.renamed import RENAMED
 from qa_train.config.settings.sections import BY_NAME, StageConfig
+from qa_train.config.values import in_quotes
 from qa_train.utils.closest import closest, did_you_mean
 
 _NO_KEY = re.compile(r"Key '[^']*' (?:is not in struct|not in '|is not in )")
@@ -32,11 +35,18 @@ _MERGED = re.compile(r"Error merging override [+~]*[^=\s]+=(.*)")
 _WRONG_KIND = re.compile(r"Value (.+?) (?:of type '\w+' could not be converted to|is not a valid) (\w+)")
 _NOT_SET = re.compile(r"Environment variable '([^']+)' not found")
 _NO_REFERENCE = re.compile(r"Interpolation key '([^']+)' not found")
+# What text editors and web pages make of quotes and of two dashes.
+_TYPOGRAPHIC = re.compile("[“”„‘’]|^[–—]")
+# key:value, /group=option, group/=option
+_SLIP = re.compile(r"/([\w.]+)=(.*)|([\w.]+)[:/]=?([^=]*)")
+_QUOTED_KEY = re.compile(r"""["']([\w.-]+)["']\s*:""")
 _KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 
 
 def explain(error: BaseException) -> str | None:
     """One line for a person about an error of the configuration libraries; None for any other error."""
+    if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark) is not None:
+        return f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
     if not type(error).__module__.startswith(("hydra", "omegaconf")):
         return None
     chain = [error]
@@ -53,8 +63,10 @@ def explain(error: BaseException) -> str | None:
     if found := _THERE_ALREADY.search(text):
         return f"{found[1]} exists already: write {found[1]}=VALUE, without +"
     key = _FULL_KEY.search(text) or _OVERRIDDEN.search(text)
-    if key and key[1] in free_sections() and ("does not support deletion" in text or "is not Optional" in text):
-        return how_to_clear(key[1])
+    if key and (told := _nothing(key[1], text)):
+        return told
+    if found := _NOT_SET.search(text):
+        return f"{key[1] if key else 'a value'} needs the environment variable {found[1]}, which is not set"
     if key and (_NO_KEY.search(text) or "No match in the defaults list" in text):
         # The first names the missing part of the key, the second has the key as written.
         written = _OVERRIDDEN.search(text)
@@ -70,8 +82,6 @@ def explain(error: BaseException) -> str | None:
         return f"{key[1]} is a list: write '{key[1]}=[{given[1] if given else 'VALUE,...'}]'"
     if key and (found := _WRONG_KIND.search(text)):
         return f"{key[1]} is {found[1]}: use {_KINDS.get(found[2], found[2])}"
-    if found := _NOT_SET.search(text):
-        return f"{key[1] if key else 'a setting'}: the environment variable {found[1]} is not set"
     if key and (found := _NO_REFERENCE.search(text)):
         return (
             f"{key[1]}: there is no key {found[1]} to refer to; a variable of the environment is ${{oc.env:{found[1]}}}"
@@ -84,13 +94,35 @@ def explain(error: BaseException) -> str | None:
     return " ".join(words[:3])
 
 
+def _nothing(key: str, text: str) -> str | None:
+    """What to write where a key was to be nothing, or a list of entries that have names; None for another error."""
+    deleted, null = "does not support deletion" in text, "is not Optional" in text
+    if (deleted or null) and key in (*free_sections(), *BY_NAME):
+        return how_to_clear(key)
+    if deleted:
+        return f"~ takes out an entry, such as data.sources.NAME: leave {key} out for its default, or give it a value"
+    if null:
+        return f"{key} is null: give it a value, or leave it out for its default"
+    if "Cannot merge DictConfig with ListConfig" in text:
+        return f"{key} is no list, its entries have names: '+{key}.NAME={{KEY: VALUE}}'"
+    return None
+
+
 def _unread(override: str) -> str:
     """What to write where Hydra's grammar ends: quotes inside quotes, one pair for it and one for the shell."""
     name, equals, value = override.partition("=")
     told = f"cannot read {override!r}"
+    if _TYPOGRAPHIC.search(override):
+        return f"{told}: it has the quotes or the dash of a text editor: write \", ' and -"
+    if (slip := _SLIP.fullmatch(override)) and (slip[1] or slip[3]) in (*GROUPS, *valid_keys()):
+        return f"{told}: write {slip[1] or slip[3]}={slip[2] or slip[4]}"
+    if _QUOTED_KEY.search(value):
+        return f"{told}: keys are without quotes: " + shlex.quote(f"{name}={_QUOTED_KEY.sub(chr(92) + '1:', value)}")
+    if value.startswith("[") and value.endswith("]"):
+        return f"{told}: {in_quotes(name, value)}"
     if value.strip(",") and value.endswith(",") and value[0] not in "{[":
         return f"{told}: it ends with a comma; write {name}={value.rstrip(',')}"
-    if equals and value and value[0] not in "{[" and not {'"', "'"} & {value[0]}:
+    if equals and value and ":" not in name and value[0] not in "{[" and not {'"', "'"} & {value[0]}:
         # Backslashes mean something before a quote only.
         quoted = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + (found[2] and '\\"'), value)
         return f"{told}: put the value into quotes: " + shlex.quote(name + f'="{quoted}"')
@@ -111,6 +143,8 @@ def _no_option(group: str, option: str, text: str) -> str:
 
 
 def _no_key(key: str) -> str:
+    if key == "experiment":
+        return "the YAML file of an experiment begins with the line '# @package _global_' (and no byte-order mark)"
     if key in RENAMED:
         return f"{key} is now {RENAMED[key]}"
     if key.startswith("dpo.gates"):
@@ -135,7 +169,7 @@ def _no_key(key: str) -> str:
     section = key.rpartition(".")[0] + "."
     inside = [each.removeprefix(section) for each in valid_keys() if each.startswith(section)] if section != "." else []
     listed = f"{section[:-1]} has {', '.join(name for name in inside if '.' not in name)} " if inside else ""
-    return f"there is no key {key}: {listed}(--cfg job shows every key)"
+    return f"there is no key {key}{': ' if listed else ' '}{listed}(--cfg job shows every key)"
 
 
 def meant(key: str) -> str | None:
@@ -160,6 +194,7 @@ def nearest(key: str) -> str | None:
             name, _, option = key.removeprefix(section + ".").partition(".")
             near = closest(option, keys_of(kind))
             return f"{section}.{name}.{near}" if near else None
+    key = key.lower()
     last = key.rpartition(".")[2]
     # The right word in the wrong section is likelier than a slip in every letter of another key.
     if same := [each for each in known if each.rpartition(".")[2] == last]:

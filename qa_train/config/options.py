@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
-from dataclasses import dataclass, field, is_dataclass
-from typing import Any, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any
 
-import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from qa_train.config.nearest import explain, keys_of
 from qa_train.config.settings.sections import StorageConfig
+from qa_train.config.values import read_value
 from qa_train.config.words import option_fields
 from qa_train.utils.closest import did_you_mean
 
@@ -343,10 +342,10 @@ def parse_options(kind: type[Any], words: list[str], command: str) -> Any:
     if stray := [word for word in words if "=" not in word]:
         raise ValueError(f"{command}: {stray[0]!r} is not of the form key=value{_with_keys(kind, words)}; {known}")
     try:
-        values = [word for word in words if not _is_text(kind, word)]
-        merged = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.from_dotlist(values))
-        for key, _, text in (word.partition("=") for word in words if _is_text(kind, word)):
-            OmegaConf.update(merged, key, _as_typed(text))
+        given = OmegaConf.create()
+        for name, _, value in (word.partition("=") for word in words):
+            OmegaConf.update(given, name, read_value(kind, name, value))
+        merged = OmegaConf.merge(OmegaConf.structured(kind), given)
         if missing := sorted(OmegaConf.missing_keys(merged)):
             raise ValueError(f"{command}: missing {', '.join(m + '=' for m in missing)}; {known}")
         return OmegaConf.to_object(merged)
@@ -355,31 +354,6 @@ def parse_options(kind: type[Any], words: list[str], command: str) -> Any:
         raise ValueError(f"{command}: there is no option {error.full_key}=; {hint}{known}") from error
     except OmegaConfBaseException as error:
         raise ValueError(f"{command}: {explain(error)}; {known}") from error
-
-
-def _is_text(kind: type[Any], word: str) -> bool:
-    """Whether the value of ``key=value`` is taken as typed: its key holds a text, or it cannot be read as YAML."""
-    key, _, value = word.partition("=")
-    hint: Any = kind
-    for name in key.split("."):
-        names = get_type_hints(hint) if is_dataclass(hint) else {}
-        hint = names.get(name) if names else (get_args(hint) or (None,))[-1] if get_origin(hint) is dict else None
-    if hint in (str, str | None):
-        return True
-    try:
-        yaml.safe_load(value)
-    except yaml.YAMLError:
-        return True
-    return False
-
-
-def _as_typed(text: str) -> str | None:
-    """A text without the quotation marks around it; "" and "null" are none, ``${resolver:...}`` is still resolved."""
-    if text in ("", "null"):
-        return None
-    if len(text) > 1 and text[0] in "'\"" and text.find(text[0], 1) == len(text) - 1:
-        text = text[1:-1]
-    return re.sub(r"\$\{(?![\w.]+:)", r"\\${", text)
 
 
 def _with_keys(kind: type[Any], words: list[str]) -> str:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+GROUPS = ("experiment", "model", "data", "trainer", "deepspeed", "tracking")
 _PACKAGE = Path(__file__).parent.parent
 # Of one's own files, in the folder in which a command is given; more folders come with --config-dir.
 _OWN = "configs"

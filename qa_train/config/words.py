@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import Field, fields
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
@@ -43,7 +44,8 @@ def check_words(
     is_key: Callable[[str], bool],
     places: Collection[str] = (),
 ) -> None:
-    """ValueError for spaces around "=", for keys with dashes before them, and for those of other tools, all at once.
+    """ValueError for words that a shell or a script made of what was meant (ends of lines, spaces around "=", nothing
+    at all), and for keys with dashes before them and those of other tools, all at once.
 
     Args:
         words: what was typed after the command.
@@ -56,6 +58,15 @@ def check_words(
     for i, word in enumerate(words):
         name, equals, value = word.partition("=")
         following = words[i + 1] if i + 1 < len(words) else ""
+        if word.endswith("\r"):
+            raise ValueError(
+                f"{command}: {word!r} ends with a carriage return: the script has Windows line ends; remove them: "
+                r"sed -i 's/\r$//' SCRIPT"
+            )
+        if not word.strip():
+            raise ValueError(f"{command}: an empty word between the others: a variable in quotes that is not set?")
+        if name.endswith(" ") and is_key(name.strip()):
+            raise ValueError(f'{command}: no spaces around "=": write {name.strip()}={value.strip()}')
         if word.startswith("="):
             before = words[i - 1] if i else "key"
             raise ValueError(f'{command}: no spaces around "=": write {before}={word[1:] or following or "value"}')
@@ -73,6 +84,12 @@ def check_words(
         foreign.insert(0, f"keys have no dashes before them: {'; '.join(dashed)}")
     if foreign:
         raise ValueError(f"{command}: {'; '.join(foreign)}")
+
+
+def with_home(word: str) -> str:
+    """The word with the home folder for a ``~/`` that begins its value, or an item: shells leave it after ``key=``."""
+    home = str(Path.home())
+    return word if "://" in word else re.sub(r"""(?<=[=\[,"'])~(?=/)""", lambda _: home, word)
 
 
 def check_bare(words: Sequence[str], command: str, is_setting: Callable[[str], bool]) -> None:

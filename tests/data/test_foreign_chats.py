@@ -579,6 +579,8 @@ def turns(*contents: Any) -> list[dict[str, Any]]:
         ({"instruction": "?", "input": "y", "audio_id": "a.flac", "output": "x"}, ["<audio>?\ny", "x"], ["a.flac"]),
         ({"question": "<audio>?", "answer": "x", "audios": ["a.wav"]}, ["<audio>?", "x"], ["a.wav"]),
         ({"input": "?", "output": "x"}, ["?", "x"], []),
+        # Next to turns, what a chat was made of is a fact.
+        ({"messages": turns("?", "x"), "instruction": "a", "prompt": "b", "output": "c"}, ["?", "x"], []),
         ({"input": turns("?"), "output": turns("", "x")[1:]}, ["?", "x"], []),
     ],
 )

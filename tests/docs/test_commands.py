@@ -114,7 +114,8 @@ def compose_stage(stage: str, words: list[str]) -> StageConfig:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_documented_commands_can_be_meant(page: Path) -> None:
+def test_documented_commands_can_be_meant(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
     with initialize_config_dir(version_base="1.3", config_dir=str(config_dir().resolve())):
         wrong = []
         for words in commands(page):

@@ -95,7 +95,13 @@ def stand_in(cfg: StageConfig, made: Path, folder: Path) -> StageConfig:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_documented_recipe_trains(recipe: str, shards: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_documented_recipe_trains(
+    recipe: str,
+    shards: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
     stage, words = RECIPES[recipe]
     with initialize_config_dir(version_base="1.3", config_dir=str(config_dir().resolve())):
         cfg = stand_in(compose_stage(stage, words), shards, tmp_path)

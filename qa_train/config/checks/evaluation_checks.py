@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from qa_train.config.checks.refusal import require
+from qa_train.config.checks.refusal import check_where, require
 from qa_train.config.settings.evaluation import EvaluationConfig, StopConfig
 from qa_train.config.settings.sections import StageConfig
 
@@ -47,6 +47,7 @@ def check_evaluation(cfg: StageConfig) -> None:
         if not held_out.shards:
             raise ValueError(f"evaluation.sets.{name}.shards is empty: give paths, globs or URLs of .tar shards")
         key, template, limit = f"evaluation.sets.{name}", held_out.template, held_out.limit
+        check_where(key, held_out.where)
         require(template in (None, "base", "chat"), f"{key}.template", template, "base or chat")
         require(limit is None or limit >= 1, f"{key}.limit", limit, "1 or more, or null for all")
     for name, rule in options.stop.items():

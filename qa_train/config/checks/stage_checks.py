@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 
 from qa_train.config.checks.evaluation_checks import check_evaluation
-from qa_train.config.checks.refusal import require
+from qa_train.config.checks.refusal import check_where, require
 from qa_train.config.checks.reliability_checks import check_deepspeed, check_reliability
 from qa_train.config.settings.sections import AugmentConfig, PartConfig, SourceConfig, StageConfig
 from qa_train.config.settings.stages import STAGES
@@ -41,6 +41,9 @@ def check(cfg: StageConfig) -> None:
     """
     if not cfg.run.dir.strip():
         raise ValueError("run.dir is empty: name the folder where the run lives, e.g. run.dir=runs/first")
+    if cfg.run.dir.startswith("~") or "$" in cfg.run.dir:
+        # Of a shell, and not of YAML or of single quotes: a folder of that name would be made.
+        raise ValueError(f"run.dir is {cfg.run.dir!r}: write it out, or ${{oc.env:HOME}}/runs/first")
     places = {
         "run.dir": cfg.run.dir,
         "data.encoder_cache": cfg.data.encoder_cache,
@@ -69,6 +72,7 @@ def _check_sources(cfg: StageConfig) -> None:
         require(source.template in ("base", "chat"), f"{key}.template", source.template, "base or chat")
         if not source.shards:
             raise ValueError(f"{key}.shards is empty: give paths, globs or URLs of .tar shards")
+        check_where(key, source.where)
         require(source.weight >= 0, f"{key}.weight", source.weight, "0 or more (0 skips the source)")
         for option in ("max_samples", "max_epochs"):
             most = getattr(source, option)

@@ -215,7 +215,8 @@ def _asking(row: dict[str, Any]) -> str:
 
 def _asked(row: dict[str, Any]) -> list[dict[str, Any]]:
     """The turns as the row has them, {role, content} each; of a single exchange with its answer, if there is one."""
-    listed = next((row[name] for name in TURNS if row.get(name)), None)
+    if any(name in row for name in TURNS):
+        return _turns(next((row[name] for name in TURNS if row.get(name)), None), _listed(row))
     answered = [name for name in _ANSWERED if row.get(name) is not None]
     if len({str(row[name]) for name in answered}) > 1:
         raise BadRecord(f"it answers twice, in {' and '.join(map(repr, answered))}: remove one")
@@ -223,12 +224,8 @@ def _asked(row: dict[str, Any]) -> list[dict[str, Any]]:
     if not answered and asking == "question" and "chosen" not in row:
         answered = ["answer"]
     answer = row.get(answered[0]) if answered else None
-    if listed is None and isinstance(row.get(asking), list):
-        listed = row[asking] + _as_turns(answer, "the answer")
-    if listed is not None:
-        return _turns(listed, _listed(row))
-    if any(name in row for name in TURNS):
-        return _turns(None)
+    if isinstance(row.get(asking), list):
+        return _turns(row[asking] + _as_turns(answer, "the answer"), _listed(row))
     turns: list[dict[str, Any]] = []
     for exchange in row.get("history") or []:
         if not isinstance(exchange, list) or len(exchange) != 2:

@@ -58,6 +58,8 @@ def rows(file: IO[bytes]) -> Iterator[Row]:
                 # Not JSON, or not even text: the file is of another kind.
                 other = str(error).startswith(("not JSON", "the JSON is not"))
                 hint = "; expected one JSON object on each line, or one array of them" if other else ""
+                if other and not whole and beginning.lstrip().startswith(b"{"):
+                    hint += " (jq -c . FILE writes objects on one line each, jq -c '.NAME[]' FILE those of a list NAME)"
                 yield number, f"{kind} {number}", BadRecord(f"{error}{hint}")
 
 

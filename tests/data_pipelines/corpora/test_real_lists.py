@@ -189,3 +189,22 @@ def test_covost_is_read_as_its_script_reads_it_beside_the_files_that_it_makes(li
         assert [row["gt"] for row in rows] == [wanted[row["id"]] for row in rows]
         predictions = [Prediction(wanted[row["id"]], (row["gt"],), "de") for row in rows]
         assert score("bleu", predictions).value == pytest.approx(100.0)
+
+
+def test_rows_of_lists_say_what_they_lack(tmp_path: Path) -> None:
+    """Rows as SLAM-LLM, MMAU and SALMONN write them."""
+    rows = [
+        {"key": "a", "task": "ASR", "target": "hello", "path": "a.wav"},
+        {"question": "What?", "answer": "Rain.", "recording": "a.wav"},
+        {"audio_id": "./a.wav", "question": "What?", "choices": ["Rain.", "Wind."], "answer": "Rain."},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    items, drops = read("jsonl", "train", tmp_path)
+    assert [drop.detail.partition(": ")[2] for drop in drops] == [
+        "no column of ['key', 'task', 'target', 'path'] is a record field: map them, e.g. columns.text=target for "
+        "transcripts or columns.label=target for classes",
+        "none of question, answer, recording names the audio: set columns.audio=FIELD",
+    ]
+    assert [Path(item.audio[0].path).name for item in items] == ["a.wav"]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"annotation": [{"path": "a.wav", "text": "hi"}]}, indent=1))
+    assert "jq -c '.NAME[]' FILE" in read("jsonl", "train", tmp_path)[1][0].detail
