@@ -94,7 +94,7 @@ def test_a_url_in_a_list_is_answered_with_quotes() -> None:
 
     with pytest.raises(OverrideParseException) as error:
         OverridesParser.create().parse_overrides(["data.sources.x.shards=[https://h/x.tar?a=b&c=d]"])
-    assert """'key=["https://..."]'""" in str(explain(error.value))
+    assert """'data.sources.x.shards=["https://h/x.tar?a=b&c=d"]'""" in str(explain(error.value))
 
 
 def test_help_of_a_command_explains_its_options() -> None:

@@ -59,7 +59,7 @@ def rows(file: IO[bytes]) -> Iterator[Row]:
                 other = str(error).startswith(("not JSON", "the JSON is not"))
                 hint = "; expected one JSON object on each line, or one array of them" if other else ""
                 if other and not whole and beginning.lstrip().startswith(b"{"):
-                    hint += " (jq -c . FILE writes objects on one line each, jq -c '.NAME[]' FILE those of a list NAME)"
+                    hint += " (jq -c . FILE writes one object on each line)"
                 yield number, f"{kind} {number}", BadRecord(f"{error}{hint}")
 
 
@@ -127,7 +127,7 @@ def _whole_items(text: IO[str]) -> Iterator[tuple[Any, str]]:
             yield value, raw if "id" in value or not value else f'{{"id": {json.dumps(name)}, {raw[1:]}'
         elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
             empty = False
-            yield from ((item, json.dumps(item)) for item in value if isinstance(item, dict))
+            yield from ((item, json.dumps(item)) for item in value)
     if empty:
         raise ValueError(
             "an object without rows: expected one JSON object on each line, or one array or object of them"
