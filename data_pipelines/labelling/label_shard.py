@@ -262,7 +262,7 @@ def write_labels(job: LabelJob) -> int:
                 if job.options.audio == "in_place":
                     linked.append(replace(each, record=record))
                     continue
-                raw = [files.read(job.source, clip.offset, clip.size) for clip in each.clips]
+                raw = [files.read(job.source, clip.offset, clip.size, clip.crc32c) for clip in each.clips]
                 kinds = [clip.name.rpartition(".")[2] for clip in each.clips]
                 writer.write(writer.free_key(each.key), record, raw, extension=kinds)
         indexes = writer.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_train.config import STAGES, PlanConfig
+from qa_train.utils.atomic import local
 from qa_train.utils.terminal import layout
 
 
@@ -70,7 +71,7 @@ def _plan_recipes(stage: str, words: list[str], options: PlanConfig) -> int:
 def _write(path: str | None, result: Any) -> None:
     if path:
         # Not by a file that is renamed: it may be /dev/stdout.
-        Path(path).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        local(path, "json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
         print(f"  written to {path}")
 
 

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 # 1_000, 1e-5, .5, inf; not 01, which may name something, nor 12:30, which YAML takes for a number.
-_NUMBER = re.compile(r"[+-]?(?:(?:(?:0|[1-9][\d_]*)(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|\.?inf|\.?nan)", re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?(?:(?:(?:0|[1-9]\d*(?:_\d+)*)(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|\.?inf|\.?nan)", re.IGNORECASE)
 _WORDS = {"true": True, "false": False, "null": None, "": None}
 
 
@@ -28,7 +28,7 @@ _Loader.add_constructor("!scalar", lambda loader, node: _scalar(str(node.value))
 def read_value(kind: Any, key: str, text: str) -> Any:
     """The value of ``key`` of a dataclass, as it was typed: quotes around it are removed, an empty word is null.
 
-    Of OmegaConf's references only those with a resolver, such as ``${oc.env:HOME}``, are followed in texts. Raises
+    Of OmegaConf's references only those to its own resolvers, such as ``${oc.env:HOME}``, are followed. Raises
     ValueError for a list or an object that YAML cannot read.
     """
     # Not of '"yes" or "no"'.
@@ -39,13 +39,13 @@ def read_value(kind: Any, key: str, text: str) -> Any:
     if text[:1] + text[-1:] not in ("[]", "{}"):
         return _scalar(text)
     try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+        return yaml.load(_literal(text), _Loader)
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"cannot read {key}={text}: {in_quotes(key, text)}") from error
 
 
 def _literal(text: str) -> str:
-    return re.sub(r"\$\{(?![\w.]+:)", r"\\${", text)
+    return re.sub(r"(?<!\\)\$\{(?!oc\.)", r"\\${", text)
 
 
 def in_quotes(key: str, text: str) -> str:

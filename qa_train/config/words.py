@@ -87,9 +87,12 @@ def check_words(
 
 
 def with_home(word: str) -> str:
-    """The word with the home folder for a ``~/`` that begins its value, or an item: shells leave it after ``key=``."""
-    home = str(Path.home())
-    return word if "://" in word else re.sub(r"""(?<=[=\[,"'])~(?=/)""", lambda _: home, word)
+    """The word with the home folder for a ``~/`` that begins its value, or an item of a list or an object: shells leave
+    it after ``key=``.
+    """
+    key, equals, value = word.partition("=")
+    begins = r"""(^|[\[{,:]\s*["']?)""" if value[:1] in ("[", "{") else r"""(^["']?)"""
+    return f"{key}{equals}" + re.sub(rf"{begins}~(?=/)", lambda found: f"{found[1]}{Path.home()}", value)
 
 
 def check_bare(words: Sequence[str], command: str, is_setting: Callable[[str], bool]) -> None:

@@ -20,7 +20,8 @@ _FULL_WORDS = ("No space left", "Disk quota", "File too large", "PytorchStreamWr
                "unexpected pos")  # fmt: skip
 _OTHER_WORDS = ("Read-only file system", "Input/output error", "Too many open files")
 # As it is, or as a Path has it.
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")
+# Also as pathlib shortens it: "s3:/bucket".
+_ADDRESS = re.compile(r"(?:s3|gs|gcs|hf|https?|file):/", re.IGNORECASE)
 _WORDS = (*_FULL_WORDS, *_OTHER_WORDS)
 
 

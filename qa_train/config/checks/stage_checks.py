@@ -41,7 +41,7 @@ def check(cfg: StageConfig) -> None:
     """
     if not cfg.run.dir.strip():
         raise ValueError("run.dir is empty: name the folder where the run lives, e.g. run.dir=runs/first")
-    if cfg.run.dir.startswith("~") or "$" in cfg.run.dir:
+    if (cfg.run.dir.startswith("~") or "$" in cfg.run.dir) and not Path(cfg.run.dir).exists():
         # Of a shell, and not of YAML or of single quotes: a folder of that name would be made.
         raise ValueError(f"run.dir is {cfg.run.dir!r}: write it out, or ${{oc.env:HOME}}/runs/first")
     places = {

@@ -98,6 +98,8 @@ class RemoteFile(io.RawIOBase):
         """Fill ``buffer``, or its beginning, from the position on; returns the number of bytes, 0 at the end."""
         size = max(0, min(len(buffer), self._size - self._at))
         part = self._read(self._at, size) if size else b""
+        if size and not part:
+            raise OSError(f"it ends after {self._at} of {self._size} bytes: it was changed while it was read")
         buffer[: len(part)] = part
         self._at += len(part)
         return len(part)

@@ -79,8 +79,9 @@ def read(
         OSError: any other status, an answer for other bytes, or an incomplete one.
     """
     answer = _answer(url, offset, size, cfg, more or {})
-    if answer.status == _PAST_THE_END:
-        return b"", offset
+    total = re.fullmatch(r"bytes \*/(\d{1,18})", answer.headers.get("content-range", ""))
+    if answer.status == _PAST_THE_END and total and int(total[1]) <= offset:
+        return b"", int(total[1])
     if answer.status >= 400:
         _raise(url, answer)
     return answer.body, _checked_range(answer, offset, size)
@@ -128,7 +129,7 @@ def _request(url: str, offset: int, size: int, cfg: StorageConfig, more: Mapping
         # Its own text has the query without a scheme before it, which masking does not recognize.
         raise error.reason or error from None
     except ValueError as error:
-        why = f"{type(error).__name__}: expected one of http or https"
+        why = f"{type(error).__name__}; expected one of http or https"
         raise Permanent(f"the address, or the one that the server leads to, cannot be asked ({why})") from None
     with closing(response):
         names = {name.lower(): value for name, value in response.headers.items()}

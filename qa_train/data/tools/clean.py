@@ -207,8 +207,9 @@ def clipped_share(wave: np.ndarray) -> float:
 
 
 def _waves(reader: RangeReader, path: str, row: dict[str, Any]) -> Iterator[np.ndarray]:
-    for offset, size, samples in zip(row["offsets"], row["sizes"], row["num_samples"], strict=True):
-        yield read_clip(reader.read(path, offset, size), max_duration_s=samples / SAMPLE_RATE + 1)
+    columns = (row[name] for name in ("offsets", "sizes", "crc32c", "num_samples"))
+    for *place, samples in zip(*columns, strict=True):
+        yield read_clip(reader.read(path, *place), max_duration_s=samples / SAMPLE_RATE + 1)
 
 
 def _text_digest(record: dict[str, Any]) -> int | None:

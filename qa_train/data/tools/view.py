@@ -81,8 +81,9 @@ def describe_row(path: str, row: Row, cfg: StorageConfig | None = None) -> str:
     record = json.loads(row["meta"])
     lines = [f"{path}: {row['key']}, {row['duration_s']:.2f} s", json.dumps(record, ensure_ascii=False, indent=2)]
     reader = storage.RangeReader(cfg)
-    for name, offset, size in zip(row["names"], row["offsets"], row["sizes"], strict=True):
-        raw = reader.read(path, offset, size)
+    columns = (row[column] for column in ("names", "offsets", "sizes", "crc32c"))
+    for name, offset, size, checksum in zip(*columns, strict=True):
+        raw = reader.read(path, offset, size, checksum)
         lines.append(f".{name}: {size} bytes at {offset}: {_describe_clip(raw)}")
     bank = PromptBank.load()
     tasks = [task for task in sorted(bank.tasks) if bank.qualifies(record, task)]
@@ -114,8 +115,9 @@ def write_row(path: str, row: Row, folder: Path, cfg: StorageConfig | None = Non
     written = [folder / f"{stem}.json"]
     written[0].write_text(json.dumps(json.loads(row["meta"]), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     reader = storage.RangeReader(cfg)
-    for name, offset, size in zip(row["names"], row["offsets"], row["sizes"], strict=True):
-        raw = reader.read(path, offset, size)
+    columns = (row[column] for column in ("names", "offsets", "sizes", "crc32c"))
+    for name, offset, size, checksum in zip(*columns, strict=True):
+        raw = reader.read(path, offset, size, checksum)
         target = folder / f"{stem}.{re.sub(r'[^0-9a-z.]+', '_', name.lower())}"
         target.write_bytes(raw)
         picture = target.with_name(target.name + ".png")

@@ -48,7 +48,8 @@ _NAMED = (
     r"|答案[是为為係选選应應该該就]*(?:[选選][项項])?|[选選][项項]"
     rf"|(?:{_CLAUSE}|我[会會就要]?|所以|因此|(?<!不)[应應][该該]?|故|就|题|題)[选選揀拣][择擇]?"
     # The answer in other languages: with a verb or a colon, as "la réponse B est fausse" chooses nothing.
-    r"|\b(?i:réponse|antwort|respuesta|risposta|resposta|ответ|الإجابة|الجواب)(?:\s+[^\W\d_]+)?"
+    r"|\b(?i:réponse|antwort|respuesta|risposta|resposta|ответ|الإجابة|الجواب)"
+    r"(?:\s+(?!(?i:no|non|não|nunca|mai|nicht|не|ليست?)\b)[^\W\d_]+)?"
     r"(?:\s+(?:est|ist|lautet|es|è|é|هي|هو)\b|\s*[:：–—-])|ค(?:\u0e33|\u0e4d\u0e32)ตอบ(?:ที่ถูกต้อง)?คือ|정?답[은:]|(?:答え|正解)[は:]"
     r")[\s:：*\"'“‘`「『>(\[]*"
 )
@@ -66,6 +67,7 @@ _NAMED_LETTER = re.compile(
     # Keys and notes: "C major", "F#".
     r"(?![#♯♭]|[\s-]*(?i:major|minor|flat|sharp)\b)"
     r"(?![)\]*\"']*\s+(?:(?:is|are|has|does|do|would|can)(?:\s+\w+)?\s+(?:wrong|incorrect|not)|cannot|\w+n['’]t)\b)"
+    r"(?![)\]*\"']*\s+(?:est|ist|es|è|é)\s+(?:fauss|falsch|incorrect|errat|errad|sbagliat))"
     r"(?!(?<=A)(?<!(?:ption|hoice) A)"
     r"\s+(?!(?:and|as|because|but|for|given|if|in|is|or|since|so|the|which|with)\b)[a-z])"
     # LaTeX, "B is the best answer" and "B because ...".
@@ -77,7 +79,8 @@ _NAMED_LETTER = re.compile(
 )
 # What an answer cannot tell: "I'm unable to identify the source of the bells" names no bells.
 _UNKNOWN = re.compile(
-    r"\b(?i:(?:un|not )able to|cannot|can['’]t|could(?: not|n['’]t)|(?:impossible|difficult|hard) to)\s+"
+    r"\b(?i:(?:un|not )able to|cannot|can['’]t|could(?: not|n['’]t)|(?<!\bnot )(?<!n['’]t )(?:impossible|difficult|hard) to)"
+    r"\s+"
     r"(?i:\w+ly\s+)?(?i:identify|determine|tell|say|answer|confirm|know|infer|recogni[sz]e|distinguish|be\s+determined)\b"
 )
 # Not of "A major" and "A and B".
@@ -85,6 +88,10 @@ _ARTICLE = re.compile(
     r"\b(?i:the|an|a(?!\s+(?:major|minor|flat|sharp|and|then|chord|note|string)\b))\s+(?=\w{3})", re.ASCII
 )
 _BRACKETED = re.compile(r"\(([A-J])\)")
+# And where an answer goes on after that.
+_TOLD_AGAIN = re.compile(
+    r"\b(?i:but|however)\b|[,;]\s*(?=(?i:this|it|that|there|I|my|so|the(?:\s+\w+){1,3}\s+(?:is|are|was|were|seems?|sounds?))\b)"
+)
 _SENTENCE_END = re.compile(r"(?<=[.!?\n。！？])")
 _DOUBT = re.compile(
     r"\b(?i:not|no|never|without|except|unlike|wrong|incorrect|eliminated?|could|may|might|or)\b|n['’]t\b"
@@ -204,13 +211,14 @@ def _bracketed(text: str) -> str | None:
 
 
 def _told(text: str) -> str:
-    """An answer without the sentences that say what it cannot tell, up to a "but"."""
+    """An answer without what it cannot tell, in each sentence up to a "but" or the next clause."""
     kept = []
     for sentence in _SENTENCE_END.split(text):
-        unknown = _UNKNOWN.search(sentence)
-        rest = "" if unknown is None else sentence[unknown.end() :]
-        kept.append(sentence if unknown is None else "".join(re.split(r"\b(?:but|however)\b", rest, maxsplit=1)[1:]))
-    return "".join(kept)
+        if unknown := _UNKNOWN.search(sentence):
+            kept += [sentence[: unknown.start()], *_TOLD_AGAIN.split(sentence[unknown.end() :], maxsplit=1)[1:]]
+        else:
+            kept.append(sentence)
+    return " ".join(kept)
 
 
 def _said_in_full(text: str, choices: Sequence[str], forms: Sequence[str]) -> int | None:
