@@ -325,6 +325,10 @@ def test_what_is_no_text_is_read_as_yaml(monkeypatch: pytest.MonkeyPatch) -> Non
     # A pattern is no YAML; nothing after "=" is no text.
     found = parse_options(ChatConfig, ["checkpoint=x", "audio=*.wav", "text="], "chat")
     assert (found.audio, found.text) == ("*.wav", None)
+    found = parse_options(ChatConfig, ["checkpoint=x", 'audio=["${a}.wav"]', r"text=\${b} ${c:d}"], "chat")
+    assert (found.audio, found.text) == (["${a}.wav"], "${b} ${c:d}")
+    with pytest.raises(ValueError, match=r"^chat: cannot read audio=\[!!int x\]: put the texts into quotes"):
+        parse_options(ChatConfig, ["checkpoint=x", "audio=[!!int x]"], "chat")
     with pytest.raises(ValueError, match="missing checkpoint="):
         parse_options(ChatConfig, [], "chat")
 
@@ -357,7 +361,8 @@ def test_values_are_what_was_typed(typed: str, value: Any) -> None:
 
 def test_a_home_folder_is_the_users() -> None:
     home = Path.home()
-    for word, meant in {"out=~/x": f"out={home}/x", "shards=[~/a,b~/c]": f"shards=[{home}/a,b~/c]", "a=b~": "a=b~",
+    for word, meant in {"out=~/x": f"out={home}/x", "shards=[~/a, b~/c]": f"shards=[{home}/a, b~/c]", "a=b~": "a=b~",
+                        "paths=[~/a,s3://b]": f"paths=[{home}/a,s3://b]", "text=is it a,~/b": "text=is it a,~/b",
                         "path=https://h/?x=~/y": "path=https://h/?x=~/y"}.items():  # fmt: skip
         assert with_home(word) == meant
 

@@ -256,13 +256,14 @@ def write_labels(job: LabelJob) -> int:
         ShardWriter(job.path, max_samples=1 << 40, max_bytes=1 << 50) as writer,
         closing(RangeReader(job.options.storage)) as files,
     ):
-        for each in placed(index):
+        for each, sums in zip(placed(index), index.table["crc32c"].to_pylist(), strict=True):
             with made.counting(each.key):
                 record = labels.record(each.key)
                 if job.options.audio == "in_place":
                     linked.append(replace(each, record=record))
                     continue
-                raw = [files.read(job.source, clip.offset, clip.size, clip.crc32c) for clip in each.clips]
+                places = zip(each.clips, sums, strict=True)
+                raw = [files.read(job.source, clip.offset, clip.size, checksum) for clip, checksum in places]
                 kinds = [clip.name.rpartition(".")[2] for clip in each.clips]
                 writer.write(writer.free_key(each.key), record, raw, extension=kinds)
         indexes = writer.close()

@@ -344,7 +344,10 @@ def parse_options(kind: type[Any], words: list[str], command: str) -> Any:
     try:
         given = OmegaConf.create()
         for name, _, value in (word.partition("=") for word in words):
-            OmegaConf.update(given, name, read_value(kind, name, value))
+            try:
+                OmegaConf.update(given, name, read_value(kind, name, value))
+            except ValueError as error:
+                raise ValueError(f"{command}: {error}") from error
         merged = OmegaConf.merge(OmegaConf.structured(kind), given)
         if missing := sorted(OmegaConf.missing_keys(merged)):
             raise ValueError(f"{command}: missing {', '.join(m + '=' for m in missing)}; {known}")

@@ -39,13 +39,18 @@ def read_value(kind: Any, key: str, text: str) -> Any:
     if text[:1] + text[-1:] not in ("[]", "{}"):
         return _scalar(text)
     try:
-        return yaml.load(_literal(text), _Loader)
+        return _literal(yaml.load(text, _Loader))
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"cannot read {key}={text}: {in_quotes(key, text)}") from error
 
 
-def _literal(text: str) -> str:
-    return re.sub(r"(?<!\\)\$\{(?!oc\.)", r"\\${", text)
+def _literal(value: Any) -> Any:
+    """The value with every other reference in its texts as text."""
+    if isinstance(value, dict):
+        return {key: _literal(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_literal(each) for each in value]
+    return re.sub(r"(?<!\\)\$\{(?!oc\.)", r"\\${", value) if isinstance(value, str) else value
 
 
 def in_quotes(key: str, text: str) -> str:

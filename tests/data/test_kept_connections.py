@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import io
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 
 from qa_train.config import StorageConfig
 from qa_train.data.stores import kept_connections, web_ranges
+from qa_train.data.stores.remote import RemoteFile
 from tests.data.serving import Server, http_server
 
 RAW = np.random.default_rng(0).bytes(300_000)
@@ -196,3 +198,19 @@ def test_certificates_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with answering([USUAL], context=context) as (url, _), pytest.raises(ssl.SSLCertVerificationError):
         web_ranges.read(url.replace("localhost", "127.0.0.1"), 10, 100, QUICK)
     kept_connections._context.cache_clear()
+
+
+@pytest.mark.parametrize(("stated", "found"), [("bytes */5", (b"", 5)), ("bytes */20", None), ("", None)])
+def test_an_end_is_believed_only_with_its_place(
+    stated: str, found: tuple[bytes, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = kept_connections.Answer(416, "Range Not Satisfiable", {"content-range": stated})
+    monkeypatch.setattr(web_ranges, "_answer", lambda *_: answer)
+    with nullcontext() if found else pytest.raises(web_ranges.Permanent, match="416"):
+        assert web_ranges.read("http://h/x", 7, 3, StorageConfig()) == found
+
+
+def test_a_file_that_became_shorter_is_no_end() -> None:
+    file = RemoteFile(10, lambda offset, size: b"abcdef"[offset : offset + size])
+    with pytest.raises(OSError, match="ends after 6 of 10 bytes"):
+        io.BufferedReader(file).read()

@@ -76,6 +76,8 @@ OPTIONS = ("guitar", "bass guitar", "A dog", "Piano")
         # Articles are no words of an option; what cannot be told is not said.
         ("That was the dog", 2), ("The big dog or the piano", None), ("It is a bass guitar and a dog", None),
         ("I'm unable to identify the source of the piano sound.", None), ("I can't tell whether it is a piano", None),
+        ("The sound is a piano, but I cannot identify the model.", 3), ("It's not hard to tell: it is a piano.", 3),
+        ("I can't identify any voice; this is a piano.", 3), ("Antwort: B ist falsch", None), ("La respuesta no es B", None),
         ("I cannot tell for sure, but it is a piano", 3),
         ("It can be taken as low (B) here", 1), ("It could be taken as low (B)", None), ("It is not low (B)", None),
         ("low (B) or high (C)", None), ("The low one (B) is drums (C)", None),

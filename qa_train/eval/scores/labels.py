@@ -79,8 +79,8 @@ _NAMED_LETTER = re.compile(
 )
 # What an answer cannot tell: "I'm unable to identify the source of the bells" names no bells.
 _UNKNOWN = re.compile(
-    r"\b(?i:(?:un|not )able to|cannot|can['’]t|could(?: not|n['’]t)|(?<!\bnot )(?<!n['’]t )(?:impossible|difficult|hard) to)"
-    r"\s+"
+    r"\b(?i:(?:un|not )able to|cannot|can['’]t|could(?: not|n['’]t)"
+    r"|(?<!\bnot )(?<!n['’]t )(?:impossible|difficult|hard) to)\s+"
     r"(?i:\w+ly\s+)?(?i:identify|determine|tell|say|answer|confirm|know|infer|recogni[sz]e|distinguish|be\s+determined)\b"
 )
 # Not of "A major" and "A and B".
@@ -215,7 +215,9 @@ def _told(text: str) -> str:
     kept = []
     for sentence in _SENTENCE_END.split(text):
         if unknown := _UNKNOWN.search(sentence):
-            kept += [sentence[: unknown.start()], *_TOLD_AGAIN.split(sentence[unknown.end() :], maxsplit=1)[1:]]
+            # Its subject stands before "cannot be determined".
+            before = "" if unknown[0].endswith("determined") else sentence[: unknown.start()]
+            kept += [before, *_TOLD_AGAIN.split(sentence[unknown.end() :], maxsplit=1)[1:]]
         else:
             kept.append(sentence)
     return " ".join(kept)

@@ -12,9 +12,11 @@ The order of steps for transcripts is that of the released evaluation script of 
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
+from threading import Lock
 
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
@@ -55,11 +57,21 @@ def _basic() -> Callable[[str], str]:
     return BasicTextNormalizer()
 
 
+# Python has one limit for all threads.
+_limit = Lock()
+
+
 def whisper_normalise(text: str, language: str | None) -> str:
     """Whisper's normalisers in the released order: English then basic for "en", else basic."""
     if language == "en":
-        # The normaliser reads numbers, Python none of more than 4,300 digits, and a model may repeat one for ever.
-        text = _english()(re.sub(r"(\d{4000})(?=\d)", r"\1 ", text))
+        # The normaliser reads numbers, and a model may repeat a digit for thousands of characters.
+        with _limit:
+            limit = sys.get_int_max_str_digits()
+            sys.set_int_max_str_digits(0)
+            try:
+                text = _english()(text)
+            finally:
+                sys.set_int_max_str_digits(limit)
     return _basic()(text)
 
 
