@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -90,17 +91,24 @@ def test_a_task_of_an_array_stops_and_requeues_no_other(job: Checkout) -> None:
         assert (process.returncode, told in said) == (2, True), said
 
 
+def until(happened: Callable[[], bool]) -> None:
+    """Wait for it, at most a minute."""
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def interrupted(job: Checkout, name: str, word: str) -> int:
     """The exit code of a start that is told of its time limit, and whose run folder ``name`` gets a checkpoint."""
     process = start(job, f"touch {READY}; while [ ! -e stop ]; do sleep 0.05; done; exit 1", word)
-    deadline = time.monotonic() + 60
-    while not (job.folder / READY).exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until((job.folder / READY).exists)
     saved = job.folder / name / "checkpoints" / "checkpoint-10"
     saved.mkdir(parents=True)
     (saved / "manifest.json").write_text("{}")
     process.send_signal(signal.SIGUSR1)
+    # A step that ends before the script has heard the signal is its own failure.
+    until(lambda: job.calls.exists() and "scancel" in job.calls.read_text())
     (job.folder / "stop").touch()
     process.communicate(timeout=60)
     return process.returncode
