@@ -95,7 +95,7 @@ class Report:
     def text(self) -> str:
         """The report for a person."""
         lines = [
-            f"{self.corpus}, {self.split}: {counted(self.made, 'record')}, {duration(self.hours * 3600)} of audio in "
+            f"{self.corpus}, {self.split}: {self.made} records, {duration(self.hours * 3600)} of audio in "
             f"{counted(self.shards, 'shard')} (licence: {self.license})"
         ]
         for reason, count in sorted(self.dropped.items(), key=lambda entry: -entry[1]):

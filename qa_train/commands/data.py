@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qa_train.commands.data_tools import ShardOptions, StorageOptions, ToJsonlOptions, WorkerOptions
 from qa_train.config import OrderConfig, StorageConfig
 from qa_train.jobs.executor import each
-from qa_train.utils.progress import counted, say
+from qa_train.utils.progress import say
 
 if TYPE_CHECKING:
     from qa_train.data.shards.sidecar import ShardIndex
@@ -53,7 +53,7 @@ def index(paths: list[str], options: IndexOptions) -> int:
             refused += 1
             say(done, error=True)
             continue
-        say(f"{done.path}: {counted(len(done), 'record')}")
+        say(f"{done.path}: {len(done)} records")
         for line in [*map(str, done.problems), *_through_ffmpeg(done)]:
             say(f"{done.path}: {line}")
         if not len(done):
@@ -137,7 +137,7 @@ def from_jsonl(words: list[str]) -> int:
         raise ValueError("data from-jsonl: give FILE.jsonl and an output pattern, e.g. out/train-%05d.tar")
     outside = Outside([words[0]])
     for made in jsonl_to_shards(words[0], words[1], outside=outside):
-        print(f"{made.path}: {counted(len(made), 'record')}")
+        print(f"{made.path}: {len(made)} records")
     if note := outside.note():
         say(f"note: {note}", error=True)
     return 0

@@ -60,7 +60,7 @@ def test_an_interrupted_index_goes_on_with_what_is_missing(
     before = Path(corpus[0] + SUFFIX).stat().st_mtime_ns
     assert run("data index", [*corpus, "missing=true"]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown == ["1 of 3 shards have their index", f"{corpus[1]}: 4 records", f"{corpus[2]}: 1 record"]
+    assert shown == ["1 of 3 shards have their index", f"{corpus[1]}: 4 records", f"{corpus[2]}: 1 records"]
     assert Path(corpus[0] + SUFFIX).stat().st_mtime_ns == before
     assert run("data index", [*corpus, "missing=true"]) == 0
     assert capsys.readouterr().out == "3 of 3 shards have their index\n"

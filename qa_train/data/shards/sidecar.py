@@ -24,7 +24,7 @@ from qa_train.data.stores import storage
 from qa_train.data.stores.folders import writable, written
 from qa_train.data.stores.remote import RemoteError
 from qa_train.utils.masking import name_of
-from qa_train.utils.progress import counted, duration
+from qa_train.utils.progress import duration
 
 SUFFIX = ".index.parquet"
 # Reasons of skips that are not faults: members that are not audio, JSON or text (no key), and records that `data clean`
@@ -83,7 +83,7 @@ class ShardIndex:
         audio = duration(sum(self.table["duration_s"].to_pylist()))
         out = skipped(self.problems)
         left = "; skipped: " + ", ".join(f"{n} {reason}" for reason, n in out.items()) if out else ""
-        return f"{self.path}: {counted(len(self), 'record')}, {audio}{left}"
+        return f"{self.path}: {len(self)} records, {audio}{left}"
 
 
 @dataclass(frozen=True)

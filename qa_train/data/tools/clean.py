@@ -26,7 +26,7 @@ from qa_train.data.stores.storage import RangeReader
 from qa_train.data.text.script import script_share, spoken_characters
 from qa_train.jobs.executor import HERE, Engine, each
 from qa_train.utils import draws
-from qa_train.utils.progress import counted, duration
+from qa_train.utils.progress import duration
 
 _SILENCE_FRAME = SAMPLE_RATE // 50
 _CLIPPED = 0.999
@@ -80,7 +80,7 @@ class Cleaned:
         counts = self.dropped or Counter()
         by = ", ".join(f"{n} {name}" for name, n in counts.most_common()) or "none"
         return (
-            f"{counted(self.records, 'record')} ({duration(self.seconds)}); "
+            f"{self.records} records ({duration(self.seconds)}); "
             f"dropped: {counts.total()} ({duration(self.seconds_dropped)}): {by}"
         )
 

@@ -21,7 +21,7 @@ from qa_train.data.stores import storage
 from qa_train.data.text.prompts import CHAT, PromptBank
 from qa_train.data.tools.clean import clipped_share
 from qa_train.utils import draws
-from qa_train.utils.progress import counted, duration
+from qa_train.utils.progress import duration
 
 Row = dict[str, Any]
 # Of the plots: as many as the released model hears.
@@ -56,7 +56,7 @@ def describe_shard(path: str, most: int = 10, cfg: StorageConfig | None = None) 
     lines += [damage] if damage else []
     source = "index" if stored else "no index next to it; a scan finds"
     audio = duration(sum(index.table["duration_s"].to_pylist()))
-    lines.append(f"{source}: {counted(len(index), 'record')}, {audio}, fingerprint {index.fingerprint[:16]}")
+    lines.append(f"{source}: {len(index)} records, {audio}, fingerprint {index.fingerprint[:16]}")
     lines += [f"  {problem}" for problem in index.problems[:most]]
     lines += [f"  ... and {len(index.problems) - most} more"] if len(index.problems) > most else []
     for row in index.table.slice(0, most).to_pylist():
