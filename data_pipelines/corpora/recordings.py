@@ -34,6 +34,7 @@ from qa_train.data.shards.tar import MAX_MEMBER_BYTES, OTHER_AUDIO_EXTENSIONS
 # Used if no other kind is next to them (a video next to its sound).
 OTHER_AUDIO = tuple(f".{kind}" for kind in OTHER_AUDIO_EXTENSIONS)
 
+WHOLE = "clips of a table that are already cut: columns.start=null columns.end=null imports files whole"
 # Compressed files are unpacked in memory.
 MAX_UNPACKED_BYTES = 1 << 30
 
@@ -167,7 +168,7 @@ def _segment(source: bytes | Path, place: Recording, frames: int, rate: int, max
     if not 0 <= start < min(end, frames) or end > frames + rate // 10:
         raise BadAudio(
             f"the segment from {place.start_s} s to {place.end_s} s does not lie within the "
-            f"recording of {frames / rate:.2f} s"
+            f"recording of {frames / rate:.2f} s; {WHOLE}"
         )
     if (min(end, frames) - start) / rate > max_duration_s:
         raise TooLong(f"a segment of {(end - start) / rate:.1f} s")

@@ -191,13 +191,6 @@ def test_turns_say_whether_they_are_learned(tokenizer: Any) -> None:
         masks(tokenizer, {"role": "user", "content": "?"}, {"role": "assistant", "content": "one", "loss": False})
 
 
-def test_the_text_around_a_clip_in_an_answer_is_learned(tokenizer: Any) -> None:
-    record, _ = chat_record({"messages": [{"role": "assistant", "content": "one <audio>two"}], "audios": ["a.wav"]})
-    row = encode(PromptBank.load().sample(record, "chat", "chat", "k", 0, 0), tokenizer, [3])
-    learned = [i for i, label in zip(row.input_ids, row.labels, strict=True) if label != IGNORE]
-    assert tokenizer.decode(learned) == "one two<|im_end|>"
-
-
 def test_the_mask_goes_through_shards_and_back(tmp_path: Path, tokenizer: Any) -> None:
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "one", "weight": 0},
              {"role": "user", "content": "?"}, {"role": "assistant", "content": "two"}]  # fmt: skip
@@ -286,6 +279,7 @@ def test_a_question_next_to_its_answer_is_a_fact(clip: bytes, tmp_path: Path) ->
     assert not is_chat({**asked, "answer": "a dog", "output": "a cat"})
     assert is_chat({**asked, "output": "a cat"})
     assert is_chat({**asked, "answer": "a dog", "chosen": "a dog", "rejected": "a cat"})
+    assert not is_chat({"audios": "a.wav", "question": "Which?", "choices": ["a dog", "a cat"], "answer": "a dog"})
     (tmp_path / "a.wav").write_bytes(clip)
     path = tmp_path / "test.jsonl"
     path.write_text(json.dumps({**asked, "prompt": "Say it.", "gt": "a dog", "response": "a cat"}))
@@ -581,7 +575,15 @@ def turns(*contents: Any) -> list[dict[str, Any]]:
         ({"input": "?", "output": "x"}, ["?", "x"], []),
         # Next to turns, what a chat was made of is a fact.
         ({"messages": turns("?", "x"), "instruction": "a", "prompt": "b", "output": "c"}, ["?", "x"], []),
+        ({"messages": turns("?", "x"), "response": "a", "refinement": "b", "input": {"messages": []}}, ["?", "x"], []),
         ({"input": turns("?"), "output": turns("", "x")[1:]}, ["?", "x"], []),
+        # So are ids, names of people, and a mark instead of a better answer.
+        ({"messages": turns("?", "x"), "audio_id": 12, "audio_name": "abc"}, ["?", "x"], []),
+        ({"messages": [turns("?")[0] | {"name": "a.wav"}, *turns("", "x")[1:]]}, ["?", "x"], []),
+        ({"instruction": "?", "output": "x", "corrected": True}, ["?", "x"], []),
+        ({"instruction": "?", "output": "x", "corrected": ""}, ["?", "x"], []),
+        ({"system": "s ", "messages": [{"role": "system", "content": "s"}, *turns("?", "x")]}, ["s", "?", "x"], []),
+        ({"instruction": "Go on.\nUser: hi\nAssistant:", "output": "x"}, ["Go on.\nUser: hi\nAssistant:", "x"], []),
     ],
 )
 def test_where_other_projects_put_clips_and_questions(row: dict[str, Any], texts: list[str], clips: list[str]) -> None:
@@ -630,6 +632,8 @@ def test_pairs_under_other_names(row: dict[str, Any]) -> None:
         ({"instruction": "a", "prompt": "b", "output": "x"}, "asks twice, in 'instruction' and 'prompt'"),
         ({"prompt": "a", "response": "x", "completion": "y"}, "answers twice, in 'response' and 'completion'"),
         ({"system": "a", "messages": [{"role": "system", "content": "b"}, *turns("?", "x")]}, "system prompt"),
+        ({"instruction": turns("?"), "input": "y", "output": "x"}, "'input' stands next to it"),
+        ({"query": turns("?"), "history": [["a", "b"]], "response": "x"}, "'history' stands next to it"),
         ({"prompt": "\n\nHuman: hi\n\nAssistant:", "chosen": "a", "rejected": "b"}, "a dialogue in one text"),
         ({"messages": [{"from": "human", "text": "?"}]}, "without a content (it has from, text)"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,13 @@ CHATS = {
         turn("assistant", "The second one."),
         turn("user", "And this?", 2),
         turn("assistant", "¡Más! 你好"),
+    ),
+    # What stands next to a clip is one text with its number and the end of its line.
+    "clips in answers": (
+        turn("user", "?"),
+        turn("assistant", "one ", 0, "two", 1, "\n\nMás.", 2, " a b"),
+        turn("user", "!"),
+        turn("assistant", "你好"),
     ),
 }
 
@@ -81,6 +89,16 @@ def learned(sample: Sample, tokenizer: Any, tokens: list[int]) -> str:
 def test_chat_learns_every_assistant_turn_and_nothing_else(tokenizer: Any) -> None:
     sample = Sample("k", CHATS["two turns, three clips"], 3, "chat")
     assert learned(sample, tokenizer, [3, 4, 5]) == "The second one.<|im_end|>¡Más! 你好<|im_end|>"
+
+
+def test_of_an_answer_with_clips_its_text_is_learned(tokenizer: Any) -> None:
+    """But for tokens that it shares with what stands for a clip: a space before its number, the end of its line."""
+    messages = CHATS["clips in answers"]
+    sample = Sample("k", messages, 3, "chat")
+    assert learned(sample, tokenizer, [3, 4, 5]) == "onetwo\n\nMás. a b<|im_end|>你好<|im_end|>"
+    unlearned = replace(sample, messages=(messages[0], replace(messages[1], learned=False), *messages[2:]))
+    assert encode(unlearned, tokenizer, [3, 4, 5]).input_ids == encode(sample, tokenizer, [3, 4, 5]).input_ids
+    assert learned(unlearned, tokenizer, [3, 4, 5]) == "你好<|im_end|>"
 
 
 def test_only_the_last_answer_is_learned_if_asked(tokenizer: Any) -> None:

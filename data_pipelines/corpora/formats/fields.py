@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_pipelines.corpora.base import Recording, Request, present
+from data_pipelines.corpora.recordings import WHOLE
 from qa_train.data.shards.clip_files import located
 from qa_train.data.text.content import source_of
 from qa_train.data.text.records import BadRecord, language_code, number_text
@@ -32,8 +33,8 @@ TEXTS = (
 )  # fmt: skip
 FIELDS = (*TEXTS, *LISTS, *OBJECTS, *NUMBERS)
 # Not fields of the record, but known to every table: where the audio is, and the item's name.
-_PART = ("start", "end")
-PLACES = ("audio", "key", *_PART, "target_lang")
+PART = ("start", "end")
+PLACES = ("audio", "key", *PART, "target_lang")
 AUDIO_COLUMNS = (
     "audio", "file_name", "audio_filepath", "audio_path", "path", "file", "filename", "wav", "sound", "speech",
     "audio_id",
@@ -78,7 +79,7 @@ def mapping(columns: dict[str, str], available: Iterable[str], *, parts: bool = 
     free = [column for column in have if column not in tops]
     # Spreadsheets write "Text " and "File Name"; the exact name comes first.
     spelt = {column.strip().lower().replace(" ", "_"): column for column in reversed(free)} | {c: c for c in free}
-    names = (*FIELDS, "key", "target_lang", *(_PART if parts and {*_PART} <= {*spelt} else ()))
+    names = (*FIELDS, "key", "target_lang", *(PART if parts and {*PART} <= {*spelt} else ()))
     found = {name: spelt[name] for name in names if name in spelt} | columns
     for name, others in _OTHER_NAMES.items():
         other = next((spelt[other] for other in others if other in spelt), None)
@@ -103,9 +104,9 @@ def untaken(columns: dict[str, str], available: Iterable[str]) -> list[str]:
 
 def note_parts(request: Request, columns: dict[str, str]) -> None:
     """Say once in the report that rows are parts of recordings because of their columns' names."""
-    if {*_PART} <= {*columns} and not {*_PART} & {*request.columns}:
+    if {*PART} <= {*columns} and not {*PART} & {*request.columns}:
         note = "start and end of a row are the part of the recording that it is about, in seconds"
-        request.notes.append(f"{note}; columns.start=null columns.end=null imports recordings whole")
+        request.notes.append(f"{note}; {WHOLE}")
 
 
 def note_untaken(request: Request, counts: Counter[str]) -> None:

@@ -27,6 +27,7 @@ from data_pipelines.corpora.base import (
 )
 from data_pipelines.corpora.formats.delimited import open_table
 from data_pipelines.corpora.formats.fields import (
+    PART,
     cell_at,
     decoded_file,
     mapping,
@@ -36,6 +37,7 @@ from data_pipelines.corpora.formats.fields import (
     recording_of,
     untaken,
 )
+from data_pipelines.corpora.recordings import WHOLE
 from data_pipelines.corpora.tree import unbroken
 from qa_train.data.shards.tar import DamagedShard
 from qa_train.data.text.chat_rows import TURNS, chat_record, is_chat, parts_of, unknown_fields
@@ -77,7 +79,7 @@ def _table(request: Request) -> Found:
             left.update(name for name in untaken(columns, row) if row[name])
             if "split" in columns and row[columns["split"]] != request.published_split:
                 continue
-            path = row[columns["audio"]]
+            path = cell_at(row, columns["audio"]) or ""
             name = row[columns["key"]] if "key" in columns else f"{number:08d}-{Path(path[-80:]).stem}"
             try:
                 record = record_of(row, columns)
@@ -112,16 +114,18 @@ def _part(row: dict[str, Any], columns: dict[str, str]) -> tuple[float, float | 
     A ``duration`` alone cuts in NeMo's own rows, those of an ``audio_filepath``; elsewhere it is a measure of the file.
     In rows with an ``onset``, perhaps an empty one, an ``offset`` is the end of an event (DCASE).
     """
-    row = {column: None if cell == "" else cell for column, cell in row.items()}
     place = columns.get("start", "offset" if "onset" not in row else "")
-    start, end = (row.get(column) if column else None for column in (place, columns.get("end")))
+    # Column "" is pandas' row numbers.
+    cells = (cell_at(row, column) if column else None for column in (place, columns.get("end"), "duration"))
+    start, end, duration = (None if cell == "" else cell for cell in cells)
     cuts = start is not None or "audio_filepath" in row
     try:
-        if end is None and cuts and row.get("duration") is not None:
-            end = float(start or 0.0) + float(row["duration"])
+        if end is None and cuts and duration is not None:
+            end = float(start or 0.0) + float(duration)
         return float(start or 0.0), None if end is None else float(end)
-    except ValueError as error:
-        raise ValueError(f"the part of the recording must be in seconds ({error})") from error
+    except (ValueError, TypeError) as error:
+        remedy = f"; {WHOLE}" if "start" in columns else ""
+        raise ValueError(f"the part of the recording must be in seconds ({error}){remedy}") from error
 
 
 def _jsonl(request: Request) -> Found:
@@ -190,12 +194,15 @@ class RowReader:
             self._kept.update(unknown_fields(record))
             parts = zip(sources, parts_of(row, len(sources)), strict=True)
             return record, [(s, start, None if length is None else start + length) for s, (start, length) in parts]
-        columns = mapping(columns, row, parts=True)
+        # A list of times is a field, not the place of the row.
+        listed = (isinstance(value, list | dict) for name, value in row.items() if name.strip().lower() in PART)
+        columns = mapping(columns, row, parts=not any(listed))
         self._parts |= columns
         self._left.update(untaken(columns, row))
-        if "audio" not in columns:
+        source = cell_at(row, columns["audio"]) if "audio" in columns else None
+        if source is None:
             raise BadRecord(f"none of {', '.join(row)} names the audio: set columns.audio=FIELD")
-        return record_of(row, columns), [(row[columns["audio"]], *_part(row, columns))]
+        return record_of(row, columns), [(source, *_part(row, columns))]
 
     def note(self) -> None:
         """Add to the report which fields were left behind, or kept without a use, and whether rows were parts."""

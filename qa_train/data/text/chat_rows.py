@@ -42,16 +42,16 @@ _ASKED = ("query", "instruction", "prompt")
 # of a test, unless it marks or lists its clips.
 _ELSE_ASKED, _FACTS = ("question", "input"), {"answer", "gt"}
 _ANSWERED = ("response", "output", "completion")
-# Other names of chosen and rejected. The last two improve on the answer next to them, which is not to be learned.
+# Other names of chosen and rejected.
 _PAIRS = (
     ("chosen_response", "rejected_response"),
     ("chosen_messages", "rejected_messages"),
     ("preferred_output", "non_preferred_output"),
-    ("refinement", "response"),
-    ("corrected", "output"),
 )
+# These improve on the answer next to them, which is not to be learned; next to turns both are facts.
+_IMPROVED = (("refinement", "response"), ("corrected", "output"))
 _CLIPS = ("audios", "audio", "sound", "speech", "ori_sound", "audio_path", "audio_filepath", "audio_url", "wav")
-# Name the clip of a row that has no other (MusicQA, OpenAQA); else they are facts.
+# Name the file of the clip of a row that has no other (MusicQA, OpenAQA); else they are facts.
 _CLIP_NAMES = ("audio_name", "audio_id")
 _AUDIO_FILE = re.compile(r"\S.*\.(?:wav|flac|mp3|ogg|opus|m4a|aac|webm)", re.IGNORECASE)
 # A number (from 1 on) names a clip of the list, as in AF-Chat and Phi-4.
@@ -64,8 +64,6 @@ _SHAREGPT_MARK = re.compile(
 _NAMED_MARK = re.compile(
     r"(?:Audio \d+: ?)?<audio>([^<\n]+)</audio>\n?|<\|startofspeech\|>!(?!!)([^<\n]+)<\|endofspeech\|>"
 )
-# A dialogue written into one text, as Anthropic's HH has it.
-_DIALOGUE = re.compile(r"(?:^|\n)\s*(?:human|user):.*\bassistant:\s*$", re.IGNORECASE | re.DOTALL)
 # Fields that would change training, and the remedy for each.
 _REFUSED = {
     "images": "the model takes audio, no images or videos: remove such rows",
@@ -117,7 +115,9 @@ def is_chat(row: dict[str, Any]) -> bool:
     """Whether a row is a chat or a pair, not a record of facts about a clip such as {audio, text}."""
     row = _plain_names(row)
     said = {*row}
-    placed = "question" in said and ("audios" in said or PLACEHOLDER in str(row["question"]))
+    # One with choices is an item of a test.
+    placed = "question" in said and "choices" not in said
+    placed = placed and ("audios" in said or PLACEHOLDER in str(row["question"]))
     asked = said & {*_ASKED} or (said & {*_ELSE_ASKED} and (placed or not said & _FACTS))
     answered = said & {*_ANSWERED, "chosen", "overall_response"} or (placed and "answer" in said)
     return bool(said & {*TURNS} or (asked and answered) or {"chosen", "rejected"} <= said)
@@ -145,7 +145,7 @@ def chat_record(row: dict[str, Any], *, cuts: bool = False) -> tuple[dict[str, A
     turns, pair = _answers(row, _asked(row))
     turns = _with_system(turns, row.get("system") or row.get("system_prompt"))
     listed = _listed(row)
-    named = next((name for name in _CLIP_NAMES if row.get(name)), None)
+    named = next((name for name in _CLIP_NAMES if _names_audio(row.get(name))), None)
     if named and not listed and not any(map(_has_clips, turns)):
         listed = _listed({"audios": row.pop(named)})
     messages, clips = _placed(turns, listed)
@@ -175,11 +175,11 @@ def unknown_fields(record: dict[str, Any]) -> list[str]:
 def _plain_names(row: dict[str, Any]) -> dict[str, Any]:
     """The row without what is null (as tables write what a row does not have), a pair in the names that are read."""
     row = {name: value for name, value in row.items() if value is not None}
-    if isinstance(row.get("input"), dict):
+    if isinstance(row.get("input"), dict) and "messages" in row["input"] and "messages" not in row:
         # OpenAI's preferences: {messages, tools}.
-        row |= row.pop("input")
-    for names in _PAIRS:
-        if row.keys() >= {*names} and "chosen" not in row:
+        row = row.pop("input") | row
+    for names in (*_PAIRS, *(() if row.keys() & {*TURNS} else _IMPROVED)):
+        if "chosen" not in row and all(row.get(name) and isinstance(row[name], str | list | dict) for name in names):
             row |= dict(zip(("chosen", "rejected"), [row.pop(name) for name in names], strict=True))
     return row
 
@@ -190,19 +190,30 @@ def _with_system(turns: list[dict[str, Any]], system: Any) -> list[dict[str, Any
         return turns
     if not turns or turns[0]["role"] != "system":
         return [{"role": "system", "content": system}, *turns]
-    if content_parts(turns[0]["content"]) != content_parts(system):
+    own, repeated = (
+        [part.strip() if isinstance(part, str) else part for part in content_parts(content)]
+        for content in (system, turns[0]["content"])
+    )
+    if own != repeated:
         raise BadRecord("it has a system prompt of its own, and another in its turns: keep one")
     return turns
 
 
 def _audio_field(record: dict[str, Any]) -> str | None:
-    """The field of a record, or of one of its turns, that no task reads and that names an audio file."""
-    for where in (record, *record["messages"]):
+    """The field of a record, or of one of its turns, that no task reads and that names an audio file.
+
+    The ``name`` of a turn is its speaker's.
+    """
+    of_turn = KNOWN_FIELDS | {"content", "name"}
+    for where, known in ((record, KNOWN_FIELDS), *((turn, of_turn) for turn in record["messages"])):
         for name, value in where.items():
-            path = value.get("path") if isinstance(value, dict) else value
-            if name not in (*KNOWN_FIELDS, "content") and isinstance(path, str) and _AUDIO_FILE.fullmatch(path):
+            if name not in known and _names_audio(value.get("path") if isinstance(value, dict) else value):
                 return repr(name)
     return None
+
+
+def _names_audio(value: Any) -> bool:
+    return isinstance(value, str) and _AUDIO_FILE.fullmatch(value) is not None
 
 
 def _asking(row: dict[str, Any]) -> str:
@@ -225,6 +236,8 @@ def _asked(row: dict[str, Any]) -> list[dict[str, Any]]:
         answered = ["answer"]
     answer = row.get(answered[0]) if answered else None
     if isinstance(row.get(asking), list):
+        if lost := next((name for name in ("history", "input") if name != asking and row.get(name)), None):
+            raise BadRecord(f"{asking!r} is a list of turns, and {lost!r} stands next to it: give one list")
         return _turns(row[asking] + _as_turns(answer, "the answer"), _listed(row))
     turns: list[dict[str, Any]] = []
     for exchange in row.get("history") or []:
@@ -236,7 +249,8 @@ def _asked(row: dict[str, Any]) -> list[dict[str, Any]]:
         raise BadRecord(f"{asking!r} must be a text, as 'input' next to it")
     # Alpaca's instruction and its input are one question; TRL's chosen and rejected may hold the question themselves.
     question = "\n".join(text for text in asked if text)
-    if _DIALOGUE.search(question):
+    # As Anthropic's HH has it.
+    if question.strip().lower().startswith(("human:", "user:")) and question.strip().lower().endswith("assistant:"):
         raise BadRecord(f"{asking!r} is a dialogue in one text: give its turns as messages")
     if question or not isinstance(row.get("chosen"), list):
         if not question and not _listed(row):

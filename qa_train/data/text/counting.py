@@ -28,7 +28,7 @@ Ints = NDArray[np.int64]
 UNQUALIFIED = "not usable for the task"
 REASONS = ("", "filtered by where", "no preference pair", "chosen and rejected are identical", UNQUALIFIED)
 # Raised when the same record gives other counts.
-_VERSION = 1
+_VERSION = 2
 # Records whose texts are counted by one call of the tokenizer.
 _BLOCK = 2048
 

@@ -82,7 +82,7 @@ def outline_prompt(sample: Sample, tokenizer: Any, clip_tokens: list[int]) -> Ou
     row.special(IM_START)
     row.text("assistant\n")
     if last and last.unfinished:
-        row.flush(False)
+        row.flush()
         row.parts(last.content, learn=False)
     return row.finish()
 
@@ -165,40 +165,38 @@ class _Row:
         self.key = sample.key
         self.clips_seen = 0
         self.made: Outline = []
-        self.pending = ""
+        # Adjacent texts, and whether each is learned.
+        self.pending: list[tuple[str, bool]] = []
 
     def special(self, token: str, *, learn: bool = False, count: int = 1) -> None:
         """Append a special token; text before it ends there."""
-        self.flush(learn)
+        self.flush()
         self.made.append((special_id(self.tokenizer, token), count, learn))
 
-    def text(self, text: str) -> None:
-        self.pending += text
+    def text(self, text: str, *, learn: bool = False) -> None:
+        if text:
+            self.pending.append((text, learn))
 
-    def flush(self, learn: bool) -> None:
-        if self.pending:
-            self.made.append((self.pending, 1, learn))
-            self.pending = ""
+    def flush(self) -> None:
+        if len({learn for _, learn in self.pending}) > 1:
+            self.made += [(index, 1, learn) for index, learn in self.vocabulary.partly(self.pending)]
+        elif self.pending:
+            self.made.append(("".join(text for text, _ in self.pending), 1, self.pending[0][1]))
+        self.pending = []
 
     def parts(self, content: tuple[TextPart | AudioPart, ...], *, learn: bool, numbered: bool = False) -> None:
+        """Text and clips; of an answer the text is learned, and a clip with its number is not."""
         for part in content:
             if isinstance(part, AudioPart):
-                # Of an answer the text is learned, and a clip with its number is not.
-                if learn:
-                    self.flush(True)
                 self.audio(part.clip, numbered)
-                if learn:
-                    self.flush(False)
             elif part.trusted:
                 for text, is_special in self.vocabulary.split(part.text):
                     if is_special:
                         self.special(text, learn=learn)
                     else:
-                        self.text(text)
+                        self.text(text, learn=learn)
             else:
-                self.text(part.text)
-        if learn:
-            self.flush(True)
+                self.text(part.text, learn=learn)
 
     def audio(self, clip: int, numbered: bool) -> None:
         if clip >= len(self.clip_tokens):
@@ -217,20 +215,20 @@ class _Row:
         for message in sample.messages:
             if message.role == "user":
                 self.parts(message.content, learn=False)
-        self.flush(False)
+        self.flush()
 
     def turn(self, message: Message, *, answer: bool, learn: bool) -> None:
         """One ChatML turn. An answer starts a new token, as after the generation prompt."""
         self.special(IM_START)
         self.text(message.role + "\n")
         if answer:
-            self.flush(False)
+            self.flush()
         self.parts(message.content, learn=learn, numbered=True)
         self.special(IM_END, learn=learn)
         self.text("\n")
 
     def finish(self) -> Outline:
-        self.flush(False)
+        self.flush()
         return self.made
 
 
@@ -269,6 +267,19 @@ class _Vocabulary:
     def encode_text(self, text: str) -> list[int]:
         """Ids of plain text, in which no special token is read."""
         return self._cached(text) if len(text) <= _KEPT_LENGTH else self._encode_text(text)
+
+    def partly(self, texts: Sequence[tuple[str, bool]]) -> list[tuple[int, bool]]:
+        """Ids of adjacent texts as one string, and whether each is learned: if its text is, from end to end."""
+        joined = "".join(text for text, _ in texts)
+        mask = [learn for text, learn in texts for _ in text]
+        found = []
+        start = 0
+        for part in self._parts(joined):
+            row = self._tokenizer(part, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            spans = [slice(start + first, start + last) for first, last in row["offset_mapping"]]
+            found += [(i, {*mask[span]} == {True}) for i, span in zip(row["input_ids"], spans, strict=True)]
+            start += len(part)
+        return found
 
     def counts(self, texts: Collection[str]) -> dict[str, int]:
         """The number of ids of each text, of many at once."""

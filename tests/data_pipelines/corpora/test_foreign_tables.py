@@ -14,6 +14,7 @@ from data_pipelines.corpora.base import Request, TableForm
 from data_pipelines.corpora.formats.delimited import open_table
 from data_pipelines.corpora.formats.fields import mapping, record_of
 from data_pipelines.corpora.formats.tables import table_files
+from data_pipelines.corpora.recordings import WHOLE
 from data_pipelines.corpora.table_file import TableFile, class_names
 from data_pipelines.importing.catalogue import corpus_of
 from data_pipelines.importing.import_report import Report
@@ -436,6 +437,18 @@ def test_start_and_end_say_which_part_of_a_file_is_meant(
     assert mapping(columns, ["audio", "text", *have], parts=True) == rest | found
     # Of tables that hold the clips themselves, only if it is said.
     assert mapping(columns, ["audio", "text", *have]) == rest | (found if columns else {})
+
+
+def test_times_that_are_no_part_of_the_file(tmp_path: Path) -> None:
+    """Lists of times are fields; what is no time, or beyond the file, is answered with how to import it whole."""
+    rows = [{"at": {"file": "a.wav"}, "text": "one", "start": start, "end": end}
+            for start, end in (([0.1], [0.2]), ("0:01", "0:02"), (True, {}), (5.0, 9.0))]  # fmt: skip
+    files = {"a.jsonl": "\n".join(map(json.dumps, [*rows, {"text": "two", "at": {}}])), "a.wav": SECONDS}
+    report = run(Case("jsonl", "train", files, {}), tmp_path, columns={"audio": "at.file"}, error_budget=0.9)
+    assert (report.made, report.dropped) == (2, {"bad line": 2, "bad audio": 1})
+    examples = [*report.examples["bad line"], *report.examples["bad audio"]]
+    assert [WHOLE in example for example in examples] == [True, False, True]
+    assert "names the audio: set columns.audio=FIELD" in examples[1]
 
 
 def test_text_that_is_no_unicode_is_one_bad_row(tmp_path: Path) -> None:
