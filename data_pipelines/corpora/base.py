@@ -152,7 +152,7 @@ def role_named(split: str) -> str:
     words = set(re.split(r"[\W_\d]+", split.lower()))
     if words & {"test", "eval", "evaluation", "te", "heldout"}:
         return TEST
-    return DEV if words & {"dev", "devel", "val", "valid", "validation"} else TRAIN
+    return DEV if words & {"dev", "devel", "val", "valid", "validate", "validation"} else TRAIN
 
 
 @dataclass(frozen=True)

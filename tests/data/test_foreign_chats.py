@@ -386,6 +386,10 @@ def test_files_of_rows_by_their_content(tmp_path: Path) -> None:
     # A number at the border of what is read at once.
     path.write_text('{\n"a": "' + "x" * ((1 << 16) - 23) + f'", "count": 1234, "data": [\n{row},\n{row}]\n}}\n')
     assert [found for _, _, found in objects(path)] == [user("?")] * 2
+    path.write_text(json.dumps({"info": {"version": 1}, "licenses": [], "annotations": [user("?")]}, indent=1))
+    assert [found for _, _, found in objects(path)] == [user("?")]
+    path.write_text('{\n"data": [\n{"a": 1, "a": 2}]}')
+    assert [isinstance(found, BadRecord) for _, _, found in read_rows(path)] == [True]
     # Half of a surrogate pair makes its own row bad.
     for text in (f'{row}\n{{"a": "\ud800"}}\n{row}', f'[{row}, {{"a": "\ud800"}}, {row}]'):
         path.write_bytes(text.encode("utf-16", "surrogatepass"))
@@ -395,6 +399,13 @@ def test_files_of_rows_by_their_content(tmp_path: Path) -> None:
     assert [isinstance(found, BadRecord) for _, _, found in read_rows(path)] == [False, True, True, False]
     for raw, why in ((f"[{row}, {row[:50]}", "cut short"), (f'{{\n"a": {row}', "cut short"),
                      (f"[{row}]\n[{row}]", "more follows"), ('{\n "a": 1}', "without rows"),
+                     (json.dumps(user("?"), indent=1), "a row over several lines .*jq -c [.] FILE"),
+                     (json.dumps({"text": "a b", "words": [{"word": "a"}]}, indent=1), "a row over .*text, words"),
+                     (json.dumps({"id": "a", "segments": [{"text": "a"}]}, indent=1), "a row over .*segments"),
+                     (json.dumps({"x": {"a": 1}}, indent=1) * 2, "more follows .*jq -c [.] FILE"),
+                     (json.dumps({"licenses": [{"id": 1}], "data": [{"a": 1}]}, indent=1), r"several .*[.]NAME\[\]"),
+                     (json.dumps({"u1": {"a": 1}, "n": 1}, indent=1), "without rows"),
+                     ('{"a":' + " " * 30_000 + "1}]", "more follows|not JSON"),
                      ("a,b\n1,2", "one JSON object on each line")):  # fmt: skip
         path.write_text(raw)
         with pytest.raises(ValueError, match=why):

@@ -4,8 +4,12 @@
 
 from __future__ import annotations
 
+import codecs
+import math
+import re
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_pipelines.corpora.base import (
@@ -18,10 +22,11 @@ from data_pipelines.corpora.base import (
     Item,
     Request,
     events_record,
+    role_named,
     stem,
     words_of,
 )
-from data_pipelines.corpora.formats.delimited import open_table
+from data_pipelines.corpora.formats.delimited import Rows, open_table
 from data_pipelines.corpora.formats.fields import AUDIO_COLUMNS
 
 _LISTS = ("*.tsv", "*.csv", "*.txt", "*.ann")
@@ -29,11 +34,9 @@ _LISTS = ("*.tsv", "*.csv", "*.txt", "*.ann")
 
 def _read(request: Request) -> Found:
     tree = request.tree
-    names = [Path(path).name for path in tree.files] or tree.need(*_LISTS, what="list of sound events")
-    for listed in names:
-        request.without_split(listed)
+    for opened in _lists(request):
         clips: dict[str, list[dict[str, Any]]] = {}
-        for found in _events(request, listed):
+        for found in _events(opened):
             if isinstance(found, Drop):
                 yield found
                 continue
@@ -42,45 +45,128 @@ def _read(request: Request) -> Found:
         for file, events in clips.items():
             audio = tree.by_stem(stem(file))
             if audio is None:
-                yield Drop(stem(file), "missing audio", f"listed in {listed}")
+                yield Drop(stem(file), "missing audio", f"listed in {opened.name}")
             elif not events:
-                yield Drop(stem(file), "no events", listed, filter=True)
+                yield Drop(stem(file), "no events", opened.name, filter=True)
             else:
                 yield Item(stem(file), (tree.recording(audio),), events_record(events))
 
 
-def _events(request: Request, listed: str) -> Iterator[tuple[str, dict[str, Any] | None] | Drop]:
-    """(file, event) of each row; None for a row that lists a clip in which nothing is heard."""
-    header, rows = open_table(request, listed)
-    given = request.columns
-    named = {
-        "audio": given.get("audio") or next((name for name in AUDIO_COLUMNS if name in header), None),
-        "start": given.get("start", "onset"),
-        "end": given.get("end", "offset"),
-        "label": given.get("label")
-        or next((name for name in ("event_label", "label") if name in header), "event_label"),
-    }
-    if missing := [name for name in named.values() if name is not None and name not in header]:
+@dataclass(frozen=True)
+class _List:
+    """An opened list; ``audio`` is the column of the clip, None where the list is of the clip of its own name."""
+
+    name: str
+    audio: str | None
+    start: str
+    end: str
+    label: str
+    rows: Rows
+
+
+class _OtherFile(ValueError):
+    """A table without the columns of events."""
+
+
+def _lists(request: Request) -> list[_List]:
+    """The lists of the split: those that were named, else those whose name or folder says it, else those that say none.
+
+    Raises:
+        ValueError: no list, or several tables that may be of other splits.
+    """
+    tree = request.tree
+    if tree.files:
+        names = [Path(path).name for path in tree.files]
+        for name in names:
+            request.without_split(name)
+        return [_open(request, name) for name in names]
+    said = {name: _split_said(request, name) for name in tree.need(*_LISTS, what="list of sound events")}
+    role = role_named(request.published_split)
+    names = [name for name in said if said[name] == role]
+    told = bool(names) or role in map(_split_of, (Path(path).name for path in request.paths))
+    found, others = [], []
+    for name in names or [name for name in said if said[name] is None]:
+        try:
+            found.append(_open(request, name))
+        except _OtherFile as error:
+            others.append((name, error))
+    if not found and others:
+        raise others[0][1]
+    if not found or (not told and sum(opened.audio is not None for opened in found) > 1):
         raise ValueError(
-            f"{listed}: no column {missing}; it has {list(header)}: expected filename, onset, offset, event_label. "
+            f"no list says that it is of split {request.published_split} ({', '.join(list(said)[:3])}"
+            f"{', ...' if len(said) > 3 else ''}): name the lists and the audio, path=[LIST,AUDIO]"
+        )
+    if not told:
+        request.without_split(found[0].name)
+    if others:
+        first = ", ".join(name for name, _ in others[:3])
+        request.notes.append(f"without the columns of a list, not read: {len(others)} ({first})")
+    return found
+
+
+def _split_said(request: Request, name: str) -> str | None:
+    """What the name or a folder of a list says its split is for; None where none does.
+
+    A list named like a clip may have any words in its name, so its folders come first.
+    """
+    *folders, own = PurePosixPath(name).parts
+    parts = [own, *reversed(folders)]
+    if request.tree.by_stem(stem(name)):
+        parts.append(parts.pop(0))
+    return next((role for part in parts if (role := _split_of(part))), None)
+
+
+def _split_of(name: str) -> str | None:
+    role = role_named(name)
+    return role if role != TRAIN or re.search(r"(?<![a-z])train(?:ing)?(?![a-z])", name.lower()) else None
+
+
+def _open(request: Request, name: str) -> _List:
+    with request.tree.open(name) as file:
+        empty = not file.read(1 << 12).strip(codecs.BOM_UTF8 + b" \t\r\n")
+    if empty and request.tree.by_stem(stem(name)):
+        # As such lists are where nothing is heard.
+        return _List(name, None, "", "", "", iter(()))
+    if empty:
+        raise _OtherFile(f"{name} is empty")
+    header, rows = open_table(request, name)
+    given = request.columns
+    audio = given.get("audio") or next((column for column in AUDIO_COLUMNS if column in header), None)
+    label = given.get("label") or next((column for column in ("event_label", "label") if column in header), None)
+    found = _List(name, audio, given.get("start", "onset"), given.get("end", "offset"), label or "event_label", rows)
+    needed = (found.audio, found.start, found.end, found.label)
+    if missing := [column for column in needed if column is not None and column not in header]:
+        raise _OtherFile(
+            f"{name}: no column {missing}; it has {list(header)}: expected filename, onset, offset, event_label. "
             "columns.start=, columns.end=, columns.label= and columns.audio= name others; for lists without a line of "
             "names: header=[onset,offset,event_label]"
         )
-    for line, row in rows:
+    return found
+
+
+def _events(opened: _List) -> Iterator[tuple[str, dict[str, Any] | None] | Drop]:
+    """(file, event) of each row; None for a row that lists a clip in which nothing is heard, and for an empty list."""
+    line = 0
+    for line, row in opened.rows:
         if isinstance(row, str):
-            yield Drop(f"{listed}-{line}", "row that does not fit", row)
+            yield Drop(f"{opened.name}-{line}", "row that does not fit", row)
             continue
-        file = listed if named["audio"] is None else row[named["audio"]]
-        start, end, label = (row[str(named[name])].strip() for name in ("start", "end", "label"))
-        if not (start or end or label):
-            yield file, None
-            continue
+        file = opened.name if opened.audio is None else row[opened.audio]
+        cells = [row[column].strip() for column in (opened.label, opened.start, opened.end)]
         try:
-            event = {"label": words_of(label), "start": round(float(start), 3), "end": round(float(end), 3)}
+            yield file, _event(*cells) if any(cells) else None
         except ValueError as error:
-            yield Drop(f"{listed}-{line}", "bad cell", str(error))
-            continue
-        yield file, event
+            yield Drop(f"{opened.name}-{line}", "bad cell", str(error))
+    if not line and opened.audio is None:
+        yield opened.name, None
+
+
+def _event(label: str, start: str, end: str) -> dict[str, Any]:
+    name, first, last = words_of(label), round(float(start), 3), round(float(end), 3)
+    if not name or not 0 <= first <= last < math.inf:
+        raise ValueError(f"{label!r} from {start} s to {end} s; expected a label, and 0 <= start <= end")
+    return {"label": name, "start": first, "end": last}
 
 
 CORPORA = (

@@ -1,6 +1,7 @@
 """Files of JSON objects, whatever the file name: one per line, in one array, or in one object over several lines, by
-their ids (SpeechBrain) or as a list under a name. A row at a time, parsed strictly. A byte-order mark is not part of
-the first row. A bad row does not hide later ones; a truncated array or object does.
+their ids (SpeechBrain) or as the only list of objects in it. A row at a time, parsed strictly; such an object is read
+twice, first to see that it is no row itself. A byte-order mark is not part of the first row. A bad row does not hide
+later ones; a truncated array does, and a truncated object has none.
 """
 
 from __future__ import annotations
@@ -13,13 +14,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from qa_train.data.text.records import BadRecord, parse_object
+from qa_train.data.text.chat_rows import TURNS
+from qa_train.data.text.records import KNOWN_FIELDS, BadRecord, parse_object
 
 # A row may hold clips as base64; texts are bounded again once those are taken out.
 MAX_ROW_BYTES = 1 << 28
 _BLOCK = 1 << 16
 # The first line of an object that goes on: it ends where a value begins.
-_OPENED = re.compile(r'\{\s*("(?:[^"\\]|\\.)*"\s*:\s*[\[{]?\s*)?')
+_OPENED = re.compile(r'\{\s*("(?:[^"\\]|\\.)*"\s*:\s*(?:[\[{]\s*)?)?')
+_PRETTY = "jq -c . FILE writes one object on each line"
+# An object with one of these names is a row.
+_OF_A_ROW = {*TURNS, "text", "audio", "audios", "audio_path", "audio_filepath", "audio_url", "audio_id", "audio_name",
+             "wav", "sound", "ori_sound", "speech", "path", "file", "file_name", "filename"}  # fmt: skip
 Row = tuple[int, str, dict[str, Any] | BadRecord]
 
 
@@ -59,7 +65,7 @@ def rows(file: IO[bytes]) -> Iterator[Row]:
                 other = str(error).startswith(("not JSON", "the JSON is not"))
                 hint = "; expected one JSON object on each line, or one array of them" if other else ""
                 if other and not whole and beginning.lstrip().startswith(b"{"):
-                    hint += " (jq -c . FILE writes one object on each line)"
+                    hint += f" ({_PRETTY})"
                 yield number, f"{kind} {number}", BadRecord(f"{error}{hint}")
 
 
@@ -107,56 +113,120 @@ def array_items(text: IO[str], key: str | None = None) -> Iterator[tuple[Any, st
         if not block:
             raise ValueError(f"no list {key or 'at its top'}")
         buffer += block
-    return _values(text, buffer[buffer.index("[", buffer.find(start)) + 1 :], "]", alone=key is None)
+    values = _Values(text, buffer[buffer.index("[", buffer.find(start)) + 1 :])
+    return values.until("]") if key else _alone(values)
+
+
+def _alone(values: _Values) -> Iterator[tuple[Any, str]]:
+    yield from values.until("]")
+    if values.sign():
+        raise ValueError("more follows the end of the list: give one list, or one object on each line")
 
 
 def _whole_items(text: IO[str]) -> Iterator[tuple[Any, str]]:
     """(item, its text) of the array or the object at the top of a JSON file. What an object holds by a name that it
-    does not have itself has it as its ``id``; what is neither an object nor a list of them is no item.
+    does not have itself has it as its ``id``.
     """
-    beginning = text.read(_BLOCK).lstrip()
-    if beginning.startswith("["):
-        yield from _values(text, beginning[1:], "]")
+    values = _Values(text)
+    if values.sign() == "[":
+        values.skip()
+        yield from _alone(values)
         return
-    name, empty = "", True
-    for number, (value, raw) in enumerate(_values(text, beginning[1:], "}")):
-        if number % 2 == 0:
-            name = str(value)
-        elif isinstance(value, dict):
-            empty = False
+    rows_under = _list_of_rows(values)
+    text.seek(0)
+    for name, value, raw, listed in _members(_Values(text)):
+        if listed:
+            if name == rows_under:
+                yield value, raw
+        elif rows_under is None:
             yield value, raw if "id" in value or not value else f'{{"id": {json.dumps(name)}, {raw[1:]}'
-        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-            empty = False
-            yield from ((item, json.dumps(item)) for item in value)
-    if empty:
+
+
+def _list_of_rows(values: _Values) -> str | None:
+    """The name in the object at the top of a file under which its rows are; None where each value is a row.
+
+    Raises:
+        ValueError: a row, or an object of something else.
+    """
+    names, lists, others, empty = set[str](), set[str](), set[str](), True
+    for name, value, _, listed in _members(values):
+        names.add(name)
+        empty = False
+        if listed and isinstance(value, dict):
+            lists.add(name)
+        elif listed or not isinstance(value, dict):
+            others.add(name)
+    if values.sign():
+        raise ValueError(f"more follows the end of the object: expected one object on each line ({_PRETTY})")
+    if said := sorted(names & _OF_A_ROW | lists & {*KNOWN_FIELDS}):
+        raise ValueError(f"a row over several lines (it has {', '.join(said)}): {_PRETTY}")
+    if len(lists) > 1:
+        raise ValueError(f"several lists of objects ({', '.join(sorted(lists))}): jq -c '.NAME[]' FILE writes out one")
+    if empty or (others and not lists):
         raise ValueError(
-            "an object without rows: expected one JSON object on each line, or one array or object of them"
+            f"an object without rows: expected one JSON object on each line, or one array or object of them ({_PRETTY})"
         )
+    return next(iter(lists), None)
 
 
-def _values(text: IO[str], buffer: str, closing: str, *, alone: bool = True) -> Iterator[tuple[Any, str]]:
-    """(value, its text) one after the other, names and what they name alike, up to the ``closing`` bracket."""
-    decoder = json.JSONDecoder()
-    while True:
-        buffer = buffer.lstrip(" \t\r\n,:")
-        if buffer.startswith(closing):
-            if alone and (buffer[1:] + text.read(_BLOCK)).strip():
-                raise ValueError("more follows the end of the list: give one list, or one object on each line")
-            return
-        try:
-            item, end = decoder.raw_decode(buffer)
-        except json.JSONDecodeError as error:
-            # Twice as much each time: an object is parsed again only a few times.
-            block = text.read(max(_BLOCK, len(buffer)))
-            if not block:
-                raise ValueError(f"not JSON, or cut short ({error})") from error
-            buffer += block
-            continue
-        except RecursionError as error:
-            raise ValueError("JSON nested too deeply") from error
-        if end == len(buffer) and (block := text.read(_BLOCK)):
-            # A number may go on.
-            buffer += block
-            continue
-        yield item, buffer[:end]
-        buffer = buffer[end:]
+def _members(values: _Values) -> Iterator[tuple[str, Any, str, bool]]:
+    """(name, value, its text, False) of an object at the top of a file; of a list each item, with True."""
+    values.sign()
+    values.skip()
+    while values.sign() != "}":
+        name = str(values.one()[0])
+        if values.sign() == "[":
+            values.skip()
+            for item, raw in values.until("]"):
+                yield name, item, raw, True
+        else:
+            value, raw = values.one()
+            yield name, value, raw, False
+    values.skip()
+
+
+class _Values:
+    """JSON values one after the other, names and what they name alike; only one is in memory."""
+
+    def __init__(self, text: IO[str], buffer: str = "") -> None:
+        self._text = text
+        self._buffer = buffer
+        self._decoder = json.JSONDecoder()
+
+    def sign(self) -> str:
+        """The first character of what follows; "" at the end of the file."""
+        self._buffer = self._buffer.lstrip(" \t\r\n,:")
+        while not self._buffer and (block := self._text.read(_BLOCK)):
+            self._buffer = block.lstrip(" \t\r\n,:")
+        return self._buffer[:1]
+
+    def skip(self) -> None:
+        """Goes over a bracket."""
+        self._buffer = self._buffer[1:]
+
+    def until(self, closing: str) -> Iterator[tuple[Any, str]]:
+        """(value, its text) up to the ``closing`` bracket, and over it."""
+        while self.sign() != closing:
+            yield self.one()
+        self.skip()
+
+    def one(self) -> tuple[Any, str]:
+        """The value that follows ``sign``, and its text. Raises ValueError when it is invalid or truncated."""
+        while True:
+            try:
+                item, end = self._decoder.raw_decode(self._buffer)
+            except json.JSONDecodeError as error:
+                # Twice as much each time: an object is parsed again only a few times.
+                block = self._text.read(max(_BLOCK, len(self._buffer)))
+                if not block:
+                    raise ValueError(f"not JSON, or cut short ({error})") from error
+                self._buffer += block
+                continue
+            except RecursionError as error:
+                raise ValueError("JSON nested too deeply") from error
+            if end == len(self._buffer) and (block := self._text.read(_BLOCK)):
+                # A number may go on.
+                self._buffer += block
+                continue
+            raw, self._buffer = self._buffer[:end], self._buffer[end:]
+            return item, raw

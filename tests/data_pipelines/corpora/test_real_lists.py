@@ -127,6 +127,60 @@ def test_what_stands_in_the_place_of_a_list_is_named(head: str, what: str, tmp_p
             read(corpus, "train", tmp_path / corpus)
 
 
+def test_a_list_of_names_that_begin_like_a_format_is_a_list(tmp_path: Path) -> None:
+    for name in ("bzhang_001", "MTHD-1", "bzh", "pk\x03\x04"):
+        (tmp_path / "wav.scp").write_text(f"{name} a.wav\n")
+        (tmp_path / "text").write_text(f"{name} hello\n")
+        assert [item.name for item in read("kaldi", "train", tmp_path)[0]] == [name]
+
+
+def strong(folder: Path, split: str, clips: str, **lists: str) -> tuple[dict[str, list[Any]], dict[str, str]]:
+    """The labels of each clip, and the reason of each drop; names of ``lists`` have "__" for "/" and "_" for "."."""
+    for clip in clips:
+        (folder / f"{clip}.wav").touch()
+    for name, text in lists.items():
+        path = folder / name.replace("__", "/").replace("_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    items, drops = read("strong_labels", split, folder)
+    return {item.name: item.record["labels"] for item in items}, {drop.name: drop.reason for drop in drops}
+
+
+EVENTS = "filename\tonset\toffset\tevent_label\n"
+EVENT = "onset\toffset\tevent_label\n0.1\t0.2\tDog\n"
+
+
+def test_lists_of_sound_events_are_of_one_split(tmp_path: Path) -> None:
+    tables = {name: f"{EVENTS}{clip}.wav\t0.1\t0.2\tDog\n" for clip, name in zip("ab", ("train", "test"), strict=True)}
+    layouts = (
+        {f"metadata__{name}_tsv": text for name, text in tables.items()} | {"README_txt": "Sounds, many.\n"},
+        {"train__a_tsv": EVENT, "test__b_tsv": EVENT, "validate__c_tsv": EVENT},
+    )
+    for number, lists in enumerate(layouts):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        assert strong(folder, "train", "abc", **lists) == ({"a": ["Dog"]}, {})
+        assert strong(folder, "test", "abc") == ({"b": ["Dog"]}, {})
+    (tmp_path / "two").mkdir()
+    with pytest.raises(ValueError, match=r"no list says that it is of split train .*path=\[LIST,AUDIO\]"):
+        strong(tmp_path / "two", "train", "ab", fold1_tsv=tables["train"], fold2_tsv=tables["test"])
+    (tmp_path / "each").mkdir()
+    assert strong(tmp_path / "each", "train", "ab", a_ann=EVENT, b_ann=EVENT)[0] == {"a": ["Dog"], "b": ["Dog"]}
+
+
+def test_one_odd_list_of_sound_events_costs_itself(tmp_path: Path) -> None:
+    cells = ("nan\t1\tDog", "0\tinf\tDog", "0.2\t0.1\tDog", "0.1\t0.2\t_")
+    table = EVENTS + "a.wav\t0.1\t0.2\tDog\n" + "".join(f"a.wav\t{cell}\n" for cell in cells)
+    found, drops = strong(tmp_path, "train", "ab", README_txt="Sounds, many.\n", e_tsv=table, b_txt="", c_txt="\n")
+    assert found == {"a": ["Dog"]}
+    assert drops == {f"e.tsv-{line}": "bad cell" for line in range(3, 7)} | {"b": "no events"}
+    request = Request((str(tmp_path),), "train")
+    list(corpus_of("strong_labels").read(request))
+    assert request.notes == ["without the columns of a list, not read: 2 (README.txt, c.txt)"]
+    with pytest.raises(ValueError, match=r"README\.txt: no column"):
+        read("strong_labels", "train", tmp_path / "README.txt")
+
+
 def test_lhotse_manifests_are_arrays_too_and_of_before_version_08(tmp_path: Path) -> None:
     source = {"type": "file", "channels": [0], "source": "a.wav"}
     recording = {"id": "r", "sources": [source], "sampling_rate": 16_000, "num_samples": 16_000, "duration": 1.0}

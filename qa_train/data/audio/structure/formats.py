@@ -47,23 +47,25 @@ _SIGNS = (
     _Sign(b"wvpk", "WavPack", "wv", ""),
     _Sign(b"TTA1", "True Audio", "tta", ""),
 )
-# Files that are not audio, and the remedy.
+# Files that are not audio, and the remedy: by their first bytes, and texts in any case after spaces.
 _NO_AUDIO = {
     b"\0\x05\x16\x07": "an AppleDouble file, which macOS adds next to others ('._NAME'): remove it",
-    b"version https://git-lfs": "a Git LFS pointer, not the file: git lfs pull fetches it",
     b"\x1f\x8b": "gzip: unpack it (gunzip)",
-    b"pk\x03\x04": "a zip archive: unpack it (unzip)",
-    b"\xfd7zxz\0": "xz: unpack it (unxz)",
-    b"bzh": "bzip2: unpack it (bunzip2)",
+    b"PK\x03\x04": "a zip archive: unpack it (unzip)",
+    b"\xfd7zXZ\0": "xz: unpack it (unxz)",
+    **{b"BZh%d1AY&SY" % level: "bzip2: unpack it (bunzip2)" for level in range(1, 10)},
     b"\x28\xb5\x2f\xfd": "zstd: unpack it (unzstd)",
     b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive: unpack it (7z x)",
+    b"MThd": "MIDI: notes, not sound",
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"%PDF": "a PDF",
+}
+_TEXTS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file: git lfs pull fetches it",
     b"<!doctype": "an HTML page, as of a failed download: fetch the file again",
     b"<html": "an HTML page, as of a failed download: fetch the file again",
     b"<?xml": "XML, as of a failed download: fetch the file again",
-    b"mthd": "MIDI: notes, not sound",
-    b"\x89png": "a PNG picture",
-    b"\xff\xd8\xff": "a JPEG picture",
-    b"%pdf": "a PDF",
 }
 _WAVES = {b"RIFF": "WAV", b"RIFX": "WAV (RIFX)", b"RF64": "WAV (RF64)", b"BW64": "WAV (RF64)"}
 
@@ -88,10 +90,9 @@ def examine(data: Data) -> Container:
 def other_file(head: bytes) -> str | None:
     """The format of a file that is neither audio nor a tar, by its first bytes, with the remedy; None if unknown."""
     text = head[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for raw, name in _NO_AUDIO.items():
-        if head.startswith(raw) or text.startswith(raw):
-            return name
-    return None
+    found = (name for signs, start in ((_NO_AUDIO, head), (_TEXTS, text)) for raw, name in signs.items()
+             if start.startswith(raw))  # fmt: skip
+    return next(found, None)
 
 
 def _named(head: bytes) -> _Sign | str | None:
