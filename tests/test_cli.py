@@ -385,6 +385,7 @@ main(["completion", "bash"])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the names of threads from /proc")
+@pytest.mark.slow
 def test_no_thread_of_the_process_group_outlives_a_command(tmp_path: Path) -> None:
     # One that frees a tensor while Python shuts down ends the process with SIGABRT, rarely and after all was done.
     done = subprocess.run(

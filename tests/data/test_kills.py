@@ -17,6 +17,7 @@ from tests.data import killed_jobs
 from tests.data.conftest import mixture
 
 
+@pytest.mark.slow
 def test_killed_jobs_continue_exactly() -> None:
     kills = int(os.environ.get("KILLS", "5"))
     result = killed_jobs.check(kills=kills, steps=45, seed=1)

@@ -90,6 +90,7 @@ def plain_cider_d(answers: list[str], wanted: list[list[str]]) -> list[float]:
 
 
 @needs_java
+@pytest.mark.slow
 def test_cider_equals_the_formula() -> None:
     items = captions(1, 12, 3)
     answers = ptb_tokenize(tuple(p.text for p in items))

@@ -7,12 +7,15 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
+import pytest
+
 from qa_train.config import config_dir, register, to_stage_config
 from tests import by_path
 
 check_plan = by_path.script("check_plan")
 
 
+@pytest.mark.slow
 def test_the_runs_of_the_table_can_be_composed(tmp_path: Path) -> None:
     register()
     seen = {}
