@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-
 import pytest
+from hydra import compose, initialize_config_dir
 
 from qa_train.config import config_dir, register, to_stage_config
 from tests import by_path
