@@ -25,6 +25,9 @@ from qa_train.model.flops import Regime, Shapes, Work
 from tests.model.test_flops import QWEN2_AUDIO
 
 
+pytestmark = pytest.mark.slow
+
+
 def test_the_usual_estimate_takes_six_operations_a_weight() -> None:
     dense = 6 * (QWEN2_AUDIO.encoder.weights * 250 + (QWEN2_AUDIO.llm_weights + 4096 * 156032) * 173)
     assert six_n_flops(QWEN2_AUDIO, Work([500], [173], 14), Regime()) == dense

@@ -21,6 +21,7 @@ from qa_train.planner.memory import memory
 from qa_train.planner.sizes import measure
 from tests.cuda_without_gpu.pretended import Held
 
+pytestmark = pytest.mark.slow
 RANK = 4
 SEGMENTS = [800, 1000, 600]
 TEXT, ANSWER = 60, 30

@@ -65,6 +65,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_rehearsed_run_is_equal_to_the_last_bit(
     options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
@@ -127,7 +128,8 @@ def test_encoding_says_how_long_it_takes(
     assert "encoding takes" not in again
 
 
-@pytest.mark.parametrize("model", ["tiny", pytest.param("nano", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["tiny", "nano"])
 def test_forecasts_are_true(
     options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], model: str
 ) -> None:
