@@ -24,7 +24,6 @@ from benchmark.report import executed_flops, six_n_flops
 from qa_train.model.flops import Regime, Shapes, Work
 from tests.model.test_flops import QWEN2_AUDIO
 
-
 pytestmark = pytest.mark.slow
 
 
