@@ -19,7 +19,6 @@ _STORAGE = FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOT
 _FULL_WORDS = ("No space left", "Disk quota", "File too large", "PytorchStreamWriter failed", "file write failed",
                "unexpected pos")  # fmt: skip
 _OTHER_WORDS = ("Read-only file system", "Input/output error", "Too many open files")
-# As it is, or as a Path has it.
 # Also as pathlib shortens it: "s3:/bucket".
 _ADDRESS = re.compile(r"(?:s3|gs|gcs|hf|https?|file):/", re.IGNORECASE)
 _WORDS = (*_FULL_WORDS, *_OTHER_WORDS)

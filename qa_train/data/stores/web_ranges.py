@@ -28,6 +28,7 @@ MAX_CONNECTIONS = 16
 _RETRIED_STATUS = (408, 425, 429)
 # No byte of the range is in the file.
 _PAST_THE_END = 416
+_WHOLE = re.compile(r"bytes \*/(\d{1,18})")
 # A kilobyte or two each.
 _MOST_MOVED = 10_000
 # Redirects are followed here; everything else that fails is tried again by the caller.
@@ -79,9 +80,10 @@ def read(
         OSError: any other status, an answer for other bytes, or an incomplete one.
     """
     answer = _answer(url, offset, size, cfg, more or {})
-    total = re.fullmatch(r"bytes \*/(\d{1,18})", answer.headers.get("content-range", ""))
-    if answer.status == _PAST_THE_END and total and int(total[1]) <= offset:
-        return b"", int(total[1])
+    if answer.status == _PAST_THE_END:
+        total = _WHOLE.fullmatch(answer.headers.get("content-range", ""))
+        if total and int(total[1]) <= offset:
+            return b"", int(total[1])
     if answer.status >= 400:
         _raise(url, answer)
     return answer.body, _checked_range(answer, offset, size)

@@ -8,34 +8,30 @@ compared (align-anything). Unsupported fields of such a row are refused by name:
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-from qa_train.data.text.content import (
-    LOSS_FIELDS,
-    PLACEHOLDER,
-    Heard,
-    Source,
-    content_parts,
-    shown,
-    source_of,
-    turn_loss,
+from qa_train.data.text.chat_turns import (
+    CLIPS,
+    REFUSED_IN_TURNS,
+    answer_turns,
+    has_clips,
+    listed_clips,
+    read_turns,
+    texts_and_clips,
+    written,
 )
+from qa_train.data.text.content import LOSS_FIELDS, PLACEHOLDER, Heard, Source, content_parts, shown, turn_loss
 from qa_train.data.text.prompts import chat_messages
 from qa_train.data.text.records import (
     KNOWN_FIELDS,
     BadRecord,
     check_record,
     check_text,
-    number_text,
-    parse_json,
     with_texts,
 )
 
-_ROLES = {"human": "user", "input": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant",
-          "model": "assistant", "output": "assistant", "developer": "system"}  # fmt: skip
 TURNS = ("messages", "conversations", "conversation", "context_messages")
 _ASKED = ("query", "instruction", "prompt")
 # They ask where none of those does. Next to one of these a question is a fact about the clip, of a record or an item
@@ -50,20 +46,9 @@ _PAIRS = (
 )
 # These improve on the answer next to them, which is not to be learned; next to turns both are facts.
 _IMPROVED = (("refinement", "response"), ("corrected", "output"))
-_CLIPS = ("audios", "audio", "sound", "speech", "ori_sound", "audio_path", "audio_filepath", "audio_url", "wav")
 # Name the file of the clip of a row that has no other (MusicQA, OpenAQA); else they are facts.
-_CLIP_NAMES = ("audio_name", "audio_id")
+CLIP_NAMES = ("audio_name", "audio_id")
 _AUDIO_FILE = re.compile(r"\S.*\.(?:wav|flac|mp3|ogg|opus|m4a|aac|webm)", re.IGNORECASE)
-# A number (from 1 on) names a clip of the list, as in AF-Chat and Phi-4.
-_NUMBERED_MARK = re.compile(r"<\|audio_(\d+)\|>")
-# Marks of a clip in the turns of {from, value}; elsewhere they may be meant literally.
-_SHAREGPT_MARK = re.compile(
-    rf"<(?:sound|speech|audio(?![^<\n]+</audio>))>\n?|<sound-(\d+)>\n?|{_NUMBERED_MARK.pattern}"
-)
-# A clip with its path: Qwen-Audio's first chats (the template adds the number) and FunASR's.
-_NAMED_MARK = re.compile(
-    r"(?:Audio \d+: ?)?<audio>([^<\n]+)</audio>\n?|<\|startofspeech\|>!(?!!)([^<\n]+)<\|endofspeech\|>"
-)
 # Fields that would change training, and the remedy for each.
 _REFUSED = {
     "images": "the model takes audio, no images or videos: remove such rows",
@@ -76,11 +61,10 @@ _REFUSED = {
     "kto_tag": "answers judged one by one are KTO's: dpo needs pairs; pair them by question, or keep the good for sft",
     "completions": "stepwise supervision is not supported: give one completion",
 }
-_REFUSED_IN_TURNS = ("tool_calls", "function_call", "reasoning_content", "thinking", "images", "videos")
 # Fields that are read here and are not part of the record.
-_TAKEN = (*TURNS, *_CLIPS, *_REFUSED, "system", "system_prompt", "history", "rejected_response", "rejected_messages",
+_TAKEN = (*TURNS, *CLIPS, *_REFUSED, "system", "system_prompt", "history", "rejected_response", "rejected_messages",
           "rejected_audios", "duration", "offset", "response_1", "response_2", "overall_response")  # fmt: skip
-_TURN_TAKEN = (*LOSS_FIELDS, *_CLIPS, *_REFUSED_IN_TURNS, "role", "content", "from", "value", "type", "message_type",
+_TURN_TAKEN = (*LOSS_FIELDS, *CLIPS, *REFUSED_IN_TURNS, "role", "content", "from", "value", "type", "message_type",
                "duration", "offset")  # fmt: skip
 
 
@@ -144,10 +128,10 @@ def chat_record(row: dict[str, Any], *, cuts: bool = False) -> tuple[dict[str, A
         raise BadRecord(f"it has a 'label' of {str(row['label']).lower()}: {_REFUSED['kto_tag']}")
     turns, pair = _answers(row, _asked(row))
     turns = _with_system(turns, row.get("system") or row.get("system_prompt"))
-    listed = _listed(row)
-    named = next((name for name in _CLIP_NAMES if _names_audio(row.get(name))), None)
-    if named and not listed and not any(map(_has_clips, turns)):
-        listed = _listed({"audios": row.pop(named)})
+    listed = listed_clips(row)
+    named = next((name for name in CLIP_NAMES if _names_audio(row.get(name))), None)
+    if named and not listed and not any(map(has_clips, turns)):
+        listed = listed_clips({"audios": row.pop(named)})
     messages, clips = _placed(turns, listed)
     if any(start for start, _ in parts_of(row, len(clips))) and not cuts:
         raise BadRecord(
@@ -227,7 +211,7 @@ def _asking(row: dict[str, Any]) -> str:
 def _asked(row: dict[str, Any]) -> list[dict[str, Any]]:
     """The turns as the row has them, {role, content} each; of a single exchange with its answer, if there is one."""
     if any(name in row for name in TURNS):
-        return _turns(next((row[name] for name in TURNS if row.get(name)), None), _listed(row))
+        return read_turns(next((row[name] for name in TURNS if row.get(name)), None), listed_clips(row))
     answered = [name for name in _ANSWERED if row.get(name) is not None]
     if len({str(row[name]) for name in answered}) > 1:
         raise BadRecord(f"it answers twice, in {' and '.join(map(repr, answered))}: remove one")
@@ -238,7 +222,7 @@ def _asked(row: dict[str, Any]) -> list[dict[str, Any]]:
     if isinstance(row.get(asking), list):
         if lost := next((name for name in ("history", "input") if name != asking and row.get(name)), None):
             raise BadRecord(f"{asking!r} is a list of turns, and {lost!r} stands next to it: give one list")
-        return _turns(row[asking] + _as_turns(answer, "the answer"), _listed(row))
+        return read_turns(row[asking] + answer_turns(answer, "the answer"), listed_clips(row))
     turns: list[dict[str, Any]] = []
     for exchange in row.get("history") or []:
         if not isinstance(exchange, list) or len(exchange) != 2:
@@ -253,113 +237,13 @@ def _asked(row: dict[str, Any]) -> list[dict[str, Any]]:
     if question.strip().lower().startswith(("human:", "user:")) and question.strip().lower().endswith("assistant:"):
         raise BadRecord(f"{asking!r} is a dialogue in one text: give its turns as messages")
     if question or not isinstance(row.get("chosen"), list):
-        if not question and not _listed(row):
+        if not question and not listed_clips(row):
             raise BadRecord(
                 f"no question: neither a clip nor any of {', '.join((*_ASKED, *_ELSE_ASKED))}; take dialogues in one "
                 "text apart"
             )
         turns.append({"role": "user", "content": question})
-    return turns if answer is None else [*turns, {"role": "assistant", "content": _written(answer)}]
-
-
-def _turns(listed: Any, clips: Sequence[Source] = ()) -> list[dict[str, Any]]:
-    """Turns of any tool as {role, content, and other fields}; ``clips``: those that numbered marks mean."""
-    if isinstance(listed, str) and listed.lstrip().startswith("["):
-        # Tables of texts hold turns as JSON.
-        try:
-            listed = parse_json(listed)
-        except BadRecord as error:
-            raise BadRecord(f"the turns, a text of JSON: {error}") from error
-    if not isinstance(listed, list) or not listed or not all(isinstance(turn, dict) for turn in listed):
-        raise BadRecord("the turns must be a list with at least one turn, {role, content} or {from, value} each")
-    turns: list[dict[str, Any]] = []
-    for turn in listed:
-        if "role" not in turn and "from" not in turn:
-            # A question and its answer in one object, as ms-swift and XTuner have them, perhaps with an empty "system".
-            said = [(_ROLES.get(role, role), text) for role, text in turn.items()]
-            turns += [{"role": role, "content": text} for role, text in said if text or role != "system"]
-            continue
-        for name in _REFUSED_IN_TURNS:
-            if turn.get(name):
-                raise BadRecord(f"a turn has {name!r}, which is not part of the chat format: remove such rows")
-        role = str(turn.get("role", turn.get("from"))).lower()
-        made = {**turn, "role": _ROLES.get(role, role), "content": _content(turn, clips)}
-        last = turns[-1] if turns else {}
-        if _of_type(turn) and _of_type(last) and last["role"] == made["role"] and turn_loss(last) == turn_loss(made):
-            # NeMo's turns hold one thing each: those of one speaker are one message. The template ends a clip's line.
-            between = ["\n"] if last["content"][-1]["type"] == "text" else []
-            last["content"] = [*last["content"], *between, *made["content"]]
-        else:
-            turns.append(made)
-    for turn in turns:
-        if turn["role"] not in ("system", "user", "assistant"):
-            raise BadRecord(f"a turn of {turn['role']!r}: use system, user or assistant (or human and gpt)")
-    return turns
-
-
-def _of_type(turn: dict[str, Any]) -> Any:
-    """The declared type of a turn with a single content: text or audio."""
-    return turn.get("type", turn.get("message_type"))
-
-
-def _content(turn: dict[str, Any], clips: Sequence[Source]) -> Any:
-    """The content of a turn, as ``content_parts`` reads it."""
-    content = _written(turn.get("content", turn.get("value")))
-    kind = _of_type(turn)
-    if kind is not None and not isinstance(content, list):
-        return [{"type": kind, "value": content}]
-    if kind not in (None, "text", "message"):
-        raise BadRecord(f"a turn of type {kind!r} with a list: give its parts as {{type, text}} and {{type, audio}}")
-    if content is None:
-        raise BadRecord(f"a turn without a content (it has {', '.join(turn)}): expected {{role, content}}")
-    if not isinstance(content, str):
-        return content
-
-    def heard(mark: re.Match[str]) -> dict[str, Any]:
-        if mark.lastindex is None:
-            return {"type": "audio"}
-        number = int(mark[mark.lastindex])
-        if not 0 < number <= len(clips):
-            raise BadRecord(f"{mark[0].strip()} names no clip: the row lists {len(clips)}, numbered from 1 on")
-        return {"type": "audio", "audio": clips[number - 1]}
-
-    return _cut(content, _SHAREGPT_MARK if "value" in turn else _NUMBERED_MARK, heard)
-
-
-def _cut(text: str, marks: re.Pattern[str], heard: Callable[[re.Match[str]], dict[str, Any]]) -> Any:
-    """The text, in a list of parts with the clip of each mark if it has any."""
-    parts: list[Any] = []
-    start = 0
-    for mark in marks.finditer(text):
-        parts += [text[start : mark.start()], heard(mark)]
-        start = mark.end()
-    return [*parts, text[start:]] if parts else text
-
-
-def _written(content: Any) -> Any:
-    """The number that answers "How many?" is often written as one."""
-    # Not isinstance: true and false are not numbers here. A table has NaN for what is missing.
-    return number_text(content) if type(content) in (int, float) and math.isfinite(content) else content
-
-
-def _parts(turn: dict[str, Any]) -> list[str | Heard]:
-    """Text and clips of a turn. A question may name its clips in the text."""
-    content = turn["content"]
-    if turn["role"] == "user" and isinstance(content, str):
-        content = _cut(content, _NAMED_MARK, lambda mark: {"type": "audio", "audio": (mark[1] or mark[2]).strip()})
-    return content_parts(content)
-
-
-def _as_turns(answer: Any, name: str) -> list[dict[str, Any]]:
-    """An answer as turns: a text, one turn, or several."""
-    if answer is None:
-        return []
-    if isinstance(answer, str):
-        return [{"role": "assistant", "content": answer}]
-    turns = _turns(answer if isinstance(answer, list) else [answer])
-    if not turns or turns[-1]["role"] != "assistant":
-        raise BadRecord(f"{name!r} must end with an answer: a text, or a turn of the assistant")
-    return turns
+    return turns if answer is None else [*turns, {"role": "assistant", "content": written(answer)}]
 
 
 def _answers(row: dict[str, Any], turns: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -367,12 +251,12 @@ def _answers(row: dict[str, Any], turns: list[dict[str, Any]]) -> tuple[list[dic
     if "overall_response" in row:
         return _compared(row)
     if row.get("chosen") is not None and row.get("rejected") is not None:
-        chosen, rejected = (_as_turns(row[name], name) for name in ("chosen", "rejected"))
+        chosen, rejected = (answer_turns(row[name], name) for name in ("chosen", "rejected"))
     elif any(row.get(name) is not None for name in ("rejected_response", "rejected_messages")):
         if not turns or turns[-1]["role"] != "assistant":
             raise BadRecord("a rejected answer needs the better one as the last message")
         name = "rejected_messages" if row.get("rejected_messages") is not None else "rejected_response"
-        rejected = _as_turns(row[name], name)
+        rejected = answer_turns(row[name], name)
         asked = turns[:-1] if len(rejected) > 1 else []
         turns, chosen = turns[: len(turns) - 1 - len(asked)], [*asked, turns[-1]]
     elif row.get("rejected_audios") is not None:
@@ -413,20 +297,6 @@ def _compared(row: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, str]
     return question, {"chosen": str(chosen), "rejected": str(rejected), "family": "human"}
 
 
-def _listed(values: dict[str, Any]) -> list[Source]:
-    """The clips that a row, or a turn, lists next to its texts."""
-    given: Any = next((values[name] for name in _CLIPS if values.get(name) not in (None, [], "")), [])
-    found = [source_of(each) for each in (given if isinstance(given, list) else [given])]
-    if None in found:
-        raise BadRecord("a clip of the list has neither path nor data")
-    return [source for source in found if source is not None]
-
-
-def _has_clips(turn: dict[str, Any]) -> bool:
-    """Whether a turn itself says where its clips come from."""
-    return bool(_listed(turn)) or any(isinstance(part, Heard) and part.source is not None for part in _parts(turn))
-
-
 def _placed(turns: list[dict[str, Any]], listed: list[Source]) -> tuple[list[dict[str, Any]], list[Source]]:
     """Messages with a mark for each clip, and the clips in their order."""
     waiting = list(listed)
@@ -434,8 +304,8 @@ def _placed(turns: list[dict[str, Any]], listed: list[Source]) -> tuple[list[dic
     messages = []
     named = False
     for turn in turns:
-        own = _listed(turn)
-        parts = _parts(turn)
+        own = listed_clips(turn)
+        parts = texts_and_clips(turn)
         # Clips of a turn that its text does not place open it.
         unplaced = len(own) - sum(isinstance(part, Heard) for part in parts)
         parts = [*(Heard() for _ in range(unplaced)), *parts]
@@ -467,7 +337,7 @@ def _placed(turns: list[dict[str, Any]], listed: list[Source]) -> tuple[list[dic
 
 
 def _mismatch(turns: Iterable[dict[str, Any]], listed: list[Source]) -> str:
-    heard = [part for turn in turns for part in _parts(turn) if isinstance(part, Heard)]
+    heard = [part for turn in turns for part in texts_and_clips(turn) if isinstance(part, Heard)]
     named = next((part.source for part in heard if part.source is not None), None)
     if listed and named is not None:
         return (

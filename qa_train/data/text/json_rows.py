@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from qa_train.data.text.chat_rows import TURNS
+from qa_train.data.text.chat_rows import CLIP_NAMES, TURNS
+from qa_train.data.text.chat_turns import CLIPS
 from qa_train.data.text.records import KNOWN_FIELDS, BadRecord, parse_object
 
 # A row may hold clips as base64; texts are bounded again once those are taken out.
@@ -24,8 +25,7 @@ _BLOCK = 1 << 16
 _OPENED = re.compile(r'\{\s*("(?:[^"\\]|\\.)*"\s*:\s*(?:[\[{]\s*)?)?')
 _PRETTY = "jq -c . FILE writes one object on each line"
 # An object with one of these names is a row.
-_OF_A_ROW = {*TURNS, "text", "audio", "audios", "audio_path", "audio_filepath", "audio_url", "audio_id", "audio_name",
-             "wav", "sound", "ori_sound", "speech", "path", "file", "file_name", "filename"}  # fmt: skip
+_OF_A_ROW = {*TURNS, *CLIPS, *CLIP_NAMES, "text", "path", "file", "file_name", "filename"}
 Row = tuple[int, str, dict[str, Any] | BadRecord]
 
 
