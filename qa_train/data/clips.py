@@ -14,7 +14,7 @@ from qa_train.data.audio.augment import ClipAugment
 from qa_train.data.audio.decoder import KillableDecoder
 from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.mel import log_mel
-from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, audio_tokens, read_clip, segments
+from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, audio_tokens, read_indexed, segments
 from qa_train.data.stores.neighbours import Range
 from qa_train.data.stores.storage import RangeReader
 
@@ -73,7 +73,7 @@ class ClipReader:
         self.num_mel_bins = num_mel_bins
         self._files = RangeReader(storage)
         self._killable = None if decode_timeout_s is None else KillableDecoder(decode_timeout_s)
-        self._decode = read_clip if self._killable is None else self._killable.read_clip
+        self._decode = read_indexed if self._killable is None else self._killable.read_indexed
 
     def close(self) -> None:
         """Close files, and end the decoder's process."""
@@ -102,13 +102,9 @@ class ClipReader:
             what = f"{clip.member}: {len(raw)} of {clip.size} bytes at {clip.offset} do not match the index's checksum"
             raise SkipSample("changed shard", f"{what}: damaged, or another shard under this name")
         try:
-            # One second more than indexed: the length is compared below, so a wrong index ends the read early.
-            wave = self._decode(raw, max_duration_s=clip.duration_s + 1)
-            if len(wave) != clip.num_samples:
-                raise BadAudio(f"{len(wave)} samples at 16 kHz, the index has {clip.num_samples}")
+            return self._decode(raw, clip.num_samples)
         except BadAudio as error:
             raise SkipSample("bad audio", f"{clip.member}, byte {clip.offset}: {error}") from error
-        return wave
 
     def mels(self, clip: Clip, augment: ClipAugment | None = None) -> tuple[list[Tensor], list[int]]:
         """Log-mel [M, L + tail] of each segment of a clip, and L, the real frames of each."""

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from qa_train.data.audio import dr_flac
-from qa_train.data.audio.waveform import BadAudio, read_clip
+from qa_train.data.audio.waveform import BadAudio, read_clip, read_indexed
 
 DEPTHS = ("PCM_S8", "PCM_16", "PCM_24")
 
@@ -91,9 +91,18 @@ def test_damaged_and_odd_files_end_as_with_libsndfile_alone(monkeypatch: pytest.
     assert len(errors) > 5
 
 
+def test_a_clip_of_the_index_has_all_flacs_that_are_joined_in_it() -> None:
+    raw = encoded(np.random.default_rng(0).normal(0, 0.2, (5000, 1)), 16_000, "PCM_16")
+    for joined, length in ((raw, 5000), (raw + raw, 10_000)):
+        assert read_indexed(joined, length).tobytes() == result(joined)
+        for wrong in (length - 1, length + 1, 3 * length):
+            with pytest.raises(BadAudio, match=rf"{length} samples at 16 kHz, the index has {wrong}"):
+                read_indexed(joined, wrong)
+
+
 def test_what_the_header_states_is_bounded_before_anything_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = encoded(np.zeros((100_000, 1)), 16_000, "PCM_16")
-    monkeypatch.setattr(dr_flac.miniaudio, "flac_read_f32", lambda raw: pytest.fail("decoded"))
+    monkeypatch.setattr(dr_flac, "lib", None)
     word = int.from_bytes(raw[18:26], "big")
     for frames in (0, dr_flac.MAX_AT_ONCE + 1, 2**36 - 1):
         claims = raw[:18] + struct.pack(">Q", word >> 36 << 36 | frames) + raw[26:]

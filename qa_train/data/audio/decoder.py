@@ -17,12 +17,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from qa_train.data.audio.waveform import BadAudio, read_clip
+from qa_train.data.audio.waveform import BadAudio, read_indexed
 from qa_train.utils.process import end_with_parent
 
-# Before a request: the longest duration in seconds, and the bytes of the file. Before a reply: whether it is the
-# samples, not an error, and its bytes.
-_REQUEST, _REPLY = struct.Struct("<dQ"), struct.Struct("<?Q")
+# Before a request: the number of samples, and the bytes of the file. Before a reply: whether it is the samples, not an
+# error, and its bytes.
+_REQUEST, _REPLY = struct.Struct("<QQ"), struct.Struct("<?Q")
 # Memory that a child may allocate in addition to that of its parent.
 _MORE_MEMORY = 2 << 30
 
@@ -34,7 +34,7 @@ class _Child:
 
 
 class KillableDecoder:
-    """``read_clip`` in a child process. Picklable: every process has its own child."""
+    """`read_indexed` in a child process. Picklable: every process has its own child."""
 
     def __init__(self, timeout_s: float) -> None:
         if timeout_s <= 0:
@@ -43,11 +43,11 @@ class KillableDecoder:
         self._child: _Child | None = None
         self._process = os.getpid()
 
-    def read_clip(self, raw: bytes, *, max_duration_s: float) -> np.ndarray:
-        """Decode to float32 mono at 16 kHz, [n]; BadAudio also when the decoder crashed or took too long."""
+    def read_indexed(self, raw: bytes, num_samples: int) -> np.ndarray:
+        """The clip, float32 mono at 16 kHz, [num_samples]; BadAudio also when the decoder crashed or took too long."""
         link = self._running().link
         try:
-            link.sendall(_REQUEST.pack(max_duration_s, len(raw)))
+            link.sendall(_REQUEST.pack(num_samples, len(raw)))
             link.sendall(raw)
             ok, size = _REPLY.unpack(_received(link, _REPLY.size))
             reply = _received(link, size)
@@ -125,12 +125,12 @@ def _serve(link: socket.socket) -> NoReturn:
     resource.setrlimit(resource.RLIMIT_AS, (used + _MORE_MEMORY, used + _MORE_MEMORY))
     while True:
         try:
-            max_duration_s, size = _REQUEST.unpack(_received(link, _REQUEST.size))
+            num_samples, size = _REQUEST.unpack(_received(link, _REQUEST.size))
             raw = bytes(_received(link, size))
         except EOFError:
             os._exit(0)
         try:
-            ok, reply = True, read_clip(raw, max_duration_s=max_duration_s).view(np.uint8).data
+            ok, reply = True, read_indexed(raw, num_samples).view(np.uint8).data
         except (BadAudio, MemoryError) as error:
             ok, reply = False, memoryview((str(error) or type(error).__name__).encode())
         link.sendall(_REPLY.pack(ok, len(reply)))

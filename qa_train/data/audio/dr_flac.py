@@ -6,8 +6,8 @@ For any other, and wherever the result is not what the header states, libsndfile
 
 from __future__ import annotations
 
-import miniaudio
 import numpy as np
+from miniaudio import ffi, lib
 
 # Samples of all channels: what may be decoded at once. 17 minutes of mono at 16 kHz, 64 MiB.
 MAX_AT_ONCE = 1 << 24
@@ -29,18 +29,24 @@ def stated(raw: bytes) -> tuple[int, int, int] | None:
 def decode(raw: bytes) -> np.ndarray | None:
     """All samples, float32 [n] (mono) or [n, channels]; None if they are not as `stated`, or too many at once.
 
-    dr_flac allocates what the header states, so that is bounded first; a frame whose checksum is wrong is missing from
-    its result.
+    What the header states is allocated, so that is bounded first; a frame whose checksum is wrong is missing from the
+    result.
     """
     expected = stated(raw)
     if expected is None or expected[0] * expected[2] > MAX_AT_ONCE:
         return None
-    try:
-        sound = miniaudio.flac_read_f32(raw)
-    except miniaudio.DecodeError:
-        return None
     frames, rate, channels = expected
-    if (sound.sample_rate, sound.nchannels, len(sound.samples)) != (rate, channels, frames * channels):
+    # dr_flac's own function for whole files would allocate the samples, and miniaudio's copy them.
+    decoder = lib.ma_dr_flac_open_memory(raw, len(raw), ffi.NULL)
+    if decoder == ffi.NULL:
         return None
-    samples = np.frombuffer(sound.samples, np.float32)
+    try:
+        if (decoder.sampleRate, decoder.channels) != (rate, channels):
+            return None
+        samples = np.empty(frames * channels, np.float32)
+        found = lib.ma_dr_flac_read_pcm_frames_f32(decoder, frames, ffi.from_buffer("float[]", samples))
+    finally:
+        lib.ma_dr_flac_close(decoder)
+    if found != frames:
+        return None
     return samples if channels == 1 else samples.reshape(-1, channels)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import soxr
 
+from qa_train.data.audio import dr_flac
 from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.sound import AnySound, Sound, open_sound
 from qa_train.data.audio.structure.containers import CONVERT, damaged
@@ -74,6 +75,22 @@ def read_clip(
     if not np.isfinite(mono).all():
         raise BadAudio("it contains NaN or infinite samples")
     return resample(np.ascontiguousarray(mono), sound.rate)
+
+
+def read_indexed(raw: bytes, num_samples: int) -> np.ndarray:
+    """The clip with these bytes, of which an index states ``num_samples`` at 16 kHz: float32 [num_samples].
+
+    A FLAC whose header states the same is not searched for others joined to it: the index would count theirs too.
+
+    Raises BadAudio as `read_clip`, and for any other number of samples.
+    """
+    wave = dr_flac.decode(raw) if dr_flac.stated(raw) == (num_samples, SAMPLE_RATE, 1) else None
+    if wave is None:
+        # One second more than indexed: a wrong index ends the read early.
+        wave = read_clip(raw, max_duration_s=num_samples / SAMPLE_RATE + 1)
+    if len(wave) != num_samples:
+        raise BadAudio(f"{len(wave)} samples at 16 kHz, the index has {num_samples}")
+    return wave
 
 
 def read_frames(source: bytes | str | Path, start: int, stop: int) -> np.ndarray:
