@@ -97,7 +97,7 @@ OWNERS = {
     "deepspeed": {"qa_train/train/job/distributed.py"},
     "upath": {"qa_train/data/stores/folders.py"},
     "ray": {"qa_train/jobs/ray_pool.py"},
-    "urllib3": {"qa_train/data/stores/web_ranges.py"},
+    "pycurl": {"qa_train/data/stores/http_client.py"},
     "tenacity": {"qa_train/utils/retry.py"},
     "webdataset": {"qa_train/data/shards/wds.py"},
     # One search for the nearest name.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import random
 import threading
@@ -484,13 +485,11 @@ def test_a_server_that_asks_for_patience_gets_it(server: Server, monkeypatch: py
 
     waits: list[float] = []
     monkeypatch.setattr("tenacity.nap.time.sleep", waits.append)
-    asked = iter([{"Retry-After": "7"}, {"retry-after": "3"}, {}])
+    asked = iter([{"retry-after": "7"}, {"retry-after": "3"}, {}])
     refuse = web_ranges.Refused
 
-    def with_header(status: int, reason: str, headers: Any) -> web_ranges.Refused:
-        import urllib3
-
-        return refuse(status, reason, urllib3.HTTPHeaderDict(next(asked)))
+    def with_header(answer: Any) -> web_ranges.Refused:
+        return refuse(dataclasses.replace(answer, headers=next(asked)))
 
     monkeypatch.setattr(web_ranges, "Refused", with_header)
     server.fail("503", "429", "503")
