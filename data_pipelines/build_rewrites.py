@@ -25,9 +25,10 @@ from typing import Any
 from omegaconf import MISSING
 
 from qa_train.config import StorageConfig
+from qa_train.data.shards.catalog import shard_paths
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.writer import ShardWriter
-from qa_train.data.stores.storage import expand, open_binary
+from qa_train.data.stores.storage import open_binary
 from qa_train.llm.client import Endpoint
 from qa_train.llm.judge import Judge, Verdict
 from qa_train.utils import draws
@@ -136,7 +137,7 @@ def rewrite(options: RewriteConfig) -> int:
     outcome = Outcome()
     shards = options.shards if isinstance(options.shards, list) else [options.shards]
     with ShardWriter(out / "rewritten-%05d.tar", max_samples=options.samples_per_shard) as shard:
-        for path in expand(shards, options.storage):
+        for path in shard_paths(shards, options.storage):
             _rewrite_shard(path, options, writer, shard, outcome)
     if not outcome.turns:
         raise ValueError(f"data rewrite: no chat in {shards}: its records need messages that end with an answer")

@@ -23,10 +23,10 @@ from data_pipelines.importing.import_report import Report
 from data_pipelines.importing.import_shard import LeftOut
 from data_pipelines.labelling.label_options import LabelConfig, Labeller
 from data_pipelines.labelling.label_shard import Asking, LabelJob, write_labels
+from qa_train.data.shards.catalog import shard_paths
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.sidecar import load_summary
 from qa_train.data.stores.folders import open_folder
-from qa_train.data.stores.storage import expand
 from qa_train.data.text.prompts import PromptBank
 from qa_train.eval.answers import Journal
 from qa_train.eval.questions import part_text
@@ -150,7 +150,7 @@ def _sources(options: LabelConfig, out: Path) -> list[str]:
     """The shards to label. Where their folder holds ``out`` too, what an earlier run made of them is none."""
     found: list[str] = []
     for pattern in options.shards if isinstance(options.shards, list) else [options.shards]:
-        shards = expand([pattern], options.storage)
+        shards = shard_paths([pattern], options.storage)
         sources = [shard for shard in shards if not _replaced(shard, out)]
         if {*map(name_of, shards)} > {*map(name_of, sources)}:
             raise ValueError(f"data label: out={options.out} holds the shards themselves: choose another folder")

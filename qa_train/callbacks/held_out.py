@@ -26,9 +26,8 @@ from transformers import TrainerCallback
 from qa_train.callbacks.drift import check_rule, drifted, mean_words
 from qa_train.config import EvalSetConfig
 from qa_train.data.audio.waveform import BadAudio
-from qa_train.data.shards.catalog import open_shards
+from qa_train.data.shards.catalog import open_shards, shard_paths
 from qa_train.data.shards.same_recordings import same_recordings
-from qa_train.data.stores.storage import expand
 from qa_train.data.text.prompts import PromptBank
 from qa_train.eval.answers import Limits, Outcome, answer, predictions
 from qa_train.eval.eval_sets import is_right, keep_clip, record_questions
@@ -241,7 +240,7 @@ def _rows(
 
 def refuse_training_data(name: str, held_out: EvalSetConfig, stage: Stage) -> None:
     """ValueError when a source of the run holds records of a set: the same shard, or the same recordings in another."""
-    wanted = {_real(path) for path in expand(held_out.shards, stage.cfg.data.storage)}
+    wanted = {_real(path) for path in shard_paths(held_out.shards, stage.cfg.data.storage)}
     table = open_shards(held_out.shards, cfg=stage.cfg.data.storage)
     for source in stage.batches.sources:
         if not source.weight:

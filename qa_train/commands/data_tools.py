@@ -119,11 +119,11 @@ def inspect(paths: list[str], options: StorageOptions) -> int:
 
 def validate(paths: list[str], options: ValidateOptions) -> int:
     """Read everything and report every fault; the exit code is 1 if there is one."""
-    from qa_train.data.stores.storage import expand
+    from qa_train.data.shards.catalog import shard_paths
     from qa_train.data.tools.validate import validate as check
 
     summary = check(
-        expand(paths, options.storage),
+        shard_paths(paths, options.storage),
         say,
         decode=options.decode,
         engine=options.workers(),
@@ -136,7 +136,7 @@ def validate(paths: list[str], options: ValidateOptions) -> int:
 
 def stats(paths: list[str], options: StatsOptions) -> int:
     """Count hours by task and language, and measure lengths and tokens."""
-    from qa_train.data.stores.storage import expand
+    from qa_train.data.shards.catalog import shard_paths
     from qa_train.data.tools.stats import stats as count
 
     tokenizer = None
@@ -148,18 +148,18 @@ def stats(paths: list[str], options: StatsOptions) -> int:
         raise ValueError("data stats: tasks= counts tokens, which needs tokenizer= (a folder, a hub id, builtin:nano)")
     tasks = [task for task in options.tasks.split(",") if task]
     engine, storage = options.workers(), options.storage
-    found = count(expand(paths, storage), tokenizer=tokenizer, tasks=tasks, engine=engine, storage=storage)
+    found = count(shard_paths(paths, storage), tokenizer=tokenizer, tasks=tasks, engine=engine, storage=storage)
     print(found.shown(layout()))
     return 0
 
 
 def words(paths: list[str], options: WordsOptions) -> int:
     """Write the rare words of the transcripts to out=, for tasks with hotwords."""
-    from qa_train.data.stores.storage import expand
+    from qa_train.data.shards.catalog import shard_paths
     from qa_train.data.tools.rare_words import write_rare_words
 
     count, seen = write_rare_words(
-        expand(paths, options.storage),
+        shard_paths(paths, options.storage),
         Path(options.out),
         at_most=options.at_most,
         shortest=options.shortest,
@@ -172,10 +172,10 @@ def words(paths: list[str], options: WordsOptions) -> int:
 
 def sample(paths: list[str], options: SampleOptions) -> int:
     """Print some records, and write files to play and plots into out=."""
-    from qa_train.data.stores.storage import expand
+    from qa_train.data.shards.catalog import shard_paths
     from qa_train.data.tools.view import describe_row, draw_rows, write_row
 
-    for path, row in draw_rows(expand(paths, options.storage), options.n, options.seed, options.storage):
+    for path, row in draw_rows(shard_paths(paths, options.storage), options.n, options.seed, options.storage):
         say(describe_row(path, row, options.storage))
         if options.out is not None:
             for file in write_row(path, row, Path(options.out), options.storage):
@@ -189,11 +189,11 @@ def clean(paths: list[str], options: CleanOptions) -> int:
 
     Shares are between 0 and 1; null switches a filter off.
     """
-    from qa_train.data.stores.storage import expand
+    from qa_train.data.shards.catalog import shard_paths
     from qa_train.data.tools.clean import clean as run
 
     result = run(
-        expand(paths, options.storage),
+        shard_paths(paths, options.storage),
         options,
         apply=options.apply,
         report=options.report,

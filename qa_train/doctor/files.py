@@ -13,11 +13,11 @@ from qa_train.model.stored.manifest import MANIFEST
 
 def examine_data(patterns: list[str], storage: StorageConfig | None = None) -> Iterator[Finding]:
     """Check that shards exist and have matching indexes; nothing is decoded. ``storage``: how remote ones are read."""
+    from qa_train.data.shards.catalog import shard_paths
     from qa_train.data.shards.sidecar import CLEANED, IGNORED, load_summary
-    from qa_train.data.stores.storage import expand
 
     try:
-        paths = expand(patterns, storage)
+        paths = shard_paths(patterns, storage)
     except (ValueError, OSError) as error:
         yield problem("data", str(error), "give folders, globs or URLs of .tar shards")
         return

@@ -24,8 +24,8 @@ from qa_train.data.audio.front_end import FRONT_END
 from qa_train.data.audio.table_clip import clip_source
 from qa_train.data.audio.waveform import BadAudio, read_clip
 from qa_train.data.clips import Clip, ClipReader, SkipSample
+from qa_train.data.shards.catalog import shard_paths
 from qa_train.data.shards.index import load_index
-from qa_train.data.stores.storage import expand
 from qa_train.eval.eval_sets import clips_of
 from qa_train.eval.scores.normalise import CHARACTER_LANGUAGES, label_words
 
@@ -62,7 +62,7 @@ def contamination(
     same_clip: dict[str, str] = {}
     recordings = Recordings(paths)
     as_long: list[tuple[str, Clip]] = []
-    for shard in expand(shards, storage):
+    for shard in shard_paths(shards, storage):
         for record in load_index(shard, storage).table.to_pylist():
             place = f"{shard}:{record['key']}"
             for clip in clips_of(shard, record):

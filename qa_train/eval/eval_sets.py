@@ -24,8 +24,8 @@ import soundfile
 from qa_train.config import EvalSetConfig, StorageConfig
 from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio
 from qa_train.data.clips import Clip, ClipReader, SkipSample
+from qa_train.data.shards.catalog import shard_paths
 from qa_train.data.shards.index import load_index
-from qa_train.data.stores.storage import expand
 from qa_train.data.text.counting import UNQUALIFIED
 from qa_train.data.text.prompts import PromptBank, Unqualified
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
@@ -120,7 +120,7 @@ def record_questions(
     reader = ClipReader(num_mel_bins=0, storage=storage)
     found: list[tuple[bytes, Question]] = []
     skipped: Counter[str] = Counter()
-    for path in expand(chosen.shards, storage):
+    for path in shard_paths(chosen.shards, storage):
         for row in load_index(path, storage).table.to_pylist():
             record = json.loads(row["meta"])
             reason = _unwanted(record, chosen)

@@ -190,6 +190,27 @@ def test_wrong_words_are_explained(command: str, tmp_path: Path) -> None:
             run(f"data {command}", [str(tmp_path / "*.tar")])
 
 
+@pytest.mark.parametrize(
+    "command", ["validate", "stats", "sample n=3", "clean", "words out=", "to-jsonl task=asr out="]
+)
+def test_a_catalog_stands_for_its_shards(
+    command: str, corpus: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from qa_train.doctor.files import examine_data
+
+    catalog = str(tmp_path / "all.catalog.parquet")
+    assert run("data catalog", [catalog, *corpus[:2]]) == 0
+    capsys.readouterr()
+    name, *options = command.split()
+    said = []
+    for number, shards in enumerate((corpus[:2], [catalog])):
+        out = tmp_path / f"{number}.out.jsonl"
+        assert run(f"data {name}", [*shards, *(f"out={out}" if word == "out=" else word for word in options)]) == 0
+        said.append(capsys.readouterr().out.replace(out.stem, "OUT") + (out.read_text() if out.exists() else ""))
+    assert said[0].replace("0.out-audio", "1.out-audio") == said[1]
+    assert [*examine_data([catalog])] == [*examine_data(corpus[:2])]
+
+
 @pytest.mark.parametrize("pattern", ["year=1/*.tar", "year={1,2}/*.tar", "{root}/year=1/*.tar"])
 def test_a_pattern_may_have_an_equals_sign(pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

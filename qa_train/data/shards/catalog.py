@@ -90,14 +90,28 @@ def list_shards(
     patterns: Iterable[str | Path], cfg: StorageConfig | None = None, *, values: bool = True
 ) -> list[tuple[str, Summary]]:
     """Paths and summaries of the shards of ``open_shards``; ``values=False``: not always with counts by value."""
-    named = list(map(str, patterns))
-    catalogs = [path for path in named if without_query(path).endswith(CATALOG_SUFFIX)]
-    others = [path for path in named if path not in catalogs]
+    catalogs, others = _named(patterns)
     listed = [line for path in catalogs for line in read_catalog(path, cfg, values=values)]
     if others or not catalogs:
         paths = storage.expand(others, cfg)
         listed += zip(paths, _summaries(paths, cfg), strict=True)
     return listed
+
+
+def shard_paths(patterns: Iterable[str | Path], cfg: StorageConfig | None = None) -> list[str]:
+    """The distinct paths of the shards of ``open_shards``, whose indexes are not looked at. Raises ValueError when
+    nothing is found, or as `read_catalog`.
+    """
+    catalogs, others = _named(patterns)
+    found = [path for catalog in catalogs for path, _ in read_catalog(catalog, cfg, values=False)]
+    return list(dict.fromkeys(found + (storage.expand(others, cfg) if others or not catalogs else [])))
+
+
+def _named(patterns: Iterable[str | Path]) -> tuple[list[str], list[str]]:
+    """The catalogs of these names, and the others."""
+    named = list(map(str, patterns))
+    catalogs = [path for path in named if without_query(path).endswith(CATALOG_SUFFIX)]
+    return catalogs, [path for path in named if path not in catalogs]
 
 
 def make_table(

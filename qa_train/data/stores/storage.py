@@ -47,7 +47,7 @@ _OTHER_KINDS = {
     ".csv": "a table: make shards of it with qa-train data import table",
     ".tsv": "a table: make shards of it with qa-train data import table",
     ".index.parquet": "the index of one: name the .tar",
-    ".catalog.parquet": "a catalog, which only data.sources take: name the shards it lists",
+    ".catalog.parquet": "a catalog: name the shards it lists",
     ".parquet": "a table: make shards of it with qa-train data import huggingface",
     ".arrow": "a table: make shards of it with qa-train data import huggingface",
     ".gz": "a compressed file, without byte ranges: unpack it (gunzip) and index the .tar",

@@ -18,6 +18,7 @@ import crc32c
 
 from qa_train.config import StorageConfig
 from qa_train.data.audio.waveform import BadAudio
+from qa_train.data.shards.catalog import shard_paths
 from qa_train.data.shards.clip_files import encoded, located, refuse_parts
 from qa_train.data.shards.index import ShardIndex, load_index
 from qa_train.data.shards.writer import ShardWriter
@@ -115,7 +116,7 @@ def shards_to_jsonl(
     names: set[str] = set()
     with whole(out) as part:
         with part.open("w", encoding="utf-8") as file:
-            for shard in storage.expand(shards, cfg):
+            for shard in shard_paths(shards, cfg):
                 for row in load_index(shard, cfg).table.to_pylist():
                     record = json.loads(row["meta"])
                     sample = bank.sample(record, task, "chat", row["key"], 0, 0, pair="chosen" in record)
