@@ -58,7 +58,8 @@ MAY_IMPORT = {
         "doctor": "config data.shards model model.stored report train.job",
         "eval.scores": "",
         "eval.benchmarks": "config data.audio data.text llm eval.scores",
-        "eval": "config data.audio data.shards data.text data model model.stored infer report llm eval.scores eval.benchmarks",
+        "eval": "config data.audio data.shards data.text data model model.stored infer report llm eval.scores "
+        "eval.benchmarks",
         "preferences": "config data data.shards data.text infer llm eval eval.scores",
         "callbacks": "config data.audio data.shards data.text infer train train.job train.safety eval eval.scores",
         "commands": "config jobs data.shards data.stores data data.tools model planner infer report dashboard doctor "
