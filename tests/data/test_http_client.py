@@ -5,9 +5,11 @@ from __future__ import annotations
 import datetime
 import io
 import re
+import shutil
 import signal
 import socket
 import ssl
+import subprocess
 import threading
 import time
 from collections import deque
@@ -107,8 +109,7 @@ def test_a_connection_that_was_closed_meanwhile_is_replaced() -> None:
             assert web_ranges.read(url, 10, 100, QUICK) == (BODY, 1000)
     assert len(asked) == 4
     assert asked[0].splitlines()[0] == "GET /x.tar?a=b%20c HTTP/1.1"
-    assert "Range: bytes=10-109" in asked[0].splitlines()
-    assert "encoding" not in asked[0].lower()
+    assert {"Range: bytes=10-109", "Accept-Encoding: identity"} <= set(asked[0].splitlines())
 
 
 @pytest.mark.parametrize(
@@ -118,9 +119,9 @@ def test_a_connection_that_was_closed_meanwhile_is_replaced() -> None:
         b"HTTP/1.1 100 Continue\r\n\r\n" + USUAL,
         HEAD + b"Connection: close\r\nContent-Length: 100\r\n\r\n" + BODY,
         HEAD.replace(b"1.1", b"1.0") + b"\r\n" + BODY,
-        HEAD + b"Transfer-Encoding: chunked\r\n\r\n64\r\n" + BODY + b"\r\n0\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n64\r\n" + BODY + b"\r\n0\r\nContent-Range: 7\r\n\r\n",
     ],
-    ids=["1.0", "100", "close", "no length", "chunked"],
+    ids=["1.0", "100", "close", "no length", "chunked, with a trailer"],
 )
 def test_unusual_answers_are_read(odd: bytes) -> None:
     with answering([odd], [odd]) as (url, _):
@@ -146,6 +147,8 @@ def test_where_no_server_can_lead_is_told_at_once(place: str) -> None:
         (HEAD + b"Content-Length: 99\r\n\r\n" + BODY[1:], "asked for 100 bytes, the answer has '99'"),
         (HEAD + b"Content-Length: 100\r\nContent-Length: 5\r\n\r\n" + BODY, "Invalid Content-Length"),
         (USUAL.replace(b"10-109", b"11-110"), "asked for bytes 10-109, the answer is for 'bytes 11-110/1000'"),
+        (b"HTTP/9.9 what\r\n\r\n", "HTTP"),
+        (b"garbled", "HTTP/0.9"),
     ],
 )
 def test_a_broken_answer_is_an_error_and_its_connection_is_not_used_again(broken: bytes, why: str) -> None:
@@ -153,6 +156,46 @@ def test_a_broken_answer_is_an_error_and_its_connection_is_not_used_again(broken
         with pytest.raises(OSError, match=why):
             web_ranges.read(url, 10, 100, QUICK)
         assert web_ranges.read(url, 10, 100, QUICK)[0] == BODY
+
+
+@pytest.mark.parametrize(
+    ("refusal", "why"),
+    [
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 50\r\n\r\nno", FileNotFoundError),
+        (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 99999999\r\n\r\nno", web_ranges.Permanent),
+        (b"HTTP/1.1 503 Busy\r\nRetry-After: 7\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n", web_ranges.Refused),
+    ],
+)
+def test_a_refusal_is_told_though_its_body_is_cut(refusal: bytes, why: type[Exception]) -> None:
+    with answering([refusal]) as (url, _), pytest.raises(why) as error:
+        web_ranges.read(url, 10, 100, QUICK)
+    if isinstance(error.value, web_ranges.Refused):
+        assert error.value.headers == {"Retry-After": "7"}
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http:///x.tar", "http://127.0.0.1:999999/x", "http://us er@/x"])
+def test_an_address_that_cannot_be_asked_is_told_at_once(url: str) -> None:
+    with pytest.raises(web_ranges.Permanent, match="cannot be asked"):
+        web_ranges.read(url, 10, 100, QUICK)
+
+
+def test_names_of_any_bytes_and_headers_of_one_line() -> None:
+    with answering([USUAL]) as (url, asked):
+        place = url.replace("x.tar", "\udcff \u00fc#")
+        assert web_ranges.read(place, 10, 100, QUICK) == (BODY, 1000)
+        with pytest.raises(web_ranges.Permanent, match="header Authorization has a line break"):
+            web_ranges.read(url, 10, 100, QUICK, {"Authorization": "Bearer x\r\nHost: y"})
+    assert asked[0].splitlines()[0] == "GET /%FF%20%C3%BC HTTP/1.1"
+
+
+def test_the_password_of_a_proxy_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "us:secretpw@bad host:1")
+    monkeypatch.setattr(http_client, "_proxy", http_client._proxy.__wrapped__)
+    with pytest.raises(web_ranges.Permanent, match="the proxy that the environment names") as error:
+        web_ranges.read("http://nowhere.invalid/x.tar", 10, 100, QUICK)
+    assert "secret" not in str(error.value)
 
 
 def test_an_interrupt_does_not_wait_for_the_time_out(server: Server) -> None:
@@ -165,6 +208,7 @@ def test_an_interrupt_does_not_wait_for_the_time_out(server: Server) -> None:
     assert time.monotonic() - started < 4
 
 
+@pytest.mark.skipif(not shutil.which("openssl"), reason="the names in a folder of certificates are made by openssl")
 def test_certificates_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
@@ -190,14 +234,21 @@ def test_certificates_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "server.pem").write_bytes(pem)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(tmp_path / "server.pem")
-    for trusted in (False, True):
+    folder = tmp_path / "trusted"
+    folder.mkdir()
+    hashed = subprocess.run(
+        ["openssl", "x509", "-noout", "-subject_hash", "-in", tmp_path / "server.pem"], capture_output=True, check=True
+    )
+    (folder / f"{hashed.stdout.decode().strip()}.0").write_bytes(certificate.public_bytes(encoding))
+    for name, place in (("SSL_CERT_FILE", None), ("SSL_CERT_FILE", tmp_path / "server.pem"), ("SSL_CERT_DIR", folder)):
         monkeypatch.setattr(http_client, "_free", deque())
+        monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+        if place is None:
+            with answering([USUAL], context=context) as (url, _), pytest.raises(ssl.SSLError, match="certificate"):
+                web_ranges.read(url, 10, 100, QUICK)
+            continue
+        monkeypatch.setenv(name, str(place))
         with answering([USUAL, USUAL], [USUAL], context=context) as (url, asked):
-            if not trusted:
-                with pytest.raises(ssl.SSLError):
-                    web_ranges.read(url, 10, 100, QUICK)
-                monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "server.pem"))
-                continue
             for _ in range(3):
                 assert web_ranges.read(url, 10, 100, QUICK)[0] == BODY
         assert len(asked) == 3

@@ -22,7 +22,7 @@ from qa_train.utils.process import end_with_parent
 
 # Before a request: the number of samples, and the bytes of the file. Before a reply: whether it is the samples, not an
 # error, and its bytes.
-_REQUEST, _REPLY = struct.Struct("<QQ"), struct.Struct("<?Q")
+_REQUEST, _REPLY = struct.Struct("<qQ"), struct.Struct("<?Q")
 # Memory that a child may allocate in addition to that of its parent.
 _MORE_MEMORY = 2 << 30
 

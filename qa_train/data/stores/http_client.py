@@ -22,8 +22,7 @@ import pycurl
 _URL_MARKS = "%/:=&?~#+!$,;'@()*[]"
 # A body that is not for the caller is read up to this size, for then the connection can be used again.
 _SMALL = 64 << 10
-_UNREACHABLE = (pycurl.E_UNSUPPORTED_PROTOCOL, pycurl.E_URL_MALFORMAT)
-_UNTRUSTED = (pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CONNECT_ERROR, pycurl.E_SSL_CACERT_BADFILE)
+_UNTRUSTED = (pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CACERT_BADFILE)
 
 
 class Unreachable(ValueError):
@@ -32,8 +31,8 @@ class Unreachable(ValueError):
 
 @dataclass(frozen=True)
 class Answer:
-    """Status, reason, headers by their names in lower case, the body (of status 206 only), and the URL that it came
-    from, after redirects.
+    """Status, reason, headers by their names in lower case, the body (of status 206 only), and of a whole answer the
+    URL that it came from, after redirects.
     """
 
     status: int
@@ -60,20 +59,23 @@ def ask(url: str, offset: int, size: int, timeout_s: float, more: Mapping[str, s
     """
     try:
         place = urlsplit(url)
+        if not place.hostname:
+            raise ValueError("it names no host")
+        headers = [_header(*each) for each in ({"Accept-Encoding": "identity"} | dict(more or {})).items()]
+        proxy = _proxy(place.scheme, place.hostname)
     except ValueError as error:
         raise Unreachable(f"the address cannot be asked ({error})") from None
-    # Never empty: pycurl keeps the earlier headers then.
-    headers = {"User-Agent": "qa-train"} | dict(more or {})
     try:
         curl = _free.pop()
     except IndexError:
         curl = _handle()
     lines, parts = list[bytes](), list[bytes]()
     try:
-        curl.setopt(pycurl.URL, quote(url, safe=_URL_MARKS))
-        curl.setopt(pycurl.PROXY, _proxy(place.scheme, place.hostname or ""))
+        curl.setopt(pycurl.URL, quote(url, safe=_URL_MARKS, errors="surrogateescape"))
+        curl.setopt(pycurl.PROXY, proxy)
         curl.setopt(pycurl.RANGE, f"{offset}-{offset + size - 1}")
-        curl.setopt(pycurl.HTTPHEADER, [f"{name}: {value}" for name, value in headers.items()])
+        # Never empty: pycurl would keep the earlier ones.
+        curl.setopt(pycurl.HTTPHEADER, headers)
         curl.setopt(pycurl.TIMEOUT_MS, max(1, round(1000 * timeout_s)))
         curl.setopt(pycurl.MAXFILESIZE_LARGE, max(size, _SMALL))
         curl.setopt(pycurl.HEADERFUNCTION, lines.append)
@@ -82,10 +84,11 @@ def ask(url: str, offset: int, size: int, timeout_s: float, more: Mapping[str, s
             curl.perform()
         except pycurl.error as error:
             code, said = error.args
-            if code != pycurl.E_FILESIZE_EXCEEDED:
+            answer = _answer(lines, b"", "")
+            # A refusal tells more than what became of its body. Of a body that is too long nothing is read.
+            if answer.status < 400 and code != pycurl.E_FILESIZE_EXCEEDED:
                 raise _meaning(code, said) from None
-            # An answer that is not the bytes that were asked for. No more of it is read.
-            parts.clear()
+            return answer
         return _answer(lines, b"".join(parts), curl.getinfo(pycurl.EFFECTIVE_URL))
     finally:
         # The handle knows the lists until its next request.
@@ -106,6 +109,7 @@ def _handle() -> pycurl.Curl:
         # Threads have no signals of their own.
         (pycurl.NOSIGNAL, True),
         (pycurl.BUFFERSIZE, 256 << 10),
+        (pycurl.USERAGENT, "qa-train"),
         # Python runs at least once a second, so that Ctrl+C need not wait for the time-out.
         (pycurl.NOPROGRESS, False),
         (pycurl.XFERINFOFUNCTION, lambda *_: None),
@@ -117,16 +121,24 @@ def _handle() -> pycurl.Curl:
 
 def _answer(lines: list[bytes], body: bytes, url: str) -> Answer:
     """From the lines of all answers' heads: a redirect and a proxy's CONNECT have some before the last."""
-    status, reason, headers = 0, "", dict[str, str]()
+    status, reason, headers, ended = 0, "", dict[str, str](), False
     for line in lines:
         text = line.decode("latin-1").strip()
         if text.startswith("HTTP/"):
             _, number, *rest = text.split(" ", 2)
-            status, reason, headers = int(number), "".join(rest), {}
-        else:
+            status, reason, headers, ended = int(number), "".join(rest), {}, False
+        elif not ended:
             name, _, value = text.partition(":")
             headers[name.strip().lower()] = value.strip()
+        # What follows a chunked body is no header.
+        ended = ended or not text
     return Answer(status, reason, headers, body if status == 206 else b"", url)
+
+
+def _header(name: str, value: str) -> str:
+    if "\r" in value or "\n" in value:
+        raise ValueError(f"the value of its header {name} has a line break")
+    return f"{name}: {value}"
 
 
 def _meaning(code: int, said: str) -> Exception:
@@ -134,17 +146,24 @@ def _meaning(code: int, said: str) -> Exception:
         return TimeoutError("the answer was not complete before the time-out")
     if code == pycurl.E_TOO_MANY_REDIRECTS:
         return Unreachable("the server leads from address to address, without end")
-    if code in _UNREACHABLE:
+    if code == pycurl.E_URL_MALFORMAT or (code == pycurl.E_UNSUPPORTED_PROTOCOL and said.startswith("Protocol ")):
         return Unreachable(f"the address, or the one that the server leads to, cannot be asked ({said})")
-    return ssl.SSLError(said) if code in _UNTRUSTED else ConnectionError(said)
+    if said.startswith("Unsupported proxy"):  # and it is said, with its password
+        return Unreachable("the proxy that the environment names is no address of one")
+    return ssl.SSLError(1, said) if code in _UNTRUSTED else ConnectionError(said)
 
 
 def _trusted() -> list[tuple[int, str]]:
-    """Certificates are checked against those of the system (or SSL_CERT_FILE), as Python does."""
+    """Certificates are checked against those of the system (or SSL_CERT_FILE and SSL_CERT_DIR), as Python does."""
     found = ssl.get_default_verify_paths()
-    if found.cafile or not found.capath:
-        return [(pycurl.CAINFO, found.cafile or certifi.where())]
-    return [(pycurl.CAPATH, found.capath)]
+    file = found.cafile or (None if found.capath else certifi.where())
+    options = (
+        (pycurl.CAINFO, file),
+        (pycurl.PROXY_CAINFO, file),
+        (pycurl.CAPATH, found.capath),
+        (pycurl.PROXY_CAPATH, found.capath),
+    )
+    return [(option, place) for option, place in options if place]
 
 
 @lru_cache(maxsize=64)
