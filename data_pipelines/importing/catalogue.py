@@ -5,10 +5,12 @@ from __future__ import annotations
 from data_pipelines.corpora.base import Corpus
 from data_pipelines.corpora.formats import (
     energon,
+    fairseq,
     lhotse,
     manifests,
     mosaic,
     nemo,
+    stm,
     strong_labels,
     tables,
     webdataset,
@@ -32,7 +34,8 @@ from qa_train.utils.terminal import PLAIN, Layout
 
 _MODULES = (
     librispeech, common_voice, fleurs, mandarin, segmented, voxpopuli, emotion, voxceleb, intent, vocal_sound, captions,
-    events, audio_qa, music, tables, manifests, strong_labels, lhotse, nemo, webdataset, energon, mosaic,
+    events, audio_qa, music, tables, manifests, strong_labels, stm, fairseq, lhotse, nemo,
+    webdataset, energon, mosaic,
 )  # fmt: skip
 CORPORA: dict[str, Corpus] = {corpus.name: corpus for module in _MODULES for corpus in module.CORPORA}
 

@@ -1,7 +1,7 @@
 """VoxPopuli: speeches of the European Parliament, as its own `get_asr_data` cuts and lists them.
 
-``{language}/asr_{split}.tsv`` (id, raw_text, normalized_text, ...) next to ``{year}/{id}.ogg``; on the hub the clips are
-WAV files in other folders. A handful of rows lack one of the two texts.
+``{language}/asr_{split}.tsv`` (id, raw_text, normalized_text, ...) next to ``{year}/{id}.ogg``; on the hub the clips
+are WAV files in other folders. Some rows lack one of the two texts.
 """
 
 from __future__ import annotations

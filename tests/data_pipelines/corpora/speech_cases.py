@@ -250,14 +250,16 @@ MLS = Case(
     "train",
     {
         f"{_MLS}/metainfo.txt": _lines(
-            " SPEAKER   |   GENDER   | PARTITION  |  MINUTES   |  BOOK ID   |             TITLE              | CHAPTER ",
+            " SPEAKER   |   GENDER   | PARTITION  |  MINUTES   |  BOOK ID   |        TITLE        | CHAPTER ",
             "  10232    |     M      |   secret   |   17.148   |   10057    | Ein langer Titel               | Kap. 1",
             "   9508    |     F      |   train    |   9.347    |   10105    |           Gedichte             |   XXVI",
         ),
         f"{_MLS}/train/transcripts.txt": _lines(
             "9508_10105_000000\tguten morgen sagte sie's leise", "77_12959_000013\tund er-er schwieg lange"
         ),
-        f"{_MLS}/train/segments.txt": _lines("9508_10105_000000\thttp://www.archive.org/download/a.mp3\t401.76\t417.57"),
+        f"{_MLS}/train/segments.txt": _lines(
+            "9508_10105_000000\thttp://www.archive.org/download/a.mp3\t401.76\t417.57"
+        ),
         f"{_MLS}/train/audio/9508/10105/9508_10105_000000.opus": SECONDS,
         f"{_MLS}/train/audio/77/12959/77_12959_000013.opus": SECONDS,
         f"{_MLS}/test/transcripts.txt": _lines("1_2_000000\tzur prüfung"),
@@ -314,6 +316,38 @@ VOXPOPULI = Case(
         ),
     },
     {"no text": 1},
+)
+
+_TED = "TEDLIUM_release-3"
+TEDLIUM = Case(
+    "tedlium",
+    "train",
+    {
+        f"{_TED}/legacy/train/stm/AnneLee_2009.stm": _lines(
+            "AnneLee_2009 1 AnneLee_2009 0.00 0.50 <NA> ignore_time_segment_in_scoring",
+            "AnneLee_2009 1 AnneLee_2009 0.50 1.25 <o,f0,female> it 's what <unk> people 's lives were {NOISE} like",
+            "AnneLee_2009 1 inter_segment_gap 1.25 1.50 <o,f0,>",
+            "AnneLee_2009 1 AnneLee_2009 1.50 2.00 <NA> so(2) we ask (AnneLee_2009-1.50-2.00-F0_F-S7)",
+            "AnneLee_2009 1 AnneLee_2009 2.00 two",
+        ),
+        f"{_TED}/legacy/train/sph/AnneLee_2009.sph": 2.5,
+        f"{_TED}/legacy/test/stm/Bob_2010.stm": "Bob_2010 1 Bob_2010 0.0 1.0 <F0_M> held out\n",
+        f"{_TED}/legacy/test/sph/Bob_2010.sph": 1.0,
+        # Other files of the same talks.
+        "TEDLIUM_release2/test/sph/AnneLee_2009.sph": 9.0,
+    },
+    {
+        "AnneLee_2009-00002": (
+            f"{_TED}/legacy/train/sph/AnneLee_2009.sph",
+            {"text": "it's what people's lives were like", "speaker": "AnneLee_2009", "gender": "female", **EN},
+        ),
+        "AnneLee_2009-00004": (
+            f"{_TED}/legacy/train/sph/AnneLee_2009.sph",
+            {"text": "so we ask", "speaker": "AnneLee_2009", **EN},
+        ),
+    },
+    {"no speech": 2, "bad line": 1},
+    seconds={"AnneLee_2009-00002": 0.75, "AnneLee_2009-00004": 0.5},
 )
 
 COVOST2 = Case(
@@ -524,6 +558,7 @@ CASES = [
     WENETSPEECH,
     MLS,
     VOXPOPULI,
+    TEDLIUM,
     COVOST2,
     MELD,
     IEMOCAP,
