@@ -23,7 +23,7 @@ def _read(request: Request) -> Found:
     for listed in named or tree.need(f"{request.published_split}.tsv", what="manifest"):
         request.without_split(listed)
         texts = _texts(request, listed)
-        root, *rows = tree.lines(listed)
+        root, *rows = [*tree.lines(listed)] or [""]
         if len(texts) != len(rows):
             raise ValueError(
                 f"{listed} has {len(rows)} files and its transcripts have {len(texts)} lines: they belong together "

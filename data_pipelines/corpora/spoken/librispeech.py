@@ -78,7 +78,7 @@ def _mls_language(path: str) -> str:
 
     Raises ValueError when none is named like one.
     """
-    named = re.search(r"(?:.*/)?mls_([a-z]+)", path)
+    named = re.match(r"(?:.*/)?mls_([a-z]+)(?:_opus)?(?:\.tar|\.zip)?/", path)
     if named is None:
         raise ValueError(f"{path} lies in no folder mls_LANGUAGE: name the folder as it is published, e.g. mls_german")
     return language_code(named[1])
@@ -93,5 +93,5 @@ CORPORA = (
            tasks=("asr", "lid", "speaker", "gender")),
     Corpus("mls", "Multilingual LibriSpeech (MLS)", "CC-BY-4.0", "https://www.openslr.org/94",
            {"train": TRAIN, "dev": DEV, "test": TEST}, _mls, ("text", "language", "speaker", "gender"),
-           "one language or several; no capitals, no punctuation", tasks=("asr", "lid", "speaker", "gender")),
+           "no capitals, no punctuation; that the English part holds nothing of LibriSpeech's test sets is not known", tasks=("asr", "lid", "speaker", "gender")),
 )  # fmt: skip
