@@ -93,5 +93,6 @@ CORPORA = (
            tasks=("asr", "lid", "speaker", "gender")),
     Corpus("mls", "Multilingual LibriSpeech (MLS)", "CC-BY-4.0", "https://www.openslr.org/94",
            {"train": TRAIN, "dev": DEV, "test": TEST}, _mls, ("text", "language", "speaker", "gender"),
-           "no capitals, no punctuation; that the English part holds nothing of LibriSpeech's test sets is not known", tasks=("asr", "lid", "speaker", "gender")),
+           "no capitals, no punctuation; that the English part holds nothing of LibriSpeech's test sets is not known",
+           tasks=("asr", "lid", "speaker", "gender")),
 )  # fmt: skip
