@@ -77,7 +77,7 @@ class ImportConfig(EngineOptions):
     delimiter: str = ""
     # Tables without a header line: names of the columns, e.g. header=[audio,text].
     header: list[str] = field(default_factory=list)
-    # Tables: encoding, e.g. cp1252; UTF-8 if empty.
+    # Tables and stm: encoding, e.g. cp1252; UTF-8 if empty.
     encoding: str = ""
     # Tables: whether quotation marks enclose cells; null: detected.
     quoted: bool | None = None

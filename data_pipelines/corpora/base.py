@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_pipelines.corpora.recordings import Recording
@@ -131,6 +131,17 @@ class Request:
             self.without_split(listed)
         return bool(record.pop("split", self.published_split) == self.published_split)
 
+    def role_said(self, listed: str) -> str | None:
+        """What the name or a folder of a list says its split is for; None where none does.
+
+        A list named like a clip may have any words in its name, so its folders come first.
+        """
+        *folders, own = PurePosixPath(listed).parts
+        parts = [own, *reversed(folders)]
+        if self.tree.by_stem(stem(listed)):
+            parts.append(parts.pop(0))
+        return next((role for part in parts if (role := role_in(part))), None)
+
     @property
     def field_columns(self) -> dict[str, str]:
         """``columns`` without the audio, which is no field of a record."""
@@ -153,6 +164,12 @@ def role_named(split: str) -> str:
     if words & {"test", "eval", "evaluation", "te", "heldout"}:
         return TEST
     return DEV if words & {"dev", "devel", "val", "valid", "validate", "validation"} else TRAIN
+
+
+def role_in(name: str) -> str | None:
+    """What the split that a name says is for; None where it says none."""
+    role = role_named(name)
+    return role if role != TRAIN or re.search(r"(?<![a-z])train(?:ing)?(?![a-z])", name.lower()) else None
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from data_pipelines.corpora.base import Corpus
 from data_pipelines.corpora.formats import (
     energon,
+    fairseq,
     lhotse,
     manifests,
     mosaic,
     nemo,
+    stm,
     strong_labels,
     tables,
     webdataset,
@@ -18,20 +20,22 @@ from data_pipelines.corpora.spoken import (
     common_voice,
     emotion,
     fleurs,
-    gigaspeech,
     intent,
     librispeech,
     mandarin,
+    segmented,
     vocal_sound,
     voxceleb,
+    voxpopuli,
 )
 from qa_train.utils import plugins
 from qa_train.utils.closest import closest
 from qa_train.utils.terminal import PLAIN, Layout
 
 _MODULES = (
-    librispeech, common_voice, fleurs, mandarin, gigaspeech, emotion, voxceleb, intent, vocal_sound, captions, events,
-    audio_qa, music, tables, manifests, strong_labels, lhotse, nemo, webdataset, energon, mosaic,
+    librispeech, common_voice, fleurs, mandarin, segmented, voxpopuli, emotion, voxceleb, intent, vocal_sound, captions,
+    events, audio_qa, music, tables, manifests, strong_labels, stm, fairseq, lhotse, nemo,
+    webdataset, energon, mosaic,
 )  # fmt: skip
 CORPORA: dict[str, Corpus] = {corpus.name: corpus for module in _MODULES for corpus in module.CORPORA}
 

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import codecs
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from data_pipelines.corpora.base import (
@@ -22,6 +21,7 @@ from data_pipelines.corpora.base import (
     Item,
     Request,
     events_record,
+    role_in,
     role_named,
     stem,
     words_of,
@@ -80,10 +80,10 @@ def _lists(request: Request) -> list[_List]:
         for name in names:
             request.without_split(name)
         return [_open(request, name) for name in names]
-    said = {name: _split_said(request, name) for name in tree.need(*_LISTS, what="list of sound events")}
+    said = {name: request.role_said(name) for name in tree.need(*_LISTS, what="list of sound events")}
     role = role_named(request.published_split)
     names = [name for name in said if said[name] == role]
-    told = bool(names) or role in map(_split_of, (Path(path).name for path in request.paths))
+    told = bool(names) or role in map(role_in, (Path(path).name for path in request.paths))
     found, others = [], []
     for name in names or [name for name in said if said[name] is None]:
         try:
@@ -103,23 +103,6 @@ def _lists(request: Request) -> list[_List]:
         first = ", ".join(name for name, _ in others[:3])
         request.notes.append(f"without the columns of a list, not read: {len(others)} ({first})")
     return found
-
-
-def _split_said(request: Request, name: str) -> str | None:
-    """What the name or a folder of a list says its split is for; None where none does.
-
-    A list named like a clip may have any words in its name, so its folders come first.
-    """
-    *folders, own = PurePosixPath(name).parts
-    parts = [own, *reversed(folders)]
-    if request.tree.by_stem(stem(name)):
-        parts.append(parts.pop(0))
-    return next((role for part in parts if (role := _split_of(part))), None)
-
-
-def _split_of(name: str) -> str | None:
-    role = role_named(name)
-    return role if role != TRAIN or re.search(r"(?<![a-z])train(?:ing)?(?![a-z])", name.lower()) else None
 
 
 def _open(request: Request, name: str) -> _List:

@@ -6,8 +6,12 @@ import gzip
 import io
 import json
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import soundfile
 
 from tests.data_pipelines.corpora.made_up import SECONDS, Case, audio_cell, table_bytes, tone
 
@@ -158,6 +162,15 @@ JSONL = Case(
     {"error_budget": 0.3},
 )
 
+
+def _stereo(name: str) -> bytes:
+    """A FLAC file with the tone of ``name`` on its second channel, and another's on the first."""
+    left, right = (soundfile.read(io.BytesIO(tone(part)))[0] for part in ("other.wav", name))
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.stack([left, right], 1), 16_000, format="FLAC")
+    return buffer.getvalue()
+
+
 KALDI = Case(
     "kaldi",
     "train",
@@ -178,6 +191,60 @@ KALDI = Case(
     },
     {"no text": 1},
     seconds={"utt1": 0.5, "utt2": 0.5},
+)
+
+STM = Case(
+    "stm",
+    "dev",
+    {
+        "lists/dev.stm": _lines(
+            ';; LABEL "Q5" "Audio Quality 5" "Audio Analytics"',
+            "P10005 1 SI114J 0.00 0.50 <o,Q5,B2> IGNORE_TIME_SEGMENT_IN_SCORING",
+            "P10005 1 SI114J 0.50 1.00 <o,Q5,B2> it's (%hesitation%) { a / { an / the } } nice pla- (pl-) place",
+            "",
+            "P10006 B CHRIS 0.00 0.40 <M> { mhm / @ } %HESITATION YES [r] { @ / um }",
+            "P10006 A JON 0.00 0.40",
+            "P10007 A JON 0.00 0.40 no label nor recording",
+        ),
+        "lists/train.stm": "P10005 1 SI114J 0.50 1.00 <o> of the other split\n",
+        "audio/P10005.wav": 2.0,
+        "audio/P10006.flac": _stereo("P10006.flac"),
+    },
+    {
+        "P10005-00003": ("audio/P10005.wav", {"text": "it's a nice pla- place", "speaker": "SI114J"}),
+        "P10006-00005": ("P10006.flac", {"text": "mhm YES", "speaker": "CHRIS", "gender": "male"}),
+    },
+    {"no speech": 2, "missing audio": 1},
+    seconds={"P10005-00003": 0.5},
+    purpose="eval",
+)
+
+
+def _zip_with(name: str) -> tuple[bytes, str]:
+    """An uncompressed zip with a tone, and where in it that lies, as fairseq spells it: OFFSET:LENGTH."""
+    buffer, raw = io.BytesIO(), tone(name)
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr(name, raw)
+    return buffer.getvalue(), f"{buffer.getvalue().index(raw)}:{len(raw)}"
+
+
+_ZIP, _PLACE = _zip_with("c.flac")
+FAIRSEQ = Case(
+    "fairseq",
+    "train",
+    {
+        "manifest/train.tsv": _lines("../audio", "1069/a.flac\t6400", "1069/b.wav\t6400", f"clips.zip:{_PLACE}\t6400"),
+        "manifest/train.ltr": _lines("H E L L O | Y O U |", "", "I T ' S | 5 |"),
+        "manifest/valid.tsv": _lines("../audio", "1069/b.wav\t6400"),
+        "audio/1069/a.flac": SECONDS,
+        "audio/1069/b.wav": SECONDS,
+        "audio/clips.zip": _ZIP,
+    },
+    {
+        "manifest/train-00000001": ("audio/1069/a.flac", {"text": "HELLO YOU"}),
+        "manifest/train-00000003": ("c.flac", {"text": "IT'S 5"}),
+    },
+    {"no text": 1},
 )
 
 
@@ -372,6 +439,6 @@ MOSAIC = Case(
 )
 
 CASES = [
-    VOICE_ASSISTANT, ALIGN_ANYTHING, HUGGINGFACE, TABLE, JSONL, KALDI, LHOTSE_CUTS, LHOTSE_SHAR, WEBDATASET, NEMO,
-    ENERGON, MOSAIC,
+    VOICE_ASSISTANT, ALIGN_ANYTHING, HUGGINGFACE, TABLE, JSONL, KALDI, STM, FAIRSEQ, LHOTSE_CUTS, LHOTSE_SHAR,
+    WEBDATASET, NEMO, ENERGON, MOSAIC,
 ]  # fmt: skip

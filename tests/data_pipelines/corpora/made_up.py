@@ -14,10 +14,13 @@ import pyarrow
 import pyarrow.parquet
 import soundfile
 
+from data_pipelines.importing.admission import plain
+
 SECONDS = 0.4
 _FORMATS = {
     ".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".mp3": ("MP3", "MPEG_LAYER_III"),
     ".opus": ("OGG", "OPUS"), ".ogg": ("OGG", "VORBIS"),
+    ".sph": ("NIST", "PCM_16"),
 }  # fmt: skip
 
 
@@ -86,6 +89,11 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     purpose: str = "train"
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Item name -> key of its record."""
+        return {name: f"{self.corpus}-{self.split}-{plain(name)}" for name in self.records}
 
     def __str__(self) -> str:
         return f"{self.corpus}-{self.split}"

@@ -199,6 +199,157 @@ GIGASPEECH = Case(
     seconds={"POD1_S1": 0.75},
 )
 
+# The layout of the list as its makers and others show it; the texts are new.
+_WENET = "WenetSpeech/audio/train/youtube/B00000/Y0000000000_--x.opus"
+WENETSPEECH = Case(
+    "wenetspeech",
+    "l",
+    {
+        "WenetSpeech/WenetSpeech.json": {
+            "audios": [
+                {
+                    "aid": "Y0000000000_--x",
+                    "duration": 3.0,
+                    "md5": "48af",
+                    "path": "audio/train/youtube/B00000/Y0000000000_--x.opus",
+                    "source": "youtube",
+                    "tags": ["drama"],
+                    "url": "https://www.youtube.com/watch?v=--x",
+                    "segments": [
+                        {
+                            "sid": f"Y0000000000_--x_S0000{number}",
+                            "confidence": confidence,
+                            "begin_time": number * 0.5,
+                            "end_time": number * 0.5 + 0.45,
+                            "subsets": subsets,
+                            "text": text,
+                        }
+                        for number, confidence, subsets, text in (
+                            (0, 1.0, ["L", "M", "S"], "你 看过 阿Q 吗"),
+                            (1, 0.97, ["L"], "用 OK LA　做 的 "),
+                            (2, 0.7, ["W"], "听不清"),
+                            (3, 1.0, ["L"], "<SIL>"),
+                            (4, 1.0, ["TEST_NET"], "测试"),
+                        )
+                    ],
+                }
+            ],
+        },
+        _WENET: 3.0,
+    },
+    {
+        f"Y0000000000_--x_S0000{number}": (_WENET, {"text": text, **ZH})
+        for number, text in ((0, "你看过阿Q吗"), (1, "用OK LA做的"))
+    },
+    {"no speech": 1},
+)
+
+_MLS = "mls_german_opus"
+MLS = Case(
+    "mls",
+    "train",
+    {
+        f"{_MLS}/metainfo.txt": _lines(
+            " SPEAKER   |   GENDER   | PARTITION  |  MINUTES   |  BOOK ID   |        TITLE        | CHAPTER ",
+            "  10232    |     M      |   secret   |   17.148   |   10057    | Ein langer Titel               | Kap. 1",
+            "   9508    |     F      |   train    |   9.347    |   10105    |           Gedichte             |   XXVI",
+        ),
+        f"{_MLS}/train/transcripts.txt": _lines(
+            "9508_10105_000000\tguten morgen sagte sie's leise", "77_12959_000013\tund er-er schwieg lange"
+        ),
+        f"{_MLS}/train/segments.txt": _lines(
+            "9508_10105_000000\thttp://www.archive.org/download/a.mp3\t401.76\t417.57"
+        ),
+        f"{_MLS}/train/audio/9508/10105/9508_10105_000000.opus": SECONDS,
+        f"{_MLS}/train/audio/77/12959/77_12959_000013.opus": SECONDS,
+        f"{_MLS}/test/transcripts.txt": _lines("1_2_000000\tzur prüfung"),
+        f"{_MLS}/test/audio/1/2/1_2_000000.opus": SECONDS,
+        "mls_polish/train/transcripts.txt": _lines("5_6_000001\tdzień dobry"),
+        "mls_polish/train/audio/5/6/5_6_000001.flac": SECONDS,
+    },
+    {
+        "9508_10105_000000": (
+            f"{_MLS}/train/audio/9508/10105/9508_10105_000000.opus",
+            {"text": "guten morgen sagte sie's leise", "language": "de", "speaker": "mls-9508", "gender": "female"},
+        ),
+        "77_12959_000013": (
+            f"{_MLS}/train/audio/77/12959/77_12959_000013.opus",
+            {"text": "und er-er schwieg lange", "language": "de", "speaker": "mls-77"},
+        ),
+        "5_6_000001": (
+            "mls_polish/train/audio/5/6/5_6_000001.flac",
+            {"text": "dzień dobry", "language": "pl", "speaker": "mls-5"},
+        ),
+    },
+)
+
+_VP_ID = "20131007-0900-PLENARY-19-en_20131007-21:26:04"
+_VP = f"transcribed_data/en/2013/{_VP_ID}"
+VOXPOPULI = Case(
+    "voxpopuli",
+    "train",
+    {
+        "transcribed_data/en/asr_train.tsv": _lines(
+            "id\traw_text\tnormalized_text\tspeaker_id\tsplit\tgender\tis_gold_transcript\taccent",
+            f'{_VP_ID}_3\t"No", he said in 2013.\tno he said in twenty thirteen\t1122\ttrain\tfemale\tTrue\tNone',
+            f"{_VP_ID}_4\tThank you.\t\tNone\ttrain\tNone\tFalse\ten_sk",
+            f"{_VP_ID}_5\t\t\t1122\ttrain\tfemale\tFalse\tNone",
+        ),
+        "transcribed_data/en/asr_test.tsv": "id\traw_text\tnormalized_text\tspeaker_id\tsplit\tgender\n",
+        **{f"{_VP}_{number}.ogg": SECONDS for number in (3, 4, 5)},
+    },
+    {
+        f"{_VP_ID}_3": (
+            f"{_VP}_3.ogg",
+            {
+                "text": "no he said in twenty thirteen",
+                "text_raw": '"No", he said in 2013.',
+                "speaker": "voxpopuli-1122",
+                "gender": "female",
+                "is_gold_transcript": True,
+                **EN,
+            },
+        ),
+        f"{_VP_ID}_4": (
+            f"{_VP}_4.ogg",
+            {"text": "Thank you.", "text_raw": "Thank you.", "accent": "en_sk", "is_gold_transcript": False, **EN},
+        ),
+    },
+    {"no text": 1},
+)
+
+_TED = "TEDLIUM_release-3"
+TEDLIUM = Case(
+    "tedlium",
+    "train",
+    {
+        f"{_TED}/legacy/train/stm/AnneLee_2009.stm": _lines(
+            "AnneLee_2009 1 AnneLee_2009 0.00 0.50 <NA> ignore_time_segment_in_scoring",
+            "AnneLee_2009 1 AnneLee_2009 0.50 1.25 <o,f0,female> it 's what <unk> people 's lives were {NOISE} like",
+            "AnneLee_2009 1 inter_segment_gap 1.25 1.50 <o,f0,>",
+            "AnneLee_2009 1 AnneLee_2009 1.50 2.00 <NA> so(2) we ask (AnneLee_2009-1.50-2.00-F0_F-S7)",
+            "AnneLee_2009 1 AnneLee_2009 2.00 two",
+        ),
+        f"{_TED}/legacy/train/sph/AnneLee_2009.sph": 2.5,
+        f"{_TED}/legacy/test/stm/Bob_2010.stm": "Bob_2010 1 Bob_2010 0.0 1.0 <F0_M> held out\n",
+        f"{_TED}/legacy/test/sph/Bob_2010.sph": 1.0,
+        # Other files of the same talks.
+        "TEDLIUM_release2/test/sph/AnneLee_2009.sph": 9.0,
+    },
+    {
+        "AnneLee_2009-00002": (
+            f"{_TED}/legacy/train/sph/AnneLee_2009.sph",
+            {"text": "it's what people's lives were like", "speaker": "AnneLee_2009", "gender": "female", **EN},
+        ),
+        "AnneLee_2009-00004": (
+            f"{_TED}/legacy/train/sph/AnneLee_2009.sph",
+            {"text": "so we ask", "speaker": "AnneLee_2009", **EN},
+        ),
+    },
+    {"no speech": 2, "bad line": 1},
+    seconds={"AnneLee_2009-00002": 0.75, "AnneLee_2009-00004": 0.5},
+)
+
 COVOST2 = Case(
     "covost2",
     "train",
@@ -404,6 +555,10 @@ CASES = [
     AISHELL1,
     AISHELL2,
     GIGASPEECH,
+    WENETSPEECH,
+    MLS,
+    VOXPOPULI,
+    TEDLIUM,
     COVOST2,
     MELD,
     IEMOCAP,

@@ -80,7 +80,7 @@ def test_a_killed_import_goes_on_to_the_same_bytes(case: Case, tmp_path: Path, m
     assert run(case, tmp_path, samples_per_shard=1) == wanted
     assert made(tmp_path) == whole
     # Only the shard that was being written is written again, and a third time nothing is.
-    assert Counter(written) == Counter([*(f"{case.corpus}-{case.split}-{name}" for name in case.records), first[-1]])
+    assert Counter(written) == Counter([*case.keys.values(), first[-1]])
     run(case, tmp_path, samples_per_shard=1)
     assert len(written) == len(case.records) + 1
 
@@ -127,9 +127,8 @@ def test_bad_audio_is_skipped_counted_and_named(case: Case, tmp_path: Path) -> N
         return
     report = run(case, tmp_path, error_budget=1.0)
     assert report.dropped == {**case.dropped, "bad audio": case.dropped.get("bad audio", 0) + len(hit)}
-    assert name in "".join(report.examples["bad audio"])
-    prefix = f"{case.corpus}-{case.split}-"
-    assert set(records(tmp_path)) == {prefix + key for key in case.records if key not in hit}
+    assert case.keys[name] in "".join(report.examples["bad audio"])
+    assert set(records(tmp_path)) == {key for name, key in case.keys.items() if name not in hit}
 
 
 @pytest.mark.parametrize(

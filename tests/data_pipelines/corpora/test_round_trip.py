@@ -40,8 +40,7 @@ def test_round_trip(case: Case, tmp_path: Path) -> None:
     clips = [clip for shard in shards for clip in read_shard(shard)]
     rows = [row for shard in shards for row in load_index(str(shard)).table.to_pylist()]
     assert [len(load_index(str(shard)).problems) for shard in shards] == [0] * len(shards)
-    prefix = f"{case.corpus}-{case.split}-"
-    assert [row["key"] for row in rows] == [prefix + name for name in case.records]
+    assert [row["key"] for row in rows] == [*case.keys.values()]
     assert report.made == len(case.records)
     assert report.hours == pytest.approx(sum(row["duration_s"] for row in rows) / 3600)
 
