@@ -147,7 +147,7 @@ class ServeConfig(AnsweringOptions):
     max_requests: int = 32
     # Maximum concurrent requests from one address; null: half of max_requests.
     max_requests_per_client: int | None = None
-    # Threads that parse requests and decode clips.
+    # Requests that are parsed at a time; the clips of each are decoded in a separate process.
     decode_workers: int = 2
     # Time limit of parsing and decoding one request, in seconds.
     decode_timeout_s: float = 60.0

@@ -6,17 +6,17 @@ An unknown setting that would change the answer is refused, not ignored.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from qa_train.config import ServeConfig
+from qa_train.data.audio.waveform import read_clip
 from qa_train.data.text.sample import Sample
 from qa_train.infer.generate import LEAST_TEMPERATURE
 from qa_train.infer.protocol import ApiError, BadRequest
-from qa_train.infer.request_messages import conversation
+from qa_train.infer.request_messages import Decode, conversation
 
 _MOST_ANSWERS, _MOST_STOPS, _STOP_CHARACTERS = 4, 4, 200
 _KNOWN = ("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "n", "stop",
@@ -63,11 +63,8 @@ class Request:
     include_usage: bool
 
 
-def parse(
-    body: bytes, options: ServeConfig, models: list[str], given_up: Callable[[], bool] = lambda: False
-) -> Request:
-    """Read a request within the limits of ``options``; decodes its audio (slow: not for an event loop), until
-    ``given_up``.
+def parse(body: bytes, options: ServeConfig, models: list[str], decode: Decode = read_clip) -> Request:
+    """Read a request within the limits of ``options``; ``decode``s its audio (slow: not for an event loop).
 
     Raises:
         ApiError: malformed JSON, an unknown model or setting, unreadable, empty or too long audio.
@@ -83,7 +80,7 @@ def parse(
         raise ApiError(404, f"there is no model {model!r}; served are {', '.join(models)}", code="model_not_found",
                        param="model")  # fmt: skip
     _check_settings(found)
-    sample, waves = conversation(found.get("messages"), options, given_up)
+    sample, waves = conversation(found.get("messages"), options, decode)
     stream_options = found.get("stream_options") or {}
     temperature = _temperature(found)
     return Request(

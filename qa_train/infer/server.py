@@ -67,6 +67,7 @@ def serve(options: ServeConfig) -> int:
     listener = listen(options.host, options.port, "serve")
     host, port = listener.getsockname()[:2]
     service = Service(open_models(options), options)
+    service.start_decoders()
     if options.host not in LOOPBACK:
         print(f"warning: anybody who reaches {options.host} may use this server; it has no login", flush=True)
     shown = f"[{host}]" if ":" in host else host
