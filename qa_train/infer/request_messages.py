@@ -29,8 +29,10 @@ class Decode(Protocol):
         """The clip, float32 mono at 16 kHz, [n]; BadAudio for one that cannot be read or is longer."""
 
 
-def conversation(messages: Any, options: ServeConfig, decode: Decode) -> tuple[Sample, tuple[np.ndarray, ...]]:
-    """The sample that is asked, and the waveform [n] of each of its clips at 16 kHz.
+def conversation(
+    messages: Any, template: str, options: ServeConfig, decode: Decode
+) -> tuple[Sample, tuple[np.ndarray, ...]]:
+    """The sample that is asked in the form of ``template``, and the waveform [n] of each of its clips at 16 kHz.
 
     Raises:
         ApiError: roles in an order that has no answer, or unreadable, empty or too long text or audio.
@@ -48,9 +50,9 @@ def conversation(messages: Any, options: ServeConfig, decode: Decode) -> tuple[S
             raise BadRequest(f"{where}: a {role} message may only come first", where)
         # What newer clients call the system message.
         role = "system" if role == "developer" else role
-        content = _content(message.get("content"), where, str(role), waves, options, decode)
+        content = _content(message.get("content"), where, str(role), waves, template, options, decode)
         made.append(Message(str(role), content))
-    if options.template == "base" and len(made) > 1:
+    if template == "base" and len(made) > 1:
         raise BadRequest("a pretrained model takes one user message, without system or history", "messages")
     if made[-1].role == "assistant":
         made[-1] = _begun(made[-1])
@@ -59,7 +61,7 @@ def conversation(messages: Any, options: ServeConfig, decode: Decode) -> tuple[S
         found = f"from {asking[-1].role!r}" if asking else "missing"
         raise BadRequest(f"the last message before the answer is {found}; expected user", "messages")
     _check_texts(made)
-    return Sample("request", tuple(made), len(waves), "chat", None, options.template), tuple(waves)
+    return Sample("request", tuple(made), len(waves), "chat", None, template), tuple(waves)
 
 
 def _begun(message: Message) -> Message:
@@ -96,6 +98,7 @@ def _content(
     where: str,
     role: str,
     waves: list[np.ndarray],
+    template: str,
     options: ServeConfig,
     decode: Decode,
 ) -> tuple[TextPart | AudioPart, ...]:
@@ -109,7 +112,7 @@ def _content(
             if isinstance(part, str) or part.mark == PLACEHOLDER:
                 # Only the base format knows prompts with language tags; what a chat user types stays text.
                 text = part if isinstance(part, str) else part.mark
-                made.append(TextPart(text, trusted=options.template == "base"))
+                made.append(TextPart(text, trusted=template == "base"))
                 continue
             if part.mark or role != "user":
                 what = f"a text holds {part.mark}, which stands for audio" if part.mark else f"sound from {role!r}"

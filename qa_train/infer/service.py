@@ -68,8 +68,9 @@ _PAGE_HEADERS = {
 class Service:
     """The state of a running server: its models, its limits, and how many are being answered."""
 
-    def __init__(self, generators: dict[str, Generator], options: ServeConfig) -> None:
-        self.generators, self.options = generators, options
+    def __init__(self, generators: dict[str, Generator], templates: dict[str, str], options: ServeConfig) -> None:
+        """templates: of each generator, the form in which it is asked, "chat" or "base"."""
+        self.generators, self.templates, self.options = generators, templates, options
         self.engine = Engine(generators, batch_size=options.batch_size, token_budget=options.token_budget)
         self.examples = _examples(options.examples)
         # Requests on their way, by the client's address.
@@ -108,7 +109,7 @@ class Service:
         """The request of a body, and the number of tokens of its prompt."""
         decoder = self.decoders.get()
         try:
-            asked = parse(body, self.options, list(self.generators), partial(_decode, decoder, given_up))
+            asked = parse(body, self.options, self.templates, partial(_decode, decoder, given_up))
         finally:
             self.decoders.put(decoder)
         return asked, count_tokens(self.generators[asked.model], asked, self.engine.token_budget)
@@ -147,8 +148,8 @@ class Service:
 
     async def example_names(self, request: Request) -> Response:
         """GET /examples: the names of the example clips, and the settings that the page has to know."""
-        known = {name: getattr(self.options, name) for name in ("max_duration_s", "max_new_tokens", "template")}
-        return JSONResponse({"examples": sorted(self.examples), **known})
+        known = {name: getattr(self.options, name) for name in ("max_duration_s", "max_new_tokens")}
+        return JSONResponse({"examples": sorted(self.examples), "templates": self.templates, **known})
 
     async def example(self, request: Request) -> Response:
         """GET /examples/NAME: only names that the list holds."""

@@ -44,7 +44,7 @@ class Parrot:
 
 def service(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Service:
     monkeypatch.setattr(module, "count_tokens", lambda *given: 10)
-    return Service({"m": Parrot()}, ServeConfig(checkpoint="x", **options))  # type: ignore[dict-item]
+    return Service({"m": Parrot()}, {"m": "chat"}, ServeConfig(checkpoint="x", **options))  # type: ignore[dict-item]
 
 
 def body(*parts: Any, **more: Any) -> bytes:
@@ -325,7 +325,7 @@ BOMBS: list[tuple[str, list[dict[str, Any]]]] = [
 def test_decode_bombs_are_refused_before_they_are_decoded(name: str, clips: list[dict[str, Any]]) -> None:
     started = time.process_time()
     with pytest.raises(ApiError) as caught:
-        parse(body(*clips), ServeConfig(), ["m"])
+        parse(body(*clips), ServeConfig(), {"m": "chat"})
     assert caught.value.status == 400
     assert time.process_time() - started < 5
 
@@ -333,12 +333,12 @@ def test_decode_bombs_are_refused_before_they_are_decoded(name: str, clips: list
 @pytest.mark.parametrize("temperature", [1e-320, 5e-324, 1e-30, 1e-5, 9.9e-5])
 def test_a_temperature_next_to_nothing_is_refused(temperature: float) -> None:
     with pytest.raises(ApiError, match=r"expected 0, or 0\.0001 to 2"):
-        parse(body("hello", temperature=temperature), ServeConfig(), ["m"])
+        parse(body("hello", temperature=temperature), ServeConfig(), {"m": "chat"})
 
 
 @pytest.mark.parametrize("temperature", [0, 1e-4, 1, 2.0])
 def test_other_temperatures_are_taken(temperature: float) -> None:
-    assert parse(body("hello", temperature=temperature), ServeConfig(), ["m"]).temperature == temperature
+    assert parse(body("hello", temperature=temperature), ServeConfig(), {"m": "chat"}).temperature == temperature
 
 
 LONG = "x" * (1 << 20)
@@ -360,5 +360,5 @@ LONG = "x" * (1 << 20)
 )
 def test_what_a_client_sends_is_not_echoed_whole(sent: bytes) -> None:
     with pytest.raises(ApiError) as caught:
-        parse(sent, ServeConfig(), ["m"])
+        parse(sent, ServeConfig(), {"m": "chat"})
     assert len(json.dumps(caught.value.body())) < 2000
