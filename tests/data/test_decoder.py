@@ -89,6 +89,15 @@ def test_a_crash_is_named_and_the_next_clip_decodes(decoder: KillableDecoder, mo
     assert len(decoder.read_indexed(FLAC, 4800)) == 4800
 
 
+def test_a_child_that_was_killed_between_two_clips_costs_none(decoder: KillableDecoder) -> None:
+    for _ in range(2):
+        assert len(decoder.read_indexed(FLAC, 4800)) == 4800
+        assert decoder._child is not None
+        os.kill(decoder._child.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, decoder._child.pid, os.WEXITED | os.WNOWAIT)
+    assert len(decoder.read_indexed(FLAC, 4800)) == 4800
+
+
 def test_too_much_memory_is_an_error_of_the_clip(decoder: KillableDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
     faulty.install(monkeypatch)
     decoder.start()

@@ -70,6 +70,9 @@ class KillableDecoder:
         if self._process != os.getpid():
             # The child answers the process that started it; this is a fork of that one.
             self._child, self._process = None, os.getpid()
+        if self._child is not None and _has_ended(self._child.link):
+            # Killed between two clips, of which none is to blame.
+            self.close()
         if self._child is None:
             self._child = _start()
 
@@ -167,6 +170,19 @@ def _start() -> _Child:
             setsigdef=[signal.SIGINT, signal.SIGTERM],
         )
     return _Child(pid, ours)
+
+
+def _has_ended(link: socket.socket) -> bool:
+    """Whether the other end is closed."""
+    link.settimeout(0)
+    try:
+        return not link.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        link.settimeout(_ASK_AGAIN_S)
 
 
 def _until(seconds: float, given_up: Callable[[], bool], late: Exception) -> Callable[[], None]:
