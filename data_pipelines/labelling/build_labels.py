@@ -30,6 +30,7 @@ from qa_train.data.stores.folders import open_folder
 from qa_train.data.text.prompts import PromptBank
 from qa_train.eval.answers import Journal
 from qa_train.eval.questions import part_text
+from qa_train.infer.prompt_format import template_for, warn_of_chat
 from qa_train.model import find_checkpoint, fingerprint
 from qa_train.utils.masking import masked, name_of, without_query
 from qa_train.utils.progress import duration
@@ -93,10 +94,8 @@ def _checked(options: LabelConfig) -> LabelConfig:
         options = replace(options, second=_found(options.second, "second."))
     elif options.second.model:
         raise ValueError("data label: second.model= needs second.url=")
-    if options.template not in ("chat", "base") or options.audio not in ("copy", "in_place"):
-        raise ValueError(
-            f"data label: template={options.template} audio={options.audio}: use chat or base, and copy or in_place"
-        )
+    if options.audio not in ("copy", "in_place"):
+        raise ValueError(f"data label: audio={options.audio}: use copy or in_place")
     least = min(options.window_s, options.requests, options.cores, options.workers + 1, options.max_new_tokens)
     if least < 1 or not 0 <= options.error_budget <= 1:
         raise ValueError(
@@ -107,7 +106,10 @@ def _checked(options: LabelConfig) -> LabelConfig:
         raise ValueError(f"data label: max_cost={options.max_cost:g} bounds nothing without price_per_hour=")
     date = options.date or datetime.now(UTC).date().isoformat()
     found = _found(options, "")
-    return replace(options, checkpoint=found.checkpoint, model=found.model, date=date)
+    template = template_for(found.checkpoint, options.template)
+    if template == "chat":
+        warn_of_chat(options.second.checkpoint, "template=base asks both without chat")
+    return replace(options, checkpoint=found.checkpoint, model=found.model, template=template, date=date)
 
 
 def _found(by: Labeller, prefix: str) -> Labeller:

@@ -47,8 +47,9 @@ class LabelConfig(EngineOptions, Labeller):
     prompt: str | None = None
     # Prompt files (YAML) with further tasks.
     prompt_files: list[str] = field(default_factory=list)
-    # "chat" for a model after SFT; "base" for a pretrained one, which takes audio + a prompt.
-    template: str = "chat"
+    # "chat" for a model after SFT; "base" for a pretrained one, which takes audio + a prompt; null: as in the training
+    # data of the checkpoint's run, "chat" for a checkpoint outside a run (an export, a hub id).
+    template: str | None = None
     # Only records with this value, e.g. where.split=train.
     where: dict[str, Any] = field(default_factory=dict)
     # Set a field of every record before the model is asked: fields.language=de forces the language.

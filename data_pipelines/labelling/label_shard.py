@@ -177,7 +177,7 @@ class ShardLabels:
         if clip.duration_s > options.max_duration_s:
             raise LeftOut(f"{clip.duration_s:.1f} s", "longer than max_duration_s")
         user = self._asking.question(key, record)
-        sample = Sample(key, (user,), 1, self._asking.task.name, record.get("language"), options.template)
+        sample = Sample(key, (user,), 1, self._asking.task.name, record.get("language"), str(options.template))
         first = len(self._questions)
         for start, stop, silent in self._windows(clip):
             self._may_be_empty += [silent]

@@ -33,7 +33,7 @@ from qa_train.utils.deferred import deferred
 
 if TYPE_CHECKING:
     from qa_train.config.checks.stage_checks import check, require_root
-    from qa_train.config.compose import compose_stage, read_stored, register, to_stage_config
+    from qa_train.config.compose import compose_stage, read_stored, register, run_of, to_stage_config
     from qa_train.config.options import (
         ChatConfig,
         CleanConfig,

@@ -42,6 +42,13 @@ def to_stage_config(raw: Any) -> StageConfig:
     return cfg
 
 
+def run_of(checkpoint: Path) -> Path | None:
+    """The run folder that a checkpoint is in (or is itself), if it is in one."""
+    return next(
+        (folder for folder in (checkpoint, *checkpoint.parents[:2]) if (folder / "config.yaml").is_file()), None
+    )
+
+
 def read_stored(folder: Path) -> StageConfig:
     """The checked configuration that a run folder holds, of this version's names.
 

@@ -119,8 +119,9 @@ class ChatConfig(AnsweringOptions):
     audio: Any = None
     # The question about the audio; without it a conversation starts.
     text: str | None = None
-    # "chat" for a model after SFT; "base" for a pretrained one, which takes audio + a prompt.
-    template: str = "chat"
+    # "chat" for a model after SFT; "base" for a pretrained one, which takes audio + a prompt; null: as in the training
+    # data of the checkpoint's run, "chat" for a checkpoint outside a run (an export, a hub id).
+    template: str | None = None
     # Maximum tokens of an answer.
     max_new_tokens: int = 256
     # 0: always the most likely token; higher: sampling.
@@ -137,8 +138,9 @@ class ServeConfig(AnsweringOptions):
     host: str = "127.0.0.1"
     # 0: any free port; the first line of output shows it.
     port: int = 8000
-    # "chat" for models after SFT; "base" for pretrained ones.
-    template: str = "chat"
+    # "chat" for models after SFT; "base" for pretrained ones; null: for each checkpoint as in the training data of its
+    # run, "chat" for one outside a run (an export, a hub id).
+    template: str | None = None
     # Maximum requests of a batch.
     batch_size: int = 8
     # Maximum tokens (prompts + answers) of a batch.
@@ -147,7 +149,7 @@ class ServeConfig(AnsweringOptions):
     max_requests: int = 32
     # Maximum concurrent requests from one address; null: half of max_requests.
     max_requests_per_client: int | None = None
-    # Threads that parse requests and decode clips.
+    # Requests that are parsed at a time; the clips of each are decoded in a separate process.
     decode_workers: int = 2
     # Time limit of parsing and decoding one request, in seconds.
     decode_timeout_s: float = 60.0

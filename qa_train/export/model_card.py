@@ -14,7 +14,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from jinja2 import Environment, StrictUndefined, Template
 
 from qa_train import __version__
-from qa_train.config import from_references
+from qa_train.config import from_references, run_of
 from qa_train.report.markdown import code, plain
 from qa_train.report.results import markdown_table
 from qa_train.report.runs import Steps
@@ -139,9 +139,7 @@ def _runs(checkpoint: Path) -> list[tuple[dict[str, Any], list[dict[str, Any]], 
     seen: set[Path] = set()
     folder: Path | None = checkpoint.resolve()
     while folder is not None:
-        run = next(
-            (each for each in (folder, folder.parent, folder.parent.parent) if (each / "config.yaml").is_file()), None
-        )
+        run = run_of(folder)
         if run is None or run in seen:
             break
         seen.add(run)

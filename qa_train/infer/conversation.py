@@ -14,6 +14,7 @@ from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, audio_tokens, re
 from qa_train.data.text.content import user_message
 from qa_train.data.text.sample import Message, Sample, TextPart
 from qa_train.infer.generate import Answer, Decoding, Generator, Item
+from qa_train.infer.prompt_format import template_for
 from qa_train.model import load_answering_model
 
 HELP = """Type a question and press Enter. Commands:
@@ -116,13 +117,14 @@ def chat(options: ChatConfig, *, lines: TextIO | None = None, out: TextIO | None
     """
     out = out or sys.stdout
     # Report a wrong path before minutes of loading.
+    template = template_for(options.checkpoint, options.template)
     paths = [options.audio] if isinstance(options.audio, str) else list(options.audio or ())
     waves = [read_recording(path) for path in paths]
     model, processor = load_answering_model(
         options.checkpoint, device=options.device, verify=options.verify, allow_missing=options.allow_missing
     )
     decoding = Decoding(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
-    talk = Conversation(Generator(model, processor), decoding, options.template)
+    talk = Conversation(Generator(model, processor), decoding, template)
     if waves or options.text:
         _answer(talk, waves, options.text or "", out)
     else:

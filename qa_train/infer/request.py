@@ -6,17 +6,18 @@ An unknown setting that would change the answer is refused, not ignored.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from qa_train.config import ServeConfig
+from qa_train.data.audio.waveform import read_clip
 from qa_train.data.text.sample import Sample
 from qa_train.infer.generate import LEAST_TEMPERATURE
 from qa_train.infer.protocol import ApiError, BadRequest
-from qa_train.infer.request_messages import conversation
+from qa_train.infer.request_messages import Decode, conversation
 
 _MOST_ANSWERS, _MOST_STOPS, _STOP_CHARACTERS = 4, 4, 200
 _KNOWN = ("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "n", "stop",
@@ -63,11 +64,10 @@ class Request:
     include_usage: bool
 
 
-def parse(
-    body: bytes, options: ServeConfig, models: list[str], given_up: Callable[[], bool] = lambda: False
-) -> Request:
-    """Read a request within the limits of ``options``; decodes its audio (slow: not for an event loop), until
-    ``given_up``.
+def parse(body: bytes, options: ServeConfig, templates: Mapping[str, str], decode: Decode = read_clip) -> Request:
+    """Read a request within the limits of ``options``; ``decode``s its audio (slow: not for an event loop).
+
+    ``templates``: the models by name, with the form in which each is asked ("chat", "base").
 
     Raises:
         ApiError: malformed JSON, an unknown model or setting, unreadable, empty or too long audio.
@@ -79,15 +79,15 @@ def parse(
     if not isinstance(found, dict):
         raise BadRequest(f"the body is a JSON {type(found).__name__}; expected an object with model and messages")
     model = found.get("model")
-    if model not in models:
-        raise ApiError(404, f"there is no model {model!r}; served are {', '.join(models)}", code="model_not_found",
+    if not isinstance(model, str) or model not in templates:
+        raise ApiError(404, f"there is no model {model!r}; served are {', '.join(templates)}", code="model_not_found",
                        param="model")  # fmt: skip
     _check_settings(found)
-    sample, waves = conversation(found.get("messages"), options, given_up)
+    sample, waves = conversation(found.get("messages"), templates[model], options, decode)
     stream_options = found.get("stream_options") or {}
     temperature = _temperature(found)
     return Request(
-        model=str(model),
+        model=model,
         sample=sample,
         waves=waves,
         max_new_tokens=_max_new_tokens(found, options.max_new_tokens),

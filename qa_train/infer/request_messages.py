@@ -7,14 +7,13 @@ of the answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from qa_train.config import ServeConfig
-from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, audio_tokens, read_clip
+from qa_train.data.audio.waveform import SAMPLE_RATE, BadAudio, audio_tokens
 from qa_train.data.text.content import NOT_BASE64, PLACEHOLDER, Heard, content_parts
 from qa_train.data.text.records import MAX_TEXT_CHARACTERS, BadRecord, check_text
 from qa_train.data.text.sample import AudioPart, Message, Sample, TextPart
@@ -23,10 +22,17 @@ from qa_train.infer.protocol import BadRequest
 FORMATS = ("wav", "flac", "mp3", "ogg", "opus")
 
 
+class Decode(Protocol):
+    """`read_clip`, here or in another process."""
+
+    def __call__(self, source: bytes, /, *, max_duration_s: float) -> np.ndarray:
+        """The clip, float32 mono at 16 kHz, [n]; BadAudio for one that cannot be read or is longer."""
+
+
 def conversation(
-    messages: Any, options: ServeConfig, given_up: Callable[[], bool]
+    messages: Any, template: str, options: ServeConfig, decode: Decode
 ) -> tuple[Sample, tuple[np.ndarray, ...]]:
-    """The sample that is asked, and the waveform [n] of each of its clips at 16 kHz.
+    """The sample that is asked in the form of ``template``, and the waveform [n] of each of its clips at 16 kHz.
 
     Raises:
         ApiError: roles in an order that has no answer, or unreadable, empty or too long text or audio.
@@ -44,9 +50,9 @@ def conversation(
             raise BadRequest(f"{where}: a {role} message may only come first", where)
         # What newer clients call the system message.
         role = "system" if role == "developer" else role
-        content = _content(message.get("content"), where, str(role), waves, options, given_up)
+        content = _content(message.get("content"), where, str(role), waves, template, options, decode)
         made.append(Message(str(role), content))
-    if options.template == "base" and len(made) > 1:
+    if template == "base" and len(made) > 1:
         raise BadRequest("a pretrained model takes one user message, without system or history", "messages")
     if made[-1].role == "assistant":
         made[-1] = _begun(made[-1])
@@ -55,7 +61,7 @@ def conversation(
         found = f"from {asking[-1].role!r}" if asking else "missing"
         raise BadRequest(f"the last message before the answer is {found}; expected user", "messages")
     _check_texts(made)
-    return Sample("request", tuple(made), len(waves), "chat", None, options.template), tuple(waves)
+    return Sample("request", tuple(made), len(waves), "chat", None, template), tuple(waves)
 
 
 def _begun(message: Message) -> Message:
@@ -92,8 +98,9 @@ def _content(
     where: str,
     role: str,
     waves: list[np.ndarray],
+    template: str,
     options: ServeConfig,
-    given_up: Callable[[], bool],
+    decode: Decode,
 ) -> tuple[TextPart | AudioPart, ...]:
     """The parts of one message; its clips are appended to ``waves``."""
     if not isinstance(content, str | list):
@@ -105,14 +112,14 @@ def _content(
             if isinstance(part, str) or part.mark == PLACEHOLDER:
                 # Only the base format knows prompts with language tags; what a chat user types stays text.
                 text = part if isinstance(part, str) else part.mark
-                made.append(TextPart(text, trusted=options.template == "base"))
+                made.append(TextPart(text, trusted=template == "base"))
                 continue
             if part.mark or role != "user":
                 what = f"a text holds {part.mark}, which stands for audio" if part.mark else f"sound from {role!r}"
                 raise BadRequest(f"{place}: {what}: send clips as input_audio from user", place)
             if len(waves) == options.max_clips:
                 raise BadRequest(f"{place}: more than {options.max_clips} clips in one conversation", place)
-            waves.append(_wave(part, place, options, sum(map(len, waves)) / SAMPLE_RATE, given_up))
+            waves.append(_wave(part, place, options, sum(map(len, waves)) / SAMPLE_RATE, decode))
             made.append(AudioPart(len(waves) - 1))
     if not made and role == "user":
         raise BadRequest(f"{where} is empty: give text, a clip, or both", where)
@@ -136,7 +143,7 @@ def _parts(given: Any, place: str) -> list[str | Heard]:
         raise BadRequest(f"{place}: {error}; send clips as input_audio", place, code) from error
 
 
-def _wave(clip: Heard, place: str, options: ServeConfig, before_s: float, given_up: Callable[[], bool]) -> np.ndarray:
+def _wave(clip: Heard, place: str, options: ServeConfig, before_s: float, decode: Decode) -> np.ndarray:
     """One clip as a 16 kHz mono waveform, after others of ``before_s`` seconds."""
     rest = options.max_audio_s - before_s
     if rest <= 0:
@@ -144,7 +151,7 @@ def _wave(clip: Heard, place: str, options: ServeConfig, before_s: float, given_
     try:
         if not isinstance(clip.source, bytes):
             raise BadAudio("addresses are not fetched and paths are not opened: send the data as base64")
-        wave = read_clip(clip.source, max_duration_s=min(options.max_duration_s, rest), given_up=given_up)
+        wave = decode(clip.source, max_duration_s=min(options.max_duration_s, rest))
         audio_tokens(len(wave))
     except BadAudio as error:
         raise BadRequest(

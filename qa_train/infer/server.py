@@ -9,11 +9,12 @@ from typing import Any
 from qa_train.config import ServeConfig
 from qa_train.infer.encoded import EncodedClips
 from qa_train.infer.generate import Generator
+from qa_train.infer.prompt_format import template_for
 from qa_train.model import load_answering_model
 from qa_train.utils.loopback import LOOPBACK, listen
 
 
-def open_models(options: ServeConfig) -> dict[str, Generator]:
+def named_checkpoints(options: ServeConfig) -> dict[str, str]:
     """The checkpoints by the name that clients use: ``checkpoint`` is one, a list, or {name: checkpoint}.
 
     Raises:
@@ -29,13 +30,18 @@ def open_models(options: ServeConfig) -> dict[str, Generator]:
             f"serve: the checkpoints are called {names}; expected one or more, each with its own name: "
             "checkpoint={first: DIR, second: DIR}"
         )
+    return {str(name): str(checkpoint) for name, checkpoint in pairs}
+
+
+def open_models(options: ServeConfig) -> dict[str, Generator]:
+    """A generator for each of `named_checkpoints`; they share encoded clips. ValueError as there."""
     clips = EncodedClips()
     made = {}
-    for name, checkpoint in pairs:
+    for name, checkpoint in named_checkpoints(options).items():
         model, processor = load_answering_model(
-            str(checkpoint), device=options.device, verify=options.verify, allow_missing=options.allow_missing
+            checkpoint, device=options.device, verify=options.verify, allow_missing=options.allow_missing
         )
-        made[str(name)] = Generator(model, processor, clips=clips)
+        made[name] = Generator(model, processor, clips=clips)
     return made
 
 
@@ -66,7 +72,9 @@ def serve(options: ServeConfig) -> int:
     # Report a wrong address before minutes of loading.
     listener = listen(options.host, options.port, "serve")
     host, port = listener.getsockname()[:2]
-    service = Service(open_models(options), options)
+    templates = {name: template_for(place, options.template) for name, place in named_checkpoints(options).items()}
+    service = Service(open_models(options), templates, options)
+    service.start_decoders()
     if options.host not in LOOPBACK:
         print(f"warning: anybody who reaches {options.host} may use this server; it has no login", flush=True)
     shown = f"[{host}]" if ":" in host else host

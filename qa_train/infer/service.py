@@ -1,7 +1,8 @@
 """What `qa-train serve` answers: OpenAI's ``/v1/chat/completions`` with audio, and a chat page.
 
 1. Limits come first: the number of requests, the size of the body, the time it may take to arrive.
-2. The body is read into a sample and waveforms in a thread (`qa_train.infer.request`).
+2. The body is read into a sample and waveforms in a thread (`qa_train.infer.request`), whose clips another process
+   decodes: a file that crashes the decoder costs its request.
 3. The engine's thread answers requests together (`qa_train.infer.engine`); pieces go back as they appear.
 
 There is no login: requests must name the address that is served (no other web page may ask).
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -19,8 +21,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from queue import LifoQueue
 from typing import Any, TypeVar
 
+import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -30,6 +34,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from qa_train.config import ServeConfig
+from qa_train.data.audio.decoder import DecoderEnded, KillableDecoder
 from qa_train.infer.engine import Engine, one_line
 from qa_train.infer.generate import Generator
 from qa_train.infer.protocol import ApiError
@@ -63,14 +68,31 @@ _PAGE_HEADERS = {
 class Service:
     """The state of a running server: its models, its limits, and how many are being answered."""
 
-    def __init__(self, generators: dict[str, Generator], options: ServeConfig) -> None:
-        self.generators, self.options = generators, options
+    def __init__(self, generators: dict[str, Generator], templates: dict[str, str], options: ServeConfig) -> None:
+        """templates: of each generator, the form in which it is asked, "chat" or "base"."""
+        self.generators, self.templates, self.options = generators, templates, options
         self.engine = Engine(generators, batch_size=options.batch_size, token_budget=options.token_budget)
         self.examples = _examples(options.examples)
         # Requests on their way, by the client's address.
         self.active: Counter[str] = Counter()
-        self.decoders = ThreadPoolExecutor(options.decode_workers, thread_name_prefix="decode")
+        self.readers = ThreadPoolExecutor(options.decode_workers, thread_name_prefix="decode")
+        # Those that no reader uses; there are as many as readers. Their time limit is that of the request.
+        self.decoders: LifoQueue[KillableDecoder] = LifoQueue()
+        for _ in range(options.decode_workers):
+            self.decoders.put(KillableDecoder(math.inf))
         self.started = int(time.time())
+
+    def start_decoders(self) -> None:
+        """Let their processes load before the first request."""
+        for decoder in self.decoders.queue:
+            decoder.start()
+
+    def close(self) -> None:
+        """End the threads and the decoders; requests must have been given up."""
+        self.readers.shutdown(cancel_futures=True)
+        for decoder in self.decoders.queue:
+            decoder.close()
+        self.engine.close()
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
@@ -85,12 +107,16 @@ class Service:
 
     def _read(self, body: bytes, given_up: Callable[[], bool]) -> tuple[Asked, int]:
         """The request of a body, and the number of tokens of its prompt."""
-        asked = parse(body, self.options, list(self.generators), given_up)
+        decoder = self.decoders.get()
+        try:
+            asked = parse(body, self.options, self.templates, partial(_decode, decoder, given_up))
+        finally:
+            self.decoders.put(decoder)
         return asked, count_tokens(self.generators[asked.model], asked, self.engine.token_budget)
 
     async def _decoded(self, request: Request, read: Callable[[], T], given_up: threading.Event) -> T:
-        """The result of ``read`` in a decoder thread, which is told when its client disconnects or its time is over."""
-        work = asyncio.get_running_loop().run_in_executor(self.decoders, read)
+        """The result of ``read`` in a thread, which is told when its client disconnects or its time is over."""
+        work = asyncio.get_running_loop().run_in_executor(self.readers, read)
         until = time.monotonic() + self.options.decode_timeout_s
         try:
             while not (await asyncio.wait([work], timeout=_ASK_AGAIN_S))[0]:
@@ -122,8 +148,8 @@ class Service:
 
     async def example_names(self, request: Request) -> Response:
         """GET /examples: the names of the example clips, and the settings that the page has to know."""
-        known = {name: getattr(self.options, name) for name in ("max_duration_s", "max_new_tokens", "template")}
-        return JSONResponse({"examples": sorted(self.examples), **known})
+        known = {name: getattr(self.options, name) for name in ("max_duration_s", "max_new_tokens")}
+        return JSONResponse({"examples": sorted(self.examples), "templates": self.templates, **known})
 
     async def example(self, request: Request) -> Response:
         """GET /examples/NAME: only names that the list holds."""
@@ -199,8 +225,7 @@ def application(service: Service) -> Starlette:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
-        service.decoders.shutdown(wait=False, cancel_futures=True)
-        await asyncio.to_thread(service.engine.close)
+        await asyncio.to_thread(service.close)
 
     hosts = trusted_hosts(service.options.host)
     return Starlette(
@@ -216,6 +241,18 @@ def application(service: Service) -> Starlette:
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(Admission, service=service)],
         lifespan=lifespan,
     )
+
+
+def _decode(
+    decoder: KillableDecoder, given_up: Callable[[], bool], source: bytes, *, max_duration_s: float
+) -> np.ndarray:
+    """A clip of a request, by a process of its own."""
+    try:
+        return decoder.read_clip(source, max_duration_s=max_duration_s, given_up=given_up)
+    except DecoderEnded as error:
+        if not given_up():
+            log.warning("a clip of %d bytes was refused: %s", len(source), error)
+        raise
 
 
 async def _body(request: Request, max_body_mb: float) -> bytes:

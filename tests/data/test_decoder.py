@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +16,12 @@ import pytest
 from torch.utils.data import DataLoader
 
 from qa_train.data.audio import decoder as decoder_module
-from qa_train.data.audio.decoder import KillableDecoder
+from qa_train.data.audio.decoder import DecoderEnded, KillableDecoder
 from qa_train.data.audio.waveform import BadAudio, read_clip
 from qa_train.data.clips import Clip, ClipReader, SkipSample
 from qa_train.data.shards.index import load_index
 from qa_train.data.shards.writer import ShardWriter
+from tests.data import faulty
 from tests.data.conftest import noise
 from tests.data.hostile import encoded
 
@@ -46,13 +49,12 @@ def test_it_decodes_as_in_place(decoder: KillableDecoder) -> None:
 
 
 def test_a_hang_is_killed_and_the_next_clip_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    faulty.install(monkeypatch)
     one = KillableDecoder(0.3)
-    with monkeypatch.context() as patch:
-        patch.setattr(decoder_module, "read_indexed", lambda *_: time.sleep(60))
-        started = time.monotonic()
-        with pytest.raises(BadAudio, match=r"no result after 0\.3 s and was killed"):
-            one.read_indexed(FLAC, 4800)
-        assert time.monotonic() - started < 5
+    started = time.monotonic()
+    with pytest.raises(DecoderEnded, match=r"no result after 0\.3 s and was killed"):
+        one.read_indexed(b"hang", 4800)
+    assert time.monotonic() - started < 10
     one.timeout_s = 10
     assert len(one.read_indexed(FLAC, 4800)) == 4800
     one.close()
@@ -64,23 +66,69 @@ def test_a_child_that_reads_nothing_is_killed_too() -> None:
     one.read_indexed(FLAC, 4800)
     assert one._child is not None
     os.kill(one._child.pid, signal.SIGSTOP)
-    with pytest.raises(BadAudio, match=r"no result after 0\.3 s and was killed"):
+    with pytest.raises(DecoderEnded, match=r"no result after 0\.3 s and was killed"):
         one.read_indexed(bytes(4 << 20), 4800)
     one.close()
 
 
+def test_one_that_nobody_waits_for_is_killed(decoder: KillableDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    faulty.install(monkeypatch)
+    asked: list[float] = []
+    with pytest.raises(DecoderEnded, match="given up"):
+        decoder.read_clip(b"hang", max_duration_s=60, given_up=lambda: bool(asked.append(0)) or len(asked) > 20)
+    assert len(decoder.read_clip(FLAC, max_duration_s=60)) == 4800
+    with pytest.raises(BadAudio, match=r"longer than max_duration_s=0\.2"):
+        decoder.read_clip(FLAC, max_duration_s=0.2)
+
+
 def test_a_crash_is_named_and_the_next_clip_decodes(decoder: KillableDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(decoder_module, "read_indexed", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-        with pytest.raises(BadAudio, match=r"died .signal 9, Killed"):
-            decoder.read_indexed(FLAC, 4800)
+    faulty.install(monkeypatch)
+    for _ in range(2):
+        with pytest.raises(DecoderEnded, match=r"died .signal 11, Segmentation fault"):
+            decoder.read_indexed(b"crash", 4800)
+    assert len(decoder.read_indexed(FLAC, 4800)) == 4800
+
+
+def test_a_child_that_was_killed_between_two_clips_costs_none(decoder: KillableDecoder) -> None:
+    for _ in range(2):
+        assert len(decoder.read_indexed(FLAC, 4800)) == 4800
+        assert decoder._child is not None
+        os.kill(decoder._child.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, decoder._child.pid, os.WEXITED | os.WNOWAIT)
     assert len(decoder.read_indexed(FLAC, 4800)) == 4800
 
 
 def test_too_much_memory_is_an_error_of_the_clip(decoder: KillableDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder_module, "read_indexed", lambda *_: np.empty(1 << 40, np.float32))
+    faulty.install(monkeypatch)
+    decoder.start()
+    first = decoder._child
     with pytest.raises(BadAudio, match="Unable to allocate"):
-        decoder.read_indexed(FLAC, 4800)
+        decoder.read_indexed(b"huge", 4800)
+    assert decoder._child is first
+
+
+def test_a_child_that_does_not_start_is_no_fault_of_the_clip(
+    decoder: KillableDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder_module, "_PROGRAM", "raise SystemExit(3)")
+        with pytest.raises(RuntimeError, match=r"does not start .exit code 3"):
+            decoder.read_indexed(FLAC, 4800)
+    assert len(decoder.read_indexed(FLAC, 4800)) == 4800
+
+
+def test_it_is_no_fork(decoder: KillableDecoder) -> None:
+    """The libraries, files and locks of its parent are not its own: a GPU, a model, sockets of clients."""
+    read, write = os.pipe()
+    os.set_inheritable(write, True)
+    decoder.read_indexed(FLAC, 4800)
+    assert decoder._child is not None
+    pid = decoder._child.pid
+    assert sorted(path.name for path in Path(f"/proc/{pid}/fd").iterdir()) == ["0", "1", "2"]
+    assert "libtorch" in Path("/proc/self/maps").read_text()
+    assert "libtorch" not in Path(f"/proc/{pid}/maps").read_text()
+    os.close(write)
+    os.close(read)
 
 
 def test_the_child_ends_with_its_parent() -> None:
@@ -92,6 +140,35 @@ def test_the_child_ends_with_its_parent() -> None:
     one._child.link.close()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     one._child = None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+def test_one_that_hangs_ends_with_its_parent() -> None:
+    program = (
+        "from qa_train.data.audio import decoder\n"
+        f"decoder._PROGRAM = {faulty.PROGRAM!r}\n"
+        "one = decoder.KillableDecoder(60)\n"
+        "told = []\n"
+        "def given_up():\n"
+        "    one._child.is_ready and not told and told.append(print(one._child.pid, flush=True))\n"
+        "one.read_clip(b'hang', max_duration_s=1, given_up=given_up)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.kill()
+    until = time.monotonic() + 10
+    while _lives(pid):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def _lives(pid: int) -> bool:
+    """Whether it is there, and not only its exit code, which nobody may read in a container."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_workers_of_a_dataloader_each_have_their_own(tmp_path: Path) -> None:

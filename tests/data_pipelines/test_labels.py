@@ -572,7 +572,7 @@ def test_our_own_server_labels_as_the_checkpoint_does(tmp_path: Path) -> None:
     )
     label(replace(options, out=str(tmp_path / "by_checkpoint"), checkpoint=str(checkpoint)))
     generator, _ = load_answerer(str(checkpoint), "cpu", verify=True, allow_missing=())
-    with running(Service({"ours": generator}, ServeConfig(checkpoint=str(checkpoint)))) as port:
+    with running(Service({"ours": generator}, {"ours": "chat"}, ServeConfig(checkpoint=str(checkpoint)))) as port:
         label(replace(options, out=str(tmp_path / "by_url"), url=f"http://127.0.0.1:{port}/v1", model="ours"))
     found = [{key: each["text"] for key, each in records(tmp_path / f"by_{way}/a.tar").items()}
              for way in ("checkpoint", "url")]  # fmt: skip

@@ -11,7 +11,9 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,12 +25,14 @@ pytest.importorskip("uvicorn")
 from live_server import running
 
 from qa_train.config import ServeConfig
+from qa_train.data.audio.decoder import KillableDecoder
 from qa_train.infer import connections
 from qa_train.infer import service as module
 from qa_train.infer.generate import Answer
 from qa_train.infer.protocol import ApiError
 from qa_train.infer.request import parse
 from qa_train.infer.service import Service
+from tests.data import faulty
 
 
 class Parrot:
@@ -40,7 +44,7 @@ class Parrot:
 
 def service(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Service:
     monkeypatch.setattr(module, "count_tokens", lambda *given: 10)
-    return Service({"m": Parrot()}, ServeConfig(checkpoint="x", **options))  # type: ignore[dict-item]
+    return Service({"m": Parrot()}, {"m": "chat"}, ServeConfig(checkpoint="x", **options))  # type: ignore[dict-item]
 
 
 def body(*parts: Any, **more: Any) -> bytes:
@@ -48,13 +52,14 @@ def body(*parts: Any, **more: Any) -> bytes:
     return json.dumps({"model": "m", "messages": [{"role": "user", "content": content}], **more}).encode()
 
 
+def clip(raw: bytes) -> dict[str, Any]:
+    return {"type": "input_audio", "input_audio": {"data": base64.b64encode(raw).decode(), "format": "flac"}}
+
+
 def flac(seconds: float, rate: int = 16_000, channels: int = 1) -> dict[str, Any]:
     buffer = io.BytesIO()
     soundfile.write(buffer, np.zeros((int(seconds * rate), channels), np.int16), rate, format="FLAC")
-    return {
-        "type": "input_audio",
-        "input_audio": {"data": base64.b64encode(buffer.getvalue()).decode(), "format": "flac"},
-    }
+    return clip(buffer.getvalue())
 
 
 def head(length: int) -> bytes:
@@ -197,24 +202,27 @@ def test_an_error_is_one_line_of_the_log(monkeypatch: pytest.MonkeyPatch, caplog
 def test_a_decoding_ends_with_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
     begun, ended = threading.Event(), threading.Event()
 
-    def endless(sent: bytes, options: Any, models: Any, given_up: Any) -> Any:
-        if b"bomb" not in sent:
-            return parse(sent, options, models, given_up)
-        begun.set()
-        while not given_up():
-            time.sleep(0.01)
-        ended.set()
-        raise ApiError(400, "given up")
+    def watched(decoder: KillableDecoder, given_up: Any, source: bytes, **options: Any) -> Any:
+        def asked() -> bool:
+            begun.set()
+            return bool(given_up())
 
+        try:
+            return decoder.read_clip(source, given_up=asked, **options)
+        finally:
+            ended.set()
+
+    faulty.install(monkeypatch)
+    monkeypatch.setattr(module, "_decode", watched)
     made = service(monkeypatch)
-    monkeypatch.setattr(module, "parse", endless)
     with running(made) as port:
         client = connect(port, "127.0.0.2")
-        sent = body("bomb")
+        sent = body(clip(b"hang"))
         client.sendall(head(len(sent)) + sent)
         assert begun.wait(10)
         # One of two decoders is left.
         assert ask(port, body("hello"))[0] == 200
+        assert not ended.is_set()
         client.close()
         assert ended.wait(10)
         _until(lambda: made.active.total() == 0)
@@ -246,16 +254,60 @@ def test_a_client_that_leaves_while_it_waits_is_not_answered(monkeypatch: pytest
 
 
 def test_a_decoding_has_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    def endless(sent: bytes, options: Any, models: Any, given_up: Any) -> Any:
-        while not given_up():
-            time.sleep(0.01)
-        raise ApiError(400, "given up")
+    """One that hangs is killed; the next of its only decoder is answered."""
+    faulty.install(monkeypatch)
+    with running(service(monkeypatch, decode_timeout_s=3, decode_workers=1)) as port:
+        status, answer = ask(port, body(clip(b"hang")))
+        assert status == 503
+        assert b"not decoded in 3 s" in answer
+        assert ask(port, body(flac(1)))[0] == 200
 
-    monkeypatch.setattr(module, "parse", endless)
-    with running(service(monkeypatch, decode_timeout_s=0.2)) as port:
-        status, answer = ask(port, body("hello"))
-    assert status == 503
-    assert b"not decoded in 0.2 s" in answer
+
+def test_a_decoder_that_crashes_costs_its_request(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    faulty.install(monkeypatch)
+    with running(service(monkeypatch)) as port:
+        status, answer = ask(port, body(flac(1), clip(b"crash")))
+        assert status == 400
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"] == {
+            "message": "messages[0].content[1] cannot be read: the decoder's process died (signal 11, Segmentation "
+            "fault). Send a wav, flac, mp3, ogg, opus file of 0.1 to 120 s (all clips of a conversation: 300 s)",
+            "type": "invalid_request_error",
+            "param": "messages[0].content[1]",
+            "code": "audio_unreadable",
+        }
+        assert ask(port, body(flac(1)))[0] == 200
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert line == "a clip of 5 bytes was refused: the decoder's process died (signal 11, Segmentation fault)"
+
+
+def test_many_that_crash_beside_many_that_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each gets its own answer, and no process is left."""
+    faulty.install(monkeypatch)
+    made = service(monkeypatch, decode_workers=3, max_requests_per_client=32)
+    sent = [body(clip(b"crash")) if n % 3 == 0 else body(flac(0.5 + n / 10)) for n in range(18)]
+    with running(made) as port, ThreadPoolExecutor(len(sent)) as clients:
+        made.start_decoders()
+        found = list(clients.map(lambda each: ask(port, each)[0], sent))
+        assert found == [400 if n % 3 == 0 else 200 for n in range(18)]
+        pids = [decoder._child.pid for decoder in made.decoders.queue if decoder._child]
+        assert len(set(pids)) == 3
+    _until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
+def test_a_server_that_stops_does_not_wait_for_a_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    faulty.install(monkeypatch)
+    made = service(monkeypatch)
+    with running(made) as port:
+        client = connect(port)
+        sent = body(clip(b"hang"))
+        client.sendall(head(len(sent)) + sent)
+        _until(lambda: made.decoders.qsize() == 1)
+        started = time.monotonic()
+    assert time.monotonic() - started < 10
+    assert [decoder._child for decoder in made.decoders.queue] == [None, None]
+    client.close()
 
 
 # (what, clips): more work than their bytes tell.
@@ -273,7 +325,7 @@ BOMBS: list[tuple[str, list[dict[str, Any]]]] = [
 def test_decode_bombs_are_refused_before_they_are_decoded(name: str, clips: list[dict[str, Any]]) -> None:
     started = time.process_time()
     with pytest.raises(ApiError) as caught:
-        parse(body(*clips), ServeConfig(), ["m"])
+        parse(body(*clips), ServeConfig(), {"m": "chat"})
     assert caught.value.status == 400
     assert time.process_time() - started < 5
 
@@ -281,12 +333,12 @@ def test_decode_bombs_are_refused_before_they_are_decoded(name: str, clips: list
 @pytest.mark.parametrize("temperature", [1e-320, 5e-324, 1e-30, 1e-5, 9.9e-5])
 def test_a_temperature_next_to_nothing_is_refused(temperature: float) -> None:
     with pytest.raises(ApiError, match=r"expected 0, or 0\.0001 to 2"):
-        parse(body("hello", temperature=temperature), ServeConfig(), ["m"])
+        parse(body("hello", temperature=temperature), ServeConfig(), {"m": "chat"})
 
 
 @pytest.mark.parametrize("temperature", [0, 1e-4, 1, 2.0])
 def test_other_temperatures_are_taken(temperature: float) -> None:
-    assert parse(body("hello", temperature=temperature), ServeConfig(), ["m"]).temperature == temperature
+    assert parse(body("hello", temperature=temperature), ServeConfig(), {"m": "chat"}).temperature == temperature
 
 
 LONG = "x" * (1 << 20)
@@ -308,5 +360,5 @@ LONG = "x" * (1 << 20)
 )
 def test_what_a_client_sends_is_not_echoed_whole(sent: bytes) -> None:
     with pytest.raises(ApiError) as caught:
-        parse(sent, ServeConfig(), ["m"])
+        parse(sent, ServeConfig(), {"m": "chat"})
     assert len(json.dumps(caught.value.body())) < 2000

@@ -188,7 +188,7 @@ def test_transformers_serve_hears_45_seconds_as_windows_and_cuts_one_clip(
     assert (cut, tokens) == ask(wave[:480_000])
     # In windows, the prompt and the greedy answer are those of the clip in qa-train.
     heard, whole = ask(wave[:480_000], wave[480_000:], chat_template_kwargs={"windows": True})
-    asked = parse(json.dumps({"model": "m", "messages": question(wave)}).encode(), ServeConfig(), ["m"])
+    asked = parse(json.dumps({"model": "m", "messages": question(wave)}).encode(), ServeConfig(), {"m": "chat"})
     generator = Generator(*load_model(exported))
     assert whole == len(encode_prompt(asked.sample, generator.tokenizer, [audio_tokens(len(wave))]))
     assert whole - tokens == 375

@@ -59,7 +59,7 @@ def scripted(browser: Browser, model: Scripted, tmp_path: Path) -> Iterator[Brow
     for name in ("bell.wav", "bird.wav", "rain.wav"):
         soundfile.write(tmp_path / "clips" / name, tone(0.5), 16_000)
     options = ServeConfig(checkpoint="x", examples=str(tmp_path / "clips"))
-    with running(Service({"m": model}, options)) as port:  # type: ignore[dict-item]
+    with running(Service({"m": model}, {"m": "chat"}, options)) as port:  # type: ignore[dict-item]
         yield opened(browser, f"http://127.0.0.1:{port}", models=1)
 
 
@@ -237,8 +237,7 @@ def test_markdown_is_shown_and_nothing_in_it_runs_or_is_fetched(scripted: Browse
 
 
 def test_a_pretrained_model_gets_one_question_at_a_time(browser: Browser, model: Scripted) -> None:
-    options = ServeConfig(checkpoint="x", template="base")
-    with running(Service({"m": model}, options)) as port:  # type: ignore[dict-item]
+    with running(Service({"m": model}, {"m": "base"}, ServeConfig(checkpoint="x"))) as port:  # type: ignore[dict-item]
         page = opened(browser, f"http://127.0.0.1:{port}", models=1)
         assert page.run("document.querySelector('#system').disabled") is True
         assert page.run("document.querySelector('#offer').hidden") is True

@@ -141,7 +141,7 @@ def said(answer: tuple[int, Any]) -> str:
 def expected(checkpoint: Path, messages: list[dict[str, Any]]) -> str:
     """What the plain generator says to the same conversation."""
     body = json.dumps({"model": "x", "messages": messages}).encode()
-    asked = parse(body, ServeConfig(max_new_tokens=NEW_TOKENS), ["x"])
+    asked = parse(body, ServeConfig(max_new_tokens=NEW_TOKENS), {"x": "chat"})
     generator = Generator(*load_model(checkpoint))
     answer = generator.generate([Item(asked.sample, asked.waves)], Decoding(max_new_tokens=NEW_TOKENS))[0]
     ids = generator.tokenizer.encode(answer.text, add_special_tokens=False)
@@ -257,7 +257,7 @@ def test_a_begun_answer_is_gone_on_with(server: str, checkpoints: Path) -> None:
     ids = generator.tokenizer.encode("It sounds like", add_special_tokens=False)
     assert body["usage"]["prompt_tokens"] == post(server, begun[:1])[1]["usage"]["prompt_tokens"] + len(ids)
     # The plain way: the ids of the prompt, then those of the beginning.
-    asked = parse(json.dumps({"model": "m", "messages": begun[:1]}).encode(), ServeConfig(), ["m"])
+    asked = parse(json.dumps({"model": "m", "messages": begun[:1]}).encode(), ServeConfig(), {"m": "chat"})
     batch = generator.batch([Item(asked.sample, asked.waves)])
     whole = torch.cat([batch["input_ids"], torch.tensor([ids])], 1)
     with torch.no_grad():
@@ -319,14 +319,14 @@ def test_what_cannot_be_answered_is_explained(server: str, message: Any, words: 
 def test_texts_that_are_refused_before_they_are_tokenized(message: Any, template: str, words: str) -> None:
     body = json.dumps({"model": "m", "messages": [message]}).encode()
     with pytest.raises(ApiError, match=re.escape(words)) as caught:
-        parse(body, ServeConfig(template=template), ["m"])
+        parse(body, ServeConfig(), {"m": template})
     assert caught.value.status == 400
 
 
 @pytest.mark.parametrize("text", ["What does <|im_end|> mean?", "And <audio> in HTML?", "<|en|>"])
 def test_special_text_of_a_chat_user_stays_text(text: str) -> None:
     body = json.dumps({"model": "m", "messages": [user(text)]}).encode()
-    (message,) = parse(body, ServeConfig(), ["m"]).sample.messages
+    (message,) = parse(body, ServeConfig(), {"m": "chat"}).sample.messages
     assert "".join(part.text for part in message.content) == text  # type: ignore[union-attr]
     assert not any(part.trusted for part in message.content)  # type: ignore[union-attr]
 
@@ -334,7 +334,7 @@ def test_special_text_of_a_chat_user_stays_text(text: str) -> None:
 def test_developer_is_what_newer_clients_call_system() -> None:
     def messages(role: str, *more: Any) -> Any:
         body = {"model": "m", "messages": [{"role": role, "content": "Be brief."}, user("Hello"), *more]}
-        return parse(json.dumps(body).encode(), ServeConfig(), ["m"]).sample.messages
+        return parse(json.dumps(body).encode(), ServeConfig(), {"m": "chat"}).sample.messages
 
     assert messages("developer") == messages("system")
     assert [each.unfinished for each in messages("developer", {"role": "assistant", "content": "Hi"})] == [0, 0, 1]
@@ -366,16 +366,16 @@ def test_developer_is_what_newer_clients_call_system() -> None:
 def test_settings_are_taken_or_refused_by_name(more: dict[str, Any], words: str | None) -> None:
     body = json.dumps({"model": "m", "messages": [user("Hello")], **more}).encode()
     if words is None:
-        assert (parse(body, ServeConfig(), ["m"]).stop, parse(body, ServeConfig(), ["m"]).n) == ((), 1)
+        assert (parse(body, ServeConfig(), {"m": "chat"}).stop, parse(body, ServeConfig(), {"m": "chat"}).n) == ((), 1)
         return
     with pytest.raises(ApiError, match=re.escape(words)) as caught:
-        parse(body, ServeConfig(), ["m"])
+        parse(body, ServeConfig(), {"m": "chat"})
     assert caught.value.status == 400
 
 
 def test_every_part_that_means_sound_is_heard_or_refused() -> None:
     def heard(*parts: Any) -> Any:
-        return parse(json.dumps({"model": "m", "messages": [user(*parts)]}).encode(), ServeConfig(), ["m"])
+        return parse(json.dumps({"model": "m", "messages": [user(*parts)]}).encode(), ServeConfig(), {"m": "chat"})
 
     data = wav(1.0)
     url = f"data:audio/wav;base64,{data}"
@@ -431,7 +431,12 @@ def test_page_and_examples(server: str) -> None:
     assert len(named) >= 7
     assert {path: get(server, path)[0] for path in named} == dict.fromkeys(named, 200)
     known = json.loads(get(server, "/examples")[1])
-    assert known == {"examples": ["bird.wav"], "max_duration_s": 30, "max_new_tokens": NEW_TOKENS, "template": "chat"}
+    assert known == {
+        "examples": ["bird.wav"],
+        "max_duration_s": 30,
+        "max_new_tokens": NEW_TOKENS,
+        "templates": {"first": "chat", "second": "chat"},
+    }
     assert get(server, "/examples/bird.wav")[1][:4] == b"RIFF"
     for name in ("secret.txt", "..%2ffirst%2fconfig.json", "%2e%2e/first/config.json"):
         assert get(server, f"/examples/{name}")[0] == 404

@@ -195,7 +195,7 @@ class DataConfig:
     # Folder for a frozen encoder's outputs: each clip is encoded once, in float16, for all runs with that encoder.
     encoder_cache: str | None = None
     storage: StorageConfig = field(default_factory=StorageConfig)
-    # Decode in a child process that is killed after this many seconds per clip; null: in the loader's worker.
+    # Decode in a separate process that is killed after this many seconds per clip; null: in the loader's worker.
     decode_timeout_s: float | None = None
     # Loader processes of each rank; 0: the training process loads the data itself.
     num_workers: int = 0

@@ -1,7 +1,8 @@
 """Decoding in a child process that can be killed: a native decoder that hangs or crashes costs one clip, not the run.
 
-The child is forked on first use by the process that decodes (the trainer, or a worker of its DataLoader), answers
-one request after another through a socket, and is replaced when it dies or takes too long.
+The child is a new interpreter and no fork: it shares neither locks nor memory nor a GPU with its parent, which may have
+threads and a loaded model, and it takes 40 MB. It answers one request after another through a socket (its standard
+input), and is replaced when it dies or takes too long.
 """
 
 from __future__ import annotations
@@ -12,54 +13,123 @@ import resource
 import signal
 import socket
 import struct
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
-from qa_train.data.audio.waveform import BadAudio, read_indexed
+from qa_train.data.audio.waveform import BadAudio, read_clip, read_indexed
 from qa_train.utils.process import end_with_parent
 
-# Before a request: the number of samples, and the bytes of the file. Before a reply: whether it is the samples, not an
-# error, and its bytes.
-_REQUEST, _REPLY = struct.Struct("<qQ"), struct.Struct("<?Q")
-# Memory that a child may allocate in addition to that of its parent.
+# Before a request: the number of samples (-1: unknown), the most seconds, and the bytes of the file. Before a reply:
+# whether it is the samples, not an error, and its bytes.
+_REQUEST, _REPLY = struct.Struct("<qdQ"), struct.Struct("<?Q")
+# What a child sends when its libraries are loaded, and how long that may take on a busy machine with a slow disk.
+_READY, _READY_S = b"r", 120.0
+# Memory that a child may allocate in addition to its libraries; macOS knows no such limit.
 _MORE_MEMORY = 2 << 30
+# How often one that waits for a child asks whether it shall go on.
+_ASK_AGAIN_S = 0.1
+_PROGRAM = "from qa_train.data.audio.decoder import answer; answer()"
+
+
+class DecoderEnded(BadAudio):
+    """The decoder crashed in the clip, or was killed over it."""
+
+
+class _Stopped(Exception):
+    """Waiting for a child is over; says why."""
 
 
 @dataclass
 class _Child:
     pid: int
     link: socket.socket
+    is_ready: bool = False
 
 
 class KillableDecoder:
-    """`read_indexed` in a child process. Picklable: every process has its own child."""
+    """`read_clip` and `read_indexed` in a child process. For one thread at a time.
+
+    Picklable: every process has its own child, from its first clip on.
+    """
 
     def __init__(self, timeout_s: float) -> None:
+        """timeout_s: the most seconds for a clip."""
         if timeout_s <= 0:
-            raise ValueError(f"data.decode_timeout_s is {timeout_s}: give seconds, or null to decode in the worker")
+            raise ValueError(f"decode_timeout_s is {timeout_s:g}: give seconds above 0")
         self.timeout_s = timeout_s
         self._child: _Child | None = None
         self._process = os.getpid()
 
-    def read_indexed(self, raw: bytes, num_samples: int) -> np.ndarray:
-        """The clip, float32 mono at 16 kHz, [num_samples]; BadAudio also when the decoder crashed or took too long."""
-        link = self._running().link
-        try:
-            link.sendall(_REQUEST.pack(num_samples, len(raw)))
-            link.sendall(raw)
-            ok, size = _REPLY.unpack(_received(link, _REPLY.size))
-            reply = _received(link, size)
-        except TimeoutError as error:
+    def start(self) -> None:
+        """Let the child load now, in the background, and not at the first clip."""
+        if self._process != os.getpid():
+            # The child answers the process that started it; this is a fork of that one.
+            self._child, self._process = None, os.getpid()
+        if self._child is not None and _has_ended(self._child.link):
+            # Killed between two clips, of which none is to blame.
             self.close()
-            raise BadAudio(f"the decoder had no result after {self.timeout_s:g} s and was killed") from error
+        if self._child is None:
+            self._child = _start()
+
+    def read_indexed(self, raw: bytes, num_samples: int) -> np.ndarray:
+        """The clip, float32 mono at 16 kHz, [num_samples].
+
+        Raises BadAudio, which is DecoderEnded when the decoder crashed or took too long.
+        """
+        return self._decoded(raw, num_samples, 0.0, lambda: False)
+
+    def read_clip(
+        self, raw: bytes, *, max_duration_s: float, given_up: Callable[[], bool] = lambda: False
+    ) -> np.ndarray:
+        """The clip, float32 mono at 16 kHz, [n]; its decoder is killed when ``given_up``, which is asked all the time.
+
+        Raises BadAudio, which is DecoderEnded when the decoder crashed, took too long or was given up.
+        """
+        return self._decoded(raw, -1, max_duration_s, given_up)
+
+    def _decoded(self, raw: bytes, num_samples: int, most_s: float, given_up: Callable[[], bool]) -> np.ndarray:
+        self.start()
+        assert self._child is not None
+        link = self._child.link
+        try:
+            self._await_ready(self._child, given_up)
+            late = _Stopped(f"the decoder had no result after {self.timeout_s:g} s")
+            go_on = _until(self.timeout_s, given_up, late)
+            for part in (_REQUEST.pack(num_samples, most_s, len(raw)), raw):
+                _move(link.send, part, go_on)
+            ok, size = _REPLY.unpack(_received(link, _REPLY.size, go_on))
+            reply = _received(link, size, go_on)
+        except _Stopped as why:
+            self._replace()
+            raise DecoderEnded(f"{why} and was killed") from None
         except (EOFError, OSError) as death:
-            status = self.close()
-            raise BadAudio(f"the decoder's process died ({status})") from death
+            raise DecoderEnded(f"the decoder's process died ({self._replace()})") from death
         if not ok:
             raise BadAudio(bytes(reply).decode())
         return np.frombuffer(reply, np.float32)
+
+    def _await_ready(self, child: _Child, given_up: Callable[[], bool]) -> None:
+        """RuntimeError for a child that does not start: no clip is to blame."""
+        if child.is_ready:
+            return
+        late = RuntimeError(f"the decoder's process has not started in {_READY_S:g} s: the machine is overloaded")
+        try:
+            _received(child.link, len(_READY), _until(_READY_S, given_up, late))
+        except (EOFError, OSError) as death:
+            status = self.close()
+            raise RuntimeError(f"the decoder's process does not start ({status}): see its message above") from death
+        child.is_ready = True
+
+    def _replace(self) -> str:
+        """A new child at once, so that the next clip need not wait for it; returns how the old one ended."""
+        status = self.close()
+        self.start()
+        return status
 
     def close(self) -> str:
         """End the child; returns how it ended."""
@@ -72,14 +142,6 @@ class KillableDecoder:
         code = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
         return f"signal {-code}, {signal.strsignal(-code)}" if code < 0 else f"exit code {code}"
 
-    def _running(self) -> _Child:
-        if self._process != os.getpid():
-            # The child answers the process that forked it; this is a fork of that one.
-            self._child, self._process = None, os.getpid()
-        if self._child is None:
-            self._child = _fork(self.timeout_s)
-        return self._child
-
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self.close()
@@ -88,50 +150,92 @@ class KillableDecoder:
         return {"timeout_s": self.timeout_s, "_child": None, "_process": os.getpid()}
 
 
-def _fork(timeout_s: float) -> _Child:
+def _start() -> _Child:
     ours, theirs = socket.socketpair()
-    # Of every call: a child may be stopped before it has read the request, or within its reply.
-    ours.settimeout(timeout_s)
-    pid = os.fork()
-    if pid == 0:
-        try:
-            _serve(theirs)
-        finally:
-            os._exit(1)
-    theirs.close()
+    with theirs:
+        ours.settimeout(_ASK_AGAIN_S)
+        pid = os.posix_spawn(
+            sys.executable,
+            # Modules come from where this process has them, and from no other folder that it happens to be in.
+            [sys.executable, "-P", "-c", _PROGRAM],
+            {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            # Standard output is the command's result.
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, theirs.fileno(), 0),
+                (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+            ],
+            # Ctrl-C reaches the whole group of a command: the command alone answers it.
+            setpgroup=0,
+            setsigmask=[],
+            setsigdef=[signal.SIGINT, signal.SIGTERM],
+        )
     return _Child(pid, ours)
 
 
-def _received(link: socket.socket, size: int) -> memoryview:
-    """The next ``size`` bytes; EOFError where the other end closes before."""
-    rest = found = np.empty(size, np.uint8).data
+def _has_ended(link: socket.socket) -> bool:
+    """Whether the other end is closed."""
+    link.settimeout(0)
+    try:
+        return not link.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        link.settimeout(_ASK_AGAIN_S)
+
+
+def _until(seconds: float, given_up: Callable[[], bool], late: Exception) -> Callable[[], None]:
+    """What raises ``late`` when the time is over, and _Stopped when the caller has given up."""
+    end = time.monotonic() + seconds
+
+    def go_on() -> None:
+        if given_up():
+            raise _Stopped("the decoder was given up")
+        if time.monotonic() > end:
+            raise late
+
+    return go_on
+
+
+def _move(step: Callable[[memoryview], int], data: bytes | memoryview, go_on: Callable[[], None]) -> None:
+    """Send or receive all of ``data``; EOFError where the other end closes before."""
+    rest = memoryview(data)
     while rest:
-        count = link.recv_into(rest)
-        if not count:
-            raise EOFError
-        rest = rest[count:]
+        go_on()
+        with contextlib.suppress(TimeoutError):
+            count = step(rest)
+            if not count:
+                raise EOFError
+            rest = rest[count:]
+
+
+def _received(link: socket.socket, size: int, go_on: Callable[[], None] = lambda: None) -> memoryview:
+    found = np.empty(size, np.uint8).data
+    _move(link.recv_into, found, go_on)
     return found
 
 
-def _serve(link: socket.socket) -> NoReturn:
-    """The child: answers until the parent's end closes."""
+def answer() -> None:
+    """The child: answers at its standard input until the parent's end closes."""
     end_with_parent()  # even while it hangs in a clip
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # Descriptors of the parent (sockets, queues, the other end of this socket) would be kept open by this process.
-    os.closerange(3, link.fileno())
-    os.closerange(link.fileno() + 1, min(os.sysconf("SC_OPEN_MAX"), 1 << 20))
-    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()  # noqa: SIM115, PTH123
-    resource.setrlimit(resource.RLIMIT_AS, (used + _MORE_MEMORY, used + _MORE_MEMORY))
-    while True:
-        try:
-            num_samples, size = _REQUEST.unpack(_received(link, _REQUEST.size))
+    link = socket.socket(fileno=0)
+    # What the parent's libraries left open for children would be kept open by this process.
+    os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), 1 << 20))
+    if sys.platform == "linux":
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()  # noqa: SIM115, PTH123
+        resource.setrlimit(resource.RLIMIT_AS, (used + _MORE_MEMORY, used + _MORE_MEMORY))
+    # Crashes may be many.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    link.sendall(_READY)
+    with contextlib.suppress(EOFError):
+        while True:
+            num_samples, most_s, size = _REQUEST.unpack(_received(link, _REQUEST.size))
             raw = bytes(_received(link, size))
-        except EOFError:
-            os._exit(0)
-        try:
-            ok, reply = True, read_indexed(raw, num_samples).view(np.uint8).data
-        except (BadAudio, MemoryError) as error:
-            ok, reply = False, memoryview((str(error) or type(error).__name__).encode())
-        link.sendall(_REPLY.pack(ok, len(reply)))
-        link.sendall(reply)
+            try:
+                wave = read_clip(raw, max_duration_s=most_s) if num_samples < 0 else read_indexed(raw, num_samples)
+                ok, reply = True, wave.view(np.uint8).data
+            except (BadAudio, MemoryError) as error:
+                ok, reply = False, memoryview((str(error) or type(error).__name__).encode())
+            link.sendall(_REPLY.pack(ok, len(reply)))
+            link.sendall(reply)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -50,13 +50,11 @@ def read_header(source: bytes | str | Path) -> tuple[int, int]:
         return count, sound.rate
 
 
-def read_clip(
-    source: bytes | str | Path, *, max_duration_s: float = 600.0, given_up: Callable[[], bool] = lambda: False
-) -> np.ndarray:
+def read_clip(source: bytes | str | Path, *, max_duration_s: float = 600.0) -> np.ndarray:
     """Decode one clip to float32 mono at 16 kHz, shape [n].
 
     The read is bounded by ``max_duration_s``, and memory by what was decoded, whatever the header claims: an hour of
-    silence fits in a megabyte of FLAC. ``given_up`` is called after every block.
+    silence fits in a megabyte of FLAC.
 
     Raises BadAudio when the clip is unreadable, empty, too long, not finite, or
     has a number of samples that differs from its header.
@@ -65,11 +63,7 @@ def read_clip(
         _check_header(sound)
         max_duration_s = min(max_duration_s, MAX_WHOLE_SAMPLES / sound.rate)
         limit = _limit(sound, max_duration_s)
-        blocks = []
-        for block in _mono_blocks(sound, limit):
-            if given_up():
-                raise BadAudio("given up before its end")
-            blocks.append(block)
+        blocks = list(_mono_blocks(sound, limit))
         mono = blocks[0] if len(blocks) == 1 else np.concatenate([np.empty(0, np.float32), *blocks])
         _check_decoded(sound, len(mono), limit, max_duration_s)
     if not np.isfinite(mono).all():

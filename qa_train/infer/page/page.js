@@ -75,7 +75,7 @@ function messages(model, turn) {
     ...(words ? [{ type: "text", text: words }] : []),
   ] });
   // A pretrained model takes one question, without system prompt or history.
-  if (limits.template === "base") return [question(turn)];
+  if (limits.templates[model] === "base") return [question(turn)];
   const system = $("system").value.trim();
   // A failed or missing answer leaves its question out.
   const before = turns.slice(0, turns.indexOf(turn)).filter((each) => each.answers.get(model)?.state === "done");
@@ -254,7 +254,7 @@ async function start() {
     el("input", { type: "checkbox", value: model, checked: i < 2, onchange: showModels }), ` ${model}`)));
   limits = await (await fetch("/examples")).json();
   $("max_tokens").value = $("max_tokens").max = limits.max_new_tokens;
-  $("system").disabled = limits.template === "base";
+  $("system").disabled = Object.values(limits.templates).every((template) => template === "base");
   showExamples(limits.examples);
   $("text").focus();
 }

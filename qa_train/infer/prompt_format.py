@@ -1,0 +1,61 @@
+"""In which form a checkpoint is asked: "chat" (ChatML), or "base", audio and the prompt of a task.
+
+The run of a checkpoint has it: the templates of its training data. A folder or hub id outside a run does not say.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import yaml
+
+from qa_train.config import run_of
+from qa_train.utils.process import is_first_rank
+from qa_train.utils.safe_yaml import read_yaml
+
+TEMPLATES = ("chat", "base")
+
+
+def template_for(checkpoint: str | None, asked: str | None) -> str:
+    """``asked``, or else the form that the run of ``checkpoint`` trained; "chat" if that is unknown, or both.
+
+    ``checkpoint`` is None for a model behind an endpoint. A line on stderr tells where "base" was not asked for.
+
+    Raises:
+        ValueError: ``asked`` is neither of the two.
+    """
+    if asked is not None:
+        if asked not in TEMPLATES:
+            raise ValueError(f"template={asked}: use {' or '.join(TEMPLATES)}, or leave it out")
+        return asked
+    run = _without_chat(checkpoint)
+    if run is not None:
+        _say(f"{checkpoint} is asked with template=base: the data of its run had no chat ({run}/config.yaml)")
+    return "chat" if run is None else "base"
+
+
+def warn_of_chat(checkpoint: str | None, remedy: str) -> None:
+    """A line on stderr for a checkpoint that will be asked in chats, and whose run had none."""
+    if (run := _without_chat(checkpoint)) is not None:
+        _say(f"{checkpoint} is asked in chats, and the data of its run had none ({run}/config.yaml): {remedy}")
+
+
+def _say(line: str) -> None:
+    if is_first_rank():
+        print(line, file=sys.stderr, flush=True)
+
+
+def _without_chat(checkpoint: str | None) -> Path | None:
+    """The run of a checkpoint, if all its data were in the base format."""
+    place = None if checkpoint is None else Path(checkpoint).resolve()
+    # A hub id is no folder here, even if this is a run.
+    run = run_of(place) if place is not None and place.exists() else None
+    if run is None:
+        return None
+    try:
+        templates = {source["template"] for source in read_yaml(run / "config.yaml")["data"]["sources"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        # The file of another program, or damaged: `qa-train doctor` reads it, an answer needs only the weights.
+        return None
+    return run if templates == {"base"} else None
