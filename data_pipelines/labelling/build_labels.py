@@ -30,7 +30,7 @@ from qa_train.data.stores.folders import open_folder
 from qa_train.data.text.prompts import PromptBank
 from qa_train.eval.answers import Journal
 from qa_train.eval.questions import part_text
-from qa_train.infer.prompt_format import template_for, warn_of_chat
+from qa_train.infer.prompt_format import template_for, warn_of_form
 from qa_train.model import find_checkpoint, fingerprint
 from qa_train.utils.masking import masked, name_of, without_query
 from qa_train.utils.progress import duration
@@ -107,8 +107,7 @@ def _checked(options: LabelConfig) -> LabelConfig:
     date = options.date or datetime.now(UTC).date().isoformat()
     found = _found(options, "")
     template = template_for(found.checkpoint, options.template)
-    if template == "chat":
-        warn_of_chat(options.second.checkpoint, "template=base asks both without chat")
+    warn_of_form(options.second.checkpoint, template, "template= sets it for both")
     return replace(options, checkpoint=found.checkpoint, model=found.model, template=template, date=date)
 
 

@@ -48,7 +48,7 @@ class LabelConfig(EngineOptions, Labeller):
     # Prompt files (YAML) with further tasks.
     prompt_files: list[str] = field(default_factory=list)
     # "chat" for a model after SFT; "base" for a pretrained one, which takes audio + a prompt; null: as in the training
-    # data of the checkpoint's run, "chat" for a checkpoint outside a run (an export, a hub id).
+    # data of the checkpoint's run, "chat" for a checkpoint outside a run (an export in another folder, a hub id).
     template: str | None = None
     # Only records with this value, e.g. where.split=train.
     where: dict[str, Any] = field(default_factory=dict)

@@ -120,7 +120,7 @@ class ChatConfig(AnsweringOptions):
     # The question about the audio; without it a conversation starts.
     text: str | None = None
     # "chat" for a model after SFT; "base" for a pretrained one, which takes audio + a prompt; null: as in the training
-    # data of the checkpoint's run, "chat" for a checkpoint outside a run (an export, a hub id).
+    # data of the checkpoint's run, "chat" for a checkpoint outside a run (an export in another folder, a hub id).
     template: str | None = None
     # Maximum tokens of an answer.
     max_new_tokens: int = 256
@@ -139,7 +139,7 @@ class ServeConfig(AnsweringOptions):
     # 0: any free port; the first line of output shows it.
     port: int = 8000
     # "chat" for models after SFT; "base" for pretrained ones; null: for each checkpoint as in the training data of its
-    # run, "chat" for one outside a run (an export, a hub id).
+    # run, "chat" for one outside a run (an export in another folder, a hub id).
     template: str | None = None
     # Maximum requests of a batch.
     batch_size: int = 8

@@ -22,7 +22,7 @@ from qa_train.eval.result_folder import PREDICTIONS, RUN, SCORES, recorded
 from qa_train.eval.scores import voicebench
 from qa_train.eval.scores.prediction import read_predictions
 from qa_train.eval.scoring import score_folder
-from qa_train.infer.prompt_format import warn_of_chat
+from qa_train.infer.prompt_format import warn_of_form
 from qa_train.llm.client import CallFailed, Endpoint
 from qa_train.llm.judge import Judge
 from qa_train.utils.atomic import local, write_json, write_text
@@ -114,7 +114,9 @@ def predict_benchmarks(options: EvalConfig, out: Path) -> bool:
     root = _data_root(options)
     ranks = ranks_from_environment()
     if any(one.benchmark.template == "chat" for one in asked):
-        warn_of_chat(options.checkpoint, "give it questions with audio and prompt, or template: base in a benchmark")
+        warn_of_form(
+            options.checkpoint, "chat", "give it questions with audio and prompt, or template: base in a benchmark"
+        )
     answerer, identity = _answerer(options)
     try:
         for one in asked:

@@ -29,16 +29,19 @@ def template_for(checkpoint: str | None, asked: str | None) -> str:
         if asked not in TEMPLATES:
             raise ValueError(f"template={asked}: use {' or '.join(TEMPLATES)}, or leave it out")
         return asked
-    run = _without_chat(checkpoint)
-    if run is not None:
-        _say(f"{checkpoint} is asked with template=base: the data of its run had no chat ({run}/config.yaml)")
-    return "chat" if run is None else "base"
+    run, form = _trained(checkpoint)
+    if form != "base":
+        return "chat"
+    _say(f"{checkpoint} is asked with template=base: the data of its run had no chat ({run}/config.yaml)")
+    return form
 
 
-def warn_of_chat(checkpoint: str | None, remedy: str) -> None:
-    """A line on stderr for a checkpoint that will be asked in chats, and whose run had none."""
-    if (run := _without_chat(checkpoint)) is not None:
-        _say(f"{checkpoint} is asked in chats, and the data of its run had none ({run}/config.yaml): {remedy}")
+def warn_of_form(checkpoint: str | None, template: str, remedy: str) -> None:
+    """A line on stderr for a checkpoint that will be asked in ``template``, and whose run had only the other."""
+    run, form = _trained(checkpoint)
+    if form not in (None, template):
+        had = f"the data of its run had only template={form} ({run}/config.yaml)"
+        _say(f"{checkpoint} is asked with template={template}, and {had}: {remedy}")
 
 
 def _say(line: str) -> None:
@@ -46,16 +49,17 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _without_chat(checkpoint: str | None) -> Path | None:
-    """The run of a checkpoint, if all its data were in the base format."""
+def _trained(checkpoint: str | None) -> tuple[Path | None, str | None]:
+    """The run of a checkpoint, and the form of all its training data; None where there is none, or the forms differ."""
     place = None if checkpoint is None else Path(checkpoint).resolve()
     # A hub id is no folder here, even if this is a run.
     run = run_of(place) if place is not None and place.exists() else None
     if run is None:
-        return None
+        return None, None
     try:
-        templates = {source["template"] for source in read_yaml(run / "config.yaml")["data"]["sources"].values()}
+        sources = read_yaml(run / "config.yaml")["data"]["sources"].values()
+        templates = {source["template"] for source in sources if source.get("weight") != 0}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         # The file of another program, or damaged: `qa-train doctor` reads it, an answer needs only the weights.
-        return None
-    return run if templates == {"base"} else None
+        return run, None
+    return run, templates.pop() if len(templates) == 1 else None

@@ -18,7 +18,7 @@ from qa_train.eval.questions import Question, part_text
 from qa_train.eval.ranks import Ranks, ranks_from_environment
 from qa_train.eval.scores.task_metrics import is_metric, unknown_metric
 from qa_train.infer.generate import Decoding
-from qa_train.infer.prompt_format import warn_of_chat
+from qa_train.infer.prompt_format import warn_of_form
 from qa_train.llm.client import Endpoint
 from qa_train.llm.judge import Judge
 from qa_train.preferences.draw import askable
@@ -131,7 +131,7 @@ def _finished(out: Path) -> Path | None:
 def _drawn(options: PairsConfig, questions: Sequence[Question], out: Path, ranks: Ranks) -> list[Outcome]:
     """The answers of all ranks and earlier tries."""
     limits = Limits(options.batch_size, 32768)
-    warn_of_chat(options.checkpoint, "train it with qa-train sft first")
+    warn_of_form(options.checkpoint, "chat", "train it with qa-train sft first")
     generator, weights = load_answerer(
         options.checkpoint, options.device, verify=options.verify, allow_missing=options.allow_missing
     )

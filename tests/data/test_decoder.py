@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +81,52 @@ def test_one_that_nobody_waits_for_is_killed(decoder: KillableDecoder, monkeypat
     assert len(decoder.read_clip(FLAC, max_duration_s=60)) == 4800
     with pytest.raises(BadAudio, match=r"longer than max_duration_s=0\.2"):
         decoder.read_clip(FLAC, max_duration_s=0.2)
+
+
+def test_one_that_was_interrupted_gives_no_other_clip_s_sound(decoder: KillableDecoder) -> None:
+    other = encoded("FLAC", wave=noise(0.3, seed=1))
+    asked: list[float] = []
+
+    def interrupted() -> bool:
+        asked.append(0)
+        if len(asked) > 3:
+            raise KeyboardInterrupt
+        return False
+
+    decoder.read_indexed(FLAC, 4800)
+    with pytest.raises(KeyboardInterrupt):
+        decoder.read_clip(FLAC, max_duration_s=60, given_up=interrupted)
+    assert np.array_equal(decoder.read_indexed(other, 4800), read_clip(other))
+
+
+def test_a_clip_that_nobody_wants_any_more_costs_no_child(decoder: KillableDecoder) -> None:
+    decoder.read_indexed(FLAC, 4800)
+    first = decoder._child
+    with pytest.raises(DecoderEnded, match="given up"):
+        decoder.read_clip(FLAC, max_duration_s=60, given_up=lambda: True)
+    assert decoder._child is first
+
+
+def test_threads_that_end_cost_no_clip(decoder: KillableDecoder) -> None:
+    """The kernel ends a child with the thread that started it."""
+    for _ in range(3):
+        with ThreadPoolExecutor(1) as threads:
+            assert len(threads.submit(decoder.read_indexed, FLAC, 4800).result()) == 4800
+
+
+def test_what_the_launcher_set_does_no_harm(decoder: KillableDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    faulty.install(monkeypatch)
+    monkeypatch.setattr(sys, "path", [Path(place) for place in sys.path])
+    socket.setdefaulttimeout(30)
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert len(decoder.read_indexed(FLAC, 4800)) == 4800
+        with pytest.raises(DecoderEnded, match="its status is not known"):
+            decoder.read_indexed(b"crash", 4800)
+        assert len(decoder.read_indexed(FLAC, 4800)) == 4800
+    finally:
+        socket.setdefaulttimeout(None)
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_a_crash_is_named_and_the_next_clip_decodes(decoder: KillableDecoder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,9 @@ def test_it_is_that_of_the_training_data(
 ) -> None:
     assert template_for(f"{tuned}/{inside}", None) == "chat"
     assert template_for(a_run(tmp_path / "both", "pretrain", CHATS), None) == "chat"
-    assert capsys.readouterr().err == ""
+    skipped = a_run(tmp_path / "skipped", "pretrain", CHATS, "+data.sources.chats.weight=0")
+    assert template_for(skipped, None) == "base"
+    capsys.readouterr()
     assert template_for(f"{pretrained}/{inside}", None) == "base"
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
@@ -123,7 +125,11 @@ def test_labels_are_asked_so(pretrained: str, tuned: str, monkeypatch: pytest.Mo
     assert template(checkpoint=tuned) == template(url="http://x/v1", model="m") == "chat"
     capsys.readouterr()
     assert template(checkpoint=tuned, second=Labeller(checkpoint=pretrained)) == "chat"
-    assert "is asked in chats, and the data of its run had none" in capsys.readouterr().err
+    assert f"{pretrained}/checkpoints/checkpoint-3 is asked with template=chat, and the data of its run had only " in (
+        capsys.readouterr().err
+    )
+    assert template(checkpoint=pretrained, second=Labeller(checkpoint=tuned)) == "base"
+    assert f"{tuned}/checkpoints/checkpoint-3 is asked with template=base, and" in capsys.readouterr().err
 
 
 def test_an_evaluation_tells_of_chats(
@@ -143,7 +149,7 @@ def test_an_evaluation_tells_of_chats(
                 suite.evaluate(asked)
             told[checkpoint, name] = capsys.readouterr().err
     assert [key for key, said in told.items() if said] == [(pretrained, "chat")]
-    assert f"{pretrained} is asked in chats, and the data of its run had none" in told[pretrained, "chat"]
+    assert f"{pretrained} is asked with template=chat, and the data of its run had only" in told[pretrained, "chat"]
 
 
 def test_preference_pairs_tell_of_chats(

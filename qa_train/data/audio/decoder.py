@@ -14,9 +14,11 @@ import signal
 import socket
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,9 @@ _READY, _READY_S = b"r", 120.0
 _MORE_MEMORY = 2 << 30
 # How often one that waits for a child asks whether it shall go on.
 _ASK_AGAIN_S = 0.1
+_GIVEN_UP = "the decoder was given up"
+# The folder that holds qa_train, should it be found by another way than a folder of sys.path.
+_ROOT = Path(__file__).parents[3].resolve()
 _PROGRAM = "from qa_train.data.audio.decoder import answer; answer()"
 
 
@@ -48,6 +53,8 @@ class _Stopped(Exception):
 class _Child:
     pid: int
     link: socket.socket
+    # A child ends with the thread that started it.
+    thread: threading.Thread
     is_ready: bool = False
 
 
@@ -70,7 +77,7 @@ class KillableDecoder:
         if self._process != os.getpid():
             # The child answers the process that started it; this is a fork of that one.
             self._child, self._process = None, os.getpid()
-        if self._child is not None and _has_ended(self._child.link):
+        if self._child is not None and (not self._child.thread.is_alive() or _has_ended(self._child.link)):
             # Killed between two clips, of which none is to blame.
             self.close()
         if self._child is None:
@@ -98,8 +105,12 @@ class KillableDecoder:
         link = self._child.link
         try:
             self._await_ready(self._child, given_up)
-            late = _Stopped(f"the decoder had no result after {self.timeout_s:g} s")
-            go_on = _until(self.timeout_s, given_up, late)
+        except _Stopped as why:
+            # The child has nothing to do with it: it is for the next clip.
+            raise DecoderEnded(str(why)) from None
+        late = _Stopped(f"the decoder had no result after {self.timeout_s:g} s")
+        go_on = _until(self.timeout_s, given_up, late)
+        try:
             for part in (_REQUEST.pack(num_samples, most_s, len(raw)), raw):
                 _move(link.send, part, go_on)
             ok, size = _REPLY.unpack(_received(link, _REPLY.size, go_on))
@@ -109,12 +120,18 @@ class KillableDecoder:
             raise DecoderEnded(f"{why} and was killed") from None
         except (EOFError, OSError) as death:
             raise DecoderEnded(f"the decoder's process died ({self._replace()})") from death
+        except BaseException:
+            # Else its reply would be taken for that of the next clip.
+            self.close()
+            raise
         if not ok:
             raise BadAudio(bytes(reply).decode())
         return np.frombuffer(reply, np.float32)
 
     def _await_ready(self, child: _Child, given_up: Callable[[], bool]) -> None:
         """RuntimeError for a child that does not start: no clip is to blame."""
+        if given_up():
+            raise _Stopped(_GIVEN_UP)
         if child.is_ready:
             return
         late = RuntimeError(f"the decoder's process has not started in {_READY_S:g} s: the machine is overloaded")
@@ -139,7 +156,10 @@ class KillableDecoder:
         child.link.close()
         with contextlib.suppress(ProcessLookupError):
             os.kill(child.pid, signal.SIGKILL)
-        code = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
+        try:
+            code = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
+        except ChildProcessError:  # a launcher that ignores SIGCHLD
+            return "its status is not known"
         return f"signal {-code}, {signal.strsignal(-code)}" if code < 0 else f"exit code {code}"
 
     def __del__(self) -> None:
@@ -152,13 +172,17 @@ class KillableDecoder:
 
 def _start() -> _Child:
     ours, theirs = socket.socketpair()
+    # Modules come from where this process has them, and from no other folder that it happens to be in.
+    places = [os.path.abspath(place) for place in map(str, sys.path) if place]  # noqa: PTH100
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     with theirs:
         ours.settimeout(_ASK_AGAIN_S)
+        # Libraries may have set a time-out for all sockets.
+        theirs.setblocking(True)
         pid = os.posix_spawn(
             sys.executable,
-            # Modules come from where this process has them, and from no other folder that it happens to be in.
             [sys.executable, "-P", "-c", _PROGRAM],
-            {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            {**os.environ, "PYTHONPATH": os.pathsep.join([*places, str(_ROOT)]), **one_thread},
             # Standard output is the command's result.
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, theirs.fileno(), 0),
@@ -169,7 +193,7 @@ def _start() -> _Child:
             setsigmask=[],
             setsigdef=[signal.SIGINT, signal.SIGTERM],
         )
-    return _Child(pid, ours)
+    return _Child(pid, ours, threading.current_thread())
 
 
 def _has_ended(link: socket.socket) -> bool:
@@ -191,7 +215,7 @@ def _until(seconds: float, given_up: Callable[[], bool], late: Exception) -> Cal
 
     def go_on() -> None:
         if given_up():
-            raise _Stopped("the decoder was given up")
+            raise _Stopped(_GIVEN_UP)
         if time.monotonic() > end:
             raise late
 
@@ -223,12 +247,12 @@ def answer() -> None:
     # What the parent's libraries left open for children would be kept open by this process.
     os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), 1 << 20))
     if sys.platform == "linux":
-        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()  # noqa: SIM115, PTH123
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + _MORE_MEMORY, used + _MORE_MEMORY))
     # Crashes may be many.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     link.sendall(_READY)
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError, ConnectionError):
         while True:
             num_samples, most_s, size = _REQUEST.unpack(_received(link, _REQUEST.size))
             raw = bytes(_received(link, size))
