@@ -6,8 +6,9 @@ recording and where its bytes are; nothing is decoded before the shard is made.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,7 @@ from typing import Any
 from data_pipelines.corpora.recordings import Recording
 from data_pipelines.corpora.tree import Tree
 from qa_train.config import StorageConfig
+from qa_train.data.text.records import BadRecord
 
 TRAIN, DEV, TEST = "train", "dev", "test"
 # The reason of a `Drop` where a list is published without its audio: videos vanish, and few have all source corpora.
@@ -114,8 +116,8 @@ class Request:
             ValueError: held-out data are asked for, and nothing keeps them apart from what is imported for training.
         """
         role = role_named(self.split)
-        named = any(role_named(Path(path).name) == role for path in (*self.paths, listed))
-        if self.split_share is None and role != TRAIN and not named:
+        named = {role_named(Path(listed).name)} | self._roles_of_paths
+        if self.split_share is None and role != TRAIN and role not in named:
             raise ValueError(
                 f"{listed} has no column split, so split={self.split} would be the same recordings as split=train: "
                 f"hold a share out with split_share=0.1, given to both imports (split=train takes the rest), name a "
@@ -142,6 +144,58 @@ class Request:
             parts.append(parts.pop(0))
         return next((role for part in parts if (role := role_in(part))), None)
 
+    def of_split(self, names: Iterable[str]) -> list[str]:
+        """Lists or recordings of the split, by their names and folders: those that say it, else those that say none."""
+        said = {name: self.role_said(name) for name in names}
+        role = role_named(self.published_split)
+        return [name for name in said if said[name] == role] or [name for name in said if said[name] is None]
+
+    def lists(self, names: Sequence[str]) -> list[str]:
+        """Those of the lists ``names``, given in path= or found there, that are of the split.
+
+        Raises:
+            ValueError: all are of other splits, or none says its split and held-out data are asked for.
+        """
+        found = self.of_split(names)
+        if not found:
+            raise ValueError(
+                f"no list is of split {self.split}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}; name "
+                "one, path=[LIST,AUDIO], with a name that includes the split"
+            )
+        if self.role_said(found[0]) is None:
+            for name in found:
+                self.without_split(name)
+        return found
+
+    def listed_audio(self, file: str, within: str = "") -> str:
+        """The audio file that a list of the split names, found by its name in any folder below ``within``.
+
+        ``file``: with or without an extension, and the folders of the machine where the list was made. Of several files
+        of one name those count that lie in the folders listed, then those whose folders say the split.
+
+        Raises:
+            BadRecord: there is none ("missing audio"), or several may be meant ("ambiguous audio").
+        """
+        name = PurePosixPath(file).name
+        found = self.tree.all_by_stem(name, within) or self.tree.all_by_stem(stem(name), within)
+        if not found:
+            raise BadRecord(f"no audio file {stem(name)}.* in {within or '.'} or below", "missing audio")
+        if len(found) == 1 or len(_folders(found)) == 1:
+            return found[0]
+        listed = [p for p in found if any(f"/{q}".endswith(f"/{file}") for q in (p, p.rpartition(".")[0]))] or found
+        meant = listed if len(_folders(listed)) == 1 else self.of_split(listed)
+        if len(_folders(meant)) != 1:
+            raise BadRecord(
+                f"{' and '.join((meant or listed)[:3])}: expected one recording {name}; name its folder in path=, or "
+                "move the others away",
+                "ambiguous audio",
+            )
+        return meant[0]
+
+    @cached_property
+    def _roles_of_paths(self) -> set[str]:
+        return {role_named(Path(path).name) for path in self.paths}
+
     @property
     def field_columns(self) -> dict[str, str]:
         """``columns`` without the audio, which is no field of a record."""
@@ -156,6 +210,10 @@ class Request:
     def tree(self) -> Tree:
         """The files at ``paths``, listed when first needed."""
         return Tree(self.paths)
+
+
+def _folders(paths: list[str]) -> set[PurePosixPath]:
+    return {PurePosixPath(path).parent for path in paths}
 
 
 def role_named(split: str) -> str:
@@ -240,6 +298,14 @@ def events_record(events: list[dict[str, Any]]) -> dict[str, Any]:
 def present(**fields: Any) -> dict[str, Any]:
     """A record of the fields that hold something."""
     return {name: value for name, value in fields.items() if value not in (None, "", [], {})}
+
+
+def seconds_of(start: Any, end: Any) -> tuple[float, float]:
+    """The times of a segment as numbers. ValueError unless 0 <= start < end, and both are finite."""
+    first, last = float(start), float(end)
+    if not 0 <= first < last < math.inf:
+        raise ValueError(f"from {start} s to {end} s; expected 0 <= start < end")
+    return first, last
 
 
 def stem(path: str) -> str:

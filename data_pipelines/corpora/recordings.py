@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
@@ -108,19 +109,27 @@ def source_of(place: Recording, storage: StorageConfig) -> bytes | Path:
         return clip_bytes(place.path, replace(storage, retries=min(storage.retries, FETCHING.retries)))
     if place.packed:
         return unpacked(place.path, place.packed)[place.offset :][: place.size]
-    if place.offset is not None:
-        with Path(place.path).open("rb") as file:
-            file.seek(place.offset)
-            return file.read(place.size)
     try:
+        if place.offset is not None:
+            return _range(place, place.offset)
         if place.member:
             return zip_member(place.path, place.member).getvalue()
-    except (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except FileNotFoundError as error:
+        raise MissingAudio(f"{place.path} does not exist{_elsewhere(Path(place.path))}") from error
+    except (OSError, OverflowError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise BadAudio(f"{place.name}: {error}") from error
     path = Path(place.path)
     if not path.is_file():
         raise MissingAudio(f"{path} does not exist{_other(path)}{_elsewhere(path)}")
     return path
+
+
+def _range(place: Recording, offset: int) -> bytes:
+    if place.size > MAX_MEMBER_BYTES:
+        raise ValueError(f"a range of {place.size} bytes; at most {MAX_MEMBER_BYTES} are read")
+    with Path(place.path).open("rb") as file:
+        file.seek(offset)
+        return file.read(place.size)
 
 
 def raw_bytes(place: Recording, storage: StorageConfig) -> bytes:
@@ -162,8 +171,9 @@ def wave_of(place: Recording, max_duration_s: float, storage: StorageConfig) -> 
 
 def _segment(source: bytes | Path, place: Recording, frames: int, rate: int, max_duration_s: float) -> np.ndarray:
     """The part of a recording of ``frames`` samples at ``rate``; the errors do not name the file."""
-    start = round(place.start_s * rate)
-    end = frames if place.end_s is None else round(place.end_s * rate)
+    times = place.start_s * rate, frames if place.end_s is None else place.end_s * rate
+    # Lists may state any number: one that is not finite is no place.
+    start, end = (round(time) if math.isfinite(time) else -1 for time in times)
     # Lists round to a hundredth of a second: a segment may end that much behind the recording.
     if not 0 <= start < min(end, frames) or end > frames + rate // 10:
         raise BadAudio(

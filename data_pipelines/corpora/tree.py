@@ -35,7 +35,8 @@ class Tree:
         self.paths = [str(Path(path).expanduser()) for path in paths]
         self.folders = [path for path in self.paths if Path(path).is_dir()]
         self.archives: list[str] = []
-        self.files: list[str] = []
+        # Lists: their names -> their paths.
+        self.named: dict[str, str] = {}
         for path in self.paths:
             low = path.lower()
             if not Path(path).exists():
@@ -48,7 +49,9 @@ class Tree:
             if low.endswith((".tar", ".zip")):
                 self.archives.append(path)
             elif not Path(path).is_dir():
-                self.files.append(path)
+                other = self.named.setdefault(Path(path).name, path)
+                if other != path:
+                    raise ValueError(f"{other} and {path} have one name: give their folder, or rename one")
 
     @cached_property
     def _archived(self) -> dict[str, Recording]:
@@ -78,7 +81,7 @@ class Tree:
                 relative = os.path.relpath(folder, root).replace(os.sep, "/")
                 prefix = "" if relative == "." else relative + "/"
                 found.update(prefix + name for name in files if not name.startswith("."))
-        found.update(Path(path).name for path in self.files)
+        found.update(self.named)
         return sorted(found)
 
     @cached_property
@@ -105,16 +108,25 @@ class Tree:
             )
         return found
 
-    def by_stem(self, *stems: str, within: str = "") -> str | None:
-        """The first audio file named like one of ``stems`` whose path holds ``within``; None if there is none.
+    def by_stem(self, *stems: str, folder: str = "") -> str | None:
+        """The first audio file named like one of ``stems``; None if there is none.
 
-        Formats that can be read come before those that cannot.
+        Formats that can be read come before those that cannot. ``folder``: as of `audio_names`.
         """
         for name in stems:
-            found = [path for path in self._by_stem.get(name, ()) if within in path]
-            if found:
-                return min(found, key=lambda path: (not path.lower().endswith(AUDIO), path))
+            found = (path for path in self._by_stem.get(name, ()) if f"/{folder}" in f"/{path}")
+            if path := min(found, key=lambda path: (not path.lower().endswith(AUDIO), path), default=None):
+                return path
         return None
+
+    def all_by_stem(self, name: str, within: str = "") -> list[str]:
+        """All audio files of that stem in the folder ``within`` (from the top; "" or "." is the top) and below it.
+
+        Sorted; formats that cannot be read only where there is no other.
+        """
+        top = "" if within in ("", ".") else f"{within}/"
+        found = [path for path in self._by_stem.get(name, ()) if path.startswith(top)]
+        return [path for path in found if path.lower().endswith(AUDIO)] or found
 
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
@@ -128,12 +140,15 @@ class Tree:
         found = self._by_name.get(name, [])
         return self.recording(found[0]) if len(found) == 1 else None
 
-    def audio_names(self, within: str = "") -> Iterator[str]:
-        """All audio files whose path holds ``within``, sorted; a video only without a sound file next to it."""
+    def audio_names(self, folder: str = "") -> Iterator[str]:
+        """All audio files, sorted; a video only without a sound file next to it.
+
+        ``folder`` is the beginning of the name of a folder, at any depth, that they lie in: "id1", "slurp_real/".
+        """
         plain = {name.rpartition(".")[0] for name in self.names if name.lower().endswith(AUDIO)}
         for name in self.names:
             other = name.lower().endswith(OTHER_AUDIO) and name.rpartition(".")[0] not in plain
-            if within in name and (other or name.lower().endswith(AUDIO)):
+            if f"/{folder}" in f"/{name}" and (other or name.lower().endswith(AUDIO)):
                 yield name
 
     def recording(self, name: str, start_s: float = 0.0, end_s: float | None = None) -> Recording:
@@ -143,8 +158,7 @@ class Tree:
         if place is None:
             several = len(self.folders) > 1
             roots = [root for root in self.folders if several and (Path(root) / name).exists()] or self.folders
-            path = next((path for path in self.files if Path(path).name == name), None)
-            place = Recording(path or str(Path(roots[0]) / name if roots else name))
+            place = Recording(self.named.get(name) or str(Path(roots[0]) / name if roots else name))
         return Recording(place.path, place.member, place.offset, place.size, start_s=start_s, end_s=end_s)
 
     def open(self, name: str) -> IO[bytes]:

@@ -19,9 +19,13 @@ _SLICE = re.compile(r"(.+):(\d+):(\d+)")
 
 def _read(request: Request) -> Found:
     tree = request.tree
-    named = [Path(path).name for path in tree.files if path.endswith(".tsv")]
-    for listed in named or tree.need(f"{request.published_split}.tsv", what="manifest"):
-        request.without_split(listed)
+    manifest = f"{request.published_split}.tsv"
+    named = [name for name in tree.named if name.endswith(".tsv")]
+    if manifest in named:
+        named = [manifest]
+    elif named:
+        named = request.lists(named)
+    for listed in named or tree.need(manifest, what="manifest"):
         texts = _texts(request, listed)
         root, *rows = [*tree.lines(listed)] or [""]
         if len(texts) != len(rows):
@@ -68,6 +72,7 @@ def _recording(request: Request, root: str, file: str, folder: Path) -> Recordin
 CORPORA = (
     Corpus("fairseq", "fairseq's manifests: train.tsv with train.wrd or train.ltr", "not stated: set fields.license=",
            "", {"train": TRAIN, "valid": DEV, "test": TEST}, _read, ("text",),
-           "the split is the name of the manifest; prefix=[OLD,NEW] changes the folder in its first line",
+           "the split is the name of the manifest; prefix=[OLD,NEW] changes the folder in its first line; texts "
+           "keep their case, capitals in LibriSpeech's manifests",
            generic=True),
 )  # fmt: skip

@@ -149,7 +149,7 @@ def _later(supervision: dict[str, Any], by: float) -> dict[str, Any]:
 
 def _cuts(tree: Tree) -> Iterator[tuple[str, int, Any]]:
     """(file, row, cut or why there is none) of all manifests; without cuts, one for each supervision."""
-    names = [Path(path).name for path in tree.files] or tree.glob("cuts*.json*")
+    names = [*tree.named] or tree.glob("cuts*.json*")
     recordings = [name for name in names or tree.glob("recordings*.json*") if "recordings" in PurePosixPath(name).name]
     if not recordings:
         names = names or tree.need("cuts*.json*", "recordings*.json*", what="Lhotse manifest (cuts*.jsonl.gz)")

@@ -50,17 +50,16 @@ _ANY = {"train": TRAIN, "dev": DEV, "test": TEST}
 def _tables(request: Request) -> Iterator[tuple[str, Path]]:
     """(name, folder) of the tables: the files named in path=, or the one at the top of the folder."""
     tree = request.tree
-    listed = [Path(path).name for path in tree.files]
+    listed = [*tree.named]
     if not listed:
         top = [name for name in tree.names if "/" not in name and name.lower().endswith((".csv", ".tsv"))]
         listed = [name for name in top if name.lower().startswith("metadata.")] or top
-    if len(listed) != 1 and not tree.files:
+    if len(listed) != 1 and not tree.named:
         raise ValueError(
             f"expected one .csv or .tsv at the top of {', '.join(tree.paths)}, found {listed}: name it in path="
         )
     for name in listed:
-        folder = next((Path(path).parent for path in tree.files if Path(path).name == name), None)
-        yield name, folder or Path(tree.paths[0])
+        yield name, Path(tree.named[name]).parent if tree.named else Path(tree.paths[0])
 
 
 def _table(request: Request) -> Found:
@@ -131,7 +130,7 @@ def _part(row: dict[str, Any], columns: dict[str, str]) -> tuple[float, float | 
 def _jsonl(request: Request) -> Found:
     tree = request.tree
     what = "list of rows (*.jsonl, *.json)"
-    names = [Path(p).name for p in tree.files] or tree.glob("*.jsonl", "*.jsonl.gz") or tree.need("*.json", what=what)
+    names = [*tree.named] or tree.glob("*.jsonl", "*.jsonl.gz") or tree.need("*.json", what=what)
     found = RowReader(request)
     for listed in names:
         bases = (Path(tree.recording(listed).path).parent, Path())

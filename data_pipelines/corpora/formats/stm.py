@@ -2,15 +2,16 @@
 
 What scoring leaves out is no transcript: ``ignore_time_segment_in_scoring``, gaps between segments. In texts there are
 alternatives, ``{ um / uh }``, of which the first is taken; ``(word)`` may be left out, and is; ``<unk>``, ``[NOISE]``
-and ``%hesitation`` are marks (github.com/usnistgov/SCTK, doc/infmts.htm).
+and ``%hesitation`` are marks (github.com/usnistgov/SCTK, doc/infmts.htm). ``<unk>`` stands for a word: the field
+``has_unknown`` says that a text lacks one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from data_pipelines.corpora.base import (
@@ -25,29 +26,35 @@ from data_pipelines.corpora.base import (
     Request,
     gender_of,
     present,
-    role_named,
+    seconds_of,
 )
+from qa_train.data.text.records import BadRecord
 
 _IGNORED = "ignore_time_segment_in_scoring"
-_LABEL = re.compile(r"<([^<>\s]*)>")
+_LABEL = re.compile(r"<(?!unk>)([^<>\s]*)>", re.IGNORECASE)
 # Innermost first: they may lie in one another.
 _ALTERNATIVES = re.compile(r"\{([^{}]*)\}")
-_MARKS = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]|\([^()\s]*\)|%\w+%?")
+_MARKS = re.compile(r"<(?!unk>)[^<>\s]*>|\[[^\[\]\s]*\]|\([^()\s]*\)|%\w+%?", re.IGNORECASE)
+# A word that the list does not know, with what TED-LIUM parts from it: "<unk> 's", "<unk> '".
+_UNKNOWN = re.compile(r"<unk>(?: ?'[a-z]{0,2}(?!\S))?", re.IGNORECASE)
+# A pair around one word, the mark of a suffix, of a plural, of a word without its beginning.
+_APOSTROPHES = re.compile(r"(?<!\S)' (\w+) '(?!\S)|(?<=\w) '(?=\w)|(?<=s) '(?!\S)|(?<!\S)' (?=\w)")
 _CHANNELS = {"1": 0, "a": 0, "2": 1, "b": 1}
 _NO_SPEAKER = ("inter_segment_gap", "excluded_region")
 
 
-def _words(transcript: str) -> str:
-    """The text of a transcript without its marks; "" where nothing is to be scored."""
+def _words(transcript: str) -> tuple[str, bool]:
+    """The text of a transcript without its marks, and whether a word is unknown; "" where nothing is to be scored."""
     if transcript.strip().lower() == _IGNORED:
-        return ""
+        return "", False
     while transcript != (transcript := _ALTERNATIVES.sub(_first, transcript)):
         pass
-    return " ".join(_MARKS.sub(" ", transcript).split())
+    text, unknown = _UNKNOWN.subn(" ", " ".join(_MARKS.sub(" ", transcript).split()))
+    return " ".join(text.split()), unknown > 0
 
 
 def _first(alternatives: re.Match[str]) -> str:
-    first, *others = re.split(r"\s/\s", alternatives[1])
+    first, *others = re.split(r"\s/|/\s", alternatives[1])
     # In braces alone a noise is named.
     return first.strip().strip("@") if others else ""
 
@@ -62,7 +69,7 @@ class _Reader:
         self._unknown = 0
 
     def items(self, listed: str, within: str = "") -> Found:
-        """Its segments, of recordings that are found by name in folders whose path holds ``within``."""
+        """Its segments, of recordings that are found by name in the folder ``within`` and below it."""
         tree = self._request.tree
         for number, line in enumerate(tree.lines(listed, self._request.table.encoding or "utf-8-sig"), 1):
             if not line.strip() or line.startswith(";;"):
@@ -76,11 +83,12 @@ class _Reader:
             if "text" not in record:
                 yield Drop(name, "no speech", line[-80:], filter=True)
                 continue
-            audio = tree.by_stem(file, within=within)
-            if audio is None:
-                yield Drop(name, "missing audio", f"no {within}*/{file}.sph or other audio file, listed in {listed}")
+            self._unknown += record["has_unknown"]
+            try:
+                found = tree.recording(self._request.listed_audio(file, within), place.start_s, place.end_s)
+            except BadRecord as error:
+                yield Drop(name, error.reason, f"{error}; listed in {listed}")
                 continue
-            found = tree.recording(audio, place.start_s, place.end_s)
             yield Item(name, (replace(found, channel=place.channel),), record)
 
     def _parsed(self, line: str) -> tuple[str, Recording, dict[str, Any]]:
@@ -92,10 +100,13 @@ class _Reader:
         text = rest[0] if rest else ""
         label = _LABEL.match(text)
         text = text[label.end() :] if label else text
-        self._unknown += "<unk>" in text
+        words, unknown = _words(text)
+        if words:
+            seconds_of(start, end)
         marks = re.split(r"[,_]", label[1]) if label else []
         record = present(
-            text=self._text_of(_words(text)),
+            text=self._text_of(words),
+            has_unknown=unknown,
             language=self._language,
             speaker=None if speaker in _NO_SPEAKER else speaker,
             gender=next((gender for mark in marks if (gender := gender_of(mark))), None),
@@ -110,54 +121,36 @@ class _Reader:
 
 def _stm(request: Request) -> Found:
     reader = _Reader(request)
-    for listed in _lists(request):
+    named = [name for name in request.tree.named if name.lower().endswith(".stm")]
+    for listed in request.lists(named or request.tree.need("*.stm", what="list of segments (*.stm)")):
         yield from reader.items(listed)
     reader.note()
 
 
-def _lists(request: Request) -> Iterator[str]:
-    """The lists that are named in path=, else those of the split by their name or folder, else those that say none."""
-    tree = request.tree
-    names = [Path(path).name for path in tree.files if path.lower().endswith(".stm")]
-    if not names:
-        said = {name: request.role_said(name) for name in tree.need("*.stm", what="list of segments (*.stm)")}
-        role = role_named(request.published_split)
-        names = [name for name in said if said[name] == role]
-        if names:
-            yield from names
-            return
-        names = [name for name in said if said[name] is None]
-        if not names:
-            raise ValueError(f"no list is of split {request.split}: {', '.join(said)}; name one, path=[LIST,AUDIO]")
-    for name in names:
-        request.without_split(name)
-        yield name
-
-
 def _tedlium(request: Request) -> Found:
     tree = request.tree
-    # Release 3 links legacy/train to data, where links were not unpacked there is only the latter.
+    # Release 3 links legacy/train to data. Where links were not unpacked there is only data.
     data = tree.glob("data/stm/*.stm") if request.split == TRAIN else []
     lists = tree.glob(f"{request.split}/stm/*.stm") or data
     reader = _Reader(request, "en", _joined)
     for listed in lists or tree.need(f"{request.split}/stm/*.stm", what="TED-LIUM lists"):
         # Releases 2 and 3 have other files of the same talks.
-        yield from reader.items(listed, within=f"{PurePosixPath(listed).parent.parent}/")
+        yield from reader.items(listed, within=str(PurePosixPath(listed).parent.parent))
     reader.note()
 
 
 def _joined(text: str) -> str:
-    """ "they 're" -> "they're", "boys ' toys" -> "boys' toys", "the ' 60s" -> "the '60s"."""
-    text = re.sub(r"(?<=\w) '(?=\w)|(?<=s) '(?!\S)", "'", text)
-    return re.sub(r"(?<!\S)' (?=\w)", "'", text)
+    """ "they 're" -> "they're", "boys ' toys" -> "boys' toys", "the ' 60s" -> "the '60s", "a ' n ' b" -> "a 'n' b"."""
+    return _APOSTROPHES.sub(lambda found: f"'{found[1]}'" if found[1] else "'", text)
 
 
 CORPORA = (
     Corpus("stm", "STM: lists of segments as NIST's sclite reads them", "not stated: set fields.license=", "",
            {"train": TRAIN, "dev": DEV, "test": TEST}, _stm, ("text", "speaker", "gender"),
-           "recordings are found by name; fields.language=... says what is spoken", generic=True),
+           "recordings are found by name; fields.language=... says what is spoken; where.has_unknown=false takes "
+           "texts without <unk>", generic=True),
     Corpus("tedlium", "TED-LIUM, releases 1 to 3", "CC-BY-NC-ND-3.0", "https://www.openslr.org/51",
            {"train": TRAIN, "dev": DEV, "test": TEST}, _tedlium, ("text", "language", "speaker", "gender"),
-           "release 3 as its legacy distribution; <unk> is left out of texts, and such texts are counted",
+           "release 3 as its legacy distribution; where.has_unknown=false takes texts without <unk>, which is left out",
            tasks=("asr", "lid", "speaker", "gender")),
 )  # fmt: skip

@@ -28,6 +28,7 @@ from data_pipelines.corpora.base import (
 )
 from data_pipelines.corpora.formats.delimited import Rows, open_table
 from data_pipelines.corpora.formats.fields import AUDIO_COLUMNS
+from qa_train.data.text.records import BadRecord
 
 _LISTS = ("*.tsv", "*.csv", "*.txt", "*.ann")
 
@@ -43,13 +44,15 @@ def _read(request: Request) -> Found:
             file, event = found
             clips.setdefault(file, []).extend([event] if event else [])
         for file, events in clips.items():
-            audio = tree.by_stem(stem(file))
-            if audio is None:
-                yield Drop(stem(file), "missing audio", f"listed in {opened.name}")
-            elif not events:
+            try:
+                audio = tree.recording(request.listed_audio(file))
+            except BadRecord as error:
+                yield Drop(stem(file), error.reason, f"{error}; listed in {opened.name}")
+                continue
+            if not events:
                 yield Drop(stem(file), "no events", opened.name, filter=True)
             else:
-                yield Item(stem(file), (tree.recording(audio),), events_record(events))
+                yield Item(stem(file), (audio,), events_record(events))
 
 
 @dataclass(frozen=True)
@@ -69,36 +72,30 @@ class _OtherFile(ValueError):
 
 
 def _lists(request: Request) -> list[_List]:
-    """The lists of the split: those that were named, else those whose name or folder says it, else those that say none.
+    """The lists of the split, of those that were named or else of all.
 
     Raises:
         ValueError: no list, or several tables that may be of other splits.
     """
     tree = request.tree
-    if tree.files:
-        names = [Path(path).name for path in tree.files]
-        for name in names:
-            request.without_split(name)
-        return [_open(request, name) for name in names]
-    said = {name: request.role_said(name) for name in tree.need(*_LISTS, what="list of sound events")}
+    if tree.named:
+        return [_open(request, name) for name in request.lists([*tree.named])]
+    names = request.lists(tree.need(*_LISTS, what="list of sound events"))
     role = role_named(request.published_split)
-    names = [name for name in said if said[name] == role]
-    told = bool(names) or role in map(role_in, (Path(path).name for path in request.paths))
+    told = role in (request.role_said(names[0]), *(role_in(Path(path).name) for path in request.paths))
     found, others = [], []
-    for name in names or [name for name in said if said[name] is None]:
+    for name in names:
         try:
             found.append(_open(request, name))
         except _OtherFile as error:
             others.append((name, error))
     if not found and others:
         raise others[0][1]
-    if not found or (not told and sum(opened.audio is not None for opened in found) > 1):
+    if not told and sum(opened.audio is not None for opened in found) > 1:
         raise ValueError(
-            f"no list says that it is of split {request.published_split} ({', '.join(list(said)[:3])}"
-            f"{', ...' if len(said) > 3 else ''}): name the lists and the audio, path=[LIST,AUDIO]"
+            f"no list says that it is of split {request.published_split} ({', '.join(names[:3])}"
+            f"{', ...' if len(names) > 3 else ''}): name the lists and the audio, path=[LIST,AUDIO]"
         )
-    if not told:
-        request.without_split(found[0].name)
     if others:
         first = ", ".join(name for name, _ in others[:3])
         request.notes.append(f"without the columns of a list, not read: {len(others)} ({first})")

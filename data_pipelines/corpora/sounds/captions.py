@@ -71,7 +71,7 @@ def _clotho(request: Request) -> Found:
         file = row["file_name"]
         facts = known.get(file, {})
         captions = [text.strip() for name, text in row.items() if name.startswith("caption_") and text.strip()]
-        audio = tree.by_stem(stem(file), within=f"{request.split}/") or tree.by_stem(stem(file))
+        audio = tree.by_stem(stem(file), folder=f"{request.split}/") or tree.by_stem(stem(file))
         if audio is None or not captions:
             yield Drop(file, "missing audio" if captions else "no caption")
             continue
@@ -105,7 +105,7 @@ def _wavcaps(request: Request) -> Found:
         part = listed.split("json_files/")[1].split("/")[0]
         for row in tree.objects(listed, "data"):
             identity = stem(str(row["id"])) if part == "AudioSet_SL" else str(row["id"])
-            audio = tree.by_stem(identity, within=part) or tree.by_stem(identity)
+            audio = tree.by_stem(identity, folder=part) or tree.by_stem(identity)
             name = f"{part}-{identity}"
             if (why := blocked.get(f"{part.removesuffix('_SL')} {identity}")) is not None:
                 yield Drop(name, "blocklist", f"in {why}", filter=True)

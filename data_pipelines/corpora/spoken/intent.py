@@ -65,7 +65,7 @@ def _slurp(request: Request) -> Found:
     tree = request.tree
     folder = "slurp_synth" if request.split == "train_synthetic" else "slurp_real"
     (listed, *_) = tree.need(f"{request.split}.jsonl", what="SLURP list")
-    homes = sorted({name[: name.index(folder)] for name in tree.audio_names(f"{folder}/")})
+    homes = sorted({name[: f"/{name}".index(f"/{folder}/")] for name in tree.audio_names(f"{folder}/")})
     if not homes:
         raise ValueError(f"no {folder}/*.flac under {', '.join(tree.paths)}: unpack SLURP's audio next to its lists")
     for number, line in enumerate(tree.lines(listed), 1):

@@ -45,7 +45,7 @@ def _aishell2(request: Request) -> Found:
     for listed in tree.need(f"{folder}/trans.txt", what="AISHELL-2 transcript trans.txt"):
         home = str(PurePosixPath(listed).parent)
         for name, text in tree.pairs(listed):
-            audio = tree.by_stem(name, within=f"{home}/wav/")
+            audio = next(iter(tree.all_by_stem(name, within=f"{home}/wav")), None)
             if audio is None:
                 yield Drop(name, "missing audio", f"no {home}/wav/*/{name}.wav")
                 continue

@@ -8,7 +8,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Request, present, without_spaces
+from data_pipelines.corpora.base import (
+    DEV,
+    TEST,
+    TRAIN,
+    Corpus,
+    Drop,
+    Found,
+    Item,
+    Request,
+    present,
+    seconds_of,
+    without_spaces,
+)
 
 _PUNCTUATION = {"COMMA": ",", "PERIOD": ".", "QUESTIONMARK": "?", "EXCLAMATIONPOINT": "!"}
 _TAG = re.compile(r"\s*<([A-Z]+)>")
@@ -31,17 +43,25 @@ def _reader(
         (path, *_) = tree.need(listed, what=listed)
         wanted = mark.format(request.split.upper())
         for audio in tree.objects(path, "audios"):
-            for segment in audio.get("segments", ()):
-                if wanted not in segment.get("subsets", audio.get("subsets", ())):
+            for number, segment in enumerate(audio.get("segments") or ()):
+                name = f"segment {number} of {audio.get('aid')}"
+                try:
+                    if wanted not in segment.get("subsets", audio.get("subsets", ())):
+                        continue
+                    name = str(segment["sid"])
+                    tagged = segment[field]
+                    if not isinstance(tagged, str):
+                        raise TypeError(f"{field} is {tagged!r}; expected a text")
+                    start, end = seconds_of(segment["begin_time"], segment["end_time"])
+                    place = tree.recording(tree.beside(path, str(audio["path"])), start, end)
+                except (AttributeError, KeyError, TypeError, ValueError) as error:
+                    detail = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+                    yield Drop(name, "bad segment", f"{path}, {name}: {detail}")
                     continue
-                name = str(segment["sid"])
-                text = text_of(_spoken(str(segment[field])))
+                text = text_of(_spoken(tagged))
                 if not text:
-                    yield Drop(name, "no speech", segment[field], filter=True)
+                    yield Drop(name, "no speech", tagged, filter=True)
                     continue
-                place = tree.recording(
-                    tree.beside(path, str(audio["path"])), float(segment["begin_time"]), float(segment["end_time"])
-                )
                 speaker = segment.get("speaker")
                 speaker = None if speaker in (None, "N/A") else str(speaker)
                 yield Item(name, (place,), present(text=text, language=language, speaker=speaker))

@@ -6,6 +6,7 @@ are WAV files in other folders. Some rows lack one of the two texts.
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePosixPath
 
 from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Request, gender_of, present
@@ -21,7 +22,6 @@ def _read(request: Request) -> Found:
     listed = tree.need(f"asr_{request.split}.tsv", what=f"VoxPopuli list asr_{request.split}.tsv")
     for table in listed:
         folder = str(PurePosixPath(table).parent)
-        within = "" if folder == "." else f"{folder}/"
         for number, row in enumerate(tree.table(table, _NEEDS, delimiter="\t", quoted=False), 2):
             name = row["id"]
             if row["split"] != request.split:
@@ -31,16 +31,22 @@ def _read(request: Request) -> Found:
             if not text and not raw:
                 yield Drop(name, "no text")
                 continue
-            audio = tree.by_stem(name, within=within)
+            # 20131007-0900-PLENARY-19-en_20131007-21:26:04_3: the session, the language, the place in it.
+            language = re.match(r"[^_]+-([a-z]+)(?:_|$)", name)
+            if language is None:
+                yield Drop(
+                    name, "row that does not fit", f"{table}, row {number}: expected an id SESSION-LANGUAGE_PLACE"
+                )
+                continue
+            audio = next(iter(tree.all_by_stem(name, within=folder)), None)
             if audio is None:
-                yield Drop(name, "missing audio", f"no {within}{name[:4]}/{name}.ogg")
+                yield Drop(name, "missing audio", f"no {tree.beside(table, name[:4], name)}.ogg")
                 continue
             speaker, accent = row["speaker_id"], row.get("accent")
             record = present(
                 text=text or raw,
                 text_raw=raw,
-                # 20131007-0900-PLENARY-19-en_20131007-21:26:04_3: the session, the language, the place in it.
-                language=language_code(name.split("_")[0].rsplit("-", 1)[1]),
+                language=language_code(language[1]),
                 speaker=None if speaker in _NOTHING else f"voxpopuli-{speaker}",
                 gender=gender_of(row["gender"]),
                 accent=None if accent in _NOTHING else accent,

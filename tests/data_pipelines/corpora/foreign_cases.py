@@ -211,8 +211,14 @@ STM = Case(
         "audio/P10006.flac": _stereo("P10006.flac"),
     },
     {
-        "P10005-00003": ("audio/P10005.wav", {"text": "it's a nice pla- place", "speaker": "SI114J"}),
-        "P10006-00005": ("P10006.flac", {"text": "mhm YES", "speaker": "CHRIS", "gender": "male"}),
+        "P10005-00003": (
+            "audio/P10005.wav",
+            {"text": "it's a nice pla- place", "has_unknown": False, "speaker": "SI114J"},
+        ),
+        "P10006-00005": (
+            "P10006.flac",
+            {"text": "mhm YES", "has_unknown": False, "speaker": "CHRIS", "gender": "male"},
+        ),
     },
     {"no speech": 2, "missing audio": 1},
     seconds={"P10005-00003": 0.5},

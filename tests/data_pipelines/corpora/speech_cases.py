@@ -339,11 +339,17 @@ TEDLIUM = Case(
     {
         "AnneLee_2009-00002": (
             f"{_TED}/legacy/train/sph/AnneLee_2009.sph",
-            {"text": "it's what people's lives were like", "speaker": "AnneLee_2009", "gender": "female", **EN},
+            {
+                "text": "it's what people's lives were like",
+                "has_unknown": True,
+                "speaker": "AnneLee_2009",
+                "gender": "female",
+                **EN,
+            },
         ),
         "AnneLee_2009-00004": (
             f"{_TED}/legacy/train/sph/AnneLee_2009.sph",
-            {"text": "so we ask", "speaker": "AnneLee_2009", **EN},
+            {"text": "so we ask", "has_unknown": False, "speaker": "AnneLee_2009", **EN},
         ),
     },
     {"no speech": 2, "bad line": 1},

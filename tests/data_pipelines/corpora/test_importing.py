@@ -385,11 +385,11 @@ def test_a_hub_id_is_read_from_the_cache_of_datasets(tmp_path: Path, monkeypatch
 
 
 def test_lists_that_are_not_as_published_are_a_clear_error(tmp_path: Path) -> None:
-    files = {"GigaSpeech.json": {"audios": [{"segments": [{"subsets": ["{XS}"]}]}]}}
+    files = {"json_files/FreeSound/all.json": {"data": [{"caption": "Wind."}]}}
     with pytest.raises(
-        ValueError, match=r"GigaSpeech, split xs: its lists are not as they are published \(KeyError\('sid'"
+        ValueError, match=r"WavCaps, split train: its lists are not as they are published \(KeyError\('id'"
     ):
-        run(Case("gigaspeech", "xs", files, {}), tmp_path)
+        run(Case("wavcaps", "train", files, {}), tmp_path)
     (tmp_path / "bad.zip").write_bytes(b"PK no zip")
     with pytest.raises(ValueError, match="not a readable zip archive"):
         run(LIBRISPEECH, tmp_path, path=str(tmp_path / "bad.zip"))
