@@ -188,6 +188,8 @@ def test_labels_after_a_lost_node_and_a_killed_process(cluster: Any, tmp_path: P
     raylet = cluster.head_node.all_processes["raylet"][0].process.pid
     kill_one(raylet, lambda name, parent: "forkserver" in name and "forkserver" in parent)
     wait_for(out, 4, process)
+    # A job takes 2.5 s and more. A node between two jobs would not be missed.
+    time.sleep(1)
     cluster.remove_node(other, allow_graceful=False)
     _, err = done(process)
     server.shutdown()
