@@ -11,10 +11,9 @@ from pathlib import Path
 import yaml
 
 from qa_train.config import run_of
+from qa_train.data.text.sample import TEMPLATES
 from qa_train.utils.process import is_first_rank
 from qa_train.utils.safe_yaml import read_yaml
-
-TEMPLATES = ("chat", "base")
 
 
 def template_for(checkpoint: str | None, asked: str | None) -> str:

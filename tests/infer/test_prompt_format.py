@@ -62,7 +62,7 @@ def test_it_is_that_of_the_training_data(
 def test_what_is_asked_for_is_done_without_a_word(pretrained: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert [template_for(pretrained, asked) for asked in ("chat", "base")] == ["chat", "base"]
     assert capsys.readouterr().err == ""
-    with pytest.raises(ValueError, match="template=chatml: use chat or base, or leave it out"):
+    with pytest.raises(ValueError, match="template=chatml: use base or chat, or leave it out"):
         template_for(pretrained, "chatml")
 
 

@@ -1,8 +1,8 @@
 """Decoding in a child process that can be killed: a native decoder that hangs or crashes costs one clip, not the run.
 
 The child is a new interpreter and no fork: it shares neither locks nor memory nor a GPU with its parent, which may have
-threads and a loaded model, and it takes 40 MB. It answers one request after another through a socket (its standard
-input), and is replaced when it dies or takes too long.
+threads and a loaded model, and takes 30 MB while it waits. It answers one request after another through a socket (its
+standard input), and is replaced when it dies or takes too long.
 """
 
 from __future__ import annotations

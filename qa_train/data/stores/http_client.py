@@ -1,7 +1,7 @@
 """Range requests over kept connections, by libcurl (pycurl): redirects, proxies, TLS and time limits are its own.
 
-A clip of 0.2 MB takes 0.7 of the CPU time that http.client needs (docs/lab/data.md). A handle of libcurl is used by one
-thread at a time and keeps its connections; those of a process belong to it alone.
+A clip of 0.2 MB takes three quarters of the CPU time of http.client (docs/lab/data.md). A handle of libcurl is used by
+one thread at a time and keeps its connections; those of a process belong to it alone.
 """
 
 from __future__ import annotations
