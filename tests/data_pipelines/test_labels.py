@@ -427,7 +427,7 @@ def test_a_dry_run_shows_the_price_and_asks_nothing(
         ({"task": "diarized_asr"}, "task=diarized_asr cannot be labelled"),
         ({"task": "asrr"}, "task 'asrr' is unknown: did you mean asr"),
         ({"prompt": "in {Language}"}, "is not a record field"),
-        ({"template": "chatml"}, "use chat or base"),
+        ({"template": "chatml"}, "use base or chat, or leave it out"),
         ({"max_cost": 1.0}, "bounds nothing without price_per_hour="),
         ({"window_s": 0.0}, "must be at least 1"),
         ({"error_budget": 2.0}, "between 0 and 1"),
