@@ -13,6 +13,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -21,6 +22,7 @@ from data_pipelines.corpora.recordings import OTHER_AUDIO, Recording, open_zip, 
 from qa_train.data.audio.structure.formats import other_file
 from qa_train.data.shards.tar import AUDIO_EXTENSIONS, members
 from qa_train.data.text.json_rows import Row, array_items, rows
+from qa_train.data.text.records import BadRecord
 
 AUDIO = tuple(f".{kind}" for kind in AUDIO_EXTENSIONS)
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -32,7 +34,7 @@ class Tree:
     def __init__(self, paths: Sequence[str]) -> None:
         if not paths:
             raise ValueError("no path is given: name the corpus's folder or archives, path=...")
-        self.paths = [str(Path(path).expanduser()) for path in paths]
+        self.paths = list(dict.fromkeys(str(Path(path).expanduser()) for path in paths))
         self.folders = [path for path in self.paths if Path(path).is_dir()]
         self.archives: list[str] = []
         # Lists: their names -> their paths.
@@ -54,22 +56,14 @@ class Tree:
                     raise ValueError(f"{other} and {path} have one name: give their folder, or rename one")
 
     @cached_property
-    def _archived(self) -> dict[str, Recording]:
-        found: dict[str, Recording] = {}
+    def _archived(self) -> dict[str, list[Recording]]:
+        """Where the files of each name lie; of one archive, the first."""
+        found: dict[str, dict[str, Recording]] = {}
         for path in self.archives:
-            if path.lower().endswith(".zip"):
-                for info in open_zip(path).infolist():
-                    if not info.is_dir():
-                        found.setdefault(_clean(info.filename), Recording(path, member=info.filename))
-                continue
-            with Path(path).open("rb") as file:
-                for member in members(file, path, Path(path).stat().st_size):
-                    found.setdefault(
-                        _clean(member.name),
-                        Recording(path, member=member.name, offset=member.offset, size=member.size),
-                    )
+            for place in _members(path):
+                found.setdefault(_clean(str(place.member)), {}).setdefault(path, place)
         # Like hidden files of folders: what macOS adds to archives ("._clip.wav") is not audio.
-        return {name: place for name, place in found.items() if not _hidden(name)}
+        return {name: list(places.values()) for name, places in found.items() if not _hidden(name)}
 
     @cached_property
     def names(self) -> list[str]:
@@ -151,15 +145,34 @@ class Tree:
             if f"/{folder}" in f"/{name}" and (other or name.lower().endswith(AUDIO)):
                 yield name
 
-    def recording(self, name: str, start_s: float = 0.0, end_s: float | None = None) -> Recording:
-        """The file ``name``, or a segment of it; whether it exists is seen when it is read."""
+    def places(self, name: str) -> list[Recording]:
+        """Where the file ``name`` lies: the list that path= names so, or else the file in each folder and archive.
+
+        Of the only folder, whether it is there is seen when it is read.
+        """
         name = _clean(name)
-        place = self._archived.get(name) if self.archives else None
-        if place is None:
-            several = len(self.folders) > 1
-            roots = [root for root in self.folders if several and (Path(root) / name).exists()] or self.folders
-            place = Recording(self.named.get(name) or str(Path(roots[0]) / name if roots else name))
-        return Recording(place.path, place.member, place.offset, place.size, start_s=start_s, end_s=end_s)
+        if name in self.named:
+            return [Recording(self.named[name])]
+        found = [*self._archived.get(name, ())] if self.archives else []
+        several = len(self.folders) + len(self.archives) > 1
+        files = [Path(root) / name for root in self.folders]
+        return found + [Recording(str(file)) for file in files if not several or file.is_file()]
+
+    def recording(self, name: str, start_s: float = 0.0, end_s: float | None = None) -> Recording:
+        """The file ``name``, or a segment of it; that it does not exist is seen when it is read.
+
+        Raises:
+            BadRecord: several folders or archives have a file of that name ("ambiguous file").
+        """
+        found = self.places(name)
+        if len(found) > 1:
+            homes = " and ".join(place.path.removesuffix(f"/{name}") for place in found[:2])
+            raise BadRecord(
+                f"{name} is in {homes}: import them one after the other, or give the folder that holds both",
+                "ambiguous file",
+            )
+        first = Path(next(iter(self.folders), ""))
+        return replace(found[0] if found else Recording(str(first / _clean(name))), start_s=start_s, end_s=end_s)
 
     def open(self, name: str) -> IO[bytes]:
         """A list or table of the corpus for reading (bytes); ``.gz`` is decompressed.
@@ -248,6 +261,17 @@ class Tree:
     def beside(self, name: str, *parts: str) -> str:
         """A path relative to the folder of the file ``name``."""
         return _clean(str(PurePosixPath(name).parent.joinpath(*parts)))
+
+
+def _members(archive: str) -> Iterator[Recording]:
+    if archive.lower().endswith(".zip"):
+        for info in open_zip(archive).infolist():
+            if not info.is_dir():
+                yield Recording(archive, member=info.filename)
+        return
+    with Path(archive).open("rb") as file:
+        for member in members(file, archive, Path(archive).stat().st_size):
+            yield Recording(archive, member=member.name, offset=member.offset, size=member.size)
 
 
 def unbroken(listed: str, file: IO[bytes]) -> Iterator[Row]:

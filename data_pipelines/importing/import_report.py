@@ -40,8 +40,8 @@ class Unlisted:
         tree: Tree | None = vars(self._request).get("tree")
         if tree is None:
             return []
-        paths = (tree.recording(name) for name in tree.audio_names())
-        names = [PurePath(place.member or place.path) for place in paths]
+        places = (place for name in tree.audio_names() for place in tree.places(name))
+        names = [PurePath(place.member or place.path) for place in places]
         extra = [path for path in names if str(path.parent) in self._folders and path.stem not in self._stems]
         if not extra:
             return []

@@ -388,6 +388,15 @@ def test_files_of_rows_by_their_content(tmp_path: Path) -> None:
     assert [found for _, _, found in objects(path)] == [user("?")] * 2
     path.write_text(json.dumps({"info": {"version": 1}, "licenses": [], "annotations": [user("?")]}, indent=1))
     assert [found for _, _, found in objects(path)] == [user("?")]
+    # On one line: a list alone is no row, for a row has a clip as well.
+    path.write_text(json.dumps({"annotation": [{"path": "a.wav", "text": "x" * (1 << 17)}, user("?")]}) + "\n\n")
+    assert [len(found) for _, _, found in objects(path)] == [2, len(user("?"))]
+    for one in ({"turns": [{"text": "a"}]}, {"own": [user("?")], "wav": "a.wav"}, user("?")):
+        for count in (1, 2):
+            path.write_text(f"{json.dumps(one)}\n" * count)
+            assert [found for _, _, found in objects(path)] == [one] * count
+    path.write_text(f"{json.dumps({'own': [row]})}\n" * 2)
+    assert len(list(objects(path))) == 2
     path.write_text('{\n"data": [\n{"a": 1, "a": 2}]}')
     assert [isinstance(found, BadRecord) for _, _, found in read_rows(path)] == [True]
     # Half of a surrogate pair makes its own row bad.

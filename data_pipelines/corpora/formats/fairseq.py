@@ -65,7 +65,7 @@ def _spelt(letters: str) -> str:
 
 def _recording(request: Request, root: str, file: str, folder: Path) -> Recording:
     part = _SLICE.fullmatch(file)
-    found = recording_of(request, str(Path(root) / (part[1] if part else file)), folder, Path())
+    found = recording_of(request, str(Path(root) / (part[1] if part else file)), folder)
     return replace(found, offset=int(part[2]), size=int(part[3])) if part else found
 
 

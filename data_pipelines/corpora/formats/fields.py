@@ -18,6 +18,7 @@ from typing import Any
 
 from data_pipelines.corpora.base import Recording, Request, present
 from data_pipelines.corpora.recordings import WHOLE
+from data_pipelines.corpora.tree import Tree
 from qa_train.data.shards.clip_files import located
 from qa_train.data.text.content import source_of
 from qa_train.data.text.records import BadRecord, language_code, number_text
@@ -207,13 +208,16 @@ def _parsed(value: Any) -> Any:
 
 
 def recording_of(
-    request: Request, given: Any, *bases: Path, origin: str = "", start_s: float = 0.0, end_s: float | None = None
+    request: Request, given: Any, folder: Path, origin: str = "", start_s: float = 0.0, end_s: float | None = None
 ) -> Recording:
     """Where the clip lies that a list gives: a path, an address, a data URL or base64.
 
-    Relative paths start at the first of ``bases`` where they exist; ``origin`` names the row of a clip that lies in the
-    list itself. The request's ``extension``, ``prefix`` and ``by_name`` are followed. Raises BadRecord when nothing
-    has the path of the clip.
+    Relative paths start at the ``folder`` of the list, else where path= leads to, else where the program runs;
+    ``origin`` names the row of a clip that lies in the list itself. The request's ``extension``, ``prefix`` and
+    ``by_name`` are followed.
+
+    Raises:
+        BadRecord: nothing has the path of the clip, or several folders of path= have one of that name.
     """
     source = source_of(given)
     if source is None:
@@ -222,14 +226,26 @@ def recording_of(
         data = base64.b64encode(source).decode()
         return Recording(origin, data=data, start_s=start_s, end_s=end_s)
     # Names may begin with a space; more often a space was typed before one. Lists of Windows have its separators.
-    names = (source, source.strip(), source.strip().replace("\\", "/"))
-    places = [located(name, *bases) for name in dict.fromkeys(map(partial(_renamed, request), names))]
+    spelt = (source, source.strip(), source.strip().replace("\\", "/"))
+    names = list(dict.fromkeys(map(partial(_renamed, request), spelt)))
+    places = [located(name, folder) for name in names]
     place = next((place for place in places if isinstance(place, Path) and place.is_file()), places[-1])
-    if request.by_name and isinstance(place, Path) and not place.is_file():
-        found = request.tree.by_name(place.name)
+    if isinstance(place, Path) and not place.is_file():
+        here = (Recording(name) for name in names if Path(name).is_file())
+        found = next(filter(None, (_below(request.tree, name) for name in names)), None) or next(here, None)
+        if found is None and request.by_name:
+            found = request.tree.by_name(place.name)
         if found is not None:
             return replace(found, start_s=start_s, end_s=end_s)
     return Recording(str(place), start_s=start_s, end_s=end_s)
+
+
+def _below(tree: Tree, name: str) -> Recording | None:
+    """The file ``name`` of what path= gives; None where there is none, or the name leaves it."""
+    if name.startswith("/") or ".." in PurePosixPath(name).parts:
+        return None
+    found = tree.recording(name)
+    return found if found.member or Path(found.path).is_file() else None
 
 
 def _renamed(request: Request, name: str) -> str:

@@ -50,7 +50,7 @@ def _shar_members(path: str) -> dict[str, Recording]:
     return found
 
 
-def _audio(request: Request, cut: dict[str, Any], bases: tuple[Path, ...], shar: dict[str, Recording]) -> Recording:
+def _audio(request: Request, cut: dict[str, Any], folder: Path, shar: dict[str, Recording]) -> Recording:
     recording = cut.get("recording")
     kind = cut.get("type", "MonoCut")
     # "Cut": its name before version 0.8.
@@ -80,7 +80,7 @@ def _audio(request: Request, cut: dict[str, Any], bases: tuple[Path, ...], shar:
     start, length = float(cut["start"]), float(cut["duration"])
     whole = start == 0.0 and abs(length - float(recording["duration"])) < 1e-3
     end = None if whole else round(start + length, 6)
-    return replace(recording_of(request, source, *bases, start_s=start, end_s=end), channel=channel)
+    return replace(recording_of(request, source, folder, start_s=start, end_s=end), channel=channel)
 
 
 def _record(cut: dict[str, Any]) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def _read(request: Request) -> Found:
                 raise found
             name = str(found["id"])
             parts = _tracks(found)
-            audio = tuple(_audio(request, part, (place.parent, Path()), shar) for part in parts)
+            audio = tuple(_audio(request, part, place.parent, shar) for part in parts)
             record = _record(found | {"supervisions": [s for part in parts for s in part.get("supervisions", [])]})
         except _Unreadable as error:
             yield Drop(name, str(error))

@@ -70,7 +70,6 @@ def _table(request: Request) -> Found:
         note_parts(request, columns)
         if "split" not in columns:
             request.without_split(listed)
-        bases = (folder, *(Path(path) for path in request.tree.folders), Path())
         for number, (line, row) in enumerate(found, 1):
             if isinstance(row, str):
                 yield Drop(f"{listed}-{line}", "row that does not fit", row)
@@ -83,7 +82,7 @@ def _table(request: Request) -> Found:
             try:
                 record = record_of(row, columns)
                 start, end = _part(row, columns)
-                audio = recording_of(request, path, *bases, origin=f"{listed}:{line}", start_s=start, end_s=end)
+                audio = recording_of(request, path, folder, f"{listed}:{line}", start_s=start, end_s=end)
             except ValueError as error:
                 yield Drop(name, "bad cell", str(error))
                 continue
@@ -133,10 +132,10 @@ def _jsonl(request: Request) -> Found:
     names = [*tree.named] or tree.glob("*.jsonl", "*.jsonl.gz") or tree.need("*.json", what=what)
     found = RowReader(request)
     for listed in names:
-        bases = (Path(tree.recording(listed).path).parent, Path())
+        folder = Path(tree.recording(listed).path).parent
 
-        def place(source: Any, row: dict[str, Any], where: str, bases: tuple[Path, ...] = bases) -> Recording:
-            return recording_of(request, source, *bases, origin=where)
+        def place(source: Any, row: dict[str, Any], where: str, folder: Path = folder) -> Recording:
+            return recording_of(request, source, folder, where)
 
         with tree.open(listed) as file:
             yield from found.items(listed, file, place)
@@ -251,7 +250,7 @@ def _kaldi(request: Request) -> Found:
 
 def _kaldi_recordings(request: Request, listed: str) -> dict[str, Recording]:
     """The recordings of a ``wav.scp`` by their names. Raises ValueError for commands and archives."""
-    bases = (Path(request.tree.recording(listed).path).parent, Path())
+    folder = Path(request.tree.recording(listed).path).parent
     recordings: dict[str, Recording] = {}
     for number, (name, place) in enumerate(_once(listed, request.tree.pairs(listed)), 1):
         channel = None
@@ -266,7 +265,7 @@ def _kaldi_recordings(request: Request, listed: str) -> dict[str, Recording]:
             raise ValueError(
                 f"{listed}, line {number}: {name!r} lies in a Kaldi archive ({place}); list audio files instead"
             )
-        recordings[name] = replace(recording_of(request, place, *bases), channel=channel)
+        recordings[name] = replace(recording_of(request, place, folder), channel=channel)
     return recordings
 
 

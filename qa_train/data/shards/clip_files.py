@@ -23,16 +23,22 @@ ROUNDED_S = 0.1
 
 
 def located(source: Source, *bases: Path) -> Path | Source:
-    """A local path, relative to the first of ``bases`` where it exists; addresses and bytes unchanged."""
+    """A local path, relative to the first of ``bases`` where it exists; addresses and bytes unchanged.
+
+    Raises BadRecord for what cannot be a path, such as a long transcript.
+    """
     if isinstance(source, bytes):
         return source
-    if source.startswith("file://"):
-        source = source.removeprefix("file://")
-        source = source if Path(source).exists() else unquote(source)
-    if "://" in source:
-        return source
-    path = Path(source).expanduser()
-    return next((base / path for base in bases if (base / path).exists()), bases[0] / path if bases else path)
+    try:
+        if source.startswith("file://"):
+            source = source.removeprefix("file://")
+            source = source if Path(source).exists() else unquote(source)
+        if "://" in source:
+            return source
+        path = Path(source).expanduser()
+        return next((base / path for base in bases if (base / path).exists()), bases[0] / path if bases else path)
+    except OSError as error:
+        raise BadRecord(f"it names no audio file: {source[:100]!r} ({error.strerror})") from None
 
 
 def clip_bytes(clip: Path | Source, cfg: StorageConfig = FETCHING) -> bytes:

@@ -1,7 +1,7 @@
-"""Files of JSON objects, whatever the file name: one per line, in one array, or in one object over several lines, by
-their ids (SpeechBrain) or as the only list of objects in it. A row at a time, parsed strictly; such an object is read
-twice, first to see that it is no row itself. A byte-order mark is not part of the first row. A bad row does not hide
-later ones; a truncated array does, and a truncated object has none.
+"""Files of JSON objects, whatever the file name: one per line, in one array, or in one object: over several lines by
+their ids (SpeechBrain), or as the only list of objects in it (SALMONN). A row at a time, parsed strictly; such an
+object is read twice, first to see that it is no row itself. A byte-order mark is not part of the first row. A bad row
+does not hide later ones; a truncated array does, and a truncated object has none.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ MAX_ROW_BYTES = 1 << 28
 _BLOCK = 1 << 16
 # The first line of an object that goes on: it ends where a value begins.
 _OPENED = re.compile(r'\{\s*("(?:[^"\\]|\\.)*"\s*:\s*(?:[\[{]\s*)?)?')
+# A line that may be nothing but a list of objects under a name.
+_LIST = re.compile(r'\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\[\s*\{')
 _PRETTY = "jq -c . FILE writes one object on each line"
 # An object with one of these names is a row.
 _OF_A_ROW = {*TURNS, *CLIPS, *CLIP_NAMES, "text", "path", "file", "file_name", "filename"}
@@ -52,7 +54,7 @@ def rows(file: IO[bytes]) -> Iterator[Row]:
     # As in a single record (`decode_text`): the mark tells the encoding.
     encoding = "utf-16" if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     first = beginning.decode(encoding, "ignore").lstrip().partition("\n")[0]
-    whole = first.startswith("[") or _OPENED.fullmatch(first)
+    whole = first.startswith("[") or _OPENED.fullmatch(first) or (_LIST.match(first) and _is_list(file, encoding))
     kind, found = ("item", _items(file, encoding)) if whole else ("line", _lines(file, encoding))
     for number, raw in enumerate(found, 1):
         if isinstance(raw, BadRecord):
@@ -67,6 +69,21 @@ def rows(file: IO[bytes]) -> Iterator[Row]:
                 if other and not whole and beginning.lstrip().startswith(b"{"):
                     hint += f" ({_PRETTY})"
                 yield number, f"{kind} {number}", BadRecord(f"{error}{hint}")
+
+
+def _is_list(file: IO[bytes], encoding: str) -> bool:
+    """Whether a file has no more than one object with one list of rows: a single row of a column has no clip."""
+    text = io.TextIOWrapper(file, encoding=encoding, errors="replace")
+    values = _Values(text)
+    try:
+        found = {(name, listed and isinstance(value, dict)) for name, value, _, listed in _members(values)}
+        name, of_objects = found.pop()
+        return of_objects and not found and name not in {*_OF_A_ROW, *KNOWN_FIELDS} and not values.sign()
+    except ValueError:
+        return False
+    finally:
+        text.detach()
+        file.seek(0)
 
 
 def _lines(file: IO[bytes], encoding: str) -> Iterator[bytes | BadRecord]:

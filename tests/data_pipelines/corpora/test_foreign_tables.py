@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import zipfile
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data_pipelines.corpora.base import Request, TableForm
+from data_pipelines.corpora.base import Item, Request, TableForm
 from data_pipelines.corpora.formats.delimited import open_table
 from data_pipelines.corpora.formats.fields import mapping, record_of
 from data_pipelines.corpora.formats.tables import table_files
@@ -168,6 +169,53 @@ def test_paths_of_another_machine(tmp_path: Path) -> None:
     assert run(case, tmp_path / "z", path=places, prefix=["/home/anne", "deep"]).made == 1
     with pytest.raises(ValueError, match=r"give two, \[OLD,NEW\]"):
         run(lists_of("a.wav")[0], tmp_path / "x", prefix=["a"])
+
+
+@pytest.mark.parametrize("case", lists_of("a.wav"), ids=lambda case: next(iter(case.files)))
+def test_a_name_in_two_folders_is_not_guessed(case: Case, tmp_path: Path) -> None:
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    for name, content in case.files.items():
+        if not isinstance(content, float):
+            (lists / name).write_text(content)
+    kaldi = case.corpus == "kaldi"
+    found = [str(lists)] if kaldi else [str(file) for file in lists.iterdir()]
+    homes = [tmp_path / "one", tmp_path / "two"]
+    for home in homes:
+        home.mkdir()
+    (homes[1] / "a.wav").write_bytes(tone("a.wav"))
+    with zipfile.ZipFile(tmp_path / "sounds.zip", "w") as archive:
+        archive.writestr("a.wav", tone("a.wav"))
+    for number, others in enumerate((homes, [homes[1], homes[1]], [tmp_path / "sounds.zip"])):
+        assert run(case, tmp_path / str(number), path=found + list(map(str, others))).made == 1
+    (homes[0] / "a.wav").write_bytes(tone("b.wav"))
+    for others in (homes, [homes[1], tmp_path / "sounds.zip"]):
+        with pytest.raises(ValueError, match=r"a\.wav is in .* and .*: import them one after the other, or give"):
+            run(case, tmp_path / "both", path=found + list(map(str, others)), error_budget=0.0)
+    # Beside its list it is meant.
+    (lists / "a.wav").write_bytes(tone("a.wav"))
+    assert run(case, tmp_path / "beside", path=found[:1] + list(map(str, homes))).made == 1
+
+
+@pytest.mark.parametrize("case", lists_of("well " * 60), ids=lambda case: next(iter(case.files)))
+def test_a_transcript_in_place_of_a_path_is_told(case: Case, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"it names no audio file: 'well well .{,100} \(File name too long\)"):
+        run(case, tmp_path, error_budget=0.0)
+
+
+def test_lists_of_two_languages_are_not_read_as_one(tmp_path: Path) -> None:
+    for language in ("de", "fr"):
+        (tmp_path / language / "clips").mkdir(parents=True)
+        rows = f"client_id\tpath\tsentence\tlocale\ns\t{language}.mp3\tEins.\t{language}\n"
+        (tmp_path / language / "train.tsv").write_text(rows)
+
+    def heard_of(*paths: Path) -> list[str]:
+        items = corpus_of("common_voice").read(Request(tuple(map(str, paths)), "train"))
+        return [item.record["language"] for item in items if isinstance(item, Item)]
+
+    assert heard_of(tmp_path) == ["de", "fr"]
+    with pytest.raises(ValueError, match=r"train\.tsv is in .*de and .*fr: .* or give the folder that holds both"):
+        heard_of(tmp_path / "de", tmp_path / "fr")
 
 
 def test_names_of_columns_that_everybody_uses() -> None:
