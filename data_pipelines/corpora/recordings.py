@@ -7,10 +7,12 @@ longer than the limit of the import, whatever a header claims.
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import math
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -119,9 +121,19 @@ def source_of(place: Recording, storage: StorageConfig) -> bytes | Path:
     except (OSError, OverflowError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise BadAudio(f"{place.name}: {error}") from error
     path = Path(place.path)
-    if not path.is_file():
+    if not there(path):
         raise MissingAudio(f"{path} does not exist{_other(path)}{_elsewhere(path)}")
     return path
+
+
+def there(path: Path, kind: Callable[[Path], bool] = Path.is_file) -> bool:
+    """Whether there is such a file; False for what the file system does not take as a name, too."""
+    try:
+        return kind(path)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
 
 
 def _range(place: Recording, offset: int) -> bytes:
@@ -195,7 +207,7 @@ def _other(path: Path) -> str:
     """What to do when the audio lies there in a format that libsndfile does not read."""
     for extension in OTHER_AUDIO:
         other = path.with_suffix(extension)
-        if other.exists():
+        if there(other):
             wav = path.with_suffix(".wav").name
             return f"; extract the sound of {other.name} first: ffmpeg -i {other.name} -ac 1 -ar 16000 {wav}"
     return ""
@@ -203,7 +215,7 @@ def _other(path: Path) -> str:
 
 def _elsewhere(path: Path) -> str:
     """What to do when not even the folder of a file is there: lists are often made on another machine."""
-    if path.parent.is_dir():
+    if there(path.parent, Path.is_dir):
         return ""
     return (
         " (a path of another machine? prefix=[OLD,NEW] changes the beginning of paths in lists, by_name=true looks for "
@@ -214,7 +226,10 @@ def _elsewhere(path: Path) -> str:
 def _cell(place: Recording, storage: StorageConfig) -> bytes:
     """The encoded audio in a row of a table: bytes, or Hugging Face's struct of bytes and path."""
     assert place.row is not None
-    value = TableFile(place.path, storage).rows(place.row, (place.column,))[0][place.column]
+    try:
+        value = TableFile(place.path, storage).rows(place.row, (place.column,))[0][place.column]
+    except ValueError as error:
+        raise BadAudio(f"{place.name}: {error}") from error
     value = value if place.clip is None else value[place.clip]
     raw = value.get("bytes") if isinstance(value, dict) else value
     if isinstance(raw, bytes) and raw:
@@ -224,7 +239,7 @@ def _cell(place: Recording, storage: StorageConfig) -> bytes:
         files = "; files that it names are not read" if "://" in place.path else ""
         raise MissingAudio(f"{place.name}: no audio bytes in column {place.column!r}{files}")
     path = Path(place.path).parent / named
-    if not path.is_file():
+    if not there(path):
         raise MissingAudio(f"{place.name}: no audio bytes in column {place.column!r}, and no file {path}")
     return path.read_bytes()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from qa_train.config import StorageConfig
+from qa_train.data.stores.remote import RemoteError
 from qa_train.data.stores.storage import open_binary
 
 
@@ -49,7 +51,7 @@ class TableFile:
             yield from (length or 0 for length in pyarrow.compute.list_value_length(part[column]).to_pylist())
 
     def rows(self, start: int, columns: tuple[str, ...], stop: int | None = None) -> list[dict[str, Any]]:
-        """Rows ``start`` to ``stop`` (default: one), read block by block."""
+        """Rows ``start`` to ``stop`` (default: one), read block by block. Raises ValueError where it is damaged."""
         stop, found = start + 1 if stop is None else stop, list[dict[str, Any]]()
         block = bisect_right(self.starts, start) - 1
         while start < stop:
@@ -59,14 +61,26 @@ class TableFile:
         return found
 
 
+@contextmanager
+def _damage_told(table: TableFile) -> Iterator[None]:
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        # Arrow has OSErrors of its own; those of the system have a number.
+        if isinstance(error, RemoteError) or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        raise ValueError(f"{table.path}: damaged, download it again ({str(error).strip()})") from error
+
+
 @lru_cache(maxsize=64)
 def _starts(table: TableFile) -> tuple[int, ...]:
     starts = [0]
-    if table.is_parquet:
-        file = _parquet(table)
-        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-    else:
-        sizes = [batch.num_rows for batch in _arrow(table.path)]
+    with _damage_told(table):
+        if table.is_parquet:
+            file = _parquet(table)
+            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        else:
+            sizes = [batch.num_rows for batch in _arrow(table.path)]
     for size in sizes:
         starts.append(starts[-1] + size)
     return tuple(starts)
@@ -74,9 +88,10 @@ def _starts(table: TableFile) -> tuple[int, ...]:
 
 @lru_cache(maxsize=2)
 def _block(table: TableFile, block: int, columns: tuple[str, ...]) -> pyarrow.Table:
-    if table.is_parquet:
-        return _parquet(table).read_row_group(block, columns=list(columns))
-    return pyarrow.Table.from_batches([_arrow(table.path)[block]]).select(list(columns))
+    with _damage_told(table):
+        if table.is_parquet:
+            return _parquet(table).read_row_group(block, columns=list(columns))
+        return pyarrow.Table.from_batches([_arrow(table.path)[block]]).select(list(columns))
 
 
 def _parquet(table: TableFile) -> pyarrow.parquet.ParquetFile:

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from data_pipelines.corpora.recordings import OTHER_AUDIO, Recording, open_zip, zip_member
+from data_pipelines.corpora.recordings import OTHER_AUDIO, Recording, open_zip, there, zip_member
 from qa_train.data.audio.structure.formats import other_file
 from qa_train.data.shards.tar import AUDIO_EXTENSIONS, members
 from qa_train.data.text.json_rows import Row, array_items, rows
@@ -156,7 +156,7 @@ class Tree:
         found = [*self._archived.get(name, ())] if self.archives else []
         several = len(self.folders) + len(self.archives) > 1
         files = [Path(root) / name for root in self.folders]
-        return found + [Recording(str(file)) for file in files if not several or file.is_file()]
+        return found + [Recording(str(file)) for file in files if not several or there(file)]
 
     def recording(self, name: str, start_s: float = 0.0, end_s: float | None = None) -> Recording:
         """The file ``name``, or a segment of it; that it does not exist is seen when it is read.
@@ -228,10 +228,10 @@ class Tree:
                 quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
                 escapechar=escape,
             )
-            missing = [column for column in needs if column not in (rows.fieldnames or ())]
-            if missing:
-                raise ValueError(f"{name}: no column {missing}; it has {list(rows.fieldnames or ())}")
             try:
+                missing = [column for column in needs if column not in (rows.fieldnames or ())]
+                if missing:
+                    raise ValueError(f"{name}: no column {missing}; it has {list(rows.fieldnames or ())}")
                 for row in rows:
                     if None in row:
                         raise ValueError(f"{name}, line {rows.line_num}: more cells than the header has")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import soundfile
 
@@ -393,3 +395,30 @@ def test_lists_that_are_not_as_published_are_a_clear_error(tmp_path: Path) -> No
     (tmp_path / "bad.zip").write_bytes(b"PK no zip")
     with pytest.raises(ValueError, match="not a readable zip archive"):
         run(LIBRISPEECH, tmp_path, path=str(tmp_path / "bad.zip"))
+
+
+def test_an_id_longer_than_any_file_name_costs_its_line(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "in" / "librispeech", LIBRISPEECH.files)
+    with (root / "LibriSpeech/train-clean-100/14/208/14-208.trans.txt").open("a") as file:
+        file.write(f"{'9' * 300} TOO LONG\n")
+    report = run(LIBRISPEECH, tmp_path, error_budget=0.4)
+    assert report.made == 2
+    assert report.dropped == {"missing audio": 1}
+
+
+def test_damaged_tables_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"train\.csv, after line 0: .*decode byte 0x90"):
+        run(Case("audiocaps", "train", {"train.csv": b"audi\x90cap_id,youtube_id\n1,a\n"}, {}), tmp_path)
+    rows = [{"audio": audio_cell(f"{n}.wav"), "text": f"number {n}"} for n in range(4)]
+    whole = table_bytes(rows)
+    group = pyarrow.parquet.ParquetFile(io.BytesIO(whole)).metadata.row_group(1)
+    places = {group.column(n).path_in_schema: group.column(n).data_page_offset for n in range(group.num_columns)}
+
+    def damaged(column: str) -> Case:
+        place = places[column]
+        return Case("huggingface", "train", {"a.parquet": whole[:place] + b"\xff" * 8 + whole[place + 8 :]}, {})
+
+    with pytest.raises(ValueError, match=r"a\.parquet: damaged, download it again \("):
+        run(damaged("text"), tmp_path / "text")
+    report = run(damaged("audio.bytes"), tmp_path / "audio", error_budget=0.5)
+    assert (report.made, report.dropped) == (2, {"bad audio": 2})
