@@ -17,7 +17,7 @@ from typing import Any
 from data_pipelines.corpora.recordings import Recording
 from data_pipelines.corpora.tree import Tree
 from qa_train.config import StorageConfig
-from qa_train.data.text.records import BadRecord
+from qa_train.data.text.records import BadRecord, is_empty
 
 TRAIN, DEV, TEST = "train", "dev", "test"
 # The reason of a `Drop` where a list is published without its audio: videos vanish, and few have all source corpora.
@@ -297,7 +297,7 @@ def events_record(events: list[dict[str, Any]]) -> dict[str, Any]:
 
 def present(**fields: Any) -> dict[str, Any]:
     """A record of the fields that hold something."""
-    return {name: value for name, value in fields.items() if value not in (None, "", [], {})}
+    return {name: value for name, value in fields.items() if not is_empty(value)}
 
 
 def seconds_of(start: Any, end: Any) -> tuple[float, float]:

@@ -335,6 +335,11 @@ def test_own_prompt_files_add_and_replace_tasks(tmp_path: Path) -> None:
         (b'{"x": "' + b"a" * (1 << 20) + b'"}', "at most"),
         (b'{"text": 3}', "'text' must be text"),
         (b'{"labels": "bell"}', "'labels' must be a list"),
+        *(
+            (f'{{"{name}": {value}}}'.encode(), f"'{name}' must")
+            for name in ("labels", "audios", "keywords", "translation", "slots", "words", "turns", "events", "entities")
+            for value in ("0", "false", "0.0")
+        ),
         (b'{"translation": {"en": 1}}', "'translation'"),
         (b'{"chosen": "a"}', "both 'chosen' and 'rejected'"),
         (b'{"messages": []}', "at least one turn"),

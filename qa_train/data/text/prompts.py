@@ -132,7 +132,7 @@ class PromptBank:
         missing = [field for field in task.requires if field not in known]
         if missing:
             raise Unqualified(f"{key}: task {name} needs {missing}")
-        clips = len(record["audios"]) if "audios" in record else 1
+        clips = 1 if record.get("audios") is None else len(record["audios"])
         if not clips:
             raise Unqualified(f"{key}: task {name} needs a clip, the record is text only")
         if task.clips not in (None, clips):
@@ -203,7 +203,7 @@ def chat_messages(record: dict[str, Any]) -> tuple[tuple[Message, ...], int]:
             content.append(TextPart(part) if isinstance(part, str) else AudioPart(placed))
             placed += not isinstance(part, str)
         messages.append(Message(turn["role"], tuple(content), turn_loss(turn)))
-    clips = len(record["audios"]) if "audios" in record else 1
+    clips = 1 if record.get("audios") is None else len(record["audios"])
     if placed == 0 and clips == 1:
         first = next((i for i, m in enumerate(messages) if m.role == "user"), 0)
         messages[first] = replace(messages[first], content=(AudioPart(0), *messages[first].content))

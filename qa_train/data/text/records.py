@@ -254,14 +254,14 @@ def check_record(record: dict[str, Any]) -> None:
     if same_answers(record):
         raise BadRecord("chosen and rejected are the same answer: no preference", "identical pair")
     for name in ("labels", "audios", "keywords"):
-        if name in record and not _is_texts(record[name] or []):
+        if name in record and not _is_texts(record[name]) and not is_empty(record[name]):
             raise BadRecord(f"{name!r} must be a list of texts")
     for name, what in (("translation", "language codes to texts"), ("slots", "names to texts")):
-        mapping = record.get(name) or {}
-        if not isinstance(mapping, dict) or not _is_texts(list(mapping.values())):
+        mapping = record.get(name)
+        if not (isinstance(mapping, dict) and _is_texts(list(mapping.values()))) and not is_empty(mapping):
             raise BadRecord(f"{name!r} must map {what}")
     for name, (texts, timed) in _LIST_FIELDS.items():
-        if record.get(name):
+        if name in record and not is_empty(record[name]):
             _check_items(name, record[name], texts, timed)
     _check_messages(record.get("messages"))
 
@@ -308,7 +308,7 @@ def fields(record: dict[str, Any]) -> dict[str, Any]:
     ``last_word``, ``has_speech`` ("Yes" with a transcript, "No" with only a label or caption that mentions no speech),
     ``labels_text`` (joined labels), ``num_speakers`` (of the turns), ``pitch_name`` (of a MIDI pitch; 60 is C4).
     """
-    out = {name: value for name, value in record.items() if value not in (None, "", [], {})}
+    out = {name: value for name, value in record.items() if not is_empty(value)}
     language = out.get("language")
     if language in LANGUAGES:
         out["language_name"] = LANGUAGES[language]
@@ -342,6 +342,11 @@ def _encodes(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a field holds nothing, whatever its type; 0 and false are something."""
+    return value in (None, "", [], {})
 
 
 def _is_texts(values: Any) -> bool:
