@@ -52,7 +52,7 @@ def read_turns(listed: Any, clips: Sequence[Source] = ()) -> list[dict[str, Any]
         last = turns[-1] if turns else {}
         if _of_type(turn) and _of_type(last) and last["role"] == made["role"] and turn_loss(last) == turn_loss(made):
             # NeMo's turns hold one thing each: those of one speaker are one message. The template ends a clip's line.
-            between = ["\n"] if last["content"][-1]["type"] == "text" else []
+            between = ["\n"] if isinstance(next(reversed(content_parts(last["content"])), None), str) else []
             last["content"] = [*last["content"], *between, *made["content"]]
         else:
             turns.append(made)
