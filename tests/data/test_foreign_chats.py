@@ -645,8 +645,15 @@ def test_pairs_under_other_names(row: dict[str, Any]) -> None:
         ({"messages": turns("<Speech><SpeechHere></Speech> ?", "x"), "audios": ["a.wav"]}, "<SpeechHere>"),
         ({"messages": turns("<|begin_of_audio|><|audio_7|>", "x"), "audios": ["a.wav"] * 7}, "<|begin_of_audio|>"),
         ({"messages": turns('<audio_start_baichuan>{"path": "a.wav"}', "x")}, "<audio_start_baichuan>"),
-        ({"conversations": [{"from": "User", "type": "text", "value": [{}]},
-                            {"from": "User", "type": "audio", "value": "a.wav"}]}, "a part of type None"),
+        (
+            {
+                "conversations": [
+                    {"from": "User", "type": "text", "value": [{}]},
+                    {"from": "User", "type": "audio", "value": "a.wav"},
+                ]
+            },
+            "a part of type None",
+        ),
         # What is learned of an answer would be another part.
         ({"messages": turns("?", [{"type": "text", "text": "x", "train": False}, "y"])}, "a part of an answer"),
         ({"messages": [{"role": "assistant", "content": "x", "train_detail": [{"train": False}]}]}, "a part of an"),
