@@ -654,6 +654,8 @@ def test_pairs_under_other_names(row: dict[str, Any]) -> None:
             },
             "a part of type None",
         ),
+        ({"sound": "a.wav", "conversations": [{}]}, "the turns are empty"),
+        ({"query": "?", "response": "x", "history": True}, "'history' must be a list"),
         # What is learned of an answer would be another part.
         ({"messages": turns("?", [{"type": "text", "text": "x", "train": False}, "y"])}, "a part of an answer"),
         ({"messages": [{"role": "assistant", "content": "x", "train_detail": [{"train": False}]}]}, "a part of an"),

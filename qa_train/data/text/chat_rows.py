@@ -224,9 +224,10 @@ def _asked(row: dict[str, Any]) -> list[dict[str, Any]]:
             raise BadRecord(f"{asking!r} is a list of turns, and {lost!r} stands next to it: give one list")
         return read_turns(row[asking] + answer_turns(answer, "the answer"), listed_clips(row))
     turns: list[dict[str, Any]] = []
-    for exchange in row.get("history") or []:
-        if not isinstance(exchange, list) or len(exchange) != 2:
-            raise BadRecord("'history' must be a list of [question, answer]")
+    history = row.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(said, list) and len(said) == 2 for said in history):
+        raise BadRecord("'history' must be a list of [question, answer]")
+    for exchange in history:
         turns += [{"role": "user", "content": exchange[0]}, {"role": "assistant", "content": exchange[1]}]
     asked = [row.get(name) for name in dict.fromkeys((asking, "input"))]
     if not all(isinstance(text, str | None) for text in asked):

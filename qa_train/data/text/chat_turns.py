@@ -56,6 +56,8 @@ def read_turns(listed: Any, clips: Sequence[Source] = ()) -> list[dict[str, Any]
             last["content"] = [*last["content"], *between, *made["content"]]
         else:
             turns.append(made)
+    if not turns:
+        raise BadRecord("the turns are empty: expected {role, content} or {from, value} each")
     for turn in turns:
         if turn["role"] not in ("system", "user", "assistant"):
             raise BadRecord(f"a turn of {turn['role']!r}: use system, user or assistant (or human and gpt)")
