@@ -56,7 +56,9 @@ class TableFile:
         block = bisect_right(self.starts, start) - 1
         while start < stop:
             first, end = self.starts[block : block + 2]
-            found += _block(self, block, columns).slice(start - first, min(stop, end) - start).to_pylist()
+            part = _block(self, block, columns).slice(start - first, min(stop, end) - start)
+            with _damage_told(self):
+                found += part.to_pylist()
             start, block = end, block + 1
         return found
 
@@ -65,7 +67,7 @@ class TableFile:
 def _damage_told(table: TableFile) -> Iterator[None]:
     try:
         yield
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         # Arrow has OSErrors of its own; those of the system have a number.
         if isinstance(error, RemoteError) or (isinstance(error, OSError) and error.errno is not None):
             raise

@@ -17,6 +17,7 @@ import glob
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import count
@@ -31,7 +32,7 @@ from qa_train.eval.scores.task_metrics import Prediction
 from qa_train.infer.generate import Answer, Decoding, Generator, Item, plan_batches, prompt_tokens
 from qa_train.model import load_answering_model
 from qa_train.model.stored.weights import weights_digest
-from qa_train.utils.atomic import append_json_lines, write_json_lines
+from qa_train.utils.atomic import append_json_lines, read_appended, write_json_lines
 from qa_train.utils.digests import sha256_of, sha256_of_open
 
 # Lengths of prompts -> their places by batch, see `plan_batches`.
@@ -138,17 +139,16 @@ def read_journal(path: Path, identity: Mapping[str, Any]) -> dict[int, Outcome]:
     """The outcomes of a journal of this identity; {} for another one or none."""
     if not path.is_file():
         return {}
-    rows = []
-    # Not splitlines(): an answer may hold other line separators (U+2028), which JSON does not escape.
-    for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n"):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            # The line that a killed process was writing.
-            break
-    if not rows or rows[0] != json.loads(json.dumps(dict(identity))):
+    rows = read_appended(path)
+    if next(rows, None) != json.loads(json.dumps(dict(identity))):
         return {}
-    return {row.pop("index"): Outcome(**row) for row in rows[1:]}
+    found: dict[int, Outcome] = {}
+    for row in filter(None, rows):
+        # What is damaged is asked again.
+        with suppress(KeyError, TypeError):
+            index = row.pop("index")
+            found[index] = Outcome(**row)
+    return found
 
 
 def answer(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_train.llm.client import CallFailed, Endpoint, ItemRefused
-from qa_train.utils.atomic import append_json_lines
+from qa_train.utils.atomic import append_json_lines, read_appended
 
 log = logging.getLogger(__name__)
 
@@ -102,15 +102,13 @@ class Judge:
         if not self.cache.is_file():
             return {}
         known = {}
-        for line in self.cache.read_text(encoding="utf-8").split("\n"):
-            if not line:
-                continue
+        for found in read_appended(self.cache):
+            row = found or {}
             try:
-                row = json.loads(line)
                 key = row.pop("key")
                 known[key] = Verdict(**row)
-            except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
-                # The line that a killed process was writing; its prompt is asked again.
+            except (KeyError, TypeError):
+                # Its prompt is asked again.
                 log.warning("%s: a damaged line is skipped", self.cache)
         return known
 

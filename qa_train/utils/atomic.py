@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 # The name of a file until it is complete.
 PART = ".part"
@@ -89,10 +89,29 @@ def write_json_lines(path: Path | str, rows: Iterable[Any]) -> None:
 
 def append_json_lines(path: Path, rows: Iterable[Any]) -> None:
     """Add the rows as JSON, one a line, to the end of a file, and have them on disk before returning."""
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(map(_json_line, rows))
+    with path.open("ab+") as file:
+        if file.tell() and not _ends_a_line(file):
+            file.write(b"\n")
+        file.writelines(_json_line(row).encode() for row in rows)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _ends_a_line(file: IO[bytes]) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def read_appended(path: Path) -> Iterator[dict[str, Any] | None]:
+    """The objects of such a file; None for a line that is none, such as the one that a killed process was writing."""
+    # An answer may hold other line separators (U+2028), which JSON does not escape.
+    for line in path.read_bytes().split(b"\n"):
+        if line:
+            try:
+                row = json.loads(line.decode())
+            except (ValueError, RecursionError):
+                row = None
+            yield row if isinstance(row, dict) else None
 
 
 def _json_line(row: Any) -> str:

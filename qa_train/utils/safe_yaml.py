@@ -17,12 +17,15 @@ def read_yaml(path: Path, kind: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
     looks at each of them. They are counted first, each alias as all that it stands for.
 
     Raises:
-        ValueError: the file is too large, or stands for too many values, or for endless ones.
+        ValueError: the file is no text, too large, or stands for too many values, or for endless ones.
         yaml.YAMLError: it is no YAML.
     """
     if (size := path.stat().st_size) > _MOST_BYTES:
         raise ValueError(f"{path} has {size / 2**20:.0f} MiB: at most {_MOST_BYTES >> 20} MiB of YAML are read")
-    loader = kind(path.read_text(encoding="utf-8"))
+    try:
+        loader = kind(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error})") from error
     try:
         node = loader.get_single_node()
         if node is None:

@@ -107,7 +107,8 @@ def test_half_a_batch_is_asked_again_as_a_whole(tmp_path: Path) -> None:
     lines = path.read_text().splitlines(keepends=True)
     assert len(lines) == 1 + 20
     # Draw 1 of question 5 is gone, and the line that a killed process was writing is cut.
-    path.write_text("".join(line for line in lines if '"index": 11,' not in line) + '{"index": 11, "te')
+    kept = "".join(line for line in lines if '"index": 11,' not in line)
+    path.write_bytes(kept.encode() + '{"index": 11, "text": "你'.encode()[:-1])
     again = Counting()
     (found,) = shared(1, [asked(10)], [again], tmp_path, samples=2)
     assert again.asked == [["k4", "k5"]]

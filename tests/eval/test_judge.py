@@ -92,7 +92,7 @@ def test_a_cut_line_of_the_cache_is_asked_again(server: Server, tmp_path: Path) 
     cache = tmp_path / "cache.jsonl"
     Judge("stub", cache, endpoint(server), workers=1).ask(["rate:1 2", "rate:3 4"])
     raw = cache.read_bytes()
-    cache.write_bytes(raw[:-20])
+    cache.write_bytes(raw[:-20] + "你".encode()[:-1])
     again = Judge("stub", cache, endpoint(server))
     assert [v.text for v in again.ask(["rate:1 2", "rate:3 4"])] == ["1 2", "3 4"]
     assert len(server.calls()) == 3

@@ -101,6 +101,9 @@ def test_mmsu_is_read_as_published(as_list: bool, tmp_path: Path) -> None:
     assert second["prompt"].endswith(
         " or content.\n\nQuestion: Which is higher?\n\nA. First\nB. Second\nC. None\nD. None"
     )
+    (root / "mmsu.jsonl").write_text(json.dumps(MMSU[0] | {"audio_path": None}))
+    with pytest.raises(ValueError, match=r"mmsu\.jsonl: an item without audio_path or audio: \{'"):
+        read_rows(only("mmsu"), tmp_path)
 
 
 def test_mmsu_as_parquet(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qa_train.utils.atomic import PART, local, whole, write_json, write_text
+from qa_train.utils.atomic import PART, append_json_lines, local, read_appended, whole, write_json, write_text
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -58,3 +58,13 @@ def test_an_address_is_no_path(place: Path | str, tmp_path: Path, monkeypatch: p
     assert not list(tmp_path.iterdir())
     for path in ("/a:/b", "a:b", "C/s3:/x", "./s3:/x"):
         assert local(path) == Path(path)
+
+
+def test_a_cut_line_costs_itself_and_not_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    append_json_lines(path, [{"n": 0}, {"t": "\u2028"}])
+    # A process is killed within a character.
+    path.write_bytes(path.read_bytes() + '{"t": "你'.encode()[:-1])
+    append_json_lines(path, [{"n": 1}])
+    append_json_lines(path, [{"n": 2}, 3])
+    assert list(read_appended(path)) == [{"n": 0}, {"t": "\u2028"}, None, {"n": 1}, {"n": 2}, None]

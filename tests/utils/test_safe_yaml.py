@@ -39,6 +39,12 @@ def test_values_are_those_of_the_library(tmp_path: Path) -> None:
         assert read_yaml(path) == yaml.safe_load(text)
 
 
+def test_what_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes(b"a: \xff")
+    with pytest.raises(ValueError, match=r"a\.yaml is not UTF-8 text \("):
+        read_yaml(tmp_path / "a.yaml")
+
+
 def test_a_large_file_is_not_parsed(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_bytes(b"#" * (9 << 20))

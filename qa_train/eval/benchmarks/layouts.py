@@ -54,12 +54,17 @@ def read_rows(benchmark: Benchmark, data_root: Path) -> list[Row]:
     return rows
 
 
+_OTHER_LAYOUT = (
+    AttributeError, IndexError, KeyError, OSError, TypeError, json.JSONDecodeError, UnicodeDecodeError, csv.Error,
+)  # fmt: skip
+
+
 def _read(benchmark: Benchmark, root: Path) -> list[Row]:
     """ValueError: files that are not of the layout, with what was missing after how many items."""
     rows: list[Row] = []
     try:
         rows.extend(READERS[benchmark.reader](root, benchmark))
-    except (AttributeError, IndexError, KeyError, OSError, TypeError, json.JSONDecodeError) as error:
+    except _OTHER_LAYOUT as error:
         raise ValueError(
             f"benchmark {benchmark.name}: {root} is not of the layout {benchmark.reader} "
             f"({type(error).__name__}: {error}; {len(rows)} items could be read before)"

@@ -68,9 +68,12 @@ def clip_beside(listing: Path, row: Row, names: Sequence[str]) -> str:
     """The existing clip named by the first of the fields ``names``, relative to the list.
 
     A path that begins with "/" means the list's folder too, unless there is such a file ("/audio/x.wav" of MMSU); a
-    clip of that name in another format is used if the named one is missing.
+    clip of that name in another format is used if the named one is missing. Raises ValueError if none is named.
     """
-    path = str(next(row[name] for name in names if row.get(name)))
+    named = [str(row[name]) for name in names if row.get(name)]
+    if not named:
+        raise ValueError(f"{listing}: an item without {' or '.join(names)}: {str(row)[:200]}")
+    path = named[0]
     place = Path(path)
     if not place.is_absolute() or not (place.is_file() or place.parent.is_file()):
         place = listing.parent / path.lstrip("/")

@@ -87,12 +87,12 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"no file {path}")
     rows = []
     # Not splitlines(): answers may hold other line separators (U+2028) inside their JSON text.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = json.loads(line.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
