@@ -211,6 +211,7 @@ def test_adapters_need_no_float32_copy_of_what_is_stored_in_half_precision(compo
         (["loss_type=[]"], "use a list of sigmoid, hinge"),
         (["loss_type=[sigmoid,sft]", "loss_weights=[1]"], "give one weight of 0 or more for each"),
         (["loss_weights=[-1]"], "give one weight of 0 or more"),
+        (["loss_weights=[[]]"], "give one weight of 0 or more"),
         (["loss_weights=[0]"], "would always be 0"),
         (["loss_type=[robust]", "label_smoothing=0.5"], "label_smoothing is 0.5: use 0 or more, below 0.5"),
         (["loss_type=[aot]", "label_smoothing=-0.1"], "label_smoothing is -0.1"),
