@@ -10,7 +10,13 @@ import sys
 from qa_train import __version__
 from qa_train.command_line.command_table import COMMANDS, NAMES, find, run
 from qa_train.commands.guard import guarded, leave_the_group, show_warnings
-from qa_train.utils.process import end_with_launcher, expand_segments, no_bars_in_logs, without_local_rank
+from qa_train.utils.process import (
+    end_with_launcher,
+    expand_segments,
+    no_bars_in_logs,
+    print_any_name,
+    without_local_rank,
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -21,6 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     end_with_launcher()
     expand_segments()
     no_bars_in_logs()
+    print_any_name()
     named = next((name for name in (" ".join(words[:2]), *words[:1]) if name in COMMANDS or name in NAMES), "")
     code = guarded(named, lambda: _run(words))
     if code not in (2, 130):  # After an error other ranks may still wait for this one: torchrun ends them.

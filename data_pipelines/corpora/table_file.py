@@ -36,7 +36,7 @@ class TableFile:
         """Its columns; ValueError when it is neither Parquet nor Arrow."""
         try:
             return _parquet(self).schema_arrow if self.is_parquet else _arrow(self.path)[0].schema
-        except (pyarrow.ArrowInvalid, OSError, IndexError) as error:
+        except (pyarrow.ArrowInvalid, UnicodeDecodeError, OSError, IndexError) as error:
             raise ValueError(f"{self.path}: not a readable Parquet or Arrow file, or empty ({error})") from error
 
     @property
@@ -104,7 +104,8 @@ def _parquet(table: TableFile) -> pyarrow.parquet.ParquetFile:
 
 def _path_leaf(table: TableFile, column: str) -> str:
     """The paths in a column of lists of {bytes, path}; the column itself where its clips have none."""
-    names = [leaf.path for leaf in _parquet(table).schema]
+    with _damage_told(table):
+        names = [leaf.path for leaf in _parquet(table).schema]
     return next((name for name in names if name.startswith(f"{column}.") and name.endswith(".path")), column)
 
 

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -58,12 +59,15 @@ class Tree:
     @cached_property
     def _archived(self) -> dict[str, list[Recording]]:
         """Where the files of each name lie; of one archive, the first."""
-        found: dict[str, dict[str, Recording]] = {}
-        for path in self.archives:
-            for place in _members(path):
-                found.setdefault(_clean(str(place.member)), {}).setdefault(path, place)
-        # Like hidden files of folders: what macOS adds to archives ("._clip.wav") is not audio.
-        return {name: list(places.values()) for name, places in found.items() if not _hidden(name)}
+        found: dict[str, list[Recording]] = {}
+        for place in chain.from_iterable(map(_members, self.archives)):
+            name = _clean(place.member)
+            # Like hidden files of folders: what macOS adds to archives ("._clip.wav") is not audio.
+            if not _hidden(name):
+                places = found.setdefault(name, [])
+                if not places or places[-1].path != place.path:
+                    places.append(place)
+        return found
 
     @cached_property
     def names(self) -> list[str]:

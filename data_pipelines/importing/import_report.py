@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from data_pipelines.corpora.base import NOT_OBTAINED, Drop, Item, Request
 from qa_train.data.shards.sidecar import ShardIndex
 from qa_train.data.stores.folders import write_text
+from qa_train.utils.atomic import json_text
 from qa_train.utils.progress import counted, duration
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Report:
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
-        write_text(path, json.dumps(asdict(self), indent=2, ensure_ascii=False, sort_keys=True) + "\n")
+        write_text(path, json_text(asdict(self), indent=2, sort_keys=True) + "\n")
 
     def count(self, drop: Drop) -> None:
         """Count what a reader, or the rules of the import, left out."""

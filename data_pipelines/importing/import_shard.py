@@ -23,6 +23,7 @@ from qa_train.data.shards.tar import AUDIO_EXTENSIONS
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.stores.folders import companion
 from qa_train.data.text.records import BadRecord
+from qa_train.utils.atomic import json_text
 from qa_train.utils.masking import masked
 
 DROPPED_SUFFIX = ".dropped.jsonl"
@@ -118,7 +119,7 @@ class Made:
 
     def save(self, path: Path) -> None:
         """Write what was dropped next to the shard at ``path``."""
-        text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.dropped)
+        text = "".join(json_text(entry) + "\n" for entry in self.dropped)
         companion(path, DROPPED_SUFFIX).write_text(text, encoding="utf-8")
 
 

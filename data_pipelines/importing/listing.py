@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from data_pipelines.corpora.recordings import Recording
 from data_pipelines.importing.import_shard import ImportJob, write_entries
 from data_pipelines.importing.in_place import container_of
 from qa_train.config import StorageConfig
+from qa_train.utils.atomic import json_text
 from qa_train.utils.digests import sha256_of_file
 
 _DEFAULTS = asdict(Recording(""))
@@ -45,7 +45,7 @@ class Listing:
         self._target = target
         audio = [{k: v for k, v in asdict(place).items() if v != _DEFAULTS[k]} for place in item.audio]
         entry = {"key": key, "audio": audio, "record": record} | ({"joined": True} if item.joined else {})
-        self._lines.append(json.dumps(entry, ensure_ascii=False, sort_keys=True))
+        self._lines.append(json_text(entry, sort_keys=True))
 
     def close(self) -> list[ImportJob]:
         """Finish the files; the jobs in the order in which their shards were begun."""

@@ -20,6 +20,7 @@ from qa_train.data.audio.waveform import SAMPLE_RATE
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.stores.folders import companion, write_text
 from qa_train.utils import draws
+from qa_train.utils.atomic import json_text
 from qa_train.utils.masking import masked, without_query
 
 # Beside a shard: the number of its records, the reader's notes, and ids for purpose=eval.
@@ -75,7 +76,7 @@ class StreamJob(Job):
         made.save(self.path)
         number = sum(map(len, indexes))
         told = {"made": number, "notes": self.request.notes, "ids": ids}
-        write_text(companion(self.path, TOLD_SUFFIX), json.dumps(told, ensure_ascii=False) + "\n")
+        write_text(companion(self.path, TOLD_SUFFIX), json_text(told) + "\n")
         return number
 
 

@@ -79,7 +79,7 @@ def write_text(path: Path | str, text: str, *, durable: bool = False) -> None:
 
 def write_json(path: Path | str, value: Any, *, durable: bool = False) -> None:
     """Replace ``path`` by the JSON of ``value``, indented; see `whole`."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", durable=durable)
+    write_text(path, json_text(value, indent=2) + "\n", durable=durable)
 
 
 def write_json_lines(path: Path | str, rows: Iterable[Any]) -> None:
@@ -115,7 +115,21 @@ def read_appended(path: Path) -> Iterator[dict[str, Any] | None]:
 
 
 def _json_line(row: Any) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    return json_text(row) + "\n"
+
+
+def json_text(value: Any, **form: Any) -> str:
+    """The JSON of ``value`` to be written in UTF-8; ``form``: as for `json.dumps`.
+
+    Letters are written as they are, unless a text cannot be UTF-8: the name of a file from a system of another encoding
+    holds half of surrogate pairs, which only escapes keep.
+    """
+    text = json.dumps(value, ensure_ascii=False, **form)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(value, **form)
+    return text
 
 
 def flush(path: Path) -> None:

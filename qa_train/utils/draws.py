@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 def digest(key: Any, size: int = 8) -> bytes:
     """``size`` bytes for a key; as a sort key (64 bytes), an order of names that no other name can move."""
     text = key if isinstance(key, str) else json.dumps(key)
-    return hashlib.blake2b(text.encode(), digest_size=size).digest()
+    # Names of files may hold half of a surrogate pair.
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=size).digest()
 
 
 def below(count: int, key: Any) -> int:

@@ -7,6 +7,7 @@ never started, or train in another arithmetic than configured.
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import shutil
 import signal
@@ -104,6 +105,12 @@ def check_ranks_announced(environ: Mapping[str, str] = os.environ, *, local: boo
 
 def _launcher(environ: Mapping[str, str]) -> bool:
     return any(name in environ for name in _LAUNCHERS)
+
+
+def print_any_name() -> None:
+    """Print names that are not UTF-8, as files of another system may have, with escapes, as Python does on stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def no_bars_in_logs(environ: MutableMapping[str, str] = os.environ) -> None:

@@ -38,7 +38,9 @@ def _check_losses(dpo: DpoConfig) -> None:
         hint = did_you_mean(unknown[0], LOSSES)
         raise ValueError(f"dpo.loss_type={losses}: {hint}use a list of {', '.join(LOSSES)}")
     weights = dpo.loss_weights
-    if weights is not None and (len(weights) != len(losses) or not all(isinstance(w, float) and 0 <= w < inf for w in weights)):
+    # OmegaConf lets lists pass as numbers.
+    fits = all(isinstance(weight, int | float) and 0 <= weight < inf for weight in weights or ())
+    if weights is not None and (len(weights) != len(losses) or not fits):
         raise ValueError(f"dpo.loss_weights={weights} for {losses}: give one weight of 0 or more for each")
     if weights is not None and not any(weights):
         raise ValueError(f"dpo.loss_weights={weights}: the loss would always be 0; give at least one a weight above 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ def located(source: Source, *bases: Path) -> Path | Source:
         path = Path(source).expanduser()
         return next((base / path for base in bases if (base / path).exists()), bases[0] / path if bases else path)
     except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
         raise BadRecord(f"it names no audio file: {source[:100]!r} ({error.strerror})") from None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ from qa_train.data.shards.sidecar import IGNORED
 from qa_train.data.stores.storage import beside, exists
 from qa_train.jobs.executor import HERE, Engine, each
 from qa_train.utils import draws
+from qa_train.utils.atomic import json_text
 from qa_train.utils.progress import counted, duration
 
 Digests = np.ndarray[Any, np.dtype[np.uint64]]
@@ -98,7 +98,7 @@ def validate(
             summary.reasons[fault.reason] += 1
             show(fault)
             if file is not None:
-                file.write(json.dumps(asdict(fault), ensure_ascii=False) + "\n")
+                file.write(json_text(asdict(fault)) + "\n")
     return summary
 
 

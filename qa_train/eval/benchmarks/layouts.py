@@ -23,6 +23,11 @@ from qa_train.eval.scores.prediction import read_json_lines
 
 Row = dict[str, Any]
 
+# What a reader raises of files that are not of its layout.
+_OTHER_LAYOUT = (
+    AttributeError, IndexError, KeyError, OSError, TypeError, json.JSONDecodeError, UnicodeDecodeError, csv.Error,
+)  # fmt: skip
+
 
 def read_rows(benchmark: Benchmark, data_root: Path) -> list[Row]:
     """All items of a benchmark, in the order of its files.
@@ -52,11 +57,6 @@ def read_rows(benchmark: Benchmark, data_root: Path) -> list[Row]:
         twice = next(i for i in ids if ids.count(i) > 1)
         raise ValueError(f"benchmark {benchmark.name}: the id {twice!r} occurs twice in {found}")
     return rows
-
-
-_OTHER_LAYOUT = (
-    AttributeError, IndexError, KeyError, OSError, TypeError, json.JSONDecodeError, UnicodeDecodeError, csv.Error,
-)  # fmt: skip
 
 
 def _read(benchmark: Benchmark, root: Path) -> list[Row]:

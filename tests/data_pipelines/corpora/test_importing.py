@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -422,3 +423,23 @@ def test_damaged_tables_are_told(tmp_path: Path) -> None:
         run(damaged("text"), tmp_path / "text")
     report = run(damaged("audio.bytes"), tmp_path / "audio", error_budget=0.5)
     assert (report.made, report.dropped) == (2, {"bad audio": 2})
+
+
+def test_files_whose_names_are_not_utf8(tmp_path: Path) -> None:
+    """As an archive of a Windows in Chinese leaves them: those that are taken, and those that are only reported."""
+    root = write_tree(tmp_path / "in" / "gtzan", GTZAN.files)
+    folder = next(root.rglob("*.wav")).parent
+    (folder / os.fsdecode("叫声".encode("gbk") + b".wav")).write_bytes(tone("x.wav"))
+    made = run(GTZAN, tmp_path / "whole", path=str(root)).made
+    assert made == len(GTZAN.records) + 1
+    assert run(GTZAN, tmp_path / "whole", path=str(root)).made == made
+    (tmp_path / "l.csv").write_text(f"path,text\n{next(folder.glob('*0.wav')).name},one\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "qa_train", "data", "import", "table", f"path=[{tmp_path}/l.csv,{folder}]",
+         f"out={tmp_path}/out", "workers=0"],
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path), "PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "belong to no record of this split, e.g. " in done.stdout
+    assert "\\udcbd" in done.stdout + (tmp_path / "out" / "table-train.report.json").read_text()
