@@ -35,7 +35,11 @@ class Tree:
     def __init__(self, paths: Sequence[str]) -> None:
         if not paths:
             raise ValueError("no path is given: name the corpus's folder or archives, path=...")
-        self.paths = list(dict.fromkeys(str(Path(path).expanduser()) for path in paths))
+        given: dict[str, str] = {}
+        for path in (str(Path(path).expanduser()) for path in paths):
+            # One place may be given twice, by a link or another spelling.
+            given.setdefault(os.path.realpath(path), path)
+        self.paths = list(given.values())
         self.folders = [path for path in self.paths if Path(path).is_dir()]
         self.archives: list[str] = []
         # Lists: their names -> their paths.
@@ -166,10 +170,11 @@ class Tree:
         """The file ``name``, or a segment of it; that it does not exist is seen when it is read.
 
         Raises:
-            BadRecord: several folders or archives have a file of that name ("ambiguous file").
+            BadRecord: several folders or archives have a file of that name, of other contents ("ambiguous file").
         """
         found = self.places(name)
-        if len(found) > 1:
+        # Archives of parts of a corpus repeat its lists.
+        if not all(_equal(found[0], other) for other in found[1:]):
             homes = " and ".join(place.path.removesuffix(f"/{name}") for place in found[:2])
             raise BadRecord(
                 f"{name} is in {homes}: import them one after the other, or give the folder that holds both",
@@ -183,16 +188,7 @@ class Tree:
 
         Raises ValueError for what stands in the place of a list: a Git LFS pointer, an HTML page, an archive.
         """
-        place = self.recording(name)
-        if place.offset is not None:
-            file = Path(place.path).open("rb")  # noqa: SIM115 (closed by its reader)
-            file.seek(place.offset)
-            stream: IO[bytes] = io.BytesIO(file.read(place.size))
-            file.close()
-        elif place.member:
-            stream = zip_member(place.path, place.member)
-        else:
-            stream = Path(place.path).open("rb")  # noqa: SIM115 (closed by its reader)
+        stream = _opened(self.recording(name))
         head, packed = stream.read(64), name.endswith(".gz")
         stream.seek(0)
         if (other := other_file(head)) and not (packed and head.startswith(b"\x1f\x8b")):
@@ -276,6 +272,22 @@ def _members(archive: str) -> Iterator[Recording]:
     with Path(archive).open("rb") as file:
         for member in members(file, archive, Path(archive).stat().st_size):
             yield Recording(archive, member=member.name, offset=member.offset, size=member.size)
+
+
+def _opened(place: Recording) -> IO[bytes]:
+    if place.offset is not None:
+        with Path(place.path).open("rb") as file:
+            file.seek(place.offset)
+            return io.BytesIO(file.read(place.size))
+    return zip_member(place.path, place.member) if place.member else Path(place.path).open("rb")
+
+
+def _equal(one: Recording, other: Recording) -> bool:
+    with _opened(one) as first, _opened(other) as second:
+        while (block := first.read(1 << 20)) == second.read(1 << 20):
+            if not block:
+                return True
+    return False
 
 
 def unbroken(listed: str, file: IO[bytes]) -> Iterator[Row]:

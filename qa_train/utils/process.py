@@ -109,7 +109,7 @@ def _launcher(environ: Mapping[str, str]) -> bool:
 
 def print_any_name() -> None:
     """Print names that are not UTF-8, as files of another system may have, with escapes, as Python does on stderr."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
 
 

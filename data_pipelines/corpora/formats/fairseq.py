@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Recording, Request
 from data_pipelines.corpora.formats.fields import recording_of
+from qa_train.data.text.records import BadRecord
 
 # A part of a file: a clip that lies uncompressed in a zip, as PATH:OFFSET:LENGTH in bytes.
 _SLICE = re.compile(r"(.+):(\d+):(\d+)")
@@ -42,7 +43,12 @@ def _read(request: Request) -> Found:
             elif not text:
                 yield Drop(name, "no text")
             else:
-                yield Item(name, (_recording(request, root.strip(), file, folder),), {"text": text})
+                try:
+                    audio = _recording(request, root.strip(), file, folder)
+                except BadRecord as error:
+                    yield Drop(name, error.reason, str(error))
+                    continue
+                yield Item(name, (audio,), {"text": text})
 
 
 def _texts(request: Request, listed: str) -> list[str]:

@@ -229,22 +229,28 @@ def recording_of(
     spelt = (source, source.strip(), source.strip().replace("\\", "/"))
     names = list(dict.fromkeys(map(partial(_renamed, request), spelt)))
     places = [located(name, folder) for name in names]
-    place = next((place for place in places if isinstance(place, Path) and place.is_file()), places[-1])
-    if isinstance(place, Path) and not place.is_file():
-        here = (Recording(name) for name in names if Path(name).is_file())
-        found = next(filter(None, (_below(request.tree, name) for name in names)), None) or next(here, None)
-        if found is None and request.by_name:
-            found = request.tree.by_name(place.name)
-        if found is not None:
-            return replace(found, start_s=start_s, end_s=end_s)
-    return Recording(str(place), start_s=start_s, end_s=end_s)
+    found = next((Recording(str(place)) for place in places if isinstance(place, Path) and place.is_file()), None)
+    if found is None:
+        free = [path for path in map(located, names) if isinstance(path, Path)]
+        here = (Recording(str(path)) for path in free if path.is_file())
+        found = next(filter(None, (_below(request.tree, path) for path in free)), None) or next(here, None)
+    if found is None and request.by_name and isinstance(places[-1], Path):
+        found = request.tree.by_name(places[-1].name)
+    return replace(found or Recording(str(places[-1])), start_s=start_s, end_s=end_s)
 
 
-def _below(tree: Tree, name: str) -> Recording | None:
-    """The file ``name`` of what path= gives; None where there is none, or the name leaves it."""
-    if name.startswith("/") or ".." in PurePosixPath(name).parts:
+def _below(tree: Tree, path: Path) -> Recording | None:
+    """The file that a relative ``path`` of a list means in what path= gives; None where there is none."""
+    if path.is_absolute():
         return None
-    found = tree.recording(name)
+    try:
+        found = tree.recording(str(path))
+    except BadRecord:
+        raise
+    except ValueError:
+        # It leaves the folders, as a list may: "../wavs/a.wav".
+        beside = [place for root in tree.folders if (place := Path(root) / path).is_file()]
+        return Recording(str(beside[0])) if len(beside) == 1 else None
     return found if found.member or Path(found.path).is_file() else None
 
 

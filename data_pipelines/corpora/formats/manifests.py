@@ -234,6 +234,10 @@ def _kaldi(request: Request) -> Found:
         if recording not in recordings or not texts.get(name):
             yield Drop(name, "no text" if recording in recordings else "unknown recording", cut)
             continue
+        place = recordings[recording]
+        if isinstance(place, BadRecord):
+            yield Drop(name, place.reason, str(place))
+            continue
         speaker = speakers.get(name)
         language = language_code(languages[name]) if name in languages else None
         record = present(text=texts[name], language=language, speaker=speaker,
@@ -244,14 +248,17 @@ def _kaldi(request: Request) -> Found:
             yield Drop(name, "bad line", f"segments: {error}")
             continue
         # Kaldi writes -1 for "to the end".
-        audio = replace(recordings[recording], start_s=start, end_s=None if end is not None and end < 0 else end)
+        audio = replace(place, start_s=start, end_s=None if end is not None and end < 0 else end)
         yield Item(name, (audio,), record)
 
 
-def _kaldi_recordings(request: Request, listed: str) -> dict[str, Recording]:
-    """The recordings of a ``wav.scp`` by their names. Raises ValueError for commands and archives."""
+def _kaldi_recordings(request: Request, listed: str) -> dict[str, Recording | BadRecord]:
+    """The recordings of a ``wav.scp`` by their names, or what is wrong with one.
+
+    Raises ValueError for commands and archives.
+    """
     folder = Path(request.tree.recording(listed).path).parent
-    recordings: dict[str, Recording] = {}
+    recordings: dict[str, Recording | BadRecord] = {}
     for number, (name, place) in enumerate(_once(listed, request.tree.pairs(listed)), 1):
         channel = None
         if place.endswith("|") or place.startswith("|"):
@@ -265,7 +272,10 @@ def _kaldi_recordings(request: Request, listed: str) -> dict[str, Recording]:
             raise ValueError(
                 f"{listed}, line {number}: {name!r} lies in a Kaldi archive ({place}); list audio files instead"
             )
-        recordings[name] = replace(recording_of(request, place, folder), channel=channel)
+        try:
+            recordings[name] = replace(recording_of(request, place, folder), channel=channel)
+        except BadRecord as error:
+            recordings[name] = error
     return recordings
 
 

@@ -21,7 +21,16 @@ from data_pipelines.importing.catalogue import corpus_of
 from data_pipelines.importing.import_report import Report
 from qa_train.data.audio.waveform import read_clip
 from qa_train.data.shards.index import load_index
-from tests.data_pipelines.corpora.made_up import SECONDS, Case, audio_cell, heard, pitch_of, table_bytes, tone
+from tests.data_pipelines.corpora.made_up import (
+    SECONDS,
+    Case,
+    audio_cell,
+    heard,
+    pitch_of,
+    table_bytes,
+    tone,
+    write_tree,
+)
 from tests.data_pipelines.corpora.test_importing import run
 
 
@@ -171,6 +180,14 @@ def test_paths_of_another_machine(tmp_path: Path) -> None:
         run(lists_of("a.wav")[0], tmp_path / "x", prefix=["a"])
 
 
+def _with_b(text: str) -> str:
+    """The list with its last row once more, of b.wav."""
+    last = text.strip("[]\n").rpartition("\n")[2]
+    second = last.replace("a.wav", "b.wav") if ".wav" in last or " " not in last else last
+    second = second.replace("a ", "b ", 1) if second.startswith("a ") else second
+    return f"[{last}, {second}]" if text.startswith("[") else f"{text.rstrip()}\n{second}\n"
+
+
 @pytest.mark.parametrize("case", lists_of("a.wav"), ids=lambda case: next(iter(case.files)))
 def test_a_name_in_two_folders_is_not_guessed(case: Case, tmp_path: Path) -> None:
     lists = tmp_path / "lists"
@@ -188,10 +205,21 @@ def test_a_name_in_two_folders_is_not_guessed(case: Case, tmp_path: Path) -> Non
         archive.writestr("a.wav", tone("a.wav"))
     for number, others in enumerate((homes, [homes[1], homes[1]], [tmp_path / "sounds.zip"])):
         assert run(case, tmp_path / str(number), path=found + list(map(str, others))).made == 1
+    # One place by several names, and one file in several places, are no two.
+    (tmp_path / "link").symlink_to(homes[1])
+    same = [homes[1], tmp_path / "link", tmp_path / "one" / ".." / "two", tmp_path / "sounds.zip"]
+    assert run(case, tmp_path / "same", path=found + list(map(str, same))).made == 1
     (homes[0] / "a.wav").write_bytes(tone("b.wav"))
-    for others in (homes, [homes[1], tmp_path / "sounds.zip"]):
+    for number, others in enumerate((homes, [homes[0], tmp_path / "sounds.zip"])):
         with pytest.raises(ValueError, match=r"a\.wav is in .* and .*: import them one after the other, or give"):
             run(case, tmp_path / "both", path=found + list(map(str, others)), error_budget=0.0)
+        # It costs its own row.
+        (homes[0] / "b.wav").write_bytes(tone("b.wav"))
+        more = {name: _with_b(text) for name, text in case.files.items() if not isinstance(text, float)}
+        places = write_tree(tmp_path / f"lists{number}", more)
+        both = [str(places)] if kaldi else [str(file) for file in places.iterdir()]
+        report = run(case, tmp_path / f"b{number}", path=both + list(map(str, others)), error_budget=0.5)
+        assert (report.made, report.bad) == (1, 1)
     # Beside its list it is meant.
     (lists / "a.wav").write_bytes(tone("a.wav"))
     assert run(case, tmp_path / "beside", path=found[:1] + list(map(str, homes))).made == 1

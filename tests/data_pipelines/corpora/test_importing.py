@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -443,3 +444,43 @@ def test_files_whose_names_are_not_utf8(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "belong to no record of this split, e.g. " in done.stdout
     assert "\\udcbd" in done.stdout + (tmp_path / "out" / "table-train.report.json").read_text()
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip", "folder"])
+def test_a_list_that_every_part_of_a_corpus_repeats(kind: str, tmp_path: Path) -> None:
+    """LibriSpeech's archives have SPEAKERS.TXT each."""
+    clips = sorted(name for name in LIBRISPEECH.files if "train-clean-100" in name and name.endswith(".flac"))
+    paths = []
+    for number, clip in enumerate(clips):
+        files = {name: content for name, content in LIBRISPEECH.files.items() if name == clip or ".txt" in name.lower()}
+        paths.append(str(write_tree(tmp_path / f"part{number}", files)))
+        if kind != "folder":
+            paths[-1] = shutil.make_archive(paths[-1], kind, paths[-1])
+    assert run(LIBRISPEECH, tmp_path, path=paths).made == len(clips)
+    other = write_tree(tmp_path / "other", {"LibriSpeech/SPEAKERS.TXT": "14 | M | train-clean-100 | 25.0 | Bob"})
+    with pytest.raises(
+        ValueError, match=r"LibriSpeech/SPEAKERS\.TXT is in .*part0.* and .*other: import them one after"
+    ):
+        run(LIBRISPEECH, tmp_path / "two", path=[paths[0], str(other)])
+
+
+def test_what_a_list_may_call_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = write_tree(tmp_path / "corpus", {"wavs/a.wav": SECONDS, "wavs/b c.wav": SECONDS, "x/d.wav": SECONDS})
+    here = write_tree(tmp_path / "here", {"t/e.wav": SECONDS})
+    monkeypatch.chdir(here)
+    names = {
+        "wavs\\a.wav": True, "sub/../wavs/a.wav": True, "../x/d.wav": True, "file://wavs/b%20c.wav": True,
+        "file://t/e.wav": True, "t\\e.wav": True, "./wavs/a.wav": True, str(corpus / "wavs/a.wav"): True,
+        "\\\\server\\share\\a.wav": False, "..\\no\\a.wav": False, "~/no.wav": False, "../../no.wav": False,
+    }  # fmt: skip
+    for number, (name, found) in enumerate(names.items()):
+        (tmp_path / "l.csv").write_text(f"path,text\n{name},one\n")
+        paths = [str(tmp_path / "l.csv"), str(corpus), str(corpus / "wavs")]
+        case = Case("table", "train", {}, {})
+        if found:
+            assert run(case, tmp_path / str(number), path=paths).made == 1, name
+            continue
+        with pytest.raises(ValueError, match="skipped 1: missing audio"):
+            run(case, tmp_path / str(number), path=paths, error_budget=1.0)
+        if name.endswith("a.wav"):
+            assert run(case, tmp_path / f"{number} by name", path=paths[:2], by_name=True).made == 1, name
