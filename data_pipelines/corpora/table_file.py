@@ -67,13 +67,16 @@ class TableFile:
 def _damage_told(table: TableFile) -> Iterator[None]:
     try:
         yield
-    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+    except pyarrow.ArrowNotImplementedError as error:
+        raise ValueError(
+            f"{table.path}: pyarrow {pyarrow.__version__} does not read this form of Parquet ({str(error).strip()}): "
+            "write it again without nested columns, or with another compression"
+        ) from error
+    except (pyarrow.ArrowInvalid, UnicodeDecodeError, OSError) as error:
         # Arrow has OSErrors of its own; those of the system have a number.
-        if isinstance(error, RemoteError | MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+        if isinstance(error, RemoteError) or (isinstance(error, OSError) and error.errno is not None):
             raise
-        other = isinstance(error, NotImplementedError)
-        what = "this version of pyarrow cannot read it" if other else "damaged, download it again"
-        raise ValueError(f"{table.path}: {what} ({str(error).strip()})") from error
+        raise ValueError(f"{table.path}: damaged, download it again ({str(error).strip()})") from error
 
 
 @lru_cache(maxsize=64)

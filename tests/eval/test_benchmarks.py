@@ -324,7 +324,10 @@ def test_options_in_another_order(tmp_path: Path) -> None:
     answered = [row | {"prediction": "A", "metric": "mmau"} for row in read_rows(found, tmp_path)]
     result, _ = score_rows(found, answered)
     assert {place: part["value"] for place, part in result["by_position"].items()} == {"A": 100, "B": 0, "C": 0, "D": 0}
-    text(tmp_path / "1/2/1-2.trans.txt", "")
+
+
+def test_a_list_in_another_encoding_is_told(tmp_path: Path) -> None:
+    (tmp_path / "1/2").mkdir(parents=True)
     (tmp_path / "1/2/1-2.trans.txt").write_bytes("1-2-0 PEUT-ÊTRE".encode("latin-1"))
     with pytest.raises(ValueError, match=r"is not of the layout librispeech \(UnicodeDecodeError: "):
         read_rows(from_dict({"name": "l", "reader": "librispeech", "path": ".", "metric": "wer"}), tmp_path)

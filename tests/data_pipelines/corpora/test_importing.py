@@ -408,6 +408,26 @@ def test_an_id_longer_than_any_file_name_costs_its_line(tmp_path: Path) -> None:
     assert report.dropped == {"missing audio": 1}
 
 
+def test_what_pyarrow_does_not_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("huggingface", "train", {"a.parquet": table_bytes([{"audio": audio_cell("a.wav"), "text": "one"}])}, {})
+
+    def fails(error: type[Exception]) -> None:
+        def read(*_: Any, **__: Any) -> Any:
+            raise error("nested data")
+
+        monkeypatch.setattr(pyarrow.parquet.ParquetFile, "read_row_group", read)
+
+    fails(pyarrow.ArrowNotImplementedError)
+    with pytest.raises(
+        ValueError, match=r"a\.parquet: pyarrow .* does not read .* \(nested data\): write"
+    ):
+        run(case, tmp_path)
+    # Too little memory says nothing about the file.
+    fails(pyarrow.ArrowMemoryError)
+    with pytest.raises(MemoryError):
+        run(case, tmp_path)
+
+
 def test_damaged_tables_are_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"train\.csv, after line 0: .*decode byte 0x90"):
         run(Case("audiocaps", "train", {"train.csv": b"audi\x90cap_id,youtube_id\n1,a\n"}, {}), tmp_path)
