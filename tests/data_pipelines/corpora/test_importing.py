@@ -418,9 +418,7 @@ def test_what_pyarrow_does_not_read_is_not_called_damaged(tmp_path: Path, monkey
         monkeypatch.setattr(pyarrow.parquet.ParquetFile, "read_row_group", read)
 
     fails(pyarrow.ArrowNotImplementedError)
-    with pytest.raises(
-        ValueError, match=r"a\.parquet: pyarrow .* does not read .* \(nested data\): write"
-    ):
+    with pytest.raises(ValueError, match=r"a\.parquet: pyarrow .* does not read .* \(nested data\): write"):
         run(case, tmp_path)
     # Too little memory says nothing about the file.
     fails(pyarrow.ArrowMemoryError)
