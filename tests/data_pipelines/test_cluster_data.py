@@ -8,6 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -168,10 +169,23 @@ def test_labels_after_a_lost_node_and_a_killed_process(cluster: Any, tmp_path: P
             for clip in range(10):
                 writer.write(f"k{number:02d}-{clip}", {"language": "en"}, wave[: 16_000 + 1600 * clip + 16 * number])
     server = LabelServer()
+    answering = threading.Event()
+    answering.set()
 
     def slow(milliseconds: int, prompt: str) -> tuple[int, str, str]:
         time.sleep(0.25)
+        assert answering.wait(300)
         return says_length(milliseconds, prompt)
+
+    def kill_at_work(kill: Callable[[], None]) -> None:
+        """Kill while a job of each node waits for an answer: a node between two jobs would not be missed."""
+        answering.clear()
+        deadline = time.monotonic() + 300
+        while server.now < 2:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        kill()
+        answering.set()
 
     server.says = slow
     words = [f"shards={tmp_path}/raw", f"url={server.url}", "model=ear", "date=2026-01-02"]
@@ -180,17 +194,13 @@ def test_labels_after_a_lost_node_and_a_killed_process(cluster: Any, tmp_path: P
     server.asked.clear()
     out = tmp_path / "ray"
     process = command("label", *words, f"out={out}", "engine=ray", f"ray_address={cluster.address}", "requests=1")
-    # Both nodes are at work.
-    (other,) = cluster.worker_nodes
-    find_one(other.all_processes["raylet"][0].process.pid, lambda name, parent: "forkserver" in parent)
     wait_for(out, 2, process)
     first = {path: path.stat().st_mtime_ns for path in out.glob("*.recipe")}
     raylet = cluster.head_node.all_processes["raylet"][0].process.pid
-    kill_one(raylet, lambda name, parent: "forkserver" in name and "forkserver" in parent)
+    kill_at_work(lambda: kill_one(raylet, lambda name, parent: "forkserver" in name and "forkserver" in parent))
     wait_for(out, 4, process)
-    # A job takes 2.5 s and more. A node between two jobs would not be missed.
-    time.sleep(1)
-    cluster.remove_node(other, allow_graceful=False)
+    (other,) = cluster.worker_nodes
+    kill_at_work(lambda: cluster.remove_node(other, allow_graceful=False))
     _, err = done(process)
     server.shutdown()
     server.server_close()
