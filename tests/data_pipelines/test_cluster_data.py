@@ -182,7 +182,8 @@ def test_labels_after_a_lost_node_and_a_killed_process(cluster: Any, tmp_path: P
         answering.clear()
         deadline = time.monotonic() + 300
         while server.now < 2:
-            assert process.poll() is None and time.monotonic() < deadline
+            assert process.poll() is None
+            assert time.monotonic() < deadline
             time.sleep(0.02)
         kill()
         answering.set()
