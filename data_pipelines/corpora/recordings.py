@@ -31,7 +31,7 @@ from qa_train.data.audio.waveform import (
     resample,
     within_full_scale,
 )
-from qa_train.data.shards.clip_files import FETCHING, clip_bytes
+from qa_train.data.shards.clip_files import FETCHING, clip_bytes, forms
 from qa_train.data.shards.tar import MAX_MEMBER_BYTES, OTHER_AUDIO_EXTENSIONS
 
 # Used if no other kind is next to them (a video next to its sound).
@@ -239,9 +239,10 @@ def _cell(place: Recording, storage: StorageConfig) -> bytes:
         files = "; files that it names are not read" if "://" in place.path else ""
         raise MissingAudio(f"{place.name}: no audio bytes in column {place.column!r}{files}")
     path = Path(place.path).parent / named
-    if not there(path):
+    found = next((other for other in map(Path, forms(str(path))) if there(other)), None)
+    if found is None:
         raise MissingAudio(f"{place.name}: no audio bytes in column {place.column!r}, and no file {path}")
-    return path.read_bytes()
+    return found.read_bytes()
 
 
 @lru_cache(maxsize=1)
@@ -272,6 +273,10 @@ def zip_member(path: str, member: str) -> io.BytesIO:
 def open_zip(path: str) -> zipfile.ZipFile:
     """An open archive; opening reads its whole list of members, so each process does it once."""
     try:
-        return zipfile.ZipFile(path)
+        try:
+            # Programs of Linux and macOS write it, most without the mark that says so.
+            return zipfile.ZipFile(path, metadata_encoding="utf-8")
+        except UnicodeDecodeError:
+            return zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
         raise ValueError(f"{path}: not a readable zip archive ({error}); download it again") from error

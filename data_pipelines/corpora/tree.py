@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import os
+import unicodedata
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from typing import IO, Any
 
 from data_pipelines.corpora.recordings import OTHER_AUDIO, Recording, open_zip, there, zip_member
 from qa_train.data.audio.structure.formats import other_file
+from qa_train.data.shards.clip_files import forms
 from qa_train.data.shards.tar import AUDIO_EXTENSIONS, members
 from qa_train.data.text.json_rows import Row, array_items, rows
 from qa_train.data.text.records import BadRecord
@@ -92,7 +94,7 @@ class Tree:
         for name in self.names:
             path = PurePosixPath(name)
             if path.suffix.lower() in (*AUDIO, *OTHER_AUDIO):
-                found.setdefault(path.stem, []).append(name)
+                found.setdefault(_composed(path.stem), []).append(name)
         return found
 
     def glob(self, *patterns: str) -> list[str]:
@@ -116,7 +118,7 @@ class Tree:
         Formats that can be read come before those that cannot. ``folder``: as of `audio_names`.
         """
         for name in stems:
-            found = (path for path in self._by_stem.get(name, ()) if f"/{folder}" in f"/{path}")
+            found = (path for path in self._by_stem.get(_composed(name), ()) if f"/{folder}" in f"/{path}")
             if path := min(found, key=lambda path: (not path.lower().endswith(AUDIO), path), default=None):
                 return path
         return None
@@ -127,19 +129,19 @@ class Tree:
         Sorted; formats that cannot be read only where there is no other.
         """
         top = "" if within in ("", ".") else f"{within}/"
-        found = [path for path in self._by_stem.get(name, ()) if path.startswith(top)]
+        found = [path for path in self._by_stem.get(_composed(name), ()) if path.startswith(top)]
         return [path for path in found if path.lower().endswith(AUDIO)] or found
 
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         for name in self.names:
-            found.setdefault(PurePosixPath(name).name, []).append(name)
+            found.setdefault(_composed(PurePosixPath(name).name), []).append(name)
         return found
 
     def by_name(self, name: str) -> Recording | None:
         """The only file of that name, in whatever folder; None if there is none, or if there are several."""
-        found = self._by_name.get(name, [])
+        found = self._by_name.get(_composed(name), [])
         return self.recording(found[0]) if len(found) == 1 else None
 
     def audio_names(self, folder: str = "") -> Iterator[str]:
@@ -154,15 +156,18 @@ class Tree:
                 yield name
 
     def places(self, name: str) -> list[Recording]:
-        """Where the file ``name`` lies: the list that path= names so, or else the file in each folder and archive.
+        """Where the file ``name`` lies: the list that path= names so, or else the file in each folder and archive, in
+        one of its `forms`.
 
         Of the only folder, whether it is there is seen when it is read.
         """
-        name = _clean(name)
+        return next(filter(None, map(self._places, forms(_clean(name)))), [])
+
+    def _places(self, name: str) -> list[Recording]:
         if name in self.named:
             return [Recording(self.named[name])]
         found = [*self._archived.get(name, ())] if self.archives else []
-        several = len(self.folders) + len(self.archives) > 1
+        several = len(self.folders) + len(self.archives) > 1 or not name.isascii()
         files = [Path(root) / name for root in self.folders]
         return found + [Recording(str(file)) for file in files if not several or there(file)]
 
@@ -177,7 +182,8 @@ class Tree:
         if not all(_equal(found[0], other) for other in found[1:]):
             homes = " and ".join(place.path.removesuffix(f"/{name}") for place in found[:2])
             raise BadRecord(
-                f"{name} is in {homes}: import them one after the other, or give the folder that holds both",
+                f"{name} is in {homes}: import them one after the other, or give the folder that holds both "
+                "(a list must then name theirs, too)",
                 "ambiguous file",
             )
         first = Path(next(iter(self.folders), ""))
@@ -296,6 +302,10 @@ def unbroken(listed: str, file: IO[bytes]) -> Iterator[Row]:
         yield from rows(file)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{listed}: cannot be unpacked ({error}): copy it again") from error
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _hidden(name: str) -> bool:

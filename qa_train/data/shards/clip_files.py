@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,15 @@ FETCHING = StorageConfig(retries=2)
 ROUNDED_S = 0.1
 
 
+def forms(name: str) -> tuple[str, ...]:
+    """A file name as it is written, composed (NFC) and decomposed (NFD): a Mac writes "é" as two characters, and lists
+    are seldom made there.
+    """
+    return tuple(dict.fromkeys((name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))))
+
+
 def located(source: Source, *bases: Path) -> Path | Source:
-    """A local path, relative to the first of ``bases`` where it exists; addresses and bytes unchanged.
+    """A local path, relative to the first of ``bases`` where one of its `forms` exists; addresses and bytes unchanged.
 
     Raises BadRecord for what cannot be a path, such as a long transcript.
     """
@@ -36,8 +44,9 @@ def located(source: Source, *bases: Path) -> Path | Source:
             source = source if Path(source).exists() else unquote(source)
         if "://" in source:
             return source
-        path = Path(source).expanduser()
-        return next((base / path for base in bases if (base / path).exists()), bases[0] / path if bases else path)
+        names = [Path(form).expanduser() for form in forms(source)]
+        places = [base / name for base in bases or (Path(),) for name in names]
+        return next((place for place in places if place.exists()), places[0])
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import unicodedata
 import zipfile
 from itertools import chain
 from pathlib import Path
@@ -17,6 +18,7 @@ from data_pipelines.corpora.formats.fields import mapping, record_of
 from data_pipelines.corpora.formats.tables import table_files
 from data_pipelines.corpora.recordings import WHOLE
 from data_pipelines.corpora.table_file import TableFile, class_names
+from data_pipelines.corpora.tree import Tree
 from data_pipelines.importing.catalogue import corpus_of
 from data_pipelines.importing.import_report import Report
 from qa_train.data.audio.waveform import read_clip
@@ -223,6 +225,35 @@ def test_a_name_in_two_folders_is_not_guessed(case: Case, tmp_path: Path) -> Non
     # Beside its list it is meant.
     (lists / "a.wav").write_bytes(tone("a.wav"))
     assert run(case, tmp_path / "beside", path=found[:1] + list(map(str, homes))).made == 1
+
+
+UMLAUT = unicodedata.normalize("NFC", "für 你好 한글.wav")
+# By Info-ZIP's zip 3.0, of a second of a square wave; the name is decomposed, as on a Mac, and not marked as UTF-8.
+ZIPPED = base64.b64decode(
+    "UEsDBBQAAgAIAPmwfl1hk0BCwwAAACx9AAAjAAAAZnXMiHIg5L2g5aW9IOGEkuGFoeGGq+GEgOGFs+GGry53YXbtzrENQFAYhdGfCd4ICnNIFCRa"
+    "BbVEdDqtxKhG8ewgqpOvubnVGYe+r8+IuZ26bT+qFBFF7mryyH8ZKdblWN4d1cfdH8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fH"
+    "x8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fH"
+    "x8fHx/eb7wFQSwECHgMUAAIACAD5sH5dYZNAQsMAAAAsfQAAIwAAAAAAAAAAAAAApIEAAAAAZnXMiHIg5L2g5aW9IOGEkuGFoeGGq+GEgOGFs+GG"
+    "ry53YXZQSwUGAAAAAAEAAQBRAAAABAEAAAAA"
+)
+
+
+@pytest.mark.parametrize("case", lists_of(UMLAUT), ids=lambda case: next(iter(case.files)))
+def test_names_of_a_mac_and_of_a_zip_are_found(case: Case, tmp_path: Path) -> None:
+    lists = {name: text for name, text in case.files.items() if not isinstance(text, float)}
+    decomposed = unicodedata.normalize("NFD", UMLAUT)
+    assert decomposed != UMLAUT
+    beside = Case(case.corpus, "train", lists | {decomposed: SECONDS}, {})
+    assert run(beside, tmp_path / "beside").made == 1
+    home = write_tree(tmp_path / "lists", lists)
+    found = [str(home)] if case.corpus == "kaldi" else [str(file) for file in home.iterdir()]
+    write_tree(tmp_path / "sounds", {decomposed: SECONDS, "more/b.wav": SECONDS})
+    write_tree(tmp_path / "above", {f"deep/{decomposed}": SECONDS})
+    (tmp_path / "sounds.zip").write_bytes(ZIPPED)
+    assert run(case, tmp_path / "folder", path=[*found, str(tmp_path / "sounds")]).made == 1
+    assert run(case, tmp_path / "named", path=[*found, str(tmp_path / "above")], by_name=True).made == 1
+    assert run(case, tmp_path / "zip", path=[*found, str(tmp_path / "sounds.zip")]).made == 1
+    assert Tree([str(tmp_path / "above")]).by_stem(Path(UMLAUT).stem) == f"deep/{decomposed}"
 
 
 @pytest.mark.parametrize("case", lists_of("well " * 60), ids=lambda case: next(iter(case.files)))
