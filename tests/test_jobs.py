@@ -16,6 +16,7 @@ import pytest
 
 from qa_train.jobs.executor import ATTEMPTS, HERE, Engine, each
 from qa_train.jobs.processes import NodeLost, Processes
+from tests.processes import running
 
 TWO = Engine(2)
 
@@ -177,7 +178,7 @@ def test_no_process_outlives_a_killed_command(tmp_path: Path) -> None:
     command.kill()
     command.wait()
     for pid in (int(name.suffix[1:]) for name in names):
-        while Path(f"/proc/{pid}").exists():
+        while running(pid):
             assert time.monotonic() < deadline
             time.sleep(0.05)
 

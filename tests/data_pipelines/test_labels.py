@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -258,11 +258,13 @@ def test_a_shard_of_refused_clips_meets_the_budget_as_others_do(server: LabelSer
 def test_requests_at_a_time(server: LabelServer, tmp_path: Path) -> None:
     shard(tmp_path / "raw/a.tar", *[(f"k{i}", {}, noise(0.5)) for i in range(12)])
 
-    def slow(milliseconds: int, prompt: str) -> tuple[int, str, str]:
-        time.sleep(0.05)
+    together = threading.Barrier(3)
+
+    def waits(milliseconds: int, prompt: str) -> tuple[int, str, str]:
+        together.wait(60)
         return 200, "words", "stop"
 
-    server.says = slow
+    server.says = waits
     label(by(server, tmp_path, requests=3))
     assert server.most == 3
 

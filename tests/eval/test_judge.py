@@ -50,10 +50,10 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def endpoint(server: Server, **more: Any) -> Endpoint:
-    return Endpoint(server.url, "stub", **{"timeout_s": 0.3, "attempts": 4, "pause_s": 0.01, **more})
+    return Endpoint(server.url, "stub", **{"timeout_s": 60.0, "attempts": 4, "pause_s": 0.01, **more})
 
 
-FAULTS = ["429", "500", "timeout", "malformed", "empty", "hangup"]
+FAULTS = ["429", "500", "malformed", "empty", "hangup"]
 
 
 def test_every_fault_is_survived_and_cached(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +73,13 @@ def test_every_fault_is_survived_and_cached(server: Server, tmp_path: Path, monk
     # Replayed from the cache, without a server.
     assert Judge("stub", cache).ask(prompts) == verdicts
     assert len(server.calls()) == len(calls)
+
+
+def test_an_answer_that_does_not_come_is_asked_for_again(server: Server, tmp_path: Path) -> None:
+    judge = Judge("stub", tmp_path / "c", endpoint(server, timeout_s=0.3, attempts=40))
+    (verdict,) = judge.ask(["rate:3 4 fault:timeout"])
+    assert (verdict.text, verdict.error) == ("3 4", None)
+    assert len(server.calls()) >= 3
 
 
 def test_what_fails_for_good_is_counted_and_asked_again(server: Server, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +30,7 @@ from qa_train.eval.scores.prediction import read_predictions
 from qa_train.eval.scoring import score_rows
 from qa_train.infer.generate import Generator
 from qa_train.report.scores_page import listening
+from tests.processes import free_port
 
 HERE = Path(__file__).parent
 YAML = (
@@ -195,9 +195,7 @@ def test_a_deaf_model_that_never_says_the_same_twice_is_not_said_to_listen(data:
 
 
 def program(data: Path, out: str, world: int = 1, die: dict[int, int] | None = None) -> list[int]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     running = []
     for rank in range(world):
         env = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -125,13 +125,14 @@ def test_headers_that_do_not_come_end_the_connection(sent: bytes, monkeypatch: p
 
 
 def test_a_second_request_has_as_much_time_as_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEADERS_S", 0.5)
+    monkeypatch.setattr(connections, "HEADERS_S", 3.0)
     with running(service(monkeypatch)) as port, connect(port) as client:
         for _ in range(2):
             client.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
             answer = b""
             while not answer.endswith(b"}"):
-                answer += client.recv(4096)
+                answer += (part := client.recv(4096))
+                assert part
             assert answer.startswith(b"HTTP/1.1 200")
         client.sendall(b"GET /heal")
         with _either():
@@ -146,26 +147,30 @@ def _either() -> Iterator[None]:
         yield
 
 
-def test_slow_bodies_hold_their_own_share_and_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BODY_FIRST_S", 1.5)
+def test_slow_bodies_hold_their_own_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BODY_FIRST_S", 600.0)
     made = service(monkeypatch)
     with running(made) as port:
         slow = [connect(port, "127.0.0.2") for _ in range(32)]
         for client in slow:
             client.sendall(head(100_000) + b"{")
-        time.sleep(0.3)
-        assert made.active["127.0.0.2"] == 16
-        started = time.monotonic()
+        _until(lambda: made.active["127.0.0.2"] == 16)
         assert ask(port, body("hello"))[0] == 200
         assert ask(port, body("hello"), "127.0.0.2")[0] == 429
-        assert time.monotonic() - started < 1
-        answers = [client.recv(4096) for client in slow]
-        assert sum(b"408" in answer.split(b"\r\n")[0] for answer in answers) == 16
-        assert time.monotonic() - started < 6
-        assert ask(port, body("hello"), "127.0.0.2")[0] == 200
         for client in slow:
             client.close()
         _until(lambda: made.active.total() == 0)
+        assert ask(port, body("hello"), "127.0.0.2")[0] == 200
+
+
+def test_a_slow_body_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BODY_FIRST_S", 0.5)
+    made = service(monkeypatch)
+    with running(made) as port, connect(port, "127.0.0.2") as client:
+        client.sendall(head(100_000) + b"{")
+        assert b"408" in client.recv(4096).split(b"\r\n")[0]
+        _until(lambda: made.active.total() == 0)
+        assert ask(port, body("hello"), "127.0.0.2")[0] == 200
 
 
 def test_clients_that_leave_while_they_upload_write_nothing(
@@ -182,7 +187,7 @@ def test_clients_that_leave_while_they_upload_write_nothing(
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def _until(found: Any, seconds: float = 10.0) -> None:
+def _until(found: Any, seconds: float = 60.0) -> None:
     until = time.monotonic() + seconds
     while not found():
         assert time.monotonic() < until

@@ -10,7 +10,6 @@ import io
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -35,6 +34,7 @@ from qa_train.export.hugging_face import export
 from qa_train.infer.generate import Decoding, Generator, Item
 from qa_train.infer.request import parse
 from qa_train.model import build_model, load_model
+from tests.processes import free_port
 
 NEW_TOKENS = 12
 # The modules and parameters of vLLM 0.33.0 (vllm/model_executor/models/qwen2_audio.py, qwen2.py), which its loader
@@ -146,8 +146,7 @@ def test_windows_of_a_clip_are_one_clip_in_the_template_of_an_export(exported: P
 @pytest.fixture(scope="module")
 def served(exported: Path) -> Iterator[openai.OpenAI]:
     """A client of `transformers serve`."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = [Path(sys.executable).with_name("transformers"), "serve", exported, "--device", "cpu",
                "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -88,7 +88,7 @@ def test_voice_chat_and_audio_analysis_with_two_checkpoints(page: Browser, tmp_p
     # Speak: the recording alone, to both checkpoints.
     page.tab_to("Record")
     page.press("Space")
-    page.wait("document.querySelector('#record').textContent.includes('(1 s)')")
+    page.wait("/\\([1-9]\\d* s\\)/.test(document.querySelector('#record').textContent)")
     page.press("Space")
     page.wait(f"{CLIPS}.length === 1")
     assert page.run("document.querySelector('#kind').textContent") == "voice chat"
@@ -111,7 +111,7 @@ def test_voice_chat_and_audio_analysis_with_two_checkpoints(page: Browser, tmp_p
 
 def test_a_recording_is_sent_when_it_stops_if_wanted(page: Browser) -> None:
     page.run("document.querySelector('#at_once').click(); document.querySelector('#record').click()")
-    page.wait("document.querySelector('#record').textContent.includes('(1 s)')")
+    page.wait("/\\([1-9]\\d* s\\)/.test(document.querySelector('#record').textContent)")
     page.run("document.querySelector('#record').click()")
     page.wait(IDLE)
     assert len(page.run(TEXTS)) == 2
@@ -168,7 +168,7 @@ def test_a_conversation_by_keyboard_alone(scripted: Browser, model: Scripted, tm
 
 
 def test_stop_ends_the_answer_here_and_in_the_server(scripted: Browser, model: Scripted) -> None:
-    model.text, model.pause_s = "word " * 400, 0.03
+    model.text, model.pause_s = "word " * 4000, 0.03
     ask(scripted, "Talk", f"{TEXTS}[0]?.length > 20")
     assert scripted.run("document.querySelector('#send').hidden") is True
     scripted.press("Escape")
@@ -179,7 +179,7 @@ def test_stop_ends_the_answer_here_and_in_the_server(scripted: Browser, model: S
             break
         scripted.run("new Promise((done) => setTimeout(done, 50))")
     assert model.left_at is not None
-    assert 3 < model.left_at < 300
+    assert 3 < model.left_at < 3000
     # What came is part of the conversation.
     model.text, model.pause_s = "Yes.", 0.0
     ask(scripted, "Again", f"{IDLE} && {TEXTS}.length === 2")

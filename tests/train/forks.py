@@ -16,7 +16,6 @@ import os
 import resource
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.leave import leave
+from tests.processes import free_port
 from tests.train.conftest import ROOT, TIMEOUT_S, environment
 
 # What a start that cannot have its conditions here ends with.
@@ -66,6 +66,11 @@ class Start:
     def kill(self, rank: int = 0, number: int = signal.SIGKILL) -> None:
         """Send a signal to a rank."""
         os.kill(self.pids[rank], number)
+
+    def each(self, number: int) -> None:
+        """Send a signal to all ranks, such as SIGSTOP while a test looks at them."""
+        for rank in range(len(self.pids)):
+            self.kill(rank, number)
 
     def codes(self, seconds: float = TIMEOUT_S) -> list[int]:
         """The exit codes of all ranks; a failure if they do not come in time."""
@@ -129,9 +134,7 @@ class Forks:
         """Give a command (with ``program``: to this Python file, not to qa-train); ``under``: see `_condition`."""
         self._count += 1
         log = self._folder / f"start-{self._count}"
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = found.getsockname()[1]
+        port = free_port()
         announced = [
             {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if ranks > 1 else {}

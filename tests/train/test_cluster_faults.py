@@ -10,7 +10,6 @@ import re
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import yaml
 
 from qa_train.model.stored.manifest import damage, problem
 from qa_train.train.job.checkpoints import list_folders, step_of
+from tests.processes import free_port
 from tests.train.conftest import ROOT, TIMEOUT_S, command, environment, metrics, stage_words
 from tests.train.forks import IMPOSSIBLE, Start, forks
 from tests.train.test_two_starts import steps_of, wait_for
@@ -100,7 +100,6 @@ def test_a_signal_at_any_moment_loses_nothing(moment: str, runs: Runs, shards: P
         first.until((runs.folder / "owner.json").exists, "owner")
     elif moment == "evaluation":  # the one before the first step
         first.until(lambda: "writes to" in first.said(), "first screen")
-        assert first.steps == 0
     else:
         root = runs.folder / "checkpoints"
         first.until(lambda: any(problem(each) for each in list_folders(root)), "a save")
@@ -118,15 +117,19 @@ def test_a_signal_at_any_moment_loses_nothing(moment: str, runs: Runs, shards: P
 def test_storage_that_fills_up_while_a_step_is_logged(ranks: int, runs: Runs, undisturbed: Any) -> None:
     first = runs.start(ranks=ranks)
     first.until(lambda: first.steps >= 5, "five steps")
+    first.each(signal.SIGSTOP)
+    before = runs.saved()
     # The kernel lets no file grow beyond this: what the disk does when it is full.
     size = (runs.folder / "metrics.jsonl").stat().st_size + 10
     for pid in first.pids:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, size))
+    first.each(signal.SIGCONT)
     if ranks == 1:
         told_once(first, 1, r"(metrics\.jsonl: |could not be written.*)File too large.* same command then continues")
     else:
         assert 0 not in first.codes(SOON_S)
-    assert runs.saved() == 4
+    # One more if all of it but the manifest was written.
+    assert runs.saved() in (before, before + 4)
     assert runs.complete(ranks=ranks) == undisturbed(ranks)
 
 
@@ -250,14 +253,11 @@ def test_the_agent_of_one_node_is_killed(options: Callable[[str, Path], list[str
 
     The first one holds the rendezvous: without it torchrun ends the job, and the next start of all nodes resumes.
     """
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
     folder = tmp_path / "run"
     words = [*options("pretrain", folder), "trainer.max_steps=120", "trainer.save_steps=20"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
                 "--rdzv-backend", "c10d", "--rdzv-id", "one", "--max-restarts", "3",
-                "--rdzv-endpoint", f"127.0.0.1:{port}"]  # fmt: skip
+                "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]  # fmt: skip
 
     def node(name: str) -> subprocess.Popen[str]:
         host = ["--rdzv-conf", f"is_host={int(name == 'first')}"]

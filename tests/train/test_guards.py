@@ -192,8 +192,8 @@ HANGS = """
 @pytest.mark.parametrize("end", ["hang", "well"])
 def test_a_rank_that_hangs_writes_its_stacks_and_ends(tmp_path: Path, end: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(HANGS), str(tmp_path), "0.5", end],
-        env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=30,
+        [sys.executable, "-c", textwrap.dedent(HANGS), str(tmp_path), "3" if end == "hang" else "30", end],
+        env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     stacks = tmp_path / "stacks-rank-3.txt"
     if end == "well":

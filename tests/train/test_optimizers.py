@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import socket
 import warnings
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from transformers import TrainingArguments
 from qa_train.config import StageConfig, TrainerConfig
 from qa_train.train import arguments
 from qa_train.train.optimizer.muon import Muon, MuonWithAdamW, muon_with_adamw, shares
+from tests.processes import free_port
 
 
 def model() -> nn.Module:
@@ -163,9 +163,7 @@ def _two_process_muon(rank: int, port: int, folder: str) -> None:
 
 
 def test_two_processes_of_muon_equal_one(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     # Forked: two fresh processes would import everything again, ten seconds of a core.
     torch.multiprocessing.start_processes(_two_process_muon, (port, str(tmp_path)), nprocs=2, start_method="fork")
     params = matrices()

@@ -93,7 +93,7 @@ def test_the_lock_is_released_by_death(tmp_path: Path) -> None:
         assert facts_of(tmp_path)["pid"] == process.pid
         started = time.monotonic()
         own(tmp_path)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 10
         assert facts_of(tmp_path)["pid"] == os.getpid()
 
 
@@ -107,7 +107,7 @@ def test_a_start_waits_for_its_own_predecessor_and_for_no_other(
         started = time.monotonic()
         with pytest.raises(Owned):
             Owner(tmp_path).take()
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 10
         monkeypatch.setenv(name, "12")
         monkeypatch.setattr(owner, "PREDECESSOR_WAIT_S", 0.3)
         with pytest.raises(Owned):
@@ -127,7 +127,7 @@ def test_launches_without_a_name_are_not_taken_for_each_other(tmp_path: Path, mo
         started = time.monotonic()
         with pytest.raises(Owned):
             Owner(tmp_path).take()
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize("locks", [True, False], ids=["locks of one machine", "no locks"])
@@ -139,25 +139,28 @@ def test_an_owner_elsewhere_is_judged_by_its_beats(
     foreign(tmp_path, age_s=1000)
     started = time.monotonic()
     own(tmp_path).check()
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10
     release()
     # Young, and silent from now on: dead after the limit.
     monkeypatch.setattr(owner, "DEAD_AFTER_S", 0.6)
     foreign(tmp_path, age_s=0)
     started = time.monotonic()
     own(tmp_path).check()
-    assert 0.4 < time.monotonic() - started < 3
+    assert 0.4 < time.monotonic() - started < 15
     release()
     # Young, and beating.
     facts = foreign(tmp_path, age_s=0)
     monkeypatch.setattr(owner, "DEAD_AFTER_S", 20.0)
-    beat = tmp_path / "beat"
-    beat.write_text(json.dumps(facts | {"beat": 2}))
     # Whole at once, as an owner writes it.
-    later = f"import os, time; time.sleep(.3); os.replace({str(beat)!r}, {str(tmp_path / FACTS)!r})"
-    beating = subprocess.Popen([sys.executable, "-c", later])
+    beats = (
+        f"import json, os, time\nfor beat in range(2, 9999):\n with open({str(tmp_path / 'beat')!r}, 'w') as file:\n"
+        f"  json.dump({facts!r} | {{'beat': beat}}, file)\n"
+        f" os.replace(file.name, {str(tmp_path / FACTS)!r})\n time.sleep(.1)"
+    )
+    beating = subprocess.Popen([sys.executable, "-c", beats])
     with pytest.raises(Owned, match="process 17 on elsewhere, Slurm job 88, since 2026-01-02T03:04:05Z"):
         own(tmp_path)
+    beating.kill()
     beating.wait()
     assert facts_of(tmp_path)["token"] == "theirs"
 
@@ -201,16 +204,15 @@ def test_beats_go_on_and_survive_a_full_disk_and_a_removed_folder(
     own(folder)
     first = facts_of(folder)["beat"]
     wait_until(lambda: facts_of(folder)["beat"] > first + 1)
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
+    # At once: a beat writes a file beside another.
+    folder.rename(tmp_path / "removed")
     wait_until(lambda: "cannot be written" in caplog.text)
     assert not folder.exists()
     release()
 
 
 def wait_until(condition: Any) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from qa_train.train.job.owner import EXIT_OWNED
+from tests.processes import running
 from tests.train.conftest import ROOT, TIMEOUT_S, command, environment, metrics, run, run_fresh
 
 pytestmark = pytest.mark.slow
@@ -53,7 +54,7 @@ def steps_of(folder: Path) -> int:
 
 
 def alive(processes: list[psutil.Process]) -> list[int]:
-    return [each.pid for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+    return [each.pid for each in processes if running(each.pid)]
 
 
 def kill(pid: int) -> None:
@@ -112,7 +113,7 @@ def test_ranks_and_workers_end_with_a_killed_torchrun(
         family = first.family()
         assert len(family) >= 2 + 2 * workers
         kill(first.process.pid)
-        wait_for(lambda: not alive(family), f"left over: {alive(family)}", 10)
+        wait_for(lambda: not alive(family), f"left over: {alive(family)}", 60)
         done = steps_of(folder)
         # The next start finds nobody, and waits for nobody.
         words[words.index("trainer.max_steps=100000")] = f"trainer.max_steps={done + 2}"
@@ -134,7 +135,7 @@ def test_loader_workers_end_with_a_killed_run(options: Callable[[str, Path], lis
         kill(first.process.pid)
         first.process.wait(60)
         # torch's own watch looks every five seconds, and does not know the decoders.
-        wait_for(lambda: not alive(family), f"left over: {alive(family)}", 3)
+        wait_for(lambda: not alive(family), f"left over: {alive(family)}", 4.5)
     finally:
         first.end()
 

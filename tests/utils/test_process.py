@@ -14,6 +14,7 @@ import pytest
 from qa_train import cli
 from qa_train.train.job.arithmetic import check_arithmetic
 from qa_train.utils.process import check_ranks_announced, no_bars_in_logs, without_local_rank
+from tests.processes import running
 
 WHOLE = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 NOTHING = ("", "PATH=/bin")
@@ -147,14 +148,6 @@ def test_a_rank_ends_with_its_launcher_and_a_run_of_a_shell_does_not(busy: str, 
     finally:
         if running(child):
             os.kill(child, signal.SIGKILL)
-
-
-def running(pid: int) -> bool:
-    """Whether a process is there and no zombie that nobody has buried yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "iso8859-1", "utf-8"])

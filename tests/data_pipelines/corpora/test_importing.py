@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow.parquet
 import pytest
 import soundfile
@@ -281,9 +282,10 @@ def test_processes_end_with_a_killed_import_and_the_next_one_makes_the_same(tmp_
     ):
         assert process.poll() is None
         time.sleep(0.02)
+    family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
-    time.sleep(0.3)
+    psutil.wait_procs(family, timeout=60)
     sizes = [part.stat().st_size for part in parts]
     time.sleep(0.5)
     assert [part.stat().st_size for part in parts] == sizes
