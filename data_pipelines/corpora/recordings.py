@@ -204,7 +204,10 @@ def _segment(source: bytes | Path, place: Recording, frames: int, rate: int, max
 
 
 def _other(path: Path) -> str:
-    """What to do when the audio lies there in a format that libsndfile does not read."""
+    """What to do when the audio lies there in a format that libsndfile does not read, or with capitals in its name."""
+    in_capitals = path.with_suffix(path.suffix.swapcase())
+    if there(in_capitals):
+        return f" (but {in_capitals.name} does: path=[LIST,FOLDER] by_name=true ignores capitals if that is unique)"
     for extension in OTHER_AUDIO:
         other = path.with_suffix(extension)
         if there(other):

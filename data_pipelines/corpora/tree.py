@@ -136,12 +136,16 @@ class Tree:
     def _by_name(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         for name in self.names:
-            found.setdefault(_composed(PurePosixPath(name).name), []).append(name)
+            found.setdefault(_composed(PurePosixPath(name).name).casefold(), []).append(name)
         return found
 
     def by_name(self, name: str) -> Recording | None:
-        """The only file of that name, in whatever folder; None if there is none, or if there are several."""
-        found = self._by_name.get(_composed(name), [])
+        """The only file of that name, in whatever folder; None if there is none, or if there are several.
+
+        Where there is none: the only one whose name differs in capitals, which Windows and macOS do not tell apart.
+        """
+        found = self._by_name.get(_composed(name).casefold(), [])
+        found = [path for path in found if _composed(PurePosixPath(path).name) == _composed(name)] or found
         return self.recording(found[0]) if len(found) == 1 else None
 
     def audio_names(self, folder: str = "") -> Iterator[str]:

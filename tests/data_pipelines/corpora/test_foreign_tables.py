@@ -172,6 +172,20 @@ def test_paths_of_another_machine(tmp_path: Path) -> None:
         (home / "other" / "a.wav").write_bytes(tone("a.wav"))
         with pytest.raises(ValueError, match="does not exist"):
             run(case, folder, by_name=True, error_budget=0.0, name="again")
+    # Written on Windows, which tells no capitals apart.
+    for number, case in enumerate(lists_of("A.wav")):
+        folder = tmp_path / f"capitals{number}"
+        lists = {name: text for name, text in case.files.items() if not isinstance(text, float)}
+        folder.joinpath("sounds").mkdir(parents=True)
+        folder.joinpath("sounds", "a.WAV").write_bytes(tone("a.wav"))
+        given = [str(write_tree(folder / "lists", lists)), str(folder / "sounds")]
+        assert run(case, folder, path=given, by_name=True).made == 1
+        folder.joinpath("sounds", "A.WAV").write_bytes(tone("b.wav"))
+        with pytest.raises(ValueError, match="does not exist"):
+            run(case, folder, path=given, by_name=True, error_budget=0.0, name="again")
+        folder.joinpath("lists", "A.WAV").write_bytes(tone("b.wav"))
+        with pytest.raises(ValueError, match=r"A\.wav does not exist \(but A\.WAV does: .* by_name=true"):
+            run(case, folder, path=given[:1], error_budget=0.0, name="alone")
     # The list in one place, the audio in another.
     (tmp_path / "list.csv").write_text("path,text\n/home/anne/a.wav,one\n")
     places = [str(tmp_path / "list.csv"), str(tmp_path / "0" / "in" / "table" / "audio")]
