@@ -23,7 +23,7 @@ from typing import Any
 from data_pipelines.clips.make_shards import RECIPE_SUFFIX, make, refuse_others
 from data_pipelines.corpora.base import Corpus, Drop, Request, TableForm
 from data_pipelines.importing import blocklist
-from data_pipelines.importing.admission import Admission, items_of, plain
+from data_pipelines.importing.admission import Admission, bare_note, items_of, plain
 from data_pipelines.importing.blocklist import Blocklist
 from data_pipelines.importing.budget import allowed_of, forget_bad, make_within_budget
 from data_pipelines.importing.catalogue import corpus_of, table
@@ -233,7 +233,10 @@ def _streamed(
         raise ValueError("audio=in_place is for files of this machine: download them, or use audio=keep for URLs")
     files = storage.expand(request.paths, options.storage)
     _refuse_leftovers(out, admission.prefix, len(files))
-    jobs = stream_jobs(files, admission, request, out, audio=options.audio, max_duration_s=options.max_duration_s)
+    jobs = stream_jobs(
+        files, admission, request, out, audio=options.audio, max_duration_s=options.max_duration_s,
+        versioned=options.max_samples is None,
+    )  # fmt: skip
     forget_bad(jobs, retry_bad=options.retry_bad)
     tally = Tally(report, ids, len(jobs), options.error_budget, options.max_samples)
     begun: list[StreamJob] = []
@@ -258,6 +261,7 @@ def _listing(
         max_duration_s=options.max_duration_s, storage=options.storage,
     )  # fmt: skip
     total = 0
+    bare: list[str] = []
     extra, outside = Unlisted(request), Outside(path for path in request.paths if Path(path).exists())
     for found in progress(items_of(corpus, request), desc=f"listing {admission.prefix}", unit="items"):
         extra.seen(found)
@@ -270,10 +274,11 @@ def _listing(
         for place in entry.item.audio:
             outside.look(place.path)
         listing.add(entry.key, entry.item, entry.record)
+        bare += [entry.key] if entry.bare else []
         total += 1
         if total == options.max_samples:
             break
-    report.notes += request.notes
+    report.notes += request.notes + bare_note(bare)
     if total != options.max_samples:
         report.notes += extra.notes()
     report.notes += filter(None, [outside.note()])

@@ -102,6 +102,8 @@ class Request:
     prefix: tuple[str, str] | None = None
     # Files that are not at their listed paths are searched by name.
     by_name: bool = False
+    # Of a file that is read alone: its folders, where others have its name.
+    part: str = ""
     # How remote files are read.
     storage: StorageConfig = field(default_factory=StorageConfig)
     # What a reader has to say about its lists, for the report.

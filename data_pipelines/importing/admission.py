@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,11 @@ class Entry:
     key: str
     item: Item
     record: dict[str, Any]
+
+    @property
+    def bare(self) -> bool:
+        """Whether its list says nothing of it: there is no text, no label."""
+        return not set(self.item.record) - {"split", "license", "subset"}
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,13 @@ class Admission:
             if blocked is not None:
                 return "blocklist", blocked
         return None
+
+
+def bare_note(keys: Sequence[str]) -> list[str]:
+    """One sentence about records of which nothing is known, or none."""
+    if not keys:
+        return []
+    return [f"records without a text, label or any other field: {len(keys)}, e.g. {keys[0]}"]
 
 
 def items_of(corpus: Corpus, request: Request) -> Found:

@@ -118,13 +118,18 @@ def _found(by: Labeller, prefix: str) -> Labeller:
     return replace(by, checkpoint=find_checkpoint(by.checkpoint)) if by.checkpoint is not None else by
 
 
-def _jobs(options: LabelConfig) -> list[LabelJob]:
-    """A job for each shard, of the same name."""
-    out = open_folder(options.out, options.storage)
-    shards = _sources(options, out)
-    remote = [place for place in (options.out, *shards) if "://" in place]
+def _check_linkable(options: LabelConfig, places: Sequence[str]) -> None:
+    remote = [place for place in places if "://" in place]
     if options.audio == "in_place" and remote:
         raise ValueError(f"data label: audio=in_place links local shards, {masked(remote[0])} is none: use audio=copy")
+
+
+def _jobs(options: LabelConfig) -> list[LabelJob]:
+    """A job for each shard, of the same name."""
+    _check_linkable(options, [options.out])
+    out = open_folder(options.out, options.storage)
+    shards = _sources(options, out)
+    _check_linkable(options, shards)
     names = list(map(name_of, shards))
     if twice := [name for name, number in Counter(names).items() if number > 1]:
         raise ValueError(f"data label: {twice[0]} is there in several folders: label them into an out= each")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import MISSING
 
 from qa_train.config import DataConfig, SourceConfig, StorageConfig
 from qa_train.data.audio.waveform import SAMPLE_RATE
@@ -63,13 +65,11 @@ def stream(
             skipped with a warning. A configuration has its own.
 
     Raises:
-        ValueError: an index is missing or stale, nothing is usable, or, later, too many samples are unreadable.
+        ValueError: a source without a task or with an unknown setting; an index is missing or stale, nothing is
+            usable, or, later, too many samples are unreadable.
     """
     if isinstance(data, Mapping):
-        sources = {
-            name: source if isinstance(source, SourceConfig) else SourceConfig(name=name, **source)
-            for name, source in data.items()
-        }
+        sources = {name: _source(name, given) for name, given in data.items()}
         data = DataConfig(sources=sources, storage=storage or StorageConfig(), error_budget=error_budget)
     elif isinstance(data, DataConfig) and (storage is not None or error_budget != 0.01):
         raise ValueError("storage and error_budget are those of the configuration: set them there")
@@ -82,6 +82,20 @@ def stream(
         samples = _ShardSamples(open_shards(named, cfg=storage), seed)
         reader = ClipReader(0, storage)
     return wds.shared_out(partial(samples.places, start), _Decoded(samples, reader, error_budget))
+
+
+def _source(name: str, given: SourceConfig | Mapping[str, Any]) -> SourceConfig:
+    settings = vars(given) if isinstance(given, SourceConfig) else {"name": name, **given}
+    known = [field.name for field in fields(SourceConfig)]
+    if unknown := sorted({*settings} - {*known}):
+        raise ValueError(f"source {name!r}: there is no setting {', '.join(unknown)}; it has {', '.join(known)}")
+    if settings.get("task", MISSING) == MISSING:
+        raise ValueError(
+            f"source {name!r} has no task, such as asr; to stream records as they are, give the shards alone"
+        )
+    shards = settings.get("shards", [])
+    named = [shards] if isinstance(shards, str | Path) else shards
+    return SourceConfig(**settings | {"shards": [*map(str, named)]})
 
 
 class _ShardSamples:

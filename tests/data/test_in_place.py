@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
+from data_pipelines.corpora.formats import mosaic
 from data_pipelines.importers import ImportConfig, import_corpus
 from data_pipelines.importing import import_shard
 from data_pipelines.importing.catalogue import corpus_of
@@ -27,7 +29,7 @@ from qa_train.data.tools.validate import validate
 from qa_train.data.tools.view import describe_shard
 from qa_train.utils.digests import sha256_of_file
 from scripts.quickstart_data.clip import read_shard
-from tests.data_pipelines.corpora.foreign_cases import SETS
+from tests.data_pipelines.corpora.foreign_cases import SETS, tar_bytes
 from tests.data_pipelines.corpora.made_up import audio_cell, tone
 
 # Set -> its reader, its records, and how many of them have to be copied.
@@ -388,6 +390,63 @@ def test_crude_sets_splits_and_excluded_samples(tmp_path: Path) -> None:
     ((record, _),) = clips_of(tmp_path / "out").values()
     assert (record["label"], record["text"]) == ("3", "text 3")
     assert imported("energon", root, tmp_path / "val", split="val", purpose="eval", columns=columns).made == 2
+
+
+def test_field_maps_of_energon_reach_into_lists(tmp_path: Path) -> None:
+    """As megatron-energon 7.4.1's field_access does: json[list][0][value]."""
+    root = copy_of("energon", tmp_path)
+    for tar in root.glob("parts/*.tar"):
+        with tarfile.open(tar) as old:
+            members = {member.name: old.extractfile(member).read() for member in old if member.isfile()}  # type: ignore[union-attr]
+        for name in [name for name in members if name.endswith(".json")]:
+            members[name] = json.dumps({"list": [{"value": f"said in {name}"}, {"value": "no"}]}).encode()
+        tar.write_bytes(tar_bytes(members))
+    edited(root, ".nv-meta/dataset.yaml", "json[caption][en]", "json[list][0][value]")
+    imported("energon", root, tmp_path / "out")
+    found = [record["caption"] for record, _ in clips_of(tmp_path / "out").values()]
+    assert len(found) == 4
+    assert all(text.startswith("said in ") for text in found)
+    edited(root, ".nv-meta/dataset.yaml", "json[list][0][value]", "json[list][7][value]")
+    edited(root, ".nv-meta/dataset.yaml", "label: cls", "label: none")
+    report = imported("energon", root, tmp_path / "bare")
+    assert "records without a text, label or any other field: 4, e.g. energon-train-" in report.text()
+
+
+def test_sets_of_energon_are_told_apart(tmp_path: Path) -> None:
+    roots = [Path(shutil.copytree(SETS / "energon", tmp_path / name)) for name in ("one", "two")]
+    (report,) = import_corpus(
+        corpus_of("energon"),
+        ImportConfig(path=list(map(str, roots)), out=str(tmp_path / "out"), split="train", workers=0, error_budget=0.0),
+    )
+    assert report.made == 8
+    assert {key.split("-")[2] for key in clips_of(tmp_path / "out")} == {"one", "two"}
+
+
+def test_parts_of_mosaic_that_were_merged(tmp_path: Path) -> None:
+    """The index of mosaicml-streaming 0.13's merge_index() names the folder of each part."""
+    for part in ("0", "1"):
+        shutil.copytree(SETS / "mosaic/train", tmp_path / "set" / part)
+    shards = []
+    for part in ("0", "1"):
+        for shard in json.loads((tmp_path / "set" / part / "index.json").read_text())["shards"]:
+            shard["raw_data"]["basename"] = f"{part}/{shard['raw_data']['basename']}"
+            shards.append(shard)
+    (tmp_path / "set/index.json").write_text(json.dumps({"version": 2, "shards": shards}))
+    assert imported("mosaic", tmp_path / "set", tmp_path / "out", audio="keep").made == 10
+    for place in ("../set/0/shard.00000.mds", "/etc/passwd", ""):
+        shards[0]["raw_data"]["basename"] = place
+        (tmp_path / "set/index.json").write_text(json.dumps({"version": 2, "shards": shards}))
+        with pytest.raises(ValueError, match="outside the folder: refused"):
+            imported("mosaic", tmp_path / "set", tmp_path / "none", audio="keep")
+
+
+def test_numbers_of_mosaic_keep_their_digits() -> None:
+    decode = mosaic._DECODERS
+    assert decode["float32"](np.float32(0.1).tobytes()) == 0.1
+    assert decode["float16"](np.float16(0.1).tobytes()) == 0.1
+    assert decode["float64"](np.float64(0.1).tobytes()) == 0.1
+    assert decode["uint64"](np.uint64(2**63 + 1).tobytes()) == 2**63 + 1
+    assert decode["str_decimal"](b"12345678901234567890.12") == "12345678901234567890.12"
 
 
 def test_json_that_is_no_text_and_pickles_are_not_loaded(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from qa_train.config import DataConfig, SourceConfig, StorageConfig
 from qa_train.data.batches import Batches, open_data
 from qa_train.data.loader import Collator, rank_numbers
 from qa_train.data.stores import remote, storage, store_ranges
+from qa_train.data.stores.folders import open_folder
 from qa_train.data.stores.neighbours import MAX_GAP_BYTES, Range, joined
 from qa_train.data.stores.remote import MAX_REQUEST_BYTES, RemoteError
 from qa_train.data.stores.web_ranges import MAX_CONNECTIONS
@@ -265,9 +266,20 @@ def test_globs_and_folders_of_s3(pattern: str, s3: tuple[Server, StorageConfig],
 
 
 def test_listings_that_find_nothing_or_are_impossible(s3: tuple[Server, StorageConfig]) -> None:
-    for pattern in ("s3://bucket/none/*.tar", "s3://bucket/none/", "s3://nowhere/*.tar"):
+    for pattern in ("s3://bucket/none/*.tar", "s3://bucket/none/"):
         with pytest.raises(ValueError, match="no shard matches"):
             storage.expand([pattern], s3[1])
+    for pattern in ("s3://nowhere/*.tar", "s3://nowhere/set/"):
+        with pytest.raises(RemoteError, match=r"s3://nowhere/.*: there is no bucket nowhere, or it cannot be listed"):
+            storage.expand([pattern], s3[1])
+    with pytest.raises(ValueError, match=r"s3://nowhere/out: .*bucket does not exist"):
+        open_folder("s3://nowhere/out", s3[1])
+    # An option that the library does not have is not tried again.
+    odd = dataclasses.replace(s3[1], retries=9, first_wait_s=60.0, options={"s3": {"kee": "x"}})
+    with pytest.raises(RemoteError, match=r"unexpected keyword argument 'kee' \(check the keys"):
+        storage.expand(["s3://bucket/*.tar"], odd)
+    with pytest.raises(ValueError, match=r"s3://bucket/out: .*unexpected keyword argument 'kee'"):
+        open_folder("s3://bucket/out", odd)
     for pattern in ("https://h/set/*.tar", "http://h/set/", "https://h/x-[0-9].tar?sig=1"):
         with pytest.raises(ValueError, match=r"web servers list no folders.*braces"):
             storage.expand([pattern], s3[1])

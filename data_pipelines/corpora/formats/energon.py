@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Recording, Request
-from data_pipelines.corpora.formats.fields import cell_at, mapping, note_untaken, record_of, untaken
-from data_pipelines.corpora.formats.webdataset import clip_of, groups, row_of
+from data_pipelines.corpora.formats.fields import mapping, note_untaken, record_of, untaken
+from data_pipelines.corpora.formats.webdataset import apart, clip_of, groups, row_of
 from qa_train.data.shards.tar import AUDIO_EXTENSIONS, OTHER_AUDIO_EXTENSIONS
 from qa_train.data.stores import storage
 from qa_train.utils.safe_yaml import read_yaml
@@ -26,8 +26,8 @@ _MAX_BYTES = 1 << 26
 
 def _energon(request: Request) -> Found:
     left: Counter[str] = Counter()
-    for given in request.paths:
-        folder = Path(given).expanduser()
+    folders = [Path(given).expanduser() for given in request.paths]
+    for folder, part in zip(folders, apart(f"{folder}/{_META}" for folder in folders), strict=True):
         fields = _fields(folder, request)
         counts = _table(folder, ".info.json", ".info.yaml", "shard_counts")
         shards, out = _shards(folder, request, counts)
@@ -37,7 +37,7 @@ def _energon(request: Request) -> Found:
             with Path(path).open("rb") as file:
                 for key, group in groups(file, path):
                     found += 1
-                    label = f"{PurePosixPath(name).with_suffix('')}-{key}"
+                    label = "-".join(filter(None, (part, str(PurePosixPath(name).with_suffix("")), key)))
                     if f"{name}/{key}" in out:
                         yield Drop(label, "excluded by split.yaml", filter=True)
                         continue
@@ -119,13 +119,16 @@ def _fields(folder: Path, request: Request) -> dict[str, list[str]]:
 
 
 def _value(row: dict[str, Any], accesses: list[str]) -> Any:
-    """The first of the members that is there: "txt", "json[caption][en]", "meta.json[text]"."""
+    """The first of the members that is there: "txt", "json[caption][en]", "meta.json[turns][0][text]"."""
     for access in accesses:
         member, *inside = access.replace("]", "").split("[")
         kind = member.rpartition(".")[2].lower()
         column = member.lower().removesuffix(f".{kind}").replace(".", "_")
-        path = [*([] if member.lower() == "json" else [column]), *inside]
-        if (value := cell_at(row, ".".join(path)) if path else row) is not None:
+        value: Any = row
+        for part in [*([] if member.lower() == "json" else [column]), *inside]:
+            known = isinstance(value, list) and part.isdecimal() and int(part) < len(value)
+            value = value[int(part)] if known else value.get(part) if isinstance(value, dict) else None
+        if value is not None:
             return value
     return None
 

@@ -137,7 +137,8 @@ def record_of(
         if classes and column in classes:
             value = _named(value, classes[column])
         if name == "caption" and isinstance(value, list) and value and all(isinstance(text, str) for text in value):
-            value, record["captions"] = value[0], [text.strip() for text in value] if len(value) > 1 else None
+            texts = list(filter(None, map(str.strip, value)))
+            value, record["captions"] = next(iter(texts), None), texts if len(texts) > 1 else None
         # A table writes NaN for a number that is missing, which is not equal to itself.
         if value is not None and value != "" and value == value:
             record[name] = _typed(name, value)
@@ -181,7 +182,9 @@ def _typed(name: str, value: Any) -> Any:
                 raise ValueError(f"{name!r} must be a list, as JSON or in Python's spelling, found {str(value)[:80]!r}")
         return [str(part).strip() for part in parts if str(part).strip()]
     if name in NUMBERS:
-        return int(float(value))
+        if (number := float(value)) != round(number):
+            raise ValueError(f"{name!r} must be a whole number, found {value!r}")
+        return int(number)
     found = value if isinstance(value, list | dict) else _parsed(value)
     if found is None and name == "translation":
         raise ValueError(

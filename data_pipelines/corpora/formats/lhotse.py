@@ -1,12 +1,14 @@
 """Lhotse: cut manifests (``cuts.jsonl.gz``, ``cuts.json``), recordings with supervisions, and Shar folders
 (``cuts.000000.jsonl.gz`` + ``recording.000000.tar``).
 
-Padded cuts are read without their padding, appended ones are joined again; mixed and transformed ones are dropped. The
-manifests are read as plain JSON, without lhotse; sources of type "command" are refused.
+Padded cuts are read without their padding, appended ones are joined again. Mixed and transformed ones are dropped, and
+those with a supervision that goes on outside: some of its text is not in the clip. The manifests are read as plain
+JSON, without lhotse; sources of type "command" are refused.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -32,6 +34,8 @@ from qa_train.data.text.records import BadRecord, language_code
 
 # Lists round to a hundredth of a second: so far apart are cuts that follow one another.
 _SEAM_S = 0.02
+# So far may a supervision go on beyond its cut: lists round, and aligners end words late.
+_BEYOND_S = 0.1
 
 
 class _Unreadable(ValueError):
@@ -70,7 +74,13 @@ def _audio(request: Request, cut: dict[str, Any], folder: Path, shar: dict[str, 
     if kind not in ("file", "command"):
         raise _Unreadable(f"source of type {kind}")
     source = str(sources[0]["source"])
-    channel = int(cut["channel"]) if several and isinstance(cut.get("channel"), int) else None
+    # The id of a channel is not its place in the file, if not all are listed.
+    channels = sources[0].get("channels", [0])
+    channel = None
+    if several and isinstance(cut.get("channel"), int):
+        if cut["channel"] not in channels:
+            raise _Unreadable("channel that its recording lacks")
+        channel = channels.index(cut["channel"])
     if kind == "command":
         if (known := decoded_file(source)) is None:
             raise ValueError(
@@ -86,6 +96,12 @@ def _audio(request: Request, cut: dict[str, Any], folder: Path, shar: dict[str, 
 def _record(cut: dict[str, Any]) -> dict[str, Any]:
     """Text and facts of the cut's supervisions; several of them also become ``turns``."""
     heard = sorted(cut.get("supervisions", []), key=lambda supervision: float(supervision["start"]))
+    length = float(cut["duration"])
+
+    def place(start: Any, duration: Any) -> dict[str, float]:
+        first, last = (min(max(float(start) + more, 0.0), length) for more in (0.0, float(duration)))
+        return {"start": round(first, 3), "end": round(last, 3)}
+
     free: dict[str, Any] = {}
     for custom in (cut.get("custom"), *(supervision.get("custom") for supervision in heard)):
         free |= {name: value for name, value in (custom or {}).items() if name in FIELDS}
@@ -94,13 +110,9 @@ def _record(cut: dict[str, Any]) -> dict[str, Any]:
         values = {supervision.get(name) for supervision in heard}
         return str(values.pop()) if len(values) == 1 and None not in values else None
 
-    turns = [
-        present(speaker=s.get("speaker"), start=round(float(s["start"]), 3),
-                end=round(float(s["start"]) + float(s["duration"]), 3), text=s.get("text"))
-        for s in heard
-    ]  # fmt: skip
+    turns = [present(speaker=s.get("speaker"), **place(s["start"], s["duration"]), text=s.get("text")) for s in heard]
     words = [
-        {"word": item[0], "start": round(float(item[1]), 3), "end": round(float(item[1]) + float(item[2]), 3)}
+        {"word": item[0], **place(item[1], item[2])}
         for supervision in heard
         for item in (supervision.get("alignment") or {}).get("word", [])
         if item[0]
@@ -111,7 +123,7 @@ def _record(cut: dict[str, Any]) -> dict[str, Any]:
         language=language_code(language) if language else None,
         speaker=common("speaker"),
         gender=gender_of(common("gender")),
-        turns=turns if len(turns) > 1 else [],
+        turns=turns if len(turns) > 1 and all(turn.get("speaker") for turn in turns) else [],
         words=words,
     )
 
@@ -119,10 +131,13 @@ def _record(cut: dict[str, Any]) -> dict[str, Any]:
 def _tracks(cut: dict[str, Any]) -> list[dict[str, Any]]:
     """The cuts that follow one another in a cut, their supervisions in the time of the first; padding is skipped.
 
-    Raises _Unreadable for cuts that sound together, or with a gap.
+    Raises _Unreadable for cuts that sound together, or with a gap, and for text that is not in them.
     """
     if cut.get("type", "MonoCut") != "MixedCut":
+        _check_inside(cut)
         return [cut]
+    if cut.get("transforms"):
+        raise _Unreadable("transformed cut")
     tracks = [track for track in cut["tracks"] if track.get("type") != "PaddingCut" and "cut" in track]
     tracks = [track for track in tracks if track["cut"].get("type", "MonoCut") != "PaddingCut"]
     tracks.sort(key=lambda track: float(track.get("offset", 0.0)))
@@ -132,12 +147,20 @@ def _tracks(cut: dict[str, Any]) -> list[dict[str, Any]]:
     first = float(tracks[0].get("offset", 0.0))
     for track in tracks:
         part = track["cut"]
+        _check_inside(part)
         if abs(float(track.get("offset", 0.0)) - first - start) > _SEAM_S:
             raise _Unreadable("mixed cut")
         heard = [s | {"start": float(s["start"]) + start} | _later(s, start) for s in part.get("supervisions", [])]
         parts.append(part | {"supervisions": heard})
         start += float(part["duration"])
     return parts
+
+
+def _check_inside(cut: dict[str, Any]) -> None:
+    for heard in cut.get("supervisions", []):
+        start = float(heard["start"])
+        if start < -_BEYOND_S or start + float(heard["duration"]) > float(cut["duration"]) + _BEYOND_S:
+            raise _Unreadable("supervision beyond its cut (trim_to_supervisions(keep_overlapping=False) cuts at them)")
 
 
 def _later(supervision: dict[str, Any], by: float) -> dict[str, Any]:
@@ -185,12 +208,15 @@ def _rows(tree: Tree, name: str) -> Iterator[tuple[int, dict[str, Any] | BadReco
 def _read(request: Request) -> Found:
     tree = request.tree
     shar: dict[str, Recording] = {}
+    others: Counter[str] = Counter()
     opened = ""
     for listed, number, found in _cuts(tree):
         place = Path(tree.recording(listed).path)
         if listed != opened:
             tar = place.with_name(place.name.replace("cuts", "recording", 1).split(".jsonl")[0] + ".tar")
             shar, opened = (_shar_members(str(tar)) if tar.is_file() else {}), listed
+            number_of_it = tar.name.removeprefix("recording")
+            others.update(each.name.removesuffix(number_of_it) for each in tar.parent.glob(f"*{number_of_it}") if shar)
         name = f"{listed}-{number}"
         try:
             if isinstance(found, Exception):
@@ -198,7 +224,9 @@ def _read(request: Request) -> Found:
             name = str(found["id"])
             parts = _tracks(found)
             audio = tuple(_audio(request, part, place.parent, shar) for part in parts)
-            record = _record(found | {"supervisions": [s for part in parts for s in part.get("supervisions", [])]})
+            heard = [s for part in parts for s in part.get("supervisions", [])]
+            length = sum(float(part["duration"]) for part in parts)
+            record = _record(found | {"supervisions": heard, "duration": length})
         except _Unreadable as error:
             yield Drop(name, str(error))
             continue
@@ -206,6 +234,10 @@ def _read(request: Request) -> Found:
             yield Drop(name, "bad line", f"{listed}, line {number}: {error!r}")
             continue
         yield Item(name, audio, record, joined=len(audio) > 1)
+    del others["recording"]
+    if others:
+        names = ", ".join(f"{name} ({number})" for name, number in sorted(others.items()))
+        request.notes.append(f"fields of the Shar that were not read, by their tars: {names}")
 
 
 CORPORA = (

@@ -34,9 +34,15 @@ _DECODERS: dict[str, Callable[[bytes], Any]] = {
     "int": lambda raw: int.from_bytes(raw, "little", signed=True),
     "str_int": lambda raw: int(raw),
     "str_float": lambda raw: float(raw),
-    "str_decimal": lambda raw: float(raw),
-    **{name: lambda raw, name=name: np.frombuffer(raw, f"<{np.dtype(name).str[1:]}")[0].item() for name in _NUMBERS},  # type: ignore[misc]
+    # As it is written: a float has fewer digits.
+    "str_decimal": lambda raw: decode_text(raw, "a column of numbers"),
+    **{name: lambda raw, name=name: _number(np.frombuffer(raw, f"<{np.dtype(name).str[1:]}")[0]) for name in _NUMBERS},  # type: ignore[misc]
 }
+
+
+def _number(value: Any) -> Any:
+    """A number of numpy by its shortest digits: 0.1 of 32 bits is 0.1."""
+    return float(str(value)) if isinstance(value, np.floating) else value.item()
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,8 @@ def _shard(place: Path, entry: dict[str, Any]) -> _Shard:
 
 
 def _plain(name: Any) -> str:
-    if not isinstance(name, str) or Path(name).name != name:
+    """The name of a shard, which merge_index() begins with the folder of its part."""
+    if not isinstance(name, str) or not name or Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"its shard {str(name)[:80]!r} is outside the folder: refused")
     return name
 

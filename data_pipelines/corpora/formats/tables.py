@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, groupby, pairwise, repeat
+from itertools import count, groupby, pairwise, repeat
 from pathlib import Path
 from typing import Any
 
@@ -145,11 +145,26 @@ def _of_hub(identity: str, request: Request) -> list[str]:
 
 
 def audio_column(schema: pyarrow.Schema, wanted: str | None = None) -> str:
-    """The column of encoded audio: the wanted one, a struct of bytes and path or a list of such, or one so named."""
+    """The column of encoded audio: the wanted one, a struct of bytes and path or a list of such, or one so named.
+
+    Raises ValueError for a column of decoded samples, and where there is none.
+    """
+    found = _audio_column(schema, wanted)
+    kind = schema.field(found).type
+    if pyarrow.types.is_struct(kind) and kind.get_field_index("array") >= 0 > kind.get_field_index("bytes"):
+        raise ValueError(
+            f"column {found!r} contains decoded samples ('array'), expected encoded files: "
+            f"dataset.cast_column({found!r}, datasets.Audio()) before it is saved"
+        )
+    return found
+
+
+def _audio_column(schema: pyarrow.Schema, wanted: str | None) -> str:
     names = list(schema.names)
     if wanted is not None:
         if wanted not in names:
-            raise ValueError(f"there is no audio column {wanted!r}; the table has {names}")
+            nested = "; columns within another are not read: dataset.flatten() first" if "." in wanted else ""
+            raise ValueError(f"there is no audio column {wanted!r}; the table has {names}{nested}")
         return wanted
     kinds = {f.name: f.type.value_type if _is_list(f.type) else f.type for f in schema}
     structs = [n for n, kind in kinds.items() if pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0]
@@ -157,7 +172,10 @@ def audio_column(schema: pyarrow.Schema, wanted: str | None = None) -> str:
         raise ValueError(f"several columns contain audio ({structs}): say which, e.g. columns.audio={structs[0]}")
     named = structs or [name for name in AUDIO_COLUMNS if name in names]
     if not named:
-        raise ValueError(f"no column of {names} contains audio: set it, e.g. columns.audio={names[0]}")
+        raise ValueError(
+            f"no column of {names} contains audio (bytes, or bytes and path): set it, columns.audio=COLUMN; columns "
+            "within another are not read: dataset.flatten() first"
+        )
     return named[0]
 
 
@@ -165,51 +183,54 @@ def _is_list(kind: pyarrow.DataType) -> bool:
     return bool(pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind))
 
 
-def _all_rows(
-    request: Request, files: Sequence[str], columns: Sequence[str]
-) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """(file, row number in it, cells of ``columns``); the audio column is not read."""
-    for path in files:
-        table = TableFile(path, request.storage)
-        for start, stop in pairwise(table.starts):
-            for number, row in enumerate(table.rows(start, tuple(columns), stop), start):
-                yield path, number, row
+def _rows(table: TableFile, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number, cells of ``columns``); the audio column is not read."""
+    for start, stop in pairwise(table.starts):
+        yield from enumerate(table.rows(start, tuple(columns), stop), start)
 
 
 def _huggingface(request: Request) -> Found:
-    files = table_files(request)
-    schema = TableFile(files[0], request.storage).schema
-    audio = audio_column(schema, request.columns.get("audio"))
-    others = [name for name in schema.names if name != audio]
-    if not request.field_columns and is_chat(dict.fromkeys(others, "")):
-        yield from _chats(request, files, audio, others)
-        return
-    if _is_list(schema.field(audio).type):
-        raise ValueError(f"column {audio!r} contains lists of clips: only chats and pairs are read with several")
-    columns = mapping(request.field_columns, others)
-    columns.pop("audio", None)
-    classes = class_names(schema)
-    read = sorted({column.split(".")[0] for column in columns.values()})
-    position = -1
-    for position, (path, number, row) in enumerate(_all_rows(request, files, read)):
-        name = str(row[columns["key"]]) if "key" in columns else f"{position:08d}"
-        try:
-            record = record_of(row, columns, classes)
-        except (ValueError, TypeError) as error:
-            yield Drop(name, "bad cell", str(error))
+    """The rows of all files, each by the columns and class names of its own file: configurations have their own."""
+    names = map("{:08d}".format, count())
+    left, kept = Counter[str](), Counter[str]()
+    for path in table_files(request):
+        table = TableFile(path, request.storage)
+        audio = audio_column(table.schema, request.columns.get("audio"))
+        others = [name for name in table.schema.names if name != audio]
+        if not request.field_columns and is_chat(dict.fromkeys(others, "")):
+            yield from _chats(table, audio, others, names, kept)
             continue
-        yield Item(name, (Recording(path, row=number, column=audio),), record)
-    note_untaken(request, Counter(dict.fromkeys(untaken(columns, others), position + 1)))
+        if _is_list(table.schema.field(audio).type):
+            raise ValueError(f"column {audio!r} contains lists of clips: only chats and pairs are read with several")
+        try:
+            columns = mapping(request.field_columns, others)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        columns.pop("audio", None)
+        classes = class_names(table.schema)
+        for number, row in _rows(table, sorted({column.split(".")[0] for column in columns.values()})):
+            position = next(names)
+            name = str(row[columns["key"]]) if "key" in columns else position
+            try:
+                record = record_of(row, columns, classes)
+            except (ValueError, TypeError) as error:
+                yield Drop(name, "bad cell", str(error))
+                continue
+            yield Item(name, (Recording(path, row=number, column=audio),), record)
+        left.update(dict.fromkeys(untaken(columns, others), table.starts[-1]))
+    note_untaken(request, left)
+    if kept:
+        request.notes.append(said_of(kept))
 
 
-def _chats(request: Request, files: Sequence[str], audio: str, others: Sequence[str]) -> Found:
-    """Rows that are chats or pairs, as other tools write them, about the clip, or the list of clips, in ``audio``."""
-    kept: Counter[str] = Counter()
-    places = chain.from_iterable(_cells(TableFile(path, request.storage), audio) for path in files)
-    for position, ((path, number, row), cells) in enumerate(
-        zip(_all_rows(request, files, others), places, strict=True)
-    ):
-        name = f"{position:08d}"
+def _chats(table: TableFile, audio: str, others: Sequence[str], names: Iterator[str], kept: Counter[str]) -> Found:
+    """Rows that are chats or pairs, as other tools write them, about the clip, or the list of clips, in ``audio``.
+
+    ``kept`` counts the fields that are not of chats.
+    """
+    path = table.path
+    for (number, row), cells in zip(_rows(table, others), _cells(table, audio), strict=True):
+        name = next(names)
         try:
             record, clips = chat_record({**row, "audios": [*cells]})
             if more := [clip for clip in clips if clip not in cells]:
@@ -221,8 +242,6 @@ def _chats(request: Request, files: Sequence[str], audio: str, others: Sequence[
         kept.update(unknown_fields(record))
         found = tuple(Recording(path, row=number, column=audio, clip=cells[str(clip)]) for clip in clips)
         yield Item(name, found, record)
-    if kept:
-        request.notes.append(said_of(kept))
 
 
 def _cells(table: TableFile, column: str) -> Iterator[dict[str, int | None]]:
@@ -236,9 +255,9 @@ def _cells(table: TableFile, column: str) -> Iterator[dict[str, int | None]]:
 
 def _voice_assistant(request: Request) -> Found:
     """split_name, index, round, question, question_audio, answer (answer_snac is not read): one chat per index."""
-    files = table_files(request)
     read = ("split_name", "index", "round", "question", "answer")
-    found = _all_rows(request, files, read)
+    tables = (TableFile(path, request.storage) for path in table_files(request))
+    found = ((table.path, number, row) for table in tables for number, row in _rows(table, read))
     for (source, index), group in groupby(found, key=lambda entry: (entry[2]["split_name"], entry[2]["index"])):
         turns = sorted(group, key=lambda entry: int(entry[2]["round"] or 0))
         name = f"{source}-{index}"
@@ -263,9 +282,13 @@ def _voice_assistant(request: Request) -> Found:
 
 def _align_anything(request: Request) -> Found:
     """prompt, response_1, response_2, overall_response (the better one: 1 or 2; of others neither), audio."""
-    files = table_files(request)
-    audio = audio_column(TableFile(files[0], request.storage).schema, request.columns.get("audio"))
-    return _chats(request, files, audio, ("prompt", "response_1", "response_2", "overall_response"))
+    names, kept = map("{:08d}".format, count()), Counter[str]()
+    for path in table_files(request):
+        table = TableFile(path, request.storage)
+        audio = audio_column(table.schema, request.columns.get("audio"))
+        yield from _chats(table, audio, ("prompt", "response_1", "response_2", "overall_response"), names, kept)
+    if kept:
+        request.notes.append(said_of(kept))
 
 
 CORPORA = (

@@ -6,11 +6,12 @@ Tars whose members are ours already (KEY.flac, KEY.json, KEY.txt) need no import
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from data_pipelines.corpora.base import DEV, TEST, TRAIN, Corpus, Drop, Found, Item, Recording, Request
@@ -18,7 +19,7 @@ from data_pipelines.corpora.formats.fields import mapping, note_untaken, record_
 from qa_train.data.shards import wds
 from qa_train.data.shards.tar import AUDIO_EXTENSIONS, OTHER_AUDIO_EXTENSIONS, TEXT_EXTENSIONS, Member, members
 from qa_train.data.stores import storage
-from qa_train.data.text.records import MAX_JSON_BYTES, BadRecord, decode_text, parse_object
+from qa_train.data.text.records import MAX_JSON_BYTES, BadRecord, decode_text, parse_object, parse_value
 from qa_train.utils.masking import masked, without_query
 
 # Without a dot in its name, with nothing before it, or of the library's own.
@@ -29,8 +30,10 @@ _AUDIO = (*AUDIO_EXTENSIONS, *OTHER_AUDIO_EXTENSIONS)
 def _webdataset(request: Request) -> Found:
     left: Counter[str] = Counter()
     ignored: Counter[str] = Counter()
-    for path, key, file, group in _samples(request, ignored):
-        name = f"{Path(without_query(path)).stem}-{key}"
+    paths = storage.expand(request.paths)
+    folders = dict(zip(paths, folders_of([*map(without_query, paths)]), strict=True))
+    for path, key, file, group in _samples(request, paths, ignored):
+        name = "-".join(filter(None, (request.part or folders[path], PurePosixPath(without_query(path)).stem, key)))
         try:
             row = row_of(file, key, group)
             columns = mapping(request.field_columns, row)
@@ -52,12 +55,28 @@ def _webdataset(request: Request) -> Found:
         request.notes.append(f"members that belong to no key: {', '.join(ignored)} ({ignored.total()})")
 
 
-def _samples(request: Request, ignored: Counter[str]) -> Iterator[tuple[str, str, IO[bytes], list[Member]]]:
+def apart(paths: Iterable[str]) -> list[str]:
+    """The folders of each file below the one that all of them are in, by which those of one name are told apart."""
+    places = [PurePosixPath(path) if "://" in path else Path(path).expanduser().absolute() for path in paths]
+    top = os.path.commonpath([place.parent for place in places])
+    return ["-".join(place.parent.relative_to(top).parts) for place in places]
+
+
+def folders_of(tars: Sequence[str]) -> list[str]:
+    """The folders of `apart` of tars whose names repeat; "" of the others."""
+    names = [PurePosixPath(tar).stem for tar in tars]
+    times = Counter(names)
+    return [folder if times[name] > 1 else "" for folder, name in zip(apart(tars), names, strict=True)]
+
+
+def _samples(
+    request: Request, paths: Sequence[str], ignored: Counter[str]
+) -> Iterator[tuple[str, str, IO[bytes], list[Member]]]:
     """Path, key, a file with the members' bytes, and the members of each sample.
 
     A tar at an address is read once, from its beginning to its end, and the file is the sample's own.
     """
-    for path in storage.expand(request.paths):
+    for path in paths:
         with storage.open_binary(path, request.storage, through=True) as file:
             if "://" not in path:
                 yield from ((path, key, file, group) for key, group in groups(file, path, ignored))
@@ -111,7 +130,10 @@ def row_of(file: IO[bytes], key: str, group: list[Member]) -> dict[str, Any]:
         file.seek(member.offset)
         raw = file.read(min(member.size, MAX_JSON_BYTES + 1))
         if member.kind == "json":
-            found = parse_object(raw, MAX_JSON_BYTES)
+            try:
+                found = parse_object(raw, MAX_JSON_BYTES) if column == "json" else parse_value(raw, MAX_JSON_BYTES)
+            except BadRecord as error:
+                raise BadRecord(f"member {member.name!r}: {error}", error.reason) from error
             row = found | row if column == "json" else row | {column: found}
             continue
         try:

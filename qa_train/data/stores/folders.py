@@ -25,11 +25,29 @@ _ATTEMPTS = 5
 
 
 def open_folder(place: str, storage: StorageConfig | None = None) -> Path:
-    """The folder at a path or URL; ``storage``: the options of its store.
+    """The folder at a path or URL; ``storage``: the options of its store, which is asked once whether it is there.
 
     Raises:
-        ValueError: a URL that nothing can be written to, or a store whose package is missing.
+        ValueError: a URL that nothing can be written to, a store whose package is missing, or that refuses.
     """
+    folder = _folder(place, storage)
+    if not isinstance(folder, Path):
+        try:
+            folder.fs.ls(folder.path)
+        except FileNotFoundError as error:
+            # A folder that is not there yet will be.
+            if "bucket does not exist" in str(error):
+                raise ValueError(f"{masked(place)}: {error}") from error
+        except Exception as error:  # every cloud library has its own errors
+            raise ValueError(
+                masked(
+                    f"{place}: {type(error).__name__}: {error}: check the keys, in the environment or storage.options"
+                )
+            ) from error
+    return folder
+
+
+def _folder(place: str, storage: StorageConfig | None) -> Path:
     if "://" not in place:
         return Path(place).expanduser()
     scheme = place.partition("://")[0]
@@ -65,7 +83,7 @@ def written(place: str, storage: StorageConfig | None = None) -> Iterator[Path]:
             yield part
         return
     parent, _, name = place.rpartition("/")
-    folder = open_folder(parent, storage)
+    folder = _folder(parent, storage)
     with tempfile.TemporaryDirectory() as scratch:
         yield (part := Path(scratch) / name)
         publish(part, folder)

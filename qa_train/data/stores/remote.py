@@ -43,13 +43,22 @@ class RemoteRefused(RemoteError):
     """An answer that trying again would not change, such as 403."""
 
 
-_LASTING = (FileNotFoundError, PermissionError, Permanent)
+# A TypeError: a library was given an option that it does not have.
+_LASTING = (FileNotFoundError, PermissionError, Permanent, TypeError)
 
 
 def remote_size(url: str, cfg: StorageConfig) -> int:
     """Size of a remote file in bytes; FileNotFoundError if it does not exist."""
     once = _web_size if _on_the_web(url) else _fsspec_size
     return _retried(url, "size", partial(once, url, cfg), cfg)
+
+
+def remote_version(url: str, cfg: StorageConfig) -> str:
+    """What a file that takes the place of this one differs in: its size, and a mark of its content or the time of its
+    change where there is one. FileNotFoundError if it does not exist.
+    """
+    once = web_ranges.version if _on_the_web(url) else _fsspec_version
+    return _retried(url, "version", partial(once, url, cfg), cfg)
 
 
 def read_range(url: str, offset: int, size: int, cfg: StorageConfig) -> bytes:
@@ -121,7 +130,7 @@ def _retried(url: str, what: str, once: Callable[[], Result], cfg: StorageConfig
     except FileNotFoundError:
         raise
     except _LASTING as error:
-        keys = isinstance(error, PermissionError)
+        keys = isinstance(error, PermissionError | TypeError)
         hint = " (check the keys, in the environment or data.storage.options)" if keys else ""
         raise RemoteRefused(masked(f"{what}: {error}{hint}")) from error
     except Exception as error:  # every cloud library has its own errors
@@ -145,6 +154,13 @@ def _web_range(url: str, offset: int, size: int, cfg: StorageConfig) -> bytes:
 def _fsspec_size(url: str, cfg: StorageConfig) -> int:
     fs, path = _filesystem(url, cfg)
     return int(within(cfg.timeout_s, lambda: fs.info(path))["size"])
+
+
+def _fsspec_version(url: str, cfg: StorageConfig) -> str:
+    fs, path = _filesystem(url, cfg)
+    info = within(cfg.timeout_s, lambda: fs.info(path))
+    # Of s3fs, gcsfs, and fsspec's memory.
+    return f"{info['size']} {next((info[name] for name in ('ETag', 'etag', 'created') if name in info), '')}"
 
 
 def _fsspec_range(url: str, offset: int, size: int, cfg: StorageConfig) -> bytes:
@@ -171,7 +187,10 @@ def _fsspec_names(url: str, cfg: StorageConfig, suffix: str) -> list[str]:
     try:
         found = within(cfg.timeout_s, lambda: fs.glob(path) if pattern else fs.find(path))
     except FileNotFoundError:
-        return []
+        found = []
+    bucket = path.partition("/")[0]
+    if not found and url.startswith(("s3://", "gs://")) and not within(cfg.timeout_s, lambda: fs.exists(bucket)):
+        raise Permanent(f"there is no bucket {bucket}, or it cannot be listed with these keys")
     names = sorted(str(name).lstrip("/") for name in found if str(name).endswith(suffix))
     return [f"{url.partition('://')[0]}://{name}" for name in names]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from urllib.parse import quote, urlsplit
 
 from huggingface_hub import constants, get_token
@@ -51,14 +52,27 @@ def read(
         Permanent: an answer that trying again would not change.
         OSError: any other status, an answer for other bytes, or an incomplete one.
     """
-    answer = _answer(url, offset, size, cfg, more or {})
+    answer, total = _read(url, offset, size, cfg, more or {})
+    return answer.body, total
+
+
+def version(url: str, cfg: StorageConfig) -> str:
+    """What a file that takes the place of this one differs in: its size, and ETag or time of change where the server
+    tells one. Raises as `read`.
+    """
+    answer, total = _read(url, 0, 1, cfg, {})
+    return f"{total} {answer.headers.get('etag') or answer.headers.get('last-modified', '')}"
+
+
+def _read(url: str, offset: int, size: int, cfg: StorageConfig, more: Mapping[str, str]) -> tuple[Answer, int]:
+    answer = _answer(url, offset, size, cfg, more)
     if answer.status == _PAST_THE_END:
         total = _WHOLE.fullmatch(answer.headers.get("content-range", ""))
         if total and int(total[1]) <= offset:
-            return b"", int(total[1])
+            return replace(answer, body=b""), int(total[1])
     if answer.status >= 400:
         _raise(url, answer)
-    return answer.body, _checked_range(answer, offset, size)
+    return answer, _checked_range(answer, offset, size)
 
 
 def _answer(url: str, offset: int, size: int, cfg: StorageConfig, more: Mapping[str, str]) -> Answer:

@@ -174,12 +174,17 @@ def stored_record(meta: str) -> dict[str, Any]:
 
 def parse_object(raw: bytes, limit: int) -> dict[str, Any]:
     """One JSON object of at most ``limit`` bytes, before its fields are checked; BadRecord if it is not one."""
-    if len(raw) > limit:
-        raise BadRecord(f"{len(raw)} bytes of JSON; at most {limit} are accepted")
-    record = parse_json(decode_text(raw, "the JSON"))
+    record = parse_value(raw, limit)
     if not isinstance(record, dict):
         raise BadRecord(f"expected a JSON object, found {type(record).__name__}")
     return record
+
+
+def parse_value(raw: bytes, limit: int) -> Any:
+    """The value of at most ``limit`` bytes of JSON; BadRecord if they are not."""
+    if len(raw) > limit:
+        raise BadRecord(f"{len(raw)} bytes of JSON; at most {limit} are accepted")
+    return parse_json(decode_text(raw, "the JSON"))
 
 
 def parse_json(text: str) -> Any:

@@ -13,7 +13,7 @@ class Outside:
     """
 
     def __init__(self, given: Iterable[str | Path]) -> None:
-        """``given``: folders, or files, which mean their folders."""
+        """``given``: folders, or files, which mean their folders; none: everything is where it was said to be."""
         places = (Path(place) for place in given)
         self._below = [os.path.realpath(place if place.is_dir() else place.parent) for place in places]
         self._parents: dict[str, str] = {}
@@ -39,7 +39,7 @@ class Outside:
 
     def note(self) -> str | None:
         """One line, or None when all are inside."""
-        if not self.outside:
+        if not self.outside or not self._below:
             return None
         return (
             f"{len(self.outside)} of {self.seen} recordings are outside {', '.join(self._below)} (absolute paths, .. "

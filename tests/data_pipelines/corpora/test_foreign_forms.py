@@ -16,7 +16,7 @@ from data_pipelines.importers import ImportConfig, import_corpus
 from data_pipelines.importing.catalogue import corpus_of
 from data_pipelines.importing.import_report import Report
 from scripts.quickstart_data.clip import read_shard
-from tests.data_pipelines.corpora.foreign_cases import cut
+from tests.data_pipelines.corpora.foreign_cases import LHOTSE_SHAR, cut
 from tests.data_pipelines.corpora.made_up import heard, pitch_of, tone, write_tree
 
 
@@ -134,6 +134,62 @@ def test_cuts_of_several_channels_are_their_mean(tmp_path: Path) -> None:
     assert report.dropped == {"MultiCut of some of the channels": 1}
     spectrum = np.abs(np.fft.rfft(found["all"][1]))
     assert sorted(np.argsort(spectrum)[-2:] * 2) == [500, 900]
+
+
+def test_a_channel_is_found_by_its_id(tmp_path: Path) -> None:
+    """Lhotse's ids of channels need not begin at 0: AudioSource(channels=[1, 2])."""
+
+    def one(name: str, channel: int, ids: list[int]) -> dict[str, Any]:
+        made = cut(name, "file", "a.wav", length=0.5, total=0.5) | {"channel": channel}
+        made["recording"]["sources"][0]["channels"] = ids
+        return made
+
+    cuts = [one("a", 1, [1, 2]), one("b", 2, [1, 2]), one("c", 1, [0, 1]), one("d", 7, [0, 1])]
+    files = {"cuts.jsonl": "\n".join(map(json.dumps, cuts)), "a.wav": stereo(500, 900)}
+    report, found = run("lhotse", files, tmp_path, error_budget=0.5)
+    assert report.dropped == {"channel that its recording lacks": 1}
+    assert {name: round(heard(wave), -1) for name, (_, wave) in found.items()} == {"a": 500, "b": 900, "c": 900}
+
+
+def speech(start: float, seconds: float, text: str, **more: Any) -> dict[str, Any]:
+    return {"id": text, "recording_id": "r", "start": start, "duration": seconds, "channel": 0, "text": text, **more}
+
+
+def test_text_that_is_not_in_a_cut_is_not_imported(tmp_path: Path) -> None:
+    """As lhotse 1.33's cut_into_windows, truncate and trim_to_supervisions leave supervisions: with all their text."""
+
+    def of(name: str, *supervisions: dict[str, Any]) -> dict[str, Any]:
+        return cut(name, "file", "a.wav", length=0.4, total=0.4) | {"supervisions": [*supervisions]}
+
+    two = [speech(0.0, 0.2, "one", speaker="a"), speech(0.2, 0.25, "two", speaker="b")]
+    cuts = [
+        # Rounded, or aligned with a late end.
+        of("rounded", *two),
+        of("window", speech(0.0, 0.3, "one"), speech(0.3, 0.3, "two")),
+        of("rest", speech(-0.3, 0.5, "one")),
+        of("nobody", speech(0.0, 0.2, "one"), speech(0.2, 0.2, "two")),
+        mixed("appended", (0.0, of("x", speech(0.0, 0.4, "one"))), (0.4, of("y", speech(0.0, 0.8, "two")))),
+        mixed("reverb", (0.0, of("x", *two)), (0.4, of("y", *two))) | {"transforms": [{"name": "Reverb"}]},
+    ]
+    files = {"cuts.jsonl": "\n".join(map(json.dumps, cuts)), "a.wav": tone("a.wav")}
+    report, found = run("lhotse", files, tmp_path, error_budget=0.9)
+    assert report.dropped.pop("transformed cut") == 1
+    ((reason, number),) = report.dropped.items()
+    assert (reason.split(" (")[0], number) == ("supervision beyond its cut", 3)
+    assert {name: record["text"] for name, (record, _) in found.items()} == dict.fromkeys(
+        ("rounded", "nobody"), "one two"
+    )
+    assert [(turn["speaker"], turn["start"], turn["end"]) for turn in found["rounded"][0]["turns"]] == [
+        ("a", 0.0, 0.2), ("b", 0.2, 0.4)
+    ]  # fmt: skip
+    # Turns are of somebody.
+    assert "turns" not in found["nobody"][0]
+
+
+def test_fields_of_a_shar_that_are_not_read_are_told(tmp_path: Path) -> None:
+    files = LHOTSE_SHAR.files | {"shar/target_recording.000000.tar": LHOTSE_SHAR.files["shar/recording.000000.tar"]}
+    report, _ = run("lhotse", files, tmp_path, path=[str(tmp_path / "in/shar")], error_budget=0.5)
+    assert "fields of the Shar that were not read, by their tars: target_recording (1)" in report.text()
 
 
 def test_an_id_of_kaldi_is_listed_once(tmp_path: Path) -> None:

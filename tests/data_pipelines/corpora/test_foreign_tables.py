@@ -443,6 +443,52 @@ def test_chats_of_a_hugging_face_folder(tmp_path: Path) -> None:
         assert record.get("chosen", record["messages"][-1]["content"]) == "Rain."
 
 
+def test_each_file_of_a_hugging_face_folder_has_its_own_classes_and_columns(tmp_path: Path) -> None:
+    """datasets 5.2's load_dataset takes the class names of the first file for all."""
+
+    def classes(*names: str) -> dict[str, Any]:
+        return {"info": {"features": {"label": {"names": list(names), "_type": "ClassLabel"}}}}
+
+    rows = [{"audio": audio_cell("a.wav"), "label": number, "text": str(number)} for number in (0, 1)]
+    said = [{"audio": audio_cell("a.wav"), "sentence": "two", "more": 7}]
+    files = {
+        "de/train.parquet": table_bytes(rows, classes("sad", "happy")),
+        "en/train.parquet": table_bytes(rows, classes("happy", "sad")),
+        "fr/train.parquet": table_bytes(said),
+    }
+    case = Case("huggingface", "train", files, {})
+    report = run(case, tmp_path)
+    assert report.made == 5
+    assert "columns that were not used: more (1)" in report.text()
+    (shard,) = (tmp_path / "out").glob("*.tar")
+    records = list(map(json.loads, load_index(str(shard)).table["meta"].to_pylist()))
+    assert [record.get("label") for record in records] == ["sad", "happy", "happy", "sad", None]
+    assert [record["text"] for record in records] == ["0", "1", "0", "1", "two"]
+    with pytest.raises(ValueError, match=r"fr/train\.parquet: columns: there is no column \['text'\]"):
+        run(case, tmp_path / "mapped", columns={"text": "text"})
+
+
+def test_audio_columns_that_cannot_be_read_say_why(tmp_path: Path) -> None:
+    inside = {"ctx": {"audio": audio_cell("a.wav")}, "text": "one"}
+    decoded = {"audio": {"array": [0.1, 0.2], "sampling_rate": 16_000, "path": "a.wav"}, "text": "one"}
+    for row, column, why in (
+        (inside, "", r"no column of \['ctx', 'text'\] contains audio .*dataset\.flatten\(\)"),
+        (inside, "ctx.audio", r"no audio column 'ctx\.audio'.*dataset\.flatten\(\)"),
+        (decoded, "audio", r"decoded samples \('array'\), expected encoded files: .*datasets\.Audio\(\)"),
+        (decoded, "", r"decoded samples \('array'\)"),
+    ):
+        (tmp_path / "t.parquet").write_bytes(table_bytes([row]))
+        request = Request((str(tmp_path / "t.parquet"),), "train", {"audio": column} if column else {})
+        with pytest.raises(ValueError, match=why):
+            list(corpus_of("huggingface").read(request))
+
+
+def test_a_number_that_is_not_whole_is_not_cut() -> None:
+    assert record_of({"pitch": "60.0", "text": "x"}, {"pitch": "pitch", "text": "text"})["pitch"] == 60
+    with pytest.raises(ValueError, match=r"'velocity' must be a whole number, found 1\.5"):
+        record_of({"velocity": 1.5}, {"velocity": "velocity"})
+
+
 def test_lists_of_clips_in_a_hugging_face_table(tmp_path: Path) -> None:
     """``audios`` of ms-swift and LLaMA-Factory: as many clips as the chat places, in its order."""
     clips = [["a.wav", "b.wav"], ["c.wav"], ["d.wav"]]

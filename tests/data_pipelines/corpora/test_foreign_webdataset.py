@@ -41,6 +41,10 @@ def read(tmp_path: Path, members: dict[str, Any], split: str = "train", **column
         ({"x.text.txt": b"file", "x.json": {"text": "json"}, "x.wav": WAVE}, {}, {"text": "file"}),
         ({"x.wav": WAVE, "x.json": {"caption": ["one"]}}, {}, {"caption": "one"}),
         ({"x.wav": WAVE, "x.json": {"caption": ["a ", "b"]}}, {}, {"caption": "a", "captions": ["a", "b"]}),
+        ({"x.wav": WAVE, "x.json": {"caption": ["", "a", " ", "b"]}}, {}, {"caption": "a", "captions": ["a", "b"]}),
+        ({"x.wav": WAVE, "x.json": {"caption": ["", "a"]}}, {}, {"caption": "a"}),
+        ({"x.wav": WAVE, "x.caps.json": ["a", "b"]}, {"caption": "caps"}, {"caption": "a", "captions": ["a", "b"]}),
+        ({"x.wav": WAVE, "x.txt": b"so", "x.boxes.json": [1], "x.n.json": 7, "x.npy": b"\x93"}, {}, {"text": "so"}),
         ({"d.1/x.wav": WAVE, "d.1/x.txt": b"so"}, {}, {"text": "so"}),
         ({"x.wav": WAVE, "x.mp4": b"\0", "x.txt": b"so"}, {}, {"text": "so"}),
         ({"x.mic.wav": WAVE, "x.far.wav": WAVE, "x.txt": b"so"}, {"audio": "mic.wav"}, {"text": "so"}),
@@ -56,7 +60,9 @@ def test_what_lies_beside_the_audio(
     (clip,) = item.audio
     assert (tmp_path / "s.tar").read_bytes()[clip.offset or 0 :][: clip.size] == WAVE
     assert [note.reason.split(";")[0] for note in notes if isinstance(note, Drop)] == (
-        ["columns that were not used: npy (1)"] if "x.npy" in members else []
+        ["columns that were not used: " + ("boxes (1), n (1), npy (1)" if "x.n.json" in members else "npy (1)")]
+        if "x.npy" in members
+        else []
     )
 
 
@@ -69,7 +75,8 @@ def test_what_lies_beside_the_audio(
         ({"x.wav": WAVE}, {}, "bad record", "it is empty"),
         ({"x.wav": WAVE, "x.cls": b"7"}, {}, "bad record", "columns.text=cls"),
         ({"x.wav": WAVE, "x.json": b"{"}, {}, "bad record", "JSON"),
-        ({"x.wav": WAVE, "x.json": b"[1]"}, {}, "bad record", "object"),
+        ({"x.wav": WAVE, "x.json": b"[1]"}, {}, "bad record", "member 'x.json': expected a JSON object"),
+        ({"x.wav": WAVE, "x.txt": b"so", "x.b.json": b"[1"}, {}, "bad record", "member 'x.b.json': not JSON"),
         ({"x.wav": WAVE, "x.txt": b"gr\xfc\xdfe"}, {}, "bad record", "not UTF-8"),
         ({"x.wav": WAVE, "x.json": {"text": ["a", "b"]}}, {}, "bad record", "must be text, found list"),
         ({"x.wav": WAVE, "x.json": {"text": "x" * (1 << 20)}}, {}, "bad record", "at most"),

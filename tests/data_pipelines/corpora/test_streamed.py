@@ -10,6 +10,7 @@ import pickle
 import re
 import tarfile
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -53,6 +54,7 @@ class Server:
                 self.send_response(206)
                 self.send_header("Content-Length", str(len(part)))
                 self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(body)}")
+                self.send_header("ETag", f'"{zlib.crc32(body)}"')
                 self.end_headers()
                 self.wfile.write(part)
 
@@ -63,6 +65,10 @@ class Server:
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def read(self) -> set[str]:
+        """Files of which more was asked for than how long they are."""
+        return {name for name, _, length in self.asked if length > 1}
 
     def close(self) -> None:
         self._server.shutdown()
@@ -203,14 +209,39 @@ def test_an_import_goes_on_where_it_was(server: Server, tmp_path: Path) -> None:
     signed = [f"{server.url}/x-00{i}.tar?X-Signature=abcdef{i}" for i in range(3)]
     report = run(signed, tmp_path / "out")
     assert (report.made, report.shards) == (6, 3)
-    assert {name for name, *_ in server.asked} == {"x-001.tar", "x-002.tar"}
+    assert server.read() == {"x-001.tar", "x-002.tar"}
     written = "".join(p.read_text() for p in (tmp_path / "out").rglob("*.json*"))
     assert "abcdef" not in written
     server.asked.clear()
     assert run(f"{server.url}/{PATTERN}", tmp_path / "out").made == 6
-    assert not server.asked
+    assert not server.read()
+    # One that was replaced is read again.
+    write(server.folder, lambda i: speech(i) | {"txt": f"another {i}"})
+    (server.folder / "x-000.tar").write_bytes(body)
+    assert run(f"{server.url}/{PATTERN}", tmp_path / "out").made == 6
+    assert server.read() == {"x-000.tar", "x-001.tar", "x-002.tar"}
+    assert [record["text"] for record in records(tmp_path / "out")][1:4] == ["text 3", "another 2", "another 3"]
+    server.asked.clear()
     assert run(f"{server.url}/{PATTERN}", tmp_path / "out", fields={"license": "x"}).made == 6
-    assert len({name for name, *_ in server.asked}) == 3
+    assert len(server.read()) == 3
+
+
+def test_tars_of_one_name_are_told_apart_by_their_folders(server: Server, tmp_path: Path) -> None:
+    for part in ("a", "b", "b/c"):
+        (server.folder / part).mkdir()
+        write(server.folder / part, lambda i, part=part: speech(i) | {"txt": f"{part} {i}"}, count=2)  # type: ignore[misc]
+    write(server.folder, speech, count=1)
+    (server.folder / "x-000.tar").rename(server.folder / "alone.tar")
+    names = ["a/x-000.tar", "b/c/x-000.tar", "b/x-000.tar", "alone.tar"]
+    streamed = run([f"{server.url}/{name}" for name in names], tmp_path / "streamed")
+    local = run([str(server.folder / name) for name in names], tmp_path / "local")
+    assert (streamed.made, local.made) == (7, 7)
+    found = records(tmp_path / "streamed")
+    by_key = {each["key"]: each for each in records(tmp_path / "local")}
+    assert found == [by_key[each["key"]] for each in found]
+    assert [each["key"].removeprefix("webdataset-train-") for each in found] == [
+        "a-x-000-s0", "a-x-000-s1", "b-c-x-000-s0", "b-c-x-000-s1", "b-x-000-s0", "b-x-000-s1", "alone-s0",
+    ]  # fmt: skip
 
 
 def _cut(at: float) -> Callable[[bytes, list[tarfile.TarInfo]], bytes]:
@@ -282,14 +313,14 @@ def test_the_budget_is_that_of_all_files(server: Server, tmp_path: Path) -> None
     server.asked.clear()
     with pytest.raises(ValueError, match=r"20 of 20 samples cannot be used \(1 of 3 files\)"):
         run(f"{server.url}/{PATTERN}", tmp_path / "other", columns={"audio": "mic.wav"})
-    assert {name for name, *_ in server.asked} == {"x-000.tar"}
+    assert server.read() == {"x-000.tar"}
 
 
 def test_the_first_samples_alone(server: Server, tmp_path: Path) -> None:
     write(server.folder, speech)
     report = run(f"{server.url}/{PATTERN}", tmp_path / "out", max_samples=3)
     assert report.made == 3
-    assert {name for name, *_ in server.asked} == {"x-000.tar", "x-001.tar"}
+    assert server.read() == {"x-000.tar", "x-001.tar"}
     assert [record["text"] for record in records(tmp_path / "out")] == ["text 0", "text 1", "text 2"]
     assert run(f"{server.url}/{PATTERN}", tmp_path / "out").made == 6
 
