@@ -25,6 +25,7 @@ from qa_train.config import (
     config_dir,
 )
 from qa_train.train.dpo import dpo
+from qa_train.train.job.owner import release
 from qa_train.train.pretrain import pretrain
 from qa_train.train.sft import sft
 from tests.docs.test_commands import PAGES, commands, compose_stage
@@ -110,6 +111,8 @@ def test_a_documented_recipe_trains(
     steps = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == [1, 2]
     assert all(step["grad_norm"] > 0 for step in steps)
+    # Its beats would go on in this process.
+    release()
     shutil.rmtree(tmp_path / "run")
 
 
