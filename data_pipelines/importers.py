@@ -23,14 +23,14 @@ from typing import Any
 from data_pipelines.clips.make_shards import RECIPE_SUFFIX, make, refuse_others
 from data_pipelines.corpora.base import Corpus, Drop, Request, TableForm
 from data_pipelines.importing import blocklist
-from data_pipelines.importing.admission import Admission, bare_note, items_of, plain
+from data_pipelines.importing.admission import Admission, Bare, items_of, plain
 from data_pipelines.importing.blocklist import Blocklist
 from data_pipelines.importing.budget import allowed_of, forget_bad, make_within_budget
 from data_pipelines.importing.catalogue import corpus_of, table
 from data_pipelines.importing.import_report import Report, Unlisted
 from data_pipelines.importing.import_shard import COPIED_SUFFIX, ImportJob
 from data_pipelines.importing.listing import Listing
-from data_pipelines.importing.streamed import StreamJob, Tally, stream_jobs
+from data_pipelines.importing.streamed import StreamJob, Tally, forget_changed, stream_jobs
 from qa_train.config import StorageConfig
 from qa_train.data.shards.index import load_index
 from qa_train.data.stores import storage
@@ -233,10 +233,8 @@ def _streamed(
         raise ValueError("audio=in_place is for files of this machine: download them, or use audio=keep for URLs")
     files = storage.expand(request.paths, options.storage)
     _refuse_leftovers(out, admission.prefix, len(files))
-    jobs = stream_jobs(
-        files, admission, request, out, audio=options.audio, max_duration_s=options.max_duration_s,
-        versioned=options.max_samples is None,
-    )  # fmt: skip
+    jobs = stream_jobs(files, admission, request, out, audio=options.audio, max_duration_s=options.max_duration_s)
+    report.notes += forget_changed(jobs)
     forget_bad(jobs, retry_bad=options.retry_bad)
     tally = Tally(report, ids, len(jobs), options.error_budget, options.max_samples)
     begun: list[StreamJob] = []
@@ -261,7 +259,7 @@ def _listing(
         max_duration_s=options.max_duration_s, storage=options.storage,
     )  # fmt: skip
     total = 0
-    bare: list[str] = []
+    bare = Bare()
     extra, outside = Unlisted(request), Outside(path for path in request.paths if Path(path).exists())
     for found in progress(items_of(corpus, request), desc=f"listing {admission.prefix}", unit="items"):
         extra.seen(found)
@@ -274,11 +272,11 @@ def _listing(
         for place in entry.item.audio:
             outside.look(place.path)
         listing.add(entry.key, entry.item, entry.record)
-        bare += [entry.key] if entry.bare else []
+        bare.look(entry)
         total += 1
         if total == options.max_samples:
             break
-    report.notes += request.notes + bare_note(bare)
+    report.notes += request.notes + bare.notes()
     if total != options.max_samples:
         report.notes += extra.notes()
     report.notes += filter(None, [outside.note()])

@@ -102,7 +102,7 @@ class Request:
     prefix: tuple[str, str] | None = None
     # Files that are not at their listed paths are searched by name.
     by_name: bool = False
-    # Of a file that is read alone: its folders, where others have its name.
+    # For a streamed file: its folders, if other files have the same name.
     part: str = ""
     # How remote files are read.
     storage: StorageConfig = field(default_factory=StorageConfig)

@@ -31,7 +31,7 @@ from qa_train.data.audio.waveform import (
     resample,
     within_full_scale,
 )
-from qa_train.data.shards.clip_files import FETCHING, clip_bytes, forms
+from qa_train.data.shards.clip_files import FETCHING, clip_bytes, spelt
 from qa_train.data.shards.tar import MAX_MEMBER_BYTES, OTHER_AUDIO_EXTENSIONS
 
 # Used if no other kind is next to them (a video next to its sound).
@@ -241,11 +241,10 @@ def _cell(place: Recording, storage: StorageConfig) -> bytes:
     if not isinstance(named, str) or not named or "://" in place.path:
         files = "; files that it names are not read" if "://" in place.path else ""
         raise MissingAudio(f"{place.name}: no audio bytes in column {place.column!r}{files}")
-    path = Path(place.path).parent / named
-    found = next((other for other in map(Path, forms(str(path))) if there(other)), None)
-    if found is None:
-        raise MissingAudio(f"{place.name}: no audio bytes in column {place.column!r}, and no file {path}")
-    return found.read_bytes()
+    folder = Path(place.path).parent
+    if not there(folder / named, lambda _: spelt(folder, named).is_file()):
+        raise MissingAudio(f"{place.name}: no audio bytes in column {place.column!r}, and no file {folder / named}")
+    return spelt(folder, named).read_bytes()
 
 
 @lru_cache(maxsize=1)

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from data_pipelines.corpora.recordings import OTHER_AUDIO, Recording, open_zip, there, zip_member
 from qa_train.data.audio.structure.formats import other_file
-from qa_train.data.shards.clip_files import forms
+from qa_train.data.shards.clip_files import spelt
 from qa_train.data.shards.tar import AUDIO_EXTENSIONS, members
 from qa_train.data.text.json_rows import Row, array_items, rows
 from qa_train.data.text.records import BadRecord
@@ -44,6 +44,8 @@ class Tree:
         self.paths = list(given.values())
         self.folders = [path for path in self.paths if Path(path).is_dir()]
         self.archives: list[str] = []
+        # What `by_name` found under other capitals.
+        self.other_capitals: list[str] = []
         # Lists: their names -> their paths.
         self.named: dict[str, str] = {}
         for path in self.paths:
@@ -64,13 +66,13 @@ class Tree:
 
     @cached_property
     def _archived(self) -> dict[str, list[Recording]]:
-        """Where the files of each name lie; of one archive, the first."""
+        """Where the files of each name, composed, lie; of one archive, the first."""
         found: dict[str, list[Recording]] = {}
         for place in chain.from_iterable(map(_members, self.archives)):
             name = _clean(place.member)
             # Like hidden files of folders: what macOS adds to archives ("._clip.wav") is not audio.
             if not _hidden(name):
-                places = found.setdefault(name, [])
+                places = found.setdefault(_composed(name), [])
                 if not places or places[-1].path != place.path:
                     places.append(place)
         return found
@@ -136,7 +138,7 @@ class Tree:
     def _by_name(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         for name in self.names:
-            found.setdefault(_composed(PurePosixPath(name).name).casefold(), []).append(name)
+            found.setdefault(_composed(PurePosixPath(name).name).lower(), []).append(name)
         return found
 
     def by_name(self, name: str) -> Recording | None:
@@ -144,9 +146,14 @@ class Tree:
 
         Where there is none: the only one whose name differs in capitals, which Windows and macOS do not tell apart.
         """
-        found = self._by_name.get(_composed(name).casefold(), [])
-        found = [path for path in found if _composed(PurePosixPath(path).name) == _composed(name)] or found
-        return self.recording(found[0]) if len(found) == 1 else None
+        likely = self._by_name.get(_composed(name).lower(), [])
+        equal = [path for path in likely if _composed(PurePosixPath(path).name) == _composed(name)]
+        found = equal or likely
+        if len(found) != 1:
+            return None
+        if not equal:
+            self.other_capitals.append(f"{name} as {found[0]}")
+        return self.recording(found[0])
 
     def audio_names(self, folder: str = "") -> Iterator[str]:
         """All audio files, sorted; a video only without a sound file next to it.
@@ -160,19 +167,16 @@ class Tree:
                 yield name
 
     def places(self, name: str) -> list[Recording]:
-        """Where the file ``name`` lies: the list that path= names so, or else the file in each folder and archive, in
-        one of its `forms`.
+        """Where the file ``name`` lies: the list that path= names so, or else the file in each folder and archive.
 
         Of the only folder, whether it is there is seen when it is read.
         """
-        return next(filter(None, map(self._places, forms(_clean(name)))), [])
-
-    def _places(self, name: str) -> list[Recording]:
+        name = _clean(name)
         if name in self.named:
             return [Recording(self.named[name])]
-        found = [*self._archived.get(name, ())] if self.archives else []
-        several = len(self.folders) + len(self.archives) > 1 or not name.isascii()
-        files = [Path(root) / name for root in self.folders]
+        found = [*self._archived.get(_composed(name), ())] if self.archives else []
+        several = len(self.folders) + len(self.archives) > 1
+        files = [spelt(Path(root), name) for root in self.folders]
         return found + [Recording(str(file)) for file in files if not several or there(file)]
 
     def recording(self, name: str, start_s: float = 0.0, end_s: float | None = None) -> Recording:
@@ -187,7 +191,7 @@ class Tree:
             homes = " and ".join(place.path.removesuffix(f"/{name}") for place in found[:2])
             raise BadRecord(
                 f"{name} is in {homes}: import them one after the other, or give the folder that holds both "
-                "(a list must then name theirs, too)",
+                "(paths in a list must then begin with that folder)",
                 "ambiguous file",
             )
         first = Path(next(iter(self.folders), ""))

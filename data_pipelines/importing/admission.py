@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +24,7 @@ class Entry:
     @property
     def bare(self) -> bool:
         """Whether its list says nothing of it: there is no text, no label."""
-        return not set(self.item.record) - {"split", "license", "subset"}
+        return not set(self.record) - {"source", "split", "license", "subset"}
 
 
 @dataclass(frozen=True)
@@ -86,11 +85,21 @@ class Admission:
         return None
 
 
-def bare_note(keys: Sequence[str]) -> list[str]:
-    """One sentence about records of which nothing is known, or none."""
-    if not keys:
-        return []
-    return [f"records without a text, label or any other field: {len(keys)}, e.g. {keys[0]}"]
+class Bare:
+    """Counts records of which nothing is known."""
+
+    def __init__(self) -> None:
+        self._number, self._first = 0, ""
+
+    def look(self, entry: Entry) -> None:
+        """Count one, if it is such."""
+        if entry.bare:
+            self._number, self._first = self._number + 1, self._first or entry.key
+
+    def notes(self) -> list[str]:
+        """One sentence, or none."""
+        told = f"records without a text, label or any other field: {self._number}, e.g. {self._first}"
+        return [told] if self._number else []
 
 
 def items_of(corpus: Corpus, request: Request) -> Found:

@@ -35,7 +35,7 @@ class Unlisted:
             self._stems.add(path.stem)
 
     def notes(self) -> list[str]:
-        """One sentence with their number and an example, or none."""
+        """A sentence with their number and an example, and one about files that were found by other capitals."""
         # Readers of tables that carry their audio list no files.
         tree: Tree | None = vars(self._request).get("tree")
         if tree is None:
@@ -43,9 +43,15 @@ class Unlisted:
         places = (place for name in tree.audio_names() for place in tree.places(name))
         names = [PurePath(place.member or place.path) for place in places]
         extra = [path for path in names if str(path.parent) in self._folders and path.stem not in self._stems]
+        notes = []
+        if found := tree.other_capitals:
+            notes.append(f"{len(found)} files were found under names with other capitals, e.g. {found[0]}")
         if not extra:
-            return []
-        return [f"{len(extra)} audio files in the same folders belong to no record of this split, e.g. {extra[0].name}"]
+            return notes
+        return [
+            *notes,
+            f"{len(extra)} audio files in the same folders belong to no record of this split, e.g. {extra[0].name}",
+        ]
 
 
 @dataclass

@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence  # noqa: F401 (pdoc looks up inherited annotations here)
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.clips.make_shards import Job
 from data_pipelines.corpora.base import Drop, Request
 from data_pipelines.corpora.formats.webdataset import folders_of
-from data_pipelines.importing.admission import Admission, bare_note, items_of
+from data_pipelines.importing.admission import Admission, Bare, items_of
 from data_pipelines.importing.blocklist import ids_of
 from data_pipelines.importing.budget import allowed_of
 from data_pipelines.importing.import_report import Report
 from data_pipelines.importing.import_shard import DROPPED_SUFFIX, Made, clips_of, dropped_of
-from qa_train.config import StorageConfig
 from qa_train.data.audio.waveform import SAMPLE_RATE
 from qa_train.data.shards.writer import ShardWriter
 from qa_train.data.stores.background import submit
@@ -49,6 +48,14 @@ class StreamJob(Job):
         """The same of the first ``most`` records only."""
         return replace(self, most=most, arguments=(*self.arguments, most))
 
+    def version(self) -> str:
+        """What a file that takes the place of this one differs in. OSError where nobody tells."""
+        (file,) = self.request.paths
+        if "://" not in file:
+            found = Path(file).stat()
+            return f"{found.st_size} {found.st_mtime_ns}"
+        return remote_version(file, replace(self.request.storage, retries=0))
+
     def write(self) -> int:
         """Write the shard, its skipped samples, and what else is known of it; returns the number of its records.
 
@@ -59,7 +66,11 @@ class StreamJob(Job):
         # Names are those of this file alone.
         admission = replace(self.admission, _seen={})
         corpus, purpose = admission.corpus, admission.purpose
-        made, ids, bare = Made(sys.maxsize), list[str](), list[str]()
+        # Before it is read: one that is replaced meanwhile is read again.
+        version = ""
+        with suppress(OSError):
+            version = self.version()
+        made, ids, bare = Made(sys.maxsize), list[str](), Bare()
         try:
             with ShardWriter(self.path, max_samples=1 << 40, max_bytes=1 << 50) as writer:
                 for found in items_of(corpus, self.request):
@@ -67,7 +78,7 @@ class StreamJob(Job):
                     if isinstance(entry, Drop):
                         made.drop(entry.name, entry.reason, entry.detail, error=not entry.filter)
                         continue
-                    bare += [entry.key] if entry.bare else []
+                    bare.look(entry)
                     ids += ids_of(corpus.name, entry.item) if purpose == "eval" else ()
                     with made.counting(entry.key):
                         places, storage = list(entry.item.audio), self.request.storage
@@ -81,53 +92,51 @@ class StreamJob(Job):
         made.note(problem for index in indexes for problem in index.problems)
         made.save(self.path)
         number = sum(map(len, indexes))
-        told = {"made": number, "notes": self.request.notes + bare_note(bare), "ids": ids}
+        told = {"made": number, "version": version, "notes": self.request.notes + bare.notes(), "ids": ids}
         write_text(companion(self.path, TOLD_SUFFIX), json_text(told) + "\n")
         return number
 
 
 def stream_jobs(
     files: Sequence[str], admission: Admission, request: Request, out: Path, *, audio: str, max_duration_s: float,
-    versioned: bool,
 ) -> list[StreamJob]:  # fmt: skip
-    """One job for each file. ``OUT/listing`` names the files, without their signatures.
-
-    ``versioned``: the server is asked for the version of each file, so that one that was replaced is read again.
-    """
+    """One job for each file. ``OUT/listing`` names the files, without their signatures."""
     (out / "listing").mkdir(parents=True, exist_ok=True)
     rules = {
         name: value for name, value in vars(admission).items() if name[0] != "_" and name not in ("corpus", "block")
     }
     rules |= {"columns": request.columns, "block": draws.digest(sorted(admission.block.ids)).hex()}
     jobs = []
-    versions = _versions(files, request.storage) if versioned else [""] * len(files)
     folders = folders_of([*map(without_query, files)])
-    for number, (file, version, folder) in enumerate(zip(files, versions, folders, strict=True)):
+    for number, (file, folder) in enumerate(zip(files, folders, strict=True)):
         name = f"{admission.prefix}-{number:05d}"
         write_text(out / "listing" / f"{name}.jsonl", json.dumps({"file": masked(file)}) + "\n")
         place = without_query(file)
-        known = json.dumps(rules | {"version": version}, sort_keys=True)
+        known = json.dumps(rules | ({"part": folder} if folder else {}), sort_keys=True)
         what = (place if place.endswith(".tar") else file, audio, max_duration_s, known)
         one = replace(request, paths=(file,), notes=[], part=folder)
         jobs.append(StreamJob(out / f"{name}.tar", admission.corpus.read, what, 1, one, admission))
     return jobs
 
 
-def _versions(files: Sequence[str], storage: StorageConfig) -> list[str]:
-    """`remote_version` of each file; "" of those that are not there."""
-
-    def version(file: str) -> str:
+def forget_changed(jobs: Sequence[StreamJob]) -> list[str]:
+    """Make finished shards whose files were replaced since unfinished; notes of those that could not be compared."""
+    asked = [(job, submit(job.version)) for job in jobs if job.complete]
+    unknown: list[str] = []
+    for job, answer in asked:
         try:
-            return remote_version(file, storage)
-        except FileNotFoundError:
-            return ""
-
-    asked = [submit(partial(version, file)) for file in files]
-    try:
-        return [each.result() for each in asked]
-    finally:
-        for each in asked:
-            each.cancel()
+            version = None if unknown else answer.result()
+        except OSError as error:
+            # A server that is gone, or a signature that has expired: the others are not waited for.
+            unknown.append(masked(error))
+        else:
+            if version and told_of(job.path)[1].get("version", version) != version:
+                companion(job.path, TOLD_SUFFIX).unlink()
+    if not unknown:
+        return []
+    for _, answer in asked:
+        answer.cancel()
+    return [f"whether the files of {len(asked)} finished shards were replaced is not known: {unknown[0]}"]
 
 
 def told_of(path: Path) -> tuple[int, dict[str, Any]]:

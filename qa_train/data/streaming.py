@@ -85,6 +85,8 @@ def stream(
 
 
 def _source(name: str, given: SourceConfig | Mapping[str, Any]) -> SourceConfig:
+    if not isinstance(given, SourceConfig | Mapping):
+        raise ValueError(f"source {name!r} is {given!r}, expected its settings: {{'shards': [...], 'task': 'asr'}}")
     settings = vars(given) if isinstance(given, SourceConfig) else {"name": name, **given}
     known = [field.name for field in fields(SourceConfig)]
     if unknown := sorted({*settings} - {*known}):

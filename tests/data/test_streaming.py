@@ -176,6 +176,7 @@ def test_damage_is_skipped_within_the_budget(tmp_path: Path, caplog: pytest.LogC
         ({"a": SourceConfig(shards=Path("none-*.tar"), task="asr")}, {}, r"no shard matches \['none-\*\.tar'\]"),  # type: ignore[arg-type]
         ({"a": {"shard": ["x.tar"], "task": "asr"}}, {}, "source 'a': there is no setting shard; it has name, shards"),
         ({"a": {"shards": ["x.tar"]}}, {}, "source 'a' has no task, such as asr"),
+        ({"a": "x.tar"}, {}, "source 'a' is 'x.tar', expected its settings"),
         (DataConfig(), {"storage": StorageConfig()}, "set them there"),
         (DataConfig(), {"error_budget": 0.5}, "set them there"),
         (DataConfig(), {}, "no source"),

@@ -138,7 +138,7 @@ def record_of(
             value = _named(value, classes[column])
         if name == "caption" and isinstance(value, list) and value and all(isinstance(text, str) for text in value):
             texts = list(filter(None, map(str.strip, value)))
-            value, record["captions"] = next(iter(texts), None), texts if len(texts) > 1 else None
+            value, record["captions"] = texts[0] if texts else None, texts if len(texts) > 1 else None
         # A table writes NaN for a number that is missing, which is not equal to itself.
         if value is not None and value != "" and value == value:
             record[name] = _typed(name, value)
@@ -182,7 +182,7 @@ def _typed(name: str, value: Any) -> Any:
                 raise ValueError(f"{name!r} must be a list, as JSON or in Python's spelling, found {str(value)[:80]!r}")
         return [str(part).strip() for part in parts if str(part).strip()]
     if name in NUMBERS:
-        if (number := float(value)) != round(number):
+        if not (number := float(value)).is_integer():
             raise ValueError(f"{name!r} must be a whole number, found {value!r}")
         return int(number)
     found = value if isinstance(value, list | dict) else _parsed(value)

@@ -2,15 +2,17 @@
 (``cuts.000000.jsonl.gz`` + ``recording.000000.tar``).
 
 Padded cuts are read without their padding, appended ones are joined again. Mixed and transformed ones are dropped, and
-those with a supervision that goes on outside: some of its text is not in the clip. The manifests are read as plain
-JSON, without lhotse; sources of type "command" are refused.
+those with the text of a supervision that reaches beyond its cut, as windows and truncation leave it. The manifests are
+read as plain JSON, without lhotse; sources of type "command" are refused.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -38,6 +40,10 @@ _SEAM_S = 0.02
 _BEYOND_S = 0.1
 
 
+# A file of a Shar: its field, and the number of its part.
+_PART = re.compile(r"([^.]+)\.(\d+)\.(?:tar|jsonl|jsonl\.gz)")
+
+
 class _Unreadable(ValueError):
     """A cut that cannot be imported; the message is the reason for the counts."""
 
@@ -51,6 +57,22 @@ def _shar_members(path: str) -> dict[str, Recording]:
             # "original": written with the formats of the files.
             if f"{dot}{extension}".lower() in (*AUDIO, ".original"):
                 found[stem] = Recording(path, member=member.name, offset=member.offset, size=member.size)
+    return found
+
+
+def _fields(tar: Path) -> set[str]:
+    """The other fields of a part of a Shar: target_recording.000000.tar, features.000000.tar, name.000000.jsonl.gz."""
+    number = tar.name.partition(".")[2].removesuffix(".tar")
+    return _listed(tar.parent).get(number, set()) - {tar.name.partition(".")[0], "cuts"}
+
+
+@lru_cache(maxsize=1)
+def _listed(folder: Path) -> dict[str, set[str]]:
+    """Number of a part -> the names of its fields; a Shar may have thousands of parts in a folder."""
+    found: dict[str, set[str]] = {}
+    for path in folder.iterdir():
+        if match := _PART.fullmatch(path.name):
+            found.setdefault(match[2], set()).add(match[1])
     return found
 
 
@@ -94,7 +116,7 @@ def _audio(request: Request, cut: dict[str, Any], folder: Path, shar: dict[str, 
 
 
 def _record(cut: dict[str, Any]) -> dict[str, Any]:
-    """Text and facts of the cut's supervisions; several of them also become ``turns``."""
+    """Text and facts of the cut's supervisions, whose alignments are in its time; several also become ``turns``."""
     heard = sorted(cut.get("supervisions", []), key=lambda supervision: float(supervision["start"]))
     length = float(cut["duration"])
 
@@ -124,18 +146,18 @@ def _record(cut: dict[str, Any]) -> dict[str, Any]:
         speaker=common("speaker"),
         gender=gender_of(common("gender")),
         turns=turns if len(turns) > 1 and all(turn.get("speaker") for turn in turns) else [],
-        words=words,
+        # Of all the text, or of none.
+        words=words if all((s.get("alignment") or {}).get("word") for s in heard if s.get("text")) else [],
     )
 
 
-def _tracks(cut: dict[str, Any]) -> list[dict[str, Any]]:
+def _tracks(cut: dict[str, Any], lost: Counter[str]) -> list[dict[str, Any]]:
     """The cuts that follow one another in a cut, their supervisions in the time of the first; padding is skipped.
 
     Raises _Unreadable for cuts that sound together, or with a gap, and for text that is not in them.
     """
     if cut.get("type", "MonoCut") != "MixedCut":
-        _check_inside(cut)
-        return [cut]
+        return [cut | {"supervisions": _in_its_time(cut, lost)}]
     if cut.get("transforms"):
         raise _Unreadable("transformed cut")
     tracks = [track for track in cut["tracks"] if track.get("type") != "PaddingCut" and "cut" in track]
@@ -147,20 +169,34 @@ def _tracks(cut: dict[str, Any]) -> list[dict[str, Any]]:
     first = float(tracks[0].get("offset", 0.0))
     for track in tracks:
         part = track["cut"]
-        _check_inside(part)
         if abs(float(track.get("offset", 0.0)) - first - start) > _SEAM_S:
             raise _Unreadable("mixed cut")
-        heard = [s | {"start": float(s["start"]) + start} | _later(s, start) for s in part.get("supervisions", [])]
+        heard = [s | {"start": float(s["start"]) + start} | _later(s, start) for s in _in_its_time(part, lost)]
         parts.append(part | {"supervisions": heard})
         start += float(part["duration"])
     return parts
 
 
-def _check_inside(cut: dict[str, Any]) -> None:
+def _in_its_time(cut: dict[str, Any], lost: Counter[str]) -> list[dict[str, Any]]:
+    """The supervisions of a cut, with alignments in the time of the cut: lhotse leaves those in the recording's.
+
+    Alignments that are in neither are left out and counted in ``lost``. Raises _Unreadable for text that is not in it.
+    """
+    found = []
     for heard in cut.get("supervisions", []):
-        start = float(heard["start"])
-        if start < -_BEYOND_S or start + float(heard["duration"]) > float(cut["duration"]) + _BEYOND_S:
-            raise _Unreadable("supervision beyond its cut (trim_to_supervisions(keep_overlapping=False) cuts at them)")
+        start, end = float(heard["start"]), float(heard["start"]) + float(heard["duration"])
+        if heard.get("text") and (start < -_BEYOND_S or end > float(cut["duration"]) + _BEYOND_S):
+            raise _Unreadable("text of a supervision that reaches beyond its cut")
+        alignment = heard.get("alignment") or {}
+        times = [(float(item[1]), float(item[1]) + float(item[2])) for item in alignment.get("word", [])]
+        for shift in (-float(cut.get("start", 0.0)), 0.0):
+            if all(start - _BEYOND_S <= a + shift and b + shift <= end + _BEYOND_S for a, b in times):
+                found.append(heard | _later(heard, shift))
+                break
+        else:
+            lost[str(cut.get("id"))] += 1
+            found.append(heard | {"alignment": {}})
+    return found
 
 
 def _later(supervision: dict[str, Any], by: float) -> dict[str, Any]:
@@ -209,20 +245,20 @@ def _read(request: Request) -> Found:
     tree = request.tree
     shar: dict[str, Recording] = {}
     others: Counter[str] = Counter()
+    lost: Counter[str] = Counter()
     opened = ""
     for listed, number, found in _cuts(tree):
         place = Path(tree.recording(listed).path)
         if listed != opened:
             tar = place.with_name(place.name.replace("cuts", "recording", 1).split(".jsonl")[0] + ".tar")
             shar, opened = (_shar_members(str(tar)) if tar.is_file() else {}), listed
-            number_of_it = tar.name.removeprefix("recording")
-            others.update(each.name.removesuffix(number_of_it) for each in tar.parent.glob(f"*{number_of_it}") if shar)
+            others.update(_fields(tar) if shar else ())
         name = f"{listed}-{number}"
         try:
             if isinstance(found, Exception):
                 raise found
             name = str(found["id"])
-            parts = _tracks(found)
+            parts = _tracks(found, lost)
             audio = tuple(_audio(request, part, place.parent, shar) for part in parts)
             heard = [s for part in parts for s in part.get("supervisions", [])]
             length = sum(float(part["duration"]) for part in parts)
@@ -234,10 +270,11 @@ def _read(request: Request) -> Found:
             yield Drop(name, "bad line", f"{listed}, line {number}: {error!r}")
             continue
         yield Item(name, audio, record, joined=len(audio) > 1)
-    del others["recording"]
     if others:
         names = ", ".join(f"{name} ({number})" for name, number in sorted(others.items()))
-        request.notes.append(f"fields of the Shar that were not read, by their tars: {names}")
+        request.notes.append(f"fields of the Shar that were not read, with the number of their files: {names}")
+    if lost:
+        request.notes.append(f"word times outside their supervisions: {lost.total()}, e.g. of {next(iter(lost))}")
 
 
 CORPORA = (

@@ -179,6 +179,13 @@ def _audio_column(schema: pyarrow.Schema, wanted: str | None) -> str:
     return named[0]
 
 
+def _audio_of(table: TableFile, request: Request) -> str:
+    try:
+        return audio_column(table.schema, request.columns.get("audio"))
+    except ValueError as error:
+        raise ValueError(f"{table.path}: {error}") from error
+
+
 def _is_list(kind: pyarrow.DataType) -> bool:
     return bool(pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind))
 
@@ -190,12 +197,16 @@ def _rows(table: TableFile, columns: Sequence[str]) -> Iterator[tuple[int, dict[
 
 
 def _huggingface(request: Request) -> Found:
-    """The rows of all files, each by the columns and class names of its own file: configurations have their own."""
+    """The rows of all files, each by the columns and class names of its own file: configurations have their own.
+
+    Raises ValueError, with the file, for columns that cannot be read.
+    """
     names = map("{:08d}".format, count())
     left, kept = Counter[str](), Counter[str]()
+    known: dict[str, list[str]] = {}
     for path in table_files(request):
         table = TableFile(path, request.storage)
-        audio = audio_column(table.schema, request.columns.get("audio"))
+        audio = _audio_of(table, request)
         others = [name for name in table.schema.names if name != audio]
         if not request.field_columns and is_chat(dict.fromkeys(others, "")):
             yield from _chats(table, audio, others, names, kept)
@@ -207,7 +218,9 @@ def _huggingface(request: Request) -> Found:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         columns.pop("audio", None)
-        classes = class_names(table.schema)
+        # pandas and pyarrow write columns without the names; those of the files before hold, if they are equal.
+        classes = known | class_names(table.schema)
+        known = {column: names if known.get(column, names) == names else [] for column, names in classes.items()}
         for number, row in _rows(table, sorted({column.split(".")[0] for column in columns.values()})):
             position = next(names)
             name = str(row[columns["key"]]) if "key" in columns else position
@@ -285,7 +298,7 @@ def _align_anything(request: Request) -> Found:
     names, kept = map("{:08d}".format, count()), Counter[str]()
     for path in table_files(request):
         table = TableFile(path, request.storage)
-        audio = audio_column(table.schema, request.columns.get("audio"))
+        audio = _audio_of(table, request)
         yield from _chats(table, audio, ("prompt", "response_1", "response_2", "overall_response"), names, kept)
     if kept:
         request.notes.append(said_of(kept))

@@ -6,11 +6,10 @@ Tars whose members are ours already (KEY.flac, KEY.json, KEY.txt) need no import
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -20,6 +19,7 @@ from qa_train.data.shards import wds
 from qa_train.data.shards.tar import AUDIO_EXTENSIONS, OTHER_AUDIO_EXTENSIONS, TEXT_EXTENSIONS, Member, members
 from qa_train.data.stores import storage
 from qa_train.data.text.records import MAX_JSON_BYTES, BadRecord, decode_text, parse_object, parse_value
+from qa_train.utils import draws
 from qa_train.utils.masking import masked, without_query
 
 # Without a dot in its name, with nothing before it, or of the library's own.
@@ -57,16 +57,23 @@ def _webdataset(request: Request) -> Found:
 
 def apart(paths: Iterable[str]) -> list[str]:
     """The folders of each file below the one that all of them are in, by which those of one name are told apart."""
-    places = [PurePosixPath(path) if "://" in path else Path(path).expanduser().absolute() for path in paths]
-    top = os.path.commonpath([place.parent for place in places])
-    return ["-".join(place.parent.relative_to(top).parts) for place in places]
+    parts = [path.split("/") if "://" in path else list(Path(path).expanduser().absolute().parts) for path in paths]
+    levels = zip(*(each[:-1] for each in parts), strict=False)
+    shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
+    return ["-".join(each[shared:-1]).strip("/-") for each in parts]
 
 
 def folders_of(tars: Sequence[str]) -> list[str]:
     """The folders of `apart` of tars whose names repeat; "" of the others."""
-    names = [PurePosixPath(tar).stem for tar in tars]
-    times = Counter(names)
-    return [folder if times[name] > 1 else "" for folder, name in zip(apart(tars), names, strict=True)]
+    stems = [PurePosixPath(tar).stem for tar in tars]
+    times = Counter(stems)
+    found = [folder if times[stem] > 1 else "" for folder, stem in zip(apart(tars), stems, strict=True)]
+    again = Counter(zip(found, stems, strict=True))
+    # a/b/x.tar and a-b/x.tar.
+    return [
+        f"{folder}-{draws.digest(tar).hex()[:8]}" if again[folder, stem] > 1 else folder
+        for folder, stem, tar in zip(found, stems, tars, strict=True)
+    ]
 
 
 def _samples(

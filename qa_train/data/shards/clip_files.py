@@ -24,15 +24,22 @@ FETCHING = StorageConfig(retries=2)
 ROUNDED_S = 0.1
 
 
-def forms(name: str) -> tuple[str, ...]:
-    """A file name as it is written, composed (NFC) and decomposed (NFD): a Mac writes "é" as two characters, and lists
-    are seldom made there.
+def spelt(folder: Path, name: str) -> Path:
+    """The file ``name`` below ``folder`` as it is spelt there: a Mac writes "é" as two characters (NFD), lists seldom
+    do. Where there is none, as it is written.
     """
-    return tuple(dict.fromkeys((name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))))
+    path = folder / name
+    if name.isascii() or path.exists():
+        return path
+    found = folder
+    for part in Path(name).parts:
+        forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
+        found = next((found / form for form in forms if (found / form).exists()), found / part)
+    return found if found.exists() else path
 
 
 def located(source: Source, *bases: Path) -> Path | Source:
-    """A local path, relative to the first of ``bases`` where one of its `forms` exists; addresses and bytes unchanged.
+    """A local path, relative to the first of ``bases`` where it exists (see `spelt`); addresses and bytes unchanged.
 
     Raises BadRecord for what cannot be a path, such as a long transcript.
     """
@@ -44,8 +51,8 @@ def located(source: Source, *bases: Path) -> Path | Source:
             source = source if Path(source).exists() else unquote(source)
         if "://" in source:
             return source
-        names = [Path(form).expanduser() for form in forms(source)]
-        places = [base / name for base in bases or (Path(),) for name in names]
+        name = str(Path(source).expanduser())
+        places = [spelt(base, name) for base in bases or (Path(),)]
         return next((place for place in places if place.exists()), places[0])
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:

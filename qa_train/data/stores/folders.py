@@ -34,16 +34,16 @@ def open_folder(place: str, storage: StorageConfig | None = None) -> Path:
     if not isinstance(folder, Path):
         try:
             folder.fs.ls(folder.path)
+        except PermissionError:
+            # Keys may be for writing alone.
+            pass
         except FileNotFoundError as error:
             # A folder that is not there yet will be.
             if "bucket does not exist" in str(error):
                 raise ValueError(f"{masked(place)}: {error}") from error
         except Exception as error:  # every cloud library has its own errors
-            raise ValueError(
-                masked(
-                    f"{place}: {type(error).__name__}: {error}: check the keys, in the environment or storage.options"
-                )
-            ) from error
+            told = f"{place}: {type(error).__name__}: {error} (keys and options: the environment, or storage.options)"
+            raise ValueError(masked(told)) from error
     return folder
 
 

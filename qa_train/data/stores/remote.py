@@ -10,6 +10,7 @@ import errno
 import io
 import logging
 import os
+import re
 import time
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -186,11 +187,13 @@ def _fsspec_names(url: str, cfg: StorageConfig, suffix: str) -> list[str]:
     pattern = any(mark in path for mark in "*[")
     try:
         found = within(cfg.timeout_s, lambda: fs.glob(path) if pattern else fs.find(path))
-    except FileNotFoundError:
+        if pattern and not found:
+            # A glob is silent about a bucket that is not there; the folder was just listed for it.
+            fs.ls(re.split(r"[*\[]", path)[0].rpartition("/")[0])
+    except FileNotFoundError as error:
+        if "bucket does not exist" in str(error):
+            raise Permanent(str(error)) from error
         found = []
-    bucket = path.partition("/")[0]
-    if not found and url.startswith(("s3://", "gs://")) and not within(cfg.timeout_s, lambda: fs.exists(bucket)):
-        raise Permanent(f"there is no bucket {bucket}, or it cannot be listed with these keys")
     names = sorted(str(name).lstrip("/") for name in found if str(name).endswith(suffix))
     return [f"{url.partition('://')[0]}://{name}" for name in names]
 

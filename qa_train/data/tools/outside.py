@@ -13,7 +13,7 @@ class Outside:
     """
 
     def __init__(self, given: Iterable[str | Path]) -> None:
-        """``given``: folders, or files, which mean their folders; none: everything is where it was said to be."""
+        """``given``: folders, or files, which mean their folders; with none, nothing is reported."""
         places = (Path(place) for place in given)
         self._below = [os.path.realpath(place if place.is_dir() else place.parent) for place in places]
         self._parents: dict[str, str] = {}

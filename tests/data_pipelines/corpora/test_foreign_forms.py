@@ -168,28 +168,63 @@ def test_text_that_is_not_in_a_cut_is_not_imported(tmp_path: Path) -> None:
         of("window", speech(0.0, 0.3, "one"), speech(0.3, 0.3, "two")),
         of("rest", speech(-0.3, 0.5, "one")),
         of("nobody", speech(0.0, 0.2, "one"), speech(0.2, 0.2, "two")),
+        # Who speaks when, without what.
+        of("turns", speech(-0.3, 0.5, "", speaker="a"), speech(0.2, 0.5, "", speaker="b")),
         mixed("appended", (0.0, of("x", speech(0.0, 0.4, "one"))), (0.4, of("y", speech(0.0, 0.8, "two")))),
         mixed("reverb", (0.0, of("x", *two)), (0.4, of("y", *two))) | {"transforms": [{"name": "Reverb"}]},
     ]
     files = {"cuts.jsonl": "\n".join(map(json.dumps, cuts)), "a.wav": tone("a.wav")}
     report, found = run("lhotse", files, tmp_path, error_budget=0.9)
     assert report.dropped.pop("transformed cut") == 1
-    ((reason, number),) = report.dropped.items()
-    assert (reason.split(" (")[0], number) == ("supervision beyond its cut", 3)
-    assert {name: record["text"] for name, (record, _) in found.items()} == dict.fromkeys(
-        ("rounded", "nobody"), "one two"
-    )
+    assert report.dropped == {"text of a supervision that reaches beyond its cut": 3}
     assert [(turn["speaker"], turn["start"], turn["end"]) for turn in found["rounded"][0]["turns"]] == [
         ("a", 0.0, 0.2), ("b", 0.2, 0.4)
     ]  # fmt: skip
+    assert [(turn["start"], turn["end"]) for turn in found.pop("turns")[0]["turns"]] == [(0.0, 0.2), (0.2, 0.4)]
     # Turns are of somebody.
     assert "turns" not in found["nobody"][0]
+    assert {record["text"] for record, _ in found.values()} == {"one two"}
+    assert len(found) == 2
+
+
+def test_word_times_follow_their_cut(tmp_path: Path) -> None:
+    """lhotse 1.33 moves supervisions, and leaves their alignments in the time of the recording."""
+
+    def words(*times: float) -> dict[str, Any]:
+        return {"alignment": {"word": [[f"w{i}", time, 0.1, None] for i, time in enumerate(times)]}}
+
+    def of(name: str, start: float, *supervisions: dict[str, Any]) -> dict[str, Any]:
+        return cut(name, "file", "a.wav", start=start, length=0.4, total=2.0) | {"supervisions": [*supervisions]}
+
+    cuts = [
+        of("trimmed", 1.0, speech(0.0, 0.4, "so", **words(1.0, 1.2))),
+        of("own", 1.0, speech(0.0, 0.4, "so", **words(0.1, 0.3))),
+        of("neither", 1.0, speech(0.0, 0.4, "so", **words(0.1, 1.2))),
+        of("half", 1.0, speech(0.0, 0.2, "so", **words(1.0)), speech(0.2, 0.2, "so")),
+        mixed("joined", (0.0, of("x", 1.0, speech(0.0, 0.4, "so", **words(1.1)))),
+              (0.4, of("y", 0.5, speech(0.0, 0.4, "so", **words(0.7))))),
+    ]  # fmt: skip
+    recordings = [recording("r", "a.wav", 2.0)]
+    heard_at = [speech(1.0, 0.4, "late", **words(1.0, 1.3))]
+    files = {"cuts.jsonl": "\n".join(map(json.dumps, cuts)), "a.wav": 2.0}
+    report, found = run("lhotse", files, tmp_path)
+    assert "word times outside their supervisions: 1, e.g. of neither" in report.text()
+    starts = {name: [word["start"] for word in record.get("words", [])] for name, (record, _) in found.items()}
+    assert starts == {"trimmed": [0.0, 0.2], "own": [0.1, 0.3], "neither": [], "half": [], "joined": [0.1, 0.6]}
+    files = {"recordings.jsonl": json.dumps(recordings[0]), "supervisions.jsonl": json.dumps(heard_at[0]), "a.wav": 2.0}
+    ((record, _),) = run("lhotse", files, tmp_path / "two")[1].values()
+    assert [word["start"] for word in record["words"]] == [0.0, 0.3]
 
 
 def test_fields_of_a_shar_that_are_not_read_are_told(tmp_path: Path) -> None:
-    files = LHOTSE_SHAR.files | {"shar/target_recording.000000.tar": LHOTSE_SHAR.files["shar/recording.000000.tar"]}
+    tar = LHOTSE_SHAR.files["shar/recording.000000.tar"]
+    files = LHOTSE_SHAR.files | {f"shar/target_recording.00000{i}.tar": tar for i in range(2)}
+    files |= {"shar/name.000001.jsonl.gz": b"", "shar/notes.txt": "x"}
     report, _ = run("lhotse", files, tmp_path, path=[str(tmp_path / "in/shar")], error_budget=0.5)
-    assert "fields of the Shar that were not read, by their tars: target_recording (1)" in report.text()
+    assert (
+        "fields of the Shar that were not read, with the number of their files: name (1), target_recording (2)"
+        in report.text()
+    )
 
 
 def test_an_id_of_kaldi_is_listed_once(tmp_path: Path) -> None:

@@ -40,10 +40,14 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         asked: list[tuple[str, int, int]] = []
+        served, self.answers = self, True
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 path = folder / self.path.partition("?")[0].lstrip("/")
+                if not served.answers:
+                    self.send_error(403)
+                    return
                 if not path.is_file():
                     self.send_error(404)
                     return
@@ -215,13 +219,18 @@ def test_an_import_goes_on_where_it_was(server: Server, tmp_path: Path) -> None:
     server.asked.clear()
     assert run(f"{server.url}/{PATTERN}", tmp_path / "out").made == 6
     assert not server.read()
-    # One that was replaced is read again.
+    # One that was replaced is read again, when the server tells.
     write(server.folder, lambda i: speech(i) | {"txt": f"another {i}"})
     (server.folder / "x-000.tar").write_bytes(body)
     assert run(f"{server.url}/{PATTERN}", tmp_path / "out").made == 6
     assert server.read() == {"x-000.tar", "x-001.tar", "x-002.tar"}
     assert [record["text"] for record in records(tmp_path / "out")][1:4] == ["text 3", "another 2", "another 3"]
     server.asked.clear()
+    server.answers = False
+    report = run(f"{server.url}/{PATTERN}", tmp_path / "out")
+    assert report.made == 6
+    assert "whether the files of 3 finished shards were replaced is not known: http" in report.text()
+    server.answers = True
     assert run(f"{server.url}/{PATTERN}", tmp_path / "out", fields={"license": "x"}).made == 6
     assert len(server.read()) == 3
 
@@ -239,6 +248,12 @@ def test_tars_of_one_name_are_told_apart_by_their_folders(server: Server, tmp_pa
     found = records(tmp_path / "streamed")
     by_key = {each["key"]: each for each in records(tmp_path / "local")}
     assert found == [by_key[each["key"]] for each in found]
+    # Of this machine and of a server in one import, and names that folders do not tell apart.
+    (server.folder / "b-c").mkdir()
+    write(server.folder / "b-c", speech, count=1)
+    several = [str(server.folder / "a/x-000.tar"), *(f"{server.url}/{part}/x-000.tar" for part in ("b/c", "b-c"))]
+    assert run(several, tmp_path / "mixed").made == 5
+    assert len({each["key"] for each in records(tmp_path / "mixed")}) == 5
     assert [each["key"].removeprefix("webdataset-train-") for each in found] == [
         "a-x-000-s0", "a-x-000-s1", "b-c-x-000-s0", "b-c-x-000-s1", "b-x-000-s0", "b-x-000-s1", "alone-s0",
     ]  # fmt: skip
