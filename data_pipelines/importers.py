@@ -15,8 +15,10 @@ The same command again makes only what is missing or was made from something els
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +40,12 @@ from qa_train.data.stores.folders import companion, open_folder
 from qa_train.data.tools.outside import Outside
 from qa_train.jobs.executor import EngineOptions
 from qa_train.utils import plugins
-from qa_train.utils.masking import masked
+from qa_train.utils.masking import masked, without_query
 from qa_train.utils.progress import progress
 from qa_train.utils.terminal import layout
+
+# Of the files of an import, so many are named in its report.
+_MOST_NAMED = 100
 
 
 @dataclass
@@ -186,6 +191,13 @@ def _import_split(corpus: Corpus, split: str, options: ImportConfig, block: Bloc
     _refuse_foreign(out, prefix, overwrite=options.overwrite)
     ids: list[str] = []
     request = _request(split, options)
+    named = chain.from_iterable(map(storage.unbraced, request.paths))
+    report.path = [
+        masked(without_query(path)) if "://" in path else str(Path(path).expanduser().absolute())
+        for path in islice(named, _MOST_NAMED)
+    ]
+    if not options.overwrite:
+        _refuse_another(out / f"{prefix}.report.json", report.path)
     admission = Admission(
         corpus, split, prefix, options.name or corpus.name, options.purpose, options.where, options.fields,
         options.split_share, block,
@@ -270,7 +282,8 @@ def _listing(
         if options.purpose == "eval":
             ids.extend(blocklist.ids_of(corpus.name, entry.item))
         for place in entry.item.audio:
-            outside.look(place.path)
+            if not place.data:
+                outside.look(place.path)
         listing.add(entry.key, entry.item, entry.record)
         bare.look(entry)
         total += 1
@@ -313,6 +326,18 @@ def _refuse_foreign(out: Path, prefix: str, *, overwrite: bool) -> None:
         raise ValueError(
             f"{foreign[0]} exists and was not made by an import: choose another out= or name=, or replace such "
             "files with overwrite=true"
+        )
+
+
+def _refuse_another(report: Path, paths: list[str]) -> None:
+    """ValueError where an import of nothing of these was made under the same names: it would be lost."""
+    if not report.exists():
+        return
+    before = json.loads(report.read_text(encoding="utf-8")).get("path") or paths
+    if not {*before} & {*paths}:
+        raise ValueError(
+            f"{report.parent} has an import of {', '.join(before)[:200]} under these names: choose another out= or "
+            "name=, or replace it (also if it is the same that was moved) with overwrite=true"
         )
 
 

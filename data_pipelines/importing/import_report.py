@@ -74,6 +74,8 @@ class Report:
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    # What was imported, without signatures.
+    path: list[str] = field(default_factory=list)
 
     def drop(self, name: str, reason: str, detail: str = "") -> None:
         """Count a left-out item, and keep the first few of each reason as examples."""

@@ -118,6 +118,18 @@ def _found(by: Labeller, prefix: str) -> Labeller:
     return replace(by, checkpoint=find_checkpoint(by.checkpoint)) if by.checkpoint is not None else by
 
 
+def _check_task(out: Path, task: str) -> None:
+    """ValueError where labels of another task are: their shards would be made again without these labels."""
+    if not (out / REPORT).exists():
+        return
+    before = json.loads((out / REPORT).read_text(encoding="utf-8")).get("split", task)
+    if before != task:
+        raise ValueError(
+            f"data label: {out} has labels of task={before}, which task={task} would replace: choose another out=; "
+            f"with shards={out} its records keep those and get both"
+        )
+
+
 def _check_linkable(options: LabelConfig, places: Sequence[str]) -> None:
     remote = [place for place in places if "://" in place]
     if options.audio == "in_place" and remote:
@@ -130,6 +142,7 @@ def _jobs(options: LabelConfig) -> list[LabelJob]:
     out = open_folder(options.out, options.storage)
     shards = _sources(options, out)
     _check_linkable(options, shards)
+    _check_task(out, options.task)
     names = list(map(name_of, shards))
     if twice := [name for name, number in Counter(names).items() if number > 1]:
         raise ValueError(f"data label: {twice[0]} is there in several folders: label them into an out= each")

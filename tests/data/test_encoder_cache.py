@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import itertools
+import json
 import pickle
 from pathlib import Path
 
@@ -54,6 +55,25 @@ def test_a_killed_writer_loses_at_most_its_last_clip(cut: str, tmp_path: Path) -
     for other in ("shard2", "../key", "", "/etc"):
         assert EncoderCache(tmp_path, "key", 3).get(other, "clip0") is None
         assert EncoderCache(tmp_path, "key", 3).folder_of(other).parent == tmp_path / "key"
+
+
+def test_damaged_states_are_named_and_those_of_an_earlier_version_are_taken(tmp_path: Path) -> None:
+    write(tmp_path, 0, 1)
+    shard = EncoderCache(tmp_path, "key", 3).folder_of("shard")
+    raw = bytearray((shard / "0.f16").read_bytes())
+    raw[7] ^= 1
+    (shard / "0.f16").write_bytes(raw)
+    cache = EncoderCache(tmp_path, "key", 3)
+    with pytest.raises(ValueError, match=r"0\.f16: the states of clip0 do not match their checksum: delete .*"):
+        cache.get("shard", "clip0")
+    assert cache.get("shard", "clip1") is not None
+    # Lines without a checksum.
+    lines = [json.loads(line) for line in (shard / "0.jsonl").read_text().splitlines()]
+    (shard / "0.jsonl").write_text("".join(json.dumps(line[:4]) + "\n" for line in lines))
+    assert EncoderCache(tmp_path, "key", 3).get("shard", "clip0") is not None
+    write(tmp_path, 2)
+    assert held(tmp_path, range(1, 4)) == [1, 2]
+    assert [len(json.loads(line)) for line in (shard / "0.jsonl").read_text().splitlines()] == [4, 4, 5]
 
 
 def test_writers_at_the_same_time_fill_parts_of_their_own(tmp_path: Path) -> None:

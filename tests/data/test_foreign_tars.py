@@ -193,6 +193,13 @@ def test_tars_joined_by_cat_say_so(tmp_path: Path) -> None:
         scan(str(tmp_path / "two.tar"))
 
 
+def test_a_pointer_of_git_lfs_is_named_however_short(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n")
+    with pytest.raises(DamagedShard, match=r"it is not a tar, but .*git lfs pull"):
+        scan(str(path))
+
+
 def test_other_files_under_the_name_of_a_tar_are_named(tmp_path: Path) -> None:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:

@@ -246,6 +246,17 @@ def test_errors_over_all_shards_meet_the_budget(
     assert "0 of 3 shards to make" in capsys.readouterr().out
 
 
+def test_labels_of_one_task_are_not_replaced_by_those_of_another(server: LabelServer, tmp_path: Path) -> None:
+    shard(tmp_path / "raw/a.tar", ("k", {"language": "en"}, noise(0.5)))
+    label(by(server, tmp_path))
+    with pytest.raises(ValueError, match="has labels of task=asr, which task=sound_caption would replace"):
+        label(by(server, tmp_path, task="sound_caption"))
+    assert "text" in records(tmp_path / "out/a.tar")["k"]
+    # As the message says.
+    label(by(server, tmp_path, task="sound_caption", shards=str(tmp_path / "out"), out=str(tmp_path / "both")))
+    assert {"text", "caption"} <= records(tmp_path / "both/a.tar")["k"].keys()
+
+
 def test_a_shard_of_refused_clips_meets_the_budget_as_others_do(server: LabelServer, tmp_path: Path) -> None:
     shard(tmp_path / "raw/a.tar", *[(f"bad{i}", {}, noise(0.5)) for i in range(8)])
     shard(tmp_path / "raw/b.tar", *[(f"k{i}", {}, noise(1)) for i in range(8)])

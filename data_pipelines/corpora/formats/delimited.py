@@ -69,7 +69,7 @@ def _form(request: Request, name: str) -> _Form:
     delimiter = given.delimiter or _delimiter(name, beginning, len(header))
     if not header:
         (cells,) = csv.reader(beginning[:1], delimiter=delimiter, skipinitialspace=delimiter not in _UNQUOTED)
-        header = tuple(cell.strip() for cell in cells)
+        header = _told_apart([cell.strip() for cell in cells])
     if given.quoted is not None:
         return _Form(delimiter, header, encoding, given.quoted, skip=given.quoted and delimiter not in _UNQUOTED)
     for skip in (False, True) if delimiter not in _UNQUOTED else (False,):
@@ -79,6 +79,11 @@ def _form(request: Request, name: str) -> _Form:
     if delimiter not in _UNQUOTED:
         request.notes.append(f"{name}: its quotation marks are unbalanced, so each line was read separately")
     return _Form(delimiter, header, encoding, False)
+
+
+def _told_apart(names: list[str]) -> tuple[str, ...]:
+    """The names of columns; the second of one name becomes NAME.1, as in pandas, and is listed as not used."""
+    return tuple(f"{name}.{names[:i].count(name)}" if name in names[:i] else name for i, name in enumerate(names))
 
 
 def _encoding(request: Request, name: str) -> str:

@@ -62,8 +62,8 @@ def mapping(columns: dict[str, str], available: Iterable[str], *, parts: bool = 
     """Record field -> column: the given ones, and the others that are named like a field, or as everybody names them,
     in capitals or not, with spaces or underscores.
 
-    ``parts``: rows name recordings, of which columns ``start`` and ``end`` are a part. A given column that is empty
-    leaves the field out.
+    ``parts``: rows name recordings, of which columns ``start`` and ``end`` (or ``duration``) are a part. A given column
+    that is empty leaves the field out.
 
     Raises ValueError for a field that no record has, a column that is not there, or when nothing but audio is known.
     """
@@ -80,7 +80,8 @@ def mapping(columns: dict[str, str], available: Iterable[str], *, parts: bool = 
     free = [column for column in have if column not in tops]
     # Spreadsheets write "Text " and "File Name"; the exact name comes first.
     spelt = {column.strip().lower().replace(" ", "_"): column for column in reversed(free)} | {c: c for c in free}
-    names = (*FIELDS, "key", "target_lang", *(PART if parts and {*PART} <= {*spelt} else ()))
+    part = PART if {*PART} <= {*spelt} else ("start",) if {"start", "duration"} <= {*have} else ()
+    names = (*FIELDS, "key", "target_lang", *(part if parts else ()))
     found = {name: spelt[name] for name in names if name in spelt} | columns
     for name, others in _OTHER_NAMES.items():
         other = next((spelt[other] for other in others if other in spelt), None)
@@ -105,8 +106,9 @@ def untaken(columns: dict[str, str], available: Iterable[str]) -> list[str]:
 
 def note_parts(request: Request, columns: dict[str, str]) -> None:
     """Say once in the report that rows are parts of recordings because of their columns' names."""
-    if {*PART} <= {*columns} and not {*PART} & {*request.columns}:
-        note = "start and end of a row are the part of the recording that it is about, in seconds"
+    if "start" in columns and not {*PART} & {*request.columns}:
+        end = "end" if "end" in columns else "duration"
+        note = f"start and {end} of a row are the part of the recording that it is about, in seconds"
         request.notes.append(f"{note}; {WHOLE}")
 
 

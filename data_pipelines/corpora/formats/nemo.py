@@ -142,7 +142,8 @@ def _set(tars: list[Path], manifests: list[Path], label: str) -> _Set:
     """Tars and manifests joined by their numbers; ValueError when these do not agree."""
     numbered = _numbered(tars, _TAR)
     if not tars or not manifests:
-        raise ValueError(f"{label}: {len(tars)} audio_N.tar and {len(manifests)} manifests: give both")
+        both = "give both; import jsonl reads manifests of files"
+        raise ValueError(f"{label}: {len(tars)} audio_N.tar and {len(manifests)} manifests: {both}")
     if len(manifests) == 1:
         only = next(iter(numbered)) if len(tars) == 1 else None
         return _Set(numbered, {only: manifests[0]}, label)

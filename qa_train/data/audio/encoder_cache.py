@@ -2,8 +2,8 @@
 
 A folder per encoder holds a folder per shard, named by the digest of the shard's index. In it are parts, each filled by
 one process: ``N.f16`` (float16, one row of ``D`` values per audio token, clips joined) and ``N.jsonl`` (one line per
-clip: id, first row, rows, D). A line is written after its states, so a killed writer loses at most the clip it was at;
-the next writer that takes the part goes on from there.
+clip: id, first row, rows, D, CRC32C of its states, which is compared when they are read). A line is written after its
+states, so a killed writer loses at most the clip it was at; the next writer that takes the part goes on from there.
 
 ``TAKEN.I.N.done`` is the shard's manifest: all clips of share I of N are here, of those that a source takes (TAKEN is
 the digest of its choice), but for the listed ones, which cannot be decoded. Whether a cache is complete is read from
@@ -22,13 +22,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import crc32c
 import numpy as np
 import torch
 from torch import Tensor
 
 from qa_train.utils.atomic import named, write_json
 
-# Clips whose places in their parts a process remembers: 24 bytes each.
+# Clips whose places in their parts a process remembers: 28 bytes each.
 _REMEMBERED = 1 << 20
 
 
@@ -92,9 +93,11 @@ class _Places:
             for path in sorted(folder.glob("*.jsonl"))
             for clip, place in _read_index(path, width).items()
         ]
-        table = np.asarray(rows, dtype=np.int64).reshape(-1, 4)
+        table = np.asarray(rows, dtype=np.int64).reshape(-1, 5)
         table = table[np.argsort(table[:, 0], kind="stable")]
-        self._ids, self._at = table[:, 0].copy(), table[:, 1:].astype(np.int32)
+        self._ids, self._at = table[:, 0].copy(), table[:, 1:4].astype(np.int32)
+        # Of what an earlier version wrote there is none: 0, as of nothing.
+        self._sums = table[:, 4].astype(np.uint32)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -108,7 +111,13 @@ class _Places:
             path = self._folder / f"{part}.f16"
             rows = path.stat().st_size // (2 * self._width)
             self._states[part] = np.memmap(path, dtype=np.float16, mode="r", shape=(rows, self._width))
-        return torch.from_numpy(np.array(self._states[part][start : start + count]))
+        states = np.array(self._states[part][start : start + count])
+        if (known := int(self._sums[place])) and crc32c.crc32c(states.tobytes()) != known:
+            raise ValueError(
+                f"{self._folder / f'{part}.f16'}: the states of {clip_id} do not match their checksum: delete "
+                f"{self._folder}, and they are encoded again"
+            )
+        return torch.from_numpy(states)
 
 
 class CacheWriter:
@@ -139,7 +148,7 @@ class CacheWriter:
         # Remove what a killed writer left half-written: first the index's last line, then the states.
         text = "".join(_line(clip, *place, self._width) for clip, place in rows.items())
         self._index.truncate(len(text))
-        self._next = sum(count for _, count in rows.values())
+        self._next = sum(count for _, count, _ in rows.values())
         self._states: IO[bytes] = (folder / f"{part}.f16").open("ab")
         self._states.truncate(self._next * self._width * 2)
         return self
@@ -159,7 +168,7 @@ class CacheWriter:
         with named(self._states.name):
             self._states.write(values.tobytes())
             self._states.flush()
-            self._index.write(_line(clip_id, self._next, len(values), self._width))
+            self._index.write(_line(clip_id, self._next, len(values), crc32c.crc32c(values.tobytes()), self._width))
             self._index.flush()
         self._known.add(clip_id)
         self._next += len(values)
@@ -177,13 +186,13 @@ def share_of(clip_id: str, of: int) -> int:
     return zlib.crc32(clip_id.encode()) % of
 
 
-def _line(clip_id: str, start: int, count: int, width: int) -> str:
-    return json.dumps([clip_id, start, count, width]) + "\n"
+def _line(clip_id: str, start: int, count: int, checksum: int, width: int) -> str:
+    return json.dumps([clip_id, start, count, width, *([checksum] if checksum else [])]) + "\n"
 
 
-def _read_index(path: Path, width: int) -> dict[str, tuple[int, int]]:
-    """First row and number of rows of a part's complete entries, whose states are on disk."""
-    rows: dict[str, tuple[int, int]] = {}
+def _read_index(path: Path, width: int) -> dict[str, tuple[int, int, int]]:
+    """First row, number of rows and checksum (or 0) of a part's complete entries, whose states are on disk."""
+    rows: dict[str, tuple[int, int, int]] = {}
     lines: Iterable[str] = path.read_text(encoding="utf-8").splitlines(keepends=True)
     states = path.with_suffix(".f16")
     size = states.stat().st_size if states.exists() else 0
@@ -191,8 +200,10 @@ def _read_index(path: Path, width: int) -> dict[str, tuple[int, int]]:
         if not line.endswith("\n"):
             break
         try:
-            clip_id, start, count, found = json.loads(line)
-            whole = isinstance(clip_id, str) and all(type(n) is int and n >= 0 for n in (start, count, found))
+            clip_id, *numbers = json.loads(line)
+            start, count, found, checksum = numbers if len(numbers) == 4 else (*numbers, 0)
+            whole = isinstance(clip_id, str) and all(type(n) is int and n >= 0 for n in (start, count, found, checksum))
+            whole = whole and checksum < 1 << 32
         except (ValueError, TypeError):
             whole = False
         if not whole:
@@ -201,5 +212,5 @@ def _read_index(path: Path, width: int) -> dict[str, tuple[int, int]]:
             raise ValueError(f"{path} holds states of width {found}, not {width}: delete its folder")
         if (start + count) * width * 2 > size:
             break
-        rows[clip_id] = (start, count)
+        rows[clip_id] = (start, count, checksum)
     return rows

@@ -107,9 +107,9 @@ def shard_paths(patterns: Iterable[str | Path], cfg: StorageConfig | None = None
     return list(dict.fromkeys(found + (storage.expand(others, cfg) if others or not catalogs else [])))
 
 
-def _named(patterns: Iterable[str | Path]) -> tuple[list[str], list[str]]:
+def _named(patterns: str | Path | Iterable[str | Path]) -> tuple[list[str], list[str]]:
     """The catalogs of these names, and the others."""
-    named = list(map(str, patterns))
+    named = [str(patterns)] if isinstance(patterns, str | Path) else list(map(str, patterns))
     catalogs = [path for path in named if without_query(path).endswith(CATALOG_SUFFIX)]
     return catalogs, [path for path in named if path not in catalogs]
 

@@ -225,6 +225,8 @@ def _header(file: IO[bytes], offset: int, size: int, *, named: bool) -> _Header 
     one is cut here, within a character too, and an extended header has any.
     """
     if size - offset < _BLOCK:
+        if offset == 0 and (what := other_file(_read(file, 0, size))):
+            raise _Broken(f"it is not a tar, but {what}", "shards are plain tars, whatever their name")
         raise _Broken("the end-of-archive blocks are missing: cut between members")
     block = _read(file, offset, _BLOCK)
     if block.count(0) == _BLOCK:

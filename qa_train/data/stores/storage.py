@@ -55,7 +55,7 @@ _OTHER_KINDS = {
 }
 
 
-def expand(patterns: Iterable[str | Path], cfg: StorageConfig | None = None) -> list[str]:
+def expand(patterns: str | Path | Iterable[str | Path], cfg: StorageConfig | None = None) -> list[str]:
     """Shard paths of paths, folders, globs and WebDataset's braces (``x-{000..099}.tar``), also in URLs.
 
     Object stores and the hub are listed for folders and for globs of ``*`` and ``[...]``; ``cfg``: how.
@@ -65,7 +65,8 @@ def expand(patterns: Iterable[str | Path], cfg: StorageConfig | None = None) -> 
             braces stand for more than `MAX_NAMES` names, or a listing has more; a web server would have to be listed.
         RemoteError: a store that cannot be listed.
     """
-    patterns = list(patterns)
+    # A text is a list of characters, of which "/" is the whole disk.
+    patterns = [patterns] if isinstance(patterns, str | Path) else list(patterns)
     found: list[str] = []
     for pattern in (name for each in patterns for name in unbraced(str(each))):
         place = without_query(pattern)

@@ -89,6 +89,45 @@ def test_rows_that_do_not_fit_are_counted_not_filled_up(tmp_path: Path) -> None:
     assert (report.made, report.dropped) == (2, {"row that does not fit": 1})
 
 
+def test_parts_by_start_and_duration(tmp_path: Path) -> None:
+    rows = "path,start,duration,text\na.wav,0.1,0.2,one\na.wav,0.3,0.1,two\n"
+    case = Case("table", "train", {"metadata.csv": rows, "a.wav": 0.4}, {})
+    report = run(case, tmp_path)
+    assert (report.made, round(report.hours * 3600, 2)) == (2, 0.3)
+    assert any("start and duration of a row are the part" in note for note in report.notes)
+    whole = run(case, tmp_path / "whole", columns={"start": None})
+    assert round(whole.hours * 3600, 2) == 0.8
+
+
+def test_of_two_columns_of_one_name_the_second_is_told(tmp_path: Path) -> None:
+    files = {"metadata.csv": "path,text,text,text\na.wav,one,two,three\n", "a.wav": SECONDS}
+    report = run(Case("table", "train", files, {}), tmp_path)
+    assert texts(tmp_path) == ["one"]
+    assert any("columns that were not used: text.1 (1), text.2 (1)" in note for note in report.notes)
+
+
+def test_another_list_does_not_replace_the_first(tmp_path: Path) -> None:
+    files: dict[str, Any] = {f"{name}.csv": f"path,text\n{name}.wav,{name}\n" for name in ("one", "two")}
+    files |= dict.fromkeys(("one.wav", "two.wav"), SECONDS)
+    home = write_tree(tmp_path / "lists", files)
+    case = Case("table", "train", {}, {})
+    for _ in range(2):
+        assert run(case, tmp_path, path=str(home / "one.csv")).made == 1
+    with pytest.raises(ValueError, match=r"has an import of .*one\.csv under these names: choose another out="):
+        run(case, tmp_path, path=str(home / "two.csv"))
+    assert texts(tmp_path) == ["one"]
+    # More of the same, another name, or on purpose.
+    assert run(case, tmp_path, path=[str(home / "one.csv"), str(home / "two.csv")]).made == 2
+    assert run(case, tmp_path, path=str(home / "two.csv"), name="other").made == 1
+    assert run(case, tmp_path, path=str(home / "two.csv"), overwrite=True).made == 1
+
+
+def test_clips_inside_a_list_lie_nowhere_else(tmp_path: Path) -> None:
+    row = {"audio": base64.b64encode(tone("a.wav")).decode(), "text": "one"}
+    report = run(Case("jsonl", "train", {"a.jsonl": json.dumps(row)}, {}), tmp_path)
+    assert not any("outside" in note for note in report.notes)
+
+
 def test_spaces_after_commas_and_in_names(tmp_path: Path) -> None:
     assert read(tmp_path, 'path, text\na.wav, "hello, you"\nb.wav, "no"\n')[0] == [
         ["a.wav", "hello, you"],
