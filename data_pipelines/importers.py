@@ -108,7 +108,7 @@ class ImportConfig(EngineOptions):
     missing_budget: float = 0.5
     # Rebuild shards that have bad recordings.
     retry_bad: bool = False
-    # Replace files of the same names that were not made by an import.
+    # Replace files of the same names that were not made by an import, or were made of other paths.
     overwrite: bool = False
     # Packages whose code may run, for a corpus of your own (docs/extend.md): plugins=[my_package].
     plugins: list[str] = field(default_factory=list)
