@@ -192,10 +192,7 @@ def _import_split(corpus: Corpus, split: str, options: ImportConfig, block: Bloc
     ids: list[str] = []
     request = _request(split, options)
     named = chain.from_iterable(map(storage.unbraced, request.paths))
-    report.path = [
-        masked(without_query(path)) if "://" in path else str(Path(path).expanduser().absolute())
-        for path in islice(named, _MOST_NAMED)
-    ]
+    report.path = list(map(_place, islice(named, _MOST_NAMED)))
     if not options.overwrite:
         _refuse_another(out / f"{prefix}.report.json", report.path)
     admission = Admission(
@@ -327,6 +324,12 @@ def _refuse_foreign(out: Path, prefix: str, *, overwrite: bool) -> None:
             f"{foreign[0]} exists and was not made by an import: choose another out= or name=, or replace such "
             "files with overwrite=true"
         )
+
+
+def _place(path: str) -> str:
+    """A path of an import wherever it is said from; addresses, without signatures, and ids of the hub as they are."""
+    local = Path(path).expanduser()
+    return str(local.absolute()) if "://" not in path and local.exists() else masked(without_query(path))
 
 
 def _refuse_another(report: Path, paths: list[str]) -> None:

@@ -98,8 +98,8 @@ class StreamJob(Job):
 
 
 def stream_jobs(
-    files: Sequence[str], admission: Admission, request: Request, out: Path, *, audio: str, max_duration_s: float,
-) -> list[StreamJob]:  # fmt: skip
+    files: Sequence[str], admission: Admission, request: Request, out: Path, *, audio: str, max_duration_s: float
+) -> list[StreamJob]:
     """One job for each file. ``OUT/listing`` names the files, without their signatures."""
     (out / "listing").mkdir(parents=True, exist_ok=True)
     rules = {
@@ -130,7 +130,8 @@ def forget_changed(jobs: Sequence[StreamJob]) -> list[str]:
             # A server that is gone, or a signature that has expired: the others are not waited for.
             unknown.append(masked(error))
         else:
-            if version and told_of(job.path)[1].get("version", version) != version:
+            # An earlier version of this program did not note it, and a server may not have told.
+            if version and (told_of(job.path)[1].get("version") or version) != version:
                 companion(job.path, TOLD_SUFFIX).unlink()
     if not unknown:
         return []

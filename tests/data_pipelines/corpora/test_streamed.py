@@ -219,6 +219,14 @@ def test_an_import_goes_on_where_it_was(server: Server, tmp_path: Path) -> None:
     server.asked.clear()
     assert run(f"{server.url}/{PATTERN}", tmp_path / "out").made == 6
     assert not server.read()
+    told = tmp_path / "out/webdataset-train-00000.tar.streamed.json"
+    known = json.loads(told.read_text())
+    assert known["version"]
+    # Of some the server did not tell.
+    told.write_text(json.dumps(known | {"version": ""}))
+    assert run(f"{server.url}/{PATTERN}", tmp_path / "out").made == 6
+    assert not server.read()
+    told.write_text(json.dumps(known))
     # One that was replaced is read again, when the server tells.
     write(server.folder, lambda i: speech(i) | {"txt": f"another {i}"})
     (server.folder / "x-000.tar").write_bytes(body)
