@@ -15,7 +15,6 @@ The same command again makes only what is missing or was made from something els
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -334,9 +333,7 @@ def _place(path: str) -> str:
 
 def _refuse_another(report: Path, paths: list[str]) -> None:
     """ValueError where an import of nothing of these was made under the same names: it would be lost."""
-    if not report.exists():
-        return
-    before = json.loads(report.read_text(encoding="utf-8")).get("path") or paths
+    before = Report.saved(report).get("path") or paths
     if not {*before} & {*paths}:
         raise ValueError(
             f"{report.parent} has an import of {', '.join(before)[:200]} under these names: choose another out= or "

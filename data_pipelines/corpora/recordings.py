@@ -7,12 +7,10 @@ longer than the limit of the import, whatever a header claims.
 from __future__ import annotations
 
 import base64
-import errno
 import io
 import math
 import zipfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +29,7 @@ from qa_train.data.audio.waveform import (
     resample,
     within_full_scale,
 )
-from qa_train.data.shards.clip_files import FETCHING, clip_bytes, spelt
+from qa_train.data.shards.clip_files import FETCHING, clip_bytes, spelt, there
 from qa_train.data.shards.tar import MAX_MEMBER_BYTES, OTHER_AUDIO_EXTENSIONS
 
 # Used if no other kind is next to them (a video next to its sound).
@@ -124,16 +122,6 @@ def source_of(place: Recording, storage: StorageConfig) -> bytes | Path:
     if not there(path):
         raise MissingAudio(f"{path} does not exist{_other(path)}{_elsewhere(path)}")
     return path
-
-
-def there(path: Path, kind: Callable[[Path], bool] = Path.is_file) -> bool:
-    """Whether there is such a file; False for what the file system does not take as a name, too."""
-    try:
-        return kind(path)
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        return False
 
 
 def _range(place: Recording, offset: int) -> bytes:
@@ -241,10 +229,10 @@ def _cell(place: Recording, storage: StorageConfig) -> bytes:
     if not isinstance(named, str) or not named or "://" in place.path:
         files = "; files that it names are not read" if "://" in place.path else ""
         raise MissingAudio(f"{place.name}: no audio bytes in column {place.column!r}{files}")
-    folder = Path(place.path).parent
-    if not there(folder / named, lambda _: spelt(folder, named).is_file()):
-        raise MissingAudio(f"{place.name}: no audio bytes in column {place.column!r}, and no file {folder / named}")
-    return spelt(folder, named).read_bytes()
+    path = spelt(Path(place.path).parent, named)
+    if not there(path):
+        raise MissingAudio(f"{place.name}: no audio bytes in column {place.column!r}, and no file {path}")
+    return path.read_bytes()
 
 
 @lru_cache(maxsize=1)

@@ -67,15 +67,16 @@ class TableFile:
 def _damage_told(table: TableFile) -> Iterator[None]:
     try:
         yield
-    except pyarrow.ArrowNotImplementedError as error:
-        raise ValueError(
-            f"{table.path}: pyarrow {pyarrow.__version__} does not read this form of Parquet ({str(error).strip()}): "
-            "write it again without nested columns, or with another compression"
-        ) from error
-    except (pyarrow.ArrowInvalid, UnicodeDecodeError, OSError) as error:
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, UnicodeDecodeError, OSError) as error:
         # Arrow has OSErrors of its own; those of the system have a number.
         if isinstance(error, RemoteError) or (isinstance(error, OSError) and error.errno is not None):
             raise
+        # Columns of objects beyond 2 GiB in a row group; codecs such as LZO, which are an OSError.
+        if isinstance(error, pyarrow.ArrowNotImplementedError) or "compression" in str(error):
+            raise ValueError(
+                f"{table.path}: pyarrow {pyarrow.__version__} does not read this form of Parquet "
+                f"({str(error).strip()}): write it again with smaller row groups, compressed by zstd or snappy"
+            ) from error
         raise ValueError(f"{table.path}: damaged, download it again ({str(error).strip()})") from error
 
 

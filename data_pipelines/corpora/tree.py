@@ -20,9 +20,9 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from data_pipelines.corpora.recordings import OTHER_AUDIO, Recording, open_zip, there, zip_member
+from data_pipelines.corpora.recordings import OTHER_AUDIO, Recording, open_zip, zip_member
 from qa_train.data.audio.structure.formats import other_file
-from qa_train.data.shards.clip_files import spelt
+from qa_train.data.shards.clip_files import spelt, there
 from qa_train.data.shards.tar import AUDIO_EXTENSIONS, members
 from qa_train.data.text.json_rows import Row, array_items, rows
 from qa_train.data.text.records import BadRecord

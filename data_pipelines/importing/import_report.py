@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_pipelines.corpora.base import NOT_OBTAINED, Drop, Item, Request
 from qa_train.data.shards.sidecar import ShardIndex
@@ -93,6 +94,16 @@ class Report:
     def save(self, path: Path) -> None:
         """Write it as JSON."""
         write_text(path, json_text(asdict(self), indent=2, sort_keys=True) + "\n")
+
+    @staticmethod
+    def saved(path: Path) -> dict[str, Any]:
+        """What is saved there; nothing where there is no report. ValueError for a damaged one."""
+        if not path.exists():
+            return {}
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is no report of an import ({error}): move it away") from error
 
     def count(self, drop: Drop) -> None:
         """Count what a reader, or the rules of the import, left out."""

@@ -120,9 +120,7 @@ def _found(by: Labeller, prefix: str) -> Labeller:
 
 def _check_task(out: Path, task: str) -> None:
     """ValueError where labels of another task are: their shards would be made again without these labels."""
-    if not (out / REPORT).exists():
-        return
-    before = json.loads((out / REPORT).read_text(encoding="utf-8")).get("split", task)
+    before = Report.saved(out / REPORT).get("split", task)
     if before != task:
         raise ValueError(
             f"data label: {out} has labels of task={before}, which task={task} would replace: choose another out=; "

@@ -78,8 +78,7 @@ def stream(
         storage, error_budget = data.storage, data.error_budget
         reader = ClipReader(0, storage, data.decode_timeout_s)
     else:
-        named = [data] if isinstance(data, str | Path) else data
-        samples = _ShardSamples(open_shards(named, cfg=storage), seed)
+        samples = _ShardSamples(open_shards(data, cfg=storage), seed)
         reader = ClipReader(0, storage)
     return wds.shared_out(partial(samples.places, start), _Decoded(samples, reader, error_budget))
 

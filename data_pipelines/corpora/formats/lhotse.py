@@ -38,8 +38,6 @@ from qa_train.data.text.records import BadRecord, language_code
 _SEAM_S = 0.02
 # So far may a supervision go on beyond its cut: lists round, and aligners end words late.
 _BEYOND_S = 0.1
-
-
 # A file of a Shar: its field, and the number of its part.
 _PART = re.compile(r"([^.]+)\.(\d+)\.(?:tar|jsonl|jsonl\.gz)")
 

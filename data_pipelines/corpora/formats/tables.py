@@ -218,8 +218,15 @@ def _huggingface(request: Request) -> Found:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         columns.pop("audio", None)
-        # pandas and pyarrow write columns without the names; those of the files before hold, if they are equal.
-        classes = known | class_names(table.schema)
+        # pandas and pyarrow write numbers without the names; those of the files before hold, if they are equal.
+        own = class_names(table.schema)
+        for column in {*columns.values()} & {*known} - {*own}:
+            if not known[column] and pyarrow.types.is_integer(table.schema.field(column).type):
+                raise ValueError(
+                    f"{path}: column {column!r} has numbers without class names, and those of the files before differ: "
+                    "import files that agree by themselves, or write the names as text"
+                )
+        classes = known | own
         known = {column: names if known.get(column, names) == names else [] for column, names in classes.items()}
         for number, row in _rows(table, sorted({column.split(".")[0] for column in columns.values()})):
             position = next(names)

@@ -78,7 +78,9 @@ class ShardTable:
 
 
 def open_shards(
-    patterns: Iterable[str | Path], where: Mapping[str, Any] | None = None, cfg: StorageConfig | None = None
+    patterns: str | Path | Iterable[str | Path],
+    where: Mapping[str, Any] | None = None,
+    cfg: StorageConfig | None = None,
 ) -> ShardTable:
     """The table of all shards of paths, folders, globs, URLs and catalogs; ``cfg``: how remote ones are read. Raises
     ValueError when a shard has no index, or has changed since it was indexed.
@@ -87,7 +89,7 @@ def open_shards(
 
 
 def list_shards(
-    patterns: Iterable[str | Path], cfg: StorageConfig | None = None, *, values: bool = True
+    patterns: str | Path | Iterable[str | Path], cfg: StorageConfig | None = None, *, values: bool = True
 ) -> list[tuple[str, Summary]]:
     """Paths and summaries of the shards of ``open_shards``; ``values=False``: not always with counts by value."""
     catalogs, others = _named(patterns)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -24,18 +24,28 @@ FETCHING = StorageConfig(retries=2)
 ROUNDED_S = 0.1
 
 
+def there(path: Path, kind: Callable[[Path], bool] = Path.is_file) -> bool:
+    """Whether there is such a file; False for what the file system does not take as a name, too."""
+    try:
+        return kind(path)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
+
+
 def spelt(folder: Path, name: str) -> Path:
     """The file ``name`` below ``folder`` as it is spelt there: a Mac writes "é" as two characters (NFD), lists seldom
     do. Where there is none, as it is written.
     """
     path = folder / name
-    if name.isascii() or path.exists():
+    if name.isascii() or there(path, Path.exists):
         return path
     found = folder
     for part in Path(name).parts:
         forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
-        found = next((found / form for form in forms if (found / form).exists()), found / part)
-    return found if found.exists() else path
+        found = next((found / form for form in forms if there(found / form, Path.exists)), found / part)
+    return found if there(found, Path.exists) else path
 
 
 def located(source: Source, *bases: Path) -> Path | Source:

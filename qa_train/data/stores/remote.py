@@ -189,7 +189,8 @@ def _fsspec_names(url: str, cfg: StorageConfig, suffix: str) -> list[str]:
         found = within(cfg.timeout_s, lambda: fs.glob(path) if pattern else fs.find(path))
         if pattern and not found:
             # A glob is silent about a bucket that is not there; the folder was just listed for it.
-            fs.ls(re.split(r"[*\[]", path)[0].rpartition("/")[0])
+            folder = re.split(r"[*\[]", path)[0].rpartition("/")[0]
+            within(cfg.timeout_s, lambda: fs.ls(folder))
     except FileNotFoundError as error:
         if "bucket does not exist" in str(error):
             raise Permanent(str(error)) from error

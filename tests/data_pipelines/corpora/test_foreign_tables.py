@@ -313,6 +313,8 @@ def test_names_of_a_mac_and_of_a_zip_are_found(case: Case, tmp_path: Path) -> No
     write_tree(tmp_path / "mixed", {mixed: SECONDS})
     assert spelt(tmp_path / "mixed", unicodedata.normalize("NFC", mixed)) == tmp_path / "mixed" / mixed
     assert spelt(tmp_path / "mixed", "Müller/nö.wav") == tmp_path / "mixed/Müller/nö.wav"
+    # A text in place of a name is a file that is not there.
+    assert spelt(tmp_path, "好" * 300) == tmp_path / ("好" * 300)
     assert Tree([str(tmp_path / "above")]).by_stem(Path(UMLAUT).stem) == f"deep/{decomposed}"
 
 
@@ -510,6 +512,10 @@ def test_each_file_of_a_hugging_face_folder_has_its_own_classes_and_columns(tmp_
     records = list(map(json.loads, load_index(str(shard)).table["meta"].to_pylist()))
     assert [record.get("label") for record in records] == ["sad", "happy", "happy", "sad", None]
     assert [record["text"] for record in records] == ["0", "1", "0", "1", "two"]
+    # Numbers whose names are not known are no labels that are lost.
+    differ = files | {"it/train.parquet": table_bytes(rows)}
+    with pytest.raises(ValueError, match=r"it/train\.parquet: column 'label' has numbers without class names"):
+        run(Case("huggingface", "train", {n: raw for n, raw in differ.items() if "fr" not in n}, {}), tmp_path / "it")
     # A file that pandas wrote has no class names; those of the others hold only if they agree.
     names = {f"train-0000{i}-of-00002.parquet": table_bytes(rows, *more) for i, more in
              enumerate([[classes("sad", "happy")], []])}  # fmt: skip
